@@ -1,0 +1,62 @@
+"""What several test files share: the golden CLIP, tiny twins, images as values, a folder of real pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlprompt.backbones.glyph import twin
+from vlprompt.backbones.open_clip import wrap
+from vlprompt.stage import Images
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name):
+    """The json and the arrays of one golden vector."""
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        return json.loads((GOLDEN / f"{name}.json").read_text()), {k: torch.from_numpy(arrays[k]) for k in arrays.files}
+
+
+def images(pixels, tag="image"):
+    """Pixels (B, 3, h, w) as Images with keys."""
+    return Images(lambda look, places: pixels[list(places)], [f"{tag}/{i}" for i in range(len(pixels))])
+
+
+def relative(mine, gold):
+    assert mine.shape == gold.shape, (mine.shape, gold.shape)
+    return float((mine.detach() - gold).abs().max() / gold.abs().max().clamp(min=1e-12))
+
+
+@pytest.fixture(scope="session")
+def golden_clip():
+    import open_clip
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    told, weights = golden("clip-tiny")
+    config = told["open_clip_config"]
+    model = CLIP(config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"]), quick_gelu=True)
+    model.load_state_dict(weights, strict=True)
+    return wrap(model, open_clip.tokenizer.SimpleTokenizer(), "golden")
+
+
+@pytest.fixture
+def tiny():
+    return twin()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of real photographs: crops of the two pictures that scikit-learn carries, as two classes of 12."""
+    from sklearn.datasets import load_sample_images
+
+    root = tmp_path_factory.mktemp("pictures")
+    for name, array in zip(("china", "red_flower"), load_sample_images().images, strict=True):
+        (root / name).mkdir()
+        for i in range(12):
+            y, x = 100 * (i // 4), 150 * (i % 4)
+            Image.fromarray(array[y : y + 120, x : x + 140]).save(root / name / f"{i:02}.jpg")
+    return root

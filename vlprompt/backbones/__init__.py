@@ -1,0 +1,50 @@
+"""Backbones: `load` names one and gives it as a Clip; each library has one adapter, nothing else touches its internals."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlprompt.tower import Clip
+
+FORMS = ("glyph", "glyph/random", "pixels", "open_clip:NAME/TAG", "open_clip:NAME@path/to/file", "open_clip:NAME/random")
+
+
+def nearest(wrong: str, choices: "list[str] | tuple[str, ...]") -> str:
+    """'; did you mean X?' or the choices, for an error message."""
+    if near := get_close_matches(wrong, choices, 1, 0.5):
+        return f"did you mean {near[0]!r}?"
+    return f"the choices are {', '.join(map(repr, choices[:40]))}"
+
+
+def load(spec: str, device: str | None = None) -> "Clip":
+    """A frozen backbone by name.
+
+    spec: "glyph" (the embedded CLIP), "glyph/random" (a tiny one with random weights, for tests), "pixels" (features are the
+    pixels, 8 x 8; a control), "open_clip:NAME/TAG", "open_clip:NAME@path/to/file", "open_clip:NAME/random".
+    device: "cpu", "cuda", ...; by default a GPU where there is one. Raises ValueError for a name that is not known and OSError
+    where weights can't be had, saying which file to put where.
+    """
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, rest = spec.partition(":")
+    if kind in ("glyph", "glyph/random") and not rest:
+        from vlprompt.backbones.glyph import embedded, twin
+
+        return embedded(device) if kind == "glyph" else twin(device)
+    if kind == "pixels":
+        from vlprompt.backbones.pixels import pixels
+
+        return pixels(rest, device)
+    if kind == "open_clip" and rest:
+        from vlprompt.backbones.checkpoint import pretrained
+
+        name, at, path = rest.partition("@")
+        if at:
+            return pretrained(name, path=Path(path), spec=spec, device=device)
+        name, _, tag = rest.rpartition("/")
+        if not name:
+            raise ValueError(f"backbone {spec!r} names no weights: write open_clip:{rest}/TAG, open_clip:{rest}@FILE or open_clip:{rest}/random")
+        return pretrained(name, tag=tag, spec=spec, device=device)
+    raise ValueError(f"there is no backbone {spec!r}; {nearest(spec, FORMS)}")

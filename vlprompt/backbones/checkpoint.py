@@ -1,0 +1,98 @@
+"""Weights for open_clip's models: a published tag, a file, or random ones."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlprompt.backbones import nearest
+from vlprompt.backbones.open_clip import wrap
+from vlprompt.tower import Clip
+
+
+def pretrained(name: str, *, tag: str | None = None, path: Path | None = None, spec: str, device: str) -> Clip:
+    """An open_clip model with the weights of a tag ("random": none) or of a file, as a Clip."""
+    import open_clip
+
+    known = open_clip.list_models()
+    if name not in known and not name.startswith(("hf-hub:", "local-dir:")):
+        raise ValueError(f"open_clip has no model {name!r}; {nearest(name, known)}")
+    logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))  # it warns of a random start that we asked for
+    if path is not None:
+        model = _from_file(name, path)
+    elif tag == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = _create(name)
+    else:
+        model = _from_tag(name, tag or "")
+    return wrap(model, _tokenizer(name), spec, device)
+
+
+def _create(name: str, **options: Any) -> Any:
+    import open_clip
+
+    return open_clip.create_model(name, **options)
+
+
+def _tokenizer(name: str) -> Any:
+    import open_clip
+
+    try:
+        return open_clip.get_tokenizer(name)
+    except OSError as error:
+        raise OSError(
+            f"the tokenizer of {name} is kept on the Hugging Face hub and could not be fetched ({str(error).splitlines()[0]}); "
+            "on a machine with network run `open_clip.get_tokenizer(...)` once and copy its Hugging Face cache folder (HF_HOME) here"
+        ) from error
+
+
+def _from_tag(name: str, tag: str) -> Any:
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags and tag.replace("-", "_") not in tags:
+        raise ValueError(f"open_clip has no weights {tag!r} for {name}; {nearest(tag, [*tags, 'random'])}")
+    found = get_pretrained_cfg(name, tag)
+    quick = bool(found.get("quick_gelu"))
+    if "quickgelu" in name and not quick:
+        raise ValueError(f"the weights {tag!r} were trained with GELU, but {name} uses QuickGELU; ask for open_clip:{name.removesuffix('-quickgelu')}/{tag}")
+    try:  # open_clip only warns when the weights want QuickGELU and the name does not say so
+        return _create(name, pretrained=tag, force_quick_gelu=quick)
+    except (RuntimeError, OSError) as error:
+        source = found.get("url") or f"{found.get('hf_hub', '')} on the Hugging Face hub (open_clip_model.safetensors or open_clip_pytorch_model.bin)"
+        cause = str(error).splitlines()[0][:200]
+        raise OSError(
+            f"the weights {tag!r} of {name} are not here and could not be fetched ({cause}). Without a network: get {source} "
+            f'on another machine, put the file anywhere and use "open_clip:{name}{"-quickgelu" * (quick and "quickgelu" not in name)}@path/to/that/file"'
+        ) from error
+
+
+def _from_file(name: str, path: Path) -> Any:
+    from open_clip.factory import load_checkpoint
+
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint file {str(path)!r} for {name}; check the path after '@'")
+    try:
+        if state := _torchscript(path):  # the files that OpenAI published; all of them use QuickGELU
+            model = _create(name, force_quick_gelu=True)
+            model.load_state_dict(state)
+        else:
+            model = _create(name)
+            load_checkpoint(model, str(path))
+    except Exception as error:  # torch, safetensors and zip raise many kinds for a file that is not what was wanted
+        cause = " ".join(str(error).split())[:300]
+        raise ValueError(f"{str(path)!r} is not a checkpoint of {name}: {cause}. Name the model whose weights the file holds before '@'") from error
+    return model
+
+
+def _torchscript(path: Path) -> dict[str, torch.Tensor] | None:
+    if path.suffix not in (".pt", ".pth", ".jit"):
+        return None
+    try:
+        state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    except RuntimeError:
+        return None
+    return {k: v.float() for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}

@@ -1,0 +1,135 @@
+"""Text towers: causal ones behind a shared prefix, others by the full pass, and any encoder as it is."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from vlprompt.prompt import NOTHING, Prompt
+from vlprompt.shared import Layout, Row, encode, lay_out
+from vlprompt.tower import Block, Map, check, everyone, find_sites, walk
+
+HOLE = re.compile(r"\{\{|\}\}|\s*\{(\d+)\}")
+
+
+def bare(text: str) -> str:
+    """The text without its holes, and with escaped braces as they are meant."""
+    return HOLE.sub(lambda m: "" if m[1] else m[0][0], text)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A tokenizer: `encode` gives ids without special ones, which stand in `begin` and `end`; `pad` fills a context."""
+
+    encode: Callable[[str], list[int]]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    pad: int = 0
+
+    def row(self, text: str, tokens: int) -> Row:
+        """Ids, and which prompt token stands in each place. "{4} dog" has 4 holes; without a hole they follow the beginning."""
+        if tokens and not any(m[1] for m in HOLE.finditer(text)):
+            text = f"{{{tokens}}} {text}"
+        ids, k = list(self.encode(bare(text))), 0
+        where = [-1] * len(ids)
+        for hole in (m for m in HOLE.finditer(text) if m[1]):  # after as many tokens as the words before it have alone
+            n, at = int(hole[1]), k + len(self.encode(bare(text[: hole.start()])))
+            ids[at:at], where[at:at], k = [0] * n, range(k, k + n), k + n
+        if k != tokens:
+            raise ValueError(f"the text {text!r} has {k} holes for prompt tokens, but the prompt has {tokens} tokens")
+        return [*self.begin, *ids, *self.end], [*[-1] * len(self.begin), *where, *[-1] * len(self.end)]
+
+
+class TextTower:
+    """Texts -> features (R, C, E), un-normalised.
+
+    table (V, D): token embeddings; positions (L, D); project: (.., D) -> (.., E). causal: rows see only what stands before them;
+    read: which row is the text's ("end", "first" or "last" of the whole context).
+    """
+
+    def __init__(self, blocks: Sequence[Block], *, words: Words, table: Tensor, positions: Tensor, norm: Map, project: Map,
+                 causal: bool, read: str, width: int, key: str, device: torch.device):  # fmt: skip
+        self.blocks, self.words, self.table, self.positions = blocks, words, table, positions
+        self.norm, self.project, self.causal, self.read, self.width, self.key = norm, project, causal, read, width, key
+        self.depth, self.dim, self.heads, self.length = len(blocks), table.shape[1], blocks[0].heads, len(positions)
+        self.head_dim, self.device = self.dim // self.heads, device
+        self._layout = lru_cache(16)(self._lay_out)
+
+    def sites(self, *names: str) -> dict[str, tuple[int, int]]:
+        """{"0/q": (fan_in, fan_out), ...}; kinds: norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+."""
+        return find_sites(self.blocks, names, {"norm": (self.dim, self.dim)})
+
+    def context(self, n: int | None = None, init: str | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Initial tokens (P, D): the embeddings of the words of `init`, or n drawn from N(0, 0.02), drawn on the CPU."""
+        if init is None:
+            return (torch.randn(n or 16, self.dim, generator=generator) * 0.02).to(self.device)
+        ids = self.words.encode(init.replace("_", " "))
+        if n is not None and n != len(ids):
+            raise ValueError(f"the initial words {init!r} are {len(ids)} tokens, but n_ctx is {n}: leave n_ctx out or set it to {len(ids)}")
+        return self.table[torch.tensor(ids, device=self.device)].clone()
+
+    def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
+        """C texts after each of R contexts -> (R, C, E). Holes like {4} are where the prompt's tokens stand."""
+        if read != "pooled":
+            raise ValueError(f"a text tower reads 'pooled', not {read!r}")
+        if prompt.tokens and 0 not in prompt.tokens:
+            raise ValueError("the tokens of a text must begin at layer 0: later layers replace what stands in the holes")
+        check(prompt, self.depth)
+        shapes = [t.shape[0] for t in prompt.tokens.values()] + [k.shape[0] for k, _ in prompt.prefix.values()]
+        own = any(t.ndim == 4 and t.shape[1] > 1 for t in prompt.tokens.values())
+        if own and {t.shape[1] for t in prompt.tokens.values() if t.ndim == 4} != {len(texts)}:
+            raise ValueError(f"the prompt has tokens for {[*prompt.tokens.values()][0].shape[1]} classes, but there are {len(texts)} texts")
+        tokens = {i: t if own else t.flatten(1, 2) if t.ndim == 4 else t for i, t in prompt.tokens.items()}
+        if own:
+            tokens = {i: t if t.ndim == 4 else t[:, None].expand(-1, len(texts), -1, -1) for i, t in tokens.items()}
+        prompt, contexts = Prompt(tokens, prompt.prefix, prompt.beside), max(shapes, default=1)
+        packed = self.causal and self.read == "end" and not prompt.mixes_rows
+        x = (self._packed if packed else self._full)(tuple(texts), prompt, contexts, own)
+        return self.project(prompt.part("norm", x, self.norm(x)))
+
+    def rows(self, texts: Sequence[str], tokens: int) -> list[Row]:
+        rows = [self.words.row(text, tokens) for text in texts]
+        for text, (ids, _) in zip(texts, rows, strict=True):
+            if len(ids) > self.length:
+                raise ValueError(
+                    f"the text {bare(text)!r} with {tokens} prompt tokens fills {len(ids)} places, but the context has {self.length}: "
+                    f"use at most {max(0, tokens - len(ids) + self.length)} prompt tokens (n_ctx) or shorter names"
+                )
+        return rows
+
+    def _lay_out(self, texts: tuple[str, ...], tokens: int, own: bool) -> tuple[Layout, Tensor]:
+        layout = lay_out(self.rows(texts, tokens), tokens, own, self.device)
+        return layout, (self.table[layout.ids] + self.positions[layout.places])[None]
+
+    def _packed(self, texts: tuple[str, ...], prompt: Prompt, contexts: int, own: bool) -> Tensor:
+        layout, x = self._layout(texts, prompt.length, own)
+        x = x.expand(contexts, -1, -1)
+        if prompt.length:
+            rows, which = layout.slot
+            t = prompt.tokens[0].flatten(1, 2) if own else prompt.tokens[0]
+            x = x.index_copy(1, rows, (t[:, which] + self.positions[layout.places[rows]]).to(x.dtype).expand(contexts, -1, -1))
+        return encode(self.blocks, x, layout, prompt)
+
+    def _full(self, texts: tuple[str, ...], prompt: Prompt, contexts: int, own: bool) -> Tensor:
+        """Every text by itself: without a causal mask, or where a part mixes rows."""
+        found, c, p = self.rows(texts, prompt.length), len(texts), prompt.length
+        n = max(len(ids) for ids, _ in found) if self.causal else self.length
+        ids = torch.tensor([i + [self.words.pad] * (n - len(i)) for i, _ in found], device=self.device)
+        x = (self.table[ids] + self.positions[:n]).repeat(contexts, 1, 1)  # (R * C, N, D)
+        places = torch.tensor([[j for j, w in enumerate(where) if w >= 0] for _, where in found], device=self.device).long()
+        places = places.repeat(contexts, 1)  # (R * C, P): where each text's tokens stand
+        each = {
+            i: (t if own else t[:, None].expand(-1, c, -1, -1)).expand(contexts, -1, -1, -1).flatten(0, 1) for i, t in prompt.tokens.items()
+        }
+        if p:
+            t = (each[0] + self.positions[places]).to(x.dtype)
+            x = x.scatter(1, places[..., None].expand_as(t), t)
+        prefix = {i: tuple(t.expand(contexts, -1, -1, -1).repeat_interleave(c, 0) for t in kv) for i, kv in prompt.prefix.items()}
+        prompt = Prompt(each, prefix, prompt.beside)  # type: ignore[arg-type]
+        x = walk(self.blocks, x, prompt, attention=everyone(self.causal), slot=(places, places))
+        ends = torch.tensor([len(i) - 1 for i, _ in found], device=self.device).repeat(contexts)
+        row = {"end": ends, "first": torch.zeros_like(ends), "last": torch.full_like(ends, n - 1)}[self.read]
+        return x[torch.arange(len(x), device=x.device), row].unflatten(0, (contexts, c))

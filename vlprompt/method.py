@@ -1,0 +1,116 @@
+"""Method: a small Module that holds only what is trained, and says what goes into a tower and what comes out."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlprompt.readers import Reader
+from vlprompt.stage import Batch, Lesson, Names, Split
+
+
+class Output(NamedTuple):
+    """logits (B, C); penalty; and what the logits came from: image (B, E), text (C, E) or (B, C, E), un-normalised."""
+
+    logits: Tensor
+    penalty: Tensor | float = 0.0
+    image: Tensor | None = None
+    text: Tensor | None = None
+
+
+Terms = dict[str, tuple[Tensor, float]]  # name -> (mean, over how many rows)
+
+
+class Method(nn.Module):
+    """The constructor only stores its arguments, under their own names: they are the configuration.
+
+    `dormant` names parameters that may have no gradient in a step (unselected prompts of a pool).
+    """
+
+    dormant: tuple[str, ...] = ()
+    reader: Reader | None = None
+
+    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
+        """For every lesson: initial values, heads, pools, caches. The optimizer is made after this."""
+
+    def fixed(self, names: Names) -> Any:
+        """Frozen texts, columns ...: once per list of names, without a gradient."""
+        return None if self.reader is None else self.reader.fixed(names)
+
+    def prepare(self, names: Names, fixed: Any) -> Any:
+        """What needs no image: once per evaluation, at each step in training."""
+        return fixed if self.reader is None else self.reader.prepare(names, fixed)
+
+    def forward(self, inputs: Any, prepared: Any) -> Output:
+        """The answer, and nothing that only training needs."""
+        raise NotImplementedError(f"{type(self).__name__} says nothing about its answer: define forward(inputs, prepared)")
+
+    def terms(self, batch: Batch, fixed: Any) -> tuple[Terms, Output]:
+        """The loss as named means with the rows that they are over, so that micro-batches and devices add up exactly."""
+        out = self(batch.inputs, self.prepare(batch.names, fixed))
+        found: Terms = {"ce": (F.cross_entropy(out.logits.float(), batch.labels.to(out.logits.device)), len(batch.labels))}
+        if isinstance(out.penalty, Tensor):
+            found["penalty"] = out.penalty, len(batch.labels)
+        return found, out
+
+    def merge(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
+        """How the gradients of the terms join, one list per term in the order of parameters(): their sum."""
+        return [torch.stack(g).sum(0) if len(g) > 1 else g[0] for g in zip(*grads.values(), strict=True)]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimizer."""
+        return [{"params": list(self.parameters())}]
+
+    def end_epoch(self, epoch: int, epochs: int) -> None:
+        """After each epoch (averaging over epochs, for example); what it keeps are buffers."""
+
+    def end(self, lesson: Lesson) -> None:
+        """After training on a lesson (a search on validation, a ridge's choice)."""
+
+    def restore(self, names: Names, state: dict[str, Tensor]) -> None:
+        """Ready for use with a saved state, without data: begin on a lesson that has names and no items, then load."""
+        self.begin(Lesson(Split((), (), names)), torch.Generator())
+        self.load_state_dict(state)
+
+
+class Around(Method):
+    """A Method that takes a Method: everything goes on to it, and `extra` adds terms from the same Output."""
+
+    method: Method
+
+    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self.method.begin(lesson, generator)
+
+    def own(self, names: Names) -> Any:
+        """Its own frozen texts."""
+
+    def extra(self, batch: Batch, out: Output, own: Any) -> dict[str, Tensor]:
+        """Terms to add, means over the batch."""
+        return {}
+
+    def fixed(self, names: Names) -> Any:
+        return self.method.fixed(names), self.own(names)
+
+    def prepare(self, names: Names, fixed: Any) -> Any:
+        return self.method.prepare(names, fixed[0])
+
+    def forward(self, inputs: Any, prepared: Any) -> Output:
+        return self.method(inputs, prepared)
+
+    def terms(self, batch: Batch, fixed: Any) -> tuple[Terms, Output]:
+        found, out = self.method.terms(batch, fixed[0])
+        rows = float(len(batch.labels))
+        return found | {name: (value, rows) for name, value in self.extra(batch, out, fixed[1]).items()}, out
+
+    def merge(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
+        return self.method.merge(grads)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return self.method.groups()
+
+    def end_epoch(self, epoch: int, epochs: int) -> None:
+        self.method.end_epoch(epoch, epochs)
+
+    def end(self, lesson: Lesson) -> None:
+        self.method.end(lesson)

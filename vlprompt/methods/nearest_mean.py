@@ -1,0 +1,43 @@
+"""Nearest class mean on frozen features: Mensink et al., TPAMI 2013; as a baseline of continual learning: Janson et al. 2022, arXiv:2210.04428.
+
+The class whose mean feature has the highest cosine with the image's. Nothing is trained by gradient; later lessons add classes.
+Sites: none.
+
+Differs from Mensink et al. in: cosine instead of a learned metric, as the papers that use it on frozen features have it.
+
+Expected: no published number on a set that ships with vlprompt.
+"""
+
+import torch
+from torch import Tensor
+
+from vlprompt.method import Method, Output
+from vlprompt.readers import columns
+from vlprompt.stage import Images, Lesson, Names, ids
+from vlprompt.tower import Clip
+
+
+class NearestMean(Method):
+    """Cosine to the mean of each class's normalised features, times the CLIP's scale."""
+
+    def __init__(self, clip: Clip):
+        super().__init__()
+        self.clip = clip
+        self.ids: Names = ()
+
+    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
+        train, device = lesson.train, self.clip.device
+        new = [i for i in ids(train.names) if i not in self.ids]
+        old = [self.sums] if self.ids else []
+        self.ids = (*self.ids, *new)
+        self.register_buffer("sums", torch.cat([*old, torch.zeros(len(new), self.clip.width, device=device)]))  # (C, E)
+        place = columns(self.ids, train.names, "a nearest mean").to(device)
+        for batch in train.batches(256):
+            self.sums.index_add_(0, place[batch.labels.to(device)], self.clip.unit(self.clip.image(batch.inputs)))
+
+    def fixed(self, names: Names) -> Tensor:
+        return self.sums[columns(self.ids, names, "a nearest mean").to(self.sums.device)]
+
+    def forward(self, inputs: Images, prepared: Tensor) -> Output:
+        image = self.clip.image(inputs)  # (B, E)
+        return Output(self.clip.logits(image, prepared), image=image)

@@ -1,0 +1,86 @@
+"""The pass of many texts behind one prefix: what all texts begin with runs once, then each text's own rows, packed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlprompt.attention import attend, attend_shared, join
+from vlprompt.prompt import KV, NOTHING, Prompt
+from vlprompt.tower import Block, walk
+
+Row = tuple[list[int], list[int]]  # token ids of a text, and which prompt token stands in each place (-1: none)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """C texts as T rows: the shared ones, then each text's own, ordered by length so that nothing is padded.
+
+    ids, places (T,): token and position of a row. slot: rows that hold prompt tokens, and which ones. ends (C,): the rows
+    that are read, in packed order. order (C,): where a text's result stands in it. groups: (first row, texts, rows a text).
+    """
+
+    shared: int
+    ids: Tensor
+    places: Tensor
+    slot: tuple[Tensor, Tensor]
+    ends: Tensor
+    order: Tensor
+    groups: tuple[tuple[int, int, int], ...]
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, first: KV | None, rows: Tensor | None) -> Tensor:
+        """q (R, H, T or C, Dh), k, v (R, H, T, Dh): a text sees the prefix, the shared rows and its own. -> as q."""
+        s, parts = self.shared, []
+        before = join(first, k[:, :, :s], v[:, :, :s])
+        if rows is None and s:
+            parts.append(attend(q[:, :, :s], k[:, :, :s], v[:, :, :s], first, causal=True))
+        at = 0 if rows is not None else s
+        for begin, n, l in self.groups:
+            r = l if rows is None else 1
+            own = (t[:, :, begin : begin + n * l].unflatten(2, (n, l)) for t in (k, v))
+            mine = q[:, :, at : at + n * r].unflatten(2, (n, r))
+            parts.append(attend_shared(mine, *own, before, causal=rows is None).flatten(2, 3))
+            at += n * r
+        return torch.cat(parts, 2)
+
+
+def common(rows: Sequence[Row], own: bool) -> int:
+    """How many first places all texts share; `own`: prompt tokens differ per text, so a place that holds one is not shared."""
+    n = min(len(ids) for ids, _ in rows) - 1  # the end of a text is always its own
+    for i in range(n):
+        ids, where = rows[0][0][i], rows[0][1][i]
+        if (own and where >= 0) or any(r[0][i] != ids or r[1][i] != where for r in rows):
+            return i
+    return n
+
+
+def lay_out(rows: Sequence[Row], tokens: int, own: bool, device: torch.device) -> Layout:
+    """The layout of texts with `tokens` prompt tokens, which each text has of its `own` or all have in common."""
+    s, order = common(rows, own), sorted(range(len(rows)), key=lambda c: len(rows[c][0]))
+    ids, where, places = list(rows[0][0][:s]), list(rows[0][1][:s]), list(range(s))
+    ends, groups = [], []
+    for c in order:
+        mine, slots = rows[c]
+        l = len(mine) - s
+        if groups and groups[-1][2] == l:
+            groups[-1] = (groups[-1][0], groups[-1][1] + 1, l)
+        else:
+            groups.append((len(ids), 1, l))
+        ids += mine[s:]
+        where += [w if w < 0 or not own else w + c * tokens for w in slots[s:]]
+        places += range(s, len(mine))
+        ends.append(len(ids) - 1)
+    at = [i for i, w in enumerate(where) if w >= 0]
+    as_tensor = lambda x: torch.tensor(x, dtype=torch.long, device=device)  # noqa: E731
+    back = torch.empty(len(rows), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(rows))
+    slot = as_tensor(at), as_tensor([where[i] for i in at])
+    return Layout(s, as_tensor(ids), as_tensor(places), slot, as_tensor(ends), back.to(device), tuple(groups))
+
+
+def encode(blocks: Sequence[Block], x: Tensor, layout: Layout, prompt: Prompt = NOTHING) -> Tensor:
+    """x (R, T, D), embedded in the layout's order with tokens[0] in it -> the last row of each text, in text order (R, C, D)."""
+    flat = {i: t.flatten(1, 2) if t.ndim == 4 else t for i, t in prompt.tokens.items()}
+    prompt = Prompt(flat, prompt.prefix, prompt.beside)
+    return walk(blocks, x, prompt, attention=layout.attention, slot=layout.slot, rows=layout.ends)[:, layout.order]

@@ -1,0 +1,203 @@
+"""Values that flow from data to methods: names, looks, images, batches, splits, lessons and stages."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+class Name(str):
+    """A class name as texts show it, with the id that tells it from every other class (two classes may share a name)."""
+
+    __slots__ = ("id",)
+    id: str
+
+    def __new__(cls, text: str, id: str | None = None) -> "Name":
+        name = super().__new__(cls, text)
+        name.id = text if id is None else id
+        return name
+
+    def __getnewargs__(self) -> tuple[str, str]:
+        return str(self), self.id
+
+
+Names = tuple[str, ...]
+
+
+def ids(names: Sequence[str]) -> Names:
+    """What tells the classes apart; a plain string is its own id."""
+    return tuple(getattr(name, "id", str(name)) for name in names)
+
+
+def number(*key: object) -> int:
+    """A 63-bit number from any key, the same in every process: where all random streams start."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+
+
+def generator(*key: object) -> torch.Generator:
+    return torch.Generator().manual_seed(number(*key))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a tower wants its pixels: size (h, w), mean and std per channel, and how a picture is brought to that size.
+
+    resize: "shortest" (then the centre is cut out) or "squash"; interpolation: "bicubic" or "bilinear".
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    interpolation: str = "bicubic"
+    resize: str = "shortest"
+
+
+@dataclass(frozen=True)
+class View:
+    """One augmented sight of an image: the kind of augmentation and the number that all its randomness comes from."""
+
+    augment: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image that can be decoded: `pixels(look, view)` -> (3, h, w), `key` tells it from any other image."""
+
+    key: str
+    pixels: Callable[[Look, View | None], Tensor]
+
+
+class Images:
+    """B images that know their keys (None: drawn anew, never stored) and are decoded at most once for a look."""
+
+    def __init__(self, decode: Callable[[Look, Sequence[int]], Tensor], keys: Sequence[str | None]):
+        self.keys, self._decode = tuple(keys), decode
+        self._done: dict[Look, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pixels(self, look: Look) -> Tensor:
+        """(B, 3, h, w), normalised as the look says."""
+        if look not in self._done:
+            self._done[look] = self._decode(look, range(len(self)))
+        return self._done[look]
+
+    def some(self, look: Look, places: Sequence[int]) -> Tensor:
+        """The pixels of some of them; nothing else is decoded."""
+        return self._done[look][list(places)] if look in self._done else self._decode(look, places)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs: Images (or tokens); labels (B,) are places in `names`; domains (B,); progress of training in 0..1."""
+
+    inputs: Images
+    labels: Tensor
+    names: Names
+    domains: Tensor | None = None
+    unlabelled: "Batch | None" = None
+    step: int = 0
+    progress: float = 0.0
+
+    def split(self, size: int | None) -> "list[Batch]":
+        """Micro-batches of at most `size` items that make up this one."""
+        if size is None or size >= len(self.inputs):
+            return [self]
+        parts = []
+        for begin in range(0, len(self.inputs), size):
+            end = min(begin + size, len(self.inputs))
+            parts.append(replace(self, inputs=_part(self.inputs, begin, end), labels=self.labels[begin:end],
+                                 domains=None if self.domains is None else self.domains[begin:end]))  # fmt: skip
+        return parts
+
+
+def _part(images: Images, begin: int, end: int) -> Images:
+    return Images(lambda look, places: images.some(look, [begin + p for p in places]), images.keys[begin:end])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Items with labels (places in `names`), a domain each where there are domains, and how training views are made."""
+
+    items: tuple[Item, ...]
+    labels: tuple[int, ...]
+    names: Names
+    domains: tuple[int, ...] | None = None
+    augment: str = "none"
+    info: dict[str, object] = field(default_factory=dict, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def of(self, places: Sequence[int]) -> "Split":
+        """The items at these places."""
+        domains = None if self.domains is None else tuple(self.domains[i] for i in places)
+        return replace(self, items=tuple(self.items[i] for i in places), labels=tuple(self.labels[i] for i in places), domains=domains)
+
+    def classes(self, wanted: Sequence[int]) -> "Split":
+        """Only these classes, renumbered in the order given."""
+        new = {old: i for i, old in enumerate(wanted)}
+        kept = self.of([i for i, label in enumerate(self.labels) if label in new])
+        return replace(kept, labels=tuple(new[label] for label in kept.labels), names=tuple(self.names[i] for i in wanted))
+
+    def count(self) -> list[int]:
+        """Items per class."""
+        counts = [0] * len(self.names)
+        for label in self.labels:
+            counts[label] += 1
+        return counts
+
+    def hash(self) -> str:
+        """Tells this split from another: keys, labels, names and ids, in order."""
+        told = [item.key for item in self.items], self.labels, [str(n) for n in self.names], ids(self.names), self.domains
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+    def batches(
+        self, size: int, *, seed: int | None = None, epoch: int = 0, views: int | None = None, drop_last: bool = False
+    ) -> Iterator[Batch]:
+        """Batches in order and without augmentation (seed None), or shuffled by (seed, epoch).
+
+        An augmented view is a pure function of (seed, item, epoch modulo `views`). drop_last drops a short last batch,
+        unless it is the only one.
+        """
+        order, view = list(range(len(self))), None
+        if seed is not None:
+            order = torch.randperm(len(self), generator=generator(seed, "order", epoch)).tolist()
+            view = None if self.augment == "none" else (seed, epoch if views is None else epoch % views)
+        for begin in range(0, len(order), size):
+            chosen = order[begin : begin + size]
+            if drop_last and begin and len(chosen) < size:
+                return
+            yield self._batch(chosen, view)
+
+    def _batch(self, chosen: list[int], view: tuple[int, int] | None) -> Batch:
+        items = [self.items[i] for i in chosen]
+        views = [view and View(self.augment, number(*view, item.key)) for item in items]
+        keys = [item.key if v is None else f"{item.key}|{v.augment}|{v.seed}" for item, v in zip(items, views, strict=True)]
+        images = Images(lambda look, places: torch.stack([items[p].pixels(look, views[p]) for p in places]), keys)
+        domains = None if self.domains is None else torch.tensor([self.domains[i] for i in chosen])
+        return Batch(images, torch.tensor([self.labels[i] for i in chosen]), self.names, domains)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """All that a method is ever shown of a stage."""
+
+    train: Split
+    val: Split | None = None
+    unlabelled: Split | None = None
+    index: int = 0
+    total: int | None = 1
+    announced: bool = True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A lesson and its tests by name; the tests are the evaluator's alone."""
+
+    lesson: Lesson
+    tests: dict[str, Split]

@@ -1,0 +1,182 @@
+"""A frozen transformer block as named maps, the walk through blocks with a Prompt, and what a tower is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlprompt.attention import attend, heads, take
+from vlprompt.prompt import NOTHING, KV, Prompt
+
+Map = Callable[[Tensor], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, KV | None, Tensor | None], Tensor]
+Slot = int | tuple[Tensor, Tensor]  # the first prompt row; or rows (r,) and which token each holds; or rows (B, P), their own for each of B
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+@dataclass(frozen=True)
+class Block:
+    """The frozen maps of a pre-norm block; widths (D) and (hidden) are those of q and up."""
+
+    heads: int
+    dim: int
+    hidden: int
+    norm1: Map
+    q: Map
+    k: Map
+    v: Map
+    out: Map
+    norm2: Map
+    up: Map
+    act: Map
+    down: Map
+    scale1: Map = same
+    scale2: Map = same
+
+    def sites(self, i: int) -> dict[str, tuple[int, int]]:
+        """Where a part may stand in this block, with the widths of what it is given and of what was made."""
+        d, wide = self.dim, self.hidden
+        fans = dict.fromkeys(("norm1", "q", "k", "v", "out", "norm2", "attn", "mlp", "attn+", "mlp+"), (d, d))
+        return {f"{i}/{name}": fan for name, fan in (fans | {"up": (d, wide), "down": (wide, d)}).items()}
+
+
+def everyone(causal: bool) -> Attend:
+    """Attention of rows (B, N, D) that belong to one sequence each."""
+
+    def full(q: Tensor, k: Tensor, v: Tensor, first: KV | None, rows: Tensor | None) -> Tensor:
+        return attend(q, k, v, first, causal, rows)
+
+    return full
+
+
+def insert(x: Tensor, slot: Slot, tokens: Tensor, inside: bool) -> Tensor:
+    """x (B, N, D) with tokens (1 or B, P, D) in their rows; `inside`: rows of earlier tokens are there to be replaced."""
+    t = tokens.to(x.dtype).expand(len(x), -1, -1)
+    if isinstance(slot, int):
+        return torch.cat([x[:, :slot], t, x[:, slot + inside * t.shape[1] :]], 1)
+    rows, which = slot
+    if rows.ndim == 2:
+        return x.scatter(1, rows[..., None].expand_as(t), t)
+    return x.index_copy(1, rows, t[:, which])
+
+
+def step(block: Block, i: int, x: Tensor, prompt: Prompt, attention: Attend, rows: Tensor | None) -> Tensor:
+    """One block on x (B, N, D) for the rows asked for (None: all); every row gives keys and values. -> (B, r, D)."""
+
+    def made(site: str, given: Tensor, result: Tensor) -> Tensor:
+        return prompt.part(f"{i}/{site}", given, result)
+
+    y = made("norm1", x, block.norm1(x))
+    k, v = (heads(made(site, y, f(y)), block.heads) for site, f in (("k", block.k), ("v", block.v)))
+    x, y = take(x, rows), take(y, rows)
+    q = heads(made("q", y, block.q(y)), block.heads)
+    a = attention(q, k, v, prompt.prefix[i] if i in prompt.prefix else None, rows).transpose(1, 2).flatten(2)
+    x = x + block.scale1(made("attn+", x, made("attn", y, made("out", a, block.out(a)))))
+    y = made("norm2", x, block.norm2(x))
+    h = block.act(made("up", y, block.up(y)))
+    return x + block.scale2(made("mlp+", x, made("mlp", y, made("down", h, block.down(h)))))
+
+
+def walk(
+    blocks: Sequence[Block],
+    x: Tensor,
+    prompt: Prompt = NOTHING,
+    *,
+    attention: Attend,
+    slot: Slot = 1,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """x (B, N, D), which holds tokens[0] already, through the blocks -> the rows asked for, (B, r, D).
+
+    Rows that nobody will read are not computed: the last block makes only `rows`, and prompt rows that the next layer
+    replaces give keys and values and leave. A part that mixes rows turns this off.
+    """
+    p, inside, skip, last = prompt.length, 0 in prompt.tokens, not prompt.mixes_rows, len(blocks) - 1
+    for i, block in enumerate(blocks):
+        if i and i in prompt.tokens:
+            x, inside = insert(x, slot, prompt.tokens[i], inside), True
+        want = None
+        if i == last and skip:
+            want = rows
+        elif inside and skip and i + 1 in prompt.tokens and isinstance(slot, int):
+            kept = torch.arange(x.shape[1] - p, device=x.device)
+            want, inside = torch.where(kept < slot, kept, kept + p), False
+        x = step(block, i, x, prompt, attention, want)
+    return x if skip else take(x, rows)
+
+
+def check(prompt: Prompt, depth: int) -> None:
+    """ValueError when a prompt names a layer that a tower of this depth has not."""
+    layers = [*prompt.tokens, *prompt.prefix, *(site.split("/")[0] for site in prompt.beside if "/" in site)]
+    if beyond := [i for i in layers if not 0 <= int(i) < depth]:
+        raise ValueError(f"the prompt has something for layer {beyond[0]}, but this tower's layers are 0..{depth - 1}")
+
+
+class Tower(Protocol):
+    """A frozen network that takes a Prompt; not a Module, so that it can't be trained, saved or moved by mistake."""
+
+    dim: int
+    depth: int
+    heads: int
+    head_dim: int
+    width: int  # E, of what it reads out
+    key: str  # tells these weights from others
+    device: torch.device
+
+    def __call__(self, inputs: Any, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor: ...
+    def sites(self, *names: str) -> dict[str, tuple[int, int]]: ...
+
+
+class TextTower(Tower, Protocol):
+    def context(self, n: int, init: str | None = None, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+def find_sites(blocks: Sequence[Block], names: tuple[str, ...], extra: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """{"0/q": (fan_in, fan_out), ...} for the kinds of site asked for; ValueError for one that there is none of."""
+    every = dict(extra)
+    for i, block in enumerate(blocks):
+        every |= block.sites(i)
+    kinds = list(dict.fromkeys(site.split("/")[-1] for site in every))
+    if unknown := [name for name in names if name not in kinds]:
+        raise ValueError(f"this tower has no site {unknown[0]!r}; it has {', '.join(kinds)}")
+    return {site: fan for site, fan in every.items() if site.split("/")[-1] in names}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Two towers into one space. Features leave them un-normalised; a norm is taken here and nowhere else."""
+
+    image: Tower
+    text: TextTower
+    scale: float  # exp of the learned log temperature
+    spec: str  # what `load` was asked for
+
+    @property
+    def width(self) -> int:
+        return self.image.width
+
+    @property
+    def device(self) -> torch.device:
+        return self.image.device
+
+    @staticmethod
+    def unit(x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1)
+
+    def logits(self, image: Tensor, text: Tensor, scale: float | None = None) -> Tensor:
+        """image (B, E), text (C, E) or (B, C, E), normalised here -> scaled cosines (B, C)."""
+        scale, image, text = self.scale if scale is None else scale, self.unit(image), self.unit(text)
+        return scale * (image @ text.T if text.ndim == 2 else (text @ image[..., None])[..., 0])
+
+
+def linear(layer_or_weight: nn.Linear | Tensor, bias: Tensor | None = None) -> Map:
+    """y -> y W' + b, with the weight (out, in) held apart from any Module."""
+    weight = layer_or_weight.weight if isinstance(layer_or_weight, nn.Linear) else layer_or_weight
+    bias = layer_or_weight.bias if isinstance(layer_or_weight, nn.Linear) else bias
+    return lambda y: F.linear(y, weight, bias)
