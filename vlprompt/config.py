@@ -1,0 +1,233 @@
+"""YAML and key=value to constructor arguments. Configuration is nothing else: no defaults of its own, no registry."""
+
+import inspect
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from vlprompt import methods, tasks
+
+if TYPE_CHECKING:
+    from vlprompt.method import Method
+    from vlprompt.tower import Clip
+
+SECTIONS = ("backbone", "method", "task", "train", "seed")
+
+
+class Source:
+    """Merged configuration that remembers which file or option gave each key."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.origin: dict[str, str] = {}
+
+    def add(self, values: dict[str, Any], origin: str) -> None:
+        if unknown := [k for k in values if k not in SECTIONS]:
+            raise ValueError(f"{origin}: unknown key {unknown[0]!r}; {_nearest(str(unknown[0]), SECTIONS)}")
+        from omegaconf import OmegaConf
+
+        for section in ("method", "task"):
+            if isinstance(values.get(section), str):
+                values = values | {section: {"name": values[section]}}
+        merged = OmegaConf.merge(OmegaConf.create(self.values), OmegaConf.create(values))
+        self.values = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
+        for key in _paths(values):
+            self.origin[key] = origin
+
+    def said(self, key: str) -> str:
+        """Where a key came from, for an error message."""
+        while key and key not in self.origin:
+            key = key.rpartition(".")[0]
+        return self.origin.get(key, "the defaults")
+
+
+def _paths(values: dict[str, Any], above: str = "") -> list[str]:
+    found = []
+    for key, value in values.items():
+        found.append(f"{above}{key}")
+        if isinstance(value, dict):
+            found += _paths(value, f"{above}{key}.")
+    return found
+
+
+def _nearest(wrong: str, choices: Sequence[str]) -> str:
+    near = get_close_matches(wrong, choices, 1, 0.5)
+    return f"did you mean {near[0]!r}?" if near else f"the choices are {', '.join(choices)}"
+
+
+def read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"there is no configuration file {str(path)!r}")
+    try:
+        found = yaml.safe_load(path.read_text("utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold keys ({', '.join(SECTIONS)}), not a {type(found).__name__}")
+    return found
+
+
+def override(text: str) -> dict[str, Any]:
+    """"method.n_ctx=4" -> {"method": {"n_ctx": 4}}; the value is read as YAML where it is YAML."""
+    import yaml
+
+    key, _, value = text.partition("=")
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        found = value
+    for part in reversed(key.split(".")):
+        found = {part: found}
+    return found  # type: ignore[return-value]
+
+
+def configs_folder() -> Path:
+    """configs/ of a checkout, or what the wheel carries of it."""
+    inside = Path(__file__).parent / "_configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def recipes(task: str, method: str, backbone: str) -> list[Path]:
+    """configs/<task>/<method>.yaml, the paper's values, and configs/<task>/<backbone>/<method>.yaml, what a backbone needs instead."""
+    root = configs_folder() / task
+    chosen = [root / f"{method}.yaml", root / backbone.partition(":")[0] / f"{method}.yaml"]
+    return [path for path in chosen if path.is_file()]
+
+
+def find(kind: str, name: str) -> type:
+    """A method's or a task's class by its short name, or a stranger's by module:Class; ValueError with the nearest name."""
+    package = methods if kind == "method" else tasks
+    if ":" in name:
+        module, _, cls = name.partition(":")
+        try:
+            return getattr(import_module(module), cls)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"there is no {kind} {name!r}: {error}; write module:Class of something that Python can import") from error
+    if name not in package.found():
+        raise ValueError(f"there is no {kind} {name!r}; {_nearest(name, list(package.found()))}")
+    return getattr(package, package.found()[name])
+
+
+def hints(cls: type) -> dict[str, Any]:
+    """The annotated arguments of a constructor (or the fields of a dataclass)."""
+    known = get_type_hints(cls.__init__)
+    return {name: known.get(name, Any) for name in inspect.signature(cls).parameters}
+
+
+def _is(annotation: Any, name: str) -> bool:
+    return getattr(annotation, "__name__", "") == name
+
+
+def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dict[str, Any]:
+    """All arguments of a class but its frozen backbone, checked against their annotations, defaults filled in."""
+    from pydantic import ConfigDict, ValidationError, create_model
+
+    from vlprompt.runner import plain
+
+    fields: dict[str, Any] = {}
+    for name, annotation in hints(cls).items():
+        if _is(annotation, "Clip"):
+            continue
+        default = inspect.signature(cls).parameters[name].default
+        fields[name] = (dict if _is(annotation, "Method") else annotation, ... if default is inspect.Parameter.empty else default)
+    given = {k: v for k, v in given.items() if k != "name"}
+    for name in given:
+        if name not in fields:
+            hint = _nearest(name, list(fields))
+            raise ValueError(f"{source.said(f'{kind}.{name}')}: unknown key '{kind}.{name}'; {hint}")
+    try:
+        model = create_model(cls.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([kind, *map(str, first["loc"])])
+        came = "nothing" if first["type"] == "missing" else repr(first["input"])
+        raise ValueError(f"{source.said(key)}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}; got {came}") from error
+    values = {name: getattr(model, name) for name in fields}
+    for name, annotation in hints(cls).items():
+        if _is(annotation, "Method") and isinstance(values.get(name), dict):
+            inner = find("method", values[name].get("name", ""))
+            values[name] = {"name": values[name]["name"], **complete("method", inner, values[name], source)}
+    return {name: plain(value) for name, value in values.items()}
+
+
+def resolve(source: Source) -> dict[str, Any]:
+    """A whole configuration of one run, as `runner.configuration` writes it."""
+    from vlprompt.data.card import template_of
+    from vlprompt.runner import title
+    from vlprompt.train import Train
+
+    values = source.values
+    for section in ("method", "task"):
+        if not values.get(section, {}).get("name"):
+            raise ValueError(f"no {section} was named: give it on the command line or as '{section}: {{name: ...}}' in a file")
+    if not isinstance(values.get("seed", 1), int):
+        raise ValueError(f"{source.said('seed')}: seed: input should be a valid integer; got {values['seed']!r}")
+    seed, cls, task = values.get("seed", 1), find("method", values["method"]["name"]), find("task", values["task"]["name"])
+    about_task = complete("task", task, {"seed": seed} | values["task"], source)
+    wanted = dict(values["method"])
+    if "template" in hints(cls) and "template" not in wanted:
+        wanted["template"] = template_of(about_task["dataset"])
+    about_train = dict(values.get("train", {}))
+    if isinstance(about_train.get("epochs"), dict):
+        by_shots, shots = about_train["epochs"], about_task.get("shots")
+        if shots not in by_shots:
+            raise ValueError(f"{source.said('train.epochs')}: train.epochs has no entry for {shots} shots; it has {', '.join(map(str, by_shots))}")
+        about_train["epochs"] = by_shots[shots]
+    return {
+        "backbone": values.get("backbone", "glyph"),
+        "method": {"name": title(cls), **complete("method", cls, wanted, source)},
+        "task": {"name": title(task), **about_task},
+        "train": complete("train", Train, about_train, source),
+        "seed": seed,
+    }
+
+
+def build_method(about: dict[str, Any], clip: "Clip") -> "Method":
+    """The method of a resolved configuration on a backbone."""
+    cls = find("method", about["name"])
+    given: dict[str, Any] = {k: v for k, v in about.items() if k != "name"}
+    for name, annotation in hints(cls).items():
+        if _is(annotation, "Clip"):
+            given[name] = clip
+        elif _is(annotation, "Method"):
+            given[name] = build_method(given[name], clip)
+    return cls(**given)
+
+
+def build_task(about: dict[str, Any]) -> Any:
+    return find("task", about["name"])(**{k: v for k, v in about.items() if k != "name"})
+
+
+def grid(method: Sequence[str | None], shots: Sequence[int | None], seeds: Sequence[int | None], *, dataset: str | None = None,
+         task: str | None = None, backbone: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:  # fmt: skip
+    """Resolved configurations of all combinations. Later wins: recipe < file < options < key=value."""
+    found = []
+    for name, k, seed in product(method, shots, seeds):
+        mine = Source()
+        if file is not None:
+            mine.add(read(file), str(file))
+        options: dict[str, Any] = {"method": {"name": name} if name else {}, "task": {}}
+        options["task"] |= {"dataset": dataset} if dataset else {}
+        options["task"] |= {"name": task} if task else {}
+        options["task"] |= {"shots": k} if k is not None else {}
+        options |= ({"backbone": backbone} if backbone else {}) | ({"seed": seed} if seed is not None else {})
+        mine.add(options, "the command line")
+        for text in overrides:
+            mine.add(override(text), f"the option {text!r}")
+        chosen = mine.values.get("method", {}).get("name", ""), mine.values["task"].get("name", "few_shot")
+        source = Source()
+        source.add({"task": {"name": chosen[1]}}, "the defaults")
+        for path in recipes(chosen[1], chosen[0], mine.values.get("backbone", "glyph")):
+            source.add(read(path), str(path))
+        if file is not None:
+            source.add(read(file), str(file))
+        source.add(options, "the command line")
+        for text in overrides:
+            source.add(override(text), f"the option {text!r}")
+        found.append(resolve(source))
+    return found

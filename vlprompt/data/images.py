@@ -1,0 +1,76 @@
+"""Pictures to pixels: files and arrays as items, a tower's look, augmented views as pure functions of a number."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from vlprompt.stage import Item, Look, View
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+AUGMENTS = ("none", "crop", "crop-flip")
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The whole picture in RGB; ValueError that names the file when it is truncated or no image."""
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise ValueError(f"there is no image {str(path)!r}") from error
+        raise ValueError(
+            f"{str(path)!r} is truncated or not an image ({type(error).__name__}: {error}); replace or remove it, "
+            "or go on without such files by --skip-broken"
+        ) from error
+
+
+def _crop_box(width: int, height: int, view: torch.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a random crop of .08 to 1 of the area and 3:4 to 4:3, as torchvision's RandomResizedCrop draws."""
+    for _ in range(10):
+        area = width * height * (0.08 + 0.92 * float(torch.rand(1, generator=view)))
+        ratio = (3 / 4) * (16 / 9) ** float(torch.rand(1, generator=view))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            top = int(torch.randint(0, height - h + 1, (1,), generator=view))
+            return top, int(torch.randint(0, width - w + 1, (1,), generator=view)), h, w
+    side = min(width, height)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor:
+    """(3, h, w), normalised. Without a view: resized and cut out of the middle; with one: a random crop, perhaps mirrored."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as T
+
+    mode = InterpolationMode(look.interpolation)
+    if view is not None and view.augment != "none":
+        random = torch.Generator().manual_seed(view.seed)
+        picture = T.resized_crop(picture, *_crop_box(*picture.size, random), list(look.size), mode)
+        if view.augment == "crop-flip" and float(torch.rand(1, generator=random)) < 0.5:
+            picture = T.hflip(picture)
+    elif look.resize == "squash" or picture.size[0] == picture.size[1]:
+        picture = T.resize(picture, list(look.size), mode)
+    else:
+        short = min(look.size)
+        picture = T.center_crop(T.resize(picture, [short], mode), list(look.size))
+    x = T.pil_to_tensor(picture).float() / 255
+    return (x - torch.tensor(look.mean)[:, None, None]) / torch.tensor(look.std)[:, None, None]
+
+
+def _decode(open_it: Callable[[], Image.Image], look: Look, view: View | None) -> Tensor:
+    return pixels(open_it(), look, view)
+
+
+def picture_item(key: str, open_it: Callable[[], Image.Image]) -> Item:
+    """An item of a picture that can be opened again; `key` must change when the picture does."""
+    return Item(key, partial(_decode, open_it))
+
+
+def file_item(path: Path) -> Item:
+    """An item of a file: its key holds the path, the size and the time of the last change."""
+    stat = path.stat()
+    return picture_item(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}", partial(open_picture, path))

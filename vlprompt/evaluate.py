@@ -1,0 +1,36 @@
+"""Scores of a split, and the answers behind them; nothing here is differentiated."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vlprompt.metrics import accuracy, calibration_error, class_mean
+from vlprompt.method import Method
+from vlprompt.stage import Split
+
+
+@torch.no_grad()
+def answers(method: Method, split: Split, batch: int = 100, micro_batch: int | None = None) -> Iterator[Tensor]:
+    """Logits (B, C) of a split in order, in eval mode; texts are prepared once."""
+    was = method.training
+    method.eval()
+    try:
+        prepared = method.prepare(split.names, method.fixed(split.names))
+        for whole in split.batches(batch):
+            yield torch.cat([method(part.inputs, prepared).logits.float().cpu() for part in whole.split(micro_batch)])
+    finally:
+        method.train(was)
+
+
+def evaluate(method: Method, split: Split, batch: int = 100, micro_batch: int | None = None) -> dict[str, float]:
+    """accuracy, class_mean (mean of the accuracies per class) and calibration_error, in percent; ValueError for an empty split."""
+    if not len(split):
+        raise ValueError("there is nothing to evaluate: the split has no images")
+    logits, labels = torch.cat(list(answers(method, split, batch, micro_batch))), torch.tensor(split.labels)
+    predicted = logits.argmax(1)
+    return {
+        "accuracy": accuracy(predicted, labels),
+        "class_mean": class_mean(predicted, labels, len(split.names)),
+        "calibration_error": calibration_error(logits.softmax(1), labels),
+    }

@@ -1,0 +1,1 @@
+"""One folder per run: what is written there, tables over many, and plots."""

@@ -1,0 +1,203 @@
+"""run: a method and a task, joined; the few lines between data and results."""
+
+import hashlib
+import inspect
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlprompt.evaluate import evaluate
+from vlprompt.method import Method
+from vlprompt.results.folder import Folder, Result
+from vlprompt.stage import Lesson, generator, ids
+from vlprompt.tasks import Task
+from vlprompt.tower import Clip
+from vlprompt.train import NotFinite, State, Step, Train, fit
+
+Watch = Callable[[Step], None]
+
+
+def arguments(cls: type, value_of: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """{argument: value} of a constructor, in its order; frozen backbones are named apart and left out."""
+    found = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        value = value_of(name, parameter.default)
+        if not isinstance(value, Clip) and value is not inspect.Parameter.empty:
+            found[name] = plain(value)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """What YAML and JSON can hold."""
+    if isinstance(value, Method):
+        return describe(value)
+    if isinstance(value, tuple | list):
+        return [plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def title(cls: type) -> str:
+    """The name of a class in a configuration: its file for ours, module:Class for a stranger's."""
+    folder, _, file = cls.__module__.rpartition(".")
+    return file if folder in ("vlprompt.methods", "vlprompt.tasks") else f"{cls.__module__}:{cls.__qualname__}"
+
+
+def describe(thing: Any) -> dict[str, Any]:
+    """A method or a task as configuration: its name and the arguments of its constructor, which it stores under their names."""
+    return {"name": title(type(thing))} | arguments(type(thing), lambda name, _: getattr(thing, name))
+
+
+def backbone(method: Any) -> str:
+    """The name of the backbone that a method holds."""
+    for value in vars(method).values():
+        if isinstance(value, Clip):
+            return value.spec
+    inner = getattr(method, "method", None)
+    return backbone(inner) if inner is not None else ""
+
+
+def key_of(config: dict[str, Any]) -> str:
+    """The hash of a configuration."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def configuration(method: Method, task: Task, train: Train, seed: int) -> dict[str, Any]:
+    return {"backbone": backbone(method), "method": describe(method), "task": describe(task), "train": plain(asdict(train)), "seed": seed}
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    here = Path(__file__).parents[1]
+    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = found.stdout.strip() if (here / ".git").exists() and not found.returncode else None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    versions = {package: version(package) for package in ("vlprompt", "torch", "torchvision", "open_clip_torch")}
+    return {"python": platform.python_version(), **versions, "device": f"{device.type} ({name})", "threads": torch.get_num_threads(), "git": commit}
+
+
+def run(method: Method, task: Task, train: Train | None = None, folder: str | Path | None = None, seed: int | None = None, *,
+        save_every: float = 5.0, watch: Watch | None = None) -> Result:  # fmt: skip
+    """Train and test a method on a task.
+
+    train: default `Train()`. folder: where to write (None: nowhere); a folder that holds this very run is resumed, or its result
+    given at once. seed: of initial values, order and views; default the task's. save_every: seconds between two saved states.
+    watch: called after each step. Raises NotFinite for a loss that is not a number, after saving the last good state.
+    """
+    train, seed = train or Train(), task.seed if seed is None else seed
+    config = configuration(method, task, train, seed)
+    if folder is None:
+        return _run(method, task, train, seed, config, None, save_every, watch)
+    place = Folder(Path(folder))
+    if (result := place.done()) is not None and result.config == config:
+        return result
+    with place.opened(config):
+        return place.done() or _run(method, task, train, seed, config, place, save_every, watch)
+
+
+def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, Any], place: Folder | None, save_every: float,
+         watch: Watch | None) -> Result:  # fmt: skip
+    saved = place.load() if place else None
+    state, told = saved or (None, {"stage": 0, "scores": [], "seconds": 0.0, "log": 0, "trained": 0})
+    began, lesson, scores, trained = time.monotonic(), None, list(told["scores"]), told["trained"]
+    with torch.random.fork_rng(), Log(place, told["log"]) as log:
+        for index, stage in enumerate(task.stages()):
+            lesson = stage.lesson
+            method.begin(lesson, generator(seed, "begin", index))
+            trained = max(trained, sum(p.numel() for p in method.parameters() if p.requires_grad))
+            if index < told["stage"]:
+                continue
+            resume = state if index == told["stage"] else None
+
+            def save(now: State, index: int = index) -> None:
+                if place is not None:
+                    spent = told["seconds"] + time.monotonic() - began
+                    log.flush()
+                    about = {"stage": index, "scores": scores, "seconds": spent, "log": log.size, "trained": trained}
+                    place.save(now, about)
+
+            _train(method, lesson, train, seed, resume, save, save_every, log, watch)
+            method.end(lesson)
+            scores.append({name: evaluate(method, test, micro_batch=train.micro_batch) for name, test in stage.tests.items()})
+    assert lesson is not None, "a task yields at least one stage"
+    device = _device(method)
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cost = {"seconds": told["seconds"] + time.monotonic() - began, "trained_parameters": trained,
+            "peak_memory_mb": memory / 2**20 if device.type == "cuda" or sys.platform == "darwin" else memory / 2**10}  # fmt: skip
+    result = Result(config, scores, task.summary(scores), cost, environment(device), {**task.protocol, "backbone_key": _key(method)})
+    return result if place is None else place.finish(result, method.state_dict(), _learned(method, lesson, config))
+
+
+def _train(method: Method, lesson: Lesson, train: Train, seed: int, resume: State | None, save: Callable[[State], None],
+           save_every: float, log: "Log", watch: Watch | None) -> None:  # fmt: skip
+    last, step = time.monotonic(), None
+    try:
+        for step in fit(method, lesson, train, seed, resume):
+            log.write({"stage": lesson.index, "epoch": step.epoch, "step": step.step, "lr": step.lr, **step.terms})
+            if time.monotonic() - last >= save_every:
+                save(step.loop.state())
+                last = time.monotonic()
+            if watch:
+                watch(step)
+    except NotFinite:
+        if step is not None:
+            save(step.loop.state())
+        raise
+
+
+class Log:
+    """steps.jsonl: one line a step, cut back to what the resumed state knows."""
+
+    def __init__(self, place: Folder | None, size: int):
+        self.place, self.size, self.lines = place, size, list[bytes]()
+
+    def __enter__(self) -> "Log":
+        if self.place is not None:
+            self.place.steps.touch()
+            with self.place.steps.open("r+b") as file:
+                file.truncate(self.size)
+        return self
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.lines.append((json.dumps(line) + "\n").encode())
+        if len(self.lines) >= 1000:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.place is not None and self.lines:
+            with self.place.steps.open("ab") as file:
+                file.write(b"".join(self.lines))
+            self.size += sum(map(len, self.lines))
+        self.lines = []
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
+
+
+def _device(method: Any) -> torch.device:
+    clip = next((v for v in vars(method).values() if isinstance(v, Clip)), None)
+    return clip.device if clip is not None else _device(method.method) if hasattr(method, "method") else torch.device("cpu")
+
+
+def _key(method: Any) -> str:
+    clip = next((v for v in vars(method).values() if isinstance(v, Clip)), None)
+    return clip.image.key if clip is not None else _key(method.method) if hasattr(method, "method") else ""
+
+
+def _learned(method: Method, lesson: Lesson, config: dict[str, Any]) -> dict[str, Any]:
+    """What a learned state must say of itself, to be taken up again."""
+    names = lesson.train.names
+    return {"config": config, "backbone_key": _key(method), "names": [[str(n), i] for n, i in zip(names, ids(names), strict=True)]}
+
+
+__all__ = ["Result", "configuration", "describe", "key_of", "run"]

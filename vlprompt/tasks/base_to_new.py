@@ -1,0 +1,64 @@
+"""Base-to-new generalisation: train on half of the classes, test on each half by itself (Zhou et al. 2022, arXiv:2203.05557)."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from vlprompt.data.card import Data, open_data
+from vlprompt.data.split import few_shot, halves
+from vlprompt.metrics import harmonic_mean
+from vlprompt.stage import Lesson, Stage, ids
+from vlprompt.tasks.few_shot import told
+
+
+class BaseToNew:
+    """k shots of the base classes; each test is closed to its own half.
+
+    The shots are drawn from all classes and the base ones kept, as the literature does, so they are those of FewShot.
+    base: ids of the base classes; default: the first ceil(n / 2). The other arguments are FewShot's.
+    """
+
+    def __init__(self, dataset: str, shots: int = 16, seed: int = 1, base: list[str] | None = None, augment: str | None = None,
+                 skip_broken: bool = False):  # fmt: skip
+        self.dataset, self.shots, self.seed, self.base = dataset, shots, seed, base
+        self.augment, self.skip_broken = augment, skip_broken
+
+    @cached_property
+    def data(self) -> Data:
+        return open_data(self.dataset, self.augment, self.skip_broken)
+
+    @property
+    def template(self) -> str:
+        return self.data.template
+
+    @cached_property
+    def groups(self) -> tuple[list[int], list[int]]:
+        """Labels of the base and of the new classes."""
+        every = ids(self.data.train.names)
+        if self.base is None:
+            return halves(len(every))
+        if strange := [i for i in self.base if i not in every]:
+            raise ValueError(f"{self.dataset} has no class with the id {strange[0]!r}; its ids are {', '.join(every[:20])}")
+        base = [every.index(i) for i in self.base]
+        new = [i for i in range(len(every)) if i not in base]
+        if not base or not new or len(set(base)) < len(base):
+            raise ValueError(f"base must name some classes, each once, and leave some as new; got {self.base}")
+        return base, new
+
+    @cached_property
+    def lesson(self) -> Lesson:
+        train, val = few_shot(self.data.train, self.data.val, self.shots, self.seed)
+        base = self.groups[0]
+        return Lesson(train.classes(base), None if val is None else val.classes(base))
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        return told(self.data, self.lesson) | {"test": self.data.test.hash()}
+
+    def stages(self) -> Iterator[Stage]:
+        base, new = (self.data.test.classes(group) for group in self.groups)
+        yield Stage(self.lesson, {"base": base, "new": new})
+
+    def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+        base, new = scores[-1]["base"]["accuracy"], scores[-1]["new"]["accuracy"]
+        return {"base": base, "new": new, "harmonic": harmonic_mean(base, new)}

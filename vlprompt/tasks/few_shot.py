@@ -1,0 +1,61 @@
+"""Few-shot classification: train on k images per class, test on the whole test split (Zhou et al. 2022, arXiv:2109.01134)."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from vlprompt.data.card import Data, open_data
+from vlprompt.data.split import few_shot
+from vlprompt.stage import Lesson, Stage
+
+
+class FewShot:
+    """k shots per class, all classes.
+
+    dataset: a card's name or a folder of images; shots: images per class, None for all; seed: draws the shots;
+    augment: "none", "crop", "crop-flip" instead of the card's; skip_broken: leave out files that can't be decoded.
+    """
+
+    def __init__(
+        self, dataset: str, shots: int | None = 16, seed: int = 1, augment: str | None = None, skip_broken: bool = False
+    ):
+        self.dataset, self.shots, self.seed, self.augment, self.skip_broken = dataset, shots, seed, augment, skip_broken
+
+    @cached_property
+    def data(self) -> Data:
+        return open_data(self.dataset, self.augment, self.skip_broken)
+
+    @property
+    def template(self) -> str:
+        return self.data.template
+
+    @cached_property
+    def lesson(self) -> Lesson:
+        if self.shots is None:
+            return Lesson(self.data.train, self.data.val)
+        return Lesson(*few_shot(self.data.train, self.data.val, self.shots, self.seed))
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        return told(self.data, self.lesson) | {"test": self.data.test.hash()}
+
+    def stages(self) -> Iterator[Stage]:
+        yield Stage(self.lesson, {"test": self.data.test})
+
+    def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+        return dict(scores[-1]["test"])
+
+
+def told(data: Data, lesson: Lesson) -> dict[str, Any]:
+    """What a result says of the data that a method was shown."""
+    return {
+        "dataset": data.name,
+        "train": lesson.train.hash(),
+        "images": len(lesson.train),
+        "short": lesson.train.info.get("short", []),
+        "classes": [str(name) for name in lesson.train.names],
+        "augment": lesson.train.augment,
+        "template": data.template,
+        "note": data.note,
+        "selection": "last epoch",
+    }

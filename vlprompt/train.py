@@ -1,0 +1,215 @@
+"""fit: one lesson, one loop, a generator; the caller's for loop is the callback."""
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vlprompt.method import Method
+from vlprompt.stage import Batch, Lesson, number
+
+
+@dataclass(frozen=True)
+class Train:
+    """How to train. The defaults are those of the CoOp family (SGD, cosine per epoch after one epoch at 1e-5).
+
+    epochs: 0 trains nothing. batch, micro_batch: images a step, and at once (None: all; the gradient is the same).
+    lr, momentum (sgd), betas (adam, adamw), weight_decay: the optimizer's. schedule, per: cosine or constant, stepped per epoch
+    or per iteration, down to min_lr. warmup: epochs or iterations, at warmup_lr throughout (constant) or rising from it to lr
+    (linear). clip: greatest norm of the gradient. precision: of the forward pass; parameters stay float32. drop_last: drop an
+    incomplete last batch, unless it is the only one. views: how many augmented views of an image exist (None: one per epoch).
+    """
+
+    epochs: int = 50
+    batch: int = 32
+    micro_batch: int | None = None
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.002
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    per: Literal["epoch", "iteration"] = "epoch"
+    warmup: int = 1
+    warmup_kind: Literal["constant", "linear"] = "constant"
+    warmup_lr: float = 1e-5
+    min_lr: float = 0.0
+    clip: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    drop_last: bool = True
+    views: int | None = None
+
+
+def rate(train: Train, epoch: int, step: int, steps: int) -> float:
+    """The learning rate of a step; `steps` is their number in an epoch.
+
+    With per="epoch" and warmup=1 this is what the CoOp family trains with: 1e-5 in epoch 0, then
+    lr (1 + cos(pi (e - 1) / epochs)) / 2, which never reaches min_lr.
+    """
+    now, whole = (epoch, train.epochs) if train.per == "epoch" else (step, train.epochs * steps)
+    if now < train.warmup:
+        if train.warmup_kind == "constant":
+            return train.warmup_lr
+        return train.warmup_lr + (train.lr - train.warmup_lr) * now / train.warmup
+    if train.schedule == "constant":
+        return train.lr
+    return train.min_lr + (train.lr - train.min_lr) * (1 + math.cos(math.pi * (now - train.warmup) / whole)) / 2
+
+
+@dataclass
+class State:
+    """Everything that a resume needs: tensors (parameters, optimizer, random states) and where the loop stands."""
+
+    epoch: int = 0
+    place: int = 0  # batches of this epoch that are done
+    step: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step that was taken: its number (from 1), terms of the loss, learning rate; `loop.state()` is what to save after it."""
+
+    epoch: int
+    step: int
+    steps: int
+    terms: dict[str, float]
+    lr: float
+    loop: "Loop"
+
+    @property
+    def loss(self) -> float:
+        return sum(self.terms.values())
+
+
+class NotFinite(ArithmeticError):
+    """A loss or a gradient that is not a number; the parameters are those of before the step."""
+
+
+class Loop:
+    """The state of one training: method, optimizer, scaler and cursor."""
+
+    def __init__(self, method: Method, lesson: Lesson, train: Train, seed: int):
+        self.method, self.lesson, self.train, self.seed = method, lesson, train, seed
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
+        kinds: dict[str, Any] = {
+            "sgd": lambda g: torch.optim.SGD(g, train.lr, train.momentum, weight_decay=train.weight_decay),
+            "adam": lambda g: torch.optim.Adam(g, train.lr, train.betas, weight_decay=train.weight_decay),
+            "adamw": lambda g: torch.optim.AdamW(g, train.lr, train.betas, weight_decay=train.weight_decay),
+        }
+        self.optimizer = kinds[train.optimizer](method.groups())
+        self.device = self.parameters[0].device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
+        self.cursor = State()
+        self.fixed: dict[object, Any] = {}
+
+    def state(self) -> State:
+        """A copy of all that the next step depends on."""
+        tensors = {f"method/{k}": v.detach().clone() for k, v in self.method.state_dict().items()}
+        for i, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{k}": v.detach().clone() for k, v in slots.items() if isinstance(v, Tensor)}
+        tensors["random/cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
+        return State(self.cursor.epoch, self.cursor.place, self.cursor.step, tensors, self.scaler.state_dict())
+
+    def load(self, state: State) -> None:
+        """Go on from a state of the same method and lesson."""
+        self.method.load_state_dict({k[7:]: v for k, v in state.tensors.items() if k.startswith("method/")})
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in state.tensors.items():
+            if name.startswith("optimizer/"):
+                _, i, key = name.split("/")
+                slots.setdefault(int(i), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(state.tensors["random/cpu"].cpu())
+        if "random/cuda" in state.tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state.tensors["random/cuda"].cpu(), self.device)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+        self.cursor = State(state.epoch, state.place, state.step)
+
+    def gradients(self, batch: Batch) -> tuple[dict[str, float], list[Tensor]]:
+        """Terms, and the merged gradient: sums over micro-batches, divided by the rows that each term is over."""
+        if batch.names not in self.fixed:
+            with torch.no_grad():
+                self.fixed[batch.names] = self.method.fixed(batch.names)
+        sums: dict[str, list[Tensor]] = {}
+        counts: dict[str, float] = {}
+        values: dict[str, float] = {}
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.train.precision)
+        for part in batch.split(self.train.micro_batch):
+            with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
+                terms, _ = self.method.terms(part, self.fixed[batch.names])
+            for i, (name, (mean, rows)) in enumerate(terms.items()):
+                values[name] = values.get(name, 0.0) + float(mean.detach()) * float(rows)
+                counts[name] = counts.get(name, 0.0) + float(rows)
+                if not mean.requires_grad:
+                    continue
+                keep = i < len(terms) - 1
+                total = self.scaler.scale(mean * rows)
+                new = torch.autograd.grad(total, self.parameters, retain_graph=keep, allow_unused=True, materialize_grads=True)
+                sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else list(new)
+        means = {name: value / max(counts[name], 1.0) for name, value in values.items()}
+        return means, self.method.merge({name: [g / max(counts[name], 1.0) for g in grads] for name, grads in sums.items()})
+
+    def take(self, batch: Batch, lr: float) -> dict[str, float]:
+        """One step of the optimizer; NotFinite, and nothing changed, when a number is not finite."""
+        terms, grads = self.gradients(batch)
+        bad = next((name for name, value in terms.items() if not math.isfinite(value)), None)
+        if bad is None and not self.scaler.is_enabled() and not all(bool(g.isfinite().all()) for g in grads):
+            bad = "gradient"
+        if bad is not None:
+            raise NotFinite(
+                f"the {bad} is not finite at step {self.cursor.step + 1} (epoch {self.cursor.epoch}, learning rate {lr:.3g}, "
+                f"terms {terms}); the parameters of the step before are kept. Lower train.lr, set train.clip=1, or train.precision=fp32"
+            )
+        for p, g in zip(self.parameters, grads, strict=True):
+            p.grad = g
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
+        if self.train.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.train.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return terms
+
+
+def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: State | None = None) -> Iterator[Step]:
+    """Train a method that has begun a lesson; yields after each step. A method without parameters has nothing to fit.
+
+    The order of the images and their views are pure functions of (seed, epoch); with `resume` the loop goes on exactly where the
+    state was taken. ValueError for a lesson without images, NotFinite for a loss that is not a number.
+    """
+    method.train()
+    if not any(p.requires_grad for p in method.parameters()) or not train.epochs:
+        return
+    if not len(lesson.train):
+        raise ValueError("the lesson has no training images")
+    loop = Loop(method, lesson, train, seed)
+    torch.manual_seed(number(seed, "training", lesson.index))
+    if resume is not None:
+        loop.load(resume)
+    n, size = len(lesson.train), train.batch
+    steps = n // size if train.drop_last and n >= size else -(-n // size)
+    while loop.cursor.epoch < train.epochs:
+        epoch, done = loop.cursor.epoch, loop.cursor.place
+        batches = lesson.train.batches(size, seed=number(seed, lesson.index), epoch=epoch, views=train.views, drop_last=train.drop_last)
+        for place, batch in enumerate(batches):
+            if place < done:
+                continue
+            step = epoch * steps + place
+            lr = rate(train, epoch, step, steps)
+            batch = Batch(batch.inputs, batch.labels, batch.names, batch.domains, None, step, step / (steps * train.epochs))
+            terms = loop.take(batch, lr)
+            loop.cursor.place, loop.cursor.step = place + 1, step + 1
+            if place + 1 == steps:
+                method.end_epoch(epoch, train.epochs)
+                loop.cursor.epoch, loop.cursor.place = epoch + 1, 0
+            yield Step(epoch, step + 1, steps * train.epochs, terms, lr, loop)
