@@ -29,18 +29,22 @@ class Method(nn.Module):
     """
 
     dormant: tuple[str, ...] = ()
-    reader: Reader | None = None
+
+    def _reader(self) -> Reader | None:
+        return self._modules.get("reader")  # type: ignore[return-value]  # a class attribute would hide the Module
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         """For every lesson: initial values, heads, pools, caches. The optimizer is made after this."""
 
     def fixed(self, names: Names) -> Any:
         """Frozen texts, columns ...: once per list of names, without a gradient."""
-        return None if self.reader is None else self.reader.fixed(names)
+        reader = self._reader()
+        return None if reader is None else reader.fixed(names)
 
     def prepare(self, names: Names, fixed: Any) -> Any:
         """What needs no image: once per evaluation, at each step in training."""
-        return fixed if self.reader is None else self.reader.prepare(names, fixed)
+        reader = self._reader()
+        return fixed if reader is None else reader.prepare(names, fixed)
 
     def forward(self, inputs: Any, prepared: Any) -> Output:
         """The answer, and nothing that only training needs."""

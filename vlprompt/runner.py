@@ -114,7 +114,7 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
         for index, stage in enumerate(task.stages()):
             lesson = stage.lesson
             method.begin(lesson, generator(seed, "begin", index))
-            trained = max(trained, sum(p.numel() for p in method.parameters() if p.requires_grad))
+            trained = max(trained, sum(p.numel() for p in method.parameters()))
             if index < told["stage"]:
                 continue
             resume = state if index == told["stage"] else None

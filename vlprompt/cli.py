@@ -1,0 +1,185 @@
+"""The command line. Heavy libraries are imported by the commands that use them, so that --help is instant."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Prompt learning on frozen vision-language models. Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
+)
+out, err = Console(), Console(stderr=True)
+Runs = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
+Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]  # noqa: UP045
+
+
+def numbers(text: str | None, what: str) -> list[int | None]:
+    """ "1,2,4" -> [1, 2, 4]; nothing -> [None]."""
+    if text is None:
+        return [None]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{what} takes whole numbers with commas between them, such as 1,2,4; got {text!r}") from None
+
+
+@app.command()
+def run(
+    method: Annotated[Optional[str], typer.Argument(help="A method, or several with commas: coop,cocoop.")] = None,  # noqa: UP045
+    words: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="A dataset (a card's name or a folder of images), then key=value settings.", metavar="[DATASET] [KEY=VALUE]..."),
+    ] = None,
+    dataset: Annotated[Optional[str], typer.Option(help="The dataset, if not given as an argument.")] = None,  # noqa: UP045
+    task: Annotated[Optional[str], typer.Option(help="few_shot (default), base_to_new.")] = None,  # noqa: UP045
+    backbone: Annotated[Optional[str], typer.Option(help="glyph (default), pixels, open_clip:NAME/TAG, open_clip:NAME@FILE.")] = None,  # noqa: UP045
+    shots: Annotated[Optional[str], typer.Option(help="Images per class; several with commas.")] = None,  # noqa: UP045
+    seed: Annotated[Optional[str], typer.Option(help="Random seed; several with commas.")] = None,  # noqa: UP045
+    config: Annotated[Optional[Path], typer.Option("-c", "--config", help="A YAML file of settings.")] = None,  # noqa: UP045
+    runs: Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.")] = Path("runs"),
+    device: Device = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")] = False,
+    save_every: Annotated[float, typer.Option(help="Seconds between two saved states.")] = 5.0,
+) -> None:
+    """Train and test: every combination of methods, shots and seeds, one folder each.
+
+    What is finished is not done again, and what was stopped goes on where it was, so the same command can be given until it is
+    through. Settings: recipe of the method < -c file < options < key=value, for example method.n_ctx=4 train.epochs=20.
+    """
+    from vlprompt.sweep import sweep
+
+    words = [w for w in (words or []) if w]
+    if method and "=" in method:
+        method, words = None, [method, *words]
+    plain = [w for w in words if "=" not in w]
+    if len(plain) > 1:
+        raise ValueError(f"one dataset at a time: got {', '.join(plain)}; settings are written key=value")
+    settings = [w for w in words if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
+    methods = method.split(",") if method else [None]
+    sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None), task=task,
+          backbone=backbone, file=config, settings=settings, runs=runs, device=device, save_every=save_every, out=out)  # fmt: skip
+
+
+@app.command()
+def table(
+    runs: Runs = Path("runs"),
+    markdown: Annotated[Optional[Path], typer.Option(help="Also write it as Markdown.")] = None,  # noqa: UP045
+    csv: Annotated[Optional[Path], typer.Option(help="Also write every number as CSV.")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], typer.Option(help="Also write every number as JSON.")] = None,  # noqa: UP045
+) -> None:
+    """Mean and spread over seeds of all finished runs in a folder, with trained parameters, seconds and peak memory."""
+    from vlprompt.results.folder import read_all, write
+    from vlprompt.results.table import render, rows
+    from vlprompt.sweep import show_table
+
+    results, unfinished = read_all(runs)
+    found = rows(results)
+    show_table(found, out)
+    if unfinished:
+        out.print(f"not finished, give the same command again: {', '.join(p.name for p in unfinished)}", style="yellow")
+    for path, form in ((markdown, "markdown"), (csv, "csv"), (json, "json")):
+        if path is not None:
+            write(path, render(found, form).encode())
+            out.print(f"wrote {path}")
+
+
+@app.command()
+def plot(
+    runs: Runs = Path("runs"),
+    picture: Annotated[Optional[Path], typer.Option("--picture", help="The PNG to write; default RUNS/shots.png.")] = None,  # noqa: UP045
+) -> None:
+    """Draw accuracy over shots of all finished runs in a folder."""
+    from vlprompt.results.folder import read_all
+    from vlprompt.results.plot import over_shots
+    from vlprompt.results.table import rows
+
+    out.print(f"wrote {over_shots(rows(read_all(runs)[0]), picture or runs / 'shots.png')}")
+
+
+@app.command()
+def show(method: Annotated[str, typer.Argument(help="A method's name; `vlprompt list methods` gives them.")]) -> None:
+    """What a method is: its paper, its arguments and their defaults, its recipes with their expected numbers."""
+    from vlprompt.listing import describe_method
+
+    for line in describe_method(method):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(help="methods, tasks, datasets or backbones.")]) -> None:
+    """Name what there is."""
+    from vlprompt.listing import listing
+
+    for line in listing(what):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("eval")
+def eval_(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
+    dataset: Annotated[str, typer.Argument(help="A card's name or a folder of images; its classes are the answers.")],
+    backbone: Annotated[Optional[str], typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same.")] = None,  # noqa: UP045
+    device: Device = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")] = False,
+) -> None:
+    """Test a learned prompt on the test split of a dataset, also one with other classes."""
+    from vlprompt.use import evaluate_on
+
+    for name, value in evaluate_on(folder, dataset, backbone, device, skip_broken).items():
+        out.print(f"{name:18} {value:.2f}", highlight=False)
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    top: Annotated[int, typer.Option(help="How many classes to tell for each image.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="All probabilities as JSON.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="All probabilities as CSV.")] = False,
+    picture: Annotated[Optional[Path], typer.Option("--picture", help="Also draw the images with their predictions into this PNG.")] = None,  # noqa: UP045
+    backbone: Annotated[Optional[str], typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same.")] = None,  # noqa: UP045
+    device: Device = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")] = False,
+) -> None:
+    """Say what is in images, with probabilities, by the prompt that a run has learned."""
+    from vlprompt.use import as_csv, as_json, as_lines, draw, predict_files
+
+    found = predict_files(folder, images, backbone, device, skip_broken)
+    form = as_json(found) if json else as_csv(found) if csv else as_lines(found, top)
+    sys.stdout.write(form)
+    if picture is not None:
+        err.print(f"wrote {draw(found, picture)}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; a mistake in the input ends in one line and exit status 2, without a traceback."""
+    try:
+        status: Any = app(arguments, standalone_mode=False)
+    except (ValueError, OSError, ArithmeticError) as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on from here")
+        raise SystemExit(130) from None
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.exceptions.Abort):
+            raise SystemExit(130) from None
+        if isinstance(error, click.ClickException):
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        raise
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

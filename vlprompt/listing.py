@@ -1,0 +1,60 @@
+"""What there is: methods, tasks, datasets, backbones, and one method in full. Files are read, nothing heavy is imported."""
+
+import ast
+from pathlib import Path
+
+from vlprompt import methods, tasks
+from vlprompt.backbones import nearest
+
+KINDS = ("methods", "tasks", "datasets", "backbones")
+
+
+def listing(what: str) -> list[str]:
+    """One line each; ValueError for a kind that there is not."""
+    if what in ("methods", "tasks"):
+        package = methods if what == "methods" else tasks
+        return [f"{name:16} {_doc(_file(package, name)).splitlines()[0]}" for name in package.found()]
+    if what == "datasets":
+        from vlprompt.data.card import cards, read_card
+
+        return [f"{name:16} {read_card(name)['title']}" for name in cards()] + ["PATH             any folder of images with one sub-folder per class"]
+    if what == "backbones":
+        return [
+            "glyph                       the embedded CLIP: 1.4 M parameters, knows digits, letters and symbols",
+            "open_clip:NAME/TAG          any model and weights of open_clip, for example open_clip:ViT-B-16/openai",
+            "open_clip:NAME@FILE         the same with weights from a file",
+            "open_clip:NAME/random       the same with random weights",
+            "pixels, pixels:16           no network: the features are the pixels (8 x 8 by default), for linear and nearest_mean",
+            "glyph/random                a tiny CLIP with random weights, for tests",
+        ]
+    raise ValueError(f"there is no list of {what!r}; {nearest(what, KINDS)}")
+
+
+def describe_method(name: str) -> list[str]:
+    """The header of a method's file, its class with arguments, and its recipes; ValueError with the nearest name."""
+    from vlprompt.config import configs_folder
+
+    if name not in methods.found():
+        raise ValueError(f"there is no method {name!r}; {nearest(name, list(methods.found()))}")
+    path = _file(methods, name)
+    cls = next(n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.ClassDef) and n.name == methods.found()[name])
+    init = next((n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    lines = [_doc(path), "", f"{cls.name}: {ast.get_docstring(cls)}", "", "Arguments (settings are written method.NAME=VALUE):"]
+    if init is not None:
+        names, defaults = init.args.args[1:], init.args.defaults
+        given: list[ast.expr | None] = [None] * (len(names) - len(defaults)) + list(defaults)
+        for argument, default in zip(names, given, strict=True):
+            kind = ast.unparse(argument.annotation) if argument.annotation else "any"
+            if kind not in ("Clip", "Tower"):
+                lines.append(f"  {argument.arg}: {kind}{'' if default is None else f' = {ast.unparse(default)}'}")
+    for recipe in sorted(configs_folder().rglob(f"{name}.yaml")):
+        lines += ["", f"Recipe configs/{recipe.relative_to(configs_folder())}:", recipe.read_text("utf-8").rstrip()]
+    return lines
+
+
+def _file(package: object, name: str) -> Path:
+    return Path(str(package.__file__)).parent / f"{name}.py"  # type: ignore[attr-defined]
+
+
+def _doc(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""

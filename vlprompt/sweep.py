@@ -1,0 +1,83 @@
+"""Many runs by one command: progress while they go, the table when they are done."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vlprompt.results.folder import Folder, Result
+from vlprompt.results.table import Row, grids, rows
+
+
+def sweep(methods: Sequence[str | None], shots: Sequence[int | None], seeds: Sequence[int | None], *, dataset: str | None,
+          task: str | None, backbone: str | None, file: Path | None, settings: Sequence[str], runs: Path, device: str | None,
+          save_every: float, out: Console) -> list[Result]:  # fmt: skip
+    """Every combination, one after another; those that are done are only read. Prints the table and gives the results."""
+    from vlprompt.config import grid
+
+    plans = grid(methods, shots, seeds, dataset=dataset, task=task, backbone=backbone, file=file, overrides=settings)
+    found = [place(runs, plan).done() for plan in plans]
+    if not all(found):
+        found = _run_all(plans, found, runs, device, save_every, out)
+    results = [result for result in found if result is not None]
+    show_table(rows(results), out)
+    out.print(f"{len(results)} run{'s' * (len(results) != 1)} under {runs}/", style="dim")
+    return results
+
+
+def place(runs: Path, plan: dict[str, Any]) -> Folder:
+    """runs/<method>-<dataset>-<hash of the configuration>."""
+    from vlprompt.runner import key_of
+
+    dataset = Path(str(plan["task"].get("dataset", plan["task"]["name"]))).name
+    method = plan["method"]["name"].rpartition(":")[2]
+    return Folder(runs / f"{method}-{dataset}-{key_of(plan)}")
+
+
+def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path, device: str | None, save_every: float,
+             out: Console) -> list[Result | None]:  # fmt: skip
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from vlprompt.backbones import load
+    from vlprompt.config import build_method, build_task
+    from vlprompt.runner import run
+    from vlprompt.train import Step, Train
+
+    clips: dict[str, Any] = {}
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+    with Progress(*columns, console=out) as progress:
+        every = progress.add_task("runs", total=len(plans), completed=sum(r is not None for r in found), note="")
+        for i, plan in enumerate(plans):
+            if found[i] is not None:
+                continue
+            name = f"{plan['method']['name']} {plan['task'].get('shots') or 'all'} shots, seed {plan['seed']}"
+            bar = progress.add_task(name, total=1, note=f"loading {plan['backbone']}")
+            if plan["backbone"] not in clips:
+                clips[plan["backbone"]] = load(plan["backbone"], device)
+            method, task = build_method(plan["method"], clips[plan["backbone"]]), build_task(plan["task"])
+
+            def watch(step: Step, bar: Any = bar) -> None:
+                progress.update(bar, completed=step.step, total=step.steps, note=f"loss {step.loss:.3f}  lr {step.lr:.1e}")
+
+            result = run(method, task, Train(**plan["train"]), place(runs, plan).path, plan["seed"], save_every=save_every, watch=watch)
+            found[i] = result
+            scores = "  ".join(f"{k} {v:.1f}" for k, v in result.summary.items())
+            progress.remove_task(bar)
+            progress.console.print(f"{name}: {scores}  [dim]({result.cost['seconds']:.1f} s)[/]", highlight=False)
+            progress.advance(every)
+    return found
+
+
+def show_table(found: Sequence[Row], out: Console) -> None:
+    """The table of rows on the terminal; says so where there is none."""
+    if not found:
+        out.print("no finished runs here yet; `vlprompt run coop digits` makes one")
+    for title, head, lines in grids(found):
+        shown = Table(title=f"{title} (%, mean ± sd over seeds)", title_justify="left", header_style="bold")
+        for i, column in enumerate(head):
+            shown.add_column(column, justify="left" if i < 2 else "right", no_wrap=i > 1)
+        for line in lines:
+            shown.add_row(*line)
+        out.print(shown)

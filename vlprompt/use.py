@@ -1,0 +1,105 @@
+"""Using what a run has learned: predictions on image files, tests on other datasets."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlprompt.backbones import load
+from vlprompt.config import build_method
+from vlprompt.data.card import open_data
+from vlprompt.data.images import file_item, open_picture
+from vlprompt.evaluate import answers, evaluate
+from vlprompt.method import Method
+from vlprompt.results.folder import Folder
+from vlprompt.stage import Name, Names, Split
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Probabilities of the classes, best first."""
+
+    path: Path
+    ranked: tuple[tuple[str, float], ...]
+
+
+def restored(folder: Path, backbone: str | None = None, device: str | None = None) -> tuple[Method, Names]:
+    """The method of a finished run, with what it has learned, and the classes it was trained on.
+
+    ValueError when the run is not finished, when the backbone's weights are not those it was trained with, or when the saved
+    state does not fit the method.
+    """
+    state, told = Folder(folder).prompt()
+    config = told["config"]
+    clip = load(backbone or config["backbone"], device)
+    if clip.image.key.partition("#")[2] != told["backbone_key"].partition("#")[2]:
+        raise ValueError(
+            f"the prompt in {str(folder)!r} was learned on {told['backbone_key']}, but {backbone or config['backbone']} holds other weights "
+            f"({clip.image.key}); name the right ones by --backbone"
+        )
+    names = tuple(Name(text, key) for text, key in told["names"])
+    method = build_method(config["method"], clip)
+    try:
+        method.restore(names, {k: v.to(clip.device) for k, v in state.items()})
+    except RuntimeError as error:
+        cause = " ".join(str(error).split())
+        raise ValueError(f"the learned state in {str(folder)!r} does not fit the method {config['method']['name']}: {cause}") from error
+    return method.eval(), names
+
+
+def evaluate_on(folder: Path, dataset: str, backbone: str | None, device: str | None, skip_broken: bool) -> dict[str, float]:
+    """Scores in percent on the test split of a dataset, among its classes."""
+    data = open_data(dataset, skip_broken=skip_broken)
+    return evaluate(restored(folder, backbone, device)[0], data.test)
+
+
+def predict_files(folder: Path, images: Sequence[Path], backbone: str | None, device: str | None, skip_broken: bool) -> list[Prediction]:
+    """Probabilities for image files; ValueError that names the first that can't be read, unless they may be skipped."""
+    good = []
+    for path in images:
+        try:
+            open_picture(path)
+            good.append(path)
+        except ValueError:
+            if not skip_broken:
+                raise
+    if not good:
+        return []
+    method, names = restored(folder, backbone, device)
+    split = Split(tuple(file_item(p) for p in good), (0,) * len(good), names)
+    probabilities: Tensor = torch.cat(list(answers(method, split))).softmax(1)
+    found = []
+    for path, row in zip(good, probabilities, strict=True):
+        order = row.argsort(descending=True).tolist()
+        found.append(Prediction(path, tuple((str(names[i]), float(row[i])) for i in order)))
+    return found
+
+
+def as_lines(found: Sequence[Prediction], top: int) -> str:
+    return "".join(f"{p.path}: {', '.join(f'{name} {value:.3f}' for name, value in p.ranked[:top])}\n" for p in found)
+
+
+def as_json(found: Sequence[Prediction]) -> str:
+    return json.dumps([{"image": str(p.path), "classes": [{"name": n, "probability": v} for n, v in p.ranked]} for p in found], indent=1) + "\n"
+
+
+def as_csv(found: Sequence[Prediction]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["image", "rank", "class", "probability"])
+    for p in found:
+        writer.writerows([p.path, i + 1, name, f"{value:.6f}"] for i, (name, value) in enumerate(p.ranked))
+    return text.getvalue()
+
+
+def draw(found: Sequence[Prediction], path: Path) -> Path:
+    """The images in a grid, with what was predicted under each."""
+    from vlprompt.results.plot import predictions
+
+    pictures = [open_picture(p.path) for p in found]
+    return predictions(pictures, [f"{p.ranked[0][0]} {p.ranked[0][1]:.2f}" for p in found], [None] * len(found), path)
