@@ -125,14 +125,17 @@ def eval_(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
     dataset: Annotated[str, typer.Argument(help="A card's name or a folder of images; its classes are the answers.")],
     backbone: Annotated[Optional[str], typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same.")] = None,  # noqa: UP045
+    picture: Annotated[Optional[Path], typer.Option("--picture", help="Also draw 40 test images with their predictions into this PNG.")] = None,  # noqa: UP045
     device: Device = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")] = False,
 ) -> None:
     """Test a learned prompt on the test split of a dataset, also one with other classes."""
     from vlprompt.use import evaluate_on
 
-    for name, value in evaluate_on(folder, dataset, backbone, device, skip_broken).items():
+    for name, value in evaluate_on(folder, dataset, backbone, device, skip_broken, picture).items():
         out.print(f"{name:18} {value:.2f}", highlight=False)
+    if picture is not None:
+        out.print(f"wrote {picture}")
 
 
 @app.command()

@@ -28,12 +28,13 @@ def sweep(methods: Sequence[str | None], shots: Sequence[int | None], seeds: Seq
 
 
 def place(runs: Path, plan: dict[str, Any]) -> Folder:
-    """runs/<method>-<dataset>-<hash of the configuration>."""
+    """runs/<method>-<dataset>-<shots>shot-seed<seed>-<hash of the configuration>; only the hash tells runs apart."""
     from vlprompt.runner import key_of
 
     dataset = Path(str(plan["task"].get("dataset", plan["task"]["name"]))).name
     method = plan["method"]["name"].rpartition(":")[2]
-    return Folder(runs / f"{method}-{dataset}-{key_of(plan)}")
+    shots = plan["task"].get("shots")
+    return Folder(runs / f"{method}-{dataset}-{shots if shots is not None else 'all'}shot-seed{plan['seed']}-{key_of(plan)}")
 
 
 def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path, device: str | None, save_every: float,
@@ -65,7 +66,7 @@ def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path
             found[i] = result
             scores = "  ".join(f"{k} {v:.1f}" for k, v in result.summary.items())
             progress.remove_task(bar)
-            progress.console.print(f"{name}: {scores}  [dim]({result.cost['seconds']:.1f} s)[/]", highlight=False)
+            progress.console.print(f"{name}: {scores} [dim]({result.cost['seconds']:.1f} s)[/]", highlight=False, soft_wrap=True)
             progress.advance(every)
     return found
 

@@ -17,7 +17,8 @@ from vlprompt.data.images import file_item, open_picture
 from vlprompt.evaluate import answers, evaluate
 from vlprompt.method import Method
 from vlprompt.results.folder import Folder
-from vlprompt.stage import Name, Names, Split
+from vlprompt.results.plot import predictions
+from vlprompt.stage import Look, Name, Names, Split
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,20 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
     return method.eval(), names
 
 
-def evaluate_on(folder: Path, dataset: str, backbone: str | None, device: str | None, skip_broken: bool) -> dict[str, float]:
-    """Scores in percent on the test split of a dataset, among its classes."""
+def evaluate_on(folder: Path, dataset: str, backbone: str | None, device: str | None, skip_broken: bool,
+                picture: Path | None = None) -> dict[str, float]:  # fmt: skip
+    """Scores in percent on the test split of a dataset, among its classes; `picture`: where to draw 40 of its images."""
     data = open_data(dataset, skip_broken=skip_broken)
-    return evaluate(restored(folder, backbone, device)[0], data.test)
+    method, _ = restored(folder, backbone, device)
+    scores = evaluate(method, data.test)
+    if picture is not None:
+        shown = data.test.of([i * len(data.test) // 40 for i in range(40)] if len(data.test) > 40 else range(len(data.test)))
+        probabilities, labels = torch.cat(list(answers(method, shown))).softmax(1), torch.tensor(shown.labels)
+        sure, found = probabilities.max(1)
+        captions = [f"{shown.names[int(f)]} {float(s):.2f}" + ("" if f == t else f"\n({shown.names[int(t)]})") for f, s, t in zip(found, sure, labels, strict=True)]
+        pictures = [item.pixels(Look((96, 96)), None).clamp(0, 1).permute(1, 2, 0).numpy() for item in shown.items]
+        predictions(pictures, captions, (found == labels).tolist(), picture)
+    return scores
 
 
 def predict_files(folder: Path, images: Sequence[Path], backbone: str | None, device: str | None, skip_broken: bool) -> list[Prediction]:
@@ -99,7 +110,5 @@ def as_csv(found: Sequence[Prediction]) -> str:
 
 def draw(found: Sequence[Prediction], path: Path) -> Path:
     """The images in a grid, with what was predicted under each."""
-    from vlprompt.results.plot import predictions
-
     pictures = [open_picture(p.path) for p in found]
     return predictions(pictures, [f"{p.ranked[0][0]} {p.ranked[0][1]:.2f}" for p in found], [None] * len(found), path)

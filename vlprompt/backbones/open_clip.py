@@ -112,7 +112,7 @@ def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device
     pool = getattr(text, "pool_type", getattr(text, "text_pool_type", None))
     known = blocks and words and hasattr(text, "token_embedding") and pool in ("argmax", "eos", "first", "last")
     if not known or getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False):
-        return OpaqueText(lambda texts: model.encode_text(tokenizer(texts).to(device)), width, key, device)
+        return OpaqueText(lambda texts: model.encode_text(tokenizer(texts).to(device), normalize=False), width, key, device)
     proj = text.text_projection
     project = same if proj is None else linear(proj) if isinstance(proj, nn.Linear) else lambda x: x @ proj.detach()
     return TextTower(

@@ -1,0 +1,208 @@
+"""What every method must do: one suite over all files of vlprompt/methods, on a tiny random CLIP and real digits.
+
+A method needs no entry here. SMALL holds arguments that make the paper's sizes fit the tiny CLIP; STARTS_AS_ZERO_SHOT those
+that begin as the identity and with which settings.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import images
+
+from vlprompt import methods
+from vlprompt.backbones.glyph import twin
+from vlprompt.config import grid
+from vlprompt.data.card import open_data
+from vlprompt.data.split import few_shot
+from vlprompt.evaluate import answers
+from vlprompt.methods import ZeroShot
+from vlprompt.stage import Batch, Images, Lesson, Name, generator
+from vlprompt.train import Train, fit
+
+SMALL = {"coop": {"n_ctx": 4}, "cocoop": {"n_ctx": 4, "reduction": 4}}
+STARTS_AS_ZERO_SHOT = {"coop": {"init": "a photo of a", "text": "{ctx} {name}."}, "zero_shot": {}}
+EVERY = sorted(methods.found())
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return twin()
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    data = open_data("digits")
+    return Lesson(*few_shot(data.train, data.val, 2, 1))
+
+
+def make(name, clip, **more):
+    return getattr(methods, methods.found()[name])(clip, **{**SMALL.get(name, {}), **more})
+
+
+def begun(name, clip, lesson, seed=0):
+    method = make(name, clip)
+    method.begin(lesson, generator(seed))
+    return method
+
+
+def logits(method, pixels, names, keys="x"):
+    inputs = pixels if isinstance(pixels, Images) else images(pixels, keys)
+    with torch.no_grad():
+        return method.eval()(inputs, method.prepare(names, method.fixed(names))).logits
+
+
+def trained(name, clip, lesson, seed=0, epochs=1, **options):
+    method = begun(name, clip, lesson, seed)
+    losses = [s.loss for s in fit(method, lesson, Train(epochs=epochs, batch=7, lr=0.01, warmup=0, **options), seed=seed)]
+    return method, losses
+
+
+def weights_of(tower):
+    found = [t for t in vars(tower).values() if isinstance(t, torch.Tensor)]
+    for block in tower.blocks:
+        for value in vars(block).values():
+            closure = [c.cell_contents for c in getattr(value, "__closure__", None) or ()]
+            found += [t for t in closure if isinstance(t, torch.Tensor)]
+            found += list(value.parameters()) if isinstance(value, torch.nn.Module) else []
+    return found
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_backbone_stays_as_it_is(name, clip, lesson):
+    frozen = weights_of(clip.image) + weights_of(clip.text)
+    assert len(frozen) > 60
+    before = [t.clone() for t in frozen]
+    trained(name, clip, lesson)
+    assert all(torch.equal(a, b) for a, b in zip(before, frozen, strict=True))
+    assert all(t.grad is None and not t.requires_grad for t in frozen)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_parameter_gets_a_gradient(name, clip, lesson):
+    method = begun(name, clip, lesson)
+    live = {n: p for n, p in method.named_parameters() if p.requires_grad and n not in method.dormant}
+    seen = set()
+    for batch in lesson.train.batches(10):
+        method.zero_grad()
+        terms, _ = method.terms(batch, method.fixed(batch.names))
+        total = sum(value for value, _ in terms.values())
+        if live:
+            total.backward()
+        seen |= {n for n, p in live.items() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert seen == set(live)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_state_comes_back(name, clip, lesson):
+    method, _ = trained(name, clip, lesson)
+    again = make(name, clip)
+    again.restore(lesson.train.names, copy.deepcopy(method.state_dict()))
+    x = torch.randn(5, 3, 32, 32, generator=generator("x"))
+    assert torch.equal(logits(method, x, lesson.train.names), logits(again, x, lesson.train.names))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_answer_does_not_depend_on_its_batch(name, clip, lesson):
+    method, _ = trained(name, clip, lesson)
+    x = torch.randn(6, 3, 32, 32, generator=generator("y"))
+    whole = logits(method, images(x, f"{name} whole"), lesson.train.names)
+    alone = torch.cat([logits(method, images(x[i : i + 1], f"{name} {i}"), lesson.train.names) for i in range(6)])
+    assert (whole - alone).abs().max() <= 1e-5 * whole.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_new_names_are_taken_or_refused_loudly(name, clip, lesson):
+    method, x = begun(name, clip, lesson), torch.randn(2, 3, 32, 32)
+    new = (Name("snow leopard"), Name("red panda"), Name("yak {wild}"))
+    try:
+        found = logits(method, x, new)
+    except ValueError as error:
+        assert "snow leopard" in str(error)  # noqa: PT017
+    else:
+        assert found.shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_names_choose_and_order_the_answers(name, clip, lesson):
+    method, _ = trained(name, clip, lesson)
+    x, some = torch.randn(3, 3, 32, 32), [7, 2, 5]
+    whole = logits(method, images(x, f"{name} order"), lesson.train.names)
+    part = logits(method, images(x, f"{name} order"), tuple(lesson.train.names[i] for i in some))
+    assert torch.allclose(part, whole[:, some], atol=1e-5 * float(whole.abs().max().clamp(min=1)))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_seed_gives_the_same_and_another_seed_another(name, clip, lesson):
+    first, again, other = (trained(name, clip, lesson, seed) for seed in (1, 1, 2))
+    assert first[1] == again[1]
+    same = all(torch.equal(a, b) for a, b in zip(first[0].state_dict().values(), again[0].state_dict().values(), strict=True))
+    assert same
+    if first[1]:
+        assert first[1] != other[1]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_learns(name, clip, lesson):
+    _, losses = trained(name, clip, lesson, epochs=30)
+    assert not losses or sum(losses[-3:]) < sum(losses[:3])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_bf16_is_near_fp32(name, clip, lesson):
+    full, half = (trained(name, clip, lesson, precision=p)[1] for p in ("fp32", "bf16"))
+    assert all(math.isclose(a, b, rel_tol=0.05, abs_tol=0.02) for a, b in zip(full, half, strict=True))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_micro_batches_give_the_same_gradient(name, clip, lesson):
+    whole, parts = (trained(name, clip, lesson, micro_batch=m) for m in (None, 3))
+    for a, b in zip(whole[0].parameters(), parts[0].parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(STARTS_AS_ZERO_SHOT))
+def test_identity_at_the_start(name, clip, lesson):
+    method = getattr(methods, methods.found()[name])(clip, **STARTS_AS_ZERO_SHOT[name])
+    method.begin(lesson, generator(0))
+    x = torch.randn(4, 3, 32, 32)
+    zero = ZeroShot(clip, "a photo of a {name}.")
+    assert torch.allclose(logits(method, x, lesson.train.names), logits(zero, x, lesson.train.names), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_constructor_only_stores(name, clip):
+    method = make(name, clip)
+    assert not list(method.parameters())
+    from vlprompt.runner import describe
+
+    told = describe(method)
+    assert told["name"] == name
+    for key, value in SMALL.get(name, {}).items():
+        assert told[key] == value
+
+
+@pytest.mark.parametrize("task", ["few_shot", "base_to_new"])
+@pytest.mark.parametrize("name", EVERY)
+def test_its_recipe_runs(name, task, clip, tmp_path):
+    from vlprompt.config import build_method, build_task
+    from vlprompt.runner import run
+
+    [plan] = grid([name], [1], [1], dataset="digits", task=task, backbone="glyph/random", overrides=["train.epochs=1"])
+    if name in ("linear", "nearest_mean") and task == "base_to_new":
+        with pytest.raises(ValueError, match="has no column for 'five'"):
+            run(build_method(plan["method"], clip), build_task(plan["task"]), Train(**plan["train"]), tmp_path / "run", 1)
+        return
+    result = run(build_method(plan["method"], clip), build_task(plan["task"]), Train(**plan["train"]), tmp_path / "run", 1)
+    assert result.config == plan
+    assert 0 <= next(iter(result.summary.values())) <= 100
+
+
+def test_answers_leave_the_method_as_it_was(clip, lesson):
+    method = begun("coop", clip, lesson)
+    method.train()
+    list(answers(method, lesson.train))
+    assert method.training
+    batch = next(lesson.train.batches(3))
+    assert isinstance(batch, Batch)
