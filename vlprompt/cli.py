@@ -29,6 +29,12 @@ def numbers(text: str | None, what: str) -> list[int | None]:
         raise ValueError(f"--{what} takes whole numbers with commas between them, such as 1,2,4; got {text!r}") from None
 
 
+def _names_methods(text: str) -> bool:
+    from vlprompt.methods import found
+
+    return all(part in found() or ":" in part for part in text.split(","))
+
+
 @app.command()
 def run(
     method: Annotated[Optional[str], typer.Argument(help="A method, or several with commas: coop,cocoop.")] = None,  # noqa: UP045
@@ -57,6 +63,8 @@ def run(
     words = [w for w in (words or []) if w]
     if method and "=" in method:
         method, words = None, [method, *words]
+    if config is not None and method and not _names_methods(method):
+        method, words = None, [method, *words]  # the file names the method, the argument the dataset
     plain = [w for w in words if "=" not in w]
     if len(plain) > 1:
         raise ValueError(f"one dataset at a time: got {', '.join(plain)}; settings are written key=value")

@@ -11,7 +11,7 @@ from vlprompt.stage import Images, Look
 from vlprompt.tower import Block, Map, check, everyone, find_sites, insert, walk
 
 KEPT = 2**31  # bytes of features that a tower remembers; the oldest go first
-ROWS = 1024  # token rows of one pass on a CPU
+ROWS = 512  # token rows of one pass on a CPU
 
 
 class ImageTower:

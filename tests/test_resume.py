@@ -1,0 +1,102 @@
+"""A run that is killed, again and again and at any moment, ends with the bits of one that was left alone."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+COMMAND = Path(sys.executable).parent / "vlprompt"
+SETTINGS = ["run", "coop", "digits", "--backbone", "glyph/random", "--shots", "4", "--seed", "1", "--save-every", "0.05",
+            "train.epochs=60", "train.batch=8", "task.augment=crop", "method.n_ctx=3"]  # fmt: skip
+
+
+def start(folder):
+    return subprocess.Popen([COMMAND, *SETTINGS, "--out", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def outcome(root):
+    [folder] = root.iterdir()
+    told = json.loads((folder / "result.json").read_text())
+    return load_file(folder / "prompt.safetensors"), told["scores"], told["summary"], (folder / "steps.jsonl").read_text()
+
+
+def same(a, b):
+    assert a[1:] == b[1:]
+    assert a[0].keys() == b[0].keys()
+    assert all(a[0][k].equal(b[0][k]) for k in a[0])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("undisturbed")
+    process = start(root)
+    assert process.wait(300) == 0, process.stdout.read()
+    return outcome(root)
+
+
+def killed_until_done(root, moments):
+    """Give the command, kill -9 it once training goes, again and again; then let it end. Gives how often it was killed at work."""
+    killed = 0
+    for wait in moments:
+        process, before = start(root), time.monotonic()
+        while process.poll() is None and not list(root.glob("*/last.safetensors")) and time.monotonic() - before < 60:
+            time.sleep(0.005)  # not killed before there is something to lose
+        if killed:
+            while process.poll() is None and time.monotonic() - before < 60 and not any(f.stat().st_mtime > began for f in root.glob("*/last.safetensors")):
+                time.sleep(0.005)
+        time.sleep(wait)
+        began = time.time()
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+    process = start(root)
+    assert process.wait(300) == 0, process.stdout.read()
+    return killed
+
+
+def test_killed_in_the_middle(undisturbed, tmp_path):
+    assert killed_until_done(tmp_path, [0.3, 0.1]) == 2
+    same(outcome(tmp_path), undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(undisturbed, tmp_path):
+    stream = random.Random(0)
+    assert killed_until_done(tmp_path, [stream.random() * 0.15 for _ in range(20)]) == 20
+    same(outcome(tmp_path), undisturbed)
+
+
+def test_killed_in_the_middle_of_a_write(undisturbed, tmp_path):
+    """What a process leaves that dies while it writes: a part of a temporary file beside the whole one. It is of no account."""
+    process = start(tmp_path)
+    while process.poll() is None and not list(tmp_path.glob("*/last.safetensors")):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    [last] = tmp_path.glob("*/last.safetensors")
+    (last.parent / f".last.safetensors.{process.pid}").write_bytes(last.read_bytes()[:1000])
+    with (last.parent / "steps.jsonl").open("a") as file:
+        file.write('{"stage": 0, "epo')
+    process = start(tmp_path)
+    assert process.wait(300) == 0, process.stdout.read()
+    same(outcome(tmp_path), undisturbed)
+
+
+def test_a_second_process_keeps_out(tmp_path):
+    first = start(tmp_path)
+    while first.poll() is None and not list(tmp_path.glob("*/last.safetensors")):
+        time.sleep(0.005)
+    second = start(tmp_path)
+    text = second.communicate(timeout=120)[0]
+    first.kill()
+    first.wait()
+    assert second.returncode == 2
+    assert "another process is at work in" in " ".join(text.split())
