@@ -30,7 +30,7 @@ test-all: $(BIN)/.ready
 lint: $(BIN)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(BIN)/.ready
 	$(BIN)/python tools/bench.py text

@@ -1,7 +1,7 @@
 """What every method must do: one suite over all files of vlprompt/methods, on a tiny random CLIP and real digits.
 
-A method needs no entry here. SMALL holds arguments that make the paper's sizes fit the tiny CLIP; STARTS_AS_ZERO_SHOT those
-that begin as the identity and with which settings.
+A method needs no entry here. SMALL holds arguments that make the paper's sizes fit the tiny CLIP; STARTS_AS_ZERO_SHOT
+those that begin as the identity and with which settings.
 """
 
 import copy
@@ -55,7 +55,9 @@ def logits(method, pixels, names, keys="x"):
 
 def trained(name, clip, lesson, seed=0, epochs=1, **options):
     method = begun(name, clip, lesson, seed)
-    losses = [s.loss for s in fit(method, lesson, Train(epochs=epochs, batch=7, lr=0.01, warmup=0, **options), seed=seed)]
+    losses = [
+        s.loss for s in fit(method, lesson, Train(epochs=epochs, batch=7, lr=0.01, warmup=0, **options), seed=seed)
+    ]
     return method, losses
 
 
@@ -137,7 +139,9 @@ def test_names_choose_and_order_the_answers(name, clip, lesson):
 def test_a_seed_gives_the_same_and_another_seed_another(name, clip, lesson):
     first, again, other = (trained(name, clip, lesson, seed) for seed in (1, 1, 2))
     assert first[1] == again[1]
-    same = all(torch.equal(a, b) for a, b in zip(first[0].state_dict().values(), again[0].state_dict().values(), strict=True))
+    same = all(
+        torch.equal(a, b) for a, b in zip(first[0].state_dict().values(), again[0].state_dict().values(), strict=True)
+    )
     assert same
     if first[1]:
         assert first[1] != other[1]
@@ -192,9 +196,17 @@ def test_its_recipe_runs(name, task, clip, tmp_path):
     [plan] = grid([name], [1], [1], dataset="digits", task=task, backbone="glyph/random", overrides=["train.epochs=1"])
     if name in ("linear", "nearest_mean") and task == "base_to_new":
         with pytest.raises(ValueError, match="has no column for 'five'"):
-            run(build_method(plan["method"], clip), build_task(plan["task"]), Train(**plan["train"]), tmp_path / "run", 1)
+            run(
+                build_method(plan["method"], clip),
+                build_task(plan["task"]),
+                Train(**plan["train"]),
+                tmp_path / "run",
+                1,
+            )
         return
-    result = run(build_method(plan["method"], clip), build_task(plan["task"]), Train(**plan["train"]), tmp_path / "run", 1)
+    result = run(
+        build_method(plan["method"], clip), build_task(plan["task"]), Train(**plan["train"]), tmp_path / "run", 1
+    )
     assert result.config == plan
     assert 0 <= next(iter(result.summary.values())) <= 100
 

@@ -38,7 +38,9 @@ def golden_clip():
 
     told, weights = golden("clip-tiny")
     config = told["open_clip_config"]
-    model = CLIP(config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"]), quick_gelu=True)
+    model = CLIP(
+        config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"]), quick_gelu=True
+    )
     model.load_state_dict(weights, strict=True)
     return wrap(model, open_clip.tokenizer.SimpleTokenizer(), "golden")
 

@@ -53,7 +53,12 @@ def test_run_and_what_comes_after(type_in, tmp_path):
     assert code == 0
     assert "few_shot on digits" in text
     rows = json.loads((tmp_path / "t.json").read_text())
-    assert [(r["method"], r["shots"], r["n"]) for r in rows] == [("zero_shot", 1, 2), ("zero_shot", 2, 2), ("coop", 1, 2), ("coop", 2, 2)]
+    assert [(r["method"], r["shots"], r["n"]) for r in rows] == [
+        ("zero_shot", 1, 2),
+        ("zero_shot", 2, 2),
+        ("coop", 1, 2),
+        ("coop", 2, 2),
+    ]
     results = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("coop-digits-1shot-*/result.json")]
     scores = [r["summary"]["accuracy"] for r in results]
     assert rows[2]["accuracy"] == pytest.approx(sum(scores) / 2)
@@ -85,7 +90,9 @@ def test_base_to_new(type_in, tmp_path):
 
 
 def test_yaml_and_overrides(type_in, tmp_path):
-    (tmp_path / "mine.yaml").write_text("backbone: glyph/random\nmethod: {name: coop, n_ctx: 3}\ntask: {dataset: digits, shots: 1}\ntrain: {epochs: 1}\nseed: 7\n")
+    (tmp_path / "mine.yaml").write_text(
+        "backbone: glyph/random\nmethod: {name: coop, n_ctx: 3}\ntask: {dataset: digits, shots: 1}\ntrain: {epochs: 1}\nseed: 7\n"
+    )
     assert type_in("run", "-c", "mine.yaml", "method.n_ctx=2", "method.text={name} {ctx}.")[0] == 0
     [folder] = (tmp_path / "runs").iterdir()
     told = yaml.safe_load((folder / "config.yaml").read_text())
@@ -95,11 +102,13 @@ def test_yaml_and_overrides(type_in, tmp_path):
 
 def test_a_strangers_method(type_in, tmp_path, monkeypatch):
     (tmp_path / "stranger_one.py").write_text(
-        "from vlprompt.methods import CoOp\n\n\nclass Mine(CoOp):\n    pass\n"
+        "from vlprompt.methods import CoOp\n\n\nclass Mine(CoOp):\n    def __init__(self, clip, n_ctx: int = 2):\n        super().__init__(clip, n_ctx)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert type_in("run", "stranger_one:Mine", "digits", "--shots", "1", *QUICK, "method.n_ctx=3")[0] == 0
-    assert type_in("run", "stranger_one:Yours", "digits", *QUICK)[1].startswith("error: there is no method 'stranger_one:Yours'")
+    assert type_in("run", "stranger_one:Yours", "digits", *QUICK)[1].startswith(
+        "error: there is no method 'stranger_one:Yours'"
+    )
 
 
 def test_an_image_folder(type_in, tmp_path, pictures):
@@ -120,7 +129,9 @@ def test_predict(type_in, tmp_path, learned, pictures):
     assert "00.jpg: " in text
     found = json.loads(type_in("predict", learned, *files, "--json")[2])
     assert [Path(f["image"]).name for f in found] == ["00.jpg", "01.jpg"]
-    assert {c["name"] for c in found[0]["classes"]} == set("zero one two three four five six seven eight nine".split())
+    assert {c["name"] for c in found[0]["classes"]} == set(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    )
     assert sum(c["probability"] for c in found[0]["classes"]) == pytest.approx(1, abs=1e-4)
     table = list(csv.DictReader(io.StringIO(type_in("predict", learned, *files, "--csv")[2])))
     assert len(table) == 20
@@ -141,7 +152,9 @@ def test_eval_draws_test_images(type_in, tmp_path, learned):
 def test_list(type_in, what):
     code, text, _ = type_in("list", what)
     assert code == 0
-    assert {"methods": "cocoop", "tasks": "base_to_new", "datasets": "glyphs", "backbones": "open_clip:NAME/TAG"}[what] in text
+    assert {"methods": "cocoop", "tasks": "base_to_new", "datasets": "glyphs", "backbones": "open_clip:NAME/TAG"}[
+        what
+    ] in text
 
 
 def test_show(type_in):
@@ -154,7 +167,9 @@ def test_show(type_in):
 @pytest.mark.parametrize("command", [[], ["run"], ["table"], ["plot"], ["show"], ["list"], ["eval"], ["predict"]])
 def test_help(command):
     began = time.monotonic()
-    done = subprocess.run([COMMAND, *command, "--help"], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"})
+    done = subprocess.run(
+        [COMMAND, *command, "--help"], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"}
+    )
     assert "Usage:" in done.stdout
     assert time.monotonic() - began < 10  # torch alone would take longer on a busy machine; tools/bench.py measures it
 
@@ -164,21 +179,62 @@ BAD = {
     "dataset": (["run", "coop", "digitz"], "error: there is no dataset 'digitz'", "did you mean 'digits'?"),
     "no dataset": (["run", "coop"], "the command line: task.dataset: field required; got nothing"),
     "task": (["run", "coop", "digits", "--task", "fewshot"], "there is no task 'fewshot'; did you mean 'few_shot'?"),
-    "backbone": (["run", "coop", "digits", "--backbone", "glyphs"], "there is no backbone 'glyphs'; did you mean 'glyph'?"),
-    "open_clip name": (["run", "coop", "digits", "--backbone", "open_clip:ViT-B-61/openai"], "open_clip has no model 'ViT-B-61'; did you mean 'ViT-B-16'?"),
-    "open_clip tag": (["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16/opnai"], "has no weights 'opnai' for ViT-B-16; did you mean 'openai'?"),
-    "no tag": (["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16"], "names no weights: write open_clip:ViT-B-16/TAG"),
-    "checkpoint": (["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16@no.pt"], "there is no checkpoint file 'no.pt' for ViT-B-16"),
-    "key": (["run", "coop", "digits", "method.nctx=4"], "the option 'method.nctx=4': unknown key 'method.nctx'; did you mean 'n_ctx'?"),
-    "section": (["run", "coop", "digits", "metod.n_ctx=4"], "the option 'metod.n_ctx=4': unknown key 'metod'; did you mean 'method'?"),
+    "backbone": (
+        ["run", "coop", "digits", "--backbone", "glyphs"],
+        "there is no backbone 'glyphs'; did you mean 'glyph'?",
+    ),
+    "open_clip name": (
+        ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-61/openai"],
+        "open_clip has no model 'ViT-B-61'; did you mean 'ViT-B-16'?",
+    ),
+    "open_clip tag": (
+        ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16/opnai"],
+        "has no weights 'opnai' for ViT-B-16; did you mean 'openai'?",
+    ),
+    "no tag": (
+        ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16"],
+        "names no weights: write open_clip:ViT-B-16/TAG",
+    ),
+    "checkpoint": (
+        ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16@no.pt"],
+        "there is no checkpoint file 'no.pt' for ViT-B-16",
+    ),
+    "key": (
+        ["run", "coop", "digits", "method.nctx=4"],
+        "the option 'method.nctx=4': unknown key 'method.nctx'; did you mean 'n_ctx'?",
+    ),
+    "section": (
+        ["run", "coop", "digits", "metod.n_ctx=4"],
+        "the option 'metod.n_ctx=4': unknown key 'metod'; did you mean 'method'?",
+    ),
     "train key": (["run", "coop", "digits", "train.epoch=4"], "unknown key 'train.epoch'; did you mean 'epochs'?"),
-    "type": (["run", "coop", "digits", "train.lr=fast"], "the option 'train.lr=fast': train.lr: input should be a valid number", "got 'fast'"),
-    "choice": (["run", "coop", "digits", "train.optimizer=lion"], "train.optimizer: input should be 'sgd', 'adam' or 'adamw'; got 'lion'"),
+    "type": (
+        ["run", "coop", "digits", "train.lr=fast"],
+        "the option 'train.lr=fast': train.lr: input should be a valid number",
+        "got 'fast'",
+    ),
+    "choice": (
+        ["run", "coop", "digits", "train.optimizer=lion"],
+        "train.optimizer: input should be 'sgd', 'adam' or 'adamw'; got 'lion'",
+    ),
     "shots": (["run", "coop", "digits", "--shots", "many"], "--shots takes whole numbers with commas between them"),
-    "n_ctx": (["run", "coop", "digits", *QUICK, "method.n_ctx=60"], "but the context has 40: use at most", "prompt tokens (n_ctx)"),
-    "init": (["run", "coop", "digits", *QUICK, "method.n_ctx=3", "method.init=a photo of a"], "'a photo of a' are 4 tokens, but n_ctx is 3"),
-    "template": (["run", "zero_shot", "digits", *QUICK, "method.template=a digit"], "the template 'a digit' has no place for the class"),
-    "pixels have no text": (["run", "coop", "digits", "--backbone", "pixels"], "the text tower of pixels:8 is used as it is"),
+    "n_ctx": (
+        ["run", "coop", "digits", *QUICK, "method.n_ctx=60"],
+        "but the context has 40: use at most",
+        "prompt tokens (n_ctx)",
+    ),
+    "init": (
+        ["run", "coop", "digits", *QUICK, "method.n_ctx=3", "method.init=a photo of a"],
+        "'a photo of a' are 4 tokens, but n_ctx is 3",
+    ),
+    "template": (
+        ["run", "zero_shot", "digits", *QUICK, "method.template=a digit"],
+        "the template 'a digit' has no place for the class",
+    ),
+    "pixels have no text": (
+        ["run", "coop", "digits", "--backbone", "pixels"],
+        "the text tower of pixels:8 is used as it is",
+    ),
     "runs": (["table", "nowhere"], "there is no folder 'nowhere'"),
     "list": (["list", "method"], "there is no list of 'method'; did you mean 'methods'?"),
     "show": (["show", "coocop"], "there is no method 'coocop'; did you mean 'cocoop'?"),
@@ -236,10 +292,20 @@ def test_local_checkpoints_are_loaded(type_in, tmp_path, pictures):
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pt")
     for file in ("w.safetensors", "w.pt"):
-        assert type_in("run", "zero_shot", pictures, "--backbone", f"open_clip:tiny-test@{file}", "--out", f"runs-{file}")[0] == 0
-    results = [json.loads(next(tmp_path.glob(f"runs-{file}/*/result.json")).read_text()) for file in ("w.safetensors", "w.pt")]
+        assert (
+            type_in("run", "zero_shot", pictures, "--backbone", f"open_clip:tiny-test@{file}", "--out", f"runs-{file}")[
+                0
+            ]
+            == 0
+        )
+    results = [
+        json.loads(next(tmp_path.glob(f"runs-{file}/*/result.json")).read_text()) for file in ("w.safetensors", "w.pt")
+    ]
     assert results[0]["summary"] == results[1]["summary"]
-    assert results[0]["protocol"]["backbone_key"].partition("#")[2] == results[1]["protocol"]["backbone_key"].partition("#")[2]
+    assert (
+        results[0]["protocol"]["backbone_key"].partition("#")[2]
+        == results[1]["protocol"]["backbone_key"].partition("#")[2]
+    )
     code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:ViT-B-16@w.safetensors")
     assert code == 2
     assert "'w.safetensors' is not a checkpoint of ViT-B-16" in text

@@ -24,7 +24,11 @@ PUBLISHED = json.loads((Path(__file__).parent / "fewshot.json").read_text())
 
 def of_labels(runs):
     labels = tuple(chain.from_iterable([label] * n for label, n in runs))
-    return Split(tuple(Item(str(i), lambda look, view: torch.zeros(0)) for i in range(len(labels))), labels, tuple(map(str, range(max(labels) + 1))))
+    return Split(
+        tuple(Item(str(i), lambda look, view: torch.zeros(0)) for i in range(len(labels))),
+        labels,
+        tuple(map(str, range(max(labels) + 1))),
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -33,7 +37,9 @@ def test_shots_are_those_of_the_literature_bit_for_bit(name):
     for case, expected in PUBLISHED[name]["hashes"].items():
         shots, seed = map(int, case.split("-"))
         drawn = few_shot(train, val, shots, seed)
-        told = {part: [int(item.key) for item in split.items] for part, split in zip(("train", "val"), drawn, strict=True)}
+        told = {
+            part: [int(item.key) for item in split.items] for part, split in zip(("train", "val"), drawn, strict=True)
+        }
         assert hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16] == expected, (case, name)
 
 
@@ -106,10 +112,19 @@ def test_a_look_is_what_the_literature_does(pictures):
     from torchvision import transforms as T
 
     picture = Image.open(pictures / "china" / "00.jpg")
-    theirs = T.Compose([T.Resize(64, T.InterpolationMode.BICUBIC), T.CenterCrop(64), T.ToTensor(), T.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))])
+    theirs = T.Compose(
+        [
+            T.Resize(64, T.InterpolationMode.BICUBIC),
+            T.CenterCrop(64),
+            T.ToTensor(),
+            T.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)),
+        ]
+    )
     assert torch.allclose(pixels(picture, Look((64, 64), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))), theirs(picture), atol=1e-6)
     squashed = pixels(picture, Look((64, 64), resize="squash"))
-    assert torch.allclose(squashed, T.Compose([T.Resize((64, 64), T.InterpolationMode.BICUBIC), T.ToTensor()])(picture), atol=1e-6)
+    assert torch.allclose(
+        squashed, T.Compose([T.Resize((64, 64), T.InterpolationMode.BICUBIC), T.ToTensor()])(picture), atol=1e-6
+    )
 
 
 def test_random_crops_cover_what_they_should():

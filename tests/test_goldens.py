@@ -30,7 +30,17 @@ def answer(method, batch):
 
 
 @pytest.mark.parametrize(
-    "case", ["coop-end", "coop-middle", "coop-front", "coop-csc-end", "coop-csc-middle", "coop-ctxinit", "cocoop-random", "cocoop-ctxinit"]
+    "case",
+    [
+        "coop-end",
+        "coop-middle",
+        "coop-front",
+        "coop-csc-end",
+        "coop-csc-middle",
+        "coop-ctxinit",
+        "cocoop-random",
+        "cocoop-ctxinit",
+    ],
 )
 def test_the_authors_numbers(golden_clip, case):
     told, arrays = golden(case)

@@ -1,4 +1,7 @@
-"""Imports go down the layers of DESIGN: prompt, stage < attention < tower < shared < backbones | readers ... < config < cli."""
+"""Imports go down the layers of DESIGN: prompt, stage < attention < tower < shared < backbones | readers ...
+
+< config < cli.
+"""
 
 import ast
 from pathlib import Path
@@ -63,7 +66,11 @@ def test_only_adapters_know_the_libraries_of_models():
 
 
 def test_the_command_line_starts_without_torch():
-    for path in (ROOT / "vlprompt" / "cli.py", ROOT / "vlprompt" / "__init__.py", ROOT / "vlprompt" / "backbones" / "__init__.py"):
+    for path in (
+        ROOT / "vlprompt" / "cli.py",
+        ROOT / "vlprompt" / "__init__.py",
+        ROOT / "vlprompt" / "backbones" / "__init__.py",
+    ):
         assert not {"torch", "numpy", "matplotlib", "pydantic", "omegaconf"} & set(top_level(path)), path
 
 
@@ -75,7 +82,9 @@ def test_sizes_of_the_house():
 
 def test_a_method_file_has_one_public_class():
     for path in (ROOT / "vlprompt" / "methods").glob("[!_]*.py"):
-        classes = [n.name for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
+        classes = [
+            n.name for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.ClassDef) and n.name[0] != "_"
+        ]
         assert len(classes) == 1
         assert classes[0].lower() == path.stem.replace("_", ""), path
         head = ast.get_docstring(ast.parse(path.read_text("utf-8")))

@@ -18,13 +18,20 @@ SETTINGS = ["run", "coop", "digits", "--backbone", "glyph/random", "--shots", "4
 
 
 def start(folder):
-    return subprocess.Popen([COMMAND, *SETTINGS, "--out", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [COMMAND, *SETTINGS, "--out", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def outcome(root):
     [folder] = root.iterdir()
     told = json.loads((folder / "result.json").read_text())
-    return load_file(folder / "prompt.safetensors"), told["scores"], told["summary"], (folder / "steps.jsonl").read_text()
+    return (
+        load_file(folder / "prompt.safetensors"),
+        told["scores"],
+        told["summary"],
+        (folder / "steps.jsonl").read_text(),
+    )
 
 
 def same(a, b):
@@ -42,14 +49,21 @@ def undisturbed(tmp_path_factory):
 
 
 def killed_until_done(root, moments):
-    """Give the command, kill -9 it once training goes, again and again; then let it end. Gives how often it was killed at work."""
+    """Give the command, kill -9 it once training goes, again and again; then let it end.
+
+    Gives how often it was killed at work.
+    """
     killed = 0
     for wait in moments:
         process, before = start(root), time.monotonic()
         while process.poll() is None and not list(root.glob("*/last.safetensors")) and time.monotonic() - before < 60:
             time.sleep(0.005)  # not killed before there is something to lose
         if killed:
-            while process.poll() is None and time.monotonic() - before < 60 and not any(f.stat().st_mtime > began for f in root.glob("*/last.safetensors")):
+            while (
+                process.poll() is None
+                and time.monotonic() - before < 60
+                and not any(f.stat().st_mtime > began for f in root.glob("*/last.safetensors"))
+            ):
                 time.sleep(0.005)
         time.sleep(wait)
         began = time.time()
@@ -75,7 +89,10 @@ def test_killed_at_twenty_random_moments(undisturbed, tmp_path):
 
 
 def test_killed_in_the_middle_of_a_write(undisturbed, tmp_path):
-    """What a process leaves that dies while it writes: a part of a temporary file beside the whole one. It is of no account."""
+    """What a process leaves that dies while it writes: a part of a temporary file beside the whole one.
+
+    It is of no account.
+    """
     process = start(tmp_path)
     while process.poll() is None and not list(tmp_path.glob("*/last.safetensors")):
         time.sleep(0.005)

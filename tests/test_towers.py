@@ -66,7 +66,9 @@ def test_the_walk_is_open_clips_forward(name):
              clip.scale * model.encode_image(pixels, normalize=True) @ clip.text(TEXTS)[0].div(clip.text(TEXTS)[0].norm(dim=-1, keepdim=True)).T)  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{}, SIGLIP, {"no_causal_mask": True, "pool_type": "first"}], ids=["causal", "siglip", "first"])
+@pytest.mark.parametrize(
+    "changes", [{}, SIGLIP, {"no_causal_mask": True, "pool_type": "first"}], ids=["causal", "siglip", "first"]
+)
 def test_text_towers_apart_from_the_model(changes):
     model, tokenizer = library({"text_cfg": changes}, CustomTextCLIP)
     clip = wrap(model, tokenizer, "x")
@@ -75,7 +77,9 @@ def test_text_towers_apart_from_the_model(changes):
     ctx = torch.randn(2, 4, clip.text.dim, requires_grad=True)
     found = clip.text(TEXTS, Prompt(tokens={0: ctx}))
     assert found.shape == (2, len(TEXTS), 64)
-    words = clip.text.table[torch.tensor(clip.text.words.encode("a photo of a"))][None]  # soft tokens that are words are those words
+    words = clip.text.table[torch.tensor(clip.text.words.encode("a photo of a"))][
+        None
+    ]  # soft tokens that are words are those words
     near(clip.text(["{4} dog."], Prompt(tokens={0: words})).detach(), clip.text(["a photo of a dog."]).detach())
 
 
@@ -83,10 +87,12 @@ def test_a_tokenizer_of_hugging_face(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"a photo of dog cat the".split()]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *["a", "photo", "of", "dog", "cat", "the"]]
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
     tokenizer = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=40)
     model, _ = library({"text_cfg": {"no_causal_mask": True, "pool_type": "first"}}, CustomTextCLIP)
@@ -99,9 +105,20 @@ def test_a_tokenizer_of_hugging_face(tmp_path):
 def opaque_models():
     resnet = {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}}
     yield "resnet", library(resnet)
-    timm = {"vision_cfg": {"timm_model_name": "resnet10t", "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}}
+    timm = {
+        "vision_cfg": {
+            "timm_model_name": "resnet10t",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": 64,
+        }
+    }
     yield "timm", library(timm)
-    yield "attention pool", library({"vision_cfg": {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}})
+    yield (
+        "attention pool",
+        library({"vision_cfg": {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}}),
+    )
     yield "norm of queries", library({"vision_cfg": {"qk_norm": True}})
 
 
@@ -113,7 +130,10 @@ def test_other_image_towers_are_used_as_they_are(name):
     with torch.no_grad():
         found = model.encode_image(pixels)
         near(clip.image(images(pixels, name)), found[0] if isinstance(found, tuple) else found)
-    for refused in (lambda: clip.image(images(pixels), Prompt(tokens={0: torch.zeros(1, 2, 64)})), lambda: clip.image.sites("q")):
+    for refused in (
+        lambda: clip.image(images(pixels), Prompt(tokens={0: torch.zeros(1, 2, 64)})),
+        lambda: clip.image.sites("q"),
+    ):
         with pytest.raises(ValueError, match="open_clip:RN50/x has no blocks that vlprompt can walk.*use a ViT"):
             refused()
     ctx = torch.randn(1, 3, clip.text.dim, requires_grad=True)
@@ -123,7 +143,10 @@ def test_other_image_towers_are_used_as_they_are(name):
 
 def test_a_text_tower_that_takes_no_tokens_says_so():
     torch.manual_seed(0)
-    model = CoCa(**config({"text_cfg": {"embed_cls": True}}), multimodal_cfg={"width": 64, "heads": 4, "layers": 1, "context_length": 40}).eval()
+    model = CoCa(
+        **config({"text_cfg": {"embed_cls": True}}),
+        multimodal_cfg={"width": 64, "heads": 4, "layers": 1, "context_length": 40},
+    ).eval()
     tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=39)
     clip = wrap(model, tokenizer, "open_clip:coca/x")
     with torch.no_grad():
@@ -149,7 +172,10 @@ def written_out(model, pixels, tokens=None, beside=None, prefix=None):
             inside = t.shape[1]
         x = v.ln_pre(x) if i == 0 else x
         y = block.ln_1(x)
-        q, k, w = ((y @ a.T + b) for a, b in zip(block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=True))
+        q, k, w = (
+            (y @ a.T + b)
+            for a, b in zip(block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=True)
+        )
         q = beside[f"{i}/q"](y, q) if f"{i}/q" in beside else q
         q, k, w = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in (q, k, w))
         if i in prefix:
@@ -196,11 +222,19 @@ def test_prompts_in_an_image_tower(double, case, each):
     rows, v = written_out(model, pixels, tokens, beside, prefix)
     near(found, rows[:, 0] @ v.proj, 1e-12)
     direction = torch.randn_like(found)
-    for a, b in zip(torch.autograd.grad((found * direction).sum(), leaves), torch.autograd.grad((rows[:, 0] @ v.proj * direction).sum(), leaves), strict=True):
+    for a, b in zip(
+        torch.autograd.grad((found * direction).sum(), leaves),
+        torch.autograd.grad((rows[:, 0] @ v.proj * direction).sum(), leaves),
+        strict=True,
+    ):
         near(a, b, 1e-11)
     if layers:
         near(clip.image(images(pixels), prompt, read="prompts"), rows[:, 1:4], 1e-12)
-    near(clip.image(images(pixels), prompt, read="tokens"), rows[:, 1 + 3 * bool(layers) :] if layers else rows[:, 1:], 1e-12)
+    near(
+        clip.image(images(pixels), prompt, read="tokens"),
+        rows[:, 1 + 3 * bool(layers) :] if layers else rows[:, 1:],
+        1e-12,
+    )
 
 
 def test_prompt_rows_do_not_count_in_an_average():
@@ -229,7 +263,18 @@ def test_a_part_that_mixes_rows_sees_all_of_them(double):
 
 # --- the shared prefix of the text tower against every text by itself ---
 
-NAMES = ["cat", "golden retriever", "forget-me-not", "Boeing 737-200", "Queen Anne's lace", "a", "U.S. dollar", "dog", "ox", "C++"]
+NAMES = [
+    "cat",
+    "golden retriever",
+    "forget-me-not",
+    "Boeing 737-200",
+    "Queen Anne's lace",
+    "a",
+    "U.S. dollar",
+    "dog",
+    "ox",
+    "C++",
+]
 TEMPLATES = ["{ctx} {name}.", "{ctx} {name} {ctx}.", "{name} {ctx}.", "{ctx} of a {name}.", "a {name} {ctx} b"]
 
 
@@ -279,8 +324,14 @@ def test_a_prefix_of_words_is_run_once(double):
         seen.append(given.shape[1])
         return made
 
-    clip.text([f"a photo of the {n}." for n in ("dog", "cat", "golden retriever")], Prompt(beside={"0/up": count, "2/up": count}))
-    assert seen == [5 + 3 + 3 + 4, 3]  # start and four words once, then each name with "." and the end; the last block: ends only
+    clip.text(
+        [f"a photo of the {n}." for n in ("dog", "cat", "golden retriever")],
+        Prompt(beside={"0/up": count, "2/up": count}),
+    )
+    assert seen == [
+        5 + 3 + 3 + 4,
+        3,
+    ]  # start and four words once, then each name with "." and the end; the last block: ends only
 
 
 # --- features are looked up ---
@@ -330,7 +381,9 @@ def test_prompts_that_do_not_fit(tiny, prompt, message):
 
 def test_texts_that_do_not_fit(tiny):
     t = torch.zeros(1, 38, 48)
-    with pytest.raises(ValueError, match=r"fills 42 places, but the context has 40: use at most 36 prompt tokens \(n_ctx\)"):
+    with pytest.raises(
+        ValueError, match=r"fills 42 places, but the context has 40: use at most 36 prompt tokens \(n_ctx\)"
+    ):
         tiny.text(["big dog"], Prompt(tokens={0: t}))
     with pytest.raises(ValueError, match="has 3 holes for prompt tokens, but the prompt has 4"):
         tiny.text(["{3} dog"], Prompt(tokens={0: torch.zeros(1, 4, 48)}))

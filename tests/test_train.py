@@ -43,7 +43,10 @@ def test_learning_rates_per_iteration():
         assert math.isclose(rate(train, step // 10, step, 10), optimizer.param_groups[0]["lr"], rel_tol=1e-9)
         optimizer.step()
         cosine.step()
-    rising = [rate(Train(lr=1.0, warmup=4, warmup_kind="linear", warmup_lr=0.0, schedule="constant"), e, e, 1) for e in range(6)]
+    rising = [
+        rate(Train(lr=1.0, warmup=4, warmup_kind="linear", warmup_lr=0.0, schedule="constant"), e, e, 1)
+        for e in range(6)
+    ]
     assert rising == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
 
@@ -125,7 +128,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tiny, tmp
             return ({"ce": (terms["ce"][0] * float("nan"), 1.0)} if batch.step == 7 else terms), out
 
     task, train = FewShot("digits", shots=1), Train(epochs=20, lr=0.01)
-    with pytest.raises(NotFinite, match=r"the ce is not finite at step 8 \(epoch 7, learning rate 0.00\d+.*train.clip=1"):
+    with pytest.raises(
+        NotFinite, match=r"the ce is not finite at step 8 \(epoch 7, learning rate 0.00\d+.*train.clip=1"
+    ):
         run(Bad(tiny, 4), task, train, tmp_path / "bad", save_every=1e9)
     from vlprompt.results.folder import Folder
 
@@ -137,7 +142,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tiny, tmp
 
 def test_the_folder_of_a_run(tiny, tmp_path):
     result = run(CoOp(tiny, 4), FewShot("digits", shots=1), Train(epochs=3), tmp_path / "one")
-    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == ["config.yaml", "prompt.safetensors", "result.json", "steps.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
+        "config.yaml",
+        "prompt.safetensors",
+        "result.json",
+        "steps.jsonl",
+    ]
     told = json.loads((tmp_path / "one" / "result.json").read_text())
     assert told["summary"] == result.summary
     assert told["cost"]["trained_parameters"] == 4 * 48

@@ -1,29 +1,52 @@
 """Speed and memory against the written-out form, in one process: tools/bench.py text [--device cuda] [--threads 1].
 
-The written-out form is what the authors of CoOp and CoCoOp run: every class's 77 tokens through open_clip's own text transformer.
-Both make the same step: forward, cross-entropy with given image features, backward to the prompt, SGD. Times are medians of
-alternating runs; on a CPU they are processor seconds. Memory is measured in a fresh process, above the model alone. The share is
-the rate of the floating-point operations that the fast form really makes, over the rate of one large matrix product beside it.
+The written-out form is what the authors of CoOp and CoCoOp run: every class's 77 tokens through open_clip's own text
+transformer. Both make the same step: forward, cross-entropy with given image features, backward to the prompt, SGD.
+Times are medians of alternating runs; on a CPU they are processor seconds. Memory is measured in a fresh process, above
+the model alone. The share is the rate of the floating-point operations that the fast form really makes, over the rate
+of one large matrix product beside it.
 """
 
-import argparse
-import json
-import os
-import resource
-import statistics
-import subprocess
-import sys
-import time
-
 import torch
-import torch.nn.functional as F
 
 import vlprompt
 from vlprompt.methods import CoCoOp, CoOp
 from vlprompt.stage import Batch, Images, Lesson, Split, generator
 
-WORDS = "apple aquarium baby bear bicycle bottle bridge camel castle chair cloud crab dolphin elephant forest fox girl house lamp lion".split()
-TWO = "sweet pepper, maple tree, pickup truck, lawn mower, aquarium fish, oak tree, palm tree, pine tree, willow tree, streetcar".split(", ")
+WORDS = [
+    "apple",
+    "aquarium",
+    "baby",
+    "bear",
+    "bicycle",
+    "bottle",
+    "bridge",
+    "camel",
+    "castle",
+    "chair",
+    "cloud",
+    "crab",
+    "dolphin",
+    "elephant",
+    "forest",
+    "fox",
+    "girl",
+    "house",
+    "lamp",
+    "lion",
+]
+TWO = [
+    "sweet pepper",
+    "maple tree",
+    "pickup truck",
+    "lawn mower",
+    "aquarium fish",
+    "oak tree",
+    "palm tree",
+    "pine tree",
+    "willow tree",
+    "streetcar",
+]
 CASES = {  # name -> method, its arguments, classes, images a step, passes of the text tower a step
     "coop-100": (CoOp, {"n_ctx": 16}, 100, 32),
     "coop-middle-100": (CoOp, {"n_ctx": 16, "text": "{ctx} {name} {ctx}."}, 100, 32),
@@ -37,7 +60,10 @@ CASES = {  # name -> method, its arguments, classes, images a step, passes of th
 def names(n):
     """n class names, mostly of one token, as CIFAR-100's are; ValueError would follow if two were equal ids."""
     base = [*WORDS, *TWO]
-    return tuple(f"{base[i % len(base)]}{' ' + base[(7 * i) % len(base)] if i >= len(base) and i % 5 == 0 else ''}" for i in range(n))
+    return tuple(
+        f"{base[i % len(base)]}{' ' + base[(7 * i) % len(base)] if i >= len(base) and i % 5 == 0 else ''}"
+        for i in range(n)
+    )
 
 
 def setting(case, device, dtype):

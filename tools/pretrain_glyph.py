@@ -28,7 +28,29 @@ CONFIG = {
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 128, "layers": 6, "head_width": 32, "mlp_ratio": 2.0},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 4, "mlp_ratio": 2.0},
 }
-EXTRA = "style domain word handwriting printed background photo sketch painting clipart real 0 1 2 3 4 5 6 7 8 9".split()
+EXTRA = [
+    "style",
+    "domain",
+    "word",
+    "handwriting",
+    "printed",
+    "background",
+    "photo",
+    "sketch",
+    "painting",
+    "clipart",
+    "real",
+    "0",
+    "1",
+    "2",
+    "3",
+    "4",
+    "5",
+    "6",
+    "7",
+    "8",
+    "9",
+]
 
 
 class Words:
@@ -70,7 +92,10 @@ def encode_image(model, pixels):
 
 def batch(glyphs, rng, size, detail, wordy):
     looks = [glyphs.look() for _ in range(size)]
-    told = [caption(look, rng, detail) if rng.random() < wordy else (simple(look["kind"]), {"kind": look["kind"]}) for look in looks]
+    told = [
+        caption(look, rng, detail) if rng.random() < wordy else (simple(look["kind"]), {"kind": look["kind"]})
+        for look in looks
+    ]
     fits = torch.tensor([[all(look[a] == v for a, v in says.items()) for _, says in told] for look in looks])
     return glyphs.draw(looks), [text for text, _ in told], fits
 
@@ -96,7 +121,11 @@ def watch(model, spare, words, x, labels):
 
 def pack(model, words, args, found, path):
     """Half precision; of the vocabulary only the rows that were trained, with their ids."""
-    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if k not in ("attn_mask", "token_embedding.weight")}
+    state = {
+        k: v.half().contiguous()
+        for k, v in model.state_dict().items()
+        if k not in ("attn_mask", "token_embedding.weight")
+    }
     state["logit_scale"] = model.logit_scale.detach().float()
     state["token_embedding.rows"] = model.token_embedding.weight.detach().half()
     state["token_embedding.ids"] = torch.tensor(words.ids, dtype=torch.int32)
@@ -146,7 +175,11 @@ def main():
             model.logit_scale.clamp_(0, math.log(100))
         if step % 200 == 199:
             spent, hit = time.process_time() - began, logits.argmax(1).eq(labels).float().mean()
-            print(f"step {step + 1} {spent:.0f} s loss {loss:.3f} batch {hit:.2f}", watch(model, spare, words, *real), flush=True)
+            print(
+                f"step {step + 1} {spent:.0f} s loss {loss:.3f} batch {hit:.2f}",
+                watch(model, spare, words, *real),
+                flush=True,
+            )
     pack(model, words, args, watch(model, spare, words, *real), args.out)
 
 

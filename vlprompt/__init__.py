@@ -1,8 +1,8 @@
 """vlprompt: prompt learning on frozen vision-language models.
 
-    clip = vlprompt.load("glyph")
-    task = vlprompt.tasks.FewShot("digits", shots=16, seed=1)
-    print(vlprompt.run(vlprompt.methods.CoOp(clip), task).summary)
+clip = vlprompt.load("glyph")
+task = vlprompt.tasks.FewShot("digits", shots=16, seed=1)
+print(vlprompt.run(vlprompt.methods.CoOp(clip), task).summary)
 """
 
 from importlib import import_module

@@ -29,8 +29,13 @@ def take(x: Tensor, rows: Tensor | None) -> Tensor:
     return x[:, rows] if rows.ndim == 1 else torch.take_along_dim(x, rows[..., None], 1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, first: KV | None = None, causal: bool = False, rows: Tensor | None = None) -> Tensor:
-    """q (B, H, r, Dh) are the rows `rows` of N queries; k and v (B, H, N, Dh); everyone sees all of `first`. -> (B, H, r, Dh)."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, first: KV | None = None, causal: bool = False, rows: Tensor | None = None
+) -> Tensor:
+    """q (B, H, r, Dh) are the rows `rows` of N queries; k and v (B, H, N, Dh); everyone sees all of `first`.
+
+    -> (B, H, r, Dh).
+    """
     n, mask = k.shape[2], None
     k, v = join(first, k, v)
     if causal:
@@ -42,7 +47,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, first: KV | None = None, causal: boo
 def attend_shared(q: Tensor, k: Tensor, v: Tensor, shared: KV, causal: bool) -> Tensor:
     """n groups of queries that see the same `shared` keys, then their own; nothing is copied for a group.
 
-    q (R, H, n, r, Dh); k, v (R, H, n, l, Dh); shared (R, H, P, Dh) each. causal: r == l, otherwise the queries see all l. -> as q.
+    q (R, H, n, r, Dh); k, v (R, H, n, l, Dh); shared (R, H, P, Dh) each. causal: r == l, otherwise the queries see all
+    l. -> as q.
     """
     (ks, vs), r, l = shared, q.shape[3], k.shape[3]
     q = q / math.sqrt(q.shape[-1])

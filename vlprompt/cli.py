@@ -26,7 +26,9 @@ def numbers(text: str | None, what: str) -> list[int | None]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--{what} takes whole numbers with commas between them, such as 1,2,4; got {text!r}") from None
+        raise ValueError(
+            f"--{what} takes whole numbers with commas between them, such as 1,2,4; got {text!r}"
+        ) from None
 
 
 def _names_methods(text: str) -> bool:
@@ -40,23 +42,31 @@ def run(
     method: Annotated[Optional[str], typer.Argument(help="A method, or several with commas: coop,cocoop.")] = None,  # noqa: UP045
     words: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(help="A dataset (a card's name or a folder of images), then key=value settings.", metavar="[DATASET] [KEY=VALUE]..."),
+        typer.Argument(
+            help="A dataset (a card's name or a folder of images), then key=value settings.",
+            metavar="[DATASET] [KEY=VALUE]...",
+        ),
     ] = None,
     dataset: Annotated[Optional[str], typer.Option(help="The dataset, if not given as an argument.")] = None,  # noqa: UP045
     task: Annotated[Optional[str], typer.Option(help="few_shot (default), base_to_new.")] = None,  # noqa: UP045
-    backbone: Annotated[Optional[str], typer.Option(help="glyph (default), pixels, open_clip:NAME/TAG, open_clip:NAME@FILE.")] = None,  # noqa: UP045
+    backbone: Annotated[
+        str | None, typer.Option(help="glyph (default), pixels, open_clip:NAME/TAG, open_clip:NAME@FILE.")
+    ] = None,
     shots: Annotated[Optional[str], typer.Option(help="Images per class; several with commas.")] = None,  # noqa: UP045
     seed: Annotated[Optional[str], typer.Option(help="Random seed; several with commas.")] = None,  # noqa: UP045
     config: Annotated[Optional[Path], typer.Option("-c", "--config", help="A YAML file of settings.")] = None,  # noqa: UP045
     runs: Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.")] = Path("runs"),
     device: Device = None,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")] = False,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")
+    ] = False,
     save_every: Annotated[float, typer.Option(help="Seconds between two saved states.")] = 5.0,
 ) -> None:
     """Train and test: every combination of methods, shots and seeds, one folder each.
 
-    What is finished is not done again, and what was stopped goes on where it was, so the same command can be given until it is
-    through. Settings: recipe of the method < -c file < options < key=value, for example method.n_ctx=4 train.epochs=20.
+    What is finished is not done again, and what was stopped goes on where it was, so the same command can be given
+    until it is through. Settings: recipe of the method < -c file < options < key=value, for example method.n_ctx=4
+    train.epochs=20.
     """
     from vlprompt.sweep import sweep
 
@@ -100,7 +110,7 @@ def table(
 @app.command()
 def plot(
     runs: Runs = Path("runs"),
-    picture: Annotated[Optional[Path], typer.Option("--picture", help="The PNG to write; default RUNS/shots.png.")] = None,  # noqa: UP045
+    picture: Annotated[Path | None, typer.Option("--picture", help="The PNG to write; default RUNS/shots.png.")] = None,
 ) -> None:
     """Draw accuracy over shots of all finished runs in a folder."""
     from vlprompt.results.folder import read_all
@@ -132,10 +142,17 @@ def list_(what: Annotated[str, typer.Argument(help="methods, tasks, datasets or 
 def eval_(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
     dataset: Annotated[str, typer.Argument(help="A card's name or a folder of images; its classes are the answers.")],
-    backbone: Annotated[Optional[str], typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same.")] = None,  # noqa: UP045
-    picture: Annotated[Optional[Path], typer.Option("--picture", help="Also draw 40 test images with their predictions into this PNG.")] = None,  # noqa: UP045
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Also draw 40 test images with their predictions into this PNG.")
+    ] = None,
     device: Device = None,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")] = False,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")
+    ] = False,
 ) -> None:
     """Test a learned prompt on the test split of a dataset, also one with other classes."""
     from vlprompt.use import evaluate_on
@@ -153,10 +170,17 @@ def predict(
     top: Annotated[int, typer.Option(help="How many classes to tell for each image.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="All probabilities as JSON.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="All probabilities as CSV.")] = False,
-    picture: Annotated[Optional[Path], typer.Option("--picture", help="Also draw the images with their predictions into this PNG.")] = None,  # noqa: UP045
-    backbone: Annotated[Optional[str], typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same.")] = None,  # noqa: UP045
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Also draw the images with their predictions into this PNG.")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same."),
+    ] = None,
     device: Device = None,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")] = False,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")
+    ] = False,
 ) -> None:
     """Say what is in images, with probabilities, by the prompt that a run has learned."""
     from vlprompt.use import as_csv, as_json, as_lines, draw, predict_files

@@ -73,7 +73,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def override(text: str) -> dict[str, Any]:
-    """"method.n_ctx=4" -> {"method": {"n_ctx": 4}}; the value is read as YAML where it is YAML."""
+    """ "method.n_ctx=4" -> {"method": {"n_ctx": 4}}; the value is read as YAML where it is YAML."""
     import yaml
 
     key, _, value = text.partition("=")
@@ -100,14 +100,19 @@ def recipes(task: str, method: str, backbone: str) -> list[Path]:
 
 
 def find(kind: str, name: str) -> type:
-    """A method's or a task's class by its short name, or a stranger's by module:Class; ValueError with the nearest name."""
+    """A method's or a task's class by its short name, or a stranger's by module:Class.
+
+    ValueError with the nearest name.
+    """
     package = methods if kind == "method" else tasks
     if ":" in name:
         module, _, cls = name.partition(":")
         try:
             return getattr(import_module(module), cls)
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"there is no {kind} {name!r}: {error}; write module:Class of something that Python can import") from error
+            raise ValueError(
+                f"there is no {kind} {name!r}: {error}; write module:Class of something that Python can import"
+            ) from error
     if name not in package.found():
         raise ValueError(f"there is no {kind} {name!r}; {_nearest(name, list(package.found()))}")
     return getattr(package, package.found()[name])
@@ -123,6 +128,11 @@ def _is(annotation: Any, name: str) -> bool:
     return getattr(annotation, "__name__", "") == name
 
 
+def _frozen(name: str, annotation: Any) -> bool:
+    """Whether an argument is the backbone: it is annotated so, or a stranger just calls it clip."""
+    return _is(annotation, "Clip") or (name == "clip" and annotation is Any)
+
+
 def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dict[str, Any]:
     """All arguments of a class but its frozen backbone, checked against their annotations, defaults filled in."""
     from pydantic import ConfigDict, ValidationError, create_model
@@ -131,10 +141,13 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
 
     fields: dict[str, Any] = {}
     for name, annotation in hints(cls).items():
-        if _is(annotation, "Clip"):
+        if _frozen(name, annotation):
             continue
         default = inspect.signature(cls).parameters[name].default
-        fields[name] = (dict if _is(annotation, "Method") else annotation, ... if default is inspect.Parameter.empty else default)
+        fields[name] = (
+            dict if _is(annotation, "Method") else annotation,
+            ... if default is inspect.Parameter.empty else default,
+        )
     given = {k: v for k, v in given.items() if k != "name"}
     for name in given:
         if name not in fields:
@@ -146,7 +159,9 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
         first = error.errors()[0]
         key = ".".join([kind, *map(str, first["loc"])])
         came = "nothing" if first["type"] == "missing" else repr(first["input"])
-        raise ValueError(f"{source.said(key)}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}; got {came}") from error
+        raise ValueError(
+            f"{source.said(key)}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}; got {came}"
+        ) from error
     values = {name: getattr(model, name) for name in fields}
     for name, annotation in hints(cls).items():
         if _is(annotation, "Method") and isinstance(values.get(name), dict):
@@ -164,10 +179,16 @@ def resolve(source: Source) -> dict[str, Any]:
     values = source.values
     for section in ("method", "task"):
         if not values.get(section, {}).get("name"):
-            raise ValueError(f"no {section} was named: give it on the command line or as '{section}: {{name: ...}}' in a file")
+            raise ValueError(
+                f"no {section} was named: give it on the command line or as '{section}: {{name: ...}}' in a file"
+            )
     if not isinstance(values.get("seed", 1), int):
         raise ValueError(f"{source.said('seed')}: seed: input should be a valid integer; got {values['seed']!r}")
-    seed, cls, task = values.get("seed", 1), find("method", values["method"]["name"]), find("task", values["task"]["name"])
+    seed, cls, task = (
+        values.get("seed", 1),
+        find("method", values["method"]["name"]),
+        find("task", values["task"]["name"]),
+    )
     about_task = complete("task", task, {"seed": seed} | values["task"], source)
     wanted = dict(values["method"])
     if "template" in hints(cls) and "template" not in wanted:
@@ -176,7 +197,9 @@ def resolve(source: Source) -> dict[str, Any]:
     if isinstance(about_train.get("epochs"), dict):
         by_shots, shots = about_train["epochs"], about_task.get("shots")
         if shots not in by_shots:
-            raise ValueError(f"{source.said('train.epochs')}: train.epochs has no entry for {shots} shots; it has {', '.join(map(str, by_shots))}")
+            raise ValueError(
+                f"{source.said('train.epochs')}: train.epochs has no entry for {shots} shots; it has {', '.join(map(str, by_shots))}"
+            )
         about_train["epochs"] = by_shots[shots]
     return {
         "backbone": values.get("backbone", "glyph"),
@@ -192,7 +215,7 @@ def build_method(about: dict[str, Any], clip: "Clip") -> "Method":
     cls = find("method", about["name"])
     given: dict[str, Any] = {k: v for k, v in about.items() if k != "name"}
     for name, annotation in hints(cls).items():
-        if _is(annotation, "Clip"):
+        if _frozen(name, annotation):
             given[name] = clip
         elif _is(annotation, "Method"):
             given[name] = build_method(given[name], clip)

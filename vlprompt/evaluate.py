@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vlprompt.metrics import accuracy, calibration_error, class_mean
 from vlprompt.method import Method
+from vlprompt.metrics import accuracy, calibration_error, class_mean
 from vlprompt.stage import Split
 
 
@@ -24,7 +24,10 @@ def answers(method: Method, split: Split, batch: int = 100, micro_batch: int | N
 
 
 def evaluate(method: Method, split: Split, batch: int = 100, micro_batch: int | None = None) -> dict[str, float]:
-    """accuracy, class_mean (mean of the accuracies per class) and calibration_error, in percent; ValueError for an empty split."""
+    """accuracy, class_mean (mean of the accuracies per class) and calibration_error, in percent.
+
+    ValueError for an empty split.
+    """
     if not len(split):
         raise ValueError("there is nothing to evaluate: the split has no images")
     logits, labels = torch.cat(list(answers(method, split, batch, micro_batch))), torch.tensor(split.labels)

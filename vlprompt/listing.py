@@ -1,4 +1,7 @@
-"""What there is: methods, tasks, datasets, backbones, and one method in full. Files are read, nothing heavy is imported."""
+"""What there is: methods, tasks, datasets, backbones, and one method in full.
+
+Files are read, nothing heavy is imported.
+"""
 
 import ast
 from pathlib import Path
@@ -17,7 +20,9 @@ def listing(what: str) -> list[str]:
     if what == "datasets":
         from vlprompt.data.card import cards, read_card
 
-        return [f"{name:16} {read_card(name)['title']}" for name in cards()] + ["PATH             any folder of images with one sub-folder per class"]
+        return [f"{name:16} {read_card(name)['title']}" for name in cards()] + [
+            "PATH             any folder of images with one sub-folder per class"
+        ]
     if what == "backbones":
         return [
             "glyph                       the embedded CLIP: 1.4 M parameters, knows digits, letters and symbols",
@@ -37,9 +42,19 @@ def describe_method(name: str) -> list[str]:
     if name not in methods.found():
         raise ValueError(f"there is no method {name!r}; {nearest(name, list(methods.found()))}")
     path = _file(methods, name)
-    cls = next(n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.ClassDef) and n.name == methods.found()[name])
+    cls = next(
+        n
+        for n in ast.parse(path.read_text("utf-8")).body
+        if isinstance(n, ast.ClassDef) and n.name == methods.found()[name]
+    )
     init = next((n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    lines = [_doc(path), "", f"{cls.name}: {ast.get_docstring(cls)}", "", "Arguments (settings are written method.NAME=VALUE):"]
+    lines = [
+        _doc(path),
+        "",
+        f"{cls.name}: {ast.get_docstring(cls)}",
+        "",
+        "Arguments (settings are written method.NAME=VALUE):",
+    ]
     if init is not None:
         names, defaults = init.args.args[1:], init.args.defaults
         given: list[ast.expr | None] = [None] * (len(names) - len(defaults)) + list(defaults)

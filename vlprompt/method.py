@@ -48,12 +48,16 @@ class Method(nn.Module):
 
     def forward(self, inputs: Any, prepared: Any) -> Output:
         """The answer, and nothing that only training needs."""
-        raise NotImplementedError(f"{type(self).__name__} says nothing about its answer: define forward(inputs, prepared)")
+        raise NotImplementedError(
+            f"{type(self).__name__} says nothing about its answer: define forward(inputs, prepared)"
+        )
 
     def terms(self, batch: Batch, fixed: Any) -> tuple[Terms, Output]:
         """The loss as named means with the rows that they are over, so that micro-batches and devices add up exactly."""
         out = self(batch.inputs, self.prepare(batch.names, fixed))
-        found: Terms = {"ce": (F.cross_entropy(out.logits.float(), batch.labels.to(out.logits.device)), len(batch.labels))}
+        found: Terms = {
+            "ce": (F.cross_entropy(out.logits.float(), batch.labels.to(out.logits.device)), len(batch.labels))
+        }
         if isinstance(out.penalty, Tensor):
             found["penalty"] = out.penalty, len(batch.labels)
         return found, out

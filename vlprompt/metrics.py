@@ -17,7 +17,10 @@ def class_mean(predicted: Tensor, labels: Tensor, classes: int) -> float:
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599) of (N, C), equal-width bins of the top probability, in percent."""
+    """Expected calibration error (Guo et al.
+
+    2017, arXiv:1706.04599) of (N, C), equal-width bins of the top probability, in percent.
+    """
     sure, predicted = probabilities.double().max(1)
     right = (predicted == labels).double()
     place = (sure * bins).ceil().long().clamp(1, bins) - 1

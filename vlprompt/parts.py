@@ -10,7 +10,9 @@ def holes(template: str, names: Sequence[str], n: int = 0) -> list[str]:
     """
     k = template.count("{ctx}")
     if "{name}" not in template:
-        raise ValueError(f'the template {template!r} has no place for the class: write for example "a photo of a {{name}}."')
+        raise ValueError(
+            f'the template {template!r} has no place for the class: write for example "a photo of a {{name}}."'
+        )
     for i in range(k):
         template = template.replace("{ctx}", f"{{{n // k if i < k - 1 else n - n // k * (k - 1)}}}", 1)
     clean = (name.replace("_", " ").replace("{", "{{").replace("}", "}}") for name in names)

@@ -14,9 +14,9 @@ Part = Callable[[Tensor, Tensor], Tensor]  # f(given, made) -> made
 class Prompt:
     """What goes in; towers never change it.
 
-    tokens: layer -> (R, P, D), or (R, C, P, D) where each class has its own; the first layer inserts, later ones replace.
-    prefix: layer -> keys and values (R, H, P, Dh) that attention sees before its own.
-    beside: site -> f(given, made) -> made, for example {"3/q": part}; a dict or an nn.ModuleDict.
+    tokens: layer -> (R, P, D), or (R, C, P, D) where each class has its own; the first layer inserts, later ones
+    replace. prefix: layer -> keys and values (R, H, P, Dh) that attention sees before its own. beside: site -> f(given,
+    made) -> made, for example {"3/q": part}; a dict or an nn.ModuleDict.
     """
 
     tokens: Mapping[int, Tensor] = field(default_factory=dict)

@@ -74,7 +74,13 @@ def key_of(config: dict[str, Any]) -> str:
 
 
 def configuration(method: Method, task: Task, train: Train, seed: int) -> dict[str, Any]:
-    return {"backbone": backbone(method), "method": describe(method), "task": describe(task), "train": plain(asdict(train)), "seed": seed}
+    return {
+        "backbone": backbone(method),
+        "method": describe(method),
+        "task": describe(task),
+        "train": plain(asdict(train)),
+        "seed": seed,
+    }
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -83,16 +89,23 @@ def environment(device: torch.device) -> dict[str, Any]:
     commit = found.stdout.strip() if (here / ".git").exists() and not found.returncode else None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     versions = {package: version(package) for package in ("vlprompt", "torch", "torchvision", "open_clip_torch")}
-    return {"python": platform.python_version(), **versions, "device": f"{device.type} ({name})", "threads": torch.get_num_threads(), "git": commit}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "git": commit,
+    }
 
 
 def run(method: Method, task: Task, train: Train | None = None, folder: str | Path | None = None, seed: int | None = None, *,
         save_every: float = 5.0, watch: Watch | None = None) -> Result:  # fmt: skip
     """Train and test a method on a task.
 
-    train: default `Train()`. folder: where to write (None: nowhere); a folder that holds this very run is resumed, or its result
-    given at once. seed: of initial values, order and views; default the task's. save_every: seconds between two saved states.
-    watch: called after each step. Raises NotFinite for a loss that is not a number, after saving the last good state.
+    train: default `Train()`. folder: where to write (None: nowhere); a folder that holds this very run is resumed, or
+    its result given at once. seed: of initial values, order and views; default the task's. save_every: seconds between
+    two saved states. watch: called after each step. Raises NotFinite for a loss that is not a number, after saving the
+    last good state.
     """
     train, seed = train or Train(), task.seed if seed is None else seed
     config = configuration(method, task, train, seed)
@@ -128,13 +141,21 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
 
             _train(method, lesson, train, seed, resume, save, save_every, log, watch)
             method.end(lesson)
-            scores.append({name: evaluate(method, test, micro_batch=train.micro_batch) for name, test in stage.tests.items()})
+            scores.append(
+                {name: evaluate(method, test, micro_batch=train.micro_batch) for name, test in stage.tests.items()}
+            )
     assert lesson is not None, "a task yields at least one stage"
     device = _device(method)
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
     cost = {"seconds": told["seconds"] + time.monotonic() - began, "trained_parameters": trained,
             "peak_memory_mb": memory / 2**20 if device.type == "cuda" or sys.platform == "darwin" else memory / 2**10}  # fmt: skip
-    result = Result(config, scores, task.summary(scores), cost, environment(device), {**task.protocol, "backbone_key": _key(method)})
+    result = Result(
+        config, scores, task.summary(scores), cost, environment(device), {**task.protocol, "backbone_key": _key(method)}
+    )
     return result if place is None else place.finish(result, method.state_dict(), _learned(method, lesson, config))
 
 
@@ -186,7 +207,13 @@ class Log:
 
 def _device(method: Any) -> torch.device:
     clip = next((v for v in vars(method).values() if isinstance(v, Clip)), None)
-    return clip.device if clip is not None else _device(method.method) if hasattr(method, "method") else torch.device("cpu")
+    return (
+        clip.device
+        if clip is not None
+        else _device(method.method)
+        if hasattr(method, "method")
+        else torch.device("cpu")
+    )
 
 
 def _key(method: Any) -> str:
@@ -197,7 +224,11 @@ def _key(method: Any) -> str:
 def _learned(method: Method, lesson: Lesson, config: dict[str, Any]) -> dict[str, Any]:
     """What a learned state must say of itself, to be taken up again."""
     names = lesson.train.names
-    return {"config": config, "backbone_key": _key(method), "names": [[str(n), i] for n, i in zip(names, ids(names), strict=True)]}
+    return {
+        "config": config,
+        "backbone_key": _key(method),
+        "names": [[str(n), i] for n, i in zip(names, ids(names), strict=True)],
+    }
 
 
 __all__ = ["Result", "configuration", "describe", "key_of", "run"]

@@ -17,8 +17,9 @@ Row = tuple[list[int], list[int]]  # token ids of a text, and which prompt token
 class Layout:
     """C texts as T rows: the shared ones, then each text's own, ordered by length so that nothing is padded.
 
-    ids, places (T,): token and position of a row. slot: rows that hold prompt tokens, and which ones. ends (C,): the rows
-    that are read, in packed order. order (C,): where a text's result stands in it. groups: (first row, texts, rows a text).
+    ids, places (T,): token and position of a row. slot: rows that hold prompt tokens, and which ones. ends (C,): the
+    rows that are read, in packed order. order (C,): where a text's result stands in it. groups: (first row, texts, rows
+    a text).
     """
 
     shared: int
@@ -46,7 +47,10 @@ class Layout:
 
 
 def common(rows: Sequence[Row], own: bool) -> int:
-    """How many first places all texts share; `own`: prompt tokens differ per text, so a place that holds one is not shared."""
+    """How many first places all texts share.
+
+    `own`: prompt tokens differ per text, so a place that holds one is not shared.
+    """
     n = min(len(ids) for ids, _ in rows) - 1  # the end of a text is always its own
     for i in range(n):
         ids, where = rows[0][0][i], rows[0][1][i]

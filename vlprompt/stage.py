@@ -136,13 +136,20 @@ class Split:
     def of(self, places: Sequence[int]) -> "Split":
         """The items at these places."""
         domains = None if self.domains is None else tuple(self.domains[i] for i in places)
-        return replace(self, items=tuple(self.items[i] for i in places), labels=tuple(self.labels[i] for i in places), domains=domains)
+        return replace(
+            self,
+            items=tuple(self.items[i] for i in places),
+            labels=tuple(self.labels[i] for i in places),
+            domains=domains,
+        )
 
     def classes(self, wanted: Sequence[int]) -> "Split":
         """Only these classes, renumbered in the order given."""
         new = {old: i for i, old in enumerate(wanted)}
         kept = self.of([i for i, label in enumerate(self.labels) if label in new])
-        return replace(kept, labels=tuple(new[label] for label in kept.labels), names=tuple(self.names[i] for i in wanted))
+        return replace(
+            kept, labels=tuple(new[label] for label in kept.labels), names=tuple(self.names[i] for i in wanted)
+        )
 
     def count(self) -> list[int]:
         """Items per class."""
@@ -153,7 +160,13 @@ class Split:
 
     def hash(self) -> str:
         """Tells this split from another: keys, labels, names and ids, in order."""
-        told = [item.key for item in self.items], self.labels, [str(n) for n in self.names], ids(self.names), self.domains
+        told = (
+            [item.key for item in self.items],
+            self.labels,
+            [str(n) for n in self.names],
+            ids(self.names),
+            self.domains,
+        )
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def batches(
@@ -177,7 +190,9 @@ class Split:
     def _batch(self, chosen: list[int], view: tuple[int, int] | None) -> Batch:
         items = [self.items[i] for i in chosen]
         views = [view and View(self.augment, number(*view, item.key)) for item in items]
-        keys = [item.key if v is None else f"{item.key}|{v.augment}|{v.seed}" for item, v in zip(items, views, strict=True)]
+        keys = [
+            item.key if v is None else f"{item.key}|{v.augment}|{v.seed}" for item, v in zip(items, views, strict=True)
+        ]
         images = Images(lambda look, places: torch.stack([items[p].pixels(look, views[p]) for p in places]), keys)
         domains = None if self.domains is None else torch.tensor([self.domains[i] for i in chosen])
         return Batch(images, torch.tensor([self.labels[i] for i in chosen]), self.names, domains)

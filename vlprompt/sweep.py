@@ -14,7 +14,10 @@ from vlprompt.results.table import Row, grids, rows
 def sweep(methods: Sequence[str | None], shots: Sequence[int | None], seeds: Sequence[int | None], *, dataset: str | None,
           task: str | None, backbone: str | None, file: Path | None, settings: Sequence[str], runs: Path, device: str | None,
           save_every: float, out: Console) -> list[Result]:  # fmt: skip
-    """Every combination, one after another; those that are done are only read. Prints the table and gives the results."""
+    """Every combination, one after another; those that are done are only read.
+
+    Prints the table and gives the results.
+    """
     from vlprompt.config import grid
 
     plans = grid(methods, shots, seeds, dataset=dataset, task=task, backbone=backbone, file=file, overrides=settings)
@@ -34,7 +37,9 @@ def place(runs: Path, plan: dict[str, Any]) -> Folder:
     dataset = Path(str(plan["task"].get("dataset", plan["task"]["name"]))).name
     method = plan["method"]["name"].rpartition(":")[2]
     shots = plan["task"].get("shots")
-    return Folder(runs / f"{method}-{dataset}-{shots if shots is not None else 'all'}shot-seed{plan['seed']}-{key_of(plan)}")
+    return Folder(
+        runs / f"{method}-{dataset}-{shots if shots is not None else 'all'}shot-seed{plan['seed']}-{key_of(plan)}"
+    )
 
 
 def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path, device: str | None, save_every: float,
@@ -47,7 +52,13 @@ def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path
     from vlprompt.train import Step, Train
 
     clips: dict[str, Any] = {}
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=out) as progress:
         every = progress.add_task("runs", total=len(plans), completed=sum(r is not None for r in found), note="")
         for i, plan in enumerate(plans):
@@ -60,13 +71,25 @@ def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path
             method, task = build_method(plan["method"], clips[plan["backbone"]]), build_task(plan["task"])
 
             def watch(step: Step, bar: Any = bar) -> None:
-                progress.update(bar, completed=step.step, total=step.steps, note=f"loss {step.loss:.3f}  lr {step.lr:.1e}")
+                progress.update(
+                    bar, completed=step.step, total=step.steps, note=f"loss {step.loss:.3f}  lr {step.lr:.1e}"
+                )
 
-            result = run(method, task, Train(**plan["train"]), place(runs, plan).path, plan["seed"], save_every=save_every, watch=watch)
+            result = run(
+                method,
+                task,
+                Train(**plan["train"]),
+                place(runs, plan).path,
+                plan["seed"],
+                save_every=save_every,
+                watch=watch,
+            )
             found[i] = result
             scores = "  ".join(f"{k} {v:.1f}" for k, v in result.summary.items())
             progress.remove_task(bar)
-            progress.console.print(f"{name}: {scores} [dim]({result.cost['seconds']:.1f} s)[/]", highlight=False, soft_wrap=True)
+            progress.console.print(
+                f"{name}: {scores} [dim]({result.cost['seconds']:.1f} s)[/]", highlight=False, soft_wrap=True
+            )
             progress.advance(every)
     return found
 

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.attention import attend, heads, take
-from vlprompt.prompt import NOTHING, KV, Prompt
+from vlprompt.prompt import KV, NOTHING, Prompt
 
 Map = Callable[[Tensor], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, KV | None, Tensor | None], Tensor]
-Slot = int | tuple[Tensor, Tensor]  # the first prompt row; or rows (r,) and which token each holds; or rows (B, P), their own for each of B
+Slot = (
+    int | tuple[Tensor, Tensor]
+)  # the first prompt row; or rows (r,) and which token each holds; or rows (B, P), their own for each of B
 
 
 def same(x: Tensor) -> Tensor:
@@ -56,7 +58,10 @@ def everyone(causal: bool) -> Attend:
 
 
 def insert(x: Tensor, slot: Slot, tokens: Tensor, inside: bool) -> Tensor:
-    """x (B, N, D) with tokens (1 or B, P, D) in their rows; `inside`: rows of earlier tokens are there to be replaced."""
+    """x (B, N, D) with tokens (1 or B, P, D) in their rows.
+
+    `inside`: rows of earlier tokens are there to be replaced.
+    """
     t = tokens.to(x.dtype).expand(len(x), -1, -1)
     if isinstance(slot, int):
         return torch.cat([x[:, :slot], t, x[:, slot + inside * t.shape[1] :]], 1)
@@ -137,7 +142,9 @@ class TextTower(Tower, Protocol):
     def context(self, n: int, init: str | None = None, generator: torch.Generator | None = None) -> Tensor: ...
 
 
-def find_sites(blocks: Sequence[Block], names: tuple[str, ...], extra: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+def find_sites(
+    blocks: Sequence[Block], names: tuple[str, ...], extra: dict[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
     """{"0/q": (fan_in, fan_out), ...} for the kinds of site asked for; ValueError for one that there is none of."""
     every = dict(extra)
     for i, block in enumerate(blocks):

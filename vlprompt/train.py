@@ -17,11 +17,12 @@ from vlprompt.stage import Batch, Lesson, number
 class Train:
     """How to train. The defaults are those of the CoOp family (SGD, cosine per epoch after one epoch at 1e-5).
 
-    epochs: 0 trains nothing. batch, micro_batch: images a step, and at once (None: all; the gradient is the same).
-    lr, momentum (sgd), betas (adam, adamw), weight_decay: the optimizer's. schedule, per: cosine or constant, stepped per epoch
-    or per iteration, down to min_lr. warmup: epochs or iterations, at warmup_lr throughout (constant) or rising from it to lr
-    (linear). clip: greatest norm of the gradient. precision: of the forward pass; parameters stay float32. drop_last: drop an
-    incomplete last batch, unless it is the only one. views: how many augmented views of an image exist (None: one per epoch).
+    epochs: 0 trains nothing. batch, micro_batch: images a step, and at once (None: all; the gradient is the same). lr,
+    momentum (sgd), betas (adam, adamw), weight_decay: the optimizer's. schedule, per: cosine or constant, stepped per
+    epoch or per iteration, down to min_lr. warmup: epochs or iterations, at warmup_lr throughout (constant) or rising
+    from it to lr (linear). clip: greatest norm of the gradient. precision: of the forward pass; parameters stay
+    float32. drop_last: drop an incomplete last batch, unless it is the only one. views: how many augmented views of an
+    image exist (None: one per epoch).
     """
 
     epochs: int = 50
@@ -73,7 +74,10 @@ class State:
 
 @dataclass(frozen=True)
 class Step:
-    """One step that was taken: its number (from 1), terms of the loss, learning rate; `loop.state()` is what to save after it."""
+    """One step that was taken: its number (from 1), terms of the loss, learning rate.
+
+    `loop.state()` is what to save after it.
+    """
 
     epoch: int
     step: int
@@ -153,10 +157,14 @@ class Loop:
                     continue
                 keep = i < len(terms) - 1
                 total = self.scaler.scale(mean * rows)
-                new = torch.autograd.grad(total, self.parameters, retain_graph=keep, allow_unused=True, materialize_grads=True)
+                new = torch.autograd.grad(
+                    total, self.parameters, retain_graph=keep, allow_unused=True, materialize_grads=True
+                )
                 sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else list(new)
         means = {name: value / max(counts[name], 1.0) for name, value in values.items()}
-        return means, self.method.merge({name: [g / max(counts[name], 1.0) for g in grads] for name, grads in sums.items()})
+        return means, self.method.merge(
+            {name: [g / max(counts[name], 1.0) for g in grads] for name, grads in sums.items()}
+        )
 
     def take(self, batch: Batch, lr: float) -> dict[str, float]:
         """One step of the optimizer; NotFinite, and nothing changed, when a number is not finite."""
@@ -184,8 +192,8 @@ class Loop:
 def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: State | None = None) -> Iterator[Step]:
     """Train a method that has begun a lesson; yields after each step. A method without parameters has nothing to fit.
 
-    The order of the images and their views are pure functions of (seed, epoch); with `resume` the loop goes on exactly where the
-    state was taken. ValueError for a lesson without images, NotFinite for a loss that is not a number.
+    The order of the images and their views are pure functions of (seed, epoch); with `resume` the loop goes on exactly
+    where the state was taken. ValueError for a lesson without images, NotFinite for a loss that is not a number.
     """
     method.train()
     if not any(p.requires_grad for p in method.parameters()) or not train.epochs:
@@ -200,13 +208,17 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
     steps = n // size if train.drop_last and n >= size else -(-n // size)
     while loop.cursor.epoch < train.epochs:
         epoch, done = loop.cursor.epoch, loop.cursor.place
-        batches = lesson.train.batches(size, seed=number(seed, lesson.index), epoch=epoch, views=train.views, drop_last=train.drop_last)
+        batches = lesson.train.batches(
+            size, seed=number(seed, lesson.index), epoch=epoch, views=train.views, drop_last=train.drop_last
+        )
         for place, batch in enumerate(batches):
             if place < done:
                 continue
             step = epoch * steps + place
             lr = rate(train, epoch, step, steps)
-            batch = Batch(batch.inputs, batch.labels, batch.names, batch.domains, None, step, step / (steps * train.epochs))
+            batch = Batch(
+                batch.inputs, batch.labels, batch.names, batch.domains, None, step, step / (steps * train.epochs)
+            )
             terms = loop.take(batch, lr)
             loop.cursor.place, loop.cursor.step = place + 1, step + 1
             if place + 1 == steps:

@@ -32,8 +32,8 @@ class Prediction:
 def restored(folder: Path, backbone: str | None = None, device: str | None = None) -> tuple[Method, Names]:
     """The method of a finished run, with what it has learned, and the classes it was trained on.
 
-    ValueError when the run is not finished, when the backbone's weights are not those it was trained with, or when the saved
-    state does not fit the method.
+    ValueError when the run is not finished, when the backbone's weights are not those it was trained with, or when the
+    saved state does not fit the method.
     """
     state, told = Folder(folder).prompt()
     config = told["config"]
@@ -49,27 +49,39 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
         method.restore(names, {k: v.to(clip.device) for k, v in state.items()})
     except RuntimeError as error:
         cause = " ".join(str(error).split())
-        raise ValueError(f"the learned state in {str(folder)!r} does not fit the method {config['method']['name']}: {cause}") from error
+        raise ValueError(
+            f"the learned state in {str(folder)!r} does not fit the method {config['method']['name']}: {cause}"
+        ) from error
     return method.eval(), names
 
 
 def evaluate_on(folder: Path, dataset: str, backbone: str | None, device: str | None, skip_broken: bool,
                 picture: Path | None = None) -> dict[str, float]:  # fmt: skip
-    """Scores in percent on the test split of a dataset, among its classes; `picture`: where to draw 40 of its images."""
+    """Scores in percent on the test split of a dataset, among its classes.
+
+    `picture`: where to draw 40 of its images.
+    """
     data = open_data(dataset, skip_broken=skip_broken)
     method, _ = restored(folder, backbone, device)
     scores = evaluate(method, data.test)
     if picture is not None:
-        shown = data.test.of([i * len(data.test) // 40 for i in range(40)] if len(data.test) > 40 else range(len(data.test)))
+        shown = data.test.of(
+            [i * len(data.test) // 40 for i in range(40)] if len(data.test) > 40 else range(len(data.test))
+        )
         probabilities, labels = torch.cat(list(answers(method, shown))).softmax(1), torch.tensor(shown.labels)
         sure, found = probabilities.max(1)
-        captions = [f"{shown.names[int(f)]} {float(s):.2f}" + ("" if f == t else f"\n({shown.names[int(t)]})") for f, s, t in zip(found, sure, labels, strict=True)]
+        captions = [
+            f"{shown.names[int(f)]} {float(s):.2f}" + ("" if f == t else f"\n({shown.names[int(t)]})")
+            for f, s, t in zip(found, sure, labels, strict=True)
+        ]
         pictures = [item.pixels(Look((96, 96)), None).clamp(0, 1).permute(1, 2, 0).numpy() for item in shown.items]
         predictions(pictures, captions, (found == labels).tolist(), picture)
     return scores
 
 
-def predict_files(folder: Path, images: Sequence[Path], backbone: str | None, device: str | None, skip_broken: bool) -> list[Prediction]:
+def predict_files(
+    folder: Path, images: Sequence[Path], backbone: str | None, device: str | None, skip_broken: bool
+) -> list[Prediction]:
     """Probabilities for image files; ValueError that names the first that can't be read, unless they may be skipped."""
     good = []
     for path in images:
@@ -96,7 +108,13 @@ def as_lines(found: Sequence[Prediction], top: int) -> str:
 
 
 def as_json(found: Sequence[Prediction]) -> str:
-    return json.dumps([{"image": str(p.path), "classes": [{"name": n, "probability": v} for n, v in p.ranked]} for p in found], indent=1) + "\n"
+    return (
+        json.dumps(
+            [{"image": str(p.path), "classes": [{"name": n, "probability": v} for n, v in p.ranked]} for p in found],
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 def as_csv(found: Sequence[Prediction]) -> str:

@@ -1,4 +1,7 @@
-"""Backbones: `load` names one and gives it as a Clip; each library has one adapter, nothing else touches its internals."""
+"""Backbones: `load` names one and gives it as a Clip.
+
+Each library has one adapter, nothing else touches its internals.
+"""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -7,7 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vlprompt.tower import Clip
 
-FORMS = ("glyph", "glyph/random", "pixels", "open_clip:NAME/TAG", "open_clip:NAME@path/to/file", "open_clip:NAME/random")
+FORMS = (
+    "glyph",
+    "glyph/random",
+    "pixels",
+    "open_clip:NAME/TAG",
+    "open_clip:NAME@path/to/file",
+    "open_clip:NAME/random",
+)
 
 
 def nearest(wrong: str, choices: "list[str] | tuple[str, ...]") -> str:
@@ -20,10 +30,10 @@ def nearest(wrong: str, choices: "list[str] | tuple[str, ...]") -> str:
 def load(spec: str, device: str | None = None) -> "Clip":
     """A frozen backbone by name.
 
-    spec: "glyph" (the embedded CLIP), "glyph/random" (a tiny one with random weights, for tests), "pixels" (features are the
-    pixels, 8 x 8; a control), "open_clip:NAME/TAG", "open_clip:NAME@path/to/file", "open_clip:NAME/random".
-    device: "cpu", "cuda", ...; by default a GPU where there is one. Raises ValueError for a name that is not known and OSError
-    where weights can't be had, saying which file to put where.
+    spec: "glyph" (the embedded CLIP), "glyph/random" (a tiny one with random weights, for tests), "pixels" (features
+    are the pixels, 8 x 8; a control), "open_clip:NAME/TAG", "open_clip:NAME@path/to/file", "open_clip:NAME/random".
+    device: "cpu", "cuda", ...; by default a GPU where there is one. Raises ValueError for a name that is not known and
+    OSError where weights can't be had, saying which file to put where.
     """
     import torch
 
@@ -45,6 +55,8 @@ def load(spec: str, device: str | None = None) -> "Clip":
             return pretrained(name, path=Path(path), spec=spec, device=device)
         name, _, tag = rest.rpartition("/")
         if not name:
-            raise ValueError(f"backbone {spec!r} names no weights: write open_clip:{rest}/TAG, open_clip:{rest}@FILE or open_clip:{rest}/random")
+            raise ValueError(
+                f"backbone {spec!r} names no weights: write open_clip:{rest}/TAG, open_clip:{rest}@FILE or open_clip:{rest}/random"
+            )
         return pretrained(name, tag=tag, spec=spec, device=device)
     raise ValueError(f"there is no backbone {spec!r}; {nearest(spec, FORMS)}")

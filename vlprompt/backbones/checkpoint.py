@@ -18,7 +18,9 @@ def pretrained(name: str, *, tag: str | None = None, path: Path | None = None, s
     known = open_clip.list_models()
     if name not in known and not name.startswith(("hf-hub:", "local-dir:")):
         raise ValueError(f"open_clip has no model {name!r}; {nearest(name, known)}")
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))  # it warns of a random start that we asked for
+    logging.getLogger().setLevel(
+        max(logging.getLogger().level, logging.ERROR)
+    )  # it warns of a random start that we asked for
     if path is not None:
         model = _from_file(name, path)
     elif tag == "random":
@@ -58,11 +60,16 @@ def _from_tag(name: str, tag: str) -> Any:
     found = get_pretrained_cfg(name, tag)
     quick = bool(found.get("quick_gelu"))
     if "quickgelu" in name and not quick:
-        raise ValueError(f"the weights {tag!r} were trained with GELU, but {name} uses QuickGELU; ask for open_clip:{name.removesuffix('-quickgelu')}/{tag}")
+        raise ValueError(
+            f"the weights {tag!r} were trained with GELU, but {name} uses QuickGELU; ask for open_clip:{name.removesuffix('-quickgelu')}/{tag}"
+        )
     try:  # open_clip only warns when the weights want QuickGELU and the name does not say so
         return _create(name, pretrained=tag, force_quick_gelu=quick)
     except (RuntimeError, OSError) as error:
-        source = found.get("url") or f"{found.get('hf_hub', '')} on the Hugging Face hub (open_clip_model.safetensors or open_clip_pytorch_model.bin)"
+        source = (
+            found.get("url")
+            or f"{found.get('hf_hub', '')} on the Hugging Face hub (open_clip_model.safetensors or open_clip_pytorch_model.bin)"
+        )
         cause = str(error).splitlines()[0][:200]
         raise OSError(
             f"the weights {tag!r} of {name} are not here and could not be fetched ({cause}). Without a network: get {source} "
@@ -84,7 +91,9 @@ def _from_file(name: str, path: Path) -> Any:
             load_checkpoint(model, str(path))
     except Exception as error:  # torch, safetensors and zip raise many kinds for a file that is not what was wanted
         cause = " ".join(str(error).split())[:300]
-        raise ValueError(f"{str(path)!r} is not a checkpoint of {name}: {cause}. Name the model whose weights the file holds before '@'") from error
+        raise ValueError(
+            f"{str(path)!r} is not a checkpoint of {name}: {cause}. Name the model whose weights the file holds before '@'"
+        ) from error
     return model
 
 

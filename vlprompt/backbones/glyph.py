@@ -18,7 +18,10 @@ TINY = {
 
 
 def build(path: Path) -> Any:
-    """The open_clip CLIP in a file that tools/pretrain_glyph.py wrote; words it never met get rows drawn with a fixed seed."""
+    """The open_clip CLIP in a file that tools/pretrain_glyph.py wrote.
+
+    Words it never met get rows drawn with a fixed seed.
+    """
     from open_clip.model import CLIP
     from safetensors import safe_open
     from safetensors.torch import load_file
@@ -45,7 +48,10 @@ def _tokenizer(model: Any) -> Any:
 
 
 def embedded(device: str = "cpu") -> Clip:
-    """The CLIP that ships with the package: 1.4 M parameters, trained on rendered glyphs; glyph.md says what it knows."""
+    """The CLIP that ships with the package: 1.4 M parameters, trained on rendered glyphs.
+
+    Glyph.md says what it knows.
+    """
     model = build(Path(str(files("vlprompt.backbones") / "glyph.safetensors")))
     return wrap(model, _tokenizer(model), "glyph", device)
 

@@ -17,8 +17,9 @@ ROWS = 512  # token rows of one pass on a CPU
 class ImageTower:
     """What all image towers share: looks, and features that are computed once.
 
-    `net` maps pixels (B, 3, h, w) to features (B, E), un-normalised. A feature is a pure function of the weights, the look,
-    the item and its view: misses are computed in passes of one fixed size, so its bits don't depend on its neighbours.
+    `net` maps pixels (B, 3, h, w) to features (B, E), un-normalised. A feature is a pure function of the weights, the
+    look, the item and its view: misses are computed in passes of one fixed size, so its bits don't depend on its
+    neighbours.
     """
 
     depth, dim, heads, head_dim, special = 0, 0, 0, 0, 0
@@ -75,33 +76,47 @@ class ImageTower:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
-        raise ValueError(f"the image tower of {self.key.split('#')[0]} has no blocks that vlprompt can walk, so no sites; use a ViT")
+        raise ValueError(
+            f"the image tower of {self.key.split('#')[0]} has no blocks that vlprompt can walk, so no sites; use a ViT"
+        )
 
 
 class ViT(ImageTower):
     """An image tower that is walked block by block.
 
-    unfold: pixels (B, 3, h, w) -> patches (B, N, 3 * patch²); embed: patches -> (B, N, D); special (S, D): class and register
-    tokens; positions (S + N, D); pool: rows (B, r, D) -> (B, D); project: (B, D) -> (B, E). read: how many first rows the pool
-    reads (None: all but the prompt's). norm_last: the last norm follows the pool.
+    unfold: pixels (B, 3, h, w) -> patches (B, N, 3 * patch²); embed: patches -> (B, N, D); special (S, D): class and
+    register tokens; positions (S + N, D); pool: rows (B, r, D) -> (B, D); project: (B, D) -> (B, E). read: how many
+    first rows the pool reads (None: all but the prompt's). norm_last: the last norm follows the pool.
     """
 
     def __init__(self, blocks: Sequence[Block], *, unfold: Map, embed: Map, special: Tensor, positions: Tensor, pre: Map,
                  norm: Map, pool: Map, project: Map, read: int | None, norm_last: bool, width: int, patch: int,
                  grid: tuple[int, int], look: Look, key: str, device: torch.device):  # fmt: skip
         super().__init__(lambda pixels: self._pass(pixels, NOTHING, "pooled"), width, look, key, device, len(positions))
-        self.blocks, self.unfold, self.embed, self.class_tokens, self.positions = blocks, unfold, embed, special, positions
+        self.blocks, self.unfold, self.embed, self.class_tokens, self.positions = (
+            blocks,
+            unfold,
+            embed,
+            special,
+            positions,
+        )
         self.pre, self.norm, self.pool, self.project = pre, norm, pool, project
         self.read, self.norm_last = read, norm_last
         self.depth, self.dim, self.heads = len(blocks), positions.shape[1], blocks[0].heads
         self.head_dim, self.special, self.patch, self.grid = self.dim // self.heads, len(special), patch, grid
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
-        """{"0/q": (fan_in, fan_out), ...}; kinds: patch, norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+."""
+        """{"0/q": (fan_in, fan_out), ...}.
+
+        Kinds: patch, norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+.
+        """
         return find_sites(self.blocks, names, {"patch": (3 * self.patch**2, self.dim), "norm": (self.dim, self.dim)})
 
     def __call__(self, images: Images, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
-        """pooled (B, E), un-normalised; prompts (B, P, D) and tokens (B, N, D): rows after the last norm, unprojected."""
+        """pooled (B, E), un-normalised.
+
+        Prompts (B, P, D) and tokens (B, N, D): rows after the last norm, unprojected.
+        """
         if not prompt and read == "pooled":
             return self.looked_up(images)
         return self._pass(images.pixels(self.look).to(self.device), prompt, read)
@@ -111,7 +126,9 @@ class ViT(ImageTower):
             raise ValueError(f"an image tower reads 'pooled', 'prompts' or 'tokens', not {read!r}")
         check(prompt, self.depth)
         if any(t.ndim != 3 for t in prompt.tokens.values()):
-            raise ValueError("an image tower takes tokens (R, P, D), one set per image or one for all; got one set per class")
+            raise ValueError(
+                "an image tower takes tokens (R, P, D), one set per image or one for all; got one set per class"
+            )
         s, p = self.special, prompt.length
         patches = self.unfold(pixels)
         x = prompt.part("patch", patches, self.embed(patches))

@@ -30,7 +30,9 @@ class OpaqueText:
         with torch.no_grad():
             return self.net([bare(text) for text in texts])[None]
 
-    def context(self, n: int | None = None, init: str | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def context(
+        self, n: int | None = None, init: str | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         raise self._refuse("soft tokens")
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:

@@ -16,7 +16,11 @@ from vlprompt.tower import Block, Clip, linear, same
 
 def blocks_of(transformer: Any) -> list[Block] | None:
     """The blocks of open_clip's Transformer as named maps; None where they are of another design."""
-    return [_block(b) for b in transformer.resblocks] if all(_plain(b) for b in getattr(transformer, "resblocks", [None])) else None
+    return (
+        [_block(b) for b in transformer.resblocks]
+        if all(_plain(b) for b in getattr(transformer, "resblocks", [None]))
+        else None
+    )
 
 
 def _plain(block: Any) -> bool:
@@ -25,9 +29,18 @@ def _plain(block: Any) -> bool:
     if getattr(attn, "in_proj_weight", None) is None or not hasattr(attn, "out_proj"):
         return False
     odd = ("ln_1_kv", "bias_k")
-    extra = [getattr(block, "ln_attn", None), getattr(block.mlp, "ln", None), getattr(attn, "ln_q", None), getattr(attn, "ln_inner", None)]
+    extra = [
+        getattr(block, "ln_attn", None),
+        getattr(block.mlp, "ln", None),
+        getattr(attn, "ln_q", None),
+        getattr(attn, "ln_inner", None),
+    ]
     plain = all(e is None or isinstance(e, nn.Identity) for e in extra) and getattr(attn, "logit_scale", None) is None
-    return plain and getattr(attn, "head_scale", None) is None and not any(getattr(block, name, None) is not None for name in odd)
+    return (
+        plain
+        and getattr(attn, "head_scale", None) is None
+        and not any(getattr(block, name, None) is not None for name in odd)
+    )
 
 
 def _block(b: Any) -> Block:
@@ -53,7 +66,9 @@ def _look(visual: Any) -> Look:
 def _image(visual: Any, width: int, key: str, device: torch.device) -> ImageTower:
     look = _look(visual)
     blocks = blocks_of(getattr(visual, "transformer", None))
-    walkable = type(visual).__name__ == "VisionTransformer" and visual.attn_pool is None and visual.pool_type in ("tok", "avg")
+    walkable = (
+        type(visual).__name__ == "VisionTransformer" and visual.attn_pool is None and visual.pool_type in ("tok", "avg")
+    )
     if not blocks or not walkable:
         return ImageTower(lambda pixels: _pooled(visual(pixels)), width, look, key, device)
     (patch, patch_w), weight = visual.patch_size, visual.conv1.weight.detach().flatten(1)
@@ -112,7 +127,9 @@ def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device
     pool = getattr(text, "pool_type", getattr(text, "text_pool_type", None))
     known = blocks and words and hasattr(text, "token_embedding") and pool in ("argmax", "eos", "first", "last")
     if not known or getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False):
-        return OpaqueText(lambda texts: model.encode_text(tokenizer(texts).to(device), normalize=False), width, key, device)
+        return OpaqueText(
+            lambda texts: model.encode_text(tokenizer(texts).to(device), normalize=False), width, key, device
+        )
     proj = text.text_projection
     project = same if proj is None else linear(proj) if isinstance(proj, nn.Linear) else lambda x: x @ proj.detach()
     return TextTower(

@@ -16,7 +16,9 @@ def pixels(side: str, device: str) -> Clip:
     spec = f"pixels:{n}"
 
     def no_text(texts: list[str]) -> torch.Tensor:
-        raise ValueError(f"the backbone {spec!r} has no text tower; use it with a method that needs none, such as linear or nearest_mean")
+        raise ValueError(
+            f"the backbone {spec!r} has no text tower; use it with a method that needs none, such as linear or nearest_mean"
+        )
 
     image = ImageTower(lambda x: x.flatten(1), 3 * n * n, Look((n, n)), spec, where)
     return Clip(image, OpaqueText(no_text, 3 * n * n, spec, where), 1.0, spec)

@@ -30,7 +30,10 @@ class Words:
     pad: int = 0
 
     def row(self, text: str, tokens: int) -> Row:
-        """Ids, and which prompt token stands in each place. "{4} dog" has 4 holes; without a hole they follow the beginning."""
+        """Ids, and which prompt token stands in each place.
+
+        "{4} dog" has 4 holes; without a hole they follow the beginning.
+        """
         if tokens and not any(m[1] for m in HOLE.finditer(text)):
             text = f"{{{tokens}}} {text}"
         ids, k = list(self.encode(bare(text))), 0
@@ -46,8 +49,8 @@ class Words:
 class TextTower:
     """Texts -> features (R, C, E), un-normalised.
 
-    table (V, D): token embeddings; positions (L, D); project: (.., D) -> (.., E). causal: rows see only what stands before them;
-    read: which row is the text's ("end", "first" or "last" of the whole context).
+    table (V, D): token embeddings; positions (L, D); project: (.., D) -> (.., E). causal: rows see only what stands
+    before them; read: which row is the text's ("end", "first" or "last" of the whole context).
     """
 
     def __init__(self, blocks: Sequence[Block], *, words: Words, table: Tensor, positions: Tensor, norm: Map, project: Map,
@@ -59,16 +62,23 @@ class TextTower:
         self._layout = lru_cache(16)(self._lay_out)
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
-        """{"0/q": (fan_in, fan_out), ...}; kinds: norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+."""
+        """{"0/q": (fan_in, fan_out), ...}.
+
+        Kinds: norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+.
+        """
         return find_sites(self.blocks, names, {"norm": (self.dim, self.dim)})
 
-    def context(self, n: int | None = None, init: str | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def context(
+        self, n: int | None = None, init: str | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Initial tokens (P, D): the embeddings of the words of `init`, or n drawn from N(0, 0.02), drawn on the CPU."""
         if init is None:
             return (torch.randn(n or 16, self.dim, generator=generator) * 0.02).to(self.device)
         ids = self.words.encode(init.replace("_", " "))
         if n is not None and n != len(ids):
-            raise ValueError(f"the initial words {init!r} are {len(ids)} tokens, but n_ctx is {n}: leave n_ctx out or set it to {len(ids)}")
+            raise ValueError(
+                f"the initial words {init!r} are {len(ids)} tokens, but n_ctx is {n}: leave n_ctx out or set it to {len(ids)}"
+            )
         return self.table[torch.tensor(ids, device=self.device)].clone()
 
     def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
@@ -76,12 +86,16 @@ class TextTower:
         if read != "pooled":
             raise ValueError(f"a text tower reads 'pooled', not {read!r}")
         if prompt.tokens and 0 not in prompt.tokens:
-            raise ValueError("the tokens of a text must begin at layer 0: later layers replace what stands in the holes")
+            raise ValueError(
+                "the tokens of a text must begin at layer 0: later layers replace what stands in the holes"
+            )
         check(prompt, self.depth)
         shapes = [t.shape[0] for t in prompt.tokens.values()] + [k.shape[0] for k, _ in prompt.prefix.values()]
         own = any(t.ndim == 4 and t.shape[1] > 1 for t in prompt.tokens.values())
         if own and {t.shape[1] for t in prompt.tokens.values() if t.ndim == 4} != {len(texts)}:
-            raise ValueError(f"the prompt has tokens for {[*prompt.tokens.values()][0].shape[1]} classes, but there are {len(texts)} texts")
+            raise ValueError(
+                f"the prompt has tokens for {[*prompt.tokens.values()][0].shape[1]} classes, but there are {len(texts)} texts"
+            )
         tokens = {i: t if own else t.flatten(1, 2) if t.ndim == 4 else t for i, t in prompt.tokens.items()}
         if own:
             tokens = {i: t if t.ndim == 4 else t[:, None].expand(-1, len(texts), -1, -1) for i, t in tokens.items()}
@@ -110,7 +124,9 @@ class TextTower:
         if prompt.length:
             rows, which = layout.slot
             t = prompt.tokens[0].flatten(1, 2) if own else prompt.tokens[0]
-            x = x.index_copy(1, rows, (t[:, which] + self.positions[layout.places[rows]]).to(x.dtype).expand(contexts, -1, -1))
+            x = x.index_copy(
+                1, rows, (t[:, which] + self.positions[layout.places[rows]]).to(x.dtype).expand(contexts, -1, -1)
+            )
         return encode(self.blocks, x, layout, prompt)
 
     def _full(self, texts: tuple[str, ...], prompt: Prompt, contexts: int, own: bool) -> Tensor:
@@ -119,15 +135,21 @@ class TextTower:
         n = max(len(ids) for ids, _ in found) if self.causal else self.length
         ids = torch.tensor([i + [self.words.pad] * (n - len(i)) for i, _ in found], device=self.device)
         x = (self.table[ids] + self.positions[:n]).repeat(contexts, 1, 1)  # (R * C, N, D)
-        places = torch.tensor([[j for j, w in enumerate(where) if w >= 0] for _, where in found], device=self.device).long()
+        places = torch.tensor(
+            [[j for j, w in enumerate(where) if w >= 0] for _, where in found], device=self.device
+        ).long()
         places = places.repeat(contexts, 1)  # (R * C, P): where each text's tokens stand
         each = {
-            i: (t if own else t[:, None].expand(-1, c, -1, -1)).expand(contexts, -1, -1, -1).flatten(0, 1) for i, t in prompt.tokens.items()
+            i: (t if own else t[:, None].expand(-1, c, -1, -1)).expand(contexts, -1, -1, -1).flatten(0, 1)
+            for i, t in prompt.tokens.items()
         }
         if p:
             t = (each[0] + self.positions[places]).to(x.dtype)
             x = x.scatter(1, places[..., None].expand_as(t), t)
-        prefix = {i: tuple(t.expand(contexts, -1, -1, -1).repeat_interleave(c, 0) for t in kv) for i, kv in prompt.prefix.items()}
+        prefix = {
+            i: tuple(t.expand(contexts, -1, -1, -1).repeat_interleave(c, 0) for t in kv)
+            for i, kv in prompt.prefix.items()
+        }
         prompt = Prompt(each, prefix, prompt.beside)  # type: ignore[arg-type]
         x = walk(self.blocks, x, prompt, attention=everyone(self.causal), slot=(places, places))
         ends = torch.tensor([len(i) - 1 for i, _ in found], device=self.device).repeat(contexts)

@@ -52,8 +52,9 @@ def read_card(name: str) -> dict[str, Any]:
 def open_data(dataset: str, augment: str | None = None, skip_broken: bool = False) -> Data:
     """A dataset by the name of its card, or a folder of images (a sub-folder per class, with or without train/ and test/ above).
 
-    augment: "none", "crop" or "crop-flip" instead of what the card says. skip_broken: leave out files that can't be decoded.
-    ValueError for a name that is neither a card nor a folder, and for folders that are empty or disagree on classes.
+    augment: "none", "crop" or "crop-flip" instead of what the card says. skip_broken: leave out files that can't be
+    decoded. ValueError for a name that is neither a card nor a folder, and for folders that are empty or disagree on
+    classes.
     """
     if augment is not None and augment not in AUGMENTS:
         raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")
@@ -68,12 +69,16 @@ def open_data(dataset: str, augment: str | None = None, skip_broken: bool = Fals
                 for k, v in parts.items()}  # fmt: skip
         return Data(path.name, made["train"], made.get("val"), made["test"], "a photo of a {name}.", note)
     if path.is_file():
-        raise ValueError(f"{dataset!r} is a file; a dataset is a card or a folder with one sub-folder of images per class")
+        raise ValueError(
+            f"{dataset!r} is a file; a dataset is a card or a folder with one sub-folder of images per class"
+        )
     from difflib import get_close_matches
 
     near = get_close_matches(dataset, cards(), 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"the cards are {', '.join(cards())}"
-    raise ValueError(f"there is no dataset {dataset!r}: neither a card nor a folder ({hint} A folder has one sub-folder of images per class)")
+    raise ValueError(
+        f"there is no dataset {dataset!r}: neither a card nor a folder ({hint} A folder has one sub-folder of images per class)"
+    )
 
 
 def template_of(dataset: str) -> str:
@@ -90,7 +95,9 @@ def class_names(classes: dict[str, str], where: str) -> tuple[Name, ...]:
             raise ValueError(f"{where}: the class {key!r} has an empty name; give it a name that a caption can hold")
         names.append(Name(text, str(key)))
     if alike := sorted({str(n) for n in names if names.count(n) > 1}):
-        warnings.warn(f"{where}: several classes are called {', '.join(map(repr, alike))}; their texts are the same", stacklevel=3)
+        warnings.warn(
+            f"{where}: several classes are called {', '.join(map(repr, alike))}; their texts are the same", stacklevel=3
+        )
     return tuple(names)
 
 
@@ -99,7 +106,10 @@ def _from_card(name: str, augment: str | None) -> Data:
     names = class_names(card["classes"], f"the card {name}")
     parts = LOADERS[card["loader"]]()
     kind = augment or card.get("augment", "crop-flip")
-    made = {k: Split(tuple(item for item, _ in v), tuple(label for _, label in v), names, augment=kind) for k, v in parts.items()}
+    made = {
+        k: Split(tuple(item for item, _ in v), tuple(label for _, label in v), names, augment=kind)
+        for k, v in parts.items()
+    }
     return Data(name, made["train"], made["val"], made["test"], card["template"], card.get("note", ""))
 
 
@@ -116,7 +126,9 @@ def _digits() -> dict[str, list[tuple[Any, int]]]:
 def _glyphs() -> dict[str, list[tuple[Any, int]]]:
     from vlprompt.data.glyphs.dataset import pictures
 
-    return {part: [(picture_item(key, open_it), label) for key, open_it, label in rows] for part, rows in pictures().items()}
+    return {
+        part: [(picture_item(key, open_it), label) for key, open_it, label in rows] for part, rows in pictures().items()
+    }
 
 
 LOADERS: dict[str, Callable[[], dict[str, list[tuple[Any, int]]]]] = {"digits": _digits, "glyphs": _glyphs}

@@ -42,7 +42,10 @@ def _crop_box(width: int, height: int, view: torch.Generator) -> tuple[int, int,
 
 
 def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor:
-    """(3, h, w), normalised. Without a view: resized and cut out of the middle; with one: a random crop, perhaps mirrored."""
+    """(3, h, w), normalised.
+
+    Without a view: resized and cut out of the middle; with one: a random crop, perhaps mirrored.
+    """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as T
 

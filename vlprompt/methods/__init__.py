@@ -12,7 +12,9 @@ def found() -> dict[str, str]:
     """{"coop": "CoOp", ...}: every file of this folder and its public class, read without importing it."""
     classes = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
-        public = [n.name for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
+        public = [
+            n.name for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.ClassDef) and n.name[0] != "_"
+        ]
         classes[path.stem] = public[0]
     return classes
 

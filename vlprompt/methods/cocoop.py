@@ -1,16 +1,19 @@
 """CoCoOp: Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022, arXiv:2203.05557.
 
-CoOp's context plus a vector that a small network makes from each image, so that every image has its own prompts; classes that
-were not seen in training lose less. Sites: soft tokens at layer 0 of the text tower, another set per image.
+CoOp's context plus a vector that a small network makes from each image, so that every image has its own prompts;
+classes that were not seen in training lose less. Sites: soft tokens at layer 0 of the text tower, another set per
+image.
 
-Differs from the authors' code in: a whole batch runs at once instead of a loop over images (the same numbers; `train.micro_batch`
-bounds the memory), so it can train with more than one image a step; the context is float32. From the paper in: nothing.
+Differs from the authors' code in: a whole batch runs at once instead of a loop over images (the same numbers;
+`train.micro_batch` bounds the memory), so it can train with more than one image a step; the context is float32. From
+the paper in: nothing.
 
-Expected (base-to-new, ViT-B/16, 16 shots, mean of 11 sets): base 80.47, new 71.69, harmonic mean 75.83 (the paper's Table 1).
+Expected (base-to-new, ViT-B/16, 16 shots, mean of 11 sets): base 80.47, new 71.69, harmonic mean 75.83 (the paper's
+Table 1).
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vlprompt.method import Method, Output
 from vlprompt.parts import holes
@@ -27,7 +30,12 @@ class CoCoOp(Method):
     """
 
     def __init__(
-        self, clip: Clip, n_ctx: int | None = None, init: str | None = None, text: str = "{ctx} {name}.", reduction: int = 16
+        self,
+        clip: Clip,
+        n_ctx: int | None = None,
+        init: str | None = None,
+        text: str = "{ctx} {name}.",
+        reduction: int = 16,
     ):
         super().__init__()
         self.clip, self.n_ctx, self.init, self.text, self.reduction = clip, n_ctx, init, text, reduction
@@ -38,7 +46,9 @@ class CoCoOp(Method):
         n = self.n_ctx if self.n_ctx or self.init else 4
         self.ctx = nn.Parameter(self.clip.text.context(n, self.init, generator))  # (P, D)
         wide, small = self.clip.width, max(1, self.clip.width // self.reduction)
-        self.meta = nn.Sequential(nn.Linear(wide, small), nn.ReLU(), nn.Linear(small, self.clip.text.dim)).to(self.ctx.device)
+        self.meta = nn.Sequential(nn.Linear(wide, small), nn.ReLU(), nn.Linear(small, self.clip.text.dim)).to(
+            self.ctx.device
+        )
         for layer in (self.meta[0], self.meta[2]):  # torch's own bounds, from our generator
             bound = layer.in_features**-0.5
             for tensor in (layer.weight, layer.bias):

@@ -1,10 +1,10 @@
 """CoOp: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv:2109.01134.
 
-The words around the class name are replaced by vectors that are learned from a few images per class; both towers stay frozen.
-Sites: soft tokens at layer 0 of the text tower.
+The words around the class name are replaced by vectors that are learned from a few images per class; both towers stay
+frozen. Sites: soft tokens at layer 0 of the text tower.
 
-Differs from the authors' code in: `init` counts tokens, not words, so initial words of several tokens keep their meaning; the
-context is float32. Prompts of more than one length of context work. From the paper in: nothing.
+Differs from the authors' code in: `init` counts tokens, not words, so initial words of several tokens keep their
+meaning; the context is float32. Prompts of more than one length of context work. From the paper in: nothing.
 
 Expected (few-shot, 16 shots, mean of 11 sets, RN50, 200 epochs): 73.45 (APE's re-tabulation of the authors' numbers).
 """
@@ -29,7 +29,12 @@ class CoOp(Method):
     """
 
     def __init__(
-        self, clip: Clip, n_ctx: int | None = None, init: str | None = None, text: str = "{ctx} {name}.", own: bool = False
+        self,
+        clip: Clip,
+        n_ctx: int | None = None,
+        init: str | None = None,
+        text: str = "{ctx} {name}.",
+        own: bool = False,
     ):
         super().__init__()
         self.clip, self.n_ctx, self.init, self.text, self.own = clip, n_ctx, init, text, own
@@ -41,7 +46,9 @@ class CoOp(Method):
         new = [i for i in ids(lesson.train.names) if i not in self.ids] if self.own else [""]
         contexts = [self.clip.text.context(self.n_ctx, self.init, generator) for _ in new]
         old = [self.ctx.detach()] if self.own and self.ids else []
-        self.ctx = nn.Parameter(torch.cat([*old, torch.stack(contexts)]) if self.own else contexts[0])  # (P, D) or (C, P, D)
+        self.ctx = nn.Parameter(
+            torch.cat([*old, torch.stack(contexts)]) if self.own else contexts[0]
+        )  # (P, D) or (C, P, D)
         self.ids = (*self.ids, *new) if self.own else ()
 
     def fixed(self, names: Names) -> tuple[list[str], Tensor | None]:

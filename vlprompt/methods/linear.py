@@ -1,10 +1,10 @@
 """Linear probe: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, arXiv:2103.00020.
 
-A linear head on the frozen image feature. By default it is logistic regression solved exactly by L-BFGS (scikit-learn), with the
-strength of the penalty searched on validation images, as in the paper's appendix A.3. Sites: none.
+A linear head on the frozen image feature. By default it is logistic regression solved exactly by L-BFGS (scikit-learn),
+with the strength of the penalty searched on validation images, as in the paper's appendix A.3. Sites: none.
 
-Differs from the paper in: the search is over 13 values of C, a half decade apart, and the smaller of equally good ones is taken;
-solver="fit" trains the head by the shared loop instead, as VPT's "linear" row does.
+Differs from the paper in: the search is over 13 values of C, a half decade apart, and the smaller of equally good ones
+is taken; solver="fit" trains the head by the shared loop instead, as VPT's "linear" row does.
 
 Expected: below zero-shot CLIP at 1 and 2 shots on most sets, above it from 8 (Figure 6 of the paper).
 """
@@ -26,9 +26,9 @@ GRID = tuple(10 ** (e / 2) for e in range(-6, 7))
 class Linear(Method):
     """A linear head on the image feature.
 
-    solver: "lbfgs" (logistic regression, exact) or "fit" (trained by the shared loop); penalty: scikit-learn's C, None to search
-    for it on the validation images (1.0 where there are none); unit: normalise features first; std: of the weights that "fit"
-    starts from.
+    solver: "lbfgs" (logistic regression, exact) or "fit" (trained by the shared loop); penalty: scikit-learn's C, None
+    to search for it on the validation images (1.0 where there are none); unit: normalise features first; std: of the
+    weights that "fit" starts from.
     """
 
     def __init__(self, clip: Clip, solver: Literal["lbfgs", "fit"] = "lbfgs", penalty: float | None = None, unit: bool = False,

@@ -1,9 +1,10 @@
 """Nearest class mean on frozen features: Mensink et al., TPAMI 2013; as a baseline of continual learning: Janson et al. 2022, arXiv:2210.04428.
 
-The class whose mean feature has the highest cosine with the image's. Nothing is trained by gradient; later lessons add classes.
-Sites: none.
+The class whose mean feature has the highest cosine with the image's. Nothing is trained by gradient; later lessons add
+classes. Sites: none.
 
-Differs from Mensink et al. in: cosine instead of a learned metric, as the papers that use it on frozen features have it.
+Differs from Mensink et al. in: cosine instead of a learned metric, as the papers that use it on frozen features have
+it.
 
 Expected: no published number on a set that ships with vlprompt.
 """

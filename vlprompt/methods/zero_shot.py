@@ -1,11 +1,13 @@
 """Zero-shot CLIP: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, arXiv:2103.00020.
 
-The class whose text is nearest to the image. With several templates the class vector is the mean of their normalised features.
-Nothing is trained. Sites: none.
+The class whose text is nearest to the image. With several templates the class vector is the mean of their normalised
+features. Nothing is trained. Sites: none.
 
-Differs from the authors' notebook in: the mean over templates is left un-normalised until the cosine (the same numbers).
+Differs from the authors' notebook in: the mean over templates is left un-normalised until the cosine (the same
+numbers).
 
-Expected (base-to-new, ViT-B/16, hand-written templates, mean of 11 sets): base 69.34, new 74.22 (the CoCoOp paper's Table 1).
+Expected (base-to-new, ViT-B/16, hand-written templates, mean of 11 sets): base 69.34, new 74.22 (the CoCoOp paper's
+Table 1).
 """
 
 import torch

@@ -1,4 +1,7 @@
-"""The folder of one run. Every file is written whole, beside its place, and then renamed, so that no reader meets half of one."""
+"""The folder of one run.
+
+Every file is written whole, beside its place, and then renamed, so that no reader meets half of one.
+"""
 
 import json
 import os
@@ -38,7 +41,9 @@ def tensors_as_bytes(tensors: dict[str, Tensor], told: dict[str, Any]) -> bytes:
     """A safetensors file whose metadata holds JSON."""
     from safetensors.torch import save
 
-    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {k: json.dumps(v) for k, v in told.items()})
+    return save(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {k: json.dumps(v) for k, v in told.items()}
+    )
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -47,14 +52,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(str(path), "pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, {k: json.loads(v) for k, v in (file.metadata() or {}).items()}  # noqa: SIM118
+            return {k: file.get_tensor(k) for k in file.keys()}, {
+                k: json.loads(v) for k, v in (file.metadata() or {}).items()
+            }
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is not a whole safetensors file ({error}); delete it and give the command again") from error
+        raise ValueError(
+            f"{str(path)!r} is not a whole safetensors file ({error}); delete it and give the command again"
+        ) from error
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: scores per stage and test, their summary, cost, environment and protocol; percent, seconds, bytes."""
+    """What a run came to: scores per stage and test, their summary, cost, environment and protocol.
+
+    Percent, seconds, bytes.
+    """
 
     config: dict[str, Any]
     scores: list[dict[str, dict[str, float]]]
@@ -77,7 +89,10 @@ class Folder:
 
     @contextmanager
     def opened(self, config: dict[str, Any]) -> Iterator[None]:
-        """Made, claimed for this process, and holding `config`; ValueError when it holds another or a process is at work in it."""
+        """Made, claimed for this process, and holding `config`.
+
+        ValueError when it holds another or a process is at work in it.
+        """
         import yaml
 
         self.path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +101,9 @@ class Folder:
             known = self.path / "config.yaml"
             if known.exists() and (found := yaml.safe_load(known.read_text("utf-8"))) != config:
                 differs = [k for k in config if not isinstance(found, dict) or found.get(k) != config[k]]
-                raise ValueError(f"{str(self.path)!r} holds a run of another configuration (other {', '.join(differs)}); name another folder")
+                raise ValueError(
+                    f"{str(self.path)!r} holds a run of another configuration (other {', '.join(differs)}); name another folder"
+                )
             write(known, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
             yield
         finally:
@@ -100,7 +117,9 @@ class Folder:
         try:
             return Result(**json.loads(self.result_path.read_text("utf-8")), folder=str(self.path))
         except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{str(self.result_path)!r} is broken ({error}); delete it and give the command again") from error
+            raise ValueError(
+                f"{str(self.result_path)!r} is broken ({error}); delete it and give the command again"
+            ) from error
 
     def save(self, state: State, told: dict[str, Any]) -> None:
         """Everything a resume needs, in one file: one rename, so that it is never half."""
@@ -126,7 +145,9 @@ class Folder:
         if not self.path.is_dir():
             raise ValueError(f"there is no run folder {str(self.path)!r}; `vlprompt table` lists those under runs/")
         if not path.exists() or not self.result_path.exists():
-            raise ValueError(f"the run in {str(self.path)!r} is not finished: give its command again and it goes on, or choose another")
+            raise ValueError(
+                f"the run in {str(self.path)!r} is not finished: give its command again and it goes on, or choose another"
+            )
         return read_tensors(path)
 
 

@@ -10,7 +10,10 @@ COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#9
 
 
 def over_shots(found: Sequence[Row], path: Path) -> Path:
-    """Accuracy over shots, a line per method with its spread over seeds; zero-shot as a dashed line. ValueError without such runs."""
+    """Accuracy over shots, a line per method with its spread over seeds; zero-shot as a dashed line.
+
+    ValueError without such runs.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -18,7 +21,9 @@ def over_shots(found: Sequence[Row], path: Path) -> Path:
 
     some = [r for r in found if MAIN.get(r.task) == "accuracy" and r.shots]
     if not some:
-        raise ValueError("there are no few-shot runs to plot; `vlprompt run coop digits --shots 1,2,4,8,16 --seed 1,2,3` makes some")
+        raise ValueError(
+            "there are no few-shot runs to plot; `vlprompt run coop digits --shots 1,2,4,8,16 --seed 1,2,3` makes some"
+        )
     sets = list(dict.fromkeys(r.dataset for r in some))
     figure, axes = plt.subplots(1, len(sets), figsize=(6.4 * len(sets), 4.4), squeeze=False, layout="constrained")
     for axis, dataset in zip(axes[0], sets, strict=True):
@@ -34,7 +39,16 @@ def over_shots(found: Sequence[Row], path: Path) -> Path:
             if kind[0] == "zero_shot":
                 axis.axhline(y[0], color="#555555", linestyle="--", linewidth=1.2, label=label)
                 continue
-            axis.errorbar(x, y, [r.numbers["accuracy"].spread for r in line], color=colour, marker="o", markersize=4, capsize=2, label=label)
+            axis.errorbar(
+                x,
+                y,
+                [r.numbers["accuracy"].spread for r in line],
+                color=colour,
+                marker="o",
+                markersize=4,
+                capsize=2,
+                label=label,
+            )
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.set_xlabel("training images per class")
@@ -57,7 +71,9 @@ def predictions(pictures: Sequence[Any], captions: Sequence[str], right: Sequenc
 
     columns = min(8, len(pictures))
     lines = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(1.5 * columns, 1.85 * lines), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(1.5 * columns, 1.85 * lines), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat:
         axis.axis("off")
     for axis, picture, caption, good in zip(axes.flat, pictures, captions, right, strict=False):

@@ -11,7 +11,10 @@ from typing import Any
 from vlprompt.metrics import harmonic_mean
 from vlprompt.results.folder import Result
 
-MAIN = {"few_shot": "accuracy", "base_to_new": "harmonic"}  # the number that a task is judged by; others: the first of the summary
+MAIN = {
+    "few_shot": "accuracy",
+    "base_to_new": "harmonic",
+}  # the number that a task is judged by; others: the first of the summary
 UNITS = "accuracies in percent, mean ± standard deviation over seeds (divided by n, as the literature has it)"
 
 
@@ -45,7 +48,9 @@ class Row:
 
     def flat(self) -> dict[str, Any]:
         """One level, for CSV and JSON."""
-        scores = {f"{k}{end}": value for k, c in self.numbers.items() for end, value in (("", c.mean), ("_sd", c.spread))}
+        scores = {
+            f"{k}{end}": value for k, c in self.numbers.items() for end, value in (("", c.mean), ("_sd", c.spread))
+        }
         return {"task": self.task, "dataset": self.dataset, "backbone": self.backbone, "method": self.method, "variant": self.variant,
                 "shots": self.shots, "n": len(self.seeds), **scores, "trained_parameters": self.trained, "seconds": self.seconds,
                 "peak_memory_mb": self.memory}  # fmt: skip
@@ -64,8 +69,19 @@ def _variants(results: Sequence[Result]) -> dict[str, str]:
     families: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for r in results:
         c = r.config
-        family = c["method"]["name"], c["backbone"], c["task"]["name"], str(c["task"].get("dataset")), str(c["task"].get("shots"))
-        told = {f"{s}.{k}": v for s in ("method", "task", "train") for k, v in c[s].items() if k not in ("name", "seed", "dataset", "shots")}
+        family = (
+            c["method"]["name"],
+            c["backbone"],
+            c["task"]["name"],
+            str(c["task"].get("dataset")),
+            str(c["task"].get("shots")),
+        )
+        told = {
+            f"{s}.{k}": v
+            for s in ("method", "task", "train")
+            for k, v in c[s].items()
+            if k not in ("name", "seed", "dataset", "shots")
+        }
         families.setdefault(family, {})[_same(r)] = told
     found = {}
     for members in families.values():
@@ -77,7 +93,13 @@ def _variants(results: Sequence[Result]) -> dict[str, str]:
 
 
 def _short(value: Any) -> str:
-    return "".join(map(str, value)) if isinstance(value, list) and all(len(str(v)) == 1 for v in value) else "default" if value is None else str(value)
+    return (
+        "".join(map(str, value))
+        if isinstance(value, list) and all(len(str(v)) == 1 for v in value)
+        else "default"
+        if value is None
+        else str(value)
+    )
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
@@ -100,7 +122,9 @@ def rows(results: Sequence[Result]) -> list[Row]:
                          config["task"].get("shots"), variants[same], tuple(sorted(r.config["seed"] for r in members)), numbers,
                          int(members[0].cost["trained_parameters"]), cost["seconds"], cost["peak_memory_mb"]))  # fmt: skip
     order = {"zero_shot": -1}
-    return sorted(found, key=lambda r: (r.task, r.dataset, order.get(r.method, 0), r.backbone, r.method, r.variant, r.shots or 0))
+    return sorted(
+        found, key=lambda r: (r.task, r.dataset, order.get(r.method, 0), r.backbone, r.method, r.variant, r.shots or 0)
+    )
 
 
 def grids(found: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -112,15 +136,39 @@ def grids(found: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
         main = MAIN.get(task, next(iter(some[0].numbers)))
         if main == "accuracy" and len({r.shots for r in some}) > 1:
             shots = sorted({r.shots for r in some}, key=lambda k: k or 10**9)
-            head = ["method", "backbone", *(f"{k or 'all'} shot{'s' * (k != 1)}" for k in shots), "n", "trained", "seconds", "MB"]
+            head = [
+                "method",
+                "backbone",
+                *(f"{k or 'all'} shot{'s' * (k != 1)}" for k in shots),
+                "n",
+                "trained",
+                "seconds",
+                "MB",
+            ]
             lines = []
             for kind in dict.fromkeys((r.method, r.backbone, r.variant) for r in some):
                 mine = {r.shots: r for r in some if (r.method, r.backbone, r.variant) == kind}
-                lines.append([_label(kind[0], kind[2]), kind[1], *(str(mine[k].numbers[main]) if k in mine else "" for k in shots), *_cost([*mine.values()])])
+                lines.append(
+                    [
+                        _label(kind[0], kind[2]),
+                        kind[1],
+                        *(str(mine[k].numbers[main]) if k in mine else "" for k in shots),
+                        *_cost([*mine.values()]),
+                    ]
+                )
         else:
             names = [k for k in some[0].numbers if task != "few_shot" or k != "calibration_error"]
             head = ["method", "backbone", "shots", *names, "n", "trained", "seconds", "MB"]
-            lines = [[_label(r.method, r.variant), r.backbone, str(r.shots or "all"), *(str(r.numbers[k]) for k in names), *_cost([r])] for r in some]
+            lines = [
+                [
+                    _label(r.method, r.variant),
+                    r.backbone,
+                    str(r.shots or "all"),
+                    *(str(r.numbers[k]) for k in names),
+                    *_cost([r]),
+                ]
+                for r in some
+            ]
         made.append((title, head, lines))
     return made
 

@@ -1,4 +1,7 @@
-"""Base-to-new generalisation: train on half of the classes, test on each half by itself (Zhou et al. 2022, arXiv:2203.05557)."""
+"""Base-to-new generalisation: train on half of the classes, test on each half by itself (Zhou et al.
+
+2022, arXiv:2203.05557).
+"""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -38,7 +41,9 @@ class BaseToNew:
         if self.base is None:
             return halves(len(every))
         if strange := [i for i in self.base if i not in every]:
-            raise ValueError(f"{self.dataset} has no class with the id {strange[0]!r}; its ids are {', '.join(every[:20])}")
+            raise ValueError(
+                f"{self.dataset} has no class with the id {strange[0]!r}; its ids are {', '.join(every[:20])}"
+            )
         base = [every.index(i) for i in self.base]
         new = [i for i in range(len(every)) if i not in base]
         if not base or not new or len(set(base)) < len(base):

@@ -1,4 +1,7 @@
-"""Few-shot classification: train on k images per class, test on the whole test split (Zhou et al. 2022, arXiv:2109.01134)."""
+"""Few-shot classification: train on k images per class, test on the whole test split (Zhou et al.
+
+2022, arXiv:2109.01134).
+"""
 
 from collections.abc import Iterator
 from functools import cached_property

@@ -14,11 +14,26 @@ from vlprompt.data.glyphs.pens import WAYS, write
 from vlprompt.data.glyphs.words import ALIKE, LETTERS, SYMBOLS
 
 SIZE = 48  # pixels of a mask's side; the glyph fills 5/6 of it
-FONTS = (
-    "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique DejaVuSansMono DejaVuSansMono-Bold "
-    "DejaVuSansMono-Oblique DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic STIXGeneral STIXGeneralBol "
-    "STIXGeneralItalic STIXGeneralBolIta cmr10 cmb10 cmss10 cmtt10"
-).split()
+FONTS = [
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSansMono-Oblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+    "STIXGeneralBolIta",
+    "cmr10",
+    "cmb10",
+    "cmss10",
+    "cmtt10",
+]
 SYMBOL_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "STIXGeneral")
 RADII = (0.9, 1.6, 2.4, 3.3)  # of the pen that draws a thinned glyph anew, in mask pixels
 PENS = (2.6, 2.0, 3.4, 5.0, 6.8)  # widths of the written digits, for the same five levels
@@ -26,7 +41,10 @@ PENS = (2.6, 2.0, 3.4, 5.0, 6.8)  # widths of the written digits, for the same f
 
 @dataclass(frozen=True)
 class Bank:
-    """masks: uint8 (M, 5, SIZE, SIZE), level 0 as printed, 1..4 by thickness; kind, case (0 alike, 1 lower, 2 upper) and pen: (M,)."""
+    """masks: uint8 (M, 5, SIZE, SIZE), level 0 as printed, 1..4 by thickness.
+
+    Kind, case (0 alike, 1 lower, 2 upper) and pen: (M,).
+    """
 
     masks: Tensor
     kind: Tensor
@@ -51,7 +69,16 @@ def _draw(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
 def thin(shapes: np.ndarray) -> np.ndarray:
     """Skeletons of boolean shapes (M, h, w), by Zhang and Suen's parallel thinning (CACM 1984)."""
     x = np.pad(shapes, ((0, 0), (1, 1), (1, 1))).astype(np.uint8)
-    moves = ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))  # neighbours N, NE, E, SE, S, SW, W, NW
+    moves = (
+        (1, 0),
+        (1, -1),
+        (0, -1),
+        (-1, -1),
+        (-1, 0),
+        (-1, 1),
+        (0, 1),
+        (1, 1),
+    )  # neighbours N, NE, E, SE, S, SW, W, NW
     changed = True
     while changed:
         changed = False

@@ -29,5 +29,6 @@ def _picture(part: str, index: int) -> Image.Image:
 def pictures() -> dict[str, list[tuple[str, Callable[[], Image.Image], int]]]:
     """For each part: (key, how to open it, class)."""
     return {
-        part: [(f"glyphs/{part}/{i}", partial(_picture, part, i), i // size) for i in range(size * len(NAMES))] for part, size in SIZES.items()
+        part: [(f"glyphs/{part}/{i}", partial(_picture, part, i), i // size) for i in range(size * len(NAMES))]
+        for part, size in SIZES.items()
     }

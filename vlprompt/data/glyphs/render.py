@@ -94,7 +94,9 @@ class Glyphs:
         pose = torch.cat([turn, -(turn @ shift[:, :, None])], -1) * (5 / 6)
         grid = F.affine_grid(pose, [n, 1, self.size, self.size], align_corners=False)
         for knots, least, most in ((4, 0.02, 0.12), (7, 0.004, 0.035)):  # slow and fast bends
-            bend = F.interpolate(self._normal(n, 2, knots, knots), (self.size, self.size), mode="bicubic", align_corners=True)
+            bend = F.interpolate(
+                self._normal(n, 2, knots, knots), (self.size, self.size), mode="bicubic", align_corners=True
+            )
             grid = grid + (bend * (least + most * wild * self._uniform(n))[:, None, None, None]).permute(0, 2, 3, 1)
         return F.grid_sample(mask, grid, align_corners=False)
 

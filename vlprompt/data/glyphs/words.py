@@ -2,7 +2,7 @@
 
 import random
 
-DIGITS = "zero one two three four five six seven eight nine".split()
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 ALIKE = set("cijkopsuvwxz")  # upper and lower case look the same once the size is normalised
 SYMBOLS = {  # name -> the characters that draw it
