@@ -1,4 +1,4 @@
-"""Datasets: shots as the literature draws them, halves of classes, folders, views, and every way in which a folder is wrong."""
+"""Datasets: shots as the literature draws them, halves of classes, folders, views, every way a folder can be wrong."""
 
 import hashlib
 import json
@@ -165,9 +165,9 @@ def test_a_folder_with_train_and_test(pictures, tmp_path):
 
 
 def test_wrong_folders(pictures, tmp_path):
-    with pytest.raises(ValueError, match=r"there is no dataset '/nowhere/at/all': neither a card nor a folder"):
+    with pytest.raises(ValueError, match=r"there is no dataset '/nowhere/at/all': neither a card"):
         open_data("/nowhere/at/all")
-    with pytest.raises(ValueError, match="did you mean 'digits'"):
+    with pytest.raises(ValueError, match=r"did you mean .digits.\?"):
         open_data("digit")
     with pytest.raises(ValueError, match="has no sub-folders"):
         open_data(str(tmp_path))
@@ -178,7 +178,7 @@ def test_wrong_folders(pictures, tmp_path):
     with pytest.raises(ValueError, match="only the class 'cat'"):
         open_data(str(tmp_path))
     shutil.copytree(tmp_path / "cat", tmp_path / "cat ")
-    with pytest.raises(ValueError, match="two folders of .* are the class 'cat'"):
+    with pytest.raises(ValueError, match=r"two folders of .* are the class 'cat'"):
         open_data(str(tmp_path))
     (tmp_path / "cat ").rename(tmp_path / "_")
     with pytest.raises(ValueError, match="'_' has an empty name"):

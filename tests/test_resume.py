@@ -13,8 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 COMMAND = Path(sys.executable).parent / "vlprompt"
-SETTINGS = ["run", "coop", "digits", "--backbone", "glyph/random", "--shots", "4", "--seed", "1", "--save-every", "0.05",
-            "train.epochs=60", "train.batch=8", "task.augment=crop", "method.n_ctx=3"]  # fmt: skip
+SETTINGS = ["run", "coop", "digits", "--backbone", "glyph/random", "--shots", "4",
+            "--seed", "1", "--save-every", "0.05", "train.epochs=60", "train.batch=8",
+            "task.augment=crop", "method.n_ctx=3"]  # fmt: skip
 
 
 def start(folder):
@@ -55,18 +56,14 @@ def killed_until_done(root, moments):
     """
     killed = 0
     for wait in moments:
-        process, before = start(root), time.monotonic()
-        while process.poll() is None and not list(root.glob("*/last.safetensors")) and time.monotonic() - before < 60:
-            time.sleep(0.005)  # not killed before there is something to lose
-        if killed:
-            while (
-                process.poll() is None
-                and time.monotonic() - before < 60
-                and not any(f.stat().st_mtime > began for f in root.glob("*/last.safetensors"))
-            ):
-                time.sleep(0.005)
+        process, began, limit = start(root), time.time(), time.monotonic() + 60
+        while (
+            process.poll() is None and time.monotonic() < limit
+        ):  # not before this process has saved something to lose
+            if any(f.stat().st_mtime > began for f in root.glob("*/last.safetensors")):
+                break
+            time.sleep(0.005)
         time.sleep(wait)
-        began = time.time()
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             killed += 1

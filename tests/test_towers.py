@@ -1,4 +1,4 @@
-"""The walk against open_clip's own forward, prompts against forms written out, the shared prefix against the full pass."""
+"""The walk against open_clip's forward, prompts against written-out forms, the shared prefix against the full pass."""
 
 import math
 
@@ -62,8 +62,12 @@ def test_the_walk_is_open_clips_forward(name):
         near(clip.image(images(pixels, name)), model.encode_image(pixels))
         near(clip.text(TEXTS)[0], model.encode_text(tokenizer([bare(t) for t in TEXTS])))
         assert math.isclose(clip.scale, float(model.logit_scale.exp()), rel_tol=1e-6)
-        near(clip.logits(clip.image(images(pixels, name)), clip.text(TEXTS)[0]),
-             clip.scale * model.encode_image(pixels, normalize=True) @ clip.text(TEXTS)[0].div(clip.text(TEXTS)[0].norm(dim=-1, keepdim=True)).T)  # fmt: skip
+        text = clip.text(TEXTS)[0]
+        unit = text.div(text.norm(dim=-1, keepdim=True))
+        near(
+            clip.logits(clip.image(images(pixels, name)), text),
+            clip.scale * model.encode_image(pixels, normalize=True) @ unit.T,
+        )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_other_image_towers_are_used_as_they_are(name):
         lambda: clip.image(images(pixels), Prompt(tokens={0: torch.zeros(1, 2, 64)})),
         lambda: clip.image.sites("q"),
     ):
-        with pytest.raises(ValueError, match="open_clip:RN50/x has no blocks that vlprompt can walk.*use a ViT"):
+        with pytest.raises(ValueError, match=r"open_clip:RN50/x has no blocks that vlprompt can walk.*use a ViT"):
             refused()
     ctx = torch.randn(1, 3, clip.text.dim, requires_grad=True)
     clip.text(["a dog"], Prompt(tokens={0: ctx})).sum().backward()

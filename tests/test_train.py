@@ -1,4 +1,4 @@
-"""The loop: learning rates in the literature's form, optimizers, micro-batches, features computed once, losses that are not finite."""
+"""The loop: the literature's learning rates, optimizers, micro-batches, features computed once, losses not finite."""
 
 import json
 import math
@@ -159,7 +159,7 @@ def test_the_folder_of_a_run(tiny, tmp_path):
     assert {"stage", "epoch", "step", "lr", "ce"} == set(steps[0])
     again = run(CoOp(tiny, 4), FewShot("digits", shots=1), Train(epochs=3), tmp_path / "one")
     assert again == result
-    with pytest.raises(ValueError, match="holds a run of another configuration .other method"):
+    with pytest.raises(ValueError, match=r"holds a run of another configuration .other method"):
         run(CoOp(tiny, 5), FewShot("digits", shots=1), Train(epochs=3), tmp_path / "one")
 
 

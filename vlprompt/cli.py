@@ -12,7 +12,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Prompt learning on frozen vision-language models. Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
+    help="Prompt learning on frozen vision-language models. "
+    "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
 out, err = Console(), Console(stderr=True)
 Runs = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
@@ -80,8 +81,9 @@ def run(
         raise ValueError(f"one dataset at a time: got {', '.join(plain)}; settings are written key=value")
     settings = [w for w in words if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
     methods = method.split(",") if method else [None]
-    sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None), task=task,
-          backbone=backbone, file=config, settings=settings, runs=runs, device=device, save_every=save_every, out=out)  # fmt: skip
+    sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None),
+          task=task, backbone=backbone, file=config, settings=settings, runs=runs, device=device,
+          save_every=save_every, out=out)  # fmt: skip
 
 
 @app.command()

@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from vlprompt import methods, tasks
+from vlprompt.errors import nearest
 
 if TYPE_CHECKING:
     from vlprompt.method import Method
@@ -20,13 +20,15 @@ SECTIONS = ("backbone", "method", "task", "train", "seed")
 class Source:
     """Merged configuration that remembers which file or option gave each key."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: Sequence[tuple[dict[str, Any], str]]) -> None:
         self.values: dict[str, Any] = {}
         self.origin: dict[str, str] = {}
+        for values, origin in layers:
+            self.add(values, origin)
 
     def add(self, values: dict[str, Any], origin: str) -> None:
         if unknown := [k for k in values if k not in SECTIONS]:
-            raise ValueError(f"{origin}: unknown key {unknown[0]!r}; {_nearest(str(unknown[0]), SECTIONS)}")
+            raise ValueError(f"{origin}: unknown key {unknown[0]!r}; {nearest(str(unknown[0]), SECTIONS)}")
         from omegaconf import OmegaConf
 
         for section in ("method", "task"):
@@ -51,11 +53,6 @@ def _paths(values: dict[str, Any], above: str = "") -> list[str]:
         if isinstance(value, dict):
             found += _paths(value, f"{above}{key}.")
     return found
-
-
-def _nearest(wrong: str, choices: Sequence[str]) -> str:
-    near = get_close_matches(wrong, choices, 1, 0.5)
-    return f"did you mean {near[0]!r}?" if near else f"the choices are {', '.join(choices)}"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -93,7 +90,7 @@ def configs_folder() -> Path:
 
 
 def recipes(task: str, method: str, backbone: str) -> list[Path]:
-    """configs/<task>/<method>.yaml, the paper's values, and configs/<task>/<backbone>/<method>.yaml, what a backbone needs instead."""
+    """configs/<task>/<method>.yaml, the paper's values, and configs/<task>/<backbone>/<method>.yaml, a backbone's."""
     root = configs_folder() / task
     chosen = [root / f"{method}.yaml", root / backbone.partition(":")[0] / f"{method}.yaml"]
     return [path for path in chosen if path.is_file()]
@@ -114,7 +111,7 @@ def find(kind: str, name: str) -> type:
                 f"there is no {kind} {name!r}: {error}; write module:Class of something that Python can import"
             ) from error
     if name not in package.found():
-        raise ValueError(f"there is no {kind} {name!r}; {_nearest(name, list(package.found()))}")
+        raise ValueError(f"there is no {kind} {name!r}; {nearest(name, list(package.found()))}")
     return getattr(package, package.found()[name])
 
 
@@ -151,7 +148,7 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
     given = {k: v for k, v in given.items() if k != "name"}
     for name in given:
         if name not in fields:
-            hint = _nearest(name, list(fields))
+            hint = nearest(name, list(fields))
             raise ValueError(f"{source.said(f'{kind}.{name}')}: unknown key '{kind}.{name}'; {hint}")
     try:
         model = create_model(cls.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)(**given)
@@ -198,7 +195,8 @@ def resolve(source: Source) -> dict[str, Any]:
         by_shots, shots = about_train["epochs"], about_task.get("shots")
         if shots not in by_shots:
             raise ValueError(
-                f"{source.said('train.epochs')}: train.epochs has no entry for {shots} shots; it has {', '.join(map(str, by_shots))}"
+                f"{source.said('train.epochs')}: train.epochs has no entry for {shots} shots; "
+                f"it has {', '.join(map(str, by_shots))}"
             )
         about_train["epochs"] = by_shots[shots]
     return {
@@ -226,31 +224,21 @@ def build_task(about: dict[str, Any]) -> Any:
     return find("task", about["name"])(**{k: v for k, v in about.items() if k != "name"})
 
 
-def grid(method: Sequence[str | None], shots: Sequence[int | None], seeds: Sequence[int | None], *, dataset: str | None = None,
-         task: str | None = None, backbone: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:  # fmt: skip
+def grid(method: Sequence[str | None], shots: Sequence[int | None], seeds: Sequence[int | None], *,
+         dataset: str | None = None, task: str | None = None, backbone: str | None = None, file: Path | None = None,
+         overrides: Sequence[str] = ()) -> list[dict[str, Any]]:  # fmt: skip
     """Resolved configurations of all combinations. Later wins: recipe < file < options < key=value."""
     found = []
     for name, k, seed in product(method, shots, seeds):
-        mine = Source()
-        if file is not None:
-            mine.add(read(file), str(file))
-        options: dict[str, Any] = {"method": {"name": name} if name else {}, "task": {}}
-        options["task"] |= {"dataset": dataset} if dataset else {}
-        options["task"] |= {"name": task} if task else {}
-        options["task"] |= {"shots": k} if k is not None else {}
-        options |= ({"backbone": backbone} if backbone else {}) | ({"seed": seed} if seed is not None else {})
-        mine.add(options, "the command line")
-        for text in overrides:
-            mine.add(override(text), f"the option {text!r}")
-        chosen = mine.values.get("method", {}).get("name", ""), mine.values["task"].get("name", "few_shot")
-        source = Source()
-        source.add({"task": {"name": chosen[1]}}, "the defaults")
-        for path in recipes(chosen[1], chosen[0], mine.values.get("backbone", "glyph")):
-            source.add(read(path), str(path))
-        if file is not None:
-            source.add(read(file), str(file))
-        source.add(options, "the command line")
-        for text in overrides:
-            source.add(override(text), f"the option {text!r}")
-        found.append(resolve(source))
+        about = {"dataset": dataset, "name": task, "shots": k}
+        options: dict[str, Any] = {"method": {"name": name} if name else {}}
+        options["task"] = {key: value for key, value in about.items() if value is not None}
+        options |= {key: value for key, value in (("backbone", backbone), ("seed", seed)) if value is not None}
+        given = [(read(file), str(file))] if file is not None else []
+        given += [(options, "the command line"), *((override(text), f"the option {text!r}") for text in overrides)]
+        mine = Source(given).values
+        chosen, kind = mine["method"].get("name", ""), mine["task"].get("name", "few_shot")
+        paths = recipes(kind, chosen, mine.get("backbone", "glyph"))
+        below = [({"task": {"name": kind}}, "the defaults"), *((read(path), str(path)) for path in paths)]
+        found.append(resolve(Source([*below, *given])))
     return found

@@ -7,7 +7,7 @@ import ast
 from pathlib import Path
 
 from vlprompt import methods, tasks
-from vlprompt.backbones import nearest
+from vlprompt.errors import nearest
 
 KINDS = ("methods", "tasks", "datasets", "backbones")
 
@@ -29,7 +29,8 @@ def listing(what: str) -> list[str]:
             "open_clip:NAME/TAG          any model and weights of open_clip, for example open_clip:ViT-B-16/openai",
             "open_clip:NAME@FILE         the same with weights from a file",
             "open_clip:NAME/random       the same with random weights",
-            "pixels, pixels:16           no network: the features are the pixels (8 x 8 by default), for linear and nearest_mean",
+            "pixels, pixels:16           no network: the features are the pixels (8 x 8 by default), "
+            "for linear and nearest_mean",
             "glyph/random                a tiny CLIP with random weights, for tests",
         ]
     raise ValueError(f"there is no list of {what!r}; {nearest(what, KINDS)}")

@@ -53,7 +53,7 @@ class Method(nn.Module):
         )
 
     def terms(self, batch: Batch, fixed: Any) -> tuple[Terms, Output]:
-        """The loss as named means with the rows that they are over, so that micro-batches and devices add up exactly."""
+        """The loss as named means with the rows they are over, so that micro-batches and devices add up exactly."""
         out = self(batch.inputs, self.prepare(batch.names, fixed))
         found: Terms = {
             "ce": (F.cross_entropy(out.logits.float(), batch.labels.to(out.logits.device)), len(batch.labels))
@@ -64,7 +64,7 @@ class Method(nn.Module):
 
     def merge(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
         """How the gradients of the terms join, one list per term in the order of parameters(): their sum."""
-        return [torch.stack(g).sum(0) if len(g) > 1 else g[0] for g in zip(*grads.values(), strict=True)]
+        return [g[0] if len(g) == 1 else torch.stack(g).sum(0) for g in zip(*grads.values(), strict=True)]
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer."""

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 
 def holes(template: str, names: Sequence[str], n: int = 0) -> list[str]:
-    """One text per name: "{ctx} {name}." -> "{16} dog."; of several {ctx} each takes n // k tokens and the last one the rest.
+    """One text per name: "{ctx} {name}." -> "{16} dog."
 
-    Underscores in names become spaces and their braces are escaped. ValueError for a template without {name}.
+    Of several {ctx} each takes n // k tokens and the last one the rest. Underscores in names become spaces
+    and their braces are escaped. ValueError for a template without {name}.
     """
     k = template.count("{ctx}")
     if "{name}" not in template:

@@ -32,8 +32,8 @@ class Prompt:
         lengths = {t.shape[-2] for t in self.tokens.values()}
         if len(lengths) > 1:
             raise ValueError(
-                f"the tokens of one prompt have lengths {sorted(lengths)}, but a later layer replaces what an earlier one "
-                "inserted: give every layer the same number"
+                f"the tokens of one prompt have lengths {sorted(lengths)}, but a later layer replaces what an earlier "
+                "one inserted: give every layer the same number"
             )
         return next(iter(lengths), 0)
 

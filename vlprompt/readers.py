@@ -59,7 +59,8 @@ def columns(known: Sequence[str], names: Names, what: str) -> Tensor:
     place = {i: k for k, i in enumerate(known)}
     if strange := [str(n) for n, i in zip(names, ids(names), strict=True) if i not in place]:
         raise ValueError(
-            f"{what} has no column for {', '.join(map(repr, strange[:5]))}{' ...' * (len(strange) > 5)}: it was trained on "
-            f"{', '.join(map(repr, known[:5]))}{' ...' * (len(known) > 5)}; test it on those classes, or take a method that reads names (coop)"
+            f"{what} has no column for {', '.join(map(repr, strange[:5]))}{' ...' * (len(strange) > 5)}: "
+            f"it was trained on {', '.join(map(repr, known[:5]))}{' ...' * (len(known) > 5)}; "
+            "test it on those classes, or take a method that reads names (coop)"
         )
     return torch.tensor([place[i] for i in ids(names)])

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def title(cls: type) -> str:
 
 
 def describe(thing: Any) -> dict[str, Any]:
-    """A method or a task as configuration: its name and the arguments of its constructor, which it stores under their names."""
+    """A method or a task as configuration: its name and its constructor's arguments, stored under their names."""
     return {"name": title(type(thing))} | arguments(type(thing), lambda name, _: getattr(thing, name))
 
 
@@ -83,12 +83,19 @@ def configuration(method: Method, task: Task, train: Train, seed: int) -> dict[s
     }
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that was put on the path, not installed
+        return None
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     here = Path(__file__).parents[1]
     found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     commit = found.stdout.strip() if (here / ".git").exists() and not found.returncode else None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    versions = {package: version(package) for package in ("vlprompt", "torch", "torchvision", "open_clip_torch")}
+    versions = {package: _version(package) for package in ("vlprompt", "torch", "torchvision", "open_clip_torch")}
     return {
         "python": platform.python_version(),
         **versions,
@@ -98,8 +105,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def run(method: Method, task: Task, train: Train | None = None, folder: str | Path | None = None, seed: int | None = None, *,
-        save_every: float = 5.0, watch: Watch | None = None) -> Result:  # fmt: skip
+def run(method: Method, task: Task, train: Train | None = None, folder: str | Path | None = None,
+        seed: int | None = None, *, save_every: float = 5.0, watch: Watch | None = None) -> Result:  # fmt: skip
     """Train and test a method on a task.
 
     train: default `Train()`. folder: where to write (None: nowhere); a folder that holds this very run is resumed, or
@@ -118,8 +125,8 @@ def run(method: Method, task: Task, train: Train | None = None, folder: str | Pa
         return place.done() or _run(method, task, train, seed, config, place, save_every, watch)
 
 
-def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, Any], place: Folder | None, save_every: float,
-         watch: Watch | None) -> Result:  # fmt: skip
+def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, Any], place: Folder | None,
+         save_every: float, watch: Watch | None) -> Result:  # fmt: skip
     saved = place.load() if place else None
     state, told = saved or (None, {"stage": 0, "scores": [], "seconds": 0.0, "log": 0, "trained": 0})
     began, lesson, scores, trained = time.monotonic(), None, list(told["scores"]), told["trained"]
@@ -132,7 +139,7 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
                 continue
             resume = state if index == told["stage"] else None
 
-            def save(now: State, index: int = index) -> None:
+            def save(now: State, index: int = index, trained: int = trained) -> None:
                 if place is not None:
                     spent = told["seconds"] + time.monotonic() - began
                     log.flush()
@@ -151,8 +158,9 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
         if device.type == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     )
+    in_bytes = device.type == "cuda" or sys.platform == "darwin"
     cost = {"seconds": told["seconds"] + time.monotonic() - began, "trained_parameters": trained,
-            "peak_memory_mb": memory / 2**20 if device.type == "cuda" or sys.platform == "darwin" else memory / 2**10}  # fmt: skip
+            "peak_memory_mb": memory / 2**20 if in_bytes else memory / 2**10}  # fmt: skip
     result = Result(
         config, scores, task.summary(scores), cost, environment(device), {**task.protocol, "backbone_key": _key(method)}
     )

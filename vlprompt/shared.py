@@ -39,9 +39,9 @@ class Layout:
         at = 0 if rows is not None else s
         for begin, n, l in self.groups:
             r = l if rows is None else 1
-            own = (t[:, :, begin : begin + n * l].unflatten(2, (n, l)) for t in (k, v))
+            own_k, own_v = (t[:, :, begin : begin + n * l].unflatten(2, (n, l)) for t in (k, v))
             mine = q[:, :, at : at + n * r].unflatten(2, (n, r))
-            parts.append(attend_shared(mine, *own, before, causal=rows is None).flatten(2, 3))
+            parts.append(attend_shared(mine, own_k, own_v, before, causal=rows is None).flatten(2, 3))
             at += n * r
         return torch.cat(parts, 2)
 
@@ -84,7 +84,7 @@ def lay_out(rows: Sequence[Row], tokens: int, own: bool, device: torch.device) -
 
 
 def encode(blocks: Sequence[Block], x: Tensor, layout: Layout, prompt: Prompt = NOTHING) -> Tensor:
-    """x (R, T, D), embedded in the layout's order with tokens[0] in it -> the last row of each text, in text order (R, C, D)."""
+    """x (R, T, D), in the layout's order with tokens[0] in it -> the last row of each text, in text order (R, C, D)."""
     flat = {i: t.flatten(1, 2) if t.ndim == 4 else t for i, t in prompt.tokens.items()}
     prompt = Prompt(flat, prompt.prefix, prompt.beside)
     return walk(blocks, x, prompt, attention=layout.attention, slot=layout.slot, rows=layout.ends)[:, layout.order]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Name(str):
-    """A class name as texts show it, with the id that tells it from every other class (two classes may share a name)."""
+    """A class name as texts show it, with the id that tells it from every other class (two may share a name)."""
 
     __slots__ = ("id",)
     id: str
@@ -19,7 +19,8 @@ class Name(str):
         name.id = text if id is None else id
         return name
 
-    def __getnewargs__(self) -> tuple[str, str]:
+    # pickle gives these to __new__, which takes one more argument than str's does
+    def __getnewargs__(self) -> tuple[str, str]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return str(self), self.id
 
 

@@ -4,16 +4,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from vlprompt.results.folder import Folder, Result
-from vlprompt.results.table import Row, grids, rows
+from vlprompt.results.table import UNITS, Grid, Row, grids, rows
 
 
-def sweep(methods: Sequence[str | None], shots: Sequence[int | None], seeds: Sequence[int | None], *, dataset: str | None,
-          task: str | None, backbone: str | None, file: Path | None, settings: Sequence[str], runs: Path, device: str | None,
-          save_every: float, out: Console) -> list[Result]:  # fmt: skip
+def sweep(
+    methods: Sequence[str | None],
+    shots: Sequence[int | None],
+    seeds: Sequence[int | None],
+    *,
+    dataset: str | None,
+    task: str | None,
+    backbone: str | None,
+    file: Path | None,
+    settings: Sequence[str],
+    runs: Path,
+    device: str | None,
+    save_every: float,
+    out: Console,
+) -> list[Result]:
     """Every combination, one after another; those that are done are only read.
 
     Prints the table and gives the results.
@@ -95,13 +108,26 @@ def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path
 
 
 def show_table(found: Sequence[Row], out: Console) -> None:
-    """The table of rows on the terminal; says so where there is none."""
+    """The table of rows on the terminal, without the columns of cost where it is too narrow.
+
+    Says so where there is none.
+    """
     if not found:
         out.print("no finished runs here yet; `vlprompt run coop digits` makes one")
-    for title, head, lines in grids(found):
-        shown = Table(title=f"{title} (%, mean ± sd over seeds)", title_justify="left", header_style="bold")
-        for i, column in enumerate(head):
-            shown.add_column(column, justify="left" if i < 2 else "right", no_wrap=i > 1)
-        for line in lines:
-            shown.add_row(*line)
-        out.print(shown)
+    for grid in grids(found):
+        shown, narrow = _table(grid, len(grid.head)), _table(grid, len(grid.head) - grid.cost)
+        fits = out.measure(shown, options=out.options.update(max_width=1000)).maximum <= out.width
+        out.print(shown if fits else narrow, soft_wrap=not fits)
+        if not fits:
+            out.print(f"({', '.join(grid.head[-grid.cost :])}: in a wider terminal, or by --markdown)", style="dim")
+    if found:
+        out.print(UNITS, style="dim", soft_wrap=True)
+
+
+def _table(grid: Grid, columns: int) -> Table:
+    table = Table(title=grid.title, title_justify="left", box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    for i, name in enumerate(grid.head[:columns]):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for line in grid.lines:
+        table.add_row(*line[:columns])
+    return table

@@ -81,7 +81,7 @@ def step(block: Block, i: int, x: Tensor, prompt: Prompt, attention: Attend, row
     k, v = (heads(made(site, y, f(y)), block.heads) for site, f in (("k", block.k), ("v", block.v)))
     x, y = take(x, rows), take(y, rows)
     q = heads(made("q", y, block.q(y)), block.heads)
-    a = attention(q, k, v, prompt.prefix[i] if i in prompt.prefix else None, rows).transpose(1, 2).flatten(2)
+    a = attention(q, k, v, prompt.prefix.get(i), rows).transpose(1, 2).flatten(2)
     x = x + block.scale1(made("attn+", x, made("attn", y, made("out", a, block.out(a)))))
     y = made("norm2", x, block.norm2(x))
     h = block.act(made("up", y, block.up(y)))
@@ -134,12 +134,14 @@ class Tower(Protocol):
     key: str  # tells these weights from others
     device: torch.device
 
-    def __call__(self, inputs: Any, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor: ...
+    def __call__(self, inputs: Any, /, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor: ...
     def sites(self, *names: str) -> dict[str, tuple[int, int]]: ...
 
 
 class TextTower(Tower, Protocol):
-    def context(self, n: int, init: str | None = None, generator: torch.Generator | None = None) -> Tensor: ...
+    def context(
+        self, n: int | None = None, init: str | None = None, generator: torch.Generator | None = None
+    ) -> Tensor: ...
 
 
 def find_sites(

@@ -174,8 +174,9 @@ class Loop:
             bad = "gradient"
         if bad is not None:
             raise NotFinite(
-                f"the {bad} is not finite at step {self.cursor.step + 1} (epoch {self.cursor.epoch}, learning rate {lr:.3g}, "
-                f"terms {terms}); the parameters of the step before are kept. Lower train.lr, set train.clip=1, or train.precision=fp32"
+                f"the {bad} is not finite at step {self.cursor.step + 1} (epoch {self.cursor.epoch}, "
+                f"learning rate {lr:.3g}, terms {terms}); the parameters of the step before are kept. "
+                "Lower train.lr, set train.clip=1, or train.precision=fp32"
             )
         for p, g in zip(self.parameters, grads, strict=True):
             p.grad = g

@@ -40,8 +40,9 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
     clip = load(backbone or config["backbone"], device)
     if clip.image.key.partition("#")[2] != told["backbone_key"].partition("#")[2]:
         raise ValueError(
-            f"the prompt in {str(folder)!r} was learned on {told['backbone_key']}, but {backbone or config['backbone']} holds other weights "
-            f"({clip.image.key}); name the right ones by --backbone"
+            f"the prompt in {str(folder)!r} was learned on {told['backbone_key']}, "
+            f"but {backbone or config['backbone']} holds other weights ({clip.image.key}); "
+            "name the right ones by --backbone"
         )
     names = tuple(Name(text, key) for text, key in told["names"])
     method = build_method(config["method"], clip)

@@ -3,9 +3,10 @@
 Each library has one adapter, nothing else touches its internals.
 """
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vlprompt.errors import nearest
 
 if TYPE_CHECKING:
     from vlprompt.tower import Clip
@@ -18,13 +19,6 @@ FORMS = (
     "open_clip:NAME@path/to/file",
     "open_clip:NAME/random",
 )
-
-
-def nearest(wrong: str, choices: "list[str] | tuple[str, ...]") -> str:
-    """'; did you mean X?' or the choices, for an error message."""
-    if near := get_close_matches(wrong, choices, 1, 0.5):
-        return f"did you mean {near[0]!r}?"
-    return f"the choices are {', '.join(map(repr, choices[:40]))}"
 
 
 def load(spec: str, device: str | None = None) -> "Clip":
@@ -56,7 +50,8 @@ def load(spec: str, device: str | None = None) -> "Clip":
         name, _, tag = rest.rpartition("/")
         if not name:
             raise ValueError(
-                f"backbone {spec!r} names no weights: write open_clip:{rest}/TAG, open_clip:{rest}@FILE or open_clip:{rest}/random"
+                f"backbone {spec!r} names no weights: write open_clip:{rest}/TAG, open_clip:{rest}@FILE "
+                f"or open_clip:{rest}/random"
             )
         return pretrained(name, tag=tag, spec=spec, device=device)
     raise ValueError(f"there is no backbone {spec!r}; {nearest(spec, FORMS)}")

@@ -1,13 +1,14 @@
 """Weights for open_clip's models: a published tag, a file, or random ones."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlprompt.backbones import nearest
 from vlprompt.backbones.open_clip import wrap
+from vlprompt.errors import nearest
 from vlprompt.tower import Clip
 
 
@@ -45,8 +46,9 @@ def _tokenizer(name: str) -> Any:
         return open_clip.get_tokenizer(name)
     except OSError as error:
         raise OSError(
-            f"the tokenizer of {name} is kept on the Hugging Face hub and could not be fetched ({str(error).splitlines()[0]}); "
-            "on a machine with network run `open_clip.get_tokenizer(...)` once and copy its Hugging Face cache folder (HF_HOME) here"
+            f"the tokenizer of {name} is kept on the Hugging Face hub and could not be fetched "
+            f"({str(error).splitlines()[0]}); on a machine with network run `open_clip.get_tokenizer(...)` once "
+            "and copy its Hugging Face cache folder (HF_HOME) here"
         ) from error
 
 
@@ -61,19 +63,22 @@ def _from_tag(name: str, tag: str) -> Any:
     quick = bool(found.get("quick_gelu"))
     if "quickgelu" in name and not quick:
         raise ValueError(
-            f"the weights {tag!r} were trained with GELU, but {name} uses QuickGELU; ask for open_clip:{name.removesuffix('-quickgelu')}/{tag}"
+            f"the weights {tag!r} were trained with GELU, but {name} uses QuickGELU; "
+            f"ask for open_clip:{name.removesuffix('-quickgelu')}/{tag}"
         )
     try:  # open_clip only warns when the weights want QuickGELU and the name does not say so
         return _create(name, pretrained=tag, force_quick_gelu=quick)
     except (RuntimeError, OSError) as error:
         source = (
             found.get("url")
-            or f"{found.get('hf_hub', '')} on the Hugging Face hub (open_clip_model.safetensors or open_clip_pytorch_model.bin)"
+            or f"{found.get('hf_hub', '')} on the Hugging Face hub "
+            "(open_clip_model.safetensors or open_clip_pytorch_model.bin)"
         )
         cause = str(error).splitlines()[0][:200]
         raise OSError(
-            f"the weights {tag!r} of {name} are not here and could not be fetched ({cause}). Without a network: get {source} "
-            f'on another machine, put the file anywhere and use "open_clip:{name}{"-quickgelu" * (quick and "quickgelu" not in name)}@path/to/that/file"'
+            f"the weights {tag!r} of {name} are not here and could not be fetched ({cause}). "
+            f"Without a network: get {source} on another machine, put the file anywhere and use "
+            f'"open_clip:{name}{"-quickgelu" * (quick and "quickgelu" not in name)}@path/to/that/file"'
         ) from error
 
 
@@ -92,7 +97,8 @@ def _from_file(name: str, path: Path) -> Any:
     except Exception as error:  # torch, safetensors and zip raise many kinds for a file that is not what was wanted
         cause = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"{str(path)!r} is not a checkpoint of {name}: {cause}. Name the model whose weights the file holds before '@'"
+            f"{str(path)!r} is not a checkpoint of {name}: {cause}. "
+            "Name the model whose weights the file holds before '@'"
         ) from error
     return model
 
@@ -100,8 +106,10 @@ def _from_file(name: str, path: Path) -> Any:
 def _torchscript(path: Path) -> dict[str, torch.Tensor] | None:
     if path.suffix not in (".pt", ".pth", ".jit"):
         return None
-    try:
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()
-    except RuntimeError:
-        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch wants nobody to make such files any more; these exist
+        try:
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        except RuntimeError:
+            return None
     return {k: v.float() for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}

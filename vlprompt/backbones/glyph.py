@@ -60,7 +60,9 @@ def twin(device: str = "cpu", seed: int = 0, **changes: Any) -> Clip:
     """A tiny CLIP with random weights, always the same; `changes` are merged into open_clip's configuration."""
     from open_clip.model import CLIP
 
-    config = {k: {**v, **changes.get(k, {})} if isinstance(v, dict) else changes.get(k, v) for k, v in TINY.items()}
+    config: dict[str, Any] = {
+        k: {**v, **changes.get(k, {})} if isinstance(v, dict) else changes.get(k, v) for k, v in TINY.items()
+    }
     config |= {k: v for k, v in changes.items() if k not in TINY}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -35,8 +35,9 @@ class ImageTower:
         """pooled: features (B, E). An opaque tower takes no prompt: ValueError."""
         if prompt or read != "pooled":
             raise ValueError(
-                f"the image tower of {self.key.split('#')[0]} has no blocks that vlprompt can walk, so it takes no tokens, "
-                'prefixes or parts, and only its pooled feature can be read; use a ViT, for example "open_clip:ViT-B-16/openai"'
+                f"the image tower of {self.key.split('#')[0]} has no blocks that vlprompt can walk, so it takes no "
+                "tokens, prefixes or parts, and only its pooled feature can be read; "
+                'use a ViT, for example "open_clip:ViT-B-16/openai"'
             )
         return self.looked_up(images)
 
@@ -89,9 +90,9 @@ class ViT(ImageTower):
     first rows the pool reads (None: all but the prompt's). norm_last: the last norm follows the pool.
     """
 
-    def __init__(self, blocks: Sequence[Block], *, unfold: Map, embed: Map, special: Tensor, positions: Tensor, pre: Map,
-                 norm: Map, pool: Map, project: Map, read: int | None, norm_last: bool, width: int, patch: int,
-                 grid: tuple[int, int], look: Look, key: str, device: torch.device):  # fmt: skip
+    def __init__(self, blocks: Sequence[Block], *, unfold: Map, embed: Map, special: Tensor, positions: Tensor,
+                 pre: Map, norm: Map, pool: Map, project: Map, read: int | None, norm_last: bool, width: int,
+                 patch: int, grid: tuple[int, int], look: Look, key: str, device: torch.device):  # fmt: skip
         super().__init__(lambda pixels: self._pass(pixels, NOTHING, "pooled"), width, look, key, device, len(positions))
         self.blocks, self.unfold, self.embed, self.class_tokens, self.positions = (
             blocks,

@@ -52,7 +52,8 @@ def _block(b: Any) -> Block:
 
 
 def _look(visual: Any) -> Look:
-    config = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD} | (getattr(visual, "preprocess_cfg", None) or {})
+    config: dict[str, Any] = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
+    config |= getattr(visual, "preprocess_cfg", None) or {}
     size = config.get("size", visual.image_size)
     size = (size, size) if isinstance(size, int) else tuple(size)
     interpolation = config.get("interpolation", "bicubic")
@@ -125,16 +126,17 @@ def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device
     text = getattr(model, "text", model)  # CustomTextCLIP keeps its text tower apart
     blocks, words = blocks_of(getattr(text, "transformer", None)), _words(tokenizer)
     pool = getattr(text, "pool_type", getattr(text, "text_pool_type", None))
-    known = blocks and words and hasattr(text, "token_embedding") and pool in ("argmax", "eos", "first", "last")
-    if not known or getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False):
+    odd = getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False)
+    known = hasattr(text, "token_embedding") and not odd
+    if not known or not blocks or words is None or pool not in ("argmax", "eos", "first", "last"):
         return OpaqueText(
             lambda texts: model.encode_text(tokenizer(texts).to(device), normalize=False), width, key, device
         )
     proj = text.text_projection
     project = same if proj is None else linear(proj) if isinstance(proj, nn.Linear) else lambda x: x @ proj.detach()
     return TextTower(
-        blocks,  # type: ignore[arg-type]
-        words=words,  # type: ignore[arg-type]
+        blocks,
+        words=words,
         table=text.token_embedding.weight.detach(),
         positions=text.positional_embedding.detach(),
         norm=text.ln_final,

@@ -17,7 +17,8 @@ def pixels(side: str, device: str) -> Clip:
 
     def no_text(texts: list[str]) -> torch.Tensor:
         raise ValueError(
-            f"the backbone {spec!r} has no text tower; use it with a method that needs none, such as linear or nearest_mean"
+            f"the backbone {spec!r} has no text tower; "
+            "use it with a method that needs none, such as linear or nearest_mean"
         )
 
     image = ImageTower(lambda x: x.flatten(1), 3 * n * n, Look((n, n)), spec, where)

@@ -53,8 +53,8 @@ class TextTower:
     before them; read: which row is the text's ("end", "first" or "last" of the whole context).
     """
 
-    def __init__(self, blocks: Sequence[Block], *, words: Words, table: Tensor, positions: Tensor, norm: Map, project: Map,
-                 causal: bool, read: str, width: int, key: str, device: torch.device):  # fmt: skip
+    def __init__(self, blocks: Sequence[Block], *, words: Words, table: Tensor, positions: Tensor, norm: Map,
+                 project: Map, causal: bool, read: str, width: int, key: str, device: torch.device):  # fmt: skip
         self.blocks, self.words, self.table, self.positions = blocks, words, table, positions
         self.norm, self.project, self.causal, self.read, self.width, self.key = norm, project, causal, read, width, key
         self.depth, self.dim, self.heads, self.length = len(blocks), table.shape[1], blocks[0].heads, len(positions)
@@ -71,13 +71,14 @@ class TextTower:
     def context(
         self, n: int | None = None, init: str | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Initial tokens (P, D): the embeddings of the words of `init`, or n drawn from N(0, 0.02), drawn on the CPU."""
+        """Initial tokens (P, D): the embeddings of the words of `init`, or n drawn from N(0, 0.02) on the CPU."""
         if init is None:
             return (torch.randn(n or 16, self.dim, generator=generator) * 0.02).to(self.device)
         ids = self.words.encode(init.replace("_", " "))
         if n is not None and n != len(ids):
             raise ValueError(
-                f"the initial words {init!r} are {len(ids)} tokens, but n_ctx is {n}: leave n_ctx out or set it to {len(ids)}"
+                f"the initial words {init!r} are {len(ids)} tokens, but n_ctx is {n}: "
+                f"leave n_ctx out or set it to {len(ids)}"
             )
         return self.table[torch.tensor(ids, device=self.device)].clone()
 
@@ -94,7 +95,8 @@ class TextTower:
         own = any(t.ndim == 4 and t.shape[1] > 1 for t in prompt.tokens.values())
         if own and {t.shape[1] for t in prompt.tokens.values() if t.ndim == 4} != {len(texts)}:
             raise ValueError(
-                f"the prompt has tokens for {[*prompt.tokens.values()][0].shape[1]} classes, but there are {len(texts)} texts"
+                f"the prompt has tokens for {next(iter(prompt.tokens.values())).shape[1]} classes, "
+                f"but there are {len(texts)} texts"
             )
         tokens = {i: t if own else t.flatten(1, 2) if t.ndim == 4 else t for i, t in prompt.tokens.items()}
         if own:
@@ -109,7 +111,8 @@ class TextTower:
         for text, (ids, _) in zip(texts, rows, strict=True):
             if len(ids) > self.length:
                 raise ValueError(
-                    f"the text {bare(text)!r} with {tokens} prompt tokens fills {len(ids)} places, but the context has {self.length}: "
+                    f"the text {bare(text)!r} with {tokens} prompt tokens fills {len(ids)} places, "
+                    f"but the context has {self.length}: "
                     f"use at most {max(0, tokens - len(ids) + self.length)} prompt tokens (n_ctx) or shorter names"
                 )
         return rows

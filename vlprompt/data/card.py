@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.data.images import AUGMENTS, file_item, picture_item
+from vlprompt.errors import nearest
 from vlprompt.stage import Name, Split
 
 KEYS = {"title", "source", "licence", "loader", "classes", "template", "augment", "tasks", "note"}
@@ -16,7 +17,7 @@ KEYS = {"title", "source", "licence", "loader", "classes", "template", "augment"
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset that was opened: its splits (val may be missing), its hand-written template, and what a result must say of it."""
+    """A dataset that was opened: its splits (val may be missing), its template, and what a result must say of it."""
 
     name: str
     train: Split
@@ -50,11 +51,11 @@ def read_card(name: str) -> dict[str, Any]:
 
 
 def open_data(dataset: str, augment: str | None = None, skip_broken: bool = False) -> Data:
-    """A dataset by the name of its card, or a folder of images (a sub-folder per class, with or without train/ and test/ above).
+    """A dataset by the name of its card, or a folder of images.
 
-    augment: "none", "crop" or "crop-flip" instead of what the card says. skip_broken: leave out files that can't be
-    decoded. ValueError for a name that is neither a card nor a folder, and for folders that are empty or disagree on
-    classes.
+    The folder has a sub-folder per class, with or without train/ and test/ above. augment: "none", "crop" or
+    "crop-flip" instead of what the card says. skip_broken: leave out files that can't be decoded. ValueError for a name
+    that is neither a card nor a folder, and for folders that are empty or disagree on classes.
     """
     if augment is not None and augment not in AUGMENTS:
         raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")
@@ -65,19 +66,17 @@ def open_data(dataset: str, augment: str | None = None, skip_broken: bool = Fals
         from vlprompt.data.folder import read_folder
 
         names, parts, note = read_folder(path, skip_broken)
-        made = {k: Split(tuple(file_item(p) for p, _ in v), tuple(c for _, c in v), names, augment=augment or "crop-flip")
+        kind = augment or "crop-flip"
+        made = {k: Split(tuple(file_item(p) for p, _ in v), tuple(c for _, c in v), names, augment=kind)
                 for k, v in parts.items()}  # fmt: skip
         return Data(path.name, made["train"], made.get("val"), made["test"], "a photo of a {name}.", note)
     if path.is_file():
         raise ValueError(
             f"{dataset!r} is a file; a dataset is a card or a folder with one sub-folder of images per class"
         )
-    from difflib import get_close_matches
-
-    near = get_close_matches(dataset, cards(), 1, 0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"the cards are {', '.join(cards())}"
     raise ValueError(
-        f"there is no dataset {dataset!r}: neither a card nor a folder ({hint} A folder has one sub-folder of images per class)"
+        f"there is no dataset {dataset!r}: neither a card ({nearest(dataset, cards())}) "
+        "nor a folder with one sub-folder of images per class"
     )
 
 

@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,7 +13,7 @@ def arrays() -> tuple[np.ndarray, np.ndarray]:
     """Grey levels uint8 (1797, 8, 8), ink white on black, and labels (1797,)."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     return (found.images * (255 / 16)).round().astype(np.uint8), found.target
 
 
@@ -21,7 +22,10 @@ def picture(index: int) -> Image.Image:
 
 
 def halves() -> dict[str, list[int]]:
-    """Indices of train and val (the development half, 4 to 1) and of test (the other half), class by class, always the same."""
+    """Indices of train and val (the development half, 4 to 1) and of test (the other half), class by class.
+
+    Always the same.
+    """
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     labels = arrays()[1]
     for label in range(10):

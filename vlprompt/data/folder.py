@@ -23,7 +23,8 @@ def read_folder(root: Path, skip_broken: bool = False) -> tuple[tuple[Name, ...]
     found = {PARTS[p.name.lower()]: p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in PARTS}
     if found and not {"train", "test"} <= set(found):
         raise ValueError(
-            f"{str(root)!r} has {', '.join(sorted(found))}/ but not both train/ and test/: add the other, or put the class folders at the top"
+            f"{str(root)!r} has {', '.join(sorted(found))}/ but not both train/ and test/: "
+            "add the other, or put the class folders at the top"
         )
     parts = {part: _classes(path) for part, path in (found or {"all": root}).items()}
     keys = list(next(iter(parts.values())) if not found else parts["train"])
@@ -48,13 +49,15 @@ def read_folder(root: Path, skip_broken: bool = False) -> tuple[tuple[Name, ...]
         train = _cut(made["train"], (0.8, 0.2))
         made, note = {**made, "train": train["train"], "val": train["val"]}, note + "; a fifth of train is val"
     if broken:
-        note += f"; {len(broken)} broken files left out ({', '.join(p.name for p in broken[:5])}{' ...' * (len(broken) > 5)})"
+        some = ", ".join(p.name for p in broken[:5]) + " ..." * (len(broken) > 5)
+        note += f"; {len(broken)} broken files left out ({some})"
     names = class_names({key: key for key in keys}, f"the folder {str(root)!r}")
     for part, of_part in made.items():
         empty = set(range(len(keys))) - {label for _, label in of_part}
         if empty and part != "val":
             raise ValueError(
-                f"the class {keys[min(empty)]!r} of {str(root)!r} has too few images for {part}; it needs at least 3, 10 or more are better"
+                f"the class {keys[min(empty)]!r} of {str(root)!r} has too few images for {part}; "
+                "it needs at least 3, 10 or more are better"
             )
     return names, made, note
 
@@ -66,7 +69,8 @@ def _classes(path: Path) -> dict[str, list[Path]]:
         key = unicodedata.normalize("NFC", folder.name).strip()
         if key in classes:
             raise ValueError(
-                f"two folders of {str(path)!r} are the class {key!r} once spaces around the name are left out; rename one"
+                f"two folders of {str(path)!r} are the class {key!r} "
+                "once spaces around the name are left out; rename one"
             )
         files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
         if not files:
@@ -99,16 +103,16 @@ def _good(files: list[Path], skip_broken: bool, broken: list[Path]) -> list[Path
 
 
 def _cut(rows: Rows, shares: tuple[float, ...] = (0.5, 0.2, 0.3)) -> dict[str, Rows]:
-    """Each class cut by these shares into train, val (and test), after a shuffle that depends on nothing but its size."""
+    """Each class cut by these shares into train, val (and test), after a shuffle that depends only on its size."""
     parts: dict[str, Rows] = {name: [] for name in ("train", "val", "test")[: len(shares)]}
     for label in sorted({label for _, label in rows}):
         of_class = [row for row in rows if row[1] == label]
         random.Random(len(of_class)).shuffle(of_class)
         first = max(1, round(shares[0] * len(of_class)))
-        second = first + round(shares[1] * len(of_class)) if len(shares) > 2 else len(of_class)
-        second = min(second, len(of_class) - 1) if len(shares) > 2 and len(of_class) > 1 else second
+        second = first + round(shares[1] * len(of_class)) if "test" in parts else len(of_class)
+        second = min(second, len(of_class) - 1) if "test" in parts and len(of_class) > 1 else second
         parts["train"] += of_class[:first]
         parts["val"] += of_class[first:second]
-        if len(shares) > 2:
+        if "test" in parts:
             parts["test"] += of_class[second:]
     return parts

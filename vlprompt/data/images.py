@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -29,7 +30,10 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def _crop_box(width: int, height: int, view: torch.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a random crop of .08 to 1 of the area and 3:4 to 4:3, as torchvision's RandomResizedCrop draws."""
+    """Top, left, height, width of a random crop of .08 to 1 of the area and 3:4 to 4:3.
+
+    As torchvision's RandomResizedCrop draws.
+    """
     for _ in range(10):
         area = width * height * (0.08 + 0.92 * float(torch.rand(1, generator=view)))
         ratio = (3 / 4) * (16 / 9) ** float(torch.rand(1, generator=view))
@@ -49,18 +53,19 @@ def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as T
 
+    shown: Any = picture  # torchvision annotates Tensor where it takes pictures too
     mode = InterpolationMode(look.interpolation)
     if view is not None and view.augment != "none":
         random = torch.Generator().manual_seed(view.seed)
-        picture = T.resized_crop(picture, *_crop_box(*picture.size, random), list(look.size), mode)
+        shown = T.resized_crop(shown, *_crop_box(*picture.size, random), list(look.size), mode)
         if view.augment == "crop-flip" and float(torch.rand(1, generator=random)) < 0.5:
-            picture = T.hflip(picture)
+            shown = T.hflip(shown)
     elif look.resize == "squash" or picture.size[0] == picture.size[1]:
-        picture = T.resize(picture, list(look.size), mode)
+        shown = T.resize(shown, list(look.size), mode)
     else:
         short = min(look.size)
-        picture = T.center_crop(T.resize(picture, [short], mode), list(look.size))
-    x = T.pil_to_tensor(picture).float() / 255
+        shown = T.center_crop(T.resize(shown, [short], mode), list(look.size))
+    x = T.pil_to_tensor(shown).float() / 255
     return (x - torch.tensor(look.mean)[:, None, None]) / torch.tensor(look.std)[:, None, None]
 
 

@@ -46,10 +46,9 @@ class CoCoOp(Method):
         n = self.n_ctx if self.n_ctx or self.init else 4
         self.ctx = nn.Parameter(self.clip.text.context(n, self.init, generator))  # (P, D)
         wide, small = self.clip.width, max(1, self.clip.width // self.reduction)
-        self.meta = nn.Sequential(nn.Linear(wide, small), nn.ReLU(), nn.Linear(small, self.clip.text.dim)).to(
-            self.ctx.device
-        )
-        for layer in (self.meta[0], self.meta[2]):  # torch's own bounds, from our generator
+        down, up = nn.Linear(wide, small), nn.Linear(small, self.clip.text.dim)
+        self.meta = nn.Sequential(down, nn.ReLU(), up).to(self.ctx.device)
+        for layer in (down, up):  # torch's own bounds, from our generator
             bound = layer.in_features**-0.5
             for tensor in (layer.weight, layer.bias):
                 value = (torch.rand(tensor.shape, generator=generator) * 2 - 1) * bound

@@ -1,7 +1,8 @@
-"""Linear probe: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, arXiv:2103.00020.
+"""Linear probe: Radford et al., ICML 2021, arXiv:2103.00020.
 
-A linear head on the frozen image feature. By default it is logistic regression solved exactly by L-BFGS (scikit-learn),
-with the strength of the penalty searched on validation images, as in the paper's appendix A.3. Sites: none.
+The paper is "Learning Transferable Visual Models From Natural Language Supervision". A linear head on the frozen image
+feature. By default it is logistic regression solved exactly by L-BFGS (scikit-learn), with the strength of the penalty
+searched on validation images, as in the paper's appendix A.3. Sites: none.
 
 Differs from the paper in: the search is over 13 values of C, a half decade apart, and the smaller of equally good ones
 is taken; solver="fit" trains the head by the shared loop instead, as VPT's "linear" row does.
@@ -31,8 +32,8 @@ class Linear(Method):
     weights that "fit" starts from.
     """
 
-    def __init__(self, clip: Clip, solver: Literal["lbfgs", "fit"] = "lbfgs", penalty: float | None = None, unit: bool = False,
-                 std: float = 0.01):  # fmt: skip
+    def __init__(self, clip: Clip, solver: Literal["lbfgs", "fit"] = "lbfgs", penalty: float | None = None,
+                 unit: bool = False, std: float = 0.01):  # fmt: skip
         super().__init__()
         self.clip, self.solver, self.penalty, self.unit, self.std = clip, solver, penalty, unit, std
         self.reader = readers.Linear(std)

@@ -1,7 +1,7 @@
-"""Nearest class mean on frozen features: Mensink et al., TPAMI 2013; as a baseline of continual learning: Janson et al. 2022, arXiv:2210.04428.
+"""Nearest class mean on frozen features: Mensink et al., TPAMI 2013; Janson et al. 2022, arXiv:2210.04428.
 
-The class whose mean feature has the highest cosine with the image's. Nothing is trained by gradient; later lessons add
-classes. Sites: none.
+Janson et al. have it as a baseline of continual learning. The class whose mean feature has the highest cosine with the
+image's. Nothing is trained by gradient; later lessons add classes. Sites: none.
 
 Differs from Mensink et al. in: cosine instead of a learned metric, as the papers that use it on frozen features have
 it.
@@ -20,6 +20,8 @@ from vlprompt.tower import Clip
 
 class NearestMean(Method):
     """Cosine to the mean of each class's normalised features, times the CLIP's scale."""
+
+    sums: Tensor
 
     def __init__(self, clip: Clip):
         super().__init__()

@@ -1,7 +1,8 @@
-"""Zero-shot CLIP: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, arXiv:2103.00020.
+"""Zero-shot CLIP: Radford et al., ICML 2021, arXiv:2103.00020.
 
-The class whose text is nearest to the image. With several templates the class vector is the mean of their normalised
-features. Nothing is trained. Sites: none.
+The paper is "Learning Transferable Visual Models From Natural Language Supervision". The class whose text is nearest to
+the image. With several templates the class vector is the mean of their normalised features. Nothing is trained. Sites:
+none.
 
 Differs from the authors' notebook in: the mean over templates is left un-normalised until the cosine (the same
 numbers).

@@ -28,13 +28,13 @@ def write(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(
-            f"could not write {str(path)!r} ({error.strerror}); make room or permit writing and give the same command again: "
-            "it goes on where the last file was written"
+            f"could not write {str(path)!r} ({error.strerror}); make room or permit writing and give the same command "
+            "again: it goes on where the last file was written"
         ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    write(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def tensors_as_bytes(tensors: dict[str, Tensor], told: dict[str, Any]) -> bytes:
@@ -52,9 +52,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(str(path), "pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, {
-                k: json.loads(v) for k, v in (file.metadata() or {}).items()
-            }
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  # it can't be iterated itself
+            return tensors, {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{str(path)!r} is not a whole safetensors file ({error}); delete it and give the command again"
@@ -78,9 +77,10 @@ class Result:
 
 
 class Folder:
-    """runs/<name>/: config.yaml, steps.jsonl, last.safetensors (to resume), prompt.safetensors (the learned state), result.json.
+    """What one run leaves on the disk.
 
-    result.json is written last: that it exists means that the run is done.
+    config.yaml, steps.jsonl, last.safetensors (to resume; goes when the run is done), prompt.safetensors (the learned
+    state) and result.json, written last: that it exists means that the run is done.
     """
 
     def __init__(self, path: Path):
@@ -102,7 +102,8 @@ class Folder:
             if known.exists() and (found := yaml.safe_load(known.read_text("utf-8"))) != config:
                 differs = [k for k in config if not isinstance(found, dict) or found.get(k) != config[k]]
                 raise ValueError(
-                    f"{str(self.path)!r} holds a run of another configuration (other {', '.join(differs)}); name another folder"
+                    f"{str(self.path)!r} holds a run of another configuration (other {', '.join(differs)}); "
+                    "name another folder"
                 )
             write(known, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
             yield
@@ -146,7 +147,8 @@ class Folder:
             raise ValueError(f"there is no run folder {str(self.path)!r}; `vlprompt table` lists those under runs/")
         if not path.exists() or not self.result_path.exists():
             raise ValueError(
-                f"the run in {str(self.path)!r} is not finished: give its command again and it goes on, or choose another"
+                f"the run in {str(self.path)!r} is not finished: give its command again and it goes on, "
+                "or choose another"
             )
         return read_tensors(path)
 

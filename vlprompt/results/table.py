@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ MAIN = {
     "few_shot": "accuracy",
     "base_to_new": "harmonic",
 }  # the number that a task is judged by; others: the first of the summary
-UNITS = "accuracies in percent, mean ± standard deviation over seeds (divided by n, as the literature has it)"
+UNITS = (
+    "percent, mean±standard deviation over n seeds; s: seconds a run, MB: peak memory"  # divided by n, as in the field
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Cell:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.spread:.1f}" if self.n > 1 else f"{self.mean:.1f}"
+        return f"{self.mean:.1f}±{self.spread:.1f}" if self.n > 1 else f"{self.mean:.1f}"
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,9 @@ class Row:
         scores = {
             f"{k}{end}": value for k, c in self.numbers.items() for end, value in (("", c.mean), ("_sd", c.spread))
         }
-        return {"task": self.task, "dataset": self.dataset, "backbone": self.backbone, "method": self.method, "variant": self.variant,
-                "shots": self.shots, "n": len(self.seeds), **scores, "trained_parameters": self.trained, "seconds": self.seconds,
-                "peak_memory_mb": self.memory}  # fmt: skip
+        about = {k: getattr(self, k) for k in ("task", "dataset", "backbone", "method", "variant", "shots")}
+        cost = {"trained_parameters": self.trained, "seconds": self.seconds, "peak_memory_mb": self.memory}
+        return about | {"n": len(self.seeds)} | scores | cost
 
 
 def _same(result: Result) -> str:
@@ -65,7 +68,7 @@ def _same(result: Result) -> str:
 
 
 def _variants(results: Sequence[Result]) -> dict[str, str]:
-    """For each configuration, the settings in which it differs from others of its method, dataset, task, backbone and shots."""
+    """For each configuration, the settings in which it differs from others that a table would call the same."""
     families: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for r in results:
         c = r.config
@@ -88,18 +91,14 @@ def _variants(results: Sequence[Result]) -> dict[str, str]:
         keys = {k for told in members.values() for k in told}
         differ = sorted(k for k in keys if len({json.dumps(told.get(k)) for told in members.values()}) > 1)
         for same, told in members.items():
-            found[same] = ", ".join(f"{k.partition('.')[2]}={_short(told.get(k))}" for k in differ)
+            found[same] = ", ".join(
+                f"{k.partition('.')[2]}={_short(told.get(k))}" for k in differ if told.get(k) is not None
+            )
     return found
 
 
 def _short(value: Any) -> str:
-    return (
-        "".join(map(str, value))
-        if isinstance(value, list) and all(len(str(v)) == 1 for v in value)
-        else "default"
-        if value is None
-        else str(value)
-    )
+    return "".join(map(str, value)) if isinstance(value, list) and all(len(str(v)) == 1 for v in value) else str(value)
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
@@ -118,76 +117,91 @@ def rows(results: Sequence[Result]) -> list[Row]:
             mean = harmonic_mean(numbers["base"].mean, numbers["new"].mean)
             numbers["harmonic"] = Cell(mean, numbers["harmonic"].spread, numbers["harmonic"].n)
         cost = {k: statistics.fmean(r.cost[k] for r in members) for k in ("seconds", "peak_memory_mb")}
-        found.append(Row(config["method"]["name"], config["backbone"], str(config["task"].get("dataset")), config["task"]["name"],
-                         config["task"].get("shots"), variants[same], tuple(sorted(r.config["seed"] for r in members)), numbers,
-                         int(members[0].cost["trained_parameters"]), cost["seconds"], cost["peak_memory_mb"]))  # fmt: skip
+        row = Row(
+            method=config["method"]["name"],
+            backbone=config["backbone"],
+            dataset=str(config["task"].get("dataset")),
+            task=config["task"]["name"],
+            shots=config["task"].get("shots"),
+            variant=variants[same],
+            seeds=tuple(sorted(r.config["seed"] for r in members)),
+            numbers=numbers,
+            trained=int(members[0].cost["trained_parameters"]),
+            seconds=cost["seconds"],
+            memory=cost["peak_memory_mb"],
+        )
+        found.append(row)
     order = {"zero_shot": -1}
     return sorted(
         found, key=lambda r: (r.task, r.dataset, order.get(r.method, 0), r.backbone, r.method, r.variant, r.shots or 0)
     )
 
 
-def grids(found: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Per task and dataset: a title, a head and lines. Tasks with one number spread their shots over the columns."""
+@dataclass(frozen=True)
+class Grid:
+    """A table ready to be shown.
+
+    The last `cost` columns say what it took and may be left out where there is no room.
+    """
+
+    title: str
+    head: list[str]
+    lines: list[list[str]]
+    cost: int
+
+
+COST = ["n", "trained", "s", "MB"]  # seeds, trained parameters, seconds, peak memory of the process
+
+
+def grids(found: Sequence[Row]) -> list[Grid]:
+    """One per task and dataset. Where several numbers of shots were run, they are the columns."""
     made = []
     for task, dataset in dict.fromkeys((r.task, r.dataset) for r in found):
         some = [r for r in found if (r.task, r.dataset) == (task, dataset)]
-        title = f"{task} on {dataset}"
-        main = MAIN.get(task, next(iter(some[0].numbers)))
-        if main == "accuracy" and len({r.shots for r in some}) > 1:
-            shots = sorted({r.shots for r in some}, key=lambda k: k or 10**9)
-            head = [
-                "method",
-                "backbone",
-                *(f"{k or 'all'} shot{'s' * (k != 1)}" for k in shots),
-                "n",
-                "trained",
-                "seconds",
-                "MB",
-            ]
-            lines = []
-            for kind in dict.fromkeys((r.method, r.backbone, r.variant) for r in some):
-                mine = {r.shots: r for r in some if (r.method, r.backbone, r.variant) == kind}
-                lines.append(
-                    [
-                        _label(kind[0], kind[2]),
-                        kind[1],
-                        *(str(mine[k].numbers[main]) if k in mine else "" for k in shots),
-                        *_cost([*mine.values()]),
-                    ]
-                )
-        else:
-            names = [k for k in some[0].numbers if task != "few_shot" or k != "calibration_error"]
-            head = ["method", "backbone", "shots", *names, "n", "trained", "seconds", "MB"]
-            lines = [
-                [
-                    _label(r.method, r.variant),
-                    r.backbone,
-                    str(r.shots or "all"),
-                    *(str(r.numbers[k]) for k in names),
-                    *_cost([r]),
-                ]
-                for r in some
-            ]
-        made.append((title, head, lines))
+        usual = Counter(r.backbone for r in some).most_common(1)[0][0]
+        main, shots = MAIN.get(task, next(iter(some[0].numbers))), sorted({r.shots for r in some}, key=_many)
+        by_shots = main == "accuracy" and len(shots) > 1
+        lines = []
+        for name in dict.fromkeys(_label(r, usual) for r in some):
+            mine = {r.shots: r for r in some if _label(r, usual) == name}
+            if by_shots:
+                cells = [str(mine[k].numbers[main]) if k in mine else "" for k in shots]
+                lines.append([name, *cells, *_cost([*mine.values()])])
+            else:
+                lines += [[name, str(k or "all"), *map(str, r.numbers.values()), *_cost([r])] for k, r in mine.items()]
+        numbers = [_told(k) for k in shots] if by_shots else ["shots", *(n.replace("_", " ") for n in some[0].numbers)]
+        title = f"{task} on {dataset}, {usual}" + (f": {main}" if by_shots else "")
+        made.append(Grid(title, ["method", *numbers, *COST], lines, len(COST)))
     return made
 
 
-def _label(method: str, variant: str) -> str:
-    return f"{method} ({variant})" if variant else method
+def _many(shots: int | None) -> float:
+    return float("inf") if shots is None else shots
+
+
+def _told(shots: int | None) -> str:
+    return "all" if shots is None else f"{shots} shot{'s' * (shots != 1)}"
+
+
+def _label(row: Row, usual: str) -> str:
+    name = row.method if row.backbone == usual else f"{row.method} on {row.backbone}"
+    return f"{name} ({row.variant})" if row.variant else name
 
 
 def _cost(some: Sequence[Row]) -> list[str]:
-    n = sorted({len(r.seeds) for r in some})
-    return ["-".join(map(str, dict.fromkeys((n[0], n[-1])))), f"{max(r.trained for r in some):,}", f"{max(r.seconds for r in some):.1f}",
-            f"{max(r.memory for r in some):.0f}"]  # fmt: skip
+    seeds = sorted({len(r.seeds) for r in some})
+    n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
+    seconds, memory = max(r.seconds for r in some), max(r.memory for r in some)
+    return [n, f"{max(r.trained for r in some):,}", f"{seconds:.1f}", f"{memory:.0f}"]
 
 
 def render(found: Sequence[Row], form: str) -> str:
     """As "markdown", "csv" or "json"."""
     if form == "markdown":
-        parts = [f"**{title}** ({UNITS})\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
-                 for title, head, lines in grids(found)]  # fmt: skip
+        parts = []
+        for grid in grids(found):
+            lines = [grid.head, ["---", *["---:"] * (len(grid.head) - 1)], *grid.lines]
+            parts.append(f"**{grid.title}** ({UNITS})\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
         return "\n\n".join(parts) + "\n"
     flat = [row.flat() for row in found]
     if form == "json":

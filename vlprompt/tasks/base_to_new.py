@@ -1,6 +1,6 @@
-"""Base-to-new generalisation: train on half of the classes, test on each half by itself (Zhou et al.
+"""Base-to-new generalisation: train on half of the classes, test on each half by itself.
 
-2022, arXiv:2203.05557).
+Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022, arXiv:2203.05557.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ class BaseToNew:
     base: ids of the base classes; default: the first ceil(n / 2). The other arguments are FewShot's.
     """
 
-    def __init__(self, dataset: str, shots: int = 16, seed: int = 1, base: list[str] | None = None, augment: str | None = None,
-                 skip_broken: bool = False):  # fmt: skip
+    def __init__(self, dataset: str, shots: int = 16, seed: int = 1, base: list[str] | None = None,
+                 augment: str | None = None, skip_broken: bool = False):  # fmt: skip
         self.dataset, self.shots, self.seed, self.base = dataset, shots, seed, base
         self.augment, self.skip_broken = augment, skip_broken
 

@@ -1,6 +1,6 @@
-"""Few-shot classification: train on k images per class, test on the whole test split (Zhou et al.
+"""Few-shot classification: train on k images per class, test on the whole test split.
 
-2022, arXiv:2109.01134).
+Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, arXiv:2109.01134.
 """
 
 from collections.abc import Iterator

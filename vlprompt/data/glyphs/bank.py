@@ -123,9 +123,9 @@ def bank() -> Bank:
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = {name: ImageFont.truetype(str(folder / f"{name}.ttf"), 64) for name in FONTS}
-    have = cache(lambda name: set(TTFont(folder / f"{name}.ttf").getBestCmap()))
-    drawn = [(_draw(fonts[f], c), kind, case) for f, c, kind, case in _characters(have)]
-    drawn = [d for d in drawn if d[0] is not None]
+    have = cache(lambda name: set(TTFont(folder / f"{name}.ttf").getBestCmap() or ()))
+    every = ((_draw(fonts[f], c), kind, case) for f, c, kind, case in _characters(have))
+    drawn = [(mask, kind, case) for mask, kind, case in every if mask is not None]
     printed = np.stack([mask for mask, _, _ in drawn])
     bones = torch.from_numpy(thin(printed > 110)).float()[:, None]
     y, x = torch.meshgrid(torch.arange(-4, 5.0), torch.arange(-4, 5.0), indexing="ij")

@@ -1,4 +1,7 @@
-"""The rendered glyphs as a dataset: 75 classes, 20 train, 5 val and 20 test images each, drawn on the fly, always the same."""
+"""The rendered glyphs as a dataset: 75 classes, 20 train, 5 val and 20 test images each.
+
+They are drawn on the fly, always the same.
+"""
 
 from collections.abc import Callable
 from functools import cache, partial

@@ -1,0 +1,75 @@
+"""The same on a GPU: features, prompts, training, resume. Run by `pytest -m gpu` on a machine with CUDA."""
+
+import pytest
+import torch
+from conftest import images
+
+from vlprompt.backbones.glyph import twin
+from vlprompt.methods import CoCoOp, CoOp, Linear, NearestMean, ZeroShot
+from vlprompt.prompt import Prompt
+from vlprompt.runner import run
+from vlprompt.stage import generator
+from vlprompt.tasks import FewShot
+from vlprompt.train import Train, fit
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return twin("cpu"), twin("cuda")
+
+
+def test_features_and_prompts_are_those_of_the_cpu(pair):
+    x, t = torch.randn(5, 3, 32, 32), torch.randn(2, 4, 48)
+    deep = {i: torch.randn(1, 3, 64) for i in range(3)}
+    texts = ["a photo of a dog.", "{4} cat", "golden retriever"]
+    found = [
+        [
+            clip.image(images(x)),
+            clip.image(images(x), Prompt({i: v.to(clip.device) for i, v in deep.items()})),
+            clip.text([f"{{4}} {n}." for n in texts[::2]], Prompt({0: t.to(clip.device)})),
+        ]
+        for clip in pair
+    ]
+    for a, b in zip(*found, strict=True):
+        assert b.device.type == "cuda"
+        assert torch.allclose(a, b.cpu(), atol=1e-3 * float(a.abs().max()))
+
+
+@pytest.mark.parametrize("method", [CoOp, CoCoOp, Linear, NearestMean, ZeroShot])
+def test_every_method_runs_there(pair, method, tmp_path):
+    task = FewShot("digits", shots=4)
+    scores = [run(method(clip), task, Train(epochs=3, lr=0.01)).summary["accuracy"] for clip in pair]
+    assert abs(scores[0] - scores[1]) < 3
+    result = run(method(pair[1]), task, Train(epochs=1), tmp_path / "run")
+    assert "cuda" in result.environment["device"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_precisions(pair, precision):
+    lesson = FewShot("digits", shots=2).lesson
+    method = CoOp(pair[1], 4)
+    method.begin(lesson, generator(0))
+    losses = [s.loss for s in fit(method, lesson, Train(epochs=30, lr=0.02, warmup=0, precision=precision))]
+    assert losses[-1] < losses[0]
+    assert method.ctx.dtype == torch.float32
+
+
+def test_a_state_goes_on_there(pair):
+    lesson = FewShot("digits", shots=2).lesson
+
+    def fresh():
+        method = CoOp(pair[1], 4)
+        method.begin(lesson, generator(0))
+        return method
+
+    whole, first, second = fresh(), fresh(), fresh()
+    steps = list(fit(whole, lesson, Train(epochs=10)))
+    for step in fit(first, lesson, Train(epochs=10)):
+        if step.step == 5:
+            state = step.loop.state()
+            break
+    rest = list(fit(second, lesson, Train(epochs=10), resume=state))
+    assert [s.step for s in rest] == [s.step for s in steps[5:]]
+    assert torch.allclose(whole.ctx, second.ctx, atol=1e-6)
