@@ -310,6 +310,15 @@ def test_local_checkpoints_are_loaded(type_in, tmp_path, pictures):
         results[0]["protocol"]["backbone_key"].partition("#")[2]
         == results[1]["protocol"]["backbone_key"].partition("#")[2]
     )
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    told = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}}
+    (whole / "open_clip_config.json").write_text(json.dumps(told))
+    save_file(model.state_dict(), whole / "open_clip_model.safetensors")
+    assert type_in("run", "zero_shot", pictures, "--backbone", f"open_clip:local-dir:{whole}", "--out", "w")[0] == 0
+    code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:local-dir:/nowhere")
+    assert code == 2
+    assert "could not load local-dir:/nowhere" in text
     code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:ViT-B-16@w.safetensors")
     assert code == 2
     assert "'w.safetensors' is not a checkpoint of ViT-B-16" in text

@@ -129,8 +129,9 @@ def pack(model, words, args, found, path):
     state["logit_scale"] = model.logit_scale.detach().float()
     state["token_embedding.rows"] = model.token_embedding.weight.detach().half()
     state["token_embedding.ids"] = torch.tensor(words.ids, dtype=torch.int32)
-    made = {"args": vars(args), "development": found, "mean": MEAN, "std": STD}
-    save_file(state, path, metadata={"config": json.dumps(CONFIG), "made": json.dumps(made, sort_keys=True)})
+    told = {k: v for k, v in vars(args).items() if k != "out"}
+    made = {"config": CONFIG, "args": told, "development": found, "mean": MEAN, "std": STD}
+    save_file(state, path, metadata={"glyph": json.dumps(made)})  # one key: several would come in any order
 
 
 def main():

@@ -1,6 +1,6 @@
 """Scores of a split, and the answers behind them; nothing here is differentiated."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,14 +23,26 @@ def answers(method: Method, split: Split, batch: int = 100, micro_batch: int | N
         method.train(was)
 
 
-def evaluate(method: Method, split: Split, batch: int = 100, micro_batch: int | None = None) -> dict[str, float]:
+def evaluate(
+    method: Method,
+    split: Split,
+    batch: int = 100,
+    micro_batch: int | None = None,
+    watch: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
     """accuracy, class_mean (mean of the accuracies per class) and calibration_error, in percent.
 
-    ValueError for an empty split.
+    watch: called with the images done and their number. ValueError for an empty split.
     """
     if not len(split):
         raise ValueError("there is nothing to evaluate: the split has no images")
-    logits, labels = torch.cat(list(answers(method, split, batch, micro_batch))), torch.tensor(split.labels)
+    found, done = [], 0
+    for part in answers(method, split, batch, micro_batch):
+        found.append(part)
+        done += len(part)
+        if watch:
+            watch(done, len(split))
+    logits, labels = torch.cat(found), torch.tensor(split.labels)
     predicted = logits.argmax(1)
     return {
         "accuracy": accuracy(predicted, labels),

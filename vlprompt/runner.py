@@ -22,9 +22,9 @@ from vlprompt.results.folder import Folder, Result
 from vlprompt.stage import Lesson, generator, ids
 from vlprompt.tasks import Task
 from vlprompt.tower import Clip
-from vlprompt.train import NotFinite, State, Step, Train, fit
+from vlprompt.train import NotFinite, State, Train, fit
 
-Watch = Callable[[Step], None]
+Watch = Callable[[str, int, int, str], None]
 
 
 def arguments(cls: type, value_of: Callable[[str, Any], Any]) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def run(method: Method, task: Task, train: Train | None = None, folder: str | Pa
 
     train: default `Train()`. folder: where to write (None: nowhere); a folder that holds this very run is resumed, or
     its result given at once. seed: of initial values, order and views; default the task's. save_every: seconds between
-    two saved states. watch: called after each step. Raises NotFinite for a loss that is not a number, after saving the
-    last good state.
+    two saved states. watch: called after each step and each batch of a test with (what, done, of how many,
+    note). Raises NotFinite for a loss that is not a number, after saving the last good state.
     """
     train, seed = train or Train(), task.seed if seed is None else seed
     config = configuration(method, task, train, seed)
@@ -148,9 +148,10 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
 
             _train(method, lesson, train, seed, resume, save, save_every, log, watch)
             method.end(lesson)
-            scores.append(
-                {name: evaluate(method, test, micro_batch=train.micro_batch) for name, test in stage.tests.items()}
-            )
+            scores.append({})
+            for name, test in stage.tests.items():
+                seen = watch and (lambda done, total, name=name: watch(f"testing {name}", done, total, ""))
+                scores[-1][name] = evaluate(method, test, micro_batch=train.micro_batch, watch=seen)
     assert lesson is not None, "a task yields at least one stage"
     device = _device(method)
     memory = (
@@ -177,7 +178,9 @@ def _train(method: Method, lesson: Lesson, train: Train, seed: int, resume: Stat
                 save(step.loop.state())
                 last = time.monotonic()
             if watch:
-                watch(step)
+                watch("training", step.step, step.steps, f"loss {step.loss:.3f}  lr {step.lr:.1e}")
+        if step is not None:
+            save(step.loop.state())  # the tests may take long
     except NotFinite:
         if step is not None:
             save(step.loop.state())

@@ -62,7 +62,7 @@ def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path
     from vlprompt.backbones import load
     from vlprompt.config import build_method, build_task
     from vlprompt.runner import run
-    from vlprompt.train import Step, Train
+    from vlprompt.train import Train
 
     clips: dict[str, Any] = {}
     columns = (
@@ -83,10 +83,8 @@ def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path
                 clips[plan["backbone"]] = load(plan["backbone"], device)
             method, task = build_method(plan["method"], clips[plan["backbone"]]), build_task(plan["task"])
 
-            def watch(step: Step, bar: Any = bar) -> None:
-                progress.update(
-                    bar, completed=step.step, total=step.steps, note=f"loss {step.loss:.3f}  lr {step.lr:.1e}"
-                )
+            def watch(doing: str, done: int, total: int, note: str, bar: Any = bar) -> None:
+                progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")
 
             result = run(
                 method,

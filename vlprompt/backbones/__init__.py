@@ -18,6 +18,8 @@ FORMS = (
     "open_clip:NAME/TAG",
     "open_clip:NAME@path/to/file",
     "open_clip:NAME/random",
+    "open_clip:local-dir:PATH",
+    "open_clip:hf-hub:REPOSITORY",
 )
 
 
@@ -44,6 +46,8 @@ def load(spec: str, device: str | None = None) -> "Clip":
     if kind == "open_clip" and rest:
         from vlprompt.backbones.checkpoint import pretrained
 
+        if rest.startswith(("hf-hub:", "local-dir:")):
+            return pretrained(rest, spec=spec, device=device)
         name, at, path = rest.partition("@")
         if at:
             return pretrained(name, path=Path(path), spec=spec, device=device)

@@ -16,13 +16,14 @@ def pretrained(name: str, *, tag: str | None = None, path: Path | None = None, s
     """An open_clip model with the weights of a tag ("random": none) or of a file, as a Clip."""
     import open_clip
 
-    known = open_clip.list_models()
-    if name not in known and not name.startswith(("hf-hub:", "local-dir:")):
+    whole = name.startswith(
+        ("hf-hub:", "local-dir:")
+    )  # a repository or a folder with configuration, tokenizer and weights
+    if not whole and name not in (known := open_clip.list_models()):
         raise ValueError(f"open_clip has no model {name!r}; {nearest(name, known)}")
-    logging.getLogger().setLevel(
-        max(logging.getLogger().level, logging.ERROR)
-    )  # it warns of a random start that we asked for
-    if path is not None:
+    if whole:
+        model = _whole(name)
+    elif path is not None:
         model = _from_file(name, path)
     elif tag == "random":
         with torch.random.fork_rng(devices=[]):
@@ -33,10 +34,27 @@ def pretrained(name: str, *, tag: str | None = None, path: Path | None = None, s
     return wrap(model, _tokenizer(name), spec, device)
 
 
+def _whole(name: str) -> Any:
+    try:
+        return _create(name)
+    except (RuntimeError, OSError, ValueError) as error:
+        cause = " ".join(str(error).split())[:300]
+        raise OSError(
+            f"could not load {name}: {cause}. A folder for 'local-dir:' has open_clip_config.json and the weights "
+            "(open_clip_model.safetensors), as a download of the repository has them"
+        ) from error
+
+
 def _create(name: str, **options: Any) -> Any:
     import open_clip
 
-    return open_clip.create_model(name, **options)
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)  # it warns of a random start that was asked for, and of weights that are loaded later
+    try:
+        return open_clip.create_model(name, **options)
+    finally:
+        root.setLevel(before)
 
 
 def _tokenizer(name: str) -> Any:

@@ -27,8 +27,8 @@ def build(path: Path) -> Any:
     from safetensors.torch import load_file
 
     with safe_open(str(path), "pt") as file:
-        told = file.metadata()
-    config, made = json.loads(told["config"]), json.loads(told["made"])
+        made = json.loads(file.metadata()["glyph"])
+    config = made["config"]
     state = {k: v if k == "token_embedding.ids" else v.float() for k, v in load_file(str(path)).items()}
     rows, places = state.pop("token_embedding.rows"), state.pop("token_embedding.ids").long()
     shape = config["text_cfg"]["vocab_size"], rows.shape[1]

@@ -12,7 +12,7 @@ from vlprompt.data.images import AUGMENTS, file_item, picture_item
 from vlprompt.errors import nearest
 from vlprompt.stage import Name, Split
 
-KEYS = {"title", "source", "licence", "loader", "classes", "template", "augment", "tasks", "note"}
+KEYS = {"title", "source", "licence", "loader", "classes", "template", "augment", "note"}
 
 
 @dataclass(frozen=True)
