@@ -13,15 +13,37 @@ import pytest
 from safetensors.torch import load_file
 
 COMMAND = Path(sys.executable).parent / "vlprompt"
-SETTINGS = ["run", "coop", "digits", "--backbone", "glyph/random", "--shots", "4",
-            "--seed", "1", "--save-every", "0.05", "train.epochs=60", "train.batch=8",
-            "task.augment=crop", "method.n_ctx=3"]  # fmt: skip
+METHOD = """
+import torch
+from vlprompt.methods import CoOp
+
+class Dropped(CoOp):  # its steps draw random numbers, so that a resume must bring their state back
+    def prepare(self, names, fixed):
+        text = super().prepare(names, fixed)
+        return torch.nn.functional.dropout(text, 0.1, self.training)
+"""
+SETTINGS = [
+    "run",
+    "dropped:Dropped",
+    "digits",
+    "--backbone",
+    "glyph/random",
+    "--shots",
+    "4",
+    "--seed",
+    "1",
+    "--save-every",
+    "0.05",
+]
+SETTINGS += ["train.epochs=60", "train.batch=8", "train.optimizer=adam", "task.augment=crop", "method.n_ctx=3"]
 
 
-def start(folder):
-    return subprocess.Popen(
-        [COMMAND, *SETTINGS, "--out", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(folder, *more):
+    home = folder.with_name(folder.name + "-code")
+    home.mkdir(exist_ok=True)
+    (home / "dropped.py").write_text(METHOD)
+    command, environment = [COMMAND, *SETTINGS, *more, "--out", folder], {**os.environ, "PYTHONPATH": str(home)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def outcome(root):
@@ -105,10 +127,10 @@ def test_killed_in_the_middle_of_a_write(undisturbed, tmp_path):
 
 
 def test_a_second_process_keeps_out(tmp_path):
-    first = start(tmp_path)
+    first = start(tmp_path, "train.epochs=5000")
     while first.poll() is None and not list(tmp_path.glob("*/last.safetensors")):
         time.sleep(0.005)
-    second = start(tmp_path)
+    second = start(tmp_path, "train.epochs=5000")
     text = second.communicate(timeout=120)[0]
     first.kill()
     first.wait()

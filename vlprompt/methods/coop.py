@@ -4,7 +4,7 @@ The words around the class name are replaced by vectors that are learned from a 
 frozen. Sites: soft tokens at layer 0 of the text tower.
 
 Differs from the authors' code in: `init` counts tokens, not words, so initial words of several tokens keep their
-meaning; the context is float32. Prompts of more than one length of context work. From the paper in: nothing.
+meaning; the context is float32, not half precision. From the paper in: nothing.
 
 Expected (few-shot, 16 shots, mean of 11 sets, RN50, 200 epochs): 73.45 (APE's re-tabulation of the authors' numbers).
 """
