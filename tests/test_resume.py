@@ -35,7 +35,15 @@ SETTINGS = [
     "--save-every",
     "0.05",
 ]
-SETTINGS += ["train.epochs=60", "train.batch=8", "train.optimizer=adam", "task.augment=crop", "method.n_ctx=3"]
+SETTINGS += [
+    "--save-every",
+    "0.05",
+    "train.epochs=60",
+    "train.batch=8",
+    "train.optimizer=adam",
+    "task.augment=crop",
+    "method.n_ctx=3",
+]
 
 
 def start(folder, *more):

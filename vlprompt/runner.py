@@ -129,11 +129,12 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
          save_every: float, watch: Watch | None) -> Result:  # fmt: skip
     saved = place.load() if place else None
     state, told = saved or (None, {"stage": 0, "scores": [], "seconds": 0.0, "log": 0, "trained": 0})
-    began, lesson, scores, trained = time.monotonic(), None, list(told["scores"]), told["trained"]
+    began, scores, trained, seen = time.monotonic(), list(told["scores"]), told["trained"], dict[str, str]()
     with torch.random.fork_rng(), Log(place, told["log"]) as log:
         for index, stage in enumerate(task.stages()):
             lesson = stage.lesson
             method.begin(lesson, generator(seed, "begin", index))
+            seen |= {i: str(name) for i, name in zip(ids(lesson.train.names), lesson.train.names, strict=True)}
             trained = max(trained, sum(p.numel() for p in method.parameters()))
             if index < told["stage"]:
                 continue
@@ -150,9 +151,8 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
             method.end(lesson)
             scores.append({})
             for name, test in stage.tests.items():
-                seen = watch and (lambda done, total, name=name: watch(f"testing {name}", done, total, ""))
-                scores[-1][name] = evaluate(method, test, micro_batch=train.micro_batch, watch=seen)
-    assert lesson is not None, "a task yields at least one stage"
+                told_of = watch and (lambda done, total, name=name: watch(f"testing {name}", done, total, ""))
+                scores[-1][name] = evaluate(method, test, micro_batch=train.micro_batch, watch=told_of)
     device = _device(method)
     memory = (
         torch.cuda.max_memory_allocated(device)
@@ -165,7 +165,7 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
     result = Result(
         config, scores, task.summary(scores), cost, environment(device), {**task.protocol, "backbone_key": _key(method)}
     )
-    return result if place is None else place.finish(result, method.state_dict(), _learned(method, lesson, config))
+    return result if place is None else place.finish(result, method.state_dict(), _learned(method, seen, config))
 
 
 def _train(method: Method, lesson: Lesson, train: Train, seed: int, resume: State | None, save: Callable[[State], None],
@@ -232,14 +232,9 @@ def _key(method: Any) -> str:
     return clip.image.key if clip is not None else _key(method.method) if hasattr(method, "method") else ""
 
 
-def _learned(method: Method, lesson: Lesson, config: dict[str, Any]) -> dict[str, Any]:
-    """What a learned state must say of itself, to be taken up again."""
-    names = lesson.train.names
-    return {
-        "config": config,
-        "backbone_key": _key(method),
-        "names": [[str(n), i] for n, i in zip(names, ids(names), strict=True)],
-    }
+def _learned(method: Method, seen: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
+    """What a learned state must say of itself, to be taken up again; `seen`: names of all lessons' classes by id."""
+    return {"config": config, "backbone_key": _key(method), "names": [[name, i] for i, name in seen.items()]}
 
 
 __all__ = ["Result", "configuration", "describe", "key_of", "run"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.method import Method
-from vlprompt.stage import Batch, Lesson, number
+from vlprompt.stage import Batch, Lesson, ids, number
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,17 @@ class Loop:
 
     def gradients(self, batch: Batch) -> tuple[dict[str, float], list[Tensor]]:
         """Terms, and the merged gradient: sums over micro-batches, divided by the rows that each term is over."""
-        if batch.names not in self.fixed:
+        names = (batch.names, ids(batch.names))  # two classes may share a name
+        if names not in self.fixed:
             with torch.no_grad():
-                self.fixed[batch.names] = self.method.fixed(batch.names)
+                self.fixed[names] = self.method.fixed(batch.names)
         sums: dict[str, list[Tensor]] = {}
         counts: dict[str, float] = {}
         values: dict[str, float] = {}
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.train.precision)
         for part in batch.split(self.train.micro_batch):
             with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
-                terms, _ = self.method.terms(part, self.fixed[batch.names])
+                terms, _ = self.method.terms(part, self.fixed[names])
             for i, (name, (mean, rows)) in enumerate(terms.items()):
                 values[name] = values.get(name, 0.0) + float(mean.detach()) * float(rows)
                 counts[name] = counts.get(name, 0.0) + float(rows)

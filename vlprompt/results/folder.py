@@ -98,6 +98,8 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         claim = _claim(self.path)
         try:
+            for left in self.path.glob(".*"):  # of a process that died while it wrote
+                left.unlink()
             known = self.path / "config.yaml"
             if known.exists() and (found := yaml.safe_load(known.read_text("utf-8"))) != config:
                 differs = [k for k in config if not isinstance(found, dict) or found.get(k) != config[k]]
