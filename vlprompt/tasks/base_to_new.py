@@ -5,34 +5,31 @@ Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
-from vlprompt.data.card import Data, open_data
-from vlprompt.data.split import few_shot, halves
+from vlprompt.data.split import halves
 from vlprompt.metrics import harmonic_mean
 from vlprompt.stage import Lesson, Stage, ids
-from vlprompt.tasks.few_shot import told
+from vlprompt.tasks.few_shot import FewShot
 
 
-class BaseToNew:
+class BaseToNew(FewShot):
     """k shots of the base classes; each test is closed to its own half.
 
     The shots are drawn from all classes and the base ones kept, as the literature does, so they are those of FewShot.
     base: ids of the base classes; default: the first ceil(n / 2). The other arguments are FewShot's.
     """
 
-    def __init__(self, dataset: str, shots: int = 16, seed: int = 1, base: list[str] | None = None,
-                 augment: str | None = None, skip_broken: bool = False):  # fmt: skip
-        self.dataset, self.shots, self.seed, self.base = dataset, shots, seed, base
-        self.augment, self.skip_broken = augment, skip_broken
-
-    @cached_property
-    def data(self) -> Data:
-        return open_data(self.dataset, self.augment, self.skip_broken)
-
-    @property
-    def template(self) -> str:
-        return self.data.template
+    def __init__(
+        self,
+        dataset: str,
+        shots: int | None = 16,
+        seed: int = 1,
+        base: list[str] | None = None,
+        augment: str | None = None,
+        skip_broken: bool = False,
+    ):
+        super().__init__(dataset, shots, seed, augment, skip_broken)
+        self.base = base
 
     @cached_property
     def groups(self) -> tuple[list[int], list[int]]:
@@ -52,13 +49,8 @@ class BaseToNew:
 
     @cached_property
     def lesson(self) -> Lesson:
-        train, val = few_shot(self.data.train, self.data.val, self.shots, self.seed)
-        base = self.groups[0]
-        return Lesson(train.classes(base), None if val is None else val.classes(base))
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        return told(self.data, self.lesson) | {"test": self.data.test.hash()}
+        whole, base = super().lesson, self.groups[0]
+        return Lesson(whole.train.classes(base), None if whole.val is None else whole.val.classes(base))
 
     def stages(self) -> Iterator[Stage]:
         base, new = (self.data.test.classes(group) for group in self.groups)

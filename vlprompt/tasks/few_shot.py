@@ -40,25 +40,22 @@ class FewShot:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        return told(self.data, self.lesson) | {"test": self.data.test.hash()}
+        train = self.lesson.train
+        return {
+            "dataset": self.data.name,
+            "train": train.hash(),
+            "test": self.data.test.hash(),
+            "images": len(train),
+            "short": train.info.get("short", []),
+            "classes": [str(name) for name in train.names],
+            "augment": train.augment,
+            "template": self.data.template,
+            "note": self.data.note,
+            "selection": "last epoch",
+        }
 
     def stages(self) -> Iterator[Stage]:
         yield Stage(self.lesson, {"test": self.data.test})
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
         return dict(scores[-1]["test"])
-
-
-def told(data: Data, lesson: Lesson) -> dict[str, Any]:
-    """What a result says of the data that a method was shown."""
-    return {
-        "dataset": data.name,
-        "train": lesson.train.hash(),
-        "images": len(lesson.train),
-        "short": lesson.train.info.get("short", []),
-        "classes": [str(name) for name in lesson.train.names],
-        "augment": lesson.train.augment,
-        "template": data.template,
-        "note": data.note,
-        "selection": "last epoch",
-    }
