@@ -18,7 +18,7 @@ import torch
 
 from vlprompt.evaluate import evaluate
 from vlprompt.method import Method
-from vlprompt.results.folder import Folder, Result
+from vlprompt.results.folder import Folder, Result, written
 from vlprompt.stage import Lesson, generator, ids
 from vlprompt.tasks import Task
 from vlprompt.tower import Clip
@@ -207,7 +207,7 @@ class Log:
 
     def flush(self) -> None:
         if self.place is not None and self.lines:
-            with self.place.steps.open("ab") as file:
+            with written(self.place.steps), self.place.steps.open("ab") as file:
                 file.write(b"".join(self.lines))
             self.size += sum(map(len, self.lines))
         self.lines = []

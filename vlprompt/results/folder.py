@@ -16,21 +16,31 @@ from torch import Tensor
 from vlprompt.train import State
 
 
-def write(path: Path, data: bytes) -> None:
-    """The whole file or nothing; OSError that says what to do when the disk is full."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """An OSError in here (a full disk, no permission) says which file it was and what to do."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(
             f"could not write {str(path)!r} ({error.strerror}); make room or permit writing and give the same command "
             "again: it goes on where the last file was written"
         ) from error
+
+
+def write(path: Path, data: bytes) -> None:
+    """The whole file or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with written(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
