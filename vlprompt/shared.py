@@ -18,8 +18,8 @@ class Layout:
     """C texts as T rows: the shared ones, then each text's own, ordered by length so that nothing is padded.
 
     ids, places (T,): token and position of a row. slot: rows that hold prompt tokens, and which ones. ends (C,): the
-    rows that are read, in packed order. order (C,): where a text's result stands in it. groups: (first row, texts, rows
-    a text).
+    rows that are read, in packed order. order (C,): where a text's result stands in it. groups: (texts, rows a
+    text), in packed order.
     """
 
     shared: int
@@ -28,21 +28,19 @@ class Layout:
     slot: tuple[Tensor, Tensor]
     ends: Tensor
     order: Tensor
-    groups: tuple[tuple[int, int, int], ...]
+    groups: tuple[tuple[int, int], ...]
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, first: KV | None, rows: Tensor | None) -> Tensor:
         """q (R, H, T or C, Dh), k, v (R, H, T, Dh): a text sees the prefix, the shared rows and its own. -> as q."""
-        s, parts = self.shared, []
-        before = join(first, k[:, :, :s], v[:, :, :s])
-        if rows is None and s:
-            parts.append(attend(q[:, :, :s], k[:, :, :s], v[:, :, :s], first, causal=True))
-        at = 0 if rows is not None else s
-        for begin, n, l in self.groups:
-            r = l if rows is None else 1
-            own_k, own_v = (t[:, :, begin : begin + n * l].unflatten(2, (n, l)) for t in (k, v))
-            mine = q[:, :, at : at + n * r].unflatten(2, (n, r))
-            parts.append(attend_shared(mine, own_k, own_v, before, causal=rows is None).flatten(2, 3))
-            at += n * r
+        own = [n * l for n, l in self.groups]
+        (ks, *keys), (vs, *values) = (t.split([self.shared, *own], 2) for t in (k, v))
+        qs, *queries = q.split([self.shared, *own] if rows is None else [0, *(n for n, _ in self.groups)], 2)
+        before, parts = join(first, ks, vs), []
+        if rows is None and self.shared:
+            parts.append(attend(qs, ks, vs, first, causal=True))
+        for (n, _), mine, key, value in zip(self.groups, queries, keys, values, strict=True):
+            mine, key, value = (t.unflatten(2, (n, -1)) for t in (mine, key, value))
+            parts.append(attend_shared(mine, key, value, before, causal=rows is None).flatten(2, 3))
         return torch.cat(parts, 2)
 
 
@@ -67,10 +65,10 @@ def lay_out(rows: Sequence[Row], tokens: int, own: bool, device: torch.device) -
     for c in order:
         mine, slots = rows[c]
         l = len(mine) - s
-        if groups and groups[-1][2] == l:
-            groups[-1] = (groups[-1][0], groups[-1][1] + 1, l)
+        if groups and groups[-1][1] == l:
+            groups[-1] = (groups[-1][0] + 1, l)
         else:
-            groups.append((len(ids), 1, l))
+            groups.append((1, l))
         ids += mine[s:]
         where += [w if w < 0 or not own else w + c * tokens for w in slots[s:]]
         places += range(s, len(mine))
