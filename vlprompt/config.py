@@ -199,11 +199,13 @@ def resolve(source: Source) -> dict[str, Any]:
                 f"it has {', '.join(map(str, by_shots))}"
             )
         about_train["epochs"] = by_shots[shots]
+    train = complete("train", Train, about_train, source)
+    Train(**train)  # says which value is out of its range
     return {
         "backbone": values.get("backbone", "glyph"),
         "method": {"name": title(cls), **complete("method", cls, wanted, source)},
         "task": {"name": title(task), **about_task},
-        "train": complete("train", Train, about_train, source),
+        "train": train,
         "seed": seed,
     }
 

@@ -44,6 +44,15 @@ class Train:
     drop_last: bool = True
     views: int | None = None
 
+    def __post_init__(self) -> None:
+        least = {"epochs": 0, "batch": 1, "micro_batch": 1, "warmup": 0, "views": 1, "momentum": 0, "weight_decay": 0}
+        least |= {"warmup_lr": 0, "min_lr": 0}
+        for name, value in ((name, getattr(self, name)) for name in (*least, "lr", "clip")):
+            if value is not None and name in least and not value >= least[name]:
+                raise ValueError(f"train.{name} must be at least {least[name]}, not {value}")
+            if value is not None and name not in least and not value > 0:
+                raise ValueError(f"train.{name} must be above 0, not {value}")
+
 
 def rate(train: Train, epoch: int, step: int, steps: int) -> float:
     """The learning rate of a step; `steps` is their number in an epoch.

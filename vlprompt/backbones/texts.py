@@ -73,7 +73,9 @@ class TextTower:
     ) -> Tensor:
         """Initial tokens (P, D): the embeddings of the words of `init`, or n drawn from N(0, 0.02) on the CPU."""
         if init is None:
-            return (torch.randn(n or 16, self.dim, generator=generator) * 0.02).to(self.device)
+            if n is not None and n < 1:
+                raise ValueError(f"n_ctx, the number of prompt tokens, must be at least 1, not {n}")
+            return (torch.randn(16 if n is None else n, self.dim, generator=generator) * 0.02).to(self.device)
         ids = self.words.encode(init.replace("_", " "))
         if n is not None and n != len(ids):
             raise ValueError(

@@ -43,7 +43,7 @@ class CoCoOp(Method):
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         if lesson.index:
             return
-        n = self.n_ctx if self.n_ctx or self.init else 4
+        n = 4 if self.n_ctx is None and self.init is None else self.n_ctx
         self.ctx = nn.Parameter(self.clip.text.context(n, self.init, generator))  # (P, D)
         wide, small = self.clip.width, max(1, self.clip.width // self.reduction)
         down, up = nn.Linear(wide, small), nn.Linear(small, self.clip.text.dim)
