@@ -101,16 +101,21 @@ def test_yaml_and_overrides(type_in, tmp_path):
     assert (told["seed"], told["task"]["seed"], told["train"]["epochs"], told["train"]["lr"]) == (7, 7, 1, 0.002)
 
 
-def test_a_strangers_method(type_in, tmp_path, monkeypatch):
+def test_a_strangers_method(tmp_path):
     (tmp_path / "stranger_one.py").write_text(
         "from vlprompt.methods import CoOp\n\n\nclass Mine(CoOp):\n"
         "    def __init__(self, clip, n_ctx: int = 2):\n        super().__init__(clip, n_ctx)\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    assert type_in("run", "stranger_one:Mine", "digits", "--shots", "1", *QUICK, "method.n_ctx=3")[0] == 0
-    assert type_in("run", "stranger_one:Yours", "digits", *QUICK)[1].startswith(
-        "error: there is no method 'stranger_one:Yours'"
-    )
+
+    def told(*words):
+        command = [COMMAND, "run", *words, "digits", "--shots", "1", *QUICK]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    done = told("stranger_one:Mine", "method.n_ctx=3")
+    assert done.returncode == 0, done.stderr
+    [folder] = (tmp_path / "runs").glob("Mine-digits-1shot-seed1-*")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["method"] == {"name": "stranger_one:Mine", "n_ctx": 3}
+    assert "there is no method 'stranger_one:Yours'" in told("stranger_one:Yours").stderr
 
 
 def test_an_image_folder(type_in, tmp_path, pictures):

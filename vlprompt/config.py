@@ -1,6 +1,7 @@
 """YAML and key=value to constructor arguments. Configuration is nothing else: no defaults of its own, no registry."""
 
 import inspect
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from itertools import product
@@ -104,12 +105,15 @@ def find(kind: str, name: str) -> type:
     package = methods if kind == "method" else tasks
     if ":" in name:
         module, _, cls = name.partition(":")
+        sys.path.insert(
+            0, str(Path.cwd())
+        )  # a console script does not look here; only for this import (a trap: datasets/)
         try:
             return getattr(import_module(module), cls)
         except (ImportError, AttributeError) as error:
-            raise ValueError(
-                f"there is no {kind} {name!r}: {error}; write module:Class of something that Python can import"
-            ) from error
+            raise ValueError(f"there is no {kind} {name!r} (module:Class) to import from here: {error}") from error
+        finally:
+            sys.path.remove(str(Path.cwd()))
     if name not in package.found():
         raise ValueError(f"there is no {kind} {name!r}; {nearest(name, list(package.found()))}")
     return getattr(package, package.found()[name])
