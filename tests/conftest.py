@@ -12,6 +12,7 @@ from vlprompt.backbones.glyph import twin
 from vlprompt.backbones.open_clip import wrap
 from vlprompt.stage import Images
 
+torch.set_num_threads(1)  # the passes are tiny: more threads only wait for each other
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -62,6 +62,12 @@ def run(
         bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")
     ] = False,
     save_every: Annotated[float, typer.Option(help="Seconds between two saved states.")] = 5.0,
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help="CPU threads; by default all, but one for the embedded CLIP, where more only wait for each other."
+        ),
+    ] = None,
 ) -> None:
     """Train and test: every combination of methods, shots and seeds, one folder each.
 
@@ -83,7 +89,7 @@ def run(
     methods = method.split(",") if method else [None]
     sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None),
           task=task, backbone=backbone, file=config, settings=settings, runs=runs, device=device,
-          save_every=save_every, out=out)  # fmt: skip
+          save_every=save_every, threads=threads, out=out)  # fmt: skip
 
 
 @app.command()

@@ -25,6 +25,7 @@ def sweep(
     runs: Path,
     device: str | None,
     save_every: float,
+    threads: int | None,
     out: Console,
 ) -> list[Result]:
     """Every combination, one after another; those that are done are only read.
@@ -36,7 +37,7 @@ def sweep(
     plans = grid(methods, shots, seeds, dataset=dataset, task=task, backbone=backbone, file=file, overrides=settings)
     found = [place(runs, plan).done() for plan in plans]
     if not all(found):
-        found = _run_all(plans, found, runs, device, save_every, out)
+        found = _run_all(plans, found, runs, device, save_every, threads, out)
     results = [result for result in found if result is not None]
     show_table(rows(results), out)
     out.print(f"{len(results)} run{'s' * (len(results) != 1)} under {runs}/", style="dim")
@@ -55,8 +56,12 @@ def place(runs: Path, plan: dict[str, Any]) -> Folder:
     )
 
 
+SMALL = ("glyph", "glyph/random", "pixels")  # their passes are so short that a second thread only waits for the first
+
+
 def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path, device: str | None, save_every: float,
-             out: Console) -> list[Result | None]:  # fmt: skip
+             threads: int | None, out: Console) -> list[Result | None]:  # fmt: skip
+    import torch
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from vlprompt.backbones import load
@@ -79,6 +84,8 @@ def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path
                 continue
             name = f"{plan['method']['name']} {plan['task'].get('shots') or 'all'} shots, seed {plan['seed']}"
             bar = progress.add_task(name, total=1, note=f"loading {plan['backbone']}")
+            if threads or plan["backbone"].partition(":")[0] in SMALL:
+                torch.set_num_threads(threads or 1)
             if plan["backbone"] not in clips:
                 clips[plan["backbone"]] = load(plan["backbone"], device)
             method, task = build_method(plan["method"], clips[plan["backbone"]]), build_task(plan["task"])
