@@ -245,6 +245,16 @@ BAD = {
     "no shots": (["run", "coop", "digits", *QUICK, "--shots", "0"], "shots must be at least 1, not 0"),
     "no rate": (["run", "coop", "digits", *QUICK, "train.lr=-1"], "train.lr must be above 0, not -1.0"),
     "no batch": (["run", "coop", "digits", *QUICK, "train.batch=0"], "train.batch must be at least 1, not 0"),
+    "method as a number": (
+        ["run", "coop", "digits", "train=3"],
+        "train takes settings, such as train.NAME=VALUE; got 3",
+    ),
+    "no class": (["run", "os:path", "digits"], "no method 'os:path' (module:Class) to import from here: path is not"),
+    "device": (["run", "coop", "digits", *QUICK, "--device", "gpu9"], "there is no device 'gpu9' here"),
+    "option": (["run", "coop", "digits", "--shot", "4"], "No such option"),
+    "command": (["runn", "coop"], "No such command 'runn'"),
+    "argument": (["list"], "Missing argument"),
+    "folder": (["predict", "{learned}", "."], "'.' is a folder, not an image"),
     "runs": (["table", "nowhere"], "there is no folder 'nowhere'"),
     "list": (["list", "method"], "there is no list of 'method'; did you mean 'methods'?"),
     "show": (["show", "coocop"], "there is no method 'coocop'; did you mean 'cocoop'?"),
@@ -253,10 +263,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_in_one_line_with_its_remedy(type_in, case):
+def test_bad_input_is_told_in_one_line_with_its_remedy(type_in, case, learned, tmp_path):
     command, *parts = BAD[case]
-    code, text, _ = type_in(*command)
+    code, text, _ = type_in(*(str(learned) if word == "{learned}" else word for word in command))
     assert code == 2
+    assert not list(tmp_path.rglob("config.yaml"))  # a run that can't be leaves no folder
     for part in parts:
         assert part in text
     assert "Traceback" not in text

@@ -57,6 +57,8 @@ def test_a_class_with_fewer_images_than_shots_gives_all_and_is_named():
 
 def test_base_and_new_halves():
     assert halves(5) == ([0, 1, 2], [3, 4])
+    with pytest.raises(ValueError, match="at least 4 classes, two in each half, not 3"):
+        halves(3)
     few, task = FewShot("digits", shots=4, seed=2), BaseToNew("digits", shots=4, seed=2)
     base = [item.key for item, label in zip(few.lesson.train.items, few.lesson.train.labels, strict=True) if label < 5]
     assert [item.key for item in task.lesson.train.items] == base  # the same images as with all classes

@@ -27,8 +27,8 @@ MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
 }
 MAY["runner"] = [*CORE, "method", "tasks", "evaluate", "train", "results"]
 MAY["config"] = [*MAY["runner"], "runner", "methods", "data"]
-LOWEST = ["errors", "lazy"]
-MAY = {layer: [*allowed, *LOWEST] for layer, allowed in MAY.items()} | {layer: [] for layer in LOWEST}
+LOWEST = ["errors", "lazy", "memory", "source"]
+MAY = {layer: [*allowed, *LOWEST] for layer, allowed in MAY.items()} | {layer: ["errors"] for layer in LOWEST}
 FILES = sorted((ROOT / "vlprompt").rglob("*.py"))
 
 

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 COMMAND = Path(sys.executable).parent / "vlprompt"
 METHOD = """
@@ -57,18 +56,8 @@ def start(folder, *more):
 def outcome(root):
     [folder] = root.iterdir()
     told = json.loads((folder / "result.json").read_text())
-    return (
-        load_file(folder / "prompt.safetensors"),
-        told["scores"],
-        told["summary"],
-        (folder / "steps.jsonl").read_text(),
-    )
-
-
-def same(a, b):
-    assert a[1:] == b[1:]
-    assert a[0].keys() == b[0].keys()
-    assert all(a[0][k].equal(b[0][k]) for k in a[0])
+    state = (folder / "prompt.safetensors").read_bytes()
+    return state, told["scores"], told["summary"], (folder / "steps.jsonl").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +94,14 @@ def killed_until_done(root, moments):
 
 def test_killed_in_the_middle(undisturbed, tmp_path):
     assert killed_until_done(tmp_path, [0.3, 0.1]) == 2
-    same(outcome(tmp_path), undisturbed)
+    assert outcome(tmp_path) == undisturbed
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(undisturbed, tmp_path):
     stream = random.Random(0)
     assert killed_until_done(tmp_path, [stream.random() * 0.15 for _ in range(20)]) == 20
-    same(outcome(tmp_path), undisturbed)
+    assert outcome(tmp_path) == undisturbed
 
 
 def test_killed_in_the_middle_of_a_write(undisturbed, tmp_path):
@@ -131,7 +120,7 @@ def test_killed_in_the_middle_of_a_write(undisturbed, tmp_path):
         file.write('{"stage": 0, "epo')
     process = start(tmp_path)
     assert process.wait(300) == 0, process.stdout.read()
-    same(outcome(tmp_path), undisturbed)
+    assert outcome(tmp_path) == undisturbed
 
 
 def test_a_second_process_keeps_out(tmp_path):

@@ -16,6 +16,7 @@ app = typer.Typer(
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
 out, err = Console(), Console(stderr=True)
+STOPPED = "stopped; the same command goes on from here"
 Runs = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]  # noqa: UP045
 
@@ -61,7 +62,7 @@ def run(
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")
     ] = False,
-    save_every: Annotated[float, typer.Option(help="Seconds between two saved states.")] = 5.0,
+    save_every: Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")] = 5.0,
     threads: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
@@ -86,7 +87,7 @@ def run(
     if len(plain) > 1:
         raise ValueError(f"one dataset at a time: got {', '.join(plain)}; settings are written key=value")
     settings = [w for w in words if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
-    methods = method.split(",") if method else [None]
+    methods = [m for m in method.split(",") if m] if method else [None]
     sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None),
           task=task, backbone=backbone, file=config, settings=settings, runs=runs, device=device,
           save_every=save_every, threads=threads, out=out)  # fmt: skip
@@ -175,7 +176,7 @@ def eval_(
 def predict(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
     images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
-    top: Annotated[int, typer.Option(help="How many classes to tell for each image.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to tell for each image.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="All probabilities as JSON.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="All probabilities as CSV.")] = False,
     picture: Annotated[
@@ -208,16 +209,16 @@ def main(arguments: list[str] | None = None) -> None:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        err.print("stopped; the same command goes on from here")
+        err.print(STOPPED)
         raise SystemExit(130) from None
     except Exception as error:
-        import click
-
-        if isinstance(error, click.exceptions.Abort):
+        # typer carries a click of its own in newer versions, so usage errors are known by what they can do
+        if type(error).__name__ == "Abort":
+            err.print(STOPPED)
             raise SystemExit(130) from None
-        if isinstance(error, click.ClickException):
-            error.show()
-            raise SystemExit(error.exit_code) from None
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            raise SystemExit(error.exit_code) from None  # pyright: ignore[reportAttributeAccessIssue]
         raise
     raise SystemExit(status if isinstance(status, int) else 0)
 

@@ -4,9 +4,7 @@ import hashlib
 import inspect
 import json
 import platform
-import resource
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vlprompt import memory
 from vlprompt.evaluate import evaluate
 from vlprompt.method import Method
 from vlprompt.results.folder import Folder, Result, written
@@ -127,7 +126,8 @@ def run(method: Method, task: Task, train: Train | None = None, folder: str | Pa
 
 def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, Any], place: Folder | None,
          save_every: float, watch: Watch | None) -> Result:  # fmt: skip
-    saved = place.load() if place else None
+    device, saved = _device(method), place.load() if place else None
+    memory.forget(device)
     state, told = saved or (None, {"stage": 0, "scores": [], "seconds": 0.0, "log": 0, "trained": 0})
     began, scores, trained, seen = time.monotonic(), list(told["scores"]), told["trained"], dict[str, str]()
     with torch.random.fork_rng(), Log(place, told["log"]) as log:
@@ -153,15 +153,8 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
             for name, test in stage.tests.items():
                 told_of = watch and (lambda done, total, name=name: watch(f"testing {name}", done, total, ""))
                 scores[-1][name] = evaluate(method, test, micro_batch=train.micro_batch, watch=told_of)
-    device = _device(method)
-    memory = (
-        torch.cuda.max_memory_allocated(device)
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
-    in_bytes = device.type == "cuda" or sys.platform == "darwin"
-    cost = {"seconds": told["seconds"] + time.monotonic() - began, "trained_parameters": trained,
-            "peak_memory_mb": memory / 2**20 if in_bytes else memory / 2**10}  # fmt: skip
+    cost = {"seconds": told["seconds"] + time.monotonic() - began, "trained_parameters": trained}
+    cost["peak_memory_mb"] = memory.peak(device)
     result = Result(
         config, scores, task.summary(scores), cost, environment(device), {**task.protocol, "backbone_key": _key(method)}
     )

@@ -84,11 +84,17 @@ def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path
                 continue
             name = f"{plan['method']['name']} {plan['task'].get('shots') or 'all'} shots, seed {plan['seed']}"
             bar = progress.add_task(name, total=1, note=f"loading {plan['backbone']}")
+            task = build_task(plan["task"])
+            if short := task.protocol.get(
+                "short"
+            ):  # opens the data: what is wrong with it is told before a backbone is loaded
+                few = f"{len(short)} classes have fewer images ({', '.join(short[:5])}); all of theirs are taken"
+                progress.console.print(f"{name}: {few}", style="yellow", soft_wrap=True)
             if threads or plan["backbone"].partition(":")[0] in SMALL:
                 torch.set_num_threads(threads or 1)
             if plan["backbone"] not in clips:
                 clips[plan["backbone"]] = load(plan["backbone"], device)
-            method, task = build_method(plan["method"], clips[plan["backbone"]]), build_task(plan["task"])
+            method = build_method(plan["method"], clips[plan["backbone"]])
 
             def watch(doing: str, done: int, total: int, note: str, bar: Any = bar) -> None:
                 progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")

@@ -34,6 +34,11 @@ def load(spec: str, device: str | None = None) -> "Clip":
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise ValueError(f"there is no device {device!r} here ({cause}); leave --device out or name cpu") from error
     kind, _, rest = spec.partition(":")
     if kind in ("glyph", "glyph/random") and not rest:
         from vlprompt.backbones.glyph import embedded, twin

@@ -23,6 +23,8 @@ def open_picture(path: Path) -> Image.Image:
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, FileNotFoundError):
             raise ValueError(f"there is no image {str(path)!r}") from error
+        if path.is_dir():
+            raise ValueError(f"{str(path)!r} is a folder, not an image; name the files in it") from error
         raise ValueError(
             f"{str(path)!r} is truncated or not an image ({type(error).__name__}: {error}); replace or remove it, "
             "or go on without such files by --skip-broken"

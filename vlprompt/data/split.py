@@ -44,7 +44,7 @@ def _draw(labels: Sequence[int], shots: int, stream: random.Random) -> list[int]
 
 def halves(classes: int) -> tuple[list[int], list[int]]:
     """Base and new classes: the first ceil(n / 2) labels and the rest."""
-    if classes < 2:
-        raise ValueError(f"base and new classes need at least 2 classes, not {classes}")
+    if classes < 4:
+        raise ValueError(f"base and new classes need at least 4 classes, two in each half, not {classes}")
     middle = (classes + 1) // 2
     return list(range(middle)), list(range(middle, classes))

@@ -48,12 +48,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def tensors_as_bytes(tensors: dict[str, Tensor], told: dict[str, Any]) -> bytes:
-    """A safetensors file whose metadata holds JSON."""
+    """A safetensors file whose metadata holds JSON, under one key: several would be written in any order."""
     from safetensors.torch import save
 
-    return save(
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {k: json.dumps(v) for k, v in told.items()}
-    )
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"vlprompt": json.dumps(told)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -63,8 +61,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(str(path), "pt") as file:
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  # it can't be iterated itself
-            return tensors, {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            return tensors, json.loads((file.metadata() or {})["vlprompt"])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{str(path)!r} is not a whole safetensors file ({error}); delete it and give the command again"
         ) from error
@@ -105,7 +103,8 @@ class Folder:
         """
         import yaml
 
-        self.path.mkdir(parents=True, exist_ok=True)
+        with written(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         claim = _claim(self.path)
         try:
             for left in self.path.glob(".*"):  # of a process that died while it wrote
@@ -119,6 +118,12 @@ class Folder:
                 )
             write(known, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
             yield
+        except BaseException:
+            if not self.last.exists() and not self.result_path.exists():  # nothing was learned: leave nothing
+                for file in (self.path / "config.yaml", self.steps):
+                    file.unlink(missing_ok=True)
+                self.path.rmdir()
+            raise
         finally:
             if claim is not None:
                 os.close(claim)

@@ -43,8 +43,10 @@ class BaseToNew(FewShot):
             )
         base = [every.index(i) for i in self.base]
         new = [i for i in range(len(every)) if i not in base]
-        if not base or not new or len(set(base)) < len(base):
-            raise ValueError(f"base must name some classes, each once, and leave some as new; got {self.base}")
+        if min(len(base), len(new)) < 2 or len(set(base)) < len(base):
+            raise ValueError(
+                f"base must name two classes or more, each once, and leave two or more as new; got {self.base}"
+            )
         return base, new
 
     @cached_property
