@@ -18,6 +18,11 @@ from safetensors.torch import save_file
 from vlprompt.cli import main
 
 COMMAND = Path(sys.executable).parent / "vlprompt"
+SMALLEST = {  # an open_clip configuration
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
+    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
 QUICK = ["--backbone", "glyph/random", "train.epochs=2"]
 
 
@@ -309,7 +314,7 @@ def test_local_checkpoints_are_loaded(type_in, tmp_path, pictures):
         "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
         "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
     }
-    (tmp_path / "tiny-test.json").write_text(json.dumps(config))
+    (tmp_path / "tiny-test.json").write_text(json.dumps(SMALLEST))
     open_clip.add_model_config(tmp_path / "tiny-test.json")
     torch.manual_seed(3)
     model = open_clip.create_model("tiny-test")
@@ -332,7 +337,7 @@ def test_local_checkpoints_are_loaded(type_in, tmp_path, pictures):
     )
     whole = tmp_path / "whole"
     whole.mkdir()
-    told = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}}
+    told = {"model_cfg": SMALLEST, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}}
     (whole / "open_clip_config.json").write_text(json.dumps(told))
     save_file(model.state_dict(), whole / "open_clip_model.safetensors")
     assert type_in("run", "zero_shot", pictures, "--backbone", f"open_clip:local-dir:{whole}", "--out", "w")[0] == 0
@@ -346,6 +351,34 @@ def test_local_checkpoints_are_loaded(type_in, tmp_path, pictures):
     code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:tiny-test@w.safetensors")
     assert code == 2
     assert "is not a checkpoint of tiny-test" in text
+
+
+def test_a_torchscript_archive_is_loaded_with_quick_gelu(tmp_path):
+    """The form in which OpenAI published its weights; all of them use QuickGELU."""
+    import open_clip
+
+    from vlprompt.backbones.checkpoint import pretrained
+    from vlprompt.stage import Images
+
+    class Archive(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            for name, child in model.named_children():
+                self.add_module(name, child)
+            for name, parameter in model.named_parameters(recurse=False):
+                self.register_parameter(name, parameter)
+
+        def forward(self, pixels):
+            return self.visual(pixels)
+
+    (tmp_path / "tiny-script.json").write_text(json.dumps(SMALLEST))
+    open_clip.add_model_config(tmp_path / "tiny-script.json")
+    model = open_clip.create_model("tiny-script", force_quick_gelu=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.jit.trace(Archive(model), x, check_trace=False).save(tmp_path / "w.pt")
+    clip = pretrained("tiny-script", path=tmp_path / "w.pt", spec="x", device="cpu")
+    found = clip.image(Images(lambda look, places: x[list(places)], [None, None]))
+    assert torch.allclose(found, model.encode_image(x), atol=1e-5)
 
 
 def test_a_prompt_of_another_backbone_method_or_shape(type_in, tmp_path, learned, pictures):
