@@ -309,11 +309,6 @@ def test_local_checkpoints_are_loaded(type_in, tmp_path, pictures):
     """The real loading path: a model of open_clip with weights in a file, as safetensors and as torch saves them."""
     import open_clip
 
-    config = {
-        "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
-        "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-    }
     (tmp_path / "tiny-test.json").write_text(json.dumps(SMALLEST))
     open_clip.add_model_config(tmp_path / "tiny-test.json")
     torch.manual_seed(3)
