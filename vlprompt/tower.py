@@ -40,6 +40,7 @@ class Block:
     down: Map
     scale1: Map = same
     scale2: Map = same
+    qkv: Map | None = None  # q, k and v in one product, side by side; used where no part stands beside them
 
     def sites(self, i: int) -> dict[str, tuple[int, int]]:
         """Where a part may stand in this block, with the widths of what it is given and of what was made."""
@@ -78,9 +79,12 @@ def step(block: Block, i: int, x: Tensor, prompt: Prompt, attention: Attend, row
         return prompt.part(f"{i}/{site}", given, result)
 
     y = made("norm1", x, block.norm1(x))
-    k, v = (heads(made(site, y, f(y)), block.heads) for site, f in (("k", block.k), ("v", block.v)))
-    x, y = take(x, rows), take(y, rows)
-    q = heads(made("q", y, block.q(y)), block.heads)
+    if rows is None and block.qkv is not None and not any(f"{i}/{site}" in prompt.beside for site in "qkv"):
+        q, k, v = (heads(t, block.heads) for t in block.qkv(y).chunk(3, -1))
+    else:
+        k, v = (heads(made(site, y, f(y)), block.heads) for site, f in (("k", block.k), ("v", block.v)))
+        x, y = take(x, rows), take(y, rows)
+        q = heads(made("q", y, block.q(y)), block.heads)
     a = attention(q, k, v, prompt.prefix.get(i), rows).transpose(1, 2).flatten(2)
     x = x + block.scale1(made("attn+", x, made("attn", y, made("out", a, block.out(a)))))
     y = made("norm2", x, block.norm2(x))

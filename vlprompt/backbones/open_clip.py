@@ -43,12 +43,27 @@ def _plain(block: Any) -> bool:
     )
 
 
+class _QuickGELU(torch.autograd.Function):
+    """x sigmoid(1.702 x) as silu(1.702 x) / 1.702, whose derivative is silu's own: one operation going back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        z = 1.702 * x
+        ctx.save_for_backward(z)
+        return nn.functional.silu(z).mul_(1 / 1.702)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.ops.aten.silu_backward(g, *ctx.saved_tensors)
+
+
 def _block(b: Any) -> Block:
-    weights, biases = b.attn.in_proj_weight.detach().chunk(3), b.attn.in_proj_bias.detach().chunk(3)
-    q, k, v = (linear(w, bias) for w, bias in zip(weights, biases, strict=True))
-    up, down = b.mlp.c_fc, b.mlp.c_proj
+    weight, bias = b.attn.in_proj_weight.detach(), b.attn.in_proj_bias.detach()
+    q, k, v = (linear(*each) for each in zip(weight.chunk(3), bias.chunk(3), strict=True))
+    up, down, act = b.mlp.c_fc, b.mlp.c_proj, b.mlp.gelu
+    act = _QuickGELU.apply if type(act).__name__ == "QuickGELU" else act
     return Block(b.attn.num_heads, up.in_features, up.out_features, b.ln_1, q, k, v, linear(b.attn.out_proj),
-                 b.ln_2, linear(up), b.mlp.gelu, linear(down), b.ls_1, b.ls_2)  # fmt: skip
+                 b.ln_2, linear(up), act, linear(down), b.ls_1, b.ls_2, linear(weight, bias))  # fmt: skip
 
 
 def _look(visual: Any) -> Look:
