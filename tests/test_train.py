@@ -163,6 +163,17 @@ def test_the_folder_of_a_run(tiny, tmp_path):
         run(CoOp(tiny, 5), FewShot("digits", shots=1), Train(epochs=3), tmp_path / "one")
 
 
+def test_files_of_others_in_the_folder_stay(tiny, tmp_path):
+    (tmp_path / ".profile").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".result.json.12345").write_text("half of")
+    with pytest.raises(ValueError, match="the context has 40"):
+        run(CoOp(tiny, 60), FewShot("digits", shots=1), Train(epochs=1), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".profile", "notes.txt"]
+    run(CoOp(tiny, 4), FewShot("digits", shots=1), Train(epochs=1), tmp_path)
+    assert {".profile", "notes.txt", "result.json"} <= {p.name for p in tmp_path.iterdir()}
+
+
 def test_the_python_three_liner():
     clip = vlprompt.load("glyph/random")
     task = vlprompt.tasks.FewShot("digits", shots=1, seed=1)

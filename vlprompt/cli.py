@@ -18,6 +18,10 @@ app = typer.Typer(
 out, err = Console(), Console(stderr=True)
 STOPPED = "stopped; the same command goes on from here"
 Runs = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")]
+Where = Annotated[
+    str | None, typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same.")
+]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]  # noqa: UP045
 
 
@@ -59,9 +63,7 @@ def run(
     config: Annotated[Optional[Path], typer.Option("-c", "--config", help="A YAML file of settings.")] = None,  # noqa: UP045
     runs: Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.")] = Path("runs"),
     device: Device = None,
-    skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")
-    ] = False,
+    skip_broken: SkipBroken = False,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")] = 5.0,
     threads: Annotated[
         Optional[int],  # noqa: UP045
@@ -151,17 +153,12 @@ def list_(what: Annotated[str, typer.Argument(help="methods, tasks, datasets or 
 def eval_(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
     dataset: Annotated[str, typer.Argument(help="A card's name or a folder of images; its classes are the answers.")],
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same."),
-    ] = None,
+    backbone: Where = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Also draw 40 test images with their predictions into this PNG.")
     ] = None,
     device: Device = None,
-    skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")
-    ] = False,
+    skip_broken: SkipBroken = False,
 ) -> None:
     """Test a learned prompt on the test split of a dataset, also one with other classes."""
     from vlprompt.use import evaluate_on
@@ -182,14 +179,9 @@ def predict(
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Also draw the images with their predictions into this PNG.")
     ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same."),
-    ] = None,
+    backbone: Where = None,
     device: Device = None,
-    skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")
-    ] = False,
+    skip_broken: SkipBroken = False,
 ) -> None:
     """Say what is in images, with probabilities, by the prompt that a run has learned."""
     from vlprompt.use import as_csv, as_json, as_lines, draw, predict_files

@@ -58,13 +58,11 @@ def describe(thing: Any) -> dict[str, Any]:
     return {"name": title(type(thing))} | arguments(type(thing), lambda name, _: getattr(thing, name))
 
 
-def backbone(method: Any) -> str:
-    """The name of the backbone that a method holds."""
-    for value in vars(method).values():
-        if isinstance(value, Clip):
-            return value.spec
+def clip_of(method: Any) -> Clip | None:
+    """The backbone that a method holds, or the method inside it."""
+    found = next((value for value in vars(method).values() if isinstance(value, Clip)), None)
     inner = getattr(method, "method", None)
-    return backbone(inner) if inner is not None else ""
+    return clip_of(inner) if found is None and inner is not None else found
 
 
 def key_of(config: dict[str, Any]) -> str:
@@ -73,8 +71,9 @@ def key_of(config: dict[str, Any]) -> str:
 
 
 def configuration(method: Method, task: Task, train: Train, seed: int) -> dict[str, Any]:
+    clip = clip_of(method)
     return {
-        "backbone": backbone(method),
+        "backbone": clip.spec if clip is not None else "",
         "method": describe(method),
         "task": describe(task),
         "train": plain(asdict(train)),
@@ -126,7 +125,8 @@ def run(method: Method, task: Task, train: Train | None = None, folder: str | Pa
 
 def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, Any], place: Folder | None,
          save_every: float, watch: Watch | None) -> Result:  # fmt: skip
-    device, saved = _device(method), place.load() if place else None
+    clip, saved = clip_of(method), place.load() if place else None
+    device, key = (clip.device, clip.image.key) if clip is not None else (torch.device("cpu"), "")
     memory.forget(device)
     state, told = saved or (None, {"stage": 0, "scores": [], "seconds": 0.0, "log": 0, "trained": 0})
     began, scores, trained, seen = time.monotonic(), list(told["scores"]), told["trained"], dict[str, str]()
@@ -156,9 +156,9 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
     cost = {"seconds": told["seconds"] + time.monotonic() - began, "trained_parameters": trained}
     cost["peak_memory_mb"] = memory.peak(device)
     result = Result(
-        config, scores, task.summary(scores), cost, environment(device), {**task.protocol, "backbone_key": _key(method)}
+        config, scores, task.summary(scores), cost, environment(device), {**task.protocol, "backbone_key": key}
     )
-    return result if place is None else place.finish(result, method.state_dict(), _learned(method, seen, config))
+    return result if place is None else place.finish(result, method.state_dict(), _learned(key, seen, config))
 
 
 def _train(method: Method, lesson: Lesson, train: Train, seed: int, resume: State | None, save: Callable[[State], None],
@@ -209,25 +209,9 @@ class Log:
         self.flush()
 
 
-def _device(method: Any) -> torch.device:
-    clip = next((v for v in vars(method).values() if isinstance(v, Clip)), None)
-    return (
-        clip.device
-        if clip is not None
-        else _device(method.method)
-        if hasattr(method, "method")
-        else torch.device("cpu")
-    )
-
-
-def _key(method: Any) -> str:
-    clip = next((v for v in vars(method).values() if isinstance(v, Clip)), None)
-    return clip.image.key if clip is not None else _key(method.method) if hasattr(method, "method") else ""
-
-
-def _learned(method: Method, seen: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
+def _learned(key: str, seen: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
     """What a learned state must say of itself, to be taken up again; `seen`: names of all lessons' classes by id."""
-    return {"config": config, "backbone_key": _key(method), "names": [[name, i] for i, name in seen.items()]}
+    return {"config": config, "backbone_key": key, "names": [[name, i] for i, name in seen.items()]}
 
 
 __all__ = ["Result", "configuration", "describe", "key_of", "run"]

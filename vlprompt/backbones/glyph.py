@@ -50,7 +50,7 @@ def _tokenizer(model: Any) -> Any:
 def embedded(device: str = "cpu") -> Clip:
     """The CLIP that ships with the package: 1.4 M parameters, trained on rendered glyphs.
 
-    Glyph.md says what it knows.
+    The model card beside it, glyph.md, says what it knows.
     """
     model = build(Path(str(files("vlprompt.backbones") / "glyph.safetensors")))
     return wrap(model, _tokenizer(model), "glyph", device)

@@ -6,7 +6,7 @@ Every file is written whole, beside its place, and then renamed, so that no read
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from vlprompt.train import State
+
+WHOLE = ("config.yaml", "last.safetensors", "prompt.safetensors", "result.json")  # files that `write` makes in a run
 
 
 @contextmanager
@@ -107,8 +109,6 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
         claim = _claim(self.path)
         try:
-            for left in self.path.glob(".*"):  # of a process that died while it wrote
-                left.unlink()
             known = self.path / "config.yaml"
             if known.exists() and (found := yaml.safe_load(known.read_text("utf-8"))) != config:
                 differs = [k for k in config if not isinstance(found, dict) or found.get(k) != config[k]]
@@ -116,17 +116,25 @@ class Folder:
                     f"{str(self.path)!r} holds a run of another configuration (other {', '.join(differs)}); "
                     "name another folder"
                 )
-            write(known, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
-            yield
-        except BaseException:
-            if not self.last.exists() and not self.result_path.exists():  # nothing was learned: leave nothing
-                for file in (self.path / "config.yaml", self.steps):
-                    file.unlink(missing_ok=True)
-                self.path.rmdir()
-            raise
+            for left in (left for name in WHOLE for left in self.path.glob(f".{name}.*")):
+                left.unlink()  # of a process that died while it wrote
+            try:
+                write(known, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+                yield
+            except BaseException:
+                self._discard()
+                raise
         finally:
             if claim is not None:
                 os.close(claim)
+
+    def _discard(self) -> None:
+        """Leave nothing where nothing was learned; files that are not ours stay."""
+        if not self.last.exists() and not self.result_path.exists():
+            for file in (self.path / "config.yaml", self.steps):
+                file.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.rmdir()
 
     def done(self) -> Result | None:
         """The result, if the run is finished."""
