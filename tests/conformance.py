@@ -22,7 +22,7 @@ from vlprompt.stage import Batch, Images, Lesson, Name, generator
 from vlprompt.train import Train, fit
 
 SMALL = {"coop": {"n_ctx": 4}, "cocoop": {"n_ctx": 4, "reduction": 4}}
-STARTS_AS_ZERO_SHOT = {"coop": {"init": "a photo of a", "text": "{ctx} {name}."}, "zero_shot": {}}
+STARTS_AS_ZERO_SHOT = {"coop": {"init": "a photo of a", "text": "{ctx} {name}."}, "zero_shot": {"template": "a photo of a {name}."}}
 EVERY = sorted(methods.found())
 
 

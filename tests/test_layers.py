@@ -27,7 +27,7 @@ MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
 }
 MAY["runner"] = [*CORE, "method", "tasks", "evaluate", "train", "results"]
 MAY["config"] = [*MAY["runner"], "runner", "methods", "data"]
-LOWEST = ["errors", "lazy", "memory", "source"]
+LOWEST = ["errors", "lazy", "memory", "source", "templates", "name"]
 MAY = {layer: [*allowed, *LOWEST] for layer, allowed in MAY.items()} | {layer: ["errors"] for layer in LOWEST}
 FILES = sorted((ROOT / "vlprompt").rglob("*.py"))
 

@@ -108,7 +108,6 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
 
 def resolve(source: Source) -> dict[str, Any]:
     """A whole configuration of one run, as `runner.configuration` writes it."""
-    from vlprompt.data.card import template_of
     from vlprompt.runner import title
     from vlprompt.train import Train
 
@@ -126,9 +125,6 @@ def resolve(source: Source) -> dict[str, Any]:
         find("task", values["task"]["name"]),
     )
     about_task = complete("task", task, {"seed": seed} | values["task"], source)
-    wanted = dict(values["method"])
-    if "template" in hints(cls) and "template" not in wanted:
-        wanted["template"] = template_of(about_task["dataset"])
     about_train = dict(values.get("train", {}))
     if isinstance(about_train.get("epochs"), dict):
         by_shots, shots = about_train["epochs"], about_task.get("shots")
@@ -142,7 +138,7 @@ def resolve(source: Source) -> dict[str, Any]:
     Train(**train)  # says which value is out of its range
     return {
         "backbone": values.get("backbone", "glyph"),
-        "method": {"name": title(cls), **complete("method", cls, wanted, source)},
+        "method": {"name": title(cls), **complete("method", cls, values["method"], source)},
         "task": {"name": title(task), **about_task},
         "train": train,
         "seed": seed,

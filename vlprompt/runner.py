@@ -18,7 +18,7 @@ from vlprompt import memory
 from vlprompt.evaluate import evaluate
 from vlprompt.method import Method
 from vlprompt.results.folder import Folder, Result, written
-from vlprompt.stage import Lesson, generator, ids
+from vlprompt.stage import Lesson, Name, generator, named
 from vlprompt.tasks import Task
 from vlprompt.tower import Clip
 from vlprompt.train import NotFinite, State, Train, fit
@@ -129,12 +129,12 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
     device, key = (clip.device, clip.image.key) if clip is not None else (torch.device("cpu"), "")
     memory.forget(device)
     state, told = saved or (None, {"stage": 0, "scores": [], "seconds": 0.0, "log": 0, "trained": 0})
-    began, scores, trained, seen = time.monotonic(), list(told["scores"]), told["trained"], dict[str, str]()
+    began, scores, trained, seen = time.monotonic(), list(told["scores"]), told["trained"], dict[str, Name]()
     with torch.random.fork_rng(), Log(place, told["log"]) as log:
         for index, stage in enumerate(task.stages()):
             lesson = stage.lesson
             method.begin(lesson, generator(seed, "begin", index))
-            seen |= {i: str(name) for i, name in zip(ids(lesson.train.names), lesson.train.names, strict=True)}
+            seen |= {n.id: n for n in map(named, lesson.train.names)}
             trained = max(trained, sum(p.numel() for p in method.parameters()))
             if index < told["stage"]:
                 continue
@@ -209,9 +209,9 @@ class Log:
         self.flush()
 
 
-def _learned(key: str, seen: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
+def _learned(key: str, seen: dict[str, Name], config: dict[str, Any]) -> dict[str, Any]:
     """What a learned state must say of itself, to be taken up again; `seen`: names of all lessons' classes by id."""
-    return {"config": config, "backbone_key": key, "names": [[name, i] for i, name in seen.items()]}
+    return {"config": config, "backbone_key": key, "names": [[str(n), n.id, n.hand] for n in seen.values()]}
 
 
 __all__ = ["Result", "configuration", "describe", "key_of", "run"]

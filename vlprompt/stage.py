@@ -1,4 +1,4 @@
-"""Values that flow from data to methods: names, looks, images, batches, splits, lessons and stages."""
+"""Values that flow from data to methods: looks, images, batches, splits, lessons and stages (names: name.py)."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -7,29 +7,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-
-class Name(str):
-    """A class name as texts show it, with the id that tells it from every other class (two may share a name)."""
-
-    __slots__ = ("id",)
-    id: str
-
-    def __new__(cls, text: str, id: str | None = None) -> "Name":
-        name = super().__new__(cls, text)
-        name.id = text if id is None else id
-        return name
-
-    # pickle gives these to __new__, which takes one more argument than str's does
-    def __getnewargs__(self) -> tuple[str, str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return str(self), self.id
-
-
-Names = tuple[str, ...]
-
-
-def ids(names: Sequence[str]) -> Names:
-    """What tells the classes apart; a plain string is its own id."""
-    return tuple(getattr(name, "id", str(name)) for name in names)
+from vlprompt.name import Name as Name
+from vlprompt.name import Names as Names
+from vlprompt.name import ids as ids
+from vlprompt.name import named as named
 
 
 def number(*key: object) -> int:
@@ -72,10 +53,18 @@ class Item:
 
 
 class Images:
-    """B images that know their keys (None: drawn anew, never stored) and are decoded at most once for a look."""
+    """B images that know their keys (None: drawn anew, never stored) and are decoded at most once for a look.
 
-    def __init__(self, decode: Callable[[Look, Sequence[int]], Tensor], keys: Sequence[str | None]):
-        self.keys, self._decode = tuple(keys), decode
+    again: makes another view of the same images, for methods that look several times.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Look, Sequence[int]], Tensor],
+        keys: Sequence[str | None],
+        again: "Callable[[str, int], Images] | None" = None,
+    ):
+        self.keys, self._decode, self._again = tuple(keys), decode, again
         self._done: dict[Look, Tensor] = {}
 
     def __len__(self) -> int:
@@ -86,6 +75,12 @@ class Images:
         if look not in self._done:
             self._done[look] = self._decode(look, range(len(self)))
         return self._done[look]
+
+    def view(self, augment: str, k: int) -> "Images":
+        """The k-th augmented view of each image, always the same one; ValueError where only pixels are there."""
+        if self._again is None:
+            raise ValueError("these images are pixels, so they have no other views; give them as files or pictures")
+        return self._again(augment, k)
 
     def some(self, look: Look, places: Sequence[int]) -> Tensor:
         """The pixels of some of them; nothing else is decoded."""
@@ -117,7 +112,21 @@ class Batch:
 
 
 def _part(images: Images, begin: int, end: int) -> Images:
-    return Images(lambda look, places: images.some(look, [begin + p for p in places]), images.keys[begin:end])
+    return Images(
+        lambda look, places: images.some(look, [begin + p for p in places]),
+        images.keys[begin:end],
+        lambda augment, k: _part(images.view(augment, k), begin, end),
+    )
+
+
+def picked(items: "Sequence[Item]", views: "Sequence[View | None]") -> Images:
+    """Images of items, each in its view (None: as it is)."""
+    keys = [item.key if v is None else f"{item.key}|{v.augment}|{v.seed}" for item, v in zip(items, views, strict=True)]
+    return Images(
+        lambda look, places: torch.stack([items[p].pixels(look, views[p]) for p in places]),
+        keys,
+        lambda augment, k: picked(items, [View(augment, number("view", k, item.key)) for item in items]),
+    )
 
 
 @dataclass(frozen=True)
@@ -171,16 +180,24 @@ class Split:
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def batches(
-        self, size: int, *, seed: int | None = None, epoch: int = 0, views: int | None = None, drop_last: bool = False
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        views: int | None = None,
+        drop_last: bool = False,
+        shuffle: bool = True,
     ) -> Iterator[Batch]:
-        """Batches in order and without augmentation (seed None), or shuffled by (seed, epoch).
+        """Batches in order and without augmentation (seed None), or augmented and shuffled by (seed, epoch).
 
         An augmented view is a pure function of (seed, item, epoch modulo `views`). drop_last drops a short last batch,
         unless it is the only one.
         """
         order, view = list(range(len(self))), None
         if seed is not None:
-            order = torch.randperm(len(self), generator=generator(seed, "order", epoch)).tolist()
+            if shuffle:
+                order = torch.randperm(len(self), generator=generator(seed, "order", epoch)).tolist()
             view = None if self.augment == "none" else (seed, epoch if views is None else epoch % views)
         for begin in range(0, len(order), size):
             chosen = order[begin : begin + size]
@@ -190,11 +207,7 @@ class Split:
 
     def _batch(self, chosen: list[int], view: tuple[int, int] | None) -> Batch:
         items = [self.items[i] for i in chosen]
-        views = [view and View(self.augment, number(*view, item.key)) for item in items]
-        keys = [
-            item.key if v is None else f"{item.key}|{v.augment}|{v.seed}" for item, v in zip(items, views, strict=True)
-        ]
-        images = Images(lambda look, places: torch.stack([items[p].pixels(look, views[p]) for p in places]), keys)
+        images = picked(items, [view and View(self.augment, number(*view, item.key)) for item in items])
         domains = None if self.domains is None else torch.tensor([self.domains[i] for i in chosen])
         return Batch(images, torch.tensor([self.labels[i] for i in chosen]), self.names, domains)
 

@@ -44,7 +44,7 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
             f"but {backbone or config['backbone']} holds other weights ({clip.image.key}); "
             "name the right ones by --backbone"
         )
-    names = tuple(Name(text, key) for text, key in told["names"])
+    names = tuple(Name(*name) for name in told["names"])
     method = build_method(config["method"], clip)
     try:
         method.restore(names, {k: v.to(clip.device) for k, v in state.items()})

@@ -80,19 +80,14 @@ def open_data(dataset: str, augment: str | None = None, skip_broken: bool = Fals
     )
 
 
-def template_of(dataset: str) -> str:
-    """The hand-written template of a dataset, without opening its images."""
-    return read_card(dataset)["template"] if dataset in cards() else "a photo of a {name}."
-
-
-def class_names(classes: dict[str, str], where: str) -> tuple[Name, ...]:
+def class_names(classes: dict[str, str], where: str, hand: str | None = None) -> tuple[Name, ...]:
     """Names from {id: name}; ValueError for an empty one, a warning for two alike."""
     names = []
     for key, name in classes.items():
         text = unicodedata.normalize("NFC", str(name)).strip()
         if not text.replace("_", " ").strip():
             raise ValueError(f"{where}: the class {key!r} has an empty name; give it a name that a caption can hold")
-        names.append(Name(text, str(key)))
+        names.append(Name(text, str(key), hand))
     if alike := sorted({str(n) for n in names if names.count(n) > 1}):
         warnings.warn(
             f"{where}: several classes are called {', '.join(map(repr, alike))}; their texts are the same", stacklevel=3
@@ -102,7 +97,7 @@ def class_names(classes: dict[str, str], where: str) -> tuple[Name, ...]:
 
 def _from_card(name: str, augment: str | None) -> Data:
     card = read_card(name)
-    names = class_names(card["classes"], f"the card {name}")
+    names = class_names(card["classes"], f"the card {name}", card["template"])
     parts = LOADERS[card["loader"]]()
     kind = augment or card.get("augment", "crop-flip")
     made = {

@@ -12,7 +12,8 @@ from torch import Tensor
 from vlprompt.stage import Item, Look, View
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-AUGMENTS = ("none", "crop", "crop-flip")
+LEAST = {"crop": 0.08, "crop-flip": 0.08, "crop-flip-half": 0.5, "augmix": 0.08}  # of the area that a crop keeps
+AUGMENTS = ("none", *LEAST)
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -31,13 +32,13 @@ def open_picture(path: Path) -> Image.Image:
         ) from error
 
 
-def _crop_box(width: int, height: int, view: torch.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a random crop of .08 to 1 of the area and 3:4 to 4:3.
+def _crop_box(width: int, height: int, least: float, view: torch.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a random crop of `least` to 1 of the area and 3:4 to 4:3.
 
     As torchvision's RandomResizedCrop draws.
     """
     for _ in range(10):
-        area = width * height * (0.08 + 0.92 * float(torch.rand(1, generator=view)))
+        area = width * height * (least + (1 - least) * float(torch.rand(1, generator=view)))
         ratio = (3 / 4) * (16 / 9) ** float(torch.rand(1, generator=view))
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
@@ -45,6 +46,15 @@ def _crop_box(width: int, height: int, view: torch.Generator) -> tuple[int, int,
             return top, int(torch.randint(0, width - w + 1, (1,), generator=view)), h, w
     side = min(width, height)
     return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _augmix(picture: Any, seed: int) -> Any:
+    """AugMix (Hendrycks et al., ICLR 2020, arXiv:1912.02781) at severity 1; torchvision draws from torch's stream."""
+    from torchvision.transforms.v2 import AugMix
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AugMix(severity=1)(picture)
 
 
 def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor:
@@ -59,9 +69,11 @@ def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor
     mode = InterpolationMode(look.interpolation)
     if view is not None and view.augment != "none":
         random = torch.Generator().manual_seed(view.seed)
-        shown = T.resized_crop(shown, *_crop_box(*picture.size, random), list(look.size), mode)
-        if view.augment == "crop-flip" and float(torch.rand(1, generator=random)) < 0.5:
+        shown = T.resized_crop(shown, *_crop_box(*picture.size, LEAST[view.augment], random), list(look.size), mode)
+        if view.augment != "crop" and float(torch.rand(1, generator=random)) < 0.5:
             shown = T.hflip(shown)
+        if view.augment == "augmix":
+            shown = _augmix(shown, view.seed)
     elif look.resize == "squash" or picture.size[0] == picture.size[1]:
         shown = T.resize(shown, list(look.size), mode)
     else:
