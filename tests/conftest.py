@@ -23,8 +23,10 @@ def golden(name):
 
 
 def images(pixels, tag="image"):
-    """Pixels (B, 3, h, w) as Images with keys."""
-    return Images(lambda look, places: pixels[list(places)], [f"{tag}/{i}" for i in range(len(pixels))])
+    """Pixels (B, 3, h, w) as Images with keys; another view is the same picture, rolled."""
+    keys = [f"{tag}/{i}" for i in range(len(pixels))]
+    again = lambda kind, k: images(pixels.roll(k + 1, -1), f"{tag}/{kind}{k}")  # noqa: E731
+    return Images(lambda look, places: pixels[list(places)], keys, again)
 
 
 def relative(mine, gold):

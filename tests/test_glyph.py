@@ -36,7 +36,7 @@ def test_it_is_small_and_a_clip(glyph):
 def test_it_reads_real_digits_that_it_never_saw(glyph):
     data = open_data("digits")
     for split in (data.train, data.val):
-        assert evaluate(ZeroShot(glyph, TEMPLATE), split)["accuracy"] > 85
+        assert evaluate(ZeroShot(glyph, TEMPLATE), split).numbers["accuracy"] > 85
 
 
 def test_strange_names_and_sixteen_random_tokens_are_survivable(glyph):

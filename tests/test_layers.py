@@ -14,7 +14,7 @@ MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
     "tower": ["prompt", "stage", "attention"],
     "shared": ["prompt", "stage", "attention", "tower"],
     "backbones": [*CORE, "backbones"],
-    "readers": CORE,
+    "readers": [*CORE, "parts"],
     "parts": CORE,
     "method": [*CORE, "readers", "parts"],
     "methods": [*CORE, "readers", "parts", "method"],
@@ -22,10 +22,10 @@ MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
     "metrics": [],
     "tasks": ["stage", "data", "metrics", "tasks"],
     "evaluate": [*CORE, "method", "data", "metrics", "tasks"],
-    "train": [*CORE, "method", "data", "metrics", "tasks"],
+    "train": [*CORE, "method", "data", "metrics", "tasks", "evaluate", "train"],
     "results": ["stage", "metrics", "tasks", "train", "results"],
 }
-MAY["runner"] = [*CORE, "method", "tasks", "evaluate", "train", "results"]
+MAY["runner"] = [*CORE, "readers", "method", "tasks", "evaluate", "train", "results"]
 MAY["config"] = [*MAY["runner"], "runner", "methods", "data"]
 LOWEST = ["errors", "lazy", "memory", "source", "templates", "name"]
 MAY = {layer: [*allowed, *LOWEST] for layer, allowed in MAY.items()} | {layer: ["errors"] for layer in LOWEST}

@@ -54,7 +54,8 @@ def run(
         ),
     ] = None,
     dataset: Annotated[Optional[str], typer.Option(help="The dataset, if not given as an argument.")] = None,  # noqa: UP045
-    task: Annotated[Optional[str], typer.Option(help="few_shot (default), base_to_new.")] = None,  # noqa: UP045
+    task: Annotated[Optional[str], typer.Option(help="few_shot (default), base_to_new, transfer.")] = None,  # noqa: UP045
+    targets: Annotated[Optional[str], typer.Option(help="Of a transfer: datasets with commas.")] = None,  # noqa: UP045
     backbone: Annotated[
         str | None, typer.Option(help="glyph (default), pixels, open_clip:NAME/TAG, open_clip:NAME@FILE.")
     ] = None,
@@ -88,7 +89,8 @@ def run(
     plain = [w for w in words if "=" not in w]
     if len(plain) > 1:
         raise ValueError(f"one dataset at a time: got {', '.join(plain)}; settings are written key=value")
-    settings = [w for w in words if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
+    settings = [f"task.targets=[{targets}]"] if targets else []
+    settings += [w for w in words if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
     methods = [m for m in method.split(",") if m] if method else [None]
     sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None),
           task=task, backbone=backbone, file=config, settings=settings, runs=runs, device=device,

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from vlprompt import methods, tasks
+from vlprompt import methods, readers, tasks
 from vlprompt.errors import nearest
 from vlprompt.source import Source, override, read
 
@@ -35,7 +35,7 @@ def find(kind: str, name: str) -> type:
 
     ValueError with the nearest name.
     """
-    package = methods if kind == "method" else tasks
+    packages: dict[str, dict[str, str]] = {"method": methods.found(), "task": tasks.found(), "reader": READERS}
     if ":" in name:
         module, _, cls = name.partition(":")
         sys.path.insert(
@@ -49,9 +49,9 @@ def find(kind: str, name: str) -> type:
             raise ValueError(f"there is no {kind} {name!r} (module:Class) to import from here: {error}") from error
         finally:
             sys.path.remove(str(Path.cwd()))
-    if name not in package.found():
-        raise ValueError(f"there is no {kind} {name!r}; {nearest(name, list(package.found()))}")
-    return getattr(package, package.found()[name])
+    if name not in packages[kind]:
+        raise ValueError(f"there is no {kind} {name!r}; {nearest(name, list(packages[kind]))}")
+    return getattr({"method": methods, "task": tasks, "reader": readers}[kind], packages[kind][name])
 
 
 def hints(cls: type) -> dict[str, Any]:
@@ -60,13 +60,22 @@ def hints(cls: type) -> dict[str, Any]:
     return {name: known.get(name, Any) for name in inspect.signature(cls).parameters}
 
 
-def _is(annotation: Any, name: str) -> bool:
-    return getattr(annotation, "__name__", "") == name
+READERS = {
+    cls.__name__.lower(): cls.__name__ for cls in readers.Reader.__subclasses__() if cls.__module__ == readers.__name__
+}
+PARTS = {"Method": "method", "Reader": "reader"}  # arguments that are themselves made from settings
 
 
-def _frozen(name: str, annotation: Any) -> bool:
-    """Whether an argument is the backbone: it is annotated so, or a stranger just calls it clip."""
-    return _is(annotation, "Clip") or (name == "clip" and annotation is Any)
+def _part(annotation: Any) -> str | None:
+    return PARTS.get(getattr(annotation, "__name__", ""))
+
+
+def _frozen(name: str, annotation: Any) -> str | None:
+    """Which part of the backbone an argument is: it is annotated so, or a stranger just calls it clip or tower."""
+    kind = getattr(annotation, "__name__", "")
+    if kind in ("Clip", "Tower"):
+        return kind
+    return {"clip": "Clip", "tower": "Tower"}.get(name) if annotation is Any else None
 
 
 def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dict[str, Any]:
@@ -81,7 +90,7 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
             continue
         default = inspect.signature(cls).parameters[name].default
         fields[name] = (
-            dict if _is(annotation, "Method") else annotation,
+            dict[str, Any] if _part(annotation) else annotation,
             ... if default is inspect.Parameter.empty else default,
         )
     given = {k: v for k, v in given.items() if k != "name"}
@@ -100,9 +109,11 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
         ) from error
     values = {name: getattr(model, name) for name in fields}
     for name, annotation in hints(cls).items():
-        if _is(annotation, "Method") and isinstance(values.get(name), dict):
-            inner = find("method", values[name].get("name", ""))
-            values[name] = {"name": values[name]["name"], **complete("method", inner, values[name], source)}
+        if (part := _part(annotation)) is not None and isinstance(values.get(name), dict):
+            if not values[name].get("name"):
+                raise ValueError(f"{source.said(f'{kind}.{name}')}: {kind}.{name} needs a name, such as {{name: coop}}")
+            inner = find(part, values[name]["name"])
+            values[name] = {"name": values[name]["name"], **complete(f"{kind}.{name}", inner, values[name], source)}
     return {name: plain(value) for name, value in values.items()}
 
 
@@ -126,14 +137,15 @@ def resolve(source: Source) -> dict[str, Any]:
     )
     about_task = complete("task", task, {"seed": seed} | values["task"], source)
     about_train = dict(values.get("train", {}))
-    if isinstance(about_train.get("epochs"), dict):
-        by_shots, shots = about_train["epochs"], about_task.get("shots")
-        if shots not in by_shots:
-            raise ValueError(
-                f"{source.said('train.epochs')}: train.epochs has no entry for {shots} shots; "
-                f"it has {', '.join(map(str, by_shots))}"
-            )
-        about_train["epochs"] = by_shots[shots]
+    for key in ("epochs", "iterations"):
+        if isinstance(by_shots := about_train.get(key), dict):
+            shots = about_task.get("shots")
+            if shots not in by_shots:
+                raise ValueError(
+                    f"{source.said(f'train.{key}')}: train.{key} has no entry for {shots} shots; "
+                    f"it has {', '.join(map(str, by_shots))}"
+                )
+            about_train[key] = by_shots[shots]
     train = complete("train", Train, about_train, source)
     Train(**train)  # says which value is out of its range
     return {
@@ -145,15 +157,15 @@ def resolve(source: Source) -> dict[str, Any]:
     }
 
 
-def build_method(about: dict[str, Any], clip: "Clip") -> "Method":
-    """The method of a resolved configuration on a backbone."""
-    cls = find("method", about["name"])
+def build_method(about: dict[str, Any], clip: "Clip", kind: str = "method") -> "Method":
+    """The method (or a reader) of a resolved configuration on a backbone."""
+    cls = find(kind, about["name"])
     given: dict[str, Any] = {k: v for k, v in about.items() if k != "name"}
     for name, annotation in hints(cls).items():
-        if _frozen(name, annotation):
-            given[name] = clip
-        elif _is(annotation, "Method"):
-            given[name] = build_method(given[name], clip)
+        if (frozen := _frozen(name, annotation)) is not None:
+            given[name] = clip if frozen == "Clip" else clip.image
+        elif (part := _part(annotation)) is not None:
+            given[name] = build_method(given[name], clip, part)
     return cls(**given)
 
 
@@ -176,6 +188,12 @@ def grid(method: Sequence[str | None], shots: Sequence[int | None], seeds: Seque
         mine = Source(given).values
         chosen, kind = mine["method"].get("name", ""), mine["task"].get("name", "few_shot")
         paths = recipes(kind, chosen, mine.get("backbone", "glyph"))
-        below = [({"task": {"name": kind}}, "the defaults"), *((read(path), str(path)) for path in paths)]
+        below: list[tuple[dict[str, Any], str]] = [({"task": {"name": kind}}, "the defaults")]
+        for path in paths:
+            recipe = read(path)
+            of_datasets = recipe.pop("datasets", {})  # what a recipe says otherwise for some datasets
+            below.append((recipe, str(path)))
+            if (own := of_datasets.get(mine["task"].get("dataset"))) is not None:
+                below.append((own, f"{path} (datasets)"))
         found.append(resolve(Source([*below, *given])))
     return found

@@ -1,13 +1,14 @@
 """Scores of a split, and the answers behind them; nothing here is differentiated."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vlprompt.method import Method
-from vlprompt.metrics import accuracy, calibration_error, class_mean
-from vlprompt.stage import Split
+from vlprompt.metrics import accuracy, calibration_error, class_mean, macro_f1, per_class
+from vlprompt.stage import Split, ids
 
 
 @torch.no_grad()
@@ -23,14 +24,22 @@ def answers(method: Method, split: Split, batch: int = 100, micro_batch: int | N
         method.train(was)
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a split's answers come to, in percent: numbers by name, and the accuracy of each class by its id."""
+
+    numbers: dict[str, float]
+    classes: dict[str, float]
+
+
 def evaluate(
     method: Method,
     split: Split,
     batch: int = 100,
     micro_batch: int | None = None,
     watch: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
-    """accuracy, class_mean (mean of the accuracies per class) and calibration_error, in percent.
+) -> Scores:
+    """accuracy, class_mean (mean of the accuracies per class), macro_f1 and calibration_error.
 
     watch: called with the images done and their number. ValueError for an empty split.
     """
@@ -42,10 +51,13 @@ def evaluate(
         done += len(part)
         if watch:
             watch(done, len(split))
-    logits, labels = torch.cat(found), torch.tensor(split.labels)
+    logits, labels, classes = torch.cat(found), torch.tensor(split.labels), len(split.names)
     predicted = logits.argmax(1)
-    return {
+    numbers = {
         "accuracy": accuracy(predicted, labels),
-        "class_mean": class_mean(predicted, labels, len(split.names)),
+        "class_mean": class_mean(predicted, labels, classes),
+        "macro_f1": macro_f1(predicted, labels, classes),
         "calibration_error": calibration_error(logits.softmax(1), labels),
     }
+    each = per_class(predicted, labels, classes).tolist()
+    return Scores(numbers, {i: value for i, value in zip(ids(split.names), each, strict=True) if value == value})

@@ -1,5 +1,6 @@
 """Method: a small Module that holds only what is trained, and says what goes into a tower and what comes out."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from vlprompt.readers import Reader
 from vlprompt.stage import Batch, Lesson, Names, Split
+from vlprompt.tower import Clip
 
 
 class Output(NamedTuple):
@@ -29,9 +31,19 @@ class Method(nn.Module):
     """
 
     dormant: tuple[str, ...] = ()
+    cuts: Mapping[str, str] = {}  # replaced, never written into
 
     def _reader(self) -> Reader | None:
         return self._modules.get("reader")  # type: ignore[return-value]  # a class attribute would hide the Module
+
+    def within(self, setting: str, most: int) -> int:
+        """A setting that counts layers, cut to what the tower has; what was cut is told in the result."""
+        wanted = getattr(self, setting)
+        if wanted < 1:
+            raise ValueError(f"method.{setting} must be at least 1, not {wanted}")
+        if wanted > most:
+            self.cuts = {**self.cuts, setting: f"{wanted} cut to {most}, all that the tower has"}
+        return min(wanted, most)
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         """For every lesson: initial values, heads, pools, caches. The optimizer is made after this."""
@@ -86,6 +98,26 @@ class Around(Method):
     """A Method that takes a Method: everything goes on to it, and `extra` adds terms from the same Output."""
 
     method: Method
+
+    @property
+    def clip(self) -> Clip:
+        """The CLIP of the method inside; ValueError when it has none."""
+        found = getattr(self.method, "clip", None)
+        if not isinstance(found, Clip):
+            raise ValueError(
+                f"{type(self).__name__} compares with a frozen CLIP, but {type(self.method).__name__} holds none; "
+                "give it a method on a CLIP, such as coop"
+            )
+        return found
+
+    def text(self, out: Output) -> Tensor:
+        """The text features of the method inside, (C, E) or (B, C, E); ValueError when its answer has none."""
+        if out.text is None:
+            raise ValueError(
+                f"{type(self).__name__} keeps text features near the frozen ones, but the answer of "
+                f"{type(self.method).__name__} has none; give it a method whose classes are texts, such as coop"
+            )
+        return out.text
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.method.begin(lesson, generator)

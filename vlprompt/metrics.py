@@ -9,17 +9,29 @@ def accuracy(predicted: Tensor, labels: Tensor) -> float:
     return 100 * (predicted == labels).double().mean().item()
 
 
+def per_class(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Share of right predictions among the images of each class (C,), in percent; nan for a class without images."""
+    right = torch.zeros(classes, dtype=torch.double).index_add_(0, labels, (predicted == labels).double())
+    return 100 * right / torch.bincount(labels, minlength=classes)
+
+
 def class_mean(predicted: Tensor, labels: Tensor, classes: int) -> float:
     """Mean over the classes that occur of the share that is right, in percent."""
-    right = torch.zeros(classes, dtype=torch.double).index_add_(0, labels, (predicted == labels).double())
+    return per_class(predicted, labels, classes).nanmean().item()
+
+
+def macro_f1(predicted: Tensor, labels: Tensor, classes: int) -> float:
+    """Mean over the classes that occur of the harmonic mean of precision and recall, in percent."""
     count = torch.bincount(labels, minlength=classes)
-    return 100 * (right / count)[count > 0].mean().item()
+    right = torch.bincount(labels[predicted == labels], minlength=classes).double()
+    f1 = 2 * right / (count + torch.bincount(predicted, minlength=classes))
+    return 100 * f1[count > 0].mean().item()
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al.
+    """Expected calibration error of (N, C) over equal-width bins of the top probability, in percent.
 
-    2017, arXiv:1706.04599) of (N, C), equal-width bins of the top probability, in percent.
+    Guo et al., ICML 2017, arXiv:1706.04599.
     """
     sure, predicted = probabilities.double().max(1)
     right = (predicted == labels).double()

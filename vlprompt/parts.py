@@ -1,10 +1,12 @@
 """What two methods or more use."""
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vlprompt.stage import ids
 from vlprompt.templates import templates
 from vlprompt.tower import Clip
 
@@ -42,3 +44,38 @@ def hand(clip: Clip, names: Sequence[str], template: Template, unit: bool = Fals
         return clip.text(holes(None, names))[0]
     every = [clip.text(holes(t, names))[0] for t in templates(template)]
     return torch.stack([clip.unit(x) for x in every] if unit else every).mean(0)
+
+
+def rows(table: Tensor, known: Sequence[str], names: Sequence[str], default: Tensor) -> Tensor:
+    """Rows (C, E) of a table (M, E) whose rows are the classes `known`; a class it has none of gets its default's."""
+    place = {i: k for k, i in enumerate(known)}
+    chosen = torch.tensor([place.get(i, -1) for i in ids(names)], device=table.device)
+    if len(table) == 0:
+        return default
+    return torch.where((chosen >= 0)[:, None], table[chosen], default)
+
+
+def dense(fan_in: int, fan_out: int, generator: torch.Generator, device: torch.device, bias: bool = True) -> nn.Linear:
+    """A linear layer with torch's usual initial bounds, drawn from a generator on the CPU."""
+    layer = nn.Linear(fan_in, fan_out, bias=bias)
+    for tensor in (layer.weight, layer.bias) if bias else (layer.weight,):
+        tensor.data.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * fan_in**-0.5)
+    return layer.to(device)
+
+
+class LowRank(nn.Module):
+    """What stands beside a frozen map: made + scale * up(down(given)); up (fan_out, rank) starts at zero.
+
+    down (rank, fan_in) has the initial values of Hu et al., ICLR 2022 (arXiv:2106.09685).
+    """
+
+    def __init__(self, fans: tuple[int, int], rank: int, scale: float, dropout: float, generator: torch.Generator,
+                 device: torch.device):  # fmt: skip
+        super().__init__()
+        (fan_in, fan_out), bound = fans, 1 / math.sqrt(fans[0])
+        down = (torch.rand(rank, fan_in, generator=generator) * 2 - 1) * bound
+        self.down, self.up = nn.Parameter(down.to(device)), nn.Parameter(torch.zeros(fan_out, rank, device=device))
+        self.scale, self.dropout = scale, nn.Dropout(dropout)
+
+    def forward(self, given: Tensor, made: Tensor) -> Tensor:
+        return made + self.scale * (self.dropout(given) @ self.down.T @ self.up.T)

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlprompt.parts import Template, hand
 from vlprompt.stage import Lesson, Names, ids
+from vlprompt.tower import Clip
 
 
 class Reader(nn.Module):
@@ -52,6 +54,20 @@ class Linear(Reader):
 
     def forward(self, features: Tensor, prepared: Tensor) -> Tensor:
         return F.linear(features, self.weight[prepared], self.bias[prepared])
+
+
+class Texts(Reader):
+    """The class texts of a frozen CLIP: scaled cosines. template: as in ZeroShot; default the dataset's own."""
+
+    def __init__(self, clip: Clip, template: Template = None):
+        super().__init__()
+        self.clip, self.template = clip, template
+
+    def fixed(self, names: Names) -> Tensor:
+        return hand(self.clip, names, self.template, unit=True)  # (C, E)
+
+    def forward(self, features: Tensor, prepared: Tensor) -> Tensor:
+        return self.clip.logits(features, prepared)
 
 
 def columns(known: Sequence[str], names: Names, what: str) -> Tensor:

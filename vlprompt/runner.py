@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vlprompt import memory
 from vlprompt.evaluate import evaluate
 from vlprompt.method import Method
+from vlprompt.readers import Reader
 from vlprompt.results.folder import Folder, Result, written
 from vlprompt.stage import Lesson, Name, generator, named
 from vlprompt.tasks import Task
-from vlprompt.tower import Clip
+from vlprompt.tower import Clip, Tower
 from vlprompt.train import NotFinite, State, Train, fit
 
+SELECTION = {"last": "last epoch", "val": "best epoch on validation images"}
 Watch = Callable[[str, int, int, str], None]
 
 
@@ -31,14 +34,14 @@ def arguments(cls: type, value_of: Callable[[str, Any], Any]) -> dict[str, Any]:
     found = {}
     for name, parameter in inspect.signature(cls).parameters.items():
         value = value_of(name, parameter.default)
-        if not isinstance(value, Clip) and value is not inspect.Parameter.empty:
+        if not isinstance(value, (Clip, Tower)) and value is not inspect.Parameter.empty:
             found[name] = plain(value)
     return found
 
 
 def plain(value: Any) -> Any:
     """What YAML and JSON can hold."""
-    if isinstance(value, Method):
+    if isinstance(value, (Method, Reader)):
         return describe(value)
     if isinstance(value, tuple | list):
         return [plain(v) for v in value]
@@ -50,6 +53,8 @@ def plain(value: Any) -> Any:
 def title(cls: type) -> str:
     """The name of a class in a configuration: its file for ours, module:Class for a stranger's."""
     folder, _, file = cls.__module__.rpartition(".")
+    if issubclass(cls, Reader) and cls.__module__ == Reader.__module__:
+        return cls.__name__.lower()
     return file if folder in ("vlprompt.methods", "vlprompt.tasks") else f"{cls.__module__}:{cls.__qualname__}"
 
 
@@ -58,11 +63,10 @@ def describe(thing: Any) -> dict[str, Any]:
     return {"name": title(type(thing))} | arguments(type(thing), lambda name, _: getattr(thing, name))
 
 
-def clip_of(method: Any) -> Clip | None:
-    """The backbone that a method holds, or the method inside it."""
-    found = next((value for value in vars(method).values() if isinstance(value, Clip)), None)
-    inner = getattr(method, "method", None)
-    return clip_of(inner) if found is None and inner is not None else found
+def clip_of(method: nn.Module) -> Clip | None:
+    """The backbone that a method holds, or what is inside it."""
+    found = (value for part in method.modules() for value in vars(part).values() if isinstance(value, Clip))
+    return next(found, None)
 
 
 def key_of(config: dict[str, Any]) -> str:
@@ -128,8 +132,9 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
     clip, saved = clip_of(method), place.load() if place else None
     device, key = (clip.device, clip.image.key) if clip is not None else (torch.device("cpu"), "")
     memory.forget(device)
-    state, told = saved or (None, {"stage": 0, "scores": [], "seconds": 0.0, "log": 0, "trained": 0})
-    began, scores, trained, seen = time.monotonic(), list(told["scores"]), told["trained"], dict[str, Name]()
+    state, told = saved or (None, {"stage": 0, "scores": [], "classes": [], "seconds": 0.0, "log": 0, "trained": 0})
+    began, trained, seen = time.monotonic(), told["trained"], dict[str, Name]()
+    scores, classes = list(told["scores"]), list(told["classes"])
     with torch.random.fork_rng(), Log(place, told["log"]) as log:
         for index, stage in enumerate(task.stages()):
             lesson = stage.lesson
@@ -144,20 +149,22 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
                 if place is not None:
                     spent = told["seconds"] + time.monotonic() - began
                     log.flush()
-                    about = {"stage": index, "scores": scores, "seconds": spent, "log": log.size, "trained": trained}
-                    place.save(now, about)
+                    about = {"stage": index, "scores": scores, "classes": classes, "seconds": spent}
+                    place.save(now, {**about, "log": log.size, "trained": trained})
 
             _train(method, lesson, train, seed, resume, save, save_every, log, watch)
             method.end(lesson)
             scores.append({})
+            classes.append({})
             for name, test in stage.tests.items():
                 told_of = watch and (lambda done, total, name=name: watch(f"testing {name}", done, total, ""))
-                scores[-1][name] = evaluate(method, test, micro_batch=train.micro_batch, watch=told_of)
+                found = evaluate(method, test, micro_batch=train.micro_batch, watch=told_of)
+                scores[-1][name], classes[-1][name] = found.numbers, found.classes
     cost = {"seconds": told["seconds"] + time.monotonic() - began, "trained_parameters": trained}
     cost["peak_memory_mb"] = memory.peak(device)
-    result = Result(
-        config, scores, task.summary(scores), cost, environment(device), {**task.protocol, "backbone_key": key}
-    )
+    cuts = {setting: how for part in method.modules() for setting, how in getattr(part, "cuts", {}).items()}
+    protocol = {**task.protocol, "selection": SELECTION[train.select], "backbone_key": key, "cut": cuts}
+    result = Result(config, scores, task.summary(scores), cost, environment(device), protocol, classes)
     return result if place is None else place.finish(result, method.state_dict(), _learned(key, seen, config))
 
 

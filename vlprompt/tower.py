@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -127,6 +127,7 @@ def check(prompt: Prompt, depth: int) -> None:
         raise ValueError(f"the prompt has something for layer {beyond[0]}, but this tower's layers are 0..{depth - 1}")
 
 
+@runtime_checkable
 class Tower(Protocol):
     """A frozen network that takes a Prompt; not a Module, so that it can't be trained, saved or moved by mistake."""
 

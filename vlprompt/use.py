@@ -77,7 +77,7 @@ def evaluate_on(folder: Path, dataset: str, backbone: str | None, device: str | 
         ]
         pictures = [item.pixels(Look((96, 96)), None).clamp(0, 1).permute(1, 2, 0).numpy() for item in shown.items]
         predictions(pictures, captions, (found == labels).tolist(), picture)
-    return scores
+    return scores.numbers
 
 
 def predict_files(

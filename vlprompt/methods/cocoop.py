@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from vlprompt.method import Method, Output
-from vlprompt.parts import holes
+from vlprompt.parts import dense, holes
 from vlprompt.prompt import Prompt
 from vlprompt.stage import Images, Lesson, Names
 from vlprompt.tower import Clip
@@ -46,13 +46,8 @@ class CoCoOp(Method):
         n = 4 if self.n_ctx is None and self.init is None else self.n_ctx
         self.ctx = nn.Parameter(self.clip.text.context(n, self.init, generator))  # (P, D)
         wide, small = self.clip.width, max(1, self.clip.width // self.reduction)
-        down, up = nn.Linear(wide, small), nn.Linear(small, self.clip.text.dim)
-        self.meta = nn.Sequential(down, nn.ReLU(), up).to(self.ctx.device)
-        for layer in (down, up):  # torch's own bounds, from our generator
-            bound = layer.in_features**-0.5
-            for tensor in (layer.weight, layer.bias):
-                value = (torch.rand(tensor.shape, generator=generator) * 2 - 1) * bound
-                tensor.data.copy_(value)
+        down = dense(wide, small, generator, self.clip.device)
+        self.meta = nn.Sequential(down, nn.ReLU(), dense(small, self.clip.text.dim, generator, self.clip.device))
 
     def fixed(self, names: Names) -> list[str]:
         return holes(self.text, names, len(self.ctx))

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 class Result:
     """What a run came to: scores per stage and test, their summary, cost, environment and protocol.
 
-    Percent, seconds, bytes.
+    classes: the accuracy of each class by its id, per stage and test. Percent, seconds, bytes.
     """
 
     config: dict[str, Any]
@@ -83,6 +83,7 @@ class Result:
     cost: dict[str, float]
     environment: dict[str, Any]
     protocol: dict[str, Any]
+    classes: list[dict[str, dict[str, float]]] = field(default_factory=list)
     folder: str | None = None
 
 
@@ -149,7 +150,7 @@ class Folder:
 
     def save(self, state: State, told: dict[str, Any]) -> None:
         """Everything a resume needs, in one file: one rename, so that it is never half."""
-        cursor = {"epoch": state.epoch, "place": state.place, "step": state.step, "scaler": state.scaler}
+        cursor = {key: getattr(state, key) for key in ("epoch", "place", "step", "best", "scaler")}
         write(self.last, tensors_as_bytes(state.tensors, {"cursor": cursor, "told": told}))
 
     def load(self) -> tuple[State, dict[str, Any]] | None:

@@ -13,7 +13,7 @@ from vlprompt.tasks.few_shot import FewShot
 
 
 class BaseToNew(FewShot):
-    """k shots of the base classes; each test is closed to its own half.
+    """k shots of the base classes; tests closed to each half, and one over all classes at once (joint).
 
     The shots are drawn from all classes and the base ones kept, as the literature does, so they are those of FewShot.
     base: ids of the base classes; default: the first ceil(n / 2). The other arguments are FewShot's.
@@ -56,8 +56,8 @@ class BaseToNew(FewShot):
 
     def stages(self) -> Iterator[Stage]:
         base, new = (self.data.test.classes(group) for group in self.groups)
-        yield Stage(self.lesson, {"base": base, "new": new})
+        yield Stage(self.lesson, {"base": base, "new": new, "joint": self.data.test})
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-        base, new = scores[-1]["base"]["accuracy"], scores[-1]["new"]["accuracy"]
-        return {"base": base, "new": new, "harmonic": harmonic_mean(base, new)}
+        base, new, joint = (scores[-1][test]["accuracy"] for test in ("base", "new", "joint"))
+        return {"base": base, "new": new, "harmonic": harmonic_mean(base, new), "joint": joint}

@@ -51,7 +51,6 @@ class FewShot:
             "augment": train.augment,
             "template": self.data.template,
             "note": self.data.note,
-            "selection": "last epoch",
         }
 
     def stages(self) -> Iterator[Stage]:

@@ -3,71 +3,17 @@
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlprompt.evaluate import answers
 from vlprompt.method import Method
+from vlprompt.metrics import accuracy
 from vlprompt.stage import Batch, Lesson, ids, number
-
-
-@dataclass(frozen=True)
-class Train:
-    """How to train. The defaults are those of the CoOp family (SGD, cosine per epoch after one epoch at 1e-5).
-
-    epochs: 0 trains nothing. batch, micro_batch: images a step, and at once (None: all; the gradient is the same). lr,
-    momentum (sgd), betas (adam, adamw), weight_decay: the optimizer's. schedule, per: cosine or constant, stepped per
-    epoch or per iteration, down to min_lr. warmup: epochs or iterations, at warmup_lr throughout (constant) or rising
-    from it to lr (linear). clip: greatest norm of the gradient. precision: of the forward pass; parameters stay
-    float32. drop_last: drop an incomplete last batch, unless it is the only one. views: how many augmented views of an
-    image exist (None: one per epoch).
-    """
-
-    epochs: int = 50
-    batch: int = 32
-    micro_batch: int | None = None
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = 0.002
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 5e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
-    per: Literal["epoch", "iteration"] = "epoch"
-    warmup: int = 1
-    warmup_kind: Literal["constant", "linear"] = "constant"
-    warmup_lr: float = 1e-5
-    min_lr: float = 0.0
-    clip: float | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    drop_last: bool = True
-    views: int | None = None
-
-    def __post_init__(self) -> None:
-        least = {"epochs": 0, "batch": 1, "micro_batch": 1, "warmup": 0, "views": 1, "momentum": 0, "weight_decay": 0}
-        least |= {"warmup_lr": 0, "min_lr": 0}
-        for name, value in ((name, getattr(self, name)) for name in (*least, "lr", "clip")):
-            if value is not None and name in least and not value >= least[name]:
-                raise ValueError(f"train.{name} must be at least {least[name]}, not {value}")
-            if value is not None and name not in least and not value > 0:
-                raise ValueError(f"train.{name} must be above 0, not {value}")
-
-
-def rate(train: Train, epoch: int, step: int, steps: int) -> float:
-    """The learning rate of a step; `steps` is their number in an epoch.
-
-    With per="epoch" and warmup=1 this is what the CoOp family trains with: 1e-5 in epoch 0, then
-    lr (1 + cos(pi (e - 1) / epochs)) / 2, which never reaches min_lr.
-    """
-    now, whole = (epoch, train.epochs) if train.per == "epoch" else (step, train.epochs * steps)
-    if now < train.warmup:
-        if train.warmup_kind == "constant":
-            return train.warmup_lr
-        return train.warmup_lr + (train.lr - train.warmup_lr) * now / train.warmup
-    if train.schedule == "constant":
-        return train.lr
-    return train.min_lr + (train.lr - train.min_lr) * (1 + math.cos(math.pi * (now - train.warmup) / whole)) / 2
+from vlprompt.train.settings import Train, rate
 
 
 @dataclass
@@ -77,6 +23,7 @@ class State:
     epoch: int = 0
     place: int = 0  # batches of this epoch that are done
     step: int = 0
+    best: float = -1.0  # validation accuracy of the state that is kept, where one is
     tensors: dict[str, Tensor] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
 
@@ -112,24 +59,26 @@ class Loop:
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         kinds: dict[str, Any] = {
             "sgd": lambda g: torch.optim.SGD(g, train.lr, train.momentum, weight_decay=train.weight_decay),
-            "adam": lambda g: torch.optim.Adam(g, train.lr, train.betas, weight_decay=train.weight_decay),
-            "adamw": lambda g: torch.optim.AdamW(g, train.lr, train.betas, weight_decay=train.weight_decay),
+            "adam": lambda g: torch.optim.Adam(g, train.lr, train.betas, train.eps, weight_decay=train.weight_decay),
+            "adamw": lambda g: torch.optim.AdamW(g, train.lr, train.betas, train.eps, weight_decay=train.weight_decay),
         }
         self.optimizer = kinds[train.optimizer](method.groups())
         self.device = self.parameters[0].device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.cursor = State()
         self.fixed: dict[object, Any] = {}
+        self.best: dict[str, Tensor] = {}
 
     def state(self) -> State:
         """A copy of all that the next step depends on."""
         tensors = {f"method/{k}": v.detach().clone() for k, v in self.method.state_dict().items()}
         for i, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{k}": v.detach().clone() for k, v in slots.items() if isinstance(v, Tensor)}
+        tensors |= {f"best/{k}": v for k, v in self.best.items()}
         tensors["random/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
-        return State(self.cursor.epoch, self.cursor.place, self.cursor.step, tensors, self.scaler.state_dict())
+        return replace(self.cursor, tensors=tensors, scaler=self.scaler.state_dict())
 
     def load(self, state: State) -> None:
         """Go on from a state of the same method and lesson."""
@@ -145,7 +94,23 @@ class Loop:
             torch.cuda.set_rng_state(state.tensors["random/cuda"].cpu(), self.device)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
-        self.cursor = State(state.epoch, state.place, state.step)
+        self.best = {k[5:]: v for k, v in state.tensors.items() if k.startswith("best/")}
+        self.cursor = State(state.epoch, state.place, state.step, state.best)
+
+    @torch.no_grad()
+    def judge(self, last: bool) -> None:
+        """Keep this state if it is the best on validation images so far; after the last epoch go back to the best."""
+        val = self.lesson.val
+        assert val is not None, "fit has looked"
+        found = torch.cat(
+            [logits.argmax(1) for logits in answers(self.method, val, micro_batch=self.train.micro_batch)]
+        )
+        score = accuracy(found, torch.tensor(val.labels))
+        if score > self.cursor.best:
+            self.cursor.best = score
+            self.best = {k: v.detach().clone() for k, v in self.method.state_dict().items()}
+        if last:
+            self.method.load_state_dict(self.best)
 
     def gradients(self, batch: Batch) -> tuple[dict[str, float], list[Tensor]]:
         """Terms, and the merged gradient: sums over micro-batches, divided by the rows that each term is over."""
@@ -204,35 +169,36 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
     """Train a method that has begun a lesson; yields after each step. A method without parameters has nothing to fit.
 
     The order of the images and their views are pure functions of (seed, epoch); with `resume` the loop goes on exactly
-    where the state was taken. ValueError for a lesson without images, NotFinite for a loss that is not a number.
+    where the state was taken. ValueError for a lesson without images (or without validation images where they select),
+    NotFinite for a loss that is not a number.
     """
     method.train()
     if not any(p.requires_grad for p in method.parameters()) or not train.epochs:
         return
     if not len(lesson.train):
         raise ValueError("the lesson has no training images")
+    if train.select == "val" and (lesson.val is None or not len(lesson.val)):
+        raise ValueError("train.select=val needs validation images, and this dataset has none; use select=last")
     loop = Loop(method, lesson, train, seed)
     torch.manual_seed(number(seed, "training", lesson.index))
     if resume is not None:
         loop.load(resume)
-    n, size = len(lesson.train), train.batch
-    steps = n // size if train.drop_last and n >= size else -(-n // size)
-    while loop.cursor.epoch < train.epochs:
+    steps, epochs, total = train.length(len(lesson.train))
+    while loop.cursor.step < total:
         epoch, done = loop.cursor.epoch, loop.cursor.place
         batches = lesson.train.batches(
-            size, seed=number(seed, lesson.index), epoch=epoch, views=train.views, drop_last=train.drop_last
+            train.batch, seed=number(seed, lesson.index), epoch=epoch, views=train.views, drop_last=train.drop_last
         )
         for place, batch in enumerate(batches):
-            if place < done:
-                continue
             step = epoch * steps + place
-            lr = rate(train, epoch, step, steps)
-            batch = Batch(
-                batch.inputs, batch.labels, batch.names, batch.domains, None, step, step / (steps * train.epochs)
-            )
-            terms = loop.take(batch, lr)
+            if place < done or step >= total:
+                continue
+            lr = rate(train, epoch, step, epochs, total)
+            terms = loop.take(replace(batch, step=step, progress=step / total), lr)
             loop.cursor.place, loop.cursor.step = place + 1, step + 1
-            if place + 1 == steps:
-                method.end_epoch(epoch, train.epochs)
+            if place + 1 == steps or step + 1 == total:
+                method.end_epoch(epoch, epochs)
                 loop.cursor.epoch, loop.cursor.place = epoch + 1, 0
-            yield Step(epoch, step + 1, steps * train.epochs, terms, lr, loop)
+                if train.select == "val":
+                    loop.judge(last=step + 1 == total)
+            yield Step(epoch, step + 1, total, terms, lr, loop)

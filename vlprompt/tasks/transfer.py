@@ -1,0 +1,58 @@
+"""Transfer: train on one dataset, test on others as they are.
+
+Cross-dataset transfer and domain generalisation of Zhou et al., CVPR 2022, arXiv:2203.05557: the prompt is learned on
+ImageNet, the targets are ten other datasets, or variants of ImageNet with their own lists of classes.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from vlprompt.data.card import Data, open_data
+from vlprompt.stage import Stage
+from vlprompt.tasks.few_shot import FewShot
+
+
+class Transfer(FewShot):
+    """k shots of a source; the tests are the source's and those of each target, among the target's own classes.
+
+    targets: cards or folders. The average is over the targets. The other arguments are FewShot's; `dataset` is the
+    source.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        targets: list[str],
+        shots: int | None = 16,
+        seed: int = 1,
+        augment: str | None = None,
+        skip_broken: bool = False,
+    ):
+        super().__init__(dataset, shots, seed, augment, skip_broken)
+        if not targets:
+            raise ValueError("transfer needs targets: name datasets or folders, for example task.targets=[digits]")
+        self.targets = [targets] if isinstance(targets, str) else targets
+
+    @cached_property
+    def others(self) -> dict[str, Data]:
+        found: dict[str, Data] = {}
+        for target in self.targets:
+            data = open_data(target, self.augment, self.skip_broken)
+            if data.name in found:
+                raise ValueError(f"two targets are called {data.name!r}; rename a folder or name it once")
+            found[data.name] = data
+        return found
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        targets = {name: {"test": data.test.hash(), "template": data.template} for name, data in self.others.items()}
+        return {**super().protocol, "targets": targets}
+
+    def stages(self) -> Iterator[Stage]:
+        tests = {"source": self.data.test} if len(self.data.test) else {}
+        yield Stage(self.lesson, {**tests, **{name: data.test for name, data in self.others.items()}})
+
+    def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+        found = {test: numbers["accuracy"] for test, numbers in scores[-1].items()}
+        return {**found, "average": sum(found[name] for name in self.others) / len(self.others)}
