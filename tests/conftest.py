@@ -31,12 +31,13 @@ def images(pixels, tag="image"):
 
 def relative(mine, gold):
     assert mine.shape == gold.shape, (mine.shape, gold.shape)
-    return float((mine.detach() - gold).abs().max() / gold.abs().max().clamp(min=1e-12))
+    mine, gold = mine.detach(), gold.detach()
+    return float((mine - gold).abs().max() / gold.abs().max().clamp(min=1e-12))
 
 
 @pytest.fixture(scope="session")
-def golden_clip():
-    import open_clip
+def golden_model():
+    """open_clip's own CLIP with the golden weights."""
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     told, weights = golden("clip-tiny")
@@ -45,7 +46,14 @@ def golden_clip():
         config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"]), quick_gelu=True
     )
     model.load_state_dict(weights, strict=True)
-    return wrap(model, open_clip.tokenizer.SimpleTokenizer(), "golden")
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def golden_clip(golden_model):
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return wrap(golden_model, SimpleTokenizer(), "golden")
 
 
 @pytest.fixture

@@ -94,6 +94,12 @@ class Method(nn.Module):
         self.load_state_dict(state)
 
 
+def clip_of(method: nn.Module) -> Clip | None:
+    """The CLIP that a method holds, or what is inside it."""
+    found = (value for part in method.modules() for value in vars(part).values() if isinstance(value, Clip))
+    return next(found, None)
+
+
 class Around(Method):
     """A Method that takes a Method: everything goes on to it, and `extra` adds terms from the same Output."""
 
@@ -102,8 +108,8 @@ class Around(Method):
     @property
     def clip(self) -> Clip:
         """The CLIP of the method inside; ValueError when it has none."""
-        found = getattr(self.method, "clip", None)
-        if not isinstance(found, Clip):
+        found = clip_of(self.method)
+        if found is None:
             raise ValueError(
                 f"{type(self).__name__} compares with a frozen CLIP, but {type(self.method).__name__} holds none; "
                 "give it a method on a CLIP, such as coop"

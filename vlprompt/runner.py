@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vlprompt import memory
 from vlprompt.evaluate import evaluate
-from vlprompt.method import Method
+from vlprompt.method import Method, clip_of
 from vlprompt.readers import Reader
 from vlprompt.results.folder import Folder, Result, written
 from vlprompt.stage import Lesson, Name, generator, named
@@ -61,12 +60,6 @@ def title(cls: type) -> str:
 def describe(thing: Any) -> dict[str, Any]:
     """A method or a task as configuration: its name and its constructor's arguments, stored under their names."""
     return {"name": title(type(thing))} | arguments(type(thing), lambda name, _: getattr(thing, name))
-
-
-def clip_of(method: nn.Module) -> Clip | None:
-    """The backbone that a method holds, or what is inside it."""
-    found = (value for part in method.modules() for value in vars(part).values() if isinstance(value, Clip))
-    return next(found, None)
 
 
 def key_of(config: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from torch import nn
 
 from vlprompt.method import Method, Output
 from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader
+from vlprompt.readers import Reader, Texts
 from vlprompt.stage import Images, Lesson
 from vlprompt.tower import Tower
 
@@ -49,4 +49,5 @@ class VPT(Method):
     def forward(self, inputs: Images, prepared: Any) -> Output:
         tokens = self.drop(self.tokens.expand(-1, len(inputs), -1, -1)) if self.training else self.tokens
         image = self.tower(inputs, Prompt(tokens=dict(enumerate(tokens))))  # (B, E)
-        return Output(self.reader(image, prepared), image=image)
+        text = prepared if isinstance(self.reader, Texts) else None  # (C, E)
+        return Output(self.reader(image, prepared), image=image, text=text)
