@@ -40,9 +40,7 @@ def _counted(template: str, n: int) -> str:
 
 def hand(clip: Clip, names: Sequence[str], template: Template, unit: bool = False) -> Tensor:
     """Text features (C, E) of hand-written templates: their mean, of normalised features (unit) or of raw ones."""
-    if template is None:
-        return clip.text(holes(None, names))[0]
-    every = [clip.text(holes(t, names))[0] for t in templates(template)]
+    every = [clip.text(holes(t, names))[0] for t in ([None] if template is None else templates(template))]
     return torch.stack([clip.unit(x) for x in every] if unit else every).mean(0)
 
 
