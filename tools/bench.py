@@ -1,11 +1,12 @@
 """Speed and memory against the written-out form, in one process: tools/bench.py text [--device cuda] [--threads 1].
 
-The written-out form is what the authors of CoOp and CoCoOp run: 77 tokens of every class (and for CoCoOp of every
-image, in a loop) through open_clip's own text transformer. Both forms make the same step of a ViT-B/16-size CLIP with
-random weights: forward, cross-entropy with given image features, backward to the prompt, SGD. Times are medians of
-alternating rounds. Memory is the peak of a step in a fresh process above what it held before. The share is the rate of
-the floating-point operations that the fast form makes over the rate of one large matrix product timed beside it. `same`
-is the largest difference of the gradients, relative.
+The written-out form is what the authors of CoOp, CoCoOp, MaPLe and PromptSRC run: 77 tokens of every class (and for
+CoCoOp of every image, in a loop) through open_clip's own text transformer, rows of deep prompts replaced before each
+layer. Both forms make the same step of a ViT-B/16-size CLIP with random weights: forward, cross-entropy with given
+image features (and PromptSRC's term on the texts), backward to the prompt, SGD. Times are medians of alternating
+rounds. Memory is the peak of a step in a fresh process above what it held before. The share is the rate of the
+floating-point operations that the fast form makes over the rate of one large matrix product timed beside it. `same` is
+the largest difference of the gradients, relative.
 """
 
 import argparse
@@ -24,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlprompt.methods import CoCoOp, CoOp
+from vlprompt.method import Output
+from vlprompt.methods import IVLP, CoCoOp, CoOp, MaPLe, PromptSRC
 from vlprompt.stage import Images, Lesson, Name, Split, generator
 
 CASES = {  # name -> method, its arguments, classes, images a step
@@ -34,6 +36,8 @@ CASES = {  # name -> method, its arguments, classes, images a step
     "coop, 100 classes, own": (CoOp, {"n_ctx": 16, "own": True}, 100, 32),
     "cocoop, 100 classes, 1 image": (CoCoOp, {"n_ctx": 4}, 100, 1),
     "cocoop, 100 classes, 4 images": (CoCoOp, {"n_ctx": 4}, 100, 4),
+    "maple, 100 classes, text part": (MaPLe, {"n_ctx": 2}, 100, 4),
+    "promptsrc, 100 classes, text part": (lambda clip, n_ctx: PromptSRC(IVLP(clip, n_ctx, 0)), {"n_ctx": 4}, 100, 4),
 }
 
 
@@ -42,8 +46,9 @@ class Known:
 
     def __init__(self, tower, features):
         self.width, self.device, self.features = tower.width, tower.device, features
+        self.dim, self.depth = tower.dim, tower.depth
 
-    def __call__(self, images):
+    def __call__(self, images, prompt=None):
         return self.features
 
 
@@ -67,24 +72,33 @@ class Setting:
         self.method = cls(replace(clip, image=Known(clip.image, self.features)), **self.options)
         self.method.begin(Lesson(Split((), (), self.names)), generator(0))
         self.method.to(dtype)
-        self.parameters = list(self.method.parameters())
+        self.inner = getattr(self.method, "method", self.method)
+        with torch.no_grad():
+            self.fixed = self.method.fixed(self.names)
+        deep = isinstance(self.inner, MaPLe | IVLP)  # of MaPLe's only the text side: its maps end in the image tower
+        self.parameters = list(self.inner.ctx if deep else self.method.parameters())
         self.images = Images(lambda look, places: self.features, [None] * size)
-        n = self.options["n_ctx"]
-        self.ids = self.tokenizer([f"{'X ' * n}{name}." for name in self.names]).to(device)
+        words = "X " * self.options["n_ctx"] + "of a " * (cls is MaPLe)
+        self.ids = self.tokenizer([f"{words}{name}." for name in self.names]).to(device)
         self.embedded = self.model.token_embedding(self.ids).to(dtype)
         self.lengths = [len(self.tokenizer.encode(name)) for name in self.names]
 
     def fast(self):
-        return self.method(self.images, self.method.prepare(self.names, self.method.fixed(self.names))).logits
+        return self.method(self.images, self.method.prepare(self.names, self.fixed))
 
     def written_out(self):
-        ctx = self.method.ctx
-        if isinstance(self.method, CoOp):
-            return self._logits(self.features, ctx)
-        shifts = self.method.meta(F.normalize(self.features, dim=-1))
-        return torch.cat([self._logits(x[None], ctx + shift) for x, shift in zip(self.features, shifts, strict=True)])
+        ctx = self.inner.ctx
+        if isinstance(self.inner, CoCoOp):
+            shifts = self.inner.meta(F.normalize(self.features, dim=-1))
+            pairs = zip(self.features, shifts, strict=True)
+            return Output(torch.cat([self._logits(x[None], self._texts(ctx + shift)) for x, shift in pairs]))
+        text = self._texts(ctx) if isinstance(ctx, torch.Tensor) else self._texts(ctx[0], ctx[1:])
+        return Output(self._logits(self.features, text), text=text)
 
-    def _logits(self, features, ctx):
+    def _logits(self, features, text):
+        return self.scale * F.normalize(features, dim=-1) @ F.normalize(text, dim=-1).T
+
+    def _texts(self, ctx, later=()):
         n, text = ctx.shape[-2], self.options.get("text", "{ctx} {name}.")
         ctx = ctx if ctx.ndim == 3 else ctx.expand(len(self.names), -1, -1)
         start, rest = self.embedded[:, :1], self.embedded[:, 1 + n :]
@@ -94,12 +108,21 @@ class Setting:
             before = n // 2 if text.startswith("{ctx}") else 0
             rows = zip(start, ctx, rest, self.lengths, strict=True)
             x = torch.stack([torch.cat([s, c[:before], r[:k], c[before:], r[k:]]) for s, c, r, k in rows])
-        x = self.model.transformer(x + self.model.positional_embedding, attn_mask=self.model.attn_mask)
-        x = self.model.ln_final(x)[torch.arange(len(x)), self.ids.argmax(-1)] @ self.model.text_projection
-        return self.scale * F.normalize(features, dim=-1) @ F.normalize(x, dim=-1).T
+        x, mask = x + self.model.positional_embedding, self.model.attn_mask
+        for i, block in enumerate(self.model.transformer.resblocks):
+            if 0 < i <= len(later):
+                x = torch.cat([x[:, :1], later[i - 1].expand(len(x), -1, -1), x[:, 1 + n :]], 1)
+            x = block(x, attn_mask=mask)
+        return self.model.ln_final(x)[torch.arange(len(x)), self.ids.argmax(-1)] @ self.model.text_projection
+
+    def loss(self, out):
+        near = 0.0
+        if isinstance(self.method, PromptSRC):  # its term on the texts; those on images and answers need the images
+            near = self.method.text_weight * (F.normalize(out.text, dim=-1) - self.fixed[1]).abs().mean()
+        return F.cross_entropy(out.logits, self.labels) + near
 
     def gradients(self, form):
-        return torch.autograd.grad(F.cross_entropy(form(), self.labels), self.parameters)
+        return torch.autograd.grad(self.loss(form()), self.parameters)
 
     def step(self, form):
         gradients = self.gradients(form)
@@ -134,7 +157,8 @@ def measure(case, device, rounds):
     fast, slow = setting.gradients(setting.fast), setting.gradients(setting.written_out)
     same = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(fast, slow, strict=True))
     with FlopCounterMode(display=False) as counted:
-        setting.gradients(setting.fast)
+        setting.loss(setting.fast()).backward()
+    setting.method.zero_grad()
     del fast, slow
     times = {"fast": [], "slow": [], "rate": []}
     for _ in range(rounds):
