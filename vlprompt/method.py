@@ -36,11 +36,16 @@ class Method(nn.Module):
     def _reader(self) -> Reader | None:
         return self._modules.get("reader")  # type: ignore[return-value]  # a class attribute would hide the Module
 
+    def at_least(self, **bounds: float) -> None:
+        """ValueError for a setting below its bound."""
+        for setting, bound in bounds.items():
+            if (value := getattr(self, setting)) < bound:
+                raise ValueError(f"method.{setting} must be at least {bound}, not {value}")
+
     def within(self, setting: str, most: int) -> int:
         """A setting that counts layers, cut to what the tower has; what was cut is told in the result."""
+        self.at_least(**{setting: 1})
         wanted = getattr(self, setting)
-        if wanted < 1:
-            raise ValueError(f"method.{setting} must be at least 1, not {wanted}")
         if wanted > most:
             self.cuts = {**self.cuts, setting: f"{wanted} cut to {most}, all that the tower has"}
         return min(wanted, most)

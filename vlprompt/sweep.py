@@ -109,6 +109,8 @@ def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path
                 watch=watch,
             )
             found[i] = result
+            if cut := "; ".join(f"{k} {how}" for k, how in result.protocol["cut"].items()):
+                progress.console.print(f"{name}: {cut}", style="yellow", soft_wrap=True)
             scores = "  ".join(f"{k} {v:.1f}" for k, v in result.summary.items())
             progress.remove_task(bar)
             progress.console.print(

@@ -32,6 +32,7 @@ class CLIPAdapter(Method):
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         if lesson.index:
             return
+        self.at_least(reduction=1)
         wide, device = self.clip.width, self.clip.device
         small = max(1, wide // self.reduction)
         down, up = (dense(a, b, generator, device, bias=False) for a, b in ((wide, small), (small, wide)))

@@ -52,6 +52,7 @@ class CLIPLoRA(Method):
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         if lesson.index:
             return
+        self.at_least(rank=1, dropout=0)
         by, self.parts = self.alpha / math.sqrt(self.rank), nn.ModuleDict()
         for side in self.sides:
             found = getattr(self.clip, side).sites(*self.sites)

@@ -44,8 +44,9 @@ class IVLP(Method):
         self.depth_text, self.depth_image, self.template = depth_text, depth_image, template
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        if min(self.n_text, self.n_image) < 0 or not self.n_text + self.n_image:
-            raise ValueError(f"ivlp needs n_text or n_image above 0; got {self.n_text} and {self.n_image}")
+        self.at_least(n_text=0, n_image=0)
+        if not self.n_text + self.n_image:
+            raise ValueError("ivlp needs tokens in one tower at least: method.n_text or method.n_image above 0")
         if lesson.index:
             return
         text, image, self.ctx, self.tokens = self.clip.text, self.clip.image, nn.ParameterList(), nn.ParameterList()

@@ -43,6 +43,8 @@ class PromptSRC(Around):
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         super().begin(lesson, generator)
+        if self.std is not None and self.std <= 0:
+            raise ValueError(f"method.std must be above 0 (null keeps the last epoch), not {self.std}")
         for i, p in enumerate(self.method.parameters()):
             self.register_buffer(f"sum{i}", torch.zeros_like(p))
 

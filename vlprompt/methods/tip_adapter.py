@@ -52,6 +52,7 @@ class TipAdapter(Method):
         self.ids: Names = ()
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self.at_least(views=1)
         train, device = lesson.train, self.clip.device
         self.ids = (*self.ids, *(i for i in ids(train.names) if i not in self.ids))
         seed = int(torch.randint(2**31, (), generator=generator))

@@ -48,6 +48,7 @@ class TPT(Method):
         self.keep, self.lr, self.weight_decay, self.steps, self.augment = keep, lr, weight_decay, steps, augment
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self.at_least(views=0, steps=0, keep=0)
         if not lesson.index:
             ctx = self.clip.text.context(self.n_ctx, self.init, generator)
             self.ctx = nn.Parameter(ctx, requires_grad=self.learn)  # (P, D)

@@ -39,8 +39,7 @@ class VPT(Method):
         self.reader.begin(lesson, generator, self.tower.width, self.tower.device)
         if lesson.index:
             return
-        if self.n_tokens < 1:
-            raise ValueError(f"method.n_tokens must be at least 1, not {self.n_tokens}")
+        self.at_least(n_tokens=1)
         dim, depth = self.tower.dim, self.tower.depth if self.deep else 1
         bound = math.sqrt(6 / (3 * getattr(self.tower, "patch", 16) ** 2 + dim))  # Xavier's, of the patch map
         tokens = (torch.rand(max(depth, 1), 1, self.n_tokens, dim, generator=generator) * 2 - 1) * bound
