@@ -120,13 +120,13 @@ def opaque_models():
     }
     yield "timm", library(timm)
     yield (
-        "attention pool",
-        library({"vision_cfg": {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}}),
+        "attention pool of two kinds",
+        library({"vision_cfg": {"attentional_pool": "parallel", "attn_pooler_heads": 4, "output_tokens": True}}),
     )
     yield "norm of queries", library({"vision_cfg": {"qk_norm": True}})
 
 
-@pytest.mark.parametrize("name", ["resnet", "timm", "attention pool", "norm of queries"])
+@pytest.mark.parametrize("name", ["resnet", "timm", "attention pool of two kinds", "norm of queries"])
 def test_other_image_towers_are_used_as_they_are(name):
     model, tokenizer = dict(opaque_models())[name]
     clip = wrap(model, tokenizer, "open_clip:RN50/x")

@@ -1,15 +1,16 @@
 """open_clip's models as towers; nothing else touches its internals."""
 
-import hashlib
 from typing import Any
 
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
+from vlprompt.backbones.frozen import activation, fingerprint, freeze, patches
 from vlprompt.backbones.images import ImageTower, ViT
 from vlprompt.backbones.opaque import OpaqueText
 from vlprompt.backbones.texts import TextTower, Words
+from vlprompt.backbones.timm import timm_image
 from vlprompt.stage import Look
 from vlprompt.tower import Block, Clip, linear, same
 
@@ -43,25 +44,10 @@ def _plain(block: Any) -> bool:
     )
 
 
-class _QuickGELU(torch.autograd.Function):
-    """x sigmoid(1.702 x) as silu(1.702 x) / 1.702, whose derivative is silu's own: one operation going back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        z = 1.702 * x
-        ctx.save_for_backward(z)
-        return nn.functional.silu(z).mul_(1 / 1.702)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return torch.ops.aten.silu_backward(g, *ctx.saved_tensors)
-
-
 def _block(b: Any) -> Block:
     weight, bias = b.attn.in_proj_weight.detach(), b.attn.in_proj_bias.detach()
     q, k, v = (linear(*each) for each in zip(weight.chunk(3), bias.chunk(3), strict=True))
-    up, down, act = b.mlp.c_fc, b.mlp.c_proj, b.mlp.gelu
-    act = _QuickGELU.apply if type(act).__name__ == "QuickGELU" else act
+    up, down, act = b.mlp.c_fc, b.mlp.c_proj, activation(b.mlp.gelu)
     return Block(b.attn.num_heads, up.in_features, up.out_features, b.ln_1, q, k, v, linear(b.attn.out_proj),
                  b.ln_2, linear(up), act, linear(down), b.ls_1, b.ls_2, linear(weight, bias))  # fmt: skip
 
@@ -81,36 +67,42 @@ def _look(visual: Any) -> Look:
 
 def _image(visual: Any, width: int, key: str, device: torch.device) -> ImageTower:
     look = _look(visual)
-    blocks = blocks_of(getattr(visual, "transformer", None))
-    walkable = (
-        type(visual).__name__ == "VisionTransformer" and visual.attn_pool is None and visual.pool_type in ("tok", "avg")
-    )
-    if not blocks or not walkable:
-        return ImageTower(lambda pixels: _pooled(visual(pixels)), width, look, key, device)
-    (patch, patch_w), weight = visual.patch_size, visual.conv1.weight.detach().flatten(1)
-    if patch != patch_w:
-        return ImageTower(lambda pixels: _pooled(visual(pixels)), width, look, key, device)
-    proj = None if visual.proj is None else visual.proj.detach()
+    walked = None
+    if type(visual).__name__ == "TimmModel" and "pool" not in dict(visual.head.named_children()):
+        walked = timm_image(visual.trunk, lambda x: visual.head(visual.trunk.head(x)), width, look, key, device)
+    elif type(visual).__name__ == "VisionTransformer":
+        walked = _vit(visual, width, look, key, device)
+    return walked or ImageTower(lambda pixels: _pooled(visual(pixels)), width, look, key, device)
 
-    def unfold(pixels: Tensor) -> Tensor:
-        return nn.functional.unfold(pixels, patch, stride=patch).transpose(1, 2)
+
+def _vit(visual: Any, width: int, look: Look, key: str, device: torch.device) -> ViT | None:
+    blocks, (patch, patch_w), pool = blocks_of(visual.transformer), visual.patch_size, visual.attn_pool
+    attended = pool is not None  # CoCa
+    known = visual.pool_type == "tok" and visual.attn_pool_contrastive is None if attended else True
+    if not blocks or patch != patch_w or not known or visual.pool_type not in ("tok", "avg"):
+        return None
+    proj, average = None if visual.proj is None else visual.proj.detach(), visual.pool_type == "avg"
+
+    def first_query(x: Tensor) -> Tensor:
+        """The only one of CoCa's queries that its feature is made of, over all rows but the prompt's."""
+        query = pool.ln_q(pool.query[:1]).expand(len(x), -1, -1)
+        return visual.ln_post(pool.attn(query, x, x, need_weights=False)[0])[:, 0]
 
     def mean_of_patches(x: Tensor) -> Tensor:
         return x[:, 1:].mean(1)
 
-    average = visual.pool_type == "avg"
     return ViT(
         blocks,
-        unfold=unfold,
-        embed=linear(weight),
+        unfold=patches(patch),
+        embed=linear(visual.conv1.weight.detach().flatten(1)),
         special=visual.class_embedding.detach()[None],
         positions=visual.positional_embedding.detach(),
         pre=visual.ln_pre,
-        norm=visual.ln_post,
-        pool=mean_of_patches if average else lambda x: x[:, 0],
+        norm=pool.ln_k if attended else visual.ln_post,
+        pool=first_query if attended else mean_of_patches if average else lambda x: x[:, 0],
         project=same if proj is None else lambda x: x @ proj,
-        read=None if average else 1,
-        norm_last=visual.final_ln_after_pool,
+        read=None if average or attended else 1,
+        norm_last=visual.final_ln_after_pool and not attended,
         width=width,
         patch=patch,
         grid=visual.grid_size,
@@ -164,24 +156,15 @@ def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device
     )
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of all weights: what tells two towers of one shape apart."""
-    found = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
 def wrap(model: Any, tokenizer: Any, spec: str, device: str | torch.device = "cpu") -> Clip:
     """An open_clip model and its tokenizer as a Clip; the model is frozen, put in eval mode and kept out of sight."""
     device = torch.device(device)
-    model = model.eval().requires_grad_(False).to(device)
+    model = freeze(model, device)
     key = f"{spec}#{fingerprint(model)}"
     width = getattr(model.visual, "output_dim", None) or _probe(model, device)
-    with torch.no_grad():
-        scale = float(model.logit_scale.exp())
-    return Clip(_image(model.visual, width, key, device), _text(model, tokenizer, width, key, device), scale, spec)
+    bias = getattr(model, "logit_bias", None)
+    image, text = _image(model.visual, width, key, device), _text(model, tokenizer, width, key, device)
+    return Clip(image, text, float(model.logit_scale.exp()), spec, 0.0 if bias is None else float(bias))
 
 
 def _probe(model: Any, device: torch.device) -> int:

@@ -1,0 +1,248 @@
+"""Each family of backbones as a tiny random twin: its walk is the library's own forward, and prompts go in."""
+
+import open_clip
+import pytest
+import timm
+import torch
+from conftest import images
+from open_clip.model import CustomTextCLIP
+from test_towers import config, library, near
+from timm.layers import GluMlp, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+
+from vlprompt.backbones.open_clip import wrap
+from vlprompt.backbones.timm import timm_image
+from vlprompt.prompt import Prompt
+from vlprompt.stage import Look
+from vlprompt.tower import same
+
+LOOK = Look((32, 32))
+
+
+def shaken(model):
+    """Every weight moved: zeros and ones, in norms, biases, positions and tokens, would hide a map that was left out."""
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p) if p.ndim == 1 else 0.02 * torch.randn_like(p)
+    return model.eval().requires_grad_(False)
+
+
+# --- timm's trunks ---
+
+PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 24}
+VITS = {
+    "class token": {},
+    "average": {"global_pool": "avg"},
+    "average, norm first": {"global_pool": "avg", "fc_norm": False},
+    "average of all rows": {"global_pool": "avg", "pool_include_prefix": True},
+    "maximum": {"global_pool": "max", "class_token": False},
+    "siglip": {"global_pool": "map", "class_token": False, "act_layer": "gelu_tanh"},
+    "attention pool beside a class token": {"global_pool": "map", "qkv_bias": False},
+    "registers": {"reg_tokens": 3, "no_embed_class": True},
+    "registers with positions": {"reg_tokens": 3},
+    "pre-norm": {"pre_norm": True},
+    "no positions": {"pos_embed": "none"},
+    "layer scale": {"init_values": 0.3},
+    "packed SwiGLU": {"mlp_layer": SwiGLUPacked},
+    "gate last": {"mlp_layer": GluMlp},
+    "SwiGLU": {"mlp_layer": SwiGLU, "norm_layer": RmsNorm},
+    "inner norms": {"scale_attn_norm": True, "scale_mlp_norm": True},
+    "no biases": {"proj_bias": False, "qkv_bias": False},
+    "odd size": {"img_size": 36},
+    "any size": {"dynamic_img_size": True},
+}
+EVAS = {
+    "eva01": {"global_pool": "token"},
+    "eva02 clip": {"global_pool": "token", "qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True,
+                   "use_rot_pos_emb": True, "ref_feat_shape": (3, 3)},
+    "eva02, packed": {"swiglu_mlp": True, "use_rot_pos_emb": True},
+    "perception encoder": {"global_pool": "map", "attn_type": "rope", "use_pre_transformer_norm": True,
+                           "use_rot_pos_emb": True, "rope_grid_offset": 1.0, "rope_grid_indexing": "xy",
+                           "attn_pool_num_heads": 2, "attn_pool_mlp_ratio": 2.0},
+    "dinov3": {"class_token": True, "num_reg_tokens": 2, "use_rot_pos_emb": True, "rope_type": "dinov3",
+               "rope_rotate_half": True, "use_abs_pos_emb": False, "attn_type": "rope", "init_values": 0.3,
+               "global_pool": "avg"},
+}  # fmt: skip
+CASES = [("vit", name) for name in VITS] + [("eva", name) for name in EVAS]
+
+
+def trunk_of(kind, name):
+    torch.manual_seed(0)
+    made = VisionTransformer(**PLAIN | VITS[name]) if kind == "vit" else Eva(**PLAIN | EVAS[name])
+    return shaken(made).double()
+
+
+def walked(trunk, project=None):
+    look = Look(tuple(trunk.patch_embed.img_size))
+    return timm_image(trunk, project or trunk.head, 24, look, "timm", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES, ids=lambda x: x)
+def test_the_walk_is_timms_forward(kind, name):
+    trunk = trunk_of(kind, name)
+    tower = walked(trunk)
+    pixels = torch.randn(3, 3, *tower.look.size).double()
+    with torch.no_grad():
+        near(tower(images(pixels, name)), trunk(pixels), 1e-12)
+        if not tower.norm_last:
+            rows = trunk.forward_features(pixels)[:, trunk.num_prefix_tokens :]
+            near(
+                tower(images(pixels, name), Prompt(beside={"norm": lambda given, made: made}), read="tokens"),
+                rows,
+                1e-12,
+            )
+
+
+def inserted(trunk, tokens):
+    """The trunk with tokens (1, P, D) after its class and register rows, through timm's own modules."""
+    s, blocks = trunk.num_prefix_tokens, trunk.blocks
+    p = tokens.shape[1]
+
+    def forward(pixels):
+        x, rope = trunk.patch_embed(pixels), None
+        x = trunk._pos_embed(x)
+        if isinstance(x, tuple):
+            x, rope = x
+        x = trunk.norm_pre(torch.cat([x[:, :s], tokens.expand(len(x), -1, -1), x[:, s:]], 1))
+        for block in blocks:
+            if rope is None:
+                x = block(x)
+            else:
+                before, block.attn.num_prefix_tokens = block.attn.num_prefix_tokens, s + p
+                x, block.attn.num_prefix_tokens = block(x, rope=rope), before
+        x = trunk.norm(x)
+        return trunk.head(trunk.fc_norm(trunk.pool(torch.cat([x[:, :s], x[:, s + p :]], 1)))), x[:, s : s + p]
+
+    return forward
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES, ids=lambda x: x)
+def test_tokens_in_timms_trunks(kind, name):
+    trunk = trunk_of(kind, name)
+    tower = walked(trunk)
+    pixels = torch.randn(2, 3, *tower.look.size).double()
+    t = torch.randn(1, 2, 64).double().requires_grad_()
+    found = tower(images(pixels), Prompt(tokens={0: t}))
+    wanted, prompts = inserted(trunk, t)(pixels)
+    near(found, wanted, 1e-12)
+    direction = torch.randn_like(found)
+    near(*(torch.autograd.grad((f * direction).sum(), t)[0] for f in (found, wanted)), 1e-11)
+    if not tower.norm_last:
+        near(tower(images(pixels), Prompt(tokens={0: t}), read="prompts"), prompts, 1e-12)
+    every = tower.sites(*{site.split("/")[-1] for site in tower.blocks[0].sites(0)})
+    parts = {site: _Checked(fan) for site, fan in every.items()}
+    deep = {i: torch.randn(2, 3, 64).double() for i in range(3)}
+    kv = {1: (torch.randn(1, 4, 2, 16).double(), torch.randn(1, 4, 2, 16).double())}
+    assert tower(images(pixels), Prompt(deep, kv, parts)).shape == (2, 24)
+    assert all(part.called for part in parts.values())
+
+
+class _Checked:
+    """A part that holds the widths it was promised against what it gets."""
+
+    def __init__(self, fan):
+        self.fan, self.called = fan, False
+
+    def __call__(self, given, made):
+        assert (given.shape[-1], made.shape[-1]) == self.fan
+        self.called = True
+        return made
+
+
+@pytest.mark.parametrize("case", ["queries normalised", "attention pool without blocks", "mixed rope", "shared keys"])
+def test_other_trunks_are_not_walked(case):
+    trunk = {
+        "queries normalised": lambda: VisionTransformer(**PLAIN, qk_norm=True),
+        "attention pool without blocks": lambda: VisionTransformer(**PLAIN, global_pool="prr"),
+        "mixed rope": lambda: Eva(**PLAIN, use_rot_pos_emb=True, rope_type="mixed"),
+        "shared keys": lambda: Eva(**PLAIN, attn_type="rope", qkv_fused=False, num_kv_heads=2),
+    }[case]()
+    assert timm_image(trunk, same, 24, LOOK, "timm", torch.device("cpu")) is None
+    assert timm_image(timm.create_model("resnet10t"), same, 24, LOOK, "timm", torch.device("cpu")) is None
+
+
+# --- open_clip's families, with their own proportions ---
+
+TWO = {"layers": 2, "context_length": 40}
+
+
+def vit(patch, head_width, text_width, text_heads, **more):
+    """A ViT layout: patch, width of a head and text width as in the family, two layers and two heads."""
+    vision = {"image_size": 2 * patch, "patch_size": patch, "width": 2 * head_width, "head_width": head_width}
+    text = {"width": text_width, "heads": text_heads}
+    return {"embed_dim": 48, "vision_cfg": vision | {"layers": 2}, "text_cfg": TWO | text} | more
+
+
+LAYOUTS = {
+    "ViT-B-32": vit(32, 64, 64, 1),
+    "ViT-B-16, openai": vit(16, 64, 64, 1, quick_gelu=True),
+    "ViT-L-14": vit(14, 64, 96, 3),
+    "ViT-L-14, openai": vit(14, 64, 96, 3, quick_gelu=True),
+    "ViT-H-14": vit(14, 80, 128, 2),
+    "ViT-g-14": vit(14, 88, 128, 2),
+    "RN50": {"vision_cfg": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 16, "patch_size": None}},
+    "RN50, openai": {
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
+        "quick_gelu": True,
+    },
+}
+
+
+def whole(clip, model, tokenizer, tokens, taken):
+    """Features are the library's; soft words are those words; a prompt of the image is taken or refused."""
+    pixels, texts = torch.randn(3, 3, *clip.image.look.size), ["a photo of a dog.", "cat", "C++", "a!! photo"]
+    with torch.no_grad():
+        image = model.encode_image(pixels)
+        near(clip.image(images(pixels)), image[0] if isinstance(image, tuple) else image)
+        text = clip.text(texts)
+        near(text[0], model.encode_text(tokenizer(texts), **({"normalize": False} if tokens == "coca" else {})))
+        words = clip.text.table[torch.tensor(clip.text.words.encode("a photo of a"))][None]
+        near(clip.text(["{4} dog."], Prompt(tokens={0: words})), text[:, :1])
+        apart, unit = clip.logits(clip.image(images(pixels)), text[0]), torch.nn.functional.normalize
+        wanted = model.logit_scale.exp() * unit(clip.image(images(pixels)), dim=-1) @ unit(text[0], dim=-1).T
+        near(apart, wanted + (0.0 if model.logit_bias is None else model.logit_bias))
+    t = torch.randn(1, 3, clip.text.dim, requires_grad=True)
+    clip.text(["{3} dog", "cat {3}"], Prompt(tokens={0: t})).sum().backward()
+    assert t.grad.abs().sum() > 0
+    if not taken:
+        with pytest.raises(ValueError, match="no blocks that vlprompt can walk"):
+            clip.image(images(pixels), Prompt(tokens={0: torch.zeros(1, 2, 64)}))
+        return
+    t = torch.randn(1, 3, clip.image.dim, requires_grad=True)
+    deep = Prompt({i: t for i in range(clip.image.depth)}, beside={"0/q": lambda given, made: made + given})
+    assert not torch.allclose(clip.image(images(pixels), deep).detach(), clip.image(images(pixels)))
+    clip.image(images(pixels), deep).sum().backward()
+    assert t.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_of_open_clip(name):
+    model, tokenizer = library(LAYOUTS[name])
+    clip = wrap(shaken(model), tokenizer, "x")
+    whole(clip, model, tokenizer, "", taken=not name.startswith("RN"))
+
+
+SIGLIP_TEXT = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}}
+TIMM = {
+    "SigLIP": (VisionTransformer, VITS["siglip"], "none", SIGLIP_TEXT),
+    "SigLIP2": (VisionTransformer, VITS["siglip"], "none", SIGLIP_TEXT | {"act_kwargs": {"approximate": "tanh"}}),
+    "EVA01": (Eva, EVAS["eva01"], None, {}),
+    "EVA02": (Eva, EVAS["eva02 clip"], None, {}),
+    "PE-Core": (Eva, EVAS["perception encoder"], None, {}),
+    "projected": (VisionTransformer, {"global_pool": "avg"}, "mlp", {}),
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_open_clips_models_with_a_timm_trunk(name):
+    cls, changes, proj, text = TIMM[name]
+    vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": proj, "image_size": 32}
+    torch.manual_seed(0)
+    told = config({"text_cfg": text, "init_logit_bias": -10} if name.startswith("SigLIP") else {"text_cfg": text})
+    model = CustomTextCLIP(**told | {"vision_cfg": vision})
+    classes = 64 if proj is None else 0
+    model.visual.trunk = cls(**PLAIN | changes | {"num_classes": classes})  # open_clip's smallest trunk is not small
+    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=40)
+    clip = wrap(shaken(model), tokenizer, "x")
+    assert clip.bias == (float(model.logit_bias) if name.startswith("SigLIP") else 0.0)
+    whole(clip, model, tokenizer, "", taken=True)
