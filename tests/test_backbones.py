@@ -5,6 +5,8 @@ import pytest
 import timm
 import torch
 from conftest import images
+from open_clip.coca_model import CoCa
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CustomTextCLIP
 from test_towers import config, library, near
 from timm.layers import GluMlp, RmsNorm, SwiGLU, SwiGLUPacked
@@ -21,7 +23,7 @@ LOOK = Look((32, 32))
 
 
 def shaken(model):
-    """Every weight moved: zeros and ones, in norms, biases, positions and tokens, would hide a map that was left out."""
+    """Every weight moved: zeros and ones, in norms, biases and positions, would hide a map that was left out."""
     for p in model.parameters():
         p.data += 0.1 * torch.randn_like(p) if p.ndim == 1 else 0.02 * torch.randn_like(p)
     return model.eval().requires_grad_(False)
@@ -53,8 +55,8 @@ VITS = {
 }
 EVAS = {
     "eva01": {"global_pool": "token"},
-    "eva02 clip": {"global_pool": "token", "qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True,
-                   "use_rot_pos_emb": True, "ref_feat_shape": (3, 3)},
+    "eva02 clip": {"global_pool": "token", "qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True,
+                   "scale_attn_inner": True, "use_rot_pos_emb": True, "ref_feat_shape": (3, 3)},
     "eva02, packed": {"swiglu_mlp": True, "use_rot_pos_emb": True},
     "perception encoder": {"global_pool": "map", "attn_type": "rope", "use_pre_transformer_norm": True,
                            "use_rot_pos_emb": True, "rope_grid_offset": 1.0, "rope_grid_indexing": "xy",
@@ -188,14 +190,15 @@ LAYOUTS = {
 }
 
 
-def whole(clip, model, tokenizer, tokens, taken):
+def whole(clip, model, tokenizer, taken):
     """Features are the library's; soft words are those words; a prompt of the image is taken or refused."""
     pixels, texts = torch.randn(3, 3, *clip.image.look.size), ["a photo of a dog.", "cat", "C++", "a!! photo"]
     with torch.no_grad():
-        image = model.encode_image(pixels)
+        plain = {"normalize": False}
+        image = model.encode_image(pixels, **plain)
         near(clip.image(images(pixels)), image[0] if isinstance(image, tuple) else image)
         text = clip.text(texts)
-        near(text[0], model.encode_text(tokenizer(texts), **({"normalize": False} if tokens == "coca" else {})))
+        near(text[0], model.encode_text(tokenizer(texts), **plain))
         words = clip.text.table[torch.tensor(clip.text.words.encode("a photo of a"))][None]
         near(clip.text(["{4} dog."], Prompt(tokens={0: words})), text[:, :1])
         apart, unit = clip.logits(clip.image(images(pixels)), text[0]), torch.nn.functional.normalize
@@ -209,7 +212,7 @@ def whole(clip, model, tokenizer, tokens, taken):
             clip.image(images(pixels), Prompt(tokens={0: torch.zeros(1, 2, 64)}))
         return
     t = torch.randn(1, 3, clip.image.dim, requires_grad=True)
-    deep = Prompt({i: t for i in range(clip.image.depth)}, beside={"0/q": lambda given, made: made + given})
+    deep = Prompt(dict.fromkeys(range(clip.image.depth), t), beside={"0/q": lambda given, made: made + given})
     assert not torch.allclose(clip.image(images(pixels), deep).detach(), clip.image(images(pixels)))
     clip.image(images(pixels), deep).sum().backward()
     assert t.grad.abs().sum() > 0
@@ -219,7 +222,7 @@ def whole(clip, model, tokenizer, tokens, taken):
 def test_layouts_of_open_clip(name):
     model, tokenizer = library(LAYOUTS[name])
     clip = wrap(shaken(model), tokenizer, "x")
-    whole(clip, model, tokenizer, "", taken=not name.startswith("RN"))
+    whole(clip, model, tokenizer, taken=not name.startswith("RN"))
 
 
 SIGLIP_TEXT = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}}
@@ -245,4 +248,93 @@ def test_open_clips_models_with_a_timm_trunk(name):
     tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=40)
     clip = wrap(shaken(model), tokenizer, "x")
     assert clip.bias == (float(model.logit_bias) if name.startswith("SigLIP") else 0.0)
-    whole(clip, model, tokenizer, "", taken=True)
+    whole(clip, model, tokenizer, taken=True)
+
+
+def coca():
+    torch.manual_seed(0)
+    vision = {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}
+    told = config({"vision_cfg": vision, "text_cfg": {"context_length": 39, "embed_cls": True, "output_tokens": True}})
+    model = CoCa(**told, multimodal_cfg={"width": 64, "heads": 4, "layers": 1, "context_length": 39})
+    return shaken(model), open_clip.tokenizer.SimpleTokenizer(context_length=39)
+
+
+def test_coca():
+    model, tokenizer = coca()
+    clip = wrap(model, tokenizer, "x")
+    assert clip.text.length == 39
+    whole(clip, model, tokenizer, taken=True)
+    with torch.no_grad():
+        full = ["a " * 36 + "dog", "a " * 35 + "dog", "a!~ cat"]  # the whole context; token 0, which is also the pad
+        assert tokenizer(full)[0, -1] == tokenizer.eot_token_id
+        assert 0 in tokenizer.encode(full[-1])
+        near(clip.text(full)[0], model.encode_text(tokenizer(full), normalize=False))
+
+
+def test_tokens_in_coca_are_tokens_of_the_library():
+    model, tokenizer = coca()
+    clip = wrap(model.double(), tokenizer, "x")
+    t = torch.randn(2, 3, 48).double()
+    texts = ["{3} dog", "a {3} big cat"]
+    found = clip.text(texts, Prompt(tokens={0: t}))
+    free = [40000, 40001, 40002]  # words nobody uses, given the tokens as their embeddings
+    ids = torch.zeros(2, 39, dtype=torch.long)
+    for i, text in enumerate(texts):
+        row, where = clip.text.words.row(text, 3)
+        ids[i, : len(row)] = torch.tensor([free[w] if w >= 0 else k for k, w in zip(row, where, strict=True)])
+    for context in range(2):
+        model.text.token_embedding.weight.data[free] = t[context]
+        near(found[context], model.encode_text(ids, normalize=False), 1e-12)
+
+
+@pytest.fixture(scope="module")
+def bert_words(tmp_path_factory):
+    """A folder with a tokenizer of a few words, as transformers saves one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("words")
+    words = ["<pad>", "<s>", "</s>", "<unk>", *["a", "photo", "of", "dog", "cat", "the", "big"]]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["roberta, mean", "bert, class token", "bert, last hidden state"])
+def test_text_towers_of_hugging_face(kind, bert_words):
+    from transformers import BertConfig, RobertaConfig
+
+    made = RobertaConfig if kind.startswith("roberta") else BertConfig
+    told = made(
+        vocab_size=11, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=44, pad_token_id=0,
+    )  # fmt: skip
+    pool = {"mean": "mean_pooler", "class token": "cls_pooler", "last hidden state": "cls_last_hidden_state_pooler"}
+    torch.manual_seed(0)
+    model = CustomTextCLIP(**config({}))
+    model.text = HFTextEncoder("", 64, told, pool[kind.split(", ")[1]], "mlp")
+    tokenizer = open_clip.tokenizer.HFTokenizer(str(bert_words), context_length=40)
+    clip, texts = wrap(shaken(model), tokenizer, "open_clip:roberta/x"), ["a photo of the dog", "big cat"]
+    with torch.no_grad():
+        near(clip.text(texts)[0], model.encode_text(tokenizer(texts)))
+    for refused in (
+        lambda: clip.text(["a dog"], Prompt(tokens={0: torch.zeros(1, 2, 48)})),
+        lambda: clip.text.context(4),
+        lambda: clip.text.sites("q"),
+    ):
+        with pytest.raises(ValueError, match=r"text tower of open_clip:roberta/x is used as it is"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    "pool", ["argmax", "eos", "last", "argmax, not causal", "eos, not causal", "first, not causal"]
+)
+def test_pools_of_a_text(pool):
+    changes = {"pool_type": pool.split(", ")[0], "eos_id": 49407, "no_causal_mask": "not causal" in pool}
+    model, tokenizer = library({"text_cfg": changes}, CustomTextCLIP)
+    whole(wrap(shaken(model), tokenizer, "x"), model, tokenizer, taken=True)

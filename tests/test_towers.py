@@ -8,7 +8,6 @@ import torch
 from conftest import images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 
 from vlprompt.backbones.glyph import TINY, twin
@@ -143,22 +142,6 @@ def test_other_image_towers_are_used_as_they_are(name):
     ctx = torch.randn(1, 3, clip.text.dim, requires_grad=True)
     clip.text(["a dog"], Prompt(tokens={0: ctx})).sum().backward()
     assert ctx.grad.abs().sum() > 0
-
-
-def test_a_text_tower_that_takes_no_tokens_says_so():
-    torch.manual_seed(0)
-    model = CoCa(
-        **config({"text_cfg": {"embed_cls": True}}),
-        multimodal_cfg={"width": 64, "heads": 4, "layers": 1, "context_length": 40},
-    ).eval()
-    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=39)
-    clip = wrap(model, tokenizer, "open_clip:coca/x")
-    with torch.no_grad():
-        near(clip.text(["a dog", "cat"])[0], model.encode_text(tokenizer(["a dog", "cat"]), normalize=False))
-    with pytest.raises(ValueError, match="is used as it is"):
-        clip.text(["a dog"], Prompt(tokens={0: torch.zeros(1, 2, 48)}))
-    with pytest.raises(ValueError, match="soft tokens can't be put in"):
-        clip.text.context(4)
 
 
 # --- prompts in an image tower, against the forms written out with open_clip's own modules ---

@@ -56,11 +56,11 @@ class Block:
         return {f"{i}/{name}": fan for name, fan in fans.items()}
 
 
-def everyone(causal: bool) -> Attend:
-    """Attention of rows (B, N, D) that belong to one sequence each."""
+def everyone(causal: bool, seen: Tensor | None = None) -> Attend:
+    """Attention of rows (B, N, D) that belong to one sequence each; seen (B, N): the rows that may be seen."""
 
     def full(q: Tensor, k: Tensor, v: Tensor, first: KV | None, rows: Tensor | None) -> Tensor:
-        return attend(q, k, v, first, causal, rows)
+        return attend(q, k, v, first, causal, rows, seen)
 
     return full
 

@@ -132,13 +132,14 @@ def _words(tokenizer: Any) -> Words | None:
 def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device) -> TextTower | OpaqueText:
     text = getattr(model, "text", model)  # CustomTextCLIP keeps its text tower apart
     blocks, words = blocks_of(getattr(text, "transformer", None)), _words(tokenizer)
-    pool = getattr(text, "pool_type", getattr(text, "text_pool_type", None))
-    odd = getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False)
+    tail = getattr(text, "cls_emb", None)  # CoCa's class token is read whatever pool_type says
+    pool = "last" if tail is not None else getattr(text, "pool_type", getattr(text, "text_pool_type", None))
+    odd = getattr(text, "use_pad_mask", False) or getattr(text, "correct_cls_mask", False)
+    odd = odd or (tail is not None and words is not None and words.pad != text.pad_id)
     known = hasattr(text, "token_embedding") and not odd
     if not known or not blocks or words is None or pool not in ("argmax", "eos", "first", "last"):
-        return OpaqueText(
-            lambda texts: model.encode_text(tokenizer(texts).to(device), normalize=False), width, key, device
-        )
+        encode = lambda texts: model.encode_text(tokenizer(texts).to(device), normalize=False)  # noqa: E731
+        return OpaqueText(encode, width, key, device)
     proj = text.text_projection
     project = same if proj is None else linear(proj) if isinstance(proj, nn.Linear) else lambda x: x @ proj.detach()
     return TextTower(
@@ -153,6 +154,7 @@ def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device
         width=width,
         key=key,
         device=device,
+        tail=None if tail is None else tail.detach(),
     )
 
 
