@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vlprompt.backbones.frozen import activation, fingerprint, freeze, patches
 from vlprompt.backbones.images import ImageTower, ViT
 from vlprompt.backbones.opaque import OpaqueText
-from vlprompt.backbones.texts import TextTower, Words
+from vlprompt.backbones.texts import TextTower, Words, whole_words
 from vlprompt.backbones.timm import timm_image
 from vlprompt.stage import Look
 from vlprompt.tower import Block, Clip, linear, same
@@ -122,11 +122,7 @@ def _words(tokenizer: Any) -> Words | None:
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is None or tokenizer.strip_sep_token or tokenizer.tokenizer_mode:
         return None
-    whole, middle = inner.encode("a"), inner.encode("a", add_special_tokens=False)
-    at = next(i for i in range(len(whole)) if whole[i : i + len(middle)] == middle)
-    clean = tokenizer.clean_fn
-    return Words(lambda text: inner.encode(clean(text), add_special_tokens=False), tuple(whole[:at]),
-                 tuple(whole[at + len(middle) :]), inner.pad_token_id or 0)  # fmt: skip
+    return whole_words(inner, tokenizer.clean_fn)
 
 
 def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device) -> TextTower | OpaqueText:

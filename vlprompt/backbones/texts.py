@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,15 @@ class Words:
         if k != tokens:
             raise ValueError(f"the text {text!r} has {k} holes for prompt tokens, but the prompt has {tokens} tokens")
         return [*self.begin, *ids, *self.end], [*[-1] * len(self.begin), *where, *[-1] * len(self.end)]
+
+
+def whole_words(tokenizer: Any, clean: Callable[[str], str] = str) -> Words:
+    """A tokenizer of Hugging Face as Words; clean: what is done to a text before it."""
+    whole, middle = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    at = next(i for i in range(len(whole)) if whole[i : i + len(middle)] == middle)
+    begin, end = tuple(whole[:at]), tuple(whole[at + len(middle) :])
+    pad = tokenizer.pad_token_id or 0
+    return Words(lambda text: tokenizer.encode(clean(text), add_special_tokens=False), begin, end, pad)
 
 
 class TextTower:
