@@ -1,5 +1,8 @@
 """Each family of backbones as a tiny random twin: its walk is the library's own forward, and prompts go in."""
 
+import json
+import warnings
+
 import open_clip
 import pytest
 import timm
@@ -12,7 +15,10 @@ from test_towers import config, library, near
 from timm.layers import GluMlp, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
+from vlprompt import load
+from vlprompt.backbones import checkpoint
 from vlprompt.backbones.open_clip import wrap
 from vlprompt.backbones.timm import timm_image
 from vlprompt.prompt import Prompt
@@ -172,7 +178,7 @@ def vit(patch, head_width, text_width, text_heads, **more):
     """A ViT layout: patch, width of a head and text width as in the family, two layers and two heads."""
     vision = {"image_size": 2 * patch, "patch_size": patch, "width": 2 * head_width, "head_width": head_width}
     text = {"width": text_width, "heads": text_heads}
-    return {"embed_dim": 48, "vision_cfg": vision | {"layers": 2}, "text_cfg": TWO | text} | more
+    return {"vision_cfg": vision | {"layers": 2}, "text_cfg": TWO | text} | more
 
 
 LAYOUTS = {
@@ -338,3 +344,90 @@ def test_pools_of_a_text(pool):
     changes = {"pool_type": pool.split(", ")[0], "eos_id": 49407, "no_causal_mask": "not causal" in pool}
     model, tokenizer = library({"text_cfg": changes}, CustomTextCLIP)
     whole(wrap(shaken(model), tokenizer, "x"), model, tokenizer, taken=True)
+
+
+# --- files ---
+
+
+def tiny_name(folder, name, told):
+    """A configuration that open_clip then knows by name."""
+    (folder / f"{name}.json").write_text(json.dumps(config(told)))
+    open_clip.add_model_config(folder / f"{name}.json")
+    return name
+
+
+def as_openai(model):
+    """What `torch.save(model.state_dict())` of openai/CLIP holds: maps in half precision, norms not, three numbers."""
+    half = {"weight": (nn.Linear, nn.Conv2d), "bias": (nn.Linear, nn.Conv2d)}
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        for part, kinds in half.items():
+            if isinstance(module, kinds) and f"{name}.{part}" in state:
+                state[f"{name}.{part}"] = state[f"{name}.{part}"].half()
+    for name in ("visual.proj", "text_projection", *(n for n in state if "in_proj" in n)):
+        if name in state:
+            state[name] = state[name].half()
+    return state | {
+        "input_resolution": torch.tensor(64),
+        "context_length": torch.tensor(40),
+        "vocab_size": torch.tensor(9),
+    }
+
+
+class Tree(nn.Module):
+    """Modules that hold tensors under the names of a state dict, as a TorchScript archive does."""
+
+    def __init__(self, state):
+        super().__init__()
+        for name in dict.fromkeys(name.partition(".")[0] for name in state):
+            inner = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(name + ".")}
+            if inner:
+                self.add_module(name, Tree(inner))
+            else:
+                self.register_buffer(name, state[name])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+OPENAI = {"ViT": vit(32, 64, 64, 1), "RN": LAYOUTS["RN50"]}
+
+
+@pytest.mark.parametrize("form", ["state dict", "under a key", "torchscript"])
+@pytest.mark.parametrize("kind", OPENAI)
+def test_openais_files(kind, form, tmp_path):
+    name = tiny_name(tmp_path, f"tiny-openai-{kind}", OPENAI[kind])
+    model, tokenizer = library(OPENAI[kind] | {"quick_gelu": True})
+    state = as_openai(shaken(model))
+    assert state["visual.conv1.weight"].dtype == torch.float16
+    model.load_state_dict({k: v.float() for k, v in state.items() if k not in checkpoint.NUMBERS})
+    if form == "torchscript":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the files that were made so are not gone
+            torch.jit.save(torch.jit.script(Tree(state)), tmp_path / "w.pt")
+    else:
+        torch.save(state if form == "state dict" else {"state_dict": state}, tmp_path / "w.pt")
+    clip = load(f"open_clip:{name}@{tmp_path / 'w.pt'}", "cpu")
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        near(clip.image(images(pixels)), model.encode_image(pixels))
+        near(clip.text(["a dog"])[0], model.encode_text(tokenizer(["a dog"])))
+    other = tiny_name(tmp_path, f"tiny-other-{kind}", vit(32, 64, 96, 3))
+    with pytest.raises(ValueError, match=rf"w.pt' is not a checkpoint of {other}: .*Name the model whose weights"):
+        load(f"open_clip:{other}@{tmp_path / 'w.pt'}", "cpu")
+
+
+@pytest.mark.parametrize("agree", [True, False], ids=["one look", "several"])
+def test_a_file_is_looked_at_as_the_published_weights_are(agree, tmp_path, monkeypatch):
+    """Weights in a file don't say how their pixels were made; SigLIP's are not made as OpenAI's are."""
+    from open_clip import pretrained
+
+    name = tiny_name(tmp_path, f"tiny-look-{agree}", LAYOUTS["ViT-B-32"])
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    other = half if agree else half | {"mean": (0.1,) * 3}
+    monkeypatch.setitem(pretrained._PRETRAINED, name, {"a": {"url": "x"} | half, "b": {"url": "y"} | other})
+    torch.save(shaken(library(LAYOUTS["ViT-B-32"])[0]).state_dict(), tmp_path / "w.pt")
+    look = load(f"open_clip:{name}@{tmp_path / 'w.pt'}", "cpu").image.look
+    openai = Look((64, 64), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    assert look == (Look((64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear", "squash") if agree else openai)
+    assert checkpoint._published_look("ViT-B-16-SigLIP") == half | {"interpolation": "bicubic"}

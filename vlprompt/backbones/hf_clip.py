@@ -111,8 +111,8 @@ def _look(processor: Any, side: int) -> Look:
         keys = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_rescale", "rescale_factor")
         raise ValueError(
             f"the image processor of this model is not one that vlprompt knows: "
-            f"{', '.join(f'{key} {told.get(key)}' for key in keys)}; it knows the shortest edge and a centre cut of that "
-            f"size, or height and width, {side} as in config.json, bilinear (2) or bicubic (3)"
+            f"{', '.join(f'{key} {told.get(key)}' for key in keys)}; it knows the shortest edge and a centre cut "
+            f"of that size, or height and width, {side} as in config.json, bilinear (2) or bicubic (3)"
         )
     normal = told.get("do_normalize", True)
     mean, std = (tuple(told["image_mean"]), tuple(told["image_std"])) if normal else ((0.0,) * 3, (1.0,) * 3)
