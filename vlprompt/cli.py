@@ -56,7 +56,8 @@ def run(
     dataset: Annotated[Optional[str], typer.Option(help="The dataset, if not given as an argument.")] = None,  # noqa: UP045
     task: Annotated[Optional[str], typer.Option(help="few_shot (default), base_to_new.")] = None,  # noqa: UP045
     backbone: Annotated[
-        str | None, typer.Option(help="glyph (default), pixels, open_clip:NAME/TAG, open_clip:NAME@FILE, hf_clip:OWNER/NAME.")
+        str | None,
+        typer.Option(help="glyph (default), pixels, open_clip:NAME/TAG, open_clip:NAME@FILE, hf_clip:OWNER/NAME."),
     ] = None,
     shots: Annotated[Optional[str], typer.Option(help="Images per class; several with commas.")] = None,  # noqa: UP045
     seed: Annotated[Optional[str], typer.Option(help="Random seed; several with commas.")] = None,  # noqa: UP045
