@@ -78,8 +78,7 @@ def _image(visual: Any, width: int, key: str, device: torch.device) -> ImageTowe
 def _vit(visual: Any, width: int, look: Look, key: str, device: torch.device) -> ViT | None:
     blocks, (patch, patch_w), pool = blocks_of(visual.transformer), visual.patch_size, visual.attn_pool
     attended = pool is not None  # CoCa
-    known = visual.pool_type == "tok" and visual.attn_pool_contrastive is None if attended else True
-    if not blocks or patch != patch_w or not known or visual.pool_type not in ("tok", "avg"):
+    if not blocks or patch != patch_w or visual.pool_type not in (("tok",) if attended else ("tok", "avg")):
         return None
     proj, average = None if visual.proj is None else visual.proj.detach(), visual.pool_type == "avg"
 

@@ -159,14 +159,12 @@ def _attention(trunk: Any) -> Attend | None:
     rope = getattr(trunk, "rope", None)
     if rope is None:
         return everyone(causal=False)
-    if trunk.rope_mixed:
-        return None
     from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 
     whole = not trunk.dynamic_img_size and hasattr(rope, "feat_shape")
     turns = rope.get_embed() if whole else rope.get_embed(shape=trunk.patch_embed.grid_size)  # (N, 2 * Dh), sines first
     half = trunk.blocks[0].attn.rotate_half
-    if turns.ndim != 2:
+    if turns.ndim != 2:  # mixed: each layer and head turns by itself
         return None
     turns = turns.detach()
     still = (torch.arange(turns.shape[1], device=turns.device) >= turns.shape[1] // 2).to(turns.dtype)[None]
