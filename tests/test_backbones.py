@@ -210,6 +210,7 @@ def whole(clip, model, tokenizer, taken):
         apart, unit = clip.logits(clip.image(images(pixels)), text[0]), torch.nn.functional.normalize
         wanted = model.logit_scale.exp() * unit(clip.image(images(pixels)), dim=-1) @ unit(text[0], dim=-1).T
         near(apart, wanted + (0.0 if model.logit_bias is None else model.logit_bias))
+        near(clip.logits(clip.image(images(pixels)), text[0], scale=clip.scale), wanted)
     t = torch.randn(1, 3, clip.text.dim, requires_grad=True)
     clip.text(["{3} dog", "cat {3}"], Prompt(tokens={0: t})).sum().backward()
     assert t.grad.abs().sum() > 0

@@ -192,10 +192,14 @@ class Clip:
         return F.normalize(x, dim=-1)
 
     def logits(self, image: Tensor, text: Tensor, scale: float | None = None) -> Tensor:
-        """image (B, E), text (C, E) or (B, C, E), normalised here -> scaled cosines plus the bias (B, C)."""
-        scale, image, text = self.scale if scale is None else scale, self.unit(image), self.unit(text)
+        """image (B, E), text (C, E) or (B, C, E), normalised here -> scaled cosines (B, C).
+
+        The bias belongs to the learned scale: it is added unless another scale is asked for.
+        """
+        bias, scale = (self.bias, self.scale) if scale is None else (0.0, scale)
+        image, text = self.unit(image), self.unit(text)
         logits = scale * (image @ text.T if text.ndim == 2 else (text @ image[..., None])[..., 0])
-        return logits + self.bias if self.bias else logits
+        return logits + bias if bias else logits
 
 
 def linear(layer_or_weight: nn.Linear | Tensor, bias: Tensor | None = None) -> Map:
