@@ -16,7 +16,7 @@ from vlprompt.tower import Block, Clip, linear, same
 FILES = (  # what a folder must have: one of each line
     ("config.json",),
     ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
-    ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model"),
+    ("tokenizer.json", "vocab.json and merges.txt", "spiece.model", "tokenizer.model"),
     ("preprocessor_config.json", "processor_config.json"),
 )
 INTERPOLATION = {2: "bilinear", 3: "bicubic"}  # of PIL
@@ -70,10 +70,14 @@ def _check_place(name: str) -> None:
     """ValueError for what can be no name, OSError for a folder that lacks a file."""
     folder = Path(name)
     if folder.is_dir():
-        if lacking := [names for names in FILES if not any((folder / n).is_file() for n in names)]:
+        if lacking := [names for names in FILES if not any(_there(folder, n) for n in names)]:
             raise OSError(f"the folder {name!r} has no {' or '.join(lacking[0])}; it must have {_wanted()}")
     elif name.count("/") != 1 or name[0] in "./~":
         raise ValueError(f"there is no folder {name!r}, and a name on the Hugging Face hub is OWNER/NAME")
+
+
+def _there(folder: Path, files: str) -> bool:
+    return all((folder / file).is_file() for file in files.split(" and "))
 
 
 def wrap(model: Any, tokenizer: Any, processor: Any, spec: str, device: str | torch.device = "cpu") -> Clip:
