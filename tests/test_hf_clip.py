@@ -180,6 +180,18 @@ def test_weights_that_are_not_whole(folders, tmp_path):
         load(changed(folders["clip"][0], tmp_path, "config.json", other), "cpu")
 
 
+def test_weights_of_another_shape_or_cut_off(folders, tmp_path):
+    def other(told):
+        told["vision_config"]["intermediate_size"] = 100
+
+    with pytest.raises(ValueError, match=r"weights of .* are not those of its config.json"):
+        load(changed(folders["clip"][0], tmp_path, "config.json", other), "cpu")
+    torn = shutil.copytree(folders["clip"][0], tmp_path / "torn")
+    (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"weights of .* are not those of its config.json"):
+        load(f"hf_clip:{torn}", "cpu")
+
+
 @pytest.mark.parametrize(("name", "wanted"), [("merges.txt", "must have"), ("config.json", "must have config.json")])
 def test_a_folder_that_lacks_a_file(folders, tmp_path, name, wanted):
     copy = shutil.copytree(folders["clip"][0], tmp_path / "copy")

@@ -51,10 +51,9 @@ def hf_clip(name: str, *, spec: str, device: str) -> Clip:
         raise ValueError(f"the weights of {name!r} are not those of its config.json: {cause}") from error
     except OSError as error:
         cause = " ".join(str(error).split())[:300]
-        raise OSError(
-            f"could not load {name} ({cause}). Without a network: get {_wanted()} of https://huggingface.co/{name} on "
-            'another machine, put them into one folder and use "hf_clip:path/to/that/folder"'
-        ) from error
+        remedy = f"get {_wanted()} of https://huggingface.co/{name} on another machine, put them into one folder"
+        remedy = f'. Without a network: {remedy} and use "hf_clip:path/to/that/folder"'
+        raise OSError(f"could not load {name} ({cause}){'' if Path(name).is_dir() else remedy}") from error
     if missing := sorted(told["missing_keys"]):
         raise ValueError(
             f"the weights of {name!r} are not whole: {missing[0]!r} and {len(missing) - 1} more are missing"
