@@ -163,7 +163,7 @@ def _attention(trunk: Any) -> Attend | None:
 
     whole = not trunk.dynamic_img_size and hasattr(rope, "feat_shape")
     turns = rope.get_embed() if whole else rope.get_embed(shape=trunk.patch_embed.grid_size)  # (N, 2 * Dh), sines first
-    half = trunk.blocks[0].attn.rotate_half
+    options = {"half": True} if getattr(trunk.blocks[0].attn, "rotate_half", False) else {}  # older timm has one form
     if turns.ndim != 2:  # mixed: each layer and head turns by itself
         return None
     turns = turns.detach()
@@ -172,7 +172,7 @@ def _attention(trunk: Any) -> Attend | None:
     def turned(q: Tensor, k: Tensor, v: Tensor, first: KV | None, rows: Tensor | None) -> Tensor:
         """The last N rows are patches, which are turned; class, register and prompt rows before them are not."""
         table = torch.cat([still.expand(k.shape[2] - len(turns), -1), turns])
-        q = apply_rot_embed_cat(q, table if rows is None else table[rows], half=half)
-        return attend(q.to(v.dtype), apply_rot_embed_cat(k, table, half=half).to(v.dtype), v, first)
+        q = apply_rot_embed_cat(q, table if rows is None else table[rows], **options)
+        return attend(q.to(v.dtype), apply_rot_embed_cat(k, table, **options).to(v.dtype), v, first)
 
     return turned
