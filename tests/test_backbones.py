@@ -301,12 +301,17 @@ def bert_words(tmp_path_factory):
     from transformers import PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("words")
-    words = ["<pad>", "<s>", "</s>", "<unk>", *["a", "photo", "of", "dog", "cat", "the", "big"]]
+    words = ["<pad>", "<s>", "</s>", "<unk>", "a", "photo", "of", "dog", "cat", "the", "big", "."]
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     made = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
     )
     made.save_pretrained(folder)
     return folder
@@ -318,7 +323,7 @@ def test_text_towers_of_hugging_face(kind, bert_words):
 
     made = RobertaConfig if kind.startswith("roberta") else BertConfig
     told = made(
-        vocab_size=11, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        vocab_size=12, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=44, pad_token_id=0,
     )  # fmt: skip
     pool = {"mean": "mean_pooler", "class token": "cls_pooler", "last hidden state": "cls_last_hidden_state_pooler"}
@@ -432,3 +437,33 @@ def test_a_file_is_looked_at_as_the_published_weights_are(agree, tmp_path, monke
     openai = Look((64, 64), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
     assert look == (Look((64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear", "squash") if agree else openai)
     assert checkpoint._published_look("ViT-B-16-SigLIP") == half | {"interpolation": "bicubic"}
+
+
+TOKENIZED = {
+    "first": ({"no_causal_mask": True, "pool_type": "first"}, {}),
+    "CLIPA": ({"no_causal_mask": True, "pool_type": "last"}, {"strip_sep_token": True}),
+    "worldwide": ({"pool_type": "eos", "eos_id": 2}, {}),
+}
+NOT_FOUND = {
+    "the highest token is no end": ({}, {}),
+    "another end": ({"pool_type": "eos", "eos_id": 3}, {}),
+    "ends and classes put in by hand": ({"pool_type": "first"}, {"tokenizer_mode": "clips"}),
+}
+
+
+@pytest.mark.parametrize("name", [*TOKENIZED, *NOT_FOUND])
+def test_tokenizers_of_hugging_face(name, bert_words):
+    changes, options = (TOKENIZED | NOT_FOUND)[name]
+    tokenizer = open_clip.tokenizer.HFTokenizer(str(bert_words), context_length=40, **options)
+    tokenizer.tokenizer.cls_token = "<s>"
+    model, _ = library({"text_cfg": changes}, CustomTextCLIP)
+    clip, texts = wrap(shaken(model), tokenizer, "x"), ["a photo of a dog.", "the cat"]
+    with torch.no_grad():
+        near(clip.text(texts)[0], model.encode_text(tokenizer(texts)))
+    prompt = Prompt(tokens={0: torch.randn(1, 3, 48)})
+    if name in NOT_FOUND:
+        with pytest.raises(ValueError, match="is used as it is"):
+            clip.text(texts, prompt)
+    else:
+        words = clip.text.table[torch.tensor(clip.text.words.encode("a photo of a"))][None]
+        near(clip.text(["{4} dog."], Prompt(tokens={0: words})).detach(), clip.text(texts)[:, :1].detach())

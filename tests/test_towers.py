@@ -86,25 +86,6 @@ def test_text_towers_apart_from_the_model(changes):
     near(clip.text(["{4} dog."], Prompt(tokens={0: words})).detach(), clip.text(["a photo of a dog."]).detach())
 
 
-def test_a_tokenizer_of_hugging_face(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *["a", "photo", "of", "dog", "cat", "the"]]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
-    tokenizer = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=40)
-    model, _ = library({"text_cfg": {"no_causal_mask": True, "pool_type": "first"}}, CustomTextCLIP)
-    clip, texts = wrap(model, tokenizer, "x"), ["a photo of a dog", "the cat"]
-    with torch.no_grad():
-        near(clip.text(texts)[0], model.encode_text(tokenizer(texts)))
-    assert clip.text(texts, Prompt(tokens={0: torch.randn(1, 3, clip.text.dim)})).shape == (1, 2, 64)
-
-
 def opaque_models():
     resnet = {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}}
     yield "resnet", library(resnet)

@@ -1,5 +1,6 @@
 """open_clip's models as towers; nothing else touches its internals."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -119,9 +120,20 @@ def _words(tokenizer: Any) -> Words | None:
     if hasattr(tokenizer, "sot_token_id"):  # open_clip's own byte-pair tokenizer
         return Words(tokenizer.encode, (tokenizer.sot_token_id,), (tokenizer.eot_token_id,))
     inner = getattr(tokenizer, "tokenizer", None)
-    if inner is None or tokenizer.strip_sep_token or tokenizer.tokenizer_mode:
+    if inner is None or tokenizer.tokenizer_mode:
         return None
-    return whole_words(inner, tokenizer.clean_fn)
+    words = whole_words(inner, tokenizer.clean_fn)
+    if tokenizer.strip_sep_token:  # CLIPA: the end of a text is token 0
+        words = replace(words, end=tuple(0 if i == inner.sep_token_id else i for i in words.end))
+    return words
+
+
+def _reads_the_end(text: Any, tokenizer: Any, words: Words, pool: str | None) -> bool:
+    """Whether the pool, which looks for a token, finds the one that ends a text."""
+    if pool == "eos":
+        return words.end == (getattr(text, "eos_id", getattr(text, "text_eos_id", None)),)
+    inner = getattr(tokenizer, "tokenizer", None)  # "argmax" looks for the highest: open_clip's own end is
+    return pool != "argmax" or inner is None or words.end == (max(inner.get_vocab().values()),)
 
 
 def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device) -> TextTower | OpaqueText:
@@ -132,6 +144,7 @@ def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device
     odd = getattr(text, "use_pad_mask", False) or getattr(text, "correct_cls_mask", False)
     odd = odd or (tail is not None and words is not None and words.pad != text.pad_id)
     known = hasattr(text, "token_embedding") and not odd
+    known = known and words is not None and _reads_the_end(text, tokenizer, words, pool)
     if not known or not blocks or words is None or pool not in ("argmax", "eos", "first", "last"):
         encode = lambda texts: model.encode_text(tokenizer(texts).to(device), normalize=False)  # noqa: E731
         return OpaqueText(encode, width, key, device)
