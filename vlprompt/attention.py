@@ -30,17 +30,26 @@ def take(x: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, first: KV | None = None, causal: bool = False, rows: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    first: KV | None = None,
+    causal: bool = False,
+    rows: Tensor | None = None,
+    seen: Tensor | None = None,
 ) -> Tensor:
     """q (B, H, r, Dh) are the rows `rows` of N queries; k and v (B, H, N, Dh); everyone sees all of `first`.
 
-    -> (B, H, r, Dh).
+    seen (B, N): the keys that anyone may see (None: all). -> (B, H, r, Dh).
     """
     n, mask = k.shape[2], None
     k, v = join(first, k, v)
     if causal:
         mask = torch.ones(n, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - n)
         mask = mask if rows is None else mask[rows] if rows.ndim == 1 else mask[rows][:, None]
+    if seen is not None:
+        keys = F.pad(seen, (k.shape[2] - n, 0), value=True)[:, None, None]
+        mask = keys if mask is None else mask & keys
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 

@@ -57,7 +57,8 @@ def run(
     task: Annotated[Optional[str], typer.Option(help="few_shot (default), base_to_new, transfer.")] = None,  # noqa: UP045
     targets: Annotated[Optional[str], typer.Option(help="Of a transfer: datasets with commas.")] = None,  # noqa: UP045
     backbone: Annotated[
-        str | None, typer.Option(help="glyph (default), pixels, open_clip:NAME/TAG, open_clip:NAME@FILE.")
+        str | None,
+        typer.Option(help="glyph (default), pixels, open_clip:NAME/TAG, open_clip:NAME@FILE, hf_clip:OWNER/NAME."),
     ] = None,
     shots: Annotated[Optional[str], typer.Option(help="Images per class; several with commas.")] = None,  # noqa: UP045
     seed: Annotated[Optional[str], typer.Option(help="Random seed; several with commas.")] = None,  # noqa: UP045

@@ -27,9 +27,11 @@ def listing(what: str) -> list[str]:
         return [
             "glyph                       the embedded CLIP: 1.4 M parameters, knows digits, letters and symbols",
             "open_clip:NAME/TAG          any model and weights of open_clip, for example open_clip:ViT-B-16/openai",
-            "open_clip:NAME@FILE         the same with weights from a file",
+            "open_clip:NAME@FILE         the same with weights from a file, open_clip's or OpenAI's",
             "open_clip:local-dir:PATH    open_clip_config.json and weights; hf-hub:REPOSITORY fetches them",
             "open_clip:NAME/random       the same with random weights",
+            "hf_clip:OWNER/NAME          CLIP or SigLIP of transformers, as hf_clip:openai/clip-vit-base-patch16",
+            "hf_clip:FOLDER              the same from a folder: configuration, weights, tokenizer and preprocessor",
             "pixels, pixels:16           no network: the features are the pixels (8 x 8 by default), "
             "for linear and nearest_mean",
             "glyph/random                a tiny CLIP with random weights, for tests",

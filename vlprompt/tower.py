@@ -24,7 +24,10 @@ def same(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Block:
-    """The frozen maps of a pre-norm block; widths (D) and (hidden) are those of q and up."""
+    """The frozen maps of a pre-norm block; widths (D) and (hidden) are those of q and up.
+
+    gate: the hidden rows are act(gate) * up instead of act(up) (SwiGLU). inner and mid: norms before out and down.
+    """
 
     heads: int
     dim: int
@@ -41,19 +44,23 @@ class Block:
     scale1: Map = same
     scale2: Map = same
     qkv: Map | None = None  # q, k and v in one product, side by side; used where no part stands beside them
+    gate: Map | None = None
+    inner: Map = same
+    mid: Map = same
 
     def sites(self, i: int) -> dict[str, tuple[int, int]]:
         """Where a part may stand in this block, with the widths of what it is given and of what was made."""
         d, wide = self.dim, self.hidden
         fans = dict.fromkeys(("norm1", "q", "k", "v", "out", "norm2", "attn", "mlp", "attn+", "mlp+"), (d, d))
-        return {f"{i}/{name}": fan for name, fan in (fans | {"up": (d, wide), "down": (wide, d)}).items()}
+        fans |= {"up": (d, wide), "down": (wide, d)} | ({} if self.gate is None else {"gate": (d, wide)})
+        return {f"{i}/{name}": fan for name, fan in fans.items()}
 
 
-def everyone(causal: bool) -> Attend:
-    """Attention of rows (B, N, D) that belong to one sequence each."""
+def everyone(causal: bool, seen: Tensor | None = None) -> Attend:
+    """Attention of rows (B, N, D) that belong to one sequence each; seen (B, N): the rows that may be seen."""
 
     def full(q: Tensor, k: Tensor, v: Tensor, first: KV | None, rows: Tensor | None) -> Tensor:
-        return attend(q, k, v, first, causal, rows)
+        return attend(q, k, v, first, causal, rows, seen)
 
     return full
 
@@ -85,10 +92,11 @@ def step(block: Block, i: int, x: Tensor, prompt: Prompt, attention: Attend, row
         k, v = (heads(made(site, y, f(y)), block.heads) for site, f in (("k", block.k), ("v", block.v)))
         x, y = take(x, rows), take(y, rows)
         q = heads(made("q", y, block.q(y)), block.heads)
-    a = attention(q, k, v, prompt.prefix.get(i), rows).transpose(1, 2).flatten(2)
+    a = block.inner(attention(q, k, v, prompt.prefix.get(i), rows).transpose(1, 2).flatten(2))
     x = x + block.scale1(made("attn+", x, made("attn", y, made("out", a, block.out(a)))))
     y = made("norm2", x, block.norm2(x))
-    h = block.act(made("up", y, block.up(y)))
+    h = made("up", y, block.up(y))
+    h = block.mid(block.act(h) if block.gate is None else block.act(made("gate", y, block.gate(y))) * h)
     return x + block.scale2(made("mlp+", x, made("mlp", y, made("down", h, block.down(h)))))
 
 
@@ -170,6 +178,7 @@ class Clip:
     text: TextTower
     scale: float  # exp of the learned log temperature
     spec: str  # what `load` was asked for
+    bias: float = 0.0  # what sigmoid losses (SigLIP) add to every logit; no ranking or softmax sees it
 
     @property
     def width(self) -> int:
@@ -184,9 +193,14 @@ class Clip:
         return F.normalize(x, dim=-1)
 
     def logits(self, image: Tensor, text: Tensor, scale: float | None = None) -> Tensor:
-        """image (B, E), text (C, E) or (B, C, E), normalised here -> scaled cosines (B, C)."""
-        scale, image, text = self.scale if scale is None else scale, self.unit(image), self.unit(text)
-        return scale * (image @ text.T if text.ndim == 2 else (text @ image[..., None])[..., 0])
+        """image (B, E), text (C, E) or (B, C, E), normalised here -> scaled cosines (B, C).
+
+        The bias belongs to the learned scale: it is added unless another scale is asked for.
+        """
+        bias, scale = (self.bias, self.scale) if scale is None else (0.0, scale)
+        image, text = self.unit(image), self.unit(text)
+        logits = scale * (image @ text.T if text.ndim == 2 else (text @ image[..., None])[..., 0])
+        return logits + bias if bias else logits
 
 
 def linear(layer_or_weight: nn.Linear | Tensor, bias: Tensor | None = None) -> Map:

@@ -20,6 +20,8 @@ FORMS = (
     "open_clip:NAME/random",
     "open_clip:local-dir:PATH",
     "open_clip:hf-hub:REPOSITORY",
+    "hf_clip:OWNER/NAME",
+    "hf_clip:path/to/folder",
 )
 
 
@@ -27,7 +29,8 @@ def load(spec: str, device: str | None = None) -> "Clip":
     """A frozen backbone by name.
 
     spec: "glyph" (the embedded CLIP), "glyph/random" (a tiny one with random weights, for tests), "pixels" (features
-    are the pixels, 8 x 8; a control), "open_clip:NAME/TAG", "open_clip:NAME@path/to/file", "open_clip:NAME/random".
+    are the pixels, 8 x 8; a control), "open_clip:NAME/TAG", "open_clip:NAME@path/to/file", "open_clip:NAME/random",
+    "hf_clip:OWNER/NAME" or "hf_clip:path/to/folder" (CLIPModel and SiglipModel of transformers).
     device: "cpu", "cuda", ...; by default a GPU where there is one. Raises ValueError for a name that is not known and
     OSError where weights can't be had, saying which file to put where.
     """
@@ -63,4 +66,8 @@ def load(spec: str, device: str | None = None) -> "Clip":
                 f"or open_clip:{rest}/random"
             )
         return pretrained(name, tag=tag, spec=spec, device=device)
+    if kind == "hf_clip" and rest:
+        from vlprompt.backbones.hf_clip import hf_clip
+
+        return hf_clip(rest, spec=spec, device=device)
     raise ValueError(f"there is no backbone {spec!r}; {nearest(spec, FORMS)}")

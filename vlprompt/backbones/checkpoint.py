@@ -3,6 +3,7 @@
 import logging
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from vlprompt.backbones.open_clip import wrap
 from vlprompt.errors import nearest
 from vlprompt.tower import Clip
+
+NUMBERS = ("input_resolution", "context_length", "vocab_size")  # stand beside the weights in OpenAI's files
 
 
 def pretrained(name: str, *, tag: str | None = None, path: Path | None = None, spec: str, device: str) -> Clip:
@@ -106,11 +109,12 @@ def _from_file(name: str, path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint file {str(path)!r} for {name}; check the path after '@'")
     try:
-        if state := _torchscript(path):  # the files that OpenAI published; all of them use QuickGELU
-            model = _create(name, force_quick_gelu=True)
+        look = {"force_preprocess_cfg": _published_look(name)}
+        if state := _openai(path):  # all that OpenAI published uses QuickGELU, whatever the name says
+            model = _create(name, force_quick_gelu=True, **look)
             model.load_state_dict(state)
         else:
-            model = _create(name)
+            model = _create(name, **look)
             load_checkpoint(model, str(path))
     except Exception as error:  # torch, safetensors and zip raise many kinds for a file that is not what was wanted
         cause = " ".join(str(error).split())[:300]
@@ -121,13 +125,31 @@ def _from_file(name: str, path: Path) -> Any:
     return model
 
 
-def _torchscript(path: Path) -> dict[str, torch.Tensor] | None:
-    if path.suffix not in (".pt", ".pth", ".jit"):
+def _published_look(name: str) -> dict[str, Any]:
+    """How all published weights of this model want their pixels, which a file doesn't say; {} where they differ."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    told = [get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    looks = [{k: t[k] for k in ("mean", "std", "interpolation", "resize_mode") if k in t} for t in told]
+    return looks[0] if looks and all(look == looks[0] for look in looks) else {}
+
+
+def _openai(path: Path) -> dict[str, torch.Tensor] | None:
+    """The weights, in float32, of a file as OpenAI made them: a TorchScript archive, or its state dict with three
+    numbers in it. None for any other file."""
+    if path.suffix not in (".pt", ".pth", ".jit", ".bin"):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch wants nobody to make such files any more; these exist
         try:
             state = torch.jit.load(str(path), map_location="cpu").state_dict()
         except RuntimeError:
-            return None
-    return {k: v.float() for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except (RuntimeError, UnpicklingError):  # not such a file, or a broken one: whoever reads it next says so
+                return None
+            state = state.get("state_dict", state) if isinstance(state, dict) else {}
+            if not all(number in state for number in NUMBERS):
+                return None
+    return {k: v.float() for k, v in state.items() if k not in NUMBERS}

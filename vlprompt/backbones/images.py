@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.stage import Images, Look
-from vlprompt.tower import Block, Map, check, everyone, find_sites, insert, walk
+from vlprompt.tower import Attend, Block, Map, check, everyone, find_sites, insert, walk
 
 KEPT = 2**31  # bytes of features that a tower remembers; the oldest go first
 ROWS = 512  # token rows of one pass on a CPU
@@ -87,12 +87,14 @@ class ViT(ImageTower):
 
     unfold: pixels (B, 3, h, w) -> patches (B, N, 3 * patch²); embed: patches -> (B, N, D); special (S, D): class and
     register tokens; positions (S + N, D); pool: rows (B, r, D) -> (B, D); project: (B, D) -> (B, E). read: how many
-    first rows the pool reads (None: all but the prompt's). norm_last: the last norm follows the pool.
+    first rows the pool reads (None: all but the prompt's: they never count). norm_last: the last norm follows the pool.
+    attention: between all rows of an image, where it is not the plain one (rotary positions).
     """
 
     def __init__(self, blocks: Sequence[Block], *, unfold: Map, embed: Map, special: Tensor, positions: Tensor,
                  pre: Map, norm: Map, pool: Map, project: Map, read: int | None, norm_last: bool, width: int,
-                 patch: int, grid: tuple[int, int], look: Look, key: str, device: torch.device):  # fmt: skip
+                 patch: int, grid: tuple[int, int], look: Look, key: str, device: torch.device,
+                 attention: Attend | None = None):  # fmt: skip
         super().__init__(lambda pixels: self._pass(pixels, NOTHING, "pooled"), width, look, key, device, len(positions))
         self.blocks, self.unfold, self.embed, self.class_tokens, self.positions = (
             blocks,
@@ -102,7 +104,7 @@ class ViT(ImageTower):
             positions,
         )
         self.pre, self.norm, self.pool, self.project = pre, norm, pool, project
-        self.read, self.norm_last = read, norm_last
+        self.read, self.norm_last, self.attention = read, norm_last, attention or everyone(causal=False)
         self.depth, self.dim, self.heads = len(blocks), positions.shape[1], blocks[0].heads
         self.head_dim, self.special, self.patch, self.grid = self.dim // self.heads, len(special), patch, grid
 
@@ -144,7 +146,7 @@ class ViT(ImageTower):
         elif p:
             patch_rows = torch.arange(p + len(self.positions), device=x.device)
             wanted = torch.cat([patch_rows[:s], patch_rows[s + p :]])
-        x = walk(self.blocks, self.pre(x), prompt, attention=everyone(causal=False), slot=s, rows=wanted)
+        x = walk(self.blocks, self.pre(x), prompt, attention=self.attention, slot=s, rows=wanted)
         if read == "pooled" and self.norm_last:
             x = self.pool(x)
         x = prompt.part("norm", x, self.norm(x))

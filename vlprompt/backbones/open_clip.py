@@ -1,15 +1,17 @@
 """open_clip's models as towers; nothing else touches its internals."""
 
-import hashlib
+from dataclasses import replace
 from typing import Any
 
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
+from vlprompt.backbones.frozen import activation, fingerprint, freeze, patches
 from vlprompt.backbones.images import ImageTower, ViT
 from vlprompt.backbones.opaque import OpaqueText
-from vlprompt.backbones.texts import TextTower, Words
+from vlprompt.backbones.texts import TextTower, Words, whole_words
+from vlprompt.backbones.timm import timm_image
 from vlprompt.stage import Look
 from vlprompt.tower import Block, Clip, linear, same
 
@@ -43,25 +45,10 @@ def _plain(block: Any) -> bool:
     )
 
 
-class _QuickGELU(torch.autograd.Function):
-    """x sigmoid(1.702 x) as silu(1.702 x) / 1.702, whose derivative is silu's own: one operation going back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        z = 1.702 * x
-        ctx.save_for_backward(z)
-        return nn.functional.silu(z).mul_(1 / 1.702)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return torch.ops.aten.silu_backward(g, *ctx.saved_tensors)
-
-
 def _block(b: Any) -> Block:
     weight, bias = b.attn.in_proj_weight.detach(), b.attn.in_proj_bias.detach()
     q, k, v = (linear(*each) for each in zip(weight.chunk(3), bias.chunk(3), strict=True))
-    up, down, act = b.mlp.c_fc, b.mlp.c_proj, b.mlp.gelu
-    act = _QuickGELU.apply if type(act).__name__ == "QuickGELU" else act
+    up, down, act = b.mlp.c_fc, b.mlp.c_proj, activation(b.mlp.gelu)
     return Block(b.attn.num_heads, up.in_features, up.out_features, b.ln_1, q, k, v, linear(b.attn.out_proj),
                  b.ln_2, linear(up), act, linear(down), b.ls_1, b.ls_2, linear(weight, bias))  # fmt: skip
 
@@ -81,36 +68,41 @@ def _look(visual: Any) -> Look:
 
 def _image(visual: Any, width: int, key: str, device: torch.device) -> ImageTower:
     look = _look(visual)
-    blocks = blocks_of(getattr(visual, "transformer", None))
-    walkable = (
-        type(visual).__name__ == "VisionTransformer" and visual.attn_pool is None and visual.pool_type in ("tok", "avg")
-    )
-    if not blocks or not walkable:
-        return ImageTower(lambda pixels: _pooled(visual(pixels)), width, look, key, device)
-    (patch, patch_w), weight = visual.patch_size, visual.conv1.weight.detach().flatten(1)
-    if patch != patch_w:
-        return ImageTower(lambda pixels: _pooled(visual(pixels)), width, look, key, device)
-    proj = None if visual.proj is None else visual.proj.detach()
+    walked = None
+    if type(visual).__name__ == "TimmModel" and "pool" not in dict(visual.head.named_children()):
+        walked = timm_image(visual.trunk, lambda x: visual.head(visual.trunk.head(x)), width, look, key, device)
+    elif type(visual).__name__ == "VisionTransformer":
+        walked = _vit(visual, width, look, key, device)
+    return walked or ImageTower(lambda pixels: _pooled(visual(pixels)), width, look, key, device)
 
-    def unfold(pixels: Tensor) -> Tensor:
-        return nn.functional.unfold(pixels, patch, stride=patch).transpose(1, 2)
+
+def _vit(visual: Any, width: int, look: Look, key: str, device: torch.device) -> ViT | None:
+    blocks, (patch, patch_w), pool = blocks_of(visual.transformer), visual.patch_size, visual.attn_pool
+    attended = pool is not None  # CoCa
+    if not blocks or patch != patch_w or visual.pool_type not in (("tok",) if attended else ("tok", "avg")):
+        return None
+    proj, average = None if visual.proj is None else visual.proj.detach(), visual.pool_type == "avg"
+
+    def first_query(x: Tensor) -> Tensor:
+        """The only one of CoCa's queries that its feature is made of, over all rows but the prompt's."""
+        query = pool.ln_q(pool.query[:1]).expand(len(x), -1, -1)
+        return visual.ln_post(pool.attn(query, x, x, need_weights=False)[0])[:, 0]
 
     def mean_of_patches(x: Tensor) -> Tensor:
         return x[:, 1:].mean(1)
 
-    average = visual.pool_type == "avg"
     return ViT(
         blocks,
-        unfold=unfold,
-        embed=linear(weight),
+        unfold=patches(patch),
+        embed=linear(visual.conv1.weight.detach().flatten(1)),
         special=visual.class_embedding.detach()[None],
         positions=visual.positional_embedding.detach(),
         pre=visual.ln_pre,
-        norm=visual.ln_post,
-        pool=mean_of_patches if average else lambda x: x[:, 0],
+        norm=pool.ln_k if attended else visual.ln_post,
+        pool=first_query if attended else mean_of_patches if average else lambda x: x[:, 0],
         project=same if proj is None else lambda x: x @ proj,
-        read=None if average else 1,
-        norm_last=visual.final_ln_after_pool,
+        read=None if average or attended else 1,
+        norm_last=visual.final_ln_after_pool and not attended,
         width=width,
         patch=patch,
         grid=visual.grid_size,
@@ -128,25 +120,34 @@ def _words(tokenizer: Any) -> Words | None:
     if hasattr(tokenizer, "sot_token_id"):  # open_clip's own byte-pair tokenizer
         return Words(tokenizer.encode, (tokenizer.sot_token_id,), (tokenizer.eot_token_id,))
     inner = getattr(tokenizer, "tokenizer", None)
-    if inner is None or tokenizer.strip_sep_token or tokenizer.tokenizer_mode:
+    if inner is None or tokenizer.tokenizer_mode:
         return None
-    whole, middle = inner.encode("a"), inner.encode("a", add_special_tokens=False)
-    at = next(i for i in range(len(whole)) if whole[i : i + len(middle)] == middle)
-    clean = tokenizer.clean_fn
-    return Words(lambda text: inner.encode(clean(text), add_special_tokens=False), tuple(whole[:at]),
-                 tuple(whole[at + len(middle) :]), inner.pad_token_id or 0)  # fmt: skip
+    words = whole_words(inner, tokenizer.clean_fn)
+    if tokenizer.strip_sep_token:  # CLIPA: the end of a text is token 0
+        words = replace(words, end=tuple(0 if i == inner.sep_token_id else i for i in words.end))
+    return words
+
+
+def _reads_the_end(text: Any, tokenizer: Any, words: Words, pool: str | None) -> bool:
+    """Whether the pool, which looks for a token, finds the one that ends a text."""
+    if pool == "eos":
+        return words.end == (getattr(text, "eos_id", getattr(text, "text_eos_id", None)),)
+    inner = getattr(tokenizer, "tokenizer", None)  # "argmax" looks for the highest: open_clip's own end is
+    return pool != "argmax" or inner is None or words.end == (max(inner.get_vocab().values()),)
 
 
 def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device) -> TextTower | OpaqueText:
     text = getattr(model, "text", model)  # CustomTextCLIP keeps its text tower apart
     blocks, words = blocks_of(getattr(text, "transformer", None)), _words(tokenizer)
-    pool = getattr(text, "pool_type", getattr(text, "text_pool_type", None))
-    odd = getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False)
+    tail = getattr(text, "cls_emb", None)  # CoCa's class token is read whatever pool_type says
+    pool = "last" if tail is not None else getattr(text, "pool_type", getattr(text, "text_pool_type", None))
+    odd = getattr(text, "use_pad_mask", False) or getattr(text, "correct_cls_mask", False)
+    odd = odd or (tail is not None and words is not None and words.pad != text.pad_id)
     known = hasattr(text, "token_embedding") and not odd
+    known = known and words is not None and _reads_the_end(text, tokenizer, words, pool)
     if not known or not blocks or words is None or pool not in ("argmax", "eos", "first", "last"):
-        return OpaqueText(
-            lambda texts: model.encode_text(tokenizer(texts).to(device), normalize=False), width, key, device
-        )
+        encode = lambda texts: model.encode_text(tokenizer(texts).to(device), normalize=False)  # noqa: E731
+        return OpaqueText(encode, width, key, device)
     proj = text.text_projection
     project = same if proj is None else linear(proj) if isinstance(proj, nn.Linear) else lambda x: x @ proj.detach()
     return TextTower(
@@ -161,27 +162,19 @@ def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device
         width=width,
         key=key,
         device=device,
+        tail=None if tail is None else tail.detach(),
     )
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A hash of all weights: what tells two towers of one shape apart."""
-    found = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def wrap(model: Any, tokenizer: Any, spec: str, device: str | torch.device = "cpu") -> Clip:
     """An open_clip model and its tokenizer as a Clip; the model is frozen, put in eval mode and kept out of sight."""
     device = torch.device(device)
-    model = model.eval().requires_grad_(False).to(device)
+    model = freeze(model, device)
     key = f"{spec}#{fingerprint(model)}"
     width = getattr(model.visual, "output_dim", None) or _probe(model, device)
-    with torch.no_grad():
-        scale = float(model.logit_scale.exp())
-    return Clip(_image(model.visual, width, key, device), _text(model, tokenizer, width, key, device), scale, spec)
+    bias = getattr(model, "logit_bias", None)
+    image, text = _image(model.visual, width, key, device), _text(model, tokenizer, width, key, device)
+    return Clip(image, text, float(model.logit_scale.exp()), spec, 0.0 if bias is None else float(bias))
 
 
 def _probe(model: Any, device: torch.device) -> int:

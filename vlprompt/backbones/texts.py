@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,18 +47,30 @@ class Words:
         return [*self.begin, *ids, *self.end], [*[-1] * len(self.begin), *where, *[-1] * len(self.end)]
 
 
+def whole_words(tokenizer: Any, clean: Callable[[str], str] = str) -> Words:
+    """A tokenizer of Hugging Face as Words; clean: what is done to a text before it."""
+    whole, middle = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    at = next(i for i in range(len(whole)) if whole[i : i + len(middle)] == middle)
+    begin, end = tuple(whole[:at]), tuple(whole[at + len(middle) :])
+    pad = tokenizer.pad_token_id or 0
+    return Words(lambda text: tokenizer.encode(clean(text), add_special_tokens=False), begin, end, pad)
+
+
 class TextTower:
     """Texts -> features (R, C, E), un-normalised.
 
     table (V, D): token embeddings; positions (L, D); project: (.., D) -> (.., E). causal: rows see only what stands
-    before them; read: which row is the text's ("end", "first" or "last" of the whole context).
+    before them; read: which row is the text's ("end", "first" or "last" of the whole context). tail (D,): a row
+    after the context (CoCa's class token), which is then the last; positions has one more row for it.
     """
 
     def __init__(self, blocks: Sequence[Block], *, words: Words, table: Tensor, positions: Tensor, norm: Map,
-                 project: Map, causal: bool, read: str, width: int, key: str, device: torch.device):  # fmt: skip
+                 project: Map, causal: bool, read: str, width: int, key: str, device: torch.device,
+                 tail: Tensor | None = None):  # fmt: skip
         self.blocks, self.words, self.table, self.positions = blocks, words, table, positions
         self.norm, self.project, self.causal, self.read, self.width, self.key = norm, project, causal, read, width, key
-        self.depth, self.dim, self.heads, self.length = len(blocks), table.shape[1], blocks[0].heads, len(positions)
+        self.depth, self.dim, self.heads, self.tail = len(blocks), table.shape[1], blocks[0].heads, tail
+        self.length = len(positions) - (tail is not None)
         self.head_dim, self.device = self.dim // self.heads, device
         self._layout = lru_cache(16)(self._lay_out)
 
@@ -137,7 +150,9 @@ class TextTower:
     def _full(self, texts: tuple[str, ...], prompt: Prompt, contexts: int, own: bool) -> Tensor:
         """Every text by itself: without a causal mask, or where a part mixes rows."""
         found, c, p = self.rows(texts, prompt.length), len(texts), prompt.length
-        n = max(len(ids) for ids, _ in found) if self.causal else self.length
+        tail, longest = self.tail is not None, max(len(ids) for ids, _ in found)
+        whole = not self.causal or (self.read == "last" and not tail)
+        n = self.length if whole else min(longest + tail, self.length)
         ids = torch.tensor([i + [self.words.pad] * (n - len(i)) for i, _ in found], device=self.device)
         x = (self.table[ids] + self.positions[:n]).repeat(contexts, 1, 1)  # (R * C, N, D)
         places = torch.tensor(
@@ -156,7 +171,20 @@ class TextTower:
             for i, kv in prompt.prefix.items()
         }
         prompt = Prompt(each, prefix, prompt.beside)  # type: ignore[arg-type]
-        x = walk(self.blocks, x, prompt, attention=everyone(self.causal), slot=(places, places))
+        seen = None
+        if self.tail is not None:
+            x = torch.cat([x, (self.tail + self.positions[-1]).expand(len(x), 1, -1)], 1)
+            seen = self._seen(ids, places[:c]).repeat(contexts, 1)
+        x = walk(self.blocks, x, prompt, attention=everyone(self.causal, seen), slot=(places, places))
         ends = torch.tensor([len(i) - 1 for i, _ in found], device=self.device).repeat(contexts)
-        row = {"end": ends, "first": torch.zeros_like(ends), "last": torch.full_like(ends, n - 1)}[self.read]
+        row = {"end": ends, "first": torch.zeros_like(ends), "last": torch.full_like(ends, x.shape[1] - 1)}[self.read]
         return x[torch.arange(len(x), device=x.device), row].unflatten(0, (contexts, c))
+
+    def _seen(self, ids: Tensor, places: Tensor) -> Tensor:
+        """Which of N + 1 rows CoCa lets be seen, (C, N + 1), for ids (C, N) with prompt tokens in places (C, P).
+
+        Its mask of padding stands one row late, and its weights are trained with that: the row after a pad token is
+        hidden, so the first pad is seen and the class token doesn't see itself.
+        """
+        kept = (ids != self.words.pad).scatter(1, places, True)
+        return torch.cat([kept.new_ones(len(ids), 1), kept], 1)
