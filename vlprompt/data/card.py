@@ -56,24 +56,30 @@ def read_card(name: str) -> dict[str, Any]:
     return card
 
 
-def card_classes(card: dict[str, Any]) -> dict[str, str]:
-    """{id: name} in label order.
+def card_ids(card: dict[str, Any]) -> dict[str, str]:
+    """{id: what the card itself says of it} in label order.
 
     A card gives a mapping, or a list of names that are their own ids and of {id: name}, or the name of the card whose
-    classes they are. With `names: imagenet` the ids are WordNet's and the names those that CLIP's authors chose.
+    classes they are.
     """
     given = card["classes"]
     if isinstance(given, str):
-        return card_classes(read_card(given))
-    pairs = given if isinstance(given, dict) else {}
-    for one in [] if pairs else given:
+        return card_ids(read_card(given))
+    pairs: dict[Any, Any] = {}
+    for one in [given] if isinstance(given, dict) else given:
         pairs |= one if isinstance(one, dict) else {one: one}
-    if card.get("names") != "imagenet":
-        return {str(key): str(name) for key, name in pairs.items()}
+    return {str(key): str(name) for key, name in pairs.items()}
+
+
+def card_classes(card: dict[str, Any]) -> dict[str, str]:
+    """{id: name} in label order; with `names: imagenet` on the card, WordNet's ids with the names of CLIP's authors."""
+    whose = read_card(card["classes"]) if isinstance(card["classes"], str) else card
+    if whose.get("names") != "imagenet":
+        return card_ids(whose)
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     every = dict(zip(read_card("imagenet")["classes"], IMAGENET_CLASSNAMES, strict=True))
-    return {key: every[key] for key in pairs}
+    return {key: every[key] for key in card_ids(whose)}
 
 
 def class_names(classes: dict[str, str], where: str, hand: str | None = None) -> tuple[Name, ...]:
