@@ -99,7 +99,9 @@ def made(name: str, found: Found, template: str, augment: str, where: str, hint:
         names = tuple(names[i] for i in kept)
         note = joined(note, f"only the {len(kept)} of {len(places)} classes that have images")
         if len(kept) < 2:
-            raise ValueError(f"{where} has images of {len(kept)} classes only; two are the least")
+            raise ValueError(
+                f"{where} has images of {len(kept)} class{'es' * (len(kept) != 1)} only; two classes are the least"
+            )
         places = {key: i for i, key in enumerate(ids(names))}
     domains = sorted({row.domain for of_part in rows.values() for row in of_part if row.domain is not None})
     info = found.info | ({"domains": domains} if domains else {})

@@ -27,12 +27,13 @@ def lines_of(path: Path) -> list[str]:
 def arrays_of(path: Path) -> dict[str, object]:
     """A .mat file; OSError where it is missing, ValueError where it is broken."""
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     if not path.is_file():
         text_of(path)
     try:
         return loadmat(str(path), squeeze_me=True)
-    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+    except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
         raise ValueError(f"{str(path)!r} is not a MATLAB file that can be read ({error}); get it again") from error
 
 
