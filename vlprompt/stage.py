@@ -44,7 +44,7 @@ class View:
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """An image that can be decoded: `pixels(look, view)` -> (3, h, w), `key` tells it from any other image.
 

@@ -122,7 +122,7 @@ def open_data(
         data = _from_card(dataset, augment, root, how)
         return data if template is None else with_template(data, template)
     found, where, hint = find(dataset)
-    name = Path(dataset).expanduser().resolve().name
+    name = Path(dataset).expanduser().absolute().name
     data = made(name, found, template or PLAIN, augment or "crop-flip", where, hint, **how)
     return data if template is None else with_template(data, template)
 

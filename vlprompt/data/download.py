@@ -71,7 +71,7 @@ def prepare(card: dict[str, Any], folder: Path, download: bool, base: str | None
                 left.append(step)
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            fetch(step.url, path, watch)
+            fetch(step.url, path, watch, card.get("by_hand", ""))
         if step.md5 is not None and (came := md5_of(path, watch)) != step.md5:
             raise ValueError(
                 f"{str(path)!r} has the md5 {came}, not {step.md5}: it is broken or another version; "
@@ -85,8 +85,11 @@ def prepare(card: dict[str, Any], folder: Path, download: bool, base: str | None
     return left
 
 
-def fetch(url: str, path: Path, watch: Watch) -> None:
-    """A file from an address; it bears its name only when it is whole, and a part that came before is continued."""
+def fetch(url: str, path: Path, watch: Watch, advice: str = "") -> None:
+    """A file from an address; it bears its name only when it is whole, and a part that came before is continued.
+
+    advice: what the error says besides, of how to come by the file.
+    """
     part = path.with_name(f"{path.name}.part")
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "vlprompt"})
@@ -111,6 +114,7 @@ def fetch(url: str, path: Path, watch: Watch) -> None:
         raise OSError(
             f"could not get {url} ({error}); what has come is kept, the same command goes on from there. "
             f"Or fetch it another way, put it at {str(path)!r} and give the same command again"
+            + (f" ({advice})" if advice else "")
         ) from error
     part.replace(path)
 

@@ -111,6 +111,10 @@ def _decode(open_it: Callable[[], Image.Image], look: Look, view: View | None) -
     return pixels(open_it(), look, view)
 
 
+def _decode_file(path: str, look: Look, view: View | None) -> Tensor:
+    return pixels(open_picture(Path(path)), look, view)
+
+
 def picture_item(key: str, open_it: Callable[[], Image.Image], name: str = "") -> Item:
     """An item of a picture that can be opened again; `key` must change when the picture does."""
     return Item(key, partial(_decode, open_it), name)
@@ -123,4 +127,4 @@ def file_item(path: Path, name: str = "") -> Item:
     """
     stat = path.stat()
     key = f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
-    return picture_item(key, partial(open_picture, path), name)
+    return Item(key, partial(_decode_file, str(path)), name)
