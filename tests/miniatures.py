@@ -144,7 +144,7 @@ class Miniature:
         self.write("ucfTrainTestlist/trainlist01.txt", train)
         self.write("ucfTrainTestlist/testlist01.txt", re.sub(r" \d+$", "", test, flags=re.M))  # the test has no labels
 
-    def packed(self, where):
+    def packed(self, where, address=None):
         """The archives and files that its card downloads, in the folder `where`."""
         found = steps(self.card)
         given = {Path(step.gives).parts[0] for step in found}
@@ -162,12 +162,14 @@ class Miniature:
             sources += [(path, path.name) for path in rest] if step is last else []
             pack(where / step.file, sources, "/".join(["top", "data"][: step.strip]))
             inner = where / step.file
-        return self.local(where)
+        return self.local(where, address)
 
-    def local(self, where):
-        """The card with the checksums of this miniature's files."""
+    def local(self, where, address):
+        """The card with the checksums, and where there is one the address, of this miniature's files."""
         card = self.card | {"downloads": [dict(told) for told in self.card["downloads"]]}
         for told, step in zip(card["downloads"], steps(self.card), strict=True):
+            if address is not None and "url" in told:
+                told |= {"url": f"{address}/{step.file}"}
             if "md5" in told:
                 told["md5"] = hashlib.md5((where / step.file).read_bytes()).hexdigest()
         path = where / f"{self.name}.yaml"

@@ -137,12 +137,12 @@ def test_prepare_fetches_unpacks_and_checks(name, tmp_path, jpegs, type_in, serv
     """Archives as the authors pack them, on a server; the folder that comes out holds what the miniature held."""
     made = Miniature(name, tmp_path / "made", jpegs)
     folder, address, handler = served
-    card = made.packed(folder)
+    card = made.packed(folder, address)
     root = tmp_path / "root"
     words = ["data", "prepare", card, "--root", root]
     code, text = type_in(*words)
     assert (code, "missing: " in text, handler.asked) == (1, True, [])  # nothing is fetched that was not asked for
-    code, text = type_in(*words, "--download", "--from", address, "--only-there")
+    code, text = type_in(*words, "--download", "--only-there")
     assert code == 0, text
     n = SIZES[name]
     assert f"{n - 3} of {n} classes have no images: " in text

@@ -131,10 +131,12 @@ def split(
     only_there: OnlyThere = False,
 ) -> None:
     """Keep the split of a dataset as a portable file: put into the dataset's folder it is read back exactly."""
-    from vlprompt.data.card import open_data
+    from vlprompt.data.card import is_card, open_data, read_card
     from vlprompt.data.splitfile import OWN, write_split
 
     use_root(root)
+    if name.endswith(".npz") or (is_card(name) and "loader" in read_card(name)):
+        raise ValueError(f"{name!r} is no folder of files, so its split can't be kept as a list of files")
     path = save / OWN if save.is_dir() else save
     told = write_split(open_data(name, only_there=only_there), path)
     out.print(f"wrote {path}, hash {told}", soft_wrap=True, markup=False, highlight=False)

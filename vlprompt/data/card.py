@@ -184,8 +184,10 @@ def with_template(data: Data, template: str) -> Data:
 def _from_card(dataset: str, augment: str | None, root: str | Path | None, how: dict[str, bool]) -> Data:
     card, name = read_card(dataset), Path(dataset).stem
     names = class_names(card_classes(card), f"the card {name}", card["template"])
-    hint = f"get the rest by `vlprompt data prepare {dataset} --download`, or take only the classes that are there: " \
-           "--only-there, in Python open_data(..., only_there=True)"  # fmt: skip
+    hint = (
+        f"get the rest by `vlprompt data prepare {dataset} --download`, or take only the classes that are there: "
+        "`vlprompt data check --only-there`, in Python open_data(..., only_there=True), which a task takes"
+    )
     if "layout" in card:
         from vlprompt.data.place import read_place
 

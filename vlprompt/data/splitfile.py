@@ -110,13 +110,18 @@ def content_hash(told: dict[str, Any]) -> str:
 
 
 def write_split(data: Data, path: Path) -> str:
-    """Writes the split of data whose items are files of one folder; gives its hash. Whole or not at all."""
+    """Writes the split of data whose items are files of one folder; gives its hash. Whole or not at all.
+
+    ValueError for files that lie elsewhere, which no other machine would find.
+    """
     told: dict[str, Any] = {"dataset": data.name, "note": data.note}
     told["classes"] = [[key, str(name)] for name, key in zip(data.test.names, ids(data.test.names), strict=True)]
     for part in PARTS:
         if (split := getattr(data, part)) is not None:
             rows = zip(split.items, split.labels, strict=True)
             told[part] = [[item.name, label, str(split.names[label])] for item, label in rows]
+            for place, row in enumerate(told[part]):
+                _checked(row, path, part, place)
     told = {"hash": content_hash(told), **told}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(told, ensure_ascii=False) + "\n", "utf-8")
