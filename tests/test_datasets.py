@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import itertools
 import json
+import os
 import threading
 import warnings
 from pathlib import Path
@@ -55,6 +56,7 @@ def mini(tmp_path, jpegs, monkeypatch):
 def type_in(capsys, monkeypatch):
     """Type a command; gives (exit status, what it printed, in one line)."""
     monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("VLPROMPT_DATA", os.environ.get("VLPROMPT_DATA", "data"))  # --root sets it; put back afterwards
 
     def typed(*words):
         with warnings.catch_warnings(action="ignore"), pytest.raises(SystemExit) as left:
@@ -148,6 +150,8 @@ def test_prepare_fetches_unpacks_and_checks(name, tmp_path, jpegs, type_in, serv
     assert f"{n - 3} of {n} classes have no images: " in text
     assert text.endswith("ready")
     asked = len(handler.asked)
+    for archive in (root / made.card["folder"]).glob("*.*z*"):
+        archive.unlink()  # what they gave is there
     code, text = type_in(*words)  # all is there, so nothing is fetched; but most classes are missing
     assert (code, len(handler.asked)) == (1, asked)
     assert f"wrong: {n - 3} of {n} classes have no images" in text
@@ -361,6 +365,32 @@ def test_what_can_go_wrong_with_a_download(tmp_path, jpegs, type_in, served):
     (root / "dtd" / "dtd-r1.0.1.tar.gz").write_bytes(b"other bytes")
     code, text = type_in(*words, address)
     assert (code, "it is broken or another version" in text) == (2, True)
+    (root / "dtd" / "dtd-r1.0.1.tar.gz").unlink()
+    code, text = type_in(*words, folder)  # a folder that holds the files does as well
+    assert code == 0, text
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"layout": "dtt"}, "there is no layout 'dtt'; did you mean 'dtd'?"),
+        ({"colour": 1}, "unknown key 'colour'"),
+        ({"title": None, "images": ...}, "the key 'images' is missing"),
+        ({"classes": ["banded", "banded"]}, "has the class 'banded' twice"),
+        ({"names": "imagenet"}, "the class 'banded', which is none of ImageNet's"),
+        ({"downloads": [{"link": "x"}]}, "unknown key 'link'"),
+    ],
+)
+def test_a_wrong_card(tmp_path, type_in, changed, told):
+    card = {key: value for key, value in (read_card("dtd") | changed).items() if value is not ...}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(card))
+    code, text = type_in("data", "prepare", tmp_path / "mine.yaml", "--root", tmp_path)
+    if code == 1:  # nothing is there to be read, so the classes have not been looked at
+        code, text = type_in("data", "check", tmp_path / "mine.yaml")
+    assert code == 2
+    assert told in text
+    (tmp_path / "mine.yaml").write_text("classes: [")
+    assert "is not YAML" in type_in("data", "check", tmp_path / "mine.yaml")[1]
 
 
 def test_archives_that_would_write_elsewhere(tmp_path, type_in):

@@ -31,6 +31,11 @@ def cards() -> list[str]:
     return sorted(path.stem for path in cards_folder().glob("*.yaml"))
 
 
+def layouts() -> list[str]:
+    """The ways in which folders of datasets are read."""
+    return sorted(path.stem for path in (Path(__file__).parent / "layouts").glob("[!_]*.py"))
+
+
 def is_card(dataset: str) -> bool:
     """Whether it names a card of ours or a YAML file, which is a card of the user's."""
     return dataset in cards() or (Path(dataset).suffix in (".yaml", ".yml") and Path(dataset).expanduser().is_file())
@@ -53,6 +58,9 @@ def read_card(name: str) -> dict[str, Any]:
     needed = NEEDED | (set() if "loader" in card else {"layout", "folder", "images"})
     if missing := needed - set(card):
         raise ValueError(f"{path}: the key {min(missing)!r} is missing")
+    kind, known = ("loader", list(LOADERS)) if "loader" in card else ("layout", layouts())
+    if card[kind] not in known:
+        raise ValueError(f"{path}: there is no {kind} {card[kind]!r}; {nearest(str(card[kind]), known)}")
     return card
 
 
@@ -67,7 +75,10 @@ def card_ids(card: dict[str, Any]) -> dict[str, str]:
         return card_ids(read_card(given))
     pairs: dict[Any, Any] = {}
     for one in [given] if isinstance(given, dict) else given:
-        pairs |= one if isinstance(one, dict) else {one: one}
+        for key, name in (one if isinstance(one, dict) else {one: one}).items():
+            if key in pairs:
+                raise ValueError(f"the card has the class {key!r} twice; tell two of one name apart by {{id: name}}")
+            pairs[key] = name
     return {str(key): str(name) for key, name in pairs.items()}
 
 
@@ -79,6 +90,8 @@ def card_classes(card: dict[str, Any]) -> dict[str, str]:
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     every = dict(zip(read_card("imagenet")["classes"], IMAGENET_CLASSNAMES, strict=True))
+    if strange := [key for key in card_ids(whose) if key not in every]:
+        raise ValueError(f"the card has the class {strange[0]!r}, which is none of ImageNet's 1000 WordNet ids")
     return {key: every[key] for key in card_ids(whose)}
 
 

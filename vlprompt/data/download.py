@@ -61,9 +61,10 @@ def prepare(card: dict[str, Any], folder: Path, download: bool, base: str | None
     OSError for what can't be had, with the place where the file goes when it is fetched by hand; ValueError for a file
     with another checksum and for an archive that is broken or would write outside its folder.
     """
-    left = []
-    for step in steps(card, base):
-        if (folder / step.gives).exists():
+    left, every = [], steps(card, base)
+    for step in every:
+        after = [later.gives for later in every if later.file == step.gives]  # what an archive in an archive gives
+        if any((folder / path).exists() for path in (step.gives, *after)):
             continue
         path = folder / step.file
         if not path.is_file():
