@@ -81,9 +81,9 @@ def test_the_digits_halves_never_meet():
     assert not {item.key for item in train.items} & {item.key for item in open_data("digits").test.items}
 
 
-def test_every_card_opens():
-    assert cards() == ["digits", "glyphs"]
-    for name in cards():
+def test_every_card_of_what_comes_with_the_package_opens():
+    assert {"digits", "glyphs"} < set(cards())
+    for name in ("digits", "glyphs"):
         data, card = open_data(name), read_card(name)
         assert len(data.train.names) == len(card["classes"])
         assert min(data.train.count()) > 0 < min(data.test.count())

@@ -67,6 +67,7 @@ def test_only_adapters_know_the_libraries_of_models():
 def test_the_command_line_starts_without_torch():
     for path in (
         ROOT / "vlprompt" / "cli.py",
+        ROOT / "vlprompt" / "data_cli.py",
         ROOT / "vlprompt" / "__init__.py",
         ROOT / "vlprompt" / "backbones" / "__init__.py",
     ):

@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlprompt import methods, tasks
+    from vlprompt import data, methods, tasks
     from vlprompt.backbones import load
     from vlprompt.method import Method
     from vlprompt.prompt import Prompt
     from vlprompt.runner import run
     from vlprompt.train import Train
 
-__all__ = ["Method", "Prompt", "Train", "load", "methods", "run", "tasks"]
+__all__ = ["Method", "Prompt", "Train", "data", "load", "methods", "run", "tasks"]
 _HOMES = {"load": "backbones", "run": "runner", "Method": "method", "Prompt": "prompt", "Train": "train"}
 
 
@@ -26,6 +26,6 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"vlprompt.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
-    if name in ("methods", "tasks"):
+    if name in ("data", "methods", "tasks"):
         return import_module(f"vlprompt.{name}")
     raise AttributeError(f"module 'vlprompt' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
+from vlprompt.data_cli import Root, use_root
+from vlprompt.data_cli import app as data_app
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -15,6 +18,7 @@ app = typer.Typer(
     help="Prompt learning on frozen vision-language models. "
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
+app.add_typer(data_app, name="data")
 out, err = Console(), Console(stderr=True)
 STOPPED = "stopped; the same command goes on from here"
 Runs = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
@@ -49,7 +53,7 @@ def run(
     words: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
-            help="A dataset (a card's name or a folder of images), then key=value settings.",
+            help="A dataset (a card's name, a folder or file of images), then key=value settings.",
             metavar="[DATASET] [KEY=VALUE]...",
         ),
     ] = None,
@@ -65,6 +69,7 @@ def run(
     config: Annotated[Optional[Path], typer.Option("-c", "--config", help="A YAML file of settings.")] = None,  # noqa: UP045
     runs: Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.")] = Path("runs"),
     device: Device = None,
+    root: Root = None,
     skip_broken: SkipBroken = False,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")] = 5.0,
     threads: Annotated[
@@ -82,6 +87,7 @@ def run(
     """
     from vlprompt.sweep import sweep
 
+    use_root(root)
     words = [w for w in (words or []) if w]
     if method and "=" in method:
         method, words = None, [method, *words]
@@ -155,17 +161,21 @@ def list_(what: Annotated[str, typer.Argument(help="methods, tasks, datasets or 
 @app.command("eval")
 def eval_(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
-    dataset: Annotated[str, typer.Argument(help="A card's name or a folder of images; its classes are the answers.")],
+    dataset: Annotated[
+        str, typer.Argument(help="A card's name, a folder or file of images; its classes are the answers.")
+    ],
     backbone: Where = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Also draw 40 test images with their predictions into this PNG.")
     ] = None,
     device: Device = None,
+    root: Root = None,
     skip_broken: SkipBroken = False,
 ) -> None:
     """Test a learned prompt on the test split of a dataset, also one with other classes."""
     from vlprompt.use import evaluate_on
 
+    use_root(root)
     for name, value in evaluate_on(folder, dataset, backbone, device, skip_broken, picture).items():
         out.print(f"{name:18} {value:.2f}", highlight=False)
     if picture is not None:

@@ -21,7 +21,7 @@ def listing(what: str) -> list[str]:
         from vlprompt.data.card import cards, read_card
 
         return [f"{name:16} {read_card(name)['title']}" for name in cards()] + [
-            "PATH             any folder of images with one sub-folder per class"
+            "PATH             a folder of images with one sub-folder per class, or a .csv, .jsonl, .npz, .json or .yaml"
         ]
     if what == "backbones":
         return [

@@ -44,12 +44,21 @@ class View:
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
-    """An image that can be decoded: `pixels(look, view)` -> (3, h, w), `key` tells it from any other image."""
+    """An image that can be decoded: `pixels(look, view)` -> (3, h, w), `key` tells it from any other image.
+
+    name: where it stands in its dataset, the same on every machine; it goes into the hash of a split and into the seed
+    of a view. Without one it is the key.
+    """
 
     key: str
     pixels: Callable[[Look, View | None], Tensor]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.key)
 
 
 class Images:
@@ -125,7 +134,7 @@ def picked(items: "Sequence[Item]", views: "Sequence[View | None]") -> Images:
     return Images(
         lambda look, places: torch.stack([items[p].pixels(look, views[p]) for p in places]),
         keys,
-        lambda augment, k: picked(items, [View(augment, number("view", k, item.key)) for item in items]),
+        lambda augment, k: picked(items, [View(augment, number("view", k, item.name)) for item in items]),
     )
 
 
@@ -169,9 +178,9 @@ class Split:
         return counts
 
     def hash(self) -> str:
-        """Tells this split from another: keys, labels, names and ids, in order."""
+        """Tells this split from another, wherever its files lie: names of items, labels, names and ids, in order."""
         told = (
-            [item.key for item in self.items],
+            [item.name for item in self.items],
             self.labels,
             [str(n) for n in self.names],
             ids(self.names),
@@ -207,7 +216,7 @@ class Split:
 
     def _batch(self, chosen: list[int], view: tuple[int, int] | None) -> Batch:
         items = [self.items[i] for i in chosen]
-        images = picked(items, [view and View(self.augment, number(*view, item.key)) for item in items])
+        images = picked(items, [view and View(self.augment, number(*view, item.name)) for item in items])
         domains = None if self.domains is None else torch.tensor([self.domains[i] for i in chosen])
         return Batch(images, torch.tensor([self.labels[i] for i in chosen]), self.names, domains)
 

@@ -1,0 +1,18 @@
+"""Datasets: `open_data` for cards and files, `from_torchvision` and `from_huggingface` for objects."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlprompt.data.card import open_data
+    from vlprompt.data.found import Data
+    from vlprompt.data.objects import from_huggingface, from_torchvision
+
+__all__ = ["Data", "from_huggingface", "from_torchvision", "open_data"]
+_HOMES = {"Data": "found", "from_huggingface": "objects", "from_torchvision": "objects", "open_data": "card"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"vlprompt.data.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'vlprompt.data' has no attribute {name!r}; it has {', '.join(__all__)}")

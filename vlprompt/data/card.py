@@ -1,30 +1,24 @@
-"""Dataset cards: what a dataset is and how its splits are made; a folder of images needs none."""
+"""Dataset cards: what a dataset is and how its splits are made; a user's own files need none."""
 
 import unicodedata
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlprompt.data.images import AUGMENTS, file_item, picture_item
+from vlprompt.data.found import Data as Data
+from vlprompt.data.found import Found, Row, made
+from vlprompt.data.images import AUGMENTS, picture_item
 from vlprompt.errors import nearest
-from vlprompt.stage import Name, Split
+from vlprompt.stage import Item, Name, ids
 
-KEYS = {"title", "source", "licence", "loader", "classes", "template", "augment", "note"}
-
-
-@dataclass(frozen=True)
-class Data:
-    """A dataset that was opened: its splits (val may be missing), its template, and what a result must say of it."""
-
-    name: str
-    train: Split
-    val: Split | None
-    test: Split
-    template: str
-    note: str
+NEEDED = {"title", "source", "licence", "classes", "template"}
+KEYS = NEEDED | {"loader", "layout", "folder", "images", "split", "sizes", "downloads", "by_hand", "names", "augment",
+                 "note"}  # fmt: skip
+FORMS = (".csv", ".jsonl", ".npz", ".json")  # files that are datasets
+PLAIN = "a photo of a {name}."
 
 
 def cards_folder() -> Path:
@@ -37,47 +31,68 @@ def cards() -> list[str]:
     return sorted(path.stem for path in cards_folder().glob("*.yaml"))
 
 
+def layouts() -> list[str]:
+    """The ways in which folders of datasets are read."""
+    return sorted(path.stem for path in (Path(__file__).parent / "layouts").glob("[!_]*.py"))
+
+
+def is_card(dataset: str) -> bool:
+    """Whether it names a card of ours or a YAML file, which is a card of the user's."""
+    return dataset in cards() or (Path(dataset).suffix in (".yaml", ".yml") and Path(dataset).expanduser().is_file())
+
+
 def read_card(name: str) -> dict[str, Any]:
-    """The card of a dataset; ValueError for a key it should not have or one that it lacks."""
+    """The card of a dataset by its name or its file; ValueError for a key it should not have or one that it lacks."""
     import yaml
 
-    path = cards_folder() / f"{name}.yaml"
-    card = yaml.safe_load(path.read_text("utf-8"))
+    path = cards_folder() / f"{name}.yaml" if name in cards() else Path(name).expanduser()
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times as fast, where libyaml is
+        card = yaml.load(path.read_text("utf-8"), Loader=loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(card, dict):
+        raise ValueError(f"{path}: a card is a mapping of keys, not a {type(card).__name__}")
     if unknown := set(card) - KEYS:
         raise ValueError(f"{path}: unknown key {min(unknown)!r}; a card has {', '.join(sorted(KEYS))}")
-    if missing := {"title", "source", "licence", "loader", "classes", "template"} - set(card):
+    needed = NEEDED | (set() if "loader" in card else {"layout", "folder", "images"})
+    if missing := needed - set(card):
         raise ValueError(f"{path}: the key {min(missing)!r} is missing")
+    kind, known = ("loader", list(LOADERS)) if "loader" in card else ("layout", layouts())
+    if card[kind] not in known:
+        raise ValueError(f"{path}: there is no {kind} {card[kind]!r}; {nearest(str(card[kind]), known)}")
     return card
 
 
-def open_data(dataset: str, augment: str | None = None, skip_broken: bool = False) -> Data:
-    """A dataset by the name of its card, or a folder of images.
+def card_ids(card: dict[str, Any]) -> dict[str, str]:
+    """{id: what the card itself says of it} in label order.
 
-    The folder has a sub-folder per class, with or without train/ and test/ above. augment: "none", "crop" or
-    "crop-flip" instead of what the card says. skip_broken: leave out files that can't be decoded. ValueError for a name
-    that is neither a card nor a folder, and for folders that are empty or disagree on classes.
+    A card gives a mapping, or a list of names that are their own ids and of {id: name}, or the name of the card whose
+    classes they are.
     """
-    if augment is not None and augment not in AUGMENTS:
-        raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")
-    if dataset in cards():
-        return _from_card(dataset, augment)
-    path = Path(dataset).expanduser()
-    if path.is_dir():
-        from vlprompt.data.folder import read_folder
+    given = card["classes"]
+    if isinstance(given, str):
+        return card_ids(read_card(given))
+    pairs: dict[Any, Any] = {}
+    for one in [given] if isinstance(given, dict) else given:
+        for key, name in (one if isinstance(one, dict) else {one: one}).items():
+            if key in pairs:
+                raise ValueError(f"the card has the class {key!r} twice; tell two of one name apart by {{id: name}}")
+            pairs[key] = name
+    return {str(key): str(name) for key, name in pairs.items()}
 
-        names, parts, note = read_folder(path, skip_broken)
-        kind = augment or "crop-flip"
-        made = {k: Split(tuple(file_item(p) for p, _ in v), tuple(c for _, c in v), names, augment=kind)
-                for k, v in parts.items()}  # fmt: skip
-        return Data(path.name, made["train"], made.get("val"), made["test"], "a photo of a {name}.", note)
-    if path.is_file():
-        raise ValueError(
-            f"{dataset!r} is a file; a dataset is a card or a folder with one sub-folder of images per class"
-        )
-    raise ValueError(
-        f"there is no dataset {dataset!r}: neither a card ({nearest(dataset, cards())}) "
-        "nor a folder with one sub-folder of images per class"
-    )
+
+def card_classes(card: dict[str, Any]) -> dict[str, str]:
+    """{id: name} in label order; with `names: imagenet` on the card, WordNet's ids with the names of CLIP's authors."""
+    whose = read_card(card["classes"]) if isinstance(card["classes"], str) else card
+    if whose.get("names") != "imagenet":
+        return card_ids(whose)
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    every = dict(zip(read_card("imagenet")["classes"], IMAGENET_CLASSNAMES, strict=True))
+    if strange := [key for key in card_ids(whose) if key not in every]:
+        raise ValueError(f"the card has the class {strange[0]!r}, which is none of ImageNet's 1000 WordNet ids")
+    return {key: every[key] for key in card_ids(whose)}
 
 
 def class_names(classes: dict[str, str], where: str, hand: str | None = None) -> tuple[Name, ...]:
@@ -95,34 +110,125 @@ def class_names(classes: dict[str, str], where: str, hand: str | None = None) ->
     return tuple(names)
 
 
-def _from_card(name: str, augment: str | None) -> Data:
-    card = read_card(name)
-    names = class_names(card["classes"], f"the card {name}", card["template"])
-    parts = LOADERS[card["loader"]]()
-    kind = augment or card.get("augment", "crop-flip")
-    made = {
-        k: Split(tuple(item for item, _ in v), tuple(label for _, label in v), names, augment=kind)
-        for k, v in parts.items()
+def open_data(
+    dataset: str,
+    augment: str | None = None,
+    skip_broken: bool = False,
+    root: str | Path | None = None,
+    only_there: bool = False,
+    template: str | None = None,
+) -> Data:
+    """A dataset by the name of its card, or files: a folder of images, .csv, .jsonl, .npz, a split .json, a card .yaml.
+
+    The folder has a sub-folder per class, with or without train/ and test/ above. augment: "none", "crop" or
+    "crop-flip" instead of what the card says. skip_broken: leave out files that can't be decoded. root: where datasets
+    with a card lie (default: the environment's VLPROMPT_DATA, else ./data). only_there: take the classes that have
+    images instead of a ValueError for those that have none. template: hand-written text with {name} instead of the
+    card's. ValueError for what is none of these and for what is wrong in it.
+    """
+    if augment is not None and augment not in AUGMENTS:
+        raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")
+    if template is not None and "{name}" not in template:
+        raise ValueError(f"the template {template!r} has no {{name}} where the class stands")
+    how = {"skip_broken": skip_broken, "only_there": only_there}
+    if is_card(dataset):
+        data = _from_card(dataset, augment, root, how)
+        return data if template is None else with_template(data, template)
+    found, where, hint = find(dataset)
+    name = Path(dataset).expanduser().absolute().name
+    data = made(name, found, template or PLAIN, augment or "crop-flip", where, hint, **how)
+    return data if template is None else with_template(data, template)
+
+
+def find(dataset: str) -> tuple[Found, str, str]:
+    """What lies in a user's folder or file, and how errors about it begin and end."""
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        from vlprompt.data.folder import read_folder
+
+        return read_folder(path), f"the folder {dataset!r}", "a class needs at least 3 images, 10 or more are better"
+    if path.is_file() and path.suffix.lower() in FORMS:
+        from vlprompt.data.files import read_file
+
+        return read_file(path), f"the file {dataset!r}", "a class needs at least 3 images, 10 or more are better"
+    if "#" in dataset:
+        raise ValueError(f"{dataset!r} was given in Python as an object, by name and hash; open it there again")
+    if path.is_file():
+        raise ValueError(
+            f"{dataset!r} is a file; a dataset is a card, a folder with one sub-folder of images per class, or a file "
+            f"{', '.join(FORMS)}"
+        )
+    raise ValueError(
+        f"there is no dataset {dataset!r}: neither a card ({nearest(dataset, cards())}) "
+        "nor a folder with one sub-folder of images per class"
+    )
+
+
+def named(dataset: str | Data) -> str:
+    """How a configuration calls a dataset: by what opens it again, or by name and hash where only Python can."""
+    return f"{dataset.name}#{dataset.hash()}" if isinstance(dataset, Data) else dataset
+
+
+def given(dataset: str | Data, augment: str | None, skip_broken: bool) -> Data:
+    """A dataset by its name or file, or Data that was opened already, perhaps with other views."""
+    if not isinstance(dataset, Data):
+        return open_data(dataset, augment, skip_broken)
+    if augment is None:
+        return dataset
+    if augment not in AUGMENTS:
+        raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")
+    parts = {part: getattr(dataset, part) for part in ("train", "val", "test")}
+    return replace(dataset, **{k: replace(split, augment=augment) for k, split in parts.items() if split is not None})
+
+
+def with_template(data: Data, template: str) -> Data:
+    """The same data with another hand-written text."""
+    names = tuple(
+        Name(str(name), key, template) for name, key in zip(data.test.names, ids(data.test.names), strict=True)
+    )
+    splits = {
+        part: replace(split, names=names)
+        for part in ("train", "val", "test")
+        if (split := getattr(data, part)) is not None
     }
-    return Data(name, made["train"], made["val"], made["test"], card["template"], card.get("note", ""))
+    return replace(data, template=template, **splits)
 
 
-def _digits() -> dict[str, list[tuple[Any, int]]]:
+def _from_card(dataset: str, augment: str | None, root: str | Path | None, how: dict[str, bool]) -> Data:
+    card, name = read_card(dataset), Path(dataset).stem
+    names = class_names(card_classes(card), f"the card {name}", card["template"])
+    hint = (
+        f"get the rest by `vlprompt data prepare {dataset} --download`, or take only the classes that are there: "
+        "`vlprompt data check --only-there`, in Python open_data(..., only_there=True), which a task takes"
+    )
+    if "layout" in card:
+        from vlprompt.data.place import read_place
+
+        found = read_place(dataset, card, names, root)
+    else:
+        found = Found(names, *LOADERS[card["loader"]](names))
+    found = replace(found, note="; ".join(note for note in (card.get("note", ""), found.note) if note))
+    return made(name, found, card["template"], augment or card.get("augment", "crop-flip"), name, hint, **how)
+
+
+Loaded = tuple[dict[str, list[Row]], Callable[[str], Item]]
+
+
+def _digits(names: tuple[Name, ...]) -> Loaded:
     from vlprompt.data import digits
 
     labels = digits.arrays()[1]
-    return {
-        part: [(picture_item(f"digits/{i}", partial(digits.picture, i)), int(labels[i])) for i in places]
-        for part, places in digits.halves().items()
-    }
+    parts = {part: [Row(str(i), names[int(labels[i])].id) for i in places] for part, places in digits.halves().items()}
+    return parts, lambda path: picture_item(f"digits/{path}", partial(digits.picture, int(path)))
 
 
-def _glyphs() -> dict[str, list[tuple[Any, int]]]:
+def _glyphs(names: tuple[Name, ...]) -> Loaded:
     from vlprompt.data.glyphs.dataset import pictures
 
-    return {
-        part: [(picture_item(key, open_it), label) for key, open_it, label in rows] for part, rows in pictures().items()
-    }
+    drawn = pictures()
+    openers = {key: open_it for rows in drawn.values() for key, open_it, _ in rows}
+    parts = {part: [Row(key, names[label].id) for key, _, label in rows] for part, rows in drawn.items()}
+    return parts, lambda path: picture_item(path, openers[path])
 
 
-LOADERS: dict[str, Callable[[], dict[str, list[tuple[Any, int]]]]] = {"digits": _digits, "glyphs": _glyphs}
+LOADERS: dict[str, Callable[[tuple[Name, ...]], Loaded]] = {"digits": _digits, "glyphs": _glyphs}

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -17,10 +18,15 @@ AUGMENTS = ("none", *LEAST)
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The whole picture in RGB; ValueError that names the file when it is truncated or no image."""
+    """The whole picture in RGB; ValueError that names the file when it is truncated, too large or no image."""
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            return in_rgb(picture)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{str(path)!r} has so many pixels that opening it could fill the memory ({error}); make it smaller or "
+            "remove it, or go on without such files by --skip-broken"
+        ) from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, FileNotFoundError):
             raise ValueError(f"there is no image {str(path)!r}") from error
@@ -30,6 +36,24 @@ def open_picture(path: Path) -> Image.Image:
             f"{str(path)!r} is truncated or not an image ({type(error).__name__}: {error}); replace or remove it, "
             "or go on without such files by --skip-broken"
         ) from error
+
+
+def in_rgb(picture: Image.Image) -> Image.Image:
+    """Any picture in RGB: 16 bits of grey become 8, transparent becomes white, the rest is as Pillow does it."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        grey = np.asarray(picture, dtype=np.float64)
+        most = 65535.0 if picture.mode != "F" else 1.0 if grey.max(initial=0.0) <= 1.0 else 255.0
+        picture = Image.fromarray((grey.clip(0, most) * (255 / most)).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        shown = picture.convert("RGBA")
+        if shown.getchannel("A").getextrema() != (255, 255):
+            return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+    return picture.convert("RGB")
+
+
+def files_under(folder: Path) -> list[Path]:
+    """The image files in a folder and below, sorted."""
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
 
 
 def _crop_box(width: int, height: int, least: float, view: torch.Generator) -> tuple[int, int, int, int]:
@@ -87,12 +111,20 @@ def _decode(open_it: Callable[[], Image.Image], look: Look, view: View | None) -
     return pixels(open_it(), look, view)
 
 
-def picture_item(key: str, open_it: Callable[[], Image.Image]) -> Item:
+def _decode_file(path: str, look: Look, view: View | None) -> Tensor:
+    return pixels(open_picture(Path(path)), look, view)
+
+
+def picture_item(key: str, open_it: Callable[[], Image.Image], name: str = "") -> Item:
     """An item of a picture that can be opened again; `key` must change when the picture does."""
-    return Item(key, partial(_decode, open_it))
+    return Item(key, partial(_decode, open_it), name)
 
 
-def file_item(path: Path) -> Item:
-    """An item of a file: its key holds the path, the size and the time of the last change."""
+def file_item(path: Path, name: str = "") -> Item:
+    """An item of a file: its key holds the path, the size and the time of the last change.
+
+    name: its path inside its dataset.
+    """
     stat = path.stat()
-    return picture_item(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}", partial(open_picture, path))
+    key = f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
+    return Item(key, partial(_decode_file, str(path)), name)

@@ -1,8 +1,9 @@
-"""Choosing items: shots, and base and new classes; pure functions of a seed, by the rules of the literature."""
+"""Choosing items: parts, shots, base and new classes; pure functions of a seed, by the rules of the literature."""
 
 import random
 from collections.abc import Sequence
 
+from vlprompt.data.found import Row
 from vlprompt.stage import Split
 
 
@@ -14,6 +15,11 @@ def few_shot(train: Split, val: Split | None, shots: int, seed: int) -> tuple[Sp
     """
     if shots < 1:
         raise ValueError(f"shots must be at least 1, not {shots}")
+    if not len(train):
+        raise ValueError(
+            "this dataset is a test only and has no training images: train on another one and test on it by "
+            "`vlprompt eval`, or take a method that trains nothing, with task.shots=null"
+        )
     stream = random.Random(seed)
     if missing := [str(n) for n, c in zip(train.names, train.count(), strict=True) if not c]:
         raise ValueError(
@@ -48,3 +54,25 @@ def halves(classes: int) -> tuple[list[int], list[int]]:
         raise ValueError(f"base and new classes need at least 4 classes, two in each half, not {classes}")
     middle = (classes + 1) // 2
     return list(range(middle)), list(range(middle, classes))
+
+
+def cut(rows: Sequence[Row], shares: tuple[float, ...] = (0.5, 0.2, 0.3)) -> dict[str, list[Row]]:
+    """Each class cut by these shares into train, val (and test), after a shuffle that depends only on its size.
+
+    50 : 20 : 30 is CoOp's rule for sets without a split, 0.8 : 0.2 its rule for a train part without val. The classes
+    come in the order of their first row.
+    """
+    parts: dict[str, list[Row]] = {name: [] for name in ("train", "val", "test")[: len(shares)]}
+    classes: dict[str, list[Row]] = {}
+    for row in rows:
+        classes.setdefault(row.id, []).append(row)
+    for of_class in classes.values():
+        random.Random(len(of_class)).shuffle(of_class)
+        first = max(1, round(shares[0] * len(of_class)))
+        second = first + round(shares[1] * len(of_class)) if "test" in parts else len(of_class)
+        second = min(second, len(of_class) - 1) if "test" in parts and len(of_class) > 1 else second
+        parts["train"] += of_class[:first]
+        parts["val"] += of_class[first:second]
+        if "test" in parts:
+            parts["test"] += of_class[second:]
+    return parts

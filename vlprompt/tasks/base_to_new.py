@@ -6,6 +6,7 @@ Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022
 from collections.abc import Iterator
 from functools import cached_property
 
+from vlprompt.data.card import Data
 from vlprompt.data.split import halves
 from vlprompt.metrics import harmonic_mean
 from vlprompt.stage import Lesson, Stage, ids
@@ -21,7 +22,7 @@ class BaseToNew(FewShot):
 
     def __init__(
         self,
-        dataset: str,
+        dataset: str | Data,
         shots: int | None = 16,
         seed: int = 1,
         base: list[str] | None = None,

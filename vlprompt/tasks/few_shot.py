@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from vlprompt.data.card import Data, open_data
+from vlprompt.data.card import Data, given, named
 from vlprompt.data.split import few_shot
 from vlprompt.stage import Lesson, Stage
 
@@ -15,18 +15,25 @@ from vlprompt.stage import Lesson, Stage
 class FewShot:
     """k shots per class, all classes.
 
-    dataset: a card's name or a folder of images; shots: images per class, None for all; seed: draws the shots;
-    augment: "none", "crop", "crop-flip" instead of the card's; skip_broken: leave out files that can't be decoded.
+    dataset: a card's name, a folder or file of images, or Data that was opened already; shots: images per class, None
+    for all; seed: draws the shots; augment: "none", "crop", "crop-flip" instead of the card's; skip_broken: leave out
+    files that can't be decoded.
     """
 
     def __init__(
-        self, dataset: str, shots: int | None = 16, seed: int = 1, augment: str | None = None, skip_broken: bool = False
+        self,
+        dataset: str | Data,
+        shots: int | None = 16,
+        seed: int = 1,
+        augment: str | None = None,
+        skip_broken: bool = False,
     ):
-        self.dataset, self.shots, self.seed, self.augment, self.skip_broken = dataset, shots, seed, augment, skip_broken
+        self.given, self.dataset = dataset, named(dataset)
+        self.shots, self.seed, self.augment, self.skip_broken = shots, seed, augment, skip_broken
 
     @cached_property
     def data(self) -> Data:
-        return open_data(self.dataset, self.augment, self.skip_broken)
+        return given(self.given, self.augment, self.skip_broken)
 
     @property
     def template(self) -> str:

@@ -1,0 +1,207 @@
+"""Miniatures of the real datasets: their layouts with a few classes and five real pictures each, and as archives."""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+from scipy.io import savemat
+
+from vlprompt.data.card import card_classes, read_card
+from vlprompt.data.download import steps
+
+CHOSEN = {  # labels of the classes in a miniature, where the first three would hide a mistake
+    "caltech101": (0, 4, 99),
+    "eurosat": (9, 0, 3),
+    "fgvc_aircraft": (0, 72, 99),
+    "food101": (16, 17, 100),
+    "imagenet": (657, 0, 744),  # two classes called missile
+    "imagenet_a": (0, 5, 199),
+    "imagenet_r": (0, 5, 199),
+    "imagenet_sketch": (999, 2, 10),
+    "imagenetv2": (2, 10, 100),  # sorted as text: 10, 100, 2
+    "oxford_flowers": (0, 76, 101),
+    "sun397": (0, 8, 392),
+    "ucf101": (36, 83, 100),
+}
+EACH = 5  # pictures of a class: 0 and 1 train, 2 val, 3 and 4 test
+
+
+class Miniature:
+    """The folder of one dataset under `root`, as its authors lay it out; rows: (path, label) of each part."""
+
+    def __init__(self, name, root, jpegs):
+        self.name, self.card = name, read_card(name)
+        self.every = list(card_classes(self.card).items())  # (id, name) in label order
+        self.labels = sorted(CHOSEN.get(name, (0, 1, 2)))
+        self.folder = root / self.card["folder"]
+        self.images = self.folder / self.card["images"]
+        self.jpegs, self.rows = jpegs, {"train": [], "val": [], "test": []}
+        getattr(self, f"lay_{self.card['layout']}")()
+        if "split" in self.card:
+            called = [name for _, name in self.every]
+            told = {part: [[path, label, called[label]] for path, label in rows] for part, rows in self.rows.items()}
+            (self.folder / self.card["split"]).write_text(json.dumps(told))
+
+    @property
+    def names(self):
+        return [self.every[label][1] for label in self.labels]
+
+    def picture(self, path, label, i):
+        (self.images / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.images / path).write_bytes(self.jpegs[(label + i) % len(self.jpegs)])
+        self.rows[("train", "train", "val", "test", "test")[i]].append((path, label))
+        return path
+
+    def write(self, path, text):
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_text(text)
+
+    def all(self, path_of):
+        """{(label, i): path} of all pictures; path_of(id, label, i)."""
+        return {(k, i): self.picture(path_of(self.every[k][0], k, i), k, i) for k in self.labels for i in range(EACH)}
+
+    def lists(self, made, train=(0, 1, 2), test=(3, 4), line=lambda path, label: path):
+        return ["".join(line(made[k, i], k) + "\n" for k in self.labels for i in which) for which in (train, test)]
+
+    def lay_folders(self):
+        self.all(lambda key, k, i: f"{key}/{key}_{i}.jpg")
+        if self.name == "caltech101":
+            for strange in ("BACKGROUND_Google", "Faces_easy"):
+                (self.images / strange).mkdir()
+                (self.images / strange / "image_0001.jpg").write_bytes(self.jpegs[0])
+
+    def lay_imagenet(self):
+        self.all(lambda key, k, i: f"{'val' if i > 2 else 'train'}/{key}/{key}_{i}.JPEG")
+
+    def lay_numbered(self):
+        self.all(lambda key, k, i: f"{k}/{key}{i}.jpeg")
+
+    def lay_dtd(self):
+        made = self.all(lambda key, k, i: f"{key}/{key}_{i:04}.jpg")
+        for part, which in (("train", (0, 1)), ("val", (2,)), ("test", (3, 4))):
+            self.write(f"labels/{part}1.txt", self.lists(made, which)[0])
+
+    def lay_pets(self):
+        made = self.all(lambda key, k, i: f"{key.title()}_{i}.jpg")
+        train, test = self.lists(made, line=lambda path, k: f"{Path(path).stem} {k + 1} 1 1")
+        self.write("annotations/trainval.txt", "#Image CLASS-ID SPECIES BREED ID\n" + train)
+        self.write("annotations/test.txt", test)
+
+    def lay_cars(self):
+        made = self.all(lambda key, k, i: f"cars_{'test' if i > 2 else 'train'}/{k * EACH + i:05}.jpg")
+        official = [" ".join([*name.split()[1:], name.split()[0]]) for _, name in self.every[: len(self.labels)]]
+        (self.folder / "devkit").mkdir()
+        savemat(self.folder / "devkit" / "cars_meta.mat", {"class_names": np.array(official, dtype=object)})
+        for file, which in (("devkit/cars_train_annos.mat", (0, 1, 2)), ("cars_test_annos_withlabels.mat", (3, 4))):
+            rows = [(1, 1, k + 1, Path(made[k, i]).name) for k in self.labels for i in which]
+            kind = [("bbox_x1", object), ("bbox_y1", object), ("class", object), ("fname", object)]
+            savemat(self.folder / file, {"annotations": np.array(rows, dtype=kind)})
+
+    def lay_flowers(self):
+        number = {(k, i): 100 * n + i + 1 for n, k in enumerate(self.labels) for i in range(EACH)}
+        self.all(lambda key, k, i: f"image_{number[k, i]:05}.jpg")
+        labels = np.ones(400, dtype=np.uint8)
+        for (k, _), place in number.items():
+            labels[place - 1] = k + 1
+        savemat(self.folder / "imagelabels.mat", {"labels": labels[None]})
+        sets = {"trnid": (0, 1), "valid": (2,), "tstid": (3, 4)}
+        savemat(self.folder / "setid.mat", {key: np.array([[number[k, i] for k in self.labels for i in which]])
+                                            for key, which in sets.items()})  # fmt: skip
+        self.write("cat_to_name.json", json.dumps({str(k + 1): name for k, (_, name) in enumerate(self.every)}))
+
+    def lay_food(self):
+        made = self.all(lambda key, k, i: f"{key}/{1000 * k + i}.jpg")
+        for part, which in (("train", (0, 1, 2)), ("test", (3, 4))):
+            names = {self.every[k][0]: [made[k, i].removesuffix(".jpg") for i in which] for k in self.labels}
+            self.write(f"meta/{part}.json", json.dumps(names))
+            self.write(f"meta/{part}.txt", "\n".join(name for of_class in names.values() for name in of_class))
+
+    def lay_aircraft(self):
+        made = self.all(lambda key, k, i: f"{7 * (EACH * k + i):07}.jpg")
+        self.write("variants.txt", "\n".join(self.names) + "\n")
+        for part, which in (("train", (0, 1)), ("val", (2,)), ("test", (3, 4))):
+            line = lambda path, k: f"{Path(path).stem} {self.every[k][1]}"  # noqa: E731
+            self.write(f"images_variant_{part}.txt", self.lists(made, which, line=line)[0])
+
+    def lay_sun(self):
+        made = self.all(lambda key, k, i: f"{key[0]}/{key}/sun_{'abcde'[i]}{k}.jpg")
+        self.write("ClassName.txt", "".join(f"/{self.every[k][0][0]}/{self.every[k][0]}\n" for k in self.labels))
+        train, test = self.lists(made, line=lambda path, k: f"/{path}")
+        self.write("Training_01.txt", train)
+        self.write("Testing_01.txt", test)
+
+    def lay_ucf(self):
+        made = self.all(lambda key, k, i: f"{key}/v_{key.replace('_', '')}_g0{i}_c01.jpg")
+        line = lambda path, k: f"{Path(path).parts[0].replace('_', '')}/{Path(path).stem}.avi {k + 1}"  # noqa: E731
+        train, test = self.lists(made, line=line)
+        self.write("ucfTrainTestlist/trainlist01.txt", train)
+        self.write("ucfTrainTestlist/testlist01.txt", re.sub(r" \d+$", "", test, flags=re.M))  # the test has no labels
+
+    def packed(self, where, address=None):
+        """The archives and files that its card downloads, in the folder `where`."""
+        found = steps(self.card)
+        given = {Path(step.gives).parts[0] for step in found}
+        rest = [path for path in self.folder.iterdir() if path.name not in given]
+        last = [step for step in found if step.archive][-1]
+        inner = None
+        for step in found[::-1]:  # what lies in another archive is packed before it
+            if not step.archive:
+                (where / step.file).write_bytes((self.folder / step.gives).read_bytes())
+                continue
+            if step.gives.endswith(".gz"):
+                sources = [(inner, step.gives)]
+            else:
+                sources = [(self.folder / step.gives, "" if step.into != "." else step.gives)]
+            sources += [(path, path.name) for path in rest] if step is last else []
+            pack(where / step.file, sources, "/".join(["top", "data"][: step.strip]))
+            inner = where / step.file
+        return self.local(where, address)
+
+    def local(self, where, address):
+        """The card with the checksums, and where there is one the address, of this miniature's files."""
+        card = self.card | {"downloads": [dict(told) for told in self.card["downloads"]]}
+        for told, step in zip(card["downloads"], steps(self.card), strict=True):
+            if address is not None and "url" in told:
+                told |= {"url": f"{address}/{step.file}"}
+            if "md5" in told:
+                told["md5"] = hashlib.md5((where / step.file).read_bytes()).hexdigest()
+        path = where / f"{self.name}.yaml"
+        path.write_text(yaml.safe_dump(card, sort_keys=False))
+        return path
+
+
+def pack(path, sources, top):
+    members = []
+    for source, name in sources:
+        files = sorted(f for f in source.rglob("*") if f.is_file()) if source.is_dir() else [source]
+        members += [
+            (f, "/".join(filter(None, [top, name, f.relative_to(source).as_posix().strip(".")]))) for f in files
+        ]
+    if path.name.endswith(".zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            for file, name in members:
+                archive.write(file, name)
+    else:
+        with tarfile.open(path, "w" if path.name.endswith(".tar") else "w:gz") as archive:
+            for file, name in members:
+                archive.add(file, name)
+
+
+def small_jpegs():
+    """Real photographs of 24 x 20, encoded: crops of the two that scikit-learn carries."""
+    from sklearn.datasets import load_sample_images
+
+    found = []
+    for array in load_sample_images().images:
+        for i in range(8):
+            file = io.BytesIO()
+            Image.fromarray(array[40 * i : 40 * i + 80 : 4, 60 * i : 60 * i + 96 : 4]).save(file, "JPEG", quality=90)
+            found.append(file.getvalue())
+    return found

@@ -1,0 +1,45 @@
+"""How published datasets lie on a disk: one file per family, named by `layout` on a card.
+
+Each has read(folder, images, ids, sizes): the dataset's folder, the folder in it that paths begin in, the ids of the
+card's classes in label order, and how many images the card says each part has; it gives {part: rows} and a note.
+"""
+
+from pathlib import Path
+
+from vlprompt.data.found import Row
+
+Parts = dict[str, list[Row]]
+
+
+def text_of(path: Path) -> str:
+    """A text file of a dataset; OSError that says what is missing."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no {path.name} in {str(path.parent)!r}; it comes with the dataset and says which image is what"
+        )
+    return path.read_text("utf-8")
+
+
+def lines_of(path: Path) -> list[str]:
+    return [line.strip() for line in text_of(path).splitlines() if line.strip()]
+
+
+def arrays_of(path: Path) -> dict[str, object]:
+    """A .mat file; OSError where it is missing, ValueError where it is broken."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    if not path.is_file():
+        text_of(path)
+    try:
+        return loadmat(str(path), squeeze_me=True)
+    except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
+        raise ValueError(f"{str(path)!r} is not a MATLAB file that can be read ({error}); get it again") from error
+
+
+def at(ids: list[str], number: object, path: Path) -> str:
+    """The class of a number from 1 on; ValueError for one that the card does not have."""
+    place = int(str(number))
+    if not 1 <= place <= len(ids):
+        raise ValueError(f"{path} has the class number {place}; the card has 1 to {len(ids)}")
+    return ids[place - 1]

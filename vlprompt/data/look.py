@@ -1,0 +1,109 @@
+"""Looking at a dataset: what is there against what its card says, and a few of its images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlprompt.data.card import card_classes, is_card, open_data, read_card
+from vlprompt.data.found import LEAST, Data
+from vlprompt.stage import Split, ids
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found. wrong: what keeps it from being the dataset of the card; told: what one should know."""
+
+    data: Data
+    counts: dict[str, int]
+    expected: dict[str, int]
+    missing: tuple[str, ...] = ()  # names of classes without images
+    broken: tuple[str, ...] = ()
+    wrong: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+
+def splits(data: Data) -> dict[str, Split]:
+    """Those parts that have images."""
+    return {part: split for part in PARTS if (split := getattr(data, part)) is not None and len(split)}
+
+
+def check(
+    dataset: str,
+    root: str | Path | None = None,
+    only_there: bool = False,
+    decode: bool = True,
+    watch: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Opens a dataset with the classes that have images, and compares; decode: opens every image.
+
+    only_there: that classes are missing is then not wrong. ValueError and OSError as open_data has them.
+    """
+    data = open_data(dataset, root=root, only_there=True)
+    parts = splits(data)
+    counts = {part: len(split) for part, split in parts.items()}
+    card: dict[str, Any] = read_card(dataset) if is_card(dataset) else {}
+    classes = card_classes(card) if card else {}
+    missing = tuple(name for key, name in classes.items() if key not in ids(data.test.names))
+    expected = card.get("sizes", {})
+    wrong, told = list[str](), list[str]()
+    if missing:
+        some = ", ".join(missing[:20]) + " ..." * (len(missing) > 20)
+        line = f"{len(missing)} of {len(classes)} classes have no images: {some}"
+        (told if only_there else wrong).append(line)
+    if expected and counts != expected and not missing:
+        theirs = "not the literature's split" not in data.note
+        (wrong if theirs else told).append(
+            f"the card has {_sizes(expected)} images in {'/'.join(expected)}, here are {_sizes(counts)}"
+        )
+    alike = sorted({str(name) for name in data.test.names if data.test.names.count(name) > 1})
+    if alike:
+        told.append(f"several classes are called {', '.join(alike)}; they are told apart by their ids")
+    broken = _broken(parts, watch) if decode else ()
+    if broken:
+        some = ", ".join(broken[:20]) + " ..." * (len(broken) > 20)
+        wrong.append(f"{len(broken)} images can't be decoded: {some}; replace them, or leave them out by --skip-broken")
+    return Report(data, counts, expected, missing, broken, wrong, told)
+
+
+def _sizes(counts: dict[str, int]) -> str:
+    return "/".join(f"{n:,}" for n in counts.values())
+
+
+def _broken(parts: dict[str, Split], watch: Callable[[int, int], None] | None) -> tuple[str, ...]:
+    every = [item for split in parts.values() for item in split.items]
+    found = []
+    for done, item in enumerate(every, 1):
+        try:
+            item.pixels(LEAST, None)
+        except (ValueError, OSError):
+            found.append(item.name)
+        if watch is not None and (done % 50 == 0 or done == len(every)):
+            watch(done, len(every))
+    return tuple(found)
+
+
+def samples(data: Data, most: int = 40) -> tuple[list[Any], list[str]]:
+    """Pictures (h, w, 3) of 0..1 from as many classes as fit, spread over all of them, and the name of each class.
+
+    A few from each where there are few classes. The items come from train, or from test where there is no train.
+    """
+    from vlprompt.stage import Look
+
+    split = data.train if len(data.train) else data.test
+    n = len(split.names)
+    chosen = range(n) if n <= most else [i * n // most for i in range(most)]
+    each = max(1, min(4, most // n))
+    of_class: dict[int, list[int]] = {}
+    for place, label in enumerate(split.labels):
+        of_class.setdefault(label, []).append(place)
+    pictures, captions = [], []
+    for label in chosen:
+        places = of_class.get(label, [])
+        for place in places[:: max(1, len(places) // each)][:each]:
+            pixels = split.items[place].pixels(Look((96, 96)), None)
+            pictures.append(pixels.clamp(0, 1).permute(1, 2, 0).numpy())
+            captions.append(f"{label} {str(split.names[label]).replace('_', ' ')}")
+    return pictures, captions

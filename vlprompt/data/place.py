@@ -1,0 +1,56 @@
+"""Where datasets with a card lie on this machine, and how they are read there."""
+
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vlprompt.data.found import Found, joined, under
+from vlprompt.data.splitfile import OWN, read_split
+from vlprompt.stage import Name, ids
+
+ROOT = "VLPROMPT_DATA"
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The folder that holds the folders of all datasets: what is given, else the environment's, else ./data."""
+    return Path(root or os.environ.get(ROOT) or "data").expanduser()
+
+
+def folder_of(card: dict[str, Any], root: str | Path | None = None) -> Path:
+    return data_root(root) / card["folder"]
+
+
+def source_of(card: dict[str, Any]) -> str:
+    """Where the data come from, in a few words."""
+    urls = [d["url"] for d in card.get("downloads", ()) if "url" in d]
+    return urls[0] if urls else card.get("by_hand", "its authors")
+
+
+def read_place(dataset: str, card: dict[str, Any], names: tuple[Name, ...], root: str | Path | None = None) -> Found:
+    """Classes and rows of a dataset in its folder.
+
+    The literature's split file is taken as it is where it lies in the folder; next comes a split that we saved there,
+    then what the data's own lists say. OSError for a folder that is not there.
+    """
+    folder = folder_of(card, root)
+    images = folder / card["images"]
+    if not images.is_dir():
+        what = (
+            f"there is no folder {str(folder)!r}"
+            if not folder.is_dir()
+            else f"{str(folder)!r} has no {card['images']}/"
+        )
+        raise FileNotFoundError(
+            f"{Path(dataset).stem}: {what} (datasets lie under --root, else {ROOT}, else ./data); get the data by "
+            f"`vlprompt data prepare {dataset} --download`, from {source_of(card)}"
+        )
+    theirs = card.get("split")
+    for file in filter(None, (theirs, OWN)):
+        if (folder / file).is_file():
+            return read_split(folder / file, images, names)
+    layout = import_module(f"vlprompt.data.layouts.{card['layout']}")
+    parts, note = layout.read(folder, images, list(ids(names)), card.get("sizes", {}))
+    if theirs:
+        note = joined(note, f"not the literature's split, which is {theirs}")
+    return Found(names, parts, under(images), note)

@@ -1,0 +1,182 @@
+"""The commands `vlprompt data ...`. Heavy libraries are imported by the commands that use them."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, help="Get datasets, check them, look at them, keep their splits.")
+out = Console()
+Name = Annotated[str, typer.Argument(help="A dataset: a card's name, or a folder or file of images.", metavar="NAME")]
+Root = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--root", help="Where datasets with a card lie; default: VLPROMPT_DATA, else ./data."),
+]
+OnlyThere = Annotated[bool, typer.Option("--only-there", help="Take the classes that have images; miss no others.")]
+Picture = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--picture", help="Draw samples of the classes into this PNG."),
+]
+
+
+def use_root(root: Path | None) -> None:
+    """The place of datasets is the machine's business, not a run's, so it goes into the environment."""
+    if root is not None:
+        os.environ["VLPROMPT_DATA"] = str(root.expanduser())
+
+
+@app.command("list")
+def list_(root: Root = None) -> None:
+    """All datasets with a card, and whether they are here."""
+    from rich.table import Table
+
+    from vlprompt.data.card import card_ids, cards, read_card
+    from vlprompt.data.place import folder_of
+
+    use_root(root)
+    table = Table("name", "classes", "train / val / test", "hand-written text", "here", box=None, pad_edge=False)
+    for name in cards():
+        card = read_card(name)
+        sizes = card.get("sizes", {})
+        told = " / ".join(f"{sizes[part]:,}" if part in sizes else "-" for part in ("train", "val", "test"))
+        here = "yes" if "loader" in card or (folder_of(card) / card["images"]).is_dir() else "no"
+        table.add_row(name, str(len(card_ids(card))), told if sizes else "", card["template"], here)
+    out.print(table, highlight=False)
+
+
+@app.command()
+def prepare(
+    name: Name,
+    root: Root = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch what is missing.")] = False,
+    base: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--from", help="A folder or address with files of the same names, instead of the card's."),
+    ] = None,
+    only_there: OnlyThere = False,
+) -> None:
+    """Unpack a dataset into its folder and check it; files are downloaded only when --download is given."""
+    from vlprompt.data import download as downloads
+    from vlprompt.data.card import is_card, read_card
+    from vlprompt.data.place import folder_of
+
+    use_root(root)
+    if not is_card(name):
+        raise ValueError(f"{name!r} is no card; only datasets with a card can be prepared: `vlprompt data list`")
+    card = read_card(name)
+    if "loader" in card:
+        out.print(f"{name} comes with vlprompt; there is nothing to get", highlight=False)
+        return
+    folder = folder_of(card)
+    with _progress() as watch:
+        left = downloads.prepare(card, folder, download, base, watch)
+    for step in left:
+        came = step.url or "an archive above"
+        out.print(f"missing: {folder / step.gives}  <- {folder / step.file}  <- {came}", soft_wrap=True, markup=False)
+    if "by_hand" in card and (left or not (folder / card["images"]).is_dir()):
+        out.print(f"by hand: {card['by_hand']}; all into {folder}", soft_wrap=True, markup=False)
+    if left and not download:
+        out.print(f"licence: {card['licence']}. Fetch with: vlprompt data prepare {name} --download", soft_wrap=True)
+    if not (folder / card["images"]).is_dir():
+        raise typer.Exit(1)
+    _tell(name, only_there, decode=False)
+
+
+@app.command()
+def check(name: Name, root: Root = None, only_there: OnlyThere = False, picture: Picture = None) -> None:
+    """Count, compare with the card, open every image; exit status 1 when something is wrong."""
+    use_root(root)
+    _tell(name, only_there, decode=True, picture=picture)
+
+
+@app.command()
+def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: Picture = None) -> None:
+    """What a dataset is: its card, and what is here of it; with --picture also samples of its classes."""
+    from vlprompt.data.card import card_classes, is_card, open_data, read_card
+    from vlprompt.data.look import splits
+    from vlprompt.data.place import folder_of, source_of
+
+    use_root(root)
+    card = read_card(name) if is_card(name) else {}
+    lines = [(key, str(card[key])) for key in ("title", "source", "licence", "template", "note") if key in card]
+    if "layout" in card:
+        names = list(card_classes(card).values())
+        some = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
+        lines += [("classes", f"{len(names)}: {some}"), ("folder", str(folder_of(card))), ("from", source_of(card))]
+        lines += [("split", card["split"])] if "split" in card else []
+        lines += [("sizes", ", ".join(f"{part} {n:,}" for part, n in card["sizes"].items()))] if "sizes" in card else []
+    if "layout" in card and picture is None and not (folder_of(card) / card["images"]).is_dir():
+        lines.append(("here", f"no: vlprompt data prepare {name} --download"))
+    else:
+        data = open_data(name, only_there=only_there)
+        lines += [("here", ", ".join(f"{part} {len(split):,}" for part, split in splits(data).items()))]
+        lines += [("hash", data.hash())] + ([("made", data.note)] if data.note != card.get("note", "") else [])
+        if not card:
+            some = ", ".join(map(str, data.test.names[:6])) + (" ..." if len(data.test.names) > 6 else "")
+            lines += [("classes", f"{len(data.test.names)}: {some}"), ("template", data.template)]
+        _draw(data, picture)
+    for key, value in lines:
+        out.print(f"{key:9} {value}", soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
+def split(
+    name: Name,
+    save: Annotated[Path, typer.Option("--save", help="The JSON file to write; a folder: split_vlprompt.json in it.")],
+    root: Root = None,
+    only_there: OnlyThere = False,
+) -> None:
+    """Keep the split of a dataset as a portable file: put into the dataset's folder it is read back exactly."""
+    from vlprompt.data.card import is_card, open_data, read_card
+    from vlprompt.data.splitfile import OWN, write_split
+
+    use_root(root)
+    if name.endswith(".npz") or (is_card(name) and "loader" in read_card(name)):
+        raise ValueError(f"{name!r} is no folder of files, so its split can't be kept as a list of files")
+    path = save / OWN if save.is_dir() else save
+    told = write_split(open_data(name, only_there=only_there), path)
+    out.print(f"wrote {path}, hash {told}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _tell(name: str, only_there: bool, decode: bool, picture: Path | None = None) -> None:
+    """Checks and prints what was found; leaves with status 1 when something is wrong."""
+    from vlprompt.data.look import check as look
+
+    with _progress() as watch:
+        found = look(name, None, only_there, decode, lambda done, total: watch("opening images", done, total))
+    counts = ", ".join(f"{part} {n:,}" for part, n in found.counts.items())
+    lines = [f"{found.data.name}: {counts}; {len(found.data.test.names)} classes; hash {found.data.hash()}"]
+    lines += [found.data.note] * bool(found.data.note) + found.told
+    for line in lines:
+        out.print(line, soft_wrap=True, markup=False, highlight=False)
+    for line in found.wrong:
+        out.print(f"wrong: {line}", soft_wrap=True, markup=False, highlight=False, style="red")
+    _draw(found.data, picture)
+    if found.wrong:
+        raise typer.Exit(1)
+    out.print("every image can be opened" if decode else "ready", highlight=False)
+
+
+def _draw(data: Any, picture: Path | None) -> None:
+    if picture is None:
+        return
+    from vlprompt.data.look import samples
+    from vlprompt.results.plot import predictions
+
+    pictures, captions = samples(data)
+    out.print(f"wrote {predictions(pictures, captions, [None] * len(captions), picture)}", soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, silence elsewhere."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    with Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+                  console=out, transient=True, disable=not out.is_terminal) as bar:  # fmt: skip
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
