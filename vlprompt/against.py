@@ -14,7 +14,7 @@ from vlprompt.errors import nearest
 from vlprompt.results.folder import Result
 from vlprompt.results.ours import Ours
 from vlprompt.results.published import Pair, compare
-from vlprompt.results.reference import Reference, read_reference
+from vlprompt.results.reference import Published, Reference, read_reference
 
 KINDS = ("published",)
 HEAD = ["dataset", "method", "shots", "number", "ours", "published", "difference", "source", "not comparable"]
@@ -36,25 +36,34 @@ def reference() -> Reference:
 
 def paired(results: Sequence[Result]) -> tuple[list[Pair], list[Ours]]:
     """Pairs of ours and theirs, and ours that have no counterpart."""
-    known = reference()
-    return compare(results, known, lambda ours, backbone: paper(ours, backbone, known))
+    known: dict[str, dict[str, Any] | str] = {}
+
+    def once(ours: Ours, theirs: Published) -> dict[str, Any] | str:
+        key = json.dumps(
+            [ours.key, ours.dataset, ours.config["task"].get("targets"), theirs.backbone, theirs.arguments]
+        )
+        if key not in known:
+            known[key] = paper(ours, theirs)
+        return known[key]
+
+    return compare(results, reference(), once)
 
 
-def paper(ours: Ours, backbone: str, known: Reference) -> dict[str, Any] | str:
-    """The configuration that configs/<task>/<method>.yaml comes to on a dataset, or why there is none."""
-    from vlprompt.config import recipes, resolve
-    from vlprompt.source import Source, override, read
+def paper(ours: Ours, theirs: Published) -> dict[str, Any] | str:
+    """The configuration that configs/<task>/<method>.yaml comes to for theirs on our dataset, or why there is none."""
+    from vlprompt.config import grid, recipes
 
-    task, method, _, _ = ours.key
-    paths = recipes(task, method, f"open_clip:{backbone}")
-    if ours.trained and not paths:
+    task, method, shots, _ = ours.key
+    backbone = f"open_clip:{theirs.backbone}"
+    if ours.trained and not recipes(task, method, backbone):
         return f"no recipe of the paper in configs/{task}/{method}.yaml to compare the settings with"
-    asked = {"method": {"name": method}, "task": {k: v for k, v in ours.config["task"].items() if v is not None}}
-    asked["task"] = {k: v for k, v in asked["task"].items() if k in ("name", "dataset", "source", "targets", "shots")}
-    special = known.settings.get((task, method, ours.dataset), [])
-    layers = [(read(path), str(path)) for path in paths] + [(asked, "the run")]
+    settings = [f"method.{key}={json.dumps(value)}" for key, value in theirs.arguments.items()]
+    if targets := ours.config["task"].get("targets"):
+        settings.append(f"task.targets={json.dumps(targets)}")
     try:
-        return resolve(Source([*layers, *((override(text), text) for text in special)]))
+        return grid([method], [shots], [None], dataset=ours.dataset, task=task, backbone=backbone, overrides=settings)[
+            0
+        ]
     except ValueError as error:
         return f"the paper's recipe does not reach here: {error}"
 

@@ -66,8 +66,7 @@ def _grouped(results: Sequence[Result]) -> list[Ours]:
     found = []
     for members in groups.values():
         first, by_seed = members[0], {r.config["seed"]: r.summary for r in members}
-        told = first.config["task"].get("source") or first.config["task"].get("dataset")
-        dataset, trained = Path(str(told)).name, int(first.cost["trained_parameters"])
+        dataset, trained = Path(str(first.config["task"].get("dataset"))).name, int(first.cost["trained_parameters"])
         protocols = tuple(r.protocol for r in members)
         found.append(Ours(first.config, protocols, trained, dataset, by_seed))
     return found

@@ -16,11 +16,9 @@ from vlprompt.results.ours import Ours, cells, gathered
 from vlprompt.results.reference import Published, Reference
 from vlprompt.results.table import Cell
 
-Recipe = Callable[
-    [Ours, str], dict[str, Any] | str
-]  # ours, a backbone -> the paper's configuration, or why there is none
-FREE = {"name", "dataset", "source", "targets", "shots", "seed", "skip_broken", "template"}  # of a task
-SAME = {"micro_batch", "precision"}  # of training: the first changes nothing, the second is a reason of its own
+Recipe = Callable[[Ours, Published], dict[str, Any] | str]  # the paper's configuration, or why there is none
+FREE = {"name", "dataset", "targets", "shots", "seed", "skip_broken"}  # of a task
+SAME = {"micro_batch", "precision", "select"}  # of training: changes nothing, or a reason of its own
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,7 @@ def _counterparts(ours: Ours, entries: Sequence[Published]) -> list[Published]:
     """Entries of the same task, dataset and method: with our shots where there are any, then with our backbone."""
     task, method, shots, backbone = ours.key
     found = [e for e in entries if (e.task, e.dataset, e.method) == (task, ours.dataset, method)]
+    found = [e for e in found if all(ours.config["method"].get(k) == v for k, v in e.arguments.items())]
     found = [e for e in found if _shots_agree(shots, e)] or found
     return [e for e in found if _family(backbone) == _family(e.backbone)] or found
 
@@ -124,7 +123,7 @@ def _reasons(ours: Ours, theirs: Published, recipe: Recipe) -> Iterator[str]:
         yield ours.remark
     for part in ours.parts or (ours,):
         yield from _of_protocol(part, theirs)
-        paper = recipe(part, theirs.backbone)
+        paper = recipe(part, theirs)
         if isinstance(paper, str):
             yield paper
         elif differs := _differences(part, paper):
@@ -135,7 +134,8 @@ def _of_protocol(ours: Ours, theirs: Published) -> Iterator[str]:
     _, _, shots, backbone = ours.key
     if _family(backbone) != _family(theirs.backbone):
         yield f"backbone {backbone or 'none'}, theirs {theirs.backbone}"
-    if any(p.get("split") != "literature" for p in ours.protocols):
+    others = [t for p in ours.protocols for t in p.get("targets", {}).values() if "split" in t]
+    if any(p.get("split") != "literature" for p in (*ours.protocols, *others)):
         yield "split not the literature's"
     if len({json.dumps(p.get("test"), sort_keys=True) for p in ours.protocols}) > 1:
         yield f"not all seeds were tested on the same images of {ours.dataset}"

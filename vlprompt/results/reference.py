@@ -1,13 +1,14 @@
 """Published numbers: configs/reference/*.yaml read into entries, each with its source."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ABOUT = {"method", "title", "backbone", "shots", "precision", "selection", "seeds", "source", "note", "tolerance"}
+ABOUT |= {"arguments"}
 ROWS = {"rows", "averages", "harmonic_differs"}
-FILE = {"task", "numbers", "targets", "eleven", "settings", "sources", "published"} | ABOUT
+FILE = {"task", "numbers", "targets", "eleven", "sources", "published"} | ABOUT
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Published:
     """What one source says of one method on one dataset ("average": over the eleven), in percent.
 
     shots: images per class, "any" where nothing is trained, "all" for every training image. precision, selection: how
-    it was run (None: not known). spread: standard deviations by number, where known. targets: what "average" of a
-    transfer is over. tolerance: of numbers that were read off a plot. harmonic_differs: the harmonic mean is printed
-    so, but is not that of base and new.
+    it was run (None: not known). arguments: those of the method that tell its variants apart. spread: standard
+    deviations by number, where known. targets: what "average" of a transfer is over. tolerance: of numbers that were
+    read off a plot. harmonic_differs: the harmonic mean is printed so, but is not that of base and new.
     """
 
     task: str
@@ -45,25 +46,22 @@ class Published:
     tolerance: float = 0.0
     targets: tuple[str, ...] = ()
     harmonic_differs: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """All entries, the datasets that an average is over (by task), and where a recipe differs by dataset.
-
-    settings: {(task, method, dataset): ["train.epochs=50"]}.
-    """
+    """All entries, and by task the datasets that an average is over."""
 
     entries: tuple[Published, ...]
     eleven: dict[str, tuple[str, ...]]
-    settings: dict[tuple[str, str, str], list[str]]
 
 
 def read_reference(folder: Path) -> Reference:
     """Every file of the folder that has a `published`; ValueError with the file for a key or a source it can't have."""
     import yaml
 
-    entries, eleven, settings = list[Published](), dict[str, tuple[str, ...]](), dict[tuple[str, str, str], list[str]]()
+    entries, eleven = list[Published](), dict[str, tuple[str, ...]]()
     for path in sorted(folder.glob("*.yaml")):
         held = yaml.safe_load(path.read_text("utf-8"))
         if not isinstance(held, dict) or "published" not in held:
@@ -72,13 +70,11 @@ def read_reference(folder: Path) -> Reference:
             raise ValueError(f"{path}: unknown key {min(strange)!r}; there are {', '.join(sorted(FILE))}")
         if "eleven" in held:
             eleven[held["task"]] = tuple(held["eleven"])
-        for method, of_method in held.get("settings", {}).items():
-            settings |= {(held["task"], method, dataset): list(v) for dataset, v in of_method.items()}
         for about in held["published"]:
             entries += _entries(held, about, path)
     if not entries:
         raise ValueError(f"there are no published numbers under {str(folder)!r}; configs/reference/ should hold them")
-    return Reference(tuple(entries), eleven, settings)
+    return Reference(tuple(entries), eleven)
 
 
 def _entries(held: dict[str, Any], about: dict[str, Any], path: Path) -> Iterator[Published]:
