@@ -236,7 +236,7 @@ def type_in(capsys, tmp_path, monkeypatch):
     return typed
 
 
-def test_table_against_published(type_in, tmp_path, pictures):
+def test_table_against_published(type_in, tmp_path, pictures, monkeypatch):
     """Real runs: digits have no counterpart, a folder called eurosat has one that it can't be compared with."""
     shutil.copytree(pictures, tmp_path / "eurosat")
     for dataset, method in (("digits", "zero_shot"), ("eurosat", "zero_shot,coop")):
@@ -269,6 +269,8 @@ def test_table_against_published(type_in, tmp_path, pictures):
     assert "--against knows no 'puplished'; did you mean 'published'?" in text
     assert "the choices are published" in type_in("table", "runs", "--against", "x")[1]
     assert "against published" not in type_in("table", "runs")[1]
+    monkeypatch.setenv("COLUMNS", "40")  # nothing is cut off where the terminal is narrow
+    assert f"eurosat coop 2 accuracy {row['ours']:.1f}±" in type_in("table", "runs", "--against", "published")[1]
     (tmp_path / "empty").mkdir()
     assert "there is nothing to compare" in type_in("table", "empty", "--against", "published", "--json", "e.json")[1]
     assert json.loads((tmp_path / "e.json").read_text()) == []

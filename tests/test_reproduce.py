@@ -71,7 +71,7 @@ def test_plan_run_and_run_again(reproduce, eleven, tmp_path):
     status, text = reproduce(*words, "--plan")
     assert status == 0
     assert "eurosat coop 2 1 0 4 1 16 ? ?" in text  # shots, runs, done, images, steps, tested
-    assert "22 runs, 0 done, 22 left (0 of them begun), 11 steps; hours and memory are not known" in text
+    assert "22 runs, 0 done, 22 left (0 of them begun), 11 steps; time and memory are not known" in text
     assert not (tmp_path / "runs").exists()
     status, text = reproduce(*words)
     assert status == 0
@@ -124,23 +124,23 @@ def test_what_is_wrong_is_told(reproduce):
 
 def test_a_kill_in_the_middle(reproduce, eleven, tmp_path):
     """Killed while a prompt learns, after other runs were done; the same command ends with the same table."""
-    words = ["--table", "base-to-new", *TINY, "--datasets", *map(str, eleven[:2])]
+    words = ["--table", "base-to-new", *TINY, "--datasets", str(eleven[0])]
     words += ["--set", "train.epochs=25", "--set", "train.lr=0.1", "--set", "train.batch=2"]
     assert reproduce(*words, "--out", "whole")[0] == 0
     command = [sys.executable, TOOL, *words, "--out", "killed", "--save-every", "0.02"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     killed, limit = tmp_path / "killed", time.monotonic() + 60
     while process.poll() is None and time.monotonic() < limit:
-        if list(killed.glob("*/last.safetensors")) and len(list(killed.glob("*/result.json"))) >= 3:
+        if list(killed.glob("*/last.safetensors")) and len(list(killed.glob("*/result.json"))) >= 2:
             break
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.stdout.read()
     done = {p: p.stat().st_mtime_ns for p in killed.glob("*/result.json")}
-    assert 3 <= len(done) < 8
+    assert 2 <= len(done) < 4
     begun = len(list(killed.glob("*/last.safetensors")))
     text = reproduce(*words, "--out", "killed", "--plan")[1]
-    assert f"8 runs, {len(done)} done, {8 - len(done)} left ({begun} of them begun)" in text
+    assert f"4 runs, {len(done)} done, {4 - len(done)} left ({begun} of them begun)" in text
     status, text = reproduce(*words, "--out", "killed")
     assert status == 0
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in done.items())
@@ -217,7 +217,7 @@ def test_a_calibrated_plan(reproduce):
     status, text = reproduce(*words, "--datasets", "eurosat", "--calibrate", "--root", "nowhere")
     assert status == 0
     assert "measuring a step of coop" in text
-    assert "hours here" in text
+    assert " s here time = steps x" in text
     assert os.environ.pop("VLPROMPT_DATA") == "nowhere"
     assert json.dumps("eurosat coop 16 3 0 80 400 16,200")[1:-1] in text
-    assert "?" not in text.partition("hours here")[0]
+    assert "?" not in text.partition(" here time =")[0]

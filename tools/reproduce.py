@@ -1,7 +1,7 @@
 """Run a table of the literature: plan it, run what is missing, and set it against the published numbers.
 
 tools/reproduce.py --table base-to-new --backbone open_clip:ViT-B-16/openai --plan --calibrate
-    prints what it would run, what is done, which data are missing, and by one measured step its hours and memory.
+    prints what it would run, what is done, which data are missing, and by one measured step its time and memory.
 tools/reproduce.py --table base-to-new --backbone open_clip:ViT-B-16/openai
     runs it. What is done is not done again and what was stopped goes on, so give it again until it is through.
 
@@ -42,7 +42,7 @@ def options(words=None):
     parser.add_argument("--root", type=Path, help="folder of the datasets (VLPROMPT_DATA)")
     parser.add_argument("--plan", action="store_true", help="only print the plan")
     parser.add_argument(
-        "--calibrate", action="store_true", help="measure a step of each method here, for hours and memory"
+        "--calibrate", action="store_true", help="measure a step of each method here, for time and memory"
     )
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
@@ -95,15 +95,16 @@ def state(folder):
 
 def show_plan(o, every, sizes, clip):
     """One line per dataset, method and shots; then the sums, and what is missing."""
+    from vlprompt import against
     from vlprompt.backbones.glyph import twin
     from vlprompt.estimate import price, trains, work
     from vlprompt.sweep import place
 
     tiny, prices, trained = twin(), {}, {}
     table = Table(title=f"{o.table} with {o.backbone}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("dataset", "method", "shots", "runs", "done", "images", "steps", "tested", "hours left", "MB"):
+    for name in ("dataset", "method", "shots", "runs", "done", "images", "steps", "tested", "time left", "MB"):
         table.add_column(name, justify="left" if name in ("dataset", "method") else "right", no_wrap=True)
-    total = {"runs": 0, "done": 0, "begun": 0, "steps": 0, "hours": 0.0}
+    total = {"runs": 0, "done": 0, "begun": 0, "steps": 0, "seconds": 0.0}
     groups = {}
     for plan in every:
         groups.setdefault((data_of(plan)[0], plan["method"]["name"], plan["task"].get("shots")), []).append(plan)
@@ -116,31 +117,40 @@ def show_plan(o, every, sizes, clip):
         each, cost = work(group[0], sizes, trained[key]), prices[key]
         states = [state(place(o.out, plan)) for plan in group]
         left = sum(s != "done" for s in states)
-        hours = cost.seconds(each) * left / 3600 if cost else None
+        seconds = cost.seconds(each) * left if cost else 0.0
         for name, value in (("runs", len(group)), ("done", states.count("done")), ("begun", states.count("begun"))):
             total[name] += value
-        total["steps"], total["hours"] = total["steps"] + each.steps * left, total["hours"] + (hours or 0.0)
+        total["steps"], total["seconds"] = total["steps"] + each.steps * left, total["seconds"] + seconds
         known = sizes[dataset].classes > 0
         cells = [f"{each.images:,}", f"{each.steps:,}", f"{sum(n for n, _ in each.tests):,}"] if known else ["?"] * 3
-        cells += [f"{hours:.2f}", f"{cost.megabytes(each):.0f}"] if cost and known else ["?", "?"]
+        cells += [spoken(seconds), f"{cost.megabytes(each):.0f}"] if cost and known else ["?", "?"]
         table.add_row(
             Path(dataset).name, method, str(shots or "all"), str(len(group)), str(states.count("done")), *cells
         )
-    out.print(table)
+    against.whole(table, out)
     left = f"{total['runs'] - total['done']} left ({total['begun']} of them begun), {total['steps']:,} steps"
-    hours = (
-        f", {total['hours']:.2f} hours here"
-        if clip
-        else "; hours and memory are not known: --calibrate measures a step"
+    here = (
+        f", {spoken(total['seconds'])} here" if clip else "; time and memory are not known: --calibrate measures a step"
     )
-    out.print(f"{total['runs']} runs, {total['done']} done, {left}{hours}", highlight=False, soft_wrap=True)
+    out.print(f"{total['runs']} runs, {total['done']} done, {left}{here}", highlight=False, soft_wrap=True)
     if clip:
-        out.print("hours = steps x step(C) + tests x (prepare(C) + images x image(C)), each a line over the classes C "
+        out.print("time = steps x step(C) + tests x (prepare(C) + images x image(C)), each a line over the classes C "
                   "through measurements at 10 and 40; without reading pictures and without what stored features save",
                   style="dim", soft_wrap=True)  # fmt: skip
     for dataset, size in sizes.items():
         if size.missing:
             out.print(f"missing: {Path(dataset).name}: {size.missing}", style="yellow", markup=False, soft_wrap=True)
+
+
+def spoken(seconds):
+    """ "12 s", "3.4 min", "5.6 h"."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.1f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:,.1f} h"
+    )
 
 
 def data_of(plan):
@@ -176,13 +186,17 @@ def main(words=None):
     o = options(words)
     if o.root is not None:
         os.environ["VLPROMPT_DATA"] = str(o.root)
+    import torch
+
     from vlprompt import against
     from vlprompt.backbones import load
     from vlprompt.estimate import size_of
-    from vlprompt.sweep import place
+    from vlprompt.sweep import SMALL, place
 
     try:
         every = plans(o, against.reference())
+        if o.threads or o.backbone.partition(":")[0] in SMALL:
+            torch.set_num_threads(o.threads or 1)
         sizes = {dataset: size_of(dataset) for dataset in dict.fromkeys(d for plan in every for d in data_of(plan))}
         to_run = not o.plan and any(state(place(o.out, plan)) != "done" for plan in every)
         here = any(not size.missing for size in sizes.values())

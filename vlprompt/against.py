@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.segment import SegmentLines
 from rich.table import Table
 
 from vlprompt.errors import nearest
@@ -117,6 +118,13 @@ def without(alone: Sequence[Ours]) -> str:
     return f"nothing published for: {', '.join(told)}" if told else ""
 
 
+def whole(table: Table, out: Console) -> None:
+    """A table with all its columns, on a terminal that is too narrow too: it breaks the lines, no number is cut."""
+    options = out.options.update(max_width=1000)
+    lines = out.render_lines(table, options.update(width=out.measure(table, options=options).maximum), pad=False)
+    out.print(SegmentLines(lines, new_lines=True), soft_wrap=True)
+
+
 def show(results: Sequence[Result], out: Console) -> None:
     """The comparison on the terminal; says so where there is nothing to compare."""
     pairs, alone = paired(results)
@@ -127,8 +135,7 @@ def show(results: Sequence[Result], out: Console) -> None:
             table.add_column(name, justify="left" if left else "right", no_wrap=True)
         for line in lines:
             table.add_row(*(cell.replace("[", r"\[") for cell in line))
-        fits = out.measure(table, options=out.options.update(max_width=1000)).maximum <= out.width
-        out.print(table, soft_wrap=not fits)
+        whole(table, out)
         for note in notes:
             out.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
         out.print()
