@@ -98,7 +98,7 @@ def _shots_agree(shots: int | None, theirs: Published) -> bool:
 def _family(backbone: str) -> tuple[str, str]:
     """("ViT-B-16", "openai") of open_clip:ViT-B-16-quickgelu/openai; OpenAI's weights always run with QuickGELU."""
     name, _, tag = backbone.removeprefix("open_clip:").rpartition("/")
-    return (name.removesuffix("-quickgelu"), tag) if name and "@" not in backbone else (backbone, "")
+    return (name.removesuffix("-quickgelu"), tag) if name else (backbone, "")
 
 
 def _pairs(ours: Ours, theirs: Published, recipe: Recipe) -> Iterator[Pair]:
