@@ -217,7 +217,7 @@ def test_a_calibrated_plan(reproduce):
     status, text = reproduce(*words, "--datasets", "eurosat", "--calibrate", "--root", "nowhere")
     assert status == 0
     assert "measuring a step of coop" in text
-    assert " s here time = steps x" in text
+    assert " here time = steps x" in text
     assert os.environ.pop("VLPROMPT_DATA") == "nowhere"
     assert json.dumps("eurosat coop 16 3 0 80 400 16,200")[1:-1] in text
     assert "?" not in text.partition(" here time =")[0]
