@@ -87,6 +87,8 @@ def run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path,
             bar = progress.add_task(name, total=1, note=f"loading {plan['backbone']}")
             try:
                 result = found[i] = _run_one(plan, name, clips, runs, device, save_every, threads, progress, bar)
+                if cut := "; ".join(f"{k} {how}" for k, how in result.protocol["cut"].items()):
+                    progress.console.print(f"{name}: {cut}", style="yellow", soft_wrap=True)
                 scores = "  ".join(f"{k} {v:.1f}" for k, v in result.summary.items())
                 told = f"{name}: {scores} [dim]({result.cost['seconds']:.1f} s)[/]"
             except Exception as error:
