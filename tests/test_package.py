@@ -19,6 +19,7 @@ def test_the_wheel_runs_from_another_folder(tmp_path):
     held = zipfile.ZipFile(wheel).namelist()
     assert "vlprompt/_cards/digits.yaml" in held
     assert "vlprompt/_configs/few_shot/coop.yaml" in held
+    assert "vlprompt/_configs/reference/base_to_new.yaml" in held
     assert "vlprompt/backbones/glyph.safetensors" in held
     assert not [name for name in held if name.startswith(("datasets/", "tests/", "configs/"))]
     site, work = tmp_path / "site", tmp_path / "work"

@@ -110,20 +110,29 @@ def table(
     markdown: Annotated[Optional[Path], typer.Option(help="Also write it as Markdown.")] = None,  # noqa: UP045
     csv: Annotated[Optional[Path], typer.Option(help="Also write every number as CSV.")] = None,  # noqa: UP045
     json: Annotated[Optional[Path], typer.Option(help="Also write every number as JSON.")] = None,  # noqa: UP045
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="published: set beside the published numbers; the files then hold the comparison."),
+    ] = None,
 ) -> None:
     """Mean and spread over seeds of all finished runs in a folder, with trained parameters, seconds and peak memory."""
+    from vlprompt import against as other
     from vlprompt.results.folder import read_all, write
     from vlprompt.results.table import render, rows
     from vlprompt.sweep import show_table
 
+    if against is not None:
+        other.check(against)
     results, unfinished = read_all(runs)
     found = rows(results)
     show_table(found, out)
+    if against is not None:
+        other.show(results, out)
     if unfinished:
         out.print(f"not finished, give the same command again: {', '.join(p.name for p in unfinished)}", style="yellow")
     for path, form in ((markdown, "markdown"), (csv, "csv"), (json, "json")):
         if path is not None:
-            write(path, render(found, form).encode())
+            write(path, (render(found, form) if against is None else other.render(results, form)).encode())
             out.print(f"wrote {path}")
 
 

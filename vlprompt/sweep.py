@@ -37,7 +37,7 @@ def sweep(
     plans = grid(methods, shots, seeds, dataset=dataset, task=task, backbone=backbone, file=file, overrides=settings)
     found = [place(runs, plan).done() for plan in plans]
     if not all(found):
-        found = _run_all(plans, found, runs, device, save_every, threads, out)
+        found = run_all(plans, found, runs, device, save_every, threads, out)
     results = [result for result in found if result is not None]
     show_table(rows(results), out)
     out.print(f"{len(results)} run{'s' * (len(results) != 1)} under {runs}/", style="dim")
@@ -59,17 +59,17 @@ def place(runs: Path, plan: dict[str, Any]) -> Folder:
 SMALL = ("glyph", "glyph/random", "pixels")  # their passes are so short that a second thread only waits for the first
 
 
-def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path, device: str | None, save_every: float,
-             threads: int | None, out: Console) -> list[Result | None]:  # fmt: skip
-    import torch
+def run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path, device: str | None, save_every: float,
+            threads: int | None, out: Console, *, clips: dict[str, Any] | None = None,
+            failed: dict[int, Exception] | None = None) -> list[Result | None]:  # fmt: skip
+    """The results of all plans, in place of every None of `found`; clips: backbones by name that are loaded already.
+
+    With `failed` a run that fails is written there, by its place in the plans, and the others go on; else it is raised.
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vlprompt.backbones import load
-    from vlprompt.config import build_method, build_task
-    from vlprompt.runner import run
-    from vlprompt.train import Train
-
-    clips: dict[str, Any] = {}
+    clips = {} if clips is None else clips
+    several = len({_dataset(plan) for plan in plans}) > 1
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -83,41 +83,54 @@ def _run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path
             if found[i] is not None:
                 continue
             name = f"{plan['method']['name']} {plan['task'].get('shots') or 'all'} shots, seed {plan['seed']}"
+            name = f"{_dataset(plan)}: {name}" if several else name
             bar = progress.add_task(name, total=1, note=f"loading {plan['backbone']}")
-            task = build_task(plan["task"])
-            if short := task.protocol.get(
-                "short"
-            ):  # opens the data: what is wrong with it is told before a backbone is loaded
-                few = f"{len(short)} classes have fewer images ({', '.join(short[:5])}); all of theirs are taken"
-                progress.console.print(f"{name}: {few}", style="yellow", soft_wrap=True)
-            if threads or plan["backbone"].partition(":")[0] in SMALL:
-                torch.set_num_threads(threads or 1)
-            if plan["backbone"] not in clips:
-                clips[plan["backbone"]] = load(plan["backbone"], device)
-            method = build_method(plan["method"], clips[plan["backbone"]])
-
-            def watch(doing: str, done: int, total: int, note: str, bar: Any = bar) -> None:
-                progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")
-
-            result = run(
-                method,
-                task,
-                Train(**plan["train"]),
-                place(runs, plan).path,
-                plan["seed"],
-                save_every=save_every,
-                watch=watch,
-            )
-            found[i] = result
-            if cut := "; ".join(f"{k} {how}" for k, how in result.protocol["cut"].items()):
-                progress.console.print(f"{name}: {cut}", style="yellow", soft_wrap=True)
-            scores = "  ".join(f"{k} {v:.1f}" for k, v in result.summary.items())
+            try:
+                result = found[i] = _run_one(plan, name, clips, runs, device, save_every, threads, progress, bar)
+                if cut := "; ".join(f"{k} {how}" for k, how in result.protocol["cut"].items()):
+                    progress.console.print(f"{name}: {cut}", style="yellow", soft_wrap=True)
+                scores = "  ".join(f"{k} {v:.1f}" for k, v in result.summary.items())
+                told = f"{name}: {scores} [dim]({result.cost['seconds']:.1f} s)[/]"
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed[i], told = error, f"{name}: [red]failed[/]"
             progress.remove_task(bar)
-            progress.console.print(
-                f"{name}: {scores} [dim]({result.cost['seconds']:.1f} s)[/]", highlight=False, soft_wrap=True
-            )
+            progress.console.print(told, highlight=False, soft_wrap=True)
             progress.advance(every)
     return found
+
+
+def _dataset(plan: dict[str, Any]) -> str:
+    task = plan["task"]
+    return Path(str(task.get("dataset", task["name"]))).name
+
+
+def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path, device: str | None, save_every: float,
+             threads: int | None, progress: Any, bar: Any) -> Result:  # fmt: skip
+    import torch
+
+    from vlprompt.backbones import load
+    from vlprompt.config import build_method, build_task
+    from vlprompt.runner import run
+    from vlprompt.train import Train
+
+    task = build_task(plan["task"])
+    # opens the data: what is wrong with it is told before a backbone is loaded
+    if short := task.protocol.get("short"):
+        few = f"{len(short)} classes have fewer images ({', '.join(short[:5])}); all of theirs are taken"
+        progress.console.print(f"{name}: {few}", style="yellow", soft_wrap=True)
+    if threads or plan["backbone"].partition(":")[0] in SMALL:
+        torch.set_num_threads(threads or 1)
+    if plan["backbone"] not in clips:
+        clips[plan["backbone"]] = load(plan["backbone"], device)
+    method = build_method(plan["method"], clips[plan["backbone"]])
+
+    def watch(doing: str, done: int, total: int, note: str) -> None:
+        progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")
+
+    where, train = place(runs, plan).path, Train(**plan["train"])
+    return run(method, task, train, where, plan["seed"], save_every=save_every, watch=watch)
 
 
 def show_table(found: Sequence[Row], out: Console) -> None:

@@ -1,0 +1,169 @@
+"""Our results against the published ones: on the terminal, as Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.segment import SegmentLines
+from rich.table import Table
+
+from vlprompt.errors import nearest
+from vlprompt.results.folder import Result
+from vlprompt.results.ours import Ours
+from vlprompt.results.published import Pair, compare
+from vlprompt.results.reference import Published, Reference, read_reference
+
+KINDS = ("published",)
+HEAD = ["dataset", "method", "shots", "number", "ours", "published", "difference", "source", "not comparable"]
+UNITS = "percent; ours: mean±standard deviation over n seeds; difference: ours - published"
+
+
+def check(kind: str) -> None:
+    """ValueError for something that results can't be set against."""
+    if kind not in KINDS:
+        raise ValueError(f"--against knows no {kind!r}; {nearest(kind, KINDS)}")
+
+
+def reference() -> Reference:
+    """The published numbers that come with the package."""
+    from vlprompt.config import configs_folder
+
+    return read_reference(configs_folder() / "reference")
+
+
+def paired(results: Sequence[Result]) -> tuple[list[Pair], list[Ours]]:
+    """Pairs of ours and theirs, and ours that have no counterpart."""
+    known: dict[str, dict[str, Any] | str] = {}
+
+    def once(ours: Ours, theirs: Published) -> dict[str, Any] | str:
+        key = json.dumps(
+            [ours.key, ours.dataset, ours.config["task"].get("targets"), theirs.backbone, theirs.arguments]
+        )
+        if key not in known:
+            known[key] = paper(ours, theirs)
+        return known[key]
+
+    return compare(results, reference(), once)
+
+
+def paper(ours: Ours, theirs: Published) -> dict[str, Any] | str:
+    """The configuration that configs/<task>/<method>.yaml comes to for theirs on our dataset, or why there is none."""
+    from vlprompt.config import grid, recipes
+
+    task, method, shots, _ = ours.key
+    backbone = f"open_clip:{theirs.backbone}"
+    if ours.trained and not recipes(task, method, backbone):
+        return f"no recipe of the paper in configs/{task}/{method}.yaml to compare the settings with"
+    settings = [f"method.{key}={json.dumps(value)}" for key, value in theirs.arguments.items()]
+    if targets := ours.config["task"].get("targets"):
+        settings.append(f"task.targets={json.dumps(targets)}")
+    try:
+        return grid([method], [shots], [None], dataset=ours.dataset, task=task, backbone=backbone, overrides=settings)[
+            0
+        ]
+    except ValueError as error:
+        return f"the paper's recipe does not reach here: {error}"
+
+
+class Notes:
+    """Footnotes: each text has one mark, in the order of their first use."""
+
+    def __init__(self, letters: bool):
+        self.texts, self.letters = list[str](), letters
+
+    def mark(self, text: str) -> str:
+        if text not in self.texts:
+            self.texts.append(text)
+        return self._sign(self.texts.index(text))
+
+    def _sign(self, i: int) -> str:
+        if not self.letters:
+            return str(i + 1)
+        return ("" if i < 26 else self._sign(i // 26 - 1)) + chr(ord("a") + i % 26)
+
+    def lines(self) -> list[str]:
+        return [f"{self._sign(i)}: {text}" for i, text in enumerate(self.texts)]
+
+
+def blocks(pairs: Sequence[Pair]) -> list[tuple[str, list[list[str]], list[str]]]:
+    """(title, lines under HEAD, footnotes), one for each task and backbone of ours."""
+    made = []
+    for key in dict.fromkeys((p.ours.key[0], p.ours.key[3]) for p in pairs):
+        sources, reasons, lines = Notes(letters=False), Notes(letters=True), []
+        for p in (p for p in pairs if (p.ours.key[0], p.ours.key[3]) == key):
+            _, method, shots, _ = p.ours.key
+            origin, about = p.theirs.origin, f"{p.theirs.title}, {p.theirs.backbone}"
+            said = "; ".join(part for part in (origin.text, about, origin.how, p.theirs.note) if part)
+            marks = " ".join(sorted(reasons.mark(reason) for reason in p.reasons))
+            cells = [str(p.mine), f"{'~' * (p.theirs.tolerance > 0)}{p.published:.2f}{_spread(p)}"]
+            cells += [f"{p.difference:+.1f}", f"[{sources.mark(said)}]", marks]
+            lines.append([p.ours.dataset, method, "all" if shots is None else str(shots), p.number, *cells])
+        notes = [f"source {line}" for line in sources.lines()]
+        made.append((f"{key[0]} with {key[1]}, against published", lines, notes + reasons.lines()))
+    return made
+
+
+def _spread(pair: Pair) -> str:
+    spread = pair.theirs.spread.get(pair.number)
+    return "" if spread is None else f"±{spread:.2f}"
+
+
+def without(alone: Sequence[Ours]) -> str:
+    """One sentence on what has no counterpart; empty where everything has."""
+    told = dict.fromkeys(f"{o.key[1]} ({o.key[0]} on {o.dataset})" for o in alone)
+    return f"nothing published for: {', '.join(told)}" if told else ""
+
+
+def whole(table: Table, out: Console) -> None:
+    """A table with all its columns, on a terminal that is too narrow too: it breaks the lines, no number is cut."""
+    options = out.options.update(max_width=1000)
+    lines = out.render_lines(table, options.update(width=out.measure(table, options=options).maximum), pad=False)
+    out.print(SegmentLines(lines, new_lines=True), soft_wrap=True)
+
+
+def show(results: Sequence[Result], out: Console) -> None:
+    """The comparison on the terminal; says so where there is nothing to compare."""
+    pairs, alone = paired(results)
+    for title, lines, notes in blocks(pairs):
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+        for name in HEAD:
+            left = name in ("dataset", "method", "number", "not comparable")
+            table.add_column(name, justify="left" if left else "right", no_wrap=True)
+        for line in lines:
+            table.add_row(*(cell.replace("[", r"\[") for cell in line))
+        whole(table, out)
+        for note in notes:
+            out.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+        out.print()
+    good = sum(not p.reasons for p in pairs)
+    if pairs:
+        out.print(f"{len(pairs)} numbers have a published counterpart, {good} of them comparable", highlight=False)
+        out.print(UNITS, style="dim", soft_wrap=True)
+    if alone:
+        out.print(without(alone), style="dim", markup=False, soft_wrap=True)
+    if not pairs and not alone:
+        out.print("no finished runs here yet, so there is nothing to compare")
+
+
+def render(results: Sequence[Result], form: str) -> str:
+    """As "markdown", "csv" or "json"; without a line where nothing has a counterpart."""
+    pairs, alone = paired(results)
+    if form == "markdown":
+        parts = []
+        for title, lines, notes in blocks(pairs):
+            rule = ["---" if name in ("dataset", "method", "number", "not comparable") else "---:" for name in HEAD]
+            table = "\n".join(f"| {' | '.join(line)} |" for line in [HEAD, rule, *lines])
+            parts.append(f"**{title}** ({UNITS})\n\n{table}\n\n" + "\n".join(f"- {note}" for note in notes))
+        return "\n\n".join([*parts, *([without(alone)] if alone else [])]) + "\n"
+    flat = [pair.flat() for pair in pairs]
+    if form == "json":
+        return json.dumps(flat, indent=1) + "\n"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(flat[0]) if flat else [])
+    writer.writeheader()
+    writer.writerows(row | {"reasons": "; ".join(row["reasons"])} for row in flat)
+    return text.getvalue()
