@@ -251,7 +251,7 @@ def type_in(capsys, tmp_path, monkeypatch):
 def test_table_against_published(type_in, tmp_path, pictures, monkeypatch):
     """Real runs: digits have no counterpart, a folder called eurosat has one that it can't be compared with."""
     shutil.copytree(pictures, tmp_path / "eurosat")
-    for dataset, method in (("digits", "zero_shot"), ("eurosat", "zero_shot,coop")):
+    for dataset, method in (("digits", "zero_shot"), (str(tmp_path / "eurosat"), "zero_shot,coop")):
         words = ["--backbone", "glyph/random", "--shots", "2", "--seed", "1,2", "train.epochs=1"]
         assert type_in("run", method, dataset, *words)[0] == 0
     files = ["--markdown", "m.md", "--csv", "c.csv", "--json", "j.json"]

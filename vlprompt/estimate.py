@@ -1,6 +1,7 @@
 """What runs will cost before they are made: images, steps, and by a measured step their hours and memory."""
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,9 @@ def size_of(dataset: str) -> Size:
     import yaml
 
     try:
-        data: Data = open_data(dataset)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of names alike; the run itself tells them
+            data: Data = open_data(dataset)
     except (ValueError, OSError) as error:
         path = configs_folder() / "reference" / "datasets.yaml"
         told = yaml.safe_load(path.read_text("utf-8")).get(Path(dataset).name, {"classes": 0, "test": 0})

@@ -16,7 +16,7 @@ from vlprompt.stage import Item, Name, ids
 
 NEEDED = {"title", "source", "licence", "classes", "template"}
 KEYS = NEEDED | {"loader", "layout", "folder", "images", "split", "sizes", "downloads", "by_hand", "names", "augment",
-                 "note"}  # fmt: skip
+                 "note", "own_order"}  # fmt: skip
 FORMS = (".csv", ".jsonl", ".npz", ".json")  # files that are datasets
 PLAIN = "a photo of a {name}."
 

@@ -1,6 +1,7 @@
 """Where datasets with a card lie on this machine, and how they are read there."""
 
 import os
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,17 @@ def read_place(dataset: str, card: dict[str, Any], names: tuple[Name, ...], root
     theirs = card.get("split")
     for file in filter(None, (theirs, OWN)):
         if (folder / file).is_file():
-            return read_split(folder / file, images, names)
+            found = read_split(folder / file, images, names)
+            return _marked(found, card) if file == theirs else found
     layout = import_module(f"vlprompt.data.layouts.{card['layout']}")
     parts, note = layout.read(folder, images, list(ids(names)), card.get("sizes", {}))
     if theirs:
-        note = joined(note, f"not the literature's split, which is {theirs}")
-    return Found(names, parts, under(images), note)
+        return Found(names, parts, under(images), joined(note, f"not the literature's split, which is {theirs}"))
+    return _marked(Found(names, parts, under(images), note), card)
+
+
+def _marked(found: Found, card: dict[str, Any]) -> Found:
+    """Told to be the literature's split where it has the literature's sizes, and shots can be drawn in its order."""
+    counts = {part: len(rows) for part, rows in found.parts.items() if rows}
+    same = counts == card.get("sizes") and not card.get("own_order", False)
+    return replace(found, info=found.info | {"split": "literature"}) if same else found

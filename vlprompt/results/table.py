@@ -15,6 +15,7 @@ from vlprompt.results.folder import Result
 MAIN = {
     "few_shot": "accuracy",
     "base_to_new": "harmonic",
+    "transfer": "average",
 }  # the number that a task is judged by; others: the first of the summary
 UNITS = (
     "percent, mean±standard deviation over n seeds; s: seconds a run, MB: peak memory"  # divided by n, as in the field

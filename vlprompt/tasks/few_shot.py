@@ -12,6 +12,11 @@ from vlprompt.data.split import few_shot
 from vlprompt.stage import Lesson, Stage
 
 
+def split_of(data: Data) -> str:
+    """Whose split it is: "literature" for the published lists, "own" otherwise."""
+    return str(data.test.info.get("split", "own"))
+
+
 class FewShot:
     """k shots per class, all classes.
 
@@ -57,6 +62,7 @@ class FewShot:
             "classes": [str(name) for name in train.names],
             "augment": train.augment,
             "template": self.data.template,
+            "split": split_of(self.data),
             "note": self.data.note,
         }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlprompt.data.card import Data, open_data
 from vlprompt.stage import Stage
-from vlprompt.tasks.few_shot import FewShot
+from vlprompt.tasks.few_shot import FewShot, split_of
 
 
 class Transfer(FewShot):
@@ -22,7 +22,7 @@ class Transfer(FewShot):
 
     def __init__(
         self,
-        dataset: str,
+        dataset: str | Data,
         targets: list[str],
         shots: int | None = 16,
         seed: int = 1,
@@ -46,7 +46,10 @@ class Transfer(FewShot):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        targets = {name: {"test": data.test.hash(), "template": data.template} for name, data in self.others.items()}
+        targets = {
+            name: {"test": data.test.hash(), "template": data.template, "split": split_of(data)}
+            for name, data in self.others.items()
+        }
         return {**super().protocol, "targets": targets}
 
     def stages(self) -> Iterator[Stage]:
