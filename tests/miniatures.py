@@ -34,12 +34,15 @@ EACH = 5  # pictures of a class: 0 and 1 train, 2 val, 3 and 4 test
 
 
 class Miniature:
-    """The folder of one dataset under `root`, as its authors lay it out; rows: (path, label) of each part."""
+    """The folder of one dataset under `root`, as its authors lay it out; rows: (path, label) of each part.
 
-    def __init__(self, name, root, jpegs):
+    whole: with all classes, not a few.
+    """
+
+    def __init__(self, name, root, jpegs, whole=False):
         self.name, self.card = name, read_card(name)
         self.every = list(card_classes(self.card).items())  # (id, name) in label order
-        self.labels = sorted(CHOSEN.get(name, (0, 1, 2)))
+        self.labels = list(range(len(self.every))) if whole else sorted(CHOSEN.get(name, (0, 1, 2)))
         self.folder = root / self.card["folder"]
         self.images = self.folder / self.card["images"]
         self.jpegs, self.rows = jpegs, {"train": [], "val": [], "test": []}
@@ -107,7 +110,7 @@ class Miniature:
     def lay_flowers(self):
         number = {(k, i): 100 * n + i + 1 for n, k in enumerate(self.labels) for i in range(EACH)}
         self.all(lambda key, k, i: f"image_{number[k, i]:05}.jpg")
-        labels = np.ones(400, dtype=np.uint8)
+        labels = np.ones(100 * len(self.labels) + 100, dtype=np.uint8)
         for (k, _), place in number.items():
             labels[place - 1] = k + 1
         savemat(self.folder / "imagelabels.mat", {"labels": labels[None]})

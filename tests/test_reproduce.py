@@ -1,6 +1,7 @@
 """tools/reproduce.py: plans of the literature's tables, runs on a tiny backbone, a kill in the middle, failures."""
 
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -10,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from miniatures import Miniature
 from PIL import Image
 
 from vlprompt import against
 from vlprompt.config import grid
+from vlprompt.data.card import card_classes, read_card
 from vlprompt.estimate import Line, Price, Size, price, size_of, trains, work
 from vlprompt.results.folder import read_all
 
@@ -58,6 +61,44 @@ def eleven(tmp_path_factory, pictures):
                     part = picture.crop((8 * i, 4 * i, 8 * i + 64, 4 * i + 64))
                     part.save(root / dataset / f"class {c}" / f"{i}.png")
     return [root / dataset for dataset in ELEVEN]
+
+
+def laid_out(names, root, pictures):
+    """The datasets of these cards as their authors lay them out, with all classes and five small pictures of each."""
+    jpegs = []
+    for path in sorted(pictures.rglob("*.jpg"))[::3]:
+        with Image.open(path) as picture, io.BytesIO() as made:
+            picture.resize((24, 24)).save(made, "jpeg")
+            jpegs.append(made.getvalue())
+    return [Miniature(name, root, jpegs, whole=True) for name in names]
+
+
+def laid_out_and_run(reproduce, names, tmp_path, pictures, monkeypatch):
+    """Base-to-new by the names of the cards: everything is done, and only named reasons make it incomparable."""
+    laid_out(names, tmp_path / "data", pictures)
+    monkeypatch.setenv("VLPROMPT_DATA", str(tmp_path / "data"))
+    words = ["--table", "base-to-new", *TINY, "--seeds", "1", "--shots", "1", *QUICK, "--datasets", *names]
+    status, text = reproduce(*words)
+    assert status == 0, text
+    results, left = read_all(tmp_path / "runs")
+    assert (len(results), left) == (2 * len(names), [])
+    for result in results:
+        assert result.protocol["split"] == "own"  # a miniature does not have the literature's sizes
+        assert len(result.classes[0]["joint"]) == len(card_classes(read_card(result.protocol["dataset"])))
+    return text
+
+
+def test_layouts_of_real_datasets(reproduce, tmp_path, pictures, monkeypatch):
+    names = ["eurosat", "oxford_pets", "fgvc_aircraft"]
+    text = laid_out_and_run(reproduce, names, tmp_path, pictures, monkeypatch)
+    assert "split not the literature's" in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*several classes")
+def test_layouts_of_all_eleven_make_the_whole_table(reproduce, tmp_path, pictures, monkeypatch):
+    laid_out_and_run(reproduce, list(ELEVEN), tmp_path, pictures, monkeypatch)
+    assert {row[0] for row in shown(tmp_path / "runs")} == {*ELEVEN, "average"}
 
 
 def shown(root):
