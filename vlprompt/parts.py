@@ -61,6 +61,14 @@ def dense(fan_in: int, fan_out: int, generator: torch.Generator, device: torch.d
     return layer.to(device)
 
 
+def hold(module: nn.Module, name: str, value: Tensor, learned: bool) -> None:
+    """A tensor of the state: a parameter where it is learned, else a buffer."""
+    if learned:
+        setattr(module, name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value)
+
+
 class LowRank(nn.Module):
     """What stands beside a frozen map: made + scale * up(down(given)); up (fan_out, rank) starts at zero.
 

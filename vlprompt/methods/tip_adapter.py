@@ -13,10 +13,10 @@ finetune=True 64.60 66.65 69.67 72.45 75.83, selected on the test.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlprompt.method import Method, Output
-from vlprompt.parts import Template, hand
+from vlprompt.parts import Template, hand, hold
 from vlprompt.stage import Images, Lesson, Names, Split, ids
 from vlprompt.tower import Clip
 
@@ -32,6 +32,7 @@ class TipAdapter(Method):
     CLIP's own; template: the class texts, default the dataset's own.
     """
 
+    keys: Tensor
     values: Tensor
     chosen: Tensor
 
@@ -61,14 +62,14 @@ class TipAdapter(Method):
             found, labels = self._keys(train, seed), torch.tensor(train.labels)
         places = torch.tensor([self.ids.index(i) for i in ids(train.names)])[labels].to(device)
         old = (self.keys.detach(), self.values) if lesson.index else (found[:0], places[:0])
-        self.keys = nn.Parameter(torch.cat([old[0], found]), requires_grad=self.finetune)  # (M, E)
+        hold(self, "keys", torch.cat([old[0], found]), self.finetune)  # (M, E)
         self.register_buffer("values", torch.cat([old[1], places]))  # (M,): a place in self.ids
         self.register_buffer("chosen", torch.tensor([self.alpha, self.beta], device=device))
 
     def restore(self, names: Names, state: dict[str, Tensor]) -> None:
         """The number of keys is what the state says."""
         self.ids = ids(names)
-        self.keys = nn.Parameter(state["keys"], requires_grad=self.finetune)
+        hold(self, "keys", state["keys"], self.finetune)
         for name in ("values", "chosen"):
             self.register_buffer(name, state[name])
 

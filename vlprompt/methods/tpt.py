@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.method import Method, Output
-from vlprompt.parts import holes
+from vlprompt.parts import hold, holes
 from vlprompt.prompt import Prompt
 from vlprompt.stage import Images, Lesson, Names
 from vlprompt.tower import Clip
@@ -28,6 +28,8 @@ class TPT(Method):
     beside the image as it is; keep: the share of them with the lowest entropy that is used; lr, weight_decay, steps: of
     AdamW; augment: "crop-flip", "crop", or "augmix" as the authors use for fine-grained sets.
     """
+
+    ctx: Tensor
 
     def __init__(
         self,
@@ -50,8 +52,7 @@ class TPT(Method):
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.at_least(views=0, steps=0, keep=0)
         if not lesson.index:
-            ctx = self.clip.text.context(self.n_ctx, self.init, generator)
-            self.ctx = nn.Parameter(ctx, requires_grad=self.learn)  # (P, D)
+            hold(self, "ctx", self.clip.text.context(self.n_ctx, self.init, generator), self.learn)  # (P, D)
 
     def fixed(self, names: Names) -> list[str]:
         return holes(self.text, names, len(self.ctx))
