@@ -158,3 +158,26 @@ def test_what_is_summed_over_epochs_and_what_was_best_survive_a_stop(tiny, selec
         again = begun()
         assert len(list(fit(again, lesson, train, resume=states[stop]))) == len(states) - stop - 1
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_a_wrapper_takes_another_method_than_its_recipes(tmp_path):
+    """Settings of the recipe's inner method don't stay behind when another one is named."""
+    from vlprompt.config import grid
+
+    file = tmp_path / "mine.yaml"
+    file.write_text("method: {name: kgcoop, method: {name: prograd, method: {name: cocoop, n_ctx: 4}}}")
+    [plan] = grid([None], [1], [1], dataset="digits", file=file)
+    assert plan["method"]["method"]["name"] == "prograd"
+    assert plan["method"]["method"]["method"] == {
+        "name": "cocoop", "n_ctx": 4, "init": None, "text": "{ctx} {name}.", "reduction": 16,
+    }  # fmt: skip
+    [short] = grid(["kgcoop"], [1], [1], dataset="digits", overrides=["method.method=cocoop"])
+    assert short["method"]["method"]["name"] == "cocoop"
+    [same] = grid(
+        ["kgcoop"], [1], [1], dataset="digits", overrides=["method.method.n_ctx=7", "method.method.init=null"]
+    )
+    assert same["method"]["method"]["name"] == "coop"
+    with pytest.raises(ValueError, match="there is no method 'cocop'; did you mean 'cocoop'"):
+        grid(["kgcoop"], [1], [1], dataset="digits", overrides=["method.method=cocop"])
+    with pytest.raises(ValueError, match="there is no reader 'text'; did you mean 'texts'"):
+        grid(["vpt"], [1], [1], dataset="digits", overrides=["method.reader=text"])

@@ -93,7 +93,10 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
             dict[str, Any] if _part(annotation) else annotation,
             ... if default is inspect.Parameter.empty else default,
         )
-    given = {k: v for k, v in given.items() if k != "name"}
+    parts = {name for name, annotation in hints(cls).items() if _part(annotation)}
+    given = {
+        k: {"name": v} if k in parts and isinstance(v, str) else v for k, v in given.items() if k != "name"
+    }  # a name alone stands for settings
     for name in given:
         if name not in fields:
             hint = nearest(name, list(fields))

@@ -30,7 +30,7 @@ class Source:
             raise ValueError(
                 f"{origin}: {wrong[0]} takes settings, such as {wrong[0]}.NAME=VALUE; got {values[wrong[0]]!r}"
             )
-        merged = OmegaConf.merge(OmegaConf.create(self.values), OmegaConf.create(values))
+        merged = OmegaConf.merge(OmegaConf.create(_kept(self.values, values)), OmegaConf.create(values))
         self.values = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
         for key in _paths(values):
             self.origin[key] = origin
@@ -40,6 +40,16 @@ class Source:
         while key and key not in self.origin:
             key = key.rpartition(".")[0]
         return self.origin.get(key, "the defaults")
+
+
+def _kept(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The old settings without those of a method (or reader) that the new ones replace by one of another name."""
+    found = dict(old)
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(before := old.get(key), dict):
+            renamed = "name" in value and "name" in before and value["name"] != before["name"]
+            found[key] = {} if renamed else _kept(before, value)
+    return found
 
 
 def _paths(values: dict[str, Any], above: str = "") -> list[str]:
