@@ -1,6 +1,7 @@
 """A user's own data, in every form and every way it can be wrong, and the commands that look at data."""
 
 import csv
+import importlib.util
 import json
 import warnings
 
@@ -377,3 +378,40 @@ def test_show_and_list(type_in, tmp_path, pictures, monkeypatch):
     assert "comes with vlprompt" in type_in("data", "prepare", "digits")[1]
     assert "is no card" in type_in("data", "prepare", pictures)[1]
     assert "did you mean 'dtd'?" in type_in("data", "show", "dtt")[1]
+
+
+def idx(path, array):
+    """An array in the form of MNIST's files: a magic number, the sizes, the bytes."""
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(head + array.astype(np.uint8).tobytes())
+
+
+def test_a_dataset_of_torchvision_by_its_name(tmp_path, type_in):
+    drawn = np.random.default_rng(0)
+    for part, n in (("train", 60), ("t10k", 20)):
+        idx(tmp_path / "MNIST/raw" / f"{part}-images-idx3-ubyte", drawn.integers(0, 255, (n, 28, 28)))
+        idx(tmp_path / "MNIST/raw" / f"{part}-labels-idx1-ubyte", np.arange(n) % 10)
+    data = open_data("torchvision:MNIST", root=tmp_path, template="the digit {name}")
+    assert [len(data.train), len(data.val), len(data.test)] == [50, 10, 20]
+    assert data.train.names[3] == "3 - three"
+    assert data.train.names[3].hand == "the digit {name}"
+    words = ["run", "nearest_mean", "torchvision:MNIST", *QUICK, "--root", tmp_path]
+    assert type_in(*words)[0] == 0
+    status, told = type_in("data", "prepare", "torchvision:MNIST", "--root", tmp_path)
+    assert (status, "50 images to learn from" in told) == (0, True)
+    with pytest.raises(OSError, match="get it by `vlprompt data prepare torchvision:KMNIST --download`"):
+        open_data("torchvision:KMNIST", root=tmp_path)
+    with pytest.raises(ValueError, match="torchvision has no dataset 'MNISTT'; did you mean 'MNIST'"):
+        open_data("torchvision:MNISTT", root=tmp_path)
+
+
+def test_a_dataset_of_hugging_face_by_its_name(tmp_path, pictures):
+    """With the real package where it is installed; without it, what to install."""
+    if importlib.util.find_spec("pyarrow") is None:
+        with pytest.raises(ValueError, match="pip install 'vlprompt\\[huggingface\\]'"):
+            open_data("huggingface:some/thing")
+        return
+    data = open_data(f"huggingface:{pictures}")
+    assert data.train.names == ("china", "red_flower")
+    assert len(data.train) + len(data.val) + len(data.test) == 24

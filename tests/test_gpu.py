@@ -5,7 +5,21 @@ import torch
 from conftest import images
 
 from vlprompt.backbones.glyph import twin
-from vlprompt.methods import CoCoOp, CoOp, Linear, NearestMean, ZeroShot
+from vlprompt.methods import (
+    CLAP,
+    IVLP,
+    CLIPAdapter,
+    CoCoOp,
+    CoOp,
+    CrossModal,
+    Linear,
+    MaPLe,
+    NearestMean,
+    PromptSRC,
+    TaskRes,
+    TipAdapter,
+    ZeroShot,
+)
 from vlprompt.prompt import Prompt
 from vlprompt.runner import run
 from vlprompt.stage import generator
@@ -13,6 +27,8 @@ from vlprompt.tasks import FewShot
 from vlprompt.train import Train, fit
 
 pytestmark = pytest.mark.gpu
+EVERY = [CLAP, IVLP, CLIPAdapter, CoCoOp, CoOp, CrossModal, Linear, MaPLe, NearestMean, TaskRes, TipAdapter, ZeroShot]
+EVERY.append(lambda clip: PromptSRC(IVLP(clip)))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +53,7 @@ def test_features_and_prompts_are_those_of_the_cpu(pair):
         assert torch.allclose(a, b.cpu(), atol=1e-3 * float(a.abs().max()))
 
 
-@pytest.mark.parametrize("method", [CoOp, CoCoOp, Linear, NearestMean, ZeroShot])
+@pytest.mark.parametrize("method", EVERY)
 def test_every_method_runs_there(pair, method, tmp_path):
     task = FewShot("digits", shots=4)
     scores = [run(method(clip), task, Train(epochs=3, lr=0.01)).summary["accuracy"] for clip in pair]

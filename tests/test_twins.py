@@ -266,3 +266,27 @@ def test_template_ensembles(golden_clip, encode, pixels):
             [unit(encode([write(str(n)) for write in SIMPLE_IMAGENET_TEMPLATES])).mean(0) for n in NAMES]
         )
     assert relative(found, twin) < 1e-4
+
+
+@pytest.mark.parametrize("make", [m.IVLP, m.MaPLe])
+def test_words_begin_the_first_layer_alone(golden_clip, pixels, make):
+    method = begun(make(golden_clip, depth_text=3) if make is m.IVLP else make(golden_clip, depth=3), pixels)
+    words = golden_clip.text.context(None, method.init)
+    assert torch.equal(method.ctx[0].detach(), words)
+    later = torch.cat([c.detach().flatten() for c in list(method.ctx)[1:]])
+    assert 0.015 < float(later.std()) < 0.025
+    assert len(later.unique()) == len(later)
+
+
+def test_prompts_in_one_tower_alone(golden_clip, pixels):
+    text, image = (begun(m.IVLP(golden_clip, **n), pixels) for n in ({"n_image": 0}, {"n_text": 0}))
+    assert (len(text.tokens), len(image.ctx)) == (0, 0)
+    inputs = images(pixels, "alone")
+    plain = answer(m.ZeroShot(golden_clip), inputs)
+    assert torch.equal(text(inputs, text.prepare(NAMES, text.fixed(NAMES))).image, golden_clip.image(inputs))
+    for p in image.parameters():
+        p.data.zero_()
+    assert image(inputs, image.prepare(NAMES, image.fixed(NAMES))).logits.shape == plain.shape
+    assert torch.equal(image.fixed(NAMES), golden_clip.text(HAND)[0])
+    with pytest.raises(ValueError, match="ivlp needs tokens in one tower at least"):
+        begun(m.IVLP(golden_clip, 0, 0), pixels)

@@ -65,6 +65,11 @@ def prepare(
     from vlprompt.data.place import folder_of
 
     use_root(root)
+    if name.startswith("torchvision:"):
+        from vlprompt.data.hubs import open_hub
+
+        out.print(f"{name} is here: {len(open_hub(name, download=download).train)} images to learn from")
+        return
     if not is_card(name):
         raise ValueError(f"{name!r} is no card; only datasets with a card can be prepared: `vlprompt data list`")
     card = read_card(name)

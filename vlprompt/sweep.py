@@ -82,7 +82,8 @@ def run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path,
         for i, plan in enumerate(plans):
             if found[i] is not None:
                 continue
-            name = f"{plan['method']['name']} {plan['task'].get('shots') or 'all'} shots, seed {plan['seed']}"
+            k = plan["task"].get("shots")
+            name = f"{plan['method']['name']} {k or 'all'} shot{'s' * (k != 1)}, seed {plan['seed']}"
             name = f"{_dataset(plan)}: {name}" if several else name
             bar = progress.add_task(name, total=1, note=f"loading {plan['backbone']}")
             try:

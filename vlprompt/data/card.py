@@ -120,6 +120,8 @@ def open_data(
 ) -> Data:
     """A dataset by the name of its card, or files: a folder of images, .csv, .jsonl, .npz, a split .json, a card .yaml.
 
+    Or a name that a library knows: torchvision:CIFAR10, huggingface:OWNER/NAME (hubs.py).
+
     The folder has a sub-folder per class, with or without train/ and test/ above. augment: "none", "crop" or
     "crop-flip" instead of what the card says. skip_broken: leave out files that can't be decoded. root: where datasets
     with a card lie (default: the environment's VLPROMPT_DATA, else ./data). only_there: take the classes that have
@@ -134,6 +136,10 @@ def open_data(
     if is_card(dataset):
         data = _from_card(dataset, augment, root, how)
         return data if template is None else with_template(data, template)
+    if dataset.startswith(("torchvision:", "huggingface:")):
+        from vlprompt.data.hubs import open_hub
+
+        return open_hub(dataset, root, augment, template)
     found, where, hint = find(dataset)
     name = Path(dataset).expanduser().absolute().name
     data = made(name, found, template or PLAIN, augment or "crop-flip", where, hint, **how)
