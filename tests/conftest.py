@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlprompt.backbones.glyph import twin
 from vlprompt.backbones.open_clip import wrap
+from vlprompt.cli import main
 from vlprompt.stage import Images
 
 torch.set_num_threads(1)  # the passes are tiny: more threads only wait for each other
@@ -73,3 +74,24 @@ def pictures(tmp_path_factory):
             y, x = 100 * (i // 4), 150 * (i % 4)
             Image.fromarray(array[y : y + 120, x : x + 140]).save(root / name / f"{i:02}.jpg")
     return root
+
+
+@pytest.fixture
+def type_all(capsys, tmp_path, monkeypatch):
+    """Type a command in an empty folder; gives (exit status, what it printed in one line, standard output)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def typed(*words):
+        with pytest.raises(SystemExit) as left:
+            main([str(w) for w in words])
+        printed = capsys.readouterr()
+        return left.value.code, " ".join((printed.out + printed.err).split()), printed.out
+
+    return typed
+
+
+@pytest.fixture
+def type_in(type_all):
+    """The same; gives (exit status, what it printed in one line)."""
+    return lambda *words: type_all(*words)[:2]

@@ -28,18 +28,8 @@ QUICK = ["--backbone", "glyph/random", "train.epochs=2"]
 
 
 @pytest.fixture
-def type_in(capsys, tmp_path, monkeypatch):
-    """Type a command in an empty folder; gives (exit status, what it printed in one line, standard output)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def typed(*words):
-        with pytest.raises(SystemExit) as left:
-            main([str(w) for w in words])
-        printed = capsys.readouterr()
-        return left.value.code, " ".join((printed.out + printed.err).split()), printed.out
-
-    return typed
+def type_in(type_all):
+    return type_all
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 import vlprompt
-from vlprompt.cli import main
 from vlprompt.data import from_huggingface, from_torchvision, open_data
 from vlprompt.data.images import open_picture
 from vlprompt.data.splitfile import OWN
@@ -18,21 +17,6 @@ from vlprompt.stage import Look
 from vlprompt.tasks import BaseToNew, FewShot
 
 QUICK = ["--backbone", "glyph/random", "--shots", "1", "train.epochs=1"]
-
-
-@pytest.fixture
-def type_in(capsys, tmp_path, monkeypatch):
-    """Type a command in an empty folder; gives (exit status, what it printed, in one line)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
-
-    def typed(*words):
-        with pytest.raises(SystemExit) as left:
-            main([str(w) for w in words])
-        printed = capsys.readouterr()
-        return left.value.code, " ".join((printed.out + printed.err).split())
-
-    return typed
 
 
 @pytest.fixture

@@ -234,20 +234,6 @@ def test_transfer(tmp_path):
     assert {p.number for p in pairs_of(tmp_path / "few")} == {"source", "eurosat"}
 
 
-@pytest.fixture
-def type_in(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def typed(*words):
-        with pytest.raises(SystemExit) as left:
-            main([str(w) for w in words])
-        printed = capsys.readouterr()
-        return left.value.code, " ".join((printed.out + printed.err).split())
-
-    return typed
-
-
 def test_table_against_published(type_in, tmp_path, pictures, monkeypatch):
     """Real runs: digits have no counterpart, a folder called eurosat has one that it can't be compared with."""
     shutil.copytree(pictures, tmp_path / "eurosat")
