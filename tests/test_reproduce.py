@@ -197,7 +197,7 @@ def planned(method, dataset, task="base_to_new", shots=16, more=()):
     return grid([method], [shots], [1], dataset=dataset, task=task, backbone=backbone, overrides=more)[0]
 
 
-STEPS = [  # field/clip-prompting.md, section 6, trap 9: iterations, not epochs
+STEPS = [  # iterations, not epochs, with short last batches dropped
     ("coop", "eurosat", 80, 200 * 2),
     ("kgcoop", "eurosat", 80, 100),
     ("coop", "oxford_pets", 304, 200 * 9),

@@ -93,7 +93,7 @@ class TextTower:
         if n is not None and n != len(ids):
             raise ValueError(
                 f"the initial words {init!r} are {len(ids)} tokens, but n_ctx is {n}: "
-                f"leave n_ctx out or set it to {len(ids)}"
+                f"leave n_ctx out, set it to {len(ids)}, or begin without words (init=null)"
             )
         return self.table[torch.tensor(ids, device=self.device)].clone()
 

@@ -137,10 +137,9 @@ def _items(
                 items[part].append(item)
     if missing and not skip_broken:
         told = ", ".join(missing[:3]) + " ..." * (len(missing) > 3)
-        raise ValueError(
-            f"{where} names {len(missing)} images that are not there ({told}); {hint}, "
-            "or go on without such files by --skip-broken"
-        )
+        are = "1 image that is" if len(missing) == 1 else f"{len(missing)} images that are"
+        rest = hint if "prepare" in hint else "put them back or take them off its list"
+        raise ValueError(f"{where} names {are} not there ({told}); {rest}, or run without such files by --skip-broken")
     return rows, items, sorted(missing + broken)
 
 

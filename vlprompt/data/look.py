@@ -64,7 +64,9 @@ def check(
     broken = _broken(parts, watch) if decode else ()
     if broken:
         some = ", ".join(broken[:20]) + " ..." * (len(broken) > 20)
-        wrong.append(f"{len(broken)} images can't be decoded: {some}; replace them, or leave them out by --skip-broken")
+        wrong.append(
+            f"{len(broken)} images can't be decoded: {some}; replace them, or run without them by --skip-broken"
+        )
     return Report(data, counts, expected, missing, broken, wrong, told)
 
 

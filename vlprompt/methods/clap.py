@@ -6,7 +6,7 @@ about its training images, so that nothing has to be searched on validation imag
 Differs from the authors' code in: the multipliers come from the images without augmentation; a template is the
 dataset's own. From the paper in: a class without a prototype (new classes) answers by its text.
 
-Expected: no number of field/clip-prompting.md is of this method.
+Expected: no published number that could be checked.
 """
 
 import torch

@@ -24,7 +24,8 @@ class CoOp(Method):
     """Learned context words for a CLIP's text tower.
 
     n_ctx: tokens of context (default 16, or as many as `init` has); init: words to start from instead of N(0, 0.02);
-    text: where context and name stand: "{ctx} {name}." (end), "{ctx} {name} {ctx}." (middle), "{name} {ctx}." (front);
+    text: where context and name stand: "{ctx} {name}." (end), "{ctx} {name} {ctx}." (middle), "{name} {ctx}." (front),
+    without {ctx} the context comes first;
     own: a context for each class (class-specific contexts); such a prompt knows no new classes.
     """
 

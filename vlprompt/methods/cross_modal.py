@@ -6,7 +6,7 @@ both into one space. Sites: none; it stands on the features.
 Differs from the authors' code in: every step sees the texts of all classes, not a random batch of them (its mean);
 no search over learning rates. From the paper in: a class without a column (new classes) answers by its text.
 
-Expected: no number of field/clip-prompting.md is of this method.
+Expected: no published number that could be checked.
 """
 
 import torch

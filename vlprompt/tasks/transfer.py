@@ -23,7 +23,7 @@ class Transfer(FewShot):
     def __init__(
         self,
         dataset: str | Data,
-        targets: list[str],
+        targets: list[str] | None = None,
         shots: int | None = 16,
         seed: int = 1,
         augment: str | None = None,
@@ -31,7 +31,9 @@ class Transfer(FewShot):
     ):
         super().__init__(dataset, shots, seed, augment, skip_broken)
         if not targets:
-            raise ValueError("transfer needs targets: name datasets or folders, for example task.targets=[digits]")
+            raise ValueError(
+                "transfer needs targets: datasets or folders, such as --targets digits or task.targets=[digits,glyphs]"
+            )
         self.targets = [targets] if isinstance(targets, str) else targets
 
     @cached_property
