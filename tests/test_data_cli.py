@@ -105,7 +105,7 @@ def test_numbers_alone_are_classes_in_their_order(table):
         (lambda rows: rows[3].update({"class": " "}), "row 5: class is empty"),
         (lambda rows: each(rows, split=lambda i, row: "later"), "row 2: the split 'later' is not train, val or test"),
         (lambda rows: each(rows, split=lambda i, row: "train"), "both train and test are needed"),
-        (lambda rows: rows[0].update(path="gone.jpg"), "names 1 images that are not there (gone.jpg)"),
+        (lambda rows: rows[0].update(path="gone.jpg"), "names 1 image that is not there (gone.jpg)"),
         (lambda rows: rows[:6], "has only the class 'red_flower'"),
         (lambda rows: rows[:7], "has too few images for test: none in 1 of 2 classes ('china')"),
     ],

@@ -270,7 +270,7 @@ def test_a_wrong_split_file(mini, type_in):
         assert code == 2
         return text
 
-    assert "names 1 images that are not there (banded/x.jpg)" in told(
+    assert "names 1 image that is not there (banded/x.jpg)" in told(
         lambda d: d["train"][0].__setitem__(0, "banded/x.jpg")
     )
     assert "the order of the classes is mixed up" in told(
