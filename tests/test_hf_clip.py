@@ -148,44 +148,45 @@ def changed(folder, tmp_path, name, change):
     return f"hf_clip:{copy}"
 
 
-def test_models_that_are_not_read(folders, tmp_path):
-    def other(told):
-        told["model_type"] = "siglip2"
-
-    with pytest.raises(ValueError, match=r"type 'siglip2', but hf_clip reads.*siglip2-base-patch16-224, is read"):
-        load(changed(folders["siglip"][0], tmp_path, "config.json", other), "cpu")
-
-
-def test_a_tokenizer_of_another_model(folders, tmp_path):
-    def other(told):
-        told["text_config"]["eos_token_id"] = 300
-
-    with pytest.raises(ValueError, match=r"where token 300 stands.*ends a text with \[517\]"):
-        load(changed(folders["clip"][0], tmp_path, "config.json", other), "cpu")
-
-
-def test_pixels_that_would_be_made_another_way(folders, tmp_path):
-    def other(told):
-        told["size"]["shortest_edge"] = 40
-
-    with pytest.raises(ValueError, match=r"size \{'shortest_edge': 40\}.*it knows the shortest edge"):
-        load(changed(folders["clip"][0], tmp_path, "preprocessor_config.json", other), "cpu")
-
-
-def test_weights_that_are_not_whole(folders, tmp_path):
-    def other(told):
-        told["vision_config"]["num_hidden_layers"] = 4
-
-    with pytest.raises(ValueError, match=r"weights of .* are not whole: 'vision_model.*and 15 more are missing"):
-        load(changed(folders["clip"][0], tmp_path, "config.json", other), "cpu")
+WRONG = {  # family, file, the place in it, what is put there, what is told
+    "a model that is not read": (
+        *("siglip", "config.json", ("model_type",), "siglip2"),
+        r"type 'siglip2', but hf_clip reads.*siglip2-base-patch16-224, is read",
+    ),
+    "a tokenizer of another model": (
+        *("clip", "config.json", ("text_config", "eos_token_id"), 300),
+        r"where token 300 stands.*ends a text with \[517\]",
+    ),
+    "pixels that would be made another way": (
+        *("clip", "preprocessor_config.json", ("size", "shortest_edge"), 40),
+        r"size \{'shortest_edge': 40\}.*it knows the shortest edge",
+    ),
+    "weights that are not whole": (
+        *("clip", "config.json", ("vision_config", "num_hidden_layers"), 4),
+        r"weights of .* are not whole: 'vision_model.*and 15 more are missing",
+    ),
+    "weights of another shape": (
+        *("clip", "config.json", ("vision_config", "intermediate_size"), 100),
+        r"weights of .* are not those of its config.json",
+    ),
+}
 
 
-def test_weights_of_another_shape_or_cut_off(folders, tmp_path):
-    def other(told):
-        told["vision_config"]["intermediate_size"] = 100
+@pytest.mark.parametrize("case", WRONG)
+def test_a_folder_that_does_not_fit_together(folders, tmp_path, case):
+    family, file, (*above, key), value, told = WRONG[case]
 
-    with pytest.raises(ValueError, match=r"weights of .* are not those of its config.json"):
-        load(changed(folders["clip"][0], tmp_path, "config.json", other), "cpu")
+    def other(held):
+        for name in above:
+            held = held[name]
+        held[key] = value
+
+    spec = changed(folders[family][0], tmp_path, file, other)
+    with pytest.raises(ValueError, match=told):
+        load(spec, "cpu")
+
+
+def test_weights_that_are_cut_off(folders, tmp_path):
     torn = shutil.copytree(folders["clip"][0], tmp_path / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"weights of .* are not those of its config.json"):

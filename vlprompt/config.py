@@ -85,7 +85,8 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
     from vlprompt.runner import plain
 
     fields: dict[str, Any] = {}
-    for name, annotation in hints(cls).items():
+    known = hints(cls)
+    for name, annotation in known.items():
         if _frozen(name, annotation):
             continue
         default = inspect.signature(cls).parameters[name].default
@@ -93,7 +94,7 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
             dict[str, Any] if _part(annotation) else annotation,
             ... if default is inspect.Parameter.empty else default,
         )
-    parts = {name for name, annotation in hints(cls).items() if _part(annotation)}
+    parts = {name: part for name, annotation in known.items() if (part := _part(annotation)) is not None}
     given = {
         k: {"name": v} if k in parts and isinstance(v, str) else v for k, v in given.items() if k != "name"
     }  # a name alone stands for settings
@@ -111,8 +112,8 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
             f"{source.said(key)}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}; got {came}"
         ) from error
     values = {name: getattr(model, name) for name in fields}
-    for name, annotation in hints(cls).items():
-        if (part := _part(annotation)) is not None and isinstance(values.get(name), dict):
+    for name, part in parts.items():
+        if isinstance(values.get(name), dict):
             if not values[name].get("name"):
                 raise ValueError(f"{source.said(f'{kind}.{name}')}: {kind}.{name} needs a name, such as {{name: coop}}")
             inner = find(part, values[name]["name"])

@@ -25,7 +25,7 @@ PICTURES = 8  # test images at once when a test is measured
 class Size:
     """A dataset as far as costs depend on it: training images of each class (None: enough for any shots) and tests.
 
-    known: whether the data are here and were counted; `missing` says what is wrong with them otherwise.
+    missing: what is wrong with the data where they are not here to be counted.
     """
 
     classes: int

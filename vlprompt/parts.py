@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.stage import ids
-from vlprompt.templates import templates
+from vlprompt.templates import PLAIN, templates
 from vlprompt.tower import Clip
 
-PLAIN = "a photo of a {name}."
 Template = str | list[str] | None  # one, several or a set by name; None: the hand-written one of each name's dataset
 
 
@@ -40,7 +39,7 @@ def _counted(template: str, n: int) -> str:
 
 def hand(clip: Clip, names: Sequence[str], template: Template, unit: bool = False) -> Tensor:
     """Text features (C, E) of hand-written templates: their mean, of normalised features (unit) or of raw ones."""
-    every = [clip.text(holes(t, names))[0] for t in ([None] if template is None else templates(template))]
+    every = [clip.text(holes(t, names))[0] for t in templates(template)]
     return torch.stack([clip.unit(x) for x in every] if unit else every).mean(0)
 
 

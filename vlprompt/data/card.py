@@ -13,12 +13,13 @@ from vlprompt.data.found import Found, Row, made
 from vlprompt.data.images import AUGMENTS, picture_item
 from vlprompt.errors import nearest
 from vlprompt.stage import Item, Name, ids
+from vlprompt.templates import PLAIN
 
 NEEDED = {"title", "source", "licence", "classes", "template"}
 KEYS = NEEDED | {"loader", "layout", "folder", "images", "split", "sizes", "downloads", "by_hand", "names", "augment",
                  "note", "own_order"}  # fmt: skip
 FORMS = (".csv", ".jsonl", ".npz", ".json")  # files that are datasets
-PLAIN = "a photo of a {name}."
+HUBS = ("torchvision:", "huggingface:")  # names that a library knows
 
 
 def cards_folder() -> Path:
@@ -136,7 +137,7 @@ def open_data(
     if is_card(dataset):
         data = _from_card(dataset, augment, root, how)
         return data if template is None else with_template(data, template)
-    if dataset.startswith(("torchvision:", "huggingface:")):
+    if dataset.startswith(HUBS):
         from vlprompt.data.hubs import open_hub
 
         return open_hub(dataset, root, augment, template)

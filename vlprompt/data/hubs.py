@@ -3,13 +3,12 @@
 import inspect
 from typing import Any
 
-from vlprompt.data.card import PLAIN
+from vlprompt.data.folder import PARTS
 from vlprompt.data.found import Data
 from vlprompt.data.objects import from_huggingface, from_torchvision
 from vlprompt.data.place import data_root
 from vlprompt.errors import nearest
-
-HUBS = ("torchvision:", "huggingface:")
+from vlprompt.templates import PLAIN
 
 
 def open_hub(dataset: str, root: Any = None, augment: str | None = None, template: str | None = None,
@@ -84,10 +83,9 @@ def _huggingface(dataset: str, name: str) -> dict[str, Any]:
         found = dict(load(name))
     except (OSError, ValueError, RuntimeError) as error:
         raise OSError(f"{dataset} could not be opened: {' '.join(str(error).split())[:300]}") from error
-    given = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
-    kept = {given[str(part)]: one for part, one in found.items() if str(part) in given}
+    kept = {PARTS[str(part)]: one for part, one in found.items() if str(part) in PARTS}
     if "train" not in kept:
         raise ValueError(f"{dataset!r} has the splits {', '.join(map(str, found))}, but no train")
-    if "test" not in kept and "validation" in kept:
-        kept["test"] = kept.pop("validation")  # many keep the test's labels to themselves
-    return kept if "test" in kept else {"train": kept["train"]}
+    if "test" not in kept and "val" in kept:
+        kept["test"] = kept.pop("val")  # many keep the test's labels to themselves
+    return kept

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlprompt.data.card import PLAIN, class_names, with_template
+from vlprompt.data.card import class_names
 from vlprompt.data.folder import PARTS, with_val
 from vlprompt.data.found import Data, Found, Row, made
 from vlprompt.data.images import AUGMENTS, in_rgb, picture_item
 from vlprompt.data.split import cut
 from vlprompt.stage import Item
+from vlprompt.templates import PLAIN
 
 NUMBERS = itertools.count()  # two objects may look alike, so their pictures get keys of their own
 
@@ -97,7 +98,7 @@ def _data(name: str, classes: list[str], labels: dict[str, list[int]], openers: 
     else:
         raise ValueError(f"{name} has {', '.join(rows)}; give train and test, or one dataset that is cut")
     found = Found(names, parts, partial(_item, f"{name}|{os.getpid()}|{next(NUMBERS)}", openers), note)
-    return with_template(made(name, found, template, augment, name, "a class needs at least 3 images"), template)
+    return made(name, found, template, augment, name, "a class needs at least 3 images")
 
 
 def _item(key: str, openers: dict[str, Any], path: str) -> Item:

@@ -32,12 +32,11 @@ class CLAP(Method):
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         names = lesson.train.names
         new = tuple(n for n, i in zip(names, ids(names), strict=True) if i not in self.ids)
-        old = (self.prototypes.detach(), self.firm) if self.ids else (None, None)
+        old, held = ([self.prototypes.detach()], [self.firm]) if self.ids else ([], [])
         texts = self.fixed(new) if new else torch.zeros(0, self.clip.width, device=self.clip.device)
         firm = self._firmness(lesson.train)[[i for i, n in enumerate(ids(names)) if n not in self.ids]]
-        join = lambda a, b: b if a is None else torch.cat([a, b])  # noqa: E731
-        self.ids, self.prototypes = (*self.ids, *ids(new)), nn.Parameter(join(old[0], texts).clone())  # (C, E)
-        self.register_buffer("firm", join(old[1], firm))  # (C,): lambda in the paper
+        self.ids, self.prototypes = (*self.ids, *ids(new)), nn.Parameter(torch.cat([*old, texts]))  # (C, E)
+        self.register_buffer("firm", torch.cat([*held, firm]))  # (C,): lambda in the paper
 
     def _firmness(self, train: Split) -> Tensor:
         """The mean zero-shot probability of the true class over its training images (C,); 0 without any."""

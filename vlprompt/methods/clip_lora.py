@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.method import Method, Output
-from vlprompt.parts import PLAIN, LowRank, Template, hand, holes
+from vlprompt.parts import LowRank, Template, hand, holes
 from vlprompt.prompt import Prompt
 from vlprompt.stage import Images, Lesson, Names
-from vlprompt.templates import templates
+from vlprompt.templates import PLAIN, templates
 from vlprompt.tower import Clip
 
 Side = Literal["image", "text"]
@@ -73,8 +73,7 @@ class CLIPLoRA(Method):
     def fixed(self, names: Names) -> Tensor | list[list[str]]:
         if "text" not in self.sides:
             return hand(self.clip, names, self.template, unit=True)  # (C, E)
-        every = [None] if self.template is None else templates(self.template)
-        return [holes(t, names) for t in every]
+        return [holes(t, names) for t in templates(self.template)]
 
     def prepare(self, names: Names, fixed: Tensor | list[list[str]]) -> Tensor:
         if isinstance(fixed, Tensor):

@@ -74,10 +74,10 @@ class TPT(Method):
         with torch.enable_grad():
             ctx = nn.Parameter(self.ctx.detach().expand(views.shape[1], -1, -1).clone())
             optimizer = torch.optim.AdamW([ctx], self.lr, weight_decay=self.weight_decay)
-            chosen = None
+            chosen, seen = None, self.clip.unit(views).movedim(0, -1)  # (B, E, 1 + V)
             for _ in range(self.steps):
                 text = self.clip.text(texts, Prompt(tokens={0: ctx}))  # (B, C, E)
-                logits = torch.stack([self.clip.logits(view, text).float() for view in views])  # (1 + V, B, C)
+                logits = self.clip.scale * (self.clip.unit(text) @ seen).float().movedim(-1, 0)  # (1 + V, B, C)
                 if chosen is None:  # the surest views, chosen once
                     count = max(1, int(len(views) * self.keep))
                     chosen = entropy(logits.detach().softmax(-1)).argsort(0)[:count]  # (k, B)
