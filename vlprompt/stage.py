@@ -26,7 +26,8 @@ def generator(*key: object) -> torch.Generator:
 class Look:
     """How a tower wants its pixels: size (h, w), mean and std per channel, and how a picture is brought to that size.
 
-    resize: "shortest" (then the centre is cut out) or "squash"; interpolation: "bicubic" or "bilinear".
+    resize: "shortest" (then the centre is cut out) or "squash"; interpolation: "bicubic" or "bilinear"; crop: the share
+    of the resized side that is cut out (224 of 256 is 0.875); antialias: False samples the picture at points.
     """
 
     size: tuple[int, int]
@@ -34,6 +35,8 @@ class Look:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     interpolation: str = "bicubic"
     resize: str = "shortest"
+    crop: float = 1.0
+    antialias: bool = True
 
 
 @dataclass(frozen=True)

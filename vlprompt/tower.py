@@ -23,6 +23,33 @@ def same(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """y -> y W' + b, with the weight (out, in) held apart from any Module."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return F.linear(y, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """y -> y * gain, layer scale."""
+
+    gain: Tensor
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return y * self.gain
+
+
+def linear(layer_or_weight: nn.Linear | Tensor, bias: Tensor | None = None) -> Affine:
+    if isinstance(layer_or_weight, nn.Linear):
+        return Affine(layer_or_weight.weight, layer_or_weight.bias)
+    return Affine(layer_or_weight, bias)
+
+
+@dataclass(frozen=True)
 class Block:
     """The frozen maps of a pre-norm block; widths (D) and (hidden) are those of q and up.
 
@@ -201,10 +228,3 @@ class Clip:
         image, text = self.unit(image), self.unit(text)
         logits = scale * (image @ text.T if text.ndim == 2 else (text @ image[..., None])[..., 0])
         return logits + bias if bias else logits
-
-
-def linear(layer_or_weight: nn.Linear | Tensor, bias: Tensor | None = None) -> Map:
-    """y -> y W' + b, with the weight (out, in) held apart from any Module."""
-    weight = layer_or_weight.weight if isinstance(layer_or_weight, nn.Linear) else layer_or_weight
-    bias = layer_or_weight.bias if isinstance(layer_or_weight, nn.Linear) else bias
-    return lambda y: F.linear(y, weight, bias)

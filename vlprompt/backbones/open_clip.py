@@ -100,7 +100,7 @@ def _vit(visual: Any, width: int, look: Look, key: str, device: torch.device) ->
         pre=visual.ln_pre,
         norm=pool.ln_k if attended else visual.ln_post,
         pool=first_query if attended else mean_of_patches if average else lambda x: x[:, 0],
-        project=same if proj is None else lambda x: x @ proj,
+        project=same if proj is None else linear(proj.T),
         read=None if average or attended else 1,
         norm_last=visual.final_ln_after_pool and not attended,
         width=width,
@@ -149,7 +149,7 @@ def _text(model: Any, tokenizer: Any, width: int, key: str, device: torch.device
         encode = lambda texts: model.encode_text(tokenizer(texts).to(device), normalize=False)  # noqa: E731
         return OpaqueText(encode, width, key, device)
     proj = text.text_projection
-    project = same if proj is None else linear(proj) if isinstance(proj, nn.Linear) else lambda x: x @ proj.detach()
+    project = same if proj is None else linear(proj if isinstance(proj, nn.Linear) else proj.detach().T)
     return TextTower(
         blocks,
         words=words,

@@ -10,7 +10,7 @@ from vlprompt.backbones.frozen import activation, patches
 from vlprompt.backbones.images import ViT
 from vlprompt.prompt import KV
 from vlprompt.stage import Look
-from vlprompt.tower import Attend, Block, Map, everyone, linear, same
+from vlprompt.tower import Attend, Block, Map, Scale, everyone, linear, same
 
 POOLS = ("token", "avg", "avgmax", "max", "map")
 
@@ -119,7 +119,7 @@ def _block(b: Any) -> Block | None:
 def _scale(b: Any, i: int) -> Map:
     """Layer scale: ViT's ls1 and ls2, Eva's gamma_1 and gamma_2."""
     gamma = getattr(b, f"gamma_{i}", None) if hasattr(b, f"gamma_{i}") else getattr(getattr(b, f"ls{i}"), "gamma", None)
-    return same if gamma is None else lambda y: y * gamma
+    return same if gamma is None else Scale(gamma)
 
 
 def _projections(attn: Any) -> tuple[Map, Map, Map, Map | None] | None:

@@ -1,5 +1,6 @@
 """Pictures to pixels: files and arrays as items, a tower's look, augmented views as pure functions of a number."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -98,12 +99,14 @@ def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor
             shown = T.hflip(shown)
         if view.augment == "augmix":
             shown = _augmix(shown, view.seed)
-    elif look.resize == "squash" or picture.size[0] == picture.size[1]:
-        shown = T.resize(shown, list(look.size), mode)
     else:
-        short = min(look.size)
-        shown = T.center_crop(T.resize(shown, [short], mode), list(look.size))
-    x = T.pil_to_tensor(shown).float() / 255
+        if not look.antialias:
+            shown = T.pil_to_tensor(shown)
+        whole = [math.floor(side / look.crop) for side in look.size]
+        square = look.resize == "squash" or picture.size[0] == picture.size[1]
+        shown = T.resize(shown, whole if square else [min(whole)], mode, antialias=look.antialias)
+        shown = T.center_crop(shown, list(look.size))
+    x = (shown if isinstance(shown, Tensor) else T.pil_to_tensor(shown)).float() / 255
     return (x - torch.tensor(look.mean)[:, None, None]) / torch.tensor(look.std)[:, None, None]
 
 
