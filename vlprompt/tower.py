@@ -6,47 +6,19 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlprompt.attention import attend, heads, take
+from vlprompt.attention import attend, heads, join, take
+from vlprompt.maps import Affine as Affine
+from vlprompt.maps import Map as Map
+from vlprompt.maps import Scale as Scale
+from vlprompt.maps import linear as linear
+from vlprompt.maps import same as same
 from vlprompt.prompt import KV, NOTHING, Prompt
 
-Map = Callable[[Tensor], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, KV | None, Tensor | None], Tensor]
-Slot = (
-    int | tuple[Tensor, Tensor]
-)  # the first prompt row; or rows (r,) and which token each holds; or rows (B, P), their own for each of B
-
-
-def same(x: Tensor) -> Tensor:
-    return x
-
-
-@dataclass(frozen=True)
-class Affine:
-    """y -> y W' + b, with the weight (out, in) held apart from any Module."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, y: Tensor) -> Tensor:
-        return F.linear(y, self.weight, self.bias)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """y -> y * gain, layer scale."""
-
-    gain: Tensor
-
-    def __call__(self, y: Tensor) -> Tensor:
-        return y * self.gain
-
-
-def linear(layer_or_weight: nn.Linear | Tensor, bias: Tensor | None = None) -> Affine:
-    if isinstance(layer_or_weight, nn.Linear):
-        return Affine(layer_or_weight.weight, layer_or_weight.bias)
-    return Affine(layer_or_weight, bias)
+# where new rows begin; or rows (r,) that are there and which token each holds; or rows (B, P), their own for each of B
+Slot = int | tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,22 +64,31 @@ def everyone(causal: bool, seen: Tensor | None = None) -> Attend:
     return full
 
 
-def insert(x: Tensor, slot: Slot, tokens: Tensor, inside: bool) -> Tensor:
-    """x (B, N, D) with tokens (1 or B, P, D) in their rows.
-
-    `inside`: rows of earlier tokens are there to be replaced.
-    """
+def insert(x: Tensor, slot: Slot, tokens: Tensor) -> Tensor:
+    """x (B, N, D) with tokens (1 or B, P, D) at `slot`: new rows for an int, else in rows that are there."""
     t = tokens.to(x.dtype).expand(len(x), -1, -1)
     if isinstance(slot, int):
-        return torch.cat([x[:, :slot], t, x[:, slot + inside * t.shape[1] :]], 1)
+        return torch.cat([x[:, :slot], t, x[:, slot:]], 1)
     rows, which = slot
     if rows.ndim == 2:
         return x.scatter(1, rows[..., None].expand_as(t), t)
     return x.index_copy(1, rows, t[:, which])
 
 
-def step(block: Block, i: int, x: Tensor, prompt: Prompt, attention: Attend, rows: Tensor | None) -> Tensor:
-    """One block on x (B, N, D) for the rows asked for (None: all); every row gives keys and values. -> (B, r, D)."""
+def seen_only(block: Block, i: int, tokens: Tensor, prompt: Prompt) -> KV:
+    """Keys and values (R, H, P, Dh) of tokens (R, P, D) that attention sees in this block and nothing else reads."""
+    y, first = prompt.part(f"{i}/norm1", tokens, block.norm1(tokens)), prompt.prefix.get(i)
+    k, v = (prompt.part(f"{i}/{site}", y, f(y)) for site, f in (("k", block.k), ("v", block.v)))
+    r = max(len(y), len(first[0]) if first else 1)
+    return join(first, *(heads(t.expand(r, -1, -1), block.heads) for t in (k, v)))
+
+
+def step(block: Block, i: int, x: Tensor, prompt: Prompt, attention: Attend, rows: Tensor | None,
+         first: KV | None) -> Tensor:  # fmt: skip
+    """One block on x (B, N, D) for the rows asked for (None: all) -> (B, r, D).
+
+    Every row gives keys and values, after those of `first`.
+    """
 
     def made(site: str, given: Tensor, result: Tensor) -> Tensor:
         return prompt.part(f"{i}/{site}", given, result)
@@ -119,7 +100,7 @@ def step(block: Block, i: int, x: Tensor, prompt: Prompt, attention: Attend, row
         k, v = (heads(made(site, y, f(y)), block.heads) for site, f in (("k", block.k), ("v", block.v)))
         x, y = take(x, rows), take(y, rows)
         q = heads(made("q", y, block.q(y)), block.heads)
-    a = block.inner(attention(q, k, v, prompt.prefix.get(i), rows).transpose(1, 2).flatten(2))
+    a = block.inner(attention(q, k, v, first, rows).transpose(1, 2).flatten(2))
     x = x + block.scale1(made("attn+", x, made("attn", y, made("out", a, block.out(a)))))
     y = made("norm2", x, block.norm2(x))
     h = made("up", y, block.up(y))
@@ -135,24 +116,45 @@ def walk(
     attention: Attend,
     slot: Slot = 1,
     rows: Tensor | None = None,
+    prompts: bool = False,
 ) -> Tensor:
-    """x (B, N, D), which holds tokens[0] already, through the blocks -> the rows asked for, (B, r, D).
+    """x (B, N, D) through the blocks -> its rows asked for (None: all), or the prompt's (prompts); (B, r, D).
 
-    Rows that nobody will read are not computed: the last block makes only `rows`, and prompt rows that the next layer
-    replaces give keys and values and leave. A part that mixes rows turns this off.
+    slot: an int where tokens get rows of their own, seen by every row; otherwise x holds tokens[0] already. Rows that
+    nobody will read are not computed: the last block makes those that are read, and tokens that the next layer
+    replaces, or nobody reads after the last, are keys and values only. A part that mixes rows turns this off.
     """
-    p, inside, skip, last = prompt.length, 0 in prompt.tokens, not prompt.mixes_rows, len(blocks) - 1
+    p, skip, last = prompt.length, not prompt.mixes_rows, len(blocks) - 1
+    apart, inside = isinstance(slot, int), False  # inside: rows of tokens stand among x's own
+
+    def at(rows: Tensor | None) -> Tensor | None:
+        """Where these of x's own rows stand now."""
+        if not (inside and isinstance(slot, int)):
+            return rows
+        own = torch.arange(x.shape[1] - p, device=x.device) if rows is None else rows
+        return torch.where(own < slot, own, own + p)
+
+    def read() -> Tensor | None:
+        return torch.arange(slot, slot + p, device=x.device) if prompts and isinstance(slot, int) else at(rows)
+
     for i, block in enumerate(blocks):
-        if i and i in prompt.tokens:
-            x, inside = insert(x, slot, prompt.tokens[i], inside), True
-        want = None
-        if i == last and skip:
-            want = rows
-        elif inside and skip and i + 1 in prompt.tokens and isinstance(slot, int):
-            kept = torch.arange(x.shape[1] - p, device=x.device)
-            want, inside = torch.where(kept < slot, kept, kept + p), False
-        x = step(block, i, x, prompt, attention, want)
-    return x if skip else take(x, rows)
+        first, tokens, want = prompt.prefix.get(i), prompt.tokens.get(i), None
+        leave = apart and skip and (i + 1 in prompt.tokens or (i == last and not prompts))
+        if tokens is not None and apart:
+            x, inside = x if not inside else take(x, at(None)), False
+            if leave:
+                first = seen_only(block, i, tokens.to(x.dtype), prompt)
+            else:
+                x, inside = insert(x, slot, tokens), True
+        elif tokens is not None and i:
+            x = insert(x, slot, tokens)
+        if skip and i == last:
+            want = read()
+        elif leave:
+            want = at(None)
+        x = step(block, i, x, prompt, attention, want, first)
+        inside = inside and not leave
+    return x if skip else take(x, read())
 
 
 def check(prompt: Prompt, depth: int) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.stage import Images, Look
-from vlprompt.tower import Attend, Block, Map, check, everyone, find_sites, insert, walk
+from vlprompt.tower import Attend, Block, Map, check, everyone, find_sites, walk
 
 KEPT = 2**31  # bytes of features that a tower remembers; the oldest go first
 ROWS = 512  # token rows of one pass on a CPU
@@ -132,21 +132,16 @@ class ViT(ImageTower):
             raise ValueError(
                 "an image tower takes tokens (R, P, D), one set per image or one for all; got one set per class"
             )
-        s, p = self.special, prompt.length
-        patches = self.unfold(pixels)
+        if read == "prompts" and not prompt.length:
+            raise ValueError("there are no prompt rows to read: the prompt has no tokens")
+        s, patches = self.special, self.unfold(pixels)
         x = prompt.part("patch", patches, self.embed(patches))
-        x = torch.cat([self.class_tokens.to(x.dtype).expand(len(x), -1, -1), x], 1) + self.positions
+        x = self.pre(torch.cat([self.class_tokens.to(x.dtype).expand(len(x), -1, -1), x], 1) + self.positions)
         if 0 in prompt.tokens:
-            x = insert(x, s, prompt.tokens[0], inside=False)
-        prompts, wanted = torch.arange(s, s + p, device=x.device), None
-        if read == "prompts":
-            wanted = prompts
-        elif read == "pooled" and self.read is not None:
-            wanted = torch.arange(self.read, device=x.device)
-        elif p:
-            patch_rows = torch.arange(p + len(self.positions), device=x.device)
-            wanted = torch.cat([patch_rows[:s], patch_rows[s + p :]])
-        x = walk(self.blocks, self.pre(x), prompt, attention=self.attention, slot=s, rows=wanted)
+            tokens = {i: self.pre(t) if i == 0 else t for i, t in prompt.tokens.items()}
+            prompt = Prompt(tokens, prompt.prefix, prompt.beside)
+        wanted = torch.arange(self.read, device=x.device) if read == "pooled" and self.read is not None else None
+        x = walk(self.blocks, x, prompt, attention=self.attention, slot=s, rows=wanted, prompts=read == "prompts")
         if read == "pooled" and self.norm_last:
             x = self.pool(x)
         x = prompt.part("norm", x, self.norm(x))
