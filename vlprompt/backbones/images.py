@@ -1,14 +1,17 @@
 """Image towers: a walked ViT, or any network as it is. Called without a prompt they look features up."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vlprompt.backbones.copies import Upper, Whole, lower
+from vlprompt.merge import fold, merged_blocks
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.stage import Images, Look
-from vlprompt.tower import Attend, Block, Map, check, everyone, find_sites, walk
+from vlprompt.tower import Attend, Block, Map, check, everyone, find_sites, same, walk
 
 KEPT = 2**31  # bytes of features that a tower remembers; the oldest go first
 ROWS = 512  # token rows of one pass on a CPU
@@ -28,17 +31,24 @@ class ImageTower:
         self.net, self.width, self.look, self.key, self.device = net, width, look, key, device
         pass_size = max(1, ROWS // tokens) if tokens else 8
         self.pass_size = pass_size if device.type == "cpu" else 32 * pass_size
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all features that were kept."""
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
+
+    def _refuse(self) -> ValueError:
+        return ValueError(
+            f"the image tower of {self.key.split('#')[0]} has no blocks that vlprompt can walk, so it takes no "
+            "tokens, prefixes or parts, only its pooled feature can be read, and no block of it can be trained; "
+            'use a ViT, for example "open_clip:ViT-B-16/openai"'
+        )
 
     def __call__(self, images: Images, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
         """pooled: features (B, E). An opaque tower takes no prompt: ValueError."""
         if prompt or read != "pooled":
-            raise ValueError(
-                f"the image tower of {self.key.split('#')[0]} has no blocks that vlprompt can walk, so it takes no "
-                "tokens, prefixes or parts, and only its pooled feature can be read; "
-                'use a ViT, for example "open_clip:ViT-B-16/openai"'
-            )
+            raise self._refuse()
         return self.looked_up(images)
 
     def looked_up(self, images: Images) -> Tensor:
@@ -67,8 +77,12 @@ class ImageTower:
                 some = places[begin : begin + self.pass_size]
                 pixels = images.some(self.look, some).to(self.device)
                 filled = torch.cat([pixels, pixels[-1:].expand(self.pass_size - len(some), -1, -1, -1)])
-                parts.append(self.net(filled)[: len(some)])
+                parts.append(self.encode(filled)[: len(some)])
         return torch.cat(parts)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, h, w) -> features (B, E), nothing kept."""
+        return self.net(pixels)
 
     def _keep(self, key: str, feature: Tensor) -> None:
         self._kept[key] = feature
@@ -77,9 +91,16 @@ class ImageTower:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
-        raise ValueError(
-            f"the image tower of {self.key.split('#')[0]} has no blocks that vlprompt can walk, so no sites; use a ViT"
-        )
+        raise self._refuse()
+
+    def merged(self, prompt: Prompt) -> "ImageTower":
+        raise self._refuse()
+
+    def cut(self, k: int) -> "tuple[ImageTower, nn.Module]":
+        raise self._refuse()
+
+    def copy(self) -> nn.Module:
+        raise self._refuse()
 
 
 class ViT(ImageTower):
@@ -95,7 +116,9 @@ class ViT(ImageTower):
                  pre: Map, norm: Map, pool: Map, project: Map, read: int | None, norm_last: bool, width: int,
                  patch: int, grid: tuple[int, int], look: Look, key: str, device: torch.device,
                  attention: Attend | None = None):  # fmt: skip
-        super().__init__(lambda pixels: self._pass(pixels, NOTHING, "pooled"), width, look, key, device, len(positions))
+        super().__init__(
+            lambda pixels: self.ended(*self.begun(pixels, NOTHING), "pooled"), width, look, key, device, len(positions)
+        )
         self.blocks, self.unfold, self.embed, self.class_tokens, self.positions = (
             blocks,
             unfold,
@@ -134,13 +157,25 @@ class ViT(ImageTower):
             )
         if read == "prompts" and not prompt.length:
             raise ValueError("there are no prompt rows to read: the prompt has no tokens")
-        s, patches = self.special, self.unfold(pixels)
+        return self.ended(*self.begun(pixels, prompt), read)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.ended(*self.begun(pixels, NOTHING), "pooled")
+
+    def begun(self, pixels: Tensor, prompt: Prompt) -> tuple[Tensor, Prompt]:
+        """Rows (B, N, D) for the first block, and the prompt, whose tokens for it have passed the first norm too."""
+        patches = self.unfold(pixels)
         x = prompt.part("patch", patches, self.embed(patches))
         x = self.pre(torch.cat([self.class_tokens.to(x.dtype).expand(len(x), -1, -1), x], 1) + self.positions)
         if 0 in prompt.tokens:
             tokens = {i: self.pre(t) if i == 0 else t for i, t in prompt.tokens.items()}
             prompt = Prompt(tokens, prompt.prefix, prompt.beside)
-        wanted = torch.arange(self.read, device=x.device) if read == "pooled" and self.read is not None else None
+        return x, prompt
+
+    def ended(self, x: Tensor, prompt: Prompt, read: str) -> Tensor:
+        """Rows (B, N, D) through the blocks, and what is read of them."""
+        s, few = self.special, self.read if read == "pooled" else None
+        wanted = None if few is None else torch.arange(few, device=x.device)
         x = walk(self.blocks, x, prompt, attention=self.attention, slot=s, rows=wanted, prompts=read == "prompts")
         if read == "pooled" and self.norm_last:
             x = self.pool(x)
@@ -150,3 +185,30 @@ class ViT(ImageTower):
         if read == "prompts":
             return x
         return self.project(x if self.norm_last else self.pool(x))
+
+    def merged(self, prompt: Prompt) -> "ViT":
+        """A tower with the parts of the prompt in its weights (of blocks, patches and the last norm).
+
+        ValueError for tokens, prefixes, and parts that can't be folded (adapters).
+        """
+        if len(prompt.tokens) or len(prompt.prefix):
+            raise ValueError("tokens and prefixes can't be folded into weights; only what stands beside a map can")
+        check(prompt, self.depth)
+        made = copy.copy(self)
+        made.blocks = merged_blocks(self.blocks, prompt)
+        made.embed = fold("patch", self.embed, prompt.beside["patch"]) if "patch" in prompt.beside else self.embed
+        made.norm = fold("norm", self.norm, prompt.beside["norm"]) if "norm" in prompt.beside else self.norm
+        made.forget()
+        return made
+
+    def cut(self, k: int) -> tuple[ImageTower, Upper]:
+        """What comes before the last k blocks, whose rows (B, N, D) are kept as features are; and these, trainable."""
+        if not 1 <= k <= self.depth:
+            raise ValueError(f"a tower of {self.depth} blocks can be cut before its last 1 to {self.depth}, not {k}")
+        rows = lower(self, self.depth - k)
+        below = ImageTower(rows, self.dim, self.look, f"{self.key}/cut{k}", self.device, len(self.positions))
+        return below, Upper(self, self.depth - k)
+
+    def copy(self) -> Whole:
+        """A trainable copy: pixels (B, 3, h, w) -> features (B, E)."""
+        return Whole(self)
