@@ -99,8 +99,7 @@ def weights_of(tower):
     found = [t for t in vars(tower).values() if isinstance(t, torch.Tensor)]
     for block in tower.blocks:
         for value in vars(block).values():
-            closure = [c.cell_contents for c in getattr(value, "__closure__", None) or ()]
-            found += [t for t in closure if isinstance(t, torch.Tensor)]
+            found += [t for t in getattr(value, "__dict__", {}).values() if isinstance(t, torch.Tensor)]
             found += list(value.parameters()) if isinstance(value, torch.nn.Module) else []
     return found
 

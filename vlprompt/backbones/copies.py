@@ -38,8 +38,8 @@ class Gain(nn.Module):
         return x * self.gain
 
 
-def trainable(frozen: Map) -> nn.Module | None:
-    """A copy of a map that has weights; None for one that has none."""
+def trainable(frozen: Any) -> nn.Module | None:
+    """A copy of a map that has weights; None for what has none."""
     if isinstance(frozen, Affine):
         return Line(frozen)
     if isinstance(frozen, Scale):
@@ -57,7 +57,7 @@ class Layer(nn.Module):
         self.maps, self._frozen = nn.ModuleDict(), frozen
         for field in fields(Block):
             packed = field.name in ("q", "k", "v") and frozen.qkv is not None
-            if callable(value := getattr(frozen, field.name)) and not packed and (made := trainable(value)) is not None:
+            if not packed and (made := trainable(getattr(frozen, field.name))) is not None:
                 self.maps[field.name] = made
 
     def block(self) -> Block:

@@ -116,9 +116,7 @@ class ViT(ImageTower):
                  pre: Map, norm: Map, pool: Map, project: Map, read: int | None, norm_last: bool, width: int,
                  patch: int, grid: tuple[int, int], look: Look, key: str, device: torch.device,
                  attention: Attend | None = None):  # fmt: skip
-        super().__init__(
-            lambda pixels: self.ended(*self.begun(pixels, NOTHING), "pooled"), width, look, key, device, len(positions)
-        )
+        super().__init__(same, width, look, key, device, len(positions))
         self.blocks, self.unfold, self.embed, self.class_tokens, self.positions = (
             blocks,
             unfold,
