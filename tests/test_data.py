@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vlprompt import readers
 from vlprompt.data import digits
 from vlprompt.data.card import cards, class_names, open_data, read_card
 from vlprompt.data.images import file_item, picture_item, pixels
@@ -221,7 +222,7 @@ def test_equal_names_keep_their_own_columns(tiny):
     from vlprompt.stage import Lesson, Name, generator
 
     names = (Name("missile", "n1"), Name("missile", "n2"), Name("dog", "n3"))
-    method = Linear(tiny, solver="fit", std=1.0)
+    method = Linear(tiny.image, readers.Linear(1.0), solver="fit")
     method.begin(Lesson(Split((), (), names)), generator(0))
     assert method.fixed((names[1], names[2], names[0])).tolist() == [1, 2, 0]
 

@@ -66,7 +66,7 @@ def test_macro_f1_and_accuracy_per_class():
 
 
 def test_the_result_holds_the_accuracy_of_each_class(tiny, tmp_path):
-    result = vlprompt.run(methods.NearestMean(tiny), FewShot("digits", shots=1), Train(), tmp_path / "run")
+    result = vlprompt.run(methods.NearestMean(tiny.image), FewShot("digits", shots=1), Train(), tmp_path / "run")
     [stage] = result.classes
     assert set(stage["test"]) == {str(i) for i in range(10)}
     count = FewShot("digits").data.test.count()

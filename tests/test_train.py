@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vlprompt
+from vlprompt import readers
 from vlprompt.method import Method, Output
 from vlprompt.methods import CoCoOp, CoOp, Linear
 from vlprompt.runner import run
@@ -188,7 +189,7 @@ def test_logistic_regression_is_scikit_learns():
     from vlprompt.data import digits
 
     task = FewShot("digits", shots=8, seed=1)
-    score = run(Linear(vlprompt.load("pixels"), penalty=1.0), task).summary["accuracy"]
+    score = run(Linear(vlprompt.load("pixels").image, readers.Linear(), penalty=1.0), task).summary["accuracy"]
     x, y = digits.arrays()[0].reshape(1797, -1).repeat(3, 1) / 255.0, digits.arrays()[1]  # three equal channels
     train, test = ([int(item.key.split("/")[1]) for item in s.items] for s in (task.lesson.train, task.data.test))
     theirs = 100 * LogisticRegression(max_iter=2000).fit(x[train], y[train]).score(x[test], y[test])
@@ -199,7 +200,7 @@ def test_two_classes_are_solved_too(tiny):
     from vlprompt.tasks import BaseToNew
 
     lesson = BaseToNew("digits", shots=4, base=["0", "1"]).lesson
-    method = Linear(tiny, penalty=1e6)
+    method = Linear(tiny.image, readers.Linear(), penalty=1e6)
     method.begin(lesson, generator(0))
     from vlprompt.evaluate import evaluate
 

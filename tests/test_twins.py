@@ -185,7 +185,12 @@ def test_wrappers_go_around_each_other_and_around_other_designs(golden_clip, pix
     text = golden_clip.text(HAND)[0]
     near = 4.0 * (1 - F.cosine_similarity(plain.text, text, dim=-1).mean())
     assert relative(terms["near"][0], near.detach()) < 1e-4
-    wrong = begun(m.KgCoOp(m.NearestMean(golden_clip)), pixels)
+
+    class WithoutTexts(m.ZeroShot):
+        def forward(self, inputs, prepared):
+            return super().forward(inputs, prepared)._replace(text=None)
+
+    wrong = begun(m.KgCoOp(WithoutTexts(golden_clip)), pixels)
     with pytest.raises(ValueError, match="has none; give it a method whose classes are texts"):
         wrong.terms(batch, wrong.fixed(NAMES))
     with pytest.raises(ValueError, match="holds none; give it a method on a CLIP"):

@@ -60,9 +60,7 @@ def hints(cls: type) -> dict[str, Any]:
     return {name: known.get(name, Any) for name in inspect.signature(cls).parameters}
 
 
-READERS = {
-    cls.__name__.lower(): cls.__name__ for cls in readers.Reader.__subclasses__() if cls.__module__ == readers.__name__
-}
+READERS = {"linear": "Linear", "cosine": "Cosine", "texts": "Texts"}
 PARTS = {"Method": "method", "Reader": "reader"}  # arguments that are themselves made from settings
 
 
@@ -73,8 +71,8 @@ def _part(annotation: Any) -> str | None:
 def _frozen(name: str, annotation: Any) -> str | None:
     """Which part of the backbone an argument is: it is annotated so, or a stranger just calls it clip or tower."""
     kind = getattr(annotation, "__name__", "")
-    if kind in ("Clip", "Tower"):
-        return kind
+    if kind in ("Clip", "Tower", "VisionTower"):
+        return "Clip" if kind == "Clip" else "Tower"
     return {"clip": "Clip", "tower": "Tower"}.get(name) if annotation is Any else None
 
 
@@ -90,10 +88,9 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
         if _frozen(name, annotation):
             continue
         default = inspect.signature(cls).parameters[name].default
-        fields[name] = (
-            dict[str, Any] if _part(annotation) else annotation,
-            ... if default is inspect.Parameter.empty else default,
-        )
+        if default is inspect.Parameter.empty:
+            default = {"name": "linear"} if _part(annotation) == "reader" else ...  # what a head is, if nobody says
+        fields[name] = (dict[str, Any] if _part(annotation) else annotation, default)
     parts = {name: part for name, annotation in known.items() if (part := _part(annotation)) is not None}
     given = {
         k: {"name": v} if k in parts and isinstance(v, str) else v for k, v in given.items() if k != "name"

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.readers import Reader
-from vlprompt.stage import Batch, Lesson, Names, Split
-from vlprompt.tower import Clip
+from vlprompt.prompt import NOTHING, Prompt
+from vlprompt.readers import Reader, Texts
+from vlprompt.stage import Batch, Images, Lesson, Names, Split
+from vlprompt.tower import Clip, VisionTower
 
 
 class Output(NamedTuple):
@@ -31,6 +32,7 @@ class Method(nn.Module):
     """
 
     dormant: tuple[str, ...] = ()
+    whole_batch: bool = False  # whether a step can't be made of micro-batches (batch norms)
     cuts: Mapping[str, str] = {}  # replaced, never written into
 
     def _reader(self) -> Reader | None:
@@ -103,6 +105,48 @@ def clip_of(method: nn.Module) -> Clip | None:
     """The CLIP that a method holds, or what is inside it."""
     found = (value for part in method.modules() for value in vars(part).values() if isinstance(value, Clip))
     return next(found, None)
+
+
+class OnTower(Method):
+    """A Method on one image tower whose feature a reader reads; `build` makes what is trained, `prompt` puts it in.
+
+    merges: its parts are folded into the weights for a test, so that it costs what the bare tower does.
+    """
+
+    tower: VisionTower
+    reader: Reader
+    merges: bool = False
+
+    def build(self, generator: torch.Generator) -> None:
+        """Initial values of all but the reader, at the first lesson."""
+
+    def prompt(self, images: int) -> Prompt:
+        """What goes into the tower for so many images."""
+        return NOTHING
+
+    def features(self, inputs: Images, tower: VisionTower) -> Tensor:
+        """(B, E); `tower` is the frozen one, with the parts folded in when they are."""
+        return tower(inputs, NOTHING if tower is not self.tower else self.prompt(len(inputs)))
+
+    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self.reader.begin(lesson, generator, self.tower.width, self.tower.device)
+        if not lesson.index:
+            self.build(generator)
+
+    def prepare(self, names: Names, fixed: Any) -> Any:
+        folds = self.merges and not self.training and not torch.is_grad_enabled()
+        return self.tower.merged(self.prompt(1)) if folds else self.tower, self.reader.prepare(names, fixed)
+
+    def forward(self, inputs: Images, prepared: Any) -> Output:
+        tower, read = prepared
+        image = self.features(inputs, tower)
+        return Output(self.reader(image, read), image=image, text=read if isinstance(self.reader, Texts) else None)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """All parameters, but no weight decay on the bias of a head."""
+        bias = [p for name, p in self.reader.named_parameters() if name == "bias"]
+        rest = [p for p in self.parameters() if not any(p is b for b in bias)]
+        return [{"params": rest}] + ([{"params": bias, "weight_decay": 0.0}] if bias else [])
 
 
 class Around(Method):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vlprompt.stage import ids
 from vlprompt.templates import PLAIN, templates
-from vlprompt.tower import Clip
+from vlprompt.tower import Clip, VisionTower
 
 Template = str | list[str] | None  # one, several or a set by name; None: the hand-written one of each name's dataset
 
@@ -68,6 +68,45 @@ def hold(module: nn.Module, name: str, value: Tensor, learned: bool) -> None:
         module.register_buffer(name, value)
 
 
+class Shift(nn.Module):
+    """made + bias (fan_out,), beside any map; starts at zero."""
+
+    def __init__(self, width: int, device: torch.device):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width, device=device))
+
+    def forward(self, given: Tensor, made: Tensor) -> Tensor:
+        return made + self.bias
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        return weight, self.bias if bias is None else bias + self.bias
+
+
+def shifts(tower: VisionTower, sites: Sequence[str]) -> nn.ModuleDict:
+    """A Shift at each of these kinds of site."""
+    return nn.ModuleDict({site: Shift(out, tower.device) for site, (_, out) in tower.sites(*sites).items()})
+
+
+class Bottleneck(nn.Module):
+    """x (B, N, D) -> up(dropout(act(down(x)))) with `hidden` units; up starts at zero, so it begins as nothing.
+
+    std: of down's initial weights, None for torch's usual bounds; biases start at zero.
+    """
+
+    def __init__(self, width: int, hidden: int, act: nn.Module, std: float | None, dropout: float,
+                 generator: torch.Generator, device: torch.device):  # fmt: skip
+        super().__init__()
+        self.down, self.up = dense(width, hidden, generator, device), nn.Linear(hidden, width, device=device)
+        if std is not None:
+            self.down.weight.data.copy_(torch.randn(hidden, width, generator=generator) * std)
+        for tensor in (self.down.bias, self.up.weight, self.up.bias):
+            tensor.data.zero_()
+        self.act, self.dropout = act, nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.dropout(self.act(self.down(x))))
+
+
 class LowRank(nn.Module):
     """What stands beside a frozen map: made + scale * up(down(given)); up (fan_out, rank) starts at zero.
 
@@ -84,3 +123,10 @@ class LowRank(nn.Module):
 
     def forward(self, given: Tensor, made: Tensor) -> Tensor:
         return made + self.scale * (self.dropout(given) @ self.down.T @ self.up.T)
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if weight.ndim != 2:
+            raise ValueError(
+                "a low-rank update belongs beside a linear map, not beside a norm: its weights can't hold it"
+            )
+        return weight + self.scale * self.up @ self.down, bias

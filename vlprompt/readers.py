@@ -1,7 +1,8 @@
 """Readers: what comes out. They turn features into logits over the names that are asked for."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,31 +30,72 @@ class Reader(nn.Module):
         raise NotImplementedError("a Reader says how features become logits")
 
 
-class Linear(Reader):
-    """One column and one bias per class that it has met; the names asked for choose the columns.
+class Columns(Reader):
+    """One row of weights (C, E) per class that it has met; the names asked for choose the rows.
 
-    std: of the initial weights. New columns come with every lesson that brings new ids; biases start at zero.
+    New ones come with every lesson that brings new ids.
     """
 
-    def __init__(self, std: float = 0.01):
-        super().__init__()
-        self.std = std
-        self.ids: Names = ()
+    weight: Tensor
+    ids: Names = ()
+
+    def new(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Initial values of the parameters by name, for (new classes, width)."""
+        raise NotImplementedError("Columns say what a new class begins with")
 
     def begin(self, lesson: Lesson, generator: torch.Generator, width: int, device: torch.device) -> None:
         new = [i for i in ids(lesson.train.names) if i not in self.ids]
-        weight = (torch.randn(len(new), width, generator=generator) * self.std).to(device)
-        bias = torch.zeros(len(new), device=device)
-        if self.ids:
-            weight, bias = torch.cat([self.weight.detach(), weight]), torch.cat([self.bias.detach(), bias])
-        self.ids, self.weight, self.bias = (*self.ids, *new), nn.Parameter(weight), nn.Parameter(bias)
+        for name, value in self.new((len(new), width), generator).items():
+            old = [getattr(self, name).detach()] if self.ids else []
+            setattr(self, name, nn.Parameter(torch.cat([*old, value.to(device)])))
+        self.ids = (*self.ids, *new)
 
     def fixed(self, names: Names) -> Tensor:
-        """The columns of these names; ValueError for a class it never met."""
-        return columns(self.ids, names, "a linear head").to(self.weight.device)
+        """The rows of these names; ValueError for a class it never met."""
+        return columns(self.ids, names, f"a {type(self).__name__.lower()} head").to(self.weight.device)
+
+
+class Linear(Columns):
+    """A linear head; its bias is not decayed.
+
+    std: of the initial weights, or "kaiming" for sqrt(2 / C), the fan-out of VPT's head (arXiv:2203.12119); start: of
+    the biases, -4.595 = -log(99) in VPT.
+    """
+
+    bias: Tensor
+
+    def __init__(self, std: float | Literal["kaiming"] = 0.01, start: float = 0.0):
+        super().__init__()
+        self.std, self.start = std, start
+
+    def new(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        std = self.std if isinstance(self.std, float | int) else math.sqrt(2 / max(shape[0], 1))
+        return {"weight": torch.randn(shape, generator=generator) * std, "bias": torch.full(shape[:1], self.start)}
 
     def forward(self, features: Tensor, prepared: Tensor) -> Tensor:
         return F.linear(features, self.weight[prepared], self.bias[prepared])
+
+
+class Cosine(Columns):
+    """Cosines to one vector per class, times a scale that is learned with them; no bias.
+
+    Gidaris and Komodakis, CVPR 2018, arXiv:1804.09458. scale: what it starts from, 10 in the paper.
+    """
+
+    def __init__(self, scale: float = 10.0):
+        super().__init__()
+        self.scale = scale
+
+    def begin(self, lesson: Lesson, generator: torch.Generator, width: int, device: torch.device) -> None:
+        super().begin(lesson, generator, width, device)
+        if not hasattr(self, "gain"):
+            self.gain = nn.Parameter(torch.tensor(self.scale, device=device))
+
+    def new(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        return {"weight": torch.randn(shape, generator=generator) * (2 / shape[1]) ** 0.5}
+
+    def forward(self, features: Tensor, prepared: Tensor) -> Tensor:
+        return self.gain * Clip.unit(features) @ Clip.unit(self.weight[prepared]).T
 
 
 class Texts(Reader):

@@ -186,6 +186,7 @@ class VisionTower(Tower, Protocol):
     """A tower of images; an opaque one (a ResNet) has no depth, and refuses prompts, cuts and copies."""
 
     special: int  # class and register tokens, the rows before the patches
+    grid: tuple[int, int]  # of patches
     look: Look
 
     def merged(self, prompt: Prompt) -> "VisionTower": ...

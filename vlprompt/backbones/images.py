@@ -26,6 +26,7 @@ class ImageTower:
     """
 
     depth, dim, heads, head_dim, special = 0, 0, 0, 0, 0
+    grid: tuple[int, int] = (0, 0)
 
     def __init__(self, net: Map, width: int, look: Look, key: str, device: torch.device, tokens: int = 0):
         self.net, self.width, self.look, self.key, self.device = net, width, look, key, device

@@ -16,44 +16,46 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlprompt import readers
-from vlprompt.method import Method, Output
+from vlprompt.method import OnTower
+from vlprompt.readers import Reader
+from vlprompt.readers import Linear as Head
 from vlprompt.stage import Images, Lesson, Split
-from vlprompt.tower import Clip
+from vlprompt.tower import Clip, VisionTower
 
 GRID = tuple(10 ** (e / 2) for e in range(-6, 7))
 
 
-class Linear(Method):
-    """A linear head on the image feature.
+class Linear(OnTower):
+    """A head on the image feature.
 
-    solver: "lbfgs" (logistic regression, exact) or "fit" (trained by the shared loop); penalty: scikit-learn's C, None
-    to search for it on the validation images (1.0 where there are none); unit: normalise features first; std: of the
-    weights that "fit" starts from.
+    reader: Linear, or another head (Cosine) that "fit" trains; solver: "lbfgs" (logistic regression, exact) or "fit"
+    (trained by the shared loop); penalty: scikit-learn's C, None to search for it on the validation images (1.0 where
+    there are none); unit: normalise features first.
     """
 
-    def __init__(self, clip: Clip, solver: Literal["lbfgs", "fit"] = "lbfgs", penalty: float | None = None,
-                 unit: bool = False, std: float = 0.01):  # fmt: skip
+    def __init__(self, tower: VisionTower, reader: Reader, solver: Literal["lbfgs", "fit"] = "lbfgs",
+                 penalty: float | None = None, unit: bool = False):  # fmt: skip
         super().__init__()
-        self.clip, self.solver, self.penalty, self.unit, self.std = clip, solver, penalty, unit, std
-        self.reader = readers.Linear(std)
+        self.tower, self.reader, self.solver, self.penalty, self.unit = tower, reader, solver, penalty, unit
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self.reader.begin(lesson, generator, self.clip.width, self.clip.device)
+        super().begin(lesson, generator)
         if self.solver == "lbfgs":
+            if not isinstance(self.reader, Head):
+                raise ValueError("method.solver=lbfgs solves a linear head; give another reader method.solver=fit")
             self.reader.requires_grad_(False)
             if len(lesson.train):
-                self._solve(lesson)
+                self._solve(lesson, self.reader)
 
-    def forward(self, inputs: Images, prepared: Tensor) -> Output:
-        image = self.clip.image(inputs)  # (B, E)
-        return Output(self.reader(self.clip.unit(image) if self.unit else image, prepared), image=image)
+    def features(self, inputs: Images, tower: VisionTower) -> Tensor:
+        image = tower(inputs)  # (B, E)
+        return Clip.unit(image) if self.unit else image
 
     def _features(self, split: Split) -> tuple[Any, Any]:
-        found = torch.cat([self.clip.image(batch.inputs) for batch in split.batches(256)])
-        return (self.clip.unit(found) if self.unit else found).cpu().double().numpy(), list(split.labels)
+        found = torch.cat([self.features(batch.inputs, self.tower) for batch in split.batches(256)])
+        return found.cpu().double().numpy(), list(split.labels)
 
-    def _solve(self, lesson: Lesson) -> None:
+    def _solve(self, lesson: Lesson, head: Head) -> None:
         from sklearn.linear_model import LogisticRegression
 
         x, y = self._features(lesson.train)
@@ -71,6 +73,6 @@ class Linear(Method):
         weight, bias = torch.from_numpy(best.coef_), torch.from_numpy(best.intercept_)
         if len(weight) == 1:  # two classes: scikit-learn keeps the difference of their columns
             weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-        place = self.reader.fixed(lesson.train.names)[torch.from_numpy(best.classes_).to(self.reader.weight.device)]
-        self.reader.weight.data[place] = weight.to(self.reader.weight)
-        self.reader.bias.data[place] = bias.to(self.reader.bias)
+        place = head.fixed(lesson.train.names)[torch.from_numpy(best.classes_).to(head.weight.device)]
+        head.weight.data[place] = weight.to(head.weight)
+        head.bias.data[place] = bias.to(head.bias)

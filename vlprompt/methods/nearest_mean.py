@@ -15,32 +15,34 @@ from torch import Tensor
 from vlprompt.method import Method, Output
 from vlprompt.readers import columns
 from vlprompt.stage import Images, Lesson, Names, ids
-from vlprompt.tower import Clip
+from vlprompt.tower import Clip, VisionTower
 
 
 class NearestMean(Method):
-    """Cosine to the mean of each class's normalised features, times the CLIP's scale."""
+    """Cosine to the mean of each class's normalised features, times `scale`, which no ranking sees."""
 
     sums: Tensor
 
-    def __init__(self, clip: Clip):
+    def __init__(self, tower: VisionTower, scale: float = 100.0):
         super().__init__()
-        self.clip = clip
+        self.tower, self.scale = tower, scale
         self.ids: Names = ()
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        train, device = lesson.train, self.clip.device
+        train, device = lesson.train, self.tower.device
         new = [i for i in ids(train.names) if i not in self.ids]
         old = [self.sums] if self.ids else []
         self.ids = (*self.ids, *new)
-        self.register_buffer("sums", torch.cat([*old, torch.zeros(len(new), self.clip.width, device=device)]))  # (C, E)
+        self.register_buffer(
+            "sums", torch.cat([*old, torch.zeros(len(new), self.tower.width, device=device)])
+        )  # (C, E)
         place = columns(self.ids, train.names, "a nearest mean").to(device)
         for batch in train.batches(256):
-            self.sums.index_add_(0, place[batch.labels.to(device)], self.clip.unit(self.clip.image(batch.inputs)))
+            self.sums.index_add_(0, place[batch.labels.to(device)], Clip.unit(self.tower(batch.inputs)))
 
     def fixed(self, names: Names) -> Tensor:
         return self.sums[columns(self.ids, names, "a nearest mean").to(self.sums.device)]
 
     def forward(self, inputs: Images, prepared: Tensor) -> Output:
-        image = self.clip.image(inputs)  # (B, E)
-        return Output(self.clip.logits(image, prepared), image=image)
+        image = self.tower(inputs)  # (B, E)
+        return Output(self.scale * Clip.unit(image) @ Clip.unit(prepared).T, image=image)

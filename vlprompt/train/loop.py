@@ -56,6 +56,11 @@ class Loop:
 
     def __init__(self, method: Method, lesson: Lesson, train: Train, seed: int):
         self.method, self.lesson, self.train, self.seed = method, lesson, train, seed
+        if train.micro_batch is not None and any(getattr(part, "whole_batch", False) for part in method.modules()):
+            raise ValueError(
+                f"train.micro_batch={train.micro_batch} would change what {type(method).__name__} learns: it "
+                "normalises over the whole batch; leave micro_batch out and take a smaller train.batch"
+            )
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         kinds: dict[str, Any] = {
             "sgd": lambda g: torch.optim.SGD(g, train.lr, train.momentum, weight_decay=train.weight_decay),
