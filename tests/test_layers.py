@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = ["prompt", "stage", "attention", "tower", "shared"]
+CORE = ["prompt", "stage", "attention", "tower", "vision", "shared"]
 MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
     "prompt": [],
     "stage": [],
     "attention": ["prompt"],
     "tower": ["prompt", "stage", "attention"],
+    "vision": ["stage", "tower"],
     "shared": ["prompt", "stage", "attention", "tower"],
     "backbones": [*CORE, "backbones"],
     "readers": [*CORE, "parts"],

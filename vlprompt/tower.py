@@ -206,6 +206,7 @@ class Clip:
     scale: float  # exp of the learned log temperature
     spec: str  # what `load` was asked for
     bias: float = 0.0  # what sigmoid losses (SigLIP) add to every logit; no ranking or softmax sees it
+    size: int = 0  # frozen parameters of both towers
 
     @property
     def width(self) -> int:
