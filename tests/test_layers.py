@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = ["maps", "prompt", "stage", "attention", "tower", "merge", "shared"]
+CORE = ["maps", "prompt", "stage", "attention", "tower", "vision", "merge", "shared"]
 MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
     "maps": [],
     "prompt": [],
     "stage": [],
     "attention": ["prompt"],
     "tower": ["maps", "prompt", "stage", "attention"],
+    "vision": ["maps", "prompt", "stage", "tower"],
     "merge": ["maps", "prompt", "tower"],
     "shared": ["maps", "prompt", "stage", "attention", "tower"],
     "backbones": [*CORE, "backbones"],

@@ -109,8 +109,8 @@ def test_parameters_stay_float32(tiny, precision):
 
 def test_features_are_computed_once_in_a_run_of_several_epochs(tiny):
     passes = []
-    net = tiny.image.net
-    tiny.image.net = lambda pixels: passes.append(len(pixels)) or net(pixels)
+    encode = tiny.image.encode
+    tiny.image.encode = lambda pixels: passes.append(len(pixels)) or encode(pixels)
     task = FewShot("digits", shots=4)
     run(CoOp(tiny, 4), task, Train(epochs=5))
     images = 40 + len(task.data.test)

@@ -62,7 +62,10 @@ def run(
     targets: Annotated[Optional[str], typer.Option(help="Of a transfer: datasets with commas.")] = None,  # noqa: UP045
     backbone: Annotated[
         str | None,
-        typer.Option(help="glyph (default), pixels, open_clip:NAME/TAG, open_clip:NAME@FILE, hf_clip:OWNER/NAME."),
+        typer.Option(
+            help="glyph (default), open_clip:NAME/TAG, open_clip:NAME@FILE, hf_clip:OWNER/NAME, pixels; without "
+            "texts glyph-vit, timm:NAME/TAG, timm:NAME@FILE. All: vlprompt list backbones."
+        ),
     ] = None,
     shots: Annotated[Optional[str], typer.Option(help="Images per class; several with commas.")] = None,  # noqa: UP045
     seed: Annotated[Optional[str], typer.Option(help="Random seed; several with commas.")] = None,  # noqa: UP045

@@ -14,7 +14,7 @@ from vlprompt.source import Source, override, read
 
 if TYPE_CHECKING:
     from vlprompt.method import Method
-    from vlprompt.tower import Clip
+    from vlprompt.vision import Backbone
 
 
 def configs_folder() -> Path:
@@ -25,8 +25,8 @@ def configs_folder() -> Path:
 
 def recipes(task: str, method: str, backbone: str) -> list[Path]:
     """configs/<task>/<method>.yaml, the paper's values, and configs/<task>/<backbone>/<method>.yaml, a backbone's."""
-    root = configs_folder() / task
-    chosen = [root / f"{method}.yaml", root / backbone.partition(":")[0] / f"{method}.yaml"]
+    root, kind = configs_folder() / task, backbone.partition(":")[0].removesuffix("/random")
+    chosen = [root / f"{method}.yaml", root / kind / f"{method}.yaml"]
     return [path for path in chosen if path.is_file()]
 
 
@@ -151,6 +151,7 @@ def resolve(source: Source) -> dict[str, Any]:
     Train(**train)  # says which value is out of its range
     return {
         "backbone": values.get("backbone", "glyph"),
+        **({"look": values["look"]} if "look" in values else {}),
         "method": {"name": title(cls), **complete("method", cls, values["method"], source)},
         "task": {"name": title(task), **about_task},
         "train": train,
@@ -158,15 +159,24 @@ def resolve(source: Source) -> dict[str, Any]:
     }
 
 
-def build_method(about: dict[str, Any], clip: "Clip", kind: str = "method") -> "Method":
-    """The method (or a reader) of a resolved configuration on a backbone."""
+def build_method(about: dict[str, Any], backbone: "Backbone", kind: str = "method") -> "Method":
+    """The method (or a reader) of a resolved configuration on a backbone; ValueError where it needs texts too."""
+    from vlprompt.tower import Clip
+    from vlprompt.vision import image_of
+
     cls = find(kind, about["name"])
     given: dict[str, Any] = {k: v for k, v in about.items() if k != "name"}
     for name, annotation in hints(cls).items():
         if (frozen := _frozen(name, annotation)) is not None:
-            given[name] = clip if frozen == "Clip" else clip.image
+            if frozen == "Clip" and not isinstance(backbone, Clip):
+                raise ValueError(
+                    f"{about['name']} needs a CLIP, image and text tower; {backbone.spec} has no texts: take "
+                    "--backbone glyph or open_clip:NAME/TAG, or a method on an image tower, such as vpt with "
+                    "method.reader=linear"
+                )
+            given[name] = backbone if frozen == "Clip" else image_of(backbone)
         elif (part := _part(annotation)) is not None:
-            given[name] = build_method(given[name], clip, part)
+            given[name] = build_method(given[name], backbone, part)
     return cls(**given)
 
 

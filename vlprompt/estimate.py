@@ -14,8 +14,8 @@ from vlprompt.config import build_method, configs_folder
 from vlprompt.data.card import Data, open_data
 from vlprompt.data.split import halves
 from vlprompt.stage import Batch, Images, Item, Lesson, Look, Name, Split, generator, ids
-from vlprompt.tower import Clip
 from vlprompt.train import Loop, Train
+from vlprompt.vision import Backbone
 
 MEASURED = (10, 40)  # classes
 PICTURES = 8  # test images at once when a test is measured
@@ -81,7 +81,7 @@ def work(plan: dict[str, Any], sizes: dict[str, Size], trains: bool) -> Work:
     return Work(images, len(chosen), steps, tuple(tests))
 
 
-def _lesson(clip: Clip, classes: int, images: int) -> Lesson:
+def _lesson(clip: Backbone, classes: int, images: int) -> Lesson:
     """Random pictures; the names are two words long."""
     names = tuple(Name(f"thing {i}", str(i), "a photo of a {name}.") for i in range(classes))
 
@@ -99,7 +99,7 @@ def _drawn(images: int) -> Images:
     )
 
 
-def trains(about: dict[str, Any], clip: Clip) -> bool:
+def trains(about: dict[str, Any], clip: Backbone) -> bool:
     """Whether a method has anything to train."""
     method = build_method(about, clip)
     lesson = _lesson(clip, 2, 2)
@@ -141,7 +141,7 @@ class Price:
         return self.memory(max([work.classes, *(classes for _, classes in work.tests)]))
 
 
-def price(plan: dict[str, Any], clip: Clip) -> Price:
+def price(plan: dict[str, Any], clip: Backbone) -> Price:
     """Measured here: a step at the plan's batch and micro-batch, and a test, at 10 and at 40 classes.
 
     Reading and decoding pictures is not in it, nor what is saved by features that are stored.
@@ -150,7 +150,7 @@ def price(plan: dict[str, Any], clip: Clip) -> Price:
     return Price(*(Line.through(a, b) for a, b in zip(first, second, strict=True)))
 
 
-def _measured(plan: dict[str, Any], clip: Clip, classes: int) -> tuple[float, float, float, float]:
+def _measured(plan: dict[str, Any], clip: Backbone, classes: int) -> tuple[float, float, float, float]:
     train, method = Train(**plan["train"]), build_method(plan["method"], clip)
     lesson = _lesson(clip, classes, train.batch)
     memory.forget(clip.device)
@@ -176,7 +176,7 @@ def _measured(plan: dict[str, Any], clip: Clip, classes: int) -> tuple[float, fl
     return step, prepare, test, memory.peak(clip.device)
 
 
-def _clock(clip: Clip, do: Callable[[], Any]) -> float:
+def _clock(clip: Backbone, do: Callable[[], Any]) -> float:
     began = time.perf_counter()
     do()
     if clip.device.type == "cuda":

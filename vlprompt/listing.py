@@ -34,7 +34,14 @@ def listing(what: str) -> list[str]:
             "hf_clip:FOLDER              the same from a folder: configuration, weights, tokenizer and preprocessor",
             "pixels, pixels:16           no network: the features are the pixels (8 x 8 by default), "
             "for linear and nearest_mean",
-            "glyph/random                a tiny CLIP with random weights, for tests",
+            "glyph-vit                   the image tower of the embedded CLIP alone, without texts: a small ViT",
+            "timm:NAME/TAG               any image model of timm, for example timm:vit_base_patch16_224/orig_in21k; "
+            "ViTs take prompts",
+            "timm:NAME                   the same with the weights that timm prefers",
+            "timm:NAME@FILE              the same with weights from a file: timm's, Google's .npz, MAE, MoCo-v3, DINO, "
+            "DINOv2",
+            "timm:NAME/random            the same with random weights",
+            "glyph/random                a tiny CLIP with random weights, for tests; glyph-vit/random: its image tower",
         ]
     raise ValueError(f"there is no list of {what!r}; {nearest(what, KINDS)}")
 

@@ -1,6 +1,6 @@
 """Method: a small Module that holds only what is trained, and says what goes into a tower and what comes out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.readers import Reader, Texts
 from vlprompt.stage import Batch, Images, Lesson, Names, Split
-from vlprompt.tower import Clip, VisionTower
+from vlprompt.tower import Clip
+from vlprompt.vision import Backbone, VisionTower
 
 
 class Output(NamedTuple):
@@ -103,8 +104,16 @@ class Method(nn.Module):
 
 def clip_of(method: nn.Module) -> Clip | None:
     """The CLIP that a method holds, or what is inside it."""
-    found = (value for part in method.modules() for value in vars(part).values() if isinstance(value, Clip))
-    return next(found, None)
+    return next((value for value in _held(method) if isinstance(value, Clip)), None)
+
+
+def backbone_of(method: nn.Module) -> Backbone | None:
+    """The CLIP that a method holds, or what is inside it; where there is none, its image tower."""
+    return clip_of(method) or next((value for value in _held(method) if isinstance(value, VisionTower)), None)
+
+
+def _held(method: nn.Module) -> Iterator[Any]:
+    return (value for part in method.modules() for value in vars(part).values())
 
 
 class OnTower(Method):

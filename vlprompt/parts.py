@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from vlprompt.stage import ids
 from vlprompt.templates import PLAIN, templates
-from vlprompt.tower import Clip, VisionTower
+from vlprompt.tower import Clip
+from vlprompt.vision import VisionTower
 
 Template = str | list[str] | None  # one, several or a set by name; None: the hand-written one of each name's dataset
 

@@ -16,13 +16,14 @@ import torch
 
 from vlprompt import memory
 from vlprompt.evaluate import evaluate
-from vlprompt.method import Method, clip_of
+from vlprompt.method import Method, backbone_of
 from vlprompt.readers import Reader
-from vlprompt.results.folder import Folder, Result, written
+from vlprompt.results.folder import Folder, Result, tensors_as_bytes, written
 from vlprompt.stage import Lesson, Name, generator, named
 from vlprompt.tasks import Task
 from vlprompt.tower import Clip, Tower
 from vlprompt.train import NotFinite, State, Train, fit
+from vlprompt.vision import image_of
 
 SELECTION = {"last": "last epoch", "val": "best epoch on validation images"}
 Watch = Callable[[str, int, int, str], None]
@@ -68,9 +69,12 @@ def key_of(config: dict[str, Any]) -> str:
 
 
 def configuration(method: Method, task: Task, train: Train, seed: int) -> dict[str, Any]:
-    clip = clip_of(method)
+    """What tells a run from others; `look` is in it where one was asked for."""
+    backbone = backbone_of(method)
+    image = None if backbone is None else image_of(backbone)
     return {
-        "backbone": clip.spec if clip is not None else "",
+        "backbone": "" if backbone is None else backbone.spec,
+        **({"look": plain(asdict(image.look))} if image is not None and image.asked else {}),
         "method": describe(method),
         "task": describe(task),
         "train": plain(asdict(train)),
@@ -90,7 +94,9 @@ def environment(device: torch.device) -> dict[str, Any]:
     found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     commit = found.stdout.strip() if (here / ".git").exists() and not found.returncode else None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    versions = {package: _version(package) for package in ("vlprompt", "torch", "torchvision", "open_clip_torch")}
+    versions = {
+        package: _version(package) for package in ("vlprompt", "torch", "torchvision", "open_clip_torch", "timm")
+    }
     return {
         "python": platform.python_version(),
         **versions,
@@ -122,8 +128,9 @@ def run(method: Method, task: Task, train: Train | None = None, folder: str | Pa
 
 def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, Any], place: Folder | None,
          save_every: float, watch: Watch | None) -> Result:  # fmt: skip
-    clip, saved = clip_of(method), place.load() if place else None
-    device, key = (clip.device, clip.image.key) if clip is not None else (torch.device("cpu"), "")
+    backbone, saved = backbone_of(method), place.load() if place else None
+    image = None if backbone is None else image_of(backbone)
+    device, key = (torch.device("cpu"), "") if image is None else (image.device, image.key)
     memory.forget(device)
     state, told = saved or (None, {"stage": 0, "scores": [], "classes": [], "seconds": 0.0, "log": 0, "trained": 0})
     began, trained, seen = time.monotonic(), told["trained"], dict[str, Name]()
@@ -154,11 +161,17 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
                 found = evaluate(method, test, micro_batch=train.micro_batch, watch=told_of)
                 scores[-1][name], classes[-1][name] = found.numbers, found.classes
     cost = {"seconds": told["seconds"] + time.monotonic() - began, "trained_parameters": trained}
+    if backbone is not None and backbone.size:
+        cost["trained_percent"] = 100 * trained / backbone.size
     cost["peak_memory_mb"] = memory.peak(device)
+    learned = tensors_as_bytes(method.state_dict(), _learned(key, seen, config))
+    cost["stored_bytes"] = len(learned)
     cuts = {setting: how for part in method.modules() for setting, how in getattr(part, "cuts", {}).items()}
     protocol = {**task.protocol, "selection": SELECTION[train.select], "backbone_key": key, "cut": cuts}
+    if image is not None:
+        protocol |= {"transform": plain(asdict(image.look)), "cut": {**image.notes, **cuts}}
     result = Result(config, scores, task.summary(scores), cost, environment(device), protocol, classes)
-    return result if place is None else place.finish(result, method.state_dict(), _learned(key, seen, config))
+    return result if place is None else place.finish(result, learned)
 
 
 def _train(method: Method, lesson: Lesson, train: Train, seed: int, resume: State | None, save: Callable[[State], None],

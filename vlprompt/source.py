@@ -6,7 +6,7 @@ from typing import Any
 
 from vlprompt.errors import nearest
 
-SECTIONS = ("backbone", "method", "task", "train", "seed")
+SECTIONS = ("backbone", "look", "method", "task", "train", "seed")
 
 
 class Source:

@@ -1,5 +1,7 @@
 """Many runs by one command: progress while they go, the table when they are done."""
 
+import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,13 @@ def place(runs: Path, plan: dict[str, Any]) -> Folder:
     )
 
 
-SMALL = ("glyph", "glyph/random", "pixels")  # their passes are so short that a second thread only waits for the first
+SMALL = (
+    "glyph",
+    "glyph/random",
+    "glyph-vit",
+    "glyph-vit/random",
+    "pixels",
+)  # their passes are so short that a second thread only waits for the first
 
 
 def run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path, device: str | None, save_every: float,
@@ -111,7 +119,6 @@ def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path,
              threads: int | None, progress: Any, bar: Any) -> Result:  # fmt: skip
     import torch
 
-    from vlprompt.backbones import load
     from vlprompt.config import build_method, build_task
     from vlprompt.runner import run
     from vlprompt.train import Train
@@ -123,15 +130,32 @@ def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path,
         progress.console.print(f"{name}: {few}", style="yellow", soft_wrap=True)
     if threads or plan["backbone"].partition(":")[0] in SMALL:
         torch.set_num_threads(threads or 1)
-    if plan["backbone"] not in clips:
-        clips[plan["backbone"]] = load(plan["backbone"], device)
-    method = build_method(plan["method"], clips[plan["backbone"]])
+    method = build_method(plan["method"], _backbone(plan, clips, device))
 
     def watch(doing: str, done: int, total: int, note: str) -> None:
         progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")
 
     where, train = place(runs, plan).path, Train(**plan["train"])
     return run(method, task, train, where, plan["seed"], save_every=save_every, watch=watch)
+
+
+def _backbone(plan: dict[str, Any], clips: dict[str, Any], device: str | None) -> Any:
+    """Loaded once for all plans; each look keeps its features for all plans, too."""
+    from vlprompt.backbones import load
+    from vlprompt.data.looks import look
+    from vlprompt.vision import image_of, seen
+
+    spec, given = plan["backbone"], plan.get("look")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the result has them as notes, and they are printed with it
+        if spec not in clips:
+            clips[spec] = load(spec, device)
+        if given is None:
+            return clips[spec]
+        key = f"{spec} {json.dumps(given)}"
+        if key not in clips:
+            clips[key] = seen(clips[spec], look(given, image_of(clips[spec]).look))
+    return clips[key]
 
 
 def show_table(found: Sequence[Row], out: Console) -> None:

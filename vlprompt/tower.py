@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlprompt.attention import attend, heads, join, take
 from vlprompt.maps import Affine as Affine
@@ -15,7 +15,6 @@ from vlprompt.maps import Scale as Scale
 from vlprompt.maps import linear as linear
 from vlprompt.maps import same as same
 from vlprompt.prompt import KV, NOTHING, Prompt
-from vlprompt.stage import Look
 
 Attend = Callable[[Tensor, Tensor, Tensor, KV | None, Tensor | None], Tensor]
 # where new rows begin; or rows (r,) that are there and which token each holds; or rows (B, P), their own for each of B
@@ -181,19 +180,6 @@ class Tower(Protocol):
     def sites(self, *names: str) -> dict[str, tuple[int, int]]: ...
 
 
-@runtime_checkable
-class VisionTower(Tower, Protocol):
-    """A tower of images; an opaque one (a ResNet) has no depth, and refuses prompts, cuts and copies."""
-
-    special: int  # class and register tokens, the rows before the patches
-    grid: tuple[int, int]  # of patches
-    look: Look
-
-    def merged(self, prompt: Prompt) -> "VisionTower": ...
-    def cut(self, k: int) -> "tuple[VisionTower, nn.Module]": ...
-    def copy(self) -> nn.Module: ...
-
-
 class TextTower(Tower, Protocol):
     def context(
         self, n: int | None = None, init: str | None = None, generator: torch.Generator | None = None
@@ -217,11 +203,12 @@ def find_sites(
 class Clip:
     """Two towers into one space. Features leave them un-normalised; a norm is taken here and nowhere else."""
 
-    image: VisionTower
+    image: Tower
     text: TextTower
     scale: float  # exp of the learned log temperature
     spec: str  # what `load` was asked for
     bias: float = 0.0  # what sigmoid losses (SigLIP) add to every logit; no ranking or softmax sees it
+    size: int = 0  # frozen parameters of both towers
 
     @property
     def width(self) -> int:

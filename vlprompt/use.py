@@ -14,11 +14,13 @@ from vlprompt.backbones import load
 from vlprompt.config import build_method
 from vlprompt.data.card import open_data
 from vlprompt.data.images import file_item, open_picture
+from vlprompt.data.looks import look
 from vlprompt.evaluate import answers, evaluate
 from vlprompt.method import Method
 from vlprompt.results.folder import Folder
 from vlprompt.results.plot import predictions
 from vlprompt.stage import Look, Name, Names, Split
+from vlprompt.vision import image_of, seen
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,20 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
     """
     state, told = Folder(folder).prompt()
     config = told["config"]
-    clip = load(backbone or config["backbone"], device)
-    if clip.image.key.partition("#")[2] != told["backbone_key"].partition("#")[2]:
+    frozen = load(backbone or config["backbone"], device)
+    if "look" in config:
+        frozen = seen(frozen, look(config["look"], image_of(frozen).look))
+    key, where = image_of(frozen).key, image_of(frozen).device
+    if key.partition("#")[2] != told["backbone_key"].partition("#")[2]:
         raise ValueError(
             f"the prompt in {str(folder)!r} was learned on {told['backbone_key']}, "
-            f"but {backbone or config['backbone']} holds other weights ({clip.image.key}); "
+            f"but {backbone or config['backbone']} holds other weights ({key}); "
             "name the right ones by --backbone"
         )
     names = tuple(Name(*name) for name in told["names"])
-    method = build_method(config["method"], clip)
+    method = build_method(config["method"], frozen)
     try:
-        method.restore(names, {k: v.to(clip.device) for k, v in state.items()})
+        method.restore(names, {k: v.to(where) for k, v in state.items()})
     except RuntimeError as error:
         cause = " ".join(str(error).split())
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Backbones: `load` names one and gives it as a Clip.
+"""Backbones: `load` names one and gives it as a Clip, or as an image tower where it has no texts.
 
 Each library has one adapter, nothing else touches its internals.
 """
@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 from vlprompt.errors import nearest
 
 if TYPE_CHECKING:
-    from vlprompt.tower import Clip
+    from vlprompt.stage import Look
+    from vlprompt.vision import Backbone
 
 FORMS = (
     "glyph",
     "glyph/random",
+    "glyph-vit",
+    "glyph-vit/random",
     "pixels",
     "open_clip:NAME/TAG",
     "open_clip:NAME@path/to/file",
@@ -22,17 +25,25 @@ FORMS = (
     "open_clip:hf-hub:REPOSITORY",
     "hf_clip:OWNER/NAME",
     "hf_clip:path/to/folder",
+    "timm:NAME",
+    "timm:NAME/TAG",
+    "timm:NAME@path/to/file",
+    "timm:NAME/random",
 )
 
 
-def load(spec: str, device: str | None = None) -> "Clip":
+def load(spec: str, device: str | None = None, look: "Look | None" = None) -> "Backbone":
     """A frozen backbone by name.
 
     spec: "glyph" (the embedded CLIP), "glyph/random" (a tiny one with random weights, for tests), "pixels" (features
     are the pixels, 8 x 8; a control), "open_clip:NAME/TAG", "open_clip:NAME@path/to/file", "open_clip:NAME/random",
-    "hf_clip:OWNER/NAME" or "hf_clip:path/to/folder" (CLIPModel and SiglipModel of transformers).
-    device: "cpu", "cuda", ...; by default a GPU where there is one. Raises ValueError for a name that is not known and
-    OSError where weights can't be had, saying which file to put where.
+    "hf_clip:OWNER/NAME" or "hf_clip:path/to/folder" (CLIPModel and SiglipModel of transformers). Image towers alone:
+    "glyph-vit" and "glyph-vit/random" (those of the two CLIPs, without their projection), "timm:NAME/TAG", "timm:NAME"
+    (timm's default weights of it), "timm:NAME@path/to/file" and "timm:NAME/random".
+    device: "cpu", "cuda", ...; by default a GPU where there is one. look: another size, crop or normalisation than its
+    weights were trained with; where the size is another one, the positions of a ViT are interpolated, with a warning.
+    Raises ValueError for a name that is not known or a look that it can't take, and OSError where weights can't be had,
+    saying which file to put where.
     """
     import torch
 
@@ -42,11 +53,27 @@ def load(spec: str, device: str | None = None) -> "Clip":
     except (RuntimeError, AssertionError) as error:
         cause = str(error).splitlines()[0]
         raise ValueError(f"there is no device {device!r} here ({cause}); leave --device out or name cpu") from error
+    if look is None:
+        return _load(spec, device)
+    from vlprompt.vision import seen
+
+    return seen(_load(spec, device), look)
+
+
+def _load(spec: str, device: str) -> "Backbone":
     kind, _, rest = spec.partition(":")
     if kind in ("glyph", "glyph/random") and not rest:
         from vlprompt.backbones.glyph import embedded, twin
 
         return embedded(device) if kind == "glyph" else twin(device)
+    if kind in ("glyph-vit", "glyph-vit/random") and not rest:
+        from vlprompt.backbones.glyph import vit
+
+        return vit(device, random=kind != "glyph-vit")
+    if kind == "timm" and rest:
+        from vlprompt.backbones.trunk import trunk
+
+        return trunk(rest, spec=spec, device=device)
     if kind == "pixels":
         from vlprompt.backbones.pixels import pixels
 

@@ -38,6 +38,11 @@ def freeze(model: Any, device: torch.device) -> Any:
     return model.eval().requires_grad_(False).to(device)
 
 
+def count(model: nn.Module) -> int:
+    """The parameters of a model; buffers are none."""
+    return sum(p.numel() for p in model.parameters())
+
+
 def fingerprint(model: nn.Module) -> str:
     """A hash of all weights: what tells two towers of one shape apart."""
     found = hashlib.sha256()

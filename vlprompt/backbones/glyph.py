@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from vlprompt.backbones.open_clip import wrap
+from vlprompt.backbones.images import ImageTower
+from vlprompt.backbones.open_clip import wrap, wrap_image
 from vlprompt.tower import Clip
 
 TINY = {
@@ -52,12 +53,27 @@ def embedded(device: str = "cpu") -> Clip:
 
     The model card beside it, glyph.md, says what it knows.
     """
-    model = build(Path(str(files("vlprompt.backbones") / "glyph.safetensors")))
+    model = _embedded()
     return wrap(model, _tokenizer(model), "glyph", device)
+
+
+def _embedded() -> Any:
+    return build(Path(str(files("vlprompt.backbones") / "glyph.safetensors")))
+
+
+def vit(device: str = "cpu", random: bool = False) -> ImageTower:
+    """The image tower of the embedded CLIP, or of the random one, alone and without its projection: a small ViT."""
+    model = _random(0) if random else _embedded()
+    return wrap_image(model.visual, "glyph-vit/random" if random else "glyph-vit", device)
 
 
 def twin(device: str = "cpu", seed: int = 0, **changes: Any) -> Clip:
     """A tiny CLIP with random weights, always the same; `changes` are merged into open_clip's configuration."""
+    model = _random(seed, **changes)
+    return wrap(model, _tokenizer(model), "glyph/random", device)
+
+
+def _random(seed: int, **changes: Any) -> Any:
     from open_clip.model import CLIP
 
     config: dict[str, Any] = {
@@ -66,5 +82,4 @@ def twin(device: str = "cpu", seed: int = 0, **changes: Any) -> Clip:
     config |= {k: v for k, v in changes.items() if k not in TINY}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIP(**config)
-    return wrap(model, _tokenizer(model), "glyph/random", device)
+        return CLIP(**config)

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vlprompt.backbones.frozen import activation, fingerprint, freeze, patches
+from vlprompt.backbones.frozen import activation, count, fingerprint, freeze, patches
 from vlprompt.backbones.images import ViT
 from vlprompt.backbones.texts import TextTower, Words, whole_words
 from vlprompt.stage import Look
@@ -86,7 +86,9 @@ def wrap(model: Any, tokenizer: Any, processor: Any, spec: str, device: str | to
     key, siglip = f"{spec}#{fingerprint(model)}", model.config.model_type == "siglip"
     bias = float(model.logit_bias) if siglip else 0.0
     image = _image(model, siglip, _look(processor, model.config.vision_config.image_size), key, device)
-    return Clip(image, _text(model, siglip, tokenizer, key, device), float(model.logit_scale.exp()), spec, bias)
+    image.size = count(model.vision_model) + (0 if siglip else count(model.visual_projection))
+    text, scale = _text(model, siglip, tokenizer, key, device), float(model.logit_scale.exp())
+    return Clip(image, text, scale, spec, bias, count(model))
 
 
 def _block(b: Any) -> Block:

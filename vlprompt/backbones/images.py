@@ -1,13 +1,16 @@
 """Image towers: a walked ViT, or any network as it is. Called without a prompt they look features up."""
 
-import copy
+import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlprompt.backbones.copies import Upper, Whole, lower
+from vlprompt.backbones.sizes import by, check_patches, check_width, stretched
 from vlprompt.merge import fold, merged_blocks
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.stage import Images, Look
@@ -25,11 +28,14 @@ class ImageTower:
     neighbours.
     """
 
-    depth, dim, heads, head_dim, special = 0, 0, 0, 0, 0
+    depth, dim, heads, head_dim, special, size = 0, 0, 0, 0, 0, 0  # size: frozen parameters
     grid: tuple[int, int] = (0, 0)
+    asked = False  # whether the look was asked for, instead of the one that the weights were trained with
+    notes: Mapping[str, str] = {}  # replaced, never written into
 
     def __init__(self, net: Map, width: int, look: Look, key: str, device: torch.device, tokens: int = 0):
         self.net, self.width, self.look, self.key, self.device = net, width, look, key, device
+        self.spec = key.partition("#")[0]  # what `load` was asked for
         pass_size = max(1, ROWS // tokens) if tokens else 8
         self.pass_size = pass_size if device.type == "cpu" else 32 * pass_size
         self.forget()
@@ -91,6 +97,17 @@ class ImageTower:
         while self._bytes > KEPT and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
+    def at(self, look: Look) -> "ImageTower":
+        """The same weights with another look; ValueError for a size that they can't take."""
+        check_width(self.net, self.width, self.look, look, self.device, self.spec)
+        return self._again(self.net, look, 0)
+
+    def _again(self, net: Map, look: Look, tokens: int) -> Any:
+        """A copy that stores its own features."""
+        ImageTower.__init__(found := copy(self), net, self.width, look, self.key, self.device, tokens)
+        found.spec, found.asked = self.spec, True
+        return found
+
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
         raise self._refuse()
 
@@ -118,17 +135,34 @@ class ViT(ImageTower):
                  patch: int, grid: tuple[int, int], look: Look, key: str, device: torch.device,
                  attention: Attend | None = None):  # fmt: skip
         super().__init__(same, width, look, key, device, len(positions))
-        self.blocks, self.unfold, self.embed, self.class_tokens, self.positions = (
-            blocks,
-            unfold,
-            embed,
-            special,
-            positions,
-        )
+        self.blocks, self.unfold, self.embed = blocks, unfold, embed
+        self.class_tokens, self.positions = special, positions
         self.pre, self.norm, self.pool, self.project = pre, norm, pool, project
         self.read, self.norm_last, self.attention = read, norm_last, attention or everyone(causal=False)
         self.depth, self.dim, self.heads = len(blocks), positions.shape[1], blocks[0].heads
         self.head_dim, self.special, self.patch, self.grid = self.dim // self.heads, len(special), patch, grid
+        self.own, self.turned = (look.size, grid, positions), attention is not None
+
+    def at(self, look: Look) -> "ViT":
+        """The same weights with another look; the patches' positions are interpolated where they are too few or many.
+
+        They are always made from those that the weights came with. ValueError for a size that is no multiple of the
+        patch, and for another size where positions are rotary.
+        """
+        (size, grid, positions), s = self.own, self.special
+        notes = {k: how for k, how in self.notes.items() if k != "positions"}
+        if look.size != size:
+            check_patches(look.size, self.patch, self.spec)
+            if self.turned:
+                raise ValueError(f"{self.spec} has rotary positions, made for {by(size)} pixels: leave look.size out")
+            grid = (look.size[0] // self.patch, look.size[1] // self.patch)
+        if grid != self.own[1]:
+            positions = torch.cat([positions[:s], stretched(positions[s:], self.own[1], grid)])
+            notes["positions"] = f"of {by(self.own[1])} patches interpolated to {by(grid)}, as timm does"
+            warnings.warn(f"{self.spec}: positions {notes['positions']}", stacklevel=2)
+        found = self._again(same, look, len(positions))
+        found.positions, found.grid, found.notes = positions, grid, notes
+        return found
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
         """{"0/q": (fan_in, fan_out), ...}.
@@ -193,7 +227,7 @@ class ViT(ImageTower):
         if len(prompt.tokens) or len(prompt.prefix):
             raise ValueError("tokens and prefixes can't be folded into weights; only what stands beside a map can")
         check(prompt, self.depth)
-        made = copy.copy(self)
+        made = copy(self)
         made.blocks = merged_blocks(self.blocks, prompt)
         made.embed = fold("patch", self.embed, prompt.beside["patch"]) if "patch" in prompt.beside else self.embed
         made.norm = fold("norm", self.norm, prompt.beside["norm"]) if "norm" in prompt.beside else self.norm

@@ -7,7 +7,7 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
-from vlprompt.backbones.frozen import activation, fingerprint, freeze, patches
+from vlprompt.backbones.frozen import activation, count, fingerprint, freeze, patches
 from vlprompt.backbones.images import ImageTower, ViT
 from vlprompt.backbones.opaque import OpaqueText
 from vlprompt.backbones.texts import TextTower, Words, whole_words
@@ -73,7 +73,9 @@ def _image(visual: Any, width: int, key: str, device: torch.device) -> ImageTowe
         walked = timm_image(visual.trunk, lambda x: visual.head(visual.trunk.head(x)), width, look, key, device)
     elif type(visual).__name__ == "VisionTransformer":
         walked = _vit(visual, width, look, key, device)
-    return walked or ImageTower(lambda pixels: _pooled(visual(pixels)), width, look, key, device)
+    tower = walked or ImageTower(lambda pixels: _pooled(visual(pixels)), width, look, key, device)
+    tower.size = count(visual)
+    return tower
 
 
 def _vit(visual: Any, width: int, look: Look, key: str, device: torch.device) -> ViT | None:
@@ -174,7 +176,15 @@ def wrap(model: Any, tokenizer: Any, spec: str, device: str | torch.device = "cp
     width = getattr(model.visual, "output_dim", None) or _probe(model, device)
     bias = getattr(model, "logit_bias", None)
     image, text = _image(model.visual, width, key, device), _text(model, tokenizer, width, key, device)
-    return Clip(image, text, float(model.logit_scale.exp()), spec, 0.0 if bias is None else float(bias))
+    bias, size = 0.0 if bias is None else float(bias), count(model)
+    return Clip(image, text, float(model.logit_scale.exp()), spec, bias, size)
+
+
+def wrap_image(visual: Any, spec: str, device: str | torch.device = "cpu") -> ImageTower:
+    """An open_clip ViT alone, frozen, without the projection into a space that it shares with texts."""
+    device, visual.proj = torch.device(device), None
+    visual = freeze(visual, device)
+    return _image(visual, visual.ln_post.normalized_shape[0], f"{spec}#{fingerprint(visual)}", device)
 
 
 def _probe(model: Any, device: torch.device) -> int:

@@ -21,10 +21,10 @@ from vlprompt.method import OnTower
 from vlprompt.parts import Bottleneck
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
-from vlprompt.tower import VisionTower
+from vlprompt.vision import VisionTower
 
 
-class Behind(Bottleneck):
+class _Behind(Bottleneck):
     """made + bottleneck(made)."""
 
     def forward(self, given: Tensor, made: Tensor) -> Tensor:  # type: ignore[override]
@@ -47,7 +47,7 @@ class Adapter(OnTower):
         self.at_least(reduction=1, std=0)
         found = self.tower.sites(*(("attn", "mlp") if self.design == "houlsby" else ("mlp",)))
         wide, device = max(1, self.tower.dim // self.reduction), self.tower.device
-        make = lambda d: Behind(d, wide, nn.GELU(), self.std, 0.0, generator, device)  # noqa: E731
+        make = lambda d: _Behind(d, wide, nn.GELU(), self.std, 0.0, generator, device)  # noqa: E731
         self.parts = nn.ModuleDict({site: make(out) for site, (_, out) in found.items()})
 
     def prompt(self, images: int) -> Prompt:

@@ -4,8 +4,8 @@ The paper is "AdaptFormer: Adapting Vision Transformers for Scalable Visual Reco
 beside the MLP of every block, on the residual stream as it comes in, without a norm. Sites: mlp+.
 
 Differs from the authors' code in: the head has no batch norm in front (take any reader); the last epoch is
-tested, where their scripts report the best epoch on the test images. In towers with layer scale the bottleneck joins before it, as
-every part here does.
+tested, where their scripts report the best epoch on the test images. In towers with layer scale the bottleneck joins
+before it, as every part here does.
 
 Expected (FGVC, ViT-B/16 of IN-21k): 88.48 (V-PETL's table).
 """
@@ -17,10 +17,10 @@ from vlprompt.method import OnTower
 from vlprompt.parts import Bottleneck
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
-from vlprompt.tower import VisionTower
+from vlprompt.vision import VisionTower
 
 
-class Parallel(Bottleneck):
+class _Parallel(Bottleneck):
     """made + scale * bottleneck(given)."""
 
     scale: float
@@ -40,7 +40,7 @@ class AdaptFormer(OnTower):
         self.at_least(hidden=1, dropout=0)
         self.parts = nn.ModuleDict()
         for site, (_, out) in self.tower.sites("mlp+").items():
-            part = Parallel(out, self.hidden, nn.ReLU(), None, self.dropout, generator, self.tower.device)
+            part = _Parallel(out, self.hidden, nn.ReLU(), None, self.dropout, generator, self.tower.device)
             part.scale, self.parts[site] = self.scale, part
 
     def prompt(self, images: int) -> Prompt:

@@ -17,7 +17,7 @@ from vlprompt.method import OnTower
 from vlprompt.parts import shifts
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
-from vlprompt.tower import VisionTower
+from vlprompt.vision import VisionTower
 
 SITES = ("patch", "norm1", "q", "k", "v", "out", "norm2", "up", "down", "norm")
 

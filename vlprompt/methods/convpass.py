@@ -17,14 +17,14 @@ from vlprompt.method import OnTower
 from vlprompt.parts import dense
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
-from vlprompt.tower import VisionTower
+from vlprompt.vision import VisionTower
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-class Bypass(nn.Module):
+class _Bypass(nn.Module):
     """made + scale * up(dropout(act(conv(act(down(given)))))), given (B, S + h w, D) with S rows before the patches."""
 
     mixes_rows = True
@@ -65,7 +65,7 @@ class Convpass(OnTower):
         self.at_least(hidden=1, dropout=0)
         found, where = self.tower.sites("attn", "mlp"), (self.tower.special, self.tower.grid)
         more = (self.hidden, self.scale, self.dropout, *where, generator, self.tower.device)
-        self.parts = nn.ModuleDict({site: Bypass(out, *more) for site, (_, out) in found.items()})
+        self.parts = nn.ModuleDict({site: _Bypass(out, *more) for site, (_, out) in found.items()})
 
     def prompt(self, images: int) -> Prompt:
         return Prompt(beside=self.parts)

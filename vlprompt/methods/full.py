@@ -16,7 +16,7 @@ from torch import Tensor
 from vlprompt.method import OnTower
 from vlprompt.readers import Reader
 from vlprompt.stage import Images
-from vlprompt.tower import VisionTower
+from vlprompt.vision import VisionTower
 
 
 class Full(OnTower):

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from vlprompt.method import OnTower
-from vlprompt.readers import Reader
 from vlprompt.readers import Linear as Head
+from vlprompt.readers import Reader
 from vlprompt.stage import Images, Lesson, Split
-from vlprompt.tower import Clip, VisionTower
+from vlprompt.tower import Clip
+from vlprompt.vision import VisionTower
 
 GRID = tuple(10 ** (e / 2) for e in range(-6, 7))
 

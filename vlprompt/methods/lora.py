@@ -19,7 +19,7 @@ from vlprompt.method import OnTower
 from vlprompt.parts import LowRank
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
-from vlprompt.tower import VisionTower
+from vlprompt.vision import VisionTower
 
 
 class LoRA(OnTower):

@@ -15,7 +15,8 @@ from torch import Tensor
 from vlprompt.method import Method, Output
 from vlprompt.readers import columns
 from vlprompt.stage import Images, Lesson, Names, ids
-from vlprompt.tower import Clip, VisionTower
+from vlprompt.tower import Clip
+from vlprompt.vision import VisionTower
 
 
 class NearestMean(Method):

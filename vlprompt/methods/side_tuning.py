@@ -18,7 +18,7 @@ from vlprompt.method import OnTower
 from vlprompt.parts import dense
 from vlprompt.readers import Reader
 from vlprompt.stage import Images
-from vlprompt.tower import VisionTower
+from vlprompt.vision import VisionTower
 
 
 class SideTuning(OnTower):

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from vlprompt.method import OnTower
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
-from vlprompt.tower import VisionTower
+from vlprompt.vision import VisionTower
 
 SITES = ("patch", "norm1", "q", "k", "v", "out", "norm2", "up", "down", "norm")
 
 
-class ScaleShift(nn.Module):
+class _ScaleShift(nn.Module):
     """made * scale + shift, each (fan_out,); drawn around 1 and 0."""
 
     def __init__(self, width: int, generator: torch.Generator, device: torch.device):
@@ -50,7 +50,7 @@ class SSF(OnTower):
 
     def build(self, generator: torch.Generator) -> None:
         found, device = self.tower.sites(*self.sites), self.tower.device
-        self.parts = nn.ModuleDict({site: ScaleShift(out, generator, device) for site, (_, out) in found.items()})
+        self.parts = nn.ModuleDict({site: _ScaleShift(out, generator, device) for site, (_, out) in found.items()})
 
     def prompt(self, images: int) -> Prompt:
         return Prompt(beside=self.parts)

@@ -159,9 +159,9 @@ class Folder:
         tensors, found = read_tensors(self.last)
         return State(tensors=tensors, **found["cursor"]), found["told"]
 
-    def finish(self, result: Result, state: dict[str, Tensor], told: dict[str, Any]) -> Result:
+    def finish(self, result: Result, learned: bytes) -> Result:
         """The learned state, then the result; what was only there to resume goes."""
-        write(self.path / "prompt.safetensors", tensors_as_bytes(state, told))
+        write(self.path / "prompt.safetensors", learned)
         write_json(self.result_path, {k: v for k, v in asdict(result).items() if k != "folder"})
         self.last.unlink(missing_ok=True)
         return Result(**{**asdict(result), "folder": str(self.path)})

@@ -18,7 +18,8 @@ MAIN = {
     "transfer": "average",
 }  # the number that a task is judged by; others: the first of the summary
 UNITS = (
-    "percent, mean±standard deviation over n seeds; s: seconds a run, MB: peak memory"  # divided by n, as in the field
+    "percent, mean±standard deviation over n seeds; %: trained of the backbone's parameters; s: seconds a run, "
+    "MB: peak memory"  # the deviation is divided by n, as in the field
 )
 
 
@@ -47,6 +48,8 @@ class Row:
     seeds: tuple[int, ...]
     numbers: dict[str, Cell]
     trained: int
+    percent: float | None  # trained of the backbone's parameters; None: an older run, or a backbone without any
+    stored: float | None  # bytes of what was learned
     seconds: float
     memory: float
 
@@ -56,7 +59,8 @@ class Row:
             f"{k}{end}": value for k, c in self.numbers.items() for end, value in (("", c.mean), ("_sd", c.spread))
         }
         about = {k: getattr(self, k) for k in ("task", "dataset", "backbone", "method", "variant", "shots")}
-        cost = {"trained_parameters": self.trained, "seconds": self.seconds, "peak_memory_mb": self.memory}
+        cost = {"trained_parameters": self.trained, "trained_percent": self.percent, "stored_bytes": self.stored}
+        cost |= {"seconds": self.seconds, "peak_memory_mb": self.memory}
         return about | {"n": len(self.seeds)} | scores | cost
 
 
@@ -71,6 +75,7 @@ def _same(result: Result) -> str:
 def _variants(results: Sequence[Result]) -> dict[str, str]:
     """For each configuration, the settings in which it differs from others that a table would call the same."""
     families: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    asked = any("look" in r.config for r in results)
     for r in results:
         c = r.config
         family = (
@@ -86,6 +91,8 @@ def _variants(results: Sequence[Result]) -> dict[str, str]:
             for k, v in c[s].items()
             if k not in ("name", "seed", "dataset", "shots")
         }
+        if asked:
+            told |= {f"look.{k}": v for k, v in r.protocol.get("transform", {}).items()}
         families.setdefault(family, {})[_same(r)] = told
     found = {}
     for members in families.values():
@@ -128,6 +135,8 @@ def rows(results: Sequence[Result]) -> list[Row]:
             seeds=tuple(sorted(r.config["seed"] for r in members)),
             numbers=numbers,
             trained=int(members[0].cost["trained_parameters"]),
+            percent=members[0].cost.get("trained_percent"),
+            stored=members[0].cost.get("stored_bytes"),
             seconds=cost["seconds"],
             memory=cost["peak_memory_mb"],
         )
@@ -151,7 +160,7 @@ class Grid:
     cost: int
 
 
-COST = ["n", "trained", "s", "MB"]  # seeds, trained parameters, seconds, peak memory of the process
+COST = ["n", "trained", "%", "s", "MB"]  # seeds, trained parameters, their share, seconds, the process's peak memory
 
 
 def grids(found: Sequence[Row]) -> list[Grid]:
@@ -193,7 +202,9 @@ def _cost(some: Sequence[Row]) -> list[str]:
     seeds = sorted({len(r.seeds) for r in some})
     n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
     seconds, memory = max(r.seconds for r in some), max(r.memory for r in some)
-    return [n, f"{max(r.trained for r in some):,}", f"{seconds:.1f}", f"{memory:.0f}"]
+    most = max(some, key=lambda r: r.trained)
+    share = "" if most.percent is None else f"{most.percent:.2g}" if most.percent < 1 else f"{most.percent:.1f}"
+    return [n, f"{most.trained:,}", share, f"{seconds:.1f}", f"{memory:.0f}"]
 
 
 def render(found: Sequence[Row], form: str) -> str:

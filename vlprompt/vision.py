@@ -1,0 +1,42 @@
+"""What a method stands on: a CLIP, or an image tower alone."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol, cast, runtime_checkable
+
+from torch import nn
+
+from vlprompt.prompt import Prompt
+from vlprompt.stage import Look
+from vlprompt.tower import Clip, Tower
+
+
+@runtime_checkable
+class VisionTower(Tower, Protocol):
+    """A tower that reads images."""
+
+    look: Look
+    asked: bool  # whether the look was asked for, instead of the one that its weights were trained with
+    spec: str  # what `load` was asked for
+    size: int  # frozen parameters
+    notes: Mapping[str, str]  # what a result tells of how the weights were made to fit
+    special: int  # class and register tokens, the rows before the patches
+    grid: tuple[int, int]  # of patches
+
+    def at(self, look: Look) -> "VisionTower": ...
+    def merged(self, prompt: Prompt) -> "VisionTower": ...
+    def cut(self, k: int) -> "tuple[VisionTower, nn.Module]": ...
+    def copy(self) -> nn.Module: ...
+
+
+Backbone = Clip | VisionTower
+
+
+def image_of(backbone: Backbone) -> VisionTower:
+    return cast(VisionTower, backbone.image) if isinstance(backbone, Clip) else backbone
+
+
+def seen(backbone: Backbone, look: Look) -> Backbone:
+    """The backbone with another look at its images; ValueError for a size that its image tower can't take."""
+    image = image_of(backbone).at(look)
+    return replace(backbone, image=image) if isinstance(backbone, Clip) else image
