@@ -1,0 +1,121 @@
+"""tools/bench.py text: one training step of the text side of CoOp, CoCoOp, MaPLe and PromptSRC.
+
+The written-out form is what the authors run: 77 tokens of every class (and for CoCoOp of every image, in a loop)
+through open_clip's own text transformer, rows of deep prompts replaced before each layer. Both forms make the same step
+of a ViT-B/16-size CLIP with random weights: forward, cross-entropy with given image features (and PromptSRC's term on
+the texts), backward to the prompt, SGD.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from vlprompt.method import Output
+from vlprompt.methods import IVLP, CoCoOp, CoOp, MaPLe, PromptSRC
+from vlprompt.stage import Images, Lesson, Name, Split, generator
+
+CASES = {  # name -> method, its arguments, classes, images a step
+    "coop, 100 classes": (CoOp, {"n_ctx": 16}, 100, 32),
+    "coop, 100 classes, middle": (CoOp, {"n_ctx": 16, "text": "{ctx} {name} {ctx}."}, 100, 32),
+    "coop, 100 classes, front": (CoOp, {"n_ctx": 16, "text": "{name} {ctx}."}, 100, 32),
+    "coop, 100 classes, own": (CoOp, {"n_ctx": 16, "own": True}, 100, 32),
+    "cocoop, 100 classes, 1 image": (CoCoOp, {"n_ctx": 4}, 100, 1),
+    "cocoop, 100 classes, 4 images": (CoCoOp, {"n_ctx": 4}, 100, 4),
+    "maple, 100 classes, text part": (MaPLe, {"n_ctx": 2}, 100, 4),
+    "promptsrc, 100 classes, text part": (lambda clip, n_ctx: PromptSRC(IVLP(clip, n_ctx, 0)), {"n_ctx": 4}, 100, 4),
+}
+
+
+class Known:
+    """An image tower whose features are given: only the text side is measured."""
+
+    def __init__(self, tower, features):
+        self.width, self.device, self.features = tower.width, tower.device, features
+        self.dim, self.depth = tower.dim, tower.depth
+
+    def __call__(self, images, prompt=None):
+        return self.features
+
+
+class Setting:
+    """One case: our method and the written-out form on the same model, names, features, labels and initial values."""
+
+    def __init__(self, case, device, dtype):
+        import open_clip
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+        from vlprompt.backbones.open_clip import wrap
+
+        cls, self.options, classes, size = CASES[case]
+        torch.manual_seed(0)
+        self.model = open_clip.create_model("ViT-B-16-quickgelu").to(dtype)
+        self.tokenizer, self.device = open_clip.get_tokenizer("ViT-B-16"), device
+        self.names = tuple(Name(IMAGENET_CLASSNAMES[i * (1000 // classes)], str(i)) for i in range(classes))
+        clip = wrap(self.model, self.tokenizer, "bench", device)
+        self.features = torch.randn(size, 512, dtype=dtype, device=device)
+        self.labels, self.scale = torch.arange(size, device=device) % classes, clip.scale
+        self.method = cls(replace(clip, image=Known(clip.image, self.features)), **self.options)
+        self.method.begin(Lesson(Split((), (), self.names)), generator(0))
+        self.method.to(dtype)
+        self.inner = getattr(self.method, "method", self.method)
+        with torch.no_grad():
+            self.fixed = self.method.fixed(self.names)
+        deep = isinstance(self.inner, MaPLe | IVLP)  # of MaPLe's only the text side: its maps end in the image tower
+        self.parameters = list(self.inner.ctx if deep else self.method.parameters())
+        self.images = Images(lambda look, places: self.features, [None] * size)
+        words = "X " * self.options["n_ctx"] + "of a " * (cls is MaPLe)
+        self.ids = self.tokenizer([f"{words}{name}." for name in self.names]).to(device)
+        self.embedded = self.model.token_embedding(self.ids).to(dtype)
+        self.lengths = [len(self.tokenizer.encode(name)) for name in self.names]
+
+    def fast(self):
+        return self.method(self.images, self.method.prepare(self.names, self.fixed))
+
+    def written_out(self):
+        ctx = self.inner.ctx
+        if isinstance(self.inner, CoCoOp):
+            shifts = self.inner.meta(F.normalize(self.features, dim=-1))
+            pairs = zip(self.features, shifts, strict=True)
+            return Output(torch.cat([self._logits(x[None], self._texts(ctx + shift)) for x, shift in pairs]))
+        text = self._texts(ctx) if isinstance(ctx, torch.Tensor) else self._texts(ctx[0], ctx[1:])
+        return Output(self._logits(self.features, text), text=text)
+
+    def _logits(self, features, text):
+        return self.scale * F.normalize(features, dim=-1) @ F.normalize(text, dim=-1).T
+
+    def _texts(self, ctx, later=()):
+        n, text = ctx.shape[-2], self.options.get("text", "{ctx} {name}.")
+        ctx = ctx if ctx.ndim == 3 else ctx.expand(len(self.names), -1, -1)
+        start, rest = self.embedded[:, :1], self.embedded[:, 1 + n :]
+        if text == "{ctx} {name}.":
+            x = torch.cat([start, ctx, rest], 1)
+        else:
+            before = n // 2 if text.startswith("{ctx}") else 0
+            rows = zip(start, ctx, rest, self.lengths, strict=True)
+            x = torch.stack([torch.cat([s, c[:before], r[:k], c[before:], r[k:]]) for s, c, r, k in rows])
+        x, mask = x + self.model.positional_embedding, self.model.attn_mask
+        for i, block in enumerate(self.model.transformer.resblocks):
+            if 0 < i <= len(later):
+                x = torch.cat([x[:, :1], later[i - 1].expand(len(x), -1, -1), x[:, 1 + n :]], 1)
+            x = block(x, attn_mask=mask)
+        return self.model.ln_final(x)[torch.arange(len(x)), self.ids.argmax(-1)] @ self.model.text_projection
+
+    def loss(self, out):
+        near = 0.0
+        if isinstance(self.method, PromptSRC):  # its term on the texts; those on images and answers need the images
+            near = self.method.text_weight * (F.normalize(out.text, dim=-1) - self.fixed[1]).abs().mean()
+        return F.cross_entropy(out.logits, self.labels) + near
+
+    def gradients(self, form):
+        return torch.autograd.grad(self.loss(form()), self.parameters)
+
+    def same(self):
+        fast, slow = self.gradients(self.fast), self.gradients(self.written_out)
+        return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(fast, slow, strict=True))
+
+    def work(self, form):
+        gradients = self.gradients(getattr(self, form))
+        with torch.no_grad():
+            for p, g in zip(self.parameters, gradients, strict=True):
+                p -= 1e-6 * g
