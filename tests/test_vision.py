@@ -241,7 +241,7 @@ def test_lora(tower, trunk, pixels, scaling, scale):
 @pytest.mark.parametrize("design", ["houlsby", "pfeiffer"])
 def test_adapter(tower, trunk, pixels, design):
     method = begun(m.Adapter(tower, Linear(), design, reduction=4))
-    assert all(float(p.up.weight.abs().max()) == 0 < float(p.down.weight.std()) for p in method.parts.values())
+    assert all(float(p.up.weight.abs().max()) == 0 < float(p.down.weight.detach().std()) for p in method.parts.values())
     shaken(method)
 
     def behind(kind):
@@ -441,3 +441,44 @@ def test_constant_prompts_cost_keys_and_values_once(tower, pixels, images_in_a_b
         return sum(v for k, v in found.items() if "attention" not in str(k) and "bmm" not in str(k))
 
     assert count(25) - count(5) == 4 * 20 * 2 * (2 * 48 * 48)  # layers x tokens x (keys, values) x a product
+
+
+# runs, as a user types them
+
+VISION = ("adapter", "adaptformer", "bitfit", "convpass", "full", "linear", "lora", "mlp", "nearest_mean", "partial",
+          "side_tuning", "ssf", "vpt")  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone", ["glyph-vit/random", "timm:test_vit/random", "timm:test_vit3/random"])
+def test_every_rival_runs_on_bare_towers(type_in, pictures, backbone):
+    names = ",".join(VISION)
+    status, said = type_in("run", names, pictures, "--backbone", backbone, "--shots", "2", "train.epochs=1",
+                           "train.iterations=null")  # fmt: skip
+    assert status == 0, said
+    assert all(f" {name} 2 " in said for name in VISION)
+
+
+def test_a_method_on_a_network_without_blocks_says_what_it_lacks(type_in, pictures):
+    for name in ("vpt", "lora", "partial", "full"):
+        status, said = type_in("run", name, pictures, "--backbone", "timm:test_resnet/random", "--shots", "2")
+        assert status == 2
+        assert "timm:test_resnet/random has no blocks that vlprompt can walk" in said
+    status, said = type_in("run", "mlp,nearest_mean,side_tuning", pictures, "--backbone", "timm:test_resnet/random",
+                           "--shots", "2", "train.epochs=1", "train.iterations=null")  # fmt: skip
+    assert status == 0, said
+
+
+def test_more_prompts_than_there_is_memory_for_is_said(type_in, pictures):
+    status, said = type_in("run", "vpt", pictures, "--backbone", "glyph-vit/random", "--shots", "2",
+                           "method.n_tokens=100000000000")  # fmt: skip
+    assert status == 2
+    assert "there is not enough memory" in said
+    assert "method.n_tokens" in said
+
+
+def test_a_head_for_other_classes_is_refused(type_in, pictures, tmp_path):
+    assert type_in("run", "lora", pictures, "--backbone", "glyph-vit/random", "--shots", "2", "train.epochs=1")[0] == 0
+    run = next((tmp_path / "runs").glob("lora-*"))
+    status, said = type_in("eval", run, "digits")
+    assert status == 2
+    assert "a linear head has no column for" in said

@@ -236,6 +236,13 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()  # pyright: ignore[reportAttributeAccessIssue]
             raise SystemExit(error.exit_code) from None  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(error, MemoryError | RuntimeError) and "memory" in str(error):  # a CPU's, CUDA's, Python's own
+            cause = str(error).splitlines()[0]
+            remedy = "a smaller train.batch, train.micro_batch=4, fewer tokens (method.n_tokens, method.n_ctx)"
+            err.print(
+                f"[bold red]error:[/] there is not enough memory: {_escape(cause)}; take {remedy}", soft_wrap=True
+            )
+            raise SystemExit(2) from None
         raise
     raise SystemExit(status if isinstance(status, int) else 0)
 
