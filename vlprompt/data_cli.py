@@ -101,15 +101,15 @@ def check(name: Name, root: Root = None, only_there: OnlyThere = False, picture:
 @app.command()
 def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: Picture = None) -> None:
     """What a dataset is: its card, and what is here of it; with --picture also samples of its classes."""
-    from vlprompt.data.card import card_classes, is_card, open_data, read_card
+    from vlprompt.data.card import is_card, open_data, read_card
     from vlprompt.data.look import splits
-    from vlprompt.data.place import folder_of, source_of
+    from vlprompt.data.place import classes_of, folder_of, source_of
 
     use_root(root)
     card = read_card(name) if is_card(name) else {}
     lines = [(key, str(card[key])) for key in ("title", "source", "licence", "template", "note") if key in card]
     if "layout" in card:
-        names = list(card_classes(card).values())
+        names = list(classes_of(card).values())
         some = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
         lines += [("classes", f"{len(names)}: {some}"), ("folder", str(folder_of(card))), ("from", source_of(card))]
         lines += [("split", card["split"])] if "split" in card else []

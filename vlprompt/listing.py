@@ -66,7 +66,7 @@ def describe_method(name: str) -> list[str]:
             kind = ast.unparse(argument.annotation) if argument.annotation else "any"
             if kind not in ("Clip", "Tower"):
                 lines.append(f"  {argument.arg}: {kind}{'' if default is None else f' = {ast.unparse(default)}'}")
-    for recipe in sorted(configs_folder().rglob(f"{name}.yaml")):
+    for recipe in sorted(path for task in tasks.found() for path in (configs_folder() / task).rglob(f"{name}.yaml")):
         lines += ["", f"Recipe configs/{recipe.relative_to(configs_folder())}:", recipe.read_text("utf-8").rstrip()]
     return lines
 
