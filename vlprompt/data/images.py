@@ -15,7 +15,7 @@ from vlprompt.stage import Item, Look, View
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 LEAST = {"crop": 0.08, "crop-flip": 0.08, "crop-flip-half": 0.5, "augmix": 0.08}  # of the area that a crop keeps
-AUGMENTS = ("none", "shift-flip", *LEAST)
+AUGMENTS = ("none", *LEAST, "shift-flip")
 
 
 def open_picture(path: Path) -> Image.Image:
