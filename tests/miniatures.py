@@ -222,24 +222,27 @@ def drawn(label, classes, seed):
 
 
 def vtab_root(path, tasks=None, per=2):
-    """VTAB-1k in the folder `path` for --root: all tasks or these cards, each with all its classes; gives `path`.
+    """VTAB-1k as NOAH writes it, for --root: all tasks or these cards, each with all its classes; gives `path`.
 
     A class has `per` drawn pictures to learn from, one for validation and two to test on.
     """
     for name in members("vtab") if tasks is None else tasks:
         card = read_card(name)
         folder, classes = path / card["folder"], len(card_classes(card))
-        lists = {"train800": [], "val200": [], "test": []}
+        made = {"train800": [], "val200": [], "test": []}
         for first, (part, many) in enumerate((("train800", per), ("val200", 1), ("test", 2))):
-            inside = "images/test" if part == "test" else "images/train800val200"
-            (folder / inside).mkdir(parents=True, exist_ok=True)
             for label in range(classes):
                 for i in range(many):
-                    file = f"{inside}/{part}_{label:03}_{i}.jpg"
-                    drawn(label, classes, 1000 * first + i).save(folder / file, quality=90)
-                    lists[part].append(f"{file} {label}")
-        lists["train800val200"] = lists["train800"] + lists["val200"]
-        for part, lines in lists.items():
+                    file = io.BytesIO()
+                    drawn(label, classes, 1000 * first + i).save(file, "JPEG", quality=90)
+                    made[part].append((file.getvalue(), label))
+        made["train800val200"] = made["train800"] + made["val200"]  # copies, in a folder of their own
+        for part, pictures in made.items():
+            (folder / "images" / part).mkdir(parents=True)
+            lines = []
+            for i, (picture, label) in enumerate(pictures):
+                (folder / f"images/{part}/{i:06}.jpg").write_bytes(picture)
+                lines.append(f"images/{part}/{i:06}.jpg {label}")
             (folder / f"{part}.txt").write_text("\n".join(lines) + "\n")
     return path
 

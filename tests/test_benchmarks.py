@@ -146,31 +146,47 @@ def test_the_published_lists_are_known_by_their_sizes(tmp_path, monkeypatch, typ
         ("test.txt", [(" 0\n", " cat\n")], 'test.txt, line 1 is .* a line is "path label"'),
         ("test.txt", [(" 0\n", " -1\n")], 'test.txt, line 1 is .* a line is "path label"'),
         ("val200.txt", [("images/", "../")], "val200.txt, line 1: .* must be a path inside the folder"),
-        ("test.txt", [("test_000_1", "test_000_0")], "test.txt, line 2: .* stands in the list twice"),
+        ("test.txt", [("000001", "000000")], "test.txt, line 2: .* stands in the list twice"),
         (
             "val200.txt",
-            [("val200_000_0", "train800_000_0")],
-            "train800_000_0.jpg' stands in train800.txt and in val200",
+            [("val200/000000", "train800/000000")],
+            "train800/000000.jpg' stands in train800.txt and in val2",
         ),
-        ("test.txt", [("test/test_000_0", "train800val200/val200_000_0")], "stands in val200.txt and in test.txt"),
-        (
-            "train800val200.txt",
-            [("train800_003_1", "new")],
-            "new.jpg' is in train800val200.txt but not in train800.txt",
-        ),
-        (
-            "train800.txt",
-            [("train800_003_1", "new")],
-            "new.jpg' is in train800.txt and val200.txt but not in train800v",
-        ),
-        ("train800val200.txt", [(" 0\n", " 1\n")], "has the label 1 in train800val200.txt and 0 in train800.txt"),
-        ("test.txt", [("test_000_1", "gone")], r"names 1 image that is not there \(images/test/gone.jpg\)"),
+        ("test.txt", [("test/000000", "val200/000000")], "stands in val200.txt and in test.txt"),
+        ("train800val200.txt", [(" 0\n", " 1\n")], "train800val200.txt has other labels than train800.txt and val200"),
+        ("test.txt", [("000001", "gone")], r"names 1 image that is not there \(images/test/gone.jpg\)"),
     ],
 )
 def test_wrong_lists(kitti, file, pairs, told):
     change(kitti / file, *pairs)
     with pytest.raises(ValueError, match=told):
         open_data("vtab_kitti")
+
+
+def test_the_long_list_is_the_two_short_ones(kitti):
+    """With copies of the files, as in the small root, or with the same files."""
+    long = kitti / "train800val200.txt"
+    assert "no copies" not in open_data("vtab_kitti").note
+    (kitti / "images/train800val200/000003.jpg").write_bytes(b"another")
+    assert (
+        "files of train800val200.txt are no copies of those of train800.txt and val200" in open_data("vtab_kitti").note
+    )
+    good = (kitti / "train800.txt").read_text() + (kitti / "val200.txt").read_text()
+    long.write_text(good)
+    assert "no copies" not in open_data("vtab_kitti").note
+    for old, new, told in (
+        ("train800/000003", "new", "new.jpg' is in train800val200.txt but not in train800.txt and val200.txt"),
+        (
+            "images/train800/000003.jpg 1\n",
+            "",
+            "000003.jpg' is in train800.txt and val200.txt but not in train800val200",
+        ),
+        (" 0\n", " 1\n", "has the label 1 in train800val200.txt and 0 in train800.txt and val200.txt"),
+    ):
+        assert old in good
+        long.write_text(good.replace(old, new, 1))
+        with pytest.raises(ValueError, match=told):
+            open_data("vtab_kitti")
 
 
 def test_lists_that_are_missing_or_empty(kitti, type_in):
@@ -267,7 +283,7 @@ def test_labels_of_lists_are_places_in_their_order(tmp_path, jpegs):
     """As VPT reads them: from any number on and with gaps, where all classes are there."""
     folder, _ = fgvc("fgvc_flowers", tmp_path, jpegs)
     for part in ("train", "val", "test"):
-        told = {f"jpg/{part}_{k}.jpg": 2 * k + 5 for k in random.Random(0).sample(range(102), 102)}
+        told = {f"jpg/{part}_{k}.jpg": 997 * k + 5 for k in random.Random(0).sample(range(102), 102)}
         for file in told:
             (folder / file).touch()
         (folder / f"{part}.json").write_text(json.dumps(told))

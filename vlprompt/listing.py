@@ -20,8 +20,8 @@ def listing(what: str) -> list[str]:
     if what == "datasets":
         from vlprompt.data.card import cards, read_card
 
-        return [f"{name:16} {read_card(name)['title']}" for name in cards()] + [
-            "PATH             a folder of images with one sub-folder per class, or a .csv, .jsonl, .npz, .json or .yaml"
+        return [f"{name:26} {read_card(name)['title']}" for name in cards()] + [
+            f"{'PATH':26} a folder of images with one sub-folder per class, or a .csv, .jsonl, .npz, .json or .yaml"
         ]
     if what == "backbones":
         return [
