@@ -27,10 +27,14 @@ Terms = dict[str, tuple[Tensor, float]]  # name -> (mean, over how many rows)
 class Method(nn.Module):
     """The constructor only stores its arguments, under their own names: they are the configuration.
 
-    `dormant` names parameters that may have no gradient in a step (unselected prompts of a pool).
+    `dormant` names parameters that may have no gradient in a step (unselected prompts of a pool). `side_by_side`: how
+    many settings one step may train at once (train/side.py). It promises that `fixed` needs nothing trained and that
+    `terms` is torch operations whose shapes and branches depend on no value of a tensor; buffers may be changed in
+    place and dropout drawn. Thousands for what trains on features alone, 0 for never.
     """
 
     dormant: tuple[str, ...] = ()
+    side_by_side: int = 0
     cuts: Mapping[str, str] = {}  # replaced, never written into
 
     def _reader(self) -> Reader | None:
