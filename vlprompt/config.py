@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from vlprompt import methods, readers, tasks
 from vlprompt.errors import nearest
 from vlprompt.source import Source, override, read
+from vlprompt.source import configs_folder as configs_folder
 
 if TYPE_CHECKING:
     from vlprompt.method import Method
     from vlprompt.tower import Clip
-
-
-def configs_folder() -> Path:
-    """configs/ of a checkout, or what the wheel carries of it."""
-    inside = Path(__file__).parent / "_configs"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
 
 
 def recipes(task: str, method: str, backbone: str) -> list[Path]:

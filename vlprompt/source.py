@@ -9,6 +9,12 @@ from vlprompt.errors import nearest
 SECTIONS = ("backbone", "method", "task", "train", "seed")
 
 
+def configs_folder() -> Path:
+    """configs/ of a checkout, or what the wheel carries of it."""
+    inside = Path(__file__).parent / "_configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
 class Source:
     """Merged configuration that remembers which file or option gave each key."""
 
