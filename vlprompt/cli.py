@@ -9,6 +9,7 @@ from rich.console import Console
 
 from vlprompt.data_cli import Root, use_root
 from vlprompt.data_cli import app as data_app
+from vlprompt.search_cli import search
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +20,7 @@ app = typer.Typer(
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
 app.add_typer(data_app, name="data")
+app.command()(search)
 out, err = Console(), Console(stderr=True)
 STOPPED = "stopped; the same command goes on from here"
 Runs = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
@@ -114,25 +116,29 @@ def table(
         Optional[str],  # noqa: UP045
         typer.Option(help="published: set beside the published numbers; the files then hold the comparison."),
     ] = None,
+    groups: Annotated[str | None, typer.Option(help="A set of datasets (vtab): group means, in files too.")] = None,
 ) -> None:
     """Mean and spread over seeds of all finished runs in a folder, with trained parameters, seconds and peak memory."""
     from vlprompt import against as other
+    from vlprompt import sweep as sweeps
     from vlprompt.results.folder import read_all, write
     from vlprompt.results.table import render, rows
-    from vlprompt.sweep import show_table
 
     if against is not None:
         other.check(against)
     results, unfinished = read_all(runs)
-    found = rows(results)
-    show_table(found, out)
+    found, scored = rows(results), sweeps.scored(results, groups)
+    if groups is None:
+        sweeps.show_table(found, out)
+    sweeps.show_scores(scored, out)
     if against is not None:
         other.show(results, out)
     if unfinished:
         out.print(f"not finished, give the same command again: {', '.join(p.name for p in unfinished)}", style="yellow")
     for path, form in ((markdown, "markdown"), (csv, "csv"), (json, "json")):
         if path is not None:
-            write(path, (render(found, form) if against is None else other.render(results, form)).encode())
+            told = render(found, form) if against is None else other.render(results, form)
+            write(path, (told if groups is None else sweeps.render_scores(scored, form)).encode())
             out.print(f"wrote {path}")
 
 

@@ -32,6 +32,8 @@ class Linear(Method):
     weights that "fit" starts from.
     """
 
+    side_by_side = 10**6
+
     def __init__(self, clip: Clip, solver: Literal["lbfgs", "fit"] = "lbfgs", penalty: float | None = None,
                  unit: bool = False, std: float = 0.01):  # fmt: skip
         super().__init__()

@@ -30,6 +30,8 @@ class VPT(Method):
     the tokens, another mask for each image.
     """
 
+    side_by_side = 128  # measured: twice as quick at batches of 4, half as quick at 64, where one setting fills the CPU
+
     def __init__(self, tower: Tower, reader: Reader, n_tokens: int = 10, deep: bool = True, dropout: float = 0.1):
         super().__init__()
         self.tower, self.reader, self.n_tokens, self.deep = tower, reader, n_tokens, deep

@@ -13,10 +13,10 @@ class Train:
     once (None: all; the gradient is the same). lr, momentum (sgd), betas, eps (adam, adamw), weight_decay: the
     optimizer's. schedule, per: cosine (its period is all epochs, as the CoOp family has it), cosine-rest (what is left
     of them after the warm-up, as VPT has it) or constant, stepped per epoch or per iteration, down to min_lr. warmup:
-    epochs or iterations, at warmup_lr throughout (constant) or rising from it to lr (linear). clip: greatest norm of the
-    gradient. precision: of the forward pass; parameters stay float32. drop_last: drop an incomplete last batch, unless
-    it is the only one. views: how many augmented views of an image exist (None: one per epoch). select: what is kept,
-    the "last" epoch or the one that is best on validation images ("val"; the first of equally good ones).
+    epochs or iterations, at warmup_lr throughout (constant) or rising from it to lr (linear). clip: greatest norm of
+    the gradient. precision: of the forward pass; parameters stay float32. drop_last: drop an incomplete last batch,
+    unless it is the only one. views: how many augmented views of an image exist (None: one per epoch). select: what is
+    kept, the "last" epoch or the one that is best on validation images ("val"; the first of equally good ones).
     """
 
     epochs: int = 50
@@ -62,8 +62,8 @@ def rate(train: Train, epoch: int, step: int, epochs: int, total: int) -> float:
     """The learning rate of a step, of `total` in `epochs`.
 
     With per="epoch" and warmup=1 this is what the CoOp family trains with: 1e-5 in epoch 0, then
-    lr (1 + cos(pi (e - 1) / epochs)) / 2, which never reaches min_lr. VPT trains with schedule="cosine-rest", warmup=10,
-    warmup_kind="linear" and warmup_lr=0, so that its epoch 0 changes nothing.
+    lr (1 + cos(pi (e - 1) / epochs)) / 2, which never reaches min_lr. VPT trains with schedule="cosine-rest",
+    warmup=10, warmup_kind="linear" and warmup_lr=0, so that its epoch 0 changes nothing.
     """
     now, whole = (epoch, epochs) if train.per == "epoch" else (step, total)
     if now < train.warmup:

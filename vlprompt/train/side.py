@@ -1,8 +1,8 @@
 """Several settings of one method trained side by side: what a grid search asks for.
 
 Settings of one seed see the same batches, so a step is one pass of a batch through the stacked parameters of all of
-them (torch.func.vmap). Each setting keeps its own optimizer, schedule and clipping, each seed its own random stream, and
-ends where `fit` would have brought it by itself, to rounding.
+them (torch.func.vmap). Each setting keeps its own optimizer, schedule and clipping, each seed its own random
+stream, and a setting ends where `fit` would have brought it by itself, to rounding.
 """
 
 import math
@@ -20,6 +20,8 @@ from vlprompt.method import Method, Terms
 from vlprompt.stage import Batch, Lesson, number
 from vlprompt.train.loop import Loop, NotFinite, State, check
 from vlprompt.train.settings import Train, rate
+
+PAYS = 8  # settings; fewer are as quick one after another
 
 
 @dataclass
@@ -162,7 +164,7 @@ def check_side(methods: Sequence[Method], trains: Sequence[Train]) -> None:
         raise ValueError("settings side by side are of one method, and each needs its own Train")
     if not methods[0].side_by_side:
         raise ValueError(f"{type(methods[0]).__name__} does not train side by side (side_by_side is 0); use fit")
-    if len({replace(train, lr=1.0, weight_decay=0.0) for train in trains}) != 1:
+    if any(replace(train, lr=trains[0].lr, weight_decay=trains[0].weight_decay) != trains[0] for train in trains):
         raise ValueError("settings side by side may differ in lr, weight_decay and seed only")
     if trains[0].precision == "fp16":
         raise ValueError("settings side by side have no scaler of the loss each; use train.precision=bf16 or fp32")
@@ -189,8 +191,8 @@ def fit_side_by_side(methods: Sequence[Method], lesson: Lesson, trains: Sequence
     cursor = loops[0].cursor
     while cursor.step < total:
         epoch, done = cursor.epoch, cursor.place
-        order = [lesson.train.batches(train.batch, seed=number(group.seed, lesson.index), epoch=epoch,
-                                      views=train.views, drop_last=train.drop_last) for group in side.groups]  # fmt: skip
+        how = {"epoch": epoch, "views": train.views, "drop_last": train.drop_last}
+        order = [lesson.train.batches(train.batch, seed=number(g.seed, lesson.index), **how) for g in side.groups]
         for place, batches in enumerate(zip(*order, strict=True)):
             step = epoch * steps + place
             if place < done or step >= total:
@@ -207,3 +209,9 @@ def fit_side_by_side(methods: Sequence[Method], lesson: Lesson, trains: Sequence
                     loop.judge(last=step + 1 == total)
             cursor = loops[0].cursor
             yield Together(step + 1, total, [losses[i] for i in range(len(loops))], side)
+
+
+def at_once(method: Method, train: Train) -> int:
+    """How many settings to train side by side: as many as the method's promise covers at this batch; 1 below PAYS."""
+    many = method.side_by_side // train.batch if train.precision != "fp16" else 1
+    return many if many >= PAYS else 1
