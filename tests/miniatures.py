@@ -15,6 +15,7 @@ from scipy.io import savemat
 
 from vlprompt.data.card import card_classes, read_card
 from vlprompt.data.download import steps
+from vlprompt.data.groups import members
 
 CHOSEN = {  # labels of the classes in a miniature, where the first three would hide a mistake
     "caltech101": (0, 4, 99),
@@ -208,3 +209,103 @@ def small_jpegs():
             Image.fromarray(array[40 * i : 40 * i + 80 : 4, 60 * i : 60 * i + 96 : 4]).save(file, "JPEG", quality=90)
             found.append(file.getvalue())
     return found
+
+
+def drawn(label, classes, seed):
+    """A picture of 32 x 32 that tells its class by the colour of the ground and the place of a bar, with noise."""
+    rng = np.random.default_rng((label, seed))
+    hue, place = 2 * np.pi * label / classes, label * 26 // max(1, classes - 1)
+    ground = 128 + 100 * np.cos(hue + np.array([0, 2, 4]) * np.pi / 3)
+    array = np.broadcast_to(ground, (32, 32, 3)) + rng.normal(0, 8, (32, 32, 3))
+    array[:, place : place + 6] = 255 - ground
+    return Image.fromarray(array.clip(0, 255).astype(np.uint8))
+
+
+def vtab_root(path, tasks=None, per=2):
+    """VTAB-1k as NOAH writes it, for --root: all tasks or these cards, each with all its classes; gives `path`.
+
+    A class has `per` drawn pictures to learn from, one for validation and two to test on.
+    """
+    for name in members("vtab") if tasks is None else tasks:
+        card = read_card(name)
+        folder, classes = path / card["folder"], len(card_classes(card))
+        made = {"train800": [], "val200": [], "test": []}
+        for first, (part, many) in enumerate((("train800", per), ("val200", 1), ("test", 2))):
+            for label in range(classes):
+                for i in range(many):
+                    file = io.BytesIO()
+                    drawn(label, classes, 1000 * first + i).save(file, "JPEG", quality=90)
+                    made[part].append((file.getvalue(), label))
+        made["train800val200"] = made["train800"] + made["val200"]  # copies, in a folder of their own
+        for part, pictures in made.items():
+            (folder / "images" / part).mkdir(parents=True)
+            lines = []
+            for i, (picture, label) in enumerate(pictures):
+                (folder / f"images/{part}/{i:06}.jpg").write_bytes(picture)
+                lines.append(f"images/{part}/{i:06}.jpg {label}")
+            (folder / f"{part}.txt").write_text("\n".join(lines) + "\n")
+    return path
+
+
+FOLDERS = {  # of a few classes, as their authors call them
+    "fgvc_cub": ("001.Black_footed_Albatross", "002.Laysan_Albatross", "200.Common_Yellowthroat"),
+    "fgvc_nabirds": ("0295", "0817", "1010"),
+    "fgvc_dogs": ("n02085620-Chihuahua", "n02088364-beagle", "n02116738-African_hunting_dog"),
+}
+BIRDS = {"0": "Birds", "295": "American Black Duck", "817": "Oak Titmouse", "1010": "House Sparrow (Female/Juvenile)"}
+
+
+def fgvc(name, root, jpegs, lists=True):
+    """A set of FGVC under `root` with three classes: of ten real pictures of each seven train, one val and two test.
+
+    lists: with the split that VPT's authors published; without it the authors' own lists, where val is in train. Gives
+    the folder and {part: [(path, label)]}, labels among the three.
+    """
+    card = read_card(name)
+    folder = root / card["folder"]
+    images, rows = folder / card["images"], {"train": [], "val": [], "test": []}
+    for k in range(3):
+        for i in range(10):
+            path = {
+                "cub": lambda k, i: f"{FOLDERS[name][k]}/{'abcdefghij'[i]}{k}.jpg",
+                "dogs": lambda k, i: f"{FOLDERS[name][k]}/{FOLDERS[name][k].split('-')[0]}_{i}.jpg",
+                "flowers": lambda k, i: f"jpg/image_{10 * k + i + 1:05}.jpg",
+                "cars": lambda k, i: f"cars_{'test' if i > 7 else 'train'}/{10 * k + i:05}.jpg",
+            }[card["layout"]](k, i)
+            (images / path).parent.mkdir(parents=True, exist_ok=True)
+            (images / path).write_bytes(jpegs[(k + i) % len(jpegs)])
+            rows["train" if i < 7 else "val" if i < 8 else "test"].append((path, k))
+    if name == "fgvc_nabirds":
+        (folder / "classes.txt").write_text("".join(f"{key} {called}\n" for key, called in BIRDS.items()))
+    if lists:
+        for part, of_part in rows.items():
+            (folder / f"{part}.json").write_text(json.dumps(dict(of_part)))
+        return folder, rows
+    learnt, tested = sorted(rows["train"] + rows["val"]), rows["test"]
+    if card["layout"] == "cub":
+        tables = {"images": [], "image_class_labels": [], "train_test_split": []}
+        for number, (path, _) in enumerate(learnt + tested, 1):
+            key = f"{number:08}-uuid" if name == "fgvc_nabirds" else str(number)
+            tables["images"].append(f"{key} {path}")
+            tables["image_class_labels"].append(f"{key} {int(path.split('/')[0].split('.')[0])}")
+            tables["train_test_split"].append(f"{key} {int(number <= len(learnt))}")
+        for file, lines in tables.items():
+            (folder / f"{file}.txt").write_text("\n".join(lines) + "\n")
+    elif card["layout"] == "dogs":
+        for file, of_part in (("train_list.mat", learnt), ("test_list.mat", tested)):
+            paths = np.array([[path] for path, _ in of_part], dtype=object)
+            savemat(folder / file, {"file_list": paths, "labels": np.array([[k + 1] for _, k in of_part])})
+    elif card["layout"] == "flowers":
+        every = {int(path[-9:-4]): k + 1 for of_part in rows.values() for path, k in of_part}
+        savemat(folder / "imagelabels.mat", {"labels": np.array([[every[i + 1] for i in range(len(every))]])})
+        numbers = {part: np.array([[int(path[-9:-4]) for path, _ in of_part]]) for part, of_part in rows.items()}
+        savemat(folder / "setid.mat", dict(zip(("trnid", "valid", "tstid"), numbers.values(), strict=True)))
+    else:
+        names = [" ".join([*name.split()[1:], name.split()[0]]) for name in list(card_classes(card).values())[:3]]
+        (folder / "devkit").mkdir()
+        savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array(names, dtype=object)})
+        for file, of_part in (("devkit/cars_train_annos.mat", learnt), ("cars_test_annos_withlabels.mat", tested)):
+            kind = [("class", object), ("fname", object)]
+            table = np.array([(k + 1, Path(path).name) for path, k in of_part], dtype=kind)
+            savemat(folder / file, {"annotations": table})
+    return folder, rows

@@ -16,11 +16,12 @@ from miniatures import Miniature, small_jpegs
 
 from vlprompt.cli import main
 from vlprompt.data.card import card_classes, cards, class_names, open_data, read_card
+from vlprompt.data.groups import members
 from vlprompt.data.split import few_shot
 from vlprompt.data.splitfile import OWN
 from vlprompt.stage import Look, ids
 
-REAL = [name for name in cards() if "layout" in read_card(name)]
+REAL = [name for name in cards() if "layout" in read_card(name) and not name.startswith(("vtab_", *members("fgvc")))]
 DOWNLOADED = [name for name in REAL if "downloads" in read_card(name)]
 SPLIT = [name for name in REAL if "split" in read_card(name)]
 TEST_ONLY = [name for name in REAL if set(read_card(name)["sizes"]) == {"test"}]

@@ -82,7 +82,8 @@ def prepare(
     for step in left:
         came = step.url or "an archive above"
         out.print(f"missing: {folder / step.gives}  <- {folder / step.file}  <- {came}", soft_wrap=True, markup=False)
-    if "by_hand" in card and (left or not (folder / card["images"]).is_dir()):
+    short = left or any(not (folder / path).exists() for path in (card["images"], *card.get("lists", ())))
+    if "by_hand" in card and short:
         out.print(f"by hand: {card['by_hand']}; all into {folder}", soft_wrap=True, markup=False)
     if left and not download:
         out.print(f"licence: {card['licence']}. Fetch with: vlprompt data prepare {name} --download", soft_wrap=True)
@@ -101,21 +102,23 @@ def check(name: Name, root: Root = None, only_there: OnlyThere = False, picture:
 @app.command()
 def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: Picture = None) -> None:
     """What a dataset is: its card, and what is here of it; with --picture also samples of its classes."""
-    from vlprompt.data.card import card_classes, is_card, open_data, read_card
+    from vlprompt.data.card import is_card, open_data, read_card
     from vlprompt.data.look import splits
-    from vlprompt.data.place import folder_of, source_of
+    from vlprompt.data.place import classes_of, folder_of, source_of
 
     use_root(root)
     card = read_card(name) if is_card(name) else {}
     lines = [(key, str(card[key])) for key in ("title", "source", "licence", "template", "note") if key in card]
     if "layout" in card:
-        names = list(card_classes(card).values())
+        names = list(classes_of(card).values())
         some = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
+        if isinstance(card["classes"], int) and not (folder_of(card) / card["images"]).is_dir():
+            some = "the data name them"
         lines += [("classes", f"{len(names)}: {some}"), ("folder", str(folder_of(card))), ("from", source_of(card))]
-        lines += [("split", card["split"])] if "split" in card else []
+        lines += [("split", told)] if (told := card.get("split") or ", ".join(card.get("lists", ()))) else []
         lines += [("sizes", ", ".join(f"{part} {n:,}" for part, n in card["sizes"].items()))] if "sizes" in card else []
     if "layout" in card and picture is None and not (folder_of(card) / card["images"]).is_dir():
-        lines.append(("here", f"no: vlprompt data prepare {name} --download"))
+        lines.append(("here", f"no: vlprompt data prepare {name}{' --download' if 'downloads' in card else ''}"))
     else:
         data = open_data(name, only_there=only_there)
         lines += [("here", ", ".join(f"{part} {len(split):,}" for part, split in splits(data).items()))]

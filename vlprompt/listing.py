@@ -20,8 +20,8 @@ def listing(what: str) -> list[str]:
     if what == "datasets":
         from vlprompt.data.card import cards, read_card
 
-        return [f"{name:16} {read_card(name)['title']}" for name in cards()] + [
-            "PATH             a folder of images with one sub-folder per class, or a .csv, .jsonl, .npz, .json or .yaml"
+        return [f"{name:26} {read_card(name)['title']}" for name in cards()] + [
+            f"{'PATH':26} a folder of images with one sub-folder per class, or a .csv, .jsonl, .npz, .json or .yaml"
         ]
     if what == "backbones":
         return [
@@ -66,7 +66,7 @@ def describe_method(name: str) -> list[str]:
             kind = ast.unparse(argument.annotation) if argument.annotation else "any"
             if kind not in ("Clip", "Tower"):
                 lines.append(f"  {argument.arg}: {kind}{'' if default is None else f' = {ast.unparse(default)}'}")
-    for recipe in sorted(configs_folder().rglob(f"{name}.yaml")):
+    for recipe in sorted(path for task in tasks.found() for path in (configs_folder() / task).rglob(f"{name}.yaml")):
         lines += ["", f"Recipe configs/{recipe.relative_to(configs_folder())}:", recipe.read_text("utf-8").rstrip()]
     return lines
 

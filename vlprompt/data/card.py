@@ -17,7 +17,7 @@ from vlprompt.templates import PLAIN
 
 NEEDED = {"title", "source", "licence", "classes", "template"}
 KEYS = NEEDED | {"loader", "layout", "folder", "images", "split", "sizes", "downloads", "by_hand", "names", "augment",
-                 "note", "own_order"}  # fmt: skip
+                 "note", "own_order", "lists", "sparse"}  # fmt: skip
 FORMS = (".csv", ".jsonl", ".npz", ".json")  # files that are datasets
 HUBS = ("torchvision:", "huggingface:")  # names that a library knows
 
@@ -69,9 +69,11 @@ def card_ids(card: dict[str, Any]) -> dict[str, str]:
     """{id: what the card itself says of it} in label order.
 
     A card gives a mapping, or a list of names that are their own ids and of {id: name}, or the name of the card whose
-    classes they are.
+    classes they are. A card that only counts its classes, since the data name them, calls them by number.
     """
     given = card["classes"]
+    if isinstance(given, int):
+        return {str(i): f"class {i}" for i in range(given)}
     if isinstance(given, str):
         return card_ids(read_card(given))
     pairs: dict[Any, Any] = {}
@@ -123,8 +125,8 @@ def open_data(
 
     Or a name that a library knows: torchvision:CIFAR10, huggingface:OWNER/NAME (hubs.py).
 
-    The folder has a sub-folder per class, with or without train/ and test/ above. augment: "none", "crop" or
-    "crop-flip" instead of what the card says. skip_broken: leave out files that can't be decoded. root: where datasets
+    The folder has a sub-folder per class, with or without train/ and test/ above. augment: one of images.AUGMENTS
+    instead of what the card says. skip_broken: leave out files that can't be decoded. root: where datasets
     with a card lie (default: the environment's VLPROMPT_DATA, else ./data). only_there: take the classes that have
     images instead of a ValueError for those that have none. template: hand-written text with {name} instead of the
     card's. ValueError for what is none of these and for what is wrong in it.
@@ -204,17 +206,24 @@ def with_template(data: Data, template: str) -> Data:
 def _from_card(dataset: str, augment: str | None, root: str | Path | None, how: dict[str, bool]) -> Data:
     card, name = read_card(dataset), Path(dataset).stem
     names = class_names(card_classes(card), f"the card {name}", card["template"])
+    get = "get the rest by hand" if "downloads" not in card else "get the rest"
     hint = (
-        f"get the rest by `vlprompt data prepare {dataset} --download`, or take only the classes that are there: "
+        f"{get} (`vlprompt data prepare {dataset} --download`), or take only the classes that are there: "
         "`vlprompt data check --only-there`, in Python open_data(..., only_there=True), which a task takes"
     )
     if "layout" in card:
         from vlprompt.data.place import read_place
 
         found = read_place(dataset, card, names, root)
+        if len(found.names) < len(names):
+            here = f"only {len(found.names)} of {len(names)} classes"
+            if not how["only_there"]:
+                raise ValueError(f"{name}: {here} are here; {hint}")
+            found = replace(found, note=f"{found.note}; {here} are there")
     else:
         found = Found(names, *LOADERS[card["loader"]](names))
-    found = replace(found, note="; ".join(note for note in (card.get("note", ""), found.note) if note))
+    note = "; ".join(note for note in (card.get("note", ""), found.note) if note)
+    found = replace(found, note=note, sparse=card.get("sparse", False))
     return made(name, found, card["template"], augment or card.get("augment", "crop-flip"), name, hint, **how)
 
 

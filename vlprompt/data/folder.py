@@ -46,12 +46,13 @@ def read_folder(root: Path) -> Found:
     return Found(names, made, under(root), note)
 
 
-def with_val(rows: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], str]:
-    """train and test as they are given, and a fifth of train as val unless there is one; and the note that says so."""
+def with_val(rows: dict[str, list[Row]], share: float = 0.2) -> tuple[dict[str, list[Row]], str]:
+    """train and test as they are given, and a share of train as val unless there is one; and the note that says so."""
     note = "train and test as the data have them"
     if rows.get("val"):
         return rows, note
-    return {**cut(rows["train"], (0.8, 0.2)), "test": rows["test"]}, note + "; a fifth of train is val"
+    part = {0.1: "a tenth", 0.2: "a fifth"}.get(share, f"{share:.0%}")
+    return {**cut(rows["train"], (1 - share, share)), "test": rows["test"]}, f"{note}; {part} of train is val"
 
 
 def _classes(path: Path) -> dict[str, list[Path]]:

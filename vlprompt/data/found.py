@@ -22,13 +22,17 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Found:
-    """names in label order (Name.id is what rows call a class by), rows of each part, how an item is made of a path."""
+    """names in label order (Name.id is what rows call a class by), rows of each part, how an item is made of a path.
+
+    sparse: a class may lack images in a part, since published lists leave it so; it needs some in any part.
+    """
 
     names: Names
     parts: Mapping[str, Sequence[Row]]
     item: Callable[[str], Item]
     note: str = ""
     info: dict[str, object] = field(default_factory=dict)
+    sparse: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,10 @@ def made(name: str, found: Found, template: str, augment: str, where: str, hint:
         some = ", ".join(Path(p).name for p in left[:5]) + " ..." * (len(left) > 5)
         note = joined(note, f"{len(left)} broken files left out ({some})")
     lacking: dict[str, str] = {}  # id -> the first part that has none
+    every = {row.id for of_part in rows.values() for row in of_part}
     for part in ("train", "test"):
         if part in found.parts:
-            has = {row.id for row in rows[part]}
+            has = every if found.sparse else {row.id for row in rows[part]}
             for key in places:
                 if key not in has:
                     lacking.setdefault(key, part)

@@ -15,7 +15,7 @@ from vlprompt.stage import Item, Look, View
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 LEAST = {"crop": 0.08, "crop-flip": 0.08, "crop-flip-half": 0.5, "augmix": 0.08}  # of the area that a crop keeps
-AUGMENTS = ("none", *LEAST)
+AUGMENTS = ("none", *LEAST, "shift-flip")
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -82,17 +82,38 @@ def _augmix(picture: Any, seed: int) -> Any:
         return AugMix(severity=1)(picture)
 
 
+def _resized(picture: Any, look: Look) -> Any:
+    """As large as the look says before it is cut out; a tensor (3, H, W) of 0..1 where it samples at points."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as T
+
+    whole = [math.floor(side / look.crop) for side in look.size]
+    square = look.resize == "squash" or picture.size[0] == picture.size[1]
+    shown = picture if look.antialias else T.pil_to_tensor(picture).float() / 255  # bytes would be rounded once more
+    mode = InterpolationMode(look.interpolation)
+    return T.resize(shown, whole if square else [min(whole)], mode, antialias=look.antialias)
+
+
 def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor:
     """(3, h, w), normalised.
 
-    Without a view: resized and cut out of the middle; with one: a random crop, perhaps mirrored.
+    Without a view: resized and cut out of the middle. With one, perhaps mirrored: for "shift-flip" resized and cut out
+    at a random place (VPT on FGVC; it moves by what the look's crop leaves), otherwise a random crop that is resized.
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as T
 
     shown: Any = picture  # torchvision annotates Tensor where it takes pictures too
     mode = InterpolationMode(look.interpolation)
-    if view is not None and view.augment != "none":
+    if view is not None and view.augment == "shift-flip":
+        random = torch.Generator().manual_seed(view.seed)
+        shown = _resized(picture, look)
+        over = [max(0, have - wanted) for have, wanted in zip(T.get_dimensions(shown)[1:], look.size, strict=True)]
+        top, left = (int(torch.randint(0, n + 1, (1,), generator=random)) for n in over)
+        shown = T.crop(shown, top, left, *look.size)
+        if float(torch.rand(1, generator=random)) < 0.5:
+            shown = T.hflip(shown)
+    elif view is not None and view.augment != "none":
         random = torch.Generator().manual_seed(view.seed)
         shown = T.resized_crop(shown, *_crop_box(*picture.size, LEAST[view.augment], random), list(look.size), mode)
         if view.augment != "crop" and float(torch.rand(1, generator=random)) < 0.5:
@@ -100,13 +121,8 @@ def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor
         if view.augment == "augmix":
             shown = _augmix(shown, view.seed)
     else:
-        if not look.antialias:
-            shown = T.pil_to_tensor(shown)
-        whole = [math.floor(side / look.crop) for side in look.size]
-        square = look.resize == "squash" or picture.size[0] == picture.size[1]
-        shown = T.resize(shown, whole if square else [min(whole)], mode, antialias=look.antialias)
-        shown = T.center_crop(shown, list(look.size))
-    x = (shown if isinstance(shown, Tensor) else T.pil_to_tensor(shown)).float() / 255
+        shown = T.center_crop(_resized(picture, look), list(look.size))
+    x = shown if isinstance(shown, Tensor) else T.pil_to_tensor(shown).float() / 255
     return (x - torch.tensor(look.mean)[:, None, None]) / torch.tensor(look.std)[:, None, None]
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlprompt.data.card import card_classes, is_card, open_data, read_card
+from vlprompt.data.card import card_classes, card_ids, is_card, open_data, read_card
 from vlprompt.data.found import LEAST, Data
+from vlprompt.data.place import classes_of
 from vlprompt.stage import Split, ids
 
 PARTS = ("train", "val", "test")
@@ -45,13 +46,15 @@ def check(
     parts = splits(data)
     counts = {part: len(split) for part, split in parts.items()}
     card: dict[str, Any] = read_card(dataset) if is_card(dataset) else {}
-    classes = card_classes(card) if card else {}
+    classes = (classes_of(card, root) if "layout" in card else card_classes(card)) if card else {}
     missing = tuple(name for key, name in classes.items() if key not in ids(data.test.names))
+    many = max(len(classes), len(card_ids(card))) if card else 0  # a card may count classes that only the data name
+    missing += ("of unknown name",) * (many - len(classes))
     expected = card.get("sizes", {})
     wrong, told = list[str](), list[str]()
     if missing:
         some = ", ".join(missing[:20]) + " ..." * (len(missing) > 20)
-        line = f"{len(missing)} of {len(classes)} classes have no images: {some}"
+        line = f"{len(missing)} of {many} classes have no images: {some}"
         (told if only_there else wrong).append(line)
     if expected and counts != expected and not missing:
         theirs = "not the literature's split" not in data.note

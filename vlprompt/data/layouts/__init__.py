@@ -1,7 +1,8 @@
 """How published datasets lie on a disk: one file per family, named by `layout` on a card.
 
 Each has read(folder, images, ids, sizes): the dataset's folder, the folder in it that paths begin in, the ids of the
-card's classes in label order, and how many images the card says each part has; it gives {part: rows} and a note.
+card's classes in label order, and how many images the card says each part has; it gives {part: rows} and a note. Where
+a card only counts its classes, classes(folder, images) gives {id: name} of those that are there, in label order.
 """
 
 from pathlib import Path
@@ -22,6 +23,16 @@ def text_of(path: Path) -> str:
 
 def lines_of(path: Path) -> list[str]:
     return [line.strip() for line in text_of(path).splitlines() if line.strip()]
+
+
+def folders_in(images: Path) -> list[str]:
+    """The names of its folders, sorted."""
+    return sorted(path.name for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def held(sizes: dict[str, int]) -> float:
+    """The share of the data's own training part that the card's val is, in hundredths; a fifth if it has none."""
+    return round(sizes["val"] / (sizes["train"] + sizes["val"]), 2) if "val" in sizes else 0.2
 
 
 def arrays_of(path: Path) -> dict[str, object]:

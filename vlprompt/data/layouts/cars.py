@@ -10,7 +10,7 @@ import numpy as np
 
 from vlprompt.data.folder import with_val
 from vlprompt.data.found import Row
-from vlprompt.data.layouts import Parts, arrays_of, at
+from vlprompt.data.layouts import Parts, arrays_of, at, held
 
 
 def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
@@ -27,4 +27,4 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
 
     train = rows(folder / "devkit" / "cars_train_annos.mat", "cars_train")
     test = rows(folder / "cars_test_annos_withlabels.mat", "cars_test")
-    return with_val({"train": train, "test": test})
+    return with_val({"train": train, "test": test}, held(sizes))
