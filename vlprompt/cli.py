@@ -9,6 +9,8 @@ from rich.console import Console
 
 from vlprompt.data_cli import Root, use_root
 from vlprompt.data_cli import app as data_app
+from vlprompt.errors import explained
+from vlprompt.search_cli import search
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +21,7 @@ app = typer.Typer(
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
 app.add_typer(data_app, name="data")
+app.command()(search)
 out, err = Console(), Console(stderr=True)
 STOPPED = "stopped; the same command goes on from here"
 Runs = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
@@ -117,25 +120,29 @@ def table(
         Optional[str],  # noqa: UP045
         typer.Option(help="published: set beside the published numbers; the files then hold the comparison."),
     ] = None,
+    groups: Annotated[str | None, typer.Option(help="A set of datasets (vtab): group means, in files too.")] = None,
 ) -> None:
     """Mean and spread over seeds of all finished runs in a folder, with trained parameters, seconds and peak memory."""
     from vlprompt import against as other
+    from vlprompt import sweep as sweeps
     from vlprompt.results.folder import read_all, write
     from vlprompt.results.table import render, rows
-    from vlprompt.sweep import show_table
 
     if against is not None:
         other.check(against)
     results, unfinished = read_all(runs)
-    found = rows(results)
-    show_table(found, out)
+    found, scored = rows(results), sweeps.scored(results, groups)
+    if groups is None:
+        sweeps.show_table(found, out)
+    sweeps.show_scores(scored, out)
     if against is not None:
         other.show(results, out)
     if unfinished:
         out.print(f"not finished, give the same command again: {', '.join(p.name for p in unfinished)}", style="yellow")
     for path, form in ((markdown, "markdown"), (csv, "csv"), (json, "json")):
         if path is not None:
-            write(path, (render(found, form) if against is None else other.render(results, form)).encode())
+            told = render(found, form) if against is None else other.render(results, form)
+            write(path, (told if groups is None else sweeps.render_scores(scored, form)).encode())
             out.print(f"wrote {path}")
 
 
@@ -222,9 +229,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; a mistake in the input ends in one line and exit status 2, without a traceback."""
     try:
         status: Any = app(arguments, standalone_mode=False)
-    except (ValueError, OSError, ArithmeticError) as error:
-        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
     except KeyboardInterrupt:
         err.print(STOPPED)
         raise SystemExit(130) from None
@@ -236,14 +240,10 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()  # pyright: ignore[reportAttributeAccessIssue]
             raise SystemExit(error.exit_code) from None  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(error, MemoryError | RuntimeError) and "memory" in str(error):  # a CPU's, CUDA's, Python's own
-            cause = str(error).splitlines()[0]
-            remedy = "a smaller train.batch, train.micro_batch=4, fewer tokens (method.n_tokens, method.n_ctx)"
-            err.print(
-                f"[bold red]error:[/] there is not enough memory: {_escape(cause)}; take {remedy}", soft_wrap=True
-            )
-            raise SystemExit(2) from None
-        raise
+        if (told := explained(error)) is None:
+            raise
+        err.print(f"[bold red]error:[/] {_escape(told)}", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
     raise SystemExit(status if isinstance(status, int) else 0)
 
 

@@ -179,27 +179,30 @@ def build_task(about: dict[str, Any]) -> Any:
     return find("task", about["name"])(**{k: v for k, v in about.items() if k != "name"})
 
 
-def grid(method: Sequence[str | None], shots: Sequence[int | None], seeds: Sequence[int | None], *,
-         dataset: str | None = None, task: str | None = None, backbone: str | None = None, file: Path | None = None,
-         overrides: Sequence[str] = ()) -> list[dict[str, Any]]:  # fmt: skip
-    """Resolved configurations of all combinations. Later wins: recipe < file < options < key=value."""
-    found = []
-    for name, k, seed in product(method, shots, seeds):
-        about = {"dataset": dataset, "name": task, "shots": k}
-        options: dict[str, Any] = {"method": {"name": name} if name else {}}
-        options["task"] = {key: value for key, value in about.items() if value is not None}
-        options |= {key: value for key, value in (("backbone", backbone), ("seed", seed)) if value is not None}
-        given = [(read(file), str(file))] if file is not None else []
-        given += [(options, "the command line"), *((override(text), f"the option {text!r}") for text in overrides)]
-        mine = Source(given).values
-        chosen, kind = mine["method"].get("name", ""), mine["task"].get("name", "few_shot")
-        paths = recipes(kind, chosen, mine.get("backbone", "glyph"))
-        below: list[tuple[dict[str, Any], str]] = [({"task": {"name": kind}}, "the defaults")]
-        for path in paths:
-            recipe = read(path)
-            of_datasets = recipe.pop("datasets", {})  # what a recipe says otherwise for some datasets
-            below.append((recipe, str(path)))
-            if (own := of_datasets.get(mine["task"].get("dataset"))) is not None:
-                below.append((own, f"{path} (datasets)"))
-        found.append(resolve(Source([*below, *given])))
-    return found
+def layered(name: str | None, shots: int | None = None, seed: int | None = None, *, dataset: str | None = None,
+            task: str | None = None, backbone: str | None = None, file: Path | None = None,
+            overrides: Sequence[str] = ()) -> Source:  # fmt: skip
+    """The settings of one run before they are resolved. Later wins: recipe < file < options < key=value."""
+    about = {"dataset": dataset, "name": task, "shots": shots}
+    options: dict[str, Any] = {"method": {"name": name} if name else {}}
+    options["task"] = {key: value for key, value in about.items() if value is not None}
+    options |= {key: value for key, value in (("backbone", backbone), ("seed", seed)) if value is not None}
+    given = [(read(file), str(file))] if file is not None else []
+    given += [(options, "the command line"), *((override(text), f"the option {text!r}") for text in overrides)]
+    mine = Source(given).values
+    chosen, kind = mine["method"].get("name", ""), mine["task"].get("name", "few_shot")
+    paths = recipes(kind, chosen, mine.get("backbone", "glyph"))
+    below: list[tuple[dict[str, Any], str]] = [({"task": {"name": kind}}, "the defaults")]
+    for path in paths:
+        recipe = read(path)
+        of_datasets = recipe.pop("datasets", {})  # what a recipe says otherwise for some datasets
+        below.append((recipe, str(path)))
+        if (own := of_datasets.get(mine["task"].get("dataset"))) is not None:
+            below.append((own, f"{path} (datasets)"))
+    return Source([*below, *given])
+
+
+def grid(method: Sequence[str | None], shots: Sequence[int | None], seeds: Sequence[int | None],
+         **how: Any) -> list[dict[str, Any]]:  # fmt: skip
+    """Resolved configurations of all combinations; the rest as `layered` takes it."""
+    return [resolve(layered(name, k, seed, **how)) for name, k, seed in product(method, shots, seeds)]

@@ -10,3 +10,15 @@ def nearest(wrong: str, choices: Iterable[str]) -> str:
     if near := get_close_matches(wrong, choices, 1, 0.5):
         return f"did you mean {near[0]!r}?"
     return f"the choices are {', '.join(choices[:40])}{' ...' * (len(choices) > 40)}"
+
+
+def explained(error: Exception) -> str | None:
+    """What to tell a user of a mistake in the input, or of too little memory; None for an error of ours."""
+    if isinstance(error, ValueError | OSError | ArithmeticError):
+        return str(error)
+    if isinstance(error, MemoryError | RuntimeError) and "memory" in str(error):  # a CPU's, CUDA's, Python's own
+        return (
+            f"there is not enough memory: {str(error).splitlines()[0]}; take a smaller train.batch, "
+            "train.micro_batch=4, or fewer tokens (method.n_tokens, method.n_ctx)"
+        )
+    return None

@@ -29,11 +29,15 @@ Terms = dict[str, tuple[Tensor, float]]  # name -> (mean, over how many rows)
 class Method(nn.Module):
     """The constructor only stores its arguments, under their own names: they are the configuration.
 
-    `dormant` names parameters that may have no gradient in a step (unselected prompts of a pool).
+    `dormant` names parameters that may have no gradient in a step (unselected prompts of a pool). `side_by_side`: the
+    images that a step may hold, of all settings that train together (train/side.py), for that to pay; 0 for never, a
+    million for what trains on features alone. It promises that `fixed` needs nothing trained and that `terms` is torch
+    operations whose shapes and branches depend on no value of a tensor; dropout and buffers changed in place are fine.
     """
 
     dormant: tuple[str, ...] = ()
     whole_batch: bool = False  # whether a step can't be made of micro-batches (batch norms)
+    side_by_side: int = 0
     cuts: Mapping[str, str] = {}  # replaced, never written into
 
     def _reader(self) -> Reader | None:

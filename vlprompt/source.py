@@ -6,7 +6,7 @@ from typing import Any
 
 from vlprompt.errors import nearest
 
-SECTIONS = ("backbone", "look", "method", "task", "train", "seed")
+SECTIONS = ("backbone", "look", "method", "task", "train", "seed", "search")
 
 
 def configs_folder() -> Path:
@@ -32,7 +32,9 @@ class Source:
         for section in ("method", "task"):
             if isinstance(values.get(section), str):
                 values = values | {section: {"name": values[section]}}
-        if wrong := [k for k in ("method", "task", "train") if not isinstance(values.get(k, {}), dict)]:
+        if isinstance(values.get("search"), dict):
+            values = values | {"search": _nested(values["search"])}
+        if wrong := [k for k in ("method", "task", "train", "search") if not isinstance(values.get(k, {}), dict)]:
             raise ValueError(
                 f"{origin}: {wrong[0]} takes settings, such as {wrong[0]}.NAME=VALUE; got {values[wrong[0]]!r}"
             )
@@ -55,6 +57,18 @@ def _kept(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(before := old.get(key), dict):
             renamed = "name" in value and "name" in before and value["name"] != before["name"]
             found[key] = {} if renamed else _kept(before, value)
+    return found
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """{"train.lr": x} -> {"train": {"lr": x}}, at any depth."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *above, last = str(key).split(".")
+        inner = found
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[last] = inner.get(last, {}) | _nested(value) if isinstance(value, dict) else value
     return found
 
 

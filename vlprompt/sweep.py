@@ -10,7 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from vlprompt.errors import nearest
 from vlprompt.results.folder import Folder, Result
+from vlprompt.results.groups import UNITS as GROUP_UNITS
+from vlprompt.results.groups import Score, final_tasks, lacking, scores
+from vlprompt.results.groups import grids as group_grids
 from vlprompt.results.table import UNITS, Grid, Row, grids, rows
 
 
@@ -115,10 +119,17 @@ def _dataset(plan: dict[str, Any]) -> str:
     return Path(str(task.get("dataset", task["name"]))).name
 
 
-def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path, device: str | None, save_every: float,
-             threads: int | None, progress: Any, bar: Any) -> Result:  # fmt: skip
+def loaded(plan: dict[str, Any], clips: dict[str, Any], device: str | None, threads: int | None) -> Any:
+    """The backbone of a plan, loaded once for all, and the threads that suit it."""
     import torch
 
+    if threads or plan["backbone"].partition(":")[0] in SMALL:
+        torch.set_num_threads(threads or 1)
+    return _backbone(plan, clips, device)
+
+
+def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path, device: str | None, save_every: float,
+             threads: int | None, progress: Any, bar: Any) -> Result:  # fmt: skip
     from vlprompt.config import build_method, build_task
     from vlprompt.runner import run
     from vlprompt.train import Train
@@ -128,9 +139,7 @@ def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path,
     if short := task.protocol.get("short"):
         few = f"{len(short)} classes have fewer images ({', '.join(short[:5])}); all of theirs are taken"
         progress.console.print(f"{name}: {few}", style="yellow", soft_wrap=True)
-    if threads or plan["backbone"].partition(":")[0] in SMALL:
-        torch.set_num_threads(threads or 1)
-    method = build_method(plan["method"], _backbone(plan, clips, device))
+    method = build_method(plan["method"], loaded(plan, clips, device, threads))
 
     def watch(doing: str, done: int, total: int, note: str) -> None:
         progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")
@@ -165,14 +174,57 @@ def show_table(found: Sequence[Row], out: Console) -> None:
     """
     if not found:
         out.print("no finished runs here yet; `vlprompt run coop digits` makes one")
-    for grid in grids(found):
+    show_grids(grids(found), out)
+    if found:
+        out.print(UNITS, style="dim", soft_wrap=True)
+
+
+def show_grids(found: Sequence[Grid], out: Console) -> None:
+    """Tables on the terminal, without the columns of cost where it is too narrow."""
+    for grid in found:
         shown, narrow = _table(grid, len(grid.head)), _table(grid, len(grid.head) - grid.cost)
         fits = out.measure(shown, options=out.options.update(max_width=1000)).maximum <= out.width
         out.print(shown if fits else narrow, soft_wrap=not fits)
         if not fits:
             out.print(f"({', '.join(grid.head[-grid.cost :])}: in a wider terminal, or by --markdown)", style="dim")
+
+
+def scored(results: Sequence[Result], name: str | None = None) -> dict[str, list[Score]]:
+    """{set of datasets: scores}; without a name the sets that have every dataset of the runs of the task vtab.
+
+    ValueError for a name that is no set, or of which there are no runs.
+    """
+    from vlprompt.data.groups import groups
+
+    known = groups()
+    if name is not None and name not in known:
+        raise ValueError(f"there is no set of datasets {name!r}; {nearest(name, known)}")
+    found = {n: some for n in known if name in (None, n) and (some := scores(results, n, known[n]))}
+    if name is not None and not found:
+        raise ValueError(f"there are no finished runs of {name} here; `vlprompt search linear {name}` makes them")
+    here = {task for some in found.values() for s in some for task in (*s.tasks, *s.several)}
+    return found if name is not None or here >= final_tasks(results) else {}
+
+
+def show_scores(found: dict[str, list[Score]], out: Console) -> None:
+    """Group means on the terminal, and what keeps one from being shown."""
+    from vlprompt.data.groups import groups
+
+    for name, some in found.items():
+        show_grids(group_grids(some, name, groups()[name]), out)
+        for line in lacking(some):
+            out.print(line, style="yellow", soft_wrap=True)
     if found:
-        out.print(UNITS, style="dim", soft_wrap=True)
+        out.print(GROUP_UNITS, style="dim", soft_wrap=True)
+
+
+def render_scores(found: dict[str, list[Score]], form: str) -> str:
+    """One set's scores as "markdown", "csv" or "json"."""
+    from vlprompt.data.groups import groups
+    from vlprompt.results.groups import render
+
+    [(name, some)] = found.items()
+    return render(some, name, groups()[name], form)
 
 
 def _table(grid: Grid, columns: int) -> Table:

@@ -12,20 +12,30 @@ from vlprompt.tower import Map
 class _QuickGELU(torch.autograd.Function):
     """x sigmoid(1.702 x) as silu(1.702 x) / 1.702, whose derivative is silu's own: one operation going back."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        z = 1.702 * x
-        ctx.save_for_backward(z)
-        return nn.functional.silu(z).mul_(1 / 1.702)
+    generate_vmap_rule = True  # settings that train side by side
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        z = 1.702 * x
+        return nn.functional.silu(z).mul_(1 / 1.702), z
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return torch.ops.aten.silu_backward(g, *ctx.saved_tensors)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return _QuickGELU.apply(x)[0]  # pyright: ignore[reportOptionalSubscript, reportIndexIssue]
 
 
 def activation(act: Any) -> Map:
     """A library's activation; QuickGELU, as open_clip and transformers write it, in its faster form."""
-    return _QuickGELU.apply if type(act).__name__ in ("QuickGELU", "QuickGELUActivation") else act
+    return quick_gelu if type(act).__name__ in ("QuickGELU", "QuickGELUActivation") else act
 
 
 def patches(size: int) -> Map:

@@ -56,6 +56,23 @@ def halves(classes: int) -> tuple[list[int], list[int]]:
     return list(range(middle)), list(range(middle, classes))
 
 
+def held_out(train: Split, share: float) -> tuple[Split, Split]:
+    """What stays and what is held out: this share of each class, one at least where it has two; always the same.
+
+    ValueError when no class has two.
+    """
+    places: dict[int, list[int]] = {}
+    for i, label in enumerate(train.labels):
+        places.setdefault(label, []).append(i)
+    held = set[int]()
+    for label, of_class in places.items():
+        count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
+        held |= set(random.Random(label).sample(of_class, count))
+    if not held:
+        raise ValueError("every class has one training image only, so none can be held out to validate; add some")
+    return train.of([i for i in range(len(train)) if i not in held]), train.of(sorted(held))
+
+
 def cut(rows: Sequence[Row], shares: tuple[float, ...] = (0.5, 0.2, 0.3)) -> dict[str, list[Row]]:
     """Each class cut by these shares into train, val (and test), after a shuffle that depends only on its size.
 

@@ -34,6 +34,8 @@ class Linear(OnTower):
     there are none); unit: normalise features first.
     """
 
+    side_by_side = 10**6
+
     def __init__(self, tower: VisionTower, reader: Reader, solver: Literal["lbfgs", "fit"] = "lbfgs",
                  penalty: float | None = None, unit: bool = False):  # fmt: skip
         super().__init__()

@@ -37,6 +37,8 @@ class VPT(OnTower):
     all layers, brings them to the tower's width (None: they are as wide); bias: also a shift beside every map.
     """
 
+    side_by_side = 128  # measured: twice as quick at batches of 4, half as quick at 64, where one setting fills the CPU
+
     def __init__(self, tower: VisionTower, reader: Reader, n_tokens: int = 10, deep: bool = True, dropout: float = 0.1,
                  project: int | None = None, bias: bool = False):  # fmt: skip
         super().__init__()

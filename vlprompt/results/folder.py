@@ -108,7 +108,7 @@ class Folder:
 
         with written(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        claim = _claim(self.path)
+        held = claim(self.path)
         try:
             known = self.path / "config.yaml"
             if known.exists() and (found := yaml.safe_load(known.read_text("utf-8"))) != config:
@@ -126,8 +126,8 @@ class Folder:
                 self._discard()
                 raise
         finally:
-            if claim is not None:
-                os.close(claim)
+            if held is not None:
+                os.close(held)
 
     def _discard(self) -> None:
         """Leave nothing where nothing was learned; files that are not ours stay."""
@@ -179,19 +179,19 @@ class Folder:
         return read_tensors(path)
 
 
-def _claim(path: Path) -> int | None:
+def claim(path: Path) -> int | None:
     """A lock on the folder that goes with the process; None where the system has none."""
     try:
         import fcntl
     except ImportError:
         return None
-    claim = os.open(path, os.O_RDONLY)
+    held = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(claim)
+        os.close(held)
         raise ValueError(f"another process is at work in {str(path)!r}; wait for it or name another folder") from error
-    return claim
+    return held
 
 
 def read_all(root: Path) -> tuple[list[Result], list[Path]]:

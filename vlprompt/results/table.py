@@ -209,13 +209,19 @@ def _cost(some: Sequence[Row]) -> list[str]:
 
 def render(found: Sequence[Row], form: str) -> str:
     """As "markdown", "csv" or "json"."""
-    if form == "markdown":
-        parts = []
-        for grid in grids(found):
-            lines = [grid.head, ["---", *["---:"] * (len(grid.head) - 1)], *grid.lines]
-            parts.append(f"**{grid.title}** ({UNITS})\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-        return "\n\n".join(parts) + "\n"
-    flat = [row.flat() for row in found]
+    return markdown(grids(found), UNITS) if form == "markdown" else as_data([row.flat() for row in found], form)
+
+
+def markdown(found: Sequence[Grid], units: str) -> str:
+    parts = []
+    for grid in found:
+        lines = [grid.head, ["---", *["---:"] * (len(grid.head) - 1)], *grid.lines]
+        parts.append(f"**{grid.title}** ({units})\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def as_data(flat: Sequence[dict[str, Any]], form: str) -> str:
+    """Every number as "csv" or "json"."""
     if form == "json":
         return json.dumps(flat, indent=1) + "\n"
     text = io.StringIO()

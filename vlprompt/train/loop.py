@@ -12,7 +12,7 @@ from torch import Tensor
 from vlprompt.evaluate import answers
 from vlprompt.method import Method
 from vlprompt.metrics import accuracy
-from vlprompt.stage import Batch, Lesson, ids, number
+from vlprompt.stage import Batch, Lesson, Names, ids, number
 from vlprompt.train.settings import Train, rate
 
 
@@ -117,19 +117,24 @@ class Loop:
         if last:
             self.method.load_state_dict(self.best)
 
+    def known(self, names: Names) -> Any:
+        """What the method holds fixed for these names, made once."""
+        key = (names, ids(names))  # two classes may share a name
+        if key not in self.fixed:
+            with torch.no_grad():
+                self.fixed[key] = self.method.fixed(names)
+        return self.fixed[key]
+
     def gradients(self, batch: Batch) -> tuple[dict[str, float], list[Tensor]]:
         """Terms, and the merged gradient: sums over micro-batches, divided by the rows that each term is over."""
-        names = (batch.names, ids(batch.names))  # two classes may share a name
-        if names not in self.fixed:
-            with torch.no_grad():
-                self.fixed[names] = self.method.fixed(batch.names)
+        fixed = self.known(batch.names)
         sums: dict[str, list[Tensor]] = {}
         counts: dict[str, float] = {}
         values: dict[str, float] = {}
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.train.precision)
         for part in batch.split(self.train.micro_batch):
             with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
-                terms, _ = self.method.terms(part, self.fixed[names])
+                terms, _ = self.method.terms(part, fixed)
             for i, (name, (mean, rows)) in enumerate(terms.items()):
                 values[name] = values.get(name, 0.0) + float(mean.detach()) * float(rows)
                 counts[name] = counts.get(name, 0.0) + float(rows)
@@ -149,6 +154,11 @@ class Loop:
     def take(self, batch: Batch, lr: float) -> dict[str, float]:
         """One step of the optimizer; NotFinite, and nothing changed, when a number is not finite."""
         terms, grads = self.gradients(batch)
+        self.apply(terms, grads, lr)
+        return terms
+
+    def apply(self, terms: dict[str, float], grads: list[Tensor], lr: float) -> None:
+        """The step itself, by gradients in the order of `parameters`."""
         bad = next((name for name, value in terms.items() if not math.isfinite(value)), None)
         if bad is None and not self.scaler.is_enabled() and not all(bool(g.isfinite().all()) for g in grads):
             bad = "gradient"
@@ -167,7 +177,14 @@ class Loop:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.train.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return terms
+
+
+def check(lesson: Lesson, train: Train) -> None:
+    """ValueError for a lesson without images, or without validation images where they select."""
+    if not len(lesson.train):
+        raise ValueError("the lesson has no training images")
+    if train.select == "val" and (lesson.val is None or not len(lesson.val)):
+        raise ValueError("train.select=val needs validation images, and this dataset has none; use select=last")
 
 
 def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: State | None = None) -> Iterator[Step]:
@@ -180,10 +197,7 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
     method.train()
     if not any(p.requires_grad for p in method.parameters()) or not train.epochs:
         return
-    if not len(lesson.train):
-        raise ValueError("the lesson has no training images")
-    if train.select == "val" and (lesson.val is None or not len(lesson.val)):
-        raise ValueError("train.select=val needs validation images, and this dataset has none; use select=last")
+    check(lesson, train)
     loop = Loop(method, lesson, train, seed)
     torch.manual_seed(number(seed, "training", lesson.index))
     if resume is not None:

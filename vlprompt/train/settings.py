@@ -11,11 +11,12 @@ class Train:
 
     epochs: 0 trains nothing; iterations: steps in all, instead of epochs. batch, micro_batch: images a step, and at
     once (None: all; the gradient is the same). lr, momentum (sgd), betas, eps (adam, adamw), weight_decay: the
-    optimizer's. schedule, per: cosine or constant, stepped per epoch or per iteration, down to min_lr. warmup: epochs
-    or iterations, at warmup_lr throughout (constant) or rising from it to lr (linear). clip: greatest norm of the
-    gradient. precision: of the forward pass; parameters stay float32. drop_last: drop an incomplete last batch, unless
-    it is the only one. views: how many augmented views of an image exist (None: one per epoch). select: what is kept,
-    the "last" epoch or the one that is best on validation images ("val"; the first of equally good ones).
+    optimizer's. schedule, per: cosine (its period is all epochs, as the CoOp family has it), cosine-rest (what is left
+    of them after the warm-up, as VPT has it) or constant, stepped per epoch or per iteration, down to min_lr. warmup:
+    epochs or iterations, at warmup_lr throughout (constant) or rising from it to lr (linear). clip: greatest norm of
+    the gradient. precision: of the forward pass; parameters stay float32. drop_last: drop an incomplete last batch,
+    unless it is the only one. views: how many augmented views of an image exist (None: one per epoch). select: what is
+    kept, the "last" epoch or the one that is best on validation images ("val"; the first of equally good ones).
     """
 
     epochs: int = 50
@@ -28,7 +29,7 @@ class Train:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 5e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine-rest", "constant"] = "cosine"
     per: Literal["epoch", "iteration"] = "epoch"
     warmup: int = 1
     warmup_kind: Literal["constant", "linear"] = "constant"
@@ -61,7 +62,8 @@ def rate(train: Train, epoch: int, step: int, epochs: int, total: int) -> float:
     """The learning rate of a step, of `total` in `epochs`.
 
     With per="epoch" and warmup=1 this is what the CoOp family trains with: 1e-5 in epoch 0, then
-    lr (1 + cos(pi (e - 1) / epochs)) / 2, which never reaches min_lr.
+    lr (1 + cos(pi (e - 1) / epochs)) / 2, which never reaches min_lr. VPT trains with schedule="cosine-rest",
+    warmup=10, warmup_kind="linear" and warmup_lr=0, so that its epoch 0 changes nothing.
     """
     now, whole = (epoch, epochs) if train.per == "epoch" else (step, total)
     if now < train.warmup:
@@ -70,4 +72,5 @@ def rate(train: Train, epoch: int, step: int, epochs: int, total: int) -> float:
         return train.warmup_lr + (train.lr - train.warmup_lr) * now / train.warmup
     if train.schedule == "constant":
         return train.lr
-    return train.min_lr + (train.lr - train.min_lr) * (1 + math.cos(math.pi * (now - train.warmup) / whole)) / 2
+    period = whole - train.warmup if train.schedule == "cosine-rest" else whole
+    return train.min_lr + (train.lr - train.min_lr) * (1 + math.cos(math.pi * (now - train.warmup) / period)) / 2
