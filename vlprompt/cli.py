@@ -61,7 +61,7 @@ def run(
         ),
     ] = None,
     dataset: Annotated[Optional[str], typer.Option(help="The dataset, if not given as an argument.")] = None,  # noqa: UP045
-    task: Annotated[Optional[str], typer.Option(help="few_shot (default), base_to_new, transfer.")] = None,  # noqa: UP045
+    task: Annotated[Optional[str], typer.Option(help="few_shot (default), base_to_new, transfer, vtab.")] = None,  # noqa: UP045
     targets: Annotated[Optional[str], typer.Option(help="Of a transfer: datasets with commas.")] = None,  # noqa: UP045
     backbone: Annotated[
         str | None,
@@ -229,12 +229,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; a mistake in the input ends in one line and exit status 2, without a traceback."""
     try:
         status: Any = app(arguments, standalone_mode=False)
-    except KeyboardInterrupt:
-        err.print(STOPPED)
-        raise SystemExit(130) from None
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
         # typer carries a click of its own in newer versions, so usage errors are known by what they can do
-        if type(error).__name__ == "Abort":
+        if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
             err.print(STOPPED)
             raise SystemExit(130) from None
         if hasattr(error, "show") and hasattr(error, "exit_code"):
@@ -242,12 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(error.exit_code) from None  # pyright: ignore[reportAttributeAccessIssue]
         if (told := explained(error)) is None:
             raise
-        err.print(f"[bold red]error:[/] {_escape(told)}", highlight=False, soft_wrap=True)
+        err.print("[bold red]error:[/]", end=" ")
+        err.print(told, markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
     raise SystemExit(status if isinstance(status, int) else 0)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
