@@ -241,7 +241,7 @@ def test_lora(tower, trunk, pixels, scaling, scale):
 @pytest.mark.parametrize("design", ["houlsby", "pfeiffer"])
 def test_adapter(tower, trunk, pixels, design):
     method = begun(m.Adapter(tower, Linear(), design, reduction=4))
-    assert all(float(p.up.weight.abs().max()) == 0 < float(p.down.weight.detach().std()) for p in method.parts.values())
+    assert all(not p.up.weight.any() and p.down.weight.any() for p in method.parts.values())
     shaken(method)
 
     def behind(kind):

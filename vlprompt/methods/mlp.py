@@ -22,7 +22,7 @@ from vlprompt.vision import VisionTower
 class MLP(OnTower):
     """A perceptron on the image feature; layers: k, the head included; dropout: after each hidden layer."""
 
-    whole_batch = True
+    whole_batch, side_by_side = True, 10**6
 
     def __init__(self, tower: VisionTower, reader: Reader, layers: int = 3, dropout: float = 0.1):
         super().__init__()
