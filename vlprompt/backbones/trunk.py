@@ -1,6 +1,5 @@
 """timm's models by name, tag or file, as image towers without texts."""
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,9 +105,8 @@ def _by_file(look: Look, file: File, name: str, default: str) -> tuple[Look, dic
     others = [full for full, cfg in every.items() if (tuple(cfg.mean), tuple(cfg.std)) != (look.mean, look.std)]
     if not others:
         return look, {}
-    how = f"mean {look.mean[0]:g} and std {look.std[0]:g} taken from {name}.{default}, as the file doesn't say"
-    warnings.warn(f"look: {how}; name a tag for another, such as timm:{others[0]}@{file.path}", stacklevel=4)
-    return look, {"look": how}
+    how = f"of {name}.{default}, as the file doesn't say: mean {look.mean[0]:g}, std {look.std[0]:g}"
+    return look, {"look": f"{how}; name a tag for another, such as timm:{others[0]}@{file.path}"}
 
 
 def _random(name: str, tag: str) -> Any:
