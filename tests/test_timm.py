@@ -25,6 +25,7 @@ from vlprompt.readers import Linear
 from vlprompt.stage import Images, Look
 from vlprompt.tasks import FewShot
 from vlprompt.train import Train
+from vlprompt.use import restored
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -218,7 +219,7 @@ def wrong_files(vit, path):
         "fewer blocks": ({k: v for k, v in state.items() if ".5." not in k}, "Missing key", "5 blocks"),
         "more blocks": (deeper.state_dict(), "Unexpected key", "8 blocks"),
         "other patches": (random_of("test_vit", patch_size=8).state_dict(), "stretch", "patches of 8"),
-        "a ResNet": (timm.create_model("test_resnet").state_dict(), "Missing key", "It looks like"),
+        "a ResNet": (timm.create_model("test_resnet").state_dict(), "Missing key", "It looks like a ResNet"),
         "deeper, Google's": (jax(deeper), "it has 8 blocks, the model 6", "8 blocks"),
         "shallower, Google's": ({k: v for k, v in jax(vit).items() if "block_5" not in k}, "block_5", "5 blocks"),
         "without class token": ({k: v for k, v in jax(vit).items() if k != "cls"}, "cls", "6 blocks"),
@@ -234,6 +235,13 @@ def test_files_of_other_models_are_refused(vit, tmp_path):
             load(f"timm:test_vit@{path}", "cpu")
         assert all(part in str(told.value) for part in said), (case, str(told.value))
         assert len(str(told.value)) < 800
+
+
+def test_siglip_without_its_pool_is_held_to_its_depth(tmp_path):
+    name = "vit_base_patch16_siglip_gap_224"  # timm leaves what it doesn't know out here, and says nothing
+    save_file(timm.create_model(name, num_classes=0, depth=1).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="it has 1 blocks, the model 12"):
+        load(f"timm:{name}@{tmp_path / 'w.safetensors'}", "cpu")
 
 
 def test_registers_and_layer_scale_are_not_in_googles_files(tmp_path):
@@ -343,7 +351,7 @@ def test_a_file_of_another_size_is_interpolated_once(tmp_path):
     for name in ("w.safetensors", "w.npz"):
         with pytest.warns(UserWarning, match="of 14x14 patches interpolated to 10x10"):
             tower = load(f"timm:test_vit@{tmp_path / name}", "cpu")
-        assert tower.look.size == (160, 160)
+        assert (tower.look.size, tower.asked) == ((160, 160), False)
         assert torch.equal(tower.at(replace(tower.look, size=(224, 224))).positions, model.pos_embed[0])
         model160 = random_of("test_vit", img_size=224)
         model160.set_input_size((160, 160))
@@ -454,6 +462,7 @@ def test_the_command_line_on_a_timm_vit(type_in, type_all, file, pictures, tmp_p
     code, text = type_in("eval", folder, pictures)
     assert code == 0, text
     assert f"accuracy {told['summary']['accuracy']:.2f}" in text
+    assert restored(folder, device="cpu")[0].tower.look.size == (48, 64)
     code, text = type_in("predict", folder, next(pictures.glob("china/*")), "--json")
     assert code == 0
     assert "china" in text

@@ -48,6 +48,8 @@ def trunk(rest: str, *, spec: str, device: str) -> ImageTower:
     model = freeze(model.float(), where)
     said = spec if at or random or not cfg.tag else f"timm:{name}.{cfg.tag}"  # which weights timm's default are
     tower = _tower(model, look, f"{said}#{fingerprint(model)}", where)
+    if file and file.side not in (0, tower.look.size[0]):
+        notes["positions"] = f"for {file.side} pixels interpolated to {tower.look.size[0]}, by timm"
     tower.spec, tower.size, tower.notes = spec, count(model), notes
     if tower.look != look:
         tower = tower.at(look)
