@@ -314,7 +314,7 @@ def test_other_models_give_features_and_take_no_prompts(name):
     assert (tower.depth, tower.special) == (0, 0)
     with pytest.raises(ValueError, match=f"the image tower of timm:{name}/random has no blocks .*takes no tokens"):
         tower(images(torch.randn(1, 3, side, side)), Prompt(tokens={0: torch.zeros(1, 2, 8)}))
-    with pytest.raises(ValueError, match="so no sites"):
+    with pytest.raises(ValueError, match="no blocks that vlprompt can walk"):
         tower.sites("q")
     other = replace(tower.look, size=(96, 96), mean=(0.0,) * 3)
     if name == "test_resnet":
@@ -495,7 +495,8 @@ def test_looks_are_variants_in_a_table(type_in, tmp_path):
 
 @pytest.mark.parametrize("method", ["coop", "zero_shot", "vpt"])
 def test_a_method_that_needs_texts_says_so(type_in, method):
-    code, text = type_in("run", method, "digits", "--shots", "1", "--backbone", "timm:test_vit/random")
+    reader = ["method.reader=texts"] if method == "vpt" else []
+    code, text = type_in("run", method, "digits", *reader, "--shots", "1", "--backbone", "timm:test_vit/random")
     assert code == 2
     named = "texts" if method == "vpt" else method
     assert f"{named} needs a CLIP, image and text tower; timm:test_vit/random has no texts: take" in text
