@@ -1,7 +1,6 @@
 """Many runs by one command: progress while they go, the table when they are done."""
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,20 +149,18 @@ def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path,
 
 def _backbone(plan: dict[str, Any], clips: dict[str, Any], device: str | None) -> Any:
     """Loaded once for all plans; each look keeps its features for all plans, too."""
-    from vlprompt.backbones import load
+    from vlprompt.backbones import opened
     from vlprompt.data.looks import look
     from vlprompt.vision import image_of, seen
 
     spec, given = plan["backbone"], plan.get("look")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the result has them as notes, and they are printed with it
-        if spec not in clips:
-            clips[spec] = load(spec, device)
-        if given is None:
-            return clips[spec]
-        key = f"{spec} {json.dumps(given)}"
-        if key not in clips:
-            clips[key] = seen(clips[spec], look(given, image_of(clips[spec]).look))
+    if spec not in clips:
+        clips[spec] = opened(spec, device)  # its notes are printed with each result
+    if given is None:
+        return clips[spec]
+    key = f"{spec} {json.dumps(given)}"
+    if key not in clips:
+        clips[key] = seen(clips[spec], look(given, image_of(clips[spec]).look))
     return clips[key]
 
 

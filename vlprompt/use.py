@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlprompt.backbones import load
+from vlprompt.backbones import opened
 from vlprompt.config import build_method
 from vlprompt.data.card import open_data
 from vlprompt.data.images import file_item, open_picture
@@ -39,7 +39,7 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
     """
     state, told = Folder(folder).prompt()
     config = told["config"]
-    frozen = load(backbone or config["backbone"], device)
+    frozen = opened(backbone or config["backbone"], device)  # the result has told its notes
     if "look" in config:
         frozen = seen(frozen, look(config["look"], image_of(frozen).look))
     key, where = image_of(frozen).key, image_of(frozen).device

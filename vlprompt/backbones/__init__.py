@@ -45,6 +45,19 @@ def load(spec: str, device: str | None = None, look: "Look | None" = None) -> "B
     Raises ValueError for a name that is not known or a look that it can't take, and OSError where weights can't be had,
     saying which file to put where.
     """
+    import warnings
+
+    from vlprompt.vision import image_of, seen
+
+    found = opened(spec, device)
+    found = found if look is None else seen(found, look)
+    for what, how in image_of(found).notes.items():
+        warnings.warn(f"{spec}: {what} {how}", stacklevel=2)
+    return found
+
+
+def opened(spec: str, device: str | None = None) -> "Backbone":
+    """As `load`, for those who tell themselves what its notes say."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,14 +66,6 @@ def load(spec: str, device: str | None = None, look: "Look | None" = None) -> "B
     except (RuntimeError, AssertionError) as error:
         cause = str(error).splitlines()[0]
         raise ValueError(f"there is no device {device!r} here ({cause}); leave --device out or name cpu") from error
-    if look is None:
-        return _load(spec, device)
-    from vlprompt.vision import seen
-
-    return seen(_load(spec, device), look)
-
-
-def _load(spec: str, device: str) -> "Backbone":
     kind, _, rest = spec.partition(":")
     if kind in ("glyph", "glyph/random") and not rest:
         from vlprompt.backbones.glyph import embedded, twin

@@ -1,6 +1,5 @@
 """Image towers: a walked ViT, or any network as it is. Called without a prompt they look features up."""
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -159,7 +158,6 @@ class ViT(ImageTower):
         if grid != self.own[1]:
             positions = torch.cat([positions[:s], stretched(positions[s:], self.own[1], grid)])
             notes["positions"] = f"of {by(self.own[1])} patches interpolated to {by(grid)}, as timm does"
-            warnings.warn(f"{self.spec}: positions {notes['positions']}", stacklevel=2)
         found = self._again(same, look, len(positions))
         found.positions, found.grid, found.notes = positions, grid, notes
         return found

@@ -21,7 +21,7 @@ OUTER = (
 INNER = ("base_encoder.", "momentum_encoder.", "backbone.")  # MoCo-v3's two networks, DINO's
 KINDS = {(192, 12): "ViT-Ti", (384, 12): "ViT-S", (768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
 MISFIT = (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError)  # timm raises all
-VITS = tuple(f"timm.models.{module}" for module in ("vision_transformer", "deit", "eva"))  # one table of positions
+VITS = ("timm.models.vision_transformer", "timm.models.deit")  # built for any size, with one table of positions
 
 
 class File:
@@ -114,7 +114,7 @@ class File:
 
     def looks_like(self) -> str:
         """What it seems to hold, for an error message."""
-        if self.patch:
+        if self.patch and self.depth:
             kind = KINDS.get((self.width, self.depth), "a ViT")
             return f"{kind} of width {self.width}, {self.depth} blocks and patches of {self.patch}"
         for name, kind in (("layer1.0.conv1.weight", "a ResNet"), ("layers.0.blocks.0.norm1.weight", "a Swin"),
@@ -149,7 +149,7 @@ def model_of(file: File, name: str, tag: str, classifier: Any, side: int) -> Any
             model.pretrained_cfg.pop("state_dict")  # a copy of all weights
             conv = getattr(getattr(model, "patch_embed", None), "proj", None)
             other = file.patch and isinstance(conv, torch.nn.Conv2d) and conv.weight.shape[-1] != file.patch
-            wrong = "timm would stretch its patches" if other else ""
+            wrong = "timm would stretch its patches" if other else _depth(model, file)  # nor is timm always strict
     except MISFIT as error:
         wrong = _short(error)
     if wrong:
@@ -174,12 +174,15 @@ def _fill(model: Any, file: File) -> str:
     missing = [name for name, p in model.named_parameters() if p.isnan().any()]
     if missing:
         return f"it has nothing for {', '.join(missing[:3])}{' ...' * (len(missing) > 3)}"
-    if file.depth != len(model.blocks):
-        return f"it has {file.depth} blocks, the model {len(model.blocks)}"
     for told, part in (("cls", model.cls_token), ("MAPHead_0/probe", model.attn_pool)):
         if told in file.state and part is None:
             return f"it has {told!r}, the model has no such part"
-    return ""
+    return _depth(model, file)
+
+
+def _depth(model: Any, file: File) -> str:
+    blocks = len(getattr(model, "blocks", ()))
+    return f"it has {file.depth} blocks, the model {blocks}" if file.depth not in (0, blocks) else ""
 
 
 def _short(error: BaseException) -> str:

@@ -52,7 +52,7 @@ def timm_image(trunk: Any, project: Map, width: int, look: Look, key: str, devic
         look=look,
         key=key,
         device=device,
-        attention=attention,
+        attention=None if getattr(trunk, "rope", None) is None else attention,
     )
 
 

@@ -1,6 +1,5 @@
 """timm's models by name, tag or file, as image towers without texts."""
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,8 @@ def trunk(rest: str, *, spec: str, device: str) -> ImageTower:
     model = freeze(model.float(), where)
     said = spec if at or random or not cfg.tag else f"timm:{name}.{cfg.tag}"  # which weights timm's default are
     tower = _tower(model, look, f"{said}#{fingerprint(model)}", where)
+    if file and file.side not in (0, tower.look.size[0]):
+        notes["positions"] = f"for {file.side} pixels interpolated to {tower.look.size[0]}, by timm"
     tower.spec, tower.size, tower.notes = spec, count(model), notes
     if tower.look != look:
         tower = tower.at(look)
@@ -106,9 +107,8 @@ def _by_file(look: Look, file: File, name: str, default: str) -> tuple[Look, dic
     others = [full for full, cfg in every.items() if (tuple(cfg.mean), tuple(cfg.std)) != (look.mean, look.std)]
     if not others:
         return look, {}
-    how = f"mean {look.mean[0]:g} and std {look.std[0]:g} taken from {name}.{default}, as the file doesn't say"
-    warnings.warn(f"look: {how}; name a tag for another, such as timm:{others[0]}@{file.path}", stacklevel=4)
-    return look, {"look": how}
+    how = f"of {name}.{default}, as the file doesn't say: mean {look.mean[0]:g}, std {look.std[0]:g}"
+    return look, {"look": f"{how}; name a tag for another, such as timm:{others[0]}@{file.path}"}
 
 
 def _random(name: str, tag: str) -> Any:
