@@ -154,7 +154,7 @@ class Side:
         states = [loop.state() for loop in self.loops]
         for group in self.groups:
             for place in group.places:
-                states[place].tensors.update(group.random)
+                states[place].tensors |= {name: kept.clone() for name, kept in group.random.items()}
         return Standing(states, set(self.out))
 
 
