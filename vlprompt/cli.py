@@ -60,7 +60,7 @@ def run(
         ),
     ] = None,
     dataset: Annotated[Optional[str], typer.Option(help="The dataset, if not given as an argument.")] = None,  # noqa: UP045
-    task: Annotated[Optional[str], typer.Option(help="few_shot (default), base_to_new, transfer.")] = None,  # noqa: UP045
+    task: Annotated[Optional[str], typer.Option(help="few_shot (default), base_to_new, transfer, vtab.")] = None,  # noqa: UP045
     targets: Annotated[Optional[str], typer.Option(help="Of a transfer: datasets with commas.")] = None,  # noqa: UP045
     backbone: Annotated[
         str | None,
