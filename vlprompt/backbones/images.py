@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vlprompt.backbones.copies import Upper, Whole, lower
 from vlprompt.backbones.sizes import by, check_patches, check_width, stretched
@@ -16,6 +17,7 @@ from vlprompt.stage import Images, Look
 from vlprompt.tower import Attend, Block, Map, check, everyone, find_sites, same, walk
 
 KEPT = 2**31  # bytes of features that a tower remembers; the oldest go first
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 ROWS = 512  # token rows of one pass on a CPU
 
 
@@ -23,8 +25,8 @@ class ImageTower:
     """What all image towers share: looks, and features that are computed once.
 
     `net` maps pixels (B, 3, h, w) to features (B, E), un-normalised. A feature is a pure function of the weights, the
-    look, the item and its view: misses are computed in passes of one fixed size, so its bits don't depend on its
-    neighbours.
+    look, the item and its view: misses are computed in passes of one fixed size and by the kernels that are usual
+    (whatever the caller chose), so its bits don't depend on its neighbours.
     """
 
     depth, dim, heads, head_dim, special, size = 0, 0, 0, 0, 0, 0  # size: frozen parameters
@@ -78,7 +80,7 @@ class ImageTower:
     def _features(self, images: Images, places: list[int]) -> Tensor:
         """(len(places), E), always through passes of pass_size images; the last pass is filled up."""
         parts = []
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), sdpa_kernel(KERNELS):
             for begin in range(0, len(places), self.pass_size):
                 some = places[begin : begin + self.pass_size]
                 pixels = images.some(self.look, some).to(self.device)

@@ -7,7 +7,7 @@ stream, and a setting ends where `fit` would have brought it by itself, to round
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,6 +66,17 @@ def _stacked(each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
+@contextmanager
+def _tiny_is_zero() -> Iterator[None]:
+    """Numbers below 1e-38 are zero: gradients of a head that is sure of itself are full of them, and they are slow."""
+    was = not bool(torch.tensor(1e-40) * 1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(was)
+
+
 class Group:
     """Settings of one seed; `places`: of its settings among all."""
 
@@ -107,9 +118,11 @@ class Group:
                 values[name] = values.get(name, torch.zeros_like(mean)) + total.detach()
                 counts[name] = counts.get(name, 0.0) + rows[name]
                 if total.requires_grad:
-                    new = torch.autograd.grad(
-                        total.sum(), wanted, retain_graph=i < len(means) - 1, allow_unused=True, materialize_grads=True
-                    )
+                    keep = i < len(means) - 1
+                    with _tiny_is_zero():
+                        new = torch.autograd.grad(
+                            total.sum(), wanted, retain_graph=keep, allow_unused=True, materialize_grads=True
+                        )
                     sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else list(new)
         told = {name: (value / max(counts[name], 1.0)).tolist() for name, value in values.items()}
         grads = {name: [g / max(counts[name], 1.0) for g in found] for name, found in sums.items()}
@@ -154,7 +167,7 @@ class Side:
         states = [loop.state() for loop in self.loops]
         for group in self.groups:
             for place in group.places:
-                states[place].tensors.update(group.random)
+                states[place].tensors |= {name: kept.clone() for name, kept in group.random.items()}
         return Standing(states, set(self.out))
 
 
