@@ -57,7 +57,7 @@ class Hidden(Method):
 
 
 MADE = {
-    "linear": lambda clip: Linear(clip, solver="fit"),
+    "linear": lambda clip: Linear(clip.image, Columns(), solver="fit"),
     "vpt": lambda clip: VPT(clip.image, Columns(), 3, True, 0.0),
     "shallow, dropped": lambda clip: VPT(clip.image, Columns(), 3, False, 0.3),
 }
@@ -118,7 +118,7 @@ def test_batch_norm_and_dropout_are_each_settings_own(tiny, optimizer):
 
 def test_what_may_not_train_side_by_side(tiny):
     lesson, train = lesson_of(), Train(epochs=1)
-    two = [begun(Linear(tiny, solver="fit"), lesson, 1) for _ in range(2)]
+    two = [begun(Linear(tiny.image, Columns(), solver="fit"), lesson, 1) for _ in range(2)]
     with pytest.raises(ValueError, match="may differ in lr, weight_decay and seed only"):
         next(fit_side_by_side(two, lesson, [train, replace(train, batch=4)], [1, 1]))
     with pytest.raises(ValueError, match="CoOp does not train side by side"):
@@ -198,7 +198,7 @@ def test_the_last_epoch_on_validation_images_chooses(tiny, tmp_path):
     assert len(lines) == 4
     assert {line["side_by_side"] for line in lines.values()} == {4}
     for s in about.settings:
-        task, method = VTAB("digits", "search"), Linear(tiny, solver="fit")
+        task, method = VTAB("digits", "search"), Linear(tiny.image, Columns("kaiming", -4.595), solver="fit")
         [stage] = task.stages()
         list(fit(begun(method, stage.lesson, s.plan["seed"]), stage.lesson, s.train, s.plan["seed"]))
         from vlprompt.evaluate import evaluate
@@ -240,7 +240,7 @@ def test_what_is_the_same_is_trained_once(tiny, tmp_path, monkeypatch):
     assert len(about.settings) == 2
     about, place = mine(tmp_path, "linear", "digits", "method.solver=lbfgs")  # it knows neither of the two
     solved = []
-    monkeypatch.setattr(Linear, "_solve", lambda self, lesson: solved.append(1))
+    monkeypatch.setattr(Linear, "_solve", lambda self, lesson, head: solved.append(1))
     assert search(about, place, tiny)["settings"] == 4
     assert len(place.lines()) == 4
     assert len(solved) == 2  # one to see that it trains nothing, one to be judged
