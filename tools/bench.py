@@ -47,7 +47,7 @@ def measure(setting, device, rounds):
     for _ in range(rounds):
         rate.append(matrix_rate(device, 1024 if device == "cpu" else 8192))
         for form in forms:
-            often = 1 if form == "written_out" else 3
+            often = 1 if form == "written_out" else getattr(setting, "often", 3)
             times[form] += [clock(lambda form=form: setting.work(form), device) for _ in range(often)]
     found = {form: statistics.median(t) for form, t in times.items()}
     share = counted.get_total_flops() / found["fast"] / statistics.median(rate)
