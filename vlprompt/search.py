@@ -17,9 +17,9 @@ from vlprompt.results.searched import Searched
 from vlprompt.runner import Watch, key_of, run
 from vlprompt.stage import generator
 from vlprompt.tasks import Task
-from vlprompt.tower import Clip
 from vlprompt.train import NotFinite, Train
 from vlprompt.train.side import at_once, fit_side_by_side
+from vlprompt.vision import Backbone
 
 OWN = ("train.lr", "train.weight_decay")  # what settings that train side by side may differ in
 OTHERS = ("scale_lr", "seed", "seeds")  # keys of `search` that are no lists of values
@@ -129,7 +129,7 @@ def _number(key: str, value: Any) -> float:
     return float(value)
 
 
-def search(study: Study, place: Searched, clip: Clip, save_every: float = 5.0,
+def search(study: Study, place: Searched, clip: Backbone, save_every: float = 5.0,
            watch: Watch | None = None) -> dict[str, Any]:  # fmt: skip
     """The setting whose last epoch is best on the validation images; what is done in the folder is not done again.
 
@@ -159,7 +159,9 @@ def search(study: Study, place: Searched, clip: Clip, save_every: float = 5.0,
     return {**told, "seconds": sum(line["seconds"] for line in lines.values())}
 
 
-def _solve_all(settings: list[Setting], place: Searched, clip: Clip, save_every: float, watch: Watch | None) -> None:
+def _solve_all(
+    settings: list[Setting], place: Searched, clip: Backbone, save_every: float, watch: Watch | None
+) -> None:
     families: dict[str, list[Setting]] = {}
     for setting in settings:
         families.setdefault(setting.family, []).append(setting)
@@ -186,7 +188,7 @@ def _solve_all(settings: list[Setting], place: Searched, clip: Clip, save_every:
             place.side.unlink(missing_ok=True)
 
 
-def _side_by_side(chunk: list[Setting], task: Task, place: Searched, clip: Clip, save_every: float,
+def _side_by_side(chunk: list[Setting], task: Task, place: Searched, clip: Backbone, save_every: float,
                   watch: Watch | None) -> tuple[list[float | None], float]:  # fmt: skip
     keys, seeds, began = [s.key for s in chunk], [s.plan["seed"] for s in chunk], time.monotonic()
     (resume, spent), [stage] = place.load(keys), task.stages()
@@ -211,7 +213,7 @@ def _side_by_side(chunk: list[Setting], task: Task, place: Searched, clip: Clip,
     return scores, spent + time.monotonic() - began
 
 
-def _by_itself(chunk: list[Setting], task: Task, place: Searched, clip: Clip, save_every: float,
+def _by_itself(chunk: list[Setting], task: Task, place: Searched, clip: Backbone, save_every: float,
                watch: Watch | None) -> tuple[list[float | None], float]:  # fmt: skip
     [setting] = chunk
     method, seed = build_method(setting.plan["method"], clip), setting.plan["seed"]
