@@ -199,12 +199,13 @@ def _cost(s: Score) -> list[str]:
 
 def lacking(found: Sequence[Score]) -> list[str]:
     """Sentences about what keeps a mean from being shown."""
-    said = []
+    lack: dict[str, list[str]] = {}
     for s in found:
-        said += [f"{s.name}: {group} lacks {', '.join(some)}" for group, some in s.missing.items()]
-        if s.several:
-            said.append(f"{s.name}: runs of several settings on {', '.join(s.several)}; one folder of runs per search")
-    return said
+        for group, some in s.missing.items():
+            lack.setdefault(f"{group} lacks {', '.join(some)}", []).append(s.name)
+    said = [f"{', '.join(names)}: {what}" for what, names in lack.items()]
+    several = "runs of several settings on {}; one folder of runs per search"
+    return said + [f"{s.name}: {several.format(', '.join(s.several))}" for s in found if s.several]
 
 
 def render(found: Sequence[Score], name: str, groups: Groups, form: str) -> str:
