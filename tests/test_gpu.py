@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import images
 
+from vlprompt import methods, readers
 from vlprompt.backbones.glyph import twin
 from vlprompt.methods import (
     CLAP,
@@ -12,9 +13,7 @@ from vlprompt.methods import (
     CoCoOp,
     CoOp,
     CrossModal,
-    Linear,
     MaPLe,
-    NearestMean,
     PromptSRC,
     TaskRes,
     TipAdapter,
@@ -27,8 +26,12 @@ from vlprompt.tasks import FewShot
 from vlprompt.train import Train, fit
 
 pytestmark = pytest.mark.gpu
-EVERY = [CLAP, IVLP, CLIPAdapter, CoCoOp, CoOp, CrossModal, Linear, MaPLe, NearestMean, TaskRes, TipAdapter, ZeroShot]
+EVERY = [CLAP, IVLP, CLIPAdapter, CoCoOp, CoOp, CrossModal, MaPLe, TaskRes, TipAdapter, ZeroShot]
 EVERY.append(lambda clip: PromptSRC(IVLP(clip)))
+EVERY.append(lambda clip: methods.NearestMean(clip.image))
+ON_TOWER = ("VPT", "BitFit", "SSF", "LoRA", "Adapter", "AdaptFormer", "Convpass", "MLP", "Partial", "Full", "SideTuning",
+            "Linear")  # fmt: skip
+EVERY += [lambda clip, n=n: getattr(methods, n)(clip.image, readers.Linear()) for n in ON_TOWER]
 
 
 @pytest.fixture(scope="module")
