@@ -29,8 +29,7 @@ pytestmark = pytest.mark.gpu
 EVERY = [CLAP, IVLP, CLIPAdapter, CoCoOp, CoOp, CrossModal, MaPLe, TaskRes, TipAdapter, ZeroShot]
 EVERY.append(lambda clip: PromptSRC(IVLP(clip)))
 EVERY.append(lambda clip: methods.NearestMean(clip.image))
-ON_TOWER = ("VPT", "BitFit", "SSF", "LoRA", "Adapter", "AdaptFormer", "Convpass", "MLP", "Partial", "Full", "SideTuning",
-            "Linear")  # fmt: skip
+ON_TOWER = "VPT BitFit SSF LoRA Adapter AdaptFormer Convpass MLP Partial Full SideTuning Linear".split()
 EVERY += [lambda clip, n=n: getattr(methods, n)(clip.image, readers.Linear()) for n in ON_TOWER]
 
 
