@@ -29,7 +29,8 @@ pytestmark = pytest.mark.gpu
 EVERY = [CLAP, IVLP, CLIPAdapter, CoCoOp, CoOp, CrossModal, MaPLe, TaskRes, TipAdapter, ZeroShot]
 EVERY.append(lambda clip: PromptSRC(IVLP(clip)))
 EVERY.append(lambda clip: methods.NearestMean(clip.image))
-ON_TOWER = "VPT BitFit SSF LoRA Adapter AdaptFormer Convpass MLP Partial Full SideTuning Linear".split()
+ON_TOWER = ["VPT", "BitFit", "SSF", "LoRA", "Adapter", "AdaptFormer", "Convpass", "MLP", "Partial", "Full"]
+ON_TOWER += ["SideTuning", "Linear"]
 EVERY += [lambda clip, n=n: getattr(methods, n)(clip.image, readers.Linear()) for n in ON_TOWER]
 
 
