@@ -508,3 +508,12 @@ def test_a_head_for_other_classes_is_refused(type_in, pictures, tmp_path):
     status, said = type_in("eval", run, "digits")
     assert status == 2
     assert "a linear head has no column for" in said
+
+
+def test_a_table_tells_heads_apart_by_their_names(type_in, pictures):
+    words = ("run", "linear", pictures, "--backbone", "glyph-vit/random", "--shots", "2", "method.solver=fit")
+    for reader in ("linear", "cosine", "{name: cosine, scale: 4.0}"):
+        assert type_in(*words, "train.epochs=1", f"method.reader={reader}")[0] == 0
+    said = type_in("table", "runs")[1]
+    assert "(reader=linear)" in said
+    assert "(reader={'name': 'cosine', 'scale': 4.0})" in said

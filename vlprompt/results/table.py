@@ -100,12 +100,18 @@ def _variants(results: Sequence[Result]) -> dict[str, str]:
         differ = sorted(k for k in keys if len({json.dumps(told.get(k)) for told in members.values()}) > 1)
         for same, told in members.items():
             found[same] = ", ".join(
-                f"{k.partition('.')[2]}={_short(told.get(k))}" for k in differ if told.get(k) is not None
+                f"{k.partition('.')[2]}={_short(told.get(k), [t.get(k) for t in members.values()])}"
+                for k in differ
+                if told.get(k) is not None
             )
     return found
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, every: Sequence[Any]) -> str:
+    """A value among others: letters of a list in a row, settings of a reader or method by their name if that tells."""
+    if isinstance(value, dict) and "name" in value:
+        same_name = {json.dumps(v) for v in every if isinstance(v, dict) and v.get("name") == value["name"]}
+        return value["name"] if len(same_name) == 1 else str(value)
     return "".join(map(str, value)) if isinstance(value, list) and all(len(str(v)) == 1 for v in value) else str(value)
 
 
