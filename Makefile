@@ -19,7 +19,7 @@ demo: $(BIN)/.ready
 	$(BIN)/vlprompt run zero_shot,coop,cocoop digits --task base_to_new --seed 1,2,3 --out $(DEMO)/base_to_new 'task.base=["0","2","4","6","8"]'
 	$(BIN)/vlprompt run linear,vpt,lora digits --backbone glyph-vit --shots 1,4,16 --seed 1,2,3 --out $(DEMO)/image_tower
 	$(BIN)/vlprompt table $(DEMO) --markdown $(DEMO)/table.md
-	$(BIN)/vlprompt plot $(DEMO) --picture $(DEMO)/shots.png
+	$(BIN)/vlprompt plot $(DEMO)/few_shot --picture $(DEMO)/shots.png
 	$(BIN)/vlprompt eval $(DEMO)/few_shot/coop-digits-16shot-seed1-* digits --picture $(DEMO)/predictions.png
 
 test: $(BIN)/.ready
