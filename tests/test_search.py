@@ -376,6 +376,24 @@ def test_means_of_groups():
     assert told["stored_bytes"] is None
 
 
+def test_runs_with_other_looks_are_not_mixed():
+    """One task seen in two ways by the same settings and seed."""
+    from dataclasses import replace as changed
+
+    two = [*results_of({"a": 10.0, "b": 20.0, "c": 30.0, "d": 80.0})]
+    two += [changed(r, config={**r.config, "look": {"size": [16, 16]}}) for r in results_of({"a": 10.0})]
+    found = {score.variant: score for score in groups.scores(two, "set", GROUPS)}
+    assert {variant: len(score.tasks) for variant, score in found.items()} == {"size=": 4, "size=[16, 16]": 1}
+
+
+def test_fgvc_trains_on_train_alone():
+    both, train = VTAB("digits", "final"), VTAB("digits", "final", with_val=False)
+    assert both.protocol["trained_on"] == "train+val"
+    assert train.protocol["trained_on"] == "train"
+    assert train.lesson.train.hash() == VTAB("digits", "search").lesson.train.hash()
+    assert len(both.lesson.train) > len(train.lesson.train)
+
+
 def test_a_group_that_lacks_a_task_has_no_mean():
     some = [*results_of({"a": 10.0, "c": 30.0, "d": 80.0})]
     [score] = groups.scores(some, "set", GROUPS)

@@ -344,14 +344,14 @@ def test_mlp(tower, trunk, pixels):
 
 def test_side_tuning(tower, trunk, pixels):
     method = begun(m.SideTuning(tower, Linear(), width=4))
-    assert float(method.blend) == 0
+    assert not method.blend.any()
     shaken(method)
     x = pixels
     for conv, norm in zip(method.side[::3], method.side[1::3], strict=True):
         x = F.conv2d(x, conv.weight, stride=2, padding=1)
         x = F.relu(F.group_norm(x, 1, norm.weight, norm.bias))
     side = x.mean((2, 3)) @ method.out.weight.T
-    a = float(method.blend.sigmoid())
+    a = float(method.blend.detach().sigmoid())
     logits = head(method, a * naive(trunk, pixels) + (1 - a) * side)
     assert relative(loss_of(method, pixels)[1].logits, logits) < 1e-4
 
@@ -442,6 +442,43 @@ def test_parts_fold_into_the_weights(trunk, pixels, make):
     with torch.no_grad():
         assert method.prepare(NAMES, method.fixed(NAMES))[0] is not tower
     assert torch.allclose(answer(method, x), head(method, beside).detach(), atol=1e-10)
+
+
+def test_decay_spares_vectors(tower):
+    """SSF's scales would shrink the tower's signal; the authors' optimizers spare them too."""
+    for method in (m.SSF(tower, Linear()), m.BitFit(tower, Linear()), m.Full(tower, Linear())):
+        matrices, vectors = begun(method).groups()
+        assert vectors["weight_decay"] == 0.0
+        assert all(p.ndim < 2 for p in vectors["params"])
+        assert all(p.ndim > 1 for p in matrices["params"])
+        assert len(matrices["params"]) + len(vectors["params"]) == len(list(method.parameters()))
+
+
+@pytest.mark.parametrize("method", [m.SSF, m.BitFit])
+def test_sites_that_cannot_be_folded_are_said_before_training(tower, method):
+    with pytest.raises(ValueError, match=r"has no weights of its own to fold into \(site 0/attn\)"):
+        begun(method(tower, Linear(), sites=("attn",)))
+
+
+def test_what_is_kept_stays_of_use_when_there_is_not_room_for_all():
+    """Epoch after epoch in one order: what went at random leaves some, where the oldest would leave nothing."""
+    from vlprompt.backbones.kept import Kept
+
+    kept, hits = Kept(most=20 * 4), 0
+    for _ in range(20):
+        for i in range(30):
+            if kept.get(str(i)) is None:
+                kept.keep(str(i), torch.zeros(1))
+            else:
+                hits += 1
+    assert len(kept) == 20
+    assert kept.bytes == 80
+    assert hits > 20 * 30 * 0.3
+
+
+def test_layers_that_the_tower_has_not_are_refused(tower):
+    with pytest.raises(ValueError, match=r"method\.layers has 99, but the tower has layers 0 to 3"):
+        begun(m.LoRA(tower, Linear(), layers=(0, 99)))
 
 
 def test_what_cannot_be_folded_is_refused(tower):

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def recipes(task: str, method: str, backbone: str) -> list[Path]:
-    """configs/<task>/<method>.yaml, the paper's values, and configs/<task>/<backbone>/<method>.yaml, a backbone's."""
+    """configs/<task>/<method>.yaml, the paper's values; <task>/<backbone>.yaml and <task>/<backbone>/<method>.yaml."""
     root, kind = configs_folder() / task, backbone.partition(":")[0].removesuffix("/random")
-    chosen = [root / f"{method}.yaml", root / kind / f"{method}.yaml"]
+    chosen = [root / f"{method}.yaml", root / f"{kind}.yaml", root / kind / f"{method}.yaml"]
     return [path for path in chosen if path.is_file()]
 
 

@@ -16,9 +16,11 @@ def explained(error: Exception) -> str | None:
     """What to tell a user of a mistake in the input, or of too little memory; None for an error of ours."""
     if isinstance(error, ValueError | OSError | ArithmeticError):
         return str(error)
-    if isinstance(error, MemoryError | RuntimeError) and "memory" in str(error):  # a CPU's, CUDA's, Python's own
+    known = "out of memory", "can't allocate memory"  # a GPU's words and a CPU's
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in known)):
+        cause = f" ({str(error).splitlines()[0]})" if str(error) else ""
         return (
-            f"there is not enough memory: {str(error).splitlines()[0]}; take a smaller train.batch, "
-            "train.micro_batch=4, or fewer tokens (method.n_tokens, method.n_ctx)"
+            f"there is not enough memory{cause}: take a smaller train.batch, train.micro_batch=4, or fewer tokens "
+            "(method.n_tokens, method.n_ctx)"
         )
     return None

@@ -145,6 +145,8 @@ class OnTower(Method):
         self.reader.begin(lesson, generator, self.tower.width, self.tower.device)
         if not lesson.index:
             self.build(generator)
+            if self.merges:
+                self.tower.merged(self.prompt(1))  # what can't be folded is said before it is trained
 
     def prepare(self, names: Names, fixed: Any) -> Any:
         folds = self.merges and not self.training and not torch.is_grad_enabled()
@@ -156,10 +158,11 @@ class OnTower(Method):
         return Output(self.reader(image, read), image=image, text=read if isinstance(self.reader, Texts) else None)
 
     def groups(self) -> list[dict[str, Any]]:
-        """All parameters, but no weight decay on the bias of a head."""
-        bias = [p for name, p in self.reader.named_parameters() if name == "bias"]
-        rest = [p for p in self.parameters() if not any(p is b for b in bias)]
-        return [{"params": rest}] + ([{"params": bias, "weight_decay": 0.0}] if bias else [])
+        """All parameters; no weight decay on vectors (biases, shifts, scales, norms), as the field has it."""
+        vectors = {"params": [p for p in self.parameters() if p.ndim < 2], "weight_decay": 0.0}
+        return [
+            group for group in ({"params": [p for p in self.parameters() if p.ndim > 1]}, vectors) if group["params"]
+        ]
 
 
 class Around(Method):

@@ -11,6 +11,7 @@ from vlprompt.templates import PLAIN, templates
 from vlprompt.tower import Clip
 from vlprompt.vision import VisionTower
 
+MAPS = ("patch", "norm1", "q", "k", "v", "out", "norm2", "up", "down", "norm")  # the maps of a ViT that have biases
 Template = str | list[str] | None  # one, several or a set by name; None: the hand-written one of each name's dataset
 
 

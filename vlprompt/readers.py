@@ -50,9 +50,14 @@ class Columns(Reader):
             setattr(self, name, nn.Parameter(torch.cat([*old, value.to(device)])))
         self.ids = (*self.ids, *new)
 
-    def fixed(self, names: Names) -> Tensor:
-        """The rows of these names; ValueError for a class it never met."""
+    def places(self, names: Names) -> Tensor:
+        """The rows (C,) of these names; ValueError for a class it never met."""
         return columns(self.ids, names, f"a {type(self).__name__.lower()} head").to(self.weight.device)
+
+    def fixed(self, names: Names) -> Tensor | slice:
+        """The rows of these names; a slice where they are all in order, which then are not copied at each step."""
+        found = self.places(names)
+        return slice(None) if found.tolist() == list(range(len(self.ids))) else found
 
 
 class Linear(Columns):
@@ -72,7 +77,7 @@ class Linear(Columns):
         std = self.std if isinstance(self.std, float | int) else math.sqrt(2 / max(shape[0], 1))
         return {"weight": torch.randn(shape, generator=generator) * std, "bias": torch.full(shape[:1], self.start)}
 
-    def forward(self, features: Tensor, prepared: Tensor) -> Tensor:
+    def forward(self, features: Tensor, prepared: Tensor | slice) -> Tensor:
         return F.linear(features, self.weight[prepared], self.bias[prepared])
 
 
@@ -94,7 +99,7 @@ class Cosine(Columns):
     def new(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
         return {"weight": torch.randn(shape, generator=generator) * (2 / shape[1]) ** 0.5}
 
-    def forward(self, features: Tensor, prepared: Tensor) -> Tensor:
+    def forward(self, features: Tensor, prepared: Tensor | slice) -> Tensor:
         return self.gain * Clip.unit(features) @ Clip.unit(self.weight[prepared]).T
 
 

@@ -172,6 +172,7 @@ def _solve_all(
         method.begin(stage.lesson, generator(of_family[0].plan["seed"], "begin", 0))
         trains = any(p.requires_grad for p in method.parameters()) and of_family[0].train.epochs
         many = at_once(method, of_family[0].train) if trains else 1
+        del method  # it may be as large as the tower
         chunks = [of_family[i : i + many] for i in range(0, len(of_family), many)] if trains else [of_family]
         for chunk in chunks:
             if all(s.key in place.lines() for s in chunk):

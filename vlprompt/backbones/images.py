@@ -1,6 +1,5 @@
 """Image towers: a walked ViT, or any network as it is. Called without a prompt they look features up."""
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -10,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vlprompt.backbones.copies import Upper, Whole, lower
+from vlprompt.backbones.kept import Kept
 from vlprompt.backbones.sizes import by, check_patches, check_width, stretched
 from vlprompt.merge import fold, merged_blocks
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.stage import Images, Look
 from vlprompt.tower import Attend, Block, Map, check, everyone, find_sites, same, walk
 
-KEPT = 2**31  # bytes of features that a tower remembers; the oldest go first
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 ROWS = 512  # token rows of one pass on a CPU
 
@@ -39,12 +38,7 @@ class ImageTower:
         self.spec = key.partition("#")[0]  # what `load` was asked for
         pass_size = max(1, ROWS // tokens) if tokens else 8
         self.pass_size = pass_size if device.type == "cpu" else 32 * pass_size
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop all features that were kept."""
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._bytes = 0
+        self.kept = Kept()
 
     def _refuse(self) -> ValueError:
         return ValueError(
@@ -63,8 +57,8 @@ class ImageTower:
         found: dict[str, Tensor] = {}
         missing: dict[str, int] = {}
         for i, key in enumerate(images.keys):
-            if key in self._kept:
-                found[key] = self._kept[key]
+            if key is not None and (before := self.kept.get(key)) is not None:
+                found[key] = before
             elif key is not None:
                 missing.setdefault(key, i)
         for begin in range(0, len(missing), self.pass_size):
@@ -72,7 +66,7 @@ class ImageTower:
             features = self._features(images, [i for _, i in some])
             for (key, _), feature in zip(some, features, strict=True):
                 found[key] = feature
-                self._keep(key, feature.clone())
+                self.kept.keep(key, feature.clone())
         drawn = [i for i, key in enumerate(images.keys) if key is None]
         fresh = dict(zip(drawn, self._features(images, drawn), strict=True)) if drawn else {}
         return torch.stack([fresh[i] if key is None else found[key] for i, key in enumerate(images.keys)])
@@ -91,12 +85,6 @@ class ImageTower:
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, h, w) -> features (B, E), nothing kept."""
         return self.net(pixels)
-
-    def _keep(self, key: str, feature: Tensor) -> None:
-        self._kept[key] = feature
-        self._bytes += feature.nbytes
-        while self._bytes > KEPT and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def at(self, look: Look) -> "ImageTower":
         """The same weights with another look; ValueError for a size that they can't take."""
@@ -155,7 +143,8 @@ class ViT(ImageTower):
         if look.size != size:
             check_patches(look.size, self.patch, self.spec)
             if self.turned:
-                raise ValueError(f"{self.spec} has rotary positions, made for {by(size)} pixels: leave look.size out")
+                hint = "leave look out (look=null, where a recipe has one)"
+                raise ValueError(f"{self.spec} has rotary positions, made for {by(size)} pixels: {hint}")
             grid = (look.size[0] // self.patch, look.size[1] // self.patch)
         if grid != self.own[1]:
             positions = torch.cat([positions[:s], stretched(positions[s:], self.own[1], grid)])
@@ -231,7 +220,7 @@ class ViT(ImageTower):
         made.blocks = merged_blocks(self.blocks, prompt)
         made.embed = fold("patch", self.embed, prompt.beside["patch"]) if "patch" in prompt.beside else self.embed
         made.norm = fold("norm", self.norm, prompt.beside["norm"]) if "norm" in prompt.beside else self.norm
-        made.forget()
+        made.kept = Kept()
         return made
 
     def cut(self, k: int) -> tuple[ImageTower, Upper]:

@@ -13,7 +13,7 @@ from vlprompt.backbones.opaque import OpaqueText
 from vlprompt.backbones.texts import TextTower, Words, whole_words
 from vlprompt.backbones.timm import timm_image
 from vlprompt.stage import Look
-from vlprompt.tower import Block, Clip, linear, same
+from vlprompt.tower import Block, Clip, Map, linear, same
 
 
 def blocks_of(transformer: Any) -> list[Block] | None:
@@ -70,12 +70,24 @@ def _image(visual: Any, width: int, key: str, device: torch.device) -> ImageTowe
     look = _look(visual)
     walked = None
     if type(visual).__name__ == "TimmModel" and "pool" not in dict(visual.head.named_children()):
-        walked = timm_image(visual.trunk, lambda x: visual.head(visual.trunk.head(x)), width, look, key, device)
+        walked = timm_image(visual.trunk, _head(visual), width, look, key, device)
     elif type(visual).__name__ == "VisionTransformer":
         walked = _vit(visual, width, look, key, device)
     tower = walked or ImageTower(lambda pixels: _pooled(visual(pixels)), width, look, key, device)
     tower.size = count(visual)
     return tower
+
+
+def _head(visual: Any) -> Map:
+    """What follows a timm trunk's pool: one linear map where it amounts to that, which a copy can train."""
+    steps = [
+        m
+        for m in (getattr(visual.trunk, "head", nn.Identity()), *visual.head.children())
+        if not isinstance(m, nn.Identity)
+    ]
+    if len(steps) <= 1 and all(isinstance(m, nn.Linear) for m in steps):
+        return linear(steps[0]) if steps else same
+    return lambda x: visual.head(visual.trunk.head(x))
 
 
 def _vit(visual: Any, width: int, look: Look, key: str, device: torch.device) -> ViT | None:

@@ -43,7 +43,7 @@ def timm_image(trunk: Any, project: Map, width: int, look: Look, key: str, devic
         pre=trunk.norm_pre,
         norm=trunk.fc_norm if late else trunk.norm,
         pool=trunk.pool,
-        project=project if late else lambda x: project(trunk.fc_norm(x)),
+        project=project if late or isinstance(trunk.fc_norm, nn.Identity) else lambda x: project(trunk.fc_norm(x)),
         read=1 if trunk.global_pool == "token" else None,
         norm_last=late,
         width=width,

@@ -4,9 +4,9 @@ A bottleneck with a residual connection changes what a sub-layer gives, before i
 after the MLP of every block (Houlsby), or after the MLP only (Pfeiffer et al., AdapterFusion, EACL 2021,
 arXiv:2005.00247). It starts as the identity: zero up-projection, normal down-projection. Sites: attn and mlp, or mlp.
 
-Differs from the papers in: norms are not trained. In VPT's code, the row "Adapter", both projections start at zero, so
-that every gradient but that of the last bias stays zero for ever; that fault is not copied, and its numbers are no
-reference.
+Differs from the papers in: norms are not trained; in towers with layer scale the bottleneck joins before it. In VPT's
+code, the row "Adapter", both projections start at zero, so that every gradient but that of the last bias stays zero for
+ever; that fault is not copied, and its numbers are no reference.
 
 Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 70.39, 77.11, 33.43; FGVC 85.66 (Table 1 of
 VPT, arXiv:2203.12119, by the code above).

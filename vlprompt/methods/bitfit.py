@@ -4,8 +4,9 @@ Only biases are trained: a shift stands beside every frozen map, which is the sa
 the row "Bias" of VPT's tables (arXiv:2203.12119), where the code calls it TinyTL. Sites: patch, norm and, per layer,
 norm1 q k v out norm2 up down.
 
-Differs from the paper in: weight decay draws a bias to its frozen value and not to zero; a map that has no bias gets
-one. A shift of k changes no answer (the softmax takes it away), so it gets no gradient.
+Differs from the paper in: a map that has no bias gets one; the gates of gated MLPs and CLIP's first norm get none;
+there is no weight decay on shifts (VPT's code has none on biases either). A shift of k changes no answer (the softmax
+takes it away), so it gets no gradient.
 
 Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 73.30, 78.25, 44.09; FGVC 88.41 (Table 1 of
 VPT).
@@ -14,12 +15,10 @@ VPT).
 import torch
 
 from vlprompt.method import OnTower
-from vlprompt.parts import shifts
+from vlprompt.parts import MAPS, shifts
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
 from vlprompt.vision import VisionTower
-
-SITES = ("patch", "norm1", "q", "k", "v", "out", "norm2", "up", "down", "norm")
 
 
 class BitFit(OnTower):
@@ -27,7 +26,7 @@ class BitFit(OnTower):
 
     merges = True
 
-    def __init__(self, tower: VisionTower, reader: Reader, sites: tuple[str, ...] = SITES):
+    def __init__(self, tower: VisionTower, reader: Reader, sites: tuple[str, ...] = MAPS):
         super().__init__()
         self.tower, self.reader, self.sites = tower, reader, tuple(sites)
         self.dormant = tuple(f"shifts.{i}/k.bias" for i in range(tower.depth))

@@ -4,7 +4,8 @@ A bottleneck with a 3 x 3 convolution over the grid of patches runs beside atten
 on the normalised input; class and register rows are convolved as pictures of one pixel. Sites: attn and mlp.
 
 Differs from the authors' code in: the last epoch is tested, where theirs reports the best of every tenth on the test
-images; in towers with layer scale the bypass joins before it; no stochastic depth.
+images; in towers with layer scale the bypass joins before it; no stochastic depth. For some of VTAB's
+sets theirs has bypasses beside attention only, or starts the convolution otherwise; here all sets have the same.
 
 Expected (VTAB-1k, ViT-B/16 of IN-21k): mean of the group means 76.56, where VPT has 71.96 and full fine-tuning 68.96
 (the authors' README).

@@ -76,6 +76,6 @@ class Linear(OnTower):
         weight, bias = torch.from_numpy(best.coef_), torch.from_numpy(best.intercept_)
         if len(weight) == 1:  # two classes: scikit-learn keeps the difference of their columns
             weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-        place = head.fixed(lesson.train.names)[torch.from_numpy(best.classes_).to(head.weight.device)]
+        place = head.places(lesson.train.names)[torch.from_numpy(best.classes_).to(head.weight.device)]
         head.weight.data[place] = weight.to(head.weight)
         head.bias.data[place] = bias.to(head.bias)

@@ -1,10 +1,12 @@
 """Partial-k: fine-tuning the last k blocks: Yosinski et al., "How transferable are features", NeurIPS 2014.
 
 arXiv:1411.1792. A baseline of VPT (arXiv:2203.12119): the last k blocks of the tower and its last norm are trained,
-with a head. Sites: none; what the blocks below give is computed once for an image (605 kB for a ViT-B/16).
+with a head. Sites: none; what the blocks below give is kept (605 kB an
+image for a ViT-B/16), so up to 3500 images it is computed once.
 
 Differs from the authors' code in: the last norm is trained on every tower (there a wrong name keeps it frozen on MAE
-and MoCo-v3); weight decay is what train.weight_decay says (there AdamW's is 0.01 whatever was searched).
+and MoCo-v3); weight decay is what train.weight_decay says, on matrices (there AdamW's is 0.01 whatever was searched,
+on norms too).
 
 Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 69.44, 78.53, 34.17; FGVC 82.63 (Table 1 of
 VPT, Partial-1).

@@ -3,8 +3,10 @@
 What every frozen map gave is scaled and shifted, y = scale * x + shift, per channel; for serving both go into the
 weights, exactly. Sites: patch, norm and, per layer, norm1 q k v out norm2 up down.
 
-Differs from the authors' code in: nothing that is computed; q, k and v have vectors of their own, which there are one
-of three times the width. Their scripts choose the epoch that is best on the test images; the last one is tested here.
+Differs from the authors' code in: nothing that is computed on their ViT (scales and shifts have no weight decay, as
+there); q, k and v have vectors of their own, which there are one of three times the width; the gates of gated MLPs and
+CLIP's first norm are left as they are. Their scripts choose the epoch that is best on the test images; the last one is
+tested here.
 
 Expected (FGVC, ViT-B/16 augreg of IN-21k): 90.72 (V-PETL's table). CIFAR-100, all training images: 93.99, the best
 epoch on the test images (the authors' log).
@@ -14,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.method import OnTower
+from vlprompt.parts import MAPS
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
 from vlprompt.vision import VisionTower
-
-SITES = ("patch", "norm1", "q", "k", "v", "out", "norm2", "up", "down", "norm")
 
 
 class _ScaleShift(nn.Module):
@@ -43,7 +44,7 @@ class SSF(OnTower):
 
     merges = True
 
-    def __init__(self, tower: VisionTower, reader: Reader, sites: tuple[str, ...] = SITES):
+    def __init__(self, tower: VisionTower, reader: Reader, sites: tuple[str, ...] = MAPS):
         super().__init__()
         self.tower, self.reader, self.sites = tower, reader, tuple(sites)
         self.dormant = tuple(f"parts.{i}/k.shift" for i in range(tower.depth))

@@ -21,12 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.method import OnTower
-from vlprompt.parts import dense, shifts
+from vlprompt.parts import MAPS, dense, shifts
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
 from vlprompt.vision import VisionTower
-
-BIASES = ("patch", "norm1", "q", "k", "v", "out", "norm2", "up", "down", "norm")
 
 
 class VPT(OnTower):
@@ -57,7 +55,7 @@ class VPT(OnTower):
             self.map.weight.data.copy_(torch.randn(self.map.weight.shape, generator=generator))
             self.map.weight.data *= math.sqrt(2 / self.tower.dim)  # Kaiming's, of the fan-out
         if self.bias:
-            self.shifts = shifts(self.tower, BIASES)
+            self.shifts = shifts(self.tower, MAPS)
 
     def each(self) -> Tensor:
         """The tokens of each layer as the tower takes them, (layers, 1, P, D)."""

@@ -98,6 +98,7 @@ def scores(results: Sequence[Result], name: str, groups: Groups) -> list[Score]:
 
 def _settings(result: Result) -> dict[str, str]:
     told = {f"{s}.{k}": v for s in ("method", "task", "train") for k, v in result.config[s].items()}
+    told |= {f"look.{k}": v for k, v in (result.config.get("look") or {}).items()}
     return {k: json.dumps(v) for k, v in told.items() if k not in ("task.seed", "task.dataset")}
 
 

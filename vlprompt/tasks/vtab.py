@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from vlprompt.data.card import Data, given, is_card, named
+from vlprompt.data.groups import members
 from vlprompt.data.split import held_out
 from vlprompt.stage import Lesson, Split, Stage
 from vlprompt.tasks.few_shot import split_of
@@ -21,9 +22,10 @@ class VTAB:
     """One dataset of VTAB-1k, FGVC or the user's own.
 
     part: "search" trains on the training images and is tested on the validation images, and never meets the test split;
-    "final" trains on both and is tested on the test split. A dataset without validation images gives a tenth of each
-    class, always the same ones. seed: of the training alone, the images are the same for all; augment: instead of the
-    card's (files without a card: "none"); skip_broken: leave out files that can't be decoded.
+    "final" is tested on the test split. with_val: whether "final" trains on the validation images too; None: as VPT
+    does, on all datasets but FGVC's five. A dataset without validation images gives a tenth of each class, always the
+    same ones. seed: of the training alone, the images are the same for all; augment: instead of the card's (files
+    without a card: "none"); skip_broken: leave out files that can't be decoded.
     """
 
     def __init__(
@@ -33,11 +35,13 @@ class VTAB:
         seed: int = 1,
         augment: str | None = None,
         skip_broken: bool = False,
+        with_val: bool | None = None,
     ):
         if part not in ("final", "search"):
             raise ValueError(f"part is 'search' or 'final', not {part!r}")
         self.given, self.dataset = dataset, named(dataset)
         self.part, self.seed, self.augment, self.skip_broken = part, seed, augment, skip_broken
+        self.with_val = with_val
 
     @cached_property
     def data(self) -> Data:
@@ -60,7 +64,8 @@ class VTAB:
 
     @cached_property
     def lesson(self) -> Lesson:
-        return Lesson(self.parts[0 if self.part == "search" else 2])
+        both = self.dataset not in (members("fgvc") or []) if self.with_val is None else self.with_val
+        return Lesson(self.parts[2 if self.part == "final" and both else 0])
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -74,6 +79,7 @@ class VTAB:
             "train": train.hash(),
             "test": (self.data.test if final else self.parts[1]).hash(),
             "images": len(train),
+            "trained_on": "train" if len(train) == len(self.parts[0]) else "train+val",
             "short": [],
             "classes": [str(name) for name in train.names],
             "augment": train.augment,
