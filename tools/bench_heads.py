@@ -21,22 +21,25 @@ from vlprompt.tower import same
 from vlprompt.train import Train, rate
 from vlprompt.train.side import fit_side_by_side
 
-CASES = {"partial-1, 8 images, step": "partial", "linear, 1000 images, 40 settings, 100 epochs": "linear"}
-CLASSES = 100
+CASES = {  # name -> classes
+    "partial-1, 8 images, step": 100,
+    "linear, 10 classes, 1000 images, 40 settings, 100 epochs": 10,
+    "linear, 100 classes, 1000 images, 40 settings, 100 epochs": 100,
+}
 GRID = tuple(product((50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05), (0.01, 0.001, 0.0001, 0.0)))
 
 
 class _Partial:
     """A step of partial-1."""
 
-    def __init__(self, device, dtype):
+    def __init__(self, classes, device, dtype):
         import timm
 
         torch.manual_seed(0)
         self.trunk = timm.create_model("vit_base_patch16_224", num_classes=0).to(device, dtype).eval()
         self.trunk.requires_grad_(False)
         tower = timm_image(self.trunk, same, 768, Look((224, 224)), "bench", torch.device(device))
-        names = tuple(Name(str(i)) for i in range(CLASSES))
+        names = tuple(Name(str(i)) for i in range(classes))
         self.method = Partial(tower, Head())
         self.method.begin(Lesson(Split((), (), names)), generator(0))
         self.method.to(dtype)
@@ -95,13 +98,13 @@ class _Linear:
 
     often = 1
 
-    def __init__(self, device, dtype):
-        centres = torch.randn(CLASSES, 768, generator=generator("centres"))
-        self.labels = torch.arange(1000) % CLASSES
+    def __init__(self, classes, device, dtype):
+        self.classes, centres = classes, torch.randn(classes, 768, generator=generator("centres"))
+        self.labels = torch.arange(1000) % classes
         noise = torch.randn(1000, 768, generator=generator("noise"))
         self.features = F.normalize(centres[self.labels] + 3 * noise, dim=-1).to(device, dtype)
         items = tuple(Item(str(i), lambda look, view: torch.empty(0)) for i in range(1000))
-        names = tuple(Name(str(i)) for i in range(CLASSES))
+        names = tuple(Name(str(i)) for i in range(classes))
         self.lesson = Lesson(Split(items, tuple(self.labels.tolist()), names))
         self.trains = [
             Train(epochs=100, batch=128, lr=lr * 128 / 256, weight_decay=wd, schedule="cosine-rest", warmup=10,
@@ -124,8 +127,8 @@ class _Linear:
             batches.append([b.inputs.keys for b in self.lesson.train.batches(128, seed=seed, epoch=epoch)])
         orders = [[torch.tensor([int(k) for k in keys]) for keys in epoch] for epoch in batches]
         for train in self.trains:
-            head = nn.Linear(768, CLASSES, device=self.features.device, dtype=self.features.dtype)
-            head.weight.data.copy_(torch.randn(CLASSES, 768, generator=generator(0)) * 0.01)
+            head = nn.Linear(768, self.classes, device=self.features.device, dtype=self.features.dtype)
+            head.weight.data.copy_(torch.randn(self.classes, 768, generator=generator(0)) * 0.01)
             head.bias.data.zero_()
             groups = [{"params": [head.weight]}, {"params": [head.bias], "weight_decay": 0.0}]
             optimizer = torch.optim.SGD(groups, train.lr, train.momentum, weight_decay=train.weight_decay)
@@ -149,4 +152,4 @@ class _Linear:
 
 
 def Setting(case, device, dtype):
-    return (_Partial if CASES[case] == "partial" else _Linear)(device, dtype)
+    return (_Partial if case.startswith("partial") else _Linear)(CASES[case], device, dtype)
