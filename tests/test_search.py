@@ -413,4 +413,24 @@ def test_settings_that_were_not_chosen_apart_are_not_mixed():
     [score] = groups.scores([*results_of({"a": 1.0, "d": 2.0}), *results_of({"a": 5.0})], "set", GROUPS)
     assert score.several == ["a"]
     assert "a" not in score.tasks
-    assert "runs of several settings on a" in groups.lacking([score])[1]
+    assert "runs of several settings, or on other images, on a" in groups.lacking([score])[1]
+
+
+def test_other_images_than_those_of_the_search_are_told(tmp_path, type_all, monkeypatch):
+    """A list that changed since: neither what was chosen nor what was tested on the old images is mixed in."""
+    monkeypatch.setenv("VLPROMPT_DATA", "")  # --root writes it
+    root, out = tmp_path / "data", tmp_path / "out"
+    vtab_root(root, ["vtab_svhn"])
+    words = ["search", "linear", "vtab_svhn", "--root", str(root), "--out", str(out), "--seed", "1", *SETTINGS]
+    words = [w for w in words if w]
+    status, text, _ = type_all(*words)
+    assert status == 0, text
+    assert "where VTAB-1k has 800" in text  # stand-ins are told as such
+    [lists] = root.rglob("val200.txt")
+    for name in ("val200.txt", "test.txt"):
+        path = lists.parent / name
+        path.write_text("".join(path.read_text().splitlines(True)[:-1]))
+    (lists.parent / "train800val200.txt").unlink(missing_ok=True)
+    status, text, _ = type_all(*words)
+    assert status == 2
+    assert "the images of vtab_svhn are not those of the search" in text

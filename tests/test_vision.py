@@ -394,7 +394,7 @@ def test_partial(tower, trunk, pixels, k):
     assert relative(method.upper.norm.weight.grad, twin.norm.weight.grad) < 1e-4
     trained = sum(p.numel() for b in twin.blocks[4 - k :] for p in b.parameters()) + 2 * 48
     assert sum(p.numel() for p in method.upper.parameters()) == trained
-    with pytest.raises(ValueError, match="can be cut before its last 1 to 4, not 9"):
+    with pytest.raises(ValueError, match=r"method\.blocks is 9, but the tower has 4 blocks"):
         begun(m.Partial(tower, Linear(), blocks=9))
 
 
@@ -554,3 +554,40 @@ def test_a_table_tells_heads_apart_by_their_names(type_in, pictures):
     said = type_in("table", "runs")[1]
     assert "(reader=linear)" in said
     assert "(reader={'name': 'cosine', 'scale': 4.0})" in said
+
+
+def test_show_tells_the_heads(type_in):
+    from vlprompt.config import READERS
+
+    said = type_in("show", "ssf")[1]
+    assert f"reader: Reader = linear ({', '.join(READERS)})" in said
+    assert "tower" not in said.partition("Arguments")[2].partition("Recipe")[0]
+
+
+def test_weights_that_are_no_numbers_are_told(type_in, pictures, tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    state["norm.weight"][0] = float("nan")
+    save_file(state, str(tmp_path / "nan.safetensors"))
+    backbone = f"timm:test_vit@{tmp_path / 'nan.safetensors'}"
+    status, said = type_in("run", "linear", pictures, "--backbone", backbone, "--shots", "2")
+    assert status == 2
+    assert "nan.safetensors makes features that are no numbers: its weights are broken" in said
+
+
+def test_more_blocks_than_there_are_is_said_of_the_setting(type_in, pictures):
+    words = ("run", "partial", pictures, "--backbone", "glyph-vit/random", "--shots", "2", "method.blocks=99")
+    assert "method.blocks is 99, but the tower has 3 blocks" in type_in(*words)[1]
+
+
+def test_a_table_tells_rows_apart_by_the_method_alone_where_that_is_enough(type_in, pictures):
+    """The same at all shots, also where only one number of shots has two of them."""
+    words = ("run", "vpt", pictures, "--backbone", "glyph-vit/random", "train.iterations=null")
+    assert type_in(*words, "--shots", "1,2", "train.epochs=1")[0] == 0
+    assert type_in(*words, "--shots", "2", "train.epochs=2", "train.lr=0.01", "method.deep=false")[0] == 0
+    said = type_in("table", "runs", "--markdown", "t.md")[1]
+    assert "vpt (deep=True)" in said
+    assert "vpt (deep=False)" in said
+    assert "epochs" not in said

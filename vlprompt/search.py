@@ -124,23 +124,33 @@ def study(method: str | None, dataset: str | None, seeds: Sequence[int] | None =
 
 
 def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"search.{key} takes a list of numbers; got {value!r}")
-    return float(value)
+    try:
+        if isinstance(value, bool):
+            raise ValueError("a truth value")
+        return float(value)  # YAML reads 1e-3 as text
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"search.{key} takes a list of numbers; got {value!r}") from error
 
 
-def search(study: Study, place: Searched, clip: Backbone, save_every: float = 5.0,
+def search(study: Study, place: Searched, clip: Backbone | None, save_every: float = 5.0,
            watch: Watch | None = None) -> dict[str, Any]:  # fmt: skip
     """The setting whose last epoch is best on the validation images; what is done in the folder is not done again.
 
     Of equally good ones the smaller learning rate, then the smaller weight decay. A setting whose loss is not a number
     is out; NotFinite when all are.
     """
+    protocol = build_task(study.settings[0].plan["task"]).protocol
+    images = {part: protocol[part] for part in ("train", "test")}
     if (chosen := place.chosen()) is not None:
+        if chosen["images"] != images:
+            raise ValueError(
+                f"the images of {study.dataset} are not those of the search in {str(place.path)!r}: "
+                "give another --out, or remove that folder and the runs beside it"
+            )
         return chosen
     with place.opened(study.config):
         settings = study.settings
-        if len(settings) > 1:
+        if len(settings) > 1 and clip is not None:
             _solve_all(settings, place, clip, save_every, watch)
         lines = place.lines()
         good = [s for s in settings if len(settings) == 1 or lines[s.key]["accuracy"] is not None]
@@ -154,7 +164,7 @@ def search(study: Study, place: Searched, clip: Backbone, save_every: float = 5.
         best = min(good, key=rank)
         told = {"key": best.key, "values": best.values, "config": best.plan, "settings": len(settings)}
         told |= {"accuracy": lines[best.key]["accuracy"] if lines else None, "out": len(settings) - len(good)}
-        told |= {"tied": sum(rank(s)[0] == rank(best)[0] for s in good) - 1}
+        told |= {"tied": sum(rank(s)[0] == rank(best)[0] for s in good) - 1, "images": images}
         place.finish({**told, "seconds": sum(line["seconds"] for line in lines.values())})
     return {**told, "seconds": sum(line["seconds"] for line in lines.values())}
 

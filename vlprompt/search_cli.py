@@ -71,11 +71,11 @@ def search(
     scores = scored(results)
     if scores:
         show_scores(scores, out)
-    else:
+    elif results:
         show_table(rows(results), out)
     if failed:
-        first, error = next(iter(failed.items()))
-        raise ValueError(f"{first}: {error}" + (f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""))
+        (first, error), *others = failed.items()
+        raise ValueError(f"{first}: {error}" + (f"; failed too: {', '.join(n for n, _ in others)}" if others else ""))
 
 
 def _each(text: str) -> Sequence[str]:
@@ -95,12 +95,16 @@ def _one(method: str, dataset: str, seeds: list[int], how: dict[str, Any], clips
     from vlprompt.sweep import loaded, place, run_all
 
     about = study(method, dataset, seeds, **how)
-    where = about.place(runs)
-    chosen = where.chosen()
+    where, protocol = (
+        about.place(runs),
+        build_task(about.settings[0].plan["task"]).protocol,
+    )  # first what is wrong there
+    if protocol["note"]:
+        out.print(f"{dataset}: {protocol['note']}", style="yellow", soft_wrap=True)
+    chosen = (
+        None if where.chosen() is None else solve(about, where, None)
+    )  # which looks whether the images are the same
     if chosen is None:
-        _ = build_task(
-            about.settings[0].plan["task"]
-        ).protocol  # what is wrong with the data, before a backbone is loaded
         clip = loaded(about.settings[0].plan, clips, device, threads)
         bars = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
         with Progress(*bars, console=out) as progress:
@@ -113,6 +117,11 @@ def _one(method: str, dataset: str, seeds: list[int], how: dict[str, Any], clips
     out.print(_said(method, dataset, about, chosen), highlight=False, soft_wrap=True)
     plans = about.final(chosen)
     found = [place(runs, plan).done() for plan in plans]
+    now = build_task(plans[0]["task"]).protocol["test"]
+    if other := [r for r in found if r is not None and r.protocol["test"] != now]:
+        raise ValueError(
+            f"{len(other)} runs in {str(runs)!r} were tested on other images of {dataset}; give another --out"
+        )
     if not all(found):
         found = run_all(plans, found, runs, device, save_every, threads, out, clips=clips)
     return [result for result in found if result is not None]

@@ -12,7 +12,7 @@ from rich.table import Table
 from vlprompt.errors import nearest
 from vlprompt.results.folder import Folder, Result
 from vlprompt.results.groups import UNITS as GROUP_UNITS
-from vlprompt.results.groups import Score, final_tasks, lacking, scores
+from vlprompt.results.groups import Score, final_tasks, lacking, scores, turned
 from vlprompt.results.groups import grids as group_grids
 from vlprompt.results.table import UNITS, Grid, Row, grids, rows
 
@@ -208,7 +208,8 @@ def show_scores(found: dict[str, list[Score]], out: Console) -> None:
     from vlprompt.data.groups import groups
 
     for name, some in found.items():
-        show_grids(group_grids(some, name, groups()[name]), out)
+        made = group_grids(some, name, groups()[name])
+        show_grids([turned(grid) for grid in made] if len(some) < 5 else made, out)
         for line in lacking(some):
             out.print(line, style="yellow", soft_wrap=True)
     if found:

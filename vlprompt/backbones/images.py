@@ -80,6 +80,10 @@ class ImageTower:
                 pixels = images.some(self.look, some).to(self.device)
                 filled = torch.cat([pixels, pixels[-1:].expand(self.pass_size - len(some), -1, -1, -1)])
                 parts.append(self.encode(filled)[: len(some)])
+                if not parts[-1].isfinite().all():
+                    raise ValueError(
+                        f"{self.spec} makes features that are no numbers: its weights are broken, get others"
+                    )
         return torch.cat(parts)
 
     def encode(self, pixels: Tensor) -> Tensor:

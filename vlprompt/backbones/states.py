@@ -44,7 +44,7 @@ class File:
                 "save its weights alone, as safetensors"
             ) from error
         except (RuntimeError, OSError, EOFError, BadZipFile, ValueError, KeyError) as error:
-            raise ValueError(f"{str(path)!r} is cut off or no checkpoint: {_short(error)}") from error
+            raise ValueError(f"{str(path)!r} is cut off or no checkpoint, get it again ({_short(error)})") from error
         if not self.state:
             raise ValueError(f"{str(path)!r} holds no weights; timm:NAME@FILE reads .safetensors, .pth, .bin and .npz")
 

@@ -206,9 +206,9 @@ def with_template(data: Data, template: str) -> Data:
 def _from_card(dataset: str, augment: str | None, root: str | Path | None, how: dict[str, bool]) -> Data:
     card, name = read_card(dataset), Path(dataset).stem
     names = class_names(card_classes(card), f"the card {name}", card["template"])
-    get = "get the rest by hand" if "downloads" not in card else "get the rest"
+    get = f"prepare {dataset}`, by hand" if "downloads" not in card else f"prepare {dataset} --download`"
     hint = (
-        f"{get} (`vlprompt data prepare {dataset} --download`), or take only the classes that are there: "
+        f"get the rest (`vlprompt data {get}), or take only the classes that are there: "
         "`vlprompt data check --only-there`, in Python open_data(..., only_there=True), which a task takes"
     )
     if "layout" in card:

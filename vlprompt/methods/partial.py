@@ -30,6 +30,8 @@ class Partial(OnTower):
 
     def build(self, generator: torch.Generator) -> None:
         self.at_least(blocks=1)
+        if self.blocks > self.tower.depth > 0:
+            raise ValueError(f"method.blocks is {self.blocks}, but the tower has {self.tower.depth} blocks")
         self.below, self.upper = self.tower.cut(self.blocks)
 
     def features(self, inputs: Images, tower: VisionTower) -> Tensor:

@@ -99,6 +99,7 @@ def scores(results: Sequence[Result], name: str, groups: Groups) -> list[Score]:
 def _settings(result: Result) -> dict[str, str]:
     told = {f"{s}.{k}": v for s in ("method", "task", "train") for k, v in result.config[s].items()}
     told |= {f"look.{k}": v for k, v in (result.config.get("look") or {}).items()}
+    told["images.test"] = result.protocol.get("test")
     return {k: json.dumps(v) for k, v in told.items() if k not in ("task.seed", "task.dataset")}
 
 
@@ -112,7 +113,7 @@ def _variants(members: list[Result]) -> dict[str, list[Result]]:
     if _clear(members):
         return {"": members}
     best: dict[str, list[Result]] = {}
-    for key in sorted({k for r in members for k in _settings(r)} - {"train.lr", "train.weight_decay"}):
+    for key in sorted({k for r in members for k in _settings(r)} - {"train.lr", "train.weight_decay", "images.test"}):
         split: dict[str, list[Result]] = {}
         for r in members:
             split.setdefault(f"{key.partition('.')[2]}={_settings(r).get(key, '')}", []).append(r)
@@ -184,10 +185,16 @@ def grids(found: Sequence[Score], name: str, groups: Groups) -> list[Grid]:
     made = [Grid(f"{name}, {found[0].backbone}: means of the groups", head, lines, len(COST))]
     for group, tasks in groups.items():
         lines = [[label[id(s)], *(told(s.tasks.get(t)) for t in tasks), told(s.of_groups[group])] for s in found]
-        made.append(
-            Grid(f"{name}: {group}", ["method", *(t.removeprefix(f"{name}_") for t in tasks), "mean"], lines, 0)
-        )
+        short = [t.removeprefix(f"{name}_") for t in tasks]
+        made.append(Grid(f"{name}: {group}", ["method", *short, "mean"], lines, 0))
     return made
+
+
+def turned(grid: Grid) -> Grid:
+    """Rows as columns: narrower for few methods and many tasks."""
+    columns = zip(grid.head, *grid.lines, strict=True)
+    head, *lines = [list(c) for c in columns]
+    return Grid(grid.title, ["", *head[1:]], lines, 0)
 
 
 def _cost(s: Score) -> list[str]:
@@ -205,7 +212,7 @@ def lacking(found: Sequence[Score]) -> list[str]:
         for group, some in s.missing.items():
             lack.setdefault(f"{group} lacks {', '.join(some)}", []).append(s.name)
     said = [f"{', '.join(names)}: {what}" for what, names in lack.items()]
-    several = "runs of several settings on {}; one folder of runs per search"
+    several = "runs of several settings, or on other images, on {}; one folder of runs per search"
     return said + [f"{s.name}: {several.format(', '.join(s.several))}" for s in found if s.several]
 
 

@@ -65,43 +65,40 @@ class Row:
 
 
 def _same(result: Result) -> str:
-    """What runs that differ only by their seed have in common."""
+    """What runs that differ only by their seed have in common, the test images included."""
     config = json.loads(json.dumps(result.config))
     config.pop("seed")
     config["task"].pop("seed", None)
-    return json.dumps(config, sort_keys=True)
+    return json.dumps([config, result.protocol.get("test")], sort_keys=True)
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    """All settings in which two rows may differ."""
+    found = {f"{s}.{k}": v for s in ("method", "task", "train") for k, v in result.config[s].items()
+             if k not in ("name", "seed", "dataset", "shots")}  # fmt: skip
+    found |= {f"look.{k}": v for k, v in result.protocol.get("transform", {}).items()}
+    return found | {"images.test": result.protocol.get("test")}
 
 
 def _variants(results: Sequence[Result]) -> dict[str, str]:
-    """For each configuration, the settings in which it differs from others that a table would call the same."""
-    families: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
-    asked = any("look" in r.config for r in results)
+    """For each configuration, what tells it from others of its method: the method's settings, and more where needed."""
+    families: dict[tuple[str, ...], dict[str, tuple[str, dict[str, Any]]]] = {}
     for r in results:
         c = r.config
-        family = (
-            c["method"]["name"],
-            c["backbone"],
-            c["task"]["name"],
-            str(c["task"].get("dataset")),
-            str(c["task"].get("shots")),
-        )
-        told = {
-            f"{s}.{k}": v
-            for s in ("method", "task", "train")
-            for k, v in c[s].items()
-            if k not in ("name", "seed", "dataset", "shots")
-        }
-        if asked:
-            told |= {f"look.{k}": v for k, v in r.protocol.get("transform", {}).items()}
-        families.setdefault(family, {})[_same(r)] = told
+        family = c["method"]["name"], c["backbone"], c["task"]["name"], str(c["task"].get("dataset"))
+        families.setdefault(family, {})[_same(r)] = str(c["task"].get("shots")), _settings(r)
     found = {}
     for members in families.values():
-        keys = {k for told in members.values() for k in told}
-        differ = sorted(k for k in keys if len({json.dumps(told.get(k)) for told in members.values()}) > 1)
-        for same, told in members.items():
+        keys = sorted({k for _, told in members.values() for k in told})
+        differ = [k for k in keys if len({json.dumps(told.get(k)) for _, told in members.values()}) > 1]
+        for sections in (("method",), ("method", "task"), ("method", "task", "train", "look", "images")):
+            chosen = [k for k in differ if k.partition(".")[0] in sections]
+            if len({(shots, *(json.dumps(t.get(k)) for k in chosen)) for shots, t in members.values()}) == len(members):
+                break
+        for same, (_, told) in members.items():
             found[same] = ", ".join(
-                f"{k.partition('.')[2]}={_short(told.get(k), [t.get(k) for t in members.values()])}"
-                for k in differ
+                f"{k.partition('.')[2]}={_short(told.get(k), [t.get(k) for _, t in members.values()])}"
+                for k in chosen
                 if told.get(k) is not None
             )
     return found
