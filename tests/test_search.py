@@ -434,3 +434,20 @@ def test_other_images_than_those_of_the_search_are_told(tmp_path, type_all, monk
     status, text, _ = type_all(*words)
     assert status == 2
     assert "the images of vtab_svhn are not those of the search" in text
+
+
+def test_results_on_other_test_images_are_rows_of_their_own():
+    from vlprompt.results.table import rows
+
+    config = {"backbone": "glyph", "method": {"name": "coop"}, "train": {}, "seed": 1,
+              "task": {"name": "few_shot", "dataset": "a", "shots": 1, "seed": 1}}  # fmt: skip
+    cost = {"seconds": 1.0, "trained_parameters": 10, "peak_memory_mb": 5.0}
+    two = [Result({**config, "seed": seed}, [], {"accuracy": 10.0 * seed}, cost, {}, {"test": test})
+           for seed, test in ((1, "old"), (2, "new"))]  # fmt: skip
+    assert sorted((row.variant, row.numbers["accuracy"].mean) for row in rows(two)) == [
+        ("test=new", 20.0),
+        ("test=old", 10.0),
+    ]
+    two[1].protocol["test"] = "old"
+    [row] = rows(two)
+    assert (row.variant, row.numbers["accuracy"].mean) == ("", 15.0)

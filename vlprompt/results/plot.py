@@ -6,6 +6,7 @@ from typing import Any
 
 from vlprompt.results.table import MAIN, Row
 
+DASHES, MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # where there are more lines than colours
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e")
 
 
@@ -25,7 +26,8 @@ def over_shots(found: Sequence[Row], path: Path) -> Path:
             "there are no few-shot runs to plot; `vlprompt run coop digits --shots 1,2,4,8,16 --seed 1,2,3` makes some"
         )
     sets = list(dict.fromkeys(r.dataset for r in some))
-    figure, axes = plt.subplots(1, len(sets), figsize=(6.4 * len(sets), 4.4), squeeze=False, layout="constrained")
+    wide = 9.6 if len({(r.method, r.backbone, r.variant) for r in some}) > len(COLOURS) else 6.4
+    figure, axes = plt.subplots(1, len(sets), figsize=(wide * len(sets), 4.4), squeeze=False, layout="constrained")
     for axis, dataset in zip(axes[0], sets, strict=True):
         here = [r for r in some if r.dataset == dataset]
         kinds = list(dict.fromkeys((r.method, r.backbone, r.variant) for r in here))
@@ -35,7 +37,7 @@ def over_shots(found: Sequence[Row], path: Path) -> Path:
             line = sorted((r for r in here if (r.method, r.backbone, r.variant) == kind), key=lambda r: r.shots or 0)
             x, y = [r.shots for r in line], [r.numbers["accuracy"].mean for r in line]
             label = kind[0] + (f" on {kind[1]}" if several else "") + (f" ({kind[2]})" if kind[2] else "")
-            colour = COLOURS[i % len(COLOURS)]
+            again, place = divmod(i, len(COLOURS))
             if kind[0] == "zero_shot":
                 axis.axhline(y[0], color="#555555", linestyle="--", linewidth=1.2, label=label)
                 continue
@@ -43,8 +45,9 @@ def over_shots(found: Sequence[Row], path: Path) -> Path:
                 x,
                 y,
                 [r.numbers["accuracy"].spread for r in line],
-                color=colour,
-                marker="o",
+                color=COLOURS[place],
+                marker=MARKS[again % len(MARKS)],
+                linestyle=DASHES[again % len(DASHES)],
                 markersize=4,
                 capsize=2,
                 label=label,
@@ -55,7 +58,10 @@ def over_shots(found: Sequence[Row], path: Path) -> Path:
         axis.set_ylabel("accuracy on the test split, %")
         axis.set_title(f"{dataset}: mean and spread over {max(len(r.seeds) for r in here)} seeds", fontsize=10)
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=8, loc="lower right")
+        if len(kinds) > len(COLOURS):
+            axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+        else:
+            axis.legend(fontsize=8, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
