@@ -103,3 +103,10 @@ def test_a_shifted_view_is_a_place_of_the_resized_picture(photos):
     assert max(top for top, _, _ in seen) > 4 > min(top for top, _, _ in seen)
     assert max(left for _, left, _ in seen) > 20  # along the whole of the long side, of 96
     assert pixels(photos[2], Look((32, 32)), View("shift-flip", 1)).shape == (3, 32, 32)
+
+
+def test_looks_are_listed(type_in):
+    status, said = type_in("list", "looks")
+    assert status == 0
+    assert all(name in said for name in presets())
+    assert "VPT on VTAB-1k: TensorFlow's resize to a square" in said

@@ -169,7 +169,7 @@ def show(method: Annotated[str, typer.Argument(help="A method's name; `vlprompt 
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="methods, tasks, datasets or backbones.")]) -> None:
+def list_(what: Annotated[str, typer.Argument(help="methods, tasks, datasets, backbones or looks.")]) -> None:
     """Name what there is."""
     from vlprompt.listing import listing
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vlprompt import methods, tasks
 from vlprompt.errors import nearest
 
-KINDS = ("methods", "tasks", "datasets", "backbones")
+KINDS = ("methods", "tasks", "datasets", "backbones", "looks")
 
 
 def listing(what: str) -> list[str]:
@@ -23,6 +23,14 @@ def listing(what: str) -> list[str]:
         return [f"{name:26} {read_card(name)['title']}" for name in cards()] + [
             f"{'PATH':26} a folder of images with one sub-folder per class, or a .csv, .jsonl, .npz, .json or .yaml"
         ]
+    if what == "looks":
+        from vlprompt.source import configs_folder
+
+        texts = {p.stem: p.read_text("utf-8") for p in sorted((configs_folder() / "looks").glob("*.yaml"))}
+        heads = {
+            name: " ".join(line[2:] for line in text.splitlines() if line[:1] == "#") for name, text in texts.items()
+        }
+        return [f"{name:14} {head.partition('. ')[0]}" for name, head in heads.items()]
     if what == "backbones":
         return [
             "glyph                       the embedded CLIP: 1.4 M parameters, knows digits, letters and symbols",
