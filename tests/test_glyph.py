@@ -83,6 +83,6 @@ def test_what_the_demo_claims(glyph):
     assert zero >= 75
     assert 100 - mean("coop", 16, glyph) <= 0.75 * (100 - zero)
     pixels = vlprompt.load("pixels", "cpu")
-    assert isinstance(build_method({"name": "linear"}, pixels), Linear)
+    assert isinstance(build_method({"name": "linear", "reader": {"name": "linear"}}, pixels), Linear)
     for shots, points in ((1, 5), (2, 5), (4, 4)):
         assert mean("coop", shots, glyph) >= mean("linear", shots, pixels) + points
