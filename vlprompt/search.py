@@ -142,7 +142,7 @@ def search(study: Study, place: Searched, clip: Backbone | None, save_every: flo
     protocol = build_task(study.settings[0].plan["task"]).protocol
     images = {part: protocol[part] for part in ("train", "test")}
     if (chosen := place.chosen()) is not None:
-        if chosen["images"] != images:
+        if chosen.get("images") != images:
             raise ValueError(
                 f"the images of {study.dataset} are not those of the search in {str(place.path)!r}: "
                 "give another --out, or remove that folder and the runs beside it"

@@ -44,7 +44,7 @@ class ImageTower:
         return ValueError(
             f"the image tower of {self.key.split('#')[0]} has no blocks that vlprompt can walk, so it takes no "
             "tokens, prefixes or parts, only its pooled feature can be read, and no block of it can be trained; "
-            'use a ViT, for example "open_clip:ViT-B-16/openai"'
+            "use a ViT, for example open_clip:ViT-B-16/openai, timm:vit_base_patch16_224/orig_in21k or glyph-vit"
         )
 
     def __call__(self, images: Images, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
