@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from vlprompt.data_cli import Root, use_root
+from vlprompt.data_cli import Device, Root, SkipBroken, use_root
 from vlprompt.data_cli import app as data_app
 from vlprompt.errors import explained
 from vlprompt.search_cli import search
@@ -25,11 +25,9 @@ app.command()(search)
 out, err = Console(), Console(stderr=True)
 STOPPED = "stopped; the same command goes on from here"
 Runs = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")]
 Where = Annotated[
     str | None, typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same.")
 ]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]  # noqa: UP045
 
 
 def numbers(text: str | None, what: str) -> list[int | None]:

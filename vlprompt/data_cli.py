@@ -12,6 +12,8 @@ from rich.console import Console
 app = typer.Typer(no_args_is_help=True, help="Get datasets, check them, look at them, keep their splits.")
 out = Console()
 Name = Annotated[str, typer.Argument(help="A dataset: a card's name, or a folder or file of images.", metavar="NAME")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")]
+Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]  # noqa: UP045
 Root = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--root", help="Where datasets with a card lie; default: VLPROMPT_DATA, else ./data."),

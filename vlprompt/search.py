@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,27 @@ class Study:
     @property
     def config(self) -> dict[str, Any]:
         return {**self.settings[0].plan, "search": self.told}
+
+    @cached_property
+    def task(self) -> Task:
+        """What all settings are trained and judged on."""
+        return build_task(self.settings[0].plan["task"])
+
+    def chosen(self, place: Searched) -> dict[str, Any] | None:
+        """What was chosen before, None where nothing was; ValueError where that was on other images than these."""
+        chosen = place.chosen()
+        if chosen is not None and chosen.get("images") != self.images:
+            raise ValueError(
+                f"the images of {self.dataset} are not those of the search in {str(place.path)!r}: "
+                "give another --out, or remove that folder and the runs beside it"
+            )
+        return chosen
+
+    @cached_property
+    def images(self) -> dict[str, str]:
+        """The hashes of the images that settings are trained on and judged by."""
+        protocol = self.task.protocol
+        return {part: protocol[part] for part in ("train", "test")}
 
     def place(self, runs: Path) -> Searched:
         method = self.settings[0].plan["method"]["name"].rpartition(":")[2]
@@ -132,26 +154,19 @@ def _number(key: str, value: Any) -> float:
         raise ValueError(f"search.{key} takes a list of numbers; got {value!r}") from error
 
 
-def search(study: Study, place: Searched, clip: Backbone | None, save_every: float = 5.0,
+def search(study: Study, place: Searched, clip: Backbone, save_every: float = 5.0,
            watch: Watch | None = None) -> dict[str, Any]:  # fmt: skip
     """The setting whose last epoch is best on the validation images; what is done in the folder is not done again.
 
     Of equally good ones the smaller learning rate, then the smaller weight decay. A setting whose loss is not a number
     is out; NotFinite when all are.
     """
-    protocol = build_task(study.settings[0].plan["task"]).protocol
-    images = {part: protocol[part] for part in ("train", "test")}
-    if (chosen := place.chosen()) is not None:
-        if chosen.get("images") != images:
-            raise ValueError(
-                f"the images of {study.dataset} are not those of the search in {str(place.path)!r}: "
-                "give another --out, or remove that folder and the runs beside it"
-            )
+    if (chosen := study.chosen(place)) is not None:
         return chosen
     with place.opened(study.config):
         settings = study.settings
-        if len(settings) > 1 and clip is not None:
-            _solve_all(settings, place, clip, save_every, watch)
+        if len(settings) > 1:
+            _solve_all(settings, study.task, place, clip, save_every, watch)
         lines = place.lines()
         good = [s for s in settings if len(settings) == 1 or lines[s.key]["accuracy"] is not None]
         if not good:
@@ -164,18 +179,16 @@ def search(study: Study, place: Searched, clip: Backbone | None, save_every: flo
         best = min(good, key=rank)
         told = {"key": best.key, "values": best.values, "config": best.plan, "settings": len(settings)}
         told |= {"accuracy": lines[best.key]["accuracy"] if lines else None, "out": len(settings) - len(good)}
-        told |= {"tied": sum(rank(s)[0] == rank(best)[0] for s in good) - 1, "images": images}
+        told |= {"tied": sum(rank(s)[0] == rank(best)[0] for s in good) - 1, "images": study.images}
         place.finish({**told, "seconds": sum(line["seconds"] for line in lines.values())})
     return {**told, "seconds": sum(line["seconds"] for line in lines.values())}
 
 
-def _solve_all(
-    settings: list[Setting], place: Searched, clip: Backbone, save_every: float, watch: Watch | None
-) -> None:
+def _solve_all(settings: list[Setting], task: Task, place: Searched, clip: Backbone, save_every: float,
+               watch: Watch | None) -> None:  # fmt: skip
     families: dict[str, list[Setting]] = {}
     for setting in settings:
         families.setdefault(setting.family, []).append(setting)
-    task = build_task(settings[0].plan["task"])
     [stage] = task.stages()
     for of_family in families.values():
         method = build_method(of_family[0].plan["method"], clip)

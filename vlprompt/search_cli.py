@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from vlprompt.data_cli import Root, use_root
+from vlprompt.data_cli import Device, Root, SkipBroken, use_root
 
 if TYPE_CHECKING:
     from vlprompt.results.folder import Result
@@ -36,9 +36,9 @@ def search(
     ] = None,
     config: Annotated[Optional[Path], typer.Option("-c", "--config", help="A YAML file of settings.")] = None,  # noqa: UP045
     runs: Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.")] = Path("runs"),
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda ...; by default a GPU where there is one.")] = None,  # noqa: UP045
+    device: Device = None,
     root: Root = None,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out files that can't be decoded.")] = False,
+    skip_broken: SkipBroken = False,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")] = 5.0,
     threads: Annotated[Optional[int], typer.Option(help="CPU threads.")] = None,  # noqa: UP045
 ) -> None:
@@ -95,15 +95,10 @@ def _one(method: str, dataset: str, seeds: list[int], how: dict[str, Any], clips
     from vlprompt.sweep import loaded, place, run_all
 
     about = study(method, dataset, seeds, **how)
-    where, protocol = (
-        about.place(runs),
-        build_task(about.settings[0].plan["task"]).protocol,
-    )  # first what is wrong there
-    if protocol["note"]:
-        out.print(f"{dataset}: {protocol['note']}", style="yellow", soft_wrap=True)
-    chosen = (
-        None if where.chosen() is None else solve(about, where, None)
-    )  # which looks whether the images are the same
+    where, note = about.place(runs), about.task.protocol["note"]  # what is wrong with the data comes before a backbone
+    if note:
+        out.print(f"{dataset}: {note}", style="yellow", soft_wrap=True)
+    chosen = about.chosen(where)
     if chosen is None:
         clip = loaded(about.settings[0].plan, clips, device, threads)
         bars = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
@@ -117,11 +112,12 @@ def _one(method: str, dataset: str, seeds: list[int], how: dict[str, Any], clips
     out.print(_said(method, dataset, about, chosen), highlight=False, soft_wrap=True)
     plans = about.final(chosen)
     found = [place(runs, plan).done() for plan in plans]
-    now = build_task(plans[0]["task"]).protocol["test"]
-    if other := [r for r in found if r is not None and r.protocol["test"] != now]:
-        raise ValueError(
-            f"{len(other)} runs in {str(runs)!r} were tested on other images of {dataset}; give another --out"
-        )
+    if any(found):
+        now = build_task(plans[0]["task"]).protocol["test"]
+        if other := [r for r in found if r is not None and r.protocol["test"] != now]:
+            raise ValueError(
+                f"{len(other)} runs in {str(runs)!r} were tested on other images of {dataset}; give another --out"
+            )
     if not all(found):
         found = run_all(plans, found, runs, device, save_every, threads, out, clips=clips)
     return [result for result in found if result is not None]

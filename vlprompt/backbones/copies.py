@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlprompt.maps import Affine, Map, Scale
 from vlprompt.prompt import NOTHING
-from vlprompt.tower import Block
+from vlprompt.tower import Block, walk
 
 if TYPE_CHECKING:
     from vlprompt.backbones.images import ViT
@@ -118,8 +118,6 @@ def lower(tower: "ViT", depth: int) -> Map:
     """The first blocks of a ViT: pixels -> rows (B, N, D)."""
 
     def rows(pixels: Tensor) -> Tensor:
-        from vlprompt.tower import walk
-
         with torch.no_grad():
             return walk(tower.blocks[:depth], tower.begun(pixels, NOTHING)[0], attention=tower.attention)
 

@@ -141,14 +141,7 @@ def _tower(model: Any, look: Look, key: str, device: torch.device) -> ImageTower
     made = getattr(getattr(model, "patch_embed", None), "img_size", None)
     own = look if made is None else replace(look, size=tuple(made))
     walked = timm_image(model, same, model.num_features, own, key, device)
-    return walked or ImageTower(_pooled(model), _wide(model, look, key, device), look, key, device)
-
-
-def _pooled(model: Any) -> Any:
-    def features(pixels: Tensor) -> Tensor:
-        return model(pixels)
-
-    return features
+    return walked or ImageTower(model, _wide(model, look, key, device), look, key, device)
 
 
 def _wide(model: Any, look: Look, key: str, device: torch.device) -> int:

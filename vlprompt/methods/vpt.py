@@ -45,7 +45,9 @@ class VPT(OnTower):
         self.dormant = tuple(f"shifts.{i}/k.bias" for i in range(tower.depth))
 
     def build(self, generator: torch.Generator) -> None:
-        self.at_least(n_tokens=1, project=1) if self.project is not None else self.at_least(n_tokens=1)
+        self.at_least(n_tokens=1)
+        if self.project is not None:
+            self.at_least(project=1)
         sites, dim = self.tower.sites("patch"), self.project or self.tower.dim
         bound = math.sqrt(6 / (sites["patch"][0] + dim))  # Xavier's, of the patch map
         shape = (self.tower.depth if self.deep else 1, 1, self.n_tokens, dim)
