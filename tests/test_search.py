@@ -434,6 +434,10 @@ def test_other_images_than_those_of_the_search_are_told(tmp_path, type_all, monk
     status, text, _ = type_all(*words)
     assert status == 2
     assert "the images of vtab_svhn are not those of the search" in text
+    next(out.glob("search-*/chosen.json")).unlink()  # one that was stopped before it had chosen
+    status, text, _ = type_all(*words)
+    assert status == 2
+    assert "the images of vtab_svhn are not those of the search" in text
 
 
 def test_results_on_other_test_images_are_rows_of_their_own():

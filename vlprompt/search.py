@@ -67,14 +67,13 @@ class Study:
         return build_task(self.settings[0].plan["task"])
 
     def chosen(self, place: Searched) -> dict[str, Any] | None:
-        """What was chosen before, None where nothing was; ValueError where that was on other images than these."""
-        chosen = place.chosen()
-        if chosen is not None and chosen.get("images") != self.images:
+        """What was chosen before, None where nothing was; ValueError where the search began on other images."""
+        if (began := place.began()) is not None and began.get("images") != self.images:
             raise ValueError(
                 f"the images of {self.dataset} are not those of the search in {str(place.path)!r}: "
                 "give another --out, or remove that folder and the runs beside it"
             )
-        return chosen
+        return place.chosen()
 
     @cached_property
     def images(self) -> dict[str, str]:
@@ -163,7 +162,7 @@ def search(study: Study, place: Searched, clip: Backbone, save_every: float = 5.
     """
     if (chosen := study.chosen(place)) is not None:
         return chosen
-    with place.opened(study.config):
+    with place.opened({**study.config, "images": study.images}):
         settings = study.settings
         if len(settings) > 1:
             _solve_all(settings, study.task, place, clip, save_every, watch)
@@ -179,7 +178,7 @@ def search(study: Study, place: Searched, clip: Backbone, save_every: float = 5.
         best = min(good, key=rank)
         told = {"key": best.key, "values": best.values, "config": best.plan, "settings": len(settings)}
         told |= {"accuracy": lines[best.key]["accuracy"] if lines else None, "out": len(settings) - len(good)}
-        told |= {"tied": sum(rank(s)[0] == rank(best)[0] for s in good) - 1, "images": study.images}
+        told |= {"tied": sum(rank(s)[0] == rank(best)[0] for s in good) - 1}
         place.finish({**told, "seconds": sum(line["seconds"] for line in lines.values())})
     return {**told, "seconds": sum(line["seconds"] for line in lines.values())}
 

@@ -21,7 +21,7 @@ class Searched:
 
     def __init__(self, path: Path):
         self.path, self.chosen_path, self.grid = path, path / "chosen.json", path / "grid.jsonl"
-        self.side, self.now = path / "side.safetensors", path / "now"
+        self.side, self.now, self.told = path / "side.safetensors", path / "now", path / "search.yaml"
 
     @contextmanager
     def opened(self, config: dict[str, Any]) -> Iterator[None]:
@@ -34,11 +34,17 @@ class Searched:
         try:
             for left in self.path.glob(".*.*.[0-9]*"):
                 left.unlink()  # of a process that died while it wrote
-            write(self.path / "search.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+            write(self.told, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
             yield
         finally:
             if held is not None:
                 os.close(held)
+
+    def began(self) -> dict[str, Any] | None:
+        """What the search began with; None where it has not."""
+        import yaml
+
+        return yaml.safe_load(self.told.read_text("utf-8")) if self.told.exists() else None
 
     def lines(self) -> dict[str, dict[str, Any]]:
         """Settings that are done, by their key."""
