@@ -143,7 +143,7 @@ def test_every_parameter_gets_a_gradient(name, clip, lesson):
 def test_state_comes_back(name, clip, lesson):
     method, _ = trained(name, clip, lesson)
     again = make(name, clip)
-    again.restore(lesson.train.names, copy.deepcopy(method.state_dict()))
+    again.restore([lesson], copy.deepcopy(method.state_dict()))
     x = torch.randn(5, 3, 32, 32, generator=generator("x"))
     assert torch.equal(logits(method, x, lesson.train.names), logits(again, x, lesson.train.names))
 

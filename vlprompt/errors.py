@@ -4,6 +4,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+class UnknownClass(ValueError):
+    """A method is asked for a class that it has never met and can't answer by its name."""
+
+
 def nearest(wrong: str, choices: Iterable[str]) -> str:
     """ "did you mean X?" where one of the choices is near, otherwise the choices."""
     choices = list(choices)

@@ -1,6 +1,6 @@
 """Method: a small Module that holds only what is trained, and says what goes into a tower and what comes out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,18 +9,24 @@ from torch import Tensor, nn
 
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.readers import Reader, Texts
-from vlprompt.stage import Batch, Images, Lesson, Names, Split
+from vlprompt.stage import Batch, Images, Lesson, Names
 from vlprompt.tower import Clip
 from vlprompt.vision import Backbone, VisionTower
 
 
 class Output(NamedTuple):
-    """logits (B, C); penalty; and what the logits came from: image (B, E), text (C, E) or (B, C, E), un-normalised."""
+    """logits (B, C); penalty; and what the logits came from: image (B, E), text (C, E) or (B, C, E), un-normalised.
+
+    used: of methods with a pool, the share (B, M) that each prompt has in an answer (rows add up to 1); lesson: of
+    methods that guess it, the number (B,) of the lesson that an image is taken to belong to.
+    """
 
     logits: Tensor
     penalty: Tensor | float = 0.0
     image: Tensor | None = None
     text: Tensor | None = None
+    used: Tensor | None = None
+    lesson: Tensor | None = None
 
 
 Terms = dict[str, tuple[Tensor, float]]  # name -> (mean, over how many rows)
@@ -58,7 +64,10 @@ class Method(nn.Module):
         return min(wanted, most)
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        """For every lesson: initial values, heads, pools, caches. The optimizer is made after this."""
+        """For every lesson: initial values, heads, pools, caches. The optimizer is made after this.
+
+        The first lesson (index 0) begins anew, whatever was learned before; later ones keep it and add to it.
+        """
 
     def fixed(self, names: Names) -> Any:
         """Frozen texts, columns ...: once per list of names, without a gradient."""
@@ -100,9 +109,10 @@ class Method(nn.Module):
     def end(self, lesson: Lesson) -> None:
         """After training on a lesson (a search on validation, a ridge's choice)."""
 
-    def restore(self, names: Names, state: dict[str, Tensor]) -> None:
-        """Ready for use with a saved state, without data: begin on a lesson that has names and no items, then load."""
-        self.begin(Lesson(Split((), (), names)), torch.Generator())
+    def restore(self, lessons: Sequence[Lesson], state: dict[str, Tensor]) -> None:
+        """Ready with a saved state, without data: begin the lessons that made it, without their items, then load."""
+        for lesson in lessons:
+            self.begin(lesson.empty(), torch.Generator())
         self.load_state_dict(state)
 
 

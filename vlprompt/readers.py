@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlprompt.errors import UnknownClass
 from vlprompt.parts import Template, hand
 from vlprompt.stage import Lesson, Names, ids
 from vlprompt.tower import Clip
@@ -44,11 +45,12 @@ class Columns(Reader):
         raise NotImplementedError("Columns say what a new class begins with")
 
     def begin(self, lesson: Lesson, generator: torch.Generator, width: int, device: torch.device) -> None:
-        new = [i for i in ids(lesson.train.names) if i not in self.ids]
+        known = self.ids if lesson.index else ()
+        new = [i for i in ids(lesson.train.names) if i not in known]
         for name, value in self.new((len(new), width), generator).items():
-            old = [getattr(self, name).detach()] if self.ids else []
+            old = [getattr(self, name).detach()] if known else []
             setattr(self, name, nn.Parameter(torch.cat([*old, value.to(device)])))
-        self.ids = (*self.ids, *new)
+        self.ids = (*known, *new)
 
     def places(self, names: Names) -> Tensor:
         """The rows (C,) of these names; ValueError for a class it never met."""
@@ -93,7 +95,7 @@ class Cosine(Columns):
 
     def begin(self, lesson: Lesson, generator: torch.Generator, width: int, device: torch.device) -> None:
         super().begin(lesson, generator, width, device)
-        if not hasattr(self, "gain"):
+        if not lesson.index:
             self.gain = nn.Parameter(torch.tensor(self.scale, device=device))
 
     def new(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
@@ -118,10 +120,10 @@ class Texts(Reader):
 
 
 def columns(known: Sequence[str], names: Names, what: str) -> Tensor:
-    """Places in `known` of the classes named; ValueError when one is not there."""
+    """Places in `known` of the classes named; UnknownClass when one is not there."""
     place = {i: k for k, i in enumerate(known)}
     if strange := [str(n) for n, i in zip(names, ids(names), strict=True) if i not in place]:
-        raise ValueError(
+        raise UnknownClass(
             f"{what} has no column for {', '.join(map(repr, strange[:5]))}{' ...' * (len(strange) > 5)}: "
             f"it was trained on {', '.join(map(repr, known[:5]))}{' ...' * (len(known) > 5)}; "
             "test it on those classes, or take a method that reads names (coop)"

@@ -19,7 +19,7 @@ from vlprompt.evaluate import evaluate
 from vlprompt.method import Method, backbone_of
 from vlprompt.readers import Reader
 from vlprompt.results.folder import Folder, Result, tensors_as_bytes, written
-from vlprompt.stage import Lesson, Name, generator, named
+from vlprompt.stage import Lesson, generator, named
 from vlprompt.tasks import Task
 from vlprompt.tower import Clip, Tower
 from vlprompt.train import NotFinite, State, Train, fit
@@ -133,13 +133,13 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
     device, key = (torch.device("cpu"), "") if image is None else (image.device, image.key)
     memory.forget(device)
     state, told = saved or (None, {"stage": 0, "scores": [], "classes": [], "seconds": 0.0, "log": 0, "trained": 0})
-    began, trained, seen = time.monotonic(), told["trained"], dict[str, Name]()
+    began, trained, lessons = time.monotonic(), told["trained"], list[Lesson]()
     scores, classes = list(told["scores"]), list(told["classes"])
     with torch.random.fork_rng(), Log(place, told["log"]) as log:
         for index, stage in enumerate(task.stages()):
             lesson = stage.lesson
             method.begin(lesson, generator(seed, "begin", index))
-            seen |= {n.id: n for n in map(named, lesson.train.names)}
+            lessons.append(lesson.empty())
             trained = max(trained, sum(p.numel() for p in method.parameters()))
             if index < told["stage"]:
                 continue
@@ -164,7 +164,7 @@ def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, 
     if backbone is not None and backbone.size:
         cost["trained_percent"] = 100 * trained / backbone.size
     cost["peak_memory_mb"] = memory.peak(device)
-    learned = tensors_as_bytes(method.state_dict(), _learned(key, seen, config))
+    learned = tensors_as_bytes(method.state_dict(), _learned(key, lessons, config))
     cost["stored_bytes"] = len(learned)
     cuts = {setting: how for part in method.modules() for setting, how in getattr(part, "cuts", {}).items()}
     protocol = {**task.protocol, "selection": SELECTION[train.select], "backbone_key": key, "cut": cuts}
@@ -222,9 +222,11 @@ class Log:
         self.flush()
 
 
-def _learned(key: str, seen: dict[str, Name], config: dict[str, Any]) -> dict[str, Any]:
-    """What a learned state must say of itself, to be taken up again; `seen`: names of all lessons' classes by id."""
-    return {"config": config, "backbone_key": key, "names": [[str(n), n.id, n.hand] for n in seen.values()]}
+def _learned(key: str, lessons: list[Lesson], config: dict[str, Any]) -> dict[str, Any]:
+    """What a learned state must say of itself, to be taken up again; the classes of all lessons above all."""
+    names = [[[str(n), n.id, n.hand] for n in map(named, lesson.train.names)] for lesson in lessons]
+    about = {"lessons": names, "total": lessons[0].total, "announced": lessons[0].announced}
+    return {"config": config, "backbone_key": key, **about}
 
 
 __all__ = ["Result", "configuration", "describe", "key_of", "run"]

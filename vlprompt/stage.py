@@ -226,19 +226,34 @@ class Split:
 
 @dataclass(frozen=True)
 class Lesson:
-    """All that a method is ever shown of a stage."""
+    """All that a method is ever shown of a stage.
+
+    memory: items of earlier lessons that were kept to be rehearsed. index, total: which of how many lessons. announced:
+    False for a stream whose images come in their own order, each once, without a word on where one task ends.
+    """
 
     train: Split
     val: Split | None = None
     unlabelled: Split | None = None
+    memory: Split | None = None
     index: int = 0
     total: int | None = 1
     announced: bool = True
 
+    def empty(self) -> "Lesson":
+        """The same without items: what a method needs to have the shape that this lesson gave it."""
+        return replace(self, train=Split((), (), self.train.names), val=None, unlabelled=None, memory=None)
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A lesson and its tests by name; the tests are the evaluator's alone."""
+    """A lesson and its tests by name; the tests are the evaluator's alone.
+
+    ahead: tests of what is still to come, after the lesson; before: tests that are made before the first lesson. Both
+    are only for methods that can answer about classes they never met.
+    """
 
     lesson: Lesson
     tests: dict[str, Split]
+    ahead: dict[str, Split] = field(default_factory=dict)
+    before: dict[str, Split] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from vlprompt.evaluate import answers, evaluate
 from vlprompt.method import Method
 from vlprompt.results.folder import Folder
 from vlprompt.results.plot import predictions
-from vlprompt.stage import Look, Name, Names, Split
+from vlprompt.stage import Lesson, Look, Name, Names, Split, named
 from vlprompt.vision import image_of, seen
 
 
@@ -49,10 +49,13 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
             f"but {backbone or config['backbone']} holds other weights ({key}); "
             "name the right ones by --backbone"
         )
-    names = tuple(Name(*name) for name in told["names"])
+    order = {"total": told["total"], "announced": told["announced"]}
+    classes = [tuple(Name(*name) for name in names) for names in told["lessons"]]
+    lessons = [Lesson(Split((), (), names), index=i, **order) for i, names in enumerate(classes)]
+    names = tuple({n.id: n for lesson in lessons for n in map(named, lesson.train.names)}.values())
     method = build_method(config["method"], frozen)
     try:
-        method.restore(names, {k: v.to(where) for k, v in state.items()})
+        method.restore(lessons, {k: v.to(where) for k, v in state.items()})
     except RuntimeError as error:
         cause = " ".join(str(error).split())
         raise ValueError(

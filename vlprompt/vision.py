@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol, cast, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from vlprompt.prompt import Prompt
 from vlprompt.stage import Look
@@ -22,6 +22,7 @@ class VisionTower(Tower, Protocol):
     notes: Mapping[str, str]  # what a result tells of how the weights were made to fit
     special: int  # class and register tokens, the rows before the patches
     grid: tuple[int, int]  # of patches
+    positions: Tensor  # (S + N, D), added to special tokens and patches; empty where there are none to add
 
     def at(self, look: Look) -> "VisionTower": ...
     def merged(self, prompt: Prompt) -> "VisionTower": ...

@@ -38,7 +38,7 @@ class ImageTower:
         self.spec = key.partition("#")[0]  # what `load` was asked for
         pass_size = max(1, ROWS // tokens) if tokens else 8
         self.pass_size = pass_size if device.type == "cpu" else 32 * pass_size
-        self.kept = Kept()
+        self.kept, self.positions = Kept(), torch.empty(0, 0)
 
     def _refuse(self) -> ValueError:
         return ValueError(

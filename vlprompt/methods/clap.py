@@ -30,12 +30,12 @@ class CLAP(Method):
 
     @torch.no_grad()
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        names = lesson.train.names
-        new = tuple(n for n, i in zip(names, ids(names), strict=True) if i not in self.ids)
-        old, held = ([self.prototypes.detach()], [self.firm]) if self.ids else ([], [])
+        names, known = lesson.train.names, self.ids if lesson.index else ()
+        new = tuple(n for n, i in zip(names, ids(names), strict=True) if i not in known)
+        old, held = ([self.prototypes.detach()], [self.firm]) if known else ([], [])
         texts = self.fixed(new) if new else torch.zeros(0, self.clip.width, device=self.clip.device)
-        firm = self._firmness(lesson.train)[[i for i, n in enumerate(ids(names)) if n not in self.ids]]
-        self.ids, self.prototypes = (*self.ids, *ids(new)), nn.Parameter(torch.cat([*old, texts]))  # (C, E)
+        firm = self._firmness(lesson.train)[[i for i, n in enumerate(ids(names)) if n not in known]]
+        self.ids, self.prototypes = (*known, *ids(new)), nn.Parameter(torch.cat([*old, texts]))  # (C, E)
         self.register_buffer("firm", torch.cat([*held, firm]))  # (C,): lambda in the paper
 
     def _firmness(self, train: Split) -> Tensor:

@@ -44,13 +44,14 @@ class CoOp(Method):
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         if lesson.index and not self.own:
             return
-        new = [i for i in ids(lesson.train.names) if i not in self.ids] if self.own else [""]
+        known = self.ids if lesson.index else ()
+        new = [i for i in ids(lesson.train.names) if i not in known] if self.own else [""]
         contexts = [self.clip.text.context(self.n_ctx, self.init, generator) for _ in new]
-        old = [self.ctx.detach()] if self.own and self.ids else []
+        old = [self.ctx.detach()] if self.own and known else []
         self.ctx = nn.Parameter(
             torch.cat([*old, torch.stack(contexts)]) if self.own else contexts[0]
         )  # (P, D) or (C, P, D)
-        self.ids = (*self.ids, *new) if self.own else ()
+        self.ids = (*known, *new) if self.own else ()
 
     def fixed(self, names: Names) -> tuple[list[str], Tensor | None]:
         chosen = columns(self.ids, names, "a class-specific context").to(self.ctx.device) if self.own else None

@@ -33,10 +33,11 @@ class CrossModal(Method):
 
     @torch.no_grad()
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        new = tuple(n for n, i in zip(lesson.train.names, ids(lesson.train.names), strict=True) if i not in self.ids)
-        old = [self.weight.detach()] if self.ids else []
+        names, known = lesson.train.names, self.ids if lesson.index else ()
+        new = tuple(n for n, i in zip(names, ids(names), strict=True) if i not in known)
+        old = [self.weight.detach()] if known else []
         texts = [self.fixed(new)] if new else []
-        self.ids, self.weight = (*self.ids, *ids(new)), nn.Parameter(torch.cat([*old, *texts]))  # (C, E)
+        self.ids, self.weight = (*known, *ids(new)), nn.Parameter(torch.cat([*old, *texts]))  # (C, E)
 
     def fixed(self, names: Names) -> Tensor:
         return self.clip.unit(hand(self.clip, names, self.template, unit=True))  # (C, E)

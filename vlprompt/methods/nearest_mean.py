@@ -31,9 +31,10 @@ class NearestMean(Method):
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         train, device = lesson.train, self.tower.device
-        new = [i for i in ids(train.names) if i not in self.ids]
-        old = [self.sums] if self.ids else []
-        self.ids = (*self.ids, *new)
+        known = self.ids if lesson.index else ()
+        new = [i for i in ids(train.names) if i not in known]
+        old = [self.sums] if known else []
+        self.ids = (*known, *new)
         self.register_buffer(
             "sums", torch.cat([*old, torch.zeros(len(new), self.tower.width, device=device)])
         )  # (C, E)

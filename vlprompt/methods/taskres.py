@@ -27,10 +27,11 @@ class TaskRes(Method):
         self.ids: Names = ()
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        new = [i for i in ids(lesson.train.names) if i not in self.ids]
-        old = [self.residual.detach()] if self.ids else []
+        known = self.ids if lesson.index else ()
+        new = [i for i in ids(lesson.train.names) if i not in known]
+        old = [self.residual.detach()] if known else []
         zeros = torch.zeros(len(new), self.clip.width, device=self.clip.device)
-        self.ids, self.residual = (*self.ids, *new), nn.Parameter(torch.cat([*old, zeros]))  # (C, E)
+        self.ids, self.residual = (*known, *new), nn.Parameter(torch.cat([*old, zeros]))  # (C, E)
 
     def fixed(self, names: Names) -> Tensor:
         return hand(self.clip, names, self.template)  # (C, E), un-normalised

@@ -11,6 +11,8 @@ Expected (few-shot, RN50, mean of 11 sets, 1 2 4 8 16 shots, the authors' log): 
 finetune=True 64.60 66.65 69.67 72.45 75.83, selected on the test.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,7 +57,8 @@ class TipAdapter(Method):
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.at_least(views=1)
         train, device = lesson.train, self.clip.device
-        self.ids = (*self.ids, *(i for i in ids(train.names) if i not in self.ids))
+        known = self.ids if lesson.index else ()
+        self.ids = (*known, *(i for i in ids(train.names) if i not in known))
         seed = int(torch.randint(2**31, (), generator=generator))
         found, labels = torch.zeros(0, self.clip.width, device=device), torch.zeros(0, dtype=torch.long)
         if len(train):
@@ -66,9 +69,9 @@ class TipAdapter(Method):
         self.register_buffer("values", torch.cat([old[1], places]))  # (M,): a place in self.ids
         self.register_buffer("chosen", torch.tensor([self.alpha, self.beta], device=device))
 
-    def restore(self, names: Names, state: dict[str, Tensor]) -> None:
+    def restore(self, lessons: Sequence[Lesson], state: dict[str, Tensor]) -> None:
         """The number of keys is what the state says."""
-        self.ids = ids(names)
+        self.ids = tuple(dict.fromkeys(i for lesson in lessons for i in ids(lesson.train.names)))
         hold(self, "keys", state["keys"], self.finetune)
         for name in ("values", "chosen"):
             self.register_buffer(name, state[name])
