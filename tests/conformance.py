@@ -16,9 +16,10 @@ from vlprompt.backbones.glyph import twin
 from vlprompt.config import build_method, build_task, complete, grid
 from vlprompt.data.card import open_data
 from vlprompt.data.split import few_shot
+from vlprompt.described import describe
 from vlprompt.evaluate import answers
 from vlprompt.methods import ZeroShot
-from vlprompt.runner import describe, run
+from vlprompt.runner import run
 from vlprompt.source import Source
 from vlprompt.stage import Batch, Images, Lesson, Name, generator
 from vlprompt.train import Train, fit

@@ -28,9 +28,10 @@ MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
     "train": [*CORE, "method", "data", "metrics", "tasks", "evaluate", "train"],
     "results": ["stage", "metrics", "tasks", "train", "results"],
 }
-MAY["runner"] = [*CORE, "readers", "method", "tasks", "evaluate", "train", "results"]
-MAY["config"] = [*MAY["runner"], "runner", "methods", "data"]
-LOWEST = ["errors", "lazy", "memory", "source", "templates", "name"]
+MAY["described"] = [*CORE, "readers", "method", "tasks", "train"]
+MAY["runner"] = [*CORE, "method", "tasks", "evaluate", "train", "results", "described"]
+MAY["config"] = [*MAY["runner"], "readers", "runner", "methods", "data"]
+LOWEST = ["errors", "lazy", "memory", "source", "templates", "name", "images"]
 MAY = {layer: [*allowed, *LOWEST] for layer, allowed in MAY.items()} | {layer: ["errors"] for layer in LOWEST}
 FILES = sorted((ROOT / "vlprompt").rglob("*.py"))
 

@@ -75,7 +75,7 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
     """All arguments of a class but its frozen backbone, checked against their annotations, defaults filled in."""
     from pydantic import ConfigDict, ValidationError, create_model
 
-    from vlprompt.runner import plain
+    from vlprompt.described import plain
 
     fields: dict[str, Any] = {}
     known = hints(cls)
@@ -114,8 +114,8 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
 
 
 def resolve(source: Source) -> dict[str, Any]:
-    """A whole configuration of one run, as `runner.configuration` writes it."""
-    from vlprompt.runner import title
+    """A whole configuration of one run, as `described.configuration` writes it."""
+    from vlprompt.described import title
     from vlprompt.train import Train
 
     values = source.values

@@ -1,35 +1,57 @@
 """Scores of a split, and the answers behind them; nothing here is differentiated."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from vlprompt.method import Method
-from vlprompt.metrics import accuracy, calibration_error, class_mean, macro_f1, per_class
+from vlprompt.method import Method, Output
+from vlprompt.metrics import accuracy, calibration_error, class_mean, effective_number, homes, macro_f1, per_class
 from vlprompt.stage import Split, ids
 
 
 @torch.no_grad()
-def answers(method: Method, split: Split, batch: int = 100, micro_batch: int | None = None) -> Iterator[Tensor]:
-    """Logits (B, C) of a split in order, in eval mode; texts are prepared once."""
+def outputs(method: Method, split: Split, batch: int = 100, micro_batch: int | None = None) -> Iterator[Output]:
+    """Answers to a split in order, in eval mode, on the CPU, without features; texts are prepared once."""
     was = method.training
     method.eval()
     try:
         prepared = method.prepare(split.names, method.fixed(split.names))
         for whole in split.batches(batch):
-            yield torch.cat([method(part.inputs, prepared).logits.float().cpu() for part in whole.split(micro_batch)])
+            yield _joined([method(part.inputs, prepared) for part in whole.split(micro_batch)])
     finally:
         method.train(was)
 
 
+def _joined(parts: Sequence[Output]) -> Output:
+    """The answers of several batches, on the CPU."""
+
+    def of(name: str) -> Tensor | None:
+        found = [getattr(part, name) for part in parts]
+        return None if found[0] is None else torch.cat([t.cpu() for t in found])
+
+    return Output(torch.cat([part.logits.float().cpu() for part in parts]), used=of("used"), lesson=of("lesson"))
+
+
+def answers(method: Method, split: Split, batch: int = 100, micro_batch: int | None = None) -> Iterator[Tensor]:
+    """Logits (B, C) of a split in order, as `outputs` gives them."""
+    return (out.logits for out in outputs(method, split, batch, micro_batch))
+
+
 @dataclass(frozen=True)
 class Scores:
-    """What a split's answers come to, in percent: numbers by name, and the accuracy of each class by its id."""
+    """What a split's answers come to, in percent: numbers by name, and the accuracy of each class by its id.
+
+    parts: of each domain, by its name, accuracy and images; where no class is in two domains also identity, the share
+    of its images whose answer is a class of that domain; where a method guesses the lesson also chosen, how often it is
+    the domain's number. used: the mean share of each prompt of a pool, of each domain and of all (None).
+    """
 
     numbers: dict[str, float]
     classes: dict[str, float]
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    used: dict[str | None, list[float]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -39,19 +61,20 @@ def evaluate(
     micro_batch: int | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """accuracy, class_mean (mean of the accuracies per class), macro_f1 and calibration_error.
+    """accuracy, class_mean (mean of the accuracies per class), macro_f1 and calibration_error; of pools prompts_used.
 
     watch: called with the images done and their number. ValueError for an empty split.
     """
     if not len(split):
         raise ValueError("there is nothing to evaluate: the split has no images")
-    found, done = [], 0
-    for part in answers(method, split, batch, micro_batch):
+    found, done = list[Output](), 0
+    for part in outputs(method, split, batch, micro_batch):
         found.append(part)
-        done += len(part)
+        done += len(part.logits)
         if watch:
             watch(done, len(split))
-    logits, labels, classes = torch.cat(found), torch.tensor(split.labels), len(split.names)
+    whole, labels, classes = _joined(found), torch.tensor(split.labels), len(split.names)
+    logits, used, lesson = whole.logits, whole.used, whole.lesson
     predicted = logits.argmax(1)
     numbers = {
         "accuracy": accuracy(predicted, labels),
@@ -59,5 +82,22 @@ def evaluate(
         "macro_f1": macro_f1(predicted, labels, classes),
         "calibration_error": calibration_error(logits.softmax(1), labels),
     }
+    if used is not None:
+        numbers["prompts_used"] = effective_number(used.mean(0))
     each = per_class(predicted, labels, classes).tolist()
-    return Scores(numbers, {i: value for i, value in zip(ids(split.names), each, strict=True) if value == value})
+    of_classes = {i: value for i, value in zip(ids(split.names), each, strict=True) if value == value}
+    shares: dict[str | None, list[float]] = {} if used is None else {None: used.mean(0).tolist()}
+    parts = dict[str, dict[str, float]]()
+    if split.domains is not None:
+        domains = torch.tensor(split.domains)
+        names, home = split.info.get("domains"), homes(labels, domains, classes)
+        for k in sorted(set(split.domains)):
+            here, name = domains == k, str(names[k]) if isinstance(names, list | tuple) else str(k)
+            parts[name] = {"accuracy": accuracy(predicted[here], labels[here]), "images": int(here.sum())}
+            if home is not None:
+                parts[name]["identity"] = accuracy(home[predicted[here]], domains[here])
+            if lesson is not None:
+                parts[name]["chosen"] = accuracy(lesson[here], domains[here])
+            if used is not None:
+                shares[name] = used[here].mean(0).tolist()
+    return Scores(numbers, of_classes, parts, shares)

@@ -1,5 +1,8 @@
 """Numbers that say how good an answer is; all in percent."""
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -43,3 +46,87 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 def harmonic_mean(a: float, b: float) -> float:
     """2ab / (a + b); 0 when either is 0."""
     return 2 * a * b / (a + b) if a and b else 0.0
+
+
+def effective_number(shares: Tensor) -> float:
+    """How many of M prompts (M,) are in use: exp of the entropy of their shares, between 1 and M."""
+    p = shares.double() / shares.double().sum()
+    return float((-p * p.clamp(min=1e-300).log()).sum().exp())
+
+
+def homes(labels: Tensor, domains: Tensor, classes: int) -> Tensor | None:
+    """The domain (C,) of each class, -1 for one without images; None when a class is in two domains."""
+    home = torch.full((classes,), -1, dtype=torch.long)
+    home[labels] = domains
+    return home if bool((home[labels] == domains).all()) else None
+
+
+Matrix = list[list[float]]  # a row per lesson learned: the accuracy on each task so far, in percent
+
+
+def average_accuracy(matrix: Matrix) -> float:
+    """Mean over the tasks of the last row: the final average accuracy, A_T of Lopez-Paz and Ranzato, 2017."""
+    return sum(matrix[-1]) / len(matrix[-1])
+
+
+def learning_accuracy(matrix: Matrix) -> float:
+    """Mean of the diagonal: how well each task was done just after it was learned."""
+    return sum(row[i] for i, row in enumerate(matrix)) / len(matrix)
+
+
+def backward_transfer(matrix: Matrix) -> float:
+    """Mean over all tasks but the last of the last accuracy less that just after learning; arXiv:1706.08840."""
+    last = len(matrix) - 1
+    return sum(matrix[last][i] - matrix[i][i] for i in range(last)) / last
+
+
+def forgetting(matrix: Matrix) -> float:
+    """Mean over all tasks but the last of the best accuracy before the last lesson, less the last one.
+
+    Chaudhry et al., ECCV 2018, arXiv:1801.10112; L2P and DualPrompt report it. Tasks not learned yet do not count.
+    """
+    last = len(matrix) - 1
+    return sum(max(matrix[t][i] for t in range(i, last)) - matrix[last][i] for i in range(last)) / last
+
+
+def forgetting_by_step(matrix: Matrix) -> float:
+    """Mean over the lessons from the second on of the mean loss of accuracy that a lesson brought to earlier tasks.
+
+    What CODA-Prompt's code reports (arXiv:2211.13218); about as many times smaller than `forgetting` as there are
+    tasks.
+    """
+    steps = [sum(before[i] - row[i] for i in range(t)) / t
+             for t, (before, row) in enumerate(pairwise(matrix), 1)]  # fmt: skip
+    return sum(steps) / len(steps)
+
+
+def of_stream(scores: Sequence[Mapping[str, Mapping[str, float]]], sizes: Sequence[int]) -> dict[str, float]:
+    """All numbers of a stream from the scores after each lesson; those that it can't have are not there.
+
+    scores: "seen" is of all test images so far, "seen/i" of task i, "next" of the task to come, "start i" of task i
+    before the first lesson. sizes: test images of each task.
+    """
+    last, total = scores[-1], len(scores)
+    if "seen/0" not in last:  # one test for all lessons
+        curve = [row["seen"]["accuracy"] for row in scores]
+        found = {"accuracy": curve[-1], "overall": curve[-1], "incremental": sum(curve) / total}
+        return found | {k: last["seen"][k] for k in ("calibration_error", "prompts_used") if k in last["seen"]}
+    rows = [[row[f"seen/{i}"] for i in range(len(sizes)) if f"seen/{i}" in row] for row in scores]
+    matrix = [[part["accuracy"] for part in row] for row in rows]
+
+    def whole(row: Sequence[float]) -> float:
+        return sum(a * n for a, n in zip(row, sizes, strict=False)) / sum(sizes[: len(row)])
+
+    found = {"accuracy": average_accuracy(matrix), "overall": whole(matrix[-1])}
+    if total > 1:
+        found["incremental"] = sum(map(whole, matrix)) / total
+        found |= {"forgetting": forgetting(matrix), "forgetting_step": forgetting_by_step(matrix)}
+        found["backward"] = backward_transfer(matrix)
+        if all("next" in row for row in scores[:-1]):
+            gains = [scores[i - 1]["next"]["accuracy"] - scores[0][f"start {i}"]["accuracy"] for i in range(1, total)]
+            found["forward"] = sum(gains) / len(gains)
+        found["learning"] = learning_accuracy(matrix)
+    for name in ("identity", "chosen"):
+        if all(name in part for part in rows[-1]):
+            found[name] = whole([part[name] for part in rows[-1]])
+    return found | {k: last["seen"][k] for k in ("calibration_error", "prompts_used") if k in last.get("seen", {})}

@@ -1,27 +1,22 @@
 """run: a method and a task, joined; the few lines between data and results."""
 
-import hashlib
-import inspect
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlprompt import memory
+from vlprompt.described import configuration, environment, plain
+from vlprompt.errors import UnknownClass
 from vlprompt.evaluate import evaluate
 from vlprompt.method import Method, backbone_of
-from vlprompt.readers import Reader
 from vlprompt.results.folder import Folder, Result, tensors_as_bytes, written
-from vlprompt.stage import Lesson, generator, named
+from vlprompt.stage import Lesson, Split, Stage, generator, named
 from vlprompt.tasks import Task
-from vlprompt.tower import Clip, Tower
 from vlprompt.train import NotFinite, State, Train, fit
 from vlprompt.vision import image_of
 
@@ -29,168 +24,166 @@ SELECTION = {"last": "last epoch", "val": "best epoch on validation images"}
 Watch = Callable[[str, int, int, str], None]
 
 
-def arguments(cls: type, value_of: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """{argument: value} of a constructor, in its order; frozen backbones are named apart and left out."""
-    found = {}
-    for name, parameter in inspect.signature(cls).parameters.items():
-        value = value_of(name, parameter.default)
-        if not isinstance(value, (Clip, Tower)) and value is not inspect.Parameter.empty:
-            found[name] = plain(value)
-    return found
-
-
-def plain(value: Any) -> Any:
-    """What YAML and JSON can hold."""
-    if isinstance(value, (Method, Reader)):
-        return describe(value)
-    if isinstance(value, tuple | list):
-        return [plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return str(value) if isinstance(value, Path) else value
-
-
-def title(cls: type) -> str:
-    """The name of a class in a configuration: its file for ours, module:Class for a stranger's."""
-    folder, _, file = cls.__module__.rpartition(".")
-    if issubclass(cls, Reader) and cls.__module__ == Reader.__module__:
-        return cls.__name__.lower()
-    return file if folder in ("vlprompt.methods", "vlprompt.tasks") else f"{cls.__module__}:{cls.__qualname__}"
-
-
-def describe(thing: Any) -> dict[str, Any]:
-    """A method or a task as configuration: its name and its constructor's arguments, stored under their names."""
-    return {"name": title(type(thing))} | arguments(type(thing), lambda name, _: getattr(thing, name))
-
-
-def key_of(config: dict[str, Any]) -> str:
-    """The hash of a configuration."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def configuration(method: Method, task: Task, train: Train, seed: int) -> dict[str, Any]:
-    """What tells a run from others; `look` is in it where one was asked for."""
-    backbone = backbone_of(method)
-    image = None if backbone is None else image_of(backbone)
-    return {
-        "backbone": "" if backbone is None else backbone.spec,
-        **({"look": plain(asdict(image.look))} if image is not None and image.asked else {}),
-        "method": describe(method),
-        "task": describe(task),
-        "train": plain(asdict(train)),
-        "seed": seed,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout that was put on the path, not installed
-        return None
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    here = Path(__file__).parents[1]
-    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    commit = found.stdout.strip() if (here / ".git").exists() and not found.returncode else None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    versions = {
-        package: _version(package) for package in ("vlprompt", "torch", "torchvision", "open_clip_torch", "timm")
-    }
-    return {
-        "python": platform.python_version(),
-        **versions,
-        "device": f"{device.type} ({name})",
-        "threads": torch.get_num_threads(),
-        "git": commit,
-    }
-
-
 def run(method: Method, task: Task, train: Train | None = None, folder: str | Path | None = None,
-        seed: int | None = None, *, save_every: float = 5.0, watch: Watch | None = None) -> Result:  # fmt: skip
+        seed: int | None = None, *, save_every: float = 5.0, watch: Watch | None = None,
+        until: int | None = None) -> Result:  # fmt: skip
     """Train and test a method on a task.
 
     train: default `Train()`. folder: where to write (None: nowhere); a folder that holds this very run is resumed, or
     its result given at once. seed: of initial values, order and views; default the task's. save_every: seconds between
-    two saved states. watch: called after each step and each batch of a test with (what, done, of how many,
-    note). Raises NotFinite for a loss that is not a number, after saving the last good state.
+    two saved states. watch: called after each step and each batch of a test with (what, done, of how many, note).
+    until: stop after so many lessons; the result is of those, says so under protocol["paused"] and is not written, and
+    the same call without `until` goes on. Raises NotFinite for a loss that is not a number, after saving the last good
+    state.
     """
     train, seed = train or Train(), task.seed if seed is None else seed
+    if until is not None and until < 1:
+        raise ValueError(f"a run can pause after 1 lesson or more, not after {until}")
     config = configuration(method, task, train, seed)
-    if folder is None:
-        return _run(method, task, train, seed, config, None, save_every, watch)
-    place = Folder(Path(folder))
+    place = None if folder is None else Folder(Path(folder))
+    one = _Run(method, task, train, seed, config, place, save_every, watch, until)
+    if place is None:
+        return one.go()
     if (result := place.done()) is not None and result.config == config:
         return result
     with place.opened(config):
-        return place.done() or _run(method, task, train, seed, config, place, save_every, watch)
+        return place.done() or one.go()
 
 
-def _run(method: Method, task: Task, train: Train, seed: int, config: dict[str, Any], place: Folder | None,
-         save_every: float, watch: Watch | None) -> Result:  # fmt: skip
-    backbone, saved = backbone_of(method), place.load() if place else None
-    image = None if backbone is None else image_of(backbone)
-    device, key = (torch.device("cpu"), "") if image is None else (image.device, image.key)
-    memory.forget(device)
-    state, told = saved or (None, {"stage": 0, "scores": [], "classes": [], "seconds": 0.0, "log": 0, "trained": 0})
-    began, trained, lessons = time.monotonic(), told["trained"], list[Lesson]()
-    scores, classes = list(told["scores"]), list(told["classes"])
-    with torch.random.fork_rng(), Log(place, told["log"]) as log:
-        for index, stage in enumerate(task.stages()):
-            lesson = stage.lesson
-            method.begin(lesson, generator(seed, "begin", index))
-            lessons.append(lesson.empty())
-            trained = max(trained, sum(p.numel() for p in method.parameters()))
-            if index < told["stage"]:
-                continue
-            resume = state if index == told["stage"] else None
+@dataclass
+class _Told:
+    """What a saved state says of the run: `stage` is where it goes on, `begun` whether that stage was being trained."""
 
-            def save(now: State, index: int = index, trained: int = trained) -> None:
-                if place is not None:
-                    spent = told["seconds"] + time.monotonic() - began
-                    log.flush()
-                    about = {"stage": index, "scores": scores, "classes": classes, "seconds": spent}
-                    place.save(now, {**about, "log": log.size, "trained": trained})
-
-            _train(method, lesson, train, seed, resume, save, save_every, log, watch)
-            method.end(lesson)
-            scores.append({})
-            classes.append({})
-            for name, test in stage.tests.items():
-                told_of = watch and (lambda done, total, name=name: watch(f"testing {name}", done, total, ""))
-                found = evaluate(method, test, micro_batch=train.micro_batch, watch=told_of)
-                scores[-1][name], classes[-1][name] = found.numbers, found.classes
-    cost = {"seconds": told["seconds"] + time.monotonic() - began, "trained_parameters": trained}
-    if backbone is not None and backbone.size:
-        cost["trained_percent"] = 100 * trained / backbone.size
-    cost["peak_memory_mb"] = memory.peak(device)
-    learned = tensors_as_bytes(method.state_dict(), _learned(key, lessons, config))
-    cost["stored_bytes"] = len(learned)
-    cuts = {setting: how for part in method.modules() for setting, how in getattr(part, "cuts", {}).items()}
-    protocol = {**task.protocol, "selection": SELECTION[train.select], "backbone_key": key, "cut": cuts}
-    if image is not None:
-        protocol |= {"transform": plain(asdict(image.look)), "cut": {**image.notes, **cuts}}
-    result = Result(config, scores, task.summary(scores), cost, environment(device), protocol, classes)
-    return result if place is None else place.finish(result, learned)
+    stage: int = 0
+    begun: bool = False
+    scores: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    classes: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    log: int = 0
+    trained: int = 0
 
 
-def _train(method: Method, lesson: Lesson, train: Train, seed: int, resume: State | None, save: Callable[[State], None],
-           save_every: float, log: "Log", watch: Watch | None) -> None:  # fmt: skip
-    last, step = time.monotonic(), None
-    try:
-        for step in fit(method, lesson, train, seed, resume):
-            log.write({"stage": lesson.index, "epoch": step.epoch, "step": step.step, "lr": step.lr, **step.terms})
-            if time.monotonic() - last >= save_every:
-                save(step.loop.state())
-                last = time.monotonic()
-            if watch:
-                watch("training", step.step, step.steps, f"loss {step.loss:.3f}  lr {step.lr:.1e}")
-        if step is not None:
-            save(step.loop.state())  # the tests may take long
-    except NotFinite:
-        if step is not None:
-            save(step.loop.state())
-        raise
+@dataclass
+class _Run:
+    method: Method
+    task: Task
+    train: Train
+    seed: int
+    config: dict[str, Any]
+    place: Folder | None
+    save_every: float
+    watch: Watch | None
+    until: int | None
+
+    def go(self) -> Result:
+        saved = self.place.load() if self.place else None
+        self.told, state = (_Told(**saved[1]), saved[0]) if saved else (_Told(), None)
+        self.began, self.spent, lessons, paused = time.monotonic(), self.told.seconds, list[Lesson](), ""
+        backbone = backbone_of(self.method)
+        memory.forget(torch.device("cpu") if backbone is None else backbone.device)
+        with torch.random.fork_rng(), Log(self.place, self.told.log) as self.log:
+            for index, stage in enumerate(self.task.stages()):
+                lessons.append(stage.lesson.empty())
+                if index < self.told.stage:  # only the shape that it gave the method
+                    self.method.begin(lessons[-1], generator(self.seed, "begin", index))
+                    continue
+                if self.until is not None and index >= self.until:
+                    paused = f"after {index} of {stage.lesson.total} lessons"
+                    break
+                self._stage(index, stage, state)
+                state = None
+        return self._result(lessons, paused)
+
+    def _stage(self, index: int, stage: Stage, state: State | None) -> None:
+        """Learn a lesson, test, and save what came of it; `state` is where a run was stopped."""
+        told, lesson, start = self.told, stage.lesson, time.monotonic()
+        scores, classes = dict[str, dict[str, float]](), dict[str, dict[str, float]]()
+        if state is not None and not told.begun:
+            self.method.load_state_dict({k.removeprefix("method/"): v for k, v in state.tensors.items()})
+            state = None
+        if stage.before:
+            self.method.begin(lesson.empty(), generator(self.seed, "begin", index))
+            scores |= self._ahead(stage.before)
+        self.method.begin(lesson, generator(self.seed, "begin", index))
+        told.trained = max(told.trained, sum(p.numel() for p in self.method.parameters()))
+        told.begun = True
+        self._learn(lesson, state)
+        self.method.end(lesson)
+        used = dict[str, list[float]]()
+        for name, test in stage.tests.items():
+            found = self._test(name, test)
+            scores |= {name: found.numbers, **{f"{name}/{k}": part for k, part in found.parts.items()}}
+            classes[name] = found.classes
+            used |= {name if k is None else f"{name}/{k}": share for k, share in found.used.items()}
+        scores |= self._ahead(stage.ahead)
+        about: dict[str, Any] = {"parameters": sum(p.numel() for p in self.method.parameters())}
+        about["bytes"] = sum(t.nbytes for t in self.method.state_dict().values())
+        about |= {"seconds": time.monotonic() - start} | ({"used": used} if used else {})
+        told.scores, told.classes, told.stages = (
+            [*told.scores, scores], [*told.classes, classes], [*told.stages, about]
+        )  # fmt: skip
+        told.stage, told.begun = index + 1, False
+        if lesson.total != index + 1:
+            self._save(State(tensors={f"method/{k}": v.detach() for k, v in self.method.state_dict().items()}))
+
+    def _learn(self, lesson: Lesson, resume: State | None) -> None:
+        last, step = time.monotonic(), None
+        try:
+            for step in fit(self.method, lesson, self.train, self.seed, resume):
+                about = {"stage": lesson.index, "epoch": step.epoch, "step": step.step, "lr": step.lr}
+                self.log.write({**about, **step.terms})
+                if time.monotonic() - last >= self.save_every:
+                    self._save(step.loop.state())
+                    last = time.monotonic()
+                if self.watch:
+                    what = "training" if lesson.total == 1 else f"lesson {lesson.index + 1}/{lesson.total}"
+                    self.watch(what, step.step, step.steps, f"loss {step.loss:.3f}  lr {step.lr:.1e}")
+            if step is not None:
+                self._save(step.loop.state())  # the tests may take long
+        except NotFinite:
+            if step is not None:
+                self._save(step.loop.state())
+            raise
+
+    def _test(self, name: str, test: Split) -> Any:
+        watch = self.watch and (lambda done, total: self.watch and self.watch(f"testing {name}", done, total, ""))
+        return evaluate(self.method, test, micro_batch=self.train.micro_batch, watch=watch)
+
+    def _ahead(self, tests: dict[str, Split]) -> dict[str, dict[str, float]]:
+        """Scores of what a method has not met yet; none of those that it can't answer."""
+        scores = {}
+        for name, test in tests.items():
+            try:
+                scores[name] = self._test(name, test).numbers
+            except UnknownClass:
+                return {}
+        return scores
+
+    def _save(self, state: State) -> None:
+        if self.place is not None:
+            self.log.flush()
+            self.told.seconds, self.told.log = self.spent + time.monotonic() - self.began, self.log.size
+            self.place.save(state, asdict(self.told))
+
+    def _result(self, lessons: list[Lesson], paused: str) -> Result:
+        told, method, backbone = self.told, self.method, backbone_of(self.method)
+        image = None if backbone is None else image_of(backbone)
+        device, key = (torch.device("cpu"), "") if image is None else (image.device, image.key)
+        cost = {"seconds": self.spent + time.monotonic() - self.began, "trained_parameters": told.trained}
+        if backbone is not None and backbone.size:
+            cost["trained_percent"] = 100 * told.trained / backbone.size
+        cost["peak_memory_mb"] = memory.peak(device)
+        learned = tensors_as_bytes(method.state_dict(), _learned(key, lessons, self.config))
+        cost["stored_bytes"] = len(learned)
+        cuts = {setting: how for part in method.modules() for setting, how in getattr(part, "cuts", {}).items()}
+        protocol = {**self.task.protocol, "selection": SELECTION[self.train.select], "backbone_key": key, "cut": cuts}
+        if image is not None:
+            protocol |= {"transform": plain(asdict(image.look)), "cut": {**image.notes, **cuts}}
+        protocol |= {"paused": paused} if paused else {}
+        result = Result(self.config, told.scores, self.task.summary(told.scores), cost, environment(device), protocol,
+                        told.classes, told.stages)  # fmt: skip
+        return result if self.place is None or paused else self.place.finish(result, learned)
 
 
 class Log:
@@ -229,4 +222,4 @@ def _learned(key: str, lessons: list[Lesson], config: dict[str, Any]) -> dict[st
     return {"config": config, "backbone_key": key, **about}
 
 
-__all__ = ["Result", "configuration", "describe", "key_of", "run"]
+__all__ = ["Log", "Result", "Watch", "run"]

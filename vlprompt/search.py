@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from vlprompt.config import build_method, build_task, layered, resolve
+from vlprompt.described import key_of
 from vlprompt.evaluate import evaluate
 from vlprompt.results.searched import Searched
-from vlprompt.runner import Watch, key_of, run
+from vlprompt.runner import Watch, run
 from vlprompt.stage import generator
 from vlprompt.tasks import Task
 from vlprompt.train import NotFinite, Train

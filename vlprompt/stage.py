@@ -1,102 +1,23 @@
-"""Values that flow from data to methods: looks, images, batches, splits, lessons and stages (names: name.py)."""
+"""Values that flow from data to methods: batches, splits, lessons and stages (images: images.py, names: name.py)."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from vlprompt.images import Images as Images
+from vlprompt.images import Item as Item
+from vlprompt.images import Look as Look
+from vlprompt.images import View as View
+from vlprompt.images import generator as generator
+from vlprompt.images import number as number
+from vlprompt.images import picked as picked
 from vlprompt.name import Name as Name
 from vlprompt.name import Names as Names
 from vlprompt.name import ids as ids
 from vlprompt.name import named as named
-
-
-def number(*key: object) -> int:
-    """A 63-bit number from any key, the same in every process: where all random streams start."""
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
-
-
-def generator(*key: object) -> torch.Generator:
-    return torch.Generator().manual_seed(number(*key))
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a tower wants its pixels: size (h, w), mean and std per channel, and how a picture is brought to that size.
-
-    resize: "shortest" (then the centre is cut out) or "squash"; interpolation: "bicubic" or "bilinear"; crop: the share
-    of the resized side that is cut out (224 of 256 is 0.875); antialias: False samples the picture at points.
-    """
-
-    size: tuple[int, int]
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    interpolation: str = "bicubic"
-    resize: str = "shortest"
-    crop: float = 1.0
-    antialias: bool = True
-
-
-@dataclass(frozen=True)
-class View:
-    """One augmented sight of an image: the kind of augmentation and the number that all its randomness comes from."""
-
-    augment: str
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An image that can be decoded: `pixels(look, view)` -> (3, h, w), `key` tells it from any other image.
-
-    name: where it stands in its dataset, the same on every machine; it goes into the hash of a split and into the seed
-    of a view. Without one it is the key.
-    """
-
-    key: str
-    pixels: Callable[[Look, View | None], Tensor]
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", self.key)
-
-
-class Images:
-    """B images that know their keys (None: drawn anew, never stored) and are decoded at most once for a look.
-
-    again: makes another view of the same images, for methods that look several times.
-    """
-
-    def __init__(
-        self,
-        decode: Callable[[Look, Sequence[int]], Tensor],
-        keys: Sequence[str | None],
-        again: "Callable[[str, int], Images] | None" = None,
-    ):
-        self.keys, self._decode, self._again = tuple(keys), decode, again
-        self._done: dict[Look, Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def pixels(self, look: Look) -> Tensor:
-        """(B, 3, h, w), normalised as the look says."""
-        if look not in self._done:
-            self._done[look] = self._decode(look, range(len(self)))
-        return self._done[look]
-
-    def view(self, augment: str, k: int) -> "Images":
-        """The k-th augmented view of each image, always the same one; ValueError where only pixels are there."""
-        if self._again is None:
-            raise ValueError("these images are pixels, so they have no other views; give them as files or pictures")
-        return self._again(augment, k)
-
-    def some(self, look: Look, places: Sequence[int]) -> Tensor:
-        """The pixels of some of them; nothing else is decoded."""
-        return self._done[look][list(places)] if look in self._done else self._decode(look, places)
 
 
 @dataclass(frozen=True)
@@ -118,27 +39,9 @@ class Batch:
         parts = []
         for begin in range(0, len(self.inputs), size):
             end = min(begin + size, len(self.inputs))
-            parts.append(replace(self, inputs=_part(self.inputs, begin, end), labels=self.labels[begin:end],
+            parts.append(replace(self, inputs=self.inputs.part(begin, end), labels=self.labels[begin:end],
                                  domains=None if self.domains is None else self.domains[begin:end]))  # fmt: skip
         return parts
-
-
-def _part(images: Images, begin: int, end: int) -> Images:
-    return Images(
-        lambda look, places: images.some(look, [begin + p for p in places]),
-        images.keys[begin:end],
-        lambda augment, k: _part(images.view(augment, k), begin, end),
-    )
-
-
-def picked(items: "Sequence[Item]", views: "Sequence[View | None]") -> Images:
-    """Images of items, each in its view (None: as it is)."""
-    keys = [item.key if v is None else f"{item.key}|{v.augment}|{v.seed}" for item, v in zip(items, views, strict=True)]
-    return Images(
-        lambda look, places: torch.stack([items[p].pixels(look, views[p]) for p in places]),
-        keys,
-        lambda augment, k: picked(items, [View(augment, number("view", k, item.name)) for item in items]),
-    )
 
 
 @dataclass(frozen=True)
@@ -172,6 +75,15 @@ class Split:
         return replace(
             kept, labels=tuple(new[label] for label in kept.labels), names=tuple(self.names[i] for i in wanted)
         )
+
+    def plus(self, more: "Split") -> "Split":
+        """The items of both, among its own names and then those that only the other has."""
+        known = ids(self.names)
+        names = (*self.names, *(n for n, i in zip(more.names, ids(more.names), strict=True) if i not in known))
+        place = {i: label for label, i in enumerate(ids(names))}
+        labels = (*self.labels, *(place[ids(more.names)[label]] for label in more.labels))
+        domains = None if self.domains is None or more.domains is None else self.domains + more.domains
+        return replace(self, items=self.items + more.items, labels=labels, names=names, domains=domains)
 
     def count(self) -> list[int]:
         """Items per class."""
@@ -239,6 +151,11 @@ class Lesson:
     index: int = 0
     total: int | None = 1
     announced: bool = True
+
+    @property
+    def seen(self) -> Split:
+        """What is trained on: the lesson's items and those that were kept."""
+        return self.train if self.memory is None else self.train.plus(self.memory)
 
     def empty(self) -> "Lesson":
         """The same without items: what a method needs to have the shape that this lesson gave it."""

@@ -51,7 +51,7 @@ def sweep(
 
 def place(runs: Path, plan: dict[str, Any]) -> Folder:
     """runs/<method>-<dataset>-<shots>shot-seed<seed>-<hash of the configuration>; only the hash tells runs apart."""
-    from vlprompt.runner import key_of
+    from vlprompt.described import key_of
 
     dataset = Path(str(plan["task"].get("dataset", plan["task"]["name"]))).name
     method = plan["method"]["name"].rpartition(":")[2]

@@ -59,5 +59,5 @@ class Transfer(FewShot):
         yield Stage(self.lesson, {**tests, **{name: data.test for name, data in self.others.items()}})
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-        found = {test: numbers["accuracy"] for test, numbers in scores[-1].items()}
+        found = {test: scores[-1][test]["accuracy"] for test in ("source", *self.others) if test in scores[-1]}
         return {**found, "average": sum(found[name] for name in self.others) / len(self.others)}

@@ -5,7 +5,6 @@ arXiv:1910.04867; searched, trained and tested as Jia et al., "Visual Prompt Tun
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -59,7 +58,7 @@ class VTAB:
         if not len(train):
             raise ValueError(f"{self.dataset} is a test only and has no training images")
         if val is not None and len(val):
-            return train, val, _joined(train, val)
+            return train, val, train.plus(val)
         return *held_out(train, HELD), train
 
     @cached_property
@@ -93,8 +92,3 @@ class VTAB:
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
         return dict(scores[-1]["test" if self.part == "final" else "val"])
-
-
-def _joined(a: Split, b: Split) -> Split:
-    domains = None if a.domains is None or b.domains is None else a.domains + b.domains
-    return replace(a, items=a.items + b.items, labels=a.labels + b.labels, domains=domains)

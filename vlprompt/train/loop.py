@@ -190,6 +190,12 @@ def check(lesson: Lesson, train: Train) -> None:
         raise ValueError("the lesson has no training images")
     if train.select == "val" and (lesson.val is None or not len(lesson.val)):
         raise ValueError("train.select=val needs validation images, and this dataset has none; use select=last")
+    if not lesson.announced and (train.epochs != 1 or train.iterations is not None):
+        how = f"epochs={train.epochs}" if train.iterations is None else f"iterations={train.iterations}"
+        raise ValueError(
+            f"a task-free stream gives each image once, in its own order, and train.{how} is something else: "
+            "say train.epochs=1 train.iterations=null train.warmup=0"
+        )
 
 
 def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: State | None = None) -> Iterator[Step]:
@@ -203,16 +209,17 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
     if not any(p.requires_grad for p in method.parameters()) or not train.epochs:
         return
     check(lesson, train)
+    seen = lesson.seen
     loop = Loop(method, lesson, train, seed)
     torch.manual_seed(number(seed, "training", lesson.index))
     if resume is not None:
         loop.load(resume)
-    steps, epochs, total = train.length(len(lesson.train))
+    steps, epochs, total = train.length(len(seen))
     while loop.cursor.step < total:
         epoch, done = loop.cursor.epoch, loop.cursor.place
-        batches = lesson.train.batches(
-            train.batch, seed=number(seed, lesson.index), epoch=epoch, views=train.views, drop_last=train.drop_last
-        )
+        batches = seen.batches(
+            train.batch, seed=number(seed, lesson.index), epoch=epoch, views=train.views, drop_last=train.drop_last,
+            shuffle=lesson.announced)  # fmt: skip
         for place, batch in enumerate(batches):
             step = epoch * steps + place
             if place < done or step >= total:

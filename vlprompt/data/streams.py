@@ -1,0 +1,93 @@
+"""Streams: which classes or domains come when, in what order images come, what is kept; pure functions of a seed."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from vlprompt.stage import Split, generator, ids, number
+
+
+def ordered(every: Sequence[str], order: str | Sequence[str], seed: int, what: str) -> list[int]:
+    """Places of classes or domains in the order asked for: "natural", "seeded", or all of them by their ids."""
+    if order == "natural":
+        return list(range(len(every)))
+    if order == "seeded":
+        return torch.randperm(len(every), generator=generator(seed, "order of the stream")).tolist()
+    if isinstance(order, str):
+        raise ValueError(f"task.order is natural, seeded or a list of {what}, not {order!r}")
+    if sorted(order) != sorted(every):
+        strange = [i for i in order if i not in every] or [i for i in every if i not in order]
+        raise ValueError(
+            f"task.order must name each of the {len(every)} {what} once; look at {strange[0]!r}"
+            if strange
+            else f"task.order names one of the {what} twice"
+        )
+    return [list(every).index(i) for i in order]
+
+
+def grouped(every: Sequence[str], stages: int | Sequence[Sequence[str]], order: Sequence[int],
+            what: str) -> list[list[int]]:  # fmt: skip
+    """Places of classes (or domains) of each stage: `stages` parts as even as they can be, or the parts named by ids.
+
+    Where it doesn't come out even the first parts have one more. ValueError for more stages than classes, an empty
+    stage, one in two stages, and an id that there is not.
+    """
+    if isinstance(stages, int):
+        if not 1 <= stages <= len(every):
+            raise ValueError(
+                f"task.stages is {stages}, but there are {len(every)} {what}: 1 to {len(every)} are possible"
+            )
+        size, more = divmod(len(every), stages)
+        sizes = [size + (k < more) for k in range(stages)]
+        return [list(order[sum(sizes[:k]) : sum(sizes[: k + 1])]) for k in range(stages)]
+    met = dict[str, int]()
+    for k, part in enumerate(stages, 1):
+        if not part:
+            raise ValueError(f"stage {k} of task.stages is empty; name its {what}, or leave the stage out")
+        for i in part:
+            if i not in every:
+                raise ValueError(f"stage {k} of task.stages names {i!r}, which is none of the {what}: {_some(every)}")
+            if i in met:
+                raise ValueError(f"task.stages has {i!r} in stage {met[i]} and in stage {k}; each comes once")
+            met[i] = k
+    return [[list(every).index(i) for i in part] for part in stages]
+
+
+def _some(every: Sequence[str]) -> str:
+    return ", ".join(every[:10]) + " ..." * (len(every) > 10)
+
+
+def blurred(groups: Sequence[int], blur: float, seed: int) -> list[int]:
+    """Places of items in the order in which they come: a bump in time for each part, one after another.
+
+    groups: the part of each item. Items of a part come at times that are normal around its middle with `blur` lengths
+    of a part as deviation (the Gaussian schedule of arXiv:2112.08654); 0 keeps the parts apart.
+    """
+    spread = torch.randn if blur else torch.rand  # without a blur the images of a part come at random within it
+    times = torch.tensor(groups) + (blur or 1) * spread(len(groups), generator=generator(seed, "blurred stream"))
+    return times.argsort(stable=True).tolist()
+
+
+def kept(lessons: Sequence[Split], most: int, seed: int) -> Split | None:
+    """What a memory of at most `most` items holds after these lessons: equally many of each class, None if nothing.
+
+    Every item has a random rank of its own, so that what is kept later was kept before or is new.
+    """
+    every: dict[str, list[tuple[int, int, int]]] = {}
+    names = {i: n for lesson in lessons for i, n in zip(ids(lesson.names), lesson.names, strict=True)}
+    for k, lesson in enumerate(lessons):
+        known = ids(lesson.names)
+        for place, (item, label) in enumerate(zip(lesson.items, lesson.labels, strict=True)):
+            every.setdefault(known[label], []).append((number(seed, "memory", item.name), k, place))
+    each = most // max(1, len(every))
+    if not each:
+        return None
+    chosen = [(k, place, i) for i, found in every.items() for _, k, place in sorted(found)[:each]]
+    places = {i: label for label, i in enumerate(every)}
+    return replace(
+        lessons[0],
+        items=tuple(lessons[k].items[place] for k, place, _ in chosen),
+        labels=tuple(places[i] for *_, i in chosen),
+        names=tuple(names[i] for i in every),
+    )

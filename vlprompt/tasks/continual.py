@@ -1,0 +1,226 @@
+"""Continual learning: the training images come lesson by lesson, and after each all that was learned is tested.
+
+Class-, domain- and task-incremental streams as van de Ven et al., Nature Machine Intelligence 2022 (arXiv:1904.07734),
+tell them apart; without boundaries as in Wang et al., CVPR 2022, arXiv:2112.08654.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal
+
+from vlprompt.data.card import Data, given, named
+from vlprompt.data.split import few_shot
+from vlprompt.data.streams import blurred, grouped, kept, ordered
+from vlprompt.metrics import of_stream
+from vlprompt.stage import Lesson, Split, Stage, ids
+from vlprompt.tasks.few_shot import split_of
+
+Kind = Literal["class_incremental", "domain_incremental", "task_incremental", "task_free"]
+METRICS = {
+    "accuracy": "mean over the tasks of the last accuracies (A_T)",
+    "overall": "share of all test images right at the end",
+    "incremental": "mean over the lessons of the share right of all test images so far",
+    "forgetting": "mean over earlier tasks of the best accuracy before the last lesson, less the last",
+    "forgetting_step": "mean over lessons of the mean loss that one lesson brought to earlier tasks",
+    "backward": "mean over earlier tasks of the last accuracy, less that just after learning",
+    "forward": "mean over later tasks of the accuracy just before learning, less that before the first lesson",
+    "learning": "mean over the tasks of the accuracy just after learning",
+    "identity": "share of test images whose answer is a class of the right task",
+    "chosen": "share of test images for which the method takes the right task's prompts",
+    "calibration_error": "expected calibration error at the end, over all test images",
+    "prompts_used": "effective number of prompts at the end, exp of the entropy of their shares",
+}
+
+
+class Continual:
+    """A dataset in lessons.
+
+    kind: class_incremental (new classes each time, answers among all so far), domain_incremental (the same classes in
+    another domain), task_incremental (new classes, answers among those of the image's task) or task_free (one pass,
+    each image once, without boundaries: classes come and go in overlapping bumps). stages: how many lessons, or the ids
+    of each one's classes (or domains); None: as the dataset has it. order: of classes or domains: "natural", "seeded"
+    or all ids. seed: of that order, of the shots, of what is kept, of the training. joint: all lessons at once, as the
+    upper bound. mask: whether training knows the classes of its lesson only (False: all so far). buffer: images of
+    earlier lessons that are kept to be trained on again, equally many of each class. blur: of a task-free stream, how
+    far the bumps reach into each other, in lengths of a part. shots: images per class and lesson's whole, None for all;
+    augment, skip_broken: as in FewShot.
+    """
+
+    def __init__(
+        self,
+        dataset: str | Data,
+        stages: int | list[list[str]] | None = None,
+        kind: Kind = "class_incremental",
+        order: str | list[str] = "natural",
+        seed: int = 1,
+        joint: bool = False,
+        mask: bool = True,
+        buffer: int = 0,
+        blur: float = 0.25,
+        shots: int | None = None,
+        augment: str | None = None,
+        skip_broken: bool = False,
+    ):
+        self.given, self.dataset, self.stages_, self.kind = dataset, named(dataset), stages, kind
+        self.order, self.seed, self.joint, self.mask, self.buffer, self.blur = order, seed, joint, mask, buffer, blur
+        self.shots, self.augment, self.skip_broken = shots, augment, skip_broken
+
+    @cached_property
+    def data(self) -> Data:
+        return given(self.given, self.augment, self.skip_broken)
+
+    @property
+    def template(self) -> str:
+        return self.data.template
+
+    @cached_property
+    def train(self) -> Split:
+        """All that is trained on, one lesson after another."""
+        whole = self.data.train
+        if not len(whole):
+            raise ValueError(f"{self.dataset} is a test only and has no training images, so there is nothing to learn")
+        return whole if self.shots is None else few_shot(whole, None, self.shots, self.seed)[0]
+
+    @cached_property
+    def groups(self) -> list[list[int]]:
+        """Labels (or numbers of domains) of each task, in the order of the stream; ValueErrors for what can't be."""
+        by_domain = self.kind == "domain_incremental"
+        what = "domains" if by_domain else "classes"
+        every = self._domains() if by_domain else list(ids(self.train.names))
+        wanted = self.stages_
+        if wanted is None:
+            wanted = len(every) if by_domain else self.train.info.get("stages")
+        if not isinstance(wanted, int | list | tuple):
+            raise ValueError(f"{self.dataset} does not say how many stages it has; say so by task.stages=5")
+        if self.buffer < 0 or self.blur < 0:
+            raise ValueError(f"task.buffer and task.blur are 0 or more, not {self.buffer} and {self.blur}")
+        if self.buffer and (self.joint or self.kind == "task_free"):
+            raise ValueError("task.buffer keeps images of earlier lessons, and here there is one lesson only")
+        order = ordered(every, self.order, self.seed, what)
+        if by_domain and isinstance(wanted, int) and wanted != len(every):
+            raise ValueError(f"task.stages is {wanted}, but {self.dataset} has the domains {', '.join(every)}")
+        groups = grouped(every, wanted, order, what)
+        place = self.train.domains if by_domain else self.train.labels
+        for k, group in enumerate(groups, 1):
+            if not any(p in group for p in set(place or ())):
+                raise ValueError(f"stage {k} ({', '.join(every[i] for i in group)}) has no training image")
+        return groups
+
+    def _domains(self) -> list[str]:
+        names = self.train.info.get("domains")
+        if self.train.domains is None or not isinstance(names, list | tuple):
+            raise ValueError(f"{self.dataset} has no domains; task.kind=domain_incremental needs data that have some")
+        found = [str(names[k]) for k in sorted(set(self.train.domains))]
+        if len(found) < 2:
+            raise ValueError(f"{self.dataset} has the domain {found[0]} only; two are the least")
+        return found
+
+    def _task_of(self, split: Split) -> list[int]:
+        """The task of each item, -1 for none."""
+        if self.kind == "domain_incremental":
+            names, every = split.info["domains"], self._domains()
+            task = {every[i]: k for k, group in enumerate(self.groups) for i in group}
+            return [task.get(str(names[d]), -1) for d in split.domains or ()]  # type: ignore[index]
+        task_of = {label: k for k, group in enumerate(self.groups) for label in group}
+        return [task_of.get(label, -1) for label in split.labels]
+
+    @property
+    def common(self) -> bool:
+        """Whether the test's domains are others than those of training, so that there is one test for all lessons."""
+        return self.kind == "domain_incremental" and max(self._task_of(self.data.test)) < 0
+
+    def _classes(self, tasks: Sequence[int]) -> list[int]:
+        """The classes of these tasks, in order."""
+        if self.kind == "domain_incremental":
+            return list(range(len(self.train.names)))
+        return [label for k in tasks for label in self.groups[k]]
+
+    def _some(self, split: Split, tasks: Sequence[int], classes: Sequence[int]) -> Split:
+        """The items of these tasks among these classes, knowing nothing of any other."""
+        of = self._task_of(split)
+        some = split.of([i for i, k in enumerate(of) if k in set(tasks)]).classes(classes)
+        return replace(some, domains=None, info={})
+
+    def lessons(self) -> Iterator[Lesson]:
+        """What is taught, one after another."""
+        total = len(self.groups)
+        if self.joint or self.kind == "task_free":
+            every = range(total)
+            whole, val = (s and self._some(s, every, self._classes(every)) for s in (self.train, self.data.val))
+            assert whole is not None
+            if self.kind == "task_free" and not self.joint:
+                tasks = [k for k in self._task_of(self.train) if k >= 0]
+                yield Lesson(whole.of(blurred(tasks, self.blur, self.seed)), val, announced=False)
+            else:
+                yield Lesson(whole, val)
+            return
+        before = list[Split]()
+        for k in range(total):
+            names = self._classes([k] if self.mask else range(k + 1))
+            train, val = (s and self._some(s, [k], names) for s in (self.train, self.data.val))
+            assert train is not None
+            yield Lesson(train, val, memory=kept(before, self.buffer, self.seed), index=k, total=total)
+            before += [train] if self.buffer else []
+
+    def _test(self, tasks: Sequence[int], classes: Sequence[int]) -> Split:
+        """The test images of these tasks; their domains are the tasks."""
+        some = self._some(self.data.test, tasks, classes)
+        of = tuple(k for k in self._task_of(self.data.test) if k in set(tasks))
+        return replace(some, domains=of, info={"domains": [str(k) for k in range(len(self.groups))]})
+
+    def _tests(self, tasks: Sequence[int]) -> dict[str, Split]:
+        if self.common:
+            return {"seen": replace(self.data.test, domains=None, info={})}
+        if self.kind == "task_incremental":
+            return {f"seen/{k}": replace(self._test([k], self._classes([k])), domains=None, info={}) for k in tasks}
+        return {"seen": self._test(tasks, self._classes(tasks))}
+
+    def _alone(self, k: int) -> Split:
+        """The test of task k just before its lesson."""
+        own = self.kind == "task_incremental"
+        return replace(self._test([k], self._classes([k] if own else range(k + 1))), domains=None, info={})
+
+    def stages(self) -> Iterator[Stage]:
+        total = len(self.groups)
+        for lesson in self.lessons():
+            alone = lesson.total == 1 or self.common
+            ahead = {} if alone or lesson.index + 1 == total else {"next": self._alone(lesson.index + 1)}
+            before = {} if alone or lesson.index else {f"start {k}": self._alone(k) for k in range(1, total)}
+            yield Stage(lesson, self._tests(range(total if lesson.total == 1 else lesson.index + 1)), ahead, before)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        every = self._domains() if self.kind == "domain_incremental" else ids(self.train.names)
+        alone = [k for k, group in enumerate(self.groups, 1) if len(group) == 1]
+        masked = (
+            self.mask and not self.joint and not self.buffer and self.kind in ("class_incremental", "task_incremental")
+        )
+        warnings = []
+        if masked and alone:
+            some = ", ".join(map(str, alone[:5])) + " ..." * (len(alone) > 5)
+            warnings.append(
+                f"stage {some}: a class alone in its lesson has a cross-entropy of zero, so it teaches nothing; "
+                "say task.mask=false, or fewer stages"
+            )
+        return {
+            "dataset": self.data.name,
+            "kind": self.kind,
+            "stages": len(self.groups),
+            "class_order": [[every[i] for i in group] for group in self.groups],
+            "train": self.train.hash(),
+            "test": self.data.test.hash(),
+            "images": len(self.train),
+            "short": self.train.info.get("short", []),
+            "classes": [str(name) for name in self.train.names],
+            "augment": self.train.augment,
+            "template": self.data.template,
+            "split": split_of(self.data),
+            "note": self.data.note,
+            "warnings": warnings,
+            "metrics": METRICS,
+        }
+
+    def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+        of = self._task_of(self.data.test)
+        return of_stream(scores, [of.count(k) for k in range(len(self.groups))])
