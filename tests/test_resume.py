@@ -68,14 +68,14 @@ def undisturbed(tmp_path_factory):
     return outcome(root)
 
 
-def killed_until_done(root, moments):
+def killed_until_done(root, moments, *more):
     """Give the command, kill -9 it once training goes, again and again; then let it end.
 
     Gives how often it was killed at work.
     """
     killed = 0
     for wait in moments:
-        process, began, limit = start(root), time.time(), time.monotonic() + 60
+        process, began, limit = start(root, *more), time.time(), time.monotonic() + 60
         while (
             process.poll() is None and time.monotonic() < limit
         ):  # not before this process has saved something to lose
@@ -87,7 +87,7 @@ def killed_until_done(root, moments):
             os.kill(process.pid, signal.SIGKILL)
             killed += 1
         process.wait()
-    process = start(root)
+    process = start(root, *more)
     assert process.wait(300) == 0, process.stdout.read()
     return killed
 

@@ -59,7 +59,9 @@ def run(
         ),
     ] = None,
     dataset: Annotated[Optional[str], typer.Option(help="The dataset, if not given as an argument.")] = None,  # noqa: UP045
-    task: Annotated[Optional[str], typer.Option(help="few_shot (default), base_to_new, transfer, vtab.")] = None,  # noqa: UP045
+    task: Annotated[
+        str | None, typer.Option(help="few_shot (default), base_to_new, transfer, vtab, continual.")
+    ] = None,
     targets: Annotated[Optional[str], typer.Option(help="Of a transfer: datasets with commas.")] = None,  # noqa: UP045
     backbone: Annotated[
         str | None,
@@ -82,6 +84,9 @@ def run(
             help="CPU threads; by default all, but one for the embedded CLIP, where more only wait for each other."
         ),
     ] = None,
+    until_task: Annotated[
+        int | None, typer.Option(min=1, help="Pause a stream after so many lessons; without it the command goes on.")
+    ] = None,
 ) -> None:
     """Train and test: every combination of methods, shots and seeds, one folder each.
 
@@ -97,7 +102,9 @@ def run(
         method, words = None, [method, *words]
     if config is not None and method and not _names_methods(method):
         method, words = None, [method, *words]  # the file names the method, the argument the dataset
-    plain = [w for w in words if "=" not in w]
+    named = [w.partition("=")[2] for w in words if w.startswith("dataset=")]
+    words = [w for w in words if not w.startswith("dataset=")]
+    plain = [w for w in words if "=" not in w] + named
     if len(plain) > 1:
         raise ValueError(f"one dataset at a time: got {', '.join(plain)}; settings are written key=value")
     settings = [f"task.targets=[{targets}]"] if targets else []
@@ -105,7 +112,7 @@ def run(
     methods = [m for m in method.split(",") if m] if method else [None]
     sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None),
           task=task, backbone=backbone, file=config, settings=settings, runs=runs, device=device,
-          save_every=save_every, threads=threads, out=out)  # fmt: skip
+          save_every=save_every, threads=threads, out=out, until=until_task)  # fmt: skip
 
 
 @app.command()

@@ -32,6 +32,7 @@ def sweep(
     save_every: float,
     threads: int | None,
     out: Console,
+    until: int | None = None,
 ) -> list[Result]:
     """Every combination, one after another; those that are done are only read.
 
@@ -42,9 +43,14 @@ def sweep(
     plans = grid(methods, shots, seeds, dataset=dataset, task=task, backbone=backbone, file=file, overrides=settings)
     found = [place(runs, plan).done() for plan in plans]
     if not all(found):
-        found = run_all(plans, found, runs, device, save_every, threads, out)
+        found = run_all(plans, found, runs, device, save_every, threads, out, until=until)
     results = [result for result in found if result is not None]
-    show_table(rows(results), out)
+    if paused := [r for r in results if "paused" in r.protocol]:
+        several = f"{len(paused)} runs" if len(paused) > 1 else "the run"
+        out.print(f"{several} paused; the same command without --until-task goes on", style="yellow")
+        results = [r for r in results if r not in paused]
+    if results or not paused:
+        show_table(rows(results), out)
     out.print(f"{len(results)} run{'s' * (len(results) != 1)} under {runs}/", style="dim")
     return results
 
@@ -55,10 +61,15 @@ def place(runs: Path, plan: dict[str, Any]) -> Folder:
 
     dataset = Path(str(plan["task"].get("dataset", plan["task"]["name"]))).name
     method = plan["method"]["name"].rpartition(":")[2]
-    shots = plan["task"].get("shots")
-    return Folder(
-        runs / f"{method}-{dataset}-{shots if shots is not None else 'all'}shot-seed{plan['seed']}-{key_of(plan)}"
-    )
+    return Folder(runs / f"{method}-{dataset}-{_size(plan['task'], '')}-seed{plan['seed']}-{key_of(plan)}")
+
+
+def _size(task: dict[str, Any], space: str = " ") -> str:
+    """How much of the data a run has: shots, or the lessons of a stream."""
+    k, stages = task.get("shots"), task.get("stages")
+    if task["name"] == "continual" and k is None:
+        return "stream" if stages is None else f"{stages if isinstance(stages, int) else len(stages)}{space}stages"
+    return f"{k if k is not None else 'all'}{space}shot" + ("s" if space and k != 1 else "")
 
 
 SMALL = (
@@ -72,10 +83,11 @@ SMALL = (
 
 def run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path, device: str | None, save_every: float,
             threads: int | None, out: Console, *, clips: dict[str, Any] | None = None,
-            failed: dict[int, Exception] | None = None) -> list[Result | None]:  # fmt: skip
+            failed: dict[int, Exception] | None = None, until: int | None = None) -> list[Result | None]:  # fmt: skip
     """The results of all plans, in place of every None of `found`; clips: backbones by name that are loaded already.
 
-    With `failed` a run that fails is written there, by its place in the plans, and the others go on; else it is raised.
+    until: after how many lessons of a stream to pause. With `failed` a run that fails is written there, by its place in
+    the plans, and the others go on; else it is raised.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -93,16 +105,16 @@ def run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path,
         for i, plan in enumerate(plans):
             if found[i] is not None:
                 continue
-            k = plan["task"].get("shots")
-            name = f"{plan['method']['name']} {k or 'all'} shot{'s' * (k != 1)}, seed {plan['seed']}"
+            name = f"{plan['method']['name']} {_size(plan['task'])}, seed {plan['seed']}"
             name = f"{_dataset(plan)}: {name}" if several else name
             bar = progress.add_task(name, total=1, note=f"loading {plan['backbone']}")
             try:
-                result = found[i] = _run_one(plan, name, clips, runs, device, save_every, threads, progress, bar)
+                result = found[i] = _run_one(plan, name, clips, runs, device, save_every, threads, until, progress, bar)
                 if cut := "; ".join(f"{k} {how}" for k, how in result.protocol["cut"].items()):
                     progress.console.print(f"{name}: {cut}", style="yellow", soft_wrap=True)
                 scores = "  ".join(f"{k} {v:.1f}" for k, v in result.summary.items())
-                told = f"{name}: {scores} [dim]({result.cost['seconds']:.1f} s)[/]"
+                paused = f"[yellow]paused {result.protocol['paused']}[/]  " if "paused" in result.protocol else ""
+                told = f"{name}: {paused}{scores} [dim]({result.cost['seconds']:.1f} s)[/]"
             except Exception as error:
                 if failed is None:
                     raise
@@ -128,7 +140,7 @@ def loaded(plan: dict[str, Any], clips: dict[str, Any], device: str | None, thre
 
 
 def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path, device: str | None, save_every: float,
-             threads: int | None, progress: Any, bar: Any) -> Result:  # fmt: skip
+             threads: int | None, until: int | None, progress: Any, bar: Any) -> Result:  # fmt: skip
     from vlprompt.config import build_method, build_task
     from vlprompt.runner import run
     from vlprompt.train import Train
@@ -138,13 +150,15 @@ def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path,
     if short := task.protocol.get("short"):
         few = f"{len(short)} classes have fewer images ({', '.join(short[:5])}); all of theirs are taken"
         progress.console.print(f"{name}: {few}", style="yellow", soft_wrap=True)
+    for warning in task.protocol.get("warnings", []):
+        progress.console.print(f"{name}: {warning}", style="yellow", soft_wrap=True)
     method = build_method(plan["method"], loaded(plan, clips, device, threads))
 
     def watch(doing: str, done: int, total: int, note: str) -> None:
         progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")
 
     where, train = place(runs, plan).path, Train(**plan["train"])
-    return run(method, task, train, where, plan["seed"], save_every=save_every, watch=watch)
+    return run(method, task, train, where, plan["seed"], save_every=save_every, watch=watch, until=until)
 
 
 def _backbone(plan: dict[str, Any], clips: dict[str, Any], device: str | None) -> Any:

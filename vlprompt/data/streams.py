@@ -81,7 +81,7 @@ def kept(lessons: Sequence[Split], most: int, seed: int) -> Split | None:
         for place, (item, label) in enumerate(zip(lesson.items, lesson.labels, strict=True)):
             every.setdefault(known[label], []).append((number(seed, "memory", item.name), k, place))
     each = most // max(1, len(every))
-    if not each:
+    if not every or not each:
         return None
     chosen = [(k, place, i) for i, found in every.items() for _, k, place in sorted(found)[:each]]
     places = {i: label for label, i in enumerate(every)}

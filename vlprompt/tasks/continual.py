@@ -83,29 +83,39 @@ class Continual:
         return whole if self.shots is None else few_shot(whole, None, self.shots, self.seed)[0]
 
     @cached_property
+    def every(self) -> list[str]:
+        """The ids of what the stream is cut into: classes, or domains that are trained on."""
+        return self._domains() if self.kind == "domain_incremental" else list(ids(self.train.names))
+
+    @cached_property
     def groups(self) -> list[list[int]]:
-        """Labels (or numbers of domains) of each task, in the order of the stream; ValueErrors for what can't be."""
-        by_domain = self.kind == "domain_incremental"
+        """Places in `every` of each task, in the order of the stream; ValueErrors for what can't be."""
+        by_domain, wanted = self.kind == "domain_incremental", self.stages_
         what = "domains" if by_domain else "classes"
-        every = self._domains() if by_domain else list(ids(self.train.names))
-        wanted = self.stages_
         if wanted is None:
-            wanted = len(every) if by_domain else self.train.info.get("stages")
+            wanted = len(self.every) if by_domain else self.train.info.get("stages")
         if not isinstance(wanted, int | list | tuple):
             raise ValueError(f"{self.dataset} does not say how many stages it has; say so by task.stages=5")
         if self.buffer < 0 or self.blur < 0:
             raise ValueError(f"task.buffer and task.blur are 0 or more, not {self.buffer} and {self.blur}")
         if self.buffer and (self.joint or self.kind == "task_free"):
             raise ValueError("task.buffer keeps images of earlier lessons, and here there is one lesson only")
-        order = ordered(every, self.order, self.seed, what)
-        if by_domain and isinstance(wanted, int) and wanted != len(every):
-            raise ValueError(f"task.stages is {wanted}, but {self.dataset} has the domains {', '.join(every)}")
-        groups = grouped(every, wanted, order, what)
-        place = self.train.domains if by_domain else self.train.labels
+        order = ordered(self.every, self.order, self.seed, what)
+        if by_domain and isinstance(wanted, int) and wanted != len(self.every):
+            raise ValueError(f"task.stages is {wanted}, but {self.dataset} has the domains {', '.join(self.every)}")
+        groups, there = grouped(self.every, wanted, order, what), set(self._places(self.train))
         for k, group in enumerate(groups, 1):
-            if not any(p in group for p in set(place or ())):
-                raise ValueError(f"stage {k} ({', '.join(every[i] for i in group)}) has no training image")
+            if not there & set(group):
+                raise ValueError(f"stage {k} ({', '.join(self.every[i] for i in group)}) has no training image")
         return groups
+
+    def _places(self, split: Split) -> Sequence[int]:
+        """The place in `every` of each item's class or domain, -1 for a domain that is not trained on."""
+        if self.kind != "domain_incremental":
+            return split.labels
+        names: Any = split.info["domains"]
+        place = {i: self.every.index(str(name)) for i, name in enumerate(names) if str(name) in self.every}
+        return [place.get(i, -1) for i in split.domains or ()]
 
     def _domains(self) -> list[str]:
         names = self.train.info.get("domains")
@@ -118,12 +128,8 @@ class Continual:
 
     def _task_of(self, split: Split) -> list[int]:
         """The task of each item, -1 for none."""
-        if self.kind == "domain_incremental":
-            names, every = split.info["domains"], self._domains()
-            task = {every[i]: k for k, group in enumerate(self.groups) for i in group}
-            return [task.get(str(names[d]), -1) for d in split.domains or ()]  # type: ignore[index]
-        task_of = {label: k for k, group in enumerate(self.groups) for label in group}
-        return [task_of.get(label, -1) for label in split.labels]
+        task = {place: k for k, group in enumerate(self.groups) for place in group}
+        return [task.get(place, -1) for place in self._places(split)]
 
     @property
     def common(self) -> bool:
@@ -191,7 +197,6 @@ class Continual:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        every = self._domains() if self.kind == "domain_incremental" else ids(self.train.names)
         alone = [k for k, group in enumerate(self.groups, 1) if len(group) == 1]
         masked = (
             self.mask and not self.joint and not self.buffer and self.kind in ("class_incremental", "task_incremental")
@@ -200,14 +205,14 @@ class Continual:
         if masked and alone:
             some = ", ".join(map(str, alone[:5])) + " ..." * (len(alone) > 5)
             warnings.append(
-                f"stage {some}: a class alone in its lesson has a cross-entropy of zero, so it teaches nothing; "
+                f"stage {some}: a class alone in its lesson has a cross-entropy of zero, so training learns nothing; "
                 "say task.mask=false, or fewer stages"
             )
         return {
             "dataset": self.data.name,
             "kind": self.kind,
             "stages": len(self.groups),
-            "class_order": [[every[i] for i in group] for group in self.groups],
+            "class_order": [[self.every[i] for i in group] for group in self.groups],
             "train": self.train.hash(),
             "test": self.data.test.hash(),
             "images": len(self.train),
