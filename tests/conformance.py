@@ -46,6 +46,11 @@ SMALL = {
     "adaptformer": {"hidden": 8, "dropout": 0.0},
     "convpass": {"hidden": 4, "dropout": 0.0},
     "lora": {"rank": 2, "sites": ["q", "k", "v", "out", "up", "down"]},
+    "l2p": {"size": 4, "length": 2, "top": 2},
+    "dualprompt": {"general": 2, "expert": 2},
+    "coda_prompt": {"size": 8, "length": 4},
+    "s_prompts": {"length": 2, "k": 2},
+    "ranpac": {"width": 100},
 }
 PLAIN = "a photo of a {name}."
 WORDS = {"init": "a photo of a", "text": "{ctx} {name}."}
@@ -214,6 +219,49 @@ def test_micro_batches_give_the_same_gradient(name, clip, lesson):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def stream(lesson, same):
+    """Two lessons: of the same classes, or of five and five others."""
+    parts = [range(10), range(10)] if same else [range(5), range(5, 10)]
+    of = lambda part, k: Lesson(lesson.train.classes(part), lesson.val.classes(part), index=k, total=2)  # noqa: E731
+    return [of(part, k) for k, part in enumerate(parts)]
+
+
+def after(name, clip, lessons, method=None):
+    method = method or make(name, clip)
+    for k, lesson in enumerate(lessons):
+        method.begin(lesson, generator("stream", k))
+        list(fit(method, lesson, Train(epochs=1, batch=7, lr=0.01, warmup=0), seed=k))
+        method.end(lesson)
+    return method
+
+
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_second_lesson(name, same, clip, lesson):
+    """It is learned, its state comes back without data, and an answer still does not depend on its batch."""
+    lessons, x = stream(lesson, same), torch.randn(6, 3, 32, 32, generator=generator("z"))
+    method, again = after(name, clip, lessons), make(name, clip)
+    again.restore(lessons, copy.deepcopy(method.state_dict()))
+    whole = logits(method, images(x, f"{name} second"), lesson.train.names)
+    assert whole.shape == (6, 10)
+    assert whole.isfinite().any(1).all()
+    assert torch.equal(whole, logits(again, images(x, f"{name} second"), lesson.train.names))
+    alone = [logits(method, images(x[i : i + 1], f"{name} second {i}"), lesson.train.names) for i in range(6)]
+    assert torch.allclose(whole, torch.cat(alone), rtol=0, atol=1e-5 * float(whole[whole.isfinite()].abs().max()))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_first_lesson_begins_anew(name, clip, lesson):
+    lessons = stream(lesson, same=False)
+    method, fresh = after(name, clip, lessons), make(name, clip)
+    for one in (method, fresh):
+        one.begin(lessons[0], generator(0))
+    mine, new = method.state_dict(), fresh.state_dict()
+    assert list(mine) == list(new)
+    assert all(torch.equal(mine[k], new[k]) for k in new)
+    assert [p.requires_grad for p in method.parameters()] == [p.requires_grad for p in fresh.parameters()]
+
+
 @pytest.mark.parametrize("name", sorted(STARTS_AS_ZERO_SHOT))
 def test_identity_at_the_start(name, clip, lesson):
     method = make(name, clip, **STARTS_AS_ZERO_SHOT[name])
@@ -238,12 +286,15 @@ def test_the_constructor_only_stores(name, clip):
 @pytest.mark.parametrize("name", EVERY)
 def test_its_recipe_runs(name, task, clip, tmp_path, pictures):
     short = ["train.epochs=1", "train.iterations=null", *([f"task.targets=[{pictures}]"] if task == "transfer" else [])]
-    short += {"tpt": ["method.views=3", "train.micro_batch=50"], "promptsrc": ["method.template=imagenet-7"]}.get(
-        name, []
-    )
+    short += {
+        "tpt": ["method.views=3", "train.micro_batch=50"],
+        "promptsrc": ["method.template=imagenet-7"],
+        "coda_prompt": ["method.size=8"],
+        "ranpac": ["method.width=100"],
+    }.get(name, [])
     [plan] = grid([name], [1], [1], dataset="digits", task=task, backbone="glyph/random", overrides=short)
     about = build_method(plan["method"], clip), build_task(plan["task"]), Train(**plan["train"]), tmp_path / "run", 1
-    knows_no_names = name == "nearest_mean" or plan["method"].get("reader", {}).get("name") == "linear"
+    knows_no_names = name in ("nearest_mean", "ranpac") or plan["method"].get("reader", {}).get("name") == "linear"
     if knows_no_names and task != "few_shot":
         with pytest.raises(ValueError, match="has no column for '"):
             run(*about)

@@ -62,6 +62,16 @@ def dense(fan_in: int, fan_out: int, generator: torch.Generator, device: torch.d
     return layer.to(device)
 
 
+def uniform(shape: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Values between low and high, drawn from a generator on the CPU."""
+    return (low + high) / 2 + (high - low) / 2 * (torch.rand(tuple(shape), generator=generator) * 2 - 1)
+
+
+def cosines(x: Tensor, y: Tensor) -> Tensor:
+    """x (B, E) and y (M, E) -> (B, M)."""
+    return Clip.unit(x) @ Clip.unit(y).T
+
+
 def hold(module: nn.Module, name: str, value: Tensor, learned: bool) -> None:
     """A tensor of the state: a parameter where it is learned, else a buffer."""
     if learned:

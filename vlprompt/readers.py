@@ -1,5 +1,6 @@
 """Readers: what comes out. They turn features into logits over the names that are asked for."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,7 +16,14 @@ from vlprompt.tower import Clip
 
 
 class Reader(nn.Module):
-    """Features (B, E) -> logits (B, C); the same life as a Method: begin, fixed, prepare, forward."""
+    """Features (B, E) -> logits (B, C); the same life as a Method: begin, fixed, prepare, forward.
+
+    The constructor only stores its arguments, under their own names.
+    """
+
+    def anew(self) -> "Reader":
+        """Another with the same settings, which has met nothing yet."""
+        return type(self)(**{name: getattr(self, name) for name in inspect.signature(type(self)).parameters})
 
     def begin(self, lesson: Lesson, generator: torch.Generator, width: int, device: torch.device) -> None:
         """Called for every lesson: create at the first, grow later."""

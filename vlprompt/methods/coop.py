@@ -46,11 +46,9 @@ class CoOp(Method):
             return
         known = self.ids if lesson.index else ()
         new = [i for i in ids(lesson.train.names) if i not in known] if self.own else [""]
-        contexts = [self.clip.text.context(self.n_ctx, self.init, generator) for _ in new]
-        old = [self.ctx.detach()] if self.own and known else []
-        self.ctx = nn.Parameter(
-            torch.cat([*old, torch.stack(contexts)]) if self.own else contexts[0]
-        )  # (P, D) or (C, P, D)
+        old = [*self.ctx.detach()] if known else []
+        contexts = [*old, *(self.clip.text.context(self.n_ctx, self.init, generator) for _ in new)]
+        self.ctx = nn.Parameter(torch.stack(contexts) if self.own else contexts[0])  # (P, D) or (C, P, D)
         self.ids = (*known, *new) if self.own else ()
 
     def fixed(self, names: Names) -> tuple[list[str], Tensor | None]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.method import OnTower
-from vlprompt.parts import MAPS, dense, shifts
+from vlprompt.parts import MAPS, dense, shifts, uniform
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
 from vlprompt.vision import VisionTower
@@ -51,7 +51,7 @@ class VPT(OnTower):
         sites, dim = self.tower.sites("patch"), self.project or self.tower.dim
         bound = math.sqrt(6 / (sites["patch"][0] + dim))  # Xavier's, of the patch map
         shape = (self.tower.depth if self.deep else 1, 1, self.n_tokens, dim)
-        self.tokens = nn.Parameter(((torch.rand(shape, generator=generator) * 2 - 1) * bound).to(self.tower.device))
+        self.tokens = nn.Parameter(uniform(shape, -bound, bound, generator).to(self.tower.device))
         if self.project is not None:
             self.map = dense(dim, self.tower.dim, generator, self.tower.device)
             self.map.weight.data.copy_(torch.randn(self.map.weight.shape, generator=generator))
