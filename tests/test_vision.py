@@ -462,9 +462,9 @@ def test_sites_that_cannot_be_folded_are_said_before_training(tower, method):
 
 def test_what_is_kept_stays_of_use_when_there_is_not_room_for_all():
     """Epoch after epoch in one order: what went at random leaves some, where the oldest would leave nothing."""
-    from vlprompt.backbones.kept import Kept
+    from vlprompt.backbones.kept import EACH, Kept
 
-    kept, hits = Kept(most=20 * 4), 0
+    kept, hits = Kept(most=20 * (4 + EACH)), 0
     for _ in range(20):
         for i in range(30):
             if kept.get(str(i)) is None:
@@ -472,7 +472,7 @@ def test_what_is_kept_stays_of_use_when_there_is_not_room_for_all():
             else:
                 hits += 1
     assert len(kept) == 20
-    assert kept.bytes == 80
+    assert kept.bytes == 20 * (4 + EACH)
     assert hits > 20 * 30 * 0.3
 
 

@@ -5,6 +5,7 @@ from random import Random
 from torch import Tensor
 
 MOST = 2**31  # bytes
+EACH = 700  # bytes of a key and of what a small tensor is besides its numbers, as measured
 
 
 class Kept:
@@ -24,8 +25,8 @@ class Kept:
         """Of a key that it has not."""
         self._tensors[key] = tensor
         self._order.append(key)
-        self.bytes += tensor.nbytes
+        self.bytes += tensor.nbytes + EACH
         while self.bytes > self.most and len(self._order) > 1:
             i = self._chance.randrange(len(self._order) - 1)
             self._order[i], self._order[-1] = self._order[-1], self._order[i]
-            self.bytes -= self._tensors.pop(self._order.pop()).nbytes
+            self.bytes -= self._tensors.pop(self._order.pop()).nbytes + EACH
