@@ -100,8 +100,8 @@ class Method(nn.Module):
         return [g[0] if len(g) == 1 else torch.stack(g).sum(0) for g in zip(*grads.values(), strict=True)]
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimizer."""
-        return [{"params": list(self.parameters())}]
+        """Parameter groups for the optimizer, without what is frozen: it may have a gradient from an earlier lesson."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """After each epoch (averaging over epochs, for example); what it keeps are buffers."""
@@ -169,10 +169,9 @@ class OnTower(Method):
 
     def groups(self) -> list[dict[str, Any]]:
         """All parameters; no weight decay on vectors (biases, shifts, scales, norms), as the field has it."""
-        vectors = {"params": [p for p in self.parameters() if p.ndim < 2], "weight_decay": 0.0}
-        return [
-            group for group in ({"params": [p for p in self.parameters() if p.ndim > 1]}, vectors) if group["params"]
-        ]
+        trained = [p for p in self.parameters() if p.requires_grad]
+        vectors = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}
+        return [group for group in ({"params": [p for p in trained if p.ndim > 1]}, vectors) if group["params"]]
 
 
 class Around(Method):

@@ -72,7 +72,8 @@ class DualPrompt(OnTower):
                 f"in the prompt form tokens replace each other, so method.general={self.general} and "
                 f"method.expert={self.expert} must be equal, or one of them 0"
             )
-        if len({*self.general_layers, *self.expert_layers}) < len(self.general_layers + self.expert_layers):
+        named = self.general_layers * bool(self.general) + self.expert_layers * bool(self.expert)
+        if len(set(named)) < len(named):
             raise ValueError("a layer is named twice in method.general_layers and method.expert_layers: once is enough")
         if self.general or self.expert:
             self.tower.sites("patch")  # a tower without blocks says so

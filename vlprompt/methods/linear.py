@@ -5,7 +5,9 @@ feature. By default it is logistic regression solved exactly by L-BFGS (scikit-l
 searched on validation images, as in the paper's appendix A.3. Sites: none.
 
 Differs from the paper in: the search is over 13 values of C, a half decade apart, and the smaller of equally good ones
-is taken; solver="fit" trains the head by the shared loop instead, as VPT's "linear" row does.
+is taken; solver="fit" trains the head by the shared loop instead, as VPT's "linear" row does. In a stream "lbfgs"
+solves the columns of a lesson's classes on its images alone, anew where they were met before; "fit" goes on from what
+it has, over the names that the task asks for, the lesson's (a masked head) or all seen so far.
 
 Expected: below zero-shot CLIP at 1 and 2 shots on most sets, above it from 8 (Figure 6 of the paper).
 """
@@ -62,6 +64,11 @@ class Linear(OnTower):
         from sklearn.linear_model import LogisticRegression
 
         x, y = self._features(lesson.train)
+        if len(set(y)) < 2:
+            raise ValueError(
+                "logistic regression tells classes apart, but this lesson has one alone "
+                f"({lesson.train.names[y[0]]!r}): set method.solver=fit, or fewer stages"
+            )
         solve = lambda c: LogisticRegression(C=c, max_iter=2000).fit(x, y)  # noqa: E731
         if self.penalty is not None or lesson.val is None or not len(lesson.val):
             best = solve(self.penalty or 1.0)

@@ -52,6 +52,8 @@ class SPrompts(OnTower):
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.at_least(length=0, k=1)
+        if lesson.memory is not None and len(lesson.memory):
+            raise ValueError("S-Prompts learns each lesson apart and rehearses nothing: leave task.buffer at 0")
         if self.length:
             self.tower.sites("patch")  # a tower without blocks says so
         if not lesson.index:
