@@ -14,6 +14,7 @@ from rich.table import Table
 from vlprompt.errors import nearest
 from vlprompt.results.folder import Result
 from vlprompt.results.ours import Ours
+from vlprompt.results.protocols import Notes
 from vlprompt.results.published import Pair, compare
 from vlprompt.results.reference import Published, Reference, read_reference
 
@@ -67,26 +68,6 @@ def paper(ours: Ours, theirs: Published) -> dict[str, Any] | str:
         ]
     except ValueError as error:
         return f"the paper's recipe does not reach here: {error}"
-
-
-class Notes:
-    """Footnotes: each text has one mark, in the order of their first use."""
-
-    def __init__(self, letters: bool):
-        self.texts, self.letters = list[str](), letters
-
-    def mark(self, text: str) -> str:
-        if text not in self.texts:
-            self.texts.append(text)
-        return self._sign(self.texts.index(text))
-
-    def _sign(self, i: int) -> str:
-        if not self.letters:
-            return str(i + 1)
-        return ("" if i < 26 else self._sign(i // 26 - 1)) + chr(ord("a") + i % 26)
-
-    def lines(self) -> list[str]:
-        return [f"{self._sign(i)}: {text}" for i, text in enumerate(self.texts)]
 
 
 def blocks(pairs: Sequence[Pair]) -> list[tuple[str, list[list[str]], list[str]]]:

@@ -124,7 +124,8 @@ def table(
     from vlprompt import against as other
     from vlprompt import sweep as sweeps
     from vlprompt.results.folder import read_all, write
-    from vlprompt.results.table import render, rows
+    from vlprompt.results.forms import render
+    from vlprompt.results.table import rows
 
     if against is not None:
         other.check(against)

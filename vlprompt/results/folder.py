@@ -74,7 +74,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 class Result:
     """What a run came to: scores per stage and test, their summary, cost, environment and protocol.
 
-    classes: the accuracy of each class by its id, per stage and test. Percent, seconds, bytes.
+    classes: the accuracy of each class by its id, per stage and test. stages: after each lesson its parameters, bytes,
+    seconds, and how much each prompt was used. Percent, seconds, bytes.
     """
 
     config: dict[str, Any]
@@ -84,6 +85,7 @@ class Result:
     environment: dict[str, Any]
     protocol: dict[str, Any]
     classes: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
     folder: str | None = None
 
 
