@@ -139,14 +139,14 @@ def facts(runs: Sequence[Result]) -> Facts:
 
 def differing(rows: Sequence[Facts]) -> list[str]:
     """For each row of a table what its protocol has otherwise than most; empty where nothing. Unknown is no other."""
-    usual: dict[tuple[str, str], tuple[str, int]] = {}
+    usual: dict[tuple[str, str], str] = {}
     for key in dict.fromkeys(k for row in rows for k in row):
         counts = Counter(json.dumps(row[key]) for row in rows if key in row)
-        usual[key] = counts.most_common(1)[0]
+        usual[key] = "false" if key[0] == JOINT and "false" in counts else counts.most_common(1)[0][0]
     found = []
     for row in rows:
-        parts = [_differs(key[0], value, json.loads(usual[key][0])) for key, value in row.items()
-                 if json.dumps(value) != usual[key][0]]  # fmt: skip
+        parts = [_differs(key[0], value, json.loads(usual[key])) for key, value in row.items()
+                 if json.dumps(value) != usual[key]]  # fmt: skip
         found.append("; ".join(dict.fromkeys(parts)))
     return found
 

@@ -1,0 +1,214 @@
+"""What comes of streams: tables that say where protocols differ, plots, and our numbers beside the published ones."""
+
+import csv
+import json
+
+import matplotlib as mpl
+import pytest
+
+from vlprompt.results.folder import Folder, Result, read_all
+from vlprompt.results.protocols import differing
+from vlprompt.results.table import grids, rows, union
+
+mpl.use("Agg")
+HALF = {"size": [32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+ACCURACY = "mean over lessons of the accuracy after the last"
+
+
+def stream(method="l2p", seed=1, lessons=3, last=60.0, pool=None, **changes):
+    """A result in the format of a stream: after lesson t, lesson i is at last + 10 (T - 1 - t) + i + seed."""
+    joint = changes.get("joint", False)
+    stages = 1 if joint else lessons
+    at = [[last + 10.0 * (stages - 1 - t) + i + seed for i in range(t + 1)] for t in range(stages)]
+    task = {"name": "continual", "dataset": "digits", "stages": lessons, "kind": "class_incremental",
+            "order": "natural", "seed": seed, "joint": False, "mask": True, "buffer": 0, "blur": 0.25, "shots": None,
+            "augment": None, "skip_broken": False}  # fmt: skip
+    order = [list(range(10))] if joint else [[2 * i, 2 * i + 1] for i in range(lessons)]
+    protocol = {"dataset": "digits", "kind": task["kind"], "stages": stages, "class_order": order, "train": "t",
+                "test": "h", "augment": "none", "split": "literature", "transform": HALF, "backbone_key": "w",
+                "metrics": {"accuracy": ACCURACY}, "selection": "last epoch"}  # fmt: skip
+    config = {"backbone": "glyph-vit", "method": {"name": method}, "task": task, "train": {"lr": 0.1}, "seed": seed}
+    for key, value in changes.items():
+        part = task if key in task else protocol if key in protocol else config if key in config else config["method"]
+        part[key] = value
+    scores = [{"seen": {"accuracy": sum(row) / len(row)}} | {f"seen/{i}": {"accuracy": a} for i, a in enumerate(row)}
+              for row in at]  # fmt: skip
+    summary = {"accuracy": sum(at[-1]) / stages, "overall": sum(at[-1]) / stages}
+    if stages > 1:
+        summary |= {"forgetting": sum(max(at[t][i] for t in range(i, stages)) - at[-1][i]
+                                      for i in range(stages - 1)) / (stages - 1)}  # fmt: skip
+    told = [{"parameters": 100 * (t + 1), "bytes": 400 * (t + 1), "seconds": 1.5} for t in range(stages)]
+    if pool:
+        summary["prompts_used"] = 2.0
+        for t, stage in enumerate(told):
+            stage["used"] = {"seen": [1 / pool] * pool}
+            stage["used"] |= {f"seen/{i}": [float(k == i % pool) for k in range(pool)] for i in range(t + 1)}
+    cost = {"seconds": 2.0, "trained_parameters": 300, "trained_percent": 0.5, "peak_memory_mb": 900.0,
+            "stored_bytes": 1200}  # fmt: skip
+    return Result(config, scores, summary, cost, {}, protocol, [], told)
+
+
+def keep(root, *results):
+    """As runs leave them on the disk."""
+    for result in results:
+        folder = Folder(root / f"run{len(list(root.glob('run*')))}")
+        with folder.opened(result.config):
+            folder.finish(result, b"")
+    return read_all(root)[0]
+
+
+def seeds(method="l2p", **changes):
+    return [stream(method, seed, **changes) for seed in (1, 2, 3)]
+
+
+def one_grid(results):
+    [grid] = grids(rows(results))
+    return grid, {line[0]: dict(zip(grid.head, line, strict=True)) for line in grid.lines}
+
+
+def test_means_over_seeds(tmp_path):
+    found = keep(tmp_path, *seeds(pool=4), *seeds("linear", last=50.0), *seeds("zero_shot", last=30.0))
+    grid, cells = one_grid(found)
+    assert grid.title == "continual on digits, class-incremental, 3 stages, glyph-vit"
+    assert grid.head == ["method", "accuracy", "overall", "forgetting", "prompts used", "n", "trained", "%", "s", "MB"]
+    assert [line[0] for line in grid.lines] == ["zero_shot", "l2p", "linear"]
+    assert cells["l2p"]["accuracy"] == "63.0±0.8"  # seeds 62, 63, 64: the root of 2/3
+    assert cells["linear"]["accuracy"] == "53.0±0.8"
+    assert cells["l2p"]["forgetting"] == "15.0±0.0"  # 20 for the first lesson, 10 for the second
+    assert (cells["l2p"]["prompts used"], cells["linear"]["prompts used"]) == ("2.0±0.0", "")
+    assert not grid.notes
+    assert found[0].stages[2]["parameters"] == 300
+
+
+def test_columns_of_all_rows_in_their_order():
+    assert union([["a", "d"], ["a", "b", "c", "d", "e"], ["b", "x"]]) == ["a", "b", "x", "c", "d", "e"]
+    assert union([[], ["b"], ["a", "b"]]) == ["a", "b"]
+
+
+def test_one_table_per_kind_and_number_of_stages():
+    every = [stream(), stream(lessons=5), stream(kind="task_incremental"), stream(dataset="glyphs"), stream(shots=4)]
+    titles = [g.title for g in grids(rows(every))]
+    assert titles == [
+        "continual on digits, class-incremental, 3 stages, glyph-vit",
+        "continual on digits, class-incremental, 5 stages, glyph-vit",
+        "continual on digits, task-incremental, 3 stages, glyph-vit",
+        "continual on glyphs, class-incremental, 3 stages, glyph-vit",
+    ]
+    grid = grids(rows(every))[0]
+    assert grid.head[:3] == ["method", "protocol", "shots"]
+    assert [line[:3] for line in grid.lines] == [["l2p", "", "all"], ["l2p", "a", "4"]]
+    assert grid.notes == ("a: task.shots=4 (others all)",)
+
+
+@pytest.mark.parametrize("told", [3, [[0, 1], [2, 3], [4, 5]], None])  # None: by the card, as the others
+def test_joint_training_stands_beside_its_stream(told):
+    results = [*seeds(), *seeds(joint=True, last=90.0), stream("linear", joint=True)]
+    for r in results:
+        r.config["task"]["stages"] = told
+    grid, cells = one_grid(results)
+    assert "3 stages" in grid.title
+    assert cells["l2p (joint training)"]["accuracy"] == "92.0±0.8"
+    assert cells["l2p (joint training)"]["forgetting"] == ""
+    assert "linear (joint training)" in cells  # also where no other row of the method tells it apart
+    assert [line[1] for line in grid.lines] == ["", "a", "a"]
+    assert grid.notes == ("a: task.joint=true",)
+
+
+DIFFERENT = {
+    "mask": ({"mask": False}, "task.mask=false"),
+    "buffer": ({"buffer": 50}, "task.buffer=50 (others 0)"),
+    "order": ({"order": "seeded"}, "task.order=seeded (others natural)"),
+    "test": ({"test": "g"}, "test images g (others h)"),
+    "augment": ({"augment": "crop"}, "task.augment"),
+    "split": ({"split": "own"}, "split own (others literature)"),
+    "weights": ({"backbone_key": "v"}, "weights v (others w)"),
+    "metrics": ({"metrics": {"accuracy": "mean over stages"}}, f"metric accuracy mean over stages (others {ACCURACY})"),
+    "look": (
+        {"transform": HALF | {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}},
+        "look.mean=0.0 (others 0.5); look.std=1.0 (others 0.5)",
+    ),
+    "classes": (
+        {"class_order": [[5, 4], [1, 0], [3, 2]]},
+        "class order 5 4 | 1 0 | 3 2 (others 0 1 | 2 3 | 4 5)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_a_protocol_that_differs_gets_a_letter(case):
+    changes, told = DIFFERENT[case]
+    if case == "augment":  # what was done, not what was asked for
+        odd = stream("odd")
+        odd.protocol["augment"], told = "crop", "augment crop (others none)"
+    else:
+        odd = stream("odd", **changes)
+    grid, cells = one_grid([stream("a"), stream("b"), odd])
+    assert {name: line["protocol"] for name, line in cells.items()} == {"a": "", "b": "", "odd": "a"}
+    assert grid.notes == (f"a: {told}",)
+
+
+def test_what_is_no_other_protocol():
+    """Another backbone's look, orders that a seed draws, and what an older run does not say."""
+    other = stream("other", backbone="timm:x", backbone_key="x", transform=HALF | {"size": [224, 224]})
+    old = stream("old")
+    del old.protocol["metrics"], old.protocol["transform"]
+    assert not one_grid([stream("a"), stream("b"), other, old])[0].notes
+    orders = {1: [[0, 1], [2, 3]], 2: [[3, 1], [0, 2]]}
+    drawn = [stream(m, s, lessons=2, order="seeded", class_order=orders[s]) for m in ("a", "b", "c") for s in orders]
+    grid, _ = one_grid(drawn)
+    assert not grid.notes
+    assert [line[0] for line in grid.lines] == ["a", "b", "c"]  # a row has seeds of several orders
+    drawn[-1].protocol["class_order"] = orders[1]  # the same setting and seed, and yet another order
+    assert one_grid(drawn)[0].notes == ("a: class order 0 1 | 2 3 (others 3 1 | 0 2)",)
+
+
+def test_what_is_too_long_to_print_is_other_all_the_same():
+    long = [[i] for i in range(100)]
+    assert differing([{("class order", ""): order} for order in (long, long, long[:-2] + long[:-3:-1])]) == [
+        "", "", "another class order"]  # fmt: skip
+
+
+def test_rows_of_one_method_are_told_apart_in_words():
+    grid, cells = one_grid([*seeds(), *seeds(mask=False), *seeds(pull=0.5)])
+    assert list(cells) == ["l2p", "l2p (no mask)", "l2p (pull=0.5)"]
+    assert [line["protocol"] for line in cells.values()] == ["", "a", ""]
+
+
+def test_several_letters_in_every_form(type_all, tmp_path, monkeypatch):
+    zero = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    keep(tmp_path / "runs", *seeds(pool=4), *seeds("coda", transform=HALF | zero), *seeds("linear"),
+         *seeds("linear", mask=False))  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "80")
+    code, _, text = type_all("table", "runs", "--markdown", "t.md", "--csv", "t.csv", "--json", "t.json")
+    assert code == 0
+    notes = ["a: look.mean=0.0 (others 0.5); look.std=1.0 (others 0.5)", "b: task.mask=false"]
+    lines = [line.strip() for line in text.splitlines()]
+    assert [line for line in lines if line in notes] == notes
+    table = lines[: lines.index(notes[0])]
+    assert max(map(len, table)) <= 80
+    assert any(line.split()[:3] == ["coda", "a", "63.0±0.8"] for line in table)
+    assert any(line.startswith("linear (no mask)") and line.split()[3:5] == ["b", "63.0±0.8"] for line in table)
+    markdown = (tmp_path / "t.md").read_text()
+    assert "| linear (no mask) | b | 63.0±0.8 |" in markdown
+    assert markdown.endswith("\n\n- " + "\n- ".join(notes) + "\n")
+    with (tmp_path / "t.csv").open() as file:
+        flat = list(csv.DictReader(file))
+    assert [(r["method"], r["protocol"], r["differs"]) for r in flat] == [
+        ("coda", "a", notes[0][3:]), ("l2p", "", ""), ("linear", "", ""), ("linear", "b", notes[1][3:])]  # fmt: skip
+    assert "runs" not in flat[0]
+    row = json.loads((tmp_path / "t.json").read_text())[1]
+    assert (row["kind"], row["stages"], row["accuracy"]) == ("class_incremental", 3, pytest.approx(63.0))
+    assert [r["seed"] for r in row["runs"]] == [1, 2, 3]
+    assert row["runs"][0]["matrix"] == [[81.0], [71.0, 72.0], [61.0, 62.0, 63.0]]
+    assert row["runs"][0]["seen"] == [81.0, 71.5, 62.0]
+    assert row["runs"][0]["class_order"] == [[0, 1], [2, 3], [4, 5]]
+    assert [s["parameters"] for s in row["runs"][0]["stages"]] == [100, 200, 300]
+
+
+def test_a_narrow_terminal_leaves_out_columns_and_says_which(type_all, tmp_path, monkeypatch):
+    keep(tmp_path / "runs", *seeds(pool=4))
+    for columns, out in ((60, "n, trained, %, s, MB"), (30, "forgetting, prompts used, n, trained, %, s, MB")):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        text = type_all("table", "runs")[1]
+        assert f"({out}: in a wider terminal, or by --markdown)" in text
+        assert "63.0±0.8" in text
