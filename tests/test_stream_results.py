@@ -8,6 +8,7 @@ import pytest
 
 from vlprompt.results.folder import Folder, Result, read_all
 from vlprompt.results.protocols import differing
+from vlprompt.results.stream_plot import draw, matrices, over_stages, prompts
 from vlprompt.results.table import grids, rows, union
 
 mpl.use("Agg")
@@ -169,7 +170,7 @@ def test_what_is_too_long_to_print_is_other_all_the_same():
 
 
 def test_rows_of_one_method_are_told_apart_in_words():
-    grid, cells = one_grid([*seeds(), *seeds(mask=False), *seeds(pull=0.5)])
+    _, cells = one_grid([*seeds(), *seeds(mask=False), *seeds(pull=0.5)])
     assert list(cells) == ["l2p", "l2p (no mask)", "l2p (pull=0.5)"]
     assert [line["protocol"] for line in cells.values()] == ["", "a", ""]
 
@@ -212,3 +213,76 @@ def test_a_narrow_terminal_leaves_out_columns_and_says_which(type_all, tmp_path,
         text = type_all("table", "runs")[1]
         assert f"({out}: in a wider terminal, or by --markdown)" in text
         assert "63.0±0.8" in text
+
+
+def few_shot(seed=1):
+    cost = {"seconds": 1.0, "trained_parameters": 10, "peak_memory_mb": 5.0}
+    config = {"backbone": "glyph", "method": {"name": "coop"}, "train": {}, "seed": seed,
+              "task": {"name": "few_shot", "dataset": "digits", "shots": 4, "seed": seed}}  # fmt: skip
+    return Result(config, [], {"accuracy": 90.0 + seed}, cost, {}, {"test": "h"})
+
+
+def test_accuracy_over_lessons():
+    every = [*seeds(), *seeds("zero_shot", last=30.0), *seeds("linear", joint=True, last=90.0), *seeds(lessons=5)]
+    figure = over_stages(rows(every))
+    assert [a.get_title() for a in figure.axes] == [
+        f"digits, class-incremental, {t} stages: mean and spread over 3 seeds" for t in (3, 5)]  # fmt: skip
+    axis = figure.axes[0]
+    [bars] = axis.containers
+    line, _, [spread] = bars.lines
+    assert line.get_xdata().tolist() == [1, 2, 3]
+    assert line.get_ydata().tolist() == pytest.approx([82.0, 72.5, 63.0])  # of what was seen: 80, 70.5, 61 + the seed
+    assert spread.get_segments()[2][:, 1].tolist() == pytest.approx([63 - (2 / 3) ** 0.5, 63 + (2 / 3) ** 0.5])
+    dashed = {one.get_label(): list(one.get_ydata()) for one in axis.lines if one.get_linestyle() == "--"}
+    assert dashed == {"linear (joint training)": [92.0, 92.0], "zero_shot": pytest.approx([52.0, 42.5, 33.0])}
+    told = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert sorted(told) == ["l2p", "linear (joint training)", "zero_shot"]
+    assert axis.get_xticks().tolist() == [1, 2, 3]
+
+
+def test_the_accuracy_matrix():
+    figure = matrices(rows([*seeds(), *seeds("dual"), *seeds("linear", joint=True), *seeds("long", lessons=11)]))
+    panels = [a for a in figure.axes if a.images and a.get_xlabel()]
+    assert [a.get_title().split("\n")[0] for a in panels] == ["dual", "l2p", "long"]  # joint training has none
+    cells = panels[1].images[0].get_array()
+    assert cells[2].tolist() == pytest.approx([62.0, 63.0, 64.0])
+    assert [int(line.mask.sum()) for line in cells] == [2, 1, 0]  # the upper triangle is empty
+    assert [t.get_text() for t in panels[1].texts] == ["82", "72", "73", "62", "63", "64"]
+    assert not panels[2].texts  # 11 lessons have no room for numbers
+    assert panels[1].images[0].get_clim() == (0, 100)
+
+
+def test_the_use_of_prompts_is_of_one_seed():
+    figure = prompts(rows([*seeds(pool=4), stream("nearest_mean")]))
+    [panel] = [a for a in figure.axes if a.get_xlabel()]
+    assert panel.get_title() == "l2p, seed 1"
+    assert panel.images[0].get_array().tolist() == [[100, 0, 0, 0], [0, 100, 0, 0], [0, 0, 100, 0]]
+    assert panel.get_xlabel() == "prompt"
+
+
+def test_plot_draws_what_there_is(type_in, tmp_path):
+    keep(tmp_path / "runs", *seeds(pool=4), *seeds("linear"))
+    code, text = type_in("plot", "runs")
+    assert (code, text) == (0, "wrote runs/stages.png wrote runs/matrix.png wrote runs/prompts.png")
+    assert all((tmp_path / "runs" / f"{n}.png").read_bytes()[:4] == b"\x89PNG" for n in ("stages", "matrix", "prompts"))
+    assert type_in("plot", "runs", "--picture", "my.png")[1].startswith("wrote my.png wrote runs/matrix.png")
+    keep(tmp_path / "both", *seeds("linear"), few_shot())
+    assert type_in("plot", "both", "--picture", "my.png")[1] == (
+        "wrote my.png wrote both/stages.png wrote both/matrix.png"
+    )
+
+
+@pytest.mark.parametrize(
+    ("results", "told"),
+    [
+        ([], "there are no few-shot runs to plot"),
+        ([stream(joint=True)], "there are no streams of two lessons or more to plot"),
+    ],
+)
+def test_nothing_to_plot_is_told(tmp_path, results, told):
+    with pytest.raises(ValueError, match=told):
+        draw(results, tmp_path)
+    for figure, missing in ((matrices, "no accuracy matrix"), (prompts, "no run here has a pool")):
+        with pytest.raises(ValueError, match=missing):
+            figure(rows(results))
+    assert not list(tmp_path.iterdir())

@@ -105,7 +105,7 @@ def rows(results: Sequence[Result]) -> list[Row]:
             memory=cost["peak_memory_mb"],
             kind=kind,
             stages=stages,
-            runs=tuple(members),
+            runs=tuple(sorted(members, key=lambda r: r.config["seed"])),
         )
         found.append(row)
     order = {"zero_shot": -1}
