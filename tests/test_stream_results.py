@@ -5,9 +5,14 @@ import json
 
 import matplotlib as mpl
 import pytest
+import yaml
 
+from vlprompt import against
+from vlprompt.config import configs_folder
 from vlprompt.results.folder import Folder, Result, read_all
 from vlprompt.results.protocols import differing
+from vlprompt.results.published import compare
+from vlprompt.results.reference import read_reference
 from vlprompt.results.stream_plot import draw, matrices, over_stages, prompts
 from vlprompt.results.table import grids, rows, union
 
@@ -286,3 +291,147 @@ def test_nothing_to_plot_is_told(tmp_path, results, told):
         with pytest.raises(ValueError, match=missing):
             figure(rows(results))
     assert not list(tmp_path.iterdir())
+
+
+KNOWN = against.reference()
+STREAMS = [e for e in KNOWN.entries if e.task == "continual"]
+RAW = {"mean": [0.0] * 3, "std": [1.0] * 3}
+NPZ, IN21K = (f"timm:vit_base_patch16_224/{tag}" for tag in ("orig_in21k", "augreg_in21k"))
+GOOD = {"dataset": "cifar100", "lessons": 10, "transform": RAW, "backbone": NPZ}
+
+
+def set_beside(*results):
+    """Pairs, by a recipe that our settings always agree with."""
+    for r in results:
+        r.config["train"]["precision"] = "fp32"
+    return compare(results, KNOWN, lambda ours, theirs: ours.config)[0]
+
+
+def reasons(title, *results):
+    [found] = {p.reasons for p in set_beside(*results) if p.theirs.title == title}
+    return found
+
+
+def test_published_streams_have_their_protocol():
+    assert {e.dataset for e in STREAMS} == {
+        "cifar100", "imagenet_r_stream", "cub200", "core50", "domainnet", "five_datasets", "cddb"}  # fmt: skip
+    paper = {e.method: e for e in STREAMS if e.dataset == "cifar100" and e.title in ("L2P", "DualPrompt", "CODA-P")
+             and e.protocol["kind"] == "class_incremental"}  # fmt: skip
+    assert paper["l2p"].numbers == {"accuracy": 83.83, "forgetting": 7.63}
+    assert paper["l2p"].spread == {"accuracy": 0.04, "forgetting": 0.30}
+    assert paper["dualprompt"].numbers == {"accuracy": 86.51, "forgetting": 5.16}
+    assert paper["coda_prompt"].numbers == {"accuracy": 86.25, "forgetting_step": 1.67}  # it defines another one
+    assert [e.numbers for e in STREAMS if e.dataset == "core50" and e.method == "l2p"] == [
+        {"overall": 78.33}, {"overall": 81.07}, {"overall": 82.15}]  # fmt: skip
+    assert all(any("vote" in d for d in e.protocol["defects"]) for e in STREAMS if e.method == "l2p"
+               and e.dataset in ("five_datasets", "imagenet_r_stream"))  # fmt: skip
+
+
+def test_our_number_of_the_same_definition_is_compared():
+    some = [stream("coda_prompt", s, **GOOD | {"backbone": IN21K}) for s in (1, 2, 3)]
+    for i, r in enumerate(some):
+        r.summary["forgetting_step"] = 2.0 + i
+    found = {p.number: p for p in set_beside(*some)}
+    assert set(found) == {"accuracy", "forgetting_step"}
+    assert found["forgetting_step"].mine.mean == 3.0
+    assert found["forgetting_step"].difference == pytest.approx(3.0 - 1.67)
+    assert found["accuracy"].difference == pytest.approx(66.5 - 86.25)
+
+
+def test_what_agrees_can_be_compared():
+    good = GOOD | {"backbone": IN21K, "order": "seeded"}
+    assert reasons("nearest class mean by RanPAC's authors", stream("nearest_mean", **good)) == ()
+    assert reasons("nearest class mean by RanPAC's authors", stream("nearest_mean", mask=False, **good)) == ()
+
+
+REASONS = {
+    "weights": ({"backbone": IN21K}, f"backbone {IN21K}, theirs {NPZ}"),
+    "stages": ({"lessons": 5}, "5 stages, theirs 10"),
+    "order": ({"order": "seeded"}, "order seeded, theirs natural"),
+    "given order": ({"order": [1, 0]}, "order 1, 0, theirs natural"),
+    "mask": ({"mask": False}, "answers in training are all classes seen, theirs the lesson's classes"),
+    "shots": ({"shots": 4}, "4 shots, theirs all"),
+    "split": ({"split": "own"}, "split not the literature's"),
+    "normalisation": (
+        {"transform": HALF}, "pixels normalised with mean 0.5 0.5 0.5, std 0.5 0.5 0.5; theirs with mean 0, std 1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_every_difference_from_a_published_protocol_is_a_reason(case):
+    changes, told = REASONS[case]
+    always = {f"theirs: {d}" for e in STREAMS if e.title == "L2P, PyTorch port" for d in e.protocol["defects"]}
+    assert set(reasons("L2P, PyTorch port", stream(**GOOD))) == always
+    assert set(reasons("L2P, PyTorch port", stream(**GOOD | changes))) == always | {told}
+
+
+def test_defects_of_theirs_and_what_they_do_not_tell():
+    dual = reasons("DualPrompt, PyTorch port", stream("dualprompt", **GOOD))
+    assert dual == (
+        "theirs: the prompts are chosen by a vote over each test batch, which holds one lesson only",
+        "theirs: keys and values of the prompts are mixed up by a reshape",
+    )
+    esn = reasons("ESN", stream("esn", **GOOD))
+    assert "not told of theirs: order, normalisation, mask, which accuracy, which forgetting" in esn
+
+
+def test_only_streams_of_one_kind_are_set_side_by_side():
+    core = {"dataset": "core50", "kind": "domain_incremental", "lessons": 8}
+    for more, theirs in (({}, 78.33), ({"buffer": 100}, 81.07), ({"joint": True}, 82.15)):
+        assert {p.published for p in set_beside(stream(**core | more))} == {theirs}
+    assert not set_beside(stream(**core | {"kind": "class_incremental"}))
+    stages = {t: {p.published for p in set_beside(stream("coda_prompt", dataset="imagenet_r_stream", lessons=t))}
+              for t in (5, 10, 20)}  # fmt: skip
+    assert stages == {5: {76.51}, 10: {75.45}, 20: {72.37}}
+    assert {p.published for p in set_beside(stream("coda_prompt", dataset="imagenet_r_stream", lessons=4))} == {
+        76.51, 75.45, 72.37}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"weights": "x"}, "a protocol has no 'weights'"),
+        ({"kind": "online"}, "protocol.kind is 'online'; the choices are"),
+        ({"accuracy": "mean"}, "protocol.accuracy is 'mean'"),
+        ({"joint": None}, "protocol.joint is None"),
+        ({"mask": 1}, "protocol.mask is 1"),
+        ({"stages": 0}, "protocol.stages is 0"),
+        ({"order": [1]}, r"protocol.order is \[1\]"),
+        ({"normalisation": [0.5]}, r"protocol.normalisation is \[0.5\]"),
+        ({"defects": "none"}, "protocol.defects is 'none'"),
+        (None, "the protocol does not say 'accuracy'"),
+    ],
+)
+def test_a_broken_protocol_is_told(tmp_path, change, told):
+    held = yaml.safe_load((configs_folder() / "reference" / "streams.yaml").read_text())
+    held["published"] = held["published"][:1]
+    held["protocol"] = {} if change is None else held["protocol"]
+    held["published"][0]["protocol"] |= change or {}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(held))
+    with pytest.raises(ValueError, match=told):
+        read_reference(tmp_path)
+
+
+def test_other_tasks_have_no_protocol(tmp_path):
+    held = yaml.safe_load((configs_folder() / "reference" / "few_shot.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(held | {"protocol": {"stages": 5}}))
+    with pytest.raises(ValueError, match="only numbers of the task continual have a protocol"):
+        read_reference(tmp_path)
+
+
+def test_streams_against_published(type_in, tmp_path):
+    results = [stream("l2p", s, **GOOD) for s in (1, 2, 3)] + [stream("zero_shot", **GOOD)]
+    for r in results:
+        r.config["train"]["precision"] = "fp32"
+    keep(tmp_path / "runs", *results)
+    code, text = type_in("table", "runs", "--against", "published", "--json", "j.json", "--markdown", "m.md")
+    assert code == 0
+    assert f"continual with {NPZ}, against published" in text
+    assert "cifar100 (10 stages) l2p all accuracy 66.5±0.8 83.83±0.04 -17.3 [1]" in text
+    assert "nothing published for: zero_shot (continual on cifar100)" in text
+    row = json.loads((tmp_path / "j.json").read_text())[0]
+    assert (row["number"], row["published"], row["comparable"]) == ("accuracy", 83.83, False)
+    assert row["difference"] == pytest.approx(66.5 - 83.83)
+    assert any(reason.startswith("theirs: the prompts are chosen by a vote") for reason in row["reasons"])
+    assert "arXiv:2112.08654" in (tmp_path / "m.md").read_text()
