@@ -14,6 +14,7 @@ from rich.table import Table
 from vlprompt.errors import nearest
 from vlprompt.results.folder import Result
 from vlprompt.results.ours import Ours
+from vlprompt.results.protocols import Notes
 from vlprompt.results.published import Pair, compare
 from vlprompt.results.reference import Published, Reference, read_reference
 
@@ -55,7 +56,7 @@ def paper(ours: Ours, theirs: Published) -> dict[str, Any] | str:
     from vlprompt.config import grid, recipes
 
     task, method, shots, _ = ours.key
-    backbone = f"open_clip:{theirs.backbone}"
+    backbone = theirs.backbone if ":" in theirs.backbone else f"open_clip:{theirs.backbone}"
     if ours.trained and not recipes(task, method, backbone):
         return f"no recipe of the paper in configs/{task}/{method}.yaml to compare the settings with"
     settings = [f"method.{key}={json.dumps(value)}" for key, value in theirs.arguments.items()]
@@ -67,26 +68,6 @@ def paper(ours: Ours, theirs: Published) -> dict[str, Any] | str:
         ]
     except ValueError as error:
         return f"the paper's recipe does not reach here: {error}"
-
-
-class Notes:
-    """Footnotes: each text has one mark, in the order of their first use."""
-
-    def __init__(self, letters: bool):
-        self.texts, self.letters = list[str](), letters
-
-    def mark(self, text: str) -> str:
-        if text not in self.texts:
-            self.texts.append(text)
-        return self._sign(self.texts.index(text))
-
-    def _sign(self, i: int) -> str:
-        if not self.letters:
-            return str(i + 1)
-        return ("" if i < 26 else self._sign(i // 26 - 1)) + chr(ord("a") + i % 26)
-
-    def lines(self) -> list[str]:
-        return [f"{self._sign(i)}: {text}" for i, text in enumerate(self.texts)]
 
 
 def blocks(pairs: Sequence[Pair]) -> list[tuple[str, list[list[str]], list[str]]]:
@@ -101,10 +82,18 @@ def blocks(pairs: Sequence[Pair]) -> list[tuple[str, list[list[str]], list[str]]
             marks = " ".join(sorted(reasons.mark(reason) for reason in p.reasons))
             cells = [str(p.mine), f"{'~' * (p.theirs.tolerance > 0)}{p.published:.2f}{_spread(p)}"]
             cells += [f"{p.difference:+.1f}", f"[{sources.mark(said)}]", marks]
-            lines.append([p.ours.dataset, method, "all" if shots is None else str(shots), p.number, *cells])
+            lines.append([_where(p.ours), method, "all" if shots is None else str(shots), p.number, *cells])
         notes = [f"source {line}" for line in sources.lines()]
         made.append((f"{key[0]} with {key[1]}, against published", lines, notes + reasons.lines()))
     return made
+
+
+def _where(ours: Ours) -> str:
+    """The dataset, and of a stream in how many stages."""
+    if ours.config["task"].get("joint"):
+        return f"{ours.dataset} (joint)"
+    stages = sorted({p["stages"] for p in ours.protocols if "stages" in p})
+    return ours.dataset + (f" ({'-'.join(map(str, stages))} stages)" if stages else "")
 
 
 def _spread(pair: Pair) -> str:

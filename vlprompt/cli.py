@@ -131,7 +131,8 @@ def table(
     from vlprompt import against as other
     from vlprompt import sweep as sweeps
     from vlprompt.results.folder import read_all, write
-    from vlprompt.results.table import render, rows
+    from vlprompt.results.forms import render
+    from vlprompt.results.table import rows
 
     if against is not None:
         other.check(against)
@@ -154,14 +155,16 @@ def table(
 @app.command()
 def plot(
     runs: Runs = Path("runs"),
-    picture: Annotated[Path | None, typer.Option("--picture", help="The PNG to write; default RUNS/shots.png.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="The first PNG: of shots, else of stages; default in RUNS.")
+    ] = None,
 ) -> None:
-    """Draw accuracy over shots of all finished runs in a folder."""
+    """Draw all finished runs: accuracy over shots (shots.png); of streams stages.png, matrix.png, prompts.png."""
     from vlprompt.results.folder import read_all
-    from vlprompt.results.plot import over_shots
-    from vlprompt.results.table import rows
+    from vlprompt.results.stream_plot import draw
 
-    out.print(f"wrote {over_shots(rows(read_all(runs)[0]), picture or runs / 'shots.png')}")
+    for path in draw(read_all(runs)[0], runs, picture):
+        out.print(f"wrote {path}")
 
 
 @app.command()

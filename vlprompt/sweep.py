@@ -191,13 +191,20 @@ def show_table(found: Sequence[Row], out: Console) -> None:
 
 
 def show_grids(found: Sequence[Grid], out: Console) -> None:
-    """Tables on the terminal, without the columns of cost where it is too narrow."""
+    """Tables on the terminal with their footnotes, without the columns that may be left out where it is too narrow."""
     for grid in found:
-        shown, narrow = _table(grid, len(grid.head)), _table(grid, len(grid.head) - grid.cost)
-        fits = out.measure(shown, options=out.options.update(max_width=1000)).maximum <= out.width
-        out.print(shown if fits else narrow, soft_wrap=not fits)
-        if not fits:
-            out.print(f"({', '.join(grid.head[-grid.cost :])}: in a wider terminal, or by --markdown)", style="dim")
+        whole = len(grid.head)
+        shown = [whole, *range(whole - grid.cost, whole - grid.cost - grid.spare - 1, -1)]
+        fits = next((k for k in shown if _width(_table(grid, k), out) <= out.width), shown[-1])
+        out.print(_table(grid, fits), soft_wrap=fits < whole)
+        for note in grid.notes:
+            out.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+        if fits < whole:
+            out.print(f"({', '.join(grid.head[fits:])}: in a wider terminal, or by --markdown)", style="dim")
+
+
+def _width(table: Table, out: Console) -> int:
+    return out.measure(table, options=out.options.update(max_width=1000)).maximum
 
 
 def scored(results: Sequence[Result], name: str | None = None) -> dict[str, list[Score]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.results.folder import Result
-from vlprompt.results.table import Cell, Grid, as_data, markdown
+from vlprompt.results.forms import as_data, markdown
+from vlprompt.results.table import Cell, Grid
 
 Groups = Mapping[str, Sequence[str]]  # group -> datasets
 TASK = "vtab"

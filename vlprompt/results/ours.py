@@ -52,7 +52,7 @@ def cells(by_seed: dict[int, dict[str, float]]) -> dict[str, Cell]:
     """Mean and spread over seeds; the harmonic mean is that of the mean base and the mean new."""
     found = {}
     for name in next(iter(by_seed.values())):
-        values = [numbers[name] for numbers in by_seed.values()]
+        values = [numbers[name] for numbers in by_seed.values() if name in numbers]
         found[name] = Cell(statistics.fmean(values), statistics.pstdev(values), len(values))
     if {"base", "new", "harmonic"} <= set(found):
         found["harmonic"] = replace(found["harmonic"], mean=harmonic_mean(found["base"].mean, found["new"].mean))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlprompt.results.protocols import STREAM
 from vlprompt.results.table import MAIN, Row
 
 DASHES, MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # where there are more lines than colours
@@ -20,7 +21,7 @@ def over_shots(found: Sequence[Row], path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    some = [r for r in found if MAIN.get(r.task) == "accuracy" and r.shots]
+    some = [r for r in found if MAIN.get(r.task) == "accuracy" and r.task != STREAM and r.shots]
     if not some:
         raise ValueError(
             "there are no few-shot runs to plot; `vlprompt run coop digits --shots 1,2,4,8,16 --seed 1,2,3` makes some"

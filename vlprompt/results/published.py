@@ -13,7 +13,9 @@ from typing import Any
 
 from vlprompt.results.folder import Result
 from vlprompt.results.ours import Ours, cells, gathered
+from vlprompt.results.protocols import STREAM
 from vlprompt.results.reference import Published, Reference
+from vlprompt.results.streams import SETTINGS, counterparts, different
 from vlprompt.results.table import Cell
 
 Recipe = Callable[[Ours, Published], dict[str, Any] | str]  # the paper's configuration, or why there is none
@@ -88,6 +90,7 @@ def _counterparts(ours: Ours, entries: Sequence[Published]) -> list[Published]:
     found = [e for e in entries if (e.task, e.dataset, e.method) == (task, ours.dataset, method)]
     found = [e for e in found if all(ours.config["method"].get(k) == v for k, v in e.arguments.items())]
     found = [e for e in found if _shots_agree(shots, e)] or found
+    found = counterparts(ours, found) if task == STREAM else found
     return [e for e in found if _family(backbone) == _family(e.backbone)] or found
 
 
@@ -147,11 +150,13 @@ def _of_protocol(ours: Ours, theirs: Published) -> Iterator[str]:
     chosen = {str(p.get("selection", "not known")) for p in ours.protocols}
     if theirs.selection is not None and chosen != {theirs.selection}:
         yield f"model chosen by {' and '.join(sorted(chosen))}, theirs by {theirs.selection}"
+    if theirs.task == STREAM:
+        yield from different(ours, theirs)
 
 
 def _differences(ours: Ours, paper: dict[str, Any]) -> list[str]:
     """Settings of the method, the task and, where something is trained, of training that are not the paper's."""
-    free = {"task": FREE, "train": SAME, "method": set[str]()}
+    free = {"task": FREE | (SETTINGS if ours.key[0] == STREAM else set()), "train": SAME, "method": set[str]()}
     found = []
     for section in ("method", "task", "train") if ours.trained else ("method", "task"):
         mine, other = (_flat(c[section]) for c in (ours.config, paper))

@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlprompt.results.protocols import STREAM
+from vlprompt.results.streams import checked, renamed
+
 ABOUT = {"method", "title", "backbone", "shots", "precision", "selection", "seeds", "source", "note", "tolerance"}
-ABOUT |= {"arguments"}
+ABOUT |= {"arguments", "protocol"}
 ROWS = {"rows", "averages", "harmonic_differs"}
 FILE = {"task", "numbers", "targets", "eleven", "sources", "published"} | ABOUT
 
@@ -27,7 +30,8 @@ class Published:
     shots: images per class, "any" where nothing is trained, "all" for every training image. precision, selection: how
     it was run (None: not known). arguments: those of the method that tell its variants apart. spread: standard
     deviations by number, where known. targets: what "average" of a transfer is over. tolerance: of numbers that were
-    read off a plot. harmonic_differs: the harmonic mean is printed so, but is not that of base and new.
+    read off a plot. harmonic_differs: the harmonic mean is printed so, but is not that of base and new. protocol: of a
+    stream, as `streams.checked` has it; its numbers bear the names of ours.
     """
 
     task: str
@@ -47,6 +51,7 @@ class Published:
     targets: tuple[str, ...] = ()
     harmonic_differs: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def _entries(held: dict[str, Any], about: dict[str, Any], path: Path) -> Iterato
         raise ValueError(f"{where}: the key {min(missing)!r} is missing")
     if told["source"] not in held["sources"]:
         raise ValueError(f"{where}: there is no source {told['source']!r}; there are {', '.join(held['sources'])}")
+    told["protocol"] = checked({**held.get("protocol", {}), **about.get("protocol", {})}, held["task"] == STREAM, where)
     origin, shots = Origin(**held["sources"][told.pop("source")]), told.pop("shots")
     rows = [(dataset, shots, row) for dataset, row in about.get("rows", {}).items()]
     rows += [("average", k, row) for k, row in about.get("averages", {}).items()]
@@ -95,9 +101,9 @@ def _entries(held: dict[str, Any], about: dict[str, Any], path: Path) -> Iterato
             task=held["task"],
             dataset=dataset,
             shots=k,
-            numbers=numbers,
+            numbers=renamed(numbers, told["protocol"]),
             origin=origin,
-            spread=spread,
+            spread=renamed(spread, told["protocol"]),
             targets=tuple(held.get("targets", ())),
             harmonic_differs=dataset in about.get("harmonic_differs", ()),
             **told,

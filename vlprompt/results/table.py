@@ -1,8 +1,5 @@
-"""Tables over runs: mean and spread over seeds, to the terminal, Markdown, CSV and JSON."""
+"""Tables over runs: mean and spread over seeds."""
 
-import csv
-import io
-import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -11,11 +8,13 @@ from typing import Any
 
 from vlprompt.metrics import harmonic_mean
 from vlprompt.results.folder import Result
+from vlprompt.results.protocols import STREAM, Notes, differing, facts, same, table_of, variants
 
 MAIN = {
     "few_shot": "accuracy",
     "base_to_new": "harmonic",
     "transfer": "average",
+    STREAM: "accuracy",
 }  # the number that a task is judged by; others: the first of the summary
 UNITS = (
     "percent, mean±standard deviation over n seeds; %: trained of the backbone's parameters; s: seconds a run, "
@@ -52,6 +51,14 @@ class Row:
     stored: float | None  # bytes of what was learned
     seconds: float
     memory: float
+    kind: str  # of a stream, as class_incremental
+    stages: int | None  # of a stream
+    runs: tuple[Result, ...]
+
+    @property
+    def table(self) -> tuple[str, str, str, int | None]:
+        """Rows of one table agree in this."""
+        return self.task, self.dataset, self.kind, self.stages
 
     def flat(self) -> dict[str, Any]:
         """One level, for CSV and JSON."""
@@ -59,70 +66,24 @@ class Row:
             f"{k}{end}": value for k, c in self.numbers.items() for end, value in (("", c.mean), ("_sd", c.spread))
         }
         about = {k: getattr(self, k) for k in ("task", "dataset", "backbone", "method", "variant", "shots")}
+        about |= {"kind": self.kind, "stages": self.stages} if self.task == STREAM else {}
         cost = {"trained_parameters": self.trained, "trained_percent": self.percent, "stored_bytes": self.stored}
         cost |= {"seconds": self.seconds, "peak_memory_mb": self.memory}
         return about | {"n": len(self.seeds)} | scores | cost
 
 
-def _same(result: Result) -> str:
-    """What runs that differ only by their seed have in common, the test images included."""
-    config = json.loads(json.dumps(result.config))
-    config.pop("seed")
-    config["task"].pop("seed", None)
-    return json.dumps([config, result.protocol.get("test")], sort_keys=True)
-
-
-def _settings(result: Result) -> dict[str, Any]:
-    """All settings in which two rows may differ."""
-    found = {f"{s}.{k}": v for s in ("method", "task", "train") for k, v in result.config[s].items()
-             if k not in ("name", "seed", "dataset", "shots")}  # fmt: skip
-    found |= {f"look.{k}": v for k, v in result.protocol.get("transform", {}).items()}
-    return found | {"images.test": result.protocol.get("test")}
-
-
-def _variants(results: Sequence[Result]) -> dict[str, str]:
-    """For each configuration, what tells it from others of its method: the method's settings, and more where needed."""
-    families: dict[tuple[str, ...], dict[str, tuple[str, dict[str, Any]]]] = {}
-    for r in results:
-        c = r.config
-        family = c["method"]["name"], c["backbone"], c["task"]["name"], str(c["task"].get("dataset"))
-        families.setdefault(family, {})[_same(r)] = str(c["task"].get("shots")), _settings(r)
-    found = {}
-    for members in families.values():
-        keys = sorted({k for _, told in members.values() for k in told})
-        differ = [k for k in keys if len({json.dumps(told.get(k)) for _, told in members.values()}) > 1]
-        for sections in (("method",), ("method", "task"), ("method", "task", "train", "look", "images")):
-            chosen = [k for k in differ if k.partition(".")[0] in sections]
-            if len({(shots, *(json.dumps(t.get(k)) for k in chosen)) for shots, t in members.values()}) == len(members):
-                break
-        for same, (_, told) in members.items():
-            found[same] = ", ".join(
-                f"{k.partition('.')[2]}={_short(told.get(k), [t.get(k) for _, t in members.values()])}"
-                for k in chosen
-                if told.get(k) is not None
-            )
-    return found
-
-
-def _short(value: Any, every: Sequence[Any]) -> str:
-    """A value among others: letters of a list in a row, settings of a reader or method by their name if that tells."""
-    if isinstance(value, dict) and "name" in value:
-        same_name = {json.dumps(v) for v in every if isinstance(v, dict) and v.get("name") == value["name"]}
-        return value["name"] if len(same_name) == 1 else str(value)
-    return "".join(map(str, value)) if isinstance(value, list) and all(len(str(v)) == 1 for v in value) else str(value)
-
-
 def rows(results: Sequence[Result]) -> list[Row]:
     """One row per configuration, over its seeds; the harmonic mean is that of the mean base and the mean new."""
-    variants, groups = _variants(results), {}
+    told, groups = variants(results), {}
     for result in results:
-        groups.setdefault(_same(result), []).append(result)
+        groups.setdefault(same(result), []).append(result)
     found = []
-    for same, members in groups.items():
+    for key, members in groups.items():
         config = members[0].config
+        task, dataset, kind, stages = table_of(members[0], results)
         numbers = {}
-        for name in members[0].summary:
-            values = [r.summary[name] for r in members]
+        for name in union([list(r.summary) for r in members]):
+            values = [r.summary[name] for r in members if name in r.summary]
             numbers[name] = Cell(statistics.fmean(values), statistics.pstdev(values), len(values))
         if {"base", "new", "harmonic"} <= set(numbers):
             mean = harmonic_mean(numbers["base"].mean, numbers["new"].mean)
@@ -131,10 +92,10 @@ def rows(results: Sequence[Result]) -> list[Row]:
         row = Row(
             method=config["method"]["name"],
             backbone=config["backbone"],
-            dataset=str(config["task"].get("dataset")),
-            task=config["task"]["name"],
+            dataset=dataset,
+            task=task,
             shots=config["task"].get("shots"),
-            variant=variants[same],
+            variant=told[key],
             seeds=tuple(sorted(r.config["seed"] for r in members)),
             numbers=numbers,
             trained=int(members[0].cost["trained_parameters"]),
@@ -142,50 +103,93 @@ def rows(results: Sequence[Result]) -> list[Row]:
             stored=members[0].cost.get("stored_bytes"),
             seconds=cost["seconds"],
             memory=cost["peak_memory_mb"],
+            kind=kind,
+            stages=stages,
+            runs=tuple(sorted(members, key=lambda r: r.config["seed"])),
         )
         found.append(row)
     order = {"zero_shot": -1}
     return sorted(
-        found, key=lambda r: (r.task, r.dataset, order.get(r.method, 0), r.backbone, r.method, r.variant, r.shots or 0)
-    )
+        found,
+        key=lambda r: (r.task, r.dataset, r.kind, r.stages or 0, order.get(r.method, 0), r.backbone, r.method,
+                       r.variant, r.shots or 0),
+    )  # fmt: skip
+
+
+def union(lists: Sequence[list[str]]) -> list[str]:
+    """The names of all lists; one that only some have stands behind the name that it follows there."""
+    found = list[str]()
+    for names in lists:
+        place = 0
+        for name in names:
+            if name not in found:
+                found.insert(place, name)
+            place = found.index(name) + 1
+    return found
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table ready to be shown.
+    """A table ready to be shown, and its footnotes.
 
-    The last `cost` columns say what it took and may be left out where there is no room.
+    The last `cost` columns say what it took and may be left out where there is no room, then the `spare` before them.
     """
 
     title: str
     head: list[str]
     lines: list[list[str]]
     cost: int
+    spare: int = 0
+    notes: tuple[str, ...] = ()
 
 
 COST = ["n", "trained", "%", "s", "MB"]  # seeds, trained parameters, their share, seconds, the process's peak memory
 
 
 def grids(found: Sequence[Row]) -> list[Grid]:
-    """One per task and dataset. Where several numbers of shots were run, they are the columns."""
+    """One per task and dataset, and kind and length of a stream. Several numbers of few shots are the columns."""
     made = []
-    for task, dataset in dict.fromkeys((r.task, r.dataset) for r in found):
-        some = [r for r in found if (r.task, r.dataset) == (task, dataset)]
+    for key in dict.fromkeys(r.table for r in found):
+        some = [r for r in found if r.table == key]
+        (task, dataset, kind, stages), stream = key, key[0] == STREAM
         usual = Counter(r.backbone for r in some).most_common(1)[0][0]
-        main, shots = MAIN.get(task, next(iter(some[0].numbers))), sorted({r.shots for r in some}, key=_many)
-        by_shots = main == "accuracy" and len(shots) > 1
+        names = union([list(r.numbers) for r in some])
+        main, shots = MAIN.get(task, names[0]), sorted({r.shots for r in some}, key=_many)
+        by_shots = main == "accuracy" and len(shots) > 1 and not stream
+        told, notes = marked(some)
         lines = []
         for name in dict.fromkeys(_label(r, usual) for r in some):
             mine = {r.shots: r for r in some if _label(r, usual) == name}
+            letter = [" ".join(dict.fromkeys(told[id(r)] for r in mine.values() if told[id(r)]))] if notes else []
             if by_shots:
                 cells = [str(mine[k].numbers[main]) if k in mine else "" for k in shots]
-                lines.append([name, *cells, *_cost([*mine.values()])])
-            else:
-                lines += [[name, str(k or "all"), *map(str, r.numbers.values()), *_cost([r])] for k, r in mine.items()]
-        numbers = [_told(k) for k in shots] if by_shots else ["shots", *(n.replace("_", " ") for n in some[0].numbers)]
+                lines.append([name, *letter, *cells, *_cost([*mine.values()])])
+                continue
+            for k, r in mine.items():
+                cells = [str(r.numbers[n]) if n in r.numbers else "" for n in names]
+                lines.append(
+                    [name, *([told[id(r)]] if notes else []), *_how_many(stream, shots, k), *cells, *_cost([r])]
+                )
+        head = [_told(k) for k in shots] if by_shots else [n.replace("_", " ") for n in names]
+        head = [
+            "method",
+            *(["protocol"] if notes else []),
+            *([] if by_shots else _how_many(stream, shots, "shots")),
+            *head,
+        ]
         title = f"{task} on {dataset}, {usual}" + (f": {main}" if by_shots else "")
-        made.append(Grid(title, ["method", *numbers, *COST], lines, len(COST)))
+        if stream:
+            long = "" if stages is None else f" {stages} stage{'s' * (stages != 1)},"
+            title = f"{task} on {dataset}, {kind.replace('_', '-')},{long} {usual}"
+        made.append(Grid(title, [*head, *COST], lines, len(COST), len(names) - 1 if stream else 0, tuple(notes)))
     return made
+
+
+def marked(some: Sequence[Row]) -> tuple[dict[int, str], list[str]]:
+    """The letter of each row of a table, by its id, whose protocol is not that of most; what the letters mean."""
+    notes = Notes(letters=True)
+    texts = differing([facts(r.runs) for r in some])
+    return {id(r): notes.mark(text) if text else "" for r, text in zip(some, texts, strict=True)}, notes.lines()
 
 
 def _many(shots: int | None) -> float:
@@ -194,6 +198,11 @@ def _many(shots: int | None) -> float:
 
 def _told(shots: int | None) -> str:
     return "all" if shots is None else f"{shots} shot{'s' * (shots != 1)}"
+
+
+def _how_many(stream: bool, shots: Sequence[int | None], k: int | str | None) -> list[str]:
+    """The cell of the column "shots", which a stream that shows all images has not."""
+    return [] if stream and shots == [None] else [str(k or "all")]
 
 
 def _label(row: Row, usual: str) -> str:
@@ -208,27 +217,3 @@ def _cost(some: Sequence[Row]) -> list[str]:
     most = max(some, key=lambda r: r.trained)
     share = "" if most.percent is None else f"{most.percent:.2g}" if most.percent < 1 else f"{most.percent:.1f}"
     return [n, f"{most.trained:,}", share, f"{seconds:.1f}", f"{memory:.0f}"]
-
-
-def render(found: Sequence[Row], form: str) -> str:
-    """As "markdown", "csv" or "json"."""
-    return markdown(grids(found), UNITS) if form == "markdown" else as_data([row.flat() for row in found], form)
-
-
-def markdown(found: Sequence[Grid], units: str) -> str:
-    parts = []
-    for grid in found:
-        lines = [grid.head, ["---", *["---:"] * (len(grid.head) - 1)], *grid.lines]
-        parts.append(f"**{grid.title}** ({units})\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def as_data(flat: Sequence[dict[str, Any]], form: str) -> str:
-    """Every number as "csv" or "json"."""
-    if form == "json":
-        return json.dumps(flat, indent=1) + "\n"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(k for row in flat for k in row)))
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
