@@ -2,7 +2,10 @@
 
 import csv
 import functools
+import hashlib
+import http.server
 import itertools
+import threading
 import types
 from collections import Counter
 
@@ -19,6 +22,7 @@ from miniatures import (
     five_datasets,
     letters,
     mnist,
+    pack,
     renditions,
     small_jpegs,
 )
@@ -297,6 +301,22 @@ def test_cifar100_as_torchvision_reads_it(root, monkeypatch, type_in):
     (root / "cifar-100-python" / "test").write_bytes(b"broken")
     with pytest.raises(OSError, match="torchvision:CIFAR100 is not under"):
         open_data("cifar100")
+
+
+def test_cifar100_is_fetched(tmp_path, root, monkeypatch, type_in):
+    from torchvision.datasets import CIFAR100
+
+    pack(tmp_path / "cifar-100-python.tar.gz", [(cifar100(tmp_path, monkeypatch), "cifar-100-python")], "")
+    served = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), served)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(CIFAR100, "url", f"http://127.0.0.1:{server.server_port}/cifar-100-python.tar.gz")
+    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5((tmp_path / CIFAR100.filename).read_bytes()).hexdigest())
+    text = type_in("data", "prepare", "cifar100", "--download")[1]
+    server.shutdown()
+    server.server_close()
+    assert "cifar100: train 400, val 100, test 200; 100 classes" in text
+    assert (root / "cifar-100-python" / "meta").is_file()
 
 
 def test_a_card_of_a_hub_that_counts_other_classes(mine, root):

@@ -70,7 +70,7 @@ def labels_of(path: Path, classes: int | None = None) -> dict[str, int]:
             raise ValueError(f'{where} is {line!r}; a line is "path label", the label a whole number from 0')
         if classes is not None and int(label) >= classes:
             raise ValueError(f"{where} has the label {label}; the card has the labels 0 to {classes - 1}")
-        if Path(image).is_absolute() or ".." in Path(image).parts:
+        if image.startswith("/") or ".." in image.split("/"):  # lists may have half a million lines
             raise ValueError(f"{where}: {image!r} must be a path inside the folder of the list")
         if image in found:
             raise ValueError(f"{where}: {image!r} stands in the list twice")
