@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pickle
 import re
 import tarfile
 import zipfile
@@ -248,6 +249,7 @@ def vtab_root(path, tasks=None, per=2):
 
 
 FOLDERS = {  # of a few classes, as their authors call them
+    "cub200": ("001.Black_footed_Albatross", "002.Laysan_Albatross", "200.Common_Yellowthroat"),
     "fgvc_cub": ("001.Black_footed_Albatross", "002.Laysan_Albatross", "200.Common_Yellowthroat"),
     "fgvc_nabirds": ("0295", "0817", "1010"),
     "fgvc_dogs": ("n02085620-Chihuahua", "n02088364-beagle", "n02116738-African_hunting_dog"),
@@ -309,3 +311,125 @@ def fgvc(name, root, jpegs, lists=True):
             table = np.array([(k + 1, Path(path).name) for path, k in of_part], dtype=kind)
             savemat(folder / file, {"annotations": table})
     return folder, rows
+
+
+STREAMS = ("core50", "cub200", "domainnet", "imagenet_r_stream", "notmnist")  # cards of folders that are met in turn
+SESSIONS = [f"s{n}" for n in range(1, 12)]
+DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+
+
+def core50(root, jpegs, things=("o1", "o2", "o50"), each=5):
+    """The folder of a small CORe50: all sessions, a few things, `each` frames."""
+    folder = root / "core50"
+    for session in SESSIONS:
+        for k, thing in enumerate(things):
+            (folder / "core50_128x128" / session / thing).mkdir(parents=True)
+            for i in range(each):
+                name = f"C_{int(session[1:]):02}_{int(thing[1:]):02}_{i:03}.png"
+                picture = Image.open(io.BytesIO(jpegs[(k + i) % len(jpegs)]))
+                picture.save(folder / "core50_128x128" / session / thing / name)
+    return folder
+
+
+def domainnet(root, jpegs, classes=(("zigzag", 344), ("aircraft_carrier", 0), ("The_Mona_Lisa", 299))):
+    """The folder of a small DomainNet: six domains, three classes, of each five images to learn from and two tests."""
+    folder = root / "domainnet"
+    for n, domain in enumerate(DOMAINS):
+        lines = {"train": [], "test": []}
+        for name, label in classes:
+            (folder / domain / name).mkdir(parents=True)
+            for i in range(7):
+                path = f"{domain}/{name}/{domain}_{label + 1:03}_{i:06}.jpg"
+                (folder / path).write_bytes(jpegs[(n + i) % len(jpegs)])
+                lines["train" if i < 5 else "test"].append(f"{path} {label}")
+        for part, of_part in lines.items():
+            (folder / f"{domain}_{part}.txt").write_text("\n".join(of_part) + "\n")
+    return folder
+
+
+def renditions(root, jpegs, classes=("n01443537", "n01498041", "n12267677")):
+    """The folder of a small ImageNet-R: three classes of ten images."""
+    folder = root / "imagenet-rendition"
+    for k, name in enumerate(classes):
+        (folder / "imagenet-r" / name).mkdir(parents=True)
+        for i in range(10):
+            (folder / "imagenet-r" / name / f"art_{i}.jpg").write_bytes(jpegs[(k + i) % len(jpegs)])
+    return folder
+
+
+def letters(root, jpegs):
+    """notMNIST: ten folders of four images."""
+    for k, name in enumerate("ABCDEFGHIJ"):
+        (root / "notMNIST_small" / name).mkdir(parents=True)
+        for i in range(4):
+            (root / "notMNIST_small" / name / f"{i}.png").write_bytes(jpegs[(k + i) % len(jpegs)])
+    return root / "notMNIST_small"
+
+
+def idx(path, array):
+    """An array in the form of MNIST's files: a magic number, the sizes, the bytes."""
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(head + array.astype(np.uint8).tobytes())
+
+
+def mnist(folder, train=40, test=20):
+    """The files of MNIST, or of a set that is like it, with drawn pictures."""
+    rng = np.random.default_rng(0)
+    for part, n in (("train", train), ("t10k", test)):
+        idx(folder / f"{part}-images-idx3-ubyte", rng.integers(0, 255, (n, 28, 28)))
+        idx(folder / f"{part}-labels-idx1-ubyte", np.arange(n) % 10)
+
+
+def _kept(path, told):
+    """Written as CIFAR's authors did; gives the checksum that torchvision wants to know."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(told))
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def _thirty_two(labels, classes):
+    """Drawn pictures of these labels in rows of 3072, as CIFAR has them."""
+    drawings = [np.asarray(drawn(label, classes, i)) for i, label in enumerate(labels)]
+    return np.stack([array.transpose(2, 0, 1).reshape(-1) for array in drawings])
+
+
+def cifar100(root, patch):
+    """All 100 classes, five images to learn from and two tests of each; `patch` tells torchvision their checksums."""
+    from torchvision.datasets import CIFAR100
+
+    names = list(card_classes(read_card("cifar100")).values())
+    folder, sums = root / "cifar-100-python", {}
+    for part, each in (("train", 5), ("test", 2)):
+        labels = [k % 100 for k in range(100 * each)]
+        sums[part] = _kept(folder / part, {"data": _thirty_two(labels, 100), "fine_labels": labels})
+    meta = _kept(folder / "meta", {"fine_label_names": names})
+    patch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+    patch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+    patch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": meta})
+    return folder
+
+
+def five_datasets(root, jpegs, patch):
+    """The five members in their authors' files, four images to learn from and two tests of each of ten classes."""
+    from torchvision.datasets import CIFAR10, SVHN
+
+    mnist(root / "MNIST" / "raw")
+    mnist(root / "FashionMNIST" / "raw")
+    letters(root, jpegs)
+    folder, labels = root / "cifar-10-batches-py", [k % 10 for k in range(20)]
+    files = ("data_batch_1", "data_batch_2", "test_batch")
+    sums = [[file, _kept(folder / file, {"data": _thirty_two(labels, 10), "labels": labels})] for file in files]
+    names = list(card_classes(read_card("cifar10")).values())
+    meta = _kept(folder / "batches.meta", {"label_names": names})
+    patch.setattr(CIFAR10, "train_list", sums[:2])
+    patch.setattr(CIFAR10, "test_list", sums[2:])
+    patch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": meta})
+    told = dict(SVHN.split_list)
+    for part, n in (("train", 40), ("test", 20)):
+        file = root / f"{part}_32x32.mat"
+        pictures = np.stack([np.asarray(drawn(k % 10, 10, k)) for k in range(n)], -1)
+        savemat(file, {"X": pictures, "y": np.array([[k % 10 or 10] for k in range(n)], np.uint8)})
+        told[part] = [told[part][0], file.name, hashlib.md5(file.read_bytes()).hexdigest()]
+    patch.setattr(SVHN, "split_list", told)
+    return root

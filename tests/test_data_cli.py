@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from miniatures import idx
 from PIL import Image
 
 import vlprompt
@@ -362,13 +363,6 @@ def test_show_and_list(type_in, tmp_path, pictures, monkeypatch):
     assert "comes with vlprompt" in type_in("data", "prepare", "digits")[1]
     assert "is no card" in type_in("data", "prepare", pictures)[1]
     assert "did you mean 'dtd'?" in type_in("data", "show", "dtt")[1]
-
-
-def idx(path, array):
-    """An array in the form of MNIST's files: a magic number, the sizes, the bytes."""
-    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(head + array.astype(np.uint8).tobytes())
 
 
 def test_a_dataset_of_torchvision_by_its_name(tmp_path, type_in):

@@ -37,7 +37,7 @@ def list_(root: Root = None) -> None:
     from rich.table import Table
 
     from vlprompt.data.card import card_ids, cards, read_card
-    from vlprompt.data.place import folder_of
+    from vlprompt.data.place import is_here
 
     use_root(root)
     table = Table("name", "classes", "train / val / test", "hand-written text", "here", box=None, pad_edge=False)
@@ -45,7 +45,7 @@ def list_(root: Root = None) -> None:
         card = read_card(name)
         sizes = card.get("sizes", {})
         told = " / ".join(f"{sizes[part]:,}" if part in sizes else "-" for part in ("train", "val", "test"))
-        here = "yes" if "loader" in card or (folder_of(card) / card["images"]).is_dir() else "no"
+        here = "yes" if is_here(card) else "no"
         table.add_row(name, str(len(card_ids(card))), told if sizes else "", card["template"], here)
     out.print(table, highlight=False)
 
@@ -62,14 +62,12 @@ def prepare(
     only_there: OnlyThere = False,
 ) -> None:
     """Unpack a dataset into its folder and check it; files are downloaded only when --download is given."""
-    from vlprompt.data import download as downloads
     from vlprompt.data.card import is_card, read_card
-    from vlprompt.data.place import folder_of
+    from vlprompt.data.hubs import get_hub, open_hub
+    from vlprompt.data.place import is_here
 
     use_root(root)
     if name.startswith("torchvision:"):
-        from vlprompt.data.hubs import open_hub
-
         out.print(f"{name} is here: {len(open_hub(name, download=download).train)} images to learn from")
         return
     if not is_card(name):
@@ -78,20 +76,44 @@ def prepare(
     if "loader" in card:
         out.print(f"{name} comes with vlprompt; there is nothing to get", highlight=False)
         return
-    folder = folder_of(card)
-    with _progress() as watch:
-        left = downloads.prepare(card, folder, download, base, watch)
-    for step in left:
-        came = step.url or "an archive above"
-        out.print(f"missing: {folder / step.gives}  <- {folder / step.file}  <- {came}", soft_wrap=True, markup=False)
-    short = left or any(not (folder / path).exists() for path in (card["images"], *card.get("lists", ())))
-    if "by_hand" in card and short:
-        out.print(f"by hand: {card['by_hand']}; all into {folder}", soft_wrap=True, markup=False)
-    if left and not download:
-        out.print(f"licence: {card['licence']}. Fetch with: vlprompt data prepare {name} --download", soft_wrap=True)
-    if not (folder / card["images"]).is_dir():
+    for one in map(str, card["members"].values() if "members" in card else [name]):
+        if one.startswith("torchvision:") and download:
+            get_hub(one)
+        elif is_card(one):
+            _get(one, download, base)
+    if not is_here(card):
         raise typer.Exit(1)
     _tell(name, only_there, decode=False)
+
+
+def _get(name: str, download: bool, base: str | None) -> None:
+    """Unpacks and, when it may, fetches the files of a card, and says what is missing."""
+    from vlprompt.data import download as downloads
+    from vlprompt.data.card import read_card
+    from vlprompt.data.hubs import get_hub
+    from vlprompt.data.place import folder_of, is_here
+
+    card = read_card(name)
+    if "loader" in card or "members" in card:
+        return
+    folder, left = folder_of(card), []
+    if "hub" in card:
+        if download and base is None:
+            get_hub(card["hub"])
+        elif not is_here(card):
+            out.print(f"missing: {folder}  <- {card['hub']}", soft_wrap=True, markup=False)
+    else:
+        with _progress() as watch:
+            left = downloads.prepare(card, folder, download, base, watch)
+        for step in left:
+            came = step.url or "an archive above"
+            told = f"missing: {folder / step.gives}  <- {folder / step.file}  <- {came}"
+            out.print(told, soft_wrap=True, markup=False)
+        short = left or any(not (folder / path).exists() for path in (card["images"], *card.get("lists", ())))
+        if "by_hand" in card and short:
+            out.print(f"by hand: {card['by_hand']}; all into {folder}", soft_wrap=True, markup=False)
+    if not download and (left or ("hub" in card and not is_here(card))):
+        out.print(f"licence: {card['licence']}. Fetch with: vlprompt data prepare {name} --download", soft_wrap=True)
 
 
 @app.command()
@@ -105,8 +127,8 @@ def check(name: Name, root: Root = None, only_there: OnlyThere = False, picture:
 def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: Picture = None) -> None:
     """What a dataset is: its card, and what is here of it; with --picture also samples of its classes."""
     from vlprompt.data.card import is_card, open_data, read_card
-    from vlprompt.data.look import splits
-    from vlprompt.data.place import classes_of, folder_of, source_of
+    from vlprompt.data.look import splits, stream
+    from vlprompt.data.place import classes_of, folder_of, is_here, source_of
 
     use_root(root)
     card = read_card(name) if is_card(name) else {}
@@ -119,8 +141,11 @@ def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: 
         lines += [("classes", f"{len(names)}: {some}"), ("folder", str(folder_of(card))), ("from", source_of(card))]
         lines += [("split", told)] if (told := card.get("split") or ", ".join(card.get("lists", ()))) else []
         lines += [("sizes", ", ".join(f"{part} {n:,}" for part, n in card["sizes"].items()))] if "sizes" in card else []
-    if "layout" in card and picture is None and not (folder_of(card) / card["images"]).is_dir():
-        lines.append(("here", f"no: vlprompt data prepare {name}{' --download' if 'downloads' in card else ''}"))
+    if "members" in card:
+        lines += [("members", ", ".join(f"{member}: {one}" for member, one in card["members"].items()))]
+    if card and picture is None and not is_here(card):
+        get = " --download" if {"downloads", "hub", "members"} & set(card) else ""
+        lines.append(("here", f"no: vlprompt data prepare {name}{get}"))
     else:
         data = open_data(name, only_there=only_there)
         lines += [("here", ", ".join(f"{part} {len(split):,}" for part, split in splits(data).items()))]
@@ -128,6 +153,7 @@ def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: 
         if not card:
             some = ", ".join(map(str, data.test.names[:6])) + (" ..." if len(data.test.names) > 6 else "")
             lines += [("classes", f"{len(data.test.names)}: {some}"), ("template", data.template)]
+        lines += [(key, told) for key, _, told in (line.partition(": ") for line in stream(data))]
         _draw(data, picture)
     for key, value in lines:
         out.print(f"{key:9} {value}", soft_wrap=True, markup=False, highlight=False)
@@ -145,7 +171,7 @@ def split(
     from vlprompt.data.splitfile import OWN, write_split
 
     use_root(root)
-    if name.endswith(".npz") or (is_card(name) and "loader" in read_card(name)):
+    if name.endswith(".npz") or (is_card(name) and "layout" not in read_card(name)):
         raise ValueError(f"{name!r} is no folder of files, so its split can't be kept as a list of files")
     path = save / OWN if save.is_dir() else save
     told = write_split(open_data(name, only_there=only_there), path)

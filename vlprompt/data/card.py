@@ -2,22 +2,23 @@
 
 import unicodedata
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlprompt.data.found import Data as Data
-from vlprompt.data.found import Found, Row, made
-from vlprompt.data.images import AUGMENTS, picture_item
+from vlprompt.data.found import Found, joined, made
+from vlprompt.data.images import AUGMENTS
+from vlprompt.data.loaders import LOADERS
 from vlprompt.errors import nearest
-from vlprompt.stage import Item, Name, ids
+from vlprompt.stage import Name, ids
 from vlprompt.templates import PLAIN
 
 NEEDED = {"title", "source", "licence", "classes", "template"}
-KEYS = NEEDED | {"loader", "layout", "folder", "images", "split", "sizes", "downloads", "by_hand", "names", "augment",
-                 "note", "own_order", "lists", "sparse"}  # fmt: skip
+KINDS = {"loader": set(), "hub": {"folder"}, "members": set(), "layout": {"folder", "images"}}  # and what else it needs
+KEYS = NEEDED | {*KINDS, "folder", "images", "split", "sizes", "downloads", "by_hand", "names", "augment", "note",
+                 "own_order", "lists", "sparse", "stages"}  # fmt: skip
 FORMS = (".csv", ".jsonl", ".npz", ".json")  # files that are datasets
 HUBS = ("torchvision:", "huggingface:")  # names that a library knows
 
@@ -56,12 +57,21 @@ def read_card(name: str) -> dict[str, Any]:
         raise ValueError(f"{path}: a card is a mapping of keys, not a {type(card).__name__}")
     if unknown := set(card) - KEYS:
         raise ValueError(f"{path}: unknown key {min(unknown)!r}; a card has {', '.join(sorted(KEYS))}")
-    needed = NEEDED | (set() if "loader" in card else {"layout", "folder", "images"})
-    if missing := needed - set(card):
+    kinds = [kind for kind in KINDS if kind in card] or ["layout"]
+    if len(kinds) > 1:
+        raise ValueError(f"{path} has {' and '.join(kinds)}; a card has one of {', '.join(KINDS)}")
+    [kind] = kinds
+    if missing := (NEEDED | {kind} | KINDS[kind]) - set(card):
         raise ValueError(f"{path}: the key {min(missing)!r} is missing")
-    kind, known = ("loader", list(LOADERS)) if "loader" in card else ("layout", layouts())
-    if card[kind] not in known:
+    known = {"loader": list(LOADERS), "layout": layouts()}.get(kind)
+    if known is not None and card[kind] not in known:
         raise ValueError(f"{path}: there is no {kind} {card[kind]!r}; {nearest(str(card[kind]), known)}")
+    if kind == "hub" and not str(card["hub"]).startswith("torchvision:"):
+        raise ValueError(f"{path}: the hub is {card['hub']!r}; it is torchvision:NAME")
+    if kind == "members" and not (isinstance(card[kind], dict) and isinstance(card["classes"], int)):
+        raise ValueError(
+            f"{path}: members are {{name: a card, torchvision:NAME or a folder}}, and classes is how many they have"
+        )
     return card
 
 
@@ -106,11 +116,16 @@ def class_names(classes: dict[str, str], where: str, hand: str | None = None) ->
         if not text.replace("_", " ").strip():
             raise ValueError(f"{where}: the class {key!r} has an empty name; give it a name that a caption can hold")
         names.append(Name(text, str(key), hand))
+    told_alike(names, where)
+    return tuple(names)
+
+
+def told_alike(names: Sequence[str], where: str) -> None:
+    """A warning for names that are alike."""
     if alike := sorted({str(n) for n in names if names.count(n) > 1}):
         warnings.warn(
-            f"{where}: several classes are called {', '.join(map(repr, alike))}; their texts are the same", stacklevel=3
+            f"{where}: several classes are called {', '.join(map(repr, alike))}; their texts are the same", stacklevel=4
         )
-    return tuple(names)
 
 
 def open_data(
@@ -204,47 +219,18 @@ def with_template(data: Data, template: str) -> Data:
 
 
 def _from_card(dataset: str, augment: str | None, root: str | Path | None, how: dict[str, bool]) -> Data:
+    from vlprompt.data.reading import read_data
+
     card, name = read_card(dataset), Path(dataset).stem
-    names = class_names(card_classes(card), f"the card {name}", card["template"])
-    get = f"prepare {dataset}`, by hand" if "downloads" not in card else f"prepare {dataset} --download`"
+    get = f"prepare {dataset}`, by hand" if not {"downloads", "hub"} & set(card) else f"prepare {dataset} --download`"
     hint = (
         f"get the rest (`vlprompt data {get}), or take only the classes that are there: "
         "`vlprompt data check --only-there`, in Python open_data(..., only_there=True), which a task takes"
     )
-    if "layout" in card:
-        from vlprompt.data.place import read_place
-
-        found = read_place(dataset, card, names, root)
-        if len(found.names) < len(names):
-            here = f"only {len(found.names)} of {len(names)} classes"
-            if not how["only_there"]:
-                raise ValueError(f"{name}: {here} are here; {hint}")
-            found = replace(found, note=f"{found.note}; {here} are there")
-    else:
-        found = Found(names, *LOADERS[card["loader"]](names))
-    note = "; ".join(note for note in (card.get("note", ""), found.note) if note)
-    found = replace(found, note=note, sparse=card.get("sparse", False))
+    found = read_data(dataset, card, root)
+    if len(found.names) < (many := len(card_ids(card))):
+        here = f"only {len(found.names)} of {many} classes"
+        if not how["only_there"]:
+            raise ValueError(f"{name}: {here} are here; {hint}")
+        found = replace(found, note=joined(found.note, f"{here} are there"))
     return made(name, found, card["template"], augment or card.get("augment", "crop-flip"), name, hint, **how)
-
-
-Loaded = tuple[dict[str, list[Row]], Callable[[str], Item]]
-
-
-def _digits(names: tuple[Name, ...]) -> Loaded:
-    from vlprompt.data import digits
-
-    labels = digits.arrays()[1]
-    parts = {part: [Row(str(i), names[int(labels[i])].id) for i in places] for part, places in digits.halves().items()}
-    return parts, lambda path: picture_item(f"digits/{path}", partial(digits.picture, int(path)))
-
-
-def _glyphs(names: tuple[Name, ...]) -> Loaded:
-    from vlprompt.data.glyphs.dataset import pictures
-
-    drawn = pictures()
-    openers = {key: open_it for rows in drawn.values() for key, open_it, _ in rows}
-    parts = {part: [Row(key, names[label].id) for key, _, label in rows] for part, rows in drawn.items()}
-    return parts, lambda path: picture_item(path, openers[path])
-
-
-LOADERS: dict[str, Callable[[tuple[Name, ...]], Loaded]] = {"digits": _digits, "glyphs": _glyphs}

@@ -163,8 +163,9 @@ def read_npz(path: Path) -> Found:
 
 
 def _array_item(images: np.ndarray, key: str, place: str) -> Item:
-    return picture_item(f"{key}|{place}", partial(_array_picture, images, int(place)), place)
+    """It holds a copy of its own image, so that nothing leads to the others."""
+    return picture_item(f"{key}|{place}", partial(_array_picture, images[int(place)].copy()), place)
 
 
-def _array_picture(images: np.ndarray, place: int) -> Image.Image:
-    return Image.fromarray(images[place]).convert("RGB")
+def _array_picture(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image).convert("RGB")

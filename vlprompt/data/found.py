@@ -1,5 +1,6 @@
 """What every reader of a dataset gives: classes in label order and rows; and the data that is made of them."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,8 @@ class Row(NamedTuple):
 class Found:
     """names in label order (Name.id is what rows call a class by), rows of each part, how an item is made of a path.
 
-    sparse: a class may lack images in a part, since published lists leave it so; it needs some in any part.
+    sparse: a class may lack images in a part, since published lists leave it so; it needs some in any part. domains: in
+    the order in which they are met (default: sorted). stages: in how many a stream meets the classes, or which in each.
     """
 
     names: Names
@@ -33,6 +35,8 @@ class Found:
     note: str = ""
     info: dict[str, object] = field(default_factory=dict)
     sparse: bool = False
+    domains: Sequence[str] = ()
+    stages: int | list[list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,15 +112,19 @@ def made(name: str, found: Found, template: str, augment: str, where: str, hint:
                 f"{where} has images of {len(kept)} class{'es' * (len(kept) != 1)} only; two classes are the least"
             )
         places = {key: i for i, key in enumerate(ids(names))}
-    domains = sorted({row.domain for of_part in rows.values() for row in of_part if row.domain is not None})
-    info = found.info | ({"domains": domains} if domains else {})
+    there = {row.domain for of_part in rows.values() for row in of_part if row.domain is not None}
+    domains = [domain for domain in found.domains or sorted(there, key=_counted) if domain in there]
+    stages = found.stages
+    if isinstance(stages, list):
+        stages = [kept for stage in stages if (kept := [key for key in stage if key in places])]
+    info = found.info | ({"domains": domains} if domains else {}) | ({"stages": stages} if stages is not None else {})
     splits = {}
     for part, of_part in rows.items():
         kept = [(row, item) for row, item in zip(of_part, items[part], strict=True) if row.id in places]
         which = tuple(domains.index(row.domain) for row, _ in kept if row.domain is not None) if domains else None
         splits[part] = Split(tuple(item for _, item in kept), tuple(places[row.id] for row, _ in kept), names, which,
                              augment, info)  # fmt: skip
-    train = splits.get("train", Split((), (), names, augment=augment))
+    train = splits.get("train", Split((), (), names, augment=augment, info=info))
     return Data(name, train, splits.get("val"), splits["test"], template, note)
 
 
@@ -146,6 +154,11 @@ def _items(
         rest = hint if "prepare" in hint else "put them back or take them off its list"
         raise ValueError(f"{where} names {are} not there ({told}); {rest}, or run without such files by --skip-broken")
     return rows, items, sorted(missing + broken)
+
+
+def _counted(domain: str) -> list[object]:
+    """What sorts s2 before s10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", domain)]
 
 
 def joined(*notes: str) -> str:

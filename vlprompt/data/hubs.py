@@ -3,11 +3,13 @@
 import inspect
 from typing import Any
 
+from vlprompt.data.card import class_names
 from vlprompt.data.folder import PARTS
-from vlprompt.data.found import Data
-from vlprompt.data.objects import from_huggingface, from_torchvision
+from vlprompt.data.found import Data, Found
+from vlprompt.data.objects import from_huggingface, from_torchvision, read_pictures
 from vlprompt.data.place import data_root
 from vlprompt.errors import nearest
+from vlprompt.stage import Names
 from vlprompt.templates import PLAIN
 
 
@@ -34,6 +36,25 @@ def open_hub(dataset: str, root: Any = None, augment: str | None = None, templat
             "in Python and say which: vlprompt.data.from_huggingface(dataset, image=..., label=..., names=[...])"
         )
     return from_huggingface(found, image, label, name=name.rstrip("/").rpartition("/")[2], **how)
+
+
+def read_hub(dataset: str, root: Any, names: Names | None = None) -> Found:
+    """What such a dataset of torchvision's holds, with a card's classes or its own; ValueError where they differ."""
+    name = dataset.partition(":")[2]
+    parts = _torchvision(dataset, name, root, download=False)
+    theirs = getattr(parts["train"], "classes", names)
+    if theirs is None:
+        raise ValueError(f"{dataset} does not name its classes; write a card that does, with `hub: {dataset}`")
+    if names is None:
+        names = class_names({str(i): text for i, text in enumerate(theirs)}, dataset)
+    if len(theirs) != len(names):
+        raise ValueError(f"{dataset} has {len(theirs)} classes, but the card {len(names)}")
+    return read_pictures(parts, names, name.lower())
+
+
+def get_hub(dataset: str) -> None:
+    """Fetches a dataset of torchvision's into the root of all data, unless it is there."""
+    _torchvision(dataset, dataset.partition(":")[2], None, download=True)
 
 
 def _torchvision(dataset: str, name: str, root: Any, download: bool) -> dict[str, Any]:

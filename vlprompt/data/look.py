@@ -1,5 +1,6 @@
 """Looking at a dataset: what is there against what its card says, and a few of its images."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,8 @@ def check(
     counts = {part: len(split) for part, split in parts.items()}
     card: dict[str, Any] = read_card(dataset) if is_card(dataset) else {}
     classes = (classes_of(card, root) if "layout" in card else card_classes(card)) if card else {}
+    if "members" in card:
+        classes = dict(zip(ids(data.test.names), data.test.names, strict=True))
     missing = tuple(name for key, name in classes.items() if key not in ids(data.test.names))
     many = max(len(classes), len(card_ids(card))) if card else 0  # a card may count classes that only the data name
     missing += ("of unknown name",) * (many - len(classes))
@@ -56,6 +59,8 @@ def check(
         some = ", ".join(missing[:20]) + " ..." * (len(missing) > 20)
         line = f"{len(missing)} of {many} classes have no images: {some}"
         (told if only_there else wrong).append(line)
+    if "val" not in expected and {"train", "val"} <= counts.keys():  # our val is a share of the train that it counts
+        counts = {"train": counts["train"] + counts["val"], "test": counts["test"]}
     if expected and counts != expected and not missing:
         theirs = "not the literature's split" not in data.note
         (wrong if theirs else told).append(
@@ -70,7 +75,21 @@ def check(
         wrong.append(
             f"{len(broken)} images can't be decoded: {some}; replace them, or run without them by --skip-broken"
         )
-    return Report(data, counts, expected, missing, broken, wrong, told)
+    return Report(data, {k: len(v) for k, v in parts.items()}, expected, missing, broken, wrong, told + stream(data))
+
+
+def stream(data: Data) -> list[str]:
+    """How the data can be met in turn, where they say so: a line of stages and one of domains with their images."""
+    lines, info = list[str](), data.test.info
+    stages, domains = info.get("stages"), info.get("domains")
+    if stages is not None:
+        many = f"of {', '.join(str(len(s)) for s in stages)} classes" if isinstance(stages, list) else "of the classes"
+        lines.append(f"stages: {len(stages) if isinstance(stages, list) else stages} {many}")
+    if isinstance(domains, list):
+        counts = {part: Counter(split.domains) for part, split in splits(data).items()}
+        told = (f"{name} {_sizes({p: c[k] for p, c in counts.items()})}" for k, name in enumerate(domains))
+        lines.append(f"domains: {', '.join(told)} in {'/'.join(counts)}")
+    return lines
 
 
 def _sizes(counts: dict[str, int]) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from vlprompt.data.folder import PARTS, with_val
 from vlprompt.data.found import Data, Found, Row, made
 from vlprompt.data.images import AUGMENTS, in_rgb, picture_item
 from vlprompt.data.split import cut
-from vlprompt.stage import Item
+from vlprompt.stage import Item, Names, ids
 from vlprompt.templates import PLAIN
 
 NUMBERS = itertools.count()  # two objects may look alike, so their pictures get keys of their own
@@ -32,17 +32,24 @@ def from_torchvision(
 ) -> Data:
     """Data of datasets that give (picture, label) by number, such as torchvision's, made without a transform.
 
-    Alone, `train` is cut 50 : 20 : 30 class by class; with a `test`, a fifth of it becomes val unless there is one.
-    names: the classes in label order; default: the dataset's `classes`. template: a text with {name} in it. ValueError
-    for labels without a name and for pictures that can't be shown as pictures any more.
+    Each image holds a copy of its own pixels where the dataset has them all in memory (CIFAR, MNIST, SVHN); otherwise
+    it holds the dataset, and who digs in it finds every label. Alone, `train` is cut 50 : 20 : 30 class by class; with
+    a `test`, a fifth of it becomes val unless there is one. names: the classes in label order; default: the dataset's
+    `classes`. template: a text with {name} in it. ValueError for labels without a name and for pictures that can't be
+    shown as pictures any more.
     """
     given = {part: one for part, one in (("train", train), ("val", val), ("test", test)) if one is not None}
     classes = names if names is not None else getattr(train, "classes", None)
     if classes is None:
         raise ValueError(f"{type(train).__name__} has no `classes`; say names=[...] in label order")
+    name = name or type(train).__name__.lower()
+    return _data(name, classes, template, augment, lambda names: read_pictures(given, names, name))
+
+
+def read_pictures(given: Mapping[str, Any], names: Names, name: str) -> Found:
+    """Rows and items of such datasets by part; ValueError for labels without a name."""
     labels = {part: _labels(one) for part, one in given.items()}
-    openers = {part: partial(_picture_of, one) for part, one in given.items()}
-    return _data(name or type(train).__name__.lower(), list(classes), labels, openers, template, augment)
+    return _found(name, names, labels, {part: partial(_opener, one) for part, one in given.items()})
 
 
 def from_huggingface(
@@ -57,8 +64,9 @@ def from_huggingface(
 ) -> Data:
     """Data of a Hugging Face dataset with a column of images and one of labels, or of a dictionary of its splits.
 
-    One dataset is cut 50 : 20 : 30 class by class. names: the classes in label order; default: those of the label's
-    feature. ValueError for a column that is not there and for labels without names.
+    Each image holds the dataset, so who digs in it finds every label. One dataset is cut 50 : 20 : 30 class by class.
+    names: the classes in label order; default: those of the label's feature. ValueError for a column that is not there
+    and for labels without names.
     """
     given: dict[str, Any] = {}
     if isinstance(dataset, Mapping):
@@ -76,34 +84,37 @@ def from_huggingface(
     if classes is None:
         raise ValueError(f"the column {label!r} does not name its classes; say names=[...] in label order")
     labels = {part: [int(value) for value in one[label]] for part, one in given.items()}
-    openers = {part: partial(_column_of, one, image) for part, one in given.items()}
-    return _data(name, list(classes), labels, openers, template, augment)
+    openers = {part: partial(partial, _column_of, one, image) for part, one in given.items()}
+    return _data(name, classes, template, augment, lambda names: _found(name, names, labels, openers))
 
 
-def _data(name: str, classes: list[str], labels: dict[str, list[int]], openers: dict[str, Any], template: str,
-          augment: str) -> Data:  # fmt: skip
+def _data(name: str, classes: Sequence[str], template: str, augment: str, read: Callable[[Names], Found]) -> Data:
     if augment not in AUGMENTS:
         raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")
     if "{name}" not in template:
         raise ValueError(f"the template {template!r} has no {{name}} where the class stands")
-    for part, numbers in labels.items():
-        if strange := [number for number in numbers if not 0 <= number < len(classes)]:
-            raise ValueError(f"{name}: the label {strange[0]} in {part} has no class name; there are {len(classes)}")
     names = class_names({str(i): text for i, text in enumerate(classes)}, name, template)
-    rows = {part: [Row(f"{part}/{i}", str(n)) for i, n in enumerate(numbers)] for part, numbers in labels.items()}
+    return made(name, read(names), template, augment, name, "a class needs at least 3 images")
+
+
+def _found(name: str, names: Names, labels: dict[str, list[int]], openers: dict[str, Any]) -> Found:
+    for part, numbers in labels.items():
+        if strange := [number for number in numbers if not 0 <= number < len(names)]:
+            raise ValueError(f"{name}: the label {strange[0]} in {part} has no class name; there are {len(names)}")
+    keys = ids(names)
+    rows = {part: [Row(f"{part}/{i}", keys[n]) for i, n in enumerate(numbers)] for part, numbers in labels.items()}
     if "test" in rows and "train" in rows:
         parts, note = with_val(rows)
     elif set(rows) == {"train"}:
         parts, note = cut(rows["train"]), "each class cut 50:20:30 into train, val and test"
     else:
         raise ValueError(f"{name} has {', '.join(rows)}; give train and test, or one dataset that is cut")
-    found = Found(names, parts, partial(_item, f"{name}|{os.getpid()}|{next(NUMBERS)}", openers), note)
-    return made(name, found, template, augment, name, "a class needs at least 3 images")
+    return Found(names, parts, partial(_item, f"{name}|{os.getpid()}|{next(NUMBERS)}", openers), note)
 
 
 def _item(key: str, openers: dict[str, Any], path: str) -> Item:
     part, _, place = path.partition("/")
-    return picture_item(f"{key}|{path}", partial(openers[part], int(place)), path)
+    return picture_item(f"{key}|{path}", openers[part](int(place)), path)
 
 
 def _labels(dataset: Any) -> list[int]:
@@ -113,6 +124,14 @@ def _labels(dataset: Any) -> list[int]:
         if found is not None and len(found) == len(dataset):
             return [int(label) for label in found]
     return [int(dataset[i][1]) for i in range(len(dataset))]
+
+
+def _opener(dataset: Any, place: int) -> Callable[[], Image.Image]:
+    """What opens one picture: a copy of it where all are in memory as they are shown, otherwise the dataset."""
+    held = getattr(getattr(dataset, "data", None), "shape", ())[:1] == (len(dataset),)
+    if held and getattr(dataset, "transforms", None) is None:
+        return partial(_shown, np.array(dataset[place][0]), f"{type(dataset).__name__}[{place}]")
+    return partial(_picture_of, dataset, place)
 
 
 def _picture_of(dataset: Any, place: int) -> Image.Image:

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vlprompt.data.card import card_classes, class_names
+from vlprompt.data.card import card_classes, class_names, is_card, read_card
 from vlprompt.data.found import Found, joined, under
 from vlprompt.data.lists import read_lists
 from vlprompt.data.splitfile import OWN, read_split
@@ -24,10 +24,25 @@ def folder_of(card: dict[str, Any], root: str | Path | None = None) -> Path:
     return data_root(root) / card["folder"]
 
 
+def is_here(card: dict[str, Any], root: str | Path | None = None) -> bool:
+    """Whether its data lie on this machine; of a member that a library reads this is known when it is opened."""
+    if "members" in card:
+        return all(_is_here(str(member), root) for member in card["members"].values())
+    if "hub" in card:
+        return folder_of(card, root).exists()
+    return "loader" in card or (folder_of(card, root) / card["images"]).is_dir()
+
+
+def _is_here(member: str, root: str | Path | None) -> bool:
+    if is_card(member):
+        return "members" not in (card := read_card(member)) and is_here(card, root)
+    return member.startswith("torchvision:") or (data_root(root) / member).exists()
+
+
 def source_of(card: dict[str, Any]) -> str:
     """Where the data come from, in a few words."""
     urls = [d["url"] for d in card.get("downloads", ()) if "url" in d]
-    return urls[0] if urls else card.get("by_hand", "its authors")
+    return urls[0] if urls else card.get("by_hand", card.get("hub", "its authors"))
 
 
 def classes_of(card: dict[str, Any], root: str | Path | None = None) -> dict[str, str]:

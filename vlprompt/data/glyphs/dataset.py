@@ -25,13 +25,13 @@ def _drawn(part: str) -> Tensor:
     return (source.draw(looks) * 255).round().byte().permute(0, 2, 3, 1)
 
 
-def _picture(part: str, index: int) -> Image.Image:
+def picture(part: str, index: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(_drawn(part)[index].numpy()))
 
 
 def pictures() -> dict[str, list[tuple[str, Callable[[], Image.Image], int]]]:
     """For each part: (key, how to open it, class)."""
     return {
-        part: [(f"glyphs/{part}/{i}", partial(_picture, part, i), i // size) for i in range(size * len(NAMES))]
+        part: [(f"glyphs/{part}/{i}", partial(picture, part, i), i // size) for i in range(size * len(NAMES))]
         for part, size in SIZES.items()
     }

@@ -7,6 +7,7 @@ a card only counts its classes, classes(folder, images) gives {id: name} of thos
 
 from pathlib import Path
 
+from vlprompt.data.folder import with_val
 from vlprompt.data.found import Row
 
 Parts = dict[str, list[Row]]
@@ -54,3 +55,36 @@ def at(ids: list[str], number: object, path: Path) -> str:
     if not 1 <= place <= len(ids):
         raise ValueError(f"{path} has the class number {place}; the card has 1 to {len(ids)}")
     return ids[place - 1]
+
+
+def labels_of(path: Path, classes: int | None = None) -> dict[str, int]:
+    """{path: label} of lines "path label", in their order; ValueError that names the file and the line."""
+    found: dict[str, int] = {}
+    for number, line in enumerate(text_of(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        image, _, label = line.strip().rpartition(" ")
+        image = image.strip()
+        if not image or not label.isdecimal():
+            raise ValueError(f'{where} is {line!r}; a line is "path label", the label a whole number from 0')
+        if classes is not None and int(label) >= classes:
+            raise ValueError(f"{where} has the label {label}; the card has the labels 0 to {classes - 1}")
+        if image.startswith("/") or ".." in image.split("/"):  # lists may have half a million lines
+            raise ValueError(f"{where}: {image!r} must be a path inside the folder of the list")
+        if image in found:
+            raise ValueError(f"{where}: {image!r} stands in the list twice")
+        found[image] = int(label)
+    if not found:
+        raise ValueError(f"{path} has no lines; get it again")
+    return found
+
+
+def put_together(domains: dict[str, Parts], share: float) -> tuple[Parts, str]:
+    """The parts of every domain, each with a val of its own: a share of each class's train."""
+    parts, note = {part: list[Row]() for part in ("train", "val", "test")}, ""
+    for name, given in domains.items():
+        found, note = with_val(given, share)
+        for part, rows in found.items():
+            parts[part] += [row._replace(domain=name) for row in rows]
+    return parts, f"{note}, in every domain"

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from vlprompt.data.found import Row, joined
-from vlprompt.data.layouts import Parts
+from vlprompt.data.layouts import Parts, labels_of
 
 LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 BOTH = "train800val200.txt"
@@ -20,7 +20,7 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
                 f"there is no {file} in {str(folder)!r}; put the task's {', '.join(LISTS.values())} there, with a line "
                 '"path label" for each image and paths that begin in that folder'
             )
-    found = {part: _labels(folder / file, len(ids)) for part, file in LISTS.items()}
+    found = {part: labels_of(folder / file, len(ids)) for part, file in LISTS.items()}
     seen: dict[str, str] = {}
     for part, labels in found.items():
         for path in labels:
@@ -32,36 +32,13 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
             seen[path] = part
     strange = ""
     if (folder / BOTH).is_file():
-        strange = _same(folder, _labels(folder / BOTH, len(ids)), found["train"] | found["val"])
+        strange = _same(folder, labels_of(folder / BOTH, len(ids)), found["train"] | found["val"])
     parts = {part: [Row(path, ids[label]) for path, label in labels.items()] for part, labels in found.items()}
     note, counts = "the lists of VTAB-1k", {part: len(rows) for part, rows in parts.items()}
     if sizes and counts != sizes:
         whole, here = ("/".join(f"{n:,}" for n in each.values()) for each in (sizes, counts))
         note = f"lists of {here} images in train/val/test, where VTAB-1k has {whole}"
     return parts, joined(note, strange)
-
-
-def _labels(path: Path, classes: int) -> dict[str, int]:
-    """{path: label} in the order of the list; ValueError that names the file and the line."""
-    found: dict[str, int] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        image, _, label = line.strip().rpartition(" ")
-        image = image.strip()
-        if not image or not label.isdecimal():
-            raise ValueError(f'{where} is {line!r}; a line is "path label", the label a whole number from 0')
-        if int(label) >= classes:
-            raise ValueError(f"{where} has the label {label}; the card has the labels 0 to {classes - 1}")
-        if Path(image).is_absolute() or ".." in Path(image).parts:
-            raise ValueError(f"{where}: {image!r} must be a path inside the folder of the list")
-        if image in found:
-            raise ValueError(f"{where}: {image!r} stands in the list twice")
-        found[image] = int(label)
-    if not found:
-        raise ValueError(f"{path} has no lines; get it again")
-    return found
 
 
 def _same(folder: Path, both: dict[str, int], wanted: dict[str, int]) -> str:
