@@ -422,6 +422,9 @@ def test_s_prompts(tower, trunk, same_classes, reader):
         others = [c for c in range(7) if c not in place]
         assert (out.logits[i, others] == -math.inf).all()
     assert set(out.lesson.tolist()) == {0, 1}
+    names = lessons[1].train.names
+    own = method.train()(seen(x), method.prepare(names, method.fixed(names)))
+    assert (own.lesson == 1).all()  # training is for the lesson's own tokens and head
     right = torch.tensor([k for k, lesson in enumerate(lessons) for _ in lesson.train.items[::3]])
     assert float((out.lesson == right).float().mean()) > 0.7
 
@@ -478,12 +481,19 @@ def test_ranpac_searches_its_penalty_on_a_fifth(tower, width):
     x = torch.randn(100, 48, generator=generator("x"))
     y = F.one_hot((x[:, :7] + torch.randn(100, 7, generator=generator("noise"))).argmax(1), 7).double()
     order = torch.randperm(100, generator=generator("order"))
-    h, y_ordered = (x[order].double() @ method.map).relu(), y[order]
-    errors = {10.0**e: float((h[80:] @ ridge(h[:80], y_ordered[:80], 10.0**e) - y_ordered[80:]).square().mean())
-              for e in range(-8, 9)}  # fmt: skip
-    best = min(errors, key=errors.get)
-    assert 1 < best < 1e8
-    assert method.searched(x, y, generator("order")) == best
+    h, right = (x[order].double() @ method.map).relu(), y[order]
+    found = method.errors(x, y, generator("order"))
+    assert list(found) == [10.0**e for e in range(-8, 9)]
+    for penalty, error in found.items():
+        made = h[80:] @ ridge(h[:80], right[:80], penalty)
+        assert penalty < 1e-3 or error == pytest.approx(float((made - right[80:]).square().sum()), rel=1e-6)
+    assert 1 < min(found, key=found.get) < 1e8
+
+
+def test_ranpac_takes_the_best_penalty_of_its_last_lesson(tower, monkeypatch):
+    heads = {e: learned(m.RanPAC(tower, 20, penalty=10.0**e), STREAM).head for e in (2, 5)}
+    monkeypatch.setattr(m.RanPAC, "errors", lambda self, x, y, generator: {1e2: len(x) - 13.0, 1e5: 0.0})
+    assert torch.equal(learned(m.RanPAC(tower, 20), STREAM).head, heads[2])  # the last has 12 images, the first 16
 
 
 # the five of them

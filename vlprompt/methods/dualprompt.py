@@ -1,16 +1,17 @@
 """DualPrompt: Wang et al., ECCV 2022, arXiv:2204.04799.
 
-The paper is "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning". General prompts
-that every lesson trains, and an expert prompt of each lesson with a key; a test image takes the expert whose key is
-nearest to its frozen feature. Sites: prefixes of the image tower at the general and the expert layers, or soft tokens
-there (form="prompt").
+The paper is "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning". General prompts that
+every lesson trains, and an expert prompt of each lesson with a key; a test image takes the expert whose key is nearest
+to its frozen feature. Sites: prefixes of the image tower at the general and the expert layers, or soft tokens there
+(form="prompt").
 
 Differs from the authors' JAX code in: the expert of a test image is its own choice everywhere (a vote over the test
-batch on CIFAR-100, which leaks the task; see l2p); prompts start between -1 and 1 as in the PyTorch port (theirs
-between 0 and 0.01: init=(0, 0.01)); as many experts as lessons, so that their number need not be known; past experts
-and keys can't be changed by weight decay. From the port in: keys and values are not mixed up by a reshape. In the
-prompt form the tokens of a layer replace those of the layer before, where the authors' add to them. CODA-Prompt's
-version has own_keys=True and pull=batch size (a sum over the batch), and counts keys and values together in a length.
+batch on CIFAR-100, which leaks the task; see l2p); prompts and keys start between -1 and 1 as in the PyTorch port
+(theirs between 0 and 0.01: init=(0, 0.01), from where keys need fewer steps to reach their images); as many experts as
+lessons, so that their number need not be known; past experts and keys can't be changed by weight decay. From the port
+in: keys and values are not mixed up by a reshape. In the prompt form the tokens of a layer replace those of the layer
+before, where the authors' add to them. CODA-Prompt's version has own_keys=True and pull=batch size (a sum over the
+batch), and counts keys and values together in a length.
 
 Expected (class-incremental, ViT-B/16 of IN-21k, final accuracy and forgetting): Split CIFAR-100 of 10 86.51, 5.16 (with
 the vote); Split ImageNet-R of 10, expert=20 68.13, 4.68 (the paper). With every prompt off CIFAR-100 has 70.24 (issue

@@ -9,8 +9,10 @@ batch are all of one task there, so that the vote leaks which one, and an answer
 Differs from the authors' JAX code in: the choice is made per image; no masks over the pool by the lesson's number, and
 no copies of an earlier lesson's prompts; the head starts as the reader says (at zero there). It trains with top=4,
 length=10 and pull=1 where the paper has 5, 5 and 0.5, and has no choice by frequency (frequency=True: the paper's Eq.
-4). The PyTorch port: positions=True, init=(-1, 1), pull=0.1. From the paper in: with frequency=True, prompts that are
-equally dear (all of them in the first lesson, later those never chosen) go by the nearer key.
+4). The PyTorch port: positions=True, init=(-1, 1), pull=0.1. A CLIP's norm before its first block enlarges tokens as
+small as the initial ones, so that each step turns them far: take init=(-1, 1) there. From the paper in: with
+frequency=True, prompts that cost the same (all of them in the first lesson, later those never chosen) go by the nearer
+key.
 
 Expected (class-incremental, ViT-B/16 of IN-21k, final accuracy and forgetting): Split CIFAR-100 of 10 83.83, 7.63;
 5-datasets 81.14, 4.64; CORe50 78.33, with the whole tower trained (Tables 1 and 3 of the paper). All with the vote.

@@ -69,7 +69,9 @@ class RanPAC(Method):
         gram, cross = self.sums(x, y)
         self.gram += gram
         self.cross += cross
-        penalty = self.searched(x, y, generator) if self.penalty is None else self.penalty
+        if (penalty := self.penalty) is None:
+            errors = self.errors(x, y, generator) if len(x) > 1 else {1.0: 0.0}
+            penalty = min(errors, key=lambda value: errors[value])
         ridge = self.gram + penalty * torch.eye(self.width, dtype=y.dtype, device=y.device)
         self.head.copy_(torch.linalg.solve(ridge, self.cross))
 
@@ -82,10 +84,8 @@ class RanPAC(Method):
             cross += h.T @ right
         return gram, cross
 
-    def searched(self, x: Tensor, y: Tensor, generator: torch.Generator) -> float:
-        """The penalty of the least squared error on a fifth of the images (n, E), solved on the others."""
-        if len(x) < 2:
-            return 1.0
+    def errors(self, x: Tensor, y: Tensor, generator: torch.Generator) -> dict[float, float]:
+        """The squared error of each penalty on a fifth of the images (n, E), solved on the others."""
         order = torch.randperm(len(x), generator=generator).to(x.device)
         kept, held = order.split([(most := max(1, int(0.8 * len(x)))), len(x) - most])
         if most < self.width:  # (h^T h + l)^-1 h^T y = h^T (h h^T + l)^-1 y, the smaller side
@@ -96,13 +96,13 @@ class RanPAC(Method):
             gram, cross = self.sums(x[kept], y[kept])
             values, basis = torch.linalg.eigh(gram)
             solved = basis.T @ cross
-        errors = dict.fromkeys(GRID, 0.0)
+        found = dict.fromkeys(GRID, 0.0)
         for part, right in zip(x[held].split(ROWS), y[held].split(ROWS), strict=True):
             left = self.projected(part) @ basis
             for penalty in GRID:
                 made = left @ (solved / (values.clamp(min=0) + penalty)[:, None])
-                errors[penalty] += float((made - right).square().sum())
-        return min(GRID, key=lambda penalty: errors[penalty])
+                found[penalty] += float((made - right).square().sum())
+        return found
 
     def projected(self, x: Tensor) -> Tensor:
         """Features (n, E) -> (n, M)."""

@@ -9,7 +9,7 @@ Differs from the authors' code in: only the image side of it (their S-iPrompts; 
 CLIP stay frozen, where S-liPrompts learns a text prompt for each lesson too); one weight decay for all lessons; streams
 of new classes too, there an image is offered to the lessons that know a class asked for, and the classes of the others
 can't win. As there, centres are of unit features, and near is the sum of the absolute differences. From the paper in:
-nothing.
+the same.
 
 Expected: no published number that was checked.
 """
