@@ -172,7 +172,7 @@ def test_a_dataset_made_of_others(mine, root, type_in):
         split, first, second = (getattr(d, part) for d in (data, one, two))
         assert split.labels == (*first.labels, *(label + 10 for label in second.labels))
         assert per_domain(split) == {"a": len(first), "b": len(second)}
-        assert len({item.name for item in split.items}) == len(split)
+        assert [item.name for item in split.items[-2:]] == [f"b/{item.name}" for item in second.items[-2:]]
         assert split.items[3].pixels(look, None).equal(first.items[3].pixels(look, None))
         assert split.items[-1].pixels(look, None).equal(second.items[-1].pixels(look, None))
     assert data.test.names[0].hand == one.template  # each member's own
@@ -180,7 +180,7 @@ def test_a_dataset_made_of_others(mine, root, type_in):
     assert open_data(mine(members={"a": "digits", "b": "glyphs"}, classes=85, stages=17)).test.info["stages"] == 17
     code, text = type_in("data", "check", "mine.yaml")
     assert (code, "domains: a 722/179/896, b 1,500/375/1,500 in train/val/test" in text) == (0, True), text
-    assert "stages: 17 of the classes" in text
+    assert "stages: 17, of 85 classes in all" in text
     code, text = type_in("data", "show", "mine.yaml")
     assert code == 0
     assert "members a: digits, b: glyphs" in text
@@ -272,7 +272,7 @@ def test_five_datasets(root, jpegs, monkeypatch, type_in):
     assert data.test.labels.count(mnist_zero) == 2
     code, text = type_in("data", "check", "five_datasets")
     assert code == 0, text
-    assert "stages: 5 of 10, 10, 10, 10, 10 classes" in text
+    assert "stages: 5, of 10, 10, 10, 10, 10 classes" in text
     assert "svhn 30/10/20" in text
     assert "five_datasets 50 a photo of a {name}. yes" in type_in("data", "list")[1]
     (root / "test_32x32.mat").unlink()
@@ -312,6 +312,8 @@ def test_cifar100_is_fetched(tmp_path, root, monkeypatch, type_in):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(CIFAR100, "url", f"http://127.0.0.1:{server.server_port}/cifar-100-python.tar.gz")
     monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5((tmp_path / CIFAR100.filename).read_bytes()).hexdigest())
+    code, text = type_in("data", "prepare", "cifar100", "--download", "--from", tmp_path)
+    assert (code, "cifar100 is fetched by torchvision, which takes it from nowhere else" in text) == (2, True)
     text = type_in("data", "prepare", "cifar100", "--download")[1]
     server.shutdown()
     server.server_close()

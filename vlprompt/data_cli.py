@@ -98,7 +98,9 @@ def _get(name: str, download: bool, base: str | None) -> None:
         return
     folder, left = folder_of(card), []
     if "hub" in card:
-        if download and base is None:
+        if base is not None:
+            raise ValueError(f"{name} is fetched by torchvision, which takes it from nowhere else; leave out --from")
+        if download:
             get_hub(card["hub"])
         elif not is_here(card):
             out.print(f"missing: {folder}  <- {card['hub']}", soft_wrap=True, markup=False)
