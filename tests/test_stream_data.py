@@ -284,7 +284,7 @@ def test_cifar100_as_torchvision_reads_it(root, monkeypatch, type_in):
     code, text = type_in("data", "prepare", "cifar100")
     assert code == 1
     assert "Fetch with: vlprompt data prepare cifar100 --download" in text
-    assert "here no: vlprompt data prepare cifar100 --download" in type_in("data", "show", "cifar100")[1]
+    assert "stages 10 here no: vlprompt data prepare cifar100 --download" in type_in("data", "show", "cifar100")[1]
     cifar100(root, monkeypatch)
     data = open_data("cifar100")
     assert sizes(data) == [400, 100, 200]

@@ -147,6 +147,7 @@ def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: 
         lines += [("members", ", ".join(f"{member}: {one}" for member, one in card["members"].items()))]
     if card and picture is None and not is_here(card):
         get = " --download" if {"downloads", "hub", "members"} & set(card) else ""
+        lines += [("stages", str(card["stages"]))] if "stages" in card else []
         lines.append(("here", f"no: vlprompt data prepare {name}{get}"))
     else:
         data = open_data(name, only_there=only_there)
