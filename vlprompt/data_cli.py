@@ -98,7 +98,9 @@ def _get(name: str, download: bool, base: str | None) -> None:
         return
     folder, left = folder_of(card), []
     if "hub" in card:
-        if download and base is None:
+        if base is not None:
+            raise ValueError(f"{name} is fetched by torchvision, which takes it from nowhere else; leave out --from")
+        if download:
             get_hub(card["hub"])
         elif not is_here(card):
             out.print(f"missing: {folder}  <- {card['hub']}", soft_wrap=True, markup=False)
@@ -145,6 +147,7 @@ def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: 
         lines += [("members", ", ".join(f"{member}: {one}" for member, one in card["members"].items()))]
     if card and picture is None and not is_here(card):
         get = " --download" if {"downloads", "hub", "members"} & set(card) else ""
+        lines += [("stages", str(card["stages"]))] if "stages" in card else []
         lines.append(("here", f"no: vlprompt data prepare {name}{get}"))
     else:
         data = open_data(name, only_there=only_there)

@@ -82,9 +82,10 @@ def stream(data: Data) -> list[str]:
     """How the data can be met in turn, where they say so: a line of stages and one of domains with their images."""
     lines, info = list[str](), data.test.info
     stages, domains = info.get("stages"), info.get("domains")
-    if stages is not None:
-        many = f"of {', '.join(str(len(s)) for s in stages)} classes" if isinstance(stages, list) else "of the classes"
-        lines.append(f"stages: {len(stages) if isinstance(stages, list) else stages} {many}")
+    if isinstance(stages, list):
+        lines.append(f"stages: {len(stages)}, of {', '.join(str(len(stage)) for stage in stages)} classes")
+    elif stages is not None:
+        lines.append(f"stages: {stages}, of {len(data.test.names)} classes in all")
     if isinstance(domains, list):
         counts = {part: Counter(split.domains) for part, split in splits(data).items()}
         told = (f"{name} {_sizes({p: c[k] for p, c in counts.items()})}" for k, name in enumerate(domains))

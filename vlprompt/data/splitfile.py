@@ -112,8 +112,10 @@ def content_hash(told: dict[str, Any]) -> str:
 def write_split(data: Data, path: Path) -> str:
     """Writes the split of data whose items are files of one folder; gives its hash. Whole or not at all.
 
-    ValueError for files that lie elsewhere, which no other machine would find.
+    ValueError for files that lie elsewhere, which no other machine would find, and for images that have domains.
     """
+    if data.test.domains is not None:
+        raise ValueError(f"the images of {data.name} have domains, which a split file can't hold; keep its own lists")
     told: dict[str, Any] = {"dataset": data.name, "note": data.note}
     told["classes"] = [[key, str(name)] for name, key in zip(data.test.names, ids(data.test.names), strict=True)]
     for part in PARTS:
