@@ -338,7 +338,7 @@ def test_a_new_expert_begins_as_the_one_before_and_its_key_anew(tower):
 
 
 def test_a_pool_of_experts_takes_a_stream_that_tells_nothing(tower):
-    method = learned(m.DualPrompt(tower, Linear(), size=4), [lesson_of(NAMES, announced=False, total=None)])
+    method = learned(m.DualPrompt(tower, Linear(), size=4), [lesson_of(NAMES, announced=False)], epochs=1)
     assert method.experts[0].shape[0] == 4
     assert method.experts[0].requires_grad
     learned(method, [lesson_of(NAMES, 1)])
