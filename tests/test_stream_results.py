@@ -10,6 +10,7 @@ import yaml
 from vlprompt import against
 from vlprompt.config import configs_folder
 from vlprompt.results.folder import Folder, Result, read_all
+from vlprompt.results.plot import over_shots
 from vlprompt.results.protocols import differing
 from vlprompt.results.published import compare
 from vlprompt.results.reference import read_reference
@@ -157,15 +158,23 @@ def test_what_is_no_other_protocol():
     """Another backbone's look, orders that a seed draws, and what an older run does not say."""
     other = stream("other", backbone="timm:x", backbone_key="x", transform=HALF | {"size": [224, 224]})
     old = stream("old")
-    del old.protocol["metrics"], old.protocol["transform"]
+    del old.protocol["metrics"], old.protocol["transform"], old.protocol["split"]
     assert not one_grid([stream("a"), stream("b"), other, old])[0].notes
     orders = {1: [[0, 1], [2, 3]], 2: [[3, 1], [0, 2]]}
     drawn = [stream(m, s, lessons=2, order="seeded", class_order=orders[s]) for m in ("a", "b", "c") for s in orders]
-    grid, _ = one_grid(drawn)
-    assert not grid.notes
-    assert [line[0] for line in grid.lines] == ["a", "b", "c"]  # a row has seeds of several orders
+    assert not one_grid(drawn)[0].notes
+    assert [(r.method, r.variant, r.seeds) for r in rows(drawn)] == [(m, "", (1, 2)) for m in ("a", "b", "c")]
+    assert not one_grid(drawn[:-1])[0].notes  # also where one has a seed less
     drawn[-1].protocol["class_order"] = orders[1]  # the same setting and seed, and yet another order
     assert one_grid(drawn)[0].notes == ("a: class order 0 1 | 2 3 (others 3 1 | 0 2)",)
+
+
+def test_a_fixed_class_order_that_changed_makes_a_row_of_its_own():
+    """The same settings on a card whose class ids have changed: no seeds of the two are mixed, and no row is lost."""
+    grid, _ = one_grid([*seeds(), *seeds(class_order=[[1, 0], [2, 3], [4, 5]])])
+    assert [(line[0], line[1], line[5]) for line in grid.lines] == [
+        ("l2p (class_order=0 1 | 2 3 | 4 5)", "", "3"), ("l2p (class_order=1 0 | 2 3 | 4 5)", "a", "3")]  # fmt: skip
+    assert grid.notes == ("a: class order 1 0 | 2 3 | 4 5 (others 0 1 | 2 3 | 4 5)",)
 
 
 def test_what_is_too_long_to_print_is_other_all_the_same():
@@ -277,6 +286,12 @@ def test_plot_draws_what_there_is(type_in, tmp_path):
     )
 
 
+def test_a_stream_of_few_shots_is_no_few_shot_run(tmp_path):
+    with pytest.raises(ValueError, match="there are no few-shot runs to plot"):
+        over_shots(rows([stream(shots=4)]), tmp_path / "x.png")
+    assert [p.name for p in draw([stream(shots=4)], tmp_path)] == ["stages.png", "matrix.png"]
+
+
 @pytest.mark.parametrize(
     ("results", "told"),
     [
@@ -386,6 +401,30 @@ def test_only_streams_of_one_kind_are_set_side_by_side():
     assert stages == {5: {76.51}, 10: {75.45}, 20: {72.37}}
     assert {p.published for p in set_beside(stream("coda_prompt", dataset="imagenet_r_stream", lessons=4))} == {
         76.51, 75.45, 72.37}  # fmt: skip
+
+
+def test_what_the_protocol_speaks_of_is_no_other_setting():
+    """The recipe has it from the card, ours by its setting; what the protocol does not speak of stays a reason."""
+    mine = stream(**GOOD)
+    mine.config["train"]["precision"] = "fp32"
+    for more, told in (({"stages": None, "order": "seeded", "mask": False}, False), ({"augment": "crop"}, True)):
+        recipe = mine.config | {"task": mine.config["task"] | more}
+        found = compare([mine], KNOWN, lambda ours, theirs, recipe=recipe: recipe)[0]
+        assert all(any(r.startswith("other settings") for r in p.reasons) == told for p in found), more
+
+
+def test_the_recipe_is_that_of_their_backbone(monkeypatch):
+    from vlprompt import config
+
+    asked = []
+    monkeypatch.setattr(config, "grid", lambda *given, **how: asked.append(how["backbone"]) or [{}])
+    monkeypatch.setattr(config, "recipes", lambda *given: [given])
+    [ours] = {id(p.ours): p.ours for p in set_beside(stream(**GOOD))}.values()
+    [other] = {id(p.ours): p.ours for p in set_beside(stream("nearest_mean", **GOOD))}.values()
+    for one, title in ((ours, "L2P, PyTorch port"), (other, "nearest class mean by RanPAC's authors")):
+        [theirs] = [e for e in STREAMS if (e.title, e.dataset) == (title, "cifar100")]
+        against.paper(one, theirs)
+    assert asked == [NPZ, IN21K]
 
 
 @pytest.mark.parametrize(

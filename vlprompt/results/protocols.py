@@ -66,8 +66,12 @@ def same(result: Result) -> str:
     config = json.loads(json.dumps(result.config))
     config.pop("seed")
     config["task"].pop("seed", None)
-    order = None if config["task"].get("order") == "seeded" else result.protocol.get("class_order")
-    return json.dumps([config, result.protocol.get("test"), order], sort_keys=True)
+    return json.dumps([config, result.protocol.get("test"), _fixed_order(result)], sort_keys=True)
+
+
+def _fixed_order(result: Result) -> Any:
+    """The class order of a stream where no seed draws it."""
+    return None if result.config["task"].get("order") == "seeded" else result.protocol.get("class_order")
 
 
 def _settings(result: Result) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def _settings(result: Result) -> dict[str, Any]:
     found = {f"{s}.{k}": v for s in ("method", "task", "train") for k, v in result.config[s].items()
              if k not in ("name", "seed", "dataset", "shots")}  # fmt: skip
     found |= {f"look.{k}": v for k, v in result.protocol.get("transform", {}).items()}
-    return found | {"images.test": result.protocol.get("test")}
+    return found | {"images.test": result.protocol.get("test"), "images.class_order": _fixed_order(result)}
 
 
 def variants(results: Sequence[Result]) -> dict[str, str]:
@@ -105,7 +109,8 @@ def variants(results: Sequence[Result]) -> dict[str, str]:
 def _said(key: str, value: Any, every: Sequence[Any]) -> str:
     if isinstance(value, bool) and (key, value) in WORDS:
         return WORDS[key, value]
-    return f"{key.partition('.')[2]}={_short(value, every)}"
+    told = _brief(value) if key == "images.class_order" else _short(value, every)
+    return f"{key.partition('.')[2]}={told}"
 
 
 def _short(value: Any, every: Sequence[Any]) -> str:
