@@ -68,7 +68,11 @@ def test_classes_come_once_and_tests_are_of_all_so_far():
     met = [i for s in stages for i in ids(s.lesson.train.names)]
     assert met == list(map(str, range(10)))
     whole = open_data("digits")
-    assert set().union(*(key_set(s.lesson.train) for s in stages)) == key_set(whole.train)
+    assert set().union(*(key_set(s.lesson.train) for s in stages)) == key_set(whole.train) | key_set(whole.val)
+    for lesson in Continual("digits", stages=4, with_val=False).lessons():
+        assert key_set(lesson.train) <= key_set(whole.train)
+        assert key_set(lesson.val) <= key_set(whole.val)
+        assert lesson.val.names == lesson.train.names
     assert all(not key_set(a.lesson.train) & key_set(b.lesson.train) for a in stages for b in stages if a is not b)
     assert key_set(stages[-1].tests["seen"]) == key_set(whole.test)
     truth = dict(zip((i.key for i in whole.test.items), whole.test.labels, strict=True))
@@ -136,7 +140,7 @@ def test_a_task_free_stream_is_one_lesson_in_its_own_order():
     lesson, whole = stage.lesson, open_data("digits")
     assert not lesson.announced
     assert (lesson.index, lesson.total) == (0, 1)
-    assert len(lesson.train) == len(whole.train) == len(key_set(lesson.train))
+    assert len(lesson.train) == len(whole.train) + len(whole.val) == len(key_set(lesson.train))
     groups = torch.tensor(lesson.train.labels) // 2
     centres = [float((groups == k).nonzero().double().mean()) for k in range(5)]
     assert centres == sorted(centres)
@@ -179,7 +183,7 @@ def test_a_memory_is_bounded_balanced_and_keeps_what_it_had():
 
 
 def test_joint_is_one_lesson_with_the_tests_of_all_tasks(vit):
-    result = vlprompt.run(NearestMean(vit), Continual("digits", stages=5, joint=True))
+    result = vlprompt.run(NearestMean(vit), Continual("digits", stages=5, joint=True, with_val=False))
     alone = vlprompt.run(NearestMean(vit), vlprompt.tasks.FewShot("digits", shots=None))
     assert result.summary["overall"] == pytest.approx(alone.summary["accuracy"])
     assert [k for k in result.scores[0] if k.startswith("seen/")] == [f"seen/{k}" for k in range(5)]
@@ -231,7 +235,8 @@ class Hostile(NearestMean):
 @pytest.mark.parametrize("kind", ["class_incremental", "domain_incremental", "task_incremental"])
 @pytest.mark.parametrize("buffer", [0, 30])
 def test_a_lesson_leads_to_nothing_but_itself(kind, buffer, vit, domains):
-    task = Continual(domains, stages=None if kind == "domain_incremental" else 5, kind=kind, buffer=buffer)
+    stages = None if kind == "domain_incremental" else 5
+    task = Continual(domains, stages=stages, kind=kind, buffer=buffer, with_val=bool(buffer))
     whole = open_data(domains)
     method = Hostile(vit)
     for stage in task.stages():
@@ -304,7 +309,7 @@ def test_test_queries_are_made_once_for_all_lessons():
     vit.encode = lambda pixels: seen.append(len(pixels)) or encode(pixels)
     data = open_data("digits")
     vlprompt.run(NearestMean(vit), Continual("digits", stages=5))
-    most = len(data.train) + len(data.test)
+    most = len(data.train) + len(data.val) + len(data.test)
     assert most <= sum(seen) < most + vit.pass_size * 20  # passes have one size, the last of a batch is filled up
 
 

@@ -11,7 +11,15 @@ from typing import Any
 from vlprompt.results.folder import Result
 
 STREAM = "continual"
-OF_STREAMS = ("order", "joint", "mask", "buffer", "blur", "shots")  # settings of a stream that are its protocol
+OF_STREAMS = (
+    "order",
+    "joint",
+    "mask",
+    "buffer",
+    "blur",
+    "with_val",
+    "shots",
+)  # settings of a stream that are its protocol
 JOINT = "task.joint"
 WORDS = {(JOINT, True): "joint training", (JOINT, False): "", ("task.mask", True): "", ("task.mask", False): "no mask"}
 Facts = dict[tuple[str, str], Any]  # (what, among which rows it is compared) -> value

@@ -43,8 +43,9 @@ class Continual:
     or all ids. seed: of that order, of the shots, of what is kept, of the training. joint: all lessons at once, as the
     upper bound. mask: whether training knows the classes of its lesson only (False: all so far). buffer: images of
     earlier lessons that are kept to be trained on again, equally many of each class. blur: of a task-free stream, how
-    far the bumps reach into each other, in lengths of a part. shots: images per class and lesson's whole, None for all;
-    augment, skip_broken: as in FewShot.
+    far the bumps reach into each other, in lengths of a part. with_val: whether the validation images are trained on
+    too, as the literature does; False keeps them for train.select=val and for methods that search on them. shots:
+    images of train per class, None for all; augment, skip_broken: as in FewShot.
     """
 
     def __init__(
@@ -58,13 +59,14 @@ class Continual:
         mask: bool = True,
         buffer: int = 0,
         blur: float = 0.25,
+        with_val: bool = True,
         shots: int | None = None,
         augment: str | None = None,
         skip_broken: bool = False,
     ):
         self.given, self.dataset, self.stages_, self.kind = dataset, named(dataset), stages, kind
         self.order, self.seed, self.joint, self.mask, self.buffer, self.blur = order, seed, joint, mask, buffer, blur
-        self.shots, self.augment, self.skip_broken = shots, augment, skip_broken
+        self.with_val, self.shots, self.augment, self.skip_broken = with_val, shots, augment, skip_broken
 
     @cached_property
     def data(self) -> Data:
@@ -80,7 +82,13 @@ class Continual:
         whole = self.data.train
         if not len(whole):
             raise ValueError(f"{self.dataset} is a test only and has no training images, so there is nothing to learn")
-        return whole if self.shots is None else few_shot(whole, None, self.shots, self.seed)[0]
+        if self.shots is not None:
+            return few_shot(whole, None, self.shots, self.seed)[0]
+        return whole.plus(self.data.val) if self.with_val and self.data.val is not None else whole
+
+    @property
+    def val(self) -> Split | None:
+        return None if self.with_val else self.data.val
 
     @cached_property
     def every(self) -> list[str]:
@@ -148,13 +156,17 @@ class Continual:
         some = split.of([i for i, k in enumerate(of) if k in set(tasks)]).classes(classes)
         return replace(some, domains=None, info={})
 
+    def _both(self, tasks: Sequence[int], classes: Sequence[int]) -> tuple[Split, Split | None]:
+        return self._some(self.train, tasks, classes), None if self.val is None else self._some(
+            self.val, tasks, classes
+        )
+
     def lessons(self) -> Iterator[Lesson]:
         """What is taught, one after another."""
         total = len(self.groups)
         if self.joint or self.kind == "task_free":
             every = range(total)
-            whole, val = (s and self._some(s, every, self._classes(every)) for s in (self.train, self.data.val))
-            assert whole is not None
+            whole, val = self._both(every, self._classes(every))
             if self.kind == "task_free" and not self.joint:
                 tasks = [k for k in self._task_of(self.train) if k >= 0]
                 yield Lesson(whole.of(blurred(tasks, self.blur, self.seed)), val, announced=False)
@@ -164,8 +176,7 @@ class Continual:
         before = list[Split]()
         for k in range(total):
             names = self._classes([k] if self.mask else range(k + 1))
-            train, val = (s and self._some(s, [k], names) for s in (self.train, self.data.val))
-            assert train is not None
+            train, val = self._both([k], names)
             yield Lesson(train, val, memory=kept(before, self.buffer, self.seed), index=k, total=total)
             before += [train] if self.buffer else []
 
@@ -216,6 +227,7 @@ class Continual:
             "train": self.train.hash(),
             "test": self.data.test.hash(),
             "images": len(self.train),
+            "trained_on": "train+val" if len(self.train) > len(self.data.train) else "train",
             "short": self.train.info.get("short", []),
             "classes": [str(name) for name in self.train.names],
             "augment": self.train.augment,

@@ -189,7 +189,10 @@ def check(lesson: Lesson, train: Train) -> None:
     if not len(lesson.train):
         raise ValueError("the lesson has no training images")
     if train.select == "val" and (lesson.val is None or not len(lesson.val)):
-        raise ValueError("train.select=val needs validation images, and this dataset has none; use select=last")
+        raise ValueError(
+            "train.select=val needs validation images, and there are none: use select=last, or in a stream, which "
+            "trains on them, task.with_val=false"
+        )
     if not lesson.announced and (train.epochs != 1 or train.iterations is not None):
         how = f"epochs={train.epochs}" if train.iterations is None else f"iterations={train.iterations}"
         raise ValueError(
