@@ -32,7 +32,6 @@ EVERY.append(lambda clip: methods.NearestMean(clip.image))
 ON_TOWER = ["VPT", "BitFit", "SSF", "LoRA", "Adapter", "AdaptFormer", "Convpass", "MLP", "Partial", "Full"]
 ON_TOWER += ["SideTuning", "Linear", "DualPrompt", "SPrompts"]
 EVERY += [lambda clip, n=n: getattr(methods, n)(clip.image, readers.Linear()) for n in ON_TOWER]
-
 EVERY.append(lambda clip: methods.L2P(clip.image, readers.Linear(), 6, 2, 2, frequency=True, init=(-1.0, 1.0)))
 EVERY.append(lambda clip: methods.CODAPrompt(clip.image, readers.Linear(), 8))
 EVERY.append(lambda clip: methods.RanPAC(clip.image, 500))

@@ -508,8 +508,8 @@ def test_constant_prompts_cost_keys_and_values_once(tower, pixels, images_in_a_b
 
 # runs, as a user types them
 
-VISION = ("adapter", "adaptformer", "bitfit", "convpass", "full", "linear", "lora", "mlp", "nearest_mean", "partial",
-          "side_tuning", "ssf", "vpt")  # fmt: skip
+VISION = ("adapter", "adaptformer", "bitfit", "convpass", "dualprompt", "full", "l2p", "linear", "lora", "mlp",
+          "nearest_mean", "partial", "s_prompts", "side_tuning", "ssf", "vpt")  # fmt: skip
 
 
 @pytest.mark.parametrize("backbone", ["glyph-vit/random", "timm:test_vit/random", "timm:test_vit3/random"])
