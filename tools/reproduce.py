@@ -163,7 +163,8 @@ def execute(o, every, clip):
     """Run what is not done; gives the exit status."""
     from vlprompt import against
     from vlprompt.results.table import rows
-    from vlprompt.sweep import place, run_all, show_table
+    from vlprompt.shown import show_table
+    from vlprompt.sweep import place, run_all
 
     found, failed = [place(o.out, plan).done() for plan in every], {}
     if not all(found):

@@ -79,10 +79,8 @@ def run(
     skip_broken: SkipBroken = False,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")] = 5.0,
     threads: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            help="CPU threads; by default all, but one for the embedded CLIP, where more only wait for each other."
-        ),
+        int | None,
+        typer.Option(help="CPU threads: by default all, but one for the embedded CLIP, which more only slow."),
     ] = None,
     until_task: Annotated[
         int | None, typer.Option(min=1, help="Pause a stream after so many lessons; without it the command goes on.")
@@ -102,9 +100,8 @@ def run(
         method, words = None, [method, *words]
     if config is not None and method and not _names_methods(method):
         method, words = None, [method, *words]  # the file names the method, the argument the dataset
-    named = [w.partition("=")[2] for w in words if w.startswith("dataset=")]
-    words = [w for w in words if not w.startswith("dataset=")]
-    plain = [w for w in words if "=" not in w] + named
+    words = [w.removeprefix("dataset=") for w in words]
+    plain = [w for w in words if "=" not in w]
     if len(plain) > 1:
         raise ValueError(f"one dataset at a time: got {', '.join(plain)}; settings are written key=value")
     settings = [f"task.targets=[{targets}]"] if targets else []
@@ -129,7 +126,7 @@ def table(
 ) -> None:
     """Mean and spread over seeds of all finished runs in a folder, with trained parameters, seconds and peak memory."""
     from vlprompt import against as other
-    from vlprompt import sweep as sweeps
+    from vlprompt import shown
     from vlprompt.results.folder import read_all, write
     from vlprompt.results.forms import render
     from vlprompt.results.table import rows
@@ -137,10 +134,10 @@ def table(
     if against is not None:
         other.check(against)
     results, unfinished = read_all(runs)
-    found, scored = rows(results), sweeps.scored(results, groups)
+    found, scored = rows(results), shown.scored(results, groups)
     if groups is None:
-        sweeps.show_table(found, out)
-    sweeps.show_scores(scored, out)
+        shown.show_table(found, out)
+    shown.show_scores(scored, out)
     if against is not None:
         other.show(results, out)
     if unfinished:
@@ -148,7 +145,7 @@ def table(
     for path, form in ((markdown, "markdown"), (csv, "csv"), (json, "json")):
         if path is not None:
             told = render(found, form) if against is None else other.render(results, form)
-            write(path, (told if groups is None else sweeps.render_scores(scored, form)).encode())
+            write(path, (told if groups is None else shown.render_scores(scored, form)).encode())
             out.print(f"wrote {path}")
 
 

@@ -49,7 +49,7 @@ def search(
     """
     from vlprompt.cli import numbers
     from vlprompt.results.table import rows
-    from vlprompt.sweep import scored, show_scores, show_table
+    from vlprompt.shown import scored, show_scores, show_table
 
     use_root(root)
     given = [w for w in settings or [] if w]

@@ -63,11 +63,12 @@ class Linear(OnTower):
     def _solve(self, lesson: Lesson, head: Head) -> None:
         from sklearn.linear_model import LogisticRegression
 
-        x, y = self._features(lesson.train)
+        train = lesson.seen
+        x, y = self._features(train)
         if len(set(y)) < 2:
             raise ValueError(
                 "logistic regression tells classes apart, but this lesson has one alone "
-                f"({lesson.train.names[y[0]]!r}): set method.solver=fit, or fewer stages"
+                f"({train.names[y[0]]!r}): set method.solver=fit, or fewer stages"
             )
         solve = lambda c: LogisticRegression(C=c, max_iter=2000).fit(x, y)  # noqa: E731
         if self.penalty is not None or lesson.val is None or not len(lesson.val):
@@ -83,6 +84,6 @@ class Linear(OnTower):
         weight, bias = torch.from_numpy(best.coef_), torch.from_numpy(best.intercept_)
         if len(weight) == 1:  # two classes: scikit-learn keeps the difference of their columns
             weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-        place = head.places(lesson.train.names)[torch.from_numpy(best.classes_).to(head.weight.device)]
+        place = head.places(train.names)[torch.from_numpy(best.classes_).to(head.weight.device)]
         head.weight.data[place] = weight.to(head.weight)
         head.bias.data[place] = bias.to(head.bias)
