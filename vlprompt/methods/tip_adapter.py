@@ -11,7 +11,7 @@ Expected (few-shot, RN50, mean of 11 sets, 1 2 4 8 16 shots, the authors' log): 
 finetune=True 64.60 66.65 69.67 72.45 75.83, selected on the test.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,12 +69,12 @@ class TipAdapter(Method):
         self.register_buffer("values", torch.cat([old[1], places]))  # (M,): a place in self.ids
         self.register_buffer("chosen", torch.tensor([self.alpha, self.beta], device=device))
 
-    def restore(self, lessons: Sequence[Lesson], state: dict[str, Tensor]) -> None:
-        """The number of keys is what the state says."""
-        self.ids = tuple(dict.fromkeys(i for lesson in lessons for i in ids(lesson.train.names)))
-        hold(self, "keys", state["keys"], self.finetune)
-        for name in ("values", "chosen"):
-            self.register_buffer(name, state[name])
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *how: Any) -> None:
+        """The number of keys is what the state says, for one that goes on with a run too."""
+        for held, name in ((self.keys, "keys"), (self.values, "values")):
+            if (saved := state_dict.get(f"{prefix}{name}")) is not None:
+                held.data = held.data.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *how)
 
     def _keys(self, train: Split, seed: int) -> Tensor:
         """The mean of several views' un-normalised features, normalised (M, E)."""
