@@ -18,7 +18,7 @@ import vlprompt
 from vlprompt.data.card import open_data
 from vlprompt.data.digits import arrays
 from vlprompt.errors import UnknownClass
-from vlprompt.methods import CoOp, Linear, NearestMean, ZeroShot
+from vlprompt.methods import CoOp, Linear, NearestMean, SPrompts, TipAdapter, ZeroShot
 from vlprompt.metrics import of_stream
 from vlprompt.readers import Linear as Head
 from vlprompt.results.folder import Folder
@@ -188,6 +188,14 @@ def test_joint_is_one_lesson_with_the_tests_of_all_tasks(vit):
     assert result.summary["overall"] == pytest.approx(alone.summary["accuracy"])
     assert [k for k in result.scores[0] if k.startswith("seen/")] == [f"seen/{k}" for k in range(5)]
     assert "forgetting" not in result.summary
+
+
+@pytest.mark.parametrize("how", [{"joint": True}, {"kind": "task_free"}])
+def test_one_lesson_says_nothing_of_which_lesson_was_chosen(vit, how):
+    method = SPrompts(vit, Head(), length=1)
+    result = vlprompt.run(method, Continual("digits", stages=5, shots=2, **how), ONCE)
+    assert "chosen" not in result.summary
+    assert not any("chosen" in test for test in result.scores[0].values())
 
 
 # nobody peeks
@@ -417,6 +425,15 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(name, stream, tmp_path):
     task, train = Continual("digits", shots=4, **STREAMS[stream]), ONCE if stream == "free" else TRAIN
     vlprompt.run(make(), task, train, tmp_path / "whole")
     interrupted(make, task, train, tmp_path / "parts", [1, 12, 3, 25, 2, 14, 40])
+    same_but_for_time(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("finetune", [False, True])
+def test_a_cache_that_grew_goes_on_where_it_was_stopped(finetune, tmp_path):
+    clip, task = vlprompt.load("glyph/random"), Continual("digits", stages=3, shots=3)
+    make = functools.partial(TipAdapter, clip, finetune=finetune)
+    vlprompt.run(make(), task, TRAIN, tmp_path / "whole")
+    interrupted(make, task, TRAIN, tmp_path / "parts", [15, 12, 3])  # in the second lesson or behind it
     same_but_for_time(tmp_path / "whole", tmp_path / "parts")
 
 

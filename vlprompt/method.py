@@ -18,7 +18,7 @@ class Output(NamedTuple):
     """logits (B, C); penalty; and what the logits came from: image (B, E), text (C, E) or (B, C, E), un-normalised.
 
     used: of methods with a pool, the share (B, M) that each prompt has in an answer (rows add up to 1); lesson: of
-    methods that guess it, the number (B,) of the lesson that an image is taken to belong to.
+    methods that guess it among several, the number (B,) of the lesson that an image is taken to belong to.
     """
 
     logits: Tensor

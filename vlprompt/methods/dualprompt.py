@@ -136,7 +136,8 @@ class DualPrompt(OnTower):
             places |= {i: self.into(experts[each[:, l], l]) for i, l in zip(self.places[1], layers, strict=True)}
             used = torch.zeros_like(like).scatter_(2, best[..., None], 1.0).mean(1)  # (B, M)
             told = {"penalty": -self.pull * near.sum(1).mean(), "used": used}
-            told["lesson"] = best[:, 0] if self.size is None and not self.own_keys else None
+            guesses = self.size is None and not self.own_keys and len(self.experts) > 1
+            told["lesson"] = best[:, 0] if guesses else None
         prompt = Prompt(prefix=places) if self.form == "prefix" else Prompt(tokens=places)  # type: ignore[arg-type]
         image = self.tower(inputs, prompt)
         return Output(self.reader(image, prepared[1]), image=image, **told)

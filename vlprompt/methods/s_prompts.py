@@ -117,4 +117,5 @@ class SPrompts(OnTower):
             rows = (lesson == d).nonzero()[:, 0]
             made = self.head(d)(image[rows], part)
             logits = logits.index_put((rows[:, None], places), made.to(logits.dtype))
-        return Output(logits, image=image, used=nn.functional.one_hot(lesson, len(self.heads)).float(), lesson=lesson)
+        used, several = nn.functional.one_hot(lesson, len(self.heads)).float(), len(self.heads) > 1
+        return Output(logits, image=image, used=used, lesson=lesson if several else None)
