@@ -19,7 +19,7 @@ from vlprompt.data.card import open_data
 from vlprompt.data.digits import arrays
 from vlprompt.errors import UnknownClass
 from vlprompt.methods import CoOp, Linear, NearestMean, SPrompts, TipAdapter, ZeroShot
-from vlprompt.metrics import of_stream
+from vlprompt.metrics import OF_STREAM, of_stream
 from vlprompt.readers import Linear as Head
 from vlprompt.results.folder import Folder
 from vlprompt.stage import Item, Name, Split, ids
@@ -101,6 +101,18 @@ def test_orders():
     assert len(list(named.stages())[-1].tests["seen"].names) == 3
 
 
+def test_stages_whose_classes_are_told_have_an_order_too():
+    told = [["7"], ["1", "2"], ["0"], ["5", "3"]]
+    natural, seeded, other, given = (
+        Continual("digits", stages=told, order=order, seed=seed).protocol["class_order"]
+        for order, seed in (("natural", 1), ("seeded", 1), ("seeded", 2), (["4", "2", "1", "3"], 1))
+    )
+    assert natural == told
+    assert sorted(seeded) == sorted(other) == sorted(told)
+    assert len({str(natural), str(seeded), str(other)}) == 3
+    assert given == [["5", "3"], ["1", "2"], ["7"], ["0"]]
+
+
 def test_without_a_mask_training_knows_all_classes_so_far():
     first, second, *_ = Continual("digits", stages=5, mask=False).lessons()
     assert ids(first.train.names) == ("0", "1")
@@ -133,6 +145,16 @@ def test_domains_that_only_the_test_has_are_one_test_for_all(domains, tmp_path):
     assert not any(s.ahead or s.before for s in stages)
     rows = [{"seen": {"accuracy": a, "calibration_error": 1.0}} for a in (10.0, 20.0, 60.0)]
     assert task.summary(rows) == {"accuracy": 60, "overall": 60, "incremental": 30, "calibration_error": 1.0}
+
+
+def test_a_stage_that_can_not_be_tested_is_refused_at_once(domains, tmp_path):
+    root = Path(domains).parent
+    lines = list(csv.reader(Path(domains).read_text().splitlines()))
+    rows = [[f"{root}/{p}", c, s, "plain" if s == "test" and d == "dark" else d] for p, c, s, d in lines[1:]]
+    with (tmp_path / "data.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([lines[0], *rows])
+    with pytest.raises(ValueError, match=r"stage 1 \(dark\) has no test image"):
+        Continual(str(tmp_path / "data.csv"), kind="domain_incremental").protocol  # noqa: B018
 
 
 def test_a_task_free_stream_is_one_lesson_in_its_own_order():
@@ -286,7 +308,7 @@ def test_every_number_of_a_stream_by_hand():
         "identity": (76 + 61 + 2 * 41) / 4,
         "calibration_error": 4.0,
     })  # fmt: skip
-    assert list(found) == [k for k in vlprompt.tasks.continual.METRICS if k in found]
+    assert list(found) == [k for k in OF_STREAM if k in found]
 
 
 def test_forward_transfer_is_of_methods_that_can_answer_before_they_learn(vit, domains):
@@ -330,11 +352,13 @@ def test_test_queries_are_made_once_for_all_lessons():
         ({"stages": 11}, "task.stages is 11, but there are 10 classes: 1 to 10 are possible"),
         ({"stages": 0}, "task.stages is 0, but there are 10 classes"),
         ({"stages": [["1", "2"], ["2", "3"]]}, "has '2' in stage 1 and in stage 2; each comes once"),
+        ({"stages": []}, "task.stages is an empty list; name the classes of each stage"),
         ({"stages": [["1"], []]}, "stage 2 of task.stages is empty"),
         ({"stages": [["1"], ["x"]]}, "stage 2 of task.stages names 'x', which is none of the classes: 0, 1"),
         ({"stages": 5, "order": "random"}, "task.order is natural, seeded or a list of classes, not 'random'"),
         ({"stages": 5, "order": ["1", "2"]}, "task.order must name each of the 10 classes once; look at '0'"),
         ({"stages": 5, "order": [*"0123456789", "9"]}, "names one of the classes twice"),
+        ({"stages": [["1"], ["2"]], "order": ["2", "1", "0"]}, "task.order must name each of the 2 stages once"),
         ({"kind": "domain_incremental"}, "digits has no domains"),
         ({"stages": 5, "buffer": 10, "joint": True}, "task.buffer keeps images of earlier lessons"),
         ({"stages": 5, "blur": -1.0}, "task.buffer and task.blur are 0 or more, not 0 and -1.0"),

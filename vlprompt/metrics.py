@@ -61,6 +61,20 @@ def homes(labels: Tensor, domains: Tensor, classes: int) -> Tensor | None:
     return home if bool((home[labels] == domains).all()) else None
 
 
+OF_STREAM = {
+    "accuracy": "mean over the tasks of the last accuracies (A_T)",
+    "overall": "share of all test images right at the end",
+    "incremental": "mean over the lessons of the share right of all test images so far",
+    "forgetting": "mean over earlier tasks of the best accuracy before the last lesson, less the last",
+    "forgetting_step": "mean over lessons of the mean loss that one lesson brought to earlier tasks",
+    "backward": "mean over earlier tasks of the last accuracy, less that just after learning",
+    "forward": "mean over later tasks of the accuracy just before learning, less that before the first lesson",
+    "learning": "mean over the tasks of the accuracy just after learning",
+    "identity": "share of test images whose answer is a class of the right task",
+    "chosen": "share of test images for which the method takes the right task's prompts",
+    "calibration_error": "expected calibration error at the end, over all test images",
+    "prompts_used": "effective number of prompts at the end, exp of the entropy of their shares",
+}
 Matrix = list[list[float]]  # a row per lesson learned: the accuracy on each task so far, in percent
 
 

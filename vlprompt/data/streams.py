@@ -41,6 +41,8 @@ def grouped(every: Sequence[str], stages: int | Sequence[Sequence[str]], order: 
         size, more = divmod(len(every), stages)
         sizes = [size + (k < more) for k in range(stages)]
         return [list(order[sum(sizes[:k]) : sum(sizes[: k + 1])]) for k in range(stages)]
+    if not stages:
+        raise ValueError(f"task.stages is an empty list; name the {what} of each stage, or how many stages there are")
     met = dict[str, int]()
     for k, part in enumerate(stages, 1):
         if not part:

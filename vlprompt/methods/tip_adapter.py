@@ -69,12 +69,12 @@ class TipAdapter(Method):
         self.register_buffer("values", torch.cat([old[1], places]))  # (M,): a place in self.ids
         self.register_buffer("chosen", torch.tensor([self.alpha, self.beta], device=device))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *how: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *how: Any, **more: Any) -> None:
         """The number of keys is what the state says, for one that goes on with a run too."""
         for held, name in ((self.keys, "keys"), (self.values, "values")):
             if (saved := state_dict.get(f"{prefix}{name}")) is not None:
                 held.data = held.data.new_empty(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *how)
+        super()._load_from_state_dict(state_dict, prefix, *how, **more)
 
     def _keys(self, train: Split, seed: int) -> Tensor:
         """The mean of several views' un-normalised features, normalised (M, E)."""

@@ -12,25 +12,11 @@ from typing import Any, Literal
 from vlprompt.data.card import Data, given, named
 from vlprompt.data.split import few_shot
 from vlprompt.data.streams import blurred, grouped, kept, ordered
-from vlprompt.metrics import of_stream
+from vlprompt.metrics import OF_STREAM, of_stream
 from vlprompt.stage import Lesson, Split, Stage, ids
 from vlprompt.tasks.few_shot import split_of
 
 Kind = Literal["class_incremental", "domain_incremental", "task_incremental", "task_free"]
-METRICS = {
-    "accuracy": "mean over the tasks of the last accuracies (A_T)",
-    "overall": "share of all test images right at the end",
-    "incremental": "mean over the lessons of the share right of all test images so far",
-    "forgetting": "mean over earlier tasks of the best accuracy before the last lesson, less the last",
-    "forgetting_step": "mean over lessons of the mean loss that one lesson brought to earlier tasks",
-    "backward": "mean over earlier tasks of the last accuracy, less that just after learning",
-    "forward": "mean over later tasks of the accuracy just before learning, less that before the first lesson",
-    "learning": "mean over the tasks of the accuracy just after learning",
-    "identity": "share of test images whose answer is a class of the right task",
-    "chosen": "share of test images for which the method takes the right task's prompts",
-    "calibration_error": "expected calibration error at the end, over all test images",
-    "prompts_used": "effective number of prompts at the end, exp of the entropy of their shares",
-}
 
 
 class Continual:
@@ -39,13 +25,14 @@ class Continual:
     kind: class_incremental (new classes each time, answers among all so far), domain_incremental (the same classes in
     another domain), task_incremental (new classes, answers among those of the image's task) or task_free (one pass,
     each image once, without boundaries: classes come and go in overlapping bumps). stages: how many lessons, or the ids
-    of each one's classes (or domains); None: as the dataset has it. order: of classes or domains: "natural", "seeded"
-    or all ids. seed: of that order, of the shots, of what is kept, of the training. joint: all lessons at once, as the
-    upper bound. mask: whether training knows the classes of its lesson only (False: all so far). buffer: images of
-    earlier lessons that are kept to be trained on again, equally many of each class. blur: of a task-free stream, how
-    far the bumps reach into each other, in lengths of a part. with_val: whether the validation images are trained on
-    too, as the literature does; False keeps them for train.select=val and for methods that search on them. shots:
-    images of train per class, None for all; augment, skip_broken: as in FewShot.
+    of each one's classes (or domains); None: as the dataset has it. order: of classes or domains, where each stage's
+    are told of the stages: "natural", "seeded" or all ids (of stages "1", "2" ...). seed: of that order, of the shots,
+    of what is kept, of the training. joint: all lessons at once, as the upper bound. mask: whether training knows the
+    classes of its lesson only (False: all so far). buffer: images of earlier lessons that are kept to be trained on
+    again, equally many of each class. blur: of a task-free stream, how far the bumps reach into each other, in lengths
+    of a part. with_val: whether the validation images are trained on too, as the literature does; False keeps them for
+    train.select=val and for methods that search on them. shots: images of train per class, None for all; augment,
+    skip_broken: as in FewShot.
     """
 
     def __init__(
@@ -108,13 +95,21 @@ class Continual:
             raise ValueError(f"task.buffer and task.blur are 0 or more, not {self.buffer} and {self.blur}")
         if self.buffer and (self.joint or self.kind == "task_free"):
             raise ValueError("task.buffer keeps images of earlier lessons, and here there is one lesson only")
-        order = ordered(self.every, self.order, self.seed, what)
         if by_domain and isinstance(wanted, int) and wanted != len(self.every):
             raise ValueError(f"task.stages is {wanted}, but {self.dataset} has the domains {', '.join(self.every)}")
-        groups, there = grouped(self.every, wanted, order, what), set(self._places(self.train))
+        if isinstance(wanted, int):
+            groups = grouped(self.every, wanted, ordered(self.every, self.order, self.seed, what), what)
+        else:  # the classes of each are told, and the stages have an order
+            every = [str(k) for k in range(1, len(wanted) + 1)]
+            groups = grouped(self.every, wanted, [], what)
+            groups = [groups[k] for k in ordered(every, self.order, self.seed, "stages")]
+        there, tested = set(self._places(self.train)), set(self._places(self.data.test))
         for k, group in enumerate(groups, 1):
+            named = f"stage {k} ({', '.join(self.every[i] for i in group)})"
             if not there & set(group):
-                raise ValueError(f"stage {k} ({', '.join(self.every[i] for i in group)}) has no training image")
+                raise ValueError(f"{named} has no training image")
+            if not tested & set(group) and (not by_domain or max(tested) >= 0):
+                raise ValueError(f"{named} has no test image, so nothing would tell how well it was learned")
         return groups
 
     def _places(self, split: Split) -> Sequence[int]:
@@ -134,15 +129,21 @@ class Continual:
             raise ValueError(f"{self.dataset} has the domain {found[0]} only; two are the least")
         return found
 
-    def _task_of(self, split: Split) -> list[int]:
-        """The task of each item, -1 for none."""
+    @cached_property
+    def _items(self) -> dict[str, list[list[int]]]:
+        """Of train, val and test the places of the items of each task."""
         task = {place: k for k, group in enumerate(self.groups) for place in group}
-        return [task.get(place, -1) for place in self._places(split)]
+        found = {part: [list[int]() for _ in self.groups] for part in ("train", "val", "test")}
+        for part, split in (("train", self.train), ("val", self.val), ("test", self.data.test)):
+            for i, place in enumerate(() if split is None else self._places(split)):
+                if place in task:
+                    found[part][task[place]].append(i)
+        return found
 
     @property
     def common(self) -> bool:
         """Whether the test's domains are others than those of training, so that there is one test for all lessons."""
-        return self.kind == "domain_incremental" and max(self._task_of(self.data.test)) < 0
+        return not any(self._items["test"])
 
     def _classes(self, tasks: Sequence[int]) -> list[int]:
         """The classes of these tasks, in order."""
@@ -150,16 +151,18 @@ class Continual:
             return list(range(len(self.train.names)))
         return [label for k in tasks for label in self.groups[k]]
 
-    def _some(self, split: Split, tasks: Sequence[int], classes: Sequence[int]) -> Split:
-        """The items of these tasks among these classes, knowing nothing of any other."""
-        of = self._task_of(split)
-        some = split.of([i for i, k in enumerate(of) if k in set(tasks)]).classes(classes)
-        return replace(some, domains=None, info={})
+    def _some(self, part: str, tasks: Sequence[int], classes: Sequence[int]) -> tuple[Split, list[int]]:
+        """The items of these tasks among these classes, knowing nothing of any other; and the task of each."""
+        split = {"train": self.train, "val": self.val, "test": self.data.test}[part]
+        assert split is not None, "val is asked for where there is one"
+        found = sorted((i, k) for k in tasks for i in self._items[part][k])
+        some = split.of([i for i, _ in found]).classes(classes)
+        return replace(some, domains=None, info={}), [k for _, k in found]
 
     def _both(self, tasks: Sequence[int], classes: Sequence[int]) -> tuple[Split, Split | None]:
-        return self._some(self.train, tasks, classes), None if self.val is None else self._some(
-            self.val, tasks, classes
-        )
+        return self._some("train", tasks, classes)[0], None if self.val is None else self._some("val", tasks, classes)[
+            0
+        ]
 
     def lessons(self) -> Iterator[Lesson]:
         """What is taught, one after another."""
@@ -168,7 +171,7 @@ class Continual:
             every = range(total)
             whole, val = self._both(every, self._classes(every))
             if self.kind == "task_free" and not self.joint:
-                tasks = [k for k in self._task_of(self.train) if k >= 0]
+                tasks = self._some("train", every, self._classes(every))[1]
                 yield Lesson(whole.of(blurred(tasks, self.blur, self.seed)), val, announced=False)
             else:
                 yield Lesson(whole, val)
@@ -182,9 +185,8 @@ class Continual:
 
     def _test(self, tasks: Sequence[int], classes: Sequence[int]) -> Split:
         """The test images of these tasks; their domains are the tasks."""
-        some = self._some(self.data.test, tasks, classes)
-        of = tuple(k for k in self._task_of(self.data.test) if k in set(tasks))
-        return replace(some, domains=of, info={"domains": [str(k) for k in range(len(self.groups))]})
+        some, of = self._some("test", tasks, classes)
+        return replace(some, domains=tuple(of), info={"domains": [str(k) for k in range(len(self.groups))]})
 
     def _tests(self, tasks: Sequence[int]) -> dict[str, Split]:
         if self.common:
@@ -235,9 +237,8 @@ class Continual:
             "split": split_of(self.data),
             "note": self.data.note,
             "warnings": warnings,
-            "metrics": METRICS,
+            "metrics": OF_STREAM,
         }
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-        of = self._task_of(self.data.test)
-        return of_stream(scores, [of.count(k) for k in range(len(self.groups))])
+        return of_stream(scores, [len(found) for found in self._items["test"]])
