@@ -64,12 +64,16 @@ def over_stages(found: Sequence[Row]) -> Any:
             style |= {"linestyle": DASHES[again % len(DASHES)], "markersize": 4, "capsize": 2}
             axis.errorbar(range(1, len(mean) + 1), mean, spread, label=_label(row, several), **style)
         long = max(len(_curve(r)) for r in some)
+        bounds = [r for r in flat if r.method != "zero_shot"]
         for row in flat:
-            mean, colour = [m for m, _ in _curve(row)], ZERO if row.method == "zero_shot" else BOUND
+            mean, style = [m for m, _ in _curve(row)], {"linewidth": 1.2, "label": _label(row, several)}
+            style |= {"color": ZERO, "linestyle": "--"} if row not in bounds else {"color": BOUND}
+            if row in bounds:
+                style["linestyle"] = ("--", "-.", ":")[bounds.index(row) % 3]
             if len(mean) > 1:
-                axis.plot(range(1, len(mean) + 1), mean, "--", color=colour, linewidth=1.2, label=_label(row, several))
+                axis.plot(range(1, len(mean) + 1), mean, **style)
             elif mean:
-                axis.axhline(mean[0], color=colour, linestyle="--", linewidth=1.2, label=_label(row, several))
+                axis.axhline(mean[0], **style)
         axis.set_xticks(range(1, long + 1, -(-long // 12)))
         axis.set_xlabel("lessons learned")
         axis.set_ylabel("accuracy on all test images seen so far, %")
