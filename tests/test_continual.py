@@ -199,6 +199,8 @@ def test_a_memory_is_bounded_balanced_and_keeps_what_it_had():
     for before, after in pairwise(held):
         old = {i.key for i, label in zip(after.items, after.labels, strict=True) if label < len(before.names)}
         assert old <= key_set(before)
+    other = list(Continual("digits", stages=5, buffer=20, seed=2).lessons())[1].memory
+    assert key_set(other) != key_set(held[0])
     seen = lessons[2].seen
     assert ids(seen.names) == ("4", "5", "0", "1", "2", "3")
     truth = {f"digits/{i}": str(label) for i, label in enumerate(arrays()[1])}
@@ -348,6 +350,10 @@ def test_a_row_of_the_matrix_is_what_each_task_alone_would_give(vit):
         found = vlprompt.evaluate.evaluate(method, part).numbers["accuracy"]
         row = result.scores[-1][f"seen/{k}"]
         assert (row["accuracy"], row["images"]) == (pytest.approx(found), len(part))
+        answers = torch.cat(list(vlprompt.evaluate.answers(method, part))).argmax(1)
+        of_task = sum({0: 4, 1: 3, 2: 3}[d] for d in range(k)), sum({0: 4, 1: 3, 2: 3}[d] for d in range(k + 1))
+        right = ((answers >= of_task[0]) & (answers < of_task[1])).double().mean()
+        assert row["identity"] == pytest.approx(100 * float(right))
     assert [s["parameters"] for s in result.stages] == [65 * n for n in (4, 7, 10)]
     assert result.stages[-1]["bytes"] == 4 * 65 * 10
 
