@@ -395,6 +395,23 @@ def test_streams_that_can_not_be_are_refused(settings, said):
     assert said in str(error.value)
 
 
+def test_ids_without_quotes_are_told(type_in):
+    words = ["run", "linear", "digits", "--task", "continual", "--backbone", "glyph-vit/random"]
+    for setting, said in (("task.stages=[[0,1],[2,3]]", "input should be a valid string; got 0"),
+                          ("task.order=[3,1]", "input should be a valid string; got 3")):  # fmt: skip
+        status, told = type_in(*words, setting)
+        assert status == 2
+        assert said in told
+
+
+def test_a_memory_too_small_for_its_classes_is_told():
+    assert not Continual("digits", stages=5, buffer=8).protocol["warnings"]
+    [told] = Continual("digits", stages=5, buffer=7).protocol["warnings"]
+    assert told.startswith("task.buffer=7 is less than one image for each of the 8 classes before the last lesson")
+    [told] = Continual("digit_domains", kind="domain_incremental", buffer=9).protocol["warnings"]
+    assert "10 classes" in told
+
+
 def test_a_class_alone_in_a_masked_stage_is_told(type_in, vit):
     assert not Continual("digits", stages=5).protocol["warnings"]
     assert not Continual("digits", stages=10, mask=False).protocol["warnings"]

@@ -97,7 +97,7 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
     try:
         model = create_model(cls.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)(**given)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = max(error.errors(), key=lambda one: len(one["loc"]))  # of several forms the one that came furthest
         key = ".".join([kind, *map(str, first["loc"])])
         came = "nothing" if first["type"] == "missing" else repr(first["input"])
         raise ValueError(

@@ -221,6 +221,12 @@ class Continual:
                 f"stage {some}: a class alone in its lesson has a cross-entropy of zero, so training learns nothing; "
                 "say task.mask=false, or fewer stages"
             )
+        many = len(self._classes(range(len(self.groups) - 1)))  # all of them where domains come
+        if 0 < self.buffer < many:
+            warnings.append(
+                f"task.buffer={self.buffer} is less than one image for each of the {many} classes before the last "
+                "lesson, so that nothing is rehearsed there"
+            )
         return {
             "dataset": self.data.name,
             "kind": self.kind,
