@@ -65,7 +65,7 @@ OF_STREAM = {
     "accuracy": "mean over the tasks of the last accuracies (A_T)",
     "overall": "share of all test images right at the end",
     "incremental": "mean over the lessons of the share right of all test images so far",
-    "forgetting": "mean over earlier tasks of the best accuracy before the last lesson, less the last",
+    "forgetting": "mean over earlier tasks of the best accuracy ever, less the last",
     "forgetting_step": "mean over lessons of the mean loss that one lesson brought to earlier tasks",
     "backward": "mean over earlier tasks of the last accuracy, less that just after learning",
     "forward": "mean over later tasks of the accuracy just before learning, less that before the first lesson",
@@ -95,12 +95,13 @@ def backward_transfer(matrix: Matrix) -> float:
 
 
 def forgetting(matrix: Matrix) -> float:
-    """Mean over all tasks but the last of the best accuracy before the last lesson, less the last one.
+    """Mean over all tasks but the last of the best accuracy that was ever reached, less the last one; never below 0.
 
-    Chaudhry et al., ECCV 2018, arXiv:1801.10112; L2P and DualPrompt report it. Tasks not learned yet do not count.
+    As L2P's and DualPrompt's codes have it; Chaudhry et al., ECCV 2018, arXiv:1801.10112, leave the last lesson out of
+    the best, so that a task that it made better counts as negative. Tasks not learned yet do not count.
     """
     last = len(matrix) - 1
-    return sum(max(matrix[t][i] for t in range(i, last)) - matrix[last][i] for i in range(last)) / last
+    return sum(max(matrix[t][i] for t in range(i, last + 1)) - matrix[last][i] for i in range(last)) / last
 
 
 def forgetting_by_step(matrix: Matrix) -> float:

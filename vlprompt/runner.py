@@ -88,6 +88,8 @@ class _Run:
                 if index < self.told.stage:  # only the shape that it gave the method
                     self.method.begin(lessons[-1], generator(self.seed, "begin", index))
                     continue
+                if self.until is not None and stage.lesson.total == 1:
+                    raise ValueError("there is one lesson only, so nothing to pause after: leave out --until-task")
                 if self.until is not None and index >= self.until:
                     paused = f"after {index} of {stage.lesson.total} lessons"
                     break

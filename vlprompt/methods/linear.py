@@ -48,6 +48,11 @@ class Linear(OnTower):
         if self.solver == "lbfgs":
             if not isinstance(self.reader, Head):
                 raise ValueError("method.solver=lbfgs solves a linear head; give another reader method.solver=fit")
+            if not lesson.announced:
+                raise ValueError(
+                    "logistic regression goes through the images again and again, and this stream gives each once: set "
+                    "method.solver=fit"
+                )
             self.reader.requires_grad_(False)
             if len(lesson.train):
                 self._solve(lesson, self.reader)

@@ -56,6 +56,11 @@ class SPrompts(OnTower):
             raise ValueError("S-Prompts learns each lesson apart and rehearses nothing: leave task.buffer at 0")
         if self.length:
             self.tower.sites("patch")  # a tower without blocks says so
+        if not lesson.announced:
+            raise ValueError(
+                "this stream does not say where a lesson ends, so there can't be prompts for each: take l2p, or "
+                "dualprompt with method.size"
+            )
         if not lesson.index:
             self.tokens, self.heads, self.met = nn.ParameterList(), nn.ModuleList(), list[Sequence[str]]()
         self.requires_grad_(False)

@@ -160,21 +160,20 @@ class Continual:
         return replace(some, domains=None, info={}), [k for _, k in found]
 
     def _both(self, tasks: Sequence[int], classes: Sequence[int]) -> tuple[Split, Split | None]:
-        return self._some("train", tasks, classes)[0], None if self.val is None else self._some("val", tasks, classes)[
-            0
-        ]
+        train = self._some("train", tasks, classes)[0]
+        return train, None if self.val is None else self._some("val", tasks, classes)[0]
 
     def lessons(self) -> Iterator[Lesson]:
         """What is taught, one after another."""
         total = len(self.groups)
-        if self.joint or self.kind == "task_free":
-            every = range(total)
-            whole, val = self._both(every, self._classes(every))
-            if self.kind == "task_free" and not self.joint:
-                tasks = self._some("train", every, self._classes(every))[1]
-                yield Lesson(whole.of(blurred(tasks, self.blur, self.seed)), val, announced=False)
-            else:
-                yield Lesson(whole, val)
+        every = self._classes(range(total))
+        if self.joint:
+            yield Lesson(*self._both(range(total), every))
+            return
+        if self.kind == "task_free":  # in the order that the classes have by themselves, not that of the stream
+            whole, val = self._both(range(total), sorted(every))
+            tasks = self._some("train", range(total), every)[1]
+            yield Lesson(whole.of(blurred(tasks, self.blur, self.seed)), val, announced=False)
             return
         before = list[Split]()
         for k in range(total):
@@ -211,9 +210,8 @@ class Continual:
     @property
     def protocol(self) -> dict[str, Any]:
         alone = [k for k, group in enumerate(self.groups, 1) if len(group) == 1]
-        masked = (
-            self.mask and not self.joint and not self.buffer and self.kind in ("class_incremental", "task_incremental")
-        )
+        by_class = self.kind in ("class_incremental", "task_incremental")
+        masked = self.mask and not self.joint and not self.buffer and by_class
         warnings = []
         if masked and alone:
             some = ", ".join(map(str, alone[:5])) + " ..." * (len(alone) > 5)
