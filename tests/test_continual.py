@@ -410,12 +410,18 @@ def test_test_queries_are_made_once_for_all_lessons():
         ({"stages": [["1"], []]}, "stage 2 of task.stages is empty"),
         ({"stages": [["1"], ["x"]]}, "stage 2 of task.stages names 'x', which is none of the classes: 0, 1"),
         ({"stages": 5, "order": "random"}, "task.order is natural, seeded or a list of classes, not 'random'"),
-        ({"stages": 5, "order": ["1", "2"]}, "task.order must name each of the 10 classes once; look at '0'"),
-        ({"stages": 5, "order": [*"0123456789", "9"]}, "names one of the classes twice"),
+        ({"stages": 5, "order": ["1", "2"]}, "task.order must name each of the 10 classes once; '0' is missing"),
+        (
+            {"stages": 5, "order": [*"0123456789", "9"]},
+            "task.order must name each of the 10 classes once; one is twice",
+        ),
         ({"stages": [["1"], ["2"]], "order": ["2", "1", "0"]}, "task.order must name each of the 2 stages once"),
-        ({"kind": "domain_incremental"}, "digits has no domains"),
+        (
+            {"kind": "domain_incremental"},
+            "digits has no domains, which task.kind=domain_incremental needs: take digit_domains",
+        ),
         ({"stages": 5, "buffer": 10, "joint": True}, "task.buffer keeps images of earlier lessons"),
-        ({"stages": 5, "blur": -1.0}, "task.buffer and task.blur are 0 or more, not 0 and -1.0"),
+        ({"stages": 5, "blur": -1.0}, "task.blur is 0 or more, not -1.0"),
     ],
 )
 def test_streams_that_can_not_be_are_refused(settings, said):
@@ -439,6 +445,21 @@ def test_a_memory_too_small_for_its_classes_is_told():
     assert told.startswith("task.buffer=7 is less than one image for each of the 8 classes before the last lesson")
     [told] = Continual("digit_domains", kind="domain_incremental", buffer=9).protocol["warnings"]
     assert "10 classes" in told
+
+
+def test_domains_without_a_common_class_are_no_stream_of_domains(tmp_path):
+    card = "title: t\nsource: s\nlicence: l\ntemplate: a {name}\nclasses: 85\nmembers: {a: digits, b: glyphs}\n"
+    (tmp_path / "mine.yaml").write_text(card)
+    task = Continual(str(tmp_path / "mine.yaml"), kind="domain_incremental")
+    with pytest.raises(ValueError, match=r"no class of .* is in two of its domains: leave out task\.kind"):
+        task.protocol  # noqa: B018
+    assert Continual(str(tmp_path / "mine.yaml")).protocol["stages"] == 2
+
+
+def test_a_method_on_a_tower_says_so_when_it_gets_a_clip():
+    clip = vlprompt.load("glyph/random")
+    with pytest.raises(ValueError, match=r"L2P stands on an image tower, not on a CLIP: give it clip\.image"):
+        vlprompt.run(L2P(clip, Head()), Continual("digits", stages=5, shots=2), TRAIN)
 
 
 def test_a_class_alone_in_a_masked_stage_is_told(type_in, vit):
@@ -520,6 +541,8 @@ MAKERS = {
     "coda_prompt": lambda clip: CODAPrompt(clip.image, Head(), size=6, length=2, layers=1),
     "s_prompts": lambda clip: SPrompts(clip.image, Head(), length=1, k=2),
     "ranpac": lambda clip: RanPAC(clip.image, width=50),
+    "tip_adapter": lambda clip: TipAdapter(clip),
+    "tip_adapter_f": lambda clip: TipAdapter(clip, finetune=True),
 }
 RUNS = [(name, stream) for name in ("linear", "coop", "nearest_mean") for stream in STREAMS]
 RUNS += [(name, "classes") for name in MAKERS if (name, "classes") not in RUNS]

@@ -98,10 +98,12 @@ def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dic
         model = create_model(cls.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)(**given)
     except ValidationError as error:
         first = max(error.errors(), key=lambda one: len(one["loc"]))  # of several forms the one that came furthest
-        key = ".".join([kind, *map(str, first["loc"])])
+        key = ".".join([kind, *(str(part) for part in first["loc"] if "[" not in str(part))])
         came = "nothing" if first["type"] == "missing" else repr(first["input"])
+        quoted = first["type"] == "string_type" and len(first["loc"]) > 1
+        hint = """ (numbers that are names need quotes: 'task.order=["1","2"]')""" if quoted else ""
         raise ValueError(
-            f"{source.said(key)}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}; got {came}"
+            f"{source.said(key)}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}; got {came}{hint}"
         ) from error
     values = {name: getattr(model, name) for name in fields}
     for name, part in parts.items():

@@ -17,6 +17,7 @@ from vlprompt.method import Method, backbone_of
 from vlprompt.results.folder import Folder, Result, tensors_as_bytes, written
 from vlprompt.stage import Lesson, Split, Stage, generator, named
 from vlprompt.tasks import Task
+from vlprompt.tower import Clip
 from vlprompt.train import NotFinite, State, Train, fit
 from vlprompt.vision import image_of
 
@@ -37,6 +38,8 @@ def run(method: Method, task: Task, train: Train | None = None, folder: str | Pa
     state.
     """
     train, seed = train or Train(), task.seed if seed is None else seed
+    if any(isinstance(getattr(part, "tower", None), Clip) for part in method.modules()):
+        raise ValueError(f"{type(method).__name__} stands on an image tower, not on a CLIP: give it clip.image")
     if until is not None and until < 1:
         raise ValueError(f"a run can pause after 1 lesson or more, not after {until}")
     config = configuration(method, task, train, seed)

@@ -44,7 +44,7 @@ def read_members(dataset: str, card: dict[str, Any], root: str | Path | None) ->
 
 
 def _read(where: str, dataset: str, root: str | Path | None) -> Found:
-    path = data_root(root) / str(dataset)
+    here, path = Path(str(dataset)).expanduser(), data_root(root) / str(dataset)
     try:
         if is_card(str(dataset)):
             card = read_card(dataset)
@@ -53,15 +53,15 @@ def _read(where: str, dataset: str, root: str | Path | None) -> Found:
             return read_data(dataset, card, root)
         if str(dataset).startswith("torchvision:"):
             return read_hub(dataset, root)
-        if path.exists():
-            return find(str(path))[0]
+        if here.exists() or path.exists():
+            return find(str(here if here.exists() else path))[0]
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     except OSError as error:
         raise FileNotFoundError(f"{where}: {error}") from error
     raise FileNotFoundError(
-        f"{where}: {dataset!r} is no card and no torchvision:NAME, and there is no {str(path)!r} (folders lie under "
-        "--root, else VLPROMPT_DATA, else ./data)"
+        f"{where}: {dataset!r} is no card and no torchvision:NAME, and neither here nor as {str(path)!r} is there "
+        "such a folder (they may lie under --root, else VLPROMPT_DATA, else ./data)"
     )
 
 

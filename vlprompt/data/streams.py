@@ -18,12 +18,27 @@ def ordered(every: Sequence[str], order: str | Sequence[str], seed: int, what: s
         raise ValueError(f"task.order is natural, seeded or a list of {what}, not {order!r}")
     if sorted(order) != sorted(every):
         strange = [i for i in order if i not in every] or [i for i in every if i not in order]
-        raise ValueError(
-            f"task.order must name each of the {len(every)} {what} once; look at {strange[0]!r}"
-            if strange
-            else f"task.order names one of the {what} twice"
+        wrong = (
+            f"{strange[0]!r} is {'missing' if strange[0] in every else 'none of them'}" if strange else "one is twice"
         )
+        raise ValueError(f"task.order must name each of the {len(every)} {what} once; {wrong}")
     return [list(every).index(i) for i in order]
+
+
+def domains_of(train: Split, dataset: str) -> list[str]:
+    """The names of the domains of a split, in its own order; ValueError for data that can't be a stream of domains."""
+    names = train.info.get("domains")
+    if train.domains is None or not isinstance(names, list | tuple):
+        raise ValueError(
+            f"{dataset} has no domains, which task.kind=domain_incremental needs: take digit_domains, or a .csv "
+            "with a column domain"
+        )
+    found = [str(names[k]) for k in sorted(set(train.domains))]
+    if len(found) < 2:
+        raise ValueError(f"{dataset} has the domain {found[0]} only; two are the least")
+    if len(set(zip(train.labels, train.domains, strict=True))) == len(set(train.labels)):
+        raise ValueError(f"no class of {dataset} is in two of its domains: leave out task.kind=domain_incremental")
+    return found
 
 
 def grouped(every: Sequence[str], stages: int | Sequence[Sequence[str]], order: Sequence[int],

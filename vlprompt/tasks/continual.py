@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from vlprompt.data.card import Data, given, named
 from vlprompt.data.split import few_shot
-from vlprompt.data.streams import blurred, grouped, kept, ordered
+from vlprompt.data.streams import blurred, domains_of, grouped, kept, ordered
 from vlprompt.metrics import OF_STREAM, of_stream
 from vlprompt.stage import Lesson, Split, Stage, ids
 from vlprompt.tasks.few_shot import split_of
@@ -80,7 +80,9 @@ class Continual:
     @cached_property
     def every(self) -> list[str]:
         """The ids of what the stream is cut into: classes, or domains that are trained on."""
-        return self._domains() if self.kind == "domain_incremental" else list(ids(self.train.names))
+        if self.kind == "domain_incremental":
+            return domains_of(self.train, self.dataset)
+        return list(ids(self.train.names))
 
     @cached_property
     def groups(self) -> list[list[int]]:
@@ -91,8 +93,8 @@ class Continual:
             wanted = len(self.every) if by_domain else self.train.info.get("stages")
         if not isinstance(wanted, int | list | tuple):
             raise ValueError(f"{self.dataset} does not say how many stages it has; say so by task.stages=5")
-        if self.buffer < 0 or self.blur < 0:
-            raise ValueError(f"task.buffer and task.blur are 0 or more, not {self.buffer} and {self.blur}")
+        if (least := min(("buffer", self.buffer), ("blur", self.blur), key=lambda told: told[1]))[1] < 0:
+            raise ValueError(f"task.{least[0]} is 0 or more, not {least[1]}")
         if self.buffer and (self.joint or self.kind == "task_free"):
             raise ValueError("task.buffer keeps images of earlier lessons, and here there is one lesson only")
         if by_domain and isinstance(wanted, int) and wanted != len(self.every):
@@ -119,15 +121,6 @@ class Continual:
         names: Any = split.info["domains"]
         place = {i: self.every.index(str(name)) for i, name in enumerate(names) if str(name) in self.every}
         return [place.get(i, -1) for i in split.domains or ()]
-
-    def _domains(self) -> list[str]:
-        names = self.train.info.get("domains")
-        if self.train.domains is None or not isinstance(names, list | tuple):
-            raise ValueError(f"{self.dataset} has no domains; task.kind=domain_incremental needs data that have some")
-        found = [str(names[k]) for k in sorted(set(self.train.domains))]
-        if len(found) < 2:
-            raise ValueError(f"{self.dataset} has the domain {found[0]} only; two are the least")
-        return found
 
     @cached_property
     def _items(self) -> dict[str, list[list[int]]]:
