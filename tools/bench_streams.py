@@ -3,8 +3,8 @@
 The written-out form queries a frozen twin of the tower at every step and every test, computes all rows of every block
 with explicit softmax attention, and CODA-Prompt's weights by products of (images, components, width). A step: sixteen
 images on a ViT-B/16, forward, cross-entropy of a linear head over 100 classes and the method's own term, backward, SGD;
-"first sight" is a step on images whose queries are not kept yet. The stream: five lessons of sixteen images, two epochs,
-after each lesson a test of all sixteen-image tests so far, on a ViT-Ti/16.
+"first sight" is a step on images whose queries are not kept yet. The stream: five lessons of sixteen images, two
+epochs, after each lesson a test of all sixteen-image tests so far, on a ViT-Ti/16.
 """
 
 import torch
