@@ -1,4 +1,4 @@
-"""A hundred lessons of another domain each: the process holds no more at the end than when it had settled."""
+"""A hundred lessons of another domain each: what is held grows by its matrix, not by the images that were seen."""
 
 import subprocess
 import sys
@@ -53,5 +53,6 @@ def test_memory_does_not_grow_with_the_lessons(method, tmp_path):
     *lines, last = done.stdout.splitlines()
     held = [float(line.split()[1]) for line in lines]
     assert len(held) == 100
-    assert held[-1] - held[30] < 5  # MB
+    # MB: the matrix of 5050 accuracies, twice while it is saved, and 1400 features; the pixels alone would be 17
+    assert held[-1] - held[30] < 13
     assert float(last.split()[1]) > 50
