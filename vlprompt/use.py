@@ -49,8 +49,9 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
             f"but {backbone or config['backbone']} holds other weights ({key}); "
             "name the right ones by --backbone"
         )
-    order = {"total": told["total"], "announced": told["announced"]}
-    classes = [tuple(Name(*name) for name in names) for names in told["lessons"]]
+    order = {key: told[key] for key in ("total", "announced") if key in told}
+    every = told["lessons"] if "lessons" in told else [told["names"]]  # runs from before there were streams
+    classes = [tuple(Name(*name) for name in names) for names in every]
     lessons = [Lesson(Split((), (), names), index=i, **order) for i, names in enumerate(classes)]
     names = tuple({n.id: n for lesson in lessons for n in map(named, lesson.train.names)}.values())
     method = build_method(config["method"], frozen)
