@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from vlprompt.results.folder import Folder, Result
+from vlprompt.results.protocols import STREAM
 from vlprompt.results.table import rows
 from vlprompt.shown import show_table
 
@@ -61,7 +62,7 @@ def place(runs: Path, plan: dict[str, Any]) -> Folder:
 def _size(task: dict[str, Any], space: str = " ") -> str:
     """How much of the data a run has: shots, or the lessons of a stream."""
     k, stages = task.get("shots"), task.get("stages")
-    if task["name"] == "continual" and k is None:
+    if task["name"] == STREAM and k is None:
         return "stream" if stages is None else f"{stages if isinstance(stages, int) else len(stages)}{space}stages"
     return f"{k if k is not None else 'all'}{space}shot" + ("s" if space and k != 1 else "")
 
@@ -140,11 +141,11 @@ def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path,
     from vlprompt.train import Train
 
     task = build_task(plan["task"])
-    # opens the data: what is wrong with it is told before a backbone is loaded
-    if short := task.protocol.get("short"):
+    told = task.protocol  # opens the data: what is wrong with it is told before a backbone is loaded
+    if short := told.get("short"):
         few = f"{len(short)} classes have fewer images ({', '.join(short[:5])}); all of theirs are taken"
         progress.console.print(f"{name}: {few}", style="yellow", soft_wrap=True)
-    for warning in task.protocol.get("warnings", []):
+    for warning in told.get("warnings", []):
         progress.console.print(f"{name}: {warning}", style="yellow", soft_wrap=True)
     method = build_method(plan["method"], loaded(plan, clips, device, threads))
 

@@ -1,11 +1,10 @@
 """Streams: which classes or domains come when, in what order images come, what is kept; pure functions of a seed."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
-from vlprompt.stage import Split, generator, ids, number
+from vlprompt.stage import Split, generator, number
 
 
 def ordered(every: Sequence[str], order: str | Sequence[str], seed: int, what: str) -> list[int]:
@@ -86,25 +85,17 @@ def blurred(groups: Sequence[int], blur: float, seed: int) -> list[int]:
     return times.argsort(stable=True).tolist()
 
 
-def kept(lessons: Sequence[Split], most: int, seed: int) -> Split | None:
-    """What a memory of at most `most` items holds after these lessons: equally many of each class, None if nothing.
+def kept(before: Split | None, lesson: Split, most: int, seed: int) -> Split:
+    """What a memory of at most `most` items holds after one more lesson: equally many of each class that it has met.
 
-    Every item has a random rank of its own, so that what is kept later was kept before or is new.
+    Every item has a random rank of its own, and of each class those of the least ranks are kept.
     """
-    every: dict[str, list[tuple[int, int, int]]] = {}
-    names = {i: n for lesson in lessons for i, n in zip(ids(lesson.names), lesson.names, strict=True)}
-    for k, lesson in enumerate(lessons):
-        known = ids(lesson.names)
-        for place, (item, label) in enumerate(zip(lesson.items, lesson.labels, strict=True)):
-            every.setdefault(known[label], []).append((number(seed, "memory", item.name), k, place))
-    each = most // max(1, len(every))
-    if not every or not each:
-        return None
-    chosen = [(k, place, i) for i, found in every.items() for _, k, place in sorted(found)[:each]]
-    places = {i: label for label, i in enumerate(every)}
-    return replace(
-        lessons[0],
-        items=tuple(lessons[k].items[place] for k, place, _ in chosen),
-        labels=tuple(places[i] for *_, i in chosen),
-        names=tuple(names[i] for i in every),
-    )
+    whole = lesson if before is None else before.plus(lesson)
+    places: dict[int, list[tuple[int, int]]] = {
+        label: [] for label in range(0 if before is None else len(before.names))
+    }
+    for place, (item, label) in enumerate(zip(whole.items, whole.labels, strict=True)):
+        places.setdefault(label, []).append((number(seed, "memory", item.name), place))
+    each = most // len(places)
+    chosen = whole.of([place for found in places.values() for _, place in sorted(found)[:each]])
+    return chosen.classes(list(places))

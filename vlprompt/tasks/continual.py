@@ -9,17 +9,17 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-from vlprompt.data.card import Data, given, named
+from vlprompt.data.card import Data
 from vlprompt.data.split import few_shot
 from vlprompt.data.streams import blurred, domains_of, grouped, kept, ordered
 from vlprompt.metrics import OF_STREAM, of_stream
 from vlprompt.stage import Lesson, Split, Stage, ids
-from vlprompt.tasks.few_shot import split_of
+from vlprompt.tasks.few_shot import FewShot
 
 Kind = Literal["class_incremental", "domain_incremental", "task_incremental", "task_free"]
 
 
-class Continual:
+class Continual(FewShot):
     """A dataset in lessons.
 
     kind: class_incremental (new classes each time, answers among all so far), domain_incremental (the same classes in
@@ -51,38 +51,28 @@ class Continual:
         augment: str | None = None,
         skip_broken: bool = False,
     ):
-        self.given, self.dataset, self.stages_, self.kind = dataset, named(dataset), stages, kind
-        self.order, self.seed, self.joint, self.mask, self.buffer, self.blur = order, seed, joint, mask, buffer, blur
-        self.with_val, self.shots, self.augment, self.skip_broken = with_val, shots, augment, skip_broken
+        super().__init__(dataset, shots, seed, augment, skip_broken)
+        self.stages_, self.kind, self.order, self.joint, self.mask = stages, kind, order, joint, mask
+        self.buffer, self.blur, self.with_val = buffer, blur, with_val
 
     @cached_property
-    def data(self) -> Data:
-        return given(self.given, self.augment, self.skip_broken)
-
-    @property
-    def template(self) -> str:
-        return self.data.template
-
-    @cached_property
-    def train(self) -> Split:
-        """All that is trained on, one lesson after another."""
-        whole = self.data.train
+    def lesson(self) -> Lesson:
+        """All that is taught, as one."""
+        whole, val = self.data.train, self.data.val
         if not len(whole):
             raise ValueError(f"{self.dataset} is a test only and has no training images, so there is nothing to learn")
         if self.shots is not None:
-            return few_shot(whole, None, self.shots, self.seed)[0]
-        return whole.plus(self.data.val) if self.with_val and self.data.val is not None else whole
-
-    @property
-    def val(self) -> Split | None:
-        return None if self.with_val else self.data.val
+            whole = few_shot(whole, None, self.shots, self.seed)[0]
+        elif self.with_val and val is not None:
+            whole = whole.plus(val)
+        return Lesson(whole, None if self.with_val else val)
 
     @cached_property
     def every(self) -> list[str]:
         """The ids of what the stream is cut into: classes, or domains that are trained on."""
         if self.kind == "domain_incremental":
-            return domains_of(self.train, self.dataset)
-        return list(ids(self.train.names))
+            return domains_of(self.lesson.train, self.dataset)
+        return list(ids(self.lesson.train.names))
 
     @cached_property
     def groups(self) -> list[list[int]]:
@@ -90,7 +80,7 @@ class Continual:
         by_domain, wanted = self.kind == "domain_incremental", self.stages_
         what = "domains" if by_domain else "classes"
         if wanted is None:
-            wanted = len(self.every) if by_domain else self.train.info.get("stages")
+            wanted = len(self.every) if by_domain else self.lesson.train.info.get("stages")
         if not isinstance(wanted, int | list | tuple):
             raise ValueError(f"{self.dataset} does not say how many stages it has; say so by task.stages=5")
         if (least := min(("buffer", self.buffer), ("blur", self.blur), key=lambda told: told[1]))[1] < 0:
@@ -105,7 +95,7 @@ class Continual:
             every = [str(k) for k in range(1, len(wanted) + 1)]
             groups = grouped(self.every, wanted, [], what)
             groups = [groups[k] for k in ordered(every, self.order, self.seed, "stages")]
-        there, tested = set(self._places(self.train)), set(self._places(self.data.test))
+        there, tested = set(self._places(self.lesson.train)), set(self._places(self.data.test))
         for k, group in enumerate(groups, 1):
             named = f"stage {k} ({', '.join(self.every[i] for i in group)})"
             if not there & set(group):
@@ -122,12 +112,16 @@ class Continual:
         place = {i: self.every.index(str(name)) for i, name in enumerate(names) if str(name) in self.every}
         return [place.get(i, -1) for i in split.domains or ()]
 
+    @property
+    def _parts(self) -> dict[str, Split | None]:
+        return {"train": self.lesson.train, "val": self.lesson.val, "test": self.data.test}
+
     @cached_property
     def _items(self) -> dict[str, list[list[int]]]:
         """Of train, val and test the places of the items of each task."""
         task = {place: k for k, group in enumerate(self.groups) for place in group}
-        found = {part: [list[int]() for _ in self.groups] for part in ("train", "val", "test")}
-        for part, split in (("train", self.train), ("val", self.val), ("test", self.data.test)):
+        found = {part: [list[int]() for _ in self.groups] for part in self._parts}
+        for part, split in self._parts.items():
             for i, place in enumerate(() if split is None else self._places(split)):
                 if place in task:
                     found[part][task[place]].append(i)
@@ -141,56 +135,49 @@ class Continual:
     def _classes(self, tasks: Sequence[int]) -> list[int]:
         """The classes of these tasks, in order."""
         if self.kind == "domain_incremental":
-            return list(range(len(self.train.names)))
+            return list(range(len(self.lesson.train.names)))
         return [label for k in tasks for label in self.groups[k]]
 
     def _some(self, part: str, tasks: Sequence[int], classes: Sequence[int]) -> tuple[Split, list[int]]:
         """The items of these tasks among these classes, knowing nothing of any other; and the task of each."""
-        split = {"train": self.train, "val": self.val, "test": self.data.test}[part]
+        split = self._parts[part]
         assert split is not None, "val is asked for where there is one"
         found = sorted((i, k) for k in tasks for i in self._items[part][k])
         some = split.of([i for i, _ in found]).classes(classes)
         return replace(some, domains=None, info={}), [k for _, k in found]
 
-    def _both(self, tasks: Sequence[int], classes: Sequence[int]) -> tuple[Split, Split | None]:
-        train = self._some("train", tasks, classes)[0]
-        return train, None if self.val is None else self._some("val", tasks, classes)[0]
+    def _val(self, tasks: Sequence[int], classes: Sequence[int]) -> Split | None:
+        return None if self.lesson.val is None else self._some("val", tasks, classes)[0]
 
     def lessons(self) -> Iterator[Lesson]:
         """What is taught, one after another."""
         total = len(self.groups)
         every = self._classes(range(total))
-        if self.joint:
-            yield Lesson(*self._both(range(total), every))
+        if self.joint or self.kind == "task_free":
+            classes = every if self.joint else sorted(every)  # whose order tells nothing of the stream's
+            whole, tasks = self._some("train", range(total), classes)
+            whole = whole if self.joint else whole.of(blurred(tasks, self.blur, self.seed))
+            yield Lesson(whole, self._val(range(total), classes), announced=self.joint)
             return
-        if self.kind == "task_free":  # in the order that the classes have by themselves, not that of the stream
-            whole, val = self._both(range(total), sorted(every))
-            tasks = self._some("train", range(total), every)[1]
-            yield Lesson(whole.of(blurred(tasks, self.blur, self.seed)), val, announced=False)
-            return
-        before = list[Split]()
+        memory: Split | None = None
         for k in range(total):
             names = self._classes([k] if self.mask else range(k + 1))
-            train, val = self._both([k], names)
-            yield Lesson(train, val, memory=kept(before, self.buffer, self.seed), index=k, total=total)
-            before += [train] if self.buffer else []
-
-    def _test(self, tasks: Sequence[int], classes: Sequence[int]) -> Split:
-        """The test images of these tasks; their domains are the tasks."""
-        some, of = self._some("test", tasks, classes)
-        return replace(some, domains=tuple(of), info={"domains": [str(k) for k in range(len(self.groups))]})
+            train = self._some("train", [k], names)[0]
+            yield Lesson(train, self._val([k], names), memory=memory or None, index=k, total=total)
+            memory = kept(memory, train, self.buffer, self.seed) if self.buffer else None
 
     def _tests(self, tasks: Sequence[int]) -> dict[str, Split]:
         if self.common:
             return {"seen": replace(self.data.test, domains=None, info={})}
         if self.kind == "task_incremental":
-            return {f"seen/{k}": replace(self._test([k], self._classes([k])), domains=None, info={}) for k in tasks}
-        return {"seen": self._test(tasks, self._classes(tasks))}
+            return {f"seen/{k}": self._some("test", [k], self._classes([k]))[0] for k in tasks}
+        some, of = self._some("test", tasks, self._classes(tasks))  # its domains are the tasks
+        return {"seen": replace(some, domains=tuple(of), info={"domains": [str(k) for k in range(len(self.groups))]})}
 
     def _alone(self, k: int) -> Split:
         """The test of task k just before its lesson."""
         own = self.kind == "task_incremental"
-        return replace(self._test([k], self._classes([k] if own else range(k + 1))), domains=None, info={})
+        return self._some("test", [k], self._classes([k] if own else range(k + 1)))[0]
 
     def stages(self) -> Iterator[Stage]:
         total = len(self.groups)
@@ -218,21 +205,13 @@ class Continual:
                 f"task.buffer={self.buffer} is less than one image for each of the {many} classes before the last "
                 "lesson, so that nothing is rehearsed there"
             )
+        more = len(self.lesson.train) > len(self.data.train)
         return {
-            "dataset": self.data.name,
+            **super().protocol,
             "kind": self.kind,
             "stages": len(self.groups),
             "class_order": [[self.every[i] for i in group] for group in self.groups],
-            "train": self.train.hash(),
-            "test": self.data.test.hash(),
-            "images": len(self.train),
-            "trained_on": "train+val" if len(self.train) > len(self.data.train) else "train",
-            "short": self.train.info.get("short", []),
-            "classes": [str(name) for name in self.train.names],
-            "augment": self.train.augment,
-            "template": self.data.template,
-            "split": split_of(self.data),
-            "note": self.data.note,
+            "trained_on": "train+val" if more else "train",
             "warnings": warnings,
             "metrics": OF_STREAM,
         }
