@@ -20,12 +20,13 @@ MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
     "readers": [*CORE, "parts"],
     "parts": CORE,
     "method": [*CORE, "readers", "parts"],
-    "methods": [*CORE, "readers", "parts", "method"],
+    "around": [*CORE, "readers", "parts", "method"],
+    "methods": [*CORE, "readers", "parts", "method", "around"],
     "data": ["prompt", "stage", "data"],
     "metrics": [],
     "tasks": ["stage", "data", "metrics", "tasks"],
     "evaluate": [*CORE, "method", "data", "metrics", "tasks"],
-    "train": [*CORE, "method", "data", "metrics", "tasks", "evaluate", "train"],
+    "train": [*CORE, "parts", "method", "data", "metrics", "tasks", "evaluate", "train"],
     "results": ["stage", "metrics", "tasks", "train", "results"],
 }
 MAY["described"] = [*CORE, "readers", "method", "tasks", "train"]

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from vlprompt.method import Method, Output
 from vlprompt.metrics import accuracy, calibration_error, class_mean, effective_number, homes, macro_f1, per_class
-from vlprompt.stage import Split, ids
+from vlprompt.stage import Split, Unlabelled, ids
 
 
 @torch.no_grad()
-def outputs(method: Method, split: Split, batch: int = 100, micro_batch: int | None = None) -> Iterator[Output]:
-    """Answers to a split in order, in eval mode, on the CPU, without features; texts are prepared once."""
+def outputs(
+    method: Method, split: Split | Unlabelled, batch: int = 100, micro_batch: int | None = None
+) -> Iterator[Output]:
+    """Answers to images in order, in eval mode, on the CPU, without features; texts are prepared once."""
     was = method.training
     method.eval()
     try:
@@ -34,8 +36,10 @@ def _joined(parts: Sequence[Output]) -> Output:
     return Output(torch.cat([part.logits.float().cpu() for part in parts]), used=of("used"), lesson=of("lesson"))
 
 
-def answers(method: Method, split: Split, batch: int = 100, micro_batch: int | None = None) -> Iterator[Tensor]:
-    """Logits (B, C) of a split in order, as `outputs` gives them."""
+def answers(
+    method: Method, split: Split | Unlabelled, batch: int = 100, micro_batch: int | None = None
+) -> Iterator[Tensor]:
+    """Logits (B, C) of images in order, as `outputs` gives them."""
     return (out.logits for out in outputs(method, split, batch, micro_batch))
 
 

@@ -44,6 +44,7 @@ class Method(nn.Module):
     dormant: tuple[str, ...] = ()
     whole_batch: bool = False  # whether a step can't be made of micro-batches (batch norms)
     side_by_side: int = 0
+    adapts: bool = False  # whether it learns from unlabelled images
     cuts: Mapping[str, str] = {}  # replaced, never written into
 
     def _reader(self) -> Reader | None:
@@ -68,6 +69,17 @@ class Method(nn.Module):
 
         The first lesson (index 0) begins anew, whatever was learned before; later ones keep it and add to it.
         """
+
+    def taught(self, lesson: Lesson) -> Lesson:
+        """What it trains on of a lesson that it has begun: all of it, or what it makes of the unlabelled images."""
+        return lesson
+
+    def guess(self, inputs: Any, fixed: Any) -> tuple[Tensor, Tensor] | None:
+        """What it takes unlabelled images to be: probabilities (B, C), and which (B,) it is sure of and learns from.
+
+        None for a method without pseudo-labels.
+        """
+        return None
 
     def fixed(self, names: Names) -> Any:
         """Frozen texts, columns ...: once per list of names, without a gradient."""
@@ -172,65 +184,3 @@ class OnTower(Method):
         trained = [p for p in self.parameters() if p.requires_grad]
         vectors = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}
         return [group for group in ({"params": [p for p in trained if p.ndim > 1]}, vectors) if group["params"]]
-
-
-class Around(Method):
-    """A Method that takes a Method: everything goes on to it, and `extra` adds terms from the same Output."""
-
-    method: Method
-
-    @property
-    def clip(self) -> Clip:
-        """The CLIP of the method inside; ValueError when it has none."""
-        found = clip_of(self.method)
-        if found is None:
-            raise ValueError(
-                f"{type(self).__name__} compares with a frozen CLIP, but {type(self.method).__name__} holds none; "
-                "give it a method on a CLIP, such as coop"
-            )
-        return found
-
-    def text(self, out: Output) -> Tensor:
-        """The text features of the method inside, (C, E) or (B, C, E); ValueError when its answer has none."""
-        if out.text is None:
-            raise ValueError(
-                f"{type(self).__name__} keeps text features near the frozen ones, but the answer of "
-                f"{type(self.method).__name__} has none; give it a method whose classes are texts, such as coop"
-            )
-        return out.text
-
-    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self.method.begin(lesson, generator)
-
-    def own(self, names: Names) -> Any:
-        """Its own frozen texts."""
-
-    def extra(self, batch: Batch, out: Output, own: Any) -> dict[str, Tensor]:
-        """Terms to add, means over the batch."""
-        return {}
-
-    def fixed(self, names: Names) -> Any:
-        return self.method.fixed(names), self.own(names)
-
-    def prepare(self, names: Names, fixed: Any) -> Any:
-        return self.method.prepare(names, fixed[0])
-
-    def forward(self, inputs: Any, prepared: Any) -> Output:
-        return self.method(inputs, prepared)
-
-    def terms(self, batch: Batch, fixed: Any) -> tuple[Terms, Output]:
-        found, out = self.method.terms(batch, fixed[0])
-        rows = float(len(batch.labels))
-        return found | {name: (value, rows) for name, value in self.extra(batch, out, fixed[1]).items()}, out
-
-    def merge(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
-        return self.method.merge(grads)
-
-    def groups(self) -> list[dict[str, Any]]:
-        return self.method.groups()
-
-    def end_epoch(self, epoch: int, epochs: int) -> None:
-        self.method.end_epoch(epoch, epochs)
-
-    def end(self, lesson: Lesson) -> None:
-        self.method.end(lesson)

@@ -54,6 +54,28 @@ def effective_number(shares: Tensor) -> float:
     return float((-p * p.clamp(min=1e-300).log()).sum().exp())
 
 
+def mean_entropy(probabilities: Tensor) -> float:
+    """Mean entropy of the rows of (N, C), in nats."""
+    p = probabilities.double()
+    return float(-(p * p.clamp(min=1e-300).log()).sum(1).mean())
+
+
+def neighbourhood_density(probabilities: Tensor, temperature: float = 0.05, rows: int = 1000) -> float:
+    """Soft neighbourhood density of N answers (N, C), in nats: higher where each has many near ones.
+
+    The mean entropy of each answer's softmax over its cosines with all others (Saito et al., ICCV 2021,
+    arXiv:2108.10860). rows: how many are compared at a time.
+    """
+    p = probabilities / probabilities.norm(dim=1, keepdim=True)
+    total = 0.0
+    for begin in range(0, len(p), rows):
+        near = p[begin : begin + rows] @ p.T / temperature
+        near[torch.arange(len(near)), torch.arange(begin, begin + len(near))] = -float("inf")  # not with itself
+        q = near.softmax(1)
+        total += float(-(q * q.clamp(min=torch.finfo(q.dtype).tiny).log()).sum(1).double().sum())
+    return total / len(p)
+
+
 def homes(labels: Tensor, domains: Tensor, classes: int) -> Tensor | None:
     """The domain (C,) of each class, -1 for one without images; None when a class is in two domains."""
     home = torch.full((classes,), -1, dtype=torch.long)

@@ -22,7 +22,10 @@ from vlprompt.name import named as named
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: Images (or tokens); labels (B,) are places in `names`; domains (B,); progress of training in 0..1."""
+    """inputs: Images (or tokens); labels (B,) are places in `names`; domains (B,); progress of training in 0..1.
+
+    unlabelled: images without labels, seen beside the others. Either may be without images, never both.
+    """
 
     inputs: Images
     labels: Tensor
@@ -32,16 +35,23 @@ class Batch:
     step: int = 0
     progress: float = 0.0
 
+    @property
+    def rows(self) -> int:
+        """How many images it is about: the labelled ones, or where there are none the others."""
+        return len(self.inputs) or (0 if self.unlabelled is None else len(self.unlabelled.inputs))
+
     def split(self, size: int | None) -> "list[Batch]":
-        """Micro-batches of at most `size` items that make up this one."""
-        if size is None or size >= len(self.inputs):
+        """Micro-batches of at most `size` items, and as many unlabelled ones, that make up this one."""
+        most = max(len(self.inputs), 0 if self.unlabelled is None else len(self.unlabelled.inputs))
+        if size is None or size >= most:
             return [self]
-        parts = []
-        for begin in range(0, len(self.inputs), size):
-            end = min(begin + size, len(self.inputs))
-            parts.append(replace(self, inputs=self.inputs.part(begin, end), labels=self.labels[begin:end],
-                                 domains=None if self.domains is None else self.domains[begin:end]))  # fmt: skip
-        return parts
+        return [self._part(begin, begin + size) for begin in range(0, most, size)]
+
+    def _part(self, begin: int, end: int) -> "Batch":
+        beside = None if self.unlabelled is None else self.unlabelled._part(begin, end)
+        return replace(self, inputs=self.inputs.part(begin, end), labels=self.labels[begin:end],
+                       domains=None if self.domains is None else self.domains[begin:end],
+                       unlabelled=beside if beside is not None and len(beside.inputs) else None)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,17 +147,66 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """Images of which nobody says what they show; they are among the classes `names`.
+
+    Not even their keys, their names or their order tell, if `data.hidden` made them.
+    """
+
+    items: tuple[Item, ...]
+    names: Names
+    augment: str = "none"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def hash(self) -> str:
+        """Tells these images from others, wherever they lie."""
+        return hashlib.sha256(repr([item.name for item in self.items]).encode()).hexdigest()[:16]
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All of them in order, as they are."""
+        for begin in range(0, len(self), size):
+            items = self.items[begin : begin + size]
+            yield self._batch(items, [None] * len(items))
+
+    def drawn(self, size: int, seed: int, views: int | None = None, step: int = 0) -> Iterator[Batch]:
+        """Batches without an end, from the step-th on: pass after pass, each in an order of its own.
+
+        What does not fill a batch is left to the next pass. A view is a pure function of (seed, item, pass modulo
+        `views`).
+        """
+        size = min(size, len(self))
+        each = len(self) // size
+        while True:
+            turn, place = divmod(step, each)
+            order = torch.randperm(len(self), generator=generator(seed, "order of the unlabelled", turn)).tolist()
+            for k in range(place, each):
+                items = [self.items[i] for i in order[k * size : (k + 1) * size]]
+                view = (seed, turn if views is None else turn % views)
+                plain = self.augment == "none"
+                yield self._batch(items, [None if plain else View(self.augment, number(*view, i.name)) for i in items])
+                step += 1
+
+    def _batch(self, items: Sequence[Item], views: Sequence[View | None]) -> Batch:
+        return Batch(picked(items, views), torch.empty(0, dtype=torch.long), self.names)
+
+
+@dataclass(frozen=True)
 class Lesson:
     """All that a method is ever shown of a stage.
 
-    memory: items of earlier lessons that were kept to be rehearsed. index, total: which of how many lessons. announced:
-    False for a stream whose images come in their own order, each once, without a word on where one task ends.
+    unlabelled: images of the domain to adapt to; train may then be without images. domains: the names of the domains,
+    in the order of `Batch.domains`, that of the unlabelled images the last. memory: items of earlier lessons that were
+    kept to be rehearsed. index, total: which of how many lessons. announced: False for a stream whose images come in
+    their own order, each once, without a word on where one task ends.
     """
 
     train: Split
     val: Split | None = None
-    unlabelled: Split | None = None
+    unlabelled: Unlabelled | None = None
     memory: Split | None = None
+    domains: tuple[str, ...] = ()
     index: int = 0
     total: int | None = 1
     announced: bool = True
@@ -167,10 +226,15 @@ class Stage:
     """A lesson and its tests by name; the tests are the evaluator's alone.
 
     ahead: tests of what is still to come, after the lesson; before: tests that are made before the first lesson. Both
-    are only for methods that can answer about classes they never met.
+    are only for methods that can answer about classes they never met. truth: the lesson's unlabelled images with their
+    labels, only to judge what was made of them. track: the test "target" is judged after each epoch too; compared: a
+    zero-shot CLIP takes the tests beside the method.
     """
 
     lesson: Lesson
     tests: dict[str, Split]
     ahead: dict[str, Split] = field(default_factory=dict)
     before: dict[str, Split] = field(default_factory=dict)
+    truth: Split | None = None
+    track: bool = False
+    compared: bool = False

@@ -11,7 +11,8 @@ Expected (base-to-new, ViT-B/16, 16 shots, mean of 11 sets): base 80.73, new 73.
 
 from torch import Tensor
 
-from vlprompt.method import Around, Method, Output
+from vlprompt.around import Around
+from vlprompt.method import Method, Output
 from vlprompt.parts import Template, hand
 from vlprompt.stage import Batch, Names
 

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.method import Around, Method, Output
+from vlprompt.around import Around
+from vlprompt.method import Method, Output
 from vlprompt.parts import Template, hand
 from vlprompt.stage import Batch, Lesson, Names
 

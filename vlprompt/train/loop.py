@@ -1,7 +1,7 @@
 """fit: one lesson, one loop, a generator; the caller's for loop is the callback."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlprompt.evaluate import answers
 from vlprompt.method import Method
-from vlprompt.metrics import accuracy
 from vlprompt.stage import Batch, Lesson, Names, ids, number
+from vlprompt.train.criteria import criteria
+from vlprompt.train.order import Order, check
 from vlprompt.train.settings import Train, rate
 
 
@@ -23,7 +23,7 @@ class State:
     epoch: int = 0
     place: int = 0  # batches of this epoch that are done
     step: int = 0
-    best: float = -1.0  # validation accuracy of the state that is kept, where one is
+    best: float | None = None  # score of the state that is kept, where one is
     tensors: dict[str, Tensor] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
 
@@ -102,16 +102,9 @@ class Loop:
         self.best = {k[5:]: v for k, v in state.tensors.items() if k.startswith("best/")}
         self.cursor = State(state.epoch, state.place, state.step, state.best)
 
-    @torch.no_grad()
-    def judge(self, last: bool) -> None:
-        """Keep this state if it is the best on validation images so far; after the last epoch go back to the best."""
-        val = self.lesson.val
-        assert val is not None, "fit has looked"
-        found = torch.cat(
-            [logits.argmax(1) for logits in answers(self.method, val, micro_batch=self.train.micro_batch)]
-        )
-        score = accuracy(found, torch.tensor(val.labels))
-        if score > self.cursor.best:
+    def judge(self, score: float, last: bool) -> None:
+        """Keep this state if it has the best score so far; after the last epoch go back to the best."""
+        if self.cursor.best is None or score > self.cursor.best:
             self.cursor.best = score
             self.best = {k: v.detach().clone() for k, v in self.method.state_dict().items()}
         if last:
@@ -184,46 +177,33 @@ def finite(x: Tensor) -> bool:
     return bool(x.sum().isfinite()) or bool(x.isfinite().all())
 
 
-def check(lesson: Lesson, train: Train) -> None:
-    """ValueError for a lesson without images, or without validation images where they select."""
-    if not len(lesson.train):
-        raise ValueError("the lesson has no training images")
-    if train.select == "val" and (lesson.val is None or not len(lesson.val)):
-        raise ValueError(
-            "train.select=val needs validation images, and there are none: use select=last, or in a stream, which "
-            "trains on them, task.with_val=false"
-        )
-    if not lesson.announced and (train.epochs != 1 or train.iterations is not None):
-        how = f"epochs={train.epochs}" if train.iterations is None else f"iterations={train.iterations}"
-        raise ValueError(
-            f"a task-free stream gives each image once, in its own order, and train.{how} is something else: "
-            "say train.epochs=1 train.iterations=null train.warmup=0"
-        )
+Judge = Callable[[Loop], Mapping[str, float]]  # after an epoch: a score for each rule of `select`, higher is better
 
 
-def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: State | None = None) -> Iterator[Step]:
+def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: State | None = None,
+        judge: Judge | None = None) -> Iterator[Step]:  # fmt: skip
     """Train a method that has begun a lesson; yields after each step. A method without parameters has nothing to fit.
 
-    The order of the images and their views are pure functions of (seed, epoch); with `resume` the loop goes on exactly
-    where the state was taken. ValueError for a lesson without images (or without validation images where they select),
-    NotFinite for a loss that is not a number.
+    Nor has one that learns from labels alone where a lesson has only unlabelled images. The order of the images and
+    their views are pure functions of (seed, epoch); with `resume` the loop goes on exactly where the state was taken.
+    judge: is asked after each epoch, and may know rules that a lesson can't (the oracle). ValueError for a lesson
+    without images (or without those by which `select` chooses), NotFinite for a loss that is not a number.
     """
     method.train()
     if not any(p.requires_grad for p in method.parameters()) or not train.epochs:
         return
-    check(lesson, train)
-    seen = lesson.seen
+    if not (len(lesson.train) or method.adapts) and lesson.unlabelled:
+        return
+    check(lesson, train, judge is not None)
     loop = Loop(method, lesson, train, seed)
     torch.manual_seed(number(seed, "training", lesson.index))
     if resume is not None:
         loop.load(resume)
-    steps, epochs, total = train.length(len(seen))
+    order = Order(method.taught(lesson), train, number(seed, lesson.index), method.adapts)
+    steps, epochs, total = train.length(len(order))
     while loop.cursor.step < total:
         epoch, done = loop.cursor.epoch, loop.cursor.place
-        batches = seen.batches(
-            train.batch, seed=number(seed, lesson.index), epoch=epoch, views=train.views, drop_last=train.drop_last,
-            shuffle=lesson.announced)  # fmt: skip
-        for place, batch in enumerate(batches):
+        for place, batch in enumerate(order.epoch(epoch, steps)):
             step = epoch * steps + place
             if place < done or step >= total:
                 continue
@@ -233,6 +213,8 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
             if place + 1 == steps or step + 1 == total:
                 method.end_epoch(epoch, epochs)
                 loop.cursor.epoch, loop.cursor.place = epoch + 1, 0
-                if train.select == "val":
-                    loop.judge(last=step + 1 == total)
+                rules = [] if train.select == "last" else [train.select]
+                scores = judge(loop) if judge else criteria(method, lesson, rules, train.micro_batch)
+                if rules:
+                    loop.judge(scores[train.select], last=step + 1 == total)
             yield Step(epoch, step + 1, total, terms, lr, loop)

@@ -16,7 +16,8 @@ class Train:
     epochs or iterations, at warmup_lr throughout (constant) or rising from it to lr (linear). clip: greatest norm of
     the gradient. precision: of the forward pass; parameters stay float32. drop_last: drop an incomplete last batch,
     unless it is the only one. views: how many augmented views of an image exist (None: one per epoch). select: what is
-    kept, the "last" epoch or the one that is best on validation images ("val"; the first of equally good ones).
+    kept, the "last" epoch or the one that is best (the first of equally good ones) on validation images ("val"), in an
+    adaptation by entropy, density or agreement on the target's images (criteria.py), or by its test labels ("oracle").
     """
 
     epochs: int = 50
@@ -39,7 +40,7 @@ class Train:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     drop_last: bool = True
     views: int | None = None
-    select: Literal["last", "val"] = "last"
+    select: Literal["last", "val", "entropy", "density", "agreement", "oracle"] = "last"
 
     def __post_init__(self) -> None:
         least = {"epochs": 0, "batch": 1, "micro_batch": 1, "warmup": 0, "views": 1, "momentum": 0, "weight_decay": 0}

@@ -18,7 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vlprompt.method import Method, Terms
 from vlprompt.stage import Batch, Lesson, number
-from vlprompt.train.loop import Loop, NotFinite, State, check
+from vlprompt.train.criteria import criteria
+from vlprompt.train.loop import Loop, NotFinite, State
+from vlprompt.train.order import check
 from vlprompt.train.settings import Train, rate
 
 PAYS = 8  # settings; fewer are as quick one after another
@@ -218,8 +220,9 @@ def fit_side_by_side(methods: Sequence[Method], lesson: Lesson, trains: Sequence
                 loop.cursor.epoch, loop.cursor.place, loop.cursor.step = epoch + end, 0 if end else place + 1, step + 1
                 if end:
                     loop.method.end_epoch(epoch, epochs)
-                if end and train.select == "val":
-                    loop.judge(last=step + 1 == total)
+                if end and train.select != "last":
+                    found = criteria(loop.method, lesson, [train.select], train.micro_batch)
+                    loop.judge(found[train.select], last=step + 1 == total)
             cursor = loops[0].cursor
             yield Together(step + 1, total, [losses[i] for i in range(len(loops))], side)
 

@@ -1,0 +1,73 @@
+"""Which state of a training to keep: numbers by which epochs are compared, higher is better; only one knows labels.
+
+val: accuracy on validation images of what is trained on. The others look at the unlabelled images: entropy (Morerio et
+al., ICLR 2018, arXiv:1711.10288), density (soft neighbourhood density; Saito et al., ICCV 2021, arXiv:2108.10860),
+agreement (with the pseudo-labels).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vlprompt.evaluate import answers
+from vlprompt.method import Method, clip_of
+from vlprompt.metrics import accuracy, mean_entropy, neighbourhood_density
+from vlprompt.parts import hand
+from vlprompt.stage import Lesson, Unlabelled
+
+SURE = 0.5  # from which probability on a zero-shot answer counts as a pseudo-label where a method has none of its own
+UNSEEN = ("entropy", "density", "agreement")  # rules that look at the unlabelled images
+SELECTION = {
+    "last": "last epoch",
+    "val": "best epoch on validation images",
+    "entropy": "epoch of the lowest entropy on the unlabelled images",
+    "density": "epoch of the highest soft neighbourhood density on the unlabelled images",
+    "agreement": "epoch that agrees most with the pseudo-labels",
+    "oracle": "best epoch on the target's test labels (an oracle)",
+}
+
+
+@torch.no_grad()
+def pseudo_labels(method: Method, unlabelled: Unlabelled, micro_batch: int | None = None) -> tuple[Tensor, Tensor]:
+    """What unlabelled images are taken to be, (N, C) and (N,): probabilities, and of which it is sure.
+
+    By the method itself, else by the zero-shot CLIP that it stands on, sure from a probability of 0.5 on. ValueError
+    where neither is there.
+    """
+    clip, fixed, text = clip_of(method), method.fixed(unlabelled.names), None
+    found = []
+    for whole in unlabelled.batches(100):
+        for part in whole.split(micro_batch):
+            guess = method.guess(part.inputs, fixed)
+            if guess is None:
+                if clip is None:
+                    raise ValueError(
+                        f"{type(method).__name__} makes no pseudo-labels and stands on no CLIP that could; choose "
+                        "train.select=last, val, entropy or density"
+                    )
+                text = hand(clip, unlabelled.names, None) if text is None else text
+                p = clip.logits(clip.image(part.inputs), text).float().softmax(-1)
+                guess = p, p.max(-1).values >= SURE
+            found.append(guess)
+    return torch.cat([p for p, _ in found]).cpu(), torch.cat([sure for _, sure in found]).cpu()
+
+
+@torch.no_grad()
+def criteria(method: Method, lesson: Lesson, rules: Sequence[str], micro_batch: int | None = None) -> dict[str, float]:
+    """The numbers asked for, of a method as it is now."""
+    found = dict[str, float]()
+    if "val" in rules and lesson.val is not None:
+        logits = torch.cat(list(answers(method, lesson.val, micro_batch=micro_batch)))
+        found["val"] = accuracy(logits.argmax(1), torch.tensor(lesson.val.labels))
+    if lesson.unlabelled is None or not set(rules) & set(UNSEEN):
+        return found
+    p = torch.cat(list(answers(method, lesson.unlabelled, micro_batch=micro_batch))).softmax(1)
+    if "entropy" in rules:
+        found["entropy"] = -mean_entropy(p)
+    if "density" in rules:
+        found["density"] = neighbourhood_density(p)
+    if "agreement" in rules:
+        guessed, sure = pseudo_labels(method, lesson.unlabelled, micro_batch)
+        found["agreement"] = accuracy(p.argmax(1)[sure], guessed.argmax(1)[sure]) if bool(sure.any()) else 0.0
+    return found
