@@ -30,7 +30,8 @@ MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
     "results": ["stage", "metrics", "tasks", "train", "results"],
 }
 MAY["described"] = [*CORE, "readers", "method", "tasks", "train"]
-MAY["runner"] = [*CORE, "method", "tasks", "evaluate", "train", "results", "described"]
+MAY["tracking"] = [*CORE, "method", "methods", "metrics", "evaluate", "train"]
+MAY["runner"] = [*CORE, "method", "tasks", "evaluate", "tracking", "train", "results", "described"]
 MAY["config"] = [*MAY["runner"], "readers", "runner", "methods", "data"]
 LOWEST = ["errors", "lazy", "memory", "source", "templates", "name", "images"]
 MAY = {layer: [*allowed, *LOWEST] for layer, allowed in MAY.items()} | {layer: ["errors"] for layer in LOWEST}

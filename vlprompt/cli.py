@@ -10,6 +10,7 @@ from rich.console import Console
 from vlprompt.data_cli import Device, Root, SkipBroken, use_root
 from vlprompt.data_cli import app as data_app
 from vlprompt.errors import explained
+from vlprompt.results_cli import plot, table
 from vlprompt.search_cli import search
 
 app = typer.Typer(
@@ -21,10 +22,10 @@ app = typer.Typer(
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
 app.add_typer(data_app, name="data")
-app.command()(search)
+for command in (search, table, plot):
+    app.command()(command)
 out, err = Console(), Console(stderr=True)
 STOPPED = "stopped; the same command goes on from here"
-Runs = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
 Where = Annotated[
     str | None, typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same.")
 ]
@@ -60,9 +61,13 @@ def run(
     ] = None,
     dataset: Annotated[Optional[str], typer.Option(help="The dataset, if not given as an argument.")] = None,  # noqa: UP045
     task: Annotated[
-        str | None, typer.Option(help="few_shot (default), base_to_new, transfer, vtab, continual.")
+        str | None, typer.Option(help="few_shot (default), base_to_new, transfer, vtab, continual, domain.")
     ] = None,
     targets: Annotated[Optional[str], typer.Option(help="Of a transfer: datasets with commas.")] = None,  # noqa: UP045
+    source: Annotated[
+        str | None, typer.Option(help="Of domains: one, several at once with commas, or rest; default each in turn.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Of domains: one, or several in turn with commas.")] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -86,7 +91,7 @@ def run(
         int | None, typer.Option(min=1, help="Pause a stream after so many lessons; without it the command goes on.")
     ] = None,
 ) -> None:
-    """Train and test: every combination of methods, shots and seeds, one folder each.
+    """Train and test: every combination of methods, shots and seeds (and pairs of domains), one folder each.
 
     What is finished is not done again, and what was stopped goes on where it was, so the same command can be given
     until it is through. Settings: recipe of the method < -c file < options < key=value, for example method.n_ctx=4
@@ -108,60 +113,8 @@ def run(
     settings += [w for w in words if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
     methods = [m for m in method.split(",") if m] if method else [None]
     sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None),
-          task=task, backbone=backbone, file=config, settings=settings, runs=runs, device=device,
-          save_every=save_every, threads=threads, out=out, until=until_task)  # fmt: skip
-
-
-@app.command()
-def table(
-    runs: Runs = Path("runs"),
-    markdown: Annotated[Optional[Path], typer.Option(help="Also write it as Markdown.")] = None,  # noqa: UP045
-    csv: Annotated[Optional[Path], typer.Option(help="Also write every number as CSV.")] = None,  # noqa: UP045
-    json: Annotated[Optional[Path], typer.Option(help="Also write every number as JSON.")] = None,  # noqa: UP045
-    against: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="published: set beside the published numbers; the files then hold the comparison."),
-    ] = None,
-    groups: Annotated[str | None, typer.Option(help="A set of datasets (vtab): group means, in files too.")] = None,
-) -> None:
-    """Mean and spread over seeds of all finished runs in a folder, with trained parameters, seconds and peak memory."""
-    from vlprompt import against as other
-    from vlprompt import shown
-    from vlprompt.results.folder import read_all, write
-    from vlprompt.results.forms import render
-    from vlprompt.results.table import rows
-
-    if against is not None:
-        other.check(against)
-    results, unfinished = read_all(runs)
-    found, scored = rows(results), shown.scored(results, groups)
-    if groups is None:
-        shown.show_table(found, out)
-    shown.show_scores(scored, out)
-    if against is not None:
-        other.show(results, out)
-    if unfinished:
-        out.print(f"not finished, give the same command again: {', '.join(p.name for p in unfinished)}", style="yellow")
-    for path, form in ((markdown, "markdown"), (csv, "csv"), (json, "json")):
-        if path is not None:
-            told = render(found, form) if against is None else other.render(results, form)
-            write(path, (told if groups is None else shown.render_scores(scored, form)).encode())
-            out.print(f"wrote {path}")
-
-
-@app.command()
-def plot(
-    runs: Runs = Path("runs"),
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="The first PNG: of shots, else of stages; default in RUNS.")
-    ] = None,
-) -> None:
-    """Draw all finished runs: accuracy over shots (shots.png); of streams stages.png, matrix.png, prompts.png."""
-    from vlprompt.results.folder import read_all
-    from vlprompt.results.stream_plot import draw
-
-    for path in draw(read_all(runs)[0], runs, picture):
-        out.print(f"wrote {path}")
+          task=task, source=source, target=target, backbone=backbone, file=config, settings=settings, runs=runs,
+          device=device, save_every=save_every, threads=threads, out=out, until=until_task)  # fmt: skip
 
 
 @app.command()

@@ -181,6 +181,11 @@ def build_task(about: dict[str, Any]) -> Any:
     return find("task", about["name"])(**{k: v for k, v in about.items() if k != "name"})
 
 
+def _adapts(method: str) -> bool:
+    """Whether a method is for unlabelled images of another domain, so that no other task suits it."""
+    return bool(method) and getattr(find("method", method), "adapts", False) is True
+
+
 def layered(name: str | None, shots: int | None = None, seed: int | None = None, *, dataset: str | None = None,
             task: str | None = None, backbone: str | None = None, file: Path | None = None,
             overrides: Sequence[str] = ()) -> Source:  # fmt: skip
@@ -192,7 +197,8 @@ def layered(name: str | None, shots: int | None = None, seed: int | None = None,
     given = [(read(file), str(file))] if file is not None else []
     given += [(options, "the command line"), *((override(text), f"the option {text!r}") for text in overrides)]
     mine = Source(given).values
-    chosen, kind = mine["method"].get("name", ""), mine["task"].get("name", "few_shot")
+    chosen = mine["method"].get("name", "")
+    kind = mine["task"].get("name") or ("domain" if _adapts(chosen) else "few_shot")
     paths = recipes(kind, chosen, mine.get("backbone", "glyph"))
     below: list[tuple[dict[str, Any], str]] = [({"task": {"name": kind}}, "the defaults")]
     for path in paths:

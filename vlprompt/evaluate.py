@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,16 +13,18 @@ from vlprompt.stage import Split, Unlabelled, ids
 
 
 @torch.no_grad()
-def outputs(
-    method: Method, split: Split | Unlabelled, batch: int = 100, micro_batch: int | None = None
-) -> Iterator[Output]:
-    """Answers to images in order, in eval mode, on the CPU, without features; texts are prepared once."""
+def outputs(method: Method, split: Split | Unlabelled, batch: int = 100, micro_batch: int | None = None,
+            prepared: Any = None) -> Iterator[Output]:  # fmt: skip
+    """Answers to images in order, in eval mode, on the CPU, without features.
+
+    Texts are prepared once; prepared: they were already, for the names of the split.
+    """
     was = method.training
     method.eval()
     try:
-        prepared = method.prepare(split.names, method.fixed(split.names))
+        ready = method.prepare(split.names, method.fixed(split.names)) if prepared is None else prepared
         for whole in split.batches(batch):
-            yield _joined([method(part.inputs, prepared) for part in whole.split(micro_batch)])
+            yield _joined([method(part.inputs, ready) for part in whole.split(micro_batch)])
     finally:
         method.train(was)
 
@@ -36,11 +39,10 @@ def _joined(parts: Sequence[Output]) -> Output:
     return Output(torch.cat([part.logits.float().cpu() for part in parts]), used=of("used"), lesson=of("lesson"))
 
 
-def answers(
-    method: Method, split: Split | Unlabelled, batch: int = 100, micro_batch: int | None = None
-) -> Iterator[Tensor]:
+def answers(method: Method, split: Split | Unlabelled, batch: int = 100, micro_batch: int | None = None,
+            prepared: Any = None) -> Iterator[Tensor]:  # fmt: skip
     """Logits (B, C) of images in order, as `outputs` gives them."""
-    return (out.logits for out in outputs(method, split, batch, micro_batch))
+    return (out.logits for out in outputs(method, split, batch, micro_batch, prepared))
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,17 @@ OF_STREAM = {
     "calibration_error": "expected calibration error at the end, over all test images",
     "prompts_used": "effective number of prompts at the end, exp of the entropy of their shares",
 }
+OF_DOMAINS = {
+    "accuracy": "share of the target's test images right",
+    "class_mean": "mean over the target's classes of the share right",
+    "source": "share right of source images that were held out",
+    "zero_shot": "accuracy on the target of the same frozen CLIP with its dataset's template",
+    "gain": "accuracy less zero_shot",
+    "coverage": "share of target images with a pseudo-label, as the last epoch saw them",
+    "precision": "share of these whose pseudo-label is right",
+    "oracle": "accuracy of the epoch that is best on the target's test labels; no result",
+    "calibration_error": "expected calibration error on the target",
+}
 Matrix = list[list[float]]  # a row per lesson learned: the accuracy on each task so far, in percent
 
 
@@ -167,3 +178,15 @@ def of_stream(scores: Sequence[Mapping[str, Mapping[str, float]]], sizes: Sequen
         if all(name in part for part in rows[-1]):
             found[name] = whole([part[name] for part in rows[-1]])
     return found | {k: last["seen"][k] for k in ("calibration_error", "prompts_used") if k in last.get("seen", {})}
+
+
+def of_domains(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """All numbers of an adaptation from its last scores; those that it can't have are not there."""
+    target = scores["target"]
+    found = {k: target[k] for k in ("accuracy", "class_mean")}
+    found |= {k: scores[k]["accuracy"] for k in ("source", "zero_shot") if k in scores}
+    if "zero_shot" in found:
+        found["gain"] = found["accuracy"] - found["zero_shot"]
+    found |= {k: v for k, v in scores.get("pseudo", {}).items() if k in ("coverage", "precision")}
+    found |= {k: v for k, v in scores.get("rules", {}).items() if k == "oracle"}
+    return found | {"calibration_error": target["calibration_error"]}

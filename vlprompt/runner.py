@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from vlprompt.results.folder import Folder, Result, tensors_as_bytes, written
 from vlprompt.stage import Lesson, Split, Stage, generator, named
 from vlprompt.tasks import Task
 from vlprompt.tower import Clip
-from vlprompt.train import NotFinite, State, Train, fit
+from vlprompt.tracking import beside, epoch_record
+from vlprompt.train import Loop, NotFinite, State, Train, fit
+from vlprompt.train.criteria import SELECTION, UNSEEN
 from vlprompt.vision import image_of
 
-SELECTION = {"last": "last epoch", "val": "best epoch on validation images"}
 Watch = Callable[[str, int, int, str], None]
 
 
@@ -62,6 +63,7 @@ class _Told:
     scores: list[dict[str, dict[str, float]]] = field(default_factory=list)
     classes: list[dict[str, dict[str, float]]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    epochs: list[dict[str, float]] = field(default_factory=list)  # of the stage that is being trained
     seconds: float = 0.0
     log: int = 0
     trained: int = 0
@@ -113,7 +115,7 @@ class _Run:
         self.method.begin(lesson, generator(self.seed, "begin", index))
         told.trained = max(told.trained, sum(p.numel() for p in self.method.parameters()))
         told.begun = True
-        self._learn(lesson, state)
+        self._learn(stage, state)
         self.method.end(lesson)
         used = dict[str, list[float]]()
         for name, test in stage.tests.items():
@@ -121,21 +123,29 @@ class _Run:
             scores |= {name: found.numbers, **{f"{name}/{k}": part for k, part in found.parts.items()}}
             classes[name] = found.classes
             used |= {name if k is None else f"{name}/{k}": share for k, share in found.used.items()}
-        scores |= self._ahead(stage.ahead)
+        scores |= self._ahead(stage.ahead) | beside(self.method, stage, told.epochs, self.train.micro_batch)
         about: dict[str, Any] = {"parameters": sum(p.numel() for p in self.method.parameters())}
         about["bytes"] = sum(t.nbytes for t in self.method.state_dict().values())
         about |= {"seconds": time.monotonic() - start} | ({"used": used} if used else {})
+        about |= {"epochs": told.epochs} if told.epochs else {}
         told.scores, told.classes, told.stages = (
             [*told.scores, scores], [*told.classes, classes], [*told.stages, about]
         )  # fmt: skip
-        told.stage, told.begun = index + 1, False
+        told.stage, told.begun, told.epochs = index + 1, False, []
         if lesson.total != index + 1:
             self._save(State(tensors={f"method/{k}": v.detach() for k, v in self.method.state_dict().items()}))
 
-    def _learn(self, lesson: Lesson, resume: State | None) -> None:
-        last, step = time.monotonic(), None
+    def _learn(self, stage: Stage, resume: State | None) -> None:
+        last, step, lesson, train = time.monotonic(), None, stage.lesson, self.train
+        if lesson.total != 1 and not lesson.unlabelled and train.select in (*UNSEEN, "oracle"):
+            train = replace(train, select="last")  # a source that is learned before the target comes
+
+        def judge(loop: Loop) -> dict[str, float]:
+            self.told.epochs = [*self.told.epochs, epoch_record(stage, train, self.seed, loop)]
+            return {**self.told.epochs[-1], "oracle": self.told.epochs[-1]["target"]}
+
         try:
-            for step in fit(self.method, lesson, self.train, self.seed, resume):
+            for step in fit(self.method, lesson, train, self.seed, resume, judge if stage.track else None):
                 about = {"stage": lesson.index, "epoch": step.epoch, "step": step.step, "lr": step.lr}
                 self.log.write({**about, **step.terms})
                 if time.monotonic() - last >= self.save_every:
@@ -224,6 +234,7 @@ def _learned(key: str, lessons: list[Lesson], config: dict[str, Any]) -> dict[st
     """What a learned state must say of itself, to be taken up again; the classes of all lessons above all."""
     names = [[[str(n), n.id, n.hand] for n in map(named, lesson.train.names)] for lesson in lessons]
     about = {"lessons": names, "total": lessons[0].total, "announced": lessons[0].announced}
+    about["domains"] = [list(lesson.domains) for lesson in lessons]
     return {"config": config, "backbone_key": key, **about}
 
 

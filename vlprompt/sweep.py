@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from vlprompt.pairs import DOMAIN, ways_of
 from vlprompt.results.folder import Folder, Result
 from vlprompt.results.protocols import STREAM
 from vlprompt.results.table import rows
@@ -20,6 +21,8 @@ def sweep(
     *,
     dataset: str | None,
     task: str | None,
+    source: str | None = None,
+    target: str | None = None,
     backbone: str | None,
     file: Path | None,
     settings: Sequence[str],
@@ -36,7 +39,9 @@ def sweep(
     """
     from vlprompt.config import grid
 
-    plans = grid(methods, shots, seeds, dataset=dataset, task=task, backbone=backbone, file=file, overrides=settings)
+    how: dict[str, Any] = {"dataset": dataset, "task": task, "backbone": backbone, "file": file}
+    plans = [plan for method in methods for way in ways_of(source, target, method, settings, how)
+             for plan in grid([method], shots, seeds, **way)]  # fmt: skip
     found = [place(runs, plan).done() for plan in plans]
     if not all(found):
         found = run_all(plans, found, runs, device, save_every, threads, out, until=until)
@@ -64,6 +69,8 @@ def _size(task: dict[str, Any], space: str = " ") -> str:
     k, stages = task.get("shots"), task.get("stages")
     if task["name"] == STREAM and k is None:
         return "stream" if stages is None else f"{stages if isinstance(stages, int) else len(stages)}{space}stages"
+    if task["name"] == DOMAIN and k is None:
+        return task["setting"].replace("_", "-")
     return f"{k if k is not None else 'all'}{space}shot" + ("s" if space and k != 1 else "")
 
 
@@ -121,8 +128,14 @@ def run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path,
 
 
 def _dataset(plan: dict[str, Any]) -> str:
+    """What a run is about, as a part of its folder's name."""
     task = plan["task"]
-    return Path(str(task.get("dataset", task["name"]))).name
+    base = lambda one: Path(str(one)).name.replace(" ", "_")  # noqa: E731
+    if task["name"] != DOMAIN:
+        return base(task.get("dataset", task["name"]))
+    source = task["source"] if isinstance(task["source"], list) else [task["source"] or "rest"]
+    pair = f"{'+'.join(map(base, source))}-to-{base(task['target'])}"
+    return f"{base(task['dataset'])}-{pair}" if task["dataset"] else pair
 
 
 def loaded(plan: dict[str, Any], clips: dict[str, Any], device: str | None, threads: int | None) -> Any:

@@ -52,7 +52,9 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
     order = {key: told[key] for key in ("total", "announced") if key in told}
     every = told["lessons"] if "lessons" in told else [told["names"]]  # runs from before there were streams
     classes = [tuple(Name(*name) for name in names) for names in every]
-    lessons = [Lesson(Split((), (), names), index=i, **order) for i, names in enumerate(classes)]
+    domains = told.get("domains", [()] * len(classes))
+    lessons = [Lesson(Split((), (), names), index=i, domains=tuple(of), **order)
+               for i, (names, of) in enumerate(zip(classes, domains, strict=True))]  # fmt: skip
     names = tuple({n.id: n for lesson in lessons for n in map(named, lesson.train.names)}.values())
     method = build_method(config["method"], frozen)
     try:

@@ -6,6 +6,7 @@ agreement (with the pseudo-labels).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,23 +30,21 @@ SELECTION = {
 
 
 @torch.no_grad()
-def pseudo_labels(method: Method, unlabelled: Unlabelled, micro_batch: int | None = None) -> tuple[Tensor, Tensor]:
+def pseudo_labels(
+    method: Method, unlabelled: Unlabelled, fixed: Any, micro_batch: int | None = None
+) -> tuple[Tensor, Tensor] | None:
     """What unlabelled images are taken to be, (N, C) and (N,): probabilities, and of which it is sure.
 
-    By the method itself, else by the zero-shot CLIP that it stands on, sure from a probability of 0.5 on. ValueError
-    where neither is there.
+    By the method itself, else by the zero-shot CLIP that it stands on, sure from a probability of 0.5 on; None where
+    neither is there.
     """
-    clip, fixed, text = clip_of(method), method.fixed(unlabelled.names), None
-    found = []
+    clip, text, found = clip_of(method), None, []
     for whole in unlabelled.batches(100):
         for part in whole.split(micro_batch):
             guess = method.guess(part.inputs, fixed)
             if guess is None:
                 if clip is None:
-                    raise ValueError(
-                        f"{type(method).__name__} makes no pseudo-labels and stands on no CLIP that could; choose "
-                        "train.select=last, val, entropy or density"
-                    )
+                    return None
                 text = hand(clip, unlabelled.names, None) if text is None else text
                 p = clip.logits(clip.image(part.inputs), text).float().softmax(-1)
                 guess = p, p.max(-1).values >= SURE
@@ -54,20 +53,30 @@ def pseudo_labels(method: Method, unlabelled: Unlabelled, micro_batch: int | Non
 
 
 @torch.no_grad()
-def criteria(method: Method, lesson: Lesson, rules: Sequence[str], micro_batch: int | None = None) -> dict[str, float]:
-    """The numbers asked for, of a method as it is now."""
+def criteria(method: Method, lesson: Lesson, rules: Sequence[str], micro_batch: int | None = None, fixed: Any = None,
+             prepared: Any = None, seen: Tensor | None = None) -> dict[str, float]:  # fmt: skip
+    """The numbers asked for, of a method as it is now; without those that can't be had.
+
+    fixed, prepared: what the method holds for the lesson's names, if it is there already; seen: its answers (N, C) to
+    the unlabelled images.
+    """
     found = dict[str, float]()
-    if "val" in rules and lesson.val is not None:
-        logits = torch.cat(list(answers(method, lesson.val, micro_batch=micro_batch)))
-        found["val"] = accuracy(logits.argmax(1), torch.tensor(lesson.val.labels))
-    if lesson.unlabelled is None or not set(rules) & set(UNSEEN):
+    if not rules:
         return found
-    p = torch.cat(list(answers(method, lesson.unlabelled, micro_batch=micro_batch))).softmax(1)
+    fixed = method.fixed(lesson.train.names) if fixed is None else fixed
+    if "val" in rules and lesson.val is not None:
+        logits = torch.cat(list(answers(method, lesson.val, micro_batch=micro_batch, prepared=prepared)))
+        found["val"] = accuracy(logits.argmax(1), torch.tensor(lesson.val.labels))
+    if not lesson.unlabelled or not set(rules) & set(UNSEEN):
+        return found
+    if seen is None:
+        seen = torch.cat(list(answers(method, lesson.unlabelled, micro_batch=micro_batch, prepared=prepared)))
+    p = seen.softmax(1)
     if "entropy" in rules:
         found["entropy"] = -mean_entropy(p)
     if "density" in rules:
         found["density"] = neighbourhood_density(p)
-    if "agreement" in rules:
-        guessed, sure = pseudo_labels(method, lesson.unlabelled, micro_batch)
+    if "agreement" in rules and (guess := pseudo_labels(method, lesson.unlabelled, fixed, micro_batch)) is not None:
+        guessed, sure = guess
         found["agreement"] = accuracy(p.argmax(1)[sure], guessed.argmax(1)[sure]) if bool(sure.any()) else 0.0
     return found

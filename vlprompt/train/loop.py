@@ -72,6 +72,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.cursor = State()
         self.fixed: dict[object, Any] = {}
+        self.begun = 0  # the step at which this epoch began
         self.best: dict[str, Tensor] = {}
 
     def state(self) -> State:
@@ -102,8 +103,13 @@ class Loop:
         self.best = {k[5:]: v for k, v in state.tensors.items() if k.startswith("best/")}
         self.cursor = State(state.epoch, state.place, state.step, state.best)
 
-    def judge(self, score: float, last: bool) -> None:
-        """Keep this state if it has the best score so far; after the last epoch go back to the best."""
+    def judge(self, scores: Mapping[str, float], last: bool) -> None:
+        """Keep this state if its score is the best so far; after the last epoch go back to the best."""
+        if (score := scores.get(self.train.select)) is None:
+            raise ValueError(
+                f"train.select={self.train.select} can't be told here: agreement needs a method with pseudo-labels or "
+                "one on a CLIP, whose zero-shot answers they are, the oracle a target; use select=last, or val"
+            )
         if self.cursor.best is None or score > self.cursor.best:
             self.cursor.best = score
             self.best = {k: v.detach().clone() for k, v in self.method.state_dict().items()}
@@ -202,7 +208,7 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
     order = Order(method.taught(lesson), train, number(seed, lesson.index), method.adapts)
     steps, epochs, total = train.length(len(order))
     while loop.cursor.step < total:
-        epoch, done = loop.cursor.epoch, loop.cursor.place
+        epoch, done, loop.begun = loop.cursor.epoch, loop.cursor.place, loop.cursor.epoch * steps
         for place, batch in enumerate(order.epoch(epoch, steps)):
             step = epoch * steps + place
             if place < done or step >= total:
@@ -216,5 +222,5 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
                 rules = [] if train.select == "last" else [train.select]
                 scores = judge(loop) if judge else criteria(method, lesson, rules, train.micro_batch)
                 if rules:
-                    loop.judge(scores[train.select], last=step + 1 == total)
+                    loop.judge(scores, last=step + 1 == total)
             yield Step(epoch, step + 1, total, terms, lr, loop)

@@ -221,8 +221,7 @@ def fit_side_by_side(methods: Sequence[Method], lesson: Lesson, trains: Sequence
                 if end:
                     loop.method.end_epoch(epoch, epochs)
                 if end and train.select != "last":
-                    found = criteria(loop.method, lesson, [train.select], train.micro_batch)
-                    loop.judge(found[train.select], last=step + 1 == total)
+                    loop.judge(criteria(loop.method, lesson, [train.select], train.micro_batch), last=step + 1 == total)
             cursor = loops[0].cursor
             yield Together(step + 1, total, [losses[i] for i in range(len(loops))], side)
 

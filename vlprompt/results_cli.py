@@ -1,0 +1,60 @@
+"""The commands `vlprompt table` and `vlprompt plot`. Heavy libraries are imported when they run."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+out = Console()
+Runs = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
+
+
+def table(
+    runs: Runs = Path("runs"),
+    markdown: Annotated[Optional[Path], typer.Option(help="Also write it as Markdown.")] = None,  # noqa: UP045
+    csv: Annotated[Optional[Path], typer.Option(help="Also write every number as CSV.")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], typer.Option(help="Also write every number as JSON.")] = None,  # noqa: UP045
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="published: set beside the published numbers; the files then hold the comparison."),
+    ] = None,
+    groups: Annotated[str | None, typer.Option(help="A set of datasets (vtab): group means, in files too.")] = None,
+) -> None:
+    """Mean and spread over seeds of all finished runs in a folder, with trained parameters, seconds and peak memory."""
+    from vlprompt import against as other
+    from vlprompt import shown
+    from vlprompt.results.folder import read_all, write
+    from vlprompt.results.forms import render
+    from vlprompt.results.table import rows
+
+    if against is not None:
+        other.check(against)
+    results, unfinished = read_all(runs)
+    found, scored = rows(results), shown.scored(results, groups)
+    if groups is None:
+        shown.show_table(found, out)
+    shown.show_scores(scored, out)
+    if against is not None:
+        other.show(results, out)
+    if unfinished:
+        out.print(f"not finished, give the same command again: {', '.join(p.name for p in unfinished)}", style="yellow")
+    for path, form in ((markdown, "markdown"), (csv, "csv"), (json, "json")):
+        if path is not None:
+            told = render(found, form) if against is None else other.render(results, form)
+            write(path, (told if groups is None else shown.render_scores(scored, form)).encode())
+            out.print(f"wrote {path}")
+
+
+def plot(
+    runs: Runs = Path("runs"),
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="The first PNG: of shots, else of stages; default in RUNS.")
+    ] = None,
+) -> None:
+    """Draw all finished runs: accuracy over shots (shots.png); of streams stages.png, matrix.png, prompts.png."""
+    from vlprompt.results.folder import read_all
+    from vlprompt.results.stream_plot import draw
+
+    for path in draw(read_all(runs)[0], runs, picture):
+        out.print(f"wrote {path}")
