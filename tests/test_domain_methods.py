@@ -1,11 +1,11 @@
-"""Methods that learn from a target's images without their labels: the authors' numbers, naive twins, and odd batches."""
+"""Methods that learn from a target's images without labels: the authors' numbers, naive twins, odd batches."""
 
 import pytest
 import torch
 from conftest import golden, images, relative
 
 from vlprompt import methods as m
-from vlprompt.stage import Batch, Images, Lesson, Split, generator
+from vlprompt.stage import Batch, Lesson, Split, generator
 
 NONE = torch.empty(0, dtype=torch.long)
 DAPL = {"prompt_learner.ctx": "ctx", "prompt_learner.domain_vectors": "domain"}

@@ -144,7 +144,7 @@ class LowRank(nn.Module):
         return weight + self.scale * self.up @ self.down, bias
 
 
-def needs_target(method: nn.Module, lesson: Lesson, *, domains: int = 1) -> None:
+def needs_target(method: nn.Module, lesson: Lesson, *, domains: int = 0) -> None:
     """ValueError for a lesson with images that names no target to adapt to, or fewer than so many domains.
 
     The target may come with a later lesson: then it is the last domain, and no image to train on is of that.
@@ -158,7 +158,7 @@ def needs_target(method: nn.Module, lesson: Lesson, *, domains: int = 1) -> None
         )
     if len(named) < domains:
         raise ValueError(
-            f"{what} tells {domains} domains or more from each other, a source and a target, but this lesson names "
+            f"{what} needs the names of {domains} domains or more, a source and a target, but this lesson has "
             f"{', '.join(map(repr, named)) or 'none'}: {how}"
         )
 
