@@ -6,6 +6,7 @@ those that begin as the identity and with which settings.
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,13 +16,14 @@ from vlprompt import methods
 from vlprompt.backbones.glyph import twin
 from vlprompt.config import build_method, build_task, complete, grid
 from vlprompt.data.card import open_data
+from vlprompt.data.hidden import hidden, unlabelled
 from vlprompt.data.split import few_shot
 from vlprompt.described import describe
 from vlprompt.evaluate import answers
 from vlprompt.methods import ZeroShot
 from vlprompt.runner import run
 from vlprompt.source import Source
-from vlprompt.stage import Batch, Images, Lesson, Name, generator
+from vlprompt.stage import Batch, Images, Lesson, Name, Unlabelled, generator
 from vlprompt.train import Train, fit
 
 COOP = {"name": "coop", "n_ctx": 4}
@@ -51,6 +53,10 @@ SMALL = {
     "coda_prompt": {"size": 8, "length": 4},
     "s_prompts": {"length": 2, "k": 2},
     "ranpac": {"width": 100},
+    "dapl": {"n_ctx": 2, "n_domain": 2, "threshold": 0.0},
+    "upl": {"method": COOP, "k": 4},
+    "entropy": {"method": COOP},
+    "dann": {"hidden": 8, "units": 16},
 }
 PLAIN = "a photo of a {name}."
 WORDS = {"init": "a photo of a", "text": "{ctx} {name}."}
@@ -70,6 +76,7 @@ STARTS_AS_ZERO_SHOT = {
 }
 OVER_THE_SET = ("tpt",)  # an answer depends on which classes are asked for (never on their order)
 EVERY = sorted(methods.found())
+pytestmark = pytest.mark.filterwarnings("ignore:no unlabelled image is taken for")  # a random CLIP knows no digits
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +86,10 @@ def clip():
 
 @pytest.fixture(scope="module")
 def lesson():
+    """With unlabelled images, which only methods that adapt are given."""
     data = open_data("digits")
-    return Lesson(*few_shot(data.train, data.val, 2, 1))
+    target = hidden(few_shot(data.test, None, 2, 1)[0])
+    return Lesson(*few_shot(data.train, data.val, 2, 1), unlabelled(target), domains=("ink", "chalk"))
 
 
 def make(name, clip, **more):
@@ -133,8 +142,12 @@ def test_every_parameter_gets_a_gradient(name, clip, lesson):
     method = begun(name, clip, lesson)
     live = {n: p for n, p in method.named_parameters() if p.requires_grad and n not in method.dormant}
     seen = set()
-    for batch in lesson.train.batches(10):  # a zero start (LoRA's) has its gradient from the second step on
+    beside = next(lesson.unlabelled.batches(9))
+    for batch in method.taught(lesson).train.batches(
+        10
+    ):  # a zero start (LoRA's) has its gradient from the second step on
         method.zero_grad()
+        batch = replace(batch, unlabelled=beside if method.adapts else None, progress=0.5)
         terms, _ = method.terms(batch, method.fixed(batch.names))
         total = sum(value for value, _ in terms.values())
         if live:
@@ -222,8 +235,12 @@ def test_micro_batches_give_the_same_gradient(name, clip, lesson):
 def stream(lesson, same):
     """Two lessons: of the same classes, or of five and five others."""
     parts = [range(10), range(10)] if same else [range(5), range(5, 10)]
-    of = lambda part, k: Lesson(lesson.train.classes(part), lesson.val.classes(part), index=k, total=2)  # noqa: E731
-    return [of(part, k) for k, part in enumerate(parts)]
+    one, found = lesson.unlabelled, []
+    for k, part in enumerate(parts):
+        train = lesson.train.classes(part)
+        target = Unlabelled(one.items, train.names, one.augment)
+        found.append(Lesson(train, lesson.val.classes(part), target, domains=lesson.domains, index=k, total=2))
+    return found
 
 
 def after(name, clip, lessons, method=None):
@@ -291,9 +308,15 @@ def test_its_recipe_runs(name, task, clip, tmp_path, pictures):
         "promptsrc": ["method.template=imagenet-7"],
         "coda_prompt": ["method.size=8"],
         "ranpac": ["method.width=100"],
+        "upl": ["method.method=coop"],
+        "entropy": ["method.method=coop"],
     }.get(name, [])
     [plan] = grid([name], [1], [1], dataset="digits", task=task, backbone="glyph/random", overrides=short)
     about = build_method(plan["method"], clip), build_task(plan["task"]), Train(**plan["train"]), tmp_path / "run", 1
+    if about[0].adapts:
+        with pytest.raises(ValueError, match="run it with --source and --target"):
+            run(*about)
+        return
     knows_no_names = name in ("nearest_mean", "ranpac") or plan["method"].get("reader", {}).get("name") == "linear"
     if knows_no_names and task not in ("few_shot", "continual"):
         with pytest.raises(ValueError, match="has no column for '"):

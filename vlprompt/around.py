@@ -52,7 +52,7 @@ class Around(Method):
         """Its own frozen texts."""
 
     def extra(self, batch: Batch, out: Output, own: Any) -> dict[str, Tensor]:
-        """Terms to add, means over the batch."""
+        """Terms to add, means over the images of the batch that `out` is about."""
         return {}
 
     def fixed(self, names: Names) -> Any:
@@ -66,8 +66,9 @@ class Around(Method):
 
     def terms(self, batch: Batch, fixed: Any) -> tuple[Terms, Output]:
         found, out = self.method.terms(batch, fixed[0])
+        about = batch if len(batch.inputs) or batch.unlabelled is None else batch.unlabelled
         rows = float(batch.rows)
-        return found | {name: (value, rows) for name, value in self.extra(batch, out, fixed[1]).items()}, out
+        return found | {name: (value, rows) for name, value in self.extra(about, out, fixed[1]).items()}, out
 
     def merge(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
         return self.method.merge(grads)

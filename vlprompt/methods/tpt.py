@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.method import Method, Output
-from vlprompt.parts import hold, holes
+from vlprompt.parts import entropy, hold, holes
 from vlprompt.prompt import Prompt
 from vlprompt.stage import Images, Lesson, Names
 from vlprompt.tower import Clip
@@ -85,8 +85,3 @@ class TPT(Method):
                 [ctx.grad] = torch.autograd.grad(entropy(kept.mean(0)).sum(), [ctx])  # each image's own, side by side
                 optimizer.step()
         return ctx.detach()
-
-
-def entropy(p: Tensor) -> Tensor:
-    """In nats, of (..., C) -> (...)."""
-    return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(-1)
