@@ -314,6 +314,7 @@ def fgvc(name, root, jpegs, lists=True):
 
 
 STREAMS = ("core50", "cub200", "domainnet", "imagenet_r_stream", "notmnist")  # cards of folders that are met in turn
+DOMAIN_SETS = ("mini_domainnet", "office31", "office_home", "pacs", "visda2017", "vlcs")  # cards of folders of domains
 SESSIONS = [f"s{n}" for n in range(1, 12)]
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 

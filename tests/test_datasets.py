@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from miniatures import STREAMS, Miniature, small_jpegs
+from miniatures import DOMAIN_SETS, STREAMS, Miniature, small_jpegs
 
 from vlprompt.cli import main
 from vlprompt.data.card import card_classes, cards, class_names, open_data, read_card
@@ -21,7 +21,7 @@ from vlprompt.data.split import few_shot
 from vlprompt.data.splitfile import OWN
 from vlprompt.stage import Look, ids
 
-OTHERS = ("vtab_", *members("fgvc"), *STREAMS)  # test_benchmarks.py and test_stream_data.py read them
+OTHERS = ("vtab_", *members("fgvc"), *STREAMS, *DOMAIN_SETS)  # test_benchmarks, _stream_data and _domain_data read them
 REAL = [name for name in cards() if "layout" in read_card(name) and not name.startswith(OTHERS)]
 DOWNLOADED = [name for name in REAL if "downloads" in read_card(name)]
 SPLIT = [name for name in REAL if "split" in read_card(name)]

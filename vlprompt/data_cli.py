@@ -44,7 +44,10 @@ def list_(root: Root = None) -> None:
     for name in cards():
         card = read_card(name)
         sizes = card.get("sizes", {})
-        told = " / ".join(f"{sizes[part]:,}" if part in sizes else "-" for part in ("train", "val", "test"))
+        parts = ("train", "val", "test")
+        told = " / ".join(f"{sizes[part]:,}" if part in sizes else "-" for part in parts)
+        if sizes and not set(sizes) & set(parts):
+            told = f"{sum(sizes.values()):,} in {len(sizes)} domains"
         here = "yes" if is_here(card) else "no"
         table.add_row(name, str(len(card_ids(card))), told if sizes else "", card["template"], here)
     out.print(table, highlight=False)
@@ -148,6 +151,7 @@ def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: 
     if card and picture is None and not is_here(card):
         get = " --download" if {"downloads", "hub", "members"} & set(card) else ""
         lines += [("stages", str(card["stages"]))] if "stages" in card else []
+        lines += [("domains", ", ".join(card["domains"].values()))] if "domains" in card else []
         lines.append(("here", f"no: vlprompt data prepare {name}{get}"))
     else:
         data = open_data(name, only_there=only_there)

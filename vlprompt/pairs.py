@@ -41,7 +41,7 @@ def _pairs(task: dict[str, Any], source: str | None, target: str | None) -> list
     if task.get("dataset") is None or (targets is not None and source is not None):
         return [(sources, one) for one in targets or [None]]
     from vlprompt.data.card import open_data
-    from vlprompt.data.domains import domains_in
+    from vlprompt.data.adapting import domains_in
 
     every = domains_in(open_data(task["dataset"], skip_broken=bool(task.get("skip_broken", False))))
     if len(every) < 2:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vlprompt.data.domains import told_right
 from vlprompt.data.found import Data as Data
 from vlprompt.data.found import Found, joined, made
 from vlprompt.data.images import AUGMENTS
@@ -18,7 +19,7 @@ from vlprompt.templates import PLAIN
 NEEDED = {"title", "source", "licence", "classes", "template"}
 KINDS = {"loader": set(), "hub": {"folder"}, "members": set(), "layout": {"folder", "images"}}  # and what else it needs
 KEYS = NEEDED | {*KINDS, "folder", "images", "split", "sizes", "downloads", "by_hand", "names", "augment", "note",
-                 "own_order", "lists", "sparse", "stages"}  # fmt: skip
+                 "own_order", "lists", "sparse", "stages", "domains", "domain", "transductive"}  # fmt: skip
 FORMS = (".csv", ".jsonl", ".npz", ".json")  # files that are datasets
 HUBS = ("torchvision:", "huggingface:")  # names that a library knows
 
@@ -72,6 +73,7 @@ def read_card(name: str) -> dict[str, Any]:
         raise ValueError(
             f"{path}: members are {{name: a card, torchvision:NAME or a folder}}, and classes is how many they have"
         )
+    told_right(card, str(path))
     return card
 
 
@@ -140,11 +142,12 @@ def open_data(
 
     Or a name that a library knows: torchvision:CIFAR10, huggingface:OWNER/NAME (hubs.py).
 
-    The folder has a sub-folder per class, with or without train/ and test/ above. augment: one of images.AUGMENTS
-    instead of what the card says. skip_broken: leave out files that can't be decoded. root: where datasets
-    with a card lie (default: the environment's VLPROMPT_DATA, else ./data). only_there: take the classes that have
-    images instead of a ValueError for those that have none. template: hand-written text with {name} instead of the
-    card's. ValueError for what is none of these and for what is wrong in it.
+    The folder has a sub-folder per class, with or without train/ and test/ above, or a sub-folder per domain with the
+    classes in it. augment: one of images.AUGMENTS instead of what the card says. skip_broken: leave out files that
+    can't be decoded. root: where datasets with a card lie (default: the environment's VLPROMPT_DATA, else ./data).
+    only_there: take the classes that have images instead of a ValueError for those that have none. template:
+    hand-written text with {name} instead of the card's. ValueError for what is none of these and for what is wrong in
+    it.
     """
     if augment is not None and augment not in AUGMENTS:
         raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")

@@ -1,126 +1,136 @@
-"""Domains: the images of one, and which classes of two datasets are the same."""
+"""Folders of domains, domain/[images/]class/image: which they are, their classes matched by name, and their parts."""
 
+import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any
 
-from vlprompt.data.card import Data
-from vlprompt.data.split import few_shot, held_out
-from vlprompt.errors import nearest
-from vlprompt.stage import Names, Split, named
+from vlprompt.data.found import Row
+from vlprompt.data.images import SUFFIXES, files_under
+from vlprompt.data.split import cut
 
-
-@dataclass(frozen=True)
-class Place:
-    """The images of one domain, by name; val may be missing. whole: the three parts are only a cut of ours."""
-
-    name: str
-    train: Split
-    val: Split | None
-    test: Split
-    whole: bool
-
-    def taking(self, places: Mapping[int, int], names: Names) -> "Place":
-        """Only these classes: the place of each among the names."""
-
-        def of(split: Split) -> Split:
-            kept = split.of([i for i, label in enumerate(split.labels) if label in places])
-            return replace(kept, labels=tuple(places[label] for label in kept.labels), names=names)
-
-        return replace(self, train=of(self.train), val=None if self.val is None else of(self.val), test=of(self.test))
-
-    @cached_property
-    def every(self) -> Split:
-        """All of its images."""
-        return reduce(Split.plus, [part for part in (self.train, self.val, self.test) if part is not None])
-
-    def teaching(self, share: float, shots: int | None, seed: int) -> tuple[Split, Split | None, Split | None]:
-        """As a source: what is trained on, for validation, and what tells how well the source is kept.
-
-        Where the parts are ours all images are trained on but a share of each class for both; a set with parts of its
-        own keeps them, and gives a share of train where it has no val. Without a share there is no val.
-        """
-        train, val, test = (self.every, None, None) if self.whole else (self.train, self.val, self.test)
-        if not share and val is not None:
-            train, val = train.plus(val), None
-        elif share and val is None:
-            train, val = held_out(train, share)
-        if shots is not None:
-            train = few_shot(train, None, shots, seed)[0]
-        return train, val, val if test is None else test
-
-
-def domains_in(data: Data) -> list[str]:
-    """The names of the domains of a dataset, in its own order; none where it does not tell any."""
-    names = data.test.info.get("domains")
-    return [str(name) for name in names] if isinstance(names, list | tuple) else []
-
-
-def place_of(data: Data, name: str) -> Place:
-    """One domain of a dataset; ValueError for one that it has not."""
-    known = domains_in(data)
-    if name not in known:
-        told = (
-            nearest(name, known) if known else "it tells no domains, so it can be a source or a target as a whole only"
-        )
-        raise ValueError(f"{data.name} has no domain {name!r}; {told}")
-    k = known.index(name)
-
-    def of(split: Split) -> Split:
-        some = split.of([i for i, domain in enumerate(split.domains or ()) if domain == k])
-        return replace(some, domains=None, info={})
-
-    whole = bool(data.test.info.get("transductive", False))
-    return Place(name, of(data.train), None if data.val is None else of(data.val), of(data.test), whole)
-
-
-def whole_of(data: Data) -> Place:
-    """A dataset as one domain."""
-
-    def of(split: Split) -> Split:
-        return replace(split, domains=None, info={})
-
-    word = str(data.test.info.get("domain", data.name))
-    val = None if data.val is None else of(data.val)
-    return Place(word, of(data.train), val, of(data.test), bool(data.test.info.get("transductive", False)))
+LAYOUT = "domains"  # the one that reads a card's domains
 
 
 def plain(name: str) -> str:
-    """A name without what the writing of names differs in."""
-    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
+    """What stays of a name when case, spaces, _ and - say nothing: "Real World", real_world and RealWorld are alike."""
+    folded = unicodedata.normalize("NFC", name).strip().casefold()
+    return re.sub(r"[\s_-]", "", folded) or folded
 
 
-def _caption(name: str) -> str:
-    hand = named(name).hand
-    return plain((hand or "{name}").replace("{name}", name))
-
-
-def same_classes(theirs: Names, ours: Names) -> tuple[list[int | None], str]:
-    """For each of our classes its place among theirs (None: they have none of it), and how they were matched.
-
-    By their names, else by the whole of their hand-written captions: "digit zero" in "a photo of the {name}." is "zero"
-    in "a photo of the digit {name}.". ValueError where two classes of one side could be meant.
-    """
-    best: tuple[list[int | None], str] = [None] * len(ours), "by name"
-    for how, key in (("by name", plain), ("by their captions", _caption)):
-        places = _places([key(name) for name in theirs], theirs)
-        found = [places.get(k) for k in _places([key(name) for name in ours], ours)]
-        if sum(place is not None for place in found) > sum(place is not None for place in best[0]):
-            best = found, how
-    return best
-
-
-def _places(keys: Sequence[str], names: Names) -> dict[str, int]:
-    if twice := [i for i, key in enumerate(keys) if key in keys[:i]]:
-        first = keys.index(keys[twice[0]])
+def told_right(card: Mapping[str, Any], where: str) -> None:
+    """ValueError for a card whose keys domains, domain or transductive say what can't be."""
+    if (card.get("layout") == LAYOUT) != ("domains" in card):
         raise ValueError(
-            f"the classes {str(names[first])!r} and {str(names[twice[0]])!r} of one dataset can't be told apart by "
-            "their names, so they can't be matched with another's; rename one"
+            f"{where}: the layout {LAYOUT} needs the key domains, {{folder: word}}, and only it has that key"
         )
-    return {key: i for i, key in enumerate(keys)}
+    if "domains" in card:
+        told = card["domains"]
+        right = isinstance(told, dict) and all(isinstance(t, str) and t.strip() for pair in told.items() for t in pair)
+        if not right or len(told) < 2:
+            raise ValueError(f"{where}: domains are {{folder: word}}, texts, two of them or more, not {told!r}")
+        for what, texts in (("folder", told.keys()), ("word", told.values())):
+            if twice := [text for text, n in Counter(map(plain, texts)).items() if n > 1]:
+                raise ValueError(f"{where}: domains have the {what} {twice[0]!r} twice; tell them apart")
+        if strange := [folder for folder in told if "/" in folder]:
+            raise ValueError(
+                f"{where}: the domain folder {strange[0]!r} is a path; give its name, and the rest in images"
+            )
+    if "domain" in card and (not isinstance(card["domain"], str) or not card["domain"].strip() or "domains" in card):
+        raise ValueError(f"{where}: domain is the word for all images of a set without domains, not {card['domain']!r}")
+    if not isinstance(card.get("transductive", False), bool):
+        raise ValueError(f"{where}: transductive is true or false, not {card['transductive']!r}")
 
 
-def merged(splits: Sequence[Split]) -> Split:
-    """Several sources as one split, the domain of each image its place among them."""
-    whole = reduce(Split.plus, splits)
-    return replace(whole, domains=tuple(k for k, split in enumerate(splits) for _ in range(len(split))))
+def folders_in(path: Path) -> dict[str, list[Path]]:
+    """The sub-folders by their plain names, sorted."""
+    found: dict[str, list[Path]] = {}
+    with os.scandir(path) as entries:  # says what is a folder without looking at each of its files
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    for name in names:
+        found.setdefault(plain(name), []).append(path / name)
+    return found
+
+
+def holds_images(path: Path) -> bool:
+    """Whether an image lies straight in it."""
+    with os.scandir(path) as entries:
+        return any(entry.name.lower().endswith(SUFFIXES) and entry.is_file() for entry in entries)
+
+
+def inside(domain: Path) -> Path:
+    """Where the class folders of a domain are: in it, or in its images/, as Office-31 has them."""
+    images = domain / "images"
+    return images if images.is_dir() and not holds_images(images) and folders_in(images) else domain
+
+
+def homes_in(root: Path) -> dict[str, Path]:
+    """{name: folder} of the sub-folders, where they are domains; else nothing.
+
+    They are where there are two or more, none holds an image itself, and a folder in them is called alike in two of
+    them and in at least half.
+    """
+    homes: dict[str, Path] = {}
+    often = Counter[str]()
+    for folder in (one for alike in folders_in(root).values() for one in alike):
+        home = inside(folder)
+        if holds_images(home) or not (classes := folders_in(home)):
+            return {}
+        homes[unicodedata.normalize("NFC", folder.name).strip()] = home
+        often.update(set(classes))
+    shared = max(often.values(), default=0) >= max(2, len(homes) / 2)
+    return dict(sorted(homes.items())) if shared and len(often) > 1 else {}
+
+
+def class_keys(homes: Mapping[str, Path]) -> list[str]:
+    """The ids of the classes: the names of their folders in the first domain that has them."""
+    keys: dict[str, str] = {}
+    for home in homes.values():
+        for key, folders in folders_in(home).items():
+            keys.setdefault(key, unicodedata.normalize("NFC", folders[0].name).strip())
+    return sorted(keys.values())
+
+
+def rows_of(root: Path, homes: Mapping[str, Path], ids: Sequence[str], hint: str = "") -> tuple[list[Row], list[str]]:
+    """Rows of all domains, in their order and class by class, and the names of folders that are none of the classes.
+
+    Paths begin at root. A class is in the folder that is called as its id but for case, spaces, _ and -. ValueError
+    that names the domain for one without classes, and also the class for a class that lies in two folders, that has no
+    images, or that only other domains have; it ends with the hint.
+    """
+    found = {domain: folders_in(home) for domain, home in homes.items()}
+    known = {plain(key): key for key in ids}
+    if len(known) < len(ids):
+        alike = next(key for key in ids if known[plain(key)] != key)
+        raise ValueError(f"the classes {alike!r} and {known[plain(alike)]!r} could not be told apart by their folders")
+    every, rows = {key for folders in found.values() for key in folders}, list[Row]()
+    for domain, folders in found.items():
+        where = f"the domain {domain!r} ({str(homes[domain])!r})"
+        if not folders.keys() & known.keys():
+            raise ValueError(f"{where} has no folder of a class; it needs one for each, such as {ids[0]!r}{hint}")
+        for name, key in ((name, key) for name, key in known.items() if name in every):
+            if len(folders.get(name, [])) > 1:
+                raise ValueError(f"{where} has the class {key!r} in {folders[name][0].name!r} and "
+                                 f"{folders[name][1].name!r}; put them together")  # fmt: skip
+            files = sorted(f.relative_to(root).as_posix() for one in folders.get(name, []) for f in files_under(one))
+            if not files:
+                what = "images" if name in folders else "folder"
+                raise ValueError(f"{where} has no {what} of the class {key!r}; every domain needs every class: add its "
+                                 f"images, or remove the class from all domains{hint}")  # fmt: skip
+            rows += [Row(file, key, domain) for file in files]
+    return rows, sorted({folders[0].name for one in found.values() for k, folders in one.items() if k not in known})
+
+
+def cut_each(rows: Sequence[Row]) -> tuple[dict[str, list[Row]], str]:
+    """Each class of each domain cut as `cut` does, domain after domain; and the note that says so."""
+    domains: dict[str | None, list[Row]] = {}
+    for row in rows:
+        domains.setdefault(row.domain, []).append(row)
+    parts: dict[str, list[Row]] = {"train": [], "val": [], "test": []}
+    for of_domain in domains.values():
+        for part, some in cut(of_domain).items():
+            parts[part] += some
+    return parts, "each class of each domain cut 50:20:30 into train, val and test"

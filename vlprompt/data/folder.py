@@ -1,10 +1,11 @@
-"""A folder of images as a dataset: one sub-folder per class, with or without train/, val/ and test/ above."""
+"""A folder of images as a dataset: a sub-folder per class, with or without train/, val/, test/ or domains above."""
 
 import unicodedata
 from pathlib import Path
 
 from vlprompt.data.card import class_names
-from vlprompt.data.found import Found, Row, under
+from vlprompt.data.domains import class_keys, cut_each, homes_in, rows_of
+from vlprompt.data.found import Found, Row, joined, under
 from vlprompt.data.images import SUFFIXES, files_under
 from vlprompt.data.split import cut
 from vlprompt.data.splitfile import OWN, read_split
@@ -17,8 +18,9 @@ def read_folder(root: Path) -> Found:
 
     A split that `vlprompt data split` saved in it is taken as it is. With train/ and test/ above the classes these are
     taken as they are, and a fifth of train becomes val unless there is one. Otherwise each class is cut 50 : 20 : 30
-    (CoOp's rule for sets without a split), always the same way. ValueError for a folder without classes, an empty
-    class, classes that differ between parts, or two folders of one id.
+    (CoOp's rule for sets without a split), always the same way. Where the sub-folders are domains (domains.homes_in),
+    each class of each domain is cut so. ValueError for a folder without classes, an empty class, classes that differ
+    between parts or domains, or two folders of one id.
     """
     if (root / OWN).is_file():
         return read_split(root / OWN, root)
@@ -28,6 +30,8 @@ def read_folder(root: Path) -> Found:
             f"{str(root)!r} has {', '.join(sorted(found))}/ but not both train/ and test/: "
             "add the other, or put the class folders at the top"
         )
+    if not found and (homes := homes_in(root)):
+        return _of_domains(root, homes)
     parts = {part: _classes(path) for part, path in (found or {"all": root}).items()}
     keys = list(next(iter(parts.values())) if not found else parts["train"])
     for part, classes in parts.items():
@@ -44,6 +48,18 @@ def read_folder(root: Path) -> Found:
     made, note = with_val(rows) if found else (cut(rows["all"]), "each class cut 50:20:30 into train, val and test")
     names = class_names({key: key for key in keys}, f"the folder {str(root)!r}")
     return Found(names, made, under(root), note)
+
+
+def _of_domains(root: Path, homes: dict[str, Path]) -> Found:
+    where, keys = f"the folder {str(root)!r}", class_keys(homes)
+    hint = (
+        " (the sub-folders hold folders of the same names, so they are taken for domains; if they are the classes, put "
+    )
+    hint += "their images straight into them)"
+    parts, note = cut_each(rows_of(root, homes, keys, hint)[0])
+    note = joined("its folders are domains", note)
+    names = class_names({key: key for key in keys}, where)
+    return Found(names, parts, under(root), note, {"transductive": True}, domains=tuple(homes))
 
 
 def with_val(rows: dict[str, list[Row]], share: float = 0.2) -> tuple[dict[str, list[Row]], str]:

@@ -61,6 +61,10 @@ def check(
         (told if only_there else wrong).append(line)
     if "val" not in expected and {"train", "val"} <= counts.keys():  # our val is a share of the train that it counts
         counts = {"train": counts["train"] + counts["val"], "test": counts["test"]}
+    if expected and not set(expected) & set(PARTS):  # the card counts the images of each domain
+        named: Any = data.test.info.get("domains", [])
+        of_domain = Counter(named[k] for split in parts.values() for k in split.domains or ())
+        counts = {domain: of_domain[domain] for domain in expected}
     if expected and counts != expected and not missing:
         theirs = "not the literature's split" not in data.note
         (wrong if theirs else told).append(
@@ -79,7 +83,7 @@ def check(
 
 
 def stream(data: Data) -> list[str]:
-    """How the data can be met in turn, where they say so: a line of stages and one of domains with their images."""
+    """How the data can be met, where they say so: lines of stages, of domains with their images, of their use."""
     lines, info = list[str](), data.test.info
     stages, domains = info.get("stages"), info.get("domains")
     if isinstance(stages, list):
@@ -90,6 +94,10 @@ def stream(data: Data) -> list[str]:
         counts = {part: Counter(split.domains) for part, split in splits(data).items()}
         told = (f"{name} {_sizes({p: c[k] for p, c in counts.items()})}" for k, name in enumerate(domains))
         lines.append(f"domains: {', '.join(told)} in {'/'.join(counts)}")
+    if info.get("transductive"):
+        lines.append(
+            "transductive: all images of a domain are adapted to and tested on; only other tasks take the parts"
+        )
     return lines
 
 

@@ -97,7 +97,8 @@ def read_place(dataset: str, card: dict[str, Any], names: tuple[Name, ...], root
             found = read_split(folder / file, images, names)
             return _marked(found, card) if file == theirs else found
     layout = import_module(f"vlprompt.data.layouts.{card['layout']}")
-    parts, note = layout.read(folder, images, list(ids(names)), card.get("sizes", {}))
+    more = {"domains": card["domains"]} if "domains" in card else {}
+    parts, note = layout.read(folder, images, list(ids(names)), card.get("sizes", {}), **more)
     if published := theirs or ", ".join(lists):
         return Found(names, parts, under(images), joined(note, f"not the literature's split, which is {published}"))
     return _marked(Found(names, parts, under(images), note), card)

@@ -30,7 +30,9 @@ def read_data(dataset: str, card: dict[str, Any], root: str | Path | None) -> Fo
             found = LOADERS[card["loader"]](names)
     stages = stages_of(dataset, card, ids(found.names)) if "stages" in card else found.stages
     note = joined(card.get("note", ""), found.note)
-    return replace(found, note=note, sparse=card.get("sparse", False), stages=stages)
+    info = found.info | {key: card[key] for key in ("domain", "transductive") if key in card}
+    domains = tuple(card["domains"].values()) if "domains" in card else found.domains
+    return replace(found, note=note, info=info, domains=domains, sparse=card.get("sparse", False), stages=stages)
 
 
 def stages_of(dataset: str, card: dict[str, Any], known: Names) -> int | list[list[str]]:

@@ -29,8 +29,8 @@ def domains_of(train: Split, dataset: str) -> list[str]:
     names = train.info.get("domains")
     if train.domains is None or not isinstance(names, list | tuple):
         raise ValueError(
-            f"{dataset} has no domains, which task.kind=domain_incremental needs: take digit_domains, or a .csv "
-            "with a column domain"
+            f"{dataset} has no domains, which task.kind=domain_incremental needs: take digit_domains, a .csv "
+            "with a column domain, or a folder domain/class/image"
         )
     found = [str(names[k]) for k in sorted(set(train.domains))]
     if len(found) < 2:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from vlprompt.data.card import Data, given, named
-from vlprompt.data.domains import Place, domains_in, merged, place_of, same_classes, whole_of
+from vlprompt.data.adapting import Place, domains_in, merged, place_of, same_classes, whole_of
 from vlprompt.data.hidden import hidden, unlabelled
 from vlprompt.errors import nearest
 from vlprompt.metrics import OF_DOMAINS, of_domains

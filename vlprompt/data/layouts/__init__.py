@@ -2,7 +2,8 @@
 
 Each has read(folder, images, ids, sizes): the dataset's folder, the folder in it that paths begin in, the ids of the
 card's classes in label order, and how many images the card says each part has; it gives {part: rows} and a note. Where
-a card only counts its classes, classes(folder, images) gives {id: name} of those that are there, in label order.
+a card only counts its classes, classes(folder, images) gives {id: name} of those that are there, in label order. The
+one that reads a card's domains is also given these, {folder: word}.
 """
 
 from pathlib import Path

@@ -1,0 +1,126 @@
+"""Domains: the images of one, and which classes of two datasets are the same."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+
+from vlprompt.data.card import Data
+from vlprompt.data.split import few_shot, held_out
+from vlprompt.errors import nearest
+from vlprompt.stage import Names, Split, named
+
+
+@dataclass(frozen=True)
+class Place:
+    """The images of one domain, by name; val may be missing. whole: the three parts are only a cut of ours."""
+
+    name: str
+    train: Split
+    val: Split | None
+    test: Split
+    whole: bool
+
+    def taking(self, places: Mapping[int, int], names: Names) -> "Place":
+        """Only these classes: the place of each among the names."""
+
+        def of(split: Split) -> Split:
+            kept = split.of([i for i, label in enumerate(split.labels) if label in places])
+            return replace(kept, labels=tuple(places[label] for label in kept.labels), names=names)
+
+        return replace(self, train=of(self.train), val=None if self.val is None else of(self.val), test=of(self.test))
+
+    @cached_property
+    def every(self) -> Split:
+        """All of its images."""
+        return reduce(Split.plus, [part for part in (self.train, self.val, self.test) if part is not None])
+
+    def teaching(self, share: float, shots: int | None, seed: int) -> tuple[Split, Split | None, Split | None]:
+        """As a source: what is trained on, for validation, and what tells how well the source is kept.
+
+        Where the parts are ours all images are trained on but a share of each class for both; a set with parts of its
+        own keeps them, and gives a share of train where it has no val. Without a share there is no val.
+        """
+        train, val, test = (self.every, None, None) if self.whole else (self.train, self.val, self.test)
+        if not share and val is not None:
+            train, val = train.plus(val), None
+        elif share and val is None:
+            train, val = held_out(train, share)
+        if shots is not None:
+            train = few_shot(train, None, shots, seed)[0]
+        return train, val, val if test is None else test
+
+
+def domains_in(data: Data) -> list[str]:
+    """The names of the domains of a dataset, in its own order; none where it does not tell any."""
+    names = data.test.info.get("domains")
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
+
+
+def place_of(data: Data, name: str) -> Place:
+    """One domain of a dataset; ValueError for one that it has not."""
+    known = domains_in(data)
+    if name not in known:
+        told = (
+            nearest(name, known) if known else "it tells no domains, so it can be a source or a target as a whole only"
+        )
+        raise ValueError(f"{data.name} has no domain {name!r}; {told}")
+    k = known.index(name)
+
+    def of(split: Split) -> Split:
+        some = split.of([i for i, domain in enumerate(split.domains or ()) if domain == k])
+        return replace(some, domains=None, info={})
+
+    whole = bool(data.test.info.get("transductive", False))
+    return Place(name, of(data.train), None if data.val is None else of(data.val), of(data.test), whole)
+
+
+def whole_of(data: Data) -> Place:
+    """A dataset as one domain."""
+
+    def of(split: Split) -> Split:
+        return replace(split, domains=None, info={})
+
+    word = str(data.test.info.get("domain", data.name))
+    val = None if data.val is None else of(data.val)
+    return Place(word, of(data.train), val, of(data.test), bool(data.test.info.get("transductive", False)))
+
+
+def plain(name: str) -> str:
+    """A name without what the writing of names differs in."""
+    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
+
+
+def _caption(name: str) -> str:
+    hand = named(name).hand
+    return plain((hand or "{name}").replace("{name}", name))
+
+
+def same_classes(theirs: Names, ours: Names) -> tuple[list[int | None], str]:
+    """For each of our classes its place among theirs (None: they have none of it), and how they were matched.
+
+    By their names, else by the whole of their hand-written captions: "digit zero" in "a photo of the {name}." is "zero"
+    in "a photo of the digit {name}.". ValueError where two classes of one side could be meant.
+    """
+    best: tuple[list[int | None], str] = [None] * len(ours), "by name"
+    for how, key in (("by name", plain), ("by their captions", _caption)):
+        places = _places([key(name) for name in theirs], theirs)
+        found = [places.get(k) for k in _places([key(name) for name in ours], ours)]
+        if sum(place is not None for place in found) > sum(place is not None for place in best[0]):
+            best = found, how
+    return best
+
+
+def _places(keys: Sequence[str], names: Names) -> dict[str, int]:
+    if twice := [i for i, key in enumerate(keys) if key in keys[:i]]:
+        first = keys.index(keys[twice[0]])
+        raise ValueError(
+            f"the classes {str(names[first])!r} and {str(names[twice[0]])!r} of one dataset can't be told apart by "
+            "their names, so they can't be matched with another's; rename one"
+        )
+    return {key: i for i, key in enumerate(keys)}
+
+
+def merged(splits: Sequence[Split]) -> Split:
+    """Several sources as one split, the domain of each image its place among them."""
+    whole = reduce(Split.plus, splits)
+    return replace(whole, domains=tuple(k for k, split in enumerate(splits) for _ in range(len(split))))
