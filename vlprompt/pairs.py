@@ -40,8 +40,8 @@ def _pairs(task: dict[str, Any], source: str | None, target: str | None) -> list
     targets = None if target is None else target.split(",")
     if task.get("dataset") is None or (targets is not None and source is not None):
         return [(sources, one) for one in targets or [None]]
-    from vlprompt.data.card import open_data
     from vlprompt.data.adapting import domains_in
+    from vlprompt.data.card import open_data
 
     every = domains_in(open_data(task["dataset"], skip_broken=bool(task.get("skip_broken", False))))
     if len(every) < 2:

@@ -12,9 +12,14 @@ from vlprompt.stage import Names, Split, named
 
 @dataclass(frozen=True)
 class Place:
-    """The images of one domain, by name; val may be missing. whole: the three parts are only a cut of ours."""
+    """The images of one domain; val may be missing.
+
+    name: of the domain, or of a dataset that is one as a whole; word: what texts call it. whole: the three parts are
+    only a cut of ours.
+    """
 
     name: str
+    word: str
     train: Split
     val: Split | None
     test: Split
@@ -71,7 +76,7 @@ def place_of(data: Data, name: str) -> Place:
         return replace(some, domains=None, info={})
 
     whole = bool(data.test.info.get("transductive", False))
-    return Place(name, of(data.train), None if data.val is None else of(data.val), of(data.test), whole)
+    return Place(name, name, of(data.train), None if data.val is None else of(data.val), of(data.test), whole)
 
 
 def whole_of(data: Data) -> Place:
@@ -82,7 +87,7 @@ def whole_of(data: Data) -> Place:
 
     word = str(data.test.info.get("domain", data.name))
     val = None if data.val is None else of(data.val)
-    return Place(word, of(data.train), val, of(data.test), bool(data.test.info.get("transductive", False)))
+    return Place(data.name, word, of(data.train), val, of(data.test), bool(data.test.info.get("transductive", False)))
 
 
 def plain(name: str) -> str:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-from vlprompt.data.card import Data, given, named
 from vlprompt.data.adapting import Place, domains_in, merged, place_of, same_classes, whole_of
+from vlprompt.data.card import Data, given, named
 from vlprompt.data.hidden import hidden, unlabelled
 from vlprompt.errors import nearest
 from vlprompt.metrics import OF_DOMAINS, of_domains
@@ -178,9 +178,10 @@ class Domain:
 
     @property
     def names_of_domains(self) -> tuple[str, ...]:
-        """Those of the sources, and that of a target that is there to adapt to."""
-        sources = [place.name for place in self._places[0]]
-        return (*sources, *([] if self.setting == "generalise" else [self._places[1].name]))
+        """Those of the sources, and that of a target that is there to adapt to, as texts call them."""
+        places = [*self._places[0], *([] if self.setting == "generalise" else [self._places[1]])]
+        words = [place.word for place in places]
+        return tuple(place.name if words.count(place.word) > 1 else place.word for place in places)
 
     @property
     def template(self) -> str:
