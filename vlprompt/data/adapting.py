@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 
 from vlprompt.data.card import Data
+from vlprompt.data.domains import plain
 from vlprompt.data.split import few_shot, held_out
 from vlprompt.errors import nearest
 from vlprompt.stage import Names, Split, named
@@ -88,11 +89,6 @@ def whole_of(data: Data) -> Place:
     word = str(data.test.info.get("domain", data.name))
     val = None if data.val is None else of(data.val)
     return Place(data.name, word, of(data.train), val, of(data.test), bool(data.test.info.get("transductive", False)))
-
-
-def plain(name: str) -> str:
-    """A name without what the writing of names differs in."""
-    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
 
 
 def _caption(name: str) -> str:
