@@ -44,7 +44,7 @@ def lay(jpegs):
     def write(folder, domains, classes, each=10):
         for n, domain in enumerate(domains):
             for k, name in enumerate(classes):
-                (folder / domain / name).mkdir(parents=True)
+                (folder / domain / name).mkdir(parents=True, exist_ok=True)
                 for i in range(each - 4 * (n == 0)):
                     (folder / domain / name / f"frame_{i:04}.jpg").write_bytes(jpegs[(n + 3 * k + i) % len(jpegs)])
         return folder
@@ -354,12 +354,21 @@ def test_a_class_that_a_domain_lacks_is_named(tmp_path, lay, empty):
         open_data(str(tmp_path / "mine"))
 
 
+def test_domains_that_lack_a_class_each(tmp_path, lay):
+    for domain, classes in {"day": ("cat", "dog"), "dusk": ("dog", "emu"), "night": ("cat", "emu")}.items():
+        lay(tmp_path / "mine", (domain,), classes)
+    with pytest.raises(ValueError, match=r"the domain 'day' .* has no folder of the class 'emu'"):
+        open_data(str(tmp_path / "mine"))
+
+
 @pytest.mark.parametrize(
     ("tops", "classes"),
     [
         ({"cat": ("indoors", "garden"), "dog": ("beach", "park")}, ["cat", "dog"]),  # nothing in common
         ({"cat": ("images",), "dog": ("images",)}, ["cat", "dog"]),  # one folder in each
-        ({"cat": ("1", "2"), "dog": ("1", "2"), "emu": ("",)}, ["cat", "dog", "emu"]),  # images straight in one
+        ({"cat": ("1", "2"), "dog": ("1", "2"), "emu": ("",)}, ["cat", "dog", "emu"]),  # no folders in one
+        ({"cat": ("1", "2"), "dog": ("1", "2", "")}, ["cat", "dog"]),  # images straight in one
+        ({"cat": ("1", "2"), "dog": ("2", "3"), **{name: (name,) for name in "abc"}}, [*"abc", "cat", "dog"]),  # a few
         ({"photo": ("cat", "dog")}, None),  # one domain only
     ],
 )

@@ -52,13 +52,9 @@ def read_folder(root: Path) -> Found:
 
 def _of_domains(root: Path, homes: dict[str, Path]) -> Found:
     where, keys = f"the folder {str(root)!r}", class_keys(homes)
-    hint = (
-        " (the sub-folders hold folders of the same names, so they are taken for domains; if they are the classes, put "
-    )
-    hint += "their images straight into them)"
+    hint = " (its sub-folders share names, so they are taken for domains; images of a class lie straight in its folder)"
     parts, note = cut_each(rows_of(root, homes, keys, hint)[0])
-    note = joined("its folders are domains", note)
-    names = class_names({key: key for key in keys}, where)
+    names, note = class_names({key: key for key in keys}, where), joined("its folders are domains", note)
     return Found(names, parts, under(root), note, {"transductive": True}, domains=tuple(homes))
 
 
