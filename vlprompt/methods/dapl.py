@@ -52,7 +52,8 @@ class DAPL(Method):
 
     def __init__(self, clip: Clip, n_ctx: int = 16, n_domain: int = 16, weight: float = 1.0, threshold: float = 0.5,
                  temperature: float = 1.0, own: bool = False, over: Literal["domain", "both"] = "domain",
-                 text: str = "{ctx} {name}, a {domain} image.", template: Template = "a photo of a {name}."):  # fmt: skip
+                 text: str = "{ctx} {name}, a {domain} image.",
+                 template: Template = "a photo of a {name}."):  # fmt: skip
         super().__init__()
         self.clip, self.n_ctx, self.n_domain, self.weight, self.threshold = clip, n_ctx, n_domain, weight, threshold
         self.temperature, self.own, self.over, self.text, self.template = temperature, own, over, text, template
