@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.method import Method, Output, Terms
-from vlprompt.parts import holes, needs_target
+from vlprompt.parts import Template, hand, holes, needs_target
 from vlprompt.prompt import Prompt
 from vlprompt.readers import columns
 from vlprompt.stage import Batch, Images, Lesson, Names, Unlabelled, ids
@@ -45,14 +45,15 @@ class DAPL(Method):
     threshold: the probability from which on a pseudo-label is learned from (tau); temperature: of the pseudo-labels;
     own: a context for each class, such a prompt knows no new classes; over: the softmax is over the classes of one
     "domain" or over those of "both", all domains of the lesson; text: where context, class and domain stand; template:
-    the text of the pseudo-labels.
+    the text that makes the pseudo-labels, None for the dataset's own.
     """
 
     adapts = True
 
     def __init__(self, clip: Clip, n_ctx: int = 16, n_domain: int = 16, weight: float = 1.0, threshold: float = 0.5,
                  temperature: float = 1.0, own: bool = False, over: Literal["domain", "both"] = "domain",
-                 text: str = "{ctx} {name}, a {domain} image.", template: str = "a photo of a {name}."):  # fmt: skip
+                 text: str = "{ctx} {name}, a {domain} image.",
+                 template: Template = "a photo of a {name}."):  # fmt: skip
         super().__init__()
         self.clip, self.n_ctx, self.n_domain, self.weight, self.threshold = clip, n_ctx, n_domain, weight, threshold
         self.temperature, self.own, self.over, self.text, self.template = temperature, own, over, text, template
@@ -99,7 +100,7 @@ class DAPL(Method):
         n = self.n_ctx + self.n_domain
         of = lambda d: self.text.replace("{domain}", d.replace("{", "{{").replace("}", "}}"))  # noqa: E731
         texts = [holes(of(domain), names, n) for domain in self.here]
-        return _Fixed(texts, self.clip.text(holes(self.template, names))[0], chosen)
+        return _Fixed(texts, hand(self.clip, names, self.template), chosen)
 
     def encoded(self, k: int, fixed: _Fixed) -> Tensor:
         """The texts (C, E) of the lesson's k-th domain."""
