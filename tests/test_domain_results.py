@@ -6,10 +6,15 @@ from itertools import permutations
 
 import matplotlib as mpl
 import pytest
+import yaml
 
+from vlprompt import against
+from vlprompt.config import configs_folder
 from vlprompt.results.domains import grids
 from vlprompt.results.folder import Folder, Result, read_all
 from vlprompt.results.forms import render
+from vlprompt.results.published import compare
+from vlprompt.results.reference import read_reference
 from vlprompt.results.table import rows
 
 mpl.use("Agg")
@@ -20,7 +25,7 @@ CHOICES = {"last": "last epoch", "val": "best epoch on validation images",
 
 
 def domain(method="dapl", source="Art", target="Clipart", seed=1, at=60.0, pseudo=True, **changes):
-    """A result in the format of the task domain, at `at` + its seed, five above zero-shot; the second epoch is the best."""
+    """A result in the format of the task domain, at `at` + its seed, 5 above zero-shot; the second epoch is best."""
     sources = [source] if isinstance(source, str) else list(source)
     task = {"name": "domain", "dataset": "office_home", "source": source, "target": target, "setting": "adapt",
             "transductive": None, "val": 0.1, "classes": None, "shots": None, "seed": seed, "track": True,
@@ -229,3 +234,130 @@ def test_every_form_has_pairs_and_their_mean(type_all, tmp_path, monkeypatch):
     assert (means["coop"]["accuracy"], means["coop"]["missing"]) == (None, "Real World -> Product")
     with (tmp_path / "t.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 12 + 11 + 2
+
+
+KNOWN = against.reference()
+DOMAINS = [e for e in KNOWN.entries if e.task == "domain"]
+B16 = "open_clip:ViT-B-16/openai"
+
+
+def set_beside(results, title):
+    """Pairs with the numbers of one title, by a recipe that our settings always agree with."""
+    found, _ = compare(results, KNOWN, lambda ours, theirs: ours.config)
+    return [p for p in found if p.theirs.title == title]
+
+
+def test_published_domains_have_their_protocol():
+    own = {(e.dataset, e.backbone): e for e in DOMAINS if e.title == "DAPL"}
+    assert {k: e.numbers for k, e in own.items()} == {
+        ("office_home", "ViT-B-16/openai"): {"accuracy": 84.4}, ("office_home", "RN50/openai"): {"accuracy": 74.5},
+        ("visda2017", "ViT-B-16/openai"): {"class_mean": 89.8}, ("visda2017", "RN101/openai"): {"class_mean": 86.9},
+        ("mini_domainnet", "ViT-B-16/openai"): {"accuracy": 85.8},
+        ("mini_domainnet", "RN50/openai"): {"accuracy": 74.8},
+    }  # fmt: skip
+    assert all("the epoch is chosen by the target's test labels" in e.protocol["defects"] for e in own.values())
+    assert {e.dataset: e.protocol["pairs"] for e in DOMAINS} == {
+        "office_home": 12, "office31": 6, "visda2017": 1, "mini_domainnet": 12}  # fmt: skip
+    again = {(e.method, e.dataset): e.numbers for e in DOMAINS if "PDA" in e.title}
+    assert again["dapl", "office31"] == {"accuracy": 81.2}
+    assert again["coop", "visda2017"] == {"class_mean": 82.7}
+
+
+def test_our_mean_over_pairs_is_set_beside_theirs():
+    [pair] = set_beside(home("zero_shot", backbone=B16, pseudo=False), "CLIP by PDA's authors")
+    assert (pair.number, pair.published, pair.reasons) == ("accuracy", 82.1, ())
+    assert str(pair.mine) == "67.5±0.8"
+    visda = {"dataset": "visda2017", "source": "synthetic", "target": "real", "backbone": B16}
+    [pair] = set_beside([domain("zero_shot", **visda)], "CLIP by DAPL's authors")
+    assert (pair.number, pair.mine.mean, pair.published) == ("class_mean", 60.0, 88.7)
+
+
+DEFECTS = (
+    "theirs: the epoch is chosen by the target's test labels",
+    "theirs: the learning rate goes up and down every 50 steps: a schedule of epochs is stepped by batches",
+)
+SAME = {"backbone": B16, "val": 0, "precision": "fp16", "select": "oracle"}
+REASONS = {
+    "pairs": ({"pairs": PAIRS[:3]}, "mean over 3 pairs, theirs over 12"),
+    "val": ({"val": 0.1}, "0.1 of the source images held out, theirs 0"),
+    "weights": (
+        {"backbone": "open_clip:ViT-B-16/laion2b"},
+        "backbone open_clip:ViT-B-16/laion2b, theirs ViT-B-16/openai",
+    ),
+    "selection": (
+        {"select": "last"},
+        "model chosen by last epoch, theirs by best epoch on the target's test labels (an oracle)",
+    ),
+    "test": (
+        {"transductive": False},
+        "tested on other images than it adapts to, theirs tested on the images it adapts to",
+    ),
+    "shots": ({"shots": 8}, "8 shots, theirs all"),
+    "split": ({"split": "own"}, "split not the literature's"),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_every_difference_from_a_published_protocol_is_a_reason(case):
+    changes, told = REASONS[case]
+    same = [p for p in set_beside(home(**SAME), "DAPL") if p.theirs.backbone == "ViT-B-16/openai"]
+    assert [p.reasons for p in same] == [DEFECTS]
+    odd = [p for p in set_beside(home(**SAME | changes), "DAPL") if p.theirs.backbone == "ViT-B-16/openai"]
+    assert [set(p.reasons) - set(DEFECTS) for p in odd] == [{told}]
+
+
+def test_what_is_not_told_of_theirs_is_a_reason():
+    [pair] = set_beside(home("coop", **SAME | {"select": "last"}, pseudo=False), "CoOp by PDA's authors")
+    assert pair.reasons == ("not told of theirs: selection",)
+    mini = {"dataset": "mini_domainnet", "backbone": B16}
+    [pair] = set_beside(home("zero_shot", **mini), "CLIP by DAPL's authors")
+    assert pair.reasons == ("not told of theirs: transductive",)
+
+
+def test_other_settings_have_no_counterpart():
+    for changes in ({"setting": "source_free"}, {"setting": "generalise"}):
+        assert not set_beside(home(**SAME | changes), "DAPL")
+    assert not set_beside([domain(source=HOME[:3], target=HOME[3], **SAME)], "DAPL")
+    two = domain(source="glyphs", target="digits", dataset="glyphs -> digits")
+    alone = compare([two], KNOWN, lambda ours, theirs: ours.config)[1]
+    assert [o.dataset for o in alone] == ["glyphs -> digits"]
+
+
+def test_pairs_of_other_seeds_are_told_and_counted_where_they_agree():
+    some = [*home(pairs=PAIRS[:11], **SAME), *home(pairs=PAIRS[11:], seeds=(1,), **SAME)]
+    pair = next(p for p in set_beside(some, "DAPL") if p.theirs.backbone == "ViT-B-16/openai")
+    assert "the pairs were run with different seeds" in pair.reasons
+    assert (pair.mine.mean, pair.mine.n) == (pytest.approx(66.5), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"stages": 3}, "a protocol has no 'stages'"),
+        ({"setting": "few"}, "protocol.setting is 'few'; the choices are"),
+        ({"sources": 1}, "protocol.sources is 1"),
+        ({"transductive": "yes"}, "protocol.transductive is 'yes'"),
+        ({"pairs": None}, "protocol.pairs is None"),
+        ({"val": 2}, "protocol.val is 2"),
+        ({"defects": "none"}, "protocol.defects is 'none'"),
+        (None, "the protocol does not say 'defects'"),
+    ],
+)
+def test_a_broken_protocol_is_told(tmp_path, change, told):
+    held = yaml.safe_load((configs_folder() / "reference" / "domains.yaml").read_text())
+    held["published"] = held["published"][:1]
+    held["protocol"] = {} if change is None else held["protocol"] | change
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(held))
+    with pytest.raises(ValueError, match=told):
+        read_reference(tmp_path)
+
+
+def test_domains_against_published(type_in, tmp_path):
+    keep(tmp_path / "runs", *home("coop", backbone=B16, select="oracle"), *home("upl", backbone=B16))
+    code, text = type_in("table", "runs", "--against", "published", "--json", "j.json", "--markdown", "m.md")
+    assert code == 0
+    assert "office_home (12 pairs) coop* all accuracy 67.5±0.8 83.90 -16.4 [1]" in text
+    assert "nothing published for: upl (domain on office_home)" in text
+    assert "- *: an oracle" in (tmp_path / "m.md").read_text()
+    [row] = json.loads((tmp_path / "j.json").read_text())
+    assert (row["oracle"], row["comparable"], row["published"]) == (True, False, 83.9)

@@ -455,7 +455,7 @@ def test_a_broken_protocol_is_told(tmp_path, change, told):
 def test_other_tasks_have_no_protocol(tmp_path):
     held = yaml.safe_load((configs_folder() / "reference" / "few_shot.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(held | {"protocol": {"stages": 5}}))
-    with pytest.raises(ValueError, match="only numbers of the task continual have a protocol"):
+    with pytest.raises(ValueError, match="only numbers of the task continual or domain have a protocol"):
         read_reference(tmp_path)
 
 
