@@ -10,11 +10,12 @@ import yaml
 from vlprompt import against
 from vlprompt.config import configs_folder
 from vlprompt.results.folder import Folder, Result, read_all
+from vlprompt.results.pictures import draw
 from vlprompt.results.plot import over_shots
 from vlprompt.results.protocols import differing
 from vlprompt.results.published import compare
 from vlprompt.results.reference import read_reference
-from vlprompt.results.stream_plot import draw, matrices, over_stages, prompts
+from vlprompt.results.stream_plot import matrices, over_stages, prompts
 from vlprompt.results.table import grids, rows, union
 
 mpl.use("Agg")
