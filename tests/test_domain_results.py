@@ -10,9 +10,11 @@ import yaml
 
 from vlprompt import against
 from vlprompt.config import configs_folder
+from vlprompt.results.domain_plot import matrices, pseudo
 from vlprompt.results.domains import grids
 from vlprompt.results.folder import Folder, Result, read_all
 from vlprompt.results.forms import render
+from vlprompt.results.pictures import draw
 from vlprompt.results.published import compare
 from vlprompt.results.reference import read_reference
 from vlprompt.results.table import rows
@@ -234,6 +236,63 @@ def test_every_form_has_pairs_and_their_mean(type_all, tmp_path, monkeypatch):
     assert (means["coop"]["accuracy"], means["coop"]["missing"]) == (None, "Real World -> Product")
     with (tmp_path / "t.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 12 + 11 + 2
+
+
+def test_pseudo_labels_over_epochs():
+    figure = pseudo(rows([*home(), *home("zero_shot", pseudo=False), *home("upl", select="oracle")]))
+    panels = [a for a in figure.axes if a.lines]
+    assert [a.get_title() for a in panels] == ["dapl, mean over 12 pairs", "upl*, mean over 12 pairs"]
+    curves = {line.get_label(): list(line.get_ydata()) for line in panels[0].lines}
+    assert curves == {
+        "pseudo-labelled (coverage)": pytest.approx([52.0, 62.0, 72.0]),
+        "right among these (precision)": pytest.approx([90.0, 88.0, 86.0]),
+        "accuracy": pytest.approx([65.5, 69.5, 67.5]),  # 60 + 5.5 + 2 at the end
+        "zero-shot accuracy": pytest.approx([62.5, 62.5]),
+    }
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == list(curves)
+    band = panels[0].collections[2].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (pytest.approx(65.5 - (2 / 3) ** 0.5), pytest.approx(69.5 + (2 / 3) ** 0.5))
+    assert "an oracle" in figure.get_suptitle()
+
+
+def test_few_pairs_have_a_panel_each():
+    figure = pseudo(
+        rows([*home(pairs=PAIRS[:2]), domain(source="glyphs", target="digits", dataset="glyphs -> digits")])
+    )
+    assert [a.get_title() for a in figure.axes if a.lines] == [
+        "dapl\nglyphs -> digits, adapt",
+        "dapl, Art -> Clipart\noffice_home, adapt",
+        "dapl, Art -> Product\noffice_home, adapt",
+    ]
+    assert not figure.get_suptitle()
+
+
+def test_every_method_on_every_pair():
+    figure = matrices(rows([*home(pairs=PAIRS[:3]), *home("zero_shot", pairs=PAIRS[:2], at=55, pseudo=False)]))
+    axis = next(a for a in figure.axes if a.images)
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["zero_shot", "dapl"]
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["A -> C", "A -> P", "A -> R", "mean"]
+    assert [t.get_text() for t in axis.texts] == ["57.0", "58.0", "", "", "62.0", "63.0", "64.0", "63.0"]
+    assert axis.get_xlabel() == "source -> target (A = Art, C = Clipart, P = Product, R = Real World)"
+    assert axis.images[0].get_array().tolist() == [[0, 0, None, None], [5, 5, 5, 5]]
+    without = home(pairs=PAIRS[:3])
+    for r in without:
+        del r.summary["gain"], r.summary["zero_shot"]
+    figure = matrices(rows(without))
+    assert [a.get_ylabel() for a in figure.axes] == ["", "accuracy, %"]
+    assert figure.axes[0].images[0].get_array().tolist() == [[62, 63, 64, 63]]
+
+
+def test_plot_draws_what_there_is(type_in, tmp_path):
+    keep(tmp_path / "runs", *home(seeds=(1,)))
+    assert type_in("plot", "runs") == (0, "wrote runs/pseudo.png wrote runs/pairs.png")
+    assert (tmp_path / "runs" / "pairs.png").read_bytes()[:4] == b"\x89PNG"
+    keep(tmp_path / "coop", *home("coop", pseudo=False, shots=4))  # of few shots, and yet no few-shot run
+    assert type_in("plot", "coop", "--picture", "my.png")[1] == "wrote my.png"
+    with pytest.raises(ValueError, match="no run here has pseudo-labels"):
+        pseudo(rows(home("coop", pseudo=False)))
+    with pytest.raises(ValueError, match="no few-shot runs"):
+        draw([], tmp_path)
 
 
 KNOWN = against.reference()
