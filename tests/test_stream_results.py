@@ -10,11 +10,12 @@ import yaml
 from vlprompt import against
 from vlprompt.config import configs_folder
 from vlprompt.results.folder import Folder, Result, read_all
+from vlprompt.results.pictures import draw
 from vlprompt.results.plot import over_shots
 from vlprompt.results.protocols import differing
 from vlprompt.results.published import compare
 from vlprompt.results.reference import read_reference
-from vlprompt.results.stream_plot import draw, matrices, over_stages, prompts
+from vlprompt.results.stream_plot import matrices, over_stages, prompts
 from vlprompt.results.table import grids, rows, union
 
 mpl.use("Agg")
@@ -455,7 +456,7 @@ def test_a_broken_protocol_is_told(tmp_path, change, told):
 def test_other_tasks_have_no_protocol(tmp_path):
     held = yaml.safe_load((configs_folder() / "reference" / "few_shot.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(held | {"protocol": {"stages": 5}}))
-    with pytest.raises(ValueError, match="only numbers of the task continual have a protocol"):
+    with pytest.raises(ValueError, match="only numbers of the task continual or domain have a protocol"):
         read_reference(tmp_path)
 
 

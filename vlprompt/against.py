@@ -12,9 +12,10 @@ from rich.segment import SegmentLines
 from rich.table import Table
 
 from vlprompt.errors import nearest
+from vlprompt.results.domains import ORACLE
 from vlprompt.results.folder import Result
 from vlprompt.results.ours import Ours
-from vlprompt.results.protocols import Notes
+from vlprompt.results.protocols import DOMAIN, Notes
 from vlprompt.results.published import Pair, compare
 from vlprompt.results.reference import Published, Reference, read_reference
 
@@ -82,14 +83,18 @@ def blocks(pairs: Sequence[Pair]) -> list[tuple[str, list[list[str]], list[str]]
             marks = " ".join(sorted(reasons.mark(reason) for reason in p.reasons))
             cells = [str(p.mine), f"{'~' * (p.theirs.tolerance > 0)}{p.published:.2f}{_spread(p)}"]
             cells += [f"{p.difference:+.1f}", f"[{sources.mark(said)}]", marks]
+            method += "*" * p.ours.oracle
             lines.append([_where(p.ours), method, "all" if shots is None else str(shots), p.number, *cells])
         notes = [f"source {line}" for line in sources.lines()]
-        made.append((f"{key[0]} with {key[1]}, against published", lines, notes + reasons.lines()))
+        stars = [ORACLE] if any(line[1].endswith("*") for line in lines) else []
+        made.append((f"{key[0]} with {key[1]}, against published", lines, notes + reasons.lines() + stars))
     return made
 
 
 def _where(ours: Ours) -> str:
-    """The dataset, and of a stream in how many stages."""
+    """The dataset, and of a stream in how many stages, of domains over how many pairs."""
+    if ours.key[0] == DOMAIN:
+        return f"{ours.dataset} ({len(ours.parts)} pair{'s' * (len(ours.parts) != 1)})"
     if ours.config["task"].get("joint"):
         return f"{ours.dataset} (joint)"
     stages = sorted({p["stages"] for p in ours.protocols if "stages" in p})

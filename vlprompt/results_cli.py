@@ -52,9 +52,9 @@ def plot(
         Path | None, typer.Option("--picture", help="The first PNG: of shots, else of stages; default in RUNS.")
     ] = None,
 ) -> None:
-    """Draw all finished runs: accuracy over shots (shots.png); of streams stages.png, matrix.png, prompts.png."""
+    """Draw all finished runs: shots.png; of streams stages, matrix and prompts.png; of domains pseudo and pairs.png."""
     from vlprompt.results.folder import read_all
-    from vlprompt.results.stream_plot import draw
+    from vlprompt.results.pictures import draw
 
     for path in draw(read_all(runs)[0], runs, picture):
         out.print(f"wrote {path}")

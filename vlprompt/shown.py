@@ -7,21 +7,22 @@ from rich.console import Console
 from rich.table import Table
 
 from vlprompt.errors import nearest
+from vlprompt.results.domains import grids
 from vlprompt.results.folder import Result
 from vlprompt.results.groups import UNITS as GROUP_UNITS
 from vlprompt.results.groups import Score, final_tasks, lacking, scores, turned
 from vlprompt.results.groups import grids as group_grids
-from vlprompt.results.table import UNITS, Grid, Row, grids
+from vlprompt.results.table import UNITS, Grid, Row
 
 
 def show_table(found: Sequence[Row], out: Console) -> None:
     """The table of rows on the terminal, without the columns of cost where it is too narrow.
 
-    Says so where there is none.
+    Says so where there is none. Where no column may be left out, lines and columns change places.
     """
     if not found:
         out.print("no finished runs here yet; `vlprompt run coop digits` makes one")
-    show_grids(grids(found), out)
+    show_grids([grid if grid.cost or _fits(grid, out) else turned(grid) for grid in grids(found)], out)
     if found:
         out.print(UNITS, style="dim", soft_wrap=True)
 
@@ -37,6 +38,10 @@ def show_grids(found: Sequence[Grid], out: Console) -> None:
             out.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
         if fits < whole:
             out.print(f"({', '.join(grid.head[fits:])}: in a wider terminal, or by --markdown)", style="dim")
+
+
+def _fits(grid: Grid, out: Console) -> bool:
+    return _width(_table(grid, len(grid.head)), out) <= out.width
 
 
 def _width(table: Table, out: Console) -> int:

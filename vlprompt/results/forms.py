@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from vlprompt.results.domains import flat as domains
+from vlprompt.results.domains import grids
 from vlprompt.results.folder import Result
-from vlprompt.results.protocols import STREAM
-from vlprompt.results.table import UNITS, Grid, Row, grids, marked
+from vlprompt.results.protocols import DOMAIN, STREAM
+from vlprompt.results.table import UNITS, Grid, Row, marked
 
 
 def render(found: Sequence[Row], form: str) -> str:
@@ -18,6 +20,9 @@ def render(found: Sequence[Row], form: str) -> str:
     flat = []
     for key in dict.fromkeys(r.table for r in found):
         some = [r for r in found if r.table == key]
+        if key[0] == DOMAIN:
+            flat += domains(some, runs=form == "json")
+            continue
         letters, notes = marked(some)
         meant = dict(note.split(": ", 1) for note in notes)
         for r in some:

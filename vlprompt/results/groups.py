@@ -13,7 +13,7 @@ from typing import Any
 
 from vlprompt.results.folder import Result
 from vlprompt.results.forms import as_data, markdown
-from vlprompt.results.table import Cell, Grid
+from vlprompt.results.table import Cell, Grid, Seeds, flat_cells, mean_over
 
 Groups = Mapping[str, Sequence[str]]  # group -> datasets
 TASK = "vtab"
@@ -53,8 +53,7 @@ class Score:
         """One level, for CSV and JSON."""
         cells = {**self.tasks, **{f"mean_{k}": c for k, c in self.of_groups.items()}}
         cells |= {"mean_of_group_means": self.groups_mean, f"mean_of_{_count(self)}_tasks": self.tasks_mean}
-        numbers = {f"{k}{end}": None if c is None else value for k, c in cells.items()
-                   for end, value in (("", c and c.mean), ("_sd", c and c.spread))}  # fmt: skip
+        numbers = flat_cells(cells)
         about = {"set": self.set, "method": self.method, "backbone": self.backbone, "variant": self.variant}
         lacks = {"missing": " ".join(t for some in self.missing.values() for t in some),
                  "several_settings": " ".join(self.several), "n": "-".join(map(str, self.n))}  # fmt: skip
@@ -131,14 +130,14 @@ def _score(name: str, groups: Groups, method: str, backbone: str, variant: str, 
     seeds = {task: {r.config["seed"]: r.summary["accuracy"] for r in some}
              for task, some in by_task.items() if task not in several}  # fmt: skip
     missing = {g: [t for t in of_group if t not in by_task] for g, of_group in groups.items()}
-    means: dict[str, Cell | None] = {g: _mean([seeds.get(t) for t in of_group]) for g, of_group in groups.items()}
+    means: dict[str, Cell | None] = {g: mean_over([seeds.get(t) for t in of_group]) for g, of_group in groups.items()}
     each = [[seeds.get(t) for t in of_group] for of_group in groups.values()]
     cost = {k: _over(members, k) for k in ("trained_percent", "trained_parameters", "seconds", "stored_bytes")}
     memory = max(r.cost["peak_memory_mb"] for r in members)
     return Score(
         name, method, backbone, variant,
-        {t: cell for of_group in groups.values() for t in of_group if (cell := _mean([seeds.get(t)])) is not None},
-        means, _mean_of_means(each), _mean([s for some in each for s in some]),
+        {t: cell for of_group in groups.values() for t in of_group if (cell := mean_over([seeds.get(t)])) is not None},
+        means, _mean_of_means(each), mean_over([s for some in each for s in some]),
         {g: some for g, some in missing.items() if some}, several,
         tuple(sorted({len(s) for s in seeds.values()})), {**cost, "peak_memory_mb": memory},
     )  # fmt: skip
@@ -150,29 +149,15 @@ def _over(members: Sequence[Result], key: str) -> float | None:
     return None if None in told else statistics.fmean(v for v in told if v is not None)
 
 
-Seeds = dict[int, float]  # accuracy by seed
-
-
-def _mean(tasks: Sequence[Seeds | None]) -> Cell | None:
-    """Over tasks for each seed, then over seeds; without a spread where tasks had other seeds; None when one lacks."""
-    there = [t for t in tasks if t]
-    if len(there) < len(tasks):
-        return None
-    if len({frozenset(t) for t in there}) > 1:
-        return Cell(statistics.fmean(statistics.fmean(t.values()) for t in there), 0.0, 1)
-    values = [statistics.fmean(t[seed] for t in there) for seed in there[0]]
-    return Cell(statistics.fmean(values), statistics.pstdev(values), len(values))
-
-
 def _mean_of_means(groups: Sequence[Sequence[Seeds | None]]) -> Cell | None:
     every = [t for of_group in groups for t in of_group]
     if not all(every):
         return None
     if len({frozenset(t) for t in every if t}) > 1:
-        means = [cell.mean for of_group in groups if (cell := _mean(of_group)) is not None]
+        means = [cell.mean for of_group in groups if (cell := mean_over(of_group)) is not None]
         return Cell(statistics.fmean(means), 0.0, 1)
     seeds = next(t for t in every if t)
-    return _mean([{s: statistics.fmean(t[s] for t in of_group if t) for s in seeds} for of_group in groups])
+    return mean_over([{s: statistics.fmean(t[s] for t in of_group if t) for s in seeds} for of_group in groups])
 
 
 def grids(found: Sequence[Score], name: str, groups: Groups) -> list[Grid]:
@@ -195,7 +180,7 @@ def turned(grid: Grid) -> Grid:
     """Rows as columns: narrower for few methods and many tasks."""
     columns = zip(grid.head, *grid.lines, strict=True)
     head, *lines = [list(c) for c in columns]
-    return Grid(grid.title, ["", *head[1:]], lines, 0)
+    return Grid(grid.title, ["", *head[1:]], lines, 0, notes=grid.notes)
 
 
 def _cost(s: Score) -> list[str]:

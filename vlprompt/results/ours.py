@@ -1,4 +1,4 @@
-"""Our results as the literature counts them: a configuration over its seeds, and averages over the eleven datasets."""
+"""Our results as the literature counts them: a configuration over its seeds, and averages over datasets or pairs."""
 
 import json
 import statistics
@@ -9,12 +9,13 @@ from typing import Any
 
 from vlprompt.metrics import harmonic_mean
 from vlprompt.results.folder import Result
+from vlprompt.results.protocols import DOMAIN
 from vlprompt.results.table import Cell
 
 
 @dataclass(frozen=True)
 class Ours:
-    """One configuration over its seeds on one dataset, or an average over `parts`, one of each dataset.
+    """One configuration over its seeds on one dataset, or an average over `parts`, one of each dataset or pair.
 
     dataset: trained on, "average" for an average. by_seed: {seed: summary}, in percent.
     """
@@ -28,6 +29,11 @@ class Ours:
     remark: str = ""
 
     @property
+    def oracle(self) -> bool:
+        """Whether test labels of the target chose the epoch."""
+        return self.config["train"].get("select") == "oracle"
+
+    @property
     def key(self) -> tuple[str, str, int | None, str]:
         task = self.config["task"]
         return task["name"], self.config["method"]["name"], task.get("shots"), self.config["backbone"]
@@ -38,8 +44,12 @@ class Ours:
 
 
 def gathered(results: Sequence[Result], eleven: dict[str, tuple[str, ...]]) -> list[Ours]:
-    """Every configuration over its seeds, and by task the averages over the eleven where all of them are there."""
-    every = _grouped(results)
+    """Every configuration over its seeds, and by task the averages over the eleven where all of them are there.
+
+    Of domains the averages over all pairs that there are, from one source or from several.
+    """
+    grouped = _grouped(results)
+    every = [o for o in grouped if o.key[0] != DOMAIN] + _over_pairs([o for o in grouped if o.key[0] == DOMAIN])
     return every + [mean for task, datasets in eleven.items() for mean in _averages(every, task, datasets)]
 
 
@@ -66,10 +76,19 @@ def _grouped(results: Sequence[Result]) -> list[Ours]:
     found = []
     for members in groups.values():
         first, by_seed = members[0], {r.config["seed"]: r.summary for r in members}
-        dataset, trained = Path(str(first.config["task"].get("dataset"))).name, int(first.cost["trained_parameters"])
+        task, trained = first.config["task"], int(first.cost["trained_parameters"])
+        dataset = Path(str((first.protocol if task["name"] == DOMAIN else task).get("dataset"))).name
         protocols = tuple(r.protocol for r in members)
         found.append(Ours(first.config, protocols, trained, dataset, by_seed))
     return found
+
+
+def _over_pairs(every: Sequence[Ours]) -> list[Ours]:
+    families: dict[tuple[Any, ...], list[Ours]] = {}
+    for ours in every:
+        several = any(len(p["sources"]) > 1 for p in ours.protocols)
+        families.setdefault((ours.dataset, several, _same(ours.config, "source", "target")), []).append(ours)
+    return [replace(_average(members, "pairs"), dataset=members[0].dataset) for members in families.values()]
 
 
 def _averages(every: Sequence[Ours], task: str, eleven: Sequence[str]) -> Iterator[Ours]:
@@ -93,11 +112,11 @@ def _averages(every: Sequence[Ours], task: str, eleven: Sequence[str]) -> Iterat
                 yield _average(members)
 
 
-def _average(members: Sequence[Ours]) -> Ours:
-    """Per seed over the datasets, then over seeds; only seeds that every dataset has are counted."""
+def _average(members: Sequence[Ours], what: str = "datasets") -> Ours:
+    """Per seed over the datasets or pairs, then over seeds; only seeds that all of them have are counted."""
     seeds = sorted(set.intersection(*(set(o.by_seed) for o in members)))
     names = [k for k in members[0].numbers if all(k in o.numbers for o in members)]
-    remark = "" if all(set(o.by_seed) == set(seeds) for o in members) else "the datasets were run with different seeds"
+    remark = "" if all(set(o.by_seed) == set(seeds) for o in members) else f"the {what} were run with different seeds"
     if seeds:
         by_seed = {s: {k: statistics.fmean(o.by_seed[s][k] for o in members) for k in names} for s in seeds}
     else:  # a mean is still a mean, but there is no spread over seeds

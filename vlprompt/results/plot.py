@@ -1,10 +1,10 @@
-"""Pictures: accuracy over shots, and images with what was predicted of them."""
+"""Pictures: accuracy over shots, and images with what was predicted of them; and what all pictures have in common."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlprompt.results.protocols import STREAM
+from vlprompt.results.protocols import DOMAIN, STREAM
 from vlprompt.results.table import MAIN, Row
 
 DASHES, MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # where there are more lines than colours
@@ -16,12 +16,7 @@ def over_shots(found: Sequence[Row], path: Path) -> Path:
 
     ValueError without such runs.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    some = [r for r in found if MAIN.get(r.task) == "accuracy" and r.task != STREAM and r.shots]
+    plt, some = pyplot(), [r for r in found if by_shots(r)]
     if not some:
         raise ValueError(
             "there are no few-shot runs to plot; `vlprompt run coop digits --shots 1,2,4,8,16 --seed 1,2,3` makes some"
@@ -63,19 +58,17 @@ def over_shots(found: Sequence[Row], path: Path) -> Path:
             axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
         else:
             axis.legend(fontsize=8, loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return saved(figure, path)
+
+
+def by_shots(row: Row) -> bool:
+    """Whether a row belongs into the picture over shots."""
+    return MAIN.get(row.task) == "accuracy" and row.task not in (STREAM, DOMAIN) and bool(row.shots)
 
 
 def predictions(pictures: Sequence[Any], captions: Sequence[str], right: Sequence[bool | None], path: Path) -> Path:
     """A grid of PIL images with a caption under each: green when right, red when wrong, black when not known."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     columns = min(8, len(pictures))
     lines = -(-len(pictures) // columns)
     figure, axes = plt.subplots(
@@ -86,7 +79,41 @@ def predictions(pictures: Sequence[Any], captions: Sequence[str], right: Sequenc
     for axis, picture, caption, good in zip(axes.flat, pictures, captions, right, strict=False):
         axis.imshow(picture, interpolation="nearest")
         axis.set_title(caption, fontsize=7, color={None: "black", True: "#1a7f37", False: "#cf222e"}[good])
+    return saved(figure, path)
+
+
+def pyplot() -> Any:
+    """Matplotlib's, which draws into files only."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def shades(middle: float, colour: float) -> Any:
+    """A tint, so that 0 is not taken for nothing, to the first colour of the plots at `colour`, and darker."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    steps = [(0.0, "#edf1fc"), (middle, "#97b1ea"), (colour, COLOURS[0]), (1.0, "#1c2f66")]
+    return LinearSegmentedColormap.from_list("shades", steps)
+
+
+def tiles(plt: Any, count: int) -> tuple[Any, list[Any]]:
+    """A figure of so many panels, three in a line."""
+    columns = min(3, count)
+    lines = -(-count // columns)
+    size = (3.0 * columns + 1.2, 2.9 * lines + 0.2)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, list(axes.flat)
+
+
+def saved(figure: Any, path: Path) -> Path:
+    """Written as PNG, and closed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
+    pyplot().close(figure)
     return path

@@ -10,7 +10,8 @@ from typing import Any
 
 from vlprompt.results.folder import Result
 
-STREAM = "continual"
+STREAM, DOMAIN = "continual", "domain"
+OF_DOMAINS = ("classes", "val", "shots")  # settings of domains that are their protocol
 OF_STREAMS = (
     "order",
     "joint",
@@ -20,7 +21,7 @@ OF_STREAMS = (
     "with_val",
     "shots",
 )  # settings of a stream that are its protocol
-JOINT = "task.joint"
+JOINT, IMAGES = "task.joint", "test images of the target"  # which differ from pair to pair
 WORDS = {(JOINT, True): "joint training", (JOINT, False): "", ("task.mask", True): "", ("task.mask", False): "no mask"}
 Facts = dict[tuple[str, str], Any]  # (what, among which rows it is compared) -> value
 
@@ -59,8 +60,16 @@ def stages(result: Result, every: Sequence[Result]) -> int | None:
     return found.most_common(1)[0][0] if found else None
 
 
+def pair(result: Result) -> tuple[tuple[str, ...], str]:
+    """The domains that a run of the task domain learned from (none, one or several), and the one it is tested on."""
+    return tuple(result.protocol["sources"]), result.protocol["target"]
+
+
 def _place(result: Result) -> tuple[str, str, str]:
     task = result.config["task"]
+    if task["name"] == DOMAIN:
+        many = {0: ", no source", 1: ""}.get(len(pair(result)[0]), ", several sources")
+        return DOMAIN, result.protocol["dataset"], task["setting"] + many
     return task["name"], str(task.get("dataset")), str(task.get("kind")) if task["name"] == STREAM else ""
 
 
@@ -83,9 +92,10 @@ def _fixed_order(result: Result) -> Any:
 
 
 def _settings(result: Result) -> dict[str, Any]:
-    """All settings in which two rows may differ."""
-    found = {f"{s}.{k}": v for s in ("method", "task", "train") for k, v in result.config[s].items()
-             if k not in ("name", "seed", "dataset", "shots")}  # fmt: skip
+    """All settings in which two rows may differ; the pair of domains is no setting but a column."""
+    domain = result.config["task"]["name"] == DOMAIN
+    known = {"name", "seed", "dataset", *(("source", "target") if domain else ("shots",))}
+    found = {f"{s}.{k}": v for s in ("method", "task", "train") for k, v in result.config[s].items() if k not in known}
     found |= {f"look.{k}": v for k, v in result.protocol.get("transform", {}).items()}
     return found | {"images.test": result.protocol.get("test"), "images.class_order": _fixed_order(result)}
 
@@ -96,14 +106,15 @@ def variants(results: Sequence[Result]) -> dict[str, str]:
     for r in results:
         c = r.config
         family = c["method"]["name"], c["backbone"], str(table_of(r, results))
-        families.setdefault(family, {})[same(r)] = str(c["task"].get("shots")), _settings(r)
+        column = str(pair(r)) if c["task"]["name"] == DOMAIN else str(c["task"].get("shots"))
+        families.setdefault(family, {})[same(r)] = column, _settings(r)
     found = {}
     for members in families.values():
         keys = sorted({k for _, told in members.values() for k in told})
-        differ = [k for k in keys if len({json.dumps(told.get(k)) for _, told in members.values()}) > 1]
+        differ = [k for k in keys if _many(k, list(members.values()))]
         for sections in (("method",), ("method", "task"), ("method", "task", "train", "look", "images")):
             chosen = [k for k in differ if k.partition(".")[0] in sections]
-            if len({(shots, *(json.dumps(t.get(k)) for k in chosen)) for shots, t in members.values()}) == len(members):
+            if len({(at, *(json.dumps(t.get(k)) for k in chosen)) for at, t in members.values()}) == len(members):
                 break
         for key, (_, told) in members.items():
             here = [*chosen, *([JOINT] if told.get(JOINT) is True and JOINT not in chosen else [])]  # told always
@@ -112,6 +123,13 @@ def variants(results: Sequence[Result]) -> dict[str, str]:
             ]
             found[key] = ", ".join(part for part in parts if part)
     return found
+
+
+def _many(key: str, members: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
+    """Whether rows differ in this; other columns have other images anyway."""
+    images = key.startswith("images.")
+    told = {(at if images else "", json.dumps(told.get(key))) for at, told in members}
+    return len(told) > len({at for at, _ in told})
 
 
 def _said(key: str, value: Any, every: Sequence[Any]) -> str:
@@ -133,12 +151,13 @@ def facts(runs: Sequence[Result]) -> Facts:
     """What a result's protocol says, of all seeds of one configuration.
 
     The look and the weights are compared among rows of one backbone, the class order among those of one setting and
-    seed, test images among those that chose the same classes.
+    seed, test images among those that chose the same classes or domains.
     """
     config, protocol = runs[0].config, runs[0].protocol
     task, backbone = config["task"], config["backbone"]
-    chosen = json.dumps([task.get(k) for k in ("base", "targets")])
-    found: Facts = {("test images", chosen): protocol.get("test"), ("weights", backbone): protocol.get("backbone_key")}
+    chosen = json.dumps([task.get(k) for k in ("base", "targets", "source", "target")])
+    images = IMAGES if task["name"] == DOMAIN else "test images"
+    found: Facts = {(images, chosen): protocol.get("test"), ("weights", backbone): protocol.get("backbone_key")}
     found |= {(k, ""): protocol.get(k) for k in ("augment", "split")}
     found |= {(f"look.{k}", backbone): v for k, v in protocol.get("transform", {}).items()}
     found |= {(f"metric {k}", ""): v for k, v in protocol.get("metrics", {}).items()}
@@ -147,6 +166,11 @@ def facts(runs: Sequence[Result]) -> Facts:
                   for k in OF_STREAMS if k in task and (k != "blur" or task.get("kind") == "task_free")}  # fmt: skip
         setting = json.dumps([task.get("order"), task.get("joint")])
         found |= {("class order", f"{setting} {r.config['seed']}"): r.protocol.get("class_order") for r in runs}
+    if task["name"] == DOMAIN:
+        found |= {(f"task.{k}", ""): "all" if task[k] is None else task[k] for k in OF_DOMAINS if k in task}
+        found |= {(k, chosen): protocol.get(k) for k in ("transductive", "template", "zero_shot_template", "matched")}
+        if runs[0].cost["trained_parameters"] and config["train"].get("select") != "oracle":  # which has its own mark
+            found["selection", ""] = protocol.get("selection")
     return {k: v for k, v in found.items() if v is not None}
 
 
@@ -167,6 +191,8 @@ def differing(rows: Sequence[Facts]) -> list[str]:
 def _differs(what: str, value: Any, usual: Any) -> str:
     if isinstance(value, bool):
         return f"{what}={str(value).lower()}"
+    if what == IMAGES:
+        return f"other {what}"
     mine, others = _brief(value), _brief(usual)
     return f"another {what}" if mine == others else f"{what}{'=' if '.' in what else ' '}{mine} (others {others})"
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlprompt.results import pairs
 from vlprompt.results.folder import Result
 from vlprompt.results.ours import Ours, cells, gathered
-from vlprompt.results.protocols import STREAM
+from vlprompt.results.protocols import DOMAIN, STREAM
 from vlprompt.results.reference import Published, Reference
 from vlprompt.results.streams import SETTINGS, counterparts, different
 from vlprompt.results.table import Cell
@@ -51,6 +52,7 @@ class Pair:
             "ours": self.mine.mean,
             "ours_sd": self.mine.spread,
             "n": self.mine.n,
+            "oracle": self.ours.oracle,
             "published": self.published,
             "published_sd": self.theirs.spread.get(self.number),
             "tolerance": self.theirs.tolerance,
@@ -75,13 +77,13 @@ def compare(results: Sequence[Result], reference: Reference, recipe: Recipe) -> 
     every = gathered(results, reference.eleven)
     order = {dataset: i for eleven in reference.eleven.values() for i, dataset in enumerate((*eleven, "average"))}
     every.sort(key=lambda o: (o.key[0], order.get(o.dataset, -1), o.dataset, o.key[1] != "zero_shot", *map(str, o.key)))
-    pairs, alone = list[Pair](), list[Ours]()
+    beside, alone = list[Pair](), list[Ours]()
     for ours in every:
         found = [pair for theirs in _counterparts(ours, reference.entries) for pair in _pairs(ours, theirs, recipe)]
-        pairs += found
+        beside += found
         if not found and ours.dataset != "average":
             alone.append(ours)
-    return pairs, alone
+    return beside, alone
 
 
 def _counterparts(ours: Ours, entries: Sequence[Published]) -> list[Published]:
@@ -91,6 +93,7 @@ def _counterparts(ours: Ours, entries: Sequence[Published]) -> list[Published]:
     found = [e for e in found if all(ours.config["method"].get(k) == v for k, v in e.arguments.items())]
     found = [e for e in found if _shots_agree(shots, e)] or found
     found = counterparts(ours, found) if task == STREAM else found
+    found = pairs.counterparts(ours, found) if task == DOMAIN else found
     return [e for e in found if _family(backbone) == _family(e.backbone)] or found
 
 
@@ -124,6 +127,8 @@ def _reasons(ours: Ours, theirs: Published, recipe: Recipe) -> Iterator[str]:
         yield f"the published number: {theirs.origin.how}"
     if ours.remark:
         yield ours.remark
+    if theirs.task == DOMAIN:
+        yield from pairs.different(ours, theirs)
     for part in ours.parts or (ours,):
         yield from _of_protocol(part, theirs)
         paper = recipe(part, theirs)
@@ -156,7 +161,8 @@ def _of_protocol(ours: Ours, theirs: Published) -> Iterator[str]:
 
 def _differences(ours: Ours, paper: dict[str, Any]) -> list[str]:
     """Settings of the method, the task and, where something is trained, of training that are not the paper's."""
-    free = {"task": FREE | (SETTINGS if ours.key[0] == STREAM else set()), "train": SAME, "method": set[str]()}
+    spoken_of = {STREAM: SETTINGS, DOMAIN: pairs.SETTINGS}.get(ours.key[0], set())
+    free = {"task": FREE | spoken_of, "train": SAME, "method": set[str]()}
     found = []
     for section in ("method", "task", "train") if ours.trained else ("method", "task"):
         mine, other = (_flat(c[section]) for c in (ours.config, paper))

@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlprompt.results.protocols import STREAM
-from vlprompt.results.streams import checked, renamed
+from vlprompt.results import pairs, streams
+from vlprompt.results.protocols import DOMAIN, STREAM
+from vlprompt.results.streams import renamed
+
+CHECKS = {STREAM: streams.checked, DOMAIN: pairs.checked}  # of the tasks whose numbers have a protocol
 
 ABOUT = {"method", "title", "backbone", "shots", "precision", "selection", "seeds", "source", "note", "tolerance"}
 ABOUT |= {"arguments", "protocol"}
@@ -31,7 +34,7 @@ class Published:
     it was run (None: not known). arguments: those of the method that tell its variants apart. spread: standard
     deviations by number, where known. targets: what "average" of a transfer is over. tolerance: of numbers that were
     read off a plot. harmonic_differs: the harmonic mean is printed so, but is not that of base and new. protocol: of a
-    stream, as `streams.checked` has it; its numbers bear the names of ours.
+    stream or of domains, as their `checked` has it; numbers of streams bear the names of ours.
     """
 
     task: str
@@ -91,7 +94,7 @@ def _entries(held: dict[str, Any], about: dict[str, Any], path: Path) -> Iterato
         raise ValueError(f"{where}: the key {min(missing)!r} is missing")
     if told["source"] not in held["sources"]:
         raise ValueError(f"{where}: there is no source {told['source']!r}; there are {', '.join(held['sources'])}")
-    told["protocol"] = checked({**held.get("protocol", {}), **about.get("protocol", {})}, held["task"] == STREAM, where)
+    told["protocol"] = _protocol(held["task"], {**held.get("protocol", {}), **about.get("protocol", {})}, where)
     origin, shots = Origin(**held["sources"][told.pop("source")]), told.pop("shots")
     rows = [(dataset, shots, row) for dataset, row in about.get("rows", {}).items()]
     rows += [("average", k, row) for k, row in about.get("averages", {}).items()]
@@ -108,6 +111,14 @@ def _entries(held: dict[str, Any], about: dict[str, Any], path: Path) -> Iterato
             harmonic_differs=dataset in about.get("harmonic_differs", ()),
             **told,
         )
+
+
+def _protocol(task: str, protocol: dict[str, Any], where: str) -> dict[str, Any]:
+    if task in CHECKS:
+        return CHECKS[task](protocol, where)
+    if protocol:
+        raise ValueError(f"{where}: only numbers of the task {' or '.join(CHECKS)} have a protocol")
+    return {}
 
 
 def _numbers(row: Any, names: list[str], where: str) -> tuple[dict[str, float], dict[str, float]]:

@@ -3,39 +3,25 @@
 import math
 import statistics
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vlprompt.results.folder import Result
 from vlprompt.results.forms import matrix
-from vlprompt.results.plot import COLOURS, DASHES, MARKS, over_shots
-from vlprompt.results.protocols import STREAM
-from vlprompt.results.table import MAIN, Row, rows
+from vlprompt.results.plot import COLOURS, DASHES, MARKS, pyplot, shades, tiles
+from vlprompt.results.table import Row
 
 BOUND, ZERO = "#222222", "#777777"
 MANY = 10  # lessons, above which a matrix has no room for its numbers
 
 
-def draw(results: Sequence[Result], runs: Path, picture: Path | None = None) -> list[Path]:
-    """Every picture there are results for: shots, stages, matrix, prompts (.png); `picture` names the first.
-
-    ValueError where there is nothing to draw.
-    """
-    found = rows(results)
-    streams = [r for r in found if r.task == STREAM]
-    if not streams:
-        return [over_shots(found, picture or runs / "shots.png")]
-    made, first = list[Path](), picture
-    if any(MAIN.get(r.task) == "accuracy" and r.shots for r in found if r.task != STREAM):
-        made, first = [over_shots(found, picture or runs / "shots.png")], None
+def figures(streams: Sequence[Row]) -> Iterator[tuple[str, Any]]:
+    """Every picture there are results for, and its name: stages, matrix, prompts."""
     if any(len(_curve(r)) > 1 for r in streams):
-        made.append(_saved(over_stages(streams), first or runs / "stages.png"))
+        yield "stages.png", over_stages(streams)
     if any(map(_triangle, streams)):
-        made.append(_saved(matrices(streams), runs / "matrix.png"))
+        yield "matrix.png", matrices(streams)
     if any(map(_used, streams)):
-        made.append(_saved(prompts(streams), runs / "prompts.png"))
-    return made or [_saved(over_stages(streams), runs / "stages.png")]  # which says what is missing
+        yield "prompts.png", prompts(streams)
 
 
 def over_stages(found: Sequence[Row]) -> Any:
@@ -44,7 +30,7 @@ def over_stages(found: Sequence[Row]) -> Any:
     Zero-shot is dashed; joint training, which has one lesson, a dashed horizontal line. ValueError without a stream of
     two lessons or more.
     """
-    plt = _pyplot()
+    plt = pyplot()
     tables = {key: [r for r in found if r.table == key] for key in dict.fromkeys(r.table for r in found)}
     tables = {key: some for key, some in tables.items() if any(len(_curve(r)) > 1 for r in some)}
     if not tables:
@@ -85,7 +71,7 @@ def over_stages(found: Sequence[Row]) -> Any:
 
 def matrices(found: Sequence[Row]) -> Any:
     """The accuracy matrix of every method, mean over seeds: after lesson t (down) on the test of lesson i (across)."""
-    plt = _pyplot()
+    plt = pyplot()
     panels = [(r, table) for r in found if (table := _triangle(r))]
     if not panels:
         raise ValueError(
@@ -94,12 +80,12 @@ def matrices(found: Sequence[Row]) -> Any:
         )
     several = len({r.backbone for r, _ in panels}) > 1
     tables = len({r.table for r, _ in panels}) > 1
-    figure, axes = _panels(plt, len(panels))
+    figure, axes = tiles(plt, len(panels))
     shown = None
     for axis, (row, table) in zip(axes, panels, strict=False):
         long, wide = len(table), max(map(len, table))
         cells = [[*line, *[math.nan] * (wide - len(line))] for line in table]
-        shown = axis.imshow(cells, cmap=_shades(0.6, 0.85), vmin=0, vmax=100)
+        shown = axis.imshow(cells, cmap=shades(0.6, 0.85), vmin=0, vmax=100)
         for t, line in enumerate(table):
             for i, value in enumerate(line if max(long, wide) <= MANY else []):
                 axis.text(i, t, f"{value:.0f}", ha="center", va="center", fontsize=8 if long <= 6 else 6.5,
@@ -115,49 +101,22 @@ def prompts(found: Sequence[Row]) -> Any:
 
     Not a mean: the same number is another prompt under another seed.
     """
-    plt = _pyplot()
+    plt = pyplot()
     panels = [(r, used) for r in found if (used := _used(r))]
     if not panels:
         raise ValueError("no run here has a pool of prompts; `vlprompt run l2p digits --task continual` makes one")
     several = len({r.backbone for r, _ in panels}) > 1
     tables = len({r.table for r, _ in panels}) > 1
-    figure, axes = _panels(plt, len(panels))
+    figure, axes = tiles(plt, len(panels))
     top = 100 * max(max(line) for _, used in panels for line in used)
     shown = None
     for axis, (row, used) in zip(axes, panels, strict=False):
         shares = [[100 * share for share in line] for line in used]
-        shown = axis.imshow(shares, cmap=_shades(0.3, 0.6), vmin=0, vmax=top, aspect="auto")
+        shown = axis.imshow(shares, cmap=shades(0.3, 0.6), vmin=0, vmax=top, aspect="auto")
         _number(axis, len(used[0]), len(used))
         _frame(axis, row, "prompt", "test of lesson", several, tables, f", seed {row.runs[0].config['seed']}")
     figure.colorbar(shown, ax=axes, label="share of a lesson's choices, %", fraction=0.04, aspect=30)
     return figure
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _shades(middle: float, colour: float) -> Any:
-    """A tint, so that 0 is not taken for nothing, to the first colour of the plots at `colour`, and darker."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    shades = [(0.0, "#edf1fc"), (middle, "#97b1ea"), (colour, COLOURS[0]), (1.0, "#1c2f66")]
-    return LinearSegmentedColormap.from_list("shades", shades)
-
-
-def _panels(plt: Any, count: int) -> tuple[Any, list[Any]]:
-    columns = min(3, count)
-    lines = -(-count // columns)
-    size = (3.0 * columns + 1.2, 2.9 * lines + 0.2)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat[count:]:
-        axis.axis("off")
-    return figure, list(axes.flat)
 
 
 def _number(axis: Any, wide: int, long: int) -> None:
@@ -208,12 +167,3 @@ def _used(row: Row) -> list[list[float]]:
     told = row.runs[0].stages[-1].get("used", {}) if row.runs[0].stages else {}
     lessons = [shares for name, shares in told.items() if name.startswith("seen/")]
     return lessons or [told[name] for name in ("seen",) if name in told]
-
-
-def _saved(figure: Any, path: Path) -> Path:
-    from matplotlib import pyplot
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-    return path

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.errors import nearest
-from vlprompt.results.protocols import STREAM
 
 if TYPE_CHECKING:
     from vlprompt.results.ours import Ours
@@ -22,34 +21,42 @@ FIELDS = (*CHOICES, "stages", "order", "normalisation", "defects")
 SETTINGS = {"kind", "stages", "order", "joint", "mask", "buffer"}  # of the task, which the protocol speaks of
 
 
-def checked(protocol: Mapping[str, Any], stream: bool, where: str) -> dict[str, Any]:
+def held(
+    protocol: Mapping[str, Any], fields: Sequence[str], choices: Mapping[str, Sequence[Any]], where: str
+) -> dict[str, Any]:
+    """A protocol that has all fields and no other, each one of its choices where it has any; else a ValueError.
+
+    defects: sentences.
+    """
+    if strange := set(protocol) - set(fields):
+        raise ValueError(f"{where}: a protocol has no {min(strange)!r}; {nearest(min(strange), fields)}")
+    if missing := set(fields) - set(protocol):
+        raise ValueError(f"{where}: the protocol does not say {min(missing)!r}; write null where it is not known")
+    for key, some in choices.items():
+        if not any(protocol[key] is c or (isinstance(c, str) and protocol[key] == c) for c in some):
+            told = ", ".join(json.dumps(c) for c in some)
+            raise ValueError(f"{where}: protocol.{key} is {protocol[key]!r}; the choices are {told}")
+    defects = protocol["defects"]
+    if not isinstance(defects, list) or not all(isinstance(d, str) and d for d in defects):
+        raise ValueError(f"{where}: protocol.defects is {defects!r}; it is a list of sentences")
+    return dict(protocol)
+
+
+def checked(protocol: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The protocol of a published number, every field there; ValueError for one that lacks, is not known or is wrong.
 
     kind; joint, buffer: whether so; mask: whether, or "any"; accuracy, forgetting: a key of `OURS`; stages: how many;
     order: natural, seeded or in words; normalisation: [mean, std]; defects: sentences. None: not known.
     """
-    if not stream:
-        if protocol:
-            raise ValueError(f"{where}: only numbers of the task {STREAM} have a protocol")
-        return {}
-    if strange := set(protocol) - set(FIELDS):
-        raise ValueError(f"{where}: a protocol has no {min(strange)!r}; {nearest(min(strange), FIELDS)}")
-    if missing := set(FIELDS) - set(protocol):
-        raise ValueError(f"{where}: the protocol does not say {min(missing)!r}; write null where it is not known")
-    for key, choices in CHOICES.items():
-        if not any(protocol[key] is c or (isinstance(c, str) and protocol[key] == c) for c in choices):
-            told = ", ".join(json.dumps(c) for c in choices)
-            raise ValueError(f"{where}: protocol.{key} is {protocol[key]!r}; the choices are {told}")
-    stages, scale, defects = protocol["stages"], protocol["normalisation"], protocol["defects"]
+    found = held(protocol, FIELDS, CHOICES, where)
+    stages, scale = found["stages"], found["normalisation"]
     if stages is not None and (type(stages) is not int or stages < 1):
         raise ValueError(f"{where}: protocol.stages is {stages!r}; it is a whole number from 1, or null")
-    if protocol["order"] is not None and not isinstance(protocol["order"], str):
-        raise ValueError(f"{where}: protocol.order is {protocol['order']!r}; it is natural, seeded, words or null")
+    if found["order"] is not None and not isinstance(found["order"], str):
+        raise ValueError(f"{where}: protocol.order is {found['order']!r}; it is natural, seeded, words or null")
     if scale is not None and (not isinstance(scale, list) or [type(v) in (int, float) for v in scale] != [True, True]):
         raise ValueError(f"{where}: protocol.normalisation is {scale!r}; it is [mean, std] or null")
-    if not isinstance(defects, list) or not all(isinstance(d, str) and d for d in defects):
-        raise ValueError(f"{where}: protocol.defects is {defects!r}; it is a list of sentences")
-    return dict(protocol)
+    return found
 
 
 def renamed(numbers: Mapping[str, float], protocol: Mapping[str, Any]) -> dict[str, float]:

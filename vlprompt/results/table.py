@@ -2,19 +2,20 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlprompt.metrics import harmonic_mean
 from vlprompt.results.folder import Result
-from vlprompt.results.protocols import STREAM, Notes, differing, facts, same, table_of, variants
+from vlprompt.results.protocols import DOMAIN, STREAM, Notes, differing, facts, same, table_of, variants
 
 MAIN = {
     "few_shot": "accuracy",
     "base_to_new": "harmonic",
     "transfer": "average",
     STREAM: "accuracy",
+    DOMAIN: "accuracy",
 }  # the number that a task is judged by; others: the first of the summary
 UNITS = (
     "percent, mean±standard deviation over n seeds; %: trained of the backbone's parameters; s: seconds a run, "
@@ -32,6 +33,20 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.mean:.1f}±{self.spread:.1f}" if self.n > 1 else f"{self.mean:.1f}"
+
+
+Seeds = dict[int, float]  # a number by seed
+
+
+def mean_over(tasks: Sequence[Seeds | None]) -> Cell | None:
+    """Over tasks for each seed, then over seeds; without a spread where tasks had other seeds; None when one lacks."""
+    there = [t for t in tasks if t]
+    if len(there) < len(tasks):
+        return None
+    if len({frozenset(t) for t in there}) > 1:
+        return Cell(statistics.fmean(statistics.fmean(t.values()) for t in there), 0.0, 1)
+    values = [statistics.fmean(t[seed] for t in there) for seed in there[0]]
+    return Cell(statistics.fmean(values), statistics.pstdev(values), len(values))
 
 
 @dataclass(frozen=True)
@@ -60,16 +75,25 @@ class Row:
         """Rows of one table agree in this."""
         return self.task, self.dataset, self.kind, self.stages
 
+    @property
+    def oracle(self) -> bool:
+        """Whether test labels of the target chose the epoch; such a row never stands unmarked."""
+        return any(r.config["train"].get("select") == "oracle" for r in self.runs)
+
     def flat(self) -> dict[str, Any]:
         """One level, for CSV and JSON."""
-        scores = {
-            f"{k}{end}": value for k, c in self.numbers.items() for end, value in (("", c.mean), ("_sd", c.spread))
-        }
+        scores = flat_cells(self.numbers)
         about = {k: getattr(self, k) for k in ("task", "dataset", "backbone", "method", "variant", "shots")}
         about |= {"kind": self.kind, "stages": self.stages} if self.task == STREAM else {}
         cost = {"trained_parameters": self.trained, "trained_percent": self.percent, "stored_bytes": self.stored}
         cost |= {"seconds": self.seconds, "peak_memory_mb": self.memory}
         return about | {"n": len(self.seeds)} | scores | cost
+
+
+def flat_cells(cells: Mapping[str, Cell | None]) -> dict[str, float | None]:
+    """Every number and its deviation, `NAME` and `NAME_sd`."""
+    return {f"{k}{end}": None if c is None else value for k, c in cells.items()
+            for end, value in (("", c and c.mean), ("_sd", c and c.spread))}  # fmt: skip
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
@@ -158,17 +182,17 @@ def grids(found: Sequence[Row]) -> list[Grid]:
         by_shots = main == "accuracy" and len(shots) > 1 and not stream
         told, notes = marked(some)
         lines = []
-        for name in dict.fromkeys(_label(r, usual) for r in some):
-            mine = {r.shots: r for r in some if _label(r, usual) == name}
+        for name in dict.fromkeys(label(r, usual) for r in some):
+            mine = {r.shots: r for r in some if label(r, usual) == name}
             letter = [" ".join(dict.fromkeys(told[id(r)] for r in mine.values() if told[id(r)]))] if notes else []
             if by_shots:
                 cells = [str(mine[k].numbers[main]) if k in mine else "" for k in shots]
-                lines.append([name, *letter, *cells, *_cost([*mine.values()])])
+                lines.append([name, *letter, *cells, *cost_cells([*mine.values()])])
                 continue
             for k, r in mine.items():
                 cells = [str(r.numbers[n]) if n in r.numbers else "" for n in names]
                 lines.append(
-                    [name, *([told[id(r)]] if notes else []), *_how_many(stream, shots, k), *cells, *_cost([r])]
+                    [name, *([told[id(r)]] if notes else []), *_how_many(stream, shots, k), *cells, *cost_cells([r])]
                 )
         head = [_told(k) for k in shots] if by_shots else [n.replace("_", " ") for n in names]
         head = [
@@ -205,12 +229,14 @@ def _how_many(stream: bool, shots: Sequence[int | None], k: int | str | None) ->
     return [] if stream and shots == [None] else [str(k or "all")]
 
 
-def _label(row: Row, usual: str) -> str:
+def label(row: Row, usual: str) -> str:
+    """A method, the backbone where it is not the usual one, what tells it apart, and * where an oracle chose."""
     name = row.method if row.backbone == usual else f"{row.method} on {row.backbone}"
-    return f"{name} ({row.variant})" if row.variant else name
+    return name + (f" ({row.variant})" if row.variant else "") + "*" * row.oracle
 
 
-def _cost(some: Sequence[Row]) -> list[str]:
+def cost_cells(some: Sequence[Row]) -> list[str]:
+    """The cells under COST; of several rows the longest run and the highest peak."""
     seeds = sorted({len(r.seeds) for r in some})
     n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
     seconds, memory = max(r.seconds for r in some), max(r.memory for r in some)
