@@ -466,3 +466,13 @@ def test_domains_that_are_all_trained_on_have_no_target(golden_clip):
 def test_settings_out_of_their_range(golden_clip, make, said):
     with pytest.raises(ValueError, match=said):
         make(golden_clip).begin(taught(), generator(0))
+
+
+def test_what_is_added_around_is_about_the_images_that_were_answered(golden_clip):
+    """Those of the target where a batch has no others."""
+    lesson = replace(taught(), train=Split((), (), NAMES))
+    method, batch = begun(m.ProGrad(dapl_of(golden_clip)), lesson), whole(lesson)
+    terms, out = method.train().terms(batch, method.fixed(NAMES))
+    plain = golden_clip.logits(golden_clip.image(batch.unlabelled.inputs), method.own(NAMES)).softmax(1)
+    assert terms["kl"][0].item() == pytest.approx(F.cross_entropy(out.logits, plain).item(), rel=1e-5)
+    assert terms["kl"][1] == 7
