@@ -17,7 +17,7 @@ from vlprompt.train import Train, fit
 from vlprompt.train.loop import Loop
 
 NONE = torch.empty(0, dtype=torch.long)
-NAMES, DOMAINS = ("cat", "red fox", "yak"), ("art", "clip {art}", "real_world")
+NAMES, DOMAINS = ("cat", "red fox", "yak"), ("art", "clip {4}", "real_world")
 LABELS, OF = torch.tensor([0, 1, 2, 2, 1]), torch.tensor([0, 1, 0, 1, 1])
 DAPL = {"prompt_learner.ctx": "ctx", "prompt_learner.domain_vectors": "domain"}
 
@@ -301,6 +301,9 @@ def test_texts_are_encoded_once_a_step(golden_clip, name, domains, passes):
     clip.text.passes = 0
     method.train().terms(whole(lesson), fixed)
     assert clip.text.passes == passes
+    clip.text.passes = 0
+    method.terms(replace(whole(lesson), unlabelled=None), fixed)
+    assert clip.text.passes == (passes - 1 if "dapl" in name else passes)  # the target's are not asked for
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -311,12 +314,14 @@ def test_later_lessons_of_dapl_keep_and_add(golden_clip, own):
     lesson = taught(domains=("art", "real_world"), index=1, total=3)
     method.begin(lesson, generator(1))
     assert torch.equal(first, method(x, method.prepare(NAMES, method.fixed(NAMES))).logits)
+    target = method.encoded(1, method.fixed(NAMES))
     more = taught(domains=("real_world", "sketch"), names=(*NAMES, "emu"), index=2, total=3)
     method.begin(more, generator(2))
     assert torch.equal(method.domain[:2], old["domain"])
     assert len(method.domain) == 3
     assert torch.equal(method.ctx[:3], old["ctx"])
     assert method.ctx.shape == ((4, 3, golden_clip.text.dim) if own else old["ctx"].shape)
+    assert torch.equal(method.encoded(0, method.fixed(NAMES)), target)
     names = (*NAMES, "emu")
     third = method(x, method.prepare(names, method.fixed(names))).logits
     assert not torch.allclose(first, third[:, :3])  # the target is another domain now
@@ -461,3 +466,13 @@ def test_domains_that_are_all_trained_on_have_no_target(golden_clip):
 def test_settings_out_of_their_range(golden_clip, make, said):
     with pytest.raises(ValueError, match=said):
         make(golden_clip).begin(taught(), generator(0))
+
+
+def test_what_is_added_around_is_about_the_images_that_were_answered(golden_clip):
+    """Those of the target where a batch has no others."""
+    lesson = replace(taught(), train=Split((), (), NAMES))
+    method, batch = begun(m.ProGrad(dapl_of(golden_clip)), lesson), whole(lesson)
+    terms, out = method.train().terms(batch, method.fixed(NAMES))
+    plain = golden_clip.logits(golden_clip.image(batch.unlabelled.inputs), method.own(NAMES)).softmax(1)
+    assert terms["kl"][0].item() == pytest.approx(F.cross_entropy(out.logits, plain).item(), rel=1e-5)
+    assert terms["kl"][1] == 7
