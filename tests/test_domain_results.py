@@ -147,6 +147,15 @@ def test_no_star_without_an_oracle():
     assert not any(note.startswith("*") for grid in (pairs, means) for note in grid.notes)
 
 
+def test_a_narrow_terminal_cuts_no_number(type_all, tmp_path, monkeypatch):
+    keep(tmp_path / "runs", *(r for i in range(9) for r in home(f"method{i}", seeds=(1, 2), pseudo=False)))
+    monkeypatch.setenv("COLUMNS", "60")
+    text = type_all("table", "runs")[2]
+    assert "…" not in text
+    assert sum(line.split() == ["R", "->", "P", *["72.5±0.5"] * 9] for line in text.splitlines()) == 1
+    assert "(gain, n, trained, %, s, MB: in a wider terminal, or by --markdown)" in " ".join(text.split())
+
+
 PROTOCOLS = {
     "transductive": ({"transductive": False}, "transductive=false"),
     "classes": ({"classes": "shared"}, "task.classes=shared (others all)"),
