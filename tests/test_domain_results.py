@@ -43,6 +43,8 @@ def domain(method="dapl", source="Art", target="Clipart", seed=1, at=60.0, pseud
         (protocol if key in protocol and key not in ("sources", "target") else part)[key] = value
         if key in task and key in protocol:
             task[key] = value
+    if "->" in protocol["dataset"]:  # two datasets, which the task names as source and target
+        task["dataset"] = None
     protocol["selection"] = CHOICES[train["select"]]
     top = at + seed
     summary = {"accuracy": top, "class_mean": top - 1, "source": 90.0, "zero_shot": top - 5, "gain": 5.0}
@@ -128,10 +130,25 @@ def test_pairs_of_other_seeds_have_no_spread():
     assert cells(grids(rows(some))[0])["dapl"]["mean"] == "67.4"
 
 
+def test_a_number_that_one_seed_lacks_has_no_mean():
+    some = home()
+    del some[5].summary["source"]
+    means = cells(grids(rows(some))[1])["dapl"]
+    assert (means["source"], means["accuracy"]) == ("", "67.5±0.8")
+
+
+def test_no_row_is_lost_where_nothing_tells_two_apart():
+    some = [*home(seeds=(1,)), *home(seeds=(1,), at=70)]
+    for r in some[12:]:
+        r.config["task"]["dataset"] = "elsewhere/office_home"
+    assert [(line[0], line[-1]) for line in grids(rows(some))[0].lines] == [("dapl", "66.5"), ("dapl", "76.5")]
+
+
 def test_an_oracle_is_marked_in_every_table_and_form():
     found = rows([*home("coop"), *home("coop", select="oracle"), *home("maple", select="oracle")])
     for grid in grids(found):
         assert [line[0] for line in grid.lines] == ["coop (select=last)", "coop (select=oracle)*", "maple*"]
+        assert "protocol" not in grid.head  # the star tells it; no letter does so again
         assert any(note.startswith("*: an oracle") for note in grid.notes)
     assert "| maple* |" in render(found, "markdown")
     told = json.loads(render(found, "json"))
@@ -145,6 +162,15 @@ def test_no_star_without_an_oracle():
     pairs, means, _ = grids(rows([*home("coop"), *home("coop", select="val")]))
     assert [line[0] for line in pairs.lines] == ["coop (select=last)", "coop (select=val)"]
     assert not any(note.startswith("*") for grid in (pairs, means) for note in grid.notes)
+
+
+def test_a_narrow_terminal_cuts_no_number(type_all, tmp_path, monkeypatch):
+    keep(tmp_path / "runs", *(r for i in range(9) for r in home(f"method{i}", seeds=(1, 2), pseudo=False)))
+    monkeypatch.setenv("COLUMNS", "60")
+    text = type_all("table", "runs")[2]
+    assert "…" not in text
+    assert sum(line.split() == ["R", "->", "P", *["72.5±0.5"] * 9] for line in text.splitlines()) == 1
+    assert "(gain, n, trained, %, s, MB: in a wider terminal, or by --markdown)" in " ".join(text.split())
 
 
 PROTOCOLS = {
@@ -380,6 +406,21 @@ def test_other_settings_have_no_counterpart():
     two = domain(source="glyphs", target="digits", dataset="glyphs -> digits")
     alone = compare([two], KNOWN, lambda ours, theirs: ours.config)[1]
     assert [o.dataset for o in alone] == ["glyphs -> digits"]
+    back = domain(source="digits", target="glyphs", dataset="digits -> glyphs")
+    alone = compare([two, back], KNOWN, lambda ours, theirs: ours.config)[1]
+    assert [len(o.parts) for o in alone] == [1, 1]
+
+
+def test_what_the_protocol_speaks_of_is_no_other_setting():
+    """The recipe knows no pair; what the protocol does not speak of stays a reason."""
+    for more, other in (
+        ({"source": None, "target": None, "val": 0, "transductive": True}, False),
+        ({"augment": "x"}, True),
+    ):
+        recipe = lambda ours, _, more=more: ours.config | {"task": ours.config["task"] | more}  # noqa: E731
+        found = compare(home(**SAME), KNOWN, recipe)[0]
+        assert found
+        assert all(any(r.startswith("other settings") for r in p.reasons) == other for p in found), more
 
 
 def test_pairs_of_other_seeds_are_told_and_counted_where_they_agree():

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.segment import SegmentLines
 from rich.table import Table
 
 from vlprompt.errors import nearest
@@ -18,6 +17,7 @@ from vlprompt.results.ours import Ours
 from vlprompt.results.protocols import DOMAIN, Notes
 from vlprompt.results.published import Pair, compare
 from vlprompt.results.reference import Published, Reference, read_reference
+from vlprompt.shown import whole
 
 KINDS = ("published",)
 HEAD = ["dataset", "method", "shots", "number", "ours", "published", "difference", "source", "not comparable"]
@@ -110,13 +110,6 @@ def without(alone: Sequence[Ours]) -> str:
     """One sentence on what has no counterpart; empty where everything has."""
     told = dict.fromkeys(f"{o.key[1]} ({o.key[0]} on {o.dataset})" for o in alone)
     return f"nothing published for: {', '.join(told)}" if told else ""
-
-
-def whole(table: Table, out: Console) -> None:
-    """A table with all its columns, on a terminal that is too narrow too: it breaks the lines, no number is cut."""
-    options = out.options.update(max_width=1000)
-    lines = out.render_lines(table, options.update(width=out.measure(table, options=options).maximum), pad=False)
-    out.print(SegmentLines(lines, new_lines=True), soft_wrap=True)
 
 
 def show(results: Sequence[Result], out: Console) -> None:

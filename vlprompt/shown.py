@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.segment import SegmentLines
 from rich.table import Table
 
 from vlprompt.errors import nearest
@@ -30,14 +31,21 @@ def show_table(found: Sequence[Row], out: Console) -> None:
 def show_grids(found: Sequence[Grid], out: Console) -> None:
     """Tables on the terminal with their footnotes, without the columns that may be left out where it is too narrow."""
     for grid in found:
-        whole = len(grid.head)
-        shown = [whole, *range(whole - grid.cost, whole - grid.cost - grid.spare - 1, -1)]
+        every = len(grid.head)
+        shown = [every, *range(every - grid.cost, every - grid.cost - grid.spare - 1, -1)]
         fits = next((k for k in shown if _width(_table(grid, k), out) <= out.width), shown[-1])
-        out.print(_table(grid, fits), soft_wrap=fits < whole)
+        whole(_table(grid, fits), out)
         for note in grid.notes:
             out.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
-        if fits < whole:
+        if fits < every:
             out.print(f"({', '.join(grid.head[fits:])}: in a wider terminal, or by --markdown)", style="dim")
+
+
+def whole(table: Table, out: Console) -> None:
+    """A table with all its columns, on a terminal that is too narrow too: it breaks the lines, no number is cut."""
+    options = out.options.update(max_width=1000)
+    lines = out.render_lines(table, options.update(width=out.measure(table, options=options).maximum), pad=False)
+    out.print(SegmentLines(lines, new_lines=True), soft_wrap=True)
 
 
 def _fits(grid: Grid, out: Console) -> bool:

@@ -80,7 +80,9 @@ def _grids(some: Sequence[Row]) -> list[Grid]:
     cells = [[*(told(line.mean(pairs, _number(k))) for k in shown), *cost_cells([*line.rows.values()])]
              for line in found]  # fmt: skip
     columns = [*head, *(k.replace("_", " ") for k in shown), *COST]
-    made.append(Grid(title + several, columns, _joined(lead, cells), len(COST), notes=(*notes, *star, *about)))
+    made.append(
+        Grid(title + several, columns, _joined(lead, cells), len(COST), len(shown) - 1, (*notes, *star, *about))
+    )
     rules = [k for k in RULES if any(line.has(_rule(k)) for line in found)]
     if rules:
         with_any = [line for line in found if any(line.has(_rule(k)) for k in rules)]
