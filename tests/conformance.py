@@ -299,10 +299,14 @@ def test_the_constructor_only_stores(name, clip):
     assert build_method(told, clip) is not method
 
 
-@pytest.mark.parametrize("task", ["few_shot", "base_to_new", "transfer", "continual"])
+@pytest.mark.parametrize("task", ["few_shot", "base_to_new", "transfer", "continual", "domain"])
 @pytest.mark.parametrize("name", EVERY)
 def test_its_recipe_runs(name, task, clip, tmp_path, pictures):
-    short = ["train.epochs=1", "train.iterations=null", *([f"task.targets=[{pictures}]"] if task == "transfer" else [])]
+    short = ["train.epochs=1", "train.iterations=null"]
+    short += {
+        "transfer": [f"task.targets=[{pictures}]"],
+        "domain": ["task.source=rendered", "task.target=handwritten"],
+    }.get(task, [])
     short += {
         "tpt": ["method.views=3", "train.micro_batch=50"],
         "promptsrc": ["method.template=imagenet-7"],
@@ -310,15 +314,17 @@ def test_its_recipe_runs(name, task, clip, tmp_path, pictures):
         "ranpac": ["method.width=100"],
         "upl": ["method.method=coop"],
         "entropy": ["method.method=coop"],
+        "dapl": ["method.threshold=0.1"],
     }.get(name, [])
-    [plan] = grid([name], [1], [1], dataset="digits", task=task, backbone="glyph/random", overrides=short)
+    dataset = "digit_domains" if task == "domain" else "digits"
+    [plan] = grid([name], [1], [1], dataset=dataset, task=task, backbone="glyph/random", overrides=short)
     about = build_method(plan["method"], clip), build_task(plan["task"]), Train(**plan["train"]), tmp_path / "run", 1
-    if about[0].adapts:
+    if about[0].adapts and task != "domain":
         with pytest.raises(ValueError, match="run it with --source and --target"):
             run(*about)
         return
     knows_no_names = name in ("nearest_mean", "ranpac") or plan["method"].get("reader", {}).get("name") == "linear"
-    if knows_no_names and task not in ("few_shot", "continual"):
+    if knows_no_names and task not in ("few_shot", "continual", "domain"):
         with pytest.raises(ValueError, match="has no column for '"):
             run(*about)
         return

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 
 from vlprompt.evaluate import answers
 from vlprompt.methods import DAPL
-from vlprompt.stage import Batch, Images, Item, Lesson, Name, Split, Unlabelled, generator
-from vlprompt.tower import same as same_dtype
+from vlprompt.stage import Batch, Item, Lesson, Name, Split, Unlabelled, generator, number
 from vlprompt.train import Train, fit
 
 CASES = {"text, 65 classes": 65, "text, 12 classes": 12, "epoch, 12 classes": 12, "epoch, 65 classes": 65}
@@ -32,7 +31,6 @@ class Setting:
 
         from vlprompt.backbones.open_clip import wrap
 
-        assert same_dtype is not None
         classes, self.epoch = CASES[case], case.startswith("epoch")
         torch.manual_seed(0)
         self.model = open_clip.create_model("ViT-B-16-quickgelu").to(device, dtype).requires_grad_(False)
@@ -102,18 +100,16 @@ class Setting:
         return gradients
 
     def same(self):
-        if self.epoch:
-            for p, start in zip(self.method.parameters(), first := [p.detach().clone() for p in self.method.parameters()],
-                                strict=True):  # fmt: skip
+        parameters = list(self.method.parameters())
+        if not self.epoch:
+            fast, slow = (torch.autograd.grad(form(), parameters) for form in (self.fast, self.written_out))
+            return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(fast, slow, strict=True))
+        first, found = [p.detach().clone() for p in parameters], []
+        for form in (self.one_epoch, self.one_epoch_written_out):  # from the same values
+            for p, start in zip(parameters, first, strict=True):
                 p.data = start.clone()
-            fast = self.one_epoch()
-            for p, start in zip(self.method.parameters(), first, strict=True):
-                p.data = start.clone()
-            slow = self.one_epoch_written_out()
-            return float((fast - slow).abs().max() / slow.abs().max())
-        pairs = zip(*(torch.autograd.grad(form(), list(self.method.parameters())) for form in (self.fast, self.written_out)),
-                    strict=True)  # fmt: skip
-        return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+            found.append(form())
+        return float((found[0] - found[1]).abs().max() / found[1].abs().max())
 
     def one_epoch(self):
         train = Train(epochs=1, batch=SIZE, lr=1e-6, momentum=0, weight_decay=0, schedule="constant", warmup=0)
@@ -123,11 +119,10 @@ class Setting:
         return torch.cat(list(answers(self.method, test, SIZE)))
 
     def one_epoch_written_out(self):
-        size, c = self.clip.image.look, len(self.names)
-        seed_x = list(self.lesson.train.batches(SIZE, seed=_seed(), drop_last=True))
-        drawn = self.lesson.unlabelled.drawn(SIZE, _seed())
-        for x in seed_x:
-            u = next(drawn)
+        size, c, seed = self.clip.image.look, len(self.names), number(1, 0)  # the order that `fit` draws
+        beside = self.lesson.unlabelled.drawn(SIZE, seed)
+        for x in self.lesson.train.batches(SIZE, seed=seed, drop_last=True):
+            u = next(beside)
             with torch.no_grad():
                 given = [self.model.encode_image(part.inputs.pixels(size).to(self.device)) for part in (x, u)]
             self.descend(self.loss(*given, x.labels.to(self.device)))
@@ -143,13 +138,3 @@ class Setting:
             self.one_epoch() if form == "fast" else self.one_epoch_written_out()
         else:
             self.descend(getattr(self, form)())
-
-
-def _seed():
-    """The seed that `fit` draws the order from, for seed 1 and the first lesson."""
-    from vlprompt.stage import number
-
-    return number(1, 0)
-
-
-__all__ = ["CASES", "Images", "Setting"]
