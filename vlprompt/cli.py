@@ -139,11 +139,18 @@ def list_(what: Annotated[str, typer.Argument(help="methods, tasks, datasets, ba
 def eval_(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
     dataset: Annotated[
-        str, typer.Argument(help="A card's name, a folder or file of images; its classes are the answers.")
-    ],
+        Optional[str],  # noqa: UP045
+        typer.Argument(
+            help="A card's name, a folder or file of images; its classes are the answers. Default: what the run was "
+            "tested on."
+        ),
+    ] = None,
     backbone: Where = None,
     picture: Annotated[
-        Path | None, typer.Option("--picture", help="Also draw 40 test images with their predictions into this PNG.")
+        Path | None,
+        typer.Option(
+            "--picture", help="Also draw 40 test images with their predictions (and pseudo-labels) into this PNG."
+        ),
     ] = None,
     device: Device = None,
     root: Root = None,

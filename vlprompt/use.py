@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from vlprompt.backbones import opened
-from vlprompt.config import build_method
+from vlprompt.config import build_method, build_task
 from vlprompt.data.card import open_data
+from vlprompt.data.hidden import unlabelled
 from vlprompt.data.images import file_item, open_picture
 from vlprompt.data.looks import look
 from vlprompt.evaluate import answers, evaluate
 from vlprompt.method import Method
+from vlprompt.pairs import DOMAIN
 from vlprompt.results.folder import Folder
 from vlprompt.results.plot import predictions
 from vlprompt.stage import Lesson, Look, Name, Names, Split, named
+from vlprompt.train.criteria import pseudo_labels
 from vlprompt.vision import image_of, seen
 
 
@@ -67,28 +70,38 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
     return method.eval(), names
 
 
-def evaluate_on(folder: Path, dataset: str, backbone: str | None, device: str | None, skip_broken: bool,
+def evaluate_on(folder: Path, dataset: str | None, backbone: str | None, device: str | None, skip_broken: bool,
                 picture: Path | None = None) -> dict[str, float]:  # fmt: skip
-    """Scores in percent on the test split of a dataset, among its classes.
+    """Scores in percent on the test split of a dataset, among its classes; default: on what the run was tested on.
 
-    `picture`: where to draw 40 of its images.
+    That is the target of a run on domains. `picture`: where to draw 40 of its images.
     """
-    data = open_data(dataset, skip_broken=skip_broken)
+    task = Folder(folder).prompt()[1]["config"]["task"]
+    of_domains = task["name"] == DOMAIN
+    if dataset is None and of_domains:
+        [*_, stage] = build_task(task | {"skip_broken": skip_broken}).stages()
+        test = stage.tests["target"]
+    else:
+        test = open_data(task["dataset"] if dataset is None else dataset, skip_broken=skip_broken).test
     method, _ = restored(folder, backbone, device)
-    scores = evaluate(method, data.test)
+    scores = evaluate(method, test)
     if picture is not None:
-        shown = data.test.of(
-            [i * len(data.test) // 40 for i in range(40)] if len(data.test) > 40 else range(len(data.test))
-        )
+        shown = test.of([i * len(test) // 40 for i in range(40)] if len(test) > 40 else range(len(test)))
         probabilities, labels = torch.cat(list(answers(method, shown))).softmax(1), torch.tensor(shown.labels)
-        sure, found = probabilities.max(1)
-        captions = [
-            f"{shown.names[int(f)]} {float(s):.2f}" + ("" if f == t else f"\n({shown.names[int(t)]})")
-            for f, s, t in zip(found, sure, labels, strict=True)
-        ]
+        captions, right = _said(probabilities, shown.names), (probabilities.argmax(1) == labels).tolist()
+        if of_domains and (guess := pseudo_labels(method, unlabelled(shown), method.fixed(shown.names))) is not None:
+            told = zip(captions, _said(guess[0], shown.names), guess[1].tolist(), strict=True)
+            captions = [f"{mine}\npseudo {theirs if sure else f'({theirs})'}" for mine, theirs, sure in told]
+        captions = [caption if good else f"{caption}\nis {shown.names[label]}"
+                    for caption, good, label in zip(captions, right, shown.labels, strict=True)]  # fmt: skip
         pictures = [item.pixels(Look((96, 96)), None).clamp(0, 1).permute(1, 2, 0).numpy() for item in shown.items]
-        predictions(pictures, captions, (found == labels).tolist(), picture)
+        predictions(pictures, captions, right, picture)
     return scores.numbers
+
+
+def _said(probabilities: Tensor, names: Names) -> list[str]:
+    """The surest class of each row (N, C), with its probability."""
+    return [f"{names[int(k)]} {float(p):.2f}" for p, k in zip(*probabilities.max(1), strict=True)]
 
 
 def predict_files(
