@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from vlprompt.backbones.glyph import twin
 from vlprompt.data.card import open_data
 from vlprompt.data.digits import picture
 from vlprompt.methods import DAPL, VPT, CoOp, Linear, ZeroShot
+from vlprompt.metrics import mean_entropy, neighbourhood_density
 from vlprompt.readers import Linear as Head
 from vlprompt.stage import Name, Split, number
 from vlprompt.tasks import Domain
@@ -158,6 +160,20 @@ def test_other_labels_of_the_target_teach_the_same(select, tmp_path):
         chosen = result.summary["accuracy"]
         assert chosen == pytest.approx(rules[select])
     assert (states[0] == states[1]) == (select != "oracle")
+
+
+def test_criteria_by_hand():
+    p = torch.randn(23, 5, generator=torch.Generator().manual_seed(1)).softmax(1)
+    each = [-sum(x * math.log(x) for x in row) for row in p.tolist()]
+    assert mean_entropy(p) == pytest.approx(sum(each) / 23)
+    density = []
+    for i, row in enumerate(p):
+        near = torch.tensor([float(row @ q / row.norm() / q.norm()) / 0.05 for j, q in enumerate(p) if j != i]).softmax(
+            0
+        )
+        density.append(-float((near * near.log()).sum()))
+    assert neighbourhood_density(p) == pytest.approx(sum(density) / 23, rel=1e-5)
+    assert neighbourhood_density(p, rows=7) == pytest.approx(sum(density) / 23, rel=1e-5)
 
 
 # protocols

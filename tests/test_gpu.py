@@ -22,7 +22,7 @@ from vlprompt.methods import (
 from vlprompt.prompt import Prompt
 from vlprompt.runner import run
 from vlprompt.stage import generator
-from vlprompt.tasks import FewShot
+from vlprompt.tasks import Domain, FewShot
 from vlprompt.train import Train, fit
 
 pytestmark = pytest.mark.gpu
@@ -66,6 +66,27 @@ def test_every_method_runs_there(pair, method, tmp_path):
     assert abs(scores[0] - scores[1]) < 3
     result = run(method(pair[1]), task, Train(epochs=1), tmp_path / "run")
     assert "cuda" in result.environment["device"]
+
+
+ADAPTS = {
+    "dapl": lambda clip: methods.DAPL(clip, 4, 4, threshold=0.1),
+    "upl": lambda clip: methods.UPL(CoOp(clip, 4)),
+    "entropy": lambda clip: methods.Entropy(CoOp(clip, 4), diversity=1.0),
+    "dann": lambda clip: methods.DANN(clip.image, readers.Linear(), 16, 16),
+}
+
+
+@pytest.mark.filterwarnings("ignore:no unlabelled image is taken")
+@pytest.mark.parametrize("method", ADAPTS)
+def test_adaptation_runs_there(pair, method):
+    task, train = (
+        Domain("digit_domains", ["noisy", "rotated"], "handwritten"),
+        Train(epochs=3, lr=0.01, select="density"),
+    )
+    found = [run(ADAPTS[method](clip), task, train) for clip in pair]
+    assert abs(found[0].summary["accuracy"] - found[1].summary["accuracy"]) < 3
+    for rule, value in found[0].stages[0]["epochs"][0].items():
+        assert found[1].stages[0]["epochs"][0][rule] == pytest.approx(value, rel=0.02, abs=3), rule
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -70,7 +70,7 @@ def neighbourhood_density(probabilities: Tensor, temperature: float = 0.05, rows
     total = 0.0
     for begin in range(0, len(p), rows):
         near = p[begin : begin + rows] @ p.T / temperature
-        near[torch.arange(len(near)), torch.arange(begin, begin + len(near))] = -float("inf")  # not with itself
+        near.diagonal(begin).fill_(-float("inf"))  # not with itself
         q = near.softmax(1)
         total += float(-(q * q.clamp(min=torch.finfo(q.dtype).tiny).log()).sum(1).double().sum())
     return total / len(p)

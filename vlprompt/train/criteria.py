@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.evaluate import answers
-from vlprompt.method import Method, clip_of
+from vlprompt.method import Method, backbone_of, clip_of
 from vlprompt.metrics import accuracy, mean_entropy, neighbourhood_density
 from vlprompt.parts import hand
 from vlprompt.stage import Lesson, Unlabelled
@@ -75,7 +75,8 @@ def criteria(method: Method, lesson: Lesson, rules: Sequence[str], micro_batch: 
     if "entropy" in rules:
         found["entropy"] = -mean_entropy(p)
     if "density" in rules:
-        found["density"] = neighbourhood_density(p)
+        backbone = backbone_of(method)  # where N x N products are fast, if anywhere
+        found["density"] = neighbourhood_density(p if backbone is None else p.to(backbone.device))
     if "agreement" in rules and (guess := pseudo_labels(method, lesson.unlabelled, fixed, micro_batch)) is not None:
         guessed, sure = guess
         found["agreement"] = accuracy(p.argmax(1)[sure], guessed.argmax(1)[sure]) if bool(sure.any()) else 0.0
