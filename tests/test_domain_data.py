@@ -9,6 +9,7 @@ from miniatures import domainnet, small_jpegs
 
 from vlprompt.data import open_data
 from vlprompt.data.card import card_classes, read_card
+from vlprompt.pairs import ways_of
 from vlprompt.stage import Look, ids
 
 PARTS = ("train", "val", "test")
@@ -304,6 +305,8 @@ def test_sets_of_one_domain_have_a_word_for_it(own):
         ({"domains": {"day": "a", "night": "a"}}, "domains have the word 'a' twice"),
         ({"domains": {"x/day": "a", "night": "b"}}, "the domain folder 'x/day' is a path"),
         ({"domain": "day"}, "domain is the word for all images of a set without domains, not 'day'"),
+        ({"pairs": [["bright", "light"]]}, r"pairs are a list of \[source, target\], of the domains bright, dark"),
+        ({"pairs": ["bright"]}, "pairs are a list of"),
         ({"transductive": "yes please"}, "transductive is true or false, not 'yes please'"),
         ({"classes": ["Alarm Clock", "alarm_clock"]}, "the classes 'Alarm Clock' and 'alarm_clock' could not be told"),
     ],
@@ -387,3 +390,15 @@ def test_train_and_test_stay_parts(tmp_path, lay):
     lay(tmp_path / "mine", ("train", "test"), ("cat", "dog"))
     data = open_data(str(tmp_path / "mine"))
     assert (data.test.domains, len(data.test), len(data.train) + len(data.val)) == (None, 20, 12)
+
+
+@pytest.mark.parametrize(("name", "each", "rest"), [("visda2017", 1, 2), ("office31", 6, 3)])
+def test_a_card_may_say_which_pairs_there_are(name, each, rest, root, lay):
+    card = read_card(name)
+    lay(root / card["folder"] / card["images"], SETS[name], card_classes(card).keys(), 3)
+    how = {"dataset": name, "task": "domain", "backbone": None, "file": None}
+    pairs = [way["overrides"] for way in ways_of(None, None, "coop", [], how)]
+    assert len(pairs) == each
+    if each == 1:  # VisDA goes from renderings to photographs
+        assert pairs == [['task.source="synthetic"', 'task.target="real"']]
+    assert len(ways_of("rest", None, "coop", [], how)) == rest

@@ -40,18 +40,15 @@ def _pairs(task: dict[str, Any], source: str | None, target: str | None) -> list
     targets = None if target is None else target.split(",")
     if task.get("dataset") is None or (targets is not None and source is not None):
         return [(sources, one) for one in targets or [None]]
-    from vlprompt.data.adapting import domains_in
+    from vlprompt.data.adapting import domains_in, pairs_in
     from vlprompt.data.card import open_data
 
-    every = domains_in(open_data(task["dataset"], skip_broken=bool(task.get("skip_broken", False))))
+    data = open_data(task["dataset"], skip_broken=bool(task.get("skip_broken", False)))
+    every = domains_in(data)
     if len(every) < 2:
         return [(sources, targets[0] if targets else None)]  # the task says what is wrong
-    together = source is not None or task.get("setting") == "generalise"
-    found = list[tuple[Any, str | None]]()
-    for one in targets or every:
-        if together:
-            named = [sources] if isinstance(sources, str) else sources or ["rest"]
-            found += [] if one in named else [(sources or "rest", one)]
-        else:
-            found += [(other, one) for other in every if other != one]
-    return found
+    if source is None and task.get("setting") != "generalise":
+        chosen = pairs_in(data) if targets is None else [(a, b) for b in targets for a in every if a != b]
+        return list[tuple[Any, str | None]](chosen)
+    named = [sources] if isinstance(sources, str) else sources or ["rest"]
+    return [(sources or "rest", one) for one in targets or every if one not in named]

@@ -62,6 +62,14 @@ def domains_in(data: Data) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list | tuple) else []
 
 
+def pairs_in(data: Data) -> list[tuple[str, str]]:
+    """(source, target) of each pair that a benchmark is made of: those its card names, else all ordered ones."""
+    told, every = data.test.info.get("pairs"), domains_in(data)
+    if isinstance(told, list):
+        return [(source, target) for source, target in told]
+    return [(source, target) for target in every for source in every if source != target]
+
+
 def place_of(data: Data, name: str) -> Place:
     """One domain of a dataset; ValueError for one that it has not."""
     known = domains_in(data)

@@ -19,7 +19,7 @@ from vlprompt.templates import PLAIN
 NEEDED = {"title", "source", "licence", "classes", "template"}
 KINDS = {"loader": set(), "hub": {"folder"}, "members": set(), "layout": {"folder", "images"}}  # and what else it needs
 KEYS = NEEDED | {*KINDS, "folder", "images", "split", "sizes", "downloads", "by_hand", "names", "augment", "note",
-                 "own_order", "lists", "sparse", "stages", "domains", "domain", "transductive"}  # fmt: skip
+                 "own_order", "lists", "sparse", "stages", "domains", "domain", "transductive", "pairs"}  # fmt: skip
 FORMS = (".csv", ".jsonl", ".npz", ".json")  # files that are datasets
 HUBS = ("torchvision:", "huggingface:")  # names that a library knows
 

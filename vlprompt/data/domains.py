@@ -22,7 +22,7 @@ def plain(name: str) -> str:
 
 
 def told_right(card: Mapping[str, Any], where: str) -> None:
-    """ValueError for a card whose keys domains, domain or transductive say what can't be."""
+    """ValueError for a card whose keys domains, domain, transductive or pairs say what can't be."""
     if (card.get("layout") == LAYOUT) != ("domains" in card):
         raise ValueError(
             f"{where}: the layout {LAYOUT} needs the key domains, {{folder: word}}, and only it has that key"
@@ -43,6 +43,13 @@ def told_right(card: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where}: domain is the word for all images of a set without domains, not {card['domain']!r}")
     if not isinstance(card.get("transductive", False), bool):
         raise ValueError(f"{where}: transductive is true or false, not {card['transductive']!r}")
+    known, pairs = list(card.get("domains", {}).values()), card.get("pairs", [])
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and set(pair) <= set(known) for pair in pairs
+    ):
+        raise ValueError(
+            f"{where}: pairs are a list of [source, target], of the domains {', '.join(known)}; not {pairs!r}"
+        )
 
 
 def folders_in(path: Path) -> dict[str, list[Path]]:

@@ -30,7 +30,7 @@ def read_data(dataset: str, card: dict[str, Any], root: str | Path | None) -> Fo
             found = LOADERS[card["loader"]](names)
     stages = stages_of(dataset, card, ids(found.names)) if "stages" in card else found.stages
     note = joined(card.get("note", ""), found.note)
-    info = found.info | {key: card[key] for key in ("domain", "transductive") if key in card}
+    info = found.info | {key: card[key] for key in ("domain", "transductive", "pairs") if key in card}
     domains = tuple(card["domains"].values()) if "domains" in card else found.domains
     return replace(found, note=note, info=info, domains=domains, sparse=card.get("sparse", False), stages=stages)
 
