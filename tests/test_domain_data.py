@@ -395,7 +395,7 @@ def test_train_and_test_stay_parts(tmp_path, lay):
 @pytest.mark.parametrize(("name", "each", "rest"), [("visda2017", 1, 2), ("office31", 6, 3)])
 def test_a_card_may_say_which_pairs_there_are(name, each, rest, root, lay):
     card = read_card(name)
-    lay(root / card["folder"] / card["images"], SETS[name], card_classes(card).keys(), 3)
+    lay(root / card["folder"] / card["images"], SETS[name], card_classes(card).keys(), 7)
     how = {"dataset": name, "task": "domain", "backbone": None, "file": None}
     pairs = [way["overrides"] for way in ways_of(None, None, "coop", [], how)]
     assert len(pairs) == each
