@@ -130,6 +130,10 @@ def _places(keys: Sequence[str], names: Names) -> dict[str, int]:
 
 
 def merged(splits: Sequence[Split]) -> Split:
-    """Several sources as one split, the domain of each image its place among them."""
+    """Several sources as one split, the domain of each image its place among them; one has no domains."""
     whole = reduce(Split.plus, splits)
-    return replace(whole, domains=tuple(k for k, split in enumerate(splits) for _ in range(len(split))))
+    return (
+        whole
+        if len(splits) == 1
+        else replace(whole, domains=tuple(k for k, split in enumerate(splits) for _ in range(len(split))))
+    )

@@ -158,8 +158,8 @@ class Domain:
         train, val, test = (None if None in of else merged([s for s in of if s is not None])
                             for of in zip(*parts, strict=True))  # fmt: skip
         assert train is not None, "teaching gives one"
-        names = [place.name for place in self._places[0]]
-        return train, val, None if test is None else replace(test, info={"domains": names})
+        several = {"domains": [place.name for place in self._places[0]]} if len(parts) > 1 else {}
+        return train, val, None if test is None else replace(test, info=several)
 
     @cached_property
     def _seen(self) -> tuple[Split, Split]:
