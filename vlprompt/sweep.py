@@ -133,7 +133,11 @@ def _dataset(plan: dict[str, Any]) -> str:
     base = lambda one: Path(str(one)).name.replace(" ", "_")  # noqa: E731
     if task["name"] != DOMAIN:
         return base(task.get("dataset", task["name"]))
-    source = task["source"] if isinstance(task["source"], list) else [task["source"] or "rest"]
+    source = (
+        task["source"]
+        if isinstance(task["source"], list)
+        else [task["source"] or ("none" if task["setting"] == "source_free" else "rest")]
+    )
     pair = f"{'+'.join(map(base, source))}-to-{base(task['target'])}"
     return f"{base(task['dataset'])}-{pair}" if task["dataset"] else pair
 
