@@ -16,11 +16,13 @@ import vlprompt
 from vlprompt.backbones.glyph import twin
 from vlprompt.data.card import open_data
 from vlprompt.data.digits import picture
-from vlprompt.methods import DAPL, VPT, CoOp, Linear, ZeroShot
+from vlprompt.evaluate import evaluate
+from vlprompt.methods import DAPL, VPT, CoOp, Linear, RanPAC, SPrompts, TipAdapter, ZeroShot
 from vlprompt.readers import Linear as Head
 from vlprompt.stage import Name, Split, number
 from vlprompt.tasks import Domain
 from vlprompt.train import Train
+from vlprompt.use import restored
 
 TRAIN = Train(epochs=3, batch=16, optimizer="adam", lr=0.005, weight_decay=0.0, warmup=0)
 SHORT = ["train.epochs=2", "train.warmup=0", "--backbone", "glyph/random", "-o", "runs"]
@@ -241,6 +243,70 @@ def test_source_free(clip):
     assert only.lesson.domains == ("handwritten",)
 
 
+@pytest.mark.parametrize("make", [lambda clip: RanPAC(clip.image, 100), lambda clip: SPrompts(clip.image, Head(), 2, 2),
+                                  lambda clip: TipAdapter(clip)], ids=["ranpac", "s_prompts", "tip"])  # fmt: skip
+def test_a_lesson_without_labels_leaves_what_needs_labels_as_it_was(make, clip, tmp_path):
+    task = Domain("digit_domains", "noisy", "handwritten", setting="source_free", shots=2)
+    result = vlprompt.run(make(clip), task, TRAIN, tmp_path / "run")
+    both = [{k: v for k, v in row.items() if k in ("target", "source")} for row in result.scores]
+    assert both[0] == both[1]
+    method, _ = restored(tmp_path / "run", "glyph/random")
+    again = evaluate(method, next(task.stages()).tests["target"]).numbers
+    assert again == pytest.approx(result.scores[1]["target"])
+    alone = Domain("digit_domains", None, "handwritten", setting="source_free")
+    with pytest.raises(ValueError, match="learns from labels alone"):
+        vlprompt.run(make(clip), alone, TRAIN)
+    assert vlprompt.run(ZeroShot(clip), alone, TRAIN).summary["gain"] == 0
+
+
+def few(name, dataset, train=None, val=None, test=None):
+    """A dataset of which only the first so many images of each part are there."""
+    data, many = open_data(dataset), {"train": train, "val": val, "test": test}
+    return replace(data, name=name, **{k: getattr(data, k).of(range(n)) for k, n in many.items() if n is not None})
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_a_target_smaller_than_a_batch(images, clip):
+    target = few("few", "digits", train=images, val=0, test=20)
+    for setting, how in (("adapt", {"micro_batch": 3}), ("source_free", {"drop_last": False, "batch": 3})):
+        task = Domain(source="glyphs", target=target, shots=2, setting=setting)
+        result = vlprompt.run(dapl(clip, threshold=0), task, replace(TRAIN, select="density", **how))
+        assert all(np.isfinite(list(row.values())).all() for row in result.stages[-1]["epochs"])
+        assert result.summary["coverage"] == 100
+
+
+def test_parts_without_images(clip):
+    task = Domain(source=few("noval", "glyphs", val=0), target="digits", classes="shared", shots=1)
+    assert task.protocol["val_images"] > 0  # held out, as where there is no val
+    with pytest.raises(ValueError, match=r"the target notest has no test images.*transductive=true"):
+        vlprompt.run(dapl(clip), Domain(source="glyphs", target=few("notest", "digits", test=0)), TRAIN)
+    with pytest.raises(ValueError, match="there is no source"):
+        Domain(source=[], target="digits").protocol  # noqa: B018
+    with pytest.raises(ValueError, match="where the source is gone select=entropy"):
+        vlprompt.run(dapl(clip), Domain(source="glyphs", target="digits", setting="source_free", shots=1),
+                     replace(TRAIN, select="val"))  # fmt: skip
+    assert Domain(target="digits", setting="source_free").protocol["dataset"] == "digits"
+
+
+def test_one_of_several_sources_may_lack_a_class():
+    data = open_data("digit_domains")
+    noisy = list(data.train.info["domains"]).index("noisy")
+    kept = [i for i, (d, label) in enumerate(zip(data.train.domains, data.train.labels, strict=True))
+            if (d, label) != (noisy, 3)]  # fmt: skip
+    lacking = replace(data, name="lacking", train=data.train.of(kept))
+    lacking = replace(lacking, val=None)
+    [stage] = Domain(lacking, ["rotated", "noisy"], "handwritten", shots=2).stages()
+    train = stage.lesson.train
+    told = [label for label, d in zip(train.labels, train.domains, strict=True) if d == 1]
+    assert sorted(told) == sorted(k for k in range(10) if k != 3 for _ in range(2))
+    of = dict(zip([i.key for i in data.train.items], data.train.labels, strict=True))
+    assert all(of[i.key] == label for i, label in zip(train.items, train.labels, strict=True))
+    with pytest.raises(ValueError, match="of which noisy has no images to learn from"):
+        Domain(lacking, "noisy", "handwritten").protocol  # noqa: B018
+    lots = Domain(lacking, ["rotated", "noisy"], "handwritten", shots=120)
+    assert len(lots.protocol["short"]) == 10
+
+
 def test_numbers_of_a_run(tmp_path):
     clip = vlprompt.load("glyph")
     result = vlprompt.run(dapl(clip, threshold=0.9), Domain(source="glyphs", target="digits"), TRAIN, tmp_path / "run")
@@ -337,6 +403,36 @@ def test_all_pairs_of_a_folder_by_one_command(type_all, domains, tmp_path):
     assert len(list((tmp_path / "runs").glob("coop-*"))) == 3
     status, told, _ = type_all("run", "coop", domains, "--target", "night", "method.n_ctx=3", *SHORT)
     assert len(list((tmp_path / "runs").glob("coop-*-to-night-adapt-*"))) == 3
+
+
+def test_domains_in_a_file_of_settings(type_in, domains, tmp_path):
+    task = "task: {name: domain, dataset: %s, source: %s, target: %s}\nmethod: {name: coop, n_ctx: 2}\n"
+    for source, target, runs in (("[paper, dusk]", "night", 1), ("rest", "[night, dusk]", 2), ("rest", "null", 3)):
+        (tmp_path / "mine.yaml").write_text(task % (domains, source, target))
+        status, told = type_in("run", "-c", "mine.yaml", *SHORT[:-1], f"runs{runs}")
+        assert not status, told
+        assert len(list((tmp_path / f"runs{runs}").iterdir())) == runs
+    (tmp_path / "mine.yaml").write_text(task % (domains, "[0, 90]", "180"))
+    status, told = type_in("run", "-c", "mine.yaml", *SHORT)
+    assert status == 2
+    assert "should be a valid string; got" in told
+    status, told = type_in("run", "coop", domains, "--source", "paper, dusk,night", *SHORT)
+    assert status == 2
+    assert "paper, dusk, night are all the domains there are" in told
+
+
+@pytest.mark.filterwarnings("ignore:no unlabelled image is taken for")  # a random CLIP takes all for one class
+def test_a_target_alone(type_in, domains, tmp_path):
+    """UPL and entropy are of the task domain without saying so, as DAPL is."""
+    status, told = type_in("run", "upl", domains, "--source", "none", "task.setting=source_free", "method.method=coop",
+                           *SHORT)  # fmt: skip
+    assert not status, told
+    found = [json.loads((f / "result.json").read_text()) for f in (tmp_path / "runs").glob("upl-three-none-to-*")]
+    assert sorted(f["protocol"]["target"] for f in found) == ["dusk", "night", "paper"]
+    assert all(f["protocol"]["sources"] == [] and len(f["scores"]) == 1 for f in found)
+    status, told = type_in("run", "entropy", "digits", "method.method=coop", *SHORT)
+    assert status == 2
+    assert "digits tells no domains" in told
 
 
 def test_a_learned_prompt_is_used_again(type_in, domains, tmp_path):
