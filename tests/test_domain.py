@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from test_continual import interrupted, same_but_for_time
 
@@ -16,12 +17,15 @@ import vlprompt
 from vlprompt.backbones.glyph import twin
 from vlprompt.data.card import open_data
 from vlprompt.data.digits import picture
-from vlprompt.evaluate import evaluate
+from vlprompt.evaluate import answers, evaluate
 from vlprompt.methods import DAPL, VPT, CoOp, Linear, RanPAC, SPrompts, TipAdapter, ZeroShot
+from vlprompt.metrics import neighbourhood_density
 from vlprompt.readers import Linear as Head
-from vlprompt.stage import Name, Split, number
+from vlprompt.stage import Name, Split, generator, number
 from vlprompt.tasks import Domain
+from vlprompt.tracking import kept_by
 from vlprompt.train import Train
+from vlprompt.train.criteria import criteria
 from vlprompt.use import restored
 
 TRAIN = Train(epochs=3, batch=16, optimizer="adam", lr=0.005, weight_decay=0.0, warmup=0)
@@ -227,6 +231,41 @@ def test_several_sources_and_the_rest():
     assert len(stage.lesson.val)
 
 
+def test_words_and_templates_of_domains(domains):
+    other = replace(open_data("digits"), name="others")
+    assert Domain(source=other, target="digits").names_of_domains == ("others", "digits")  # both are "handwritten"
+    assert Domain(source="glyphs", target="digits").names_of_domains == ("rendered", "handwritten")
+    own = replace(other, template="a {name}.")
+    assert Domain(source=own, target="digits").protocol["template"] == open_data("digits").template
+    assert Domain(source="digits", target=own).protocol["zero_shot_template"] == "a {name}."
+    seen = Domain(str(domains), None, "night", setting="generalise").protocol
+    assert (seen["transductive"], seen["unlabelled"], seen["unlabelled_images"], seen["test_images"]) == (
+        False, None, 0, 36)  # fmt: skip
+    glyphs, all_in = open_data("glyphs"), Domain(source="glyphs", target="digits", classes="shared", val=0)
+    wanted = [c for c, name in enumerate(glyphs.train.names) if str(name).startswith("digit ")]
+    many = sum(label in wanted for split in (glyphs.train, glyphs.val) for label in split.labels)
+    assert all_in.protocol["images"] == many
+    assert all_in.protocol["val_images"] == 0
+
+
+def test_a_class_without_images():
+    """One that the target lacks stays a possible answer, and is none of those that both have."""
+    data = open_data("digit_domains")
+    gone = [list(data.train.info["domains"]).index(name) for name in ("noisy", "rotated")]
+
+    def less(split, which):
+        kept = [i for i, of in enumerate(zip(split.domains, split.labels, strict=True)) if of not in which]
+        return split.of(kept)
+
+    one, both = (
+        replace(data, **{part: less(getattr(data, part), [(d, 3) for d in some]) for part in ("train", "val", "test")})
+        for some in (gone[:1], gone)
+    )
+    assert len(Domain(one, "rotated", "noisy").protocol["classes"]) == 10
+    assert len(Domain(one, "rotated", "noisy", classes="shared").protocol["classes"]) == 9
+    assert len(Domain(both, "rotated", "noisy").protocol["classes"]) == 10
+
+
 def test_source_free(clip):
     task = Domain("digit_domains", "noisy", "handwritten", setting="source_free")
     first, second = task.stages()
@@ -236,6 +275,8 @@ def test_source_free(clip):
     assert (first.lesson.total, second.lesson.index, second.lesson.total) == (2, 1, 2)
     result = vlprompt.run(dapl(clip), task, replace(TRAIN, select="entropy"))
     assert len(result.scores) == 2
+    chosen = vlprompt.run(dapl(clip), task, replace(TRAIN, select="oracle"))
+    assert chosen.summary["accuracy"] == chosen.summary["oracle"]
     assert len(result.stages[1]["epochs"]) == 3
     source_only = vlprompt.run(CoOp(clip, n_ctx=2), task, TRAIN)  # it learns nothing where nothing has a label
     assert source_only.scores[0]["target"] == source_only.scores[1]["target"]
@@ -283,8 +324,8 @@ def test_parts_without_images(clip):
     with pytest.raises(ValueError, match="there is no source"):
         Domain(source=[], target="digits").protocol  # noqa: B018
     with pytest.raises(ValueError, match="where the source is gone select=entropy"):
-        vlprompt.run(dapl(clip), Domain(source="glyphs", target="digits", setting="source_free", shots=1),
-                     replace(TRAIN, select="val"))  # fmt: skip
+        vlprompt.run(dapl(clip), Domain(source="glyphs", target=few("few", "digits", 20, 0, 20),
+                                        setting="source_free", shots=1, val=0), replace(TRAIN, select="val"))  # fmt: skip
     assert Domain(target="digits", setting="source_free").protocol["dataset"] == "digits"
 
 
@@ -367,6 +408,49 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(setting, clip, tmp_path):
     same_but_for_time(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_rules_by_hand():
+    clip = vlprompt.load("glyph")
+    task = Domain(source="digits", target="glyphs", classes="shared", shots=2)
+    assert task.template != "a photo of a {name}."
+    lesson = next(task.stages()).lesson
+    lesson = replace(lesson, unlabelled=replace(lesson.unlabelled, items=lesson.unlabelled.items[:80]), val=None)
+    method = CoOp(clip, n_ctx=2)
+    method.begin(lesson, generator("rules"))
+    method.ctx.data += torch.randn(method.ctx.shape, generator=generator("moved"))
+    found = criteria(method, lesson, ("entropy", "density", "agreement"), micro_batch=7)
+    p = torch.cat(list(answers(method, lesson.unlabelled))).softmax(1).double()
+    assert found["entropy"] == pytest.approx(float((p * p.log()).sum(1).mean()), rel=1e-5)
+    near, total = F.normalize(p) @ F.normalize(p).T / 0.05, 0.0
+    for i in range(len(p)):
+        q = torch.cat([near[i, :i], near[i, i + 1 :]]).softmax(0)
+        total -= float((q * q.log()).sum())
+    assert found["density"] == pytest.approx(total / len(p), rel=1e-5)
+    assert neighbourhood_density(p, rows=7) == pytest.approx(found["density"], rel=1e-5)
+    zero = torch.cat(list(answers(ZeroShot(clip), lesson.unlabelled))).softmax(1)
+    sure = zero.max(1).values >= 0.5
+    assert 0 < int(sure.sum()) < len(sure)
+    assert int((zero.max(1).values >= 0.9).sum()) < int(sure.sum())
+    same = (p.argmax(1) == zero.argmax(1))[sure]
+    assert 0 < float(same.double().mean()) < 1
+    assert found["agreement"] == pytest.approx(100 * float(same.double().mean()))
+
+
+def test_what_each_rule_would_have_kept():
+    epochs = [{"target": 50.0, "val": 1.0, "entropy": -2.0}, {"target": 70.0, "val": 3.0}, {"target": 60.0, "val": 3.0}]
+    assert kept_by(epochs) == {"last": 60.0, "oracle": 70.0, "val": 70.0}  # the first of equally good ones
+
+
+def test_being_watched_changes_nothing(clip, tmp_path):
+    """Judging after every epoch, with dropout on in training and off in between."""
+    for name, make in (("vpt", lambda: VPT(clip.image, Head(), 2, dropout=0.5)), ("dapl", lambda: dapl(clip))):
+        found = []
+        for track in (True, False):
+            task, folder = Domain(source="glyphs", target="digits", shots=2, track=track), tmp_path / f"{name}{track}"
+            vlprompt.run(make(), task, TRAIN, folder)
+            found.append((folder / "prompt.safetensors").read_bytes()[-1000:])
+        assert found[0] == found[1]
+
+
 def test_unlabelled_batches_are_passes(clip):
     [stage] = Domain(source="glyphs", target="digits").stages()
     unseen = replace(stage.lesson.unlabelled, items=stage.lesson.unlabelled.items[:10], augment="crop")
@@ -376,6 +460,7 @@ def test_unlabelled_batches_are_passes(clip):
     plain = [[key.partition("|")[0] for key in keys] for keys in whole]
     assert len({*plain[0], *plain[1]}) == 8  # a pass has no image twice; two are left to the next
     assert whole[0] != whole[2]
+    assert not {*whole[0], *whole[1]} & {*whole[2], *whole[3], *whole[4], *whole[5]}  # each pass has views of its own
     assert {k.rpartition("|")[2] for k in take(0, 2, views=1)[0]} & {
         k.rpartition("|")[2] for ks in take(2, 2, views=1) for k in ks
     }
