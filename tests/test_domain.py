@@ -323,9 +323,9 @@ def test_parts_without_images(clip):
         vlprompt.run(dapl(clip), Domain(source="glyphs", target=few("notest", "digits", test=0)), TRAIN)
     with pytest.raises(ValueError, match="there is no source"):
         Domain(source=[], target="digits").protocol  # noqa: B018
+    task = Domain(source="glyphs", target=few("few", "digits", 20, 0, 20), setting="source_free", shots=1, val=0)
     with pytest.raises(ValueError, match="where the source is gone select=entropy"):
-        vlprompt.run(dapl(clip), Domain(source="glyphs", target=few("few", "digits", 20, 0, 20),
-                                        setting="source_free", shots=1, val=0), replace(TRAIN, select="val"))  # fmt: skip
+        vlprompt.run(dapl(clip), task, replace(TRAIN, select="val"))
     assert Domain(target="digits", setting="source_free").protocol["dataset"] == "digits"
 
 
@@ -410,10 +410,8 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(setting, clip, tmp_path):
 
 def test_rules_by_hand():
     clip = vlprompt.load("glyph")
-    task = Domain(source="digits", target="glyphs", classes="shared", shots=2)
-    assert task.template != "a photo of a {name}."
-    lesson = next(task.stages()).lesson
-    lesson = replace(lesson, unlabelled=replace(lesson.unlabelled, items=lesson.unlabelled.items[:80]), val=None)
+    lesson = next(Domain(source="glyphs", target="digits", shots=2).stages()).lesson
+    lesson = replace(lesson, unlabelled=replace(lesson.unlabelled, items=lesson.unlabelled.items[:300]), val=None)
     method = CoOp(clip, n_ctx=2)
     method.begin(lesson, generator("rules"))
     method.ctx.data += torch.randn(method.ctx.shape, generator=generator("moved"))
