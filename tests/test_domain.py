@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from test_continual import interrupted, same_but_for_time
 
@@ -17,12 +18,16 @@ import vlprompt
 from vlprompt.backbones.glyph import twin
 from vlprompt.data.card import open_data
 from vlprompt.data.digits import picture
-from vlprompt.methods import DAPL, VPT, CoOp, Linear, ZeroShot
+from vlprompt.evaluate import answers, evaluate
+from vlprompt.methods import DAPL, VPT, CoOp, Linear, RanPAC, SPrompts, TipAdapter, ZeroShot
 from vlprompt.metrics import mean_entropy, neighbourhood_density
 from vlprompt.readers import Linear as Head
-from vlprompt.stage import Name, Split, number
+from vlprompt.stage import Name, Split, generator, number
 from vlprompt.tasks import Domain
+from vlprompt.tracking import kept_by
 from vlprompt.train import Train
+from vlprompt.train.criteria import criteria
+from vlprompt.use import restored
 
 TRAIN = Train(epochs=3, batch=16, optimizer="adam", lr=0.005, weight_decay=0.0, warmup=0)
 SHORT = ["train.epochs=2", "train.warmup=0", "--backbone", "glyph/random", "-o", "runs"]
@@ -241,6 +246,41 @@ def test_several_sources_and_the_rest():
     assert len(stage.lesson.val)
 
 
+def test_words_and_templates_of_domains(domains):
+    other = replace(open_data("digits"), name="others")
+    assert Domain(source=other, target="digits").names_of_domains == ("others", "digits")  # both are "handwritten"
+    assert Domain(source="glyphs", target="digits").names_of_domains == ("rendered", "handwritten")
+    own = replace(other, template="a {name}.")
+    assert Domain(source=own, target="digits").protocol["template"] == open_data("digits").template
+    assert Domain(source="digits", target=own).protocol["zero_shot_template"] == "a {name}."
+    seen = Domain(str(domains), None, "night", setting="generalise").protocol
+    assert (seen["transductive"], seen["unlabelled"], seen["unlabelled_images"], seen["test_images"]) == (
+        False, None, 0, 36)  # fmt: skip
+    glyphs, all_in = open_data("glyphs"), Domain(source="glyphs", target="digits", classes="shared", val=0)
+    wanted = [c for c, name in enumerate(glyphs.train.names) if str(name).startswith("digit ")]
+    many = sum(label in wanted for split in (glyphs.train, glyphs.val) for label in split.labels)
+    assert all_in.protocol["images"] == many
+    assert all_in.protocol["val_images"] == 0
+
+
+def test_a_class_without_images():
+    """One that the target lacks stays a possible answer, and is none of those that both have."""
+    data = open_data("digit_domains")
+    gone = [list(data.train.info["domains"]).index(name) for name in ("noisy", "rotated")]
+
+    def less(split, which):
+        kept = [i for i, of in enumerate(zip(split.domains, split.labels, strict=True)) if of not in which]
+        return split.of(kept)
+
+    one, both = (
+        replace(data, **{part: less(getattr(data, part), [(d, 3) for d in some]) for part in ("train", "val", "test")})
+        for some in (gone[:1], gone)
+    )
+    assert len(Domain(one, "rotated", "noisy").protocol["classes"]) == 10
+    assert len(Domain(one, "rotated", "noisy", classes="shared").protocol["classes"]) == 9
+    assert len(Domain(both, "rotated", "noisy").protocol["classes"]) == 10
+
+
 def test_source_free(clip):
     task = Domain("digit_domains", "noisy", "handwritten", setting="source_free")
     first, second = task.stages()
@@ -250,11 +290,77 @@ def test_source_free(clip):
     assert (first.lesson.total, second.lesson.index, second.lesson.total) == (2, 1, 2)
     result = vlprompt.run(dapl(clip), task, replace(TRAIN, select="entropy"))
     assert len(result.scores) == 2
+    chosen = vlprompt.run(dapl(clip), task, replace(TRAIN, select="oracle"))
+    assert chosen.summary["accuracy"] == chosen.summary["oracle"]
     assert len(result.stages[1]["epochs"]) == 3
     source_only = vlprompt.run(CoOp(clip, n_ctx=2), task, TRAIN)  # it learns nothing where nothing has a label
     assert source_only.scores[0]["target"] == source_only.scores[1]["target"]
     [only] = Domain("digit_domains", None, "handwritten", setting="source_free").stages()
     assert only.lesson.domains == ("handwritten",)
+
+
+@pytest.mark.parametrize("make", [lambda clip: RanPAC(clip.image, 100), lambda clip: SPrompts(clip.image, Head(), 2, 2),
+                                  lambda clip: TipAdapter(clip)], ids=["ranpac", "s_prompts", "tip"])  # fmt: skip
+def test_a_lesson_without_labels_leaves_what_needs_labels_as_it_was(make, clip, tmp_path):
+    task = Domain("digit_domains", "noisy", "handwritten", setting="source_free", shots=2)
+    result = vlprompt.run(make(clip), task, TRAIN, tmp_path / "run")
+    both = [{k: v for k, v in row.items() if k in ("target", "source")} for row in result.scores]
+    assert both[0] == both[1]
+    method, _ = restored(tmp_path / "run", "glyph/random")
+    again = evaluate(method, next(task.stages()).tests["target"]).numbers
+    assert again == pytest.approx(result.scores[1]["target"])
+    alone = Domain("digit_domains", None, "handwritten", setting="source_free")
+    with pytest.raises(ValueError, match="learns from labels alone"):
+        vlprompt.run(make(clip), alone, TRAIN)
+    assert vlprompt.run(ZeroShot(clip), alone, TRAIN).summary["gain"] == 0
+
+
+def few(name, dataset, train=None, val=None, test=None):
+    """A dataset of which only the first so many images of each part are there."""
+    data, many = open_data(dataset), {"train": train, "val": val, "test": test}
+    return replace(data, name=name, **{k: getattr(data, k).of(range(n)) for k, n in many.items() if n is not None})
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_a_target_smaller_than_a_batch(images, clip):
+    target = few("few", "digits", train=images, val=0, test=20)
+    for setting, how in (("adapt", {"micro_batch": 3}), ("source_free", {"drop_last": False, "batch": 3})):
+        task = Domain(source="glyphs", target=target, shots=2, setting=setting)
+        result = vlprompt.run(dapl(clip, threshold=0), task, replace(TRAIN, select="density", **how))
+        assert all(np.isfinite(list(row.values())).all() for row in result.stages[-1]["epochs"])
+        assert result.summary["coverage"] == 100
+
+
+def test_parts_without_images(clip):
+    task = Domain(source=few("noval", "glyphs", val=0), target="digits", classes="shared", shots=1)
+    assert task.protocol["val_images"] > 0  # held out, as where there is no val
+    with pytest.raises(ValueError, match=r"the target notest has no test images.*transductive=true"):
+        vlprompt.run(dapl(clip), Domain(source="glyphs", target=few("notest", "digits", test=0)), TRAIN)
+    with pytest.raises(ValueError, match="there is no source"):
+        Domain(source=[], target="digits").protocol  # noqa: B018
+    task = Domain(source="glyphs", target=few("few", "digits", 20, 0, 20), setting="source_free", shots=1, val=0)
+    with pytest.raises(ValueError, match="where the source is gone select=entropy"):
+        vlprompt.run(dapl(clip), task, replace(TRAIN, select="val"))
+    assert Domain(target="digits", setting="source_free").protocol["dataset"] == "digits"
+
+
+def test_one_of_several_sources_may_lack_a_class():
+    data = open_data("digit_domains")
+    noisy = list(data.train.info["domains"]).index("noisy")
+    kept = [i for i, (d, label) in enumerate(zip(data.train.domains, data.train.labels, strict=True))
+            if (d, label) != (noisy, 3)]  # fmt: skip
+    lacking = replace(data, name="lacking", train=data.train.of(kept))
+    lacking = replace(lacking, val=None)
+    [stage] = Domain(lacking, ["rotated", "noisy"], "handwritten", shots=2).stages()
+    train = stage.lesson.train
+    told = [label for label, d in zip(train.labels, train.domains, strict=True) if d == 1]
+    assert sorted(told) == sorted(k for k in range(10) if k != 3 for _ in range(2))
+    of = dict(zip([i.key for i in data.train.items], data.train.labels, strict=True))
+    assert all(of[i.key] == label for i, label in zip(train.items, train.labels, strict=True))
+    with pytest.raises(ValueError, match="of which noisy has no images to learn from"):
+        Domain(lacking, "noisy", "handwritten").protocol  # noqa: B018
+    lots = Domain(lacking, ["rotated", "noisy"], "handwritten", shots=120)
+    assert len(lots.protocol["short"]) == 10
 
 
 def test_numbers_of_a_run(tmp_path):
@@ -317,6 +423,47 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(setting, clip, tmp_path):
     same_but_for_time(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_rules_by_hand():
+    clip = vlprompt.load("glyph")
+    lesson = next(Domain(source="glyphs", target="digits", shots=2).stages()).lesson
+    lesson = replace(lesson, unlabelled=replace(lesson.unlabelled, items=lesson.unlabelled.items[:300]), val=None)
+    method = CoOp(clip, n_ctx=2)
+    method.begin(lesson, generator("rules"))
+    method.ctx.data += torch.randn(method.ctx.shape, generator=generator("moved"))
+    found = criteria(method, lesson, ("entropy", "density", "agreement"), micro_batch=7)
+    p = torch.cat(list(answers(method, lesson.unlabelled))).softmax(1).double()
+    assert found["entropy"] == pytest.approx(float((p * p.log()).sum(1).mean()), rel=1e-5)
+    near, total = F.normalize(p) @ F.normalize(p).T / 0.05, 0.0
+    for i in range(len(p)):
+        q = torch.cat([near[i, :i], near[i, i + 1 :]]).softmax(0)
+        total -= float((q * q.log()).sum())
+    assert found["density"] == pytest.approx(total / len(p), rel=1e-5)
+    assert neighbourhood_density(p, rows=7) == pytest.approx(found["density"], rel=1e-5)
+    zero = torch.cat(list(answers(ZeroShot(clip), lesson.unlabelled))).softmax(1)
+    sure = zero.max(1).values >= 0.5
+    assert 0 < int(sure.sum()) < len(sure)
+    assert int((zero.max(1).values >= 0.9).sum()) < int(sure.sum())
+    same = (p.argmax(1) == zero.argmax(1))[sure]
+    assert 0 < float(same.double().mean()) < 1
+    assert found["agreement"] == pytest.approx(100 * float(same.double().mean()))
+
+
+def test_what_each_rule_would_have_kept():
+    epochs = [{"target": 50.0, "val": 1.0, "entropy": -2.0}, {"target": 70.0, "val": 3.0}, {"target": 60.0, "val": 3.0}]
+    assert kept_by(epochs) == {"last": 60.0, "oracle": 70.0, "val": 70.0}  # the first of equally good ones
+
+
+def test_being_watched_changes_nothing(clip, tmp_path):
+    """Judging after every epoch, with dropout on in training and off in between."""
+    for name, make in (("vpt", lambda: VPT(clip.image, Head(), 2, dropout=0.5)), ("dapl", lambda: dapl(clip))):
+        found = []
+        for track in (True, False):
+            task, folder = Domain(source="glyphs", target="digits", shots=2, track=track), tmp_path / f"{name}{track}"
+            vlprompt.run(make(), task, TRAIN, folder)
+            found.append((folder / "prompt.safetensors").read_bytes()[-1000:])
+        assert found[0] == found[1]
+
+
 def test_unlabelled_batches_are_passes(clip):
     [stage] = Domain(source="glyphs", target="digits").stages()
     unseen = replace(stage.lesson.unlabelled, items=stage.lesson.unlabelled.items[:10], augment="crop")
@@ -326,6 +473,7 @@ def test_unlabelled_batches_are_passes(clip):
     plain = [[key.partition("|")[0] for key in keys] for keys in whole]
     assert len({*plain[0], *plain[1]}) == 8  # a pass has no image twice; two are left to the next
     assert whole[0] != whole[2]
+    assert not {*whole[0], *whole[1]} & {*whole[2], *whole[3], *whole[4], *whole[5]}  # each pass has views of its own
     assert {k.rpartition("|")[2] for k in take(0, 2, views=1)[0]} & {
         k.rpartition("|")[2] for ks in take(2, 2, views=1) for k in ks
     }
@@ -353,6 +501,42 @@ def test_all_pairs_of_a_folder_by_one_command(type_all, domains, tmp_path):
     assert len(list((tmp_path / "runs").glob("coop-*"))) == 3
     status, told, _ = type_all("run", "coop", domains, "--target", "night", "method.n_ctx=3", *SHORT)
     assert len(list((tmp_path / "runs").glob("coop-*-to-night-adapt-*"))) == 3
+
+
+def test_domains_in_a_file_of_settings(type_in, domains, tmp_path):
+    task = "task: {name: domain, dataset: %s, source: %s, target: %s}\nmethod: {name: coop, n_ctx: 2}\n"
+    for source, target, runs in (("[paper, dusk]", "night", 1), ("rest", "[night, dusk]", 2), ("rest", "null", 3)):
+        (tmp_path / "mine.yaml").write_text(task % (domains, source, target))
+        status, told = type_in("run", "-c", "mine.yaml", *SHORT[:-1], f"runs{runs}")
+        assert not status, told
+        assert len(list((tmp_path / f"runs{runs}").iterdir())) == runs
+    (tmp_path / "mine.yaml").write_text(task % (domains, "[0, 90]", "180"))
+    status, told = type_in("run", "-c", "mine.yaml", *SHORT)
+    assert status == 2
+    assert "should be a valid string; got" in told
+    status, told = type_in("run", "coop", domains, "--source", "paper, dusk,night", *SHORT)
+    assert status == 2
+    assert "paper, dusk, night are all the domains there are" in told
+
+
+@pytest.mark.filterwarnings("ignore:no unlabelled image is taken for")  # a random CLIP takes all for one class
+def test_a_target_alone(type_in, domains, tmp_path):
+    """UPL and entropy are of the task domain without saying so, as DAPL is."""
+    status, told = type_in("run", "upl", domains, "--source", "none", "task.setting=source_free", "method.method=coop",
+                           *SHORT)  # fmt: skip
+    assert not status, told
+    found = [json.loads((f / "result.json").read_text()) for f in (tmp_path / "runs").glob("upl-three-none-to-*")]
+    assert sorted(f["protocol"]["target"] for f in found) == ["dusk", "night", "paper"]
+    assert all(f["protocol"]["sources"] == [] and len(f["scores"]) == 1 for f in found)
+    status, told = type_in("run", "entropy", "digits", "method.method=coop", *SHORT)
+    assert status == 2
+    assert "digits tells no domains" in told
+
+
+def test_one_method_that_adapts_says_the_task_for_all(type_in, domains, tmp_path):
+    status, told = type_in("run", "zero_shot,entropy", domains, *SHORT, "train.epochs=1")
+    assert not status, told
+    assert len(list((tmp_path / "runs").glob("zero_shot-*-adapt-*"))) == 6
 
 
 def test_a_learned_prompt_is_used_again(type_in, domains, tmp_path):

@@ -65,7 +65,8 @@ def run(
     ] = None,
     targets: Annotated[Optional[str], typer.Option(help="Of a transfer: datasets with commas.")] = None,  # noqa: UP045
     source: Annotated[
-        str | None, typer.Option(help="Of domains: one, several at once with commas, or rest; default each in turn.")
+        str | None,
+        typer.Option(help="Of domains: one, several at once with commas, rest or none; default each in turn."),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Of domains: one, or several in turn with commas.")] = None,
     backbone: Annotated[

@@ -66,6 +66,8 @@ def neighbourhood_density(probabilities: Tensor, temperature: float = 0.05, rows
     The mean entropy of each answer's softmax over its cosines with all others (Saito et al., ICCV 2021,
     arXiv:2108.10860). rows: how many are compared at a time.
     """
+    if len(probabilities) == 1:
+        return 0.0  # there is no other
     p = probabilities / probabilities.norm(dim=1, keepdim=True)
     total = 0.0
     for begin in range(0, len(p), rows):

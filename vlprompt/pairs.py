@@ -12,8 +12,9 @@ def ways_of(
 ) -> list[dict[str, Any]]:
     """The arguments of `config.grid` for each pair of domains that was asked for; one for any other task.
 
-    source: one domain, several at once with commas, or "rest"; None: each in turn. target: several with commas are
-    taken in turn; None: each in turn. ValueError for --source or --target with another task.
+    source: one domain, several at once with commas, "rest", or "none" for a target alone; None: each in turn. target:
+    several with commas are taken in turn; None: each in turn. ValueError for --source or --target with another task,
+    and where every domain is a source.
     """
     from vlprompt.config import layered
 
@@ -24,31 +25,43 @@ def ways_of(
     task = layered(method, **how, overrides=settings).values["task"]
     if task["name"] != DOMAIN:
         return [how | {"overrides": settings}]
-    if source is None and (told := task.get("source")) is not None:
-        source = ",".join(told) if isinstance(told, list) else told
-    target = task.get("target") if target is None else target
+    how = how | {"task": DOMAIN}
+    sources, targets = _named(task.get("source") if source is None else source), _named(target or task.get("target"))
+    if not all(isinstance(one, str) for one in (*sources, *targets)):
+        return [how | {"overrides": settings}]  # what is wrong is told where settings are read
     found = []
-    for one, other in _pairs(task, source, target):
-        options = [f"task.{key}={json.dumps(value)}" for key, value in (("source", one), ("target", other)) if value]
-        found.append(how | {"task": DOMAIN, "overrides": [*settings, *options]})
+    for one, other in _pairs(task, sources, targets):
+        options = [f"task.source={json.dumps(one, ensure_ascii=False)}"] if one or sources else []
+        options += [f"task.target={json.dumps(other, ensure_ascii=False)}"] if other else []
+        found.append(how | {"overrides": [*settings, *options]})
     return found
 
 
-def _pairs(task: dict[str, Any], source: str | None, target: str | None) -> list[tuple[Any, str | None]]:
+def _named(told: Any) -> list[Any]:
+    """Names as they are told: one, several with commas or as a list."""
+    if isinstance(told, str):
+        return [name.strip() for name in told.split(",")]
+    return told if isinstance(told, list) else [] if told is None else [told]
+
+
+def _pairs(task: dict[str, Any], sources: list[str], targets: list[str]) -> list[tuple[Any, str | None]]:
     """(source, target) of each run; all ordered pairs of the dataset's domains where neither is named."""
-    sources = None if source is None else source.split(",") if "," in source else source
-    targets = None if target is None else target.split(",")
-    if task.get("dataset") is None or (targets is not None and source is not None):
-        return [(sources, one) for one in targets or [None]]
+    asked = None if sources in ([], ["none"]) else sources[0] if len(sources) == 1 else sources
+    if task.get("dataset") is None or (targets and sources):
+        return [(asked, one) for one in targets or [None]]
     from vlprompt.data.adapting import domains_in, pairs_in
     from vlprompt.data.card import open_data
 
     data = open_data(task["dataset"], skip_broken=bool(task.get("skip_broken", False)))
     every = domains_in(data)
     if len(every) < 2:
-        return [(sources, targets[0] if targets else None)]  # the task says what is wrong
-    if source is None and task.get("setting") != "generalise":
-        chosen = pairs_in(data) if targets is None else [(a, b) for b in targets for a in every if a != b]
+        return [(asked, targets[0] if targets else None)]  # the task says what is wrong
+    if sources == ["none"]:
+        return [(None, one) for one in every]
+    if not sources and task.get("setting") != "generalise":
+        chosen = pairs_in(data) if not targets else [(a, b) for b in targets for a in every if a != b]
         return list[tuple[Any, str | None]](chosen)
-    named = [sources] if isinstance(sources, str) else sources or ["rest"]
-    return [(sources or "rest", one) for one in targets or every if one not in named]
+    found: list[tuple[Any, str | None]] = [(asked or "rest", one) for one in targets or every if one not in sources]
+    if not found:
+        raise ValueError(f"{', '.join(sources)} are all the domains there are, so none is left to be the target")
+    return found

@@ -89,9 +89,11 @@ class _Run:
         memory.forget(torch.device("cpu") if backbone is None else backbone.device)
         with torch.random.fork_rng(), Log(self.place, self.told.log) as self.log:
             for index, stage in enumerate(self.task.stages()):
-                lessons.append(stage.lesson.empty())
-                if index < self.told.stage:  # only the shape that it gave the method
-                    self.method.begin(lessons[-1], generator(self.seed, "begin", index))
+                if learns := self._learns(stage.lesson):
+                    lessons.append(stage.lesson.empty())
+                if index < self.told.stage:
+                    if learns:  # only the shape that it gave the method
+                        self.method.begin(lessons[-1], generator(self.seed, "begin", index))
                     continue
                 if self.until is not None and stage.lesson.total == 1:
                     raise ValueError("there is one lesson only, so nothing to pause after: leave out --until-task")
@@ -101,6 +103,10 @@ class _Run:
                 self._stage(index, stage, state)
                 state = None
         return self._result(lessons, paused)
+
+    def _learns(self, lesson: Lesson) -> bool:
+        """Whether a lesson is one for the method: after the source only what adapts begins one without labels."""
+        return not lesson.index or bool(len(lesson.train)) or not lesson.unlabelled or self.method.adapts
 
     def _stage(self, index: int, stage: Stage, state: State | None) -> None:
         """Learn a lesson, test, and save what came of it; `state` is where a run was stopped."""
@@ -112,11 +118,12 @@ class _Run:
         if stage.before:
             self.method.begin(lesson.empty(), generator(self.seed, "begin", index))
             scores |= self._ahead(stage.before)
-        self.method.begin(lesson, generator(self.seed, "begin", index))
-        told.trained = max(told.trained, sum(p.numel() for p in self.method.parameters()))
-        told.begun = True
-        self._learn(stage, state)
-        self.method.end(lesson)
+        if self._learns(lesson):
+            self.method.begin(lesson, generator(self.seed, "begin", index))
+            told.trained = max(told.trained, sum(p.numel() for p in self.method.parameters()))
+            told.begun = True
+            self._learn(stage, state)
+            self.method.end(lesson)
         used = dict[str, list[float]]()
         for name, test in stage.tests.items():
             found = self._test(name, test)

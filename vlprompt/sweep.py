@@ -37,9 +37,12 @@ def sweep(
 
     Prints the table and gives the results.
     """
-    from vlprompt.config import grid
+    from vlprompt.config import grid, layered
 
     how: dict[str, Any] = {"dataset": dataset, "task": task, "backbone": backbone, "file": file}
+    kinds = {layered(method, **how, overrides=settings).values["task"]["name"] for method in methods}
+    if len(kinds) > 1 and DOMAIN in kinds:  # nobody named a task, and one of the methods allows only this one
+        how["task"] = DOMAIN
     plans = [plan for method in methods for way in ways_of(source, target, method, settings, how)
              for plan in grid([method], shots, seeds, **way)]  # fmt: skip
     found = [place(runs, plan).done() for plan in plans]
@@ -133,7 +136,11 @@ def _dataset(plan: dict[str, Any]) -> str:
     base = lambda one: Path(str(one)).name.replace(" ", "_")  # noqa: E731
     if task["name"] != DOMAIN:
         return base(task.get("dataset", task["name"]))
-    source = task["source"] if isinstance(task["source"], list) else [task["source"] or "rest"]
+    source = (
+        task["source"]
+        if isinstance(task["source"], list)
+        else [task["source"] or ("none" if task["setting"] == "source_free" else "rest")]
+    )
     pair = f"{'+'.join(map(base, source))}-to-{base(task['target'])}"
     return f"{base(task['dataset'])}-{pair}" if task["dataset"] else pair
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from typing import Any
 
 from vlprompt.data.card import Data
 from vlprompt.data.domains import plain
@@ -40,19 +41,26 @@ class Place:
         """All of its images."""
         return reduce(Split.plus, [part for part in (self.train, self.val, self.test) if part is not None])
 
+    @cached_property
+    def seen(self) -> Split:
+        """What there is to learn from: all of them, but the test where the set has one of its own."""
+        return self.every if self.whole else replace(self, test=self.test.of([])).every
+
     def teaching(self, share: float, shots: int | None, seed: int) -> tuple[Split, Split | None, Split | None]:
         """As a source: what is trained on, for validation, and what tells how well the source is kept.
 
         Where the parts are ours all images are trained on but a share of each class for both; a set with parts of its
         own keeps them, and gives a share of train where it has no val. Without a share there is no val.
         """
-        train, val, test = (self.every, None, None) if self.whole else (self.train, self.val, self.test)
+        train, val, test = (self.every, None, None) if self.whole else (self.train, self.val or None, self.test)
         if not share and val is not None:
             train, val = train.plus(val), None
         elif share and val is None:
             train, val = held_out(train, share)
         if shots is not None:
-            train = few_shot(train, None, shots, seed)[0]
+            there = [i for i, images in enumerate(train.count()) if images]  # others may have what one source lacks
+            some = few_shot(train.classes(there), None, shots, seed)[0]
+            train = replace(some, labels=tuple(there[label] for label in some.labels), names=train.names)
         return train, val, val if test is None else test
 
 
@@ -132,8 +140,7 @@ def _places(keys: Sequence[str], names: Names) -> dict[str, int]:
 def merged(splits: Sequence[Split]) -> Split:
     """Several sources as one split, the domain of each image its place among them; one has no domains."""
     whole = reduce(Split.plus, splits)
-    return (
-        whole
-        if len(splits) == 1
-        else replace(whole, domains=tuple(k for k, split in enumerate(splits) for _ in range(len(split))))
-    )
+    domains = None if len(splits) == 1 else tuple(k for k, split in enumerate(splits) for _ in range(len(split)))
+    told: list[Any] = [split.info.get("short", []) for split in splits]
+    short = list(dict.fromkeys(name for names in told for name in names))
+    return replace(whole, domains=domains, info=whole.info | ({"short": short} if short else {}))

@@ -29,14 +29,12 @@ class Entropy(Around):
     batch, in shares of weight (0: none, 1: SHOT's); with it a step can't be made of micro-batches.
     """
 
+    adapts = True  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+
     def __init__(self, method: Method, weight: float = 0.1, diversity: float = 0.0):
         super().__init__()
         self.method, self.weight, self.diversity = method, weight, diversity
         self.whole_batch = diversity > 0
-
-    @property
-    def adapts(self) -> bool:
-        return True
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.at_least(weight=0, diversity=0)

@@ -29,14 +29,12 @@ class UPL(Around):
     temperature: of its probabilities, by which images are ranked.
     """
 
+    adapts = True  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+
     def __init__(self, method: Method, k: int = 16, template: Template = None, temperature: float = 1.0):
         super().__init__()
         self.method, self.k, self.template, self.temperature = method, k, template, temperature
         self.chosen = Split((), (), ())
-
-    @property
-    def adapts(self) -> bool:
-        return True
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.at_least(k=1)
@@ -51,7 +49,7 @@ class UPL(Around):
         if len(lesson.train) and not lesson.unlabelled:
             raise ValueError(
                 "UPL learns from the target's images alone, and this lesson has none: where the target comes after the "
-                "source (setting=source_free), leave the source out"
+                "source (setting=source_free), leave the source out: --source none"
             )
         names = lesson.train.names
         self.chosen = self._labelled(lesson.unlabelled) if lesson.unlabelled else Split((), (), names)

@@ -98,7 +98,7 @@ class Domain:
             if not known:
                 raise ValueError("source=rest is all other domains of a dataset, and no dataset was named")
             source = [name for name in known if name != target]
-        if source is None and self.setting != "source_free":
+        if not source and self.setting != "source_free":
             told = f"; {self.data.name} has {', '.join(known)}" if self.data is not None else ""
             raise ValueError(f"there is no source: name one by --source{told}")
         wanted = [] if source is None else source if isinstance(source, list) else [source]
@@ -115,8 +115,9 @@ class Domain:
         known, there = target.test.names, target.every.count()
         same = [*range(len(known))], "they are of one dataset"
         matches = [same if self.data else same_classes(source.test.names, known) for source in sources]
-        mine = [{i: p for i, p in enumerate(places) if p is not None and source.every.count()[p]}
-                for source, (places, _) in zip(sources, matches, strict=True)]  # fmt: skip
+        images = [source.seen.count() for source in sources]
+        mine = [{i: p for i, p in enumerate(places) if p is not None and count[p]}
+                for count, (places, _) in zip(images, matches, strict=True)]  # fmt: skip
         has = [not sources or any(i in found for found in mine) for i in range(len(known))]
         chosen = (
             [i for i in range(len(known)) if has[i] and there[i]] if self.classes == "shared" else self._asked(known)
@@ -125,8 +126,8 @@ class Domain:
             more = f" and {len(unknown) - 1} more" * (len(unknown) > 1)
             raise ValueError(
                 f"the target {target.name} has the class {str(known[unknown[0]])!r}{more}, of which "
-                f"{' and '.join(source.name for source in sources)} has no images: take the classes that both have by "
-                "task.classes=shared, or name some"
+                f"{' and '.join(source.name for source in sources)} has no images to learn from: take the classes "
+                "that both have by task.classes=shared, or name some"
             )
         if len(chosen) < 2:
             raise ValueError(
@@ -169,6 +170,11 @@ class Domain:
         if whole:
             every = hidden(place.every)
             return every, every
+        if not len(place.test):
+            raise ValueError(
+                f"the target {place.name} has no test images: add some, or say task.transductive=true to test on "
+                "those that are adapted to"
+            )
         if not len(place.train) and self.setting != "generalise":
             raise ValueError(
                 f"the target {place.name} is a test only and has no images to adapt to: say task.transductive=true to "
@@ -211,7 +217,9 @@ class Domain:
         names, adapts = [place.name for place in sources], self.setting != "generalise"
         data = [self._target[1], *(one for _, one in self._sources)]
         return {
-            "dataset": self.data.name if self.data is not None else f"{'+'.join(names)} -> {target.name}",
+            "dataset": self.data.name
+            if self.data is not None
+            else " -> ".join(filter(None, ("+".join(names), target.name))),
             "sources": names,
             "target": target.name,
             "setting": self.setting,

@@ -190,15 +190,18 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
         judge: Judge | None = None) -> Iterator[Step]:  # fmt: skip
     """Train a method that has begun a lesson; yields after each step. A method without parameters has nothing to fit.
 
-    Nor has one that learns from labels alone where a lesson has only unlabelled images. The order of the images and
-    their views are pure functions of (seed, epoch); with `resume` the loop goes on exactly where the state was taken.
-    judge: is asked after each epoch, and may know rules that a lesson can't (the oracle). ValueError for a lesson
-    without images (or without those by which `select` chooses), NotFinite for a loss that is not a number.
+    The order of the images and their views are pure functions of (seed, epoch); with `resume` the loop goes on exactly
+    where the state was taken. judge: is asked after each epoch, and may know rules that a lesson can't (the oracle).
+    ValueError for a lesson without images (without labels, for a method that needs them; or without those by which
+    `select` chooses), NotFinite for a loss that is not a number.
     """
     method.train()
+    if lesson.unlabelled and not len(lesson.train) and not method.adapts and train.epochs and method.state_dict():
+        raise ValueError(
+            f"{type(method).__name__} learns from labels alone, and this lesson has only unlabelled images: name a "
+            "source by --source, or take a method that learns from them, such as entropy around this one"
+        )
     if not any(p.requires_grad for p in method.parameters()) or not train.epochs:
-        return
-    if not (len(lesson.train) or method.adapts) and lesson.unlabelled:
         return
     check(lesson, train, judge is not None)
     loop = Loop(method, lesson, train, seed)

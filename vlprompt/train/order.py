@@ -48,8 +48,8 @@ def check(lesson: Lesson, train: Train, judged: bool = False) -> None:
         raise ValueError("the lesson has no training images")
     if train.select == "val" and (lesson.val is None or not len(lesson.val)):
         raise ValueError(
-            "train.select=val needs validation images, and there are none: use select=last, or in a stream, which "
-            "trains on them, task.with_val=false"
+            "train.select=val needs validation images, and there are none: use select=last, in a stream, which trains "
+            "on them, task.with_val=false, where the source is gone select=entropy, density or agreement"
         )
     if train.select in UNSEEN and not lesson.unlabelled:
         raise ValueError(
