@@ -152,10 +152,10 @@ def test_an_oracle_is_marked_in_every_table_and_form():
         assert any(note.startswith("*: an oracle") for note in grid.notes)
     assert "| maple* |" in render(found, "markdown")
     told = json.loads(render(found, "json"))
-    assert {(r["method"], r["variant"], r["oracle"]) for r in told} == {
+    assert {(r["method"], r["variant"], r["is_oracle"]) for r in told} == {
         ("coop", "select=last", False), ("coop", "select=oracle", True), ("maple", "", True)}  # fmt: skip
     flat = list(csv.DictReader(render(found, "csv").splitlines()))
-    assert {(r["method"], r["oracle"]) for r in flat} == {("coop", "False"), ("coop", "True"), ("maple", "True")}
+    assert {(r["method"], r["is_oracle"]) for r in flat} == {("coop", "False"), ("coop", "True"), ("maple", "True")}
 
 
 def test_no_star_without_an_oracle():
@@ -254,10 +254,10 @@ def test_every_form_has_pairs_and_their_mean(type_all, tmp_path, monkeypatch):
     assert (tmp_path / "t.md").read_text().count("| dapl |") == 3
     told = json.loads((tmp_path / "t.json").read_text())
     first = next(r for r in told if r["method"] == "dapl")
-    assert (first["source"], first["target"], first["setting"]) == ("Art", "Clipart", "adapt")
+    assert (first["source_domain"], first["target_domain"], first["setting"]) == ("Art", "Clipart", "adapt")
     assert (first["accuracy"], first["rule_oracle"]) == (pytest.approx(62), pytest.approx(64))
     assert [r["epochs"][0]["precision"] for r in first["runs"]] == [90.0] * 3
-    means = {r["method"]: r for r in told if r["target"] == "mean"}
+    means = {r["method"]: r for r in told if r["target_domain"] == "mean"}
     assert means["dapl"]["accuracy"] == pytest.approx(67.5)
     assert (means["coop"]["accuracy"], means["coop"]["missing"]) == (None, "Real World -> Product")
     with (tmp_path / "t.csv").open() as file:
@@ -461,3 +461,22 @@ def test_domains_against_published(type_in, tmp_path):
     assert "- *: an oracle" in (tmp_path / "m.md").read_text()
     [row] = json.loads((tmp_path / "j.json").read_text())
     assert (row["oracle"], row["comparable"], row["published"]) == (True, False, 83.9)
+
+
+def test_a_mean_never_mixes_settings():
+    some = [r for r in home("coop") if r.config["task"]["target"] == "Art"]
+    others = [r for r in home("coop") if r.config["task"]["target"] != "Art"]
+    for r in others:
+        r.config["train"]["epochs"] = 3
+    first = grids(rows([*some, *others]))[0]
+    assert len({line[0] for line in first.lines}) == 2
+    assert any("epochs=3" in line[0] for line in first.lines)
+    assert all(line[-1] == "" for line in first.lines)  # neither has all pairs
+
+
+def test_a_seed_that_one_pair_lacks_is_told():
+    some = home("coop")
+    gone = next(r for r in some if r.config["seed"] == 2)
+    first = grids(rows([r for r in some if r is not gone]))[0]
+    assert any("unequal seeds" in note and note.endswith(" 2") for note in first.notes)
+    assert not any("unequal seeds" in note for note in grids(rows(some))[0].notes)

@@ -150,7 +150,9 @@ def eval_(
     picture: Annotated[
         Path | None,
         typer.Option(
-            "--picture", help="Also draw 40 test images with their predictions (and pseudo-labels) into this PNG."
+            "--picture",
+            help="Also draw 40 test images with their predictions into this PNG; of a target also what the frozen CLIP "
+            "says, in brackets where it is not sure enough to be learned from.",
         ),
     ] = None,
     device: Device = None,

@@ -154,7 +154,8 @@ def needs_target(method: nn.Module, lesson: Lesson, *, domains: int = 0) -> None
     if not lesson.unlabelled and len(lesson.train) and (last < 1 or last in (lesson.train.domains or ())):
         raise ValueError(
             f"{what} learns from the images of a target without their labels, and there is no target here: {how} "
-            "(to generalise to a domain that is not seen, take a method that learns from labels alone, such as coop)"
+            "(to generalise to a domain that is not seen, take a method that learns from labels alone, such as coop, "
+            "with --task domain task.setting=generalise)"
         )
     if len(named) < domains:
         raise ValueError(

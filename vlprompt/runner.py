@@ -20,7 +20,7 @@ from vlprompt.tasks import Task
 from vlprompt.tower import Clip
 from vlprompt.tracking import beside, epoch_record
 from vlprompt.train import Loop, NotFinite, State, Train, fit
-from vlprompt.train.criteria import SELECTION, UNSEEN
+from vlprompt.train.criteria import SELECTION
 from vlprompt.vision import image_of
 
 Watch = Callable[[str, int, int, str], None]
@@ -144,8 +144,10 @@ class _Run:
 
     def _learn(self, stage: Stage, resume: State | None) -> None:
         last, step, lesson, train = time.monotonic(), None, stage.lesson, self.train
-        if lesson.total != 1 and not lesson.unlabelled and train.select in (*UNSEEN, "oracle"):
-            train = replace(train, select="last")  # a source that is learned before the target comes
+        if lesson.domains and lesson.total != 1 and not lesson.unlabelled:  # a source, before the target comes
+            if train.select == "val":
+                raise ValueError("train.select=val needs source images, gone in task.setting=source_free: take entropy")
+            train = replace(train, select="last")
 
         def judge(loop: Loop) -> dict[str, float]:
             self.told.epochs = [*self.told.epochs, epoch_record(stage, train, self.seed, loop)]

@@ -117,7 +117,8 @@ def run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path,
                 result = found[i] = _run_one(plan, name, clips, runs, device, save_every, threads, until, progress, bar)
                 if cut := "; ".join(f"{k} {how}" for k, how in result.protocol["cut"].items()):
                     progress.console.print(f"{name}: {cut}", style="yellow", soft_wrap=True)
-                scores = "  ".join(f"{k} {v:.1f}" for k, v in result.summary.items())
+                scores = "chosen by the oracle  " * ("oracle" in result.protocol["selection"])
+                scores += "  ".join(f"{k} {v:.1f}" for k, v in result.summary.items())
                 paused = f"[yellow]paused {result.protocol['paused']}[/]  " if "paused" in result.protocol else ""
                 told = f"{name}: {paused}{scores} [dim]({result.cost['seconds']:.1f} s)[/]"
             except Exception as error:

@@ -90,8 +90,10 @@ def evaluate_on(folder: Path, dataset: str | None, backbone: str | None, device:
         probabilities, labels = torch.cat(list(answers(method, shown))).softmax(1), torch.tensor(shown.labels)
         captions, right = _said(probabilities, shown.names), (probabilities.argmax(1) == labels).tolist()
         if of_domains and (guess := pseudo_labels(method, unlabelled(shown), method.fixed(shown.names))) is not None:
-            told = zip(captions, _said(guess[0], shown.names), guess[1].tolist(), strict=True)
-            captions = [f"{mine}\npseudo {theirs if sure else f'({theirs})'}" for mine, theirs, sure in told]
+            known = guess[1] if bool(guess[1].any()) else ~guess[1]  # UPL learns from images, of which none is here
+            told = zip(captions, _said(guess[0], shown.names), known.tolist(), strict=True)
+            what = "pseudo" if method.adapts else "zero-shot"
+            captions = [f"{mine}\n{what} {theirs if sure else f'({theirs})'}" for mine, theirs, sure in told]
         captions = [caption if good else f"{caption}\nis {shown.names[label]}"
                     for caption, good, label in zip(captions, right, shown.labels, strict=True)]  # fmt: skip
         pictures = [item.pixels(Look((96, 96)), None).clamp(0, 1).permute(1, 2, 0).numpy() for item in shown.items]

@@ -91,7 +91,7 @@ class DAPL(Method):
         if most < self.threshold:
             warnings.warn(
                 f"no image of the target is learned from: method.threshold is {self.threshold}, and the highest "
-                f"probability of a pseudo-label is {most:.3f}; lower the threshold, or method.temperature",
+                f"probability of a pseudo-label is {most:.6f}; lower the threshold, or method.temperature",
                 stacklevel=4,
             )
 

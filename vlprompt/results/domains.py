@@ -3,9 +3,10 @@
 A row whose epoch the target's test labels chose (an oracle) has a star in every one of them.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlprompt.results import table
@@ -116,11 +117,31 @@ def lines(some: Sequence[Row]) -> list[Line]:
     found, usual = list[Line](), _usual(some)
     for row in some:
         name, at = label(row, usual), pair(row.runs[0])
-        line = next((line for line in found if line.name == name and at not in line.rows), None)
+        like = (line for line in found if line.name == name and _setting(line.first) == _setting(row))
+        line = next((line for line in like if at not in line.rows), None)
         if line is None:
             found.append(line := Line(name, {}))
         line.rows[at] = row
-    return found
+    return [replace(line, name=_told_apart(line, [other.first for other in found if other.name == line.name]))
+            for line in found]  # fmt: skip
+
+
+def _setting(row: Row) -> dict[str, str]:
+    """What runs on other pairs and seeds have in common."""
+    config = row.runs[0].config
+    told = {f"{s}.{k}": v for s in ("method", "task", "train") for k, v in config[s].items()}
+    return {
+        k: json.dumps(v)
+        for k, v in told.items()
+        if k not in ("task.dataset", "task.source", "task.target", "task.seed")
+    }
+
+
+def _told_apart(line: Line, alike: Sequence[Row]) -> str:
+    """The name of a line, with the settings in which others of the same name differ: no mean may mix them."""
+    mine, every = _setting(line.first), [_setting(row) for row in alike]
+    differ = [k for k in mine if len({told.get(k) for told in every}) > 1]
+    return line.name + (f" ({', '.join(f'{k.partition(chr(46))[2]}={mine[k]}' for k in differ)})" if differ else "")
 
 
 def pairs_of(some: Sequence[Row]) -> list[Pair]:
@@ -167,7 +188,14 @@ def missing(found: Sequence[Line], pairs: Sequence[Pair], short: dict[Pair, str]
     for line in found:
         if absent := [short[p] for p in pairs if p not in line.rows]:
             lack.setdefault(", ".join(absent), []).append(line.name)
-    return [f"no mean for {', '.join(of)}: no finished run of {what}" for what, of in lack.items()]
+    told = [f"no mean for {', '.join(of)}: no finished run of {what}" for what, of in lack.items()]
+    for line in found:
+        every = {seed for row in line.rows.values() for seed in row.seeds}
+        short_of = [f"{short[p]} {', '.join(map(str, sorted(every - {*row.seeds})))}"
+                    for p, row in line.rows.items() if every - {*row.seeds}]  # fmt: skip
+        if len(line.rows) == len(pairs) and short_of:
+            told.append(f"{line.name}: a mean of unequal seeds, without a spread; lacking are {'; '.join(short_of)}")
+    return told
 
 
 def flat(some: Sequence[Row], runs: bool) -> list[dict[str, Any]]:
@@ -178,10 +206,10 @@ def flat(some: Sequence[Row], runs: bool) -> list[dict[str, Any]]:
     meant, made = dict(note.split(": ", 1) for note in notes), []
     for line in found:
         protocol = {"protocol": letters[id(line)], "differs": meant.get(letters[id(line)], "")} if notes else {}
-        always = {"setting": some[0].kind, "oracle": line.first.oracle}
+        always = {"setting": some[0].kind, "is_oracle": line.first.oracle}
         for p in (p for p in pairs if p in line.rows):
             row = line.rows[p]
-            about = always | {"source": "+".join(p[0]), "target": p[1]} | protocol | _rules(line, [p])
+            about = always | {"source_domain": "+".join(p[0]), "target_domain": p[1]} | protocol | _rules(line, [p])
             made.append(row.flat() | about | ({"runs": [_run(r) for r in row.runs]} if runs else {}))
         if len(pairs) > 1:
             known = union([list(row.numbers) for row in line.rows.values()])
@@ -190,7 +218,9 @@ def flat(some: Sequence[Row], runs: bool) -> list[dict[str, Any]]:
             about = line.first.flat() | dict.fromkeys(("seconds", "peak_memory_mb", "stored_bytes"))
             about |= {"n": seeds.pop() if len(seeds) == 1 else None} | numbers | always | protocol
             absent = "; ".join(short[p] for p in pairs if p not in line.rows)
-            made.append(about | {"source": "mean", "target": "mean", "missing": absent} | _rules(line, pairs))
+            made.append(
+                about | {"source_domain": "mean", "target_domain": "mean", "missing": absent} | _rules(line, pairs)
+            )
     return made
 
 

@@ -100,7 +100,7 @@ class Domain:
             source = [name for name in known if name != target]
         if not source and self.setting != "source_free":
             told = f"; {self.data.name} has {', '.join(known)}" if self.data is not None else ""
-            raise ValueError(f"there is no source: name one by --source{told}")
+            raise ValueError(f"there is no source: name one by --source{told}; task.setting=source_free needs none")
         wanted = [] if source is None else source if isinstance(source, list) else [source]
         found = [self._place(one) for one in wanted]
         names = [place.name for place, _ in found]
