@@ -339,7 +339,7 @@ def test_parts_without_images(clip):
     with pytest.raises(ValueError, match="there is no source"):
         Domain(source=[], target="digits").protocol  # noqa: B018
     task = Domain(source="glyphs", target=few("few", "digits", 20, 0, 20), setting="source_free", shots=1, val=0)
-    with pytest.raises(ValueError, match="gone in task.setting=source_free: take entropy"):
+    with pytest.raises(ValueError, match=r"gone in task\.setting=source_free: take entropy"):
         vlprompt.run(dapl(clip), task, replace(TRAIN, select="val"))
     assert Domain(target="digits", setting="source_free").protocol["dataset"] == "digits"
 
