@@ -559,6 +559,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(name, stream, tmp_path):
     same_but_for_time(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow  # the quick suite stops streams within the process, and kills a run of one lesson
 def test_killed_in_a_stream(tmp_path):
     settings = ["--task", "continual", "task.stages=5", "train.epochs=25", "train.warmup=0"]
     process = start(tmp_path / "whole", *settings)

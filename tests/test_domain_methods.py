@@ -207,7 +207,7 @@ def test_dapl_is_the_long_way_written_out(exact, over, domains):
 
 def test_nothing_comes_from_a_target_that_nobody_is_sure_of(golden_clip):
     with pytest.warns(
-        UserWarning, match=r"method.threshold is 0.999, and the highest probability .* is 0\.\d\d\d;"
+        UserWarning, match=r"method.threshold is 0.999, and the highest probability .* is 0\.\d+;"
     ) as told:
         method = begun(dapl_of(golden_clip, threshold=0.999))
     assert len(told) == 1

@@ -128,8 +128,8 @@ class TextTower:
                 raise ValueError(
                     f"the text {bare(text)!r} with {tokens} prompt tokens fills {len(ids)} places, "
                     f"but the context has {self.length}: "
-                    f"use at most {max(0, tokens - len(ids) + self.length)} prompt tokens (n_ctx, and n_domain where "
-                    "there is one) or shorter names"
+                    f"use at most {max(0, tokens - len(ids) + self.length)} prompt tokens (n_ctx) in all, or "
+                    "shorter names"
                 )
         return rows
 
