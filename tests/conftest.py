@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniatures import small_jpegs
 from PIL import Image
 
 from vlprompt.backbones.glyph import twin
 from vlprompt.backbones.open_clip import wrap
 from vlprompt.cli import main
+from vlprompt.results.folder import Folder, read_all
 from vlprompt.stage import Images
 
 torch.set_num_threads(1)  # the passes are tiny: more threads only wait for each other
@@ -55,6 +57,27 @@ def golden_clip(golden_model):
     from open_clip.tokenizer import SimpleTokenizer
 
     return wrap(golden_model, SimpleTokenizer(), "golden")
+
+
+def keep(root, *results):
+    """As runs leave them on the disk."""
+    for result in results:
+        folder = Folder(root / f"run{len(list(root.glob('run*')))}")
+        with folder.opened(result.config):
+            folder.finish(result, b"")
+    return read_all(root)[0]
+
+
+@pytest.fixture(scope="session")
+def jpegs():
+    return small_jpegs()
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Where datasets lie, as the environment says."""
+    monkeypatch.setenv("VLPROMPT_DATA", str(tmp_path / "root"))
+    return tmp_path / "root"
 
 
 @pytest.fixture

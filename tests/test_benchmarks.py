@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from miniatures import FOLDERS, fgvc, pack, small_jpegs, vtab_root
+from miniatures import FOLDERS, fgvc, pack, vtab_root
 from scipy.io import loadmat, savemat
 
 from vlprompt.data import groups as grouped
@@ -25,11 +25,6 @@ VTAB = {  # classes and test images of each task
 }  # fmt: skip
 LOOK = Look((8, 8))
 FGVC = {"fgvc_cub": 200, "fgvc_nabirds": 555, "fgvc_flowers": 102, "fgvc_dogs": 120, "fgvc_cars": 196}
-
-
-@pytest.fixture(scope="session")
-def jpegs():
-    return small_jpegs()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from miniatures import DOMAIN_SETS, STREAMS, Miniature, small_jpegs
+from miniatures import DOMAIN_SETS, STREAMS, Miniature
 
 from vlprompt.cli import main
 from vlprompt.data.card import card_classes, cards, class_names, open_data, read_card
@@ -40,11 +40,6 @@ SIZES = {  # classes of each set, as its paper says
     "fgvc_aircraft": 100, "sun397": 397, "dtd": 47, "eurosat": 10, "ucf101": 101, "imagenetv2": 1000,
     "imagenet_sketch": 1000, "imagenet_a": 200, "imagenet_r": 200,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def jpegs():
-    return small_jpegs()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from miniatures import domainnet, small_jpegs
+from miniatures import domainnet
 
 from vlprompt.data import open_data
 from vlprompt.data.card import card_classes, read_card
@@ -24,18 +24,6 @@ SETS = {  # name of the card -> folders of its domains as the authors' archive h
 CLASSES = {"office31": 31, "office_home": 65, "visda2017": 12, "pacs": 7, "vlcs": 5, "mini_domainnet": 126}
 BARE = {"title": "Mine", "source": "me", "licence": "mine", "template": "a {name}.", "classes": ["cat", "dog"]}
 OWN = BARE | {"layout": "domains", "folder": "own", "images": ".", "domains": {"day": "bright", "night": "dark"}}
-
-
-@pytest.fixture(scope="session")
-def jpegs():
-    return small_jpegs()
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """Where datasets lie, as the environment says."""
-    monkeypatch.setenv("VLPROMPT_DATA", str(tmp_path / "root"))
-    return tmp_path / "root"
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from itertools import permutations
 import matplotlib as mpl
 import pytest
 import yaml
+from conftest import keep
 
 from vlprompt import against
 from vlprompt.config import configs_folder
 from vlprompt.results.domain_plot import matrices, pseudo
 from vlprompt.results.domains import grids
-from vlprompt.results.folder import Folder, Result, read_all
+from vlprompt.results.folder import Result
 from vlprompt.results.forms import render
 from vlprompt.results.pictures import draw
 from vlprompt.results.published import compare
@@ -71,15 +72,6 @@ def home(method="dapl", pairs=PAIRS, seeds=(1, 2, 3), **changes):
     """A method on pairs of Office-Home; each next pair is one point better."""
     at = changes.pop("at", 60.0)
     return [domain(method, s, t, seed, at=at + PAIRS.index((s, t)), **changes) for s, t in pairs for seed in seeds]
-
-
-def keep(root, *results):
-    """As runs leave them on the disk."""
-    for result in results:
-        folder = Folder(root / f"run{len(list(root.glob('run*')))}")
-        with folder.opened(result.config):
-            folder.finish(result, b"")
-    return read_all(root)[0]
 
 
 def cells(grid):

@@ -24,7 +24,6 @@ from miniatures import (
     mnist,
     pack,
     renditions,
-    small_jpegs,
 )
 from PIL import Image
 
@@ -35,18 +34,6 @@ from vlprompt.stage import Item, Look, ids
 
 PARTS = ("train", "val", "test")
 BARE = {"title": "Mine", "source": "me", "licence": "mine", "template": "a {name}."}
-
-
-@pytest.fixture(scope="session")
-def jpegs():
-    return small_jpegs()
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """Where datasets lie, as the environment says."""
-    monkeypatch.setenv("VLPROMPT_DATA", str(tmp_path / "root"))
-    return tmp_path / "root"
 
 
 @pytest.fixture

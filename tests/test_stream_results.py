@@ -6,10 +6,11 @@ import json
 import matplotlib as mpl
 import pytest
 import yaml
+from conftest import keep
 
 from vlprompt import against
 from vlprompt.config import configs_folder
-from vlprompt.results.folder import Folder, Result, read_all
+from vlprompt.results.folder import Result
 from vlprompt.results.pictures import draw
 from vlprompt.results.plot import over_shots
 from vlprompt.results.protocols import differing
@@ -54,15 +55,6 @@ def stream(method="l2p", seed=1, lessons=3, last=60.0, pool=None, **changes):
     cost = {"seconds": 2.0, "trained_parameters": 300, "trained_percent": 0.5, "peak_memory_mb": 900.0,
             "stored_bytes": 1200}  # fmt: skip
     return Result(config, scores, summary, cost, {}, protocol, [], told)
-
-
-def keep(root, *results):
-    """As runs leave them on the disk."""
-    for result in results:
-        folder = Folder(root / f"run{len(list(root.glob('run*')))}")
-        with folder.opened(result.config):
-            folder.finish(result, b"")
-    return read_all(root)[0]
 
 
 def seeds(method="l2p", **changes):
