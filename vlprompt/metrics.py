@@ -54,12 +54,6 @@ def effective_number(shares: Tensor) -> float:
     return float((-p * p.clamp(min=1e-300).log()).sum().exp())
 
 
-def mean_entropy(probabilities: Tensor) -> float:
-    """Mean entropy of the rows of (N, C), in nats."""
-    p = probabilities.double()
-    return float(-(p * p.clamp(min=1e-300).log()).sum(1).mean())
-
-
 def neighbourhood_density(probabilities: Tensor, temperature: float = 0.05, rows: int = 1000) -> float:
     """Soft neighbourhood density of N answers (N, C), in nats: higher where each has many near ones.
 

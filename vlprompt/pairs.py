@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-DOMAIN = "domain"
+from vlprompt.results.protocols import DOMAIN
 
 
 def ways_of(

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from vlprompt.pairs import DOMAIN, ways_of
+from vlprompt.pairs import ways_of
 from vlprompt.results.folder import Folder, Result
-from vlprompt.results.protocols import STREAM
+from vlprompt.results.protocols import DOMAIN, STREAM
 from vlprompt.results.table import rows
 from vlprompt.shown import show_table
 

@@ -11,9 +11,9 @@ from vlprompt.methods.zero_shot import ZeroShot
 from vlprompt.metrics import accuracy
 from vlprompt.stage import Split, Stage, number
 from vlprompt.train import Loop, Train
-from vlprompt.train.criteria import criteria
+from vlprompt.train.criteria import UNSEEN, criteria
 
-RULES = ("val", "entropy", "density", "agreement")
+RULES = ("val", *UNSEEN)  # that a method could be chosen by without the target's labels
 Record = dict[str, float]
 
 

@@ -18,9 +18,9 @@ from vlprompt.data.images import file_item, open_picture
 from vlprompt.data.looks import look
 from vlprompt.evaluate import answers, evaluate
 from vlprompt.method import Method
-from vlprompt.pairs import DOMAIN
 from vlprompt.results.folder import Folder
 from vlprompt.results.plot import predictions
+from vlprompt.results.protocols import DOMAIN
 from vlprompt.stage import Lesson, Look, Name, Names, Split, named
 from vlprompt.train.criteria import pseudo_labels
 from vlprompt.vision import image_of, seen

@@ -1,6 +1,6 @@
 """Domains: the images of one, and which classes of two datasets are the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
@@ -88,23 +88,20 @@ def place_of(data: Data, name: str) -> Place:
         raise ValueError(f"{data.name} has no domain {name!r}; {told}")
     k = known.index(name)
 
-    def of(split: Split) -> Split:
-        some = split.of([i for i, domain in enumerate(split.domains or ()) if domain == k])
-        return replace(some, domains=None, info={})
-
-    whole = bool(data.test.info.get("transductive", False))
-    return Place(name, name, of(data.train), None if data.val is None else of(data.val), of(data.test), whole)
+    return _place(data, name, name, lambda split: split.of([i for i, d in enumerate(split.domains or ()) if d == k]))
 
 
 def whole_of(data: Data) -> Place:
     """A dataset as one domain."""
+    return _place(data, data.name, str(data.test.info.get("domain", data.name)), lambda split: split)
 
-    def of(split: Split) -> Split:
-        return replace(split, domains=None, info={})
 
-    word = str(data.test.info.get("domain", data.name))
-    val = None if data.val is None else of(data.val)
-    return Place(data.name, word, of(data.train), val, of(data.test), bool(data.test.info.get("transductive", False)))
+def _place(data: Data, name: str, word: str, some: Callable[[Split], Split]) -> Place:
+    train, val, test = (None if split is None else replace(some(split), domains=None, info={})
+                        for split in (data.train, data.val, data.test))  # fmt: skip
+    assert train is not None, "Data has one"
+    assert test is not None, "Data has one"
+    return Place(name, word, train, val, test, bool(data.test.info.get("transductive", False)))
 
 
 def _caption(name: str) -> str:

@@ -13,10 +13,11 @@ from vlprompt.results import table
 from vlprompt.results.folder import Result
 from vlprompt.results.protocols import DOMAIN, Notes, differing, facts, pair
 from vlprompt.results.table import COST, Cell, Grid, Row, cost_cells, flat_cells, label, mean_over, union
+from vlprompt.train.criteria import SELECTION
 
 Pair = tuple[tuple[str, ...], str]  # sources, target
 MEANS = ("accuracy", "class_mean", "source", "zero_shot", "gain", "coverage", "precision")
-RULES = ("last", "val", "entropy", "density", "agreement", "oracle")
+RULES = tuple(SELECTION)
 ORACLE = "*: an oracle, which looks at the target's test labels to choose the epoch: a bound, and no result"
 
 

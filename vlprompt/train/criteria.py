@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vlprompt.evaluate import answers
 from vlprompt.method import Method, backbone_of, clip_of
-from vlprompt.metrics import accuracy, mean_entropy, neighbourhood_density
-from vlprompt.parts import hand
+from vlprompt.metrics import accuracy, neighbourhood_density
+from vlprompt.parts import entropy, hand
 from vlprompt.stage import Lesson, Unlabelled
 
 SURE = 0.5  # from which probability on a zero-shot answer counts as a pseudo-label where a method has none of its own
@@ -73,7 +73,7 @@ def criteria(method: Method, lesson: Lesson, rules: Sequence[str], micro_batch: 
         seen = torch.cat(list(answers(method, lesson.unlabelled, micro_batch=micro_batch, prepared=prepared)))
     p = seen.softmax(1)
     if "entropy" in rules:
-        found["entropy"] = -mean_entropy(p)
+        found["entropy"] = -float(entropy(p.double()).mean())
     if "density" in rules:
         backbone = backbone_of(method)  # where N x N products are fast, if anywhere
         found["density"] = neighbourhood_density(p if backbone is None else p.to(backbone.device))
