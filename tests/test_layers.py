@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = ["maps", "prompt", "stage", "attention", "tower", "vision", "merge", "shared"]
+CORE = ["maps", "prompt", "stage", "attention", "tower", "language", "vision", "merge", "shared"]
 MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
     "maps": [],
     "prompt": [],
     "stage": [],
     "attention": ["prompt"],
     "tower": ["maps", "prompt", "stage", "attention"],
-    "vision": ["maps", "prompt", "stage", "tower"],
+    "language": ["prompt", "tower"],
+    "vision": ["maps", "prompt", "stage", "tower", "language"],
     "merge": ["maps", "prompt", "tower"],
     "shared": ["maps", "prompt", "stage", "attention", "tower"],
     "backbones": [*CORE, "backbones"],
@@ -33,8 +34,9 @@ MAY["described"] = [*CORE, "readers", "method", "tasks", "train"]
 MAY["tracking"] = [*CORE, "method", "methods", "metrics", "evaluate", "train"]
 MAY["runner"] = [*CORE, "method", "tasks", "evaluate", "tracking", "train", "results", "described"]
 MAY["config"] = [*MAY["runner"], "readers", "runner", "methods", "data"]
-LOWEST = ["errors", "lazy", "memory", "source", "templates", "name", "images"]
+LOWEST = ["errors", "lazy", "memory", "source", "templates", "name", "images", "passages", "inputs"]
 MAY = {layer: [*allowed, *LOWEST] for layer, allowed in MAY.items()} | {layer: ["errors"] for layer in LOWEST}
+MAY["inputs"] = ["images", "passages"]
 FILES = sorted((ROOT / "vlprompt").rglob("*.py"))
 
 

@@ -159,7 +159,7 @@ def resolve(source: Source) -> dict[str, Any]:
 def build_method(about: dict[str, Any], backbone: "Backbone", kind: str = "method") -> "Method":
     """The method (or a reader) of a resolved configuration on a backbone; ValueError where it needs texts too."""
     from vlprompt.tower import Clip
-    from vlprompt.vision import image_of
+    from vlprompt.vision import tower_of
 
     cls = find(kind, about["name"])
     given: dict[str, Any] = {k: v for k, v in about.items() if k != "name"}
@@ -171,7 +171,7 @@ def build_method(about: dict[str, Any], backbone: "Backbone", kind: str = "metho
                     "--backbone glyph or open_clip:NAME/TAG, or a method on an image tower, such as vpt with "
                     "method.reader=linear"
                 )
-            given[name] = backbone if frozen == "Clip" else image_of(backbone)
+            given[name] = backbone if frozen == "Clip" else tower_of(backbone)
         elif (part := _part(annotation)) is not None:
             given[name] = build_method(given[name], backbone, part)
     return cls(**given)

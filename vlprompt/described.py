@@ -18,7 +18,7 @@ from vlprompt.readers import Reader
 from vlprompt.tasks import Task
 from vlprompt.tower import Clip, Tower
 from vlprompt.train import Train
-from vlprompt.vision import image_of
+from vlprompt.vision import VisionTower, tower_of
 
 
 def arguments(cls: type, value_of: Callable[[str, Any], Any]) -> dict[str, Any]:
@@ -68,10 +68,11 @@ def key_of(config: dict[str, Any]) -> str:
 def configuration(method: Method, task: Task, train: Train, seed: int) -> dict[str, Any]:
     """What tells a run from others; `look` is in it where one was asked for."""
     backbone = backbone_of(method)
-    image = None if backbone is None else image_of(backbone)
+    image = None if backbone is None else tower_of(backbone)
+    look = image.look if isinstance(image, VisionTower) and image.asked else None
     return {
         "backbone": "" if backbone is None else backbone.spec,
-        **({"look": plain(asdict(image.look))} if image is not None and image.asked else {}),
+        **({"look": plain(asdict(look))} if look else {}),
         "method": describe(method),
         "task": describe(task),
         "train": plain(asdict(train)),

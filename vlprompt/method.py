@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlprompt.language import LanguageTower
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.readers import Reader, Texts
 from vlprompt.stage import Batch, Images, Lesson, Names
@@ -134,8 +135,9 @@ def clip_of(method: nn.Module) -> Clip | None:
 
 
 def backbone_of(method: nn.Module) -> Backbone | None:
-    """The CLIP that a method holds, or what is inside it; where there is none, its image tower."""
-    return clip_of(method) or next((value for value in _held(method) if isinstance(value, VisionTower)), None)
+    """The CLIP that a method holds, or what is inside it; where there is none, its image tower or language model."""
+    kinds = (VisionTower, LanguageTower)
+    return clip_of(method) or next((value for value in _held(method) if isinstance(value, kinds)), None)
 
 
 def _held(method: nn.Module) -> Iterator[Any]:

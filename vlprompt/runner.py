@@ -21,7 +21,7 @@ from vlprompt.tower import Clip
 from vlprompt.tracking import beside, epoch_record
 from vlprompt.train import Loop, NotFinite, State, Train, fit
 from vlprompt.train.criteria import SELECTION
-from vlprompt.vision import image_of
+from vlprompt.vision import VisionTower, tower_of
 
 Watch = Callable[[str, int, int, str], None]
 
@@ -192,8 +192,8 @@ class _Run:
 
     def _result(self, lessons: list[Lesson], paused: str) -> Result:
         told, method, backbone = self.told, self.method, backbone_of(self.method)
-        image = None if backbone is None else image_of(backbone)
-        device, key = (torch.device("cpu"), "") if image is None else (image.device, image.key)
+        tower = None if backbone is None else tower_of(backbone)
+        device, key = (torch.device("cpu"), "") if tower is None else (tower.device, tower.key)
         cost = {"seconds": self.spent + time.monotonic() - self.began, "trained_parameters": told.trained}
         if backbone is not None and backbone.size:
             cost["trained_percent"] = 100 * told.trained / backbone.size
@@ -202,8 +202,9 @@ class _Run:
         cost["stored_bytes"] = len(learned)
         cuts = {setting: how for part in method.modules() for setting, how in getattr(part, "cuts", {}).items()}
         protocol = {**self.task.protocol, "selection": SELECTION[self.train.select], "backbone_key": key, "cut": cuts}
-        if image is not None:
-            protocol |= {"transform": plain(asdict(image.look)), "cut": {**image.notes, **cuts}}
+        if tower is not None:
+            protocol |= {"transform": plain(asdict(tower.look))} if isinstance(tower, VisionTower) else {}
+            protocol |= {"cut": {**tower.notes, **cuts}}
         protocol |= {"paused": paused} if paused else {}
         result = Result(self.config, told.scores, self.task.summary(told.scores), cost, environment(device), protocol,
                         told.classes, told.stages)  # fmt: skip
@@ -241,7 +242,7 @@ class Log:
 
 def _learned(key: str, lessons: list[Lesson], config: dict[str, Any]) -> dict[str, Any]:
     """What a learned state must say of itself, to be taken up again; the classes of all lessons above all."""
-    names = [[[str(n), n.id, n.hand] for n in map(named, lesson.train.names)] for lesson in lessons]
+    names = [[[str(n), n.id, n.hand, n.words] for n in map(named, lesson.train.names)] for lesson in lessons]
     about = {"lessons": names, "total": lessons[0].total, "announced": lessons[0].announced}
     about["domains"] = [list(lesson.domains) for lesson in lessons]
     return {"config": config, "backbone_key": key, **about}

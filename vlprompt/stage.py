@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +15,23 @@ from vlprompt.images import View as View
 from vlprompt.images import generator as generator
 from vlprompt.images import number as number
 from vlprompt.images import picked as picked
+from vlprompt.inputs import by_length, inputs_of
 from vlprompt.name import Name as Name
 from vlprompt.name import Names as Names
 from vlprompt.name import ids as ids
 from vlprompt.name import named as named
+from vlprompt.passages import Passage as Passage
+from vlprompt.passages import Passages as Passages
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: Images (or tokens); labels (B,) are places in `names`; domains (B,); progress of training in 0..1.
+    """inputs: Images or Passages; labels (B,) are places in `names`; domains (B,); progress of training in 0..1.
 
     unlabelled: images without labels, seen beside the others. Either may be without images, never both.
     """
 
-    inputs: Images
+    inputs: Any
     labels: Tensor
     names: Names
     domains: Tensor | None = None
@@ -56,9 +60,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Split:
-    """Items with labels (places in `names`), a domain each where there are domains, and how training views are made."""
+    """Items with labels (places in `names`), a domain each where there are domains, and how training views are made.
 
-    items: tuple[Item, ...]
+    Items are images or passages; of passages that are answered by text or word by word, the labels say nothing.
+    """
+
+    items: tuple[Any, ...]
     labels: tuple[int, ...]
     names: Names
     domains: tuple[int, ...] | None = None
@@ -132,6 +139,7 @@ class Split:
         if seed is not None:
             if shuffle:
                 order = torch.randperm(len(self), generator=generator(seed, "order", epoch)).tolist()
+                order = by_length(self.items, order, size, seed, epoch)
             view = None if self.augment == "none" else (seed, epoch if views is None else epoch % views)
         for begin in range(0, len(order), size):
             chosen = order[begin : begin + size]
@@ -141,7 +149,7 @@ class Split:
 
     def _batch(self, chosen: list[int], view: tuple[int, int] | None) -> Batch:
         items = [self.items[i] for i in chosen]
-        images = picked(items, [view and View(self.augment, number(*view, item.name)) for item in items])
+        images = inputs_of(items, [view and View(self.augment, number(*view, item.name)) for item in items])
         domains = None if self.domains is None else torch.tensor([self.domains[i] for i in chosen])
         return Batch(images, torch.tensor([self.labels[i] for i in chosen]), self.names, domains)
 

@@ -181,7 +181,7 @@ def _backbone(plan: dict[str, Any], clips: dict[str, Any], device: str | None) -
     """Loaded once for all plans; each look keeps its features for all plans, too."""
     from vlprompt.backbones import opened
     from vlprompt.data.looks import look
-    from vlprompt.vision import image_of, seen
+    from vlprompt.vision import look_of, seen
 
     spec, given = plan["backbone"], plan.get("look")
     if spec not in clips:
@@ -190,5 +190,5 @@ def _backbone(plan: dict[str, Any], clips: dict[str, Any], device: str | None) -
         return clips[spec]
     key = f"{spec} {json.dumps(given)}"
     if key not in clips:
-        clips[key] = seen(clips[spec], look(given, image_of(clips[spec]).look))
+        clips[key] = seen(clips[spec], look(given, look_of(clips[spec])))
     return clips[key]

@@ -23,7 +23,7 @@ from vlprompt.results.plot import predictions
 from vlprompt.results.protocols import DOMAIN
 from vlprompt.stage import Lesson, Look, Name, Names, Split, named
 from vlprompt.train.criteria import pseudo_labels
-from vlprompt.vision import image_of, seen
+from vlprompt.vision import look_of, seen, tower_of
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
     config = told["config"]
     frozen = opened(backbone or config["backbone"], device)  # the result has told its notes
     if "look" in config:
-        frozen = seen(frozen, look(config["look"], image_of(frozen).look))
-    key, where = image_of(frozen).key, image_of(frozen).device
+        frozen = seen(frozen, look(config["look"], look_of(frozen)))
+    key, where = tower_of(frozen).key, tower_of(frozen).device
     if key.partition("#")[2] != told["backbone_key"].partition("#")[2]:
         raise ValueError(
             f"the prompt in {str(folder)!r} was learned on {told['backbone_key']}, "

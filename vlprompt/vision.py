@@ -1,4 +1,4 @@
-"""What a method stands on: a CLIP, or an image tower alone."""
+"""What a method stands on: a CLIP, an image tower alone, or a language model."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
+from vlprompt.language import LanguageTower
 from vlprompt.prompt import Prompt
 from vlprompt.stage import Look
 from vlprompt.tower import Clip, Tower
@@ -30,14 +31,24 @@ class VisionTower(Tower, Protocol):
     def copy(self) -> nn.Module: ...
 
 
-Backbone = Clip | VisionTower
+Backbone = Clip | VisionTower | LanguageTower
 
 
-def image_of(backbone: Backbone) -> VisionTower:
+def tower_of(backbone: Backbone) -> VisionTower | LanguageTower:
+    """The tower that reads the inputs: of a CLIP that of its images."""
     return cast(VisionTower, backbone.image) if isinstance(backbone, Clip) else backbone
+
+
+def look_of(backbone: Backbone) -> Look:
+    """How its images are looked at; ValueError for a language model."""
+    tower = tower_of(backbone)
+    if isinstance(tower, LanguageTower):
+        raise ValueError(f"{tower.spec} reads texts and looks at no images: leave `look` out")
+    return tower.look
 
 
 def seen(backbone: Backbone, look: Look) -> Backbone:
     """The backbone with another look at its images; ValueError for a size that its image tower can't take."""
-    image = image_of(backbone).at(look)
+    look_of(backbone)
+    image = cast(VisionTower, tower_of(backbone)).at(look)
     return replace(backbone, image=image) if isinstance(backbone, Clip) else image

@@ -29,17 +29,25 @@ FORMS = (
     "timm:NAME/TAG",
     "timm:NAME@path/to/file",
     "timm:NAME/random",
+    "hf:OWNER/NAME",
+    "hf:path/to/folder",
+    "hf-bf16:...",
+    "hf-int8:...",
+    "hf-nf4:...",
 )
+LANGUAGE = {"hf": "fp32", "hf-bf16": "bf16", "hf-int8": "int8", "hf-nf4": "nf4"}  # how the weights are held
 
 
 def load(spec: str, device: str | None = None, look: "Look | None" = None) -> "Backbone":
-    """A frozen backbone by name.
+    """A frozen backbone by name: a CLIP, an image tower or a language model.
 
     spec: "glyph" (the embedded CLIP), "glyph/random" (a tiny one with random weights, for tests), "pixels" (features
     are the pixels, 8 x 8; a control), "open_clip:NAME/TAG", "open_clip:NAME@path/to/file", "open_clip:NAME/random",
     "hf_clip:OWNER/NAME" or "hf_clip:path/to/folder" (CLIPModel and SiglipModel of transformers). Image towers alone:
     "glyph-vit" and "glyph-vit/random" (those of the two CLIPs, without their projection), "timm:NAME/TAG", "timm:NAME"
-    (timm's default weights of it), "timm:NAME@path/to/file" and "timm:NAME/random".
+    (timm's default weights of it), "timm:NAME@path/to/file" and "timm:NAME/random". Language models of transformers:
+    "hf:OWNER/NAME" or "hf:path/to/folder"; the same in bfloat16 "hf-bf16:...", in 8 bits "hf-int8:..." and in NF4 with
+    double quantisation, as QLoRA has it, "hf-nf4:...".
     device: "cpu", "cuda", ...; by default a GPU where there is one. look: another size, crop or normalisation than its
     weights were trained with; where the size is another one, the positions of a ViT are interpolated, with a warning.
     Raises ValueError for a name that is not known or a look that it can't take, and OSError where weights can't be had,
@@ -47,11 +55,11 @@ def load(spec: str, device: str | None = None, look: "Look | None" = None) -> "B
     """
     import warnings
 
-    from vlprompt.vision import image_of, seen
+    from vlprompt.vision import seen, tower_of
 
     found = opened(spec, device)
     found = found if look is None else seen(found, look)
-    for what, how in image_of(found).notes.items():
+    for what, how in tower_of(found).notes.items():
         warnings.warn(f"{spec}: {what} {how}", stacklevel=2)
     return found
 
@@ -98,6 +106,10 @@ def opened(spec: str, device: str | None = None) -> "Backbone":
                 f"or open_clip:{rest}/random"
             )
         return pretrained(name, tag=tag, spec=spec, device=device)
+    if kind in LANGUAGE and rest:
+        from vlprompt.backbones.hf.loading import language
+
+        return language(rest, spec=spec, device=device, base=LANGUAGE[kind])
     if kind == "hf_clip" and rest:
         from vlprompt.backbones.hf_clip import hf_clip
 

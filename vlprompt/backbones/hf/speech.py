@@ -1,0 +1,102 @@
+"""What a model has read once for everyone, and what it writes: keys and values as a prefix, and generation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlprompt.attention import join
+from vlprompt.passages import Passages
+from vlprompt.prompt import KV, Prompt
+
+if TYPE_CHECKING:
+    from vlprompt.backbones.hf.tower import LM
+
+
+@torch.no_grad()
+def past(tower: "LM", text: str, prompt: Prompt) -> Prompt:
+    """A text as the prefix (1, H, L, Dh) that it leaves in every layer of a causal model, after the prompt's own.
+
+    What follows is read as if it stood behind the text (as `Passages.after` says): exact, and the text is read once.
+    """
+    from transformers import DynamicCache
+
+    if tower.kind != "causal":
+        raise ValueError(
+            f"{tower.spec} reads from both sides, so what it makes of a text depends on what follows: a shared "
+            "beginning is for causal models"
+        )
+    ids = torch.tensor([tower.writer.begun(text)], device=tower.device)
+    x, shift = tower.net.get_input_embeddings()(ids), tower.shift(prompt)
+    if prompt.length:
+        x = torch.cat([prompt.tokens[0].to(x.dtype), x], 1)
+    if tower.room is not None and shift + x.shape[1] >= tower.room:
+        raise ValueError(
+            f"{tower.spec} has {tower.room} positions, and the demonstrations take {shift + x.shape[1]}: take fewer of "
+            "them, or shorter ones"
+        )
+    cache, places = DynamicCache(), torch.arange(shift, shift + x.shape[1], device=x.device)[None]
+    with tower.within(prompt):
+        tower.trunk(inputs_embeds=x, position_ids=places, past_key_values=cache, use_cache=True)
+    layers: list[Any] = list(cache.layers)
+    seen: dict[int | str, KV] = {i: join(prompt.prefix.get(i), one.keys, one.values) for i, one in enumerate(layers)}
+    return Prompt(prefix=seen, beside=prompt.beside)
+
+
+@torch.no_grad()
+def generate(tower: "LM", inputs: Passages, prompt: Prompt, **settings: Any) -> list[str]:
+    """What the model writes after each passage; settings: those of transformers' `generate`, greedy by default."""
+    if tower.kind == "encoder":
+        raise ValueError(f"{tower.spec} is an encoder and writes nothing: take a causal model or an encoder-decoder")
+    rows = tower.rows(inputs, prompt)
+    ids = [row.ids[: row.begin] if tower.kind == "causal" else row.ids for row in rows]
+    n, fill = max(map(len, ids)), 0
+    left = tower.kind == "causal"
+    pad = lambda one, value: [value] * (n - len(one)) + one if left else one + [value] * (n - len(one))  # noqa: E731
+    tokens = torch.tensor([pad(one, fill) for one in ids], device=tower.device)
+    mask = torch.tensor([pad([1] * len(one), 0) for one in ids], device=tower.device)
+    x = tower.net.get_input_embeddings()(tokens)
+    if prompt.length:
+        soft = torch.tensor([[k + (n - len(one)) * left for k in row.soft] for row, one in zip(rows, ids, strict=True)])
+        t = prompt.tokens[0].to(x.dtype).expand(len(x), -1, -1)
+        x = x.scatter(1, soft.to(x.device)[..., None].expand_as(t), t)
+    how: dict[str, Any] = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": pad_id(tower), **settings}
+    if "stop_strings" in how:
+        how["tokenizer"] = tower.tokenizer
+    if tower.kind == "seq2seq" and (began := tower.sentinel(rows[0])):
+        start = [tower.net.config.decoder_start_token_id, *began]
+        how["decoder_input_ids"] = torch.tensor([start] * len(rows), device=tower.device)
+    with tower.within(prompt), moved(tower, tower.shift(prompt) if left else 0):
+        made = tower.net.generate(inputs_embeds=x, attention_mask=mask, **how)
+    return [text.strip() for text in tower.tokenizer.batch_decode(made, skip_special_tokens=True)]
+
+
+def pad_id(tower: "LM") -> int:
+    """A token to fill rows with: the tokenizer's, or any other, for what is filled is never read."""
+    found = tower.tokenizer.pad_token_id
+    return (tower.tokenizer.eos_token_id or 0) if found is None else found
+
+
+@contextmanager
+def moved(tower: "LM", shift: int) -> Iterator[None]:
+    """Positions that transformers counts begin behind a prefix."""
+
+    def hook(module: Any, given: Any, kwargs: dict[str, Any]) -> Any:
+        places: Tensor | None = kwargs.get("position_ids")
+        if places is None:
+            x, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+            x = kwargs["input_ids"] if x is None else x
+            begin = 0 if cache is None else int(cache.get_seq_length())
+            places = torch.arange(begin, begin + x.shape[1], device=x.device)[None]
+        return given, {**kwargs, "position_ids": places + shift}
+
+    if not shift:
+        yield
+        return
+    handle = tower.trunk.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,210 @@
+"""A frozen language model as a tower: a Prompt goes in, features or states come out; rows nobody reads are not made."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlprompt.backbones.hf import speech
+from vlprompt.backbones.hf.fold import folded
+from vlprompt.backbones.hf.passes import Passes
+from vlprompt.backbones.hf.rows import Row
+from vlprompt.passages import Passages
+from vlprompt.prompt import NOTHING, Prompt
+
+READS = ("pooled", "mask", "response", "words")
+CHUNK = 16  # rows of one pass without gradients, of like length
+STEP = 32  # lengths of passes whose features are kept: multiples of this
+
+
+class LM(Passes):
+    """A language model of transformers; see language.LanguageTower for what it can be asked."""
+
+    def __call__(self, inputs: Passages, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
+        """pooled (B, E); mask (B, E); response and words (R, E), row after row.
+
+        ValueError for a prompt that this model has no place for.
+        """
+        self._check(prompt, read)
+        rows = self.rows(inputs, prompt)
+        if not prompt and read == "pooled":
+            return self._looked_up(inputs, rows)
+        if torch.is_grad_enabled() or len(rows) <= CHUNK or not self._shared(prompt):
+            return torch.cat(self.read(rows, prompt, read))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        for begin in range(0, len(order), CHUNK):
+            some = order[begin : begin + CHUNK]
+            for i, made in zip(some, self.read([rows[i] for i in some], prompt, read), strict=True):
+                found[i] = made
+        return torch.cat(found)
+
+    def rows(self, inputs: Passages, prompt: Prompt) -> list[Row]:
+        rows = [self.writer.row(inputs, i, prompt.length, self.shift(prompt)) for i in range(len(inputs))]
+        self._tell(rows, inputs)
+        return rows
+
+    def _looked_up(self, inputs: Passages, rows: Sequence[Row]) -> Tensor:
+        """Features (B, E), each computed once, in passes of a fixed size: its bits don't depend on neighbours."""
+        keys = [f"{item.key}|{inputs.shown(i)}|{inputs.cut}" for i, item in enumerate(inputs.items)]
+        found = {key: kept for key in keys if (kept := self.kept.get(key)) is not None}
+        widths = dict[int, dict[str, Row]]()
+        for key, row in zip(keys, rows, strict=True):
+            if key not in found:
+                width = STEP * (len(row.ids) // STEP + 1)  # one pad at least, so that there always is a mask
+                widths.setdefault(width if self.room is None else min(width, self.room), {})[key] = row
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            for width, some in widths.items():
+                named, each = list(some), list(some.values())
+                for begin in range(0, len(each), CHUNK):
+                    part = each[begin : begin + CHUNK]
+                    filled = [*part, *[part[-1]] * (CHUNK - len(part))]
+                    made = self._pooled(filled, self._hidden(filled, NOTHING, width)).float()
+                    for key, feature in zip(named[begin : begin + CHUNK], made, strict=False):
+                        found[key] = feature.clone()
+                        self.kept.keep(key, found[key])
+        return torch.stack([found[key] for key in keys])
+
+    @staticmethod
+    def _shared(prompt: Prompt) -> bool:
+        """Whether all rows have the same tokens and prefixes."""
+        return all(len(t) == 1 for t in prompt.tokens.values()) and all(len(k) == 1 for k, _ in prompt.prefix.values())
+
+    def _check(self, prompt: Prompt, read: str) -> None:
+        if read not in READS:
+            raise ValueError(f"a language model reads {', '.join(READS)}, not {read!r}")
+        if any(layer != 0 for layer in prompt.tokens):
+            raise ValueError(
+                "a language model takes tokens at its first layer; later ones take a prefix (prefix_tuning)"
+            )
+        if strange := [layer for layer in prompt.prefix if layer not in self.places]:
+            raise ValueError(
+                f"the prompt has a prefix for layer {strange[0]!r}; this model's are {', '.join(map(str, self.layers))}"
+            )
+        if strange := [site for site in prompt.beside if site not in self._every()]:
+            raise ValueError(f"the prompt has a part at {strange[0]!r}, where this model has no map")
+        if read == "mask" and not self.answers:
+            raise ValueError(
+                f"{self.spec} has no head over its vocabulary, so it fills no {{mask}}: read its feature by a "
+                "linear head (method.reader=linear), or take a model with such a head"
+            )
+
+    def read(self, rows: Sequence[Row], prompt: Prompt, read: str) -> list[Tensor]:
+        """What is read of each row: (1, E), or (r, E) of a response or of words."""
+        x = self._hidden(rows, prompt)
+        if self.kind == "seq2seq" and read in ("mask", "response"):
+            return self._decoded(rows, prompt, x, read)
+        if read == "pooled":
+            return list(self._pooled(rows, x).split(1))
+        where = {"mask": lambda row: [row.mask], "words": lambda row: [k for k in row.words if k is not None],
+                 "response": lambda row: range(row.begin - 1, row.begin - 1 + len(row.answer))}[read]  # fmt: skip
+        if read == "mask" and any(row.mask < 0 for row in rows):
+            raise ValueError(
+                "the template has no {mask}, no place for the answer: give one, such as '{text} It is {mask}.'"
+            )
+        if read == "response" and self.kind != "causal":
+            raise ValueError(
+                f"{self.spec} is an encoder and writes no response: take a causal model or an encoder-decoder"
+            )
+        counts = [len(where(row)) for row in rows]
+        flat = torch.tensor([k for row in rows for k in where(row)], device=x.device)
+        which = torch.repeat_interleave(torch.arange(len(rows), device=x.device), torch.tensor(counts, device=x.device))
+        states = x[which, flat]
+        return list((self.family.ready(self.net)(states) if read == "mask" else states).split(counts))
+
+    def _pooled(self, rows: Sequence[Row], x: Tensor) -> Tensor:
+        """(B, E); soft tokens never count."""
+        if self.pool == "mean":
+            own = torch.zeros(x.shape[:2], device=x.device)
+            for i, row in enumerate(rows):
+                own[i, : len(row.ids)] = 1
+                own[i, row.soft] = 0
+            return (x * own[..., None]).sum(1).div(own.sum(1, keepdim=True)).to(x.dtype)
+        end = [row.begin - 1 if self.kind == "causal" else len(row.ids) - 1 for row in rows]
+        if self.pool == "first":
+            end = [next(k for k in range(len(row.ids)) if k not in set(row.soft)) for row in rows]
+        return x[torch.arange(len(rows), device=x.device), torch.tensor(end, device=x.device)]
+
+    # words
+
+    def spelled(self, words: Sequence[str], template: str | None = None) -> list[list[int]]:
+        """The tokens of each answer as they follow a text; ValueError for one that has none."""
+        before = "" if template is None else template.partition("{mask}")[0]
+        return self.writer.spelled(list(words), before[len(before.rstrip()) :] or None if before else None)
+
+    def unembed(self, ids: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]:
+        """Rows (n, E) of the map into the vocabulary, and their biases (n,) where it has some; None: all."""
+        if not self.answers:
+            raise ValueError(
+                f"{self.spec} has no head over its vocabulary: take method.reader=linear, or a model with one"
+            )
+        head = self.net.get_output_embeddings()
+        rows = slice(None) if ids is None else torch.as_tensor(ids, device=self.device)
+        bias = getattr(head, "bias", None)
+        return head.weight[rows], None if bias is None else bias[rows]
+
+    def vocabulary(self, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+        """States (R, E) -> logits (R, n) of these tokens; None: of all."""
+        weight, bias = self.unembed(ids)
+        logits = F.linear(states.to(weight.dtype), weight, bias)
+        cap = getattr(self.net.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def targets(self, inputs: Passages, prompt: Prompt = NOTHING) -> list[list[int]]:
+        """The tokens of each response."""
+        return [row.answer for row in self.rows(inputs, prompt)]
+
+    def found(self, inputs: Passages, prompt: Prompt = NOTHING) -> list[list[int]]:
+        """The places of the words of each passage that are read with this prompt, for texts may be cut."""
+        return [[k for k, place in enumerate(row.words) if place is not None] for row in self.rows(inputs, prompt)]
+
+    def embedded(self, text: str) -> Tensor:
+        """The embeddings (N, D) of a text's tokens, without special ones."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.net.get_input_embeddings().weight[torch.tensor(ids, device=self.device)].detach().float().clone()
+
+    def drawn(self, n: int, generator: torch.Generator) -> Tensor:
+        """The embeddings (n, D) of words drawn from the vocabulary."""
+        table = self.net.get_input_embeddings().weight
+        ids = torch.randint(len(table), (n,), generator=generator)
+        return table[ids.to(table.device)].detach().float().clone()
+
+    def past(self, text: str, prompt: Prompt = NOTHING) -> Prompt:
+        """A text that everyone has read, as a prefix of every layer; causal models only."""
+        return speech.past(self, text, prompt)
+
+    def generate(self, inputs: Passages, prompt: Prompt = NOTHING, **settings: Any) -> list[str]:
+        """What the model writes after each passage; settings: transformers' (max_new_tokens, num_beams ...)."""
+        return speech.generate(self, inputs, prompt, **settings)
+
+    def merged(self, prompt: Prompt) -> "LM":
+        """A tower with the parts of the prompt in its weights; ValueError for those that can't be."""
+        self._check(prompt, "pooled")
+        return folded(self, prompt)
+
+    def copy(self) -> nn.Module:
+        """A trainable copy, in float32: called as the tower is."""
+        return Copy(self)
+
+
+class Copy(nn.Module):
+    """All of a model, to be trained."""
+
+    def __init__(self, tower: LM):
+        super().__init__()
+        self.tower: LM
+        if tower.base not in ("fp32", "bf16"):
+            raise ValueError(f"the weights of {tower.spec} are quantised, so they can't be trained: take hf: instead")
+        self.net = copy.deepcopy(tower.net).float().requires_grad_(True)
+        again = copy.copy(tower)
+        again.moved(self.net)
+        object.__setattr__(self, "tower", again)
+
+    def forward(self, inputs: Passages, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
+        if not prompt and read == "pooled":
+            rows = self.tower.rows(inputs, prompt)
+            return torch.cat(self.tower.read(rows, prompt, read))
+        return self.tower(inputs, prompt, read)

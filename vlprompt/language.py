@@ -1,0 +1,41 @@
+"""What a method for texts stands on: a frozen language model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Generator, Tensor, nn
+
+from vlprompt.passages import Passages
+from vlprompt.prompt import NOTHING, Prompt
+from vlprompt.tower import Tower
+
+
+@runtime_checkable
+class LanguageTower(Tower, Protocol):
+    """A tower that reads passages.
+
+    Called with read="pooled" it gives features (B, E); "mask" the states (B, E) at the answer's place; "response" the
+    states (R, E) before each token of all responses, one after the other; "words" the states (R, E) of the first token
+    of each word. States are what the model's own head reads, before the map into the vocabulary.
+    """
+
+    kind: Literal["causal", "encoder", "seq2seq"]
+    base: str  # how the frozen weights are held: fp32, bf16, int8 or nf4
+    layers: tuple[int | str, ...]  # where a prefix may stand
+    spec: str  # what `load` was asked for
+    size: int  # frozen parameters
+    notes: Mapping[str, str]
+
+    def spelled(self, words: Sequence[str], template: str | None = None) -> list[list[int]]: ...  # tokens of answers
+    def unembed(self, ids: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]: ...  # rows of the vocabulary
+    def vocabulary(self, states: Tensor, ids: Sequence[int] | None = None) -> Tensor: ...  # (R, E) -> logits (R, V)
+    def targets(self, inputs: Passages, prompt: Prompt = NOTHING) -> list[list[int]]: ...  # the tokens of each response
+    def found(
+        self, inputs: Passages, prompt: Prompt = NOTHING
+    ) -> list[list[int]]: ...  # the words of each passage that the model has read
+    def embedded(self, text: str) -> Tensor: ...  # the embeddings (N, D) of a text's tokens
+    def drawn(self, n: int, generator: Generator) -> Tensor: ...  # the embeddings (n, D) of random words
+    def past(self, text: str, prompt: Prompt = NOTHING) -> Prompt: ...  # a text that everyone has read, as a prefix
+    def generate(self, inputs: Passages, prompt: Prompt = NOTHING, **settings: Any) -> list[str]: ...
+    def merged(self, prompt: Prompt) -> "LanguageTower": ...
+    def copy(self) -> nn.Module: ...
