@@ -19,21 +19,23 @@ MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
     "shared": ["maps", "prompt", "stage", "attention", "tower"],
     "backbones": [*CORE, "backbones"],
     "readers": [*CORE, "parts"],
+    "words": [*CORE, "readers", "parts"],
     "parts": CORE,
     "method": [*CORE, "readers", "parts"],
     "around": [*CORE, "readers", "parts", "method"],
-    "methods": [*CORE, "readers", "parts", "method", "around"],
+    "methods": [*CORE, "readers", "words", "parts", "method", "around"],
     "data": ["prompt", "stage", "data"],
     "metrics": [],
     "tasks": ["stage", "data", "metrics", "tasks"],
-    "evaluate": [*CORE, "method", "data", "metrics", "tasks"],
+    "evaluate_text": [*CORE, "method", "metrics"],
+    "evaluate": [*CORE, "evaluate_text", "method", "data", "metrics", "tasks"],
     "train": [*CORE, "parts", "method", "data", "metrics", "tasks", "evaluate", "train"],
     "results": ["stage", "metrics", "tasks", "train", "results"],
 }
-MAY["described"] = [*CORE, "readers", "method", "tasks", "train"]
+MAY["described"] = [*CORE, "readers", "words", "method", "tasks", "train"]
 MAY["tracking"] = [*CORE, "method", "methods", "metrics", "evaluate", "train"]
 MAY["runner"] = [*CORE, "method", "tasks", "evaluate", "tracking", "train", "results", "described"]
-MAY["config"] = [*MAY["runner"], "readers", "runner", "methods", "data"]
+MAY["config"] = [*MAY["runner"], "readers", "words", "runner", "methods", "data"]
 LOWEST = ["errors", "lazy", "memory", "source", "templates", "name", "images", "passages", "inputs"]
 MAY = {layer: [*allowed, *LOWEST] for layer, allowed in MAY.items()} | {layer: ["errors"] for layer in LOWEST}
 MAY["inputs"] = ["images", "passages"]

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from vlprompt import methods, readers, tasks
+from vlprompt import methods, readers, tasks, words
 from vlprompt.errors import nearest
 from vlprompt.source import Source, override, read
 from vlprompt.source import configs_folder as configs_folder
@@ -46,7 +46,8 @@ def find(kind: str, name: str) -> type:
             sys.path.remove(str(Path.cwd()))
     if name not in packages[kind]:
         raise ValueError(f"there is no {kind} {name!r}; {nearest(name, list(packages[kind]))}")
-    return getattr({"method": methods, "task": tasks, "reader": readers}[kind], packages[kind][name])
+    places: dict[str, Any] = {"method": methods, "task": tasks, "reader": words if name in WORDS else readers}
+    return getattr(places[kind], packages[kind][name])
 
 
 def hints(cls: type) -> dict[str, Any]:
@@ -55,7 +56,8 @@ def hints(cls: type) -> dict[str, Any]:
     return {name: known.get(name, Any) for name in inspect.signature(cls).parameters}
 
 
-READERS = {"linear": "Linear", "cosine": "Cosine", "texts": "Texts"}
+WORDS = {"words": "Words", "soft_words": "SoftWords", "response": "Response", "tags": "Tags"}  # of language models
+READERS = {"linear": "Linear", "cosine": "Cosine", "texts": "Texts", **WORDS}
 PARTS = {"Method": "method", "Reader": "reader"}  # arguments that are themselves made from settings
 
 
@@ -64,11 +66,13 @@ def _part(annotation: Any) -> str | None:
 
 
 def _frozen(name: str, annotation: Any) -> str | None:
-    """Which part of the backbone an argument is: it is annotated so, or a stranger just calls it clip or tower."""
-    kind = getattr(annotation, "__name__", "")
-    if kind in ("Clip", "Tower", "VisionTower"):
-        return "Clip" if kind == "Clip" else "Tower"
-    return {"clip": "Clip", "tower": "Tower"}.get(name) if annotation is Any else None
+    """Which part of the backbone an argument is: it is annotated so, or a stranger just calls it clip, tower or lm."""
+    from vlprompt.vision import AnyTower
+
+    kind = "AnyTower" if annotation == AnyTower else getattr(annotation, "__name__", "")
+    if kind in ("Clip", "Tower", "AnyTower", "VisionTower", "LanguageTower"):
+        return "AnyTower" if kind == "Tower" else kind
+    return {"clip": "Clip", "tower": "AnyTower", "lm": "LanguageTower"}.get(name) if annotation is Any else None
 
 
 def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dict[str, Any]:
@@ -158,6 +162,7 @@ def resolve(source: Source) -> dict[str, Any]:
 
 def build_method(about: dict[str, Any], backbone: "Backbone", kind: str = "method") -> "Method":
     """The method (or a reader) of a resolved configuration on a backbone; ValueError where it needs texts too."""
+    from vlprompt.language import LanguageTower
     from vlprompt.tower import Clip
     from vlprompt.vision import tower_of
 
@@ -170,6 +175,16 @@ def build_method(about: dict[str, Any], backbone: "Backbone", kind: str = "metho
                     f"{about['name']} needs a CLIP, image and text tower; {backbone.spec} has no texts: take "
                     "--backbone glyph or open_clip:NAME/TAG, or a method on an image tower, such as vpt with "
                     "method.reader=linear"
+                )
+            if frozen == "LanguageTower" and not isinstance(backbone, LanguageTower):
+                raise ValueError(
+                    f"{about['name']} needs a language model, which {backbone.spec} is not: take --backbone "
+                    "hf:FOLDER or hf:OWNER/NAME, and a dataset of texts"
+                )
+            if frozen == "VisionTower" and isinstance(backbone, LanguageTower):
+                raise ValueError(
+                    f"{about['name']} looks at images, and {backbone.spec} is a language model: take --backbone "
+                    "glyph, or a method that reads texts, such as prefix_tuning or lora"
                 )
             given[name] = backbone if frozen == "Clip" else tower_of(backbone)
         elif (part := _part(annotation)) is not None:

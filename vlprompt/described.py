@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
@@ -45,8 +46,8 @@ def plain(value: Any) -> Any:
 def title(cls: type) -> str:
     """The name of a class in a configuration: its file for ours, module:Class for a stranger's."""
     folder, _, file = cls.__module__.rpartition(".")
-    if issubclass(cls, Reader) and cls.__module__ == Reader.__module__:
-        return cls.__name__.lower()
+    if issubclass(cls, Reader) and cls.__module__ in ("vlprompt.readers", "vlprompt.words"):
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
     return file if folder in ("vlprompt.methods", "vlprompt.tasks") else f"{cls.__module__}:{cls.__qualname__}"
 
 

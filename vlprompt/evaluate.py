@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt.evaluate_text import answered, numbers
 from vlprompt.method import Method, Output
 from vlprompt.metrics import accuracy, calibration_error, class_mean, effective_number, homes, macro_f1, per_class
 from vlprompt.stage import Split, Unlabelled, ids
@@ -69,10 +70,18 @@ def evaluate(
 ) -> Scores:
     """accuracy, class_mean (mean of the accuracies per class), macro_f1 and calibration_error; of pools prompts_used.
 
+    Of texts that are answered by text or word by word, what evaluate_text says.
+
     watch: called with the images done and their number. ValueError for an empty split.
     """
     if not len(split):
         raise ValueError("there is nothing to evaluate: the split has no images")
+    if answered(split) != "class":
+        was = method.training
+        try:
+            return Scores(numbers(method.eval(), split, batch, micro_batch, watch), {})
+        finally:
+            method.train(was)
     found, done = list[Output](), 0
     for part in outputs(method, split, batch, micro_batch):
         found.append(part)
@@ -82,14 +91,14 @@ def evaluate(
     whole, labels, classes = _joined(found), torch.tensor(split.labels), len(split.names)
     logits, used, lesson = whole.logits, whole.used, whole.lesson
     predicted = logits.argmax(1)
-    numbers = {
+    told = {
         "accuracy": accuracy(predicted, labels),
         "class_mean": class_mean(predicted, labels, classes),
         "macro_f1": macro_f1(predicted, labels, classes),
         "calibration_error": calibration_error(logits.softmax(1), labels),
     }
     if used is not None:
-        numbers["prompts_used"] = effective_number(used.mean(0))
+        told["prompts_used"] = effective_number(used.mean(0))
     each = per_class(predicted, labels, classes).tolist()
     of_classes = {i: value for i, value in zip(ids(split.names), each, strict=True) if value == value}
     shares: dict[str | None, list[float]] = {} if used is None else {None: used.mean(0).tolist()}
@@ -106,4 +115,4 @@ def evaluate(
                 parts[name]["chosen"] = accuracy(lesson[here], domains[here])
             if used is not None:
                 shares[name] = used[here].mean(0).tolist()
-    return Scores(numbers, of_classes, parts, shares)
+    return Scores(told, of_classes, parts, shares)

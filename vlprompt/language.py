@@ -22,6 +22,7 @@ class LanguageTower(Tower, Protocol):
     kind: Literal["causal", "encoder", "seq2seq"]
     base: str  # how the frozen weights are held: fp32, bf16, int8 or nf4
     layers: tuple[int | str, ...]  # where a prefix may stand
+    biases: frozenset[str]  # the sites whose maps have one
     spec: str  # what `load` was asked for
     size: int  # frozen parameters
     notes: Mapping[str, str]

@@ -81,7 +81,7 @@ def describe_method(name: str) -> list[str]:
             kind = ast.unparse(argument.annotation) if argument.annotation else "any"
             if kind == "Reader" and default is None:
                 lines.append(f"  {argument.arg}: Reader = linear (linear, cosine, texts)")
-            elif kind not in ("Clip", "Tower", "VisionTower"):
+            elif kind not in ("Clip", "Tower", "AnyTower", "VisionTower", "LanguageTower"):
                 lines.append(f"  {argument.arg}: {kind}{'' if default is None else f' = {ast.unparse(default)}'}")
     for recipe in sorted(path for task in tasks.found() for path in (configs_folder() / task).rglob(f"{name}.yaml")):
         lines += ["", f"Recipe configs/{recipe.relative_to(configs_folder())}:", recipe.read_text("utf-8").rstrip()]

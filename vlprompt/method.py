@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vlprompt.language import LanguageTower
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.readers import Reader, Texts
-from vlprompt.stage import Batch, Images, Lesson, Names
+from vlprompt.stage import Batch, Lesson, Names
 from vlprompt.tower import Clip
 from vlprompt.vision import Backbone, VisionTower
 
@@ -19,7 +19,8 @@ class Output(NamedTuple):
     """logits (B, C); penalty; and what the logits came from: image (B, E), text (C, E) or (B, C, E), un-normalised.
 
     used: of methods with a pool, the share (B, M) that each prompt has in an answer (rows add up to 1); lesson: of
-    methods that guess it among several, the number (B,) of the lesson that an image is taken to belong to.
+    methods that guess it among several, the number (B,) of the lesson that an image is taken to belong to. target: what
+    the rows of logits should be, (R,), where only the reader knows: of texts that are answered by text or word by word.
     """
 
     logits: Tensor
@@ -28,6 +29,7 @@ class Output(NamedTuple):
     text: Tensor | None = None
     used: Tensor | None = None
     lesson: Tensor | None = None
+    target: Tensor | None = None
 
 
 Terms = dict[str, tuple[Tensor, float]]  # name -> (mean, over how many rows)
@@ -101,9 +103,8 @@ class Method(nn.Module):
     def terms(self, batch: Batch, fixed: Any) -> tuple[Terms, Output]:
         """The loss as named means with the rows they are over, so that micro-batches and devices add up exactly."""
         out = self(batch.inputs, self.prepare(batch.names, fixed))
-        found: Terms = {
-            "ce": (F.cross_entropy(out.logits.float(), batch.labels.to(out.logits.device)), len(batch.labels))
-        }
+        right = batch.labels if out.target is None else out.target
+        found: Terms = {"ce": (F.cross_entropy(out.logits.float(), right.to(out.logits.device)), len(right))}
         if isinstance(out.penalty, Tensor):
             found["penalty"] = out.penalty, len(batch.labels)
         return found, out
@@ -145,12 +146,15 @@ def _held(method: nn.Module) -> Iterator[Any]:
 
 
 class OnTower(Method):
-    """A Method on one image tower whose feature a reader reads; `build` makes what is trained, `prompt` puts it in.
+    """A Method on one tower, of images or of texts, that a reader reads.
 
-    merges: its parts are folded into the weights for a test, so that it costs what the bare tower does.
+    `build` makes what is trained, `prompt` puts it in.
+
+    merges: its parts are folded into the weights of an image tower for a test, so that it costs what the bare tower
+    does.
     """
 
-    tower: VisionTower
+    tower: Any
     reader: Reader
     merges: bool = False
 
@@ -161,25 +165,37 @@ class OnTower(Method):
         """What goes into the tower for so many images."""
         return NOTHING
 
-    def features(self, inputs: Images, tower: VisionTower) -> Tensor:
-        """(B, E); `tower` is the frozen one, with the parts folded in when they are."""
-        return tower(inputs, NOTHING if tower is not self.tower else self.prompt(len(inputs)))
+    def features(self, inputs: Any, tower: Any) -> Tensor:
+        """What the reader reads, (B, E) or (R, E); `tower` is the frozen one, perhaps with the parts in it."""
+        prompt = NOTHING if tower is not self.tower else self.prompt(len(inputs))
+        return tower(self.shown(inputs), prompt, read=self.reader.read)
+
+    def shown(self, inputs: Any) -> Any:
+        """The inputs as the tower sees them: as the reader wants them."""
+        return self.reader.asked(inputs)
+
+    def write(self, inputs: Any, **settings: Any) -> list[str]:
+        """What a language model writes for each of the passages; settings: those of transformers' `generate`."""
+        return self.tower.generate(self.shown(inputs), self.prompt(len(inputs)), **settings)
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.reader.begin(lesson, generator, self.tower.width, self.tower.device)
         if not lesson.index:
             self.build(generator)
-            if self.merges:
+            if self.merges and isinstance(self.tower, VisionTower):
                 self.tower.merged(self.prompt(1))  # what can't be folded is said before it is trained
 
     def prepare(self, names: Names, fixed: Any) -> Any:
-        folds = self.merges and not self.training and not torch.is_grad_enabled()
+        folds = (
+            self.merges and not self.training and not torch.is_grad_enabled() and isinstance(self.tower, VisionTower)
+        )
         return self.tower.merged(self.prompt(1)) if folds else self.tower, self.reader.prepare(names, fixed)
 
-    def forward(self, inputs: Images, prepared: Any) -> Output:
+    def forward(self, inputs: Any, prepared: Any) -> Output:
         tower, read = prepared
         image = self.features(inputs, tower)
-        return Output(self.reader(image, read), image=image, text=read if isinstance(self.reader, Texts) else None)
+        return Output(self.reader(image, read), image=image, text=read if isinstance(self.reader, Texts) else None,
+                      target=self.reader.target(inputs))  # fmt: skip
 
     def groups(self) -> list[dict[str, Any]]:
         """All parameters; no weight decay on vectors (biases, shifts, scales, norms), as the field has it."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vlprompt.language import LanguageTower
 from vlprompt.stage import Lesson, ids
 from vlprompt.templates import PLAIN, templates
 from vlprompt.tower import Clip
-from vlprompt.vision import VisionTower
+from vlprompt.vision import AnyTower
 
 MAPS = ("patch", "norm1", "q", "k", "v", "out", "norm2", "up", "down", "norm")  # the maps of a ViT that have biases
 Template = str | list[str] | None  # one, several or a set by name; None: the hand-written one of each name's dataset
@@ -94,9 +95,22 @@ class Shift(nn.Module):
         return weight, self.bias if bias is None else bias + self.bias
 
 
-def shifts(tower: VisionTower, sites: Sequence[str]) -> nn.ModuleDict:
-    """A Shift at each of these kinds of site."""
-    return nn.ModuleDict({site: Shift(out, tower.device) for site, (_, out) in tower.sites(*sites).items()})
+def maps_of(tower: AnyTower, sites: Sequence[str] | None) -> dict[str, tuple[int, int]]:
+    """The sites of these kinds; None: of all maps that the tower has."""
+    if sites is None and isinstance(tower, LanguageTower):
+        kinds = {site.split("/")[-1] for site in tower.sites()}
+        sites = [kind for kind in (*MAPS, "gate") if kind in kinds]
+    return tower.sites(*(MAPS if sites is None else sites))
+
+
+def shifts(tower: AnyTower, sites: Sequence[str] | None) -> nn.ModuleDict:
+    """A Shift at each of these kinds of site; of a language model where its maps have biases."""
+    found = maps_of(tower, sites)
+    if isinstance(tower, LanguageTower):
+        found = {site: fans for site, fans in found.items() if site in tower.biases}
+        if not found:
+            raise ValueError(f"{tower.spec} has no biases there, so there are none to train: take ssf, lora or adapter")
+    return nn.ModuleDict({site: Shift(out, tower.device) for site, (_, out) in found.items()})
 
 
 class Bottleneck(nn.Module):

@@ -56,7 +56,8 @@ class Passage:
 
     template: how it is shown with the answer's place in it; plain: without one, for a head on a feature. response: what
     is to be said, of a text that is answered by text; tags: the classes of its words, of a text whose field "words" is
-    classified word by word (separated by spaces). name: where it stands in its dataset, the same on every machine.
+    classified word by word (separated by spaces). name: where it stands in its dataset, the same on every machine;
+    cut: the end of its longest field at which it is shortened where it is too long for a model.
     """
 
     key: str
@@ -66,6 +67,7 @@ class Passage:
     response: str | None = None
     tags: tuple[int, ...] | None = None
     name: str = ""
+    cut: Literal["end", "start"] = "end"
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -81,16 +83,15 @@ class Passage:
 class Passages:
     """B passages and how they are read: by one template for all, or each by its own.
 
-    template: instead of their own; plain: their own without an answer's place. n: the soft tokens of {ctx}; cut: where
-    a text too long for the model is shortened; responses: instead of their own, one for each (choices that are scored:
-    nothing ends them); after: they follow a text that was read before (`past`), so nothing begins them.
+    template: instead of their own; plain: their own without an answer's place. n: the soft tokens of {ctx}; responses:
+    instead of their own, one for each (choices that are scored: nothing ends them); after: they follow a text that was
+    read before (`past`), so nothing begins them.
     """
 
     items: tuple[Passage, ...]
     template: str | None = None
     plain: bool = True
     n: int = 0
-    cut: Literal["end", "start"] = "end"
     responses: tuple[str, ...] | None = None
     after: bool = False
 

@@ -18,8 +18,18 @@ from vlprompt.tower import Clip
 class Reader(nn.Module):
     """Features (B, E) -> logits (B, C); the same life as a Method: begin, fixed, prepare, forward.
 
-    The constructor only stores its arguments, under their own names.
+    The constructor only stores its arguments, under their own names. read: what it wants of the tower.
     """
+
+    read: str = "pooled"
+
+    def asked(self, inputs: Any) -> Any:
+        """The inputs as the tower shall see them: of passages, by which template."""
+        return inputs
+
+    def target(self, inputs: Any) -> Tensor | None:
+        """What the rows of its logits should be (R,), where the labels of a batch don't say it."""
+        return None
 
     def anew(self) -> "Reader":
         """Another with the same settings, which has met nothing yet."""

@@ -31,10 +31,11 @@ class VisionTower(Tower, Protocol):
     def copy(self) -> nn.Module: ...
 
 
-Backbone = Clip | VisionTower | LanguageTower
+AnyTower = VisionTower | LanguageTower  # what a method takes that does not mind what it reads
+Backbone = Clip | AnyTower
 
 
-def tower_of(backbone: Backbone) -> VisionTower | LanguageTower:
+def tower_of(backbone: Backbone) -> AnyTower:
     """The tower that reads the inputs: of a CLIP that of its images."""
     return cast(VisionTower, backbone.image) if isinstance(backbone, Clip) else backbone
 

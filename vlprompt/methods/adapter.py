@@ -21,7 +21,7 @@ from vlprompt.method import OnTower
 from vlprompt.parts import Bottleneck
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
-from vlprompt.vision import VisionTower
+from vlprompt.vision import AnyTower
 
 
 class _Behind(Bottleneck):
@@ -32,13 +32,13 @@ class _Behind(Bottleneck):
 
 
 class Adapter(OnTower):
-    """Bottlenecks behind the sub-layers of an image tower.
+    """Bottlenecks behind the sub-layers of an image tower or a language model.
 
     design: "houlsby" (attention and MLP) or "pfeiffer" (MLP); reduction: the tower's width over the bottleneck's;
     std: of the initial down-projection.
     """
 
-    def __init__(self, tower: VisionTower, reader: Reader, design: Literal["houlsby", "pfeiffer"] = "pfeiffer",
+    def __init__(self, tower: AnyTower, reader: Reader, design: Literal["houlsby", "pfeiffer"] = "pfeiffer",
                  reduction: int = 8, std: float = 0.01):  # fmt: skip
         super().__init__()
         self.tower, self.reader, self.design, self.reduction, self.std = tower, reader, design, reduction, std

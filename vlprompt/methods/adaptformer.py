@@ -17,7 +17,7 @@ from vlprompt.method import OnTower
 from vlprompt.parts import Bottleneck
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
-from vlprompt.vision import VisionTower
+from vlprompt.vision import AnyTower
 
 
 class _Parallel(Bottleneck):
@@ -30,9 +30,9 @@ class _Parallel(Bottleneck):
 
 
 class AdaptFormer(OnTower):
-    """Bottlenecks beside the MLPs of an image tower; hidden: their width, scale: of what they add, dropout: inside."""
+    """Bottlenecks beside the MLPs of a tower; hidden: their width, scale: of what they add, dropout: inside."""
 
-    def __init__(self, tower: VisionTower, reader: Reader, hidden: int = 64, scale: float = 0.1, dropout: float = 0.1):
+    def __init__(self, tower: AnyTower, reader: Reader, hidden: int = 64, scale: float = 0.1, dropout: float = 0.1):
         super().__init__()
         self.tower, self.reader, self.hidden, self.scale, self.dropout = tower, reader, hidden, scale, dropout
 

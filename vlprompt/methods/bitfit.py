@@ -15,21 +15,21 @@ VPT).
 import torch
 
 from vlprompt.method import OnTower
-from vlprompt.parts import MAPS, shifts
+from vlprompt.parts import shifts
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
-from vlprompt.vision import VisionTower
+from vlprompt.vision import AnyTower
 
 
 class BitFit(OnTower):
-    """A trained shift beside the maps of an image tower; `sites` are the kinds of them."""
+    """A trained shift beside the maps of an image tower or a language model; `sites`: kinds of them, default all."""
 
     merges = True
 
-    def __init__(self, tower: VisionTower, reader: Reader, sites: tuple[str, ...] = MAPS):
+    def __init__(self, tower: AnyTower, reader: Reader, sites: tuple[str, ...] | None = None):
         super().__init__()
-        self.tower, self.reader, self.sites = tower, reader, tuple(sites)
-        self.dormant = tuple(f"shifts.{i}/k.bias" for i in range(tower.depth))
+        self.tower, self.reader, self.sites = tower, reader, None if sites is None else tuple(sites)
+        self.dormant = tuple(f"shifts.{i}/k.bias" for i in getattr(tower, "layers", range(tower.depth)))
 
     def build(self, generator: torch.Generator) -> None:
         self.shifts = shifts(self.tower, self.sites)

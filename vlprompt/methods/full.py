@@ -11,24 +11,31 @@ Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 75.88,
 VPT).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from vlprompt.language import LanguageTower
 from vlprompt.method import OnTower
 from vlprompt.readers import Reader
-from vlprompt.stage import Images
-from vlprompt.vision import VisionTower
+from vlprompt.vision import AnyTower
+from vlprompt.words import Response, Words
 
 
 class Full(OnTower):
-    """A trainable copy of an image tower, and any reader."""
+    """A trainable copy of an image tower or a language model, and any reader."""
 
-    def __init__(self, tower: VisionTower, reader: Reader):
+    def __init__(self, tower: AnyTower, reader: Reader):
         super().__init__()
         self.tower, self.reader = tower, reader
 
     def build(self, generator: torch.Generator) -> None:
         self.copy = self.tower.copy()
+        if isinstance(self.reader, Words | Response):  # the words of a model that is trained are its own
+            self.reader.lm = self.copy.tower
 
-    def features(self, inputs: Images, tower: VisionTower) -> Tensor:
+    def features(self, inputs: Any, tower: AnyTower) -> Tensor:
+        if isinstance(tower, LanguageTower):
+            return self.copy(self.shown(inputs), read=self.reader.read)
         return self.copy(inputs.pixels(tower.look).to(tower.device))

@@ -23,7 +23,7 @@ from vlprompt.readers import Linear as Head
 from vlprompt.readers import Reader
 from vlprompt.stage import Images, Lesson, Split
 from vlprompt.tower import Clip
-from vlprompt.vision import VisionTower
+from vlprompt.vision import AnyTower
 
 GRID = tuple(10 ** (e / 2) for e in range(-6, 7))
 
@@ -38,7 +38,7 @@ class Linear(OnTower):
 
     side_by_side = 10**6
 
-    def __init__(self, tower: VisionTower, reader: Reader, solver: Literal["lbfgs", "fit"] = "lbfgs",
+    def __init__(self, tower: AnyTower, reader: Reader, solver: Literal["lbfgs", "fit"] = "lbfgs",
                  penalty: float | None = None, unit: bool = False):  # fmt: skip
         super().__init__()
         self.tower, self.reader, self.solver, self.penalty, self.unit = tower, reader, solver, penalty, unit
@@ -57,7 +57,7 @@ class Linear(OnTower):
             if len(lesson.train):
                 self._solve(lesson, self.reader)
 
-    def features(self, inputs: Images, tower: VisionTower) -> Tensor:
+    def features(self, inputs: Images, tower: AnyTower) -> Tensor:
         image = tower(inputs)  # (B, E)
         return Clip.unit(image) if self.unit else image
 

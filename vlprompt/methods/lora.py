@@ -20,11 +20,11 @@ from vlprompt.method import OnTower
 from vlprompt.parts import LowRank
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
-from vlprompt.vision import VisionTower
+from vlprompt.vision import AnyTower
 
 
 class LoRA(OnTower):
-    """Low-rank updates beside the linear maps of an image tower.
+    """Low-rank updates beside the linear maps of an image tower or a language model.
 
     sites: kinds of maps (q k v out up down gate patch); layers: which, None for all; rank: of an update; alpha: an
     update is alpha / rank times up down x, or alpha / sqrt(rank) (scaling); dropout: on its input.
@@ -34,7 +34,7 @@ class LoRA(OnTower):
 
     def __init__(
         self,
-        tower: VisionTower,
+        tower: AnyTower,
         reader: Reader,
         rank: int = 8,
         alpha: float = 8.0,
@@ -61,7 +61,7 @@ class LoRA(OnTower):
         self.parts = nn.ModuleDict({site: make(fans) for site, fans in found.items()})
 
     def _wanted(self, site: str) -> bool:
-        return self.layers is None or "/" not in site or int(site.split("/")[0]) in self.layers
+        return self.layers is None or "/" not in site or int(site.split("/")[-2]) in self.layers
 
     def prompt(self, images: int) -> Prompt:
         return Prompt(beside=self.parts)

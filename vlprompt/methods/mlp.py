@@ -16,7 +16,7 @@ from vlprompt.method import OnTower
 from vlprompt.parts import dense
 from vlprompt.readers import Reader
 from vlprompt.stage import Images
-from vlprompt.vision import VisionTower
+from vlprompt.vision import AnyTower
 
 
 class MLP(OnTower):
@@ -24,7 +24,7 @@ class MLP(OnTower):
 
     whole_batch, side_by_side = True, 10**6
 
-    def __init__(self, tower: VisionTower, reader: Reader, layers: int = 3, dropout: float = 0.1):
+    def __init__(self, tower: AnyTower, reader: Reader, layers: int = 3, dropout: float = 0.1):
         super().__init__()
         self.tower, self.reader, self.layers, self.dropout = tower, reader, layers, dropout
 
@@ -36,9 +36,9 @@ class MLP(OnTower):
             self.hidden.extend([dense(e, e, generator, device), nn.ReLU(), nn.BatchNorm1d(e, device=device)])
             self.hidden.append(nn.Dropout(self.dropout))
 
-    def features(self, inputs: Images, tower: VisionTower) -> Tensor:
+    def features(self, inputs: Images, tower: AnyTower) -> Tensor:
         if self.training and len(inputs) == 1 and self.layers > 1:
             raise ValueError(
                 "a batch of one image has nothing to normalise over: set another train.batch, or train.drop_last=true"
             )
-        return self.hidden(tower(inputs))
+        return self.hidden(tower(self.shown(inputs), read=self.reader.read))

@@ -16,7 +16,7 @@ from vlprompt.method import Method, Output
 from vlprompt.readers import columns
 from vlprompt.stage import Images, Lesson, Names, ids
 from vlprompt.tower import Clip
-from vlprompt.vision import VisionTower
+from vlprompt.vision import AnyTower
 
 
 class NearestMean(Method):
@@ -24,7 +24,7 @@ class NearestMean(Method):
 
     sums: Tensor
 
-    def __init__(self, tower: VisionTower, scale: float = 100.0):
+    def __init__(self, tower: AnyTower, scale: float = 100.0):
         super().__init__()
         self.tower, self.scale = tower, scale
         self.ids: Names = ()

@@ -22,7 +22,7 @@ from torch import Tensor
 from vlprompt.method import Method, Output
 from vlprompt.readers import columns
 from vlprompt.stage import Images, Lesson, Names, Split, ids
-from vlprompt.vision import VisionTower
+from vlprompt.vision import AnyTower
 
 GRID = tuple(10.0**e for e in range(-8, 9))
 ROWS = 256  # images at once
@@ -36,7 +36,7 @@ class RanPAC(Method):
     cross: Tensor
     head: Tensor
 
-    def __init__(self, tower: VisionTower, width: int = 10000, penalty: float | None = None):
+    def __init__(self, tower: AnyTower, width: int = 10000, penalty: float | None = None):
         super().__init__()
         self.tower, self.width, self.penalty = tower, width, penalty
         self.ids: Names = ()

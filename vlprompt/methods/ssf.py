@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.method import OnTower
-from vlprompt.parts import MAPS
+from vlprompt.parts import maps_of
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Reader
-from vlprompt.vision import VisionTower
+from vlprompt.vision import AnyTower
 
 
 class _ScaleShift(nn.Module):
@@ -40,17 +40,17 @@ class _ScaleShift(nn.Module):
 
 
 class SSF(OnTower):
-    """Scales and shifts beside the maps of an image tower; `sites` are the kinds of them."""
+    """Scales and shifts beside the maps of an image tower or a language model; `sites`: kinds of them, default all."""
 
     merges = True
 
-    def __init__(self, tower: VisionTower, reader: Reader, sites: tuple[str, ...] = MAPS):
+    def __init__(self, tower: AnyTower, reader: Reader, sites: tuple[str, ...] | None = None):
         super().__init__()
-        self.tower, self.reader, self.sites = tower, reader, tuple(sites)
-        self.dormant = tuple(f"parts.{i}/k.shift" for i in range(tower.depth))
+        self.tower, self.reader, self.sites = tower, reader, None if sites is None else tuple(sites)
+        self.dormant = tuple(f"parts.{i}/k.shift" for i in getattr(tower, "layers", range(tower.depth)))
 
     def build(self, generator: torch.Generator) -> None:
-        found, device = self.tower.sites(*self.sites), self.tower.device
+        found, device = maps_of(self.tower, self.sites), self.tower.device
         self.parts = nn.ModuleDict({site: _ScaleShift(out, generator, device) for site, (_, out) in found.items()})
 
     def prompt(self, images: int) -> Prompt:

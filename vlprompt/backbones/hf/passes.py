@@ -62,6 +62,7 @@ class Passes:
             self.room = bound if bound < 10**6 else None
         self.writer = Writer(tokenizer, kind, self.room, spec, getattr(config, "type_vocab_size", 0) > 1)
         self.size = sum(p.numel() for p in net.parameters())
+        self.biases = self._biases()
         self.kept, self.told = Kept(), set[str]()
 
     def moved(self, net: Any) -> None:
@@ -146,11 +147,11 @@ class Passes:
 
     def _tell(self, rows: Sequence[Row], inputs: Passages) -> None:
         """Says once that texts are cut."""
-        if "cut" not in self.told and (cut := [i for i, row in enumerate(rows) if row.cut]):
+        if "cut" not in self.told and (cut := [item for row, item in zip(rows, inputs.items, strict=True) if row.cut]):
             self.told.add("cut")
             warnings.warn(
-                f"{self.spec} has {self.room} positions, and {inputs.items[cut[0]].name!r} and perhaps others are "
-                f"longer with the prompt and the template: their longest field is cut at its {inputs.cut} (task.cut)",
+                f"{self.spec} has {self.room} positions, and {cut[0].name!r} and perhaps others are longer with the "
+                f"prompt and the template: their longest field is cut at its {cut[0].cut} (task.cut)",
                 stacklevel=4,
             )
 
@@ -158,6 +159,15 @@ class Passes:
     def shift(prompt: Prompt) -> int:
         """How far a prefix moves the positions of what follows it."""
         return max((k.shape[2] for k, _ in prompt.prefix.values()), default=0)
+
+    def _biases(self) -> frozenset[str]:
+        """The sites whose maps have a bias."""
+        found = set[str]()
+        for layer, place in self.places.items():
+            found |= {f"{layer}/{kind}" for kind, m in place.maps.items() if getattr(m, "bias", None) is not None}
+            if place.fused is not None and getattr(place.fused, "bias", None) is not None:
+                found |= {f"{layer}/{kind}" for kind in "qkv"}
+        return frozenset(found | ({"norm"} if getattr(self.norm, "bias", None) is not None else set()))
 
     def _every(self) -> dict[str, tuple[int, int]]:
         found = {} if self.norm is None else {"norm": fans(self.norm)}
@@ -175,6 +185,7 @@ class Passes:
         Kinds: norm, and per layer q k v out up gate down norm1 norm2 attn mlp attn+ mlp+. ValueError for others.
         """
         every = self._every()
+        names = names or tuple({site.split("/")[-1] for site in every})
         kinds = list(dict.fromkeys(site.split("/")[-1] for site in every))
         if unknown := [name for name in names if name not in kinds]:
             raise ValueError(f"{self.spec} has no site {unknown[0]!r}; it has {', '.join(kinds)}")

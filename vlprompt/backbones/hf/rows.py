@@ -45,7 +45,7 @@ class Writer:
         """The i-th passage with so many soft tokens; taken: positions that a prefix needs."""
         item = inputs.items[i]
         response = inputs.response(i)
-        key = (item.key, inputs.shown(i), inputs.cut, soft, taken, response, inputs.responses is None, inputs.after)
+        key = (item.key, inputs.shown(i), item.cut, soft, taken, response, inputs.responses is None, inputs.after)
         if (found := self.done.get(key)) is None:
             if len(self.done) > 200_000:
                 self.done.clear()
@@ -138,7 +138,7 @@ class Writer:
         if holes and soft and total != soft:
             raise ValueError(f"the template has places for {total} soft tokens, but the method brings {soft}")
         before = taken + soft + (len(answer) if self.kind == "causal" else 0)
-        keep, cut = self._shortened(item.name, ids, places, own, spans, before, inputs.cut)
+        keep, cut = self._shortened(item.name, ids, places, own, spans, before, item.cut)
         ids, places, own = [ids[k] for k in keep], [places[k] for k in keep], [own[k] for k in keep]
         front = own.index(True)
 

@@ -49,7 +49,7 @@ class LM(Passes):
 
     def _looked_up(self, inputs: Passages, rows: Sequence[Row]) -> Tensor:
         """Features (B, E), each computed once, in passes of a fixed size: its bits don't depend on neighbours."""
-        keys = [f"{item.key}|{inputs.shown(i)}|{inputs.cut}" for i, item in enumerate(inputs.items)]
+        keys = [f"{item.key}|{inputs.shown(i)}|{item.cut}" for i, item in enumerate(inputs.items)]
         found = {key: kept for key in keys if (kept := self.kept.get(key)) is not None}
         widths = dict[int, dict[str, Row]]()
         for key, row in zip(keys, rows, strict=True):
@@ -198,9 +198,11 @@ class Copy(nn.Module):
         self.tower: LM
         if tower.base not in ("fp32", "bf16"):
             raise ValueError(f"the weights of {tower.spec} are quantised, so they can't be trained: take hf: instead")
-        self.net = copy.deepcopy(tower.net).float().requires_grad_(True)
+        net = copy.deepcopy(tower.net).float().requires_grad_(True)
+        # by their names, each once, for a model may use one tensor in two places
+        self.weights = nn.ParameterDict({name.replace(".", "/"): p for name, p in net.named_parameters()})
         again = copy.copy(tower)
-        again.moved(self.net)
+        again.moved(net)
         object.__setattr__(self, "tower", again)
 
     def forward(self, inputs: Passages, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:

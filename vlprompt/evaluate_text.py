@@ -1,0 +1,96 @@
+"""Scores of texts that are answered by text or word by word; nothing here is differentiated."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from vlprompt.method import Method
+from vlprompt.metrics import accuracy, calibration_error, class_mean, macro_f1
+from vlprompt.passages import Passage
+from vlprompt.stage import Split
+
+Watch = Callable[[int, int], None]
+
+
+def answered(split: Split) -> str:
+    """How its items are answered: "class", "response" or "tags"."""
+    first: Any = split.items[0] if len(split) else None
+    if not isinstance(first, Passage):
+        return "class"
+    return "tags" if first.tags is not None else "response" if first.response is not None else "class"
+
+
+@torch.no_grad()
+def numbers(method: Method, split: Split, batch: int, micro_batch: int | None, watch: Watch | None) -> dict[str, float]:
+    """Of words: accuracy, class_mean, macro_f1 and calibration_error in percent, over all words.
+
+    Of responses: perplexity (per token, the end of the response among them) and token_accuracy (percent of tokens that
+    are the likeliest, given those before); with `write` tokens also exact_match and token_f1 of what is written, as
+    SQuAD's script has them but for articles and punctuation, which stay.
+    """
+    found, right, losses, done = list[torch.Tensor](), list[torch.Tensor](), 0.0, 0
+    said, wanted = list[str](), list[str]()
+    hits = tokens = 0
+    ready = method.prepare(split.names, method.fixed(split.names))
+    kind, limit = answered(split), int(split.info.get("write", 0))  # type: ignore[call-overload]
+    for whole in split.batches(batch):
+        for part in whole.split(micro_batch):
+            out = method(part.inputs, ready)
+            if out.target is None:
+                raise ValueError(
+                    f"these texts are answered {'word by word' if kind == 'tags' else 'by text'}, and the method "
+                    f"reads one class of a text: set method.reader={'tags' if kind == 'tags' else 'response'}"
+                )
+            logits, target = out.logits.float(), out.target.to(out.logits.device)
+            if kind == "tags":
+                found.append(logits.cpu())
+                right.append(target.cpu())
+                continue
+            losses += float(F.cross_entropy(logits, target, reduction="sum"))
+            hits, tokens = hits + int((logits.argmax(1) == target).sum()), tokens + len(target)
+            if limit:
+                said += _written(method, part.inputs, limit)
+                wanted += [str(item.response) for item in part.inputs.items]
+        done += len(whole.inputs)
+        if watch:
+            watch(done, len(split))
+    if kind == "tags":
+        logits, labels, classes = torch.cat(found), torch.cat(right), len(split.names)
+        guess = logits.argmax(1)
+        return {"accuracy": accuracy(guess, labels), "class_mean": class_mean(guess, labels, classes),
+                "macro_f1": macro_f1(guess, labels, classes),
+                "calibration_error": calibration_error(logits.softmax(1), labels)}  # fmt: skip
+    scores = {
+        "perplexity": math.exp(min(losses / max(tokens, 1), 700.0)),
+        "token_accuracy": 100 * hits / max(tokens, 1),
+    }
+    if limit:
+        pairs = list(zip(said, wanted, strict=True))
+        scores["exact_match"] = 100 * sum(plain(a) == plain(b) for a, b in pairs) / len(pairs)
+        scores["token_f1"] = 100 * sum(overlap(a, b) for a, b in pairs) / len(pairs)
+    return scores
+
+
+def _written(method: Method, inputs: Any, limit: int) -> list[str]:
+    write = getattr(method, "write", None)
+    if write is None:
+        raise ValueError(
+            f"{type(method).__name__} writes nothing: set task.write=0, or take a method on a language model"
+        )
+    return write(inputs, max_new_tokens=limit)
+
+
+def plain(text: str) -> str:
+    """In lower case, with single spaces."""
+    return " ".join(text.lower().split())
+
+
+def overlap(said: str, wanted: str) -> float:
+    """The F1 of the words of two texts, as bags."""
+    a, b = plain(said).split(), plain(wanted).split()
+    both = sum((Counter(a) & Counter(b)).values())
+    return 2 * both / (len(a) + len(b)) if both else float(a == b)

@@ -1,0 +1,126 @@
+"""Readers of language models: words that stand for classes (verbalizers), a class for each word, a whole response."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlprompt.language import LanguageTower
+from vlprompt.passages import Passages
+from vlprompt.readers import Linear, Reader, columns
+from vlprompt.stage import Lesson, Names, ids, named
+
+
+def verbalized(names: Names, words: Mapping[str, Sequence[str]] | None) -> list[list[str]]:
+    """What is said for each class: by `words`, else by its dataset, else its name; ValueError for a class without."""
+    said = [list(n.words or (n.replace("_", " "),)) for n in map(named, names)]
+    if words is None:
+        return said
+    known = {str(key): [value] if isinstance(value, str) else list(value) for key, value in words.items()}
+    found = [known.get(i, known.get(str(name), [])) for name, i in zip(names, ids(names), strict=True)]
+    if lacking := [str(name) for name, of in zip(names, found, strict=True) if not of]:
+        raise ValueError(
+            f"words says nothing for the class {lacking[0]!r}; it has {', '.join(known)}. Give every class a word, "
+            f"such as words={{{lacking[0]}: [good, great]}}"
+        )
+    return found
+
+
+class Words(Reader):
+    """A verbalizer: a class is as likely as the words that stand for it are at the place of {mask}.
+
+    Schick and Schuetze, "Exploiting Cloze Questions for Few-Shot Text Classification", EACL 2021, arXiv:2001.07676. The
+    logit of a class is the mean over its words, as in OpenPrompt (arXiv:2111.01998). template: how a text is shown
+    (default: as its dataset says); words: class -> words (default: those of the dataset, else the class's name);
+    tokens: of a word of several, its "first" or their "mean" at the one place. ValueError for classes without words, or
+    two that begin alike.
+    """
+
+    read = "mask"
+
+    def __init__(self, lm: LanguageTower, template: str | None = None, words: dict[str, list[str]] | None = None,
+                 tokens: Literal["first", "mean"] = "first"):  # fmt: skip
+        super().__init__()
+        self.lm, self.template, self.words, self.tokens = lm, template, words, tokens
+
+    def asked(self, inputs: Passages) -> Passages:
+        return inputs.form(self.template)
+
+    def fixed(self, names: Names) -> tuple[list[int], Tensor]:
+        """The tokens (n,) of all words, and the share (C, n) that each has in the logit of a class."""
+        found, rows, owner = list[int](), list[tuple[int, int, float]](), dict[int, str]()
+        for c, (name, words) in enumerate(zip(names, verbalized(names, self.words), strict=True)):
+            for spelled in self.lm.spelled(words, self.template):
+                some = spelled[:1] if self.tokens == "first" else spelled
+                if self.tokens == "first" and owner.setdefault(some[0], str(name)) != str(name):
+                    raise ValueError(
+                        f"the classes {owner[some[0]]!r} and {str(name)!r} have words that begin with the same "
+                        "token: give other words by method.reader.words, or take method.reader.tokens=mean"
+                    )
+                rows += [(c, len(found) + k, 1 / len(words) / len(some)) for k in range(len(some))]
+                found += some
+        share = torch.zeros(len(names), len(found), device=self.lm.device)
+        for c, k, part in rows:
+            share[c, k] = part
+        return found, share
+
+    def forward(self, features: Tensor, prepared: tuple[list[int], Tensor]) -> Tensor:
+        tokens, share = prepared
+        return self.lm.vocabulary(features, tokens).float() @ share.T
+
+
+class SoftWords(Words):
+    """A verbalizer whose word vectors are learned, one for each class, from where its words stand.
+
+    Hambardzumyan et al., "WARP", ACL 2021, arXiv:2101.00121; as OpenPrompt's soft verbalizer. Arguments as in Words.
+    """
+
+    def begin(self, lesson: Lesson, generator: torch.Generator, width: int, device: torch.device) -> None:
+        names = lesson.train.names
+        if lesson.index and ids(names) != self.ids:
+            raise ValueError(
+                "soft words are those of the classes of the first lesson; take words or linear in a stream"
+            )
+        if not lesson.index:
+            tokens, share = super().fixed(names)
+            weight, _ = self.lm.unembed(tokens)
+            self.ids, self.weight = ids(names), nn.Parameter((share @ weight.float()).to(device))  # (C, E)
+
+    def fixed(self, names: Names) -> Any:
+        return columns(self.ids, names, "a soft verbalizer").to(self.weight.device)
+
+    def forward(self, features: Tensor, prepared: Any) -> Tensor:
+        return F.linear(features, self.weight[prepared])
+
+
+class Response(Reader):
+    """The response, token by token: what is learned is to write it. The rows are tokens, the columns the vocabulary.
+
+    template: how a text is shown; the response stands at its {mask}, or behind it.
+    """
+
+    read = "response"
+
+    def __init__(self, lm: LanguageTower, template: str | None = None):
+        super().__init__()
+        self.lm, self.template = lm, template
+
+    def asked(self, inputs: Passages) -> Passages:
+        return inputs.form(self.template)
+
+    def target(self, inputs: Passages) -> Tensor:
+        return torch.tensor([token for answer in self.lm.targets(self.asked(inputs)) for token in answer])
+
+    def forward(self, features: Tensor, prepared: Any) -> Tensor:
+        return self.lm.vocabulary(features).float()
+
+
+class Tags(Linear):
+    """A linear head on the first token of each word, for texts classified word by word; arguments as Linear."""
+
+    read = "words"
+
+    def target(self, inputs: Passages) -> Tensor:
+        return torch.tensor([tag for tags in inputs.tags for tag in tags])
