@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from vlprompt import methods, readers, tasks, words
 from vlprompt.errors import nearest
+from vlprompt.language import HELD
 from vlprompt.source import Source, override, read
 from vlprompt.source import configs_folder as configs_folder
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 def recipes(task: str, method: str, backbone: str) -> list[Path]:
     """configs/<task>/<method>.yaml, the paper's values; <task>/<backbone>.yaml and <task>/<backbone>/<method>.yaml."""
     root, kind = configs_folder() / task, backbone.partition(":")[0].removesuffix("/random")
+    kind = "hf" if kind in HELD else kind
     chosen = [root / f"{method}.yaml", root / f"{kind}.yaml", root / kind / f"{method}.yaml"]
     return [path for path in chosen if path.is_file()]
 
@@ -213,7 +215,8 @@ def layered(name: str | None, shots: int | None = None, seed: int | None = None,
     given += [(options, "the command line"), *((override(text), f"the option {text!r}") for text in overrides)]
     mine = Source(given).values
     chosen = mine["method"].get("name", "")
-    kind = mine["task"].get("name") or ("domain" if _adapts(chosen) else "few_shot")
+    of_texts = mine.get("backbone", "").partition(":")[0] in HELD
+    kind = mine["task"].get("name") or ("domain" if _adapts(chosen) else "text" if of_texts else "few_shot")
     paths = recipes(kind, chosen, mine.get("backbone", "glyph"))
     below: list[tuple[dict[str, Any], str]] = [({"task": {"name": kind}}, "the defaults")]
     for path in paths:

@@ -16,6 +16,7 @@ import torch
 
 from vlprompt.method import Method, backbone_of
 from vlprompt.readers import Reader
+from vlprompt.stage import Lesson, named
 from vlprompt.tasks import Task
 from vlprompt.tower import Clip, Tower
 from vlprompt.train import Train
@@ -103,3 +104,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git": commit,
     }
+
+
+def learned_from(key: str, lessons: list[Lesson], config: dict[str, Any]) -> dict[str, Any]:
+    """What a learned state must say of itself, to be taken up again; the classes of all lessons above all."""
+    names = [[[str(n), n.id, n.hand, n.words] for n in map(named, lesson.train.names)] for lesson in lessons]
+    about = {"lessons": names, "total": lessons[0].total, "announced": lessons[0].announced}
+    about["domains"] = [list(lesson.domains) for lesson in lessons]
+    return {"config": config, "backbone_key": key, **about}

@@ -9,6 +9,8 @@ from vlprompt.passages import Passages
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.tower import Tower
 
+HELD = {"hf": "fp32", "hf-bf16": "bf16", "hf-int8": "int8", "hf-nf4": "nf4"}  # how a spec wants the weights held
+
 
 @runtime_checkable
 class LanguageTower(Tower, Protocol):
@@ -26,6 +28,7 @@ class LanguageTower(Tower, Protocol):
     spec: str  # what `load` was asked for
     size: int  # frozen parameters
     notes: Mapping[str, str]
+    checkpointing: bool  # whether what a layer made is made again going back, instead of being kept
 
     def spelled(self, words: Sequence[str], template: str | None = None) -> list[list[int]]: ...  # tokens of answers
     def unembed(self, ids: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]: ...  # rows of the vocabulary

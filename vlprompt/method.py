@@ -1,6 +1,7 @@
 """Method: a small Module that holds only what is trained, and says what goes into a tower and what comes out."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -139,6 +140,21 @@ def backbone_of(method: nn.Module) -> Backbone | None:
     """The CLIP that a method holds, or what is inside it; where there is none, its image tower or language model."""
     kinds = (VisionTower, LanguageTower)
     return clip_of(method) or next((value for value in _held(method) if isinstance(value, kinds)), None)
+
+
+@contextmanager
+def checkpointed(method: nn.Module, on: bool) -> Iterator[None]:
+    """The language models of a method keep nothing of their layers while this lasts; ValueError where there is none."""
+    towers = [value for value in _held(method) if isinstance(value, LanguageTower)] if on else []
+    if on and not towers:
+        raise ValueError("train.checkpointing is for language models; on images take a smaller train.micro_batch")
+    try:
+        for tower in towers:
+            tower.checkpointing = True
+        yield
+    finally:
+        for tower in towers:
+            tower.checkpointing = False
 
 
 def _held(method: nn.Module) -> Iterator[Any]:

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 
 from vlprompt import memory
-from vlprompt.described import configuration, environment, plain
+from vlprompt.described import configuration, environment, learned_from, plain
 from vlprompt.errors import UnknownClass
 from vlprompt.evaluate import evaluate
 from vlprompt.method import Method, backbone_of
 from vlprompt.results.folder import Folder, Result, tensors_as_bytes, written
-from vlprompt.stage import Lesson, Split, Stage, generator, named
+from vlprompt.stage import Lesson, Split, Stage, generator
 from vlprompt.tasks import Task
 from vlprompt.tower import Clip
 from vlprompt.tracking import beside, epoch_record
 from vlprompt.train import Loop, NotFinite, State, Train, fit
 from vlprompt.train.criteria import SELECTION
-from vlprompt.vision import VisionTower, tower_of
+from vlprompt.vision import VisionTower, fits, tower_of
 
 Watch = Callable[[str, int, int, str], None]
 
@@ -89,6 +89,7 @@ class _Run:
         memory.forget(torch.device("cpu") if backbone is None else backbone.device)
         with torch.random.fork_rng(), Log(self.place, self.told.log) as self.log:
             for index, stage in enumerate(self.task.stages()):
+                fits(backbone, stage)
                 if learns := self._learns(stage.lesson):
                     lessons.append(stage.lesson.empty())
                 if index < self.told.stage:
@@ -198,7 +199,7 @@ class _Run:
         if backbone is not None and backbone.size:
             cost["trained_percent"] = 100 * told.trained / backbone.size
         cost["peak_memory_mb"] = memory.peak(device)
-        learned = tensors_as_bytes(method.state_dict(), _learned(key, lessons, self.config))
+        learned = tensors_as_bytes(method.state_dict(), learned_from(key, lessons, self.config))
         cost["stored_bytes"] = len(learned)
         cuts = {setting: how for part in method.modules() for setting, how in getattr(part, "cuts", {}).items()}
         protocol = {**self.task.protocol, "selection": SELECTION[self.train.select], "backbone_key": key, "cut": cuts}
@@ -238,14 +239,6 @@ class Log:
 
     def __exit__(self, *error: object) -> None:
         self.flush()
-
-
-def _learned(key: str, lessons: list[Lesson], config: dict[str, Any]) -> dict[str, Any]:
-    """What a learned state must say of itself, to be taken up again; the classes of all lessons above all."""
-    names = [[[str(n), n.id, n.hand, n.words] for n in map(named, lesson.train.names)] for lesson in lessons]
-    about = {"lessons": names, "total": lessons[0].total, "announced": lessons[0].announced}
-    about["domains"] = [list(lesson.domains) for lesson in lessons]
-    return {"config": config, "backbone_key": key, **about}
 
 
 __all__ = ["Log", "Result", "Watch", "run"]

@@ -7,8 +7,9 @@ from typing import Protocol, cast, runtime_checkable
 from torch import Tensor, nn
 
 from vlprompt.language import LanguageTower
+from vlprompt.passages import Passage
 from vlprompt.prompt import Prompt
-from vlprompt.stage import Look
+from vlprompt.stage import Look, Stage
 from vlprompt.tower import Clip, Tower
 
 
@@ -53,3 +54,14 @@ def seen(backbone: Backbone, look: Look) -> Backbone:
     look_of(backbone)
     image = cast(VisionTower, tower_of(backbone)).at(look)
     return replace(backbone, image=image) if isinstance(backbone, Clip) else image
+
+
+def fits(backbone: Backbone | None, stage: Stage) -> None:
+    """ValueError for texts before a tower that looks at images, and for images before one that reads."""
+    shown = [item for split in (stage.lesson.train, *stage.tests.values()) for item in split.items[:1]]
+    texts, reads = any(isinstance(item, Passage) for item in shown), isinstance(backbone, LanguageTower)
+    if backbone is None or not shown or texts == reads:
+        return
+    what, remedy = ("texts", "hf:FOLDER or hf:OWNER/NAME") if texts else ("images", "glyph or open_clip:NAME/TAG")
+    kind = "a language model" if reads else "a tower of images"
+    raise ValueError(f"the dataset has {what}, and {backbone.spec} is {kind}: take --backbone {remedy}, or other data")

@@ -35,7 +35,6 @@ FORMS = (
     "hf-int8:...",
     "hf-nf4:...",
 )
-LANGUAGE = {"hf": "fp32", "hf-bf16": "bf16", "hf-int8": "int8", "hf-nf4": "nf4"}  # how the weights are held
 
 
 def load(spec: str, device: str | None = None, look: "Look | None" = None) -> "Backbone":
@@ -106,10 +105,13 @@ def opened(spec: str, device: str | None = None) -> "Backbone":
                 f"or open_clip:{rest}/random"
             )
         return pretrained(name, tag=tag, spec=spec, device=device)
-    if kind in LANGUAGE and rest:
-        from vlprompt.backbones.hf.loading import language
+    if kind == "hf" or kind.startswith("hf-"):
+        from vlprompt.language import HELD
 
-        return language(rest, spec=spec, device=device, base=LANGUAGE[kind])
+        if kind in HELD and rest:
+            from vlprompt.backbones.hf.loading import language
+
+            return language(rest, spec=spec, device=device, base=HELD[kind])
     if kind == "hf_clip" and rest:
         from vlprompt.backbones.hf_clip import hf_clip
 

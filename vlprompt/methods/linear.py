@@ -21,7 +21,7 @@ from torch import Tensor
 from vlprompt.method import OnTower
 from vlprompt.readers import Linear as Head
 from vlprompt.readers import Reader
-from vlprompt.stage import Images, Lesson, Split
+from vlprompt.stage import Lesson, Split
 from vlprompt.tower import Clip
 from vlprompt.vision import AnyTower
 
@@ -57,8 +57,8 @@ class Linear(OnTower):
             if len(lesson.train):
                 self._solve(lesson, self.reader)
 
-    def features(self, inputs: Images, tower: AnyTower) -> Tensor:
-        image = tower(inputs)  # (B, E)
+    def features(self, inputs: Any, tower: AnyTower) -> Tensor:
+        image = tower(self.shown(inputs), read=self.reader.read)  # (B, E), or (R, E) of words
         return Clip.unit(image) if self.unit else image
 
     def _features(self, split: Split) -> tuple[Any, Any]:

@@ -9,13 +9,14 @@ Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 67.80,
 the paper, MLP-3).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from vlprompt.method import OnTower
 from vlprompt.parts import dense
 from vlprompt.readers import Reader
-from vlprompt.stage import Images
 from vlprompt.vision import AnyTower
 
 
@@ -36,7 +37,7 @@ class MLP(OnTower):
             self.hidden.extend([dense(e, e, generator, device), nn.ReLU(), nn.BatchNorm1d(e, device=device)])
             self.hidden.append(nn.Dropout(self.dropout))
 
-    def features(self, inputs: Images, tower: AnyTower) -> Tensor:
+    def features(self, inputs: Any, tower: AnyTower) -> Tensor:
         if self.training and len(inputs) == 1 and self.layers > 1:
             raise ValueError(
                 "a batch of one image has nothing to normalise over: set another train.batch, or train.drop_last=true"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlprompt.method import Method
+from vlprompt.method import Method, checkpointed
 from vlprompt.stage import Batch, Lesson, Names, ids, number
 from vlprompt.train.criteria import criteria
 from vlprompt.train.order import Order, check
@@ -132,7 +132,8 @@ class Loop:
         values: dict[str, float] = {}
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.train.precision)
         for part in batch.split(self.train.micro_batch):
-            with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
+            half = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+            with checkpointed(self.method, self.train.checkpointing), half:
                 terms, _ = self.method.terms(part, fixed)
             for i, (name, (mean, rows)) in enumerate(terms.items()):
                 values[name] = values.get(name, 0.0) + float(mean.detach()) * float(rows)

@@ -18,6 +18,7 @@ class Train:
     unless it is the only one. views: how many augmented views of an image exist (None: one per epoch). select: what is
     kept, the "last" epoch or the one that is best (the first of equally good ones) on validation images ("val"), in an
     adaptation by entropy, density or agreement on the target's images (criteria.py), or by its test labels ("oracle").
+    checkpointing: what the layers of a language model made is made again going back, instead of being kept.
     """
 
     epochs: int = 50
@@ -38,6 +39,7 @@ class Train:
     min_lr: float = 0.0
     clip: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpointing: bool = False
     drop_last: bool = True
     views: int | None = None
     select: Literal["last", "val", "entropy", "density", "agreement", "oracle"] = "last"

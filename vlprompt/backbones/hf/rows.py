@@ -90,11 +90,12 @@ class Writer:
                 spans.append((len(text), len(text) + len(value), piece.text))
                 text += value
             after_hole = piece.kind == "tokens"
-        answers = self.kind == "causal"
-        last = text[len(text.rstrip(" \n\t")) :] if answers else ""
-        if answers and mask >= 0 and last:  # the answer brings its space along
-            text = text.rstrip(" \n\t")
-        return self._rows(inputs, i, text, spans, holes, mask, seam, soft, taken, last if mask >= 0 else "", chat)
+        space = text[len(text.rstrip(" \n\t")) :]  # what stands before an answer
+        if self.kind == "causal" and (mask >= 0 or inputs.response(i) is not None):
+            text = text.rstrip(" ")  # the answer brings its space along
+        if mask < 0 and not chat:
+            space = space or " "
+        return self._rows(inputs, i, text, spans, holes, mask, seam, soft, taken, space, chat)
 
     def _seam(self, text: str) -> tuple[str, int]:
         if self.kind != "encoder" or not self.tokenizer.sep_token:
@@ -131,7 +132,7 @@ class Writer:
         if not any(own):
             raise ValueError(f"the text {item.name!r} is empty; leave it out, or give it a text")
         given = inputs.response(i)
-        answer = [] if given is None else self.spelled([given], space or None)[0]
+        answer = [] if given is None else self.spelled([given], space)[0]
         if given is not None and inputs.responses is None and tokenizer.eos_token_id is not None:
             answer = [*answer, tokenizer.eos_token_id]
         total = sum(n for _, n in holes)

@@ -29,6 +29,8 @@ class LM(Passes):
         ValueError for a prompt that this model has no place for.
         """
         self._check(prompt, read)
+        if read == "words":
+            _ = inputs.tags  # says what is wrong with texts that have none
         rows = self.rows(inputs, prompt)
         if not prompt and read == "pooled":
             return self._looked_up(inputs, rows)
@@ -133,7 +135,7 @@ class LM(Passes):
     def spelled(self, words: Sequence[str], template: str | None = None) -> list[list[int]]:
         """The tokens of each answer as they follow a text; ValueError for one that has none."""
         before = "" if template is None else template.partition("{mask}")[0]
-        return self.writer.spelled(list(words), before[len(before.rstrip()) :] or None if before else None)
+        return self.writer.spelled(list(words), before[len(before.rstrip()) :] if before else None)
 
     def unembed(self, ids: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]:
         """Rows (n, E) of the map into the vocabulary, and their biases (n,) where it has some; None: all."""

@@ -1,0 +1,318 @@
+"""Methods on language models: every method on every family by every reader that fits, on tiny random models."""
+
+import copy
+import math
+import random
+
+import pytest
+import torch
+from test_language import folders, lm  # noqa: F401  # fixtures
+
+from vlprompt.config import build_method, complete, find, hints
+from vlprompt.data.found import Data
+from vlprompt.evaluate import answers, evaluate
+from vlprompt.passages import Passage
+from vlprompt.runner import run
+from vlprompt.source import Source
+from vlprompt.stage import Lesson, Name, Split, generator
+from vlprompt.tasks import Text
+from vlprompt.train import Train, fit
+
+FAMILIES = ("llama", "qwen2", "gpt2", "bert", "roberta", "t5")
+GOOD = ["good", "great", "warm", "funny", "well", "clean", "won", "final"]
+BAD = ["bad", "terrible", "boring", "long", "slow", "fell", "lost", "oil"]
+SHOWN = "{text} It was {mask}"
+SMALL = {  # settings that fit tiny models
+    "prompt_tuning": {"n_tokens": 4},
+    "p_tuning": {"n_tokens": 4, "hidden": 24, "text": "{ctx} {text} {ctx} It was {mask}"},
+    "prefix_tuning": {"n_tokens": 4, "hidden": 32},
+    "lora": {"rank": 4, "sites": ["q", "v", "up", "down"]},
+    "adapter": {"design": "houlsby"},
+    "adaptformer": {"hidden": 8, "dropout": 0.0},
+    "linear": {"solver": "fit"},
+    "mlp": {"dropout": 0.0},
+    "ranpac": {"width": 64},
+}
+TRAINED = [*SMALL, "ssf", "bitfit", "full", "nearest_mean"]
+READERS = {"linear": "class", "cosine": "class", "words": "class", "soft_words": "class", "tags": "tags",
+           "response": "response"}  # fmt: skip
+NO_BIASES = "has no biases there"
+REFUSED = {  # (method, family, reader) -> why; None stands for all
+    ("bitfit", "llama", None): NO_BIASES,
+    ("bitfit", "t5", None): NO_BIASES,
+    (None, "bert", "response"): "is an encoder and writes no response",
+    (None, "roberta", "response"): "is an encoder and writes no response",
+    ("mlp", None, "tags"): "normalises",
+}
+
+
+def texts(n, seed, kind="class"):
+    draw, items, labels = random.Random(seed), [], []
+    for i in range(n):
+        words = [draw.choice([*(BAD, GOOD)[i % 2], *["the", "module", "file"] * 2]) for _ in range(draw.randint(4, 12))]
+        text, key = " ".join(words), f"{kind} {seed} {i}"
+        if kind == "tags":
+            tags = tuple(int(w in GOOD) + 2 * int(w in BAD) for w in words)
+            items.append(Passage(key, {"words": text}, "{words} {mask}", "{words}", tags=tags))
+        else:
+            said = {"response": ("terrible", "great")[i % 2]} if kind == "response" else {}
+            items.append(Passage(key, {"text": text}, SHOWN, "{text}", **said))
+        labels.append(i % 2 if kind == "class" else 0)
+    names = {
+        "class": (Name("negative", words=("terrible", "bad")), Name("positive", words=("great", "good"))),
+        "tags": (Name("other"), Name("good"), Name("bad")),
+        "response": (Name("response"),),
+    }[kind]
+    return Split(tuple(items), tuple(labels), names)
+
+
+def data(kind="class"):
+    return Data(f"toy {kind}", texts(48, 1, kind), texts(16, 2, kind), texts(24, 3, kind), SHOWN, "")
+
+
+def make(name, tower, reader="linear", **more):
+    cls = find("method", name)
+    given = {**SMALL.get(name, {}), **more}
+    if reader != "words" and reader != "soft_words" and name == "p_tuning":
+        given["text"] = None
+    if "reader" in hints(cls):
+        given["reader"] = {"name": reader}
+    return build_method({"name": name, **complete("method", cls, given, Source([]))}, tower)
+
+
+def refused(name, family, reader):
+    found = [
+        why
+        for key, why in REFUSED.items()
+        if all(a in (None, b) for a, b in zip(key, (name, family, reader), strict=True))
+    ]
+    return found[0] if found else None
+
+
+CELLS = [
+    (m, f, r)
+    for m in TRAINED
+    for f in FAMILIES
+    for r in READERS
+    if r == "linear" or "reader" in hints(find("method", m))
+]
+
+
+@pytest.mark.parametrize(("name", "family", "reader"), CELLS)
+def test_matrix(name, family, reader, lm):  # noqa: F811
+    """Two steps: the loss is finite, gradients are in the method alone, the state comes back without data."""
+    if name == "mlp" and reader in ("tags", "response"):
+        pytest.skip("a deep head over each word or token is nobody's method")
+    if name == "linear" and reader in ("words", "response"):
+        pytest.skip("a verbalizer over a frozen state has nothing to train")
+    tower, kind = lm(family), READERS[reader]
+    lesson = Lesson(data(kind).train, data(kind).val)
+    before = [t.clone() for t in tower.net.state_dict().values()]
+    method, why = make(name, tower, reader), refused(name, family, reader)
+
+    def two_steps():
+        method.begin(lesson, generator(0))
+        return [
+            step.loss
+            for step in fit(method, lesson, Train(iterations=2, batch=8, lr=0.01, warmup=0, optimizer="adamw"))
+        ]
+
+    if why:
+        with pytest.raises(ValueError, match=why):
+            two_steps()
+        return
+    losses = two_steps()
+    assert all(map(math.isfinite, losses))
+    assert all(torch.equal(a, b) for a, b in zip(before, tower.net.state_dict().values(), strict=True))
+    assert not any(p.requires_grad or p.grad is not None for p in tower.net.parameters())
+    method.end(lesson)
+    again = make(name, tower, reader)
+    again.restore([lesson], copy.deepcopy(method.state_dict()))
+    test = texts(10, 5, kind)
+    if kind == "class":
+        assert torch.equal(torch.cat(list(answers(method, test))), torch.cat(list(answers(again, test))))
+    scores = evaluate(method, test).numbers
+    assert scores == evaluate(again, test).numbers
+    assert all(map(math.isfinite, scores.values()))
+
+
+def test_at_least_four_in_five_cells_run():
+    assert sum(refused(*cell) is not None for cell in CELLS) < len(CELLS) / 5
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_parameter_gets_a_gradient(name, lm):  # noqa: F811
+    family = "qwen2" if name in ("bitfit", "full") else "gpt2"
+    method, lesson = make(name, lm(family)), Lesson(data().train)
+    method.begin(lesson, generator(0))
+    unused = ("copy.weights.lm_head/weight",)  # a linear head reads the feature
+    live = {n: p for n, p in method.named_parameters() if n not in (*method.dormant, *unused)}
+    seen = set()
+    for batch in lesson.train.batches(12):
+        method.zero_grad()
+        terms, _ = method.terms(batch, method.fixed(batch.names))
+        if not live:
+            return
+        sum(value for value, _ in terms.values()).backward()
+        seen |= {n for n, p in live.items() if p.grad is not None and p.grad.abs().sum() > 0}
+        for p in live.values():
+            p.data -= 0.1 * p.grad if p.grad is not None else 0
+    assert seen == set(live)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["lora", "prefix_tuning", "prompt_tuning", "full"])
+def test_it_learns(name, family, lm):  # noqa: F811
+    """Twelve texts by heart; tokens before the text can't turn a random model's answers far."""
+    lr = {"lora": 0.01, "prefix_tuning": 0.3, "prompt_tuning": 0.1, "full": 0.001}[name]
+    method = make(name, lm(family), "words", **({"hidden": None} if name == "prefix_tuning" else {}))
+    lesson = Lesson(data().train.of(range(12)))
+    method.begin(lesson, generator(0))
+    how = Train(epochs=40, batch=12, lr=lr, warmup=0, optimizer="adamw", schedule="constant")
+    losses = [s.loss for s in fit(method, lesson, how)]
+    assert losses[-1] < (0.997 if name == "prompt_tuning" else 0.7) * losses[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+@pytest.mark.parametrize("name", ["lora", "prefix_tuning", "prompt_tuning", "ssf"])
+def test_micro_batches_and_checkpointing_give_the_same(name, family, lm):  # noqa: F811
+    found = []
+    for how in ({}, {"micro_batch": 3}, {"checkpointing": True}):
+        method, lesson = make(name, lm(family), "soft_words"), Lesson(data().train)
+        method.begin(lesson, generator(0))
+        list(fit(method, lesson, Train(iterations=3, batch=8, lr=0.1, warmup=0, **how)))
+        found.append(torch.cat([p.detach().flatten() for p in method.parameters()]))
+        assert not lm(family).checkpointing
+    for other in found[1:]:
+        assert torch.allclose(found[0], other, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["prompt_tuning", "p_tuning", "prefix_tuning"])
+def test_starts(name, lm):  # noqa: F811
+    """The same seed the same values, another seed others."""
+    states = []
+    for seed in (1, 1, 2):
+        method = make(name, lm("llama"))
+        method.begin(Lesson(data().train), generator(seed))
+        states.append(torch.cat([t.flatten() for t in method.state_dict().values()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_prompt_tuning_starts_from_words(lm):  # noqa: F811
+    tower, lesson = lm("llama"), Lesson(data().train)
+    method = make("prompt_tuning", tower, init="text", text="It was great", n_tokens=7)
+    method.begin(lesson, generator(0))
+    words = tower.embedded("It was great")
+    assert torch.equal(method.tokens, words.repeat(7, 1)[:7])
+    method = make("prompt_tuning", tower, init="vocabulary")
+    method.begin(lesson, generator(0))
+    table = tower.net.get_input_embeddings().weight
+    assert all((row == table).all(1).any() for row in method.tokens)
+    for wrong in ({"init": "text"}, {"init": "random", "text": "x"}):
+        with pytest.raises(ValueError, match="belong together"):
+            make("prompt_tuning", tower, **wrong).begin(lesson, generator(0))
+
+
+def test_where_a_prefix_stands(lm):  # noqa: F811
+    method = make("prefix_tuning", lm("t5"), places=["dec", "cross"])
+    method.begin(Lesson(data().train), generator(0))
+    assert sorted(map(str, method.prompt(1).prefix)) == sorted(f"{p}/{i}" for p in ("dec", "cross") for i in range(3))
+    with pytest.raises(ValueError, match="are enc, dec, cross"):
+        make("prefix_tuning", lm("t5"), places=["middle"]).begin(Lesson(data().train), generator(0))
+    with pytest.raises(ValueError, match="has one stack"):
+        make("prefix_tuning", lm("bert"), places=["enc"]).begin(Lesson(data().train), generator(0))
+
+
+def test_a_verbalizer_by_hand(lm):  # noqa: F811
+    """The logit of a class is the mean of its words' logits at the answer's place."""
+    for family in ("llama", "bert", "t5"):
+        tower = lm(family)
+        method = make("linear", tower, "words")
+        method.begin(Lesson(data().train), generator(0))
+        test = texts(4, 9)
+        found = torch.cat(list(answers(method, test)))
+        states = tower(next(test.batches(4)).inputs.form(), read="mask")
+        every = tower.vocabulary(states)
+        for c, name in enumerate(test.names):
+            first = [ids[0] for ids in tower.spelled(name.words, SHOWN)]
+            assert torch.allclose(found[:, c], every[:, first].mean(1), atol=1e-5)
+
+
+def test_words_that_say_nothing_or_the_same(lm):  # noqa: F811
+    tower, lesson = lm("llama"), Lesson(data().train)
+    for words, why in (
+        ({"negative": ["bad"]}, "says nothing for the class 'positive'; it has negative"),
+        ({"negative": ["great"], "positive": ["great"]}, "begin with the same token"),
+    ):
+        method = make("lora", tower, "words")
+        method.reader.words = words
+        method.begin(lesson, generator(0))
+        with pytest.raises(ValueError, match=why):
+            evaluate(method, lesson.train)
+
+
+def test_a_reader_for_another_answer(lm):  # noqa: F811
+    for kind, wanted in (("tags", "tags"), ("response", "response")):
+        with pytest.raises(ValueError, match=f"method.reader={wanted}"):
+            run(make("lora", lm("llama")), Text(data(kind)), Train(epochs=0))
+    with pytest.raises(ValueError, match="have no classes of words"):
+        run(make("lora", lm("llama"), "tags"), Text(data()), Train(epochs=1))
+
+
+def test_texts_and_images_are_not_mixed_up(lm):  # noqa: F811
+    from vlprompt.backbones.glyph import twin
+    from vlprompt.tasks import FewShot
+
+    with pytest.raises(ValueError, match=r"has images, and hf:.* is a language model: take --backbone glyph"):
+        run(make("lora", lm("llama")), FewShot("digits", 1))
+    with pytest.raises(ValueError, match=r"has texts, and glyph/random is a tower of images: take --backbone hf:"):
+        run(make("lora", twin()), Text(data()))
+    with pytest.raises(ValueError, match="has images, and the task text is for texts"):
+        run(make("lora", lm("llama")), Text("digits"))
+    with pytest.raises(ValueError, match="coop needs a CLIP"):
+        build_method({"name": "coop"}, lm("llama"))
+    with pytest.raises(ValueError, match="looks at images, and hf:"):
+        build_method({"name": "vpt", "reader": {"name": "linear"}}, lm("llama"))
+    with pytest.raises(ValueError, match="needs a language model, which glyph/random is not"):
+        build_method({"name": "prefix_tuning", "reader": {"name": "linear"}}, twin())
+
+
+def test_perplexity_and_what_is_written_by_hand(lm):  # noqa: F811
+    tower, test = lm("gpt2"), texts(6, 4, "response")
+    method = make("lora", tower, "response")
+    method.begin(Lesson(test), generator(0))
+    told = evaluate(method, Split(test.items, test.labels, test.names, info={"write": 3})).numbers
+    inputs = next(test.batches(6)).inputs.form()
+    losses, hits = [], []
+    for i, target in enumerate(tower.targets(inputs)):
+        row = tower.writer.row(inputs, i, 0, 0)
+        logits = tower.net(torch.tensor([row.ids])).logits[0, row.begin - 1 : -1]
+        losses += (-logits.log_softmax(-1)[range(len(target)), target]).tolist()
+        hits += (logits.argmax(-1) == torch.tensor(target)).tolist()
+    assert math.isclose(told["perplexity"], math.exp(sum(losses) / len(losses)), rel_tol=1e-4)
+    assert math.isclose(told["token_accuracy"], 100 * sum(hits) / len(hits))
+    written = tower.generate(inputs, max_new_tokens=3)
+    want = [item.response for item in test.items]
+    assert told["exact_match"] == 100 * sum(a == b for a, b in zip(written, want, strict=True)) / 6
+
+
+def test_a_run_is_resumed_where_it_was_stopped(lm, tmp_path):  # noqa: F811
+    """Stopped in the middle by an error from outside, it ends in the same prompt bit for bit."""
+    about = Text(data()), Train(epochs=4, batch=8, lr=0.01, optimizer="adamw", warmup=0)
+    whole = run(make("prefix_tuning", lm("llama")), *about, tmp_path / "whole", save_every=0)
+
+    class Stop(Exception):
+        pass
+
+    def watch(what, done, total, note):
+        if what == "training" and done == 9:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(make("prefix_tuning", lm("llama")), *about, tmp_path / "parts", save_every=0, watch=watch)
+    again = run(make("prefix_tuning", lm("llama")), *about, tmp_path / "parts", save_every=0)
+    assert again.scores == whole.scores
+    assert (tmp_path / "whole" / "prompt.safetensors").read_bytes() == (
+        tmp_path / "parts" / "prompt.safetensors"
+    ).read_bytes()
