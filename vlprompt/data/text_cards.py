@@ -71,8 +71,11 @@ def completed(card: dict[str, Any], path: Path) -> dict[str, Any]:
     card["templates"], card["template"] = tuple(map(str, templates)), str(templates[0])
     card.setdefault("classes", ["response"])
     words, keys = card.get("words", {}), card_ids(card)
-    if not isinstance(words, dict) or not all(isinstance(w, list) and w and all(w) for w in words.values()):
+    lists = list(words.values()) if isinstance(words, dict) else [words]
+    if not all(isinstance(some, list) and some for some in lists):
         raise ValueError(f"{path}: words are {{class: a list of words}}, the best first, not {words!r}")
+    if bad := [word for some in lists for word in some if not isinstance(word, str) or not word.strip()]:
+        raise ValueError(f"{path}: {bad[0]!r} is no word; write words in quotes, for YAML takes yes and no for truth")
     if strange := [key for key in map(str, words) if key not in keys]:
         raise ValueError(f"{path}: words has the class {strange[0]!r}; {nearest(strange[0], keys)}")
     try:
@@ -177,7 +180,8 @@ def prepared(card: Mapping[str, Any], dataset: str, download: bool, base: str | 
         _get(card, dataset)
     if texts_here(card):
         return []
-    how = f"from {source_of(card)}, licence: {card['licence']}. Fetch with: vlprompt data prepare {dataset} --download"
+    get = f"Fetch with: vlprompt data prepare {dataset} --download"
+    how = f"from {source_of(dict(card))}, licence: {card['licence']}. {get}"
     return [f"missing: {wanted_files(card)}", *([how] if "hub" in card else [])]
 
 
