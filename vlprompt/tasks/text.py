@@ -45,7 +45,7 @@ class Text:
 
     @cached_property
     def data(self) -> Data:
-        data = given(self.given, None, self.skip_broken)
+        data = given(self.given, None, self.skip_broken, texts=True)
         first = next((item for item in (*data.train.items, *data.test.items)), None)
         if not isinstance(first, Passage):
             raise ValueError(
