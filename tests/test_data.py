@@ -83,7 +83,7 @@ def test_the_digits_halves_never_meet():
 
 
 def test_every_card_of_what_comes_with_the_package_opens():
-    inside = [name for name in cards() if "loader" in read_card(name)]
+    inside = [name for name in cards() if "loader" in read_card(name) and "text" not in read_card(name)]
     assert inside == ["digit_domains", "digits", "glyphs"]
     for name in inside:
         data, card = open_data(name), read_card(name)

@@ -125,7 +125,7 @@ def test_broken_tables(table, type_in, tmp_path):
     path.write_text(path.read_text("utf-8-sig").replace("china/00.jpg,china", "china/00.jpg"))
     assert "there are not as many values as columns" in type_in("data", "check", path)[1]
     path.write_bytes("path,class\nä,ö\n".encode("latin-1"))
-    assert "not a CSV table in UTF-8" in type_in("data", "check", path)[1]
+    assert "row 2: not UTF-8" in type_in("data", "check", path)[1]
     path.write_text("path,class\n")
     assert "has no rows" in type_in("data", "check", path)[1]
     (tmp_path / "data.jsonl").write_text('{"path": 1\n')

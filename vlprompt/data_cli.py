@@ -11,7 +11,9 @@ from rich.console import Console
 
 app = typer.Typer(no_args_is_help=True, help="Get datasets, check them, look at them, keep their splits.")
 out = Console()
-Name = Annotated[str, typer.Argument(help="A dataset: a card's name, or a folder or file of images.", metavar="NAME")]
+Name = Annotated[
+    str, typer.Argument(help="A dataset: a card's name, or a folder or file of images or texts.", metavar="NAME")
+]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]  # noqa: UP045
 Root = Annotated[
@@ -46,10 +48,12 @@ def list_(root: Root = None) -> None:
         sizes = card.get("sizes", {})
         parts = ("train", "val", "test")
         told = " / ".join(f"{sizes[part]:,}" if part in sizes else "-" for part in parts)
+        kind = card["text"]["answer"] if "text" in card else "class"
         if sizes and not set(sizes) & set(parts):
             told = f"{sum(sizes.values()):,} in {len(sizes)} domains"
         here = "yes" if is_here(card) else "no"
-        table.add_row(name, str(len(card_ids(card))), told if sizes else "", card["template"], here)
+        many = str(len(card_ids(card))) if kind == "class" else kind
+        table.add_row(name, many, told if sizes else "", " ".join(card["template"].split()), here)
     out.print(table, highlight=False)
 
 
@@ -99,6 +103,12 @@ def _get(name: str, download: bool, base: str | None) -> None:
     card = read_card(name)
     if "loader" in card or "members" in card:
         return
+    if "text" in card:
+        from vlprompt.data.text_cards import prepared
+
+        for line in prepared(card, name, download, base):
+            out.print(line, soft_wrap=True, markup=False)
+        return
     folder, left = folder_of(card), []
     if "hub" in card:
         if base is not None:
@@ -134,6 +144,7 @@ def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: 
     from vlprompt.data.card import is_card, open_data, read_card
     from vlprompt.data.look import splits, stream
     from vlprompt.data.place import classes_of, folder_of, is_here, source_of
+    from vlprompt.data.text_look import described, is_text
 
     use_root(root)
     card = read_card(name) if is_card(name) else {}
@@ -160,7 +171,8 @@ def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: 
         if not card:
             some = ", ".join(map(str, data.test.names[:6])) + (" ..." if len(data.test.names) > 6 else "")
             lines += [("classes", f"{len(data.test.names)}: {some}"), ("template", data.template)]
-        lines += [(key, told) for key, _, told in (line.partition(": ") for line in stream(data))]
+        told = described(data) if is_text(data) else stream(data)
+        lines += [(key, told) for key, _, told in (line.partition(": ") for line in told)]
         _draw(data, picture)
     for key, value in lines:
         out.print(f"{key:9} {value}", soft_wrap=True, markup=False, highlight=False)
@@ -176,23 +188,29 @@ def split(
     """Keep the split of a dataset as a portable file: put into the dataset's folder it is read back exactly."""
     from vlprompt.data.card import is_card, open_data, read_card
     from vlprompt.data.splitfile import OWN, write_split
+    from vlprompt.data.text_look import refuse_texts
 
     use_root(root)
     if name.endswith(".npz") or (is_card(name) and "layout" not in read_card(name)):
         raise ValueError(f"{name!r} is no folder of files, so its split can't be kept as a list of files")
     path = save / OWN if save.is_dir() else save
-    told = write_split(open_data(name, only_there=only_there), path)
+    data = open_data(name, only_there=only_there)
+    refuse_texts(data, "a split file")
+    told = write_split(data, path)
     out.print(f"wrote {path}, hash {told}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _tell(name: str, only_there: bool, decode: bool, picture: Path | None = None) -> None:
     """Checks and prints what was found; leaves with status 1 when something is wrong."""
     from vlprompt.data.look import check as look
+    from vlprompt.data.text_look import is_text
 
     with _progress() as watch:
         found = look(name, None, only_there, decode, lambda done, total: watch("opening images", done, total))
     counts = ", ".join(f"{part} {n:,}" for part, n in found.counts.items())
-    lines = [f"{found.data.name}: {counts}; {len(found.data.test.names)} classes; hash {found.data.hash()}"]
+    many = len(found.data.test.names)
+    classes = f"{many} classes; " if many > 1 else ""  # texts that are answered by text have none
+    lines = [f"{found.data.name}: {counts}; {classes}hash {found.data.hash()}"]
     lines += [found.data.note] * bool(found.data.note) + found.told
     for line in lines:
         out.print(line, soft_wrap=True, markup=False, highlight=False)
@@ -201,15 +219,18 @@ def _tell(name: str, only_there: bool, decode: bool, picture: Path | None = None
     _draw(found.data, picture)
     if found.wrong:
         raise typer.Exit(1)
-    out.print("every image can be opened" if decode else "ready", highlight=False)
+    whole = "every text can be read" if is_text(found.data) else "every image can be opened"
+    out.print(whole if decode else "ready", highlight=False)
 
 
 def _draw(data: Any, picture: Path | None) -> None:
     if picture is None:
         return
     from vlprompt.data.look import samples
+    from vlprompt.data.text_look import refuse_texts
     from vlprompt.results.plot import predictions
 
+    refuse_texts(data, "--picture")
     pictures, captions = samples(data)
     out.print(f"wrote {predictions(pictures, captions, [None] * len(captions), picture)}", soft_wrap=True, markup=False)
 

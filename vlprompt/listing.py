@@ -21,7 +21,9 @@ def listing(what: str) -> list[str]:
         from vlprompt.data.card import cards, read_card
 
         return [f"{name:26} {read_card(name)['title']}" for name in cards()] + [
-            f"{'PATH':26} a folder of images with one sub-folder per class, or a .csv, .jsonl, .npz, .json or .yaml"
+            f"{'PATH':26} a folder of images with one sub-folder per class, or a .csv, .jsonl, .npz, .json or .yaml",
+            f"{'':26} or of texts: a .jsonl, .csv or .tsv with text and label, prompt and response, words and tags, "
+            "or messages, or a folder with such a train and test",
         ]
     if what == "looks":
         from vlprompt.source import configs_folder

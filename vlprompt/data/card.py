@@ -20,7 +20,7 @@ NEEDED = {"title", "source", "licence", "classes", "template"}
 KINDS = {"loader": set(), "hub": {"folder"}, "members": set(), "layout": {"folder", "images"}}  # and what else it needs
 KEYS = NEEDED | {*KINDS, "folder", "images", "split", "sizes", "downloads", "by_hand", "names", "augment", "note",
                  "own_order", "lists", "sparse", "stages", "domains", "domain", "transductive", "pairs"}  # fmt: skip
-FORMS = (".csv", ".jsonl", ".npz", ".json")  # files that are datasets
+FORMS = (".csv", ".tsv", ".jsonl", ".npz", ".json")  # files that are datasets
 HUBS = ("torchvision:", "huggingface:")  # names that a library knows
 
 
@@ -56,6 +56,10 @@ def read_card(name: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(card, dict):
         raise ValueError(f"{path}: a card is a mapping of keys, not a {type(card).__name__}")
+    if "text" in card:
+        from vlprompt.data.text_cards import completed
+
+        return completed(card, path)
     if unknown := set(card) - KEYS:
         raise ValueError(f"{path}: unknown key {min(unknown)!r}; a card has {', '.join(sorted(KEYS))}")
     kinds = [kind for kind in KINDS if kind in card] or ["layout"]
@@ -140,7 +144,8 @@ def open_data(
 ) -> Data:
     """A dataset by the name of its card, or files: a folder of images, .csv, .jsonl, .npz, a split .json, a card .yaml.
 
-    Or a name that a library knows: torchvision:CIFAR10, huggingface:OWNER/NAME (hubs.py).
+    Or a name that a library knows: torchvision:CIFAR10, huggingface:OWNER/NAME (hubs.py); or texts (text_cards.py),
+    whose splits hold passages, whose template has {mask} instead of {name} and which have no augmentation.
 
     The folder has a sub-folder per class, with or without train/ and test/ above, or a sub-folder per domain with the
     classes in it. augment: one of images.AUGMENTS instead of what the card says. skip_broken: leave out files that
@@ -149,11 +154,15 @@ def open_data(
     hand-written text with {name} instead of the card's. ValueError for what is none of these and for what is wrong in
     it.
     """
-    if augment is not None and augment not in AUGMENTS:
+    from vlprompt.data.text_cards import texts_of
+
+    if augment not in (None, *AUGMENTS):
         raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")
+    how = {"skip_broken": skip_broken, "only_there": only_there}
+    if (texts := texts_of(dataset, augment, root, template, how)) is not None:
+        return texts
     if template is not None and "{name}" not in template:
         raise ValueError(f"the template {template!r} has no {{name}} where the class stands")
-    how = {"skip_broken": skip_broken, "only_there": only_there}
     if is_card(dataset):
         data = _from_card(dataset, augment, root, how)
         return data if template is None else with_template(data, template)
@@ -196,28 +205,29 @@ def named(dataset: str | Data) -> str:
     return f"{dataset.name}#{dataset.hash()}" if isinstance(dataset, Data) else dataset
 
 
-def given(dataset: str | Data, augment: str | None, skip_broken: bool) -> Data:
-    """A dataset by its name or file, or Data that was opened already, perhaps with other views."""
-    if not isinstance(dataset, Data):
-        return open_data(dataset, augment, skip_broken)
-    if augment is None:
-        return dataset
-    if augment not in AUGMENTS:
+def given(dataset: str | Data, augment: str | None, skip_broken: bool, texts: bool = False) -> Data:
+    """A dataset by its name or file, or Data that was opened already, perhaps with other views.
+
+    texts: whether it may be one of texts; ValueError where it may not.
+    """
+    from vlprompt.data.text_cards import as_texts
+
+    data = dataset if isinstance(dataset, Data) else open_data(dataset, augment, skip_broken)
+    if augment not in (None, *AUGMENTS):
         raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")
-    parts = {part: getattr(dataset, part) for part in ("train", "val", "test")}
-    return replace(dataset, **{k: replace(split, augment=augment) for k, split in parts.items() if split is not None})
+    if "answer" in data.test.info:
+        return as_texts(data, augment, texts)
+    if augment is None or data is not dataset:
+        return data
+    parts = {part: getattr(data, part) for part in ("train", "val", "test")}
+    return replace(data, **{k: replace(split, augment=augment) for k, split in parts.items() if split is not None})
 
 
 def with_template(data: Data, template: str) -> Data:
     """The same data with another hand-written text."""
-    names = tuple(
-        Name(str(name), key, template) for name, key in zip(data.test.names, ids(data.test.names), strict=True)
-    )
-    splits = {
-        part: replace(split, names=names)
-        for part in ("train", "val", "test")
-        if (split := getattr(data, part)) is not None
-    }
+    names = tuple(Name(str(n), key, template) for n, key in zip(data.test.names, ids(data.test.names), strict=True))
+    parts = {part: getattr(data, part) for part in ("train", "val", "test")}
+    splits = {part: replace(split, names=names) for part, split in parts.items() if split is not None}
     return replace(data, template=template, **splits)
 
 

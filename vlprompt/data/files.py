@@ -1,7 +1,5 @@
-"""A file as a dataset: .csv and .jsonl name images, .npz holds them, .json is a split file beside its images."""
+"""A file as a dataset: .csv, .tsv and .jsonl name images, .npz holds them, .json is a split file beside its images."""
 
-import csv
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from vlprompt.data.found import Found, Row, under
 from vlprompt.data.images import picture_item
 from vlprompt.data.split import cut
 from vlprompt.data.splitfile import read_split
+from vlprompt.data.tables import read_rows
 from vlprompt.errors import nearest
 from vlprompt.stage import Item
 
@@ -35,7 +34,9 @@ def read_table(path: Path) -> Found:
     Paths begin at the file's folder. A label is a whole number when there is a class column too, which names it;
     alone it may be either. split: train, val or test; without it each class is cut 50 : 20 : 30.
     """
-    lines = _jsonl(path) if path.suffix.lower() == ".jsonl" else _csv(path)
+    lines = read_rows(path)
+    if path.suffix.lower() != ".jsonl":
+        lines = [(number, {column.lower(): value for column, value in row.items()}) for number, row in lines]
     if not lines:
         raise ValueError(f"{path} has no rows")
     columns = set(lines[0][1])
@@ -49,7 +50,8 @@ def read_table(path: Path) -> Found:
     if "path" not in columns or not (texts or "label" in columns) or len(texts) > 1:
         raise ValueError(
             f"{path} has the columns {', '.join(sorted(columns))}; it needs path and label or class (one of class and "
-            "name), and may have domain and split"
+            "name), and may have domain and split; a file of texts has text and label, prompt and response, words and "
+            "tags, or messages"
         )
     called: dict[str, str] = {}
     rows: dict[str, list[Row]] = {}
@@ -90,38 +92,6 @@ def _whole(value: Any, where: str) -> str:
     if isinstance(value, bool) or not text.isdecimal():
         raise ValueError(f"{where}: the label {value!r} is not a whole number from 0; the class column holds the names")
     return str(int(text))
-
-
-def _csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line, row) for each row; a comma, semicolon or tab stands between columns."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=max(",;\t", key=head.count), strict=True)
-            found = []
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"{path}, row {reader.line_num}: there are not as many values as columns")
-                found.append((reader.line_num, {str(key).strip().lower(): value for key, value in row.items()}))
-            return found
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a CSV table in UTF-8: {error}") from error
-
-
-def _jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    found = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, row {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f'{path}, row {number}: a row is {{"path": ..., "label": ...}}')
-        found.append((number, row))
-    return found
 
 
 def read_npz(path: Path) -> Found:

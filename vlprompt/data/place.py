@@ -26,6 +26,10 @@ def folder_of(card: dict[str, Any], root: str | Path | None = None) -> Path:
 
 def is_here(card: dict[str, Any], root: str | Path | None = None) -> bool:
     """Whether its data lie on this machine; of a member that a library reads this is known when it is opened."""
+    if "text" in card:
+        from vlprompt.data.text_cards import texts_here
+
+        return texts_here(card, root)
     if "members" in card:
         return all(_is_here(str(member), root) for member in card["members"].values())
     if "hub" in card:
@@ -42,7 +46,9 @@ def _is_here(member: str, root: str | Path | None) -> bool:
 def source_of(card: dict[str, Any]) -> str:
     """Where the data come from, in a few words."""
     urls = [d["url"] for d in card.get("downloads", ()) if "url" in d]
-    return urls[0] if urls else card.get("by_hand", card.get("hub", "its authors"))
+    if isinstance(hub := card.get("hub", "its authors"), dict):  # of texts
+        return " ".join(("huggingface:" + hub["path"], *([hub["name"]] if "name" in hub else [])))
+    return urls[0] if urls else card.get("by_hand", hub)
 
 
 def classes_of(card: dict[str, Any], root: str | Path | None = None) -> dict[str, str]:
