@@ -18,6 +18,10 @@ from vlprompt.errors import nearest
 from vlprompt.stage import Item
 
 COLUMNS = ("path", "label", "class", "name", "domain", "split")
+WANTED = (
+    "it needs path and label or class (one of class and name), and may have domain and split; a file of texts has text "
+    "and label, prompt and response, words and tags, or messages"
+)
 
 
 def read_file(path: Path) -> Found:
@@ -40,6 +44,8 @@ def read_table(path: Path) -> Found:
     if not lines:
         raise ValueError(f"{path} has no rows")
     columns = set(lines[0][1])
+    if "path" not in columns:
+        raise ValueError(f"{path} has the columns {', '.join(sorted(columns))}; {WANTED}")
     for number, row in lines:
         if strange := sorted(set(row) - set(COLUMNS)):
             raise ValueError(f"{path}, row {number}: unknown column {strange[0]!r}; {nearest(strange[0], COLUMNS)}")
@@ -47,12 +53,8 @@ def read_table(path: Path) -> Found:
             lacks = sorted(columns ^ set(row))[0]
             raise ValueError(f"{path}, row {number}: the column {lacks!r} is not in every row")
     texts = [column for column in ("class", "name") if column in columns]
-    if "path" not in columns or not (texts or "label" in columns) or len(texts) > 1:
-        raise ValueError(
-            f"{path} has the columns {', '.join(sorted(columns))}; it needs path and label or class (one of class and "
-            "name), and may have domain and split; a file of texts has text and label, prompt and response, words and "
-            "tags, or messages"
-        )
+    if not (texts or "label" in columns) or len(texts) > 1:
+        raise ValueError(f"{path} has the columns {', '.join(sorted(columns))}; {WANTED}")
     called: dict[str, str] = {}
     rows: dict[str, list[Row]] = {}
     for number, row in lines:

@@ -45,7 +45,7 @@ def is_texts(path: Path) -> bool:
         return not any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir()) and bool(tables_in(path))
     if path.suffix.lower() not in TABLES or not (rows := read_rows(path)):
         return False
-    return _meaning({column.lower() for column in rows[0][1]}) is not None
+    return _meaning([column.lower() for column in rows[0][1]], str(path)) is not None
 
 
 def open_texts(dataset: str, template: str | None, skip_broken: bool, only_there: bool) -> Data:
@@ -62,7 +62,7 @@ def open_texts(dataset: str, template: str | None, skip_broken: bool, only_there
                          "needed, or one file, which is cut")  # fmt: skip
     parts = {part: _lower(rows_of(table)) for part, table in tables.items()}
     first = next(iter(parts.values()))[0]
-    meaning = _meaning(set(first.row), list(first.row))
+    meaning = _meaning(list(first.row), first.where)
     if meaning is None:
         raise ValueError(
             f"{first.where}: the columns are {', '.join(first.row)}; a file of texts has text and label, prompt and "
@@ -87,8 +87,9 @@ def _lower(rows: Sequence[Told]) -> list[Told]:
     return [one._replace(row={column.lower(): value for column, value in one.row.items()}) for one in rows]
 
 
-def _meaning(columns: set[str], order: Sequence[str] = ()) -> Meaning | None:
+def _meaning(order: Sequence[str], where: str) -> Meaning | None:
     """What the columns ask; None for a list of images and for what asks nothing."""
+    columns = set(order)
     if columns & {"path", "image"}:
         return None
     if "messages" in columns:
@@ -102,11 +103,14 @@ def _meaning(columns: set[str], order: Sequence[str] = ()) -> Meaning | None:
         if {asks, "response"} <= columns:
             return Meaning("response", {asks: asks}, "response", (f"{{{asks}}}",))
     label = next((column for column in ("label", "class") if column in columns), None)
-    texts = ["text"] if "text" in columns else [column for column in order or columns if column not in NO_TEXT]
+    texts = ["text"] if "text" in columns else [column for column in order if column not in NO_TEXT]
     if label is None or not texts:
         return None
-    fields = {column: column for column in texts}
-    return Meaning("class", fields, label, (" ".join(f"{{{field}}}" for field in fields) + " It is {mask}.",))
+    template = " ".join(f"{{{column}}}" for column in texts) + " It is {mask}."
+    try:
+        return Meaning("class", {column: column for column in texts}, label, (template,))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _by_split(rows: Sequence[Told]) -> dict[str, list[Told]]:
