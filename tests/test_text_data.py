@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+from collections import Counter
 from itertools import chain
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from vlprompt.data import open_data
 from vlprompt.data.card import cards, read_card
-from vlprompt.data.docstrings import MODULES, NAME
+from vlprompt.data.docstrings import MODULES, NAME, documented, masked, part_of, sources
 from vlprompt.passages import Passages
 from vlprompt.stage import ids
 
@@ -71,7 +72,11 @@ def test_docstrings_tell_modules_without_their_names():
             assert 20 <= len(text) <= 400
             assert MODULES[label] not in text.lower()
     assert any(NAME in item.fields["text"] for item in data.test.items)
+    shared = Counter(text for _, text in {(one.module, masked(told, one.module)) for one in sources()
+                                          for _, told in documented(one.tree)})  # fmt: skip
+    assert max(shared[item.fields["text"]] for item in every(data)) == 1 < max(shared.values())
     assert data.hash() == open_data("docstrings").hash()
+    assert [part_of(text) for text in ("Close.", "Open.", "Halt", "Finish")] == ["val", "train", "test", "test"]
     assert data.train.names[0].words == ("async",)
 
 
@@ -137,6 +142,12 @@ def test_a_table_of_texts_is_cut_class_by_class(write, form):
     again = open_data(str(write(reviews(), f"mine.{form}")), template="So {mask}: {text}")
     assert {item.template for item in every(again)} == {again.train.names[0].hand} == {"So {mask}: {text}"}
     assert [item.key for item in again.train.items] == [item.key for item in data.train.items]
+
+
+def test_an_end_of_line_in_a_text_is_no_end_of_a_row(write):
+    rows = [{**row, "text": f"{row['text']}\u2028so\x85it\nis"} for row in reviews()]
+    for name in ("mine.jsonl", "mine.csv"):
+        assert {item.fields["text"] for item in every(open_data(str(write(rows, name))))} == {r["text"] for r in rows}
 
 
 def test_the_hash_tells_another_text_at_the_same_place(write):

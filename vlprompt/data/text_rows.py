@@ -171,7 +171,7 @@ def _conversation(told: Told, column: str) -> tuple[dict[str, str], str]:
             )
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
         raise ValueError(
             f"{told.where}: the roles are {', '.join(map(str, roles)) or 'none'}; wanted are user and assistant in "
             f"turn, perhaps a system before them, and an assistant at the end, {LEAVE}"
