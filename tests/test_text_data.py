@@ -320,6 +320,7 @@ def test_the_commands_show_texts_and_refuse_what_is_for_images(type_in, root, wr
         "1 user: Hi | 2 assistant: Hello. | 3 user: Bye -> Ciao."
         in type_in("data", "check", write([{"messages": CHAT}] * 9))[1]
     )
+    assert "validation.jsonl (or .csv, .tsv) with the columns sentence, label" in type_in("data", "show", "sst2")[1]
     assert "comes with vlprompt" in type_in("data", "prepare", "signatures")[1]
     code, told = type_in("data", "prepare", "sst2")
     assert code == 1

@@ -144,6 +144,7 @@ def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: 
     from vlprompt.data.card import is_card, open_data, read_card
     from vlprompt.data.look import splits, stream
     from vlprompt.data.place import classes_of, folder_of, is_here, source_of
+    from vlprompt.data.text_cards import wanted_files
     from vlprompt.data.text_look import described, is_text
 
     use_root(root)
@@ -157,6 +158,8 @@ def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: 
         lines += [("classes", f"{len(names)}: {some}"), ("folder", str(folder_of(card))), ("from", source_of(card))]
         lines += [("split", told)] if (told := card.get("split") or ", ".join(card.get("lists", ()))) else []
         lines += [("sizes", ", ".join(f"{part} {n:,}" for part, n in card["sizes"].items()))] if "sizes" in card else []
+    if "text" in card and "loader" not in card:
+        lines += [("files", wanted_files(card))]
     if "members" in card:
         lines += [("members", ", ".join(f"{member}: {one}" for member, one in card["members"].items()))]
     if card and picture is None and not is_here(card):
