@@ -1,6 +1,8 @@
 """Loading a language model of transformers from a folder or the hub, as it is or in 4 or 8 bits."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ def language(name: str, *, spec: str, device: str, base: str = "fp32") -> LM:
         how: dict[str, Any] = {"dtype": torch.bfloat16 if base == "bf16" else torch.float32}
         if base in ("int8", "nf4"):
             how |= {"quantization_config": quantised(base, spec), "device_map": {"": device}}
-        net, told = cls.from_pretrained(name, attn_implementation=ATTENTION, output_loading_info=True, **how)
+        with quiet():
+            net, told = cls.from_pretrained(name, attn_implementation=ATTENTION, output_loading_info=True, **how)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except (RuntimeError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:300]
@@ -60,6 +63,22 @@ def language(name: str, *, spec: str, device: str, base: str = "fp32") -> LM:
         raise ValueError(f"the weights of {name!r} are not whole: {trunk[0]!r} and {len(trunk) - 1} more are missing")
     answers = not [key for key in missing if "pooler." not in key]
     return wrap(net, tokenizer, kind, spec, device, base, answers, pooling(Path(name)))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and reports; what is wrong with a file is an error of ours."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def wrap(net: Any, tokenizer: Any, kind: Any, spec: str, device: str = "cpu", base: str = "fp32", answers: bool = True,
