@@ -437,3 +437,38 @@ def test_a_wrapped_model(folders):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert tower.key.startswith("mine#")
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_packed_rows_give_the_same(family, lm):
+    """Several texts in a row: states and gradients of soft tokens, prefix and parts are those of one text a row."""
+    tower, found = lm(family), []
+    tokens = nn.Parameter(torch.randn(1, 3, tower.dim, generator=generator("t")))
+    kv = {layer: (k.requires_grad_(), v) for layer, (k, v) in prefix(tower).items()}
+    prompt, first = Prompt({0: tokens}, kv, parts(tower, "q", "down")), next(iter(kv.values()))[0]
+    inputs = passages().form("{2} {text} {1} It was {mask}")
+    rows = [len(tower.writer.row(inputs, i, 3, 5).ids) for i in range(len(inputs))]
+    widths = []
+    handle = tower.trunk.register_forward_pre_hook(
+        lambda m, a, k: widths.append(k["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    for packed in (False, True):
+        states = tower(replace(inputs, packed=packed), prompt, "response")
+        found.append((states, *torch.autograd.grad(states.square().sum(), [tokens, first])))
+    handle.remove()
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*found, strict=True))
+    assert math.prod(widths[0]) == max(rows) * len(rows)
+    assert widths[1][0] < len(rows)
+    with pytest.raises(ValueError, match="packing is for responses of causal models"):
+        lm("t5")(replace(passages(), packed=True), read="response")
+
+
+def test_words_that_were_cut_are_answered_by_what_was_read(lm):
+    words = " ".join(["file"] * 300)
+    item = Passage("many words", {"words": words}, "{words} {mask}", "{words}", tags=(0,) * 300)
+    lm("bert").told.clear()
+    with pytest.warns(UserWarning, match="are longer"):
+        states = lm("bert")(Passages((item,)), read="words")
+    assert states.shape == (300, 48)
+    assert torch.equal(states[299], states[298])
+    assert not torch.equal(states[0], states[299])

@@ -85,7 +85,8 @@ class Passages:
 
     template: instead of their own; plain: their own without an answer's place. n: the soft tokens of {ctx}; responses:
     instead of their own, one for each (choices that are scored: nothing ends them); after: they follow a text that was
-    read before (`past`), so nothing begins them.
+    read before (`past`), so nothing begins them;
+    packed: several may stand in one row of a causal model, which changes nothing but the time.
     """
 
     items: tuple[Passage, ...]
@@ -94,6 +95,7 @@ class Passages:
     n: int = 0
     responses: tuple[str, ...] | None = None
     after: bool = False
+    packed: bool = False
 
     def __len__(self) -> int:
         return len(self.items)

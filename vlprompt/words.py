@@ -1,6 +1,7 @@
 """Readers of language models: words that stand for classes (verbalizers), a class for each word, a whole response."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -98,17 +99,18 @@ class SoftWords(Words):
 class Response(Reader):
     """The response, token by token: what is learned is to write it. The rows are tokens, the columns the vocabulary.
 
-    template: how a text is shown; the response stands at its {mask}, or behind it.
+    template: how a text is shown; the response stands at its {mask}, or behind it; packing: several texts of a batch in
+    one row of a causal model, each seeing itself alone, so that none is filled up (the same states).
     """
 
     read = "response"
 
-    def __init__(self, lm: LanguageTower, template: str | None = None):
+    def __init__(self, lm: LanguageTower, template: str | None = None, packing: bool = False):
         super().__init__()
-        self.lm, self.template = lm, template
+        self.lm, self.template, self.packing = lm, template, packing
 
     def asked(self, inputs: Passages) -> Passages:
-        return inputs.form(self.template)
+        return replace(inputs.form(self.template), packed=self.packing)
 
     def target(self, inputs: Passages) -> Tensor:
         return torch.tensor([token for answer in self.lm.targets(self.asked(inputs)) for token in answer])

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vlprompt.backbones.hf.inject import injected
+from vlprompt.backbones.hf.packing import Packed
 from vlprompt.backbones.hf.places import Family, at, fans, places
 from vlprompt.backbones.hf.rows import SENTINEL, Row, Writer
 from vlprompt.backbones.kept import Kept
@@ -98,6 +99,18 @@ class Passes:
         trunk = self.net.get_encoder() if self.kind == "seq2seq" else self.trunk
         with self.within(prompt):
             return trunk(**how).last_hidden_state
+
+    def _together(self, rows: Sequence[Row], prompt: Prompt, room: int) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Packed rows (B, N, D) of a causal model, and where each begins."""
+        packed = Packed(rows, room, self.device)
+        x = self.net.get_input_embeddings()(packed.ids)
+        if prompt.length:
+            tokens = prompt.tokens[0].to(x.dtype).expand(len(rows), -1, -1)
+            x = x.index_put(packed.soft(rows), tokens.flatten(0, 1))
+        places = packed.places + self.shift(prompt)
+        with self.within(prompt):
+            made = self.trunk(inputs_embeds=x, attention_mask=packed.mask, position_ids=places, use_cache=False)
+        return made.last_hidden_state, packed.begins
 
     def _decoded(self, rows: Sequence[Row], prompt: Prompt, x: Tensor, read: str) -> list[Tensor]:
         """States of an encoder-decoder's answer: at the place of the first word (mask), or before each token."""

@@ -14,7 +14,8 @@ class Row:
     """One passage as tokens. soft: where soft tokens stand (their ids mean nothing); mask: the place of the answer.
 
     types: of the two segments of an encoder; answer: the tokens of the response; begin: in `ids`, where they begin (in
-    a causal model; an encoder-decoder has them apart); words: the first token of each word, None where it was cut.
+    a causal model; an encoder-decoder has them apart); words: the first token of each word, the last one read of
+    those that were cut.
     """
 
     ids: list[int]
@@ -23,7 +24,7 @@ class Row:
     mask: int = -1
     answer: list[int] = field(default_factory=list)
     begin: int = -1
-    words: list[int | None] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
     cut: bool = False
 
 
@@ -174,13 +175,14 @@ class Writer:
         return Row(new, where, types, found, answer, begin, words, cut)
 
     def _words(self, text: str, spans: list[tuple[int, int, str]], places: list[Any], own: list[bool],
-               source: list[int]) -> list[int | None]:  # fmt: skip
+               source: list[int]) -> list[int]:  # fmt: skip
         start = next((begin for begin, _, name in spans if name == "words"), None)
         if start is None:
             raise ValueError("the template does not show the field {words}, whose words are to be classified")
-        found, at = list[int | None](), start
+        last = max(source[k] for k in range(len(places)) if own[k])
+        found, at = list[int](), start
         for word in text.split(" "):
-            found.append(next((source[k] for k, (b, e) in enumerate(places) if own[k] and b <= at < e), None))
+            found.append(next((source[k] for k, (b, e) in enumerate(places) if own[k] and b <= at < e), last))
             at += len(word) + 1
         return found
 

@@ -34,15 +34,33 @@ class LM(Passes):
         rows = self.rows(inputs, prompt)
         if not prompt and read == "pooled":
             return self._looked_up(inputs, rows)
+        found = torch.cat(self._each(rows, prompt, read, inputs.packed))
+        half = found.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(self.device.type)
+        return found.float() if half else found
+
+    def _each(self, rows: Sequence[Row], prompt: Prompt, read: str, packed: bool) -> list[Tensor]:
+        """What is read of each row; without gradients in passes of rows of like length."""
+        if packed:
+            return self._packed(rows, prompt, read)
         if torch.is_grad_enabled() or len(rows) <= CHUNK or not self._shared(prompt):
-            return torch.cat(self.read(rows, prompt, read))
+            return self.read(rows, prompt, read)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         for begin in range(0, len(order), CHUNK):
             some = order[begin : begin + CHUNK]
             for i, made in zip(some, self.read([rows[i] for i in some], prompt, read), strict=True):
                 found[i] = made
-        return torch.cat(found)
+        return found
+
+    def _packed(self, rows: Sequence[Row], prompt: Prompt, read: str) -> list[Tensor]:
+        """The states of responses, with several rows in one."""
+        if self.kind != "causal" or read != "response":
+            raise ValueError("packing is for responses of causal models: set method.reader.packing=false")
+        longest = max(len(row.ids) for row in rows)
+        room = longest if self.room is None else max(longest, self.room - self.shift(prompt))
+        x, begins = self._together(rows, prompt, room)
+        ends = zip(rows, begins, strict=True)
+        return [x[b, at + row.begin - 1 : at + row.begin - 1 + len(row.answer)] for row, (b, at) in ends]
 
     def rows(self, inputs: Passages, prompt: Prompt) -> list[Row]:
         rows = [self.writer.row(inputs, i, prompt.length, self.shift(prompt)) for i in range(len(inputs))]
@@ -101,7 +119,7 @@ class LM(Passes):
             return self._decoded(rows, prompt, x, read)
         if read == "pooled":
             return list(self._pooled(rows, x).split(1))
-        where = {"mask": lambda row: [row.mask], "words": lambda row: [k for k in row.words if k is not None],
+        where = {"mask": lambda row: [row.mask], "words": lambda row: [*row.words],
                  "response": lambda row: range(row.begin - 1, row.begin - 1 + len(row.answer))}[read]  # fmt: skip
         if read == "mask" and any(row.mask < 0 for row in rows):
             raise ValueError(
@@ -158,10 +176,6 @@ class LM(Passes):
     def targets(self, inputs: Passages, prompt: Prompt = NOTHING) -> list[list[int]]:
         """The tokens of each response."""
         return [row.answer for row in self.rows(inputs, prompt)]
-
-    def found(self, inputs: Passages, prompt: Prompt = NOTHING) -> list[list[int]]:
-        """The places of the words of each passage that are read with this prompt, for texts may be cut."""
-        return [[k for k, place in enumerate(row.words) if place is not None] for row in self.rows(inputs, prompt)]
 
     def embedded(self, text: str) -> Tensor:
         """The embeddings (N, D) of a text's tokens, without special ones."""
