@@ -172,9 +172,9 @@ class LM(Passes):
         ids = torch.randint(len(table), (n,), generator=generator)
         return table[ids.to(table.device)].detach().float().clone()
 
-    def past(self, text: str, prompt: Prompt = NOTHING) -> Prompt:
-        """A text that everyone has read, as a prefix of every layer; causal models only."""
-        return speech.past(self, text, prompt)
+    def past(self, text: str, prompt: Prompt = NOTHING, after: bool = False) -> Prompt:
+        """A text that everyone has read, as a prefix of every layer; causal models only. after: behind such a one."""
+        return speech.past(self, text, prompt, after)
 
     def generate(self, inputs: Passages, prompt: Prompt = NOTHING, **settings: Any) -> list[str]:
         """What the model writes after each passage; settings: transformers' (max_new_tokens, num_beams ...)."""
