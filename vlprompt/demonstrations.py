@@ -1,7 +1,7 @@
 """Demonstrations: texts with their answers, chosen, kept as bytes, and read once before the texts to be answered."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -42,6 +42,21 @@ def as_bytes(items: Sequence[Passage]) -> Tensor:
 def from_bytes(kept: Tensor) -> tuple[Passage, ...]:
     """The passages that `as_bytes` has kept."""
     return tuple(Passage(**told) for told in json.loads(bytes(kept.tolist())))
+
+
+def examples(given: Sequence[Mapping[str, str]], answer: str) -> list[Passage]:
+    """Demonstrations that were written by hand, each {question, rationale, answer}; ValueError for others.
+
+    answer: the part of their template behind the question.
+    """
+    found = list[Passage]()
+    for k, one in enumerate(given):
+        if set(one) != {"question", "rationale", "answer"}:
+            raise ValueError(
+                f"method.examples[{k}] has {', '.join(one) or 'nothing'}; give question, rationale and answer"
+            )
+        found.append(Passage(f"example/{k}", dict(one), f"Q: {{question}}\nA:{answer}", "{question}", one["answer"]))
+    return found
 
 
 def escaped(text: str) -> str:

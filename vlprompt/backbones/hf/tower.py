@@ -164,7 +164,8 @@ class LM(Passes):
     def embedded(self, text: str) -> Tensor:
         """The embeddings (N, D) of a text's tokens, without special ones."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self.net.get_input_embeddings().weight[torch.tensor(ids, device=self.device)].detach().float().clone()
+        places = torch.tensor(ids, dtype=torch.long, device=self.device)
+        return self.net.get_input_embeddings().weight[places].detach().float().clone()
 
     def drawn(self, n: int, generator: torch.Generator) -> Tensor:
         """The embeddings (n, D) of words drawn from the vocabulary."""
