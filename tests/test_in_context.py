@@ -1,5 +1,7 @@
 """Learning in context and chain of thought: scores against plain transformers, what is shown, what is extracted."""
 
+import re
+
 import pytest
 import small_models
 import torch
@@ -7,7 +9,8 @@ import torch
 import vlprompt
 from vlprompt.demonstrations import filled
 from vlprompt.evaluate import answers, evaluate
-from vlprompt.methods import InContext
+from vlprompt.extracted import class_in, found_in
+from vlprompt.methods import ChainOfThought, InContext
 from vlprompt.passages import Passage, Passages
 from vlprompt.prompt import Prompt
 from vlprompt.stage import Lesson, Name, Split
@@ -184,3 +187,134 @@ def test_texts_that_are_answered_by_text_are_rated_and_written_behind_demonstrat
     assert found["perplexity"] == pytest.approx(float((-twin.mean() / tokens).exp()), rel=1e-4)
     wanted = method.write(Passages(items), max_new_tokens=4)
     assert found["exact_match"] == 100 * sum(text == "great" for text in wanted) / len(items)
+
+
+@pytest.mark.parametrize(("text", "answer"), [
+    ("She has 5 and buys 1,240 more. The answer is $1,245.", "1245"),
+    ("The answer is 3. No: the answer is -4.5 dollars", "-4.5"),
+    ("so 3 + 4 = 7", "7"), ("The answer is: Paris. It is 9 o'clock", "Paris"), ("I don't know", None), ("", None),
+    ("The answer is (18)\nQ: 19", "18"),
+])  # fmt: skip
+def test_an_answer_in_text_is_what_follows_answer_is_or_the_last_number(text, answer):
+    assert found_in(text) == answer
+
+
+def test_a_pattern_says_what_an_answer_looks_like():
+    assert found_in("#### 3 and #### 4", r"#### (\d)") == "4"
+    assert found_in("3", r"#### \d") is None
+    with pytest.raises(ValueError, match=r"method.pattern='\(' is no regular expression"):
+        found_in("", "(")
+
+
+@pytest.mark.parametrize(("text", "place"), [
+    ("It is Great, no: terrible", 0), ("terrible ... so GREAT.", 1), ("greatest", None), ("not great", 2), ("", None),
+])  # fmt: skip
+def test_a_class_in_text_is_the_last_whole_word_that_stands_for_one(text, place):
+    assert class_in(text, [["terrible", "bad"], ["great"], ["not great"]]) == place
+
+
+EXAMPLES = [{"question": "is 2 {even}?", "rationale": "2 is 1 + 1.", "answer": "yes"},
+            {"question": "and 3?", "rationale": "3 is odd.", "answer": "no"}]  # fmt: skip
+
+
+@torch.no_grad()
+def written(lm, texts, n):
+    """What plain transformers write behind texts that are read on their own, one by one."""
+    found = []
+    for parts in texts:
+        ids = [i for k, part in enumerate(parts) for i in lm.tokenizer(part, add_special_tokens=not k)["input_ids"]]
+        given = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        [made] = lm.net.generate(**given, do_sample=False, max_new_tokens=n, pad_token_id=0)
+        made = made[len(ids) :] if lm.kind == "causal" else made
+        found.append(lm.tokenizer.decode(made, skip_special_tokens=True).strip().split("\n\n")[0])
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_chains_are_those_that_plain_transformers_write(towers, family):
+    lm, inputs = towers[family], Passages(split(tag="test").items[:3])
+    method = begun(ChainOfThought(lm, examples=EXAMPLES, length=6))
+    before = ("Q: is 2 {even}?\nA: 2 is 1 + 1. The answer is yes.\n\n"
+              "Q: and 3?\nA: 3 is odd. The answer is no.", )  # fmt: skip
+    texts = [(*before, f"\n\nQ: {text}\nA:") for text in TEXTS[:3]]
+    texts = texts if lm.kind == "causal" else [("".join(parts),) for parts in texts]
+    assert method.thoughts(inputs) == [[text] for text in written(lm, texts, 6)]
+    bare = begun(ChainOfThought(lm, length=6, answer=4))
+    first = written(lm, [(f"Q: {text}\nA: Let's think step by step.",) for text in TEXTS[:3]], 6)
+    second = [(f"Q: {text}\nA: Let's think step by step. {chain}\nTherefore, the answer is",)
+              for text, chain in zip(TEXTS, first, strict=False)]  # fmt: skip
+    assert bare.thoughts(inputs) == [[text] for text in written(lm, second, 4)]
+
+
+def test_the_class_that_is_found_is_the_answer_and_what_is_not_found_is_told(towers):
+    lm, test = towers["llama"], split(tag="test")
+    method = begun(ChainOfThought(lm, examples=EXAMPLES, length=6))
+    said = [re.findall(r"\w+", text) for [text] in method.thoughts(Passages(test.items))]
+    word = next(words[-1] for words in said if words)
+    names = (Name("other", words=("no such word",)), Name("said", words=(word,)))
+    right = [any(one.lower() == word.lower() for one in words) for words in said]
+    assert 0 < sum(right) < len(right)
+    labelled = Split(test.items, (1,) * len(test), names)
+    assert scores(method, labelled).tolist() == [[0.0, float(one)] for one in right]
+    found = evaluate(method, labelled).numbers
+    assert found["unanswered"] == pytest.approx(100 * (1 - sum(right) / len(right)))
+    assert found["accuracy"] == pytest.approx(100 * sum(right) / len(right))
+    assert evaluate(method, Split(test.items, (0,) * len(test), names)).numbers["accuracy"] == 0  # silence is no class
+
+
+def test_samples_are_drawn_from_the_runs_seed_for_each_text_alone_and_vote(towers):
+    lm, test = towers["llama"], split(tag="test")
+    made = lambda seed: begun(ChainOfThought(lm, examples=EXAMPLES, length=6, samples=3), seed=seed)  # noqa: E731
+    inputs, state = Passages(test.items[:3]), torch.get_rng_state()
+    ways = made(0).thoughts(inputs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [len(some) for some in ways] == [3, 3, 3]
+    assert len({text for some in ways for text in some}) > 3
+    assert made(0).thoughts(inputs.part(1, 2)) == ways[1:2]
+    assert made(1).thoughts(inputs) != ways
+    again = ChainOfThought(lm, examples=EXAMPLES, length=6, samples=3)
+    again.restore([Lesson(split())], made(0).state_dict())
+    assert again.thoughts(inputs) == ways
+    words = [[found_in(text, r"^\W*(\w+)") for text in some] for some in ways]
+    again.pattern = r"^\W*(\w+)"
+    assert again.write(inputs) == [max(some, key=some.count) or "" for some in words]
+
+
+def test_rationales_of_the_dataset_are_shown_and_answers_in_text_are_compared(towers):
+    items = tuple(Passage(f"q{i}", {"text": t, "rationale": f"because {i}."}, "", "{text}", response=str(i))
+                  for i, t in enumerate(TEXTS))  # fmt: skip
+    answered = Split(items, (0,) * len(items), (Name("response"),), info={"write": 5})
+    method = begun(ChainOfThought(towers["llama"], shots=2), answered)
+    [first, _] = [filled(item, item.template) for item in method._shown().items]
+    number = TEXTS.index(first[len("Q: ") :].partition("\n")[0])
+    assert first == f"Q: {TEXTS[number]}\nA: because {number}. The answer is {number}."
+    found = evaluate(method, answered).numbers
+    assert set(found) == {"exact_match", "token_f1"}
+    silent = Split(items, answered.labels, answered.names)
+    with pytest.raises(ValueError, match="writes answers and rates none: set"):
+        evaluate(method, silent)
+
+
+@pytest.mark.parametrize(("family", "cls", "given", "words"), [
+    ("llama", InContext, {"shots": 11}, "shots=11 demonstrations are asked for, and there are 10 training texts"),
+    ("llama", InContext, {"shots": -1}, "method.shots must be at least 0, not -1"),
+    ("llama", InContext, {"shots": 8, "instruction": "very " * 9}, r"128 positions.*\d fit; set method.shots=\d"),
+    ("llama", InContext, {"shots": 1, "template": "{txt} {mask}"}, r"\{txt\}, but the text .* has the fields text"),
+    ("llama", InContext, {"words": {"negative": ["bad"]}}, "words says nothing for the class 'positive'"),
+    ("llama", InContext, {"words": {"negative": ["a"], "positive": ["a"]}}, "'negative' and 'positive' are both said"),
+    ("bert", InContext, {"shots": 1, "words": {"negative": ["quite bad"], "positive": ["a"]}}, "fills one place, but '.*' has several tokens"),
+    ("bert", ChainOfThought, {}, "is an encoder, which writes nothing"),
+    ("llama", ChainOfThought, {"shots": 1}, "0 of 10 training texts have a field rationale: give method.examples"),
+    ("llama", ChainOfThought, {"examples": [{"question": "a"}]}, r"examples\[0\] has question; give question, rat"),
+    ("llama", ChainOfThought, {"samples": 0}, "method.samples must be at least 1, not 0"),
+])  # fmt: skip
+def test_errors_say_what_to_do(towers, family, cls, given, words):
+    with pytest.raises(ValueError, match=words):
+        scores(begun(cls(towers[family], **given)), split(tag="test"))
+
+
+def test_a_restored_method_without_its_demonstrations_is_refused(towers):
+    for method in (InContext(towers["llama"], 2), ChainOfThought(towers["llama"], 2)):
+        method.begin(Lesson(Split((), (), NAMES)), torch.Generator())
+        with pytest.raises(ValueError, match="shots=2, and there are"):
+            scores(method, split(tag="test"))
