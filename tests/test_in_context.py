@@ -302,7 +302,7 @@ def test_rationales_of_the_dataset_are_shown_and_answers_in_text_are_compared(to
     ("llama", InContext, {"shots": 1, "template": "{txt} {mask}"}, r"\{txt\}, but the text .* has the fields text"),
     ("llama", InContext, {"words": {"negative": ["bad"]}}, "words says nothing for the class 'positive'"),
     ("llama", InContext, {"words": {"negative": ["a"], "positive": ["a"]}}, "'negative' and 'positive' are both said"),
-    ("bert", InContext, {"shots": 1, "words": {"negative": ["quite bad"], "positive": ["a"]}}, "fills one place, but '.*' has several tokens"),
+    ("bert", InContext, {"words": {"negative": ["quite bad"], "positive": ["a"]}}, "'quite bad' has several tokens"),
     ("bert", ChainOfThought, {}, "is an encoder, which writes nothing"),
     ("llama", ChainOfThought, {"shots": 1}, "0 of 10 training texts have a field rationale: give method.examples"),
     ("llama", ChainOfThought, {"examples": [{"question": "a"}]}, r"examples\[0\] has question; give question, rat"),
