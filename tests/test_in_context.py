@@ -122,8 +122,9 @@ def test_models_that_read_from_both_sides_have_the_demonstrations_in_the_text(to
     assert (scores(method, train) - scores(bare, whole)).abs().max() < 1e-6
 
 
-def test_retrieved_demonstrations_behind_an_instruction_are_read_as_one_text(towers):
-    lm, test = towers["gpt2"], split(["a lazy dog jumps", "shares fell"], "test")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # with and without a token that begins a text
+def test_retrieved_demonstrations_behind_an_instruction_are_read_as_one_text(towers, family):
+    lm, test = towers[family], split(["a lazy dog jumps", "shares fell"], "test")
     method = begun(InContext(lm, 2, instruction="Is it good?", demonstrations="retrieved"))
     demonstrations, words = method.prepare(NAMES, method.fixed(NAMES))
     with torch.no_grad():
@@ -243,7 +244,10 @@ def test_chains_are_those_that_plain_transformers_write(towers, family):
     first = written(lm, [(f"Q: {text}\nA: Let's think step by step.",) for text in TEXTS[:3]], 6)
     second = [(f"Q: {text}\nA: Let's think step by step. {chain}\nTherefore, the answer is",)
               for text, chain in zip(TEXTS, first, strict=False)]  # fmt: skip
-    assert bare.thoughts(inputs) == [[text] for text in written(lm, second, 4)]
+    last = written(lm, second, 4)
+    assert bare.thoughts(inputs) == [[text] for text in last]
+    assert bare.write(inputs, max_new_tokens=6) == [found_in(f"The answer is {text}") or "" for text in last]
+    assert any(bare.write(inputs))
 
 
 def test_the_class_that_is_found_is_the_answer_and_what_is_not_found_is_told(towers):
