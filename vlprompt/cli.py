@@ -172,10 +172,16 @@ def eval_(
 @app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to tell for each image.")] = 3,
-    json: Annotated[bool, typer.Option("--json", help="All probabilities as JSON.")] = False,
-    csv: Annotated[bool, typer.Option("--csv", help="All probabilities as CSV.")] = False,
+    files: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(
+            help="Image files; of a run on texts a .txt or .jsonl with one on each line.", metavar="[FILE]..."
+        ),
+    ] = None,
+    text: Annotated[Optional[list[str]], typer.Option(help="A text; may be given again.")] = None,  # noqa: UP045
+    top: Annotated[int, typer.Option(min=1, help="How many classes to tell for each.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="All probabilities (or responses) as JSON.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="All probabilities (or responses) as CSV.")] = False,
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Also draw the images with their predictions into this PNG.")
     ] = None,
@@ -183,14 +189,25 @@ def predict(
     device: Device = None,
     skip_broken: SkipBroken = False,
 ) -> None:
-    """Say what is in images, with probabilities, by the prompt that a run has learned."""
-    from vlprompt.use import as_csv, as_json, as_lines, draw, predict_files
+    """Say what is in images or texts, with probabilities, or answer texts, by the prompt that a run has learned."""
+    from vlprompt import use, use_text
 
-    found = predict_files(folder, images, backbone, device, skip_broken)
-    form = as_json(found) if json else as_csv(found) if csv else as_lines(found, top)
+    files = files or []
+    if text or (files and all(path.suffix in (".txt", ".jsonl") for path in files)):
+        if picture is not None:
+            raise ValueError("texts can't be drawn into a picture: leave --picture out")
+        given = [*(text or []), *(one for path in files for one in use_text.texts_in(path))]
+        told = use_text.predict_texts(folder, given, backbone, device)
+        form = use_text.as_json(told) if json else use_text.as_csv(told) if csv else use_text.as_lines(told, top)
+        sys.stdout.write(form)
+        return
+    if not files:
+        raise ValueError("there is nothing to predict: give image files, or texts by --text or in a .txt or .jsonl")
+    found = use.predict_files(folder, files, backbone, device, skip_broken)
+    form = use.as_json(found) if json else use.as_csv(found) if csv else use.as_lines(found, top)
     sys.stdout.write(form)
     if picture is not None:
-        err.print(f"wrote {draw(found, picture)}")
+        err.print(f"wrote {use.draw(found, picture)}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,7 +37,8 @@ def _joined(parts: Sequence[Output]) -> Output:
         found = [getattr(part, name) for part in parts]
         return None if found[0] is None else torch.cat([t.cpu() for t in found])
 
-    return Output(torch.cat([part.logits.float().cpu() for part in parts]), used=of("used"), lesson=of("lesson"))
+    return Output(torch.cat([part.logits.float().cpu() for part in parts]), used=of("used"), lesson=of("lesson"),
+                  silent=of("silent"))  # fmt: skip
 
 
 def answers(method: Method, split: Split | Unlabelled, batch: int = 100, micro_batch: int | None = None,
@@ -70,7 +71,8 @@ def evaluate(
 ) -> Scores:
     """accuracy, class_mean (mean of the accuracies per class), macro_f1 and calibration_error; of pools prompts_used.
 
-    Of texts that are answered by text or word by word, what evaluate_text says.
+    Of methods that may find no answer also unanswered, the share of those, which are wrong. Of texts that are
+    answered by text or word by word, what evaluate_text says.
 
     watch: called with the images done and their number. ValueError for an empty split.
     """
@@ -91,12 +93,16 @@ def evaluate(
     whole, labels, classes = _joined(found), torch.tensor(split.labels), len(split.names)
     logits, used, lesson = whole.logits, whole.used, whole.lesson
     predicted = logits.argmax(1)
+    if whole.silent is not None:
+        predicted[whole.silent] = classes  # none of them
     told = {
         "accuracy": accuracy(predicted, labels),
         "class_mean": class_mean(predicted, labels, classes),
         "macro_f1": macro_f1(predicted, labels, classes),
         "calibration_error": calibration_error(logits.softmax(1), labels),
     }
+    if whole.silent is not None:
+        told["unanswered"] = 100 * float(whole.silent.double().mean())
     if used is not None:
         told["prompts_used"] = effective_number(used.mean(0))
     each = per_class(predicted, labels, classes).tolist()

@@ -29,8 +29,8 @@ def numbers(method: Method, split: Split, batch: int, micro_batch: int | None, w
     """Of words: accuracy, class_mean, macro_f1 and calibration_error in percent, over all words.
 
     Of responses: perplexity (per token, the end of the response among them) and token_accuracy (percent of tokens that
-    are the likeliest, given those before); with `write` tokens also exact_match and token_f1 of what is written, as
-    SQuAD's script has them but for articles and punctuation, which stay.
+    are the likeliest, given those before), of methods that rate them; with `write` tokens also exact_match and token_f1
+    of what is written, as SQuAD's script has them but for articles and punctuation, which stay.
     """
     found, right, losses, done = list[torch.Tensor](), list[torch.Tensor](), 0.0, 0
     said, wanted = list[str](), list[str]()
@@ -64,10 +64,13 @@ def numbers(method: Method, split: Split, batch: int, micro_batch: int | None, w
         return {"accuracy": accuracy(guess, labels), "class_mean": class_mean(guess, labels, classes),
                 "macro_f1": macro_f1(guess, labels, classes),
                 "calibration_error": calibration_error(logits.softmax(1), labels)}  # fmt: skip
-    scores = {
-        "perplexity": math.exp(min(losses / max(tokens, 1), 700.0)),
-        "token_accuracy": 100 * hits / max(tokens, 1),
-    }
+    scores = dict[str, float]()
+    if tokens:
+        scores |= {"perplexity": math.exp(min(losses / tokens, 700.0)), "token_accuracy": 100 * hits / tokens}
+    elif not limit:
+        raise ValueError(
+            f"{type(method).__name__} writes answers and rates none: set task.write, the tokens that each may take"
+        )
     if limit:
         pairs = list(zip(said, wanted, strict=True))
         scores["exact_match"] = 100 * sum(plain(a) == plain(b) for a, b in pairs) / len(pairs)

@@ -27,6 +27,7 @@ class LanguageTower(Tower, Protocol):
     biases: frozenset[str]  # the sites whose maps have one
     spec: str  # what `load` was asked for
     size: int  # frozen parameters
+    room: int | None  # positions, None where there is no bound
     notes: Mapping[str, str]
     checkpointing: bool  # whether what a layer made is made again going back, instead of being kept
 
@@ -34,12 +35,11 @@ class LanguageTower(Tower, Protocol):
     def unembed(self, ids: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]: ...  # rows of the vocabulary
     def vocabulary(self, states: Tensor, ids: Sequence[int] | None = None) -> Tensor: ...  # (R, E) -> logits (R, V)
     def targets(self, inputs: Passages, prompt: Prompt = NOTHING) -> list[list[int]]: ...  # the tokens of each response
-    def found(
-        self, inputs: Passages, prompt: Prompt = NOTHING
-    ) -> list[list[int]]: ...  # the words of each passage that the model has read
     def embedded(self, text: str) -> Tensor: ...  # the embeddings (N, D) of a text's tokens
     def drawn(self, n: int, generator: Generator) -> Tensor: ...  # the embeddings (n, D) of random words
-    def past(self, text: str, prompt: Prompt = NOTHING) -> Prompt: ...  # a text that everyone has read, as a prefix
+    def past(
+        self, text: str, prompt: Prompt = NOTHING, after: bool = False
+    ) -> Prompt: ...  # a text that everyone has read, as a prefix; after: behind another such
     def generate(self, inputs: Passages, prompt: Prompt = NOTHING, **settings: Any) -> list[str]: ...
     def merged(self, prompt: Prompt) -> "LanguageTower": ...
     def copy(self) -> nn.Module: ...

@@ -22,6 +22,7 @@ class Output(NamedTuple):
     used: of methods with a pool, the share (B, M) that each prompt has in an answer (rows add up to 1); lesson: of
     methods that guess it among several, the number (B,) of the lesson that an image is taken to belong to. target: what
     the rows of logits should be, (R,), where only the reader knows: of texts that are answered by text or word by word.
+    silent: of methods that may find no answer, whether they found none (B,).
     """
 
     logits: Tensor
@@ -31,6 +32,7 @@ class Output(NamedTuple):
     used: Tensor | None = None
     lesson: Tensor | None = None
     target: Tensor | None = None
+    silent: Tensor | None = None
 
 
 Terms = dict[str, tuple[Tensor, float]]  # name -> (mean, over how many rows)

@@ -24,10 +24,13 @@ def class_mean(predicted: Tensor, labels: Tensor, classes: int) -> float:
 
 
 def macro_f1(predicted: Tensor, labels: Tensor, classes: int) -> float:
-    """Mean over the classes that occur of the harmonic mean of precision and recall, in percent."""
+    """Mean over the classes that occur of the harmonic mean of precision and recall, in percent.
+
+    Predictions beyond the classes are of none of them.
+    """
     count = torch.bincount(labels, minlength=classes)
     right = torch.bincount(labels[predicted == labels], minlength=classes).double()
-    f1 = 2 * right / (count + torch.bincount(predicted, minlength=classes))
+    f1 = 2 * right / (count + torch.bincount(predicted, minlength=classes)[:classes])
     return 100 * f1[count > 0].mean().item()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlprompt.backbones import opened
 from vlprompt.config import build_method, build_task
-from vlprompt.data.card import open_data
+from vlprompt.data.card import Data, given
 from vlprompt.data.hidden import unlabelled
 from vlprompt.data.images import file_item, open_picture
 from vlprompt.data.looks import look
@@ -70,19 +70,27 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
     return method.eval(), names
 
 
-def evaluate_on(folder: Path, dataset: str | None, backbone: str | None, device: str | None, skip_broken: bool,
+def evaluate_on(folder: Path, dataset: str | Data | None, backbone: str | None, device: str | None, skip_broken: bool,
                 picture: Path | None = None) -> dict[str, float]:  # fmt: skip
     """Scores in percent on the test split of a dataset, among its classes; default: on what the run was tested on.
 
     That is the target of a run on domains. `picture`: where to draw 40 of its images.
     """
     task = Folder(folder).prompt()[1]["config"]["task"]
+    if task["name"] == "text":
+        if picture is not None:
+            raise ValueError(f"the run in {str(folder)!r} is about texts, of which no picture can be drawn")
+        about = task | {"skip_broken": skip_broken}
+        if dataset is not None:  # which is shown as it says itself
+            about |= {"dataset": dataset, "prompt": None, "plain": None}
+        test = build_task(about).test
+        return evaluate(restored(folder, backbone, device)[0], test).numbers
     of_domains = task["name"] == DOMAIN
     if dataset is None and of_domains:
         [*_, stage] = build_task(task | {"skip_broken": skip_broken}).stages()
         test = stage.tests["target"]
     else:
-        test = open_data(task["dataset"] if dataset is None else dataset, skip_broken=skip_broken).test
+        test = given(task["dataset"] if dataset is None else dataset, None, skip_broken).test
     method, _ = restored(folder, backbone, device)
     scores = evaluate(method, test)
     if picture is not None:
@@ -110,6 +118,11 @@ def predict_files(
     folder: Path, images: Sequence[Path], backbone: str | None, device: str | None, skip_broken: bool
 ) -> list[Prediction]:
     """Probabilities for image files; ValueError that names the first that can't be read, unless they may be skipped."""
+    if Folder(folder).prompt()[1]["config"]["task"]["name"] == "text":
+        raise ValueError(
+            f"the run in {str(folder)!r} is about texts: give them by --text, or a file of them (.txt, .jsonl), not "
+            f"{str(images[0])!r}"
+        )
     good = []
     for path in images:
         try:

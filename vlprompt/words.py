@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from vlprompt.language import LanguageTower
 from vlprompt.passages import Passages
+from vlprompt.prompt import Prompt
 from vlprompt.readers import Linear, Reader, columns
 from vlprompt.stage import Lesson, Names, ids, named
+
+ROWS = 256  # states that meet the whole vocabulary at once
 
 
 def verbalized(names: Names, words: Mapping[str, Sequence[str]] | None) -> list[list[str]]:
@@ -27,6 +30,34 @@ def verbalized(names: Names, words: Mapping[str, Sequence[str]] | None) -> list[
             f"such as words={{{lacking[0]}: [good, great]}}"
         )
     return found
+
+
+def likely(lm: LanguageTower, inputs: Passages, prompt: Prompt, words: Sequence[str], mean: bool = False) -> Tensor:
+    """Log-probabilities (B, n) of words as answers to passages that are shown by one template.
+
+    The sum over a word's tokens, or their mean. Where all have one token, that is one pass for all words. ValueError
+    for words of several tokens and a model that fills one place.
+    """
+    if not words or not len(inputs):
+        return torch.empty(len(inputs), len(words))
+    spelled = lm.spelled(words, inputs.template or inputs.items[0].template)
+    if all(len(tokens) == 1 for tokens in spelled):
+        states = lm(inputs, prompt, read="mask")
+        ids = torch.tensor([tokens[0] for tokens in spelled], device=states.device)
+        return torch.cat([lm.vocabulary(some).float().log_softmax(1)[:, ids] for some in states.split(ROWS)])
+    if lm.kind == "encoder":
+        long = next(word for word, tokens in zip(words, spelled, strict=True) if len(tokens) > 1)
+        raise ValueError(
+            f"{lm.spec} is an encoder and fills one place, but {long!r} has several tokens for it: give words of one "
+            "token each by method.words, or take a causal model or an encoder-decoder"
+        )
+    asked = inputs.some([i for i in range(len(inputs)) for _ in words]).answered([*words] * len(inputs))
+    states, targets = lm(asked, prompt, read="response"), lm.targets(asked, prompt)
+    right = torch.tensor([token for tokens in targets for token in tokens], device=states.device)
+    found = [lm.vocabulary(some).float().log_softmax(1).gather(1, ids[:, None])[:, 0]
+             for some, ids in zip(states.split(ROWS), right.split(ROWS), strict=True)]  # fmt: skip
+    each = torch.cat(found).split([len(tokens) for tokens in targets])
+    return torch.stack([one.mean() if mean else one.sum() for one in each]).view(len(inputs), len(words))
 
 
 class Words(Reader):

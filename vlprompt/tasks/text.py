@@ -46,8 +46,7 @@ class Text:
     @cached_property
     def data(self) -> Data:
         data = given(self.given, None, self.skip_broken, texts=True)
-        first = next((item for item in (*data.train.items, *data.test.items)), None)
-        if not isinstance(first, Passage):
+        if not isinstance(next((item for item in (*data.train.items, *data.test.items)), None), Passage):
             raise ValueError(
                 f"{data.name} has images, and the task text is for texts: take --task few_shot, or a dataset of texts "
                 "(`vlprompt list datasets` names them)"
@@ -56,6 +55,10 @@ class Text:
             if template is not None:
                 pieces(template)
         return data
+
+    @property
+    def _first(self) -> Passage:
+        return next(item for item in (*self.data.test.items, *self.data.train.items))
 
     @property
     def template(self) -> str:
@@ -96,6 +99,12 @@ class Text:
             "short": train.info.get("short", []),
             "classes": [str(name) for name in train.names],
             "template": self.template,
+            "plain": self._first.plain if self.plain is None else self.plain,
+            "answer": "tags"
+            if self._first.tags is not None
+            else "class"
+            if self._first.response is None
+            else "response",
             "cut_at": self.cut,
             "split": split_of(self.data),
             "note": self.data.note,

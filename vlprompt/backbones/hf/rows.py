@@ -208,9 +208,9 @@ class Writer:
             gone.add(longest.pop(-1 if end == "end" else 0))
         return [k for k in keep if k not in gone], True
 
-    def begun(self, text: str) -> list[int]:
-        """The tokens of a text that something follows."""
-        made = self.tokenizer(text, verbose=False)
+    def begun(self, text: str, after: bool = False) -> list[int]:
+        """The tokens of a text that something follows; after: it follows something itself, so nothing begins it."""
+        made = self.tokenizer(text, add_special_tokens=not after, verbose=False)
         own = [number is not None for number in made.sequence_ids(0)]
         return made["input_ids"][: len(own) - own[::-1].index(True)] if any(own) else []
 

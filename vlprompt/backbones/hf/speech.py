@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def past(tower: "LM", text: str, prompt: Prompt) -> Prompt:
+def past(tower: "LM", text: str, prompt: Prompt, after: bool = False) -> Prompt:
     """A text as the prefix (1, H, L, Dh) that it leaves in every layer of a causal model, after the prompt's own.
 
     What follows is read as if it stood behind the text (as `Passages.after` says): exact, and the text is read once.
+    after: the prompt is itself such a prefix, so nothing begins the text.
     """
     from transformers import DynamicCache
 
@@ -28,7 +29,7 @@ def past(tower: "LM", text: str, prompt: Prompt) -> Prompt:
             f"{tower.spec} reads from both sides, so what it makes of a text depends on what follows: a shared "
             "beginning is for causal models"
         )
-    ids = torch.tensor([tower.writer.begun(text)], device=tower.device)
+    ids = torch.tensor([tower.writer.begun(text, after)], device=tower.device)
     x, shift = tower.net.get_input_embeddings()(ids), tower.shift(prompt)
     if prompt.length:
         x = torch.cat([prompt.tokens[0].to(x.dtype), x], 1)

@@ -180,7 +180,8 @@ class LM(Passes):
     def embedded(self, text: str) -> Tensor:
         """The embeddings (N, D) of a text's tokens, without special ones."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self.net.get_input_embeddings().weight[torch.tensor(ids, device=self.device)].detach().float().clone()
+        places = torch.tensor(ids, dtype=torch.long, device=self.device)
+        return self.net.get_input_embeddings().weight[places].detach().float().clone()
 
     def drawn(self, n: int, generator: torch.Generator) -> Tensor:
         """The embeddings (n, D) of words drawn from the vocabulary."""
@@ -188,9 +189,9 @@ class LM(Passes):
         ids = torch.randint(len(table), (n,), generator=generator)
         return table[ids.to(table.device)].detach().float().clone()
 
-    def past(self, text: str, prompt: Prompt = NOTHING) -> Prompt:
-        """A text that everyone has read, as a prefix of every layer; causal models only."""
-        return speech.past(self, text, prompt)
+    def past(self, text: str, prompt: Prompt = NOTHING, after: bool = False) -> Prompt:
+        """A text that everyone has read, as a prefix of every layer; causal models only. after: behind such a one."""
+        return speech.past(self, text, prompt, after)
 
     def generate(self, inputs: Passages, prompt: Prompt = NOTHING, **settings: Any) -> list[str]:
         """What the model writes after each passage; settings: transformers' (max_new_tokens, num_beams ...)."""
