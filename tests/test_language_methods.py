@@ -34,8 +34,8 @@ SMALL = {  # settings that fit tiny models
     "ranpac": {"width": 64},
 }
 TRAINED = [*SMALL, "ssf", "bitfit", "full", "nearest_mean"]
-READERS = {"linear": "class", "cosine": "class", "words": "class", "soft_words": "class", "tags": "tags",
-           "response": "response"}  # fmt: skip
+CLASSES = ("linear", "cosine", "sentences", "words", "soft_words")
+READERS = {**dict.fromkeys(CLASSES, "class"), "tags": "tags", "response": "response"}
 NO_BIASES = "has no biases there"
 REFUSED = {  # (method, family, reader) -> why; None stands for all
     ("bitfit", "llama", None): NO_BIASES,

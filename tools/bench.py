@@ -1,11 +1,11 @@
 """Speed and memory against the written-out form, in one process: tools/bench.py CASES [--device cuda].
 
-CASES is text, vpt, heads, streams, dapl, lm or icl; each of tools/bench_text.py, bench_vpt.py ... says what its
-forms are. Times are medians of alternating rounds, of processor time on a CPU, which other programs disturb less.
-Memory is the peak of one piece of work in a fresh process above what it held before. The share is the rate of the floating-point
-operations that the fast form makes over the rate of one large matrix product timed beside it. `same` is the largest
-difference of the two forms' results (gradients, where they make some), relative. `bare` is the tower without a prompt,
-where that is a limit.
+CASES is text, vpt, heads, streams, dapl, lm or icl; each of tools/bench_text.py, bench_vpt.py ... says what its forms
+are. Times are medians of alternating rounds, of processor time on a CPU, which other programs disturb less. Memory is
+the peak of one piece of work in a fresh process above what it held before. The share is the rate of the floating-
+point operations that the fast form makes over the rate of one large matrix product timed beside it. `same` is the
+largest difference of the two forms' results (gradients, where they make some), relative. `bare` is the tower without
+a prompt, where that is a limit.
 """
 
 import argparse

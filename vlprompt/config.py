@@ -58,7 +58,8 @@ def hints(cls: type) -> dict[str, Any]:
     return {name: known.get(name, Any) for name in inspect.signature(cls).parameters}
 
 
-WORDS = {"words": "Words", "soft_words": "SoftWords", "response": "Response", "tags": "Tags"}  # of language models
+WORDS = {"words": "Words", "soft_words": "SoftWords", "response": "Response", "tags": "Tags",
+         "sentences": "Sentences"}  # of language models  # fmt: skip
 READERS = {"linear": "Linear", "cosine": "Cosine", "texts": "Texts", **WORDS}
 PARTS = {"Method": "method", "Reader": "reader"}  # arguments that are themselves made from settings
 

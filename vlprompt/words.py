@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.language import LanguageTower
-from vlprompt.passages import Passages
+from vlprompt.passages import Passage, Passages
 from vlprompt.prompt import Prompt
 from vlprompt.readers import Linear, Reader, columns
 from vlprompt.stage import Lesson, Names, ids, named
@@ -157,3 +157,30 @@ class Tags(Linear):
 
     def target(self, inputs: Passages) -> Tensor:
         return torch.tensor([tag for tags in inputs.tags for tag in tags])
+
+
+class Sentences(Reader):
+    """What says a class, read by the same frozen model: scaled cosines to its feature, as sentence encoders are used.
+
+    Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, arXiv:1908.10084. With nothing trained it answers zero-shot.
+    template: the sentence, with {name}; a class with several words is the mean of their sentences; words: as in Words;
+    scale: of the cosines, 20 in sentence-transformers.
+    """
+
+    def __init__(self, lm: LanguageTower, template: str = "This is about {name}.",
+                 words: dict[str, list[str]] | None = None, scale: float = 20.0):  # fmt: skip
+        super().__init__()
+        self.lm, self.template, self.words, self.scale = lm, template, words, scale
+
+    def fixed(self, names: Names) -> Tensor:
+        if "{name}" not in self.template:
+            raise ValueError(f"method.reader.template={self.template!r} has no {{name}}, where the class stands")
+        found = []
+        for words in verbalized(names, self.words):
+            texts = [self.template.replace("{name}", word) for word in words]
+            items = tuple(Passage(f"class {text}", {"text": text}, "{text}", "{text}") for text in texts)
+            found.append(F.normalize(self.lm(Passages(items)), dim=-1).mean(0))
+        return F.normalize(torch.stack(found), dim=-1)  # (C, E)
+
+    def forward(self, features: Tensor, prepared: Tensor) -> Tensor:
+        return self.scale * F.normalize(features, dim=-1) @ prepared.T
