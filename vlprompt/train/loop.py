@@ -218,6 +218,7 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
                 continue
             lr = rate(train, epoch, step, epochs, total)
             terms = loop.take(replace(batch, step=step, progress=step / total), lr)
+            method.end_step(step + 1, total)
             loop.cursor.place, loop.cursor.step = place + 1, step + 1
             if place + 1 == steps or step + 1 == total:
                 method.end_epoch(epoch, epochs)

@@ -69,6 +69,9 @@ def wrap(net: Any, tokenizer: Any, kind: Any, spec: str, device: str = "cpu", ba
     family = FAMILIES[net.config.model_type]
     if base in ("int8", "nf4"):
         net = net.eval().requires_grad_(False)
+        for module in net.modules():  # its fast form for CPUs has no gradients and rounds the weights, for good
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     else:
         net = freeze(net, torch.device(device))
     if net.config._attn_implementation != ATTENTION:
