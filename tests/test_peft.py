@@ -91,6 +91,10 @@ def task(n=16):
     return Text(Data("toy", split(n, 1), split(4, 2), split(8, 3), "{text} It was {mask}", ""), seed=1)
 
 
+def lesson():
+    return next(iter(task().stages())).lesson
+
+
 def texts(n=4):
     return Passages(split(n, 9).items)
 
@@ -121,7 +125,7 @@ def same(a, b):
 @pytest.mark.parametrize("family", small_models.FAMILIES)
 def test_a_type_of_peft_trains_on_a_frozen_family(family, kind, load):
     lm = load(family)
-    method = methods.Peft(lm, readers.Linear(), config(family, kind))
+    method = methods.Peft(lm, words.Words(lm), config(family, kind))
     if (family, kind) in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[family, kind]):
             trained(method)
@@ -135,6 +139,6 @@ def test_a_type_of_peft_trains_on_a_frozen_family(family, kind, load):
     moved = [name for name, p in method.named_parameters() if not torch.equal(p, start[name])]
     assert {name for name, _ in method.named_parameters()} == set(moved)
     assert first.cost["trained_parameters"] < lm.size / 2
-    again = methods.Peft(lm, readers.Linear(), config(family, kind))
-    again.restore([task().stages().__iter__().__next__().lesson], method.state_dict())
+    again = methods.Peft(lm, words.Words(lm), config(family, kind))
+    again.restore([lesson()], method.state_dict())
     assert torch.equal(answer(again), answer(method))

@@ -66,9 +66,10 @@ class Loop:
             "sgd": lambda g: torch.optim.SGD(g, train.lr, train.momentum, weight_decay=train.weight_decay),
             "adam": lambda g: torch.optim.Adam(g, train.lr, train.betas, train.eps, weight_decay=train.weight_decay),
             "adamw": lambda g: torch.optim.AdamW(g, train.lr, train.betas, train.eps, weight_decay=train.weight_decay),
+            "paged_adamw": lambda g: paged(g, train, self.device),
         }
-        self.optimizer = kinds[train.optimizer](method.groups())
         self.device = self.parameters[0].device
+        self.optimizer = kinds[train.optimizer](method.groups())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.cursor = State()
         self.fixed: dict[object, Any] = {}
@@ -181,6 +182,22 @@ class Loop:
 def finite(x: Tensor) -> bool:
     """Whether all of its numbers are; their sum says so in one pass, but where it overflows."""
     return bool(x.sum().isfinite()) or bool(x.isfinite().all())
+
+
+def paged(groups: list[dict[str, Any]], train: Train, device: torch.device) -> torch.optim.Optimizer:
+    """QLoRA's AdamW (32 bits), whose state goes to the CPU's memory where the GPU's is full; ValueError elsewhere."""
+    if device.type != "cuda":
+        raise ValueError(
+            f"train.optimizer=paged_adamw moves its state between a CUDA GPU and the CPU, and this trains on "
+            f"{device.type}: take train.optimizer=adamw, the same without pages"
+        )
+    try:
+        from bitsandbytes.optim import PagedAdamW32bit
+    except ImportError as error:
+        raise ValueError(
+            "train.optimizer=paged_adamw needs bitsandbytes (pip install 'vlprompt[lm]'); adamw is the same without pages"
+        ) from error
+    return PagedAdamW32bit(groups, train.lr, train.betas, train.eps, train.weight_decay)
 
 
 Judge = Callable[[Loop], Mapping[str, float]]  # after an epoch: a score for each rule of `select`, higher is better
