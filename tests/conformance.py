@@ -62,7 +62,16 @@ SMALL = {
 PLAIN = "a photo of a {name}."
 WORDS = {"init": "a photo of a", "text": "{ctx} {name}."}
 START = {"name": "coop", **WORDS}
-BESIDE = ("adapter", "adaptformer", "bitfit", "convpass", "full", "lora", "lora_fa", "partial")  # that start as the bare tower
+BESIDE = (
+    "adapter",
+    "adaptformer",
+    "bitfit",
+    "convpass",
+    "full",
+    "lora",
+    "lora_fa",
+    "partial",
+)  # that start as the bare tower
 STARTS_AS_ZERO_SHOT = {
     "coop": WORDS,
     "zero_shot": {"template": PLAIN},

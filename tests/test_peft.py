@@ -8,7 +8,7 @@ import small_models
 import torch
 
 import vlprompt
-from vlprompt import methods, readers, words
+from vlprompt import methods, words
 from vlprompt.data.found import Data
 from vlprompt.passages import Passage, Passages
 from vlprompt.runner import run
@@ -18,7 +18,8 @@ from vlprompt.train import Train
 
 LEFT = ("llama", "gpt2", "bert", "t5")
 AUTO = dict.fromkeys(("llama", "qwen2", "gpt2"), "AutoModelForCausalLM") | {"t5": "AutoModelForSeq2SeqLM"}
-GOOD, BAD = "good great warm funny well fast clean won".split(), "bad terrible boring long slow fell lost oil".split()
+GOOD = ("good", "great", "warm", "funny", "well", "fast", "clean", "won")
+BAD = ("bad", "terrible", "boring", "long", "slow", "fell", "lost", "oil")
 NAMES = (Name("negative", words=("terrible",)), Name("positive", words=("great",)))
 MAPS = {  # query and value, what feeds forward, norms
     **dict.fromkeys(("llama", "qwen2"), (["q_proj", "v_proj"], ["down_proj"], ["input_layernorm"])),
@@ -82,7 +83,7 @@ def load(folder):
 def split(n, seed):
     draw, found = random.Random(seed), []
     for i in range(n):
-        text = " ".join(draw.choice((BAD, GOOD)[i % 2] + ["the", "module"] * 2) for _ in range(draw.randint(3, 9)))
+        text = " ".join(draw.choice((BAD, GOOD)[i % 2] + ("the", "module") * 2) for _ in range(draw.randint(3, 9)))
         found.append(Passage(f"{seed}/{i}", {"text": text}, "{text} It was {mask}", "{text}"))
     return Split(tuple(found), tuple(i % 2 for i in range(n)), NAMES)
 
@@ -137,8 +138,117 @@ def test_a_type_of_peft_trains_on_a_frozen_family(family, kind, load):
     assert same(bits(lm), before)
     assert not any(p.requires_grad or p.grad is not None for p in lm.net.parameters())
     moved = [name for name, p in method.named_parameters() if not torch.equal(p, start[name])]
-    assert {name for name, _ in method.named_parameters()} == set(moved)
+    masked = {name for name, _ in method.named_parameters() if "lora_E" in name}  # of AdaLoRA, from its start at zero
+    assert {name for name, _ in method.named_parameters()} - masked == set(moved) - masked
     assert first.cost["trained_parameters"] < lm.size / 2
     again = methods.Peft(lm, words.Words(lm), config(family, kind))
     again.restore([lesson()], method.state_dict())
     assert torch.equal(answer(again), answer(method))
+
+
+# each is the other's reference
+
+
+def plain(folder, family):
+    """The model as transformers loads it."""
+    import transformers
+
+    return getattr(transformers, AUTO.get(family, "AutoModelForMaskedLM")).from_pretrained(folder(family)).eval()
+
+
+def tokens(family):
+    """Rows of like length (2, N), and what the decoder is given."""
+    ids = torch.randint(10, 200, (2, 9), generator=torch.Generator().manual_seed(3))
+    more = {"decoder_input_ids": ids[:, :4]} if family == "t5" else {}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
+
+
+def theirs(model, family):
+    with torch.no_grad():
+        logits = model(**tokens(family)).logits
+    return logits if family == "t5" else logits[:, -9:]
+
+
+def ours(lm, prompt, family):
+    """Logits of the same rows by our passes."""
+    from vlprompt.backbones.hf.rows import Row
+
+    ids = tokens(family)["input_ids"].tolist()
+    p = prompt.length
+    if family == "t5":
+        rows = [Row([5] * p + row, list(range(p)), [0] * (9 + p), answer=[*row[1:4], 7]) for row in ids]
+        lm.net.config.decoder_start_token_id = ids[0][0]
+        found = []
+        for row in rows:
+            lm.net.config.decoder_start_token_id = row.ids[p]
+            found.append(lm.read([row], prompt, "response")[0])
+        return lm.vocabulary(torch.stack(found))
+    rows = [Row([5] * p + row, list(range(p)), [0] * (9 + p), begin=p) for row in ids]
+    states = lm._hidden(rows, prompt)[:, p:]
+    return lm.vocabulary(lm.family.ready(lm.net)(states))
+
+
+def shaken(method, by=0.1):
+    """A method that has begun, away from its start."""
+    method.begin(lesson(), torch.Generator().manual_seed(1))
+    draw = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(by * torch.randn(p.shape, generator=draw))
+    return method.eval()
+
+
+OWN = {
+    "lora": lambda lm: methods.LoRA(lm, words.Words(lm), 3, 5.0, tuple(MAP_KINDS[lm.net.config.model_type])),
+    "lora_fa": lambda lm: methods.LoRAFA(lm, words.Words(lm), 3),
+    "prompt_tuning": lambda lm: methods.PromptTuning(lm, words.Words(lm), 4, init="random"),
+    "p_tuning": lambda lm: methods.PTuning(lm, words.Words(lm), 4, hidden=8),
+    "prefix_tuning": lambda lm: methods.PrefixTuning(lm, words.Words(lm), 4, hidden=16),
+}
+MAP_KINDS = dict.fromkeys(("llama", "qwen2"), ("q", "v", "gate")) | dict.fromkeys(("bert", "roberta"), ("k", "down"))
+MAP_KINDS |= {"gpt2": ("q", "v", "up"), "t5": ("q", "v", "down")}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("family", LEFT)
+@torch.no_grad()
+def test_an_adapter_from_here_gives_the_same_logits_in_plain_peft(family, name, load, folder, tmp_path):
+    from peft import PeftModel
+
+    lm = load(family)
+    method = shaken(OWN[name](lm))
+    prompt = method.prompt(1)
+    if (family, name) == ("t5", "prefix_tuning"):
+        with pytest.raises(ValueError, match="only the decoder's own attention"):
+            lm.save(prompt, tmp_path, {})
+        return
+    lm.save(prompt, tmp_path, {})
+    net = plain(folder, family)
+    bare = theirs(net, family)
+    model = PeftModel.from_pretrained(net, tmp_path).eval()
+    assert torch.allclose(theirs(model, family), ours(lm, prompt, family), atol=1e-5, rtol=1e-5)
+    assert (theirs(model, family) - bare).abs().max() > 0.01
+    again = methods.Peft(lm, words.Words(lm), {"path": str(tmp_path)})
+    again.begin(lesson(), torch.Generator())
+    assert torch.allclose(answer(again), answer(method), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind", ["LORA", "DORA", "PISSA", "ADALORA", "VERA", "IA3", "LOKR", "P_TUNING", "PREFIX_TUNING"]
+)
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_what_peft_trained_here_loads_in_plain_peft(family, kind, load, folder, tmp_path):
+    from peft import PeftModel
+
+    lm = load(family)
+    method = methods.Peft(lm, words.Words(lm), config(family, kind))
+    trained(method, 4, lr=0.05)
+    method.eval()
+    method.adapted.save(tmp_path, {"weights": lm.key.partition("#")[2]})
+    model = PeftModel.from_pretrained(plain(folder, family), tmp_path).eval()
+    with torch.no_grad():
+        mine = ours(method.tower, method.prompt(1), family)
+    assert torch.allclose(theirs(model, family), mine, atol=1e-5, rtol=1e-5)
+    again = methods.Peft(lm, words.Words(lm), {"path": str(tmp_path)})
+    again.begin(lesson(), torch.Generator())
+    assert torch.allclose(answer(again), answer(method), atol=1e-5)

@@ -192,10 +192,11 @@ def paged(groups: list[dict[str, Any]], train: Train, device: torch.device) -> t
             f"{device.type}: take train.optimizer=adamw, the same without pages"
         )
     try:
-        from bitsandbytes.optim import PagedAdamW32bit
+        from bitsandbytes.optim.adamw import PagedAdamW32bit
     except ImportError as error:
         raise ValueError(
-            "train.optimizer=paged_adamw needs bitsandbytes (pip install 'vlprompt[lm]'); adamw is the same without pages"
+            "train.optimizer=paged_adamw needs bitsandbytes (pip install 'vlprompt[lm]'); adamw is the same without "
+            "pages"
         ) from error
     return PagedAdamW32bit(groups, train.lr, train.betas, train.eps, train.weight_decay)
 

@@ -1,4 +1,4 @@
-"""A PEFT adapter on a frozen model: what is trained stands around the same frozen tensors, and the model stays whole."""
+"""A PEFT adapter on a frozen model: what is trained stands around the same frozen tensors; the model stays whole."""
 
 import copy
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlprompt.backbones.hf import peft_files
+from vlprompt.backbones.hf import export, peft_files
 from vlprompt.backbones.hf.fold import shared_copy
 from vlprompt.prompt import NOTHING, Prompt
 
@@ -36,6 +36,7 @@ class Adapted:
 
     def __init__(self, lm: "LM", config: Mapping[str, Any], seed: int):
         peft = peft_files.library()
+        self.asked, self.seed = config, seed
         given = copy.deepcopy(dict(config))  # PEFT writes into what it is given
         start, self.total = given.pop("path", None), given.get("total_step")
         self.lm = lm
@@ -158,3 +159,7 @@ class Adapted:
         tensors = get_peft_model_state_dict(self.net, save_embedding_layers=False)
         self.net.peft_config[NAME] = self.config
         peft_files.write(folder, config, tensors, told)
+
+    def save_merged(self, folder: Path) -> None:
+        """The whole model with the adapter in its weights, in float32; ValueError where that can't be exact."""
+        export.save_merged_adapter(self, folder)

@@ -44,7 +44,9 @@ def made(lm: "LM", given: dict[str, Any]) -> Any:
     if strange := [key for key in given if key not in fields]:
         raise ValueError(f"PEFT's {kind} has no setting {strange[0]!r}; {nearest(strange[0], fields)}")
     if given.get("alora_invocation_tokens"):
-        raise ValueError("activated LoRA (alora_invocation_tokens) changes the passes of the model itself: leave it out")
+        raise ValueError(
+            "activated LoRA (alora_invocation_tokens) changes the passes of the model itself: leave it out"
+        )
     _named(lm, kind, given, fields)
     if kind == "ADALORA":
         given.setdefault("total_step", int(given.get("tinit", 0)) + int(given.get("tfinal", 0)) + 1)
@@ -154,7 +156,7 @@ def read(lm: "LM", folder: Path, over: dict[str, Any]) -> Any:
     told = json.loads((folder / OURS).read_text("utf-8")) if (folder / OURS).is_file() else {}
     try:
         about = json.loads((folder / CONFIG).read_text("utf-8"))
-        config = PeftConfig.from_pretrained(str(folder))
+        config: Any = PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(folder / CONFIG)!r} is no configuration of PEFT: {error}") from error
     kind = str(getattr(config.peft_type, "value", config.peft_type))
@@ -200,8 +202,10 @@ def load(lm: "LM", net: Any, folder: Path) -> None:
     except (RuntimeError, KeyError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:300]
         raise ValueError(f"the adapter in {str(folder)!r} does not fit {lm.spec}: {cause}") from error
-    lacking = [name for name in told.missing_keys if "lora_" in name and "ranknum" not in name]
-    if strange := [*lacking, *told.unexpected_keys]:
+    whole = net.active_peft_config.is_prompt_learning  # then it is one tensor, and it has been looked for
+    learned = {name for name, p in net.named_parameters() if p.requires_grad and not whole}
+    strange = [name for name in told.unexpected_keys if not whole or name != "prompt_embeddings"]
+    if strange := [*(name for name in told.missing_keys if name in learned), *strange]:
         raise ValueError(
             f"the adapter in {str(folder)!r} is of another model than {lm.spec}: {strange[0]!r} has no counterpart"
         )

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.backbones.hf import speech
+from vlprompt.backbones.hf import export, speech
 from vlprompt.backbones.hf.adapted import Adapted
 from vlprompt.backbones.hf.fold import folded
 from vlprompt.backbones.hf.passes import Passes
@@ -197,6 +198,14 @@ class LM(Passes):
     def adapted(self, config: Mapping[str, Any], seed: int) -> Adapted:
         """The model with an adapter of PEFT; ValueError for what PEFT or this model can't do."""
         return Adapted(self, config, seed)
+
+    def save(self, prompt: Prompt, folder: Path, told: Mapping[str, Any]) -> None:
+        """A prompt as an adapter in PEFT's files; ValueError for what PEFT has no form for."""
+        export.save(self, prompt, folder, told)
+
+    def save_merged(self, prompt: Prompt, folder: Path) -> None:
+        """The whole model in float32 with a prompt's parts in its weights, as transformers loads it."""
+        export.save_merged(self, prompt, folder)
 
     def copy(self) -> nn.Module:
         """A trainable copy, in float32: called as the tower is."""
