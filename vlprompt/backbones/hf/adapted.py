@@ -69,6 +69,7 @@ class Adapted:
             self.state |= {f"{name}.mean": torch.zeros_like(p.data), f"{name}.spread": torch.zeros_like(p.data)}
             if "lora_E" in name:
                 self.state[f"{name}.kept"] = torch.ones(len(p), dtype=torch.bool, device=p.device)
+        self.train(False)
 
     def _shares(self) -> bool:
         """Whether nothing of the frozen model is changed where it stands, by initial values or by training."""
