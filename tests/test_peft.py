@@ -614,3 +614,52 @@ def test_tokens_inside_the_text_have_no_form_in_peft(load, tmp_path):
     run(method, task(), Train(epochs=1, batch=8, lr=0.01, warmup=0), tmp_path / "other")
     with pytest.raises(ValueError, match="no form"):
         export(tmp_path / "other", tmp_path / "adapter")
+
+
+def test_a_head_on_the_feature_sees_the_adapter_learn(load):
+    from vlprompt.readers import Linear
+
+    lm = load("bert")
+    lm(texts())  # the frozen features are kept
+    method = methods.Peft(lm, Linear(), config("bert", "LORA"))
+    trained(method, 4)
+    ups = [p for name, p in method.named_parameters() if "lora_B" in name]
+    assert all(bool(p.any()) for p in ups)
+    with torch.no_grad():
+        assert not torch.allclose(method.eval().features(texts(), method.tower), lm(texts()), atol=1e-3)
+
+
+def test_an_adapter_in_the_head_is_read_through(load):
+    lm = load("llama")
+    method = methods.Peft(lm, words.Words(lm), {"peft_type": "LORA", "r": 4, "target_modules": ["lm_head"]})
+    assert losses(method)[-1] < 0.9 * losses(method, 1)[0]
+    response = methods.Peft(lm, words.Response(lm), {"peft_type": "LORA", "r": 4, "target_modules": ["lm_head"]})
+    response.begin(lesson(), torch.Generator())
+    assert response.reader(torch.ones(2, lm.width), None).requires_grad
+    said = response.write(texts(2), max_new_tokens=3)
+    assert len(said) == 2
+
+
+def test_the_sensitivity_of_adalora_is_of_the_step_just_taken(load):
+    lm = load("llama")
+    method = methods.Peft(lm, words.Words(lm), config("llama", "ADALORA") | {"tinit": 3})
+    losses(method, 8)
+    method.begin(lesson(), torch.Generator())
+    for p in method.parameters():
+        p.grad = torch.full_like(p, 0.1)
+    method.end_step(1, 8)
+    name, p = next((name, p) for name, p in method.adapted.values.items() if "lora_A" in name)
+    now = (p * p.grad).abs()
+    assert torch.allclose(method.adapted.state[f"{name}.mean"], 0.15 * now)
+    assert torch.allclose(method.adapted.state[f"{name}.spread"], 0.15 * (now - 0.15 * now))
+
+
+def test_checkpoints_change_no_gradient(load):
+    found = []
+    for again in (False, True):
+        lm = load("llama")
+        lm.checkpointing = again
+        method = shaken(methods.Peft(lm, words.Words(lm), config("llama", "LORA")))
+        loss = method(texts(), method.prepare(NAMES, method.fixed(NAMES))).logits.square().sum()
+        found.append(torch.autograd.grad(loss, list(method.parameters())))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
