@@ -413,8 +413,26 @@ def test_lora_fa_keeps_its_first_factor(load):
     assert losses(whole, 1)[0] == pytest.approx(found[0])
 
 
+def test_the_optimizer_of_paged_adamw_is_adamw_and_can_be_resumed(load, monkeypatch):
+    from bitsandbytes.optim.adamw import PagedAdamW32bit  # on a CPU it has no pages
+
+    from vlprompt.train import fit, optimizers
+
+    make = lambda g, t, d: PagedAdamW32bit(g, t.lr, t.betas, t.eps, t.weight_decay)  # noqa: E731
+    monkeypatch.setattr(optimizers, "paged", make)
+    lm = load("llama")
+    paged, plain = (methods.LoRA(lm, words.Words(lm), 4) for _ in range(2))
+    assert losses(paged, 8, optimizer="paged_adamw") == pytest.approx(losses(plain, 8), rel=1e-4)
+    how = Train(epochs=100, iterations=8, lr=0.01, batch=8, optimizer="paged_adamw", warmup=0, schedule="constant")
+    half = methods.LoRA(lm, words.Words(lm), 4)
+    half.begin(lesson(), torch.Generator().manual_seed(1))
+    stopped = next(step.loop.state() for step in fit(half, lesson(), how) if step.step == 4)
+    list(fit(half, lesson(), how, resume=stopped))
+    assert same(dict(half.state_dict()), dict(paged.state_dict()))
+
+
 def test_paged_adamw_says_where_it_is_not():
-    from vlprompt.train.loop import paged
+    from vlprompt.train.optimizers import paged
 
     with pytest.raises(ValueError, match=r"take train\.optimizer=adamw"):
         paged([], Train(optimizer="paged_adamw"), torch.device("cpu"))
@@ -663,3 +681,21 @@ def test_checkpoints_change_no_gradient(load):
         loss = method(texts(), method.prepare(NAMES, method.fixed(NAMES))).logits.square().sum()
         found.append(torch.autograd.grad(loss, list(method.parameters())))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["ADALORA", "P_TUNING"])
+def test_a_run_of_peft_is_taken_up_and_exported(kind, load, folder, tmp_path):
+    from peft import PeftModel
+
+    from vlprompt.exporting import export
+    from vlprompt.use import restored
+
+    lm = load("llama")
+    method = methods.Peft(lm, words.Words(lm), config("llama", kind))
+    run(method, task(), Train(epochs=4, batch=8, lr=0.05, optimizer="adamw", warmup=0), tmp_path / "run")
+    assert torch.equal(answer(restored(tmp_path / "run")[0]), answer(method))
+    export(tmp_path / "run", tmp_path / "adapter")
+    model = PeftModel.from_pretrained(plain(folder, "llama"), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        mine = ours(method.tower, method.prompt(1), "llama")
+    assert torch.allclose(theirs(model, "llama"), mine, atol=1e-5)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlprompt.method import Method
 from vlprompt.stage import Batch, Lesson, Names, ids, number
+from vlprompt.train import optimizers
 from vlprompt.train.criteria import criteria
 from vlprompt.train.order import Order, check
 from vlprompt.train.settings import Train, rate
@@ -62,14 +63,8 @@ class Loop:
                 "normalises over the whole batch; leave micro_batch out and take a smaller train.batch"
             )
         self.parameters = [p for p in method.parameters() if p.requires_grad]
-        kinds: dict[str, Any] = {
-            "sgd": lambda g: torch.optim.SGD(g, train.lr, train.momentum, weight_decay=train.weight_decay),
-            "adam": lambda g: torch.optim.Adam(g, train.lr, train.betas, train.eps, weight_decay=train.weight_decay),
-            "adamw": lambda g: torch.optim.AdamW(g, train.lr, train.betas, train.eps, weight_decay=train.weight_decay),
-            "paged_adamw": lambda g: paged(g, train, self.device),
-        }
         self.device = self.parameters[0].device
-        self.optimizer = kinds[train.optimizer](method.groups())
+        self.optimizer = optimizers.optimizer(method.groups(), train, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.cursor = State()
         self.fixed: dict[object, Any] = {}
@@ -79,8 +74,7 @@ class Loop:
     def state(self) -> State:
         """A copy of all that the next step depends on."""
         tensors = {f"method/{k}": v.detach().clone() for k, v in self.method.state_dict().items()}
-        for i, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{k}": v.detach().clone() for k, v in slots.items() if isinstance(v, Tensor)}
+        tensors |= {f"optimizer/{k}": v for k, v in optimizers.saved(self.optimizer).items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
         tensors["random/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
@@ -90,12 +84,7 @@ class Loop:
     def load(self, state: State) -> None:
         """Go on from a state of the same method and lesson."""
         self.method.load_state_dict({k[7:]: v for k, v in state.tensors.items() if k.startswith("method/")})
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.tensors.items():
-            if name.startswith("optimizer/"):
-                _, i, key = name.split("/")
-                slots.setdefault(int(i), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        optimizers.load(self.optimizer, {k[10:]: v for k, v in state.tensors.items() if k.startswith("optimizer/")})
         torch.set_rng_state(state.tensors["random/cpu"].cpu())
         if "random/cuda" in state.tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(state.tensors["random/cuda"].cpu(), self.device)
@@ -182,23 +171,6 @@ class Loop:
 def finite(x: Tensor) -> bool:
     """Whether all of its numbers are; their sum says so in one pass, but where it overflows."""
     return bool(x.sum().isfinite()) or bool(x.isfinite().all())
-
-
-def paged(groups: list[dict[str, Any]], train: Train, device: torch.device) -> torch.optim.Optimizer:
-    """QLoRA's AdamW (32 bits), whose state goes to the CPU's memory where the GPU's is full; ValueError elsewhere."""
-    if device.type != "cuda":
-        raise ValueError(
-            f"train.optimizer=paged_adamw moves its state between a CUDA GPU and the CPU, and this trains on "
-            f"{device.type}: take train.optimizer=adamw, the same without pages"
-        )
-    try:
-        from bitsandbytes.optim.adamw import PagedAdamW32bit
-    except ImportError as error:
-        raise ValueError(
-            "train.optimizer=paged_adamw needs bitsandbytes (pip install 'vlprompt[lm]'); adamw is the same without "
-            "pages"
-        ) from error
-    return PagedAdamW32bit(groups, train.lr, train.betas, train.eps, train.weight_decay)
 
 
 Judge = Callable[[Loop], Mapping[str, float]]  # after an epoch: a score for each rule of `select`, higher is better
