@@ -48,6 +48,7 @@ SMALL = {
     "adaptformer": {"hidden": 8, "dropout": 0.0},
     "convpass": {"hidden": 4, "dropout": 0.0},
     "lora": {"rank": 2, "sites": ["q", "k", "v", "out", "up", "down"]},
+    "lora_fa": {"rank": 2, "sites": ["q", "k", "v", "out", "up", "down"]},
     "l2p": {"size": 4, "length": 2, "top": 2},
     "dualprompt": {"general": 2, "expert": 2},
     "coda_prompt": {"size": 8, "length": 4},
@@ -61,7 +62,16 @@ SMALL = {
 PLAIN = "a photo of a {name}."
 WORDS = {"init": "a photo of a", "text": "{ctx} {name}."}
 START = {"name": "coop", **WORDS}
-BESIDE = ("adapter", "adaptformer", "bitfit", "convpass", "full", "lora", "partial")  # that start as the bare tower
+BESIDE = (
+    "adapter",
+    "adaptformer",
+    "bitfit",
+    "convpass",
+    "full",
+    "lora",
+    "lora_fa",
+    "partial",
+)  # that start as the bare tower
 STARTS_AS_ZERO_SHOT = {
     "coop": WORDS,
     "zero_shot": {"template": PLAIN},

@@ -76,6 +76,9 @@ class Around(Method):
     def groups(self) -> list[dict[str, Any]]:
         return self.method.groups()
 
+    def end_step(self, step: int, steps: int) -> None:
+        self.method.end_step(step, steps)
+
     def end_epoch(self, epoch: int, epochs: int) -> None:
         self.method.end_epoch(epoch, epochs)
 

@@ -210,6 +210,23 @@ def predict(
         err.print(f"wrote {use.draw(found, picture)}")
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; a new or empty folder.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="The whole model with what was learned in its weights, in float32.")
+    ] = False,
+    backbone: Where = None,
+    device: Device = None,
+) -> None:
+    """Write what was learned on a language model as an adapter that PEFT loads, or as a whole model."""
+    from vlprompt.exporting import export as written
+
+    for line in written(run, folder, backbone, device, merge):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a mistake in the input ends in one line and exit status 2, without a traceback."""
     try:

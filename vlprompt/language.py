@@ -1,6 +1,7 @@
 """What a method for texts stands on: a frozen language model."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, nn
@@ -42,4 +43,24 @@ class LanguageTower(Tower, Protocol):
     ) -> Prompt: ...  # a text that everyone has read, as a prefix; after: behind another such
     def generate(self, inputs: Passages, prompt: Prompt = NOTHING, **settings: Any) -> list[str]: ...
     def merged(self, prompt: Prompt) -> "LanguageTower": ...
+    def adapted(self, config: Mapping[str, Any], seed: int) -> "Adapted": ...  # by PEFT's configuration
+    def save(self, prompt: Prompt, folder: Path, told: Mapping[str, Any]) -> None: ...  # as PEFT's files
+    def save_merged(self, prompt: Prompt, folder: Path) -> None: ...  # the whole model, with a prompt's parts in it
     def copy(self) -> nn.Module: ...
+
+
+class Adapted(Protocol):
+    """A language model with an adapter of PEFT: what is asked, what is trained, and what else a resume needs."""
+
+    @property
+    def tower(self) -> LanguageTower: ...
+    @property
+    def trained(self) -> Mapping[str, nn.Parameter]: ...
+    @property
+    def state(self) -> Mapping[str, Tensor]: ...
+    def prompt(self) -> Prompt: ...  # what goes into the tower, of the types that have a prompt
+    def train(self, mode: bool) -> None: ...  # its dropout
+    def penalty(self) -> Tensor | None: ...  # a term of the loss
+    def stepped(self, step: int, total: int) -> None: ...  # after each step of the optimizer, from 1
+    def save(self, folder: Path, told: Mapping[str, Any]) -> None: ...  # in PEFT's own files
+    def save_merged(self, folder: Path) -> None: ...  # the whole model, with the adapter in its weights

@@ -120,6 +120,9 @@ class Method(nn.Module):
         """Parameter groups for the optimizer, without what is frozen: it may have a gradient from an earlier lesson."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
+    def end_step(self, step: int, steps: int) -> None:
+        """After each step of the optimizer, the first of which is 1; its gradients are still there."""
+
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """After each epoch (averaging over epochs, for example); what it keeps are buffers."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlprompt.method import Method, checkpointed
 from vlprompt.stage import Batch, Lesson, Names, ids, number
+from vlprompt.train import optimizers
 from vlprompt.train.criteria import criteria
 from vlprompt.train.order import Order, check
 from vlprompt.train.settings import Train, rate
@@ -62,13 +63,8 @@ class Loop:
                 "normalises over the whole batch; leave micro_batch out and take a smaller train.batch"
             )
         self.parameters = [p for p in method.parameters() if p.requires_grad]
-        kinds: dict[str, Any] = {
-            "sgd": lambda g: torch.optim.SGD(g, train.lr, train.momentum, weight_decay=train.weight_decay),
-            "adam": lambda g: torch.optim.Adam(g, train.lr, train.betas, train.eps, weight_decay=train.weight_decay),
-            "adamw": lambda g: torch.optim.AdamW(g, train.lr, train.betas, train.eps, weight_decay=train.weight_decay),
-        }
-        self.optimizer = kinds[train.optimizer](method.groups())
         self.device = self.parameters[0].device
+        self.optimizer = optimizers.optimizer(method.groups(), train, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.cursor = State()
         self.fixed: dict[object, Any] = {}
@@ -78,8 +74,7 @@ class Loop:
     def state(self) -> State:
         """A copy of all that the next step depends on."""
         tensors = {f"method/{k}": v.detach().clone() for k, v in self.method.state_dict().items()}
-        for i, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{k}": v.detach().clone() for k, v in slots.items() if isinstance(v, Tensor)}
+        tensors |= {f"optimizer/{k}": v for k, v in optimizers.saved(self.optimizer).items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
         tensors["random/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
@@ -89,12 +84,7 @@ class Loop:
     def load(self, state: State) -> None:
         """Go on from a state of the same method and lesson."""
         self.method.load_state_dict({k[7:]: v for k, v in state.tensors.items() if k.startswith("method/")})
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.tensors.items():
-            if name.startswith("optimizer/"):
-                _, i, key = name.split("/")
-                slots.setdefault(int(i), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        optimizers.load(self.optimizer, {k[10:]: v for k, v in state.tensors.items() if k.startswith("optimizer/")})
         torch.set_rng_state(state.tensors["random/cpu"].cpu())
         if "random/cuda" in state.tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(state.tensors["random/cuda"].cpu(), self.device)
@@ -219,6 +209,7 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
                 continue
             lr = rate(train, epoch, step, epochs, total)
             terms = loop.take(replace(batch, step=step, progress=step / total), lr)
+            method.end_step(step + 1, total)
             loop.cursor.place, loop.cursor.step = place + 1, step + 1
             if place + 1 == steps or step + 1 == total:
                 method.end_epoch(epoch, epochs)

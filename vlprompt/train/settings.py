@@ -11,13 +11,14 @@ class Train:
 
     epochs: 0 trains nothing; iterations: steps in all, instead of epochs. batch, micro_batch: images a step, and at
     once (None: all; the gradient is the same). lr, momentum (sgd), betas, eps (adam, adamw), weight_decay: the
-    optimizer's. schedule, per: cosine (its period is all epochs, as the CoOp family has it), cosine-rest (what is left
-    of them after the warm-up, as VPT has it) or constant, stepped per epoch or per iteration, down to min_lr. warmup:
-    epochs or iterations, at warmup_lr throughout (constant) or rising from it to lr (linear). clip: greatest norm of
-    the gradient. precision: of the forward pass; parameters stay float32. drop_last: drop an incomplete last batch,
-    unless it is the only one. views: how many augmented views of an image exist (None: one per epoch). select: what is
-    kept, the "last" epoch or the one that is best (the first of equally good ones) on validation images ("val"), in an
-    adaptation by entropy, density or agreement on the target's images (criteria.py), or by its test labels ("oracle").
+    optimizer's (paged_adamw: AdamW that makes room on a CUDA GPU, by bitsandbytes). schedule, per: cosine (its period
+    is all epochs, as the CoOp family has it), cosine-rest (what is left of them after the warm-up, as VPT has it) or
+    constant, stepped per epoch or per iteration, down to min_lr. warmup: epochs or iterations, at warmup_lr throughout
+    (constant) or rising from it to lr (linear). clip: greatest norm of the gradient. precision: of the forward pass;
+    parameters stay float32. drop_last: drop an incomplete last batch, unless it is the only one. views: how many
+    augmented views of an image exist (None: one per epoch). select: what is kept, the "last" epoch or the one that is
+    best (the first of equally good ones) on validation images ("val"), in an adaptation by entropy, density or
+    agreement on the target's images (criteria.py), or by its test labels ("oracle").
     checkpointing: what the layers of a language model made is made again going back, instead of being kept.
     """
 
@@ -25,7 +26,7 @@ class Train:
     iterations: int | None = None
     batch: int = 32
     micro_batch: int | None = None
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "paged_adamw"] = "sgd"
     lr: float = 0.002
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)

@@ -88,12 +88,27 @@ def wrap(net: Any, tokenizer: Any, kind: Any, spec: str, device: str = "cpu", ba
     family = FAMILIES[net.config.model_type]
     if base in ("int8", "nf4"):
         net = net.eval().requires_grad_(False)
+        for module in net.modules():  # its fast form for CPUs has no gradients and rounds the weights, for good
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     else:
         net = freeze(net, torch.device(device))
     if net.config._attn_implementation != ATTENTION:
         net.set_attn_implementation(ATTENTION)
-    return LM(net, tokenizer, family, kind, spec=spec, key=f"{spec}#{fingerprint(net)}", base=base, pool=pool,
+    made = LM(net, tokenizer, family, kind, spec=spec, key=f"{spec}#{fingerprint(net)}", base=base, pool=pool,
               answers=answers)  # fmt: skip
+    # seen in bitsandbytes 0.50.2: scales are read as if every row began a block of 64
+    if base == "nf4" and made.device.type == "cpu" and (odd := [w for w in _widths(net) if w % 64]):
+        made.notes = {
+            "4 bits": f"are read inexactly by bitsandbytes on a CPU where a map is {odd[0]} wide, no multiple of 64; "
+            "hf-int8: and hf-bf16: are not"
+        }
+    return made
+
+
+def _widths(net: Any) -> list[int]:
+    """What the quantised maps are given, each width once."""
+    return sorted({module.in_features for module in net.modules() if hasattr(module, "support_avx512bf16_for_cpu")})
 
 
 def check_place(name: str) -> None:

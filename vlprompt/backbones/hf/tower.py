@@ -1,16 +1,19 @@
 """A frozen language model as a tower: a Prompt goes in, features or states come out; rows nobody reads are not made."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.backbones.hf import speech
+from vlprompt.backbones.hf import export, speech
+from vlprompt.backbones.hf.adapted import Adapted
 from vlprompt.backbones.hf.fold import folded
 from vlprompt.backbones.hf.passes import Passes
+from vlprompt.backbones.hf.peft_files import plain
 from vlprompt.backbones.hf.rows import Row
 from vlprompt.passages import Passages
 from vlprompt.prompt import NOTHING, Prompt
@@ -23,6 +26,8 @@ STEP = 32  # lengths of passes whose features are kept: multiples of this
 class LM(Passes):
     """A language model of transformers; see language.LanguageTower for what it can be asked."""
 
+    lookup = True  # whether it never changes, so that the features of a text are computed once
+
     def __call__(self, inputs: Passages, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
         """pooled (B, E); mask (B, E); response and words (R, E), row after row.
 
@@ -32,7 +37,7 @@ class LM(Passes):
         if read == "words":
             _ = inputs.tags  # says what is wrong with texts that have none
         rows = self.rows(inputs, prompt)
-        if not prompt and read == "pooled":
+        if not prompt and read == "pooled" and self.lookup:
             return self._looked_up(inputs, rows)
         found = torch.cat(self._each(rows, prompt, read, inputs.packed))
         half = found.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(self.device.type)
@@ -162,14 +167,19 @@ class LM(Passes):
                 f"{self.spec} has no head over its vocabulary: take method.reader=linear, or a model with one"
             )
         head = self.net.get_output_embeddings()
+        head = getattr(head, "base_layer", getattr(head, "original_module", head))
         rows = slice(None) if ids is None else torch.as_tensor(ids, device=self.device)
         bias = getattr(head, "bias", None)
         return head.weight[rows], None if bias is None else bias[rows]
 
     def vocabulary(self, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
         """States (R, E) -> logits (R, n) of these tokens; None: of all."""
-        weight, bias = self.unembed(ids)
-        logits = F.linear(states.to(weight.dtype), weight, bias)
+        head = self.net.get_output_embeddings() if self.answers else None
+        if head is None or plain(head):
+            weight, bias = self.unembed(ids)
+            logits = F.linear(states.to(weight.dtype), weight, bias)
+        else:  # an adapter is in it
+            logits = head(states) if ids is None else head(states)[:, torch.as_tensor(ids, device=self.device)]
         cap = getattr(self.net.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -202,6 +212,18 @@ class LM(Passes):
         self._check(prompt, "pooled")
         return folded(self, prompt)
 
+    def adapted(self, config: Mapping[str, Any], seed: int) -> Adapted:
+        """The model with an adapter of PEFT; ValueError for what PEFT or this model can't do."""
+        return Adapted(self, config, seed)
+
+    def save(self, prompt: Prompt, folder: Path, told: Mapping[str, Any]) -> None:
+        """A prompt as an adapter in PEFT's files; ValueError for what PEFT has no form for."""
+        export.save(self, prompt, folder, told)
+
+    def save_merged(self, prompt: Prompt, folder: Path) -> None:
+        """The whole model in float32 with a prompt's parts in its weights, as transformers loads it."""
+        export.save_merged(self, prompt, folder)
+
     def copy(self) -> nn.Module:
         """A trainable copy, in float32: called as the tower is."""
         return Copy(self)
@@ -219,11 +241,9 @@ class Copy(nn.Module):
         # by their names, each once, for a model may use one tensor in two places
         self.weights = nn.ParameterDict({name.replace(".", "/"): p for name, p in net.named_parameters()})
         again = copy.copy(tower)
+        again.lookup = False
         again.moved(net)
         object.__setattr__(self, "tower", again)
 
     def forward(self, inputs: Passages, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
-        if not prompt and read == "pooled":
-            rows = self.tower.rows(inputs, prompt)
-            return torch.cat(self.tower.read(rows, prompt, read))
         return self.tower(inputs, prompt, read)
