@@ -268,9 +268,10 @@ def test_a_text_too_long_is_cut_in_its_longest_field(lm):
         for cut in ("end", "start"):
             fields = {"text": f"great {long} terrible", "ask": "docs?"}
             item = Passage(f"long {cut}", fields, "{text} {ask} It was {mask}", "{text}", cut=cut)
-            tower.told.clear()
-            with pytest.warns(UserWarning, match=f"128 positions.*cut at its {cut}"):
-                state = tower(Passages((item,)).form(), Prompt(prefix=prefix(tower)), "mask")
+            tower.notes.pop("texts", None)
+            state = tower(Passages((item,)).form(), Prompt(prefix=prefix(tower)), "mask")
+            assert "128 positions" in tower.notes["texts"]
+            assert f"cut at the {cut} of" in tower.notes["texts"]
             assert state.isfinite().all()
             row = tower.writer.row(Passages((item,)).form(), 0, 0, 5)
             text = tower.tokenizer.decode(row.ids)
@@ -466,9 +467,20 @@ def test_packed_rows_give_the_same(family, lm):
 def test_words_that_were_cut_are_answered_by_what_was_read(lm):
     words = " ".join(["file"] * 300)
     item = Passage("many words", {"words": words}, "{words} {mask}", "{words}", tags=(0,) * 300)
-    lm("bert").told.clear()
-    with pytest.warns(UserWarning, match="are longer"):
-        states = lm("bert")(Passages((item,)), read="words")
+    lm("bert").notes.clear()
+    states = lm("bert")(Passages((item,)), read="words")
+    assert "many words" in lm("bert").notes["texts"]
     assert states.shape == (300, 48)
     assert torch.equal(states[299], states[298])
     assert not torch.equal(states[0], states[299])
+
+
+def test_a_response_too_long_is_cut_at_half_the_positions(lm):
+    """And not where the text beside it is short enough."""
+    tower, said = lm("llama"), " ".join(["file"] * 100)
+    for text, left in (("great " * 60, 64), ("great", None)):
+        item = Passage(f"said {text}", {"text": text.strip()}, SHOWN, "{text}", response=said)
+        row = tower.writer.row(Passages((item,)).form(), 0, 0, 0)
+        assert len(row.ids) == 128
+        assert len(row.answer) == (left or 128 - row.begin)
+        assert tower.tokenizer.decode(row.ids[: row.begin]).endswith("It was")

@@ -29,7 +29,7 @@ class LanguageTower(Tower, Protocol):
     spec: str  # what `load` was asked for
     size: int  # frozen parameters
     room: int | None  # positions, None where there is no bound
-    notes: Mapping[str, str]
+    notes: dict[str, str]  # what a result tells of it; grows where texts are cut
     checkpointing: bool  # whether what a layer made is made again going back, instead of being kept
 
     def spelled(self, words: Sequence[str], template: str | None = None) -> list[list[int]]: ...  # tokens of answers

@@ -32,6 +32,9 @@ class Source:
         for section in ("method", "task"):
             if isinstance(values.get(section), str):
                 values = values | {section: {"name": values[section]}}
+        if isinstance(given := values.get("method"), dict):  # a part by its name alone
+            parts = {part: {"name": given[part]} for part in ("reader", "method") if isinstance(given.get(part), str)}
+            values = values | {"method": given | parts}
         if isinstance(values.get("search"), dict):
             values = values | {"search": _nested(values["search"])}
         if wrong := [k for k in ("method", "task", "train", "search") if not isinstance(values.get(k, {}), dict)]:

@@ -148,8 +148,8 @@ def texts_of(dataset: str, augment: str | None, root: str | Path | None, templat
 def as_texts(data: Data, augment: str | None, wanted: bool = True) -> Data:
     """The texts as they are; ValueError where images are wanted, or texts should be augmented."""
     if not wanted:
-        raise ValueError(f"{data.name!r} has texts, and this task is for images: take a dataset of images, or a task "
-                         "and a method for texts")  # fmt: skip
+        raise ValueError(f"{data.name!r} has texts, and this task is for images: take a language model by "
+                         "--backbone hf:FOLDER (the task is then text), or a dataset of images")  # fmt: skip
     if augment not in (None, "none"):
         raise ValueError(f"{data.name!r} has texts, which have no views: leave the augmentation {augment!r} out")
     return data

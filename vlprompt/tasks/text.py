@@ -76,7 +76,14 @@ class Text:
     def lesson(self) -> Lesson:
         train, val = self.data.train, self.data.val
         if self.shots is not None:
+            names, one = (
+                train.names,
+                lambda split: replace(split, names=split.names[:1]),
+            )  # words have classes, not texts
+            if train.info.get("answer") == "tags":
+                train, val = one(train), None if val is None else one(val)
             train, val = few_shot(train, val, self.shots, self.seed)
+            train, val = replace(train, names=names), None if val is None else replace(val, names=names)
         return Lesson(self._shown(train), None if val is None else self._shown(val))
 
     @cached_property

@@ -1,6 +1,7 @@
 """Loading a language model of transformers from a folder or the hub, as it is or in 4 or 8 bits."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,6 +162,7 @@ def quantised(base: str, spec: str) -> Any:
             f"{spec!r} needs bitsandbytes and accelerate (pip install 'vlprompt[lm]'), which there are for x86-64 and "
             "arm64 CPUs and for CUDA GPUs; elsewhere take hf-bf16: (half the memory) with the same method"
         )
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it falls back, and says so at length
     if base == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32

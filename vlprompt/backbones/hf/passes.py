@@ -1,7 +1,6 @@
 """Passes of a frozen transformers model with a Prompt: rows of tokens in, hidden rows out."""
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -38,7 +37,6 @@ class Passes:
     base: how its weights are held; pool: which rows make the pooled feature, "first", "last" or "mean".
     """
 
-    notes: Mapping[str, str] = {}
     checkpointing = False  # whether what a layer made is made again going back, instead of being kept
 
     def __init__(self, net: Any, tokenizer: Any, family: Family, kind: Kind, *, spec: str, key: str, base: str = "fp32",
@@ -64,7 +62,8 @@ class Passes:
         self.writer = Writer(tokenizer, kind, self.room, spec, getattr(config, "type_vocab_size", 0) > 1)
         self.size = sum(p.numel() for p in net.parameters())
         self.biases = self._biases()
-        self.kept, self.told = Kept(), set[str]()
+        self.kept = Kept()
+        self.notes: dict[str, str] = {}  # copies for an adapter share it
 
     def moved(self, net: Any) -> None:
         """Onto another model of the same shape."""
@@ -159,13 +158,12 @@ class Passes:
                 del layer._gradient_checkpointing_func
 
     def _tell(self, rows: Sequence[Row], inputs: Passages) -> None:
-        """Says once that texts are cut."""
-        if "cut" not in self.told and (cut := [item for row, item in zip(rows, inputs.items, strict=True) if row.cut]):
-            self.told.add("cut")
-            warnings.warn(
-                f"{self.spec} has {self.room} positions, and {cut[0].name!r} and perhaps others are longer with the "
-                f"prompt and the template: their longest field is cut at its {cut[0].cut} (task.cut)",
-                stacklevel=4,
+        """Notes, for the result, that texts are cut."""
+        cut = [item for row, item in zip(rows, inputs.items, strict=True) if row.cut]
+        if cut and "texts" not in self.notes:
+            self.notes["texts"] = (
+                f"longer than its {self.room} positions, with prompt, template and response ({cut[0].name} and perhaps "
+                f"others), are cut at the {cut[0].cut} of their longest field (task.cut), responses at half the room"
             )
 
     @staticmethod

@@ -139,6 +139,10 @@ class Writer:
         total = sum(n for _, n in holes)
         if holes and soft and total != soft:
             raise ValueError(f"the template has places for {total} soft tokens, but the method brings {soft}")
+        whole = taken + soft + len(ids)
+        most = None if self.room is None or self.kind != "causal" else max(self.room // 2, self.room - whole)
+        short = most is not None and len(answer) > most
+        answer = answer[:most]
         before = taken + soft + (len(answer) if self.kind == "causal" else 0)
         keep, cut = self._shortened(item.name, ids, places, own, spans, before, item.cut)
         ids, places, own = [ids[k] for k in keep], [places[k] for k in keep], [own[k] for k in keep]
@@ -172,7 +176,7 @@ class Writer:
             new = [*new, *answer]
             types = [0] * len(new)
             found = begin - 1
-        return Row(new, where, types, found, answer, begin, words, cut)
+        return Row(new, where, types, found, answer, begin, words, cut or short)
 
     def _words(self, text: str, spans: list[tuple[int, int, str]], places: list[Any], own: list[bool],
                source: list[int]) -> list[int]:  # fmt: skip
