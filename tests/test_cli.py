@@ -217,7 +217,7 @@ BAD = {
     ),
     "choice": (
         ["run", "coop", "digits", "train.optimizer=lion"],
-        "train.optimizer: input should be 'sgd', 'adam' or 'adamw'; got 'lion'",
+        "train.optimizer: input should be 'sgd', 'adam', 'adamw' or 'paged_adamw'; got 'lion'",
     ),
     "shots": (["run", "coop", "digits", "--shots", "many"], "--shots takes whole numbers with commas between them"),
     "n_ctx": (
@@ -428,7 +428,7 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("limit", [1000, 100])
+@pytest.mark.parametrize("limit", [pytest.param(1000, marks=pytest.mark.slow), 100])
 def test_no_space_left_loses_nothing(tmp_path, limit):
     """A limit on file sizes stands for a full disk; afterwards the same command ends the run."""
     words = ["run", "coop", "digits", "--shots", "1", *QUICK, "--out", "runs"]

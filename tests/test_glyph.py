@@ -57,6 +57,7 @@ def test_the_renderer_is_a_function_of_its_seed():
     assert {first.look(k)["kind"] for k in range(75)} == set(range(75))
 
 
+@pytest.mark.slow
 def test_the_script_makes_the_same_file_again(tmp_path):
     made = []
     for name in ("a", "b"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_language import folders, lm  # noqa: F401  # fixtures
 
-from vlprompt.config import build_method, complete, find, hints
+from vlprompt.config import build_method, complete, find, grid, hints
 from vlprompt.data.found import Data
 from vlprompt.evaluate import answers, evaluate
 from vlprompt.passages import Passage
@@ -316,3 +316,17 @@ def test_a_run_is_resumed_where_it_was_stopped(lm, tmp_path):  # noqa: F811
     assert (tmp_path / "whole" / "prompt.safetensors").read_bytes() == (
         tmp_path / "parts" / "prompt.safetensors"
     ).read_bytes()
+
+
+def test_a_reader_by_its_name_and_a_setting_of_it(tmp_path):
+    """method.reader=response method.reader.packing=true, in either order of sources."""
+    how = ["method.reader=response", "method.reader.packing=true"]
+    [plan] = grid(["lora"], [None], [1], dataset="signatures", backbone="hf:x", overrides=how)
+    assert plan["task"]["name"] == "text"
+    assert plan["method"]["reader"] == {"name": "response", "template": None, "packing": True}
+
+
+@pytest.mark.parametrize("kind", ["tags", "response"])
+def test_shots_of_texts_without_classes(kind):
+    lesson = Text(data(kind), shots=5).lesson
+    assert (len(lesson.train), lesson.train.names) == (5, data(kind).train.names)

@@ -163,6 +163,7 @@ def test_what_is_wrong_is_told(reproduce):
     assert (status, "did you mean 'epochs'?" in text) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle(reproduce, eleven, tmp_path):
     """Killed while a prompt learns, after other runs were done; the same command ends with the same table."""
     words = ["--table", "base-to-new", *TINY, "--datasets", str(eleven[0])]

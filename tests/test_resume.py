@@ -104,6 +104,7 @@ def test_killed_at_twenty_random_moments(undisturbed, tmp_path):
     assert outcome(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_write(undisturbed, tmp_path):
     """What a process leaves that dies while it writes: a part of a temporary file beside the whole one.
 

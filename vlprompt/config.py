@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from vlprompt import methods, readers, tasks, words
 from vlprompt.errors import nearest
 from vlprompt.language import HELD
-from vlprompt.source import Source, override, read
+from vlprompt.source import READERS as READERS
+from vlprompt.source import WORDS, Source, override, read
 from vlprompt.source import configs_folder as configs_folder
 
 if TYPE_CHECKING:
@@ -58,9 +59,6 @@ def hints(cls: type) -> dict[str, Any]:
     return {name: known.get(name, Any) for name in inspect.signature(cls).parameters}
 
 
-WORDS = {"words": "Words", "soft_words": "SoftWords", "response": "Response", "tags": "Tags",
-         "sentences": "Sentences"}  # of language models  # fmt: skip
-READERS = {"linear": "Linear", "cosine": "Cosine", "texts": "Texts", **WORDS}
 PARTS = {"Method": "method", "Reader": "reader"}  # arguments that are themselves made from settings
 
 

@@ -58,7 +58,7 @@ def listing(what: str) -> list[str]:
 
 def describe_method(name: str) -> list[str]:
     """The header of a method's file, its class with arguments, and its recipes; ValueError with the nearest name."""
-    from vlprompt.config import configs_folder
+    from vlprompt.source import READERS, configs_folder
 
     if name not in methods.found():
         raise ValueError(f"there is no method {name!r}; {nearest(name, list(methods.found()))}")
@@ -82,7 +82,7 @@ def describe_method(name: str) -> list[str]:
         for argument, default in zip(names, given, strict=True):
             kind = ast.unparse(argument.annotation) if argument.annotation else "any"
             if kind == "Reader" and default is None:
-                lines.append(f"  {argument.arg}: Reader = linear (linear, cosine, texts)")
+                lines.append(f"  {argument.arg}: Reader = linear ({', '.join(READERS)})")
             elif kind not in ("Clip", "Tower", "AnyTower", "VisionTower", "LanguageTower"):
                 lines.append(f"  {argument.arg}: {kind}{'' if default is None else f' = {ast.unparse(default)}'}")
     for recipe in sorted(path for task in tasks.found() for path in (configs_folder() / task).rglob(f"{name}.yaml")):

@@ -6,6 +6,9 @@ from typing import Any
 
 from vlprompt.errors import nearest
 
+WORDS = {"words": "Words", "soft_words": "SoftWords", "response": "Response", "tags": "Tags",
+         "sentences": "Sentences"}  # of language models  # fmt: skip
+READERS = {"linear": "Linear", "cosine": "Cosine", "texts": "Texts", **WORDS}
 SECTIONS = ("backbone", "look", "method", "task", "train", "seed", "search")
 
 
