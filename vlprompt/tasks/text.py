@@ -74,14 +74,10 @@ class Text:
 
     @cached_property
     def lesson(self) -> Lesson:
-        train, val = self.data.train, self.data.val
+        train, val, names = self.data.train, self.data.val, self.data.train.names
         if self.shots is not None:
-            names, one = (
-                train.names,
-                lambda split: replace(split, names=split.names[:1]),
-            )  # words have classes, not texts
-            if train.info.get("answer") == "tags":
-                train, val = one(train), None if val is None else one(val)
+            if any(item.tags is not None for item in train.items[:1]):  # their words have classes, the texts have none
+                train, val = replace(train, names=names[:1]), None if val is None else replace(val, names=names[:1])
             train, val = few_shot(train, val, self.shots, self.seed)
             train, val = replace(train, names=names), None if val is None else replace(val, names=names)
         return Lesson(self._shown(train), None if val is None else self._shown(val))
