@@ -3,7 +3,8 @@
 The model is a Llama of 6 layers, 256 wide, with random weights and byte tokens. Written out: transformers' own model
 takes demonstrations, text and (where choices have several tokens) each choice as one row, right-padded, in the same
 batches of 16 rows, and the vocabulary is met only where an answer stands. Scores of 32 texts (16 where choices have
-several tokens), reading the demonstrations included; `same` compares the scores.
+several tokens), reading the demonstrations included; `same` compares the scores. The last case writes 16 tokens for
+each of 16 texts, greedily, through transformers' `generate` in both forms; `same` is the share of unlike texts.
 """
 
 import tempfile
@@ -16,7 +17,13 @@ from vlprompt.methods import InContext
 from vlprompt.passages import Passage
 from vlprompt.stage import Lesson, Name, Split, generator
 
-CASES = {"one token, 2 classes": (32, ("x", "y")), "four tokens, 4 classes": (16, ("aaaa", "bbbb", "cccc", "dddd"))}
+FOUR = ("aaaa", "bbbb", "cccc", "dddd")
+CASES = {
+    "one token, 2 classes": (32, ("x", "y")),
+    "four tokens, 4 classes": (16, FOUR),
+    "written, 16 tokens": (16, FOUR),
+}
+HOW = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
 SHOTS, SIZE, CHUNK = 16, 48, 16  # demonstrations, characters of a text, rows of a pass
 
 
@@ -38,7 +45,7 @@ class Setting:
 
         from vlprompt.backbones.hf.loading import wrap
 
-        self.texts, self.choices = CASES[case]
+        (self.texts, self.choices), self.writes = CASES[case], case.startswith("written")
         self.tokenizer, self.device = byte_tokenizer(), torch.device(device)
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
@@ -66,12 +73,16 @@ class Setting:
 
     def fast(self):
         self.method.made = None  # the demonstrations are read anew
+        if self.writes:
+            return self.method.eval().write(next(self.test.batches(self.texts)).inputs, **HOW)
         return torch.cat(list(answers(self.method, self.test)))
 
     @torch.no_grad()
     def written_out(self):
         ids = lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
         before = ids("\n\n".join(f"{item.fields['text']}:{item.response}" for item in from_bytes(self.method.kept)))
+        if self.writes:
+            return self._written(before, ids)
         said = self.method.lm.spelled(self.choices, "{text}:{mask}")
         every = [[]] if all(len(tokens) == 1 for tokens in said) else said
         rows = [(before + ids(f"\n\n{item.fields['text']}:"), tokens) for item in self.test.items for tokens in every]
@@ -93,8 +104,19 @@ class Setting:
                     found += [p[0, one[0]] for one in said]
         return torch.stack(found).view(len(self.test), len(self.choices)).cpu()
 
+    def _written(self, before, ids):
+        rows = [before + ids(f"\n\n{item.fields['text']}:") for item in self.test.items]
+        n = max(map(len, rows))
+        given = torch.tensor([[0] * (n - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (n - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        made = self.net.generate(input_ids=given, attention_mask=mask, **HOW)[:, n:]
+        texts = self.tokenizer.batch_decode(made, skip_special_tokens=True)
+        return [text.strip().split(self.method.separator)[0].strip() for text in texts]
+
     def same(self):
         mine, theirs = self.fast(), self.written_out()
+        if self.writes:
+            return sum(a != b for a, b in zip(mine, theirs, strict=True)) / len(mine)
         return float((mine - theirs).abs().max() / theirs.abs().max())
 
     def work(self, form):

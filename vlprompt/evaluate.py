@@ -9,7 +9,16 @@ from torch import Tensor
 
 from vlprompt.evaluate_text import answered, numbers
 from vlprompt.method import Method, Output
-from vlprompt.metrics import accuracy, calibration_error, class_mean, effective_number, homes, macro_f1, per_class
+from vlprompt.metrics import (
+    accuracy,
+    calibration_error,
+    class_mean,
+    effective_number,
+    homes,
+    macro_f1,
+    named_metric,
+    per_class,
+)
 from vlprompt.stage import Split, Unlabelled, ids
 
 
@@ -105,6 +114,7 @@ def evaluate(
         told["unanswered"] = 100 * float(whole.silent.double().mean())
     if used is not None:
         told["prompts_used"] = effective_number(used.mean(0))
+    told |= named_metric(split.info.get("metric"), predicted, labels)
     each = per_class(predicted, labels, classes).tolist()
     of_classes = {i: value for i, value in zip(ids(split.names), each, strict=True) if value == value}
     shares: dict[str | None, list[float]] = {} if used is None else {None: used.mean(0).tolist()}

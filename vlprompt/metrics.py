@@ -34,6 +34,22 @@ def macro_f1(predicted: Tensor, labels: Tensor, classes: int) -> float:
     return 100 * f1[count > 0].mean().item()
 
 
+def named_metric(name: object, predicted: Tensor, labels: Tensor) -> dict[str, float]:
+    """What a benchmark tells beside accuracy, in percent: "matthews" (CoLA), "f1" of the last class (MRPC).
+
+    Wang et al., "GLUE", ICLR 2019, arXiv:1804.07461.
+    """
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    right, said = labels.numpy(), predicted.numpy()
+    if name == "matthews":
+        return {"matthews": 100 * float(matthews_corrcoef(right, said))}
+    if name == "f1":
+        last = int(labels.max())
+        return {"f1": 100 * float(f1_score(right == last, said == last, zero_division=0))}
+    return {}
+
+
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Expected calibration error of (N, C) over equal-width bins of the top probability, in percent.
 
