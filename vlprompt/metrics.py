@@ -46,7 +46,7 @@ def named_metric(name: object, predicted: Tensor, labels: Tensor) -> dict[str, f
         return {"matthews": 100 * float(matthews_corrcoef(right, said))}
     if name == "f1":
         last = int(labels.max())
-        return {"f1": 100 * float(f1_score(right == last, said == last, zero_division=0))}
+        return {"f1": 100 * float(f1_score(right == last, said == last, zero_division=0))}  # pyright: ignore[reportArgumentType]
     return {}
 
 
