@@ -116,3 +116,46 @@ def test_a_state_goes_on_there(pair):
     rest = list(fit(second, lesson, Train(epochs=10), resume=state))
     assert [s.step for s in rest] == [s.step for s in steps[5:]]
     assert torch.allclose(whole.ctx, second.ctx, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_language_models(family, tmp_path):
+    """States with tokens, prefix and parts, and what is written, are those of the CPU; a prefix learns."""
+    import small_models
+    from test_language import parts, passages, prefix
+
+    import vlprompt
+    from vlprompt.words import Words
+
+    folder, found = small_models.written(family, tmp_path / family), []
+    for device in ("cpu", "cuda"):
+        lm = vlprompt.load(f"hf:{folder}", device)
+        kv = {layer: (k.to(device), v.to(device)) for layer, (k, v) in prefix(lm).items()}
+        beside = {site: part.to(device) for site, part in parts(lm, "q", "down").items()}
+        for part in beside.values():
+            part.weight = part.weight.to(device)
+        tokens = torch.randn(1, 4, lm.dim, generator=generator("t")).to(device)
+        states = lm(passages().form(), Prompt({0: tokens}, kv, beside), "mask")
+        found.append(states.detach().cpu())
+    assert torch.allclose(*found, atol=1e-3 * float(found[0].abs().max()))
+    from test_language_methods import data
+
+    from vlprompt.tasks import Text
+
+    method = methods.PrefixTuning(lm, Words(lm), 4, hidden=None)
+    result = run(method, Text(data()), Train(epochs=2, batch=8, lr=0.1, precision="bf16", checkpointing=True))
+    assert result.summary["accuracy"] >= 0
+
+
+def test_four_bits_on_a_gpu(tmp_path):
+    """QLoRA with the paged optimizer."""
+    import small_models
+    from test_language_methods import data
+
+    import vlprompt
+    from vlprompt.tasks import Text
+
+    lm = vlprompt.load(f"hf-nf4:{small_models.written('llama', tmp_path / 'llama')}", "cuda")
+    method = methods.QLoRA(lm, readers.Linear(), rank=4)
+    how = Train(epochs=4, batch=8, lr=0.01, optimizer="paged_adamw")
+    assert run(method, Text(data()), how).summary["accuracy"] >= 0
