@@ -16,7 +16,14 @@ from vlprompt.stage import Lesson, Name, Split, generator
 from vlprompt.train import Loop, Train
 from vlprompt.words import Response
 
-CASES = {"prompt_tuning": None, "prefix_tuning": None, "lora": "fp32", "lora, checkpointing": "fp32", "qlora": "nf4"}
+CASES = {
+    "prompt_tuning": None,
+    "prefix_tuning": None,
+    "lora": "fp32",
+    "lora, packed": "fp32",
+    "lora, checkpointing": "fp32",
+    "qlora": "nf4",
+}
 WORDS, ROWS = 8192, 16
 
 
@@ -70,7 +77,7 @@ class Setting:
         )
         self.split = Split(items, (0,) * ROWS, (Name("response"),))
         self.batch = next(self.split.batches(ROWS))
-        reader = Response(self.lm)
+        reader = Response(self.lm, packing="packed" in case)
         kind = case.partition(",")[0]
         self.method = {
             "prompt_tuning": lambda: methods.PromptTuning(self.lm, reader, 20),

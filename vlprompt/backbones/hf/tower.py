@@ -62,7 +62,8 @@ class LM(Passes):
         if self.kind != "causal" or read != "response":
             raise ValueError("packing is for responses of causal models: set method.reader.packing=false")
         longest = max(len(row.ids) for row in rows)
-        room = longest if self.room is None else max(longest, self.room - self.shift(prompt))
+        # no more than fills the bins well: attention grows with the square of their length
+        room = max(longest, min(2 * max(longest, 128), (self.room or 1024) - self.shift(prompt)))
         x, begins = self._together(rows, prompt, room)
         ends = zip(rows, begins, strict=True)
         return [x[b, at + row.begin - 1 : at + row.begin - 1 + len(row.answer)] for row, (b, at) in ends]
