@@ -340,3 +340,17 @@ def test_what_a_benchmark_tells_beside_accuracy():
     assert named_metric("f1", said, labels) == {"f1": pytest.approx(75.0)}
     assert named_metric("matthews", said, labels) == {"matthews": pytest.approx(50.0)}
     assert named_metric("accuracy", said, labels) == named_metric(None, said, labels) == {}
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "prefix_tuning", "adapter"])
+def test_what_was_learned_is_written(name, lm):  # noqa: F811
+    """Responses by heart come back through generation, from the trained weights and the prompt."""
+    lr = {"lora": 0.02, "prefix_tuning": 0.3, "full": 0.002, "adapter": 0.02}[name]
+    for family in ("llama", "t5"):
+        method = make(name, lm(family), "response", **({"hidden": None} if name == "prefix_tuning" else {}))
+        split = texts(12, 1, "response")
+        method.begin(Lesson(split), generator(0))
+        list(fit(method, Lesson(split), Train(epochs=60, batch=12, lr=lr, warmup=0, optimizer="adamw")))
+        told = evaluate(method, Split(split.items, split.labels, split.names, info={"write": 6})).numbers
+        assert told["token_accuracy"] > 90
+        assert told["exact_match"] > 75

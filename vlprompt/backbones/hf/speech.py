@@ -63,7 +63,8 @@ def generate(tower: "LM", inputs: Passages, prompt: Prompt, **settings: Any) -> 
         soft = torch.tensor([[k + (n - len(one)) * left for k in row.soft] for row, one in zip(rows, ids, strict=True)])
         t = prompt.tokens[0].to(x.dtype).expand(len(x), -1, -1)
         x = x.scatter(1, soft.to(x.device)[..., None].expand_as(t), t)
-    how: dict[str, Any] = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": pad_id(tower), **settings}
+    how: dict[str, Any] = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": pad_id(tower)}
+    how |= {"eos_token_id": ends(tower), **settings}
     if "stop_strings" in how:
         how["tokenizer"] = tower.tokenizer
     if tower.kind == "seq2seq" and (began := tower.sentinel(rows[0])):
@@ -78,6 +79,13 @@ def pad_id(tower: "LM") -> int:
     """A token to fill rows with: the tokenizer's, or any other, for what is filled is never read."""
     found = tower.tokenizer.pad_token_id
     return (tower.tokenizer.eos_token_id or 0) if found is None else found
+
+
+def ends(tower: "LM") -> list[int] | None:
+    """What ends a text that is written: the tokenizer's end, which responses are learned with, and the model's."""
+    told = getattr(tower.net.generation_config, "eos_token_id", None)
+    found = {tower.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
+    return sorted(found) or None
 
 
 @contextmanager
