@@ -488,3 +488,17 @@ def test_a_response_too_long_is_cut_at_half_the_positions(lm):
         assert len(row.ids) == 128
         assert len(row.answer) == (left or 128 - row.begin)
         assert tower.tokenizer.decode(row.ids[: row.begin]).endswith("It was")
+
+
+def test_a_model_without_its_head_has_the_same_key_every_time(folders, tmp_path):
+    """What a checkpoint lacks is drawn anew at each load; no head is asked for then, and none tells models apart."""
+    import transformers
+
+    net = transformers.AutoModelForMaskedLM.from_pretrained(folders("bert"))
+    net.bert.save_pretrained(tmp_path / "trunk")
+    transformers.AutoTokenizer.from_pretrained(folders("bert")).save_pretrained(tmp_path / "trunk")
+    one, two = (vlprompt.load(f"hf:{tmp_path / 'trunk'}", "cpu") for _ in range(2))
+    assert one.key == two.key
+    assert torch.allclose(one(passages()), two(passages()))
+    with pytest.raises(ValueError, match="has no head over its vocabulary"):
+        one(passages().form(), read="mask")

@@ -256,8 +256,9 @@ def test_a_reader_for_another_answer(lm):  # noqa: F811
     for kind, wanted in (("tags", "tags"), ("response", "response")):
         with pytest.raises(ValueError, match=f"method.reader={wanted}"):
             run(make("lora", lm("llama")), Text(data(kind)), Train(epochs=0))
-    with pytest.raises(ValueError, match="have no classes of words"):
-        run(make("lora", lm("llama"), "tags"), Text(data()), Train(epochs=1))
+    for reader in ("tags", "response"):
+        with pytest.raises(ValueError, match="are answered by a class each: set"):
+            run(make("lora", lm("llama"), reader), Text(data()), Train(epochs=1))
 
 
 def test_texts_and_images_are_not_mixed_up(lm):  # noqa: F811
@@ -354,3 +355,9 @@ def test_what_was_learned_is_written(name, lm):  # noqa: F811
         told = evaluate(method, Split(split.items, split.labels, split.names, info={"write": 6})).numbers
         assert told["token_accuracy"] > 90
         assert told["exact_match"] > 75
+
+
+def test_a_warm_up_as_long_as_the_training_is_told(lm):  # noqa: F811
+    how = Train(iterations=5, batch=8, warmup=20, warmup_kind="linear", warmup_lr=0.0, per="iteration")
+    result = run(make("lora", lm("llama")), Text(data()), how)
+    assert "20 iterations are the whole training" in result.protocol["cut"]["train.warmup"]

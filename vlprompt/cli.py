@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Prompt learning on frozen vision-language models. "
+    help="Prompt learning on frozen vision-language and language models. "
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
 app.add_typer(data_app, name="data")
@@ -55,13 +55,13 @@ def run(
     words: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
-            help="A dataset (a card's name, a folder or file of images), then key=value settings.",
+            help="A dataset (a card's name, a folder or file of images or texts), then key=value settings.",
             metavar="[DATASET] [KEY=VALUE]...",
         ),
     ] = None,
     dataset: Annotated[Optional[str], typer.Option(help="The dataset, if not given as an argument.")] = None,  # noqa: UP045
     task: Annotated[
-        str | None, typer.Option(help="few_shot (default), base_to_new, transfer, vtab, continual, domain.")
+        str | None, typer.Option(help="few_shot (default), base_to_new, transfer, vtab, continual, domain, text.")
     ] = None,
     targets: Annotated[Optional[str], typer.Option(help="Of a transfer: datasets with commas.")] = None,  # noqa: UP045
     source: Annotated[
@@ -73,10 +73,10 @@ def run(
         str | None,
         typer.Option(
             help="glyph (default), open_clip:NAME/TAG, open_clip:NAME@FILE, hf_clip:OWNER/NAME, pixels; without "
-            "texts glyph-vit, timm:NAME/TAG, timm:NAME@FILE. All: vlprompt list backbones."
+            "texts glyph-vit, timm:NAME/TAG, timm:NAME@FILE; hf:FOLDER a language model. All: vlprompt list backbones."
         ),
     ] = None,
-    shots: Annotated[Optional[str], typer.Option(help="Images per class; several with commas.")] = None,  # noqa: UP045
+    shots: Annotated[Optional[str], typer.Option(help="Images or texts per class; several with commas.")] = None,  # noqa: UP045
     seed: Annotated[Optional[str], typer.Option(help="Random seed; several with commas.")] = None,  # noqa: UP045
     config: Annotated[Optional[Path], typer.Option("-c", "--config", help="A YAML file of settings.")] = None,  # noqa: UP045
     runs: Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.")] = Path("runs"),

@@ -40,6 +40,8 @@ def listing(what: str) -> list[str]:
             "open_clip:NAME@FILE         the same with weights from a file, open_clip's or OpenAI's",
             "open_clip:local-dir:PATH    open_clip_config.json and weights; hf-hub:REPOSITORY fetches them",
             "open_clip:NAME/random       the same with random weights",
+            "hf:OWNER/NAME or hf:FOLDER  a language model of transformers (with --task text)",
+            "hf-bf16:  hf-int8:  hf-nf4: the same in half precision, 8 bits or QLoRA's NF4",
             "hf_clip:OWNER/NAME          CLIP or SigLIP of transformers, as hf_clip:openai/clip-vit-base-patch16",
             "hf_clip:FOLDER              the same from a folder: configuration, weights, tokenizer and preprocessor",
             "pixels, pixels:16           no network: the features are the pixels (8 x 8 by default), "

@@ -200,6 +200,7 @@ class OnTower(Method):
         return self.tower.generate(self.shown(inputs), self.prompt(len(inputs)), **settings)
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self.reader.suits(lesson)
         self.reader.begin(lesson, generator, self.tower.width, self.tower.device)
         if not lesson.index:
             self.build(generator)

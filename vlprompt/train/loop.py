@@ -201,6 +201,12 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
         loop.load(resume)
     order = Order(method.taught(lesson), train, number(seed, lesson.index), method.adapts)
     steps, epochs, total = train.length(len(order))
+    if train.warmup_kind == "linear" and train.warmup >= (epochs if train.per == "epoch" else total):
+        unit = "epochs" if train.per == "epoch" else "iterations"
+        method.cuts = {
+            **method.cuts,
+            "train.warmup": f"{train.warmup} {unit} are the whole training: lr is never reached",
+        }
     while loop.cursor.step < total:
         epoch, done, loop.begun = loop.cursor.epoch, loop.cursor.place, loop.cursor.epoch * steps
         for place, batch in enumerate(order.epoch(epoch, steps)):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlprompt.backbones.hf import peft_files
 from vlprompt.backbones.hf.fold import quantised, shared_copy, weights
+from vlprompt.backbones.hf.quiet import quiet
 from vlprompt.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -185,7 +186,8 @@ def _checked(wanted: Tensor, made: Tensor) -> None:
 
 def _written(lm: "LM", net: Any, folder: Path) -> None:
     try:
-        net.save_pretrained(str(folder))
+        with quiet():
+            net.save_pretrained(str(folder))
         lm.tokenizer.save_pretrained(str(folder))
     except OSError as error:
         raise OSError(f"could not write into {str(folder)!r} ({error}); make room or name another folder") from error

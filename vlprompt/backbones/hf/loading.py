@@ -1,9 +1,6 @@
 """Loading a language model of transformers from a folder or the hub, as it is or in 4 or 8 bits."""
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import torch
 from vlprompt.backbones.frozen import fingerprint, freeze
 from vlprompt.backbones.hf.inject import ATTENTION, register
 from vlprompt.backbones.hf.places import FAMILIES
+from vlprompt.backbones.hf.quiet import hush_bitsandbytes, quiet
 from vlprompt.backbones.hf.tower import LM
 
 BASES = ("fp32", "bf16", "int8", "nf4")
@@ -62,24 +60,10 @@ def language(name: str, *, spec: str, device: str, base: str = "fp32") -> LM:
     missing = sorted(told["missing_keys"])
     if trunk := [key for key in missing if not key.split("bert.")[-1].startswith(heads) and not key.startswith(heads)]:
         raise ValueError(f"the weights of {name!r} are not whole: {trunk[0]!r} and {len(trunk) - 1} more are missing")
+    for key in missing:  # drawn anew by every process; nothing reads them
+        net.get_parameter(key).data.zero_()
     answers = not [key for key in missing if "pooler." not in key]
     return wrap(net, tokenizer, kind, spec, device, base, answers, pooling(Path(name)))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' bars and reports; what is wrong with a file is an error of ours."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def wrap(net: Any, tokenizer: Any, kind: Any, spec: str, device: str = "cpu", base: str = "fp32", answers: bool = True,
@@ -162,7 +146,7 @@ def quantised(base: str, spec: str) -> Any:
             f"{spec!r} needs bitsandbytes and accelerate (pip install 'vlprompt[lm]'), which there are for x86-64 and "
             "arm64 CPUs and for CUDA GPUs; elsewhere take hf-bf16: (half the memory) with the same method"
         )
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it falls back, and says so at length
+    hush_bitsandbytes()
     if base == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from vlprompt.backbones.hf.quiet import hush_bitsandbytes
 from vlprompt.errors import nearest
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ ALONE = {  # types that have no place in a pass that is made elsewhere
 
 def library() -> Any:
     """PEFT, imported where it is used, for that takes seconds; ValueError where it is not installed."""
+    hush_bitsandbytes()
     try:
         import peft
     except ImportError as error:

@@ -138,7 +138,10 @@ class Writer:
             answer = [*answer, tokenizer.eos_token_id]
         total = sum(n for _, n in holes)
         if holes and soft and total != soft:
-            raise ValueError(f"the template has places for {total} soft tokens, but the method brings {soft}")
+            raise ValueError(
+                f"the template has places for {total} soft tokens, but the method brings {soft}: set "
+                "method.n_tokens, or leave the places out, for all before the text"
+            )
         whole = taken + soft + len(ids)
         most = None if self.room is None or self.kind != "causal" else max(self.room // 2, self.room - whole)
         short = most is not None and len(answer) > most
