@@ -261,6 +261,15 @@ def test_soft_tokens_stand_where_the_template_says(lm):
             tower.writer.row(shown, 0, 4, 0)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "roberta", "t5"])
+def test_soft_tokens_split_no_word_from_its_first_letters(family, lm):
+    """Where tokens have the space before a word in them, soft tokens at a word stand before all of it."""
+    tower = lm(family)
+    shown = passages(["x"]).form("It was {2} good {text}")
+    row = tower.writer.row(shown, 0, 2, 0)
+    assert tower.tokenizer.decode(row.ids[row.soft[-1] + 1 : row.begin], skip_special_tokens=True).strip() == "good x"
+
+
 def test_a_text_too_long_is_cut_in_its_longest_field(lm):
     long = " ".join(["file"] * 400)
     for family in ("llama", "bert", "roberta", "t5"):
@@ -313,6 +322,9 @@ def test_words_after_a_text(lm):
         assert tower.spelled(["great"], SHOWN) == [whole[len(begin) :]]
         line, start = (tower.tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("It was\ngreat", "It was\n"))
         assert tower.spelled(["great"], "It was\n{mask}") == [line[len(start) :]]
+        for word in ("nd", "They", "s", "1990", "\n\nx"):  # no letter is lost to what stands before
+            [ids] = tower.spelled([word], "It was:{mask}")
+            assert tower.tokenizer.decode(ids) == word
 
 
 def test_texts_of_like_length_stand_together():
@@ -423,6 +435,16 @@ def test_a_chat_is_written_as_its_tokenizer_has_it(lm):
     row = tower.writer.row(Passages((talk,)), 0, 0, 0)
     assert tower.tokenizer.decode(row.ids) == "<|user|>Was it great?\n<|assistant|>It was.</s>"
     assert tower.tokenizer.decode(row.ids[row.begin :]) == "It was.</s>"
+    long = replace(talk, key="nd", response="nd it")
+    row = tower.writer.row(Passages((long,)), 0, 0, 0)
+    assert tower.tokenizer.decode(row.ids[row.begin :]) == "nd it</s>"
+    for cut in ("end", "start"):  # of what was said, not of what says who speaks
+        long = '[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "' + "file " * 300 + '"}]'
+        row = tower.writer.row(Passages((replace(talk, key=cut, fields={"messages": long}, cut=cut),)), 0, 0, 0)
+        shown = tower.tokenizer.decode(row.ids)
+        assert len(row.ids) == 128
+        assert shown.startswith("<s><|system|>Be brief.\n<|user|>") or shown.startswith("<|system|>Be brief.\n<|user|>")
+        assert "\n<|assistant|>It was.</s>" in shown
     with pytest.raises(ValueError, match="has no chat template"):
         lm("gpt2")(Passages((talk,)))
 
