@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -295,6 +296,42 @@ def test_perplexity_and_what_is_written_by_hand(lm):  # noqa: F811
     written = tower.generate(inputs, max_new_tokens=3)
     want = [item.response for item in test.items]
     assert told["exact_match"] == 100 * sum(a == b for a, b in zip(written, want, strict=True)) / 6
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("prompt_tuning", {}), ("prefix_tuning", {}), ("p_tuning", {"text": "{text}\n{ctx}{mask}"})]
+)
+def test_what_a_response_should_be_is_what_the_model_was_shown(name, more, lm):  # noqa: F811
+    """By the method's template, and cut where the prompt leaves no more room."""
+    tower = lm("gpt2")
+    items = tuple(
+        Passage(f"{name} {n}", {"text": "file " * n}, "{text}", "{text}", response="The end " * 60) for n in (3, 40)
+    )
+    short = replace(items[0], key=f"{name} short", response="The end")
+    split = Split((*items, short), (0, 0, 0), (Name("response"),))
+    method = make(name, tower, "response")
+    for setting, value in more.items():
+        setattr(method, setting, value)
+    method.begin(Lesson(split), generator(0))
+    inputs = next(split.batches(3)).inputs
+    out = method(inputs, method.prepare(split.names, None))
+    shown, prompt = method.shown(inputs), method.prompt(3)
+    rows = [tower.writer.row(shown, i, prompt.length, tower.shift(prompt)) for i in range(3)]
+    assert out.target.tolist() == [token for row in rows for token in row.ids[row.begin :]]
+    assert len(out.logits) == len(out.target)
+    method.terms(next(split.batches(3)), None)
+
+
+def test_full_writes_by_its_own_weights(lm):  # noqa: F811
+    method = make("full", lm("gpt2"), "response")
+    test = texts(4, 4, "response")
+    method.begin(Lesson(test), generator(0))
+    inputs = next(test.batches(4)).inputs
+    before = method.write(inputs, max_new_tokens=5)
+    with torch.no_grad():
+        for p in method.copy.parameters():
+            p.add_(0.5 * torch.randn(p.shape, generator=generator("another")))
+    assert method.write(inputs, max_new_tokens=5) != before
 
 
 def test_a_run_is_resumed_where_it_was_stopped(lm, tmp_path):  # noqa: F811

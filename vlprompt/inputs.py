@@ -17,14 +17,14 @@ def inputs_of(items: Sequence[Any], views: Sequence[View | None]) -> Images | Pa
 def by_length(items: Sequence[Any], order: list[int], size: int, *seed: int) -> list[int]:
     """An order of passages in which those of a batch are of like length: sorted within every 50 batches.
 
-    The batches themselves stand in a random order, the short one last. Images stay as they are.
+    The batches themselves stand in a random order, the short one last: the last of `order`, whatever their length, so
+    that it is not always the longest that a loop leaves out. Images stay as they are.
     """
     if not items or not isinstance(items[0], Passage):
         return order
-    batches = list[list[int]]()
-    for begin in range(0, len(order), 50 * size):
-        some = sorted(order[begin : begin + 50 * size], key=lambda i: items[i].size)
+    batches, full = list[list[int]](), len(order) // size * size
+    for begin in range(0, full, 50 * size):
+        some = sorted(order[begin : min(begin + 50 * size, full)], key=lambda i: items[i].size)
         batches += [some[at : at + size] for at in range(0, len(some), size)]
-    short = [batches.pop()] if batches and len(batches[-1]) < size else []
     mixed = torch.randperm(len(batches), generator=generator("batches", *seed)).tolist()
-    return [i for k in mixed for i in batches[k]] + [i for batch in short for i in batch]
+    return [i for k in mixed for i in batches[k]] + order[full:]

@@ -216,7 +216,7 @@ class OnTower(Method):
         tower, read = prepared
         image = self.features(inputs, tower)
         return Output(self.reader(image, read), image=image, text=read if isinstance(self.reader, Texts) else None,
-                      target=self.reader.target(inputs))  # fmt: skip
+                      target=self.reader.target(self.shown(inputs), lambda: self.prompt(len(inputs))))  # fmt: skip
 
     def groups(self) -> list[dict[str, Any]]:
         """All parameters; no weight decay on vectors (biases, shifts, scales, norms), as the field has it."""

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import UnknownClass
 from vlprompt.parts import Template, hand
+from vlprompt.prompt import Prompt
 from vlprompt.stage import Lesson, Names, ids
 from vlprompt.tower import Clip
 
@@ -27,8 +28,11 @@ class Reader(nn.Module):
         """The inputs as the tower shall see them: of passages, by which template."""
         return inputs
 
-    def target(self, inputs: Any) -> Tensor | None:
-        """What the rows of its logits should be (R,), where the labels of a batch don't say it."""
+    def target(self, inputs: Any, prompt: Callable[[], Prompt]) -> Tensor | None:
+        """What the rows of its logits should be (R,), where the labels of a batch don't say it.
+
+        inputs: as the tower saw them; prompt: makes what went in with them, which takes room from a response.
+        """
         return None
 
     def anew(self) -> "Reader":

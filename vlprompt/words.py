@@ -1,6 +1,6 @@
 """Readers of language models: words that stand for classes (verbalizers), a class for each word, a whole response."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -143,8 +143,9 @@ class Response(Reader):
     def asked(self, inputs: Passages) -> Passages:
         return replace(inputs.form(self.template), packed=self.packing)
 
-    def target(self, inputs: Passages) -> Tensor:
-        return torch.tensor([token for answer in self.lm.targets(self.asked(inputs)) for token in answer])
+    @torch.no_grad()
+    def target(self, inputs: Passages, prompt: Callable[[], Prompt]) -> Tensor:
+        return torch.tensor([token for answer in self.lm.targets(inputs, prompt()) for token in answer])
 
     def forward(self, features: Tensor, prepared: Any) -> Tensor:
         return self.lm.vocabulary(features).float()
@@ -155,7 +156,7 @@ class Tags(Linear):
 
     read = "words"
 
-    def target(self, inputs: Passages) -> Tensor:
+    def target(self, inputs: Passages, prompt: Callable[[], Prompt]) -> Tensor:
         return torch.tensor([tag for tags in inputs.tags for tag in tags])
 
 

@@ -39,3 +39,7 @@ class Full(OnTower):
         if isinstance(tower, LanguageTower):
             return self.copy(self.shown(inputs), read=self.reader.read)
         return self.copy(inputs.pixels(tower.look).to(tower.device))
+
+    def write(self, inputs: Any, **settings: Any) -> list[str]:
+        """What the trained copy writes."""
+        return self.copy.tower.generate(self.shown(inputs), **settings)
