@@ -241,6 +241,26 @@ def test_what_is_written_is_what_is_likeliest_step_by_step(family, lm):
     tower.writer.done.clear()
 
 
+@pytest.mark.parametrize("family", CAUSAL)
+def test_what_is_written_has_positions(family, lm):
+    """A text gives way to what is written behind it, up to half of all positions; responses that are known don't."""
+    tower, few = lm(family), Prompt(prefix=prefix(lm(family), 3))
+    short, long = passages(["Fine"]).items[0], passages(["good film " * 200]).items[0]
+    for prompt, most in ((Prompt(), 20), (few, 200)):
+        seen = []
+        handle = tower.trunk.register_forward_pre_hook(
+            lambda m, a, k, seen=seen: seen.append(int(k["position_ids"].max())), with_kwargs=True
+        )
+        alone = [
+            tower.generate(Passages((item,)), prompt, max_new_tokens=most, eos_token_id=-1)[0] for item in (short, long)
+        ]
+        handle.remove()
+        assert tower.generate(Passages((short, long)), prompt, max_new_tokens=most, eos_token_id=-1) == alone
+        assert max(seen) + tower.shift(prompt) == 126  # of 0 to 127; the last token is written and not read
+        told = replace(long, response="great " * 40)
+        assert tower.generate(Passages((told,)), prompt, max_new_tokens=most, eos_token_id=-1) == alone[1:]
+
+
 def test_soft_tokens_stand_where_the_template_says(lm):
     for family in FAMILIES:
         tower = lm(family)

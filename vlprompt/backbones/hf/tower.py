@@ -67,8 +67,9 @@ class LM(Passes):
         ends = zip(rows, begins, strict=True)
         return [x[b, at + row.begin - 1 : at + row.begin - 1 + len(row.answer)] for row, (b, at) in ends]
 
-    def rows(self, inputs: Passages, prompt: Prompt) -> list[Row]:
-        rows = [self.writer.row(inputs, i, prompt.length, self.shift(prompt)) for i in range(len(inputs))]
+    def rows(self, inputs: Passages, prompt: Prompt, reserved: int = 0) -> list[Row]:
+        """reserved: positions that stay free behind each."""
+        rows = [self.writer.row(inputs, i, prompt.length, self.shift(prompt) + reserved) for i in range(len(inputs))]
         self._tell(rows, inputs)
         return rows
 
