@@ -257,6 +257,14 @@ def test_a_reader_for_another_answer(lm):  # noqa: F811
     for kind, wanted in (("tags", "tags"), ("response", "response")):
         with pytest.raises(ValueError, match=f"method.reader={wanted}"):
             run(make("lora", lm("llama")), Text(data(kind)), Train(epochs=0))
+        with pytest.raises(ValueError, match=f"method.reader={wanted}"):  # before anything is trained
+            make("lora", lm("llama")).begin(Lesson(texts(4, 1, kind)), generator(0))
+    writes = make("lora", lm("llama"), "response")
+    with pytest.raises(ValueError, match=r"method\.reader=words or linear"):
+        writes.begin(Lesson(texts(4, 1)), generator(0))
+    writes.begin(Lesson(texts(4, 1, "response")), generator(0))
+    with pytest.raises(ValueError, match=r"method\.reader=words or linear"):
+        evaluate(writes, texts(4, 1))
     with pytest.raises(ValueError, match="have no classes of words"):
         run(make("lora", lm("llama"), "tags"), Text(data()), Train(epochs=1))
 

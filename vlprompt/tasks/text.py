@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from vlprompt.data.card import Data, given, named
 from vlprompt.data.split import few_shot
+from vlprompt.errors import nearest
 from vlprompt.passages import Passage, pieces
 from vlprompt.stage import Lesson, Split, Stage
 from vlprompt.tasks.few_shot import split_of
@@ -52,8 +53,12 @@ class Text:
                 "(`vlprompt list datasets` names them)"
             )
         for template in (self.prompt, self.plain):
-            if template is not None:
-                pieces(template)
+            fields = next(item for item in (*data.train.items, *data.test.items)).fields
+            for piece in () if template is None else pieces(template):
+                if piece.kind == "field" and piece.text not in fields:
+                    raise ValueError(f"the template {template!r} has {{{piece.text}}}; {nearest(piece.text, fields)}")
+                if piece.kind == "mask" and template == self.plain:
+                    raise ValueError(f"task.plain is a text without the answer's place, but {template!r} has {{mask}}")
         return data
 
     @property

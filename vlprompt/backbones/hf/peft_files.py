@@ -23,6 +23,9 @@ ALONE = {  # types that have no place in a pass that is made elsewhere
 
 def library() -> Any:
     """PEFT, imported where it is used, for that takes seconds; ValueError where it is not installed."""
+    import logging
+
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # PEFT loads it; it says much of nothing
     try:
         import peft
     except ImportError as error:
