@@ -12,7 +12,7 @@ from test_language import folders, lm  # noqa: F401  # fixtures
 from vlprompt.config import build_method, complete, find, hints
 from vlprompt.data.found import Data
 from vlprompt.evaluate import answers, evaluate
-from vlprompt.passages import Passage
+from vlprompt.passages import Passage, Passages
 from vlprompt.runner import run
 from vlprompt.source import Source
 from vlprompt.stage import Lesson, Name, Split, generator
@@ -79,6 +79,12 @@ def make(name, tower, reader="linear", **more):
     if "reader" in hints(cls):
         given["reader"] = {"name": reader}
     return build_method({"name": name, **complete("method", cls, given, Source([]))}, tower)
+
+
+def begun_with(name, tower, reader, lesson):
+    method = make(name, tower, reader)
+    method.begin(lesson, generator(0))
+    return method
 
 
 def refused(name, family, reader):
@@ -238,6 +244,14 @@ def test_a_verbalizer_by_hand(lm):  # noqa: F811
         for c, name in enumerate(test.names):
             first = [ids[0] for ids in tower.spelled(name.words, SHOWN)]
             assert torch.allclose(found[:, c], every[:, first].mean(1), atol=1e-5)
+    asked = Text(data(), prompt="{text}\n{mask}")  # a word has no space before it where the template has none
+    stage = next(asked.stages())
+    tower = lm("gpt2")
+    found = torch.cat(list(answers(begun_with("linear", tower, "words", stage.lesson), stage.tests["test"])))
+    row = tower.writer.row(Passages(stage.tests["test"].items[:1]).form(), 0, 0, 0)
+    logits = tower.net(torch.tensor([row.ids])).logits[0, -1]
+    firsts = [[tower.tokenizer(word)["input_ids"][0] for word in name.words] for name in stage.lesson.train.names]
+    assert torch.allclose(found[0], torch.stack([logits[first].mean() for first in firsts]), atol=1e-4)
 
 
 def test_words_that_say_nothing_or_the_same(lm):  # noqa: F811

@@ -83,8 +83,9 @@ class Words(Reader):
     def fixed(self, names: Names) -> tuple[list[int], Tensor]:
         """The tokens (n,) of all words, and the share (C, n) that each has in the logit of a class."""
         found, rows, owner = list[int](), list[tuple[int, int, float]](), dict[int, str]()
+        template = self.template or next((name.hand for name in map(named, names)), None)  # what stands before a word
         for c, (name, words) in enumerate(zip(names, verbalized(names, self.words), strict=True)):
-            for spelled in self.lm.spelled(words, self.template):
+            for spelled in self.lm.spelled(words, template):
                 some = spelled[:1] if self.tokens == "first" else spelled
                 if self.tokens == "first" and owner.setdefault(some[0], str(name)) != str(name):
                     raise ValueError(
