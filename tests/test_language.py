@@ -201,6 +201,42 @@ def test_a_prefix_is_what_a_cache_would_be(family, lm):
         assert torch.allclose(tower(passages().part(i, i + 1), Prompt(prefix=kv))[0], want, atol=1e-5)
 
 
+def attention_by_hand(x, q, k, v, kv, heads, bias, scale):
+    """One row (N, D) that sees keys and values (H, P, Dh) before its own; bias (H, N, N) is of its own tokens alone."""
+    q, k, v = (m(x).unflatten(-1, (heads, -1)).transpose(0, 1) for m in (q, k, v))
+    k, v = torch.cat([kv[0][0], k], 1), torch.cat([kv[1][0], v], 1)
+    score = q @ k.mT * scale
+    score[:, :, -len(x) :] += bias
+    return (score.softmax(-1) @ v).transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "t5"])
+@torch.no_grad()
+def test_a_prefix_of_an_encoder_by_hand(family, lm):
+    """It moves the positions of BERT and RoBERTa, and has no share in the position bias of T5."""
+    tower = lm(family)
+    kv, ids = prefix(tower), torch.tensor(tower.tokenizer(TEXTS[0])["input_ids"])
+    if family == "t5":
+        blocks, heads, x = tower.net.encoder.block, tower.heads, tower.net.shared(ids)
+        bias = blocks[0].layer[0].SelfAttention.compute_bias(len(ids), len(ids))[0]
+        for i, block in enumerate(blocks):
+            a, h = block.layer[0].SelfAttention, block.layer[0].layer_norm(x)
+            x = x + a.o(attention_by_hand(h, a.q, a.k, a.v, kv[f"enc/{i}"], heads, bias, 1.0))
+            x = block.layer[1](x[None])[0]
+        want = tower.net.encoder.final_layer_norm(x).mean(0)
+    else:
+        first = 5 + (tower.net.config.pad_token_id + 1 if family == "roberta" else 0)
+        places = torch.arange(first, first + len(ids))
+        x = tower.trunk.embeddings(input_ids=ids[None], position_ids=places[None])[0]
+        for i, layer in enumerate(tower.trunk.encoder.layer):
+            a = layer.attention.self
+            made = attention_by_hand(x, a.query, a.key, a.value, kv[i], 4, 0.0, tower.head_dim**-0.5)
+            x = layer.attention.output(made, x)
+            x = layer.output(layer.intermediate(x), x)
+        want = x[0]
+    assert torch.allclose(tower(passages(), Prompt(prefix=kv))[0], want, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", CAUSAL)
 def test_a_text_that_was_read_before_is_as_if_it_stood_there(family, lm):
     """States, and what is written: against the whole text at once."""
