@@ -237,6 +237,19 @@ def test_a_prefix_of_an_encoder_by_hand(family, lm):
     assert torch.allclose(tower(passages(), Prompt(prefix=kv))[0], want, atol=1e-4)
 
 
+@torch.no_grad()
+def test_soft_tokens_are_no_part_of_a_mean_nor_the_first_of_a_text(lm):
+    tokens = torch.randn(1, 4, 48, generator=generator("soft"))
+    for family in ("t5", "bert"):
+        tower = lm(family)
+        ids = torch.tensor([tower.tokenizer(TEXTS[1])["input_ids"]])
+        x = torch.cat([tokens, tower.net.get_input_embeddings()(ids)], 1)
+        trunk = tower.net.encoder if family == "t5" else tower.trunk
+        made = trunk(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2])).last_hidden_state[0, 4:]
+        found = tower(passages(TEXTS[1:3]), Prompt(tokens={0: tokens}))[0]
+        assert torch.allclose(found, made.mean(0) if family == "t5" else made[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("family", CAUSAL)
 def test_a_text_that_was_read_before_is_as_if_it_stood_there(family, lm):
     """States, and what is written: against the whole text at once."""
