@@ -201,6 +201,55 @@ def test_a_prefix_is_what_a_cache_would_be(family, lm):
         assert torch.allclose(tower(passages().part(i, i + 1), Prompt(prefix=kv))[0], want, atol=1e-5)
 
 
+def attention_by_hand(x, q, k, v, kv, heads, bias, scale):
+    """One row (N, D) that sees keys and values (H, P, Dh) before its own; bias (H, N, N) is of its own tokens alone."""
+    q, k, v = (m(x).unflatten(-1, (heads, -1)).transpose(0, 1) for m in (q, k, v))
+    k, v = torch.cat([kv[0][0], k], 1), torch.cat([kv[1][0], v], 1)
+    score = q @ k.mT * scale
+    score[:, :, -len(x) :] += bias
+    return (score.softmax(-1) @ v).transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "t5"])
+@torch.no_grad()
+def test_a_prefix_of_an_encoder_by_hand(family, lm):
+    """It moves the positions of BERT and RoBERTa, and has no share in the position bias of T5."""
+    tower = lm(family)
+    kv, ids = prefix(tower), torch.tensor(tower.tokenizer(TEXTS[0])["input_ids"])
+    if family == "t5":
+        blocks, heads, x = tower.net.encoder.block, tower.heads, tower.net.shared(ids)
+        bias = blocks[0].layer[0].SelfAttention.compute_bias(len(ids), len(ids))[0]
+        for i, block in enumerate(blocks):
+            a, h = block.layer[0].SelfAttention, block.layer[0].layer_norm(x)
+            x = x + a.o(attention_by_hand(h, a.q, a.k, a.v, kv[f"enc/{i}"], heads, bias, 1.0))
+            x = block.layer[1](x[None])[0]
+        want = tower.net.encoder.final_layer_norm(x).mean(0)
+    else:
+        first = 5 + (tower.net.config.pad_token_id + 1 if family == "roberta" else 0)
+        places = torch.arange(first, first + len(ids))
+        x = tower.trunk.embeddings(input_ids=ids[None], position_ids=places[None])[0]
+        for i, layer in enumerate(tower.trunk.encoder.layer):
+            a = layer.attention.self
+            made = attention_by_hand(x, a.query, a.key, a.value, kv[i], 4, 0.0, tower.head_dim**-0.5)
+            x = layer.attention.output(made, x)
+            x = layer.output(layer.intermediate(x), x)
+        want = x[0]
+    assert torch.allclose(tower(passages(), Prompt(prefix=kv))[0], want, atol=1e-4)
+
+
+@torch.no_grad()
+def test_soft_tokens_are_no_part_of_a_mean_nor_the_first_of_a_text(lm):
+    tokens = torch.randn(1, 4, 48, generator=generator("soft"))
+    for family in ("t5", "bert"):
+        tower = lm(family)
+        ids = torch.tensor([tower.tokenizer(TEXTS[1])["input_ids"]])
+        x = torch.cat([tokens, tower.net.get_input_embeddings()(ids)], 1)
+        trunk = tower.net.encoder if family == "t5" else tower.trunk
+        made = trunk(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2])).last_hidden_state[0, 4:]
+        found = tower(passages(TEXTS[1:3]), Prompt(tokens={0: tokens}))[0]
+        assert torch.allclose(found, made.mean(0) if family == "t5" else made[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("family", CAUSAL)
 def test_a_text_that_was_read_before_is_as_if_it_stood_there(family, lm):
     """States, and what is written: against the whole text at once."""
@@ -241,6 +290,26 @@ def test_what_is_written_is_what_is_likeliest_step_by_step(family, lm):
     tower.writer.done.clear()
 
 
+@pytest.mark.parametrize("family", CAUSAL)
+def test_what_is_written_has_positions(family, lm):
+    """A text gives way to what is written behind it, up to half of all positions; responses that are known don't."""
+    tower, few = lm(family), Prompt(prefix=prefix(lm(family), 3))
+    short, long = passages(["Fine"]).items[0], passages(["good film " * 200]).items[0]
+    for prompt, most in ((Prompt(), 20), (few, 200)):
+        seen = []
+        handle = tower.trunk.register_forward_pre_hook(
+            lambda m, a, k, seen=seen: seen.append(int(k["position_ids"].max())), with_kwargs=True
+        )
+        alone = [
+            tower.generate(Passages((item,)), prompt, max_new_tokens=most, eos_token_id=-1)[0] for item in (short, long)
+        ]
+        handle.remove()
+        assert tower.generate(Passages((short, long)), prompt, max_new_tokens=most, eos_token_id=-1) == alone
+        assert max(seen) + tower.shift(prompt) == 126  # of 0 to 127; the last token is written and not read
+        told = replace(long, response="great " * 40)
+        assert tower.generate(Passages((told,)), prompt, max_new_tokens=most, eos_token_id=-1) == alone[1:]
+
+
 def test_soft_tokens_stand_where_the_template_says(lm):
     for family in FAMILIES:
         tower = lm(family)
@@ -259,6 +328,15 @@ def test_soft_tokens_stand_where_the_template_says(lm):
         assert before_end.startswith("end")
         with pytest.raises(ValueError, match="places for 5 soft tokens, but the method brings 4"):
             tower.writer.row(shown, 0, 4, 0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "roberta", "t5"])
+def test_soft_tokens_split_no_word_from_its_first_letters(family, lm):
+    """Where tokens have the space before a word in them, soft tokens at a word stand before all of it."""
+    tower = lm(family)
+    shown = passages(["x"]).form("It was {2} good {text}")
+    row = tower.writer.row(shown, 0, 2, 0)
+    assert tower.tokenizer.decode(row.ids[row.soft[-1] + 1 : row.begin], skip_special_tokens=True).strip() == "good x"
 
 
 def test_a_text_too_long_is_cut_in_its_longest_field(lm):
@@ -313,6 +391,9 @@ def test_words_after_a_text(lm):
         assert tower.spelled(["great"], SHOWN) == [whole[len(begin) :]]
         line, start = (tower.tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("It was\ngreat", "It was\n"))
         assert tower.spelled(["great"], "It was\n{mask}") == [line[len(start) :]]
+        for word in ("nd", "They", "s", "1990", "\n\nx"):  # no letter is lost to what stands before
+            [ids] = tower.spelled([word], "It was:{mask}")
+            assert tower.tokenizer.decode(ids) == word
 
 
 def test_texts_of_like_length_stand_together():
@@ -329,6 +410,13 @@ def test_texts_of_like_length_stand_together():
     assert [len(b.inputs) for b in batches][:-1] == [8] * 16
     again, other = ([b.inputs.keys for b in split.batches(8, seed=s)] for s in (1, 2))
     assert [b.inputs.keys for b in batches] == again != other
+    met = {
+        key
+        for epoch in range(9)
+        for b in split.batches(50, seed=1, epoch=epoch, drop_last=True)
+        for key in b.inputs.keys
+    }
+    assert len(met) == len(items)  # a short batch that is left out is not always that of the longest
 
 
 def test_checkpointing_changes_no_gradient(lm):
@@ -427,6 +515,16 @@ def test_a_chat_is_written_as_its_tokenizer_has_it(lm):
     row = tower.writer.row(Passages((talk,)), 0, 0, 0)
     assert tower.tokenizer.decode(row.ids) == "<|user|>Was it great?\n<|assistant|>It was.</s>"
     assert tower.tokenizer.decode(row.ids[row.begin :]) == "It was.</s>"
+    long = replace(talk, key="nd", response="nd it")
+    row = tower.writer.row(Passages((long,)), 0, 0, 0)
+    assert tower.tokenizer.decode(row.ids[row.begin :]) == "nd it</s>"
+    for cut in ("end", "start"):  # of what was said, not of what says who speaks
+        long = '[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "' + "file " * 300 + '"}]'
+        row = tower.writer.row(Passages((replace(talk, key=cut, fields={"messages": long}, cut=cut),)), 0, 0, 0)
+        shown = tower.tokenizer.decode(row.ids)
+        assert len(row.ids) == 128
+        assert shown.startswith("<s><|system|>Be brief.\n<|user|>") or shown.startswith("<|system|>Be brief.\n<|user|>")
+        assert "\n<|assistant|>It was.</s>" in shown
     with pytest.raises(ValueError, match="has no chat template"):
         lm("gpt2")(Passages((talk,)))
 

@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from test_language import folders, lm  # noqa: F401  # fixtures
 from vlprompt.config import build_method, complete, find, grid, hints
 from vlprompt.data.found import Data
 from vlprompt.evaluate import answers, evaluate
-from vlprompt.passages import Passage
+from vlprompt.passages import Passage, Passages
 from vlprompt.runner import run
 from vlprompt.source import Source
 from vlprompt.stage import Lesson, Name, Split, generator
@@ -78,6 +79,12 @@ def make(name, tower, reader="linear", **more):
     if "reader" in hints(cls):
         given["reader"] = {"name": reader}
     return build_method({"name": name, **complete("method", cls, given, Source([]))}, tower)
+
+
+def begun_with(name, tower, reader, lesson):
+    method = make(name, tower, reader)
+    method.begin(lesson, generator(0))
+    return method
 
 
 def refused(name, family, reader):
@@ -237,6 +244,14 @@ def test_a_verbalizer_by_hand(lm):  # noqa: F811
         for c, name in enumerate(test.names):
             first = [ids[0] for ids in tower.spelled(name.words, SHOWN)]
             assert torch.allclose(found[:, c], every[:, first].mean(1), atol=1e-5)
+    asked = Text(data(), prompt="{text}\n{mask}")  # a word has no space before it where the template has none
+    stage = next(asked.stages())
+    tower = lm("gpt2")
+    found = torch.cat(list(answers(begun_with("linear", tower, "words", stage.lesson), stage.tests["test"])))
+    row = tower.writer.row(Passages(stage.tests["test"].items[:1]).form(), 0, 0, 0)
+    logits = tower.net(torch.tensor([row.ids])).logits[0, -1]
+    firsts = [[tower.tokenizer(word)["input_ids"][0] for word in name.words] for name in stage.lesson.train.names]
+    assert torch.allclose(found[0], torch.stack([logits[first].mean() for first in firsts]), atol=1e-4)
 
 
 def test_words_that_say_nothing_or_the_same(lm):  # noqa: F811
@@ -256,9 +271,16 @@ def test_a_reader_for_another_answer(lm):  # noqa: F811
     for kind, wanted in (("tags", "tags"), ("response", "response")):
         with pytest.raises(ValueError, match=f"method.reader={wanted}"):
             run(make("lora", lm("llama")), Text(data(kind)), Train(epochs=0))
-    for reader in ("tags", "response"):
-        with pytest.raises(ValueError, match="are answered by a class each: set"):
-            run(make("lora", lm("llama"), reader), Text(data()), Train(epochs=1))
+        with pytest.raises(ValueError, match=f"method.reader={wanted}"):  # before anything is trained
+            make("lora", lm("llama")).begin(Lesson(texts(4, 1, kind)), generator(0))
+    writes = make("lora", lm("llama"), "response")
+    with pytest.raises(ValueError, match=r"method\.reader=words or linear"):
+        writes.begin(Lesson(texts(4, 1)), generator(0))
+    writes.begin(Lesson(texts(4, 1, "response")), generator(0))
+    with pytest.raises(ValueError, match=r"method\.reader=words or linear"):
+        evaluate(writes, texts(4, 1))
+    with pytest.raises(ValueError, match="have no classes of words"):
+        run(make("lora", lm("llama"), "tags"), Text(data()), Train(epochs=1))
 
 
 def test_texts_and_images_are_not_mixed_up(lm):  # noqa: F811
@@ -296,6 +318,42 @@ def test_perplexity_and_what_is_written_by_hand(lm):  # noqa: F811
     written = tower.generate(inputs, max_new_tokens=3)
     want = [item.response for item in test.items]
     assert told["exact_match"] == 100 * sum(a == b for a, b in zip(written, want, strict=True)) / 6
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("prompt_tuning", {}), ("prefix_tuning", {}), ("p_tuning", {"text": "{text}\n{ctx}{mask}"})]
+)
+def test_what_a_response_should_be_is_what_the_model_was_shown(name, more, lm):  # noqa: F811
+    """By the method's template, and cut where the prompt leaves no more room."""
+    tower = lm("gpt2")
+    items = tuple(
+        Passage(f"{name} {n}", {"text": "file " * n}, "{text}", "{text}", response="The end " * 60) for n in (3, 40)
+    )
+    short = replace(items[0], key=f"{name} short", response="The end")
+    split = Split((*items, short), (0, 0, 0), (Name("response"),))
+    method = make(name, tower, "response")
+    for setting, value in more.items():
+        setattr(method, setting, value)
+    method.begin(Lesson(split), generator(0))
+    inputs = next(split.batches(3)).inputs
+    out = method(inputs, method.prepare(split.names, None))
+    shown, prompt = method.shown(inputs), method.prompt(3)
+    rows = [tower.writer.row(shown, i, prompt.length, tower.shift(prompt)) for i in range(3)]
+    assert out.target.tolist() == [token for row in rows for token in row.ids[row.begin :]]
+    assert len(out.logits) == len(out.target)
+    method.terms(next(split.batches(3)), None)
+
+
+def test_full_writes_by_its_own_weights(lm):  # noqa: F811
+    method = make("full", lm("gpt2"), "response")
+    test = texts(4, 4, "response")
+    method.begin(Lesson(test), generator(0))
+    inputs = next(test.batches(4)).inputs
+    before = method.write(inputs, max_new_tokens=5)
+    with torch.no_grad():
+        for p in method.copy.parameters():
+            p.add_(0.5 * torch.randn(p.shape, generator=generator("another")))
+    assert method.write(inputs, max_new_tokens=5) != before
 
 
 def test_a_run_is_resumed_where_it_was_stopped(lm, tmp_path):  # noqa: F811

@@ -14,6 +14,7 @@ from vlprompt.data.card import cards, read_card
 from vlprompt.data.docstrings import MODULES, NAME, documented, masked, part_of, sources
 from vlprompt.passages import Passages
 from vlprompt.stage import ids
+from vlprompt.tasks import Text
 
 TEXTS = [name for name in cards() if "text" in read_card(name)]
 OFFLINE = [name for name in TEXTS if "loader" in read_card(name)]
@@ -305,6 +306,10 @@ def test_texts_are_not_augmented_and_their_template_fits(write):
     with pytest.raises(ValueError, match=r"has \{name\}; the choices are text"):
         open_data(path, template="a photo of {name}.")
     assert open_data("docstrings", template="{mask}: {text}").train.names[0].words == ("async",)
+    for given, told in (({"prompt": "{txt} {mask}"}, r"has \{txt\}"), ({"plain": "{txt}"}, r"has \{txt\}"),
+                        ({"plain": "{text} {mask}"}, "without the answer's place")):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            _ = Text(path, **given).data
 
 
 def test_the_commands_show_texts_and_refuse_what_is_for_images(type_in, root, write, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlprompt.evaluate_text import answered, numbers
+from vlprompt.evaluate_text import numbers
 from vlprompt.method import Method, Output
 from vlprompt.metrics import (
     accuracy,
@@ -19,6 +19,7 @@ from vlprompt.metrics import (
     named_metric,
     per_class,
 )
+from vlprompt.passages import answered
 from vlprompt.stage import Split, Unlabelled, ids
 
 
@@ -87,7 +88,7 @@ def evaluate(
     """
     if not len(split):
         raise ValueError("there is nothing to evaluate: the split has no images")
-    if answered(split) != "class":
+    if answered(split.items) != "class":
         was = method.training
         try:
             return Scores(numbers(method.eval(), split, batch, micro_batch, watch), {})

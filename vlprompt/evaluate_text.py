@@ -10,18 +10,10 @@ import torch.nn.functional as F
 
 from vlprompt.method import Method
 from vlprompt.metrics import accuracy, calibration_error, class_mean, macro_f1
-from vlprompt.passages import Passage
+from vlprompt.passages import answered, other_reader
 from vlprompt.stage import Split
 
 Watch = Callable[[int, int], None]
-
-
-def answered(split: Split) -> str:
-    """How its items are answered: "class", "response" or "tags"."""
-    first: Any = split.items[0] if len(split) else None
-    if not isinstance(first, Passage):
-        return "class"
-    return "tags" if first.tags is not None else "response" if first.response is not None else "class"
 
 
 @torch.no_grad()
@@ -36,15 +28,12 @@ def numbers(method: Method, split: Split, batch: int, micro_batch: int | None, w
     said, wanted = list[str](), list[str]()
     hits = tokens = 0
     ready = method.prepare(split.names, method.fixed(split.names))
-    kind, limit = answered(split), int(split.info.get("write", 0))  # type: ignore[call-overload]
+    kind, limit = answered(split.items), int(split.info.get("write", 0))  # type: ignore[call-overload]
     for whole in split.batches(batch):
         for part in whole.split(micro_batch):
             out = method(part.inputs, ready)
             if out.target is None:
-                raise ValueError(
-                    f"these texts are answered {'word by word' if kind == 'tags' else 'by text'}, and the method "
-                    f"reads one class of a text: set method.reader={'tags' if kind == 'tags' else 'response'}"
-                )
+                raise ValueError(other_reader(kind))
             logits, target = out.logits.float(), out.target.to(out.logits.device)
             if kind == "tags":
                 found.append(logits.cpu())

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.language import LanguageTower
+from vlprompt.passages import answered, other_reader
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.readers import Reader, Texts
 from vlprompt.stage import Batch, Lesson, Names
@@ -195,12 +196,18 @@ class OnTower(Method):
         """The inputs as the tower sees them: as the reader wants them."""
         return self.reader.asked(inputs)
 
+    def _fits(self, items: Sequence[Any]) -> None:
+        """ValueError where the reader can't read how these items are answered."""
+        kind, read = answered(items), self.reader.read
+        if items and ((kind == "response") != (read == "response") or (kind == "tags" and read != "words")):
+            raise ValueError(other_reader(kind))
+
     def write(self, inputs: Any, **settings: Any) -> list[str]:
         """What a language model writes for each of the passages; settings: those of transformers' `generate`."""
         return self.tower.generate(self.shown(inputs), self.prompt(len(inputs)), **settings)
 
     def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self.reader.suits(lesson)
+        self._fits(lesson.train.items)  # said before it is trained
         self.reader.begin(lesson, generator, self.tower.width, self.tower.device)
         if not lesson.index:
             self.build(generator)
@@ -215,9 +222,10 @@ class OnTower(Method):
 
     def forward(self, inputs: Any, prepared: Any) -> Output:
         tower, read = prepared
+        self._fits(getattr(inputs, "items", ()))
         image = self.features(inputs, tower)
         return Output(self.reader(image, read), image=image, text=read if isinstance(self.reader, Texts) else None,
-                      target=self.reader.target(inputs))  # fmt: skip
+                      target=self.reader.target(self.shown(inputs), lambda: self.prompt(len(inputs))))  # fmt: skip
 
     def groups(self) -> list[dict[str, Any]]:
         """All parameters; no weight decay on vectors (biases, shifts, scales, norms), as the field has it."""

@@ -135,3 +135,21 @@ class Passages:
 
     def response(self, i: int) -> str | None:
         return self.items[i].response if self.responses is None else self.responses[i]
+
+
+def answered(items: Sequence[object]) -> str:
+    """How items are answered: "class", "response" or "tags"."""
+    first = items[0] if items else None
+    if not isinstance(first, Passage):
+        return "class"
+    return "tags" if first.tags is not None else "response" if first.response is not None else "class"
+
+
+def other_reader(kind: str) -> str:
+    """What to say where a reader can't read texts that are answered so."""
+    if kind == "class":
+        return "these texts have classes, and the method's reader writes a response: set method.reader=words or linear"
+    return (
+        f"these texts are answered {'word by word' if kind == 'tags' else 'by text'}, and the method reads one class "
+        f"of a text: set method.reader={kind}"
+    )

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import UnknownClass
 from vlprompt.parts import Template, hand
-from vlprompt.passages import Passage
+from vlprompt.prompt import Prompt
 from vlprompt.stage import Lesson, Names, ids
 from vlprompt.tower import Clip
 
@@ -28,19 +28,11 @@ class Reader(nn.Module):
         """The inputs as the tower shall see them: of passages, by which template."""
         return inputs
 
-    def suits(self, lesson: Lesson) -> None:
-        """ValueError for texts that are answered otherwise than it reads."""
-        first: Any = lesson.train.items[0] if len(lesson.train) else None
-        if isinstance(first, Passage):
-            kind = "words" if first.tags is not None else "response" if first.response is not None else "class"
-            reads = self.read if self.read in ("words", "response") else "class"
-            if kind != reads:
-                told = {"words": "word by word", "response": "by text", "class": "by a class each"}[kind]
-                wanted = {"words": "tags", "response": "response", "class": "linear or words"}[kind]
-                raise ValueError(f"these texts are answered {told}: set method.reader={wanted}")
+    def target(self, inputs: Any, prompt: Callable[[], Prompt]) -> Tensor | None:
+        """What the rows of its logits should be (R,), where the labels of a batch don't say it.
 
-    def target(self, inputs: Any) -> Tensor | None:
-        """What the rows of its logits should be (R,), where the labels of a batch don't say it."""
+        inputs: as the tower saw them; prompt: makes what went in with them, which takes room from a response.
+        """
         return None
 
     def anew(self) -> "Reader":

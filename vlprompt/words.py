@@ -1,6 +1,6 @@
 """Readers of language models: words that stand for classes (verbalizers), a class for each word, a whole response."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -83,8 +83,9 @@ class Words(Reader):
     def fixed(self, names: Names) -> tuple[list[int], Tensor]:
         """The tokens (n,) of all words, and the share (C, n) that each has in the logit of a class."""
         found, rows, owner = list[int](), list[tuple[int, int, float]](), dict[int, str]()
+        template = self.template or next((name.hand for name in map(named, names)), None)  # what stands before a word
         for c, (name, words) in enumerate(zip(names, verbalized(names, self.words), strict=True)):
-            for spelled in self.lm.spelled(words, self.template):
+            for spelled in self.lm.spelled(words, template):
                 some = spelled[:1] if self.tokens == "first" else spelled
                 if self.tokens == "first" and owner.setdefault(some[0], str(name)) != str(name):
                     raise ValueError(
@@ -143,8 +144,9 @@ class Response(Reader):
     def asked(self, inputs: Passages) -> Passages:
         return replace(inputs.form(self.template), packed=self.packing)
 
-    def target(self, inputs: Passages) -> Tensor:
-        return torch.tensor([token for answer in self.lm.targets(self.asked(inputs)) for token in answer])
+    @torch.no_grad()
+    def target(self, inputs: Passages, prompt: Callable[[], Prompt]) -> Tensor:
+        return torch.tensor([token for answer in self.lm.targets(inputs, prompt()) for token in answer])
 
     def forward(self, features: Tensor, prepared: Any) -> Tensor:
         return self.lm.vocabulary(features).float()
@@ -155,7 +157,7 @@ class Tags(Linear):
 
     read = "words"
 
-    def target(self, inputs: Passages) -> Tensor:
+    def target(self, inputs: Passages, prompt: Callable[[], Prompt]) -> Tensor:
         return torch.tensor([tag for tags in inputs.tags for tag in tags])
 
 

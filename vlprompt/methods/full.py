@@ -41,4 +41,5 @@ class Full(OnTower):
         return self.copy(inputs.pixels(tower.look).to(tower.device))
 
     def write(self, inputs: Any, **settings: Any) -> list[str]:
+        """What the trained copy writes."""
         return self.copy.tower.generate(self.shown(inputs), **settings)

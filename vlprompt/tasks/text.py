@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from vlprompt.data.card import Data, given, named
 from vlprompt.data.split import few_shot
+from vlprompt.errors import nearest
 from vlprompt.passages import Passage, pieces
-from vlprompt.stage import Lesson, Split, Stage
+from vlprompt.stage import Lesson, Name, Split, Stage
+from vlprompt.stage import named as name_of
 from vlprompt.tasks.few_shot import split_of
 
 
@@ -52,8 +54,12 @@ class Text:
                 "(`vlprompt list datasets` names them)"
             )
         for template in (self.prompt, self.plain):
-            if template is not None:
-                pieces(template)
+            fields = next(item for item in (*data.train.items, *data.test.items)).fields
+            for piece in () if template is None else pieces(template):
+                if piece.kind == "field" and piece.text not in fields:
+                    raise ValueError(f"the template {template!r} has {{{piece.text}}}; {nearest(piece.text, fields)}")
+                if piece.kind == "mask" and template == self.plain:
+                    raise ValueError(f"task.plain is a text without the answer's place, but {template!r} has {{mask}}")
         return data
 
     @property
@@ -70,7 +76,10 @@ class Text:
         change |= {"cut": self.cut} if self.cut != "end" else {}
         info = {**split.info, "write": self.write}
         items = tuple(replace(item, **change) for item in split.items) if change else split.items
-        return replace(split, items=items, info=info)
+        names = split.names
+        if self.prompt is not None:
+            names = tuple(Name(str(n), n.id, self.prompt, n.words) for n in map(name_of, names))
+        return replace(split, items=items, names=names, info=info)
 
     @cached_property
     def lesson(self) -> Lesson:

@@ -6,6 +6,7 @@ from typing import Any
 
 from vlprompt.passages import Passages
 
+LINE = "\n"
 SENTINEL = "<extra_id_0>"  # of T5: where the answer stands in the text, and how the decoder begins to give it
 
 
@@ -86,13 +87,14 @@ class Writer:
                         f"the template has {{{piece.text}}}, but the text {item.name!r} has the fields "
                         f"{', '.join(item.fields)}"
                     )
-                chat = chat or piece.text == "messages"
-                value = self._said(item.fields["messages"]) if piece.text == "messages" else item.fields[piece.text]
-                spans.append((len(text), len(text) + len(value), piece.text))
+                value, inside = item.fields[piece.text], [(0, len(item.fields[piece.text]))]
+                if piece.text == "messages":
+                    chat, (value, inside) = True, self._said(value)
+                spans += [(len(text) + begin, len(text) + end, piece.text) for begin, end in inside]
                 text += value
             after_hole = piece.kind == "tokens"
         space = text[len(text.rstrip(" \n\t")) :]  # what stands before an answer
-        if self.kind == "causal" and (mask >= 0 or inputs.response(i) is not None):
+        if self.kind == "causal":
             text = text.rstrip(" ")  # the answer brings its space along
         if mask < 0 and not chat:
             space = space or " "
@@ -105,14 +107,23 @@ class Writer:
         text = text.rstrip() + self.tokenizer.sep_token * (2 if twice else 1)
         return text, len(text)
 
-    def _said(self, messages: str) -> str:
-        """A conversation as the tokenizer's own chat template writes it, up to where the answer begins."""
+    def _said(self, messages: str) -> tuple[str, list[tuple[int, int]]]:
+        """A conversation as the tokenizer's own chat template writes it, up to where the answer begins.
+
+        And where in it each message stands, which may be cut; what the template adds may not.
+        """
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(
                 f"the tokenizer of {self.what} has no chat template, so it can't read messages: take the tokenizer of "
                 "an instruction-tuned model, or rows with a prompt and a response"
             )
-        return self.tokenizer.apply_chat_template(json.loads(messages), tokenize=False, add_generation_prompt=True)
+        told, found, at = json.loads(messages), list[tuple[int, int]](), 0
+        text = self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+        for content in (message["content"].strip() for message in told):
+            if (begin := text.find(content, at)) >= 0:
+                at = begin + len(content)
+                found.append((begin, at))
+        return text, found or [(0, len(text))]
 
     def _rows(self, inputs: Passages, i: int, text: str, spans: list[tuple[int, int, str]],
               holes: list[tuple[int, int]], mask: int, seam: int, soft: int, taken: int, space: str,
@@ -152,8 +163,9 @@ class Writer:
         front = own.index(True)
 
         def place(char: int) -> int:
-            """How many tokens stand before a character."""
-            return front + sum(1 for at, (begin, end) in enumerate(places) if own[at] and end > begin and begin < char)
+            """How many tokens stand before a character; one that begins with the space before it stands behind."""
+            ends = [(begin, end) for at, (begin, end) in enumerate(places) if own[at] and end > begin]
+            return front + sum(end <= char or bool(text[begin:char].strip()) for begin, end in ends)
 
         wanted = [(0, soft)] if soft and not holes else [(place(char), n) for char, n in holes if soft]
         new, where, source = list[int](), list[int](), list[int]()
@@ -223,10 +235,13 @@ class Writer:
 
     def spelled(self, words: list[str], space: str | None = None) -> list[list[int]]:
         """The tokens of answers as they follow a text; space: what stands between the two (default: a space)."""
-        before = {"seq2seq": "", "encoder": "a "}.get(self.kind, "a " if space is None else f"a{space}")
+        # where nothing stands between them a line's end does, for no token goes over it
+        before = {"seq2seq": "", "encoder": "a "}.get(self.kind, "a " if space is None else f"a{space or LINE}")
         encode = lambda text: self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # noqa: E731
         known = encode(before.rstrip(" ")) if before else []
-        found = [encode(before + word)[len(known) :] for word in words]
+        whole = [encode(before + word) for word in words]
+        found = [ids[len(known) :] if ids[: len(known)] == known else encode(word)
+                 for word, ids in zip(words, whole, strict=True)]  # fmt: skip
         if empty := [word for word, ids in zip(words, found, strict=True) if not ids]:
             raise ValueError(f"the answer {empty[0]!r} has no tokens for {self.what}")
         return found

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vlprompt.attention import join
+from vlprompt.backbones.hf.rows import Row
 from vlprompt.passages import Passages
 from vlprompt.prompt import KV, Prompt
 
@@ -48,11 +50,30 @@ def past(tower: "LM", text: str, prompt: Prompt, after: bool = False) -> Prompt:
 
 @torch.no_grad()
 def generate(tower: "LM", inputs: Passages, prompt: Prompt, **settings: Any) -> list[str]:
-    """What the model writes after each passage; settings: those of transformers' `generate`, greedy by default."""
+    """What the model writes after each passage; settings: those of transformers' `generate`, greedy by default.
+
+    Responses that the passages have are not looked at. A text is cut where max_new_tokens would not fit behind it, or
+    half of all positions where they are more; then it is written up to the last position.
+    """
     if tower.kind == "encoder":
         raise ValueError(f"{tower.spec} is an encoder and writes nothing: take a causal model or an encoder-decoder")
-    rows = tower.rows(inputs, prompt)
-    ids = [row.ids[: row.begin] if tower.kind == "causal" else row.ids for row in rows]
+    settings = {"max_new_tokens": 64, **settings}
+    asked = replace(inputs, items=tuple(replace(item, response=None) for item in inputs.items), responses=None)
+    most, room = settings["max_new_tokens"], tower.room if tower.kind == "causal" else None
+    rows = tower.rows(asked, prompt, 0 if room is None else min(most, room // 2))
+    limits = [most if room is None else min(most, room - tower.shift(prompt) - len(row.ids)) for row in rows]
+    like = [(end, row.mask >= 0) for end, row in zip(limits, rows, strict=True)]  # what one pass can do
+    found, each = dict[int, list[str]](), settings.get("num_return_sequences", 1)
+    for one in dict.fromkeys(like):
+        places = [i for i in range(len(rows)) if like[i] == one]
+        made = _written(tower, [rows[i] for i in places], prompt, {**settings, "max_new_tokens": one[0]})
+        found |= {i: made[k * each : (k + 1) * each] for k, i in enumerate(places)}
+    return [text for i in range(len(rows)) for text in found[i]]
+
+
+def _written(tower: "LM", rows: list[Row], prompt: Prompt, settings: dict[str, Any]) -> list[str]:
+    """What is written behind rows, no end of which is further than the model has positions for."""
+    ids = [row.ids for row in rows]
     n, fill = max(map(len, ids)), 0
     left = tower.kind == "causal"
     pad = lambda one, value: [value] * (n - len(one)) + one if left else one + [value] * (n - len(one))  # noqa: E731
@@ -63,8 +84,7 @@ def generate(tower: "LM", inputs: Passages, prompt: Prompt, **settings: Any) -> 
         soft = torch.tensor([[k + (n - len(one)) * left for k in row.soft] for row, one in zip(rows, ids, strict=True)])
         t = prompt.tokens[0].to(x.dtype).expand(len(x), -1, -1)
         x = x.scatter(1, soft.to(x.device)[..., None].expand_as(t), t)
-    how: dict[str, Any] = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": pad_id(tower)}
-    how |= {"eos_token_id": ends(tower), **settings}
+    how: dict[str, Any] = {"do_sample": False, "pad_token_id": pad_id(tower), "eos_token_id": ends(tower), **settings}
     if "stop_strings" in how:
         how["tokenizer"] = tower.tokenizer
     if tower.kind == "seq2seq" and (began := tower.sentinel(rows[0])):

@@ -1,6 +1,5 @@
 """A frozen language model as a tower: a Prompt goes in, features or states come out; rows nobody reads are not made."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from vlprompt.backbones.hf import export, speech
 from vlprompt.backbones.hf.adapted import Adapted
+from vlprompt.backbones.hf.copied import Copy
 from vlprompt.backbones.hf.fold import folded
 from vlprompt.backbones.hf.passes import Passes
 from vlprompt.backbones.hf.peft_files import plain
@@ -68,8 +68,9 @@ class LM(Passes):
         ends = zip(rows, begins, strict=True)
         return [x[b, at + row.begin - 1 : at + row.begin - 1 + len(row.answer)] for row, (b, at) in ends]
 
-    def rows(self, inputs: Passages, prompt: Prompt) -> list[Row]:
-        rows = [self.writer.row(inputs, i, prompt.length, self.shift(prompt)) for i in range(len(inputs))]
+    def rows(self, inputs: Passages, prompt: Prompt, reserved: int = 0) -> list[Row]:
+        """reserved: positions that stay free behind each."""
+        rows = [self.writer.row(inputs, i, prompt.length, self.shift(prompt) + reserved) for i in range(len(inputs))]
         self._tell(rows, inputs)
         return rows
 
@@ -228,23 +229,3 @@ class LM(Passes):
     def copy(self) -> nn.Module:
         """A trainable copy, in float32: called as the tower is."""
         return Copy(self)
-
-
-class Copy(nn.Module):
-    """All of a model, to be trained."""
-
-    def __init__(self, tower: LM):
-        super().__init__()
-        self.tower: LM
-        if tower.base not in ("fp32", "bf16"):
-            raise ValueError(f"the weights of {tower.spec} are quantised, so they can't be trained: take hf: instead")
-        net = copy.deepcopy(tower.net).float().requires_grad_(True)
-        # by their names, each once, for a model may use one tensor in two places
-        self.weights = nn.ParameterDict({name.replace(".", "/"): p for name, p in net.named_parameters()})
-        again = copy.copy(tower)
-        again.lookup = False
-        again.moved(net)
-        object.__setattr__(self, "tower", again)
-
-    def forward(self, inputs: Passages, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
-        return self.tower(inputs, prompt, read)
