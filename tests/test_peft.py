@@ -664,7 +664,9 @@ def test_an_adapter_in_the_head_is_read_through(load):
     method = methods.Peft(lm, words.Words(lm), {"peft_type": "LORA", "r": 4, "target_modules": ["lm_head"]})
     assert losses(method)[-1] < 0.9 * losses(method, 1)[0]
     response = methods.Peft(lm, words.Response(lm), {"peft_type": "LORA", "r": 4, "target_modules": ["lm_head"]})
-    response.begin(lesson(), torch.Generator())
+    one = lesson()
+    said = tuple(replace(item, response="great") for item in one.train.items)
+    response.begin(replace(one, train=replace(one.train, items=said)), torch.Generator())
     assert response.reader(torch.ones(2, lm.width), None).requires_grad
     said = response.write(texts(2), max_new_tokens=3)
     assert len(said) == 2
