@@ -144,7 +144,6 @@ class Response(Reader):
     def asked(self, inputs: Passages) -> Passages:
         return replace(inputs.form(self.template), packed=self.packing)
 
-    @torch.no_grad()
     def target(self, inputs: Passages, prompt: Callable[[], Prompt]) -> Tensor:
         return torch.tensor([token for answer in self.lm.targets(inputs, prompt()) for token in answer])
 
