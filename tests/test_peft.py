@@ -714,3 +714,24 @@ def test_a_run_of_peft_is_taken_up_and_exported(kind, load, folder, tmp_path):
     with torch.no_grad():
         mine = ours(method.tower, method.prompt(1), "llama")
     assert torch.allclose(theirs(model, "llama"), mine, atol=1e-5)
+
+
+def test_a_model_without_its_head_is_merged_without_it(folder, tmp_path):
+    """As sentence encoders are kept: the merged trunk gives the adapter's features, pooled alike, and has no head."""
+    import transformers
+
+    net = transformers.AutoModelForMaskedLM.from_pretrained(folder("bert"))
+    net.bert.save_pretrained(tmp_path / "trunk")
+    transformers.AutoTokenizer.from_pretrained(folder("bert")).save_pretrained(tmp_path / "trunk")
+    (tmp_path / "trunk" / "1_Pooling").mkdir()
+    (tmp_path / "trunk" / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    lm = vlprompt.load(f"hf:{tmp_path / 'trunk'}", "cpu")
+    method = methods.LoRA(lm, words.Sentences(lm), rank=4)
+    losses(method)
+    lm.save_merged(method.prompt(1), tmp_path / "merged")
+    again = vlprompt.load(f"hf:{tmp_path / 'merged'}", "cpu")
+    method.eval()
+    with torch.no_grad():
+        assert torch.allclose(again(texts()), lm(texts(), method.prompt(1)), atol=1e-5)
+    with pytest.raises(ValueError, match="has no head over its vocabulary"):
+        again(texts().form(), read="mask")

@@ -1,6 +1,7 @@
 """What was learned, for other programs: a Prompt as an adapter in PEFT's files, or a whole model with the parts in."""
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from vlprompt.backbones.hf import peft_files
 from vlprompt.backbones.hf.fold import quantised, shared_copy, weights
+from vlprompt.backbones.hf.passes import POOLING, POOLS
 from vlprompt.backbones.hf.quiet import quiet
 from vlprompt.prompt import Prompt
 
@@ -168,10 +170,12 @@ def save_merged_adapter(adapted: "Adapted", folder: Path) -> None:
 
 
 def _probed(lm: "LM", net: Any) -> Tensor:
-    """Logits of a few rows of drawn tokens."""
+    """Logits of a few rows of drawn tokens; of a model without its head the last states."""
     many = net.get_input_embeddings().weight.shape[0]
     ids = torch.randint(many, (2, 16), generator=torch.Generator().manual_seed(0)).to(lm.device)
     how = {"decoder_input_ids": ids[:, :8]} if lm.kind == "seq2seq" else {}
+    if not lm.answers:
+        return net.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.float()
     return net(input_ids=ids, attention_mask=torch.ones_like(ids), **how).logits.float()
 
 
@@ -187,7 +191,11 @@ def _checked(wanted: Tensor, made: Tensor) -> None:
 def _written(lm: "LM", net: Any, folder: Path) -> None:
     try:
         with quiet():
-            net.save_pretrained(str(folder))
+            (net if lm.answers else net.base_model).save_pretrained(str(folder))  # what it came without it goes without
         lm.tokenizer.save_pretrained(str(folder))
+        if lm.pool != POOLS[lm.kind]:
+            (folder / "1_Pooling").mkdir(exist_ok=True)
+            told = {f"pooling_mode_{key}": pool == lm.pool for pool, key in POOLING.items()}
+            (folder / "1_Pooling" / "config.json").write_text(json.dumps(told), "utf-8")
     except OSError as error:
         raise OSError(f"could not write into {str(folder)!r} ({error}); make room or name another folder") from error

@@ -8,6 +8,7 @@ import torch
 
 from vlprompt.backbones.frozen import fingerprint, freeze
 from vlprompt.backbones.hf.inject import ATTENTION, register
+from vlprompt.backbones.hf.passes import POOLING
 from vlprompt.backbones.hf.places import FAMILIES
 from vlprompt.backbones.hf.quiet import hush_bitsandbytes, quiet
 from vlprompt.backbones.hf.tower import LM
@@ -129,10 +130,7 @@ def pooling(folder: Path) -> str:
     if not path.is_file():
         return ""
     told = json.loads(path.read_text("utf-8"))
-    for key, pool in (("mean_tokens", "mean"), ("cls_token", "first"), ("lasttoken", "last")):
-        if told.get(f"pooling_mode_{key}"):
-            return pool
-    return ""
+    return next((pool for pool, key in POOLING.items() if told.get(f"pooling_mode_{key}")), "")
 
 
 def quantised(base: str, spec: str) -> Any:

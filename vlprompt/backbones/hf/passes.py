@@ -19,6 +19,8 @@ from vlprompt.prompt import Prompt
 from vlprompt.tower import insert
 
 Kind = Literal["causal", "encoder", "seq2seq"]
+POOLS = {"causal": "last", "encoder": "first", "seq2seq": "mean"}  # where a folder says nothing of it
+POOLING = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken"}  # as sentence-transformers calls them
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Passes:
         self.head_dim = (
             getattr(config, "head_dim", None) or getattr(config, "d_kv", 0) or self.dim // config.num_attention_heads
         )
-        self.pool = pool or {"causal": "last", "encoder": "first", "seq2seq": "mean"}[kind]
+        self.pool = pool or POOLS[kind]
         bound = getattr(config, "max_position_embeddings", None)
         self.room = None if bound is None else bound - family.offset(config)
         if kind == "seq2seq":
