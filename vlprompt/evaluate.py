@@ -9,16 +9,7 @@ from torch import Tensor
 
 from vlprompt.evaluate_text import numbers
 from vlprompt.method import Method, Output
-from vlprompt.metrics import (
-    accuracy,
-    calibration_error,
-    class_mean,
-    effective_number,
-    homes,
-    macro_f1,
-    named_metric,
-    per_class,
-)
+from vlprompt.metrics import accuracy, classified, effective_number, homes, named_metric, per_class
 from vlprompt.passages import answered
 from vlprompt.stage import Split, Unlabelled, ids
 
@@ -105,12 +96,7 @@ def evaluate(
     predicted = logits.argmax(1)
     if whole.silent is not None:
         predicted[whole.silent] = classes  # none of them
-    told = {
-        "accuracy": accuracy(predicted, labels),
-        "class_mean": class_mean(predicted, labels, classes),
-        "macro_f1": macro_f1(predicted, labels, classes),
-        "calibration_error": calibration_error(logits.softmax(1), labels),
-    }
+    told = classified(predicted, logits.softmax(1), labels, classes)
     if whole.silent is not None:
         told["unanswered"] = 100 * float(whole.silent.double().mean())
     if used is not None:

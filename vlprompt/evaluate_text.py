@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vlprompt.method import Method
-from vlprompt.metrics import accuracy, calibration_error, class_mean, macro_f1
+from vlprompt.metrics import classified
 from vlprompt.passages import answered, other_reader
 from vlprompt.stage import Split
 
@@ -49,10 +49,7 @@ def numbers(method: Method, split: Split, batch: int, micro_batch: int | None, w
             watch(done, len(split))
     if kind == "tags":
         logits, labels, classes = torch.cat(found), torch.cat(right), len(split.names)
-        guess = logits.argmax(1)
-        return {"accuracy": accuracy(guess, labels), "class_mean": class_mean(guess, labels, classes),
-                "macro_f1": macro_f1(guess, labels, classes),
-                "calibration_error": calibration_error(logits.softmax(1), labels)}  # fmt: skip
+        return classified(logits.argmax(1), logits.softmax(1), labels, classes)
     scores = dict[str, float]()
     if tokens:
         scores |= {"perplexity": math.exp(min(losses / tokens, 700.0)), "token_accuracy": 100 * hits / tokens}

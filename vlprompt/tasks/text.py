@@ -12,7 +12,7 @@ from typing import Any, Literal
 from vlprompt.data.card import Data, given, named
 from vlprompt.data.split import few_shot
 from vlprompt.errors import nearest
-from vlprompt.passages import Passage, pieces
+from vlprompt.passages import Passage, answered, pieces
 from vlprompt.stage import Lesson, Name, Split, Stage
 from vlprompt.stage import named as name_of
 from vlprompt.tasks.few_shot import split_of
@@ -48,16 +48,18 @@ class Text:
     @cached_property
     def data(self) -> Data:
         data = given(self.given, None, self.skip_broken, texts=True)
-        if not isinstance(next((item for item in (*data.train.items, *data.test.items)), None), Passage):
+        first = next((item for item in (*data.train.items, *data.test.items)), None)
+        if not isinstance(first, Passage):
             raise ValueError(
                 f"{data.name} has images, and the task text is for texts: take --task few_shot, or a dataset of texts "
                 "(`vlprompt list datasets` names them)"
             )
         for template in (self.prompt, self.plain):
-            fields = next(item for item in (*data.train.items, *data.test.items)).fields
             for piece in () if template is None else pieces(template):
-                if piece.kind == "field" and piece.text not in fields:
-                    raise ValueError(f"the template {template!r} has {{{piece.text}}}; {nearest(piece.text, fields)}")
+                if piece.kind == "field" and piece.text not in first.fields:
+                    raise ValueError(
+                        f"the template {template!r} has {{{piece.text}}}; {nearest(piece.text, first.fields)}"
+                    )
                 if piece.kind == "mask" and template == self.plain:
                     raise ValueError(f"task.plain is a text without the answer's place, but {template!r} has {{mask}}")
         return data
@@ -112,11 +114,7 @@ class Text:
             "classes": [str(name) for name in train.names],
             "template": self.template,
             "plain": self._first.plain if self.plain is None else self.plain,
-            "answer": "tags"
-            if self._first.tags is not None
-            else "class"
-            if self._first.response is None
-            else "response",
+            "answer": answered((self._first,)),
             "cut_at": self.cut,
             "split": split_of(self.data),
             "note": self.data.note,

@@ -12,8 +12,8 @@ from vlprompt.backbones.hf.passes import POOLING
 from vlprompt.backbones.hf.places import FAMILIES
 from vlprompt.backbones.hf.quiet import hush_bitsandbytes, quiet
 from vlprompt.backbones.hf.tower import LM
+from vlprompt.language import HELD
 
-BASES = ("fp32", "bf16", "int8", "nf4")
 FILES = (  # what a folder must have: one of each line
     ("config.json",),
     ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -24,7 +24,7 @@ FILES = (  # what a folder must have: one of each line
 def language(name: str, *, spec: str, device: str, base: str = "fp32") -> LM:
     """A causal model, an encoder or an encoder-decoder by its folder or its name on the hub.
 
-    base: how its weights are held, one of BASES; int8 and nf4 (QLoRA's NF4 with double quantisation) by bitsandbytes.
+    base: how its weights are held, a value of HELD; int8 and nf4 (QLoRA's, with double quantisation) by bitsandbytes.
     ValueError for a family that has no recipe, a folder that is not there or weights that are not whole; OSError where
     files can't be had, saying which to put where.
     """
@@ -34,8 +34,8 @@ def language(name: str, *, spec: str, device: str, base: str = "fp32") -> LM:
         raise ValueError(f"{spec!r} needs transformers: pip install 'vlprompt[lm]'") from error
     from safetensors import SafetensorError
 
-    if base not in BASES:
-        raise ValueError(f"there is no base {base!r}; a language model is held as {', '.join(BASES)}")
+    if base not in HELD.values():
+        raise ValueError(f"there is no base {base!r}; a language model is held as {', '.join(HELD.values())}")
     check_place(name)
     register()
     try:

@@ -63,7 +63,7 @@ class Passes:
             self.room = bound if bound < 10**6 else None
         self.writer = Writer(tokenizer, kind, self.room, spec, getattr(config, "type_vocab_size", 0) > 1)
         self.size = sum(p.numel() for p in net.parameters())
-        self.biases = self._biases()
+        self.biases, self.every = self._biases(), self._every()  # copies with an adapter have the same
         self.kept = Kept()
         self.notes: dict[str, str] = {}  # copies for an adapter share it
 
@@ -183,6 +183,7 @@ class Passes:
         return frozenset(found | ({"norm"} if getattr(self.norm, "bias", None) is not None else set()))
 
     def _every(self) -> dict[str, tuple[int, int]]:
+        """All sites, with the widths of what a part there is given and of what was made."""
         found = {} if self.norm is None else {"norm": fans(self.norm)}
         for layer, place in self.places.items():
             found |= {f"{layer}/{kind}": fans(module) for kind, module in place.maps.items()}
@@ -197,7 +198,7 @@ class Passes:
 
         Kinds: norm, and per layer q k v out up gate down norm1 norm2 attn mlp attn+ mlp+. ValueError for others.
         """
-        every = self._every()
+        every = self.every
         names = names or tuple({site.split("/")[-1] for site in every})
         kinds = list(dict.fromkeys(site.split("/")[-1] for site in every))
         if unknown := [name for name in names if name not in kinds]:

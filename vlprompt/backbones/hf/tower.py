@@ -111,7 +111,7 @@ class LM(Passes):
             raise ValueError(
                 f"the prompt has a prefix for layer {strange[0]!r}; this model's are {', '.join(map(str, self.layers))}"
             )
-        if strange := [site for site in prompt.beside if site not in self._every()]:
+        if strange := [site for site in prompt.beside if site not in self.every]:
             raise ValueError(f"the prompt has a part at {strange[0]!r}, where this model has no map")
         if read == "mask" and not self.answers:
             raise ValueError(
