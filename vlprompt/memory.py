@@ -1,9 +1,16 @@
 """Peak memory of a run: of the device where it has its own, else of the process since the run began."""
 
+import ctypes
 import sys
+import weakref
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 HELD = Path("/proc/self/status")
 
@@ -30,3 +37,41 @@ def peak(device: torch.device) -> float:
 
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held / 2**20 if sys.platform == "darwin" else held / 2**10
+
+
+@lru_cache
+def give_back() -> None:
+    """From now on a tensor of a MB or more returns to the system when it goes, where glibc would keep the room.
+
+    What layers leave between each other's tensors otherwise adds up to several times what is held at once.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
+
+
+class Tracked(TorchDispatchMode):
+    """What the tensors made while this lasts take: `held` bytes now, `most` at once; those from before don't count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.most = 0
+        self._known = dict[int, int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {s._cdata for s in _storages((args, kwargs))}
+        made = func(*args, **(kwargs or {}))
+        for storage in _storages(made):
+            if storage._cdata not in before and storage._cdata not in self._known:
+                self._known[storage._cdata] = size = storage.nbytes()
+                self.held += size
+                self.most = max(self.most, self.held)
+                weakref.finalize(storage, self._gone, storage._cdata)
+        return made
+
+    def _gone(self, storage: int) -> None:
+        self.held -= self._known.pop(storage, 0)
+
+
+def _storages(tree: Any) -> Iterator[Any]:
+    return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))

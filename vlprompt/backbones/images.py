@@ -11,10 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vlprompt.backbones.copies import Upper, Whole, lower
 from vlprompt.backbones.kept import Kept
 from vlprompt.backbones.sizes import by, check_patches, check_width, stretched
+from vlprompt.how import PLAINLY
 from vlprompt.merge import fold, merged_blocks
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.stage import Images, Look
-from vlprompt.tower import Attend, Block, Map, check, everyone, find_sites, same, walk
+from vlprompt.tower import Attend, Block, Map, check, everyone, find_sites, same, step, walk
 
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 ROWS = 512  # token rows of one pass on a CPU
@@ -32,6 +33,7 @@ class ImageTower:
     grid: tuple[int, int] = (0, 0)
     asked = False  # whether the look was asked for, instead of the one that the weights were trained with
     notes: Mapping[str, str] = {}  # replaced, never written into
+    how = PLAINLY  # how the blocks are computed
 
     def __init__(self, net: Map, width: int, look: Look, key: str, device: torch.device, tokens: int = 0):
         self.net, self.width, self.look, self.key, self.device = net, width, look, key, device
@@ -202,7 +204,8 @@ class ViT(ImageTower):
         """Rows (B, N, D) through the blocks, and what is read of them."""
         s, few = self.special, self.read if read == "pooled" else None
         wanted = None if few is None else torch.arange(few, device=x.device)
-        x = walk(self.blocks, x, prompt, attention=self.attention, slot=s, rows=wanted, prompts=read == "prompts")
+        x = walk(self.blocks, x, prompt, attention=self.attention, slot=s, rows=wanted, prompts=read == "prompts",
+                 by=self.how.by(step))  # fmt: skip
         if read == "pooled" and self.norm_last:
             x = self.pool(x)
         x = prompt.part("norm", x, self.norm(x))
