@@ -1,6 +1,7 @@
 """Peak memory of a run: of the device where it has its own, else of the process since the run began."""
 
 import ctypes
+import math
 import sys
 import weakref
 from collections.abc import Iterator
@@ -31,12 +32,35 @@ def peak(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if HELD.exists():
-        line = next(line for line in HELD.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
+        return _line(HELD, "VmHWM")
     import resource
 
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held / 2**20 if sys.platform == "darwin" else held / 2**10
+
+
+def held(device: torch.device) -> float:
+    """Megabytes that the process (or on a GPU its tensors) takes now."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
+    return _line(HELD, "VmRSS") if HELD.exists() else peak(device)
+
+
+def free(device: torch.device) -> float:
+    """Megabytes that are to be had besides; infinite where the system does not tell."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + cached) / 2**20
+    found = [_line(Path("/proc/meminfo"), "MemAvailable")] if Path("/proc/meminfo").exists() else []
+    most, now = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))  # of a container
+    if most.exists() and (limit := most.read_text().strip()).isdigit():
+        found.append((int(limit) - int(now.read_text())) / 2**20)
+    return min(found, default=math.inf)
+
+
+def _line(file: Path, key: str) -> float:
+    """Megabytes in a file of lines such as "VmHWM:  123 kB"."""
+    return int(next(line for line in file.read_text().splitlines() if line.startswith(key)).split()[1]) / 2**10
 
 
 @lru_cache
