@@ -1,7 +1,9 @@
 """What several test files share: the golden CLIP, tiny twins, images as values, a folder of real pictures."""
 
 import json
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from vlprompt.cli import main
 from vlprompt.results.folder import Folder, read_all
 from vlprompt.stage import Images
 
+LEFT = TemporaryDirectory(prefix="vlprompt-features-")
+os.environ["VLPROMPT_FEATURES"] = LEFT.name  # nothing of the suite goes into the user's cache
 torch.set_num_threads(1)  # the passes are tiny: more threads only wait for each other
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -1,0 +1,198 @@
+"""Segments: immutable files of rows by digest, each row with a checksum, memory-mapped for reading.
+
+A header (magic, number of rows, shape), then the digests in order (two arrays of 8 bytes), the checksums, the rows.
+"""
+
+import hashlib
+import math
+import mmap
+import os
+import platform
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+
+MAGIC, MOST_DIMS = b"vlprows1", 6
+HEADER = struct.Struct(f"<8s{2 + MOST_DIMS}Q")  # magic, rows, dimensions, the shape of a row
+EACH, NUMBER = 24, 4  # bytes of an entry besides its row, and of a number (float32)
+SUFFIX, NODE = ".rows", hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()  # NODE: this machine
+
+
+class Broken(Exception):
+    """A file that is no whole segment, or a row that is not what was written."""
+
+
+def digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+
+
+def checksum(name: bytes, row: bytes | memoryview) -> int:
+    """Of a row under its digest, so that no row stands for another either."""
+    return int.from_bytes(hashlib.blake2b(row, digest_size=8, key=name).digest(), "little")
+
+
+def halves(name: bytes) -> tuple[int, int]:
+    return int.from_bytes(name[:8], "little"), int.from_bytes(name[8:], "little")
+
+
+class Segment:
+    """A segment that is open. Raises Broken for a file that is not whole, OSError for one that can't be read."""
+
+    def __init__(self, path: Path):
+        self.path, self.touched = path, 0.0
+        with path.open("rb") as file:
+            head = file.read(HEADER.size)
+            if len(head) < HEADER.size or head[:8] != MAGIC:
+                raise Broken("it is no segment")
+            self.rows, dims, *sides = HEADER.unpack(head)[1:]
+            self.shape = tuple(sides[:dims])
+            self.each = NUMBER * math.prod(self.shape)
+            self.begin = HEADER.size + EACH * self.rows
+            self.size = self.begin + self.each * self.rows
+            if dims > MOST_DIMS or not self.rows or os.fstat(file.fileno()).st_size != self.size:
+                raise Broken("it is truncated")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        first, second, checks = np.frombuffer(self._map, "<u8", 3 * self.rows, HEADER.size).reshape(3, -1)
+        self._first, self._second, self._checks = first, second, checks
+
+    def get(self, name: bytes) -> bytearray | None:
+        """A copy of a row, or None; Broken where its checksum is another."""
+        if self._map.size() != self.size:  # someone cut it since: reading would end the process
+            raise Broken("it is truncated")
+        first, second = halves(name)
+        place = int(np.searchsorted(self._first, np.uint64(first)))
+        while place < self.rows and int(self._first[place]) == first:
+            if int(self._second[place]) == second:
+                return bytearray(self._checked(name, place))
+            place += 1
+        return None
+
+    def _checked(self, name: bytes, place: int) -> bytes:
+        begin = self.begin + self.each * place
+        row = self._map[begin : begin + self.each]
+        if checksum(name, row) != int(self._checks[place]):
+            raise Broken("a row is not what was written")
+        return row
+
+    def entries(self) -> Iterator[tuple[bytes, int]]:
+        """Digests and places, in order."""
+        for place in range(self.rows):
+            yield int(self._first[place]).to_bytes(8, "little") + int(self._second[place]).to_bytes(8, "little"), place
+
+    def row(self, name: bytes, place: int) -> bytes:
+        if self._map.size() != self.size:
+            raise Broken("it is truncated")
+        return self._checked(name, place)
+
+    def use(self, now: float) -> None:
+        """Say, once a minute at most, that it was used: what was not for longest goes first."""
+        if now - self.touched > 60:
+            self.touched = now
+            with suppress(OSError):
+                os.utime(self.path)
+
+
+def write(folder: Path, shape: Sequence[int], names: Sequence[bytes], rows: Iterable[bytes | memoryview]) -> Path:
+    """A new segment of rows in the order of their digests (as `in_order` has it), whole or not at all.
+
+    Nothing waits for the disk: what a power cut leaves half is known by its size or its checksums.
+    """
+    token = uuid4().hex[:16]
+    part, path = folder / f".{NODE}-{os.getpid()}-{token}.part", folder / f"{token}{SUFFIX}"
+    try:
+        with part.open("wb") as file:
+            sides = (*shape, *[0] * (MOST_DIMS - len(shape)))
+            file.write(HEADER.pack(MAGIC, len(names), len(shape), *sides))
+            both = np.array([halves(name) for name in names], "<u8")
+            file.write(np.ascontiguousarray(both.T).tobytes())
+            file.seek(8 * len(names), os.SEEK_CUR)
+            checks = np.empty(len(names), "<u8")
+            for place, row in enumerate(rows):
+                file.write(row)
+                checks[place] = checksum(names[place], row)
+            file.seek(HEADER.size + 16 * len(names))
+            file.write(checks.tobytes())
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def in_order(names: Iterable[bytes]) -> list[bytes]:
+    return sorted(names, key=halves)
+
+
+def merge(folder: Path, segments: Sequence[Segment]) -> tuple[Path | None, list[tuple[Segment, Broken]]]:
+    """One segment of several of one shape, each row checked and once; the broken ones, of which nothing is taken."""
+    homes: dict[bytes, tuple[Segment, int]] = {}
+    broken = list[tuple[Segment, Broken]]()
+    for segment in segments:
+        try:
+            mine = {name: (segment, place) for name, place in segment.entries()}
+            for name, (_, place) in mine.items():
+                segment.row(name, place)
+            homes |= mine
+        except Broken as error:
+            broken.append((segment, error))
+    if not homes:
+        return None, broken
+    names = in_order(homes)
+    rows = (segment.row(name, place) for name in names for segment, place in [homes[name]])
+    return write(folder, segments[0].shape, names, rows), broken
+
+
+def leftovers(folder: Path, now: float) -> Iterator[Path]:
+    """Parts that nobody will finish: of processes of this machine that are gone, and of others after a day."""
+    for part in folder.glob(".*.part"):
+        node, _, rest = part.name[1:].partition("-")
+        number = rest.partition("-")[0]
+        if node == NODE and number.isdigit() and os.name == "posix":
+            if not _alive(int(number)):
+                yield part
+        else:
+            with suppress(OSError):
+                if now - part.stat().st_mtime > 86400:
+                    yield part
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[bool]:
+    """Whether no other process is tidying this store; where the system has no locks, always."""
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    held = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(held)
+
+
+def every_segment(root: Path) -> Iterator[tuple[os.stat_result, Path]]:
+    """All segments of a store, each with what the system says of it."""
+    for path in root.glob(f"*-*/*{SUFFIX}"):
+        with suppress(FileNotFoundError):  # made one with others meanwhile
+            yield path.stat(), path
