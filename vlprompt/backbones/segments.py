@@ -1,9 +1,11 @@
 """Segments: immutable files of rows by digest, each row with a checksum, memory-mapped for reading.
 
-A header (magic, number of rows, shape), then the digests in order (two arrays of 8 bytes), the checksums, the rows.
+A header (magic, number of rows, shape, a checksum of itself and the index), then the index (digests in order, as two
+arrays of 8 bytes, and checksums), then the rows.
 """
 
 import hashlib
+import json
 import math
 import mmap
 import os
@@ -12,12 +14,13 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 
 MAGIC, MOST_DIMS = b"vlprows1", 6
-HEADER = struct.Struct(f"<8s{2 + MOST_DIMS}Q")  # magic, rows, dimensions, the shape of a row
+HEADER = struct.Struct(f"<8s{3 + MOST_DIMS}Q")  # magic, rows, dimensions, the shape of a row, checksum
 EACH, NUMBER = 24, 4  # bytes of an entry besides its row, and of a number (float32)
 SUFFIX, NODE = ".rows", hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()  # NODE: this machine
 
@@ -30,9 +33,12 @@ def digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
-def checksum(name: bytes, row: bytes | memoryview) -> int:
+def checksum(name: bytes, *parts: bytes | memoryview) -> int:
     """Of a row under its digest, so that no row stands for another either."""
-    return int.from_bytes(hashlib.blake2b(row, digest_size=8, key=name).digest(), "little")
+    made = hashlib.blake2b(digest_size=8, key=name)
+    for part in parts:
+        made.update(part)
+    return int.from_bytes(made.digest(), "little")
 
 
 def halves(name: bytes) -> tuple[int, int]:
@@ -48,7 +54,7 @@ class Segment:
             head = file.read(HEADER.size)
             if len(head) < HEADER.size or head[:8] != MAGIC:
                 raise Broken("it is no segment")
-            self.rows, dims, *sides = HEADER.unpack(head)[1:]
+            self.rows, dims, *sides, check = HEADER.unpack(head)[1:]
             self.shape = tuple(sides[:dims])
             self.each = NUMBER * math.prod(self.shape)
             self.begin = HEADER.size + EACH * self.rows
@@ -56,6 +62,8 @@ class Segment:
             if dims > MOST_DIMS or not self.rows or os.fstat(file.fileno()).st_size != self.size:
                 raise Broken("it is truncated")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if checksum(b"", head[:-8], self._map[HEADER.size : self.begin]) != check:
+            raise Broken("its index is not what was written")
         first, second, checks = np.frombuffer(self._map, "<u8", 3 * self.rows, HEADER.size).reshape(3, -1)
         self._first, self._second, self._checks = first, second, checks
 
@@ -105,17 +113,16 @@ def write(folder: Path, shape: Sequence[int], names: Sequence[bytes], rows: Iter
     part, path = folder / f".{NODE}-{os.getpid()}-{token}.part", folder / f"{token}{SUFFIX}"
     try:
         with part.open("wb") as file:
-            sides = (*shape, *[0] * (MOST_DIMS - len(shape)))
-            file.write(HEADER.pack(MAGIC, len(names), len(shape), *sides))
-            both = np.array([halves(name) for name in names], "<u8")
-            file.write(np.ascontiguousarray(both.T).tobytes())
-            file.seek(8 * len(names), os.SEEK_CUR)
-            checks = np.empty(len(names), "<u8")
+            head = MAGIC, len(names), len(shape), *shape, *[0] * (MOST_DIMS - len(shape))
+            index = np.empty((3, len(names)), "<u8")
+            index[:2] = np.array([halves(name) for name in names], "<u8").T
+            file.seek(HEADER.size + index.nbytes)
             for place, row in enumerate(rows):
                 file.write(row)
-                checks[place] = checksum(names[place], row)
-            file.seek(HEADER.size + 16 * len(names))
-            file.write(checks.tobytes())
+                index[2, place] = checksum(names[place], row)
+            file.seek(0)
+            file.write(HEADER.pack(*head, checksum(b"", HEADER.pack(*head, 0)[:-8], index.tobytes())))
+            file.write(index.tobytes())
         part.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -128,23 +135,19 @@ def in_order(names: Iterable[bytes]) -> list[bytes]:
     return sorted(names, key=halves)
 
 
-def merge(folder: Path, segments: Sequence[Segment]) -> tuple[Path | None, list[tuple[Segment, Broken]]]:
-    """One segment of several of one shape, each row checked and once; the broken ones, of which nothing is taken."""
-    homes: dict[bytes, tuple[Segment, int]] = {}
-    broken = list[tuple[Segment, Broken]]()
+def merge(folder: Path, segments: Sequence[Segment]) -> tuple[Path | None, dict[Path, Broken]]:
+    """One segment of the good rows of several of one shape, each once (None: there are none), and what was broken."""
+    homes, broken = dict[bytes, tuple[Segment, int]](), dict[Path, Broken]()
     for segment in segments:
-        try:
-            mine = {name: (segment, place) for name, place in segment.entries()}
-            for name, (_, place) in mine.items():
+        for name, place in segment.entries():
+            try:
                 segment.row(name, place)
-            homes |= mine
-        except Broken as error:
-            broken.append((segment, error))
-    if not homes:
-        return None, broken
+                homes[name] = segment, place
+            except Broken as error:
+                broken[segment.path] = error
     names = in_order(homes)
     rows = (segment.row(name, place) for name in names for segment, place in [homes[name]])
-    return write(folder, segments[0].shape, names, rows), broken
+    return write(folder, segments[0].shape, names, rows) if names else None, broken
 
 
 def leftovers(folder: Path, now: float) -> Iterator[Path]:
@@ -196,3 +199,21 @@ def every_segment(root: Path) -> Iterator[tuple[os.stat_result, Path]]:
     for path in root.glob(f"*-*/*{SUFFIX}"):
         with suppress(FileNotFoundError):  # made one with others meanwhile
             yield path.stat(), path
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What made a shelf's features; {} where the file is broken."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_about(folder: Path, about: dict[str, Any]) -> None:
+    """Where there is none yet."""
+    path, part = folder / "about.json", folder / f".{NODE}-{os.getpid()}-about.part"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+        part.replace(path)

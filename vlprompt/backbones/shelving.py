@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vlprompt.backbones.images import ImageTower
-from vlprompt.backbones.segments import SUFFIX, Broken, Segment
+from vlprompt.backbones.segments import SUFFIX, Broken, Segment, read_about
 from vlprompt.backbones.sizes import by
-from vlprompt.backbones.store import FORMAT, MOST, Shelf, Store, read_about
+from vlprompt.backbones.store import FORMAT, MOST, Shelf, Store
 from vlprompt.images import Images, Look
 from vlprompt.tower import Clip
 from vlprompt.vision import Backbone, tower_of
@@ -116,7 +116,7 @@ class Held:
 
     def clear(self) -> None:
         """Remove it; what is not ours stays."""
-        for pattern in (f"*{SUFFIX}", ".*.part", ".about.*", "about.json"):
+        for pattern in (f"*{SUFFIX}", ".*.part", "about.json"):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)
         with suppress(OSError):  # another process has just written into it

@@ -7,7 +7,6 @@ of their own. Nothing here is needed: what is broken, full or not permitted cost
 
 import atexit
 import json
-import os
 import time
 import warnings
 import weakref
@@ -31,7 +30,9 @@ from vlprompt.backbones.segments import (
     in_order,
     leftovers,
     merge,
+    read_about,
     write,
+    write_about,
 )
 
 FORMAT = 1  # goes up whenever pixels or towers change what they make of an item
@@ -61,12 +62,12 @@ class Store:
     def opened(self, shelf: "Shelf") -> None:
         self._open.append(shelf)
 
-    def stop(self, error: OSError) -> None:
+    def stop(self, error: Exception) -> None:
         """Go on without writing; said once."""
         if self.writes:
             self.writes = False
             _warn(
-                f"features can't be kept in {str(self.root)!r} ({error.strerror or error}): the run goes on and "
+                f"features can't be kept in {str(self.root)!r} ({error}): the run goes on and "
                 "computes them; make room, permit writing, or name another folder or none by --features"
             )
 
@@ -98,6 +99,7 @@ class Shelf:
         self.folder: Path | None = None
         self._probe: Callable[[], Tensor] | None = probe
         self._segments, self._new = dict[Path, Segment](), dict[bytes, Tensor]()
+        self._left = set[Path]()
         self._bytes, self._since, self._looked, self._changed = 0, 0.0, 0.0, -1
 
     def get(self, key: str) -> Tensor | None:
@@ -114,7 +116,7 @@ class Shelf:
             try:
                 row = segment.get(name)
             except Broken as error:
-                self._drop(segment.path, error)
+                self._replace([segment], error)
                 continue
             if row is not None:
                 segment.use(time.time())
@@ -141,7 +143,7 @@ class Shelf:
             if not self.store.room(sum(row.nbytes + EACH for row in new.values())):
                 self.store.full()
                 return
-            self._home(self.folder, self.about)
+            write_about(self.folder, self.about)
             for shape in {row.shape for row in new.values()}:
                 names = in_order(name for name, row in new.items() if row.shape == shape)
                 rows = (new[name].cpu().contiguous().numpy().reshape(-1).view(np.uint8).data for name in names)
@@ -149,7 +151,7 @@ class Shelf:
                 self._segments[path] = Segment(path)
             self._tidy(self.folder)
         except (OSError, Broken) as error:
-            self.store.stop(error if isinstance(error, OSError) else OSError(str(error)))
+            self.store.stop(error)
 
     def _find(self) -> None:
         """The folder of a tower that makes the same of the fixed input; a new one where there is none."""
@@ -169,14 +171,6 @@ class Shelf:
             self.folder = self.store.root / f"{start}-{digest(repr(made)).hex()[:8]}"
         self._arrived()
 
-    @staticmethod
-    def _home(folder: Path, about: dict[str, Any]) -> None:
-        path, part = folder / "about.json", folder / f".about.{os.getpid()}"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-            part.replace(path)
-
     def _arrived(self) -> list[Segment]:
         """Segments that others have written since; looked for once a second at most."""
         now = time.monotonic()
@@ -191,7 +185,7 @@ class Shelf:
         except OSError:  # there is no such folder yet
             return []
         self._segments = {path: segment for path, segment in self._segments.items() if path in here}
-        opened = {path: self._opened(path) for path in sorted(here - self._segments.keys())}
+        opened = {path: self._opened(path) for path in sorted(here - self._segments.keys() - self._left)}
         found = {path: segment for path, segment in opened.items() if segment is not None}
         self._segments |= found
         return list(found.values())
@@ -202,14 +196,31 @@ class Shelf:
         except FileNotFoundError:  # made one with others meanwhile
             return None
         except (Broken, OSError) as error:
-            self._drop(path, error)
+            self._leave(path, error)
             return None
 
-    def _drop(self, path: Path, error: Exception) -> None:
+    def _leave(self, path: Path, error: Exception | None = None) -> None:
+        """A file is not read any more, and goes, but for one that is not ours to read; error: what is wrong with it."""
         self._segments.pop(path, None)
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        _warn(f"the file of features {str(path)!r} is broken ({error}): it is left out, and they are computed again")
+        self._left.add(path)
+        if not isinstance(error, OSError):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        if error is not None:
+            _warn(f"the file of features {str(path)!r} is broken ({error}): what it can't give is computed again")
+
+    def _replace(self, old: list[Segment], error: Broken | None = None) -> None:
+        """One segment of the good rows of several; error: what is known to be wrong with the first."""
+        broken, made = dict[Path, Broken](), None
+        try:
+            made, broken = merge(old[0].path.parent, old) if self.store.writes else (None, broken)
+        except (OSError, Broken) as problem:
+            self.store.stop(problem)
+            old = [] if error is None else old
+        broken |= {} if error is None else {old[0].path: error}
+        for segment in old:
+            self._leave(segment.path, broken.get(segment.path))
+        self._segments |= {} if made is None else {made: Segment(made)}
 
     def _tidy(self, folder: Path) -> None:
         """What dead processes left goes, and many small segments become one."""
@@ -223,22 +234,7 @@ class Shelf:
             for shape in {segment.shape for segment in self._segments.values()}:
                 some = [s for s in self._segments.values() if s.shape == shape and s.size < LARGE]
                 if len(some) > MANY:
-                    made, broken = merge(folder, some)
-                    for segment, error in broken:
-                        self._drop(segment.path, error)
-                    for segment in some:
-                        self._segments.pop(segment.path, None)
-                        segment.path.unlink(missing_ok=True)
-                    self._segments |= {} if made is None else {made: Segment(made)}
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """What made a shelf's features; {} where the file is broken."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+                    self._replace(some)
 
 
 def _at_exit(store: weakref.ref[Store]) -> None:
