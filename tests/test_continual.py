@@ -217,7 +217,7 @@ def test_a_memory_is_bounded_balanced_and_keeps_what_it_had():
     seen = lessons[2].seen
     assert ids(seen.names) == ("4", "5", "0", "1", "2", "3")
     truth = {f"digits/{i}": str(label) for i, label in enumerate(arrays()[1])}
-    assert all(ids(seen.names)[label] == truth[i.key] for i, label in zip(seen.items, seen.labels, strict=True))
+    assert all(ids(seen.names)[label] == truth[i.name] for i, label in zip(seen.items, seen.labels, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,7 @@ class _Run:
         about |= {"seconds": time.monotonic() - start} | ({"used": used} if used else {})
         about |= {"epochs": told.epochs} if told.epochs else {}
         told.scores, told.classes = [*told.scores, scores], [*told.classes, classes]
-        told.stages = [*told.stages, about]
-        told.stage, told.begun, told.epochs = index + 1, False, []
+        told.stages, told.stage, told.begun, told.epochs = [*told.stages, about], index + 1, False, []
         self.features.flush()
         if lesson.total != index + 1:
             self._save(State(tensors={f"method/{k}": v.detach() for k, v in self.method.state_dict().items()}))
