@@ -11,6 +11,7 @@ import mmap
 import os
 import platform
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,17 +65,17 @@ class Segment:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if checksum(b"", head[:-8], self._map[HEADER.size : self.begin]) != check:
             raise Broken("its index is not what was written")
-        first, second, checks = np.frombuffer(self._map, "<u8", 3 * self.rows, HEADER.size).reshape(3, -1)
-        self._first, self._second, self._checks = first, second, checks
+        numbers = memoryview(self._map)[HEADER.size : self.begin].cast("Q")
+        self._first, self._second, self._checks = (numbers[k * self.rows : (k + 1) * self.rows] for k in range(3))
 
     def get(self, name: bytes) -> bytearray | None:
         """A copy of a row, or None; Broken where its checksum is another."""
         if self._map.size() != self.size:  # someone cut it since: reading would end the process
             raise Broken("it is truncated")
         first, second = halves(name)
-        place = int(np.searchsorted(self._first, np.uint64(first)))
-        while place < self.rows and int(self._first[place]) == first:
-            if int(self._second[place]) == second:
+        place = bisect_left(self._first, first)
+        while place < self.rows and self._first[place] == first:
+            if self._second[place] == second:
                 return bytearray(self._checked(name, place))
             place += 1
         return None
@@ -82,14 +83,14 @@ class Segment:
     def _checked(self, name: bytes, place: int) -> bytes:
         begin = self.begin + self.each * place
         row = self._map[begin : begin + self.each]
-        if checksum(name, row) != int(self._checks[place]):
+        if checksum(name, row) != self._checks[place]:
             raise Broken("a row is not what was written")
         return row
 
     def entries(self) -> Iterator[tuple[bytes, int]]:
         """Digests and places, in order."""
         for place in range(self.rows):
-            yield int(self._first[place]).to_bytes(8, "little") + int(self._second[place]).to_bytes(8, "little"), place
+            yield self._first[place].to_bytes(8, "little") + self._second[place].to_bytes(8, "little"), place
 
     def row(self, name: bytes, place: int) -> bytes:
         if self._map.size() != self.size:
