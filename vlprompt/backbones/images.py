@@ -65,15 +65,15 @@ class ImageTower:
                 missing.setdefault(key, i)
         for begin in range(0, len(missing), self.pass_size):
             some = list(missing.items())[begin : begin + self.pass_size]
-            features = self._features(images, [i for _, i in some])
+            features = self.computed(images, [i for _, i in some])
             for (key, _), feature in zip(some, features, strict=True):
                 found[key] = feature
                 self.kept.keep(key, feature.clone())
         drawn = [i for i, key in enumerate(images.keys) if key is None]
-        fresh = dict(zip(drawn, self._features(images, drawn), strict=True)) if drawn else {}
+        fresh = dict(zip(drawn, self.computed(images, drawn), strict=True)) if drawn else {}
         return torch.stack([fresh[i] if key is None else found[key] for i, key in enumerate(images.keys)])
 
-    def _features(self, images: Images, places: list[int]) -> Tensor:
+    def computed(self, images: Images, places: list[int]) -> Tensor:
         """(len(places), E), always through passes of pass_size images; the last pass is filled up."""
         parts = []
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), sdpa_kernel(KERNELS):
@@ -100,7 +100,7 @@ class ImageTower:
     def _again(self, net: Map, look: Look, tokens: int) -> Any:
         """A copy that stores its own features."""
         ImageTower.__init__(found := copy(self), net, self.width, look, self.key, self.device, tokens)
-        found.spec, found.asked = self.spec, True
+        found.spec, found.asked, found.kept = self.spec, True, self.kept.of(found)
         return found
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
@@ -227,7 +227,7 @@ class ViT(ImageTower):
         made.blocks = merged_blocks(self.blocks, prompt)
         made.embed = fold("patch", self.embed, prompt.beside["patch"]) if "patch" in prompt.beside else self.embed
         made.norm = fold("norm", self.norm, prompt.beside["norm"]) if "norm" in prompt.beside else self.norm
-        made.kept = Kept()
+        made.kept = self.kept.like(None, made)
         return made
 
     def cut(self, k: int) -> tuple[ImageTower, Upper]:
@@ -236,6 +236,7 @@ class ViT(ImageTower):
             raise ValueError(f"a tower of {self.depth} blocks can be cut before its last 1 to {self.depth}, not {k}")
         rows = lower(self, self.depth - k)
         below = ImageTower(rows, self.dim, self.look, f"{self.key}/cut{k}", self.device, len(self.positions))
+        below.kept = self.kept.of(below)
         return below, Upper(self, self.depth - k)
 
     def copy(self) -> Whole:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt.backbones.kept import looked_up
 from vlprompt.how import PLAINLY, again
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.shared import Layout, Row, encode, lay_out
@@ -106,6 +107,7 @@ class TextTower:
             )
         return self.table[torch.tensor(ids, device=self.device)].clone()
 
+    @looked_up
     def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
         """C texts after each of R contexts -> (R, C, E). Holes like {4} are where the prompt's tokens stand."""
         if read != "pooled":

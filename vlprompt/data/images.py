@@ -11,6 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from vlprompt.images import lasting
 from vlprompt.stage import Item, Look, View
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -145,5 +146,5 @@ def file_item(path: Path, name: str = "") -> Item:
     name: its path inside its dataset.
     """
     stat = path.stat()
-    key = f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
+    key = lasting(path.absolute(), stat.st_size, stat.st_mtime_ns)
     return Item(key, partial(_decode_file, str(path)), name)
