@@ -10,6 +10,7 @@ from rich.console import Console
 from vlprompt.data_cli import Device, Root, SkipBroken, use_root
 from vlprompt.data_cli import app as data_app
 from vlprompt.errors import explained
+from vlprompt.machine_cli import PictureMemory, Threads, Workers, use_pictures
 from vlprompt.results_cli import plot, table
 from vlprompt.search_cli import search
 
@@ -84,10 +85,9 @@ def run(
     root: Root = None,
     skip_broken: SkipBroken = False,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")] = 5.0,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="CPU threads: by default all, but one for the embedded CLIP, which more only slow."),
-    ] = None,
+    threads: Threads = None,
+    workers: Workers = None,
+    picture_memory: PictureMemory = None,
     until_task: Annotated[
         int | None, typer.Option(min=1, help="Pause a stream after so many lessons; without it the command goes on.")
     ] = None,
@@ -101,6 +101,7 @@ def run(
     from vlprompt.sweep import sweep
 
     use_root(root)
+    use_pictures(workers, picture_memory)
     words = [w for w in (words or []) if w]
     if method and "=" in method:
         method, words = None, [method, *words]
