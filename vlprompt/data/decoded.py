@@ -30,9 +30,9 @@ class Decoded:
     def __len__(self) -> int:
         return len(self._held)
 
-    def get(self, key: object) -> Image.Image | None:
-        array = self._held.get(key)
-        return None if array is None else Image.fromarray(array)
+    def get(self, key: object) -> np.ndarray | None:
+        """Its bytes (H, W, 3), not to be written into."""
+        return self._held.get(key)
 
     def keep(self, key: object, picture: Image.Image) -> None:
         width, height = picture.size
@@ -55,7 +55,7 @@ class Decoded:
 
     def _shrink(self) -> None:
         while self.bytes > self.most:
-            i = self._chance.randrange(len(self._order))
+            i = self._chance.randrange(max(1, len(self._order) - 1))  # the newest stays
             self._order[i], self._order[-1] = self._order[-1], self._order[i]
             self.bytes -= self._held.pop(self._order.pop()).nbytes + EACH
 

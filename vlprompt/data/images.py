@@ -132,7 +132,7 @@ def formed(picture: Image.Image, look: Look, view: View | None) -> Image.Image:
 
 
 def finished(shown: Any, look: Look, view: View | None) -> Tensor:
-    """(3, h, w), normalised, from a picture in the form of its sight."""
+    """(3, h, w), normalised, from a picture in the form of its sight (what is cut out may be its bytes, (h, w, 3))."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as T
 
@@ -156,7 +156,7 @@ def finished(shown: Any, look: Look, view: View | None) -> Tensor:
     elif not look.antialias:
         shown = T.center_crop(_resized(shown, look), list(look.size))
     if not isinstance(shown, Tensor):
-        bytes_ = T.pil_to_tensor(shown)
+        bytes_ = torch.from_numpy(shown).permute(2, 0, 1) if isinstance(shown, np.ndarray) else T.pil_to_tensor(shown)
         shown = torch.empty(bytes_.shape).copy_(bytes_).div_(255)
     return (shown - torch.tensor(look.mean)[:, None, None]).div_(torch.tensor(look.std)[:, None, None])
 
@@ -184,13 +184,14 @@ class _Sights:
         """A view may come again as another one; a look without a view is not kept."""
         return finished(self._formed(look, view, view is not None), look, view)
 
-    def _formed(self, look: Look, view: View | None, keep: bool) -> Image.Image:
+    def _formed(self, look: Look, view: View | None, keep: bool) -> Any:
         kind = form(look, view)
-        if (found := HELD.get((self.key, *kind))) is None:
-            whole = HELD.get((self.key,)) if kind else None
-            found = formed(self.open_it() if whole is None else whole, look, view)
-            if keep:
-                HELD.keep((self.key, *kind), found)
+        if (found := HELD.get((self.key, *kind))) is not None:
+            return found if "none" in kind else Image.fromarray(found)  # bytes are all that is left to be normalised
+        whole = HELD.get((self.key,)) if kind else None
+        found = formed(self.open_it() if whole is None else Image.fromarray(whole), look, view)
+        if keep:
+            HELD.keep((self.key, *kind), found)
         return found
 
 
