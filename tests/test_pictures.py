@@ -26,6 +26,7 @@ from vlprompt.train import Train, fit
 COMMAND = Path(sys.executable).parent / "vlprompt"
 LOOKS = [
     Look((32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)),
+    Look((24, 40)),
     Look((24, 40), interpolation="bilinear", crop=0.875),
     Look((32, 32), resize="squash"),
     Look((28, 28), interpolation="bilinear", crop=0.8, antialias=False),
@@ -74,7 +75,7 @@ def test_pixels_are_the_same_bits_whatever_was_kept(modes):
                 assert found.dtype == torch.float32
                 assert found.equal(fresh[f, look, view]), (f.name, look, view)
     kept = len(HELD)
-    assert kept == len(modes) * (1 + 2 * 3)  # itself; resized, and what is cut out, for three looks
+    assert kept == len(modes) * (1 + 2 * 4)  # itself; resized, and what is cut out, for four looks
 
 
 def test_threads_see_the_same_bits(modes):
@@ -175,7 +176,6 @@ def test_the_process_grows_by_what_is_counted():
 import re
 from PIL import Image
 from vlprompt.data.decoded import Decoded
-from vlprompt.data.images import pixels
 from pathlib import Path
 def resident():
     return int(re.search(r"VmRSS:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -258,6 +258,10 @@ def test_only_what_is_asked_for_is_decoded_ahead():
         batch.inputs.part(2, 5).pixels(look)
         time.sleep(0.03)
     assert sorted(slow.done) == [2, 3, 4, 8, 9, 10, 14, 15, 16, 20, 21]
+    slow = Slow(12)
+    for k, batch in enumerate(ahead(slow.split.batches(6))):
+        some = batch.inputs if k else batch.inputs.part(2, 5)  # then also those that nobody started
+        assert some.pixels(look).flatten().tolist() == list(range(6, 12) if k else range(2, 5))
     slow = Slow(20)
     for k, batch in enumerate(ahead(slow.split.batches(4))):
         if k < 2:
