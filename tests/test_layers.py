@@ -31,17 +31,31 @@ MAY = {  # a module or folder of vlprompt -> what it may import of vlprompt
     "metrics": [],
     "tasks": ["stage", "data", "metrics", "tasks"],
     "evaluate_text": [*CORE, "method", "metrics"],
-    "evaluate": [*CORE, "evaluate_text", "method", "data", "metrics", "tasks"],
-    "train": [*CORE, "parts", "method", "data", "metrics", "tasks", "evaluate", "train"],
+    "evaluate": [*CORE, "ahead", "evaluate_text", "method", "data", "metrics", "tasks"],
+    "ahead": ["stage"],
+    "train": [*CORE, "ahead", "parts", "method", "data", "metrics", "tasks", "evaluate", "train"],
     "results": ["stage", "metrics", "tasks", "train", "results"],
 }
 MAY["described"] = [*CORE, "readers", "words", "method", "tasks", "train"]
 MAY["tracking"] = [*CORE, "method", "methods", "metrics", "evaluate", "train"]
 MAY["runner"] = [*CORE, "method", "tasks", "evaluate", "tracking", "train", "results", "described"]
 MAY["config"] = [*MAY["runner"], "readers", "words", "runner", "methods", "data"]
-LOWEST = ["counted", "errors", "how", "lazy", "memory", "source", "templates", "name", "images", "passages", "inputs"]
+LOWEST = [
+    "counted",
+    "errors",
+    "how",
+    "lazy",
+    "memory",
+    "source",
+    "templates",
+    "name",
+    "images",
+    "passages",
+    "inputs",
+    "workers",
+]
 MAY = {layer: [*allowed, *LOWEST] for layer, allowed in MAY.items()} | {layer: ["errors"] for layer in LOWEST}
-MAY["inputs"] = ["images", "passages"]
+MAY["inputs"], MAY["images"] = ["images", "passages"], ["workers"]
 FILES = sorted((ROOT / "vlprompt").rglob("*.py"))
 
 

@@ -11,6 +11,7 @@ from vlprompt.data_cli import Device, Root, SkipBroken, use_root
 from vlprompt.data_cli import app as data_app
 from vlprompt.errors import explained
 from vlprompt.features_cli import Features, features, use_features
+from vlprompt.machine_cli import PictureMemory, Threads, Workers, use_pictures
 from vlprompt.results_cli import Where, export, plot, table
 from vlprompt.search_cli import search
 
@@ -83,10 +84,9 @@ def run(
     root: Root = None,
     skip_broken: SkipBroken = False,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")] = 5.0,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="CPU threads: by default all, but one for the embedded CLIP, which more only slow."),
-    ] = None,
+    threads: Threads = None,
+    workers: Workers = None,
+    picture_memory: PictureMemory = None,
     until_task: Annotated[
         int | None, typer.Option(min=1, help="Pause a stream after so many lessons; without it the command goes on.")
     ] = None,
@@ -105,6 +105,7 @@ def run(
 
     use_root(root)
     use_features(features)
+    use_pictures(workers, picture_memory)
     words = [w for w in (words or []) if w]
     if method and "=" in method:
         method, words = None, [method, *words]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt.ahead import ahead
 from vlprompt.evaluate_text import numbers
 from vlprompt.method import Method, Output
 from vlprompt.metrics import accuracy, classified, effective_number, homes, named_metric, per_class
@@ -25,7 +26,7 @@ def outputs(method: Method, split: Split | Unlabelled, batch: int = 100, micro_b
     method.eval()
     try:
         ready = method.prepare(split.names, method.fixed(split.names)) if prepared is None else prepared
-        for whole in split.batches(batch):
+        for whole in ahead(split.batches(batch)):
             yield _joined([method(part.inputs, ready) for part in whole.split(micro_batch)])
     finally:
         method.train(was)

@@ -65,7 +65,8 @@ class ImageTower:
                 missing.setdefault(key, i)
         for begin in range(0, len(missing), self.pass_size):
             some = list(missing.items())[begin : begin + self.pass_size]
-            features = self.computed(images, [i for _, i in some])
+            after = list(missing.values())[begin + self.pass_size : begin + 2 * self.pass_size]
+            features = self.computed(images, [i for _, i in some], after)
             for (key, _), feature in zip(some, features, strict=True):
                 found[key] = feature
                 self.kept.keep(key, feature.clone())
@@ -73,13 +74,17 @@ class ImageTower:
         fresh = dict(zip(drawn, self.computed(images, drawn), strict=True)) if drawn else {}
         return torch.stack([fresh[i] if key is None else found[key] for i, key in enumerate(images.keys)])
 
-    def computed(self, images: Images, places: list[int]) -> Tensor:
-        """(len(places), E), always through passes of pass_size images; the last pass is filled up."""
+    def computed(self, images: Images, places: list[int], after: Sequence[int] = ()) -> Tensor:
+        """(len(places), E), always through passes of pass_size images; the last pass is filled up.
+
+        While a pass is computed, the pictures of the next are decoded; after: of what follows these.
+        """
         parts = []
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), sdpa_kernel(KERNELS):
             for begin in range(0, len(places), self.pass_size):
                 some = places[begin : begin + self.pass_size]
-                pixels = images.some(self.look, some).to(self.device)
+                pixels = images.some(self.look, some, once=True).to(self.device)
+                images.start(self.look, places[begin + self.pass_size :][: self.pass_size] or after, once=True)
                 filled = torch.cat([pixels, pixels[-1:].expand(self.pass_size - len(some), -1, -1, -1)])
                 parts.append(self.encode(filled)[: len(some)])
                 if not parts[-1].isfinite().all():

@@ -140,7 +140,7 @@ def _items(
             try:
                 item = found.item(row.path)
                 if skip_broken:
-                    item.pixels(LEAST, None)
+                    item.once(LEAST, None)
             except (FileNotFoundError, NotADirectoryError):
                 missing.append(row.path)
             except ValueError:

@@ -23,6 +23,9 @@ class _Pixels:
     def __call__(self, look: Look, view: View | None) -> Tensor:
         return _DECODERS[self.key](look, view)
 
+    def once(self, look: Look, view: View | None) -> Tensor:
+        return getattr(decode := _DECODERS[self.key], "once", decode)(look, view)
+
 
 def _code(text: str) -> str:
     return hashlib.sha256(f"hidden {text}".encode()).hexdigest()[:24]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from vlprompt.data.decoded import HELD
 from vlprompt.images import lasting
 from vlprompt.stage import Item, Look, View
 
@@ -74,12 +77,23 @@ def _crop_box(width: int, height: int, least: float, view: torch.Generator) -> t
     return (height - side) // 2, (width - side) // 2, side, side
 
 
+class _Stream(TorchFunctionMode):
+    """Random numbers that torch would draw from the stream of all come from one of their own; in this thread only."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.own = torch.Generator().manual_seed(seed)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        drawn = getattr(func, "__name__", "") in ("rand", "randint", "_sample_dirichlet")
+        return func(*args, **(kwargs or {}), **({"generator": self.own} if drawn else {}))
+
+
 def _augmix(picture: Any, seed: int) -> Any:
     """AugMix (Hendrycks et al., ICLR 2020, arXiv:1912.02781) at severity 1; torchvision draws from torch's stream."""
     from torchvision.transforms.v2 import AugMix
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _Stream(seed):
         return AugMix(severity=1)(picture)
 
 
@@ -95,20 +109,38 @@ def _resized(picture: Any, look: Look) -> Any:
     return T.resize(shown, whole if square else [min(whole)], mode, antialias=look.antialias)
 
 
-def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor:
-    """(3, h, w), normalised.
+def form(look: Look, view: View | None) -> tuple[object, ...]:
+    """What all sights of one kind begin with: the picture itself, the picture resized, or what is cut out of that.
 
-    Without a view: resized and cut out of the middle. With one, perhaps mirrored: for "shift-flip" resized and cut out
-    at a random place (VPT on FGVC; it moves by what the look's crop leaves), otherwise a random crop that is resized.
+    A crop is taken from the picture itself, and one that is sampled at points has no bytes any more.
     """
+    augment = "none" if view is None else view.augment
+    if augment not in ("none", "shift-flip") or not look.antialias:
+        return ()
+    return augment, look.size, look.interpolation, look.resize, look.crop
+
+
+def formed(picture: Image.Image, look: Look, view: View | None) -> Image.Image:
+    """A picture in that form."""
+    from torchvision.transforms import functional as T
+
+    if not (kind := form(look, view)):
+        return picture
+    shown: Any = _resized(picture, look)
+    if kind[0] != "shift-flip":
+        shown = T.center_crop(shown, list(look.size))
+    return shown
+
+
+def finished(shown: Any, look: Look, view: View | None) -> Tensor:
+    """(3, h, w), normalised, from a picture in the form of its sight (what is cut out may be its bytes, (h, w, 3))."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as T
 
-    shown: Any = picture  # torchvision annotates Tensor where it takes pictures too
     mode = InterpolationMode(look.interpolation)
     if view is not None and view.augment == "shift-flip":
         random = torch.Generator().manual_seed(view.seed)
-        shown = _resized(picture, look)
+        shown = shown if look.antialias else _resized(shown, look)
         over = [max(0, have - wanted) for have, wanted in zip(T.get_dimensions(shown)[1:], look.size, strict=True)]
         top, left = (int(torch.randint(0, n + 1, (1,), generator=random)) for n in over)
         shown = T.crop(shown, top, left, *look.size)
@@ -116,28 +148,57 @@ def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor
             shown = T.hflip(shown)
     elif view is not None and view.augment != "none":
         random = torch.Generator().manual_seed(view.seed)
-        shown = T.resized_crop(shown, *_crop_box(*picture.size, LEAST[view.augment], random), list(look.size), mode)
+        width, height = shown.size
+        shown = T.resized_crop(shown, *_crop_box(width, height, LEAST[view.augment], random), list(look.size), mode)
         if view.augment != "crop" and float(torch.rand(1, generator=random)) < 0.5:
             shown = T.hflip(shown)
         if view.augment == "augmix":
             shown = _augmix(shown, view.seed)
-    else:
-        shown = T.center_crop(_resized(picture, look), list(look.size))
-    x = shown if isinstance(shown, Tensor) else T.pil_to_tensor(shown).float() / 255
-    return (x - torch.tensor(look.mean)[:, None, None]) / torch.tensor(look.std)[:, None, None]
+    elif not look.antialias:
+        shown = T.center_crop(_resized(shown, look), list(look.size))
+    if not isinstance(shown, Tensor):
+        bytes_ = torch.from_numpy(shown).permute(2, 0, 1) if isinstance(shown, np.ndarray) else T.pil_to_tensor(shown)
+        shown = torch.empty(bytes_.shape).copy_(bytes_).div_(255)
+    return (shown - torch.tensor(look.mean)[:, None, None]).div_(torch.tensor(look.std)[:, None, None])
 
 
-def _decode(open_it: Callable[[], Image.Image], look: Look, view: View | None) -> Tensor:
-    return pixels(open_it(), look, view)
+def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor:
+    """(3, h, w), normalised.
+
+    Without a view: resized and cut out of the middle. With one, perhaps mirrored: for "shift-flip" resized and cut out
+    at a random place (VPT on FGVC; it moves by what the look's crop leaves), otherwise a random crop that is resized.
+    """
+    return finished(formed(picture, look, view), look, view)
 
 
-def _decode_file(path: str, look: Look, view: View | None) -> Tensor:
-    return pixels(open_picture(Path(path)), look, view)
+@dataclass(frozen=True, slots=True)
+class _Sights:
+    """Decodes one picture, and keeps of it what its next sight of the same kind begins with."""
+
+    key: str
+    open_it: Callable[[], Image.Image]
+
+    def __call__(self, look: Look, view: View | None) -> Tensor:
+        return finished(self._formed(look, view, True), look, view)
+
+    def once(self, look: Look, view: View | None) -> Tensor:
+        """A view may come again as another one; a look without a view is not kept."""
+        return finished(self._formed(look, view, view is not None), look, view)
+
+    def _formed(self, look: Look, view: View | None, keep: bool) -> Any:
+        kind = form(look, view)
+        if (found := HELD.get((self.key, *kind))) is not None:
+            return found if "none" in kind else Image.fromarray(found)  # bytes are all that is left to be normalised
+        whole = HELD.get((self.key,)) if kind else None
+        found = formed(self.open_it() if whole is None else Image.fromarray(whole), look, view)
+        if keep:
+            HELD.keep((self.key, *kind), found)
+        return found
 
 
 def picture_item(key: str, open_it: Callable[[], Image.Image], name: str = "") -> Item:
     """An item of a picture that can be opened again; `key` must change when the picture does."""
-    return Item(key, partial(_decode, open_it), name)
+    return Item(key, _Sights(key, open_it), name)
 
 
 def file_item(path: Path, name: str = "") -> Item:
@@ -146,5 +207,8 @@ def file_item(path: Path, name: str = "") -> Item:
     name: its path inside its dataset.
     """
     stat = path.stat()
-    key = lasting(path.absolute(), stat.st_size, stat.st_mtime_ns)
-    return Item(key, partial(_decode_file, str(path)), name)
+    return picture_item(lasting(path.absolute(), stat.st_size, stat.st_mtime_ns), partial(_open, str(path)), name)
+
+
+def _open(path: str) -> Image.Image:
+    return open_picture(Path(path))

@@ -115,7 +115,7 @@ def _broken(parts: dict[str, Split], watch: Callable[[int, int], None] | None) -
     found = []
     for done, item in enumerate(every, 1):
         try:
-            item.pixels(LEAST, None)
+            item.once(LEAST, None)
         except (ValueError, OSError):
             found.append(item.name)
         if watch is not None and (done % 50 == 0 or done == len(every)):

@@ -6,6 +6,7 @@ from itertools import islice
 
 import torch
 
+from vlprompt.ahead import ahead
 from vlprompt.stage import Batch, Lesson, picked
 from vlprompt.train.criteria import UNSEEN
 from vlprompt.train.settings import Train
@@ -27,7 +28,10 @@ class Order:
         return len(self.seen) or (0 if self.unseen is None else len(self.unseen))
 
     def epoch(self, epoch: int, steps: int) -> Iterator[Batch]:
-        """The batches of an epoch of so many steps."""
+        """The batches of an epoch of so many steps, each decoded while the one before it is computed."""
+        return ahead(self._epoch(epoch, steps))
+
+    def _epoch(self, epoch: int, steps: int) -> Iterator[Batch]:
         train = self.train
         batches = self.seen.batches(train.batch, seed=self.seed, epoch=epoch, views=train.views,
                                     drop_last=train.drop_last, shuffle=self.announced)  # fmt: skip
