@@ -38,9 +38,22 @@ MAY["described"] = [*CORE, "readers", "words", "method", "tasks", "train"]
 MAY["tracking"] = [*CORE, "method", "methods", "metrics", "evaluate", "train"]
 MAY["runner"] = [*CORE, "method", "tasks", "evaluate", "tracking", "train", "results", "described"]
 MAY["config"] = [*MAY["runner"], "readers", "words", "runner", "methods", "data"]
-LOWEST = ["errors", "lazy", "memory", "source", "templates", "name", "images", "passages", "inputs"]
+LOWEST = [
+    "errors",
+    "lazy",
+    "memory",
+    "source",
+    "templates",
+    "name",
+    "images",
+    "passages",
+    "inputs",
+    "world",
+    "exchange",
+]
 MAY = {layer: [*allowed, *LOWEST] for layer, allowed in MAY.items()} | {layer: ["errors"] for layer in LOWEST}
 MAY["inputs"] = ["images", "passages"]
+MAY["exchange"] = ["world"]
 FILES = sorted((ROOT / "vlprompt").rglob("*.py"))
 
 

@@ -12,6 +12,7 @@ from vlprompt.data_cli import app as data_app
 from vlprompt.errors import explained
 from vlprompt.results_cli import plot, table
 from vlprompt.search_cli import search
+from vlprompt.world_cli import Processes, one_alone, together
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +22,7 @@ app = typer.Typer(
     help="Prompt learning on frozen vision-language and language models. "
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
+app.callback()(one_alone)
 app.add_typer(data_app, name="data")
 for command in (search, table, plot):
     app.command()(command)
@@ -88,9 +90,8 @@ def run(
         int | None,
         typer.Option(help="CPU threads: by default all, but one for the embedded CLIP, which more only slow."),
     ] = None,
-    until_task: Annotated[
-        int | None, typer.Option(min=1, help="Pause a stream after so many lessons; without it the command goes on.")
-    ] = None,
+    until_task: Annotated[int | None, typer.Option(min=1, help="Pause a stream after so many lessons.")] = None,
+    processes: Processes = None,
 ) -> None:
     """Train and test: every combination of methods, shots and seeds (and pairs of domains), one folder each.
 
@@ -113,9 +114,10 @@ def run(
     settings = [f"task.targets=[{targets}]"] if targets else []
     settings += [w for w in words if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
     methods = [m for m in method.split(",") if m] if method else [None]
-    sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None),
-          task=task, source=source, target=target, backbone=backbone, file=config, settings=settings, runs=runs,
-          device=device, save_every=save_every, threads=threads, out=out, until=until_task)  # fmt: skip
+    with together(device, processes, out) as (own, seen):
+        sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None),
+              task=task, source=source, target=target, backbone=backbone, file=config, settings=settings, runs=runs,
+              device=own, save_every=save_every, threads=threads, out=seen, until=until_task)  # fmt: skip
 
 
 @app.command()
