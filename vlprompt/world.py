@@ -128,13 +128,15 @@ def _device(device: str | None) -> str:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda:"):
         _refuse(f"several processes can't share {device}: say --device cuda, and each takes its own GPU")
-    if device != "cuda":
+    if device not in ("cpu", "cuda"):
+        _refuse(f"several processes train on CPUs or on CUDA GPUs, not on {device}: say --device cpu")
+    if device == "cpu":
         return device
     here, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if max(here, int(os.environ["LOCAL_RANK"]) + 1) > found:
         _refuse(
             f"{here} processes were started here, and there {'is' if found == 1 else 'are'} {found} CUDA "
-            f"device{'s' * (found != 1)}: start {max(found, 1)}, or say --device cpu"
+            f"device{'s' * (found != 1)}: start {found or 'none'} for them, or say --device cpu"
         )
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return f"cuda:{os.environ['LOCAL_RANK']}"
@@ -186,9 +188,10 @@ def _heard() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        cause = "" if "onnection" in str(error) else f" ({str(error).splitlines()[0]})"
         raise Lost(
-            f"another of the {_now.size} processes has ended ({str(error).splitlines()[0]}); what it wrote last says "
-            "why, if it wrote anything (the system ends one when memory is full); the same command goes on from here"
+            f"another of the {_now.size} processes has ended{cause}, without a word: the system ends one where memory "
+            "is full; the same command goes on from here"
         ) from error
 
 
