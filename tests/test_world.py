@@ -53,17 +53,19 @@ SLOW = [
     {"method": "promptsrc", "settings": [*SMALL, "train.batch=2"], **FOLDER},
     {"method": "coop", "settings": [*SMALL, "train.select=val", "train.clip=0.1"], **FOLDER},
     {"method": "tpt", "settings": ["method.views=3"], **FOLDER},
-    *({"method": name, "settings": SMALL, **HEAD} for name in ("lora", "partial", "bitfit", "side_tuning")),
+    # Adam would make steps of what is left of a gradient that is zero, that of the keys' bias
+    *({"method": name, "settings": [*SMALL, "train.optimizer=sgd"], **HEAD}
+      for name in ("lora", "partial", "bitfit", "side_tuning")),
     {"method": "ranpac", "settings": ["method.width=50", "task.stages=2", "task.shots=6"], **STREAM},
     *({"method": name, "settings": STREAM_SMALL, **STREAM} for name in ("dualprompt", "s_prompts")),
     {"method": "coda_prompt", "settings": [*STREAM_SMALL, "method.size=6"], **STREAM},
-    {"method": "upl", "settings": [*SMALL, "method.method=coop"], **ADAPT},
+    {"method": "upl", "backbone": "glyph", "settings": [*SMALL, "method.method=coop"], **ADAPT},
     {"method": "dann", "settings": [*SMALL, "method.reader=linear"], **ADAPT},
     {"method": "entropy", "settings": [*SMALL, "method.method=coop"], **ADAPT},
 ]  # fmt: skip
 
 
-def together(*words, many=2, seconds=200, **environment):
+def together(*words, many=2, seconds=500, **environment):
     """What torchrun comes to: its exit status and all that was written."""
     done = subprocess.run([*TORCHRUN, str(many), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True, check=False, timeout=seconds, env={**ENVIRONMENT, **environment})  # fmt: skip
@@ -77,7 +79,7 @@ def told(folder):
     return json.loads(path.read_text()), steps, load_file(path.parent / "prompt.safetensors")
 
 
-def assert_same(one, two, exact=False):
+def assert_same(one, two):
     """Of one process and of two: the same to rounding; every file was written once and is whole."""
     (a, losses, learned), (b, others, also) = one, two
     assert a["config"] == b["config"]
@@ -220,7 +222,7 @@ def command(folder, method, *more):
 ])  # fmt: skip
 def test_what_goes_wrong_in_one_process_ends_both_and_is_told_once(tmp_path, home, how, wanted):
     words = command(tmp_path / "runs", "mine:Broken", "train.epochs=4")
-    status, said = together(BIN / "vlprompt", *words, HOW=how, **home, seconds=100)
+    status, said = together(BIN / "vlprompt", *words, HOW=how, **home)
     assert status
     assert said.count(wanted) == 1, said
     assert said.count("error: ") + said.count("KeyError: ") == 1, said
@@ -247,7 +249,7 @@ def test_a_killed_torchrun_takes_its_processes_along_and_the_command_goes_on(tmp
     while process.poll() is None and not list(stopped.glob("*/last.safetensors")):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
-    said = process.communicate(timeout=60)[0]  # until its processes have closed what they write to
+    said = process.communicate(timeout=200)[0]  # until its processes have closed what they write to
     assert said.count("torchrun, which started these processes, is gone") == 1, said
     assert not list(stopped.glob("*/result.json"))
     status, said = together(BIN / "vlprompt", *command(stopped, "mine:Dropped", *more), **home)
