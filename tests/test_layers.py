@@ -53,9 +53,11 @@ LOWEST = [
     "passages",
     "inputs",
     "workers",
+    "world",
+    "exchange",
 ]
 MAY = {layer: [*allowed, *LOWEST] for layer, allowed in MAY.items()} | {layer: ["errors"] for layer in LOWEST}
-MAY["inputs"], MAY["images"] = ["images", "passages"], ["workers"]
+MAY["inputs"], MAY["images"], MAY["exchange"] = ["images", "passages"], ["workers"], ["world"]
 FILES = sorted((ROOT / "vlprompt").rglob("*.py"))
 
 

@@ -14,6 +14,7 @@ from vlprompt.features_cli import Features, features, use_features
 from vlprompt.machine_cli import PictureMemory, Threads, Workers, use_pictures
 from vlprompt.results_cli import Where, export, plot, table
 from vlprompt.search_cli import search
+from vlprompt.world_cli import Processes, one_alone, together
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Prompt learning on frozen vision-language and language models. "
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
+app.callback()(one_alone)
 app.add_typer(data_app, name="data")
 data_app.command()(features)
 for command in (search, table, plot, export):
@@ -94,6 +96,7 @@ def run(
         int | None, typer.Option(min=1, help="How many augmented views of an image exist; default: one per epoch.")
     ] = None,
     features: Features = None,
+    processes: Processes = None,
 ) -> None:
     """Train and test: every combination of methods, shots and seeds (and pairs of domains), one folder each.
 
@@ -119,9 +122,10 @@ def run(
     settings += [f"train.views={views}"] if views else []
     settings += [w for w in words if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
     methods = [m for m in method.split(",") if m] if method else [None]
-    sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None),
-          task=task, source=source, target=target, backbone=backbone, file=config, settings=settings, runs=runs,
-          device=device, save_every=save_every, threads=threads, out=out, until=until_task)  # fmt: skip
+    with together(device, processes, out) as (own, seen):
+        sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None),
+              task=task, source=source, target=target, backbone=backbone, file=config, settings=settings, runs=runs,
+              device=own, save_every=save_every, threads=threads, out=seen, until=until_task)  # fmt: skip
 
 
 @app.command()

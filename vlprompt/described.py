@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vlprompt import world
 from vlprompt.method import Method, backbone_of
 from vlprompt.readers import Reader
 from vlprompt.stage import Lesson, named
@@ -102,6 +103,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         **versions,
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
+        "processes": world.size(),
         "git": commit,
     }
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt import exchange
 from vlprompt.ahead import ahead
 from vlprompt.evaluate_text import numbers
-from vlprompt.method import Method, Output
+from vlprompt.method import Method, Output, kept_of
 from vlprompt.metrics import accuracy, classified, effective_number, homes, named_metric, per_class
 from vlprompt.passages import answered
 from vlprompt.stage import Split, Unlabelled, ids
@@ -20,14 +21,15 @@ def outputs(method: Method, split: Split | Unlabelled, batch: int = 100, micro_b
             prepared: Any = None) -> Iterator[Output]:  # fmt: skip
     """Answers to images in order, in eval mode, on the CPU, without features.
 
-    Texts are prepared once; prepared: they were already, for the names of the split.
+    Of several processes each answers some batches, and all have all answers. Texts are prepared once; prepared: they
+    were already, for the names of the split.
     """
     was = method.training
     method.eval()
     try:
         ready = method.prepare(split.names, method.fixed(split.names)) if prepared is None else prepared
-        for whole in ahead(split.batches(batch)):
-            yield _joined([method(part.inputs, ready) for part in whole.split(micro_batch)])
+        answer = lambda whole: _joined([method(part.inputs, ready) for part in whole.split(micro_batch)])  # noqa: E731
+        yield from exchange.shared(ahead(split.batches(batch)), answer, kept_of(method))
     finally:
         method.train(was)
 

@@ -2,18 +2,31 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from vlprompt.method import Method
+from vlprompt import exchange
+from vlprompt.method import Method, kept_of
 from vlprompt.metrics import classified
 from vlprompt.passages import answered, other_reader
-from vlprompt.stage import Split
+from vlprompt.stage import Batch, Split
 
 Watch = Callable[[int, int], None]
+
+
+class _Answered(NamedTuple):
+    """What came of some texts: of words their logits and tags, of responses sums over tokens and what was written."""
+
+    texts: int
+    logits: torch.Tensor | None
+    target: torch.Tensor | None
+    loss: float = 0.0
+    hits: int = 0
+    tokens: int = 0
+    said: Sequence[str] = ()
 
 
 @torch.no_grad()
@@ -25,26 +38,34 @@ def numbers(method: Method, split: Split, batch: int, micro_batch: int | None, w
     of what is written, as SQuAD's script has them but for articles and punctuation, which stay.
     """
     found, right, losses, done = list[torch.Tensor](), list[torch.Tensor](), 0.0, 0
-    said, wanted = list[str](), list[str]()
+    said = list[str]()
     hits = tokens = 0
     ready = method.prepare(split.names, method.fixed(split.names))
     kind, limit = answered(split.items), int(split.info.get("write", 0))  # type: ignore[call-overload]
-    for whole in split.batches(batch):
+
+    def answer(whole: Batch) -> list[_Answered]:
+        made = list[_Answered]()
         for part in whole.split(micro_batch):
             out = method(part.inputs, ready)
             if out.target is None:
                 raise ValueError(other_reader(kind))
             logits, target = out.logits.float(), out.target.to(out.logits.device)
             if kind == "tags":
-                found.append(logits.cpu())
-                right.append(target.cpu())
+                made.append(_Answered(len(part.inputs), logits.cpu(), target.cpu()))
                 continue
-            losses += float(F.cross_entropy(logits, target, reduction="sum"))
-            hits, tokens = hits + int((logits.argmax(1) == target).sum()), tokens + len(target)
-            if limit:
-                said += _written(method, part.inputs, limit)
-                wanted += [str(item.response) for item in part.inputs.items]
-        done += len(whole.inputs)
+            loss = float(F.cross_entropy(logits, target, reduction="sum"))
+            hits = int((logits.argmax(1) == target).sum())
+            texts = _written(method, part.inputs, limit) if limit else []
+            made.append(_Answered(len(part.inputs), None, None, loss, hits, len(target), texts))
+        return made
+
+    for some in exchange.shared(split.batches(batch), answer, kept_of(method)):
+        for one in some:
+            if one.logits is not None and one.target is not None:
+                found.append(one.logits)
+                right.append(one.target)
+            losses, hits, tokens, said = losses + one.loss, hits + one.hits, tokens + one.tokens, [*said, *one.said]
+        done += sum(one.texts for one in some)
         if watch:
             watch(done, len(split))
     if kind == "tags":
@@ -58,7 +79,7 @@ def numbers(method: Method, split: Split, batch: int, micro_batch: int | None, w
             f"{type(method).__name__} writes answers and rates none: set task.write, the tokens that each may take"
         )
     if limit:
-        pairs = list(zip(said, wanted, strict=True))
+        pairs = list(zip(said, [str(item.response) for item in split.items], strict=True))
         scores["exact_match"] = 100 * sum(plain(a) == plain(b) for a, b in pairs) / len(pairs)
         scores["token_f1"] = 100 * sum(overlap(a, b) for a, b in pairs) / len(pairs)
     return scores

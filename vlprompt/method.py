@@ -13,7 +13,7 @@ from vlprompt.passages import answered, other_reader
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.readers import Reader, Texts
 from vlprompt.stage import Batch, Lesson, Names
-from vlprompt.tower import Clip
+from vlprompt.tower import Clip, Tower
 from vlprompt.vision import Backbone, VisionTower
 
 
@@ -42,13 +42,15 @@ Terms = dict[str, tuple[Tensor, float]]  # name -> (mean, over how many rows)
 class Method(nn.Module):
     """The constructor only stores its arguments, under their own names: they are the configuration.
 
-    `dormant` names parameters that may have no gradient in a step (unselected prompts of a pool). `side_by_side`: the
+    `dormant` names parameters that may have no gradient in a step (unselected prompts of a pool); `counted` buffers to
+    which `terms` adds something for each image, the only ones that it may change. `side_by_side`: the
     images that a step may hold, of all settings that train together (train/side.py), for that to pay; 0 for never, a
     million for what trains on features alone. It promises that `fixed` needs nothing trained and that `terms` is torch
     operations whose shapes and branches depend on no value of a tensor; dropout and buffers changed in place are fine.
     """
 
     dormant: tuple[str, ...] = ()
+    counted: tuple[str, ...] = ()
     whole_batch: bool = False  # whether a step can't be made of micro-batches (batch norms)
     side_by_side: int = 0
     adapts: bool = False  # whether it learns from unlabelled images
@@ -146,6 +148,13 @@ def backbone_of(method: nn.Module) -> Backbone | None:
     """The CLIP that a method holds, or what is inside it; where there is none, its image tower or language model."""
     kinds = (VisionTower, LanguageTower)
     return clip_of(method) or next((value for value in held(method) if isinstance(value, kinds)), None)
+
+
+def kept_of(method: nn.Module) -> list[Any]:
+    """Where the towers of a method keep features, each once, in an order that is the same in every process."""
+    towers = [t for v in held(method) for t in ((v.image, v.text) if isinstance(v, Clip) else (v,))]
+    found = (vars(tower).get("kept") for tower in towers if isinstance(tower, Tower))
+    return list({id(kept): kept for kept in found if kept is not None}.values())
 
 
 class OnTower(Method):

@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlprompt import memory
+from vlprompt import exchange, memory, world
 from vlprompt.counted import Counted
 from vlprompt.described import configuration, environment, learned_from, plain
 from vlprompt.errors import UnknownClass
@@ -45,14 +46,13 @@ def run(method: Method, task: Task, train: Train | None = None, folder: str | Pa
     if until is not None and until < 1:
         raise ValueError(f"a run can pause after 1 lesson or more, not after {until}")
     config = configuration(method, task, train, seed)
-    place = None if folder is None else Folder(Path(folder))
+    place = None if folder is None or not world.first() else Folder(Path(folder))
     one = _Run(method, task, train, seed, config, place, save_every, watch, until)
-    if place is None:
-        return one.go()
-    if (result := place.done()) is not None and result.config == config:
-        return result
-    with place.opened(config):
-        return place.done() or one.go()
+    done = world.of_first(lambda: place and place.done())
+    if done is not None and done.config == config:
+        return done
+    with nullcontext() if place is None else place.opened(config):
+        return world.of_first(lambda: place and place.done()) or one.go()
 
 
 @dataclass
@@ -84,7 +84,7 @@ class _Run:
     until: int | None
 
     def go(self) -> Result:
-        saved = self.place.load() if self.place else None
+        saved = world.of_first(lambda: self.place.load() if self.place else None)
         self.told, state = (_Told(**saved[1]), saved[0]) if saved else (_Told(), None)
         self.began, self.spent, lessons, paused = time.monotonic(), self.told.seconds, list[Lesson](), ""
         backbone = backbone_of(self.method)
@@ -97,7 +97,7 @@ class _Run:
                     lessons.append(stage.lesson.empty())
                 if index < self.told.stage:
                     if learns:  # only the shape that it gave the method
-                        self.method.begin(lessons[-1], generator(self.seed, "begin", index))
+                        self._begin(lessons[-1], index)
                     continue
                 if self.until is not None and stage.lesson.total == 1:
                     raise ValueError("there is one lesson only, so nothing to pause after: leave out --until-task")
@@ -120,14 +120,15 @@ class _Run:
             self.method.load_state_dict({k.removeprefix("method/"): v for k, v in state.tensors.items()})
             state = None
         if stage.before:
-            self.method.begin(lesson.empty(), generator(self.seed, "begin", index))
+            self._begin(lesson.empty(), index)
             scores |= self._ahead(stage.before)
         if self._learns(lesson):
-            self.method.begin(lesson, generator(self.seed, "begin", index))
+            self._begin(lesson, index)
             told.trained = max(told.trained, sum(p.numel() for p in self.method.parameters()))
             told.begun = True
             self._learn(stage, state)
-            self.method.end(lesson)
+            with exchange.as_one(self.method):
+                self.method.end(lesson)
         used = dict[str, list[float]]()
         for name, test in stage.tests.items():
             found = self._test(name, test)
@@ -145,6 +146,10 @@ class _Run:
         if lesson.total != index + 1:
             self._save(State(tensors={f"method/{k}": v.detach() for k, v in self.method.state_dict().items()}))
 
+    def _begin(self, lesson: Lesson, index: int) -> None:
+        with exchange.as_one(self.method):
+            self.method.begin(lesson, generator(self.seed, "begin", index))
+
     def _learn(self, stage: Stage, resume: State | None) -> None:
         last, step, lesson, train = time.monotonic(), None, stage.lesson, self.train
         if lesson.domains and lesson.total != 1 and not lesson.unlabelled:  # a source, before the target comes
@@ -160,7 +165,7 @@ class _Run:
             for step in fit(self.method, lesson, train, self.seed, resume, judge if stage.track else None):
                 about = {"stage": lesson.index, "epoch": step.epoch, "step": step.step, "lr": step.lr}
                 self.log.write({**about, **step.terms})
-                if time.monotonic() - last >= self.save_every:
+                if self.place is not None and time.monotonic() - last >= self.save_every:
                     self._save(step.loop.state())
                     last = time.monotonic()
                 if self.watch:
@@ -201,7 +206,7 @@ class _Run:
         cost = {"seconds": self.spent + time.monotonic() - self.began, "trained_parameters": told.trained}
         if backbone is not None and backbone.size:
             cost["trained_percent"] = 100 * told.trained / backbone.size
-        cost["peak_memory_mb"] = memory.peak(device)
+        cost["peak_memory_mb"] = max(world.gather(memory.peak(device)))
         cost |= self.features.cost()
         learned = tensors_as_bytes(method.state_dict(), learned_from(key, lessons, self.config))
         cost["stored_bytes"] = len(learned)
@@ -215,7 +220,8 @@ class _Run:
         protocol |= {"paused": paused} if paused else {}
         result = Result(self.config, told.scores, self.task.summary(told.scores), cost, environment(device), protocol,
                         told.classes, told.stages)  # fmt: skip
-        return result if self.place is None or paused else self.place.finish(result, learned)
+        place = None if paused else self.place
+        return world.of_first(lambda: result if place is None else place.finish(result, learned))
 
 
 class Log:

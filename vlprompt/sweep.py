@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from vlprompt import world
 from vlprompt.pairs import ways_of
 from vlprompt.results.folder import Folder, Result
 from vlprompt.results.protocols import DOMAIN, STREAM
@@ -45,7 +46,7 @@ def sweep(
         how["task"] = DOMAIN
     plans = [plan for method in methods for way in ways_of(source, target, method, settings, how)
              for plan in grid([method], shots, seeds, **way)]  # fmt: skip
-    found = [place(runs, plan).done() for plan in plans]
+    found = world.of_first(lambda: [place(runs, plan).done() for plan in plans])
     if not all(found):
         found = run_all(plans, found, runs, device, save_every, threads, out, until=until)
     results = [result for result in found if result is not None]
@@ -161,14 +162,17 @@ def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path,
     from vlprompt.runner import run
     from vlprompt.train import Train
 
-    task = build_task(plan["task"])
-    told = task.protocol  # opens the data: what is wrong with it is told before a backbone is loaded
+    with world.in_turn():
+        task = build_task(plan["task"])
+        told = task.protocol  # opens the data: what is wrong with it is told before a backbone is loaded
     if short := told.get("short"):
         few = f"{len(short)} classes have fewer images ({', '.join(short[:5])}); all of theirs are taken"
         progress.console.print(f"{name}: {few}", style="yellow", soft_wrap=True)
     for warning in told.get("warnings", []):
         progress.console.print(f"{name}: {warning}", style="yellow", soft_wrap=True)
-    method = build_method(plan["method"], loaded(plan, clips, device, threads))
+    with world.in_turn():
+        backbone = loaded(plan, clips, device, threads)
+    method = build_method(plan["method"], backbone)
 
     def watch(doing: str, done: int, total: int, note: str) -> None:
         progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")

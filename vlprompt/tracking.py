@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from vlprompt import exchange
 from vlprompt.evaluate import answers, evaluate
 from vlprompt.method import Method, clip_of
 from vlprompt.methods.zero_shot import ZeroShot
@@ -55,15 +56,16 @@ def _pseudo(truth: Split, stage: Stage, train: Train, seed: int, loop: Loop) -> 
         drawn = lesson.unlabelled.drawn(train.batch, number(seed, lesson.index), train.views, loop.begun)
         batches = (next(drawn) for _ in range(steps))
     right, kept, every = 0, 0, 0
-    for whole in batches:
-        for part in whole.split(train.micro_batch):
-            guess = method.guess(part.inputs, fixed)
-            if guess is None:
-                return {}
-            p, sure = (t.cpu() for t in guess)
-            told = torch.tensor([labels[str(key).partition("|")[0]] for key in part.inputs.keys])
-            every, kept = every + len(told), kept + int(sure.sum())
-            right += int((p.argmax(1) == told)[sure].sum())
+    with exchange.alike():
+        for whole in batches:
+            for part in whole.split(train.micro_batch):
+                guess = method.guess(part.inputs, fixed)
+                if guess is None:
+                    return {}
+                p, sure = (t.cpu() for t in guess)
+                told = torch.tensor([labels[str(key).partition("|")[0]] for key in part.inputs.keys])
+                every, kept = every + len(told), kept + int(sure.sum())
+                right += int((p.argmax(1) == told)[sure].sum())
     return {"coverage": 100 * kept / every} | ({"precision": 100 * right / kept} if kept else {})
 
 

@@ -1,6 +1,6 @@
 """Image towers: a walked ViT, or any network as it is. Called without a prompt they look features up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vlprompt import exchange
 from vlprompt.backbones.copies import Upper, Whole, lower
 from vlprompt.backbones.kept import Kept
 from vlprompt.backbones.sizes import by, check_patches, check_width, stretched
@@ -56,6 +57,7 @@ class ImageTower:
         return self.looked_up(images)
 
     def looked_up(self, images: Images) -> Tensor:
+        exchange.divided(self.kept, images.keys, lambda keys: self._computed(images, keys))
         found: dict[str, Tensor] = {}
         missing: dict[str, int] = {}
         for i, key in enumerate(images.keys):
@@ -63,16 +65,22 @@ class ImageTower:
                 found[key] = before
             elif key is not None:
                 missing.setdefault(key, i)
-        for begin in range(0, len(missing), self.pass_size):
-            some = list(missing.items())[begin : begin + self.pass_size]
-            after = list(missing.values())[begin + self.pass_size : begin + 2 * self.pass_size]
-            features = self.computed(images, [i for _, i in some], after)
-            for (key, _), feature in zip(some, features, strict=True):
-                found[key] = feature
-                self.kept.keep(key, feature.clone())
+        if missing:
+            found |= self._computed(images, missing)
         drawn = [i for i, key in enumerate(images.keys) if key is None]
         fresh = dict(zip(drawn, self.computed(images, drawn), strict=True)) if drawn else {}
         return torch.stack([fresh[i] if key is None else found[key] for i, key in enumerate(images.keys)])
+
+    def _computed(self, images: Images, keys: Iterable[str]) -> dict[str, Tensor]:
+        """The features of some of the images, which are kept."""
+        place, wanted, found = {key: i for i, key in enumerate(images.keys)}, list(keys), dict[str, Tensor]()
+        for begin in range(0, len(wanted), self.pass_size):
+            some, after = (wanted[i : i + self.pass_size] for i in (begin, begin + self.pass_size))
+            features = self.computed(images, [place[key] for key in some], [place[key] for key in after])
+            for key, feature in zip(some, features, strict=True):
+                found[key] = feature
+                self.kept.keep(key, feature.clone())
+        return found
 
     def computed(self, images: Images, places: list[int], after: Sequence[int] = ()) -> Tensor:
         """(len(places), E), always through passes of pass_size images; the last pass is filled up.

@@ -39,6 +39,7 @@ class Kept:
         self.most, self.bytes, self.counts = most, 0, counts or Counts()
         self.shelf: Shelf | None = None
         self._shelf_for: Callable[[Any], Shelf] | None = None
+        self.fresh: dict[str, Tensor] | None = None  # what was computed since others were told; None: there are none
         self._tensors, self._order, self._chance = dict[str, Tensor](), list[str](), Random(0)
 
     def like(self, shelf_for: Callable[[Any], Shelf] | None, tower: Any) -> Kept:
@@ -60,14 +61,16 @@ class Kept:
             return None
         found = self._tensors.get(key)
         if found is None and self.shelf is not None and lasts(key) and (found := self.shelf.get(key)) is not None:
-            self._hold(key, found)
+            self.hold(key, found)
         self.counts.found += found is not None
         return found
 
     def keep(self, key: str, tensor: Tensor) -> None:
         """Of a key that it has not."""
         self.counts.computed += 1
-        self._hold(key, tensor)
+        self.hold(key, tensor)
+        if self.fresh is not None:
+            self.fresh[key] = tensor
         if self.shelf is not None and lasts(key):
             self.shelf.add(key, tensor)
 
@@ -76,7 +79,8 @@ class Kept:
         if self.shelf is not None:
             self.shelf.store.flush()
 
-    def _hold(self, key: str, tensor: Tensor) -> None:
+    def hold(self, key: str, tensor: Tensor) -> None:
+        """What was computed elsewhere."""
         self._tensors[key] = tensor
         self._order.append(key)
         self.bytes += tensor.nbytes + EACH

@@ -41,6 +41,7 @@ class L2P(OnTower):
     initial value of tokens and keys.
     """
 
+    counted = ("counts",)
     counts: Tensor
     often: Tensor
 

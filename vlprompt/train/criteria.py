@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt import exchange
 from vlprompt.evaluate import answers
 from vlprompt.method import Method, backbone_of, clip_of
 from vlprompt.metrics import accuracy, neighbourhood_density
@@ -39,16 +40,17 @@ def pseudo_labels(
     neither is there.
     """
     clip, text, found = clip_of(method), None, []
-    for whole in unlabelled.batches(100):
-        for part in whole.split(micro_batch):
-            guess = method.guess(part.inputs, fixed)
-            if guess is None:
-                if clip is None:
-                    return None
-                text = hand(clip, unlabelled.names, None) if text is None else text
-                p = clip.logits(clip.image(part.inputs), text).float().softmax(-1)
-                guess = p, p.max(-1).values >= SURE
-            found.append(guess)
+    with exchange.alike():
+        for whole in unlabelled.batches(100):
+            for part in whole.split(micro_batch):
+                guess = method.guess(part.inputs, fixed)
+                if guess is None:
+                    if clip is None:
+                        return None
+                    text = hand(clip, unlabelled.names, None) if text is None else text
+                    p = clip.logits(clip.image(part.inputs), text).float().softmax(-1)
+                    guess = p, p.max(-1).values >= SURE
+                found.append(guess)
     return torch.cat([p for p, _ in found]).cpu(), torch.cat([sure for _, sure in found]).cpu()
 
 

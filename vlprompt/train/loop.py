@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt import exchange
 from vlprompt.held import computed
 from vlprompt.method import Method
 from vlprompt.stage import Batch, Lesson, Names, ids, number
@@ -16,6 +17,7 @@ from vlprompt.train import optimizers
 from vlprompt.train.criteria import criteria
 from vlprompt.train.order import Order, check
 from vlprompt.train.settings import Train, rate
+from vlprompt.train.shares import Shares
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
         self.cursor = State()
         self.fixed: dict[object, Any] = {}
+        self.shares = Shares(method, self.parameters, number(seed, lesson.index))
         self.begun = 0  # the step at which this epoch began
         self.best: dict[str, Tensor] = {}
 
@@ -122,7 +125,7 @@ class Loop:
         counts: dict[str, float] = {}
         values: dict[str, float] = {}
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.train.precision)
-        for part in batch.split(self.train.micro_batch):
+        for part in self.shares.parts(batch, self.train.micro_batch):
             half = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
             with computed(self.method, self.train.how), half:
                 terms, _ = self.method.terms(part, fixed)
@@ -137,6 +140,7 @@ class Loop:
                     total, self.parameters, retain_graph=keep, allow_unused=True, materialize_grads=True
                 )
                 sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else list(new)
+        values, counts, sums = self.shares.joined((values, counts, sums))
         means = {name: value / max(counts[name], 1.0) for name, value in values.items()}
         return means, self.method.merge(
             {name: [g / max(counts[name], 1.0) for g in grads] for name, grads in sums.items()}
@@ -220,6 +224,7 @@ def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: Sta
             loop.cursor.place, loop.cursor.step = place + 1, step + 1
             if place + 1 == steps or step + 1 == total:
                 method.end_epoch(epoch, epochs)
+                exchange.check_same(method.state_dict(), f"after epoch {epoch + 1}")
                 loop.cursor.epoch, loop.cursor.place = epoch + 1, 0
                 rules = [] if train.select == "last" else [train.select]
                 scores = judge(loop) if judge else criteria(method, lesson, rules, train.micro_batch)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vlprompt import world
 from vlprompt.method import Method, Terms
 from vlprompt.stage import Batch, Lesson, number
 from vlprompt.train.criteria import criteria
@@ -175,6 +176,8 @@ class Side:
 
 def check_side(methods: Sequence[Method], trains: Sequence[Train]) -> None:
     """ValueError for settings that can't be trained side by side."""
+    if world.size() > 1:
+        raise ValueError("settings side by side are trained by one process: search without torchrun")
     if len({type(method) for method in methods}) != 1 or len(methods) != len(trains):
         raise ValueError("settings side by side are of one method, and each needs its own Train")
     if not methods[0].side_by_side:

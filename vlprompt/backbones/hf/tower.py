@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlprompt import exchange
 from vlprompt.backbones.hf import export, speech
 from vlprompt.backbones.hf.adapted import Adapted
 from vlprompt.backbones.hf.copied import Copy
@@ -77,12 +78,18 @@ class LM(Passes):
     def _looked_up(self, inputs: Passages, rows: Sequence[Row]) -> Tensor:
         """Features (B, E), each computed once, in passes of a fixed size: its bits don't depend on neighbours."""
         keys = [f"{item.key}|{inputs.shown(i)}|{item.cut}" for i, item in enumerate(inputs.items)]
+        row_of = dict(zip(keys, rows, strict=True))
+        exchange.divided(self.kept, keys, lambda wanted: self._computed({key: row_of[key] for key in wanted}))
         found = {key: kept for key in keys if (kept := self.kept.get(key)) is not None}
-        widths = dict[int, dict[str, Row]]()
-        for key, row in zip(keys, rows, strict=True):
-            if key not in found:
-                width = STEP * (len(row.ids) // STEP + 1)  # one pad at least, so that there always is a mask
-                widths.setdefault(width if self.room is None else min(width, self.room), {})[key] = row
+        found |= self._computed({key: row for key, row in row_of.items() if key not in found})
+        return torch.stack([found[key] for key in keys])
+
+    def _computed(self, rows: Mapping[str, Row]) -> dict[str, Tensor]:
+        """The features of rows by their keys, which are kept."""
+        found, widths = dict[str, Tensor](), dict[int, dict[str, Row]]()
+        for key, row in rows.items():
+            width = STEP * (len(row.ids) // STEP + 1)  # one pad at least, so that there always is a mask
+            widths.setdefault(width if self.room is None else min(width, self.room), {})[key] = row
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             for width, some in widths.items():
                 named, each = list(some), list(some.values())
@@ -93,7 +100,7 @@ class LM(Passes):
                     for key, feature in zip(named[begin : begin + CHUNK], made, strict=False):
                         found[key] = feature.clone()
                         self.kept.keep(key, found[key])
-        return torch.stack([found[key] for key in keys])
+        return found
 
     @staticmethod
     def _shared(prompt: Prompt) -> bool:
