@@ -79,14 +79,14 @@ class Job:
 
 def here(job, form):
     """What the fresh process prints: a row, or the memory of a form."""
-    import torch
-
-    torch.set_num_threads(job.threads)
     bench = module(job.what)
+    if (torch := sys.modules.get("torch")) is not None:  # the start-up of other processes is measured without it
+        torch.set_num_threads(job.threads)
     if job.case == MORE:
         return {"lines": bench.more(job.device)}
     if hasattr(bench, "row"):
         return bench.row(job.case, job.device, job.rounds)
+    import torch
     from bench_measure import measure, memory
 
     setting = bench.Setting(job.case, job.device, torch.float32)
@@ -95,6 +95,12 @@ def here(job, form):
 
 def module(what):
     return importlib.import_module(f"bench_{what}")
+
+
+def cuda():
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def machine(device):
@@ -189,7 +195,9 @@ def options_of(words):
         parser.error("--rounds and --threads are at least 1")
     if many and options.case:
         parser.error("--case is of one table; name it instead of all")
-    if options.what == "all" and options.out is None and not options.short:
+    if options.device == "cuda" and not options.here and not cuda():
+        parser.error("there is no CUDA device here; leave --device out")
+    if many and options.out is None and not options.short:
         options.out = Path(__file__).parent / "results" / f"all-{options.device}.md"
     if options.short and not many and not hasattr(module(options.what), "SHORT"):
         parser.error(f"{options.what} has no short form")

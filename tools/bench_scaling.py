@@ -120,7 +120,7 @@ def draw(rows, path):
             ax.set_ylim(min(values) / 2, max(values) * 1.5)
             told = f"exponent {row[f'{of}_fit']:.2f}, at the large end {row[f'{of}_end']:.2f}"
             ax.set_title(f"{row['case']}\n{told}" if i == 0 else told, fontsize=9)
-            ax.set_xticks(sizes, [f"{n:,}" for n in sizes], fontsize=8)
+            ax.set_xticks(sizes, [str(n) for n in sizes], fontsize=7)
             ax.minorticks_off()
             ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
