@@ -111,22 +111,31 @@ def test_a_row_is_made_anew_when_the_code_changes(tool, tmp_path, monkeypatch):
     for name in ("tools/bench_measure.py", "tools/bench_text.py", "vlprompt/tower.py", "vlprompt/backbones/texts.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("pass")
+    (tmp_path / "tools" / "bench_epoch.py").write_text("import bench_text\nfrom bench_rows import number")
     monkeypatch.setattr(rows, "HERE", tmp_path / "tools")
     found = [rows.code("text")]
     for name in ("vlprompt/tower.py", "vlprompt/backbones/texts.py", "tools/bench_text.py"):
+        epoch = rows.code("epoch")
         (tmp_path / name).write_text("other")
         found.append(rows.code("text"))
     assert len(set(found)) == 4
     (tmp_path / "tools" / "bench_vpt.py").write_text("of another table")
+    (tmp_path / "tools" / "bench_rows.py").write_text("how tables look")
     assert rows.code("text") == found[-1]
+    assert rows.code("epoch") != epoch  # it is made with the settings of text
 
 
-def test_a_row_that_failed_says_why_and_is_not_kept(tool):
-    found = tool("bench").Job("startup", "vlprompt --help", 1, "nowhere", 1).row()
-    assert "invalid choice: 'nowhere'" in found["failed"]
-    lines = tool("bench_rows").table([found], tool("bench_startup").COLUMNS, tool("bench_startup").WANTED)
-    assert "at most 0.50 s: ?" in lines[-1]
-    assert "invalid choice" in lines[-1]
+def test_a_row_that_failed_says_why_and_is_made_again(tmp_path):
+    (tmp_path / "rich.py").write_text("raise RuntimeError('no colours today')")  # the command line can't start so
+    out, path = tmp_path / "t.md", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = bench(*HELP, "--out", out, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 1
+    assert "no colours today" in done.stderr
+    assert "at most 0.50 s: ? |" in out.read_text()
+    assert "no colours today |" in out.read_text()
+    assert kept(tmp_path / "t.jsonl") == []
+    again = bench(*HELP, "--out", out)
+    assert (again.returncode, "no colours" in out.read_text()) == (0, False)
 
 
 @pytest.mark.parametrize("what", TARGETED)
@@ -200,12 +209,14 @@ def test_memory_is_what_the_work_holds():
     code = """
 import torch
 from bench_measure import memory
-spent = [torch.ones(2**18) for _ in range(100)]  # 100 MB that are free again: no part of what is held before
-del spent
-print(memory(lambda: torch.ones(2**24) + 1, "cpu"))  # 64 MB twice
+large = torch.ones(2**22)
+del large  # from now on MBs are parts of the heap
+spent, last = [torch.ones(2**18) for _ in range(100)], torch.ones(2**18)
+del spent  # 100 MB of the heap that are free again are no part of what is held
+print(memory(lambda: [torch.ones(2**18) for _ in range(64)], "cpu"))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=TOOLS, capture_output=True, text=True, check=True)
-    assert 127 < float(done.stdout) < 140
+    assert 63 < float(done.stdout) < 75
 
 
 def test_a_measurement_ends_with_the_tool_that_asked_for_it(tmp_path):

@@ -11,8 +11,11 @@ WANTED = re.compile(r"(\w+) (>=|<=) ([\d.]+)(?:, (\d+) threads?)?")
 
 
 def code(what):
-    """A hash of the code that a row of one kind depends on: the library and the tool."""
-    files = [*(HERE.parent / "vlprompt").rglob("*.py"), HERE / "bench_measure.py", HERE / f"bench_{what}.py"]
+    """A hash of the code that a row of one kind depends on: the library, and what of the tool makes the row."""
+    mine = HERE / f"bench_{what}.py"
+    used = set(re.findall(r"^(?:import|from) (bench_\w+)", mine.read_text("utf-8"), re.MULTILINE))
+    files = [HERE / f"{name}.py" for name in {"bench_measure", mine.stem, *used} - {"bench_rows"}]
+    files += (HERE.parent / "vlprompt").rglob("*.py")
     found = hashlib.sha256()
     for path in sorted(files):
         found.update(path.relative_to(HERE.parent).as_posix().encode() + path.read_bytes())
