@@ -34,9 +34,7 @@ lint: $(BIN)/.ready
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(BIN)/.ready
-	$(BIN)/python tools/bench.py text
-	$(BIN)/python tools/bench.py vpt
-	$(BIN)/python tools/bench.py heads
+	$(BIN)/python tools/bench.py all --short
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -26,48 +26,77 @@ CASES = {  # name -> method, its arguments, classes, images a step
     "promptsrc, 100 classes, text part": (lambda clip, n_ctx: PromptSRC(IVLP(clip, n_ctx, 0)), {"n_ctx": 4}, 100, 4),
 }
 
+SHORT = {
+    "coop, 30 classes": (CoOp, {"n_ctx": 16}, 30, 32),
+    "cocoop, 30 classes, 1 image": (CoCoOp, {"n_ctx": 4}, 30, 1),
+    "maple, 30 classes, text part": (MaPLe, {"n_ctx": 2}, 30, 4),
+}
+WANTED = dict.fromkeys(CASES, ("ratio >= 28",)) | {
+    "coop, 100 classes": ("ratio >= 28", "share >= 0.8, 1 thread"),
+    "coop, 100 classes, middle": ("ratio >= 9",),
+    "coop, 100 classes, front": ("ratio >= 5",),
+    "coop, 100 classes, own": ("ratio >= 5",),
+}
+ROUNDS = {"cocoop, 100 classes, 4 images": 2}  # written out, it takes more than a minute
+
+
+def imagenet():
+    """The names of ImageNet's 1000 classes."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    return IMAGENET_CLASSNAMES
+
 
 class Known:
-    """An image tower whose features are given: only the text side is measured."""
+    """An image tower whose features are given, by the images' places: only the text side is measured."""
 
     def __init__(self, tower, features):
         self.width, self.device, self.features = tower.width, tower.device, features
         self.dim, self.depth = tower.dim, tower.depth
 
     def __call__(self, images, prompt=None):
-        return self.features
+        return self.features[[int(key) for key in images.keys]]
 
 
 class Setting:
-    """One case: our method and the written-out form on the same model, names, features, labels and initial values."""
+    """One case: our method and the written-out form on the same model, names, features, labels and initial values.
 
-    def __init__(self, case, device, dtype):
+    known: whether the features of the images are given; the image tower is the model's own otherwise.
+    """
+
+    def __init__(self, case, device, dtype, known=True):
         import open_clip
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
         from vlprompt.backbones.open_clip import wrap
 
-        cls, self.options, classes, size = CASES[case]
         torch.manual_seed(0)
         self.model = open_clip.create_model("ViT-B-16-quickgelu").to(dtype)
-        self.tokenizer, self.device = open_clip.get_tokenizer("ViT-B-16"), device
-        self.names = tuple(Name(IMAGENET_CLASSNAMES[i * (1000 // classes)], str(i)) for i in range(classes))
-        clip = wrap(self.model, self.tokenizer, "bench", device)
-        self.features = torch.randn(size, 512, dtype=dtype, device=device)
-        self.labels, self.scale = torch.arange(size, device=device) % classes, clip.scale
-        self.method = cls(replace(clip, image=Known(clip.image, self.features)), **self.options)
+        self.tokenizer, self.device, self.dtype = open_clip.get_tokenizer("ViT-B-16"), device, dtype
+        self.whole = wrap(self.model, self.tokenizer, "bench", device)
+        self.set((CASES | SHORT)[case] if isinstance(case, str) else case, known)
+
+    def set(self, spec, known=True, names=None):
+        """Another case on the same model; names: by default so many of ImageNet's."""
+        cls, self.options, classes, size = spec
+        names = names or [imagenet()[i * (1000 // classes)] for i in range(classes)]
+        self.names = tuple(Name(name, str(i)) for i, name in enumerate(names))
+        self.features = torch.randn(size, 512, dtype=self.dtype, device=self.device)
+        self.labels, self.scale = torch.arange(size, device=self.device) % classes, self.whole.scale
+        known = Known(self.whole.image, self.features) if known else self.whole.image
+        self.clip = replace(self.whole, image=known)
+        self.method = cls(self.clip, **self.options)
         self.method.begin(Lesson(Split((), (), self.names)), generator(0))
-        self.method.to(dtype)
+        self.method.to(self.dtype)
         self.inner = getattr(self.method, "method", self.method)
         with torch.no_grad():
             self.fixed = self.method.fixed(self.names)
         deep = isinstance(self.inner, MaPLe | IVLP)  # of MaPLe's only the text side: its maps end in the image tower
         self.parameters = list(self.inner.ctx if deep else self.method.parameters())
-        self.images = Images(lambda look, places: self.features, [None] * size)
+        self.images = Images(lambda look, places: self.features[list(places)], [str(i) for i in range(size)])
         words = "X " * self.options["n_ctx"] + "of a " * (cls is MaPLe)
-        self.ids = self.tokenizer([f"{words}{name}." for name in self.names]).to(device)
-        self.embedded = self.model.token_embedding(self.ids).to(dtype)
+        self.ids = self.tokenizer([f"{words}{name}." for name in self.names]).to(self.device)
         self.lengths = [len(self.tokenizer.encode(name)) for name in self.names]
+        self.embedded = None
 
     def fast(self):
         return self.method(self.images, self.method.prepare(self.names, self.fixed))
@@ -87,6 +116,8 @@ class Setting:
     def _texts(self, ctx, later=()):
         n, text = ctx.shape[-2], self.options.get("text", "{ctx} {name}.")
         ctx = ctx if ctx.ndim == 3 else ctx.expand(len(self.names), -1, -1)
+        if self.embedded is None:
+            self.embedded = self.model.token_embedding(self.ids)
         start, rest = self.embedded[:, :1], self.embedded[:, 1 + n :]
         if text == "{ctx} {name}.":
             x = torch.cat([start, ctx, rest], 1)

@@ -22,11 +22,16 @@ CASES = {  # name -> tokens, deep, trains
     "deep, 50 prompts, test": (50, True, False),
     "deep, 100 prompts, test": (100, True, False),
 }
+SHORT = {"deep, 50 prompts, step": CASES["deep, 50 prompts, step"]}
+WANTED = {"deep, 50 prompts, step": ("ratio >= 1.38",), "deep, 100 prompts, step": ("ratio >= 1.73",)}
+ROUNDS = dict.fromkeys(WANTED, 5)
 SIZE, CLASSES = 8, 100
 
 
 class Setting:
     """One case: VPT and the written-out form on the same trunk, images, labels and initial values."""
+
+    often = 1
 
     def __init__(self, case, device, dtype):
         import timm
