@@ -11,7 +11,7 @@ from vlprompt.data_cli import Device, Root, SkipBroken, use_root
 from vlprompt.data_cli import app as data_app
 from vlprompt.errors import explained
 from vlprompt.features_cli import Features, features, use_features
-from vlprompt.machine_cli import PictureMemory, Threads, Workers, use_pictures
+from vlprompt.machine_cli import Memory, PictureMemory, Threads, Workers, use_memory, use_pictures
 from vlprompt.results_cli import Where, export, plot, table
 from vlprompt.search_cli import search
 from vlprompt.world_cli import Processes, one_alone, together
@@ -96,6 +96,7 @@ def run(
         int | None, typer.Option(min=1, help="How many augmented views of an image exist; default: one per epoch.")
     ] = None,
     features: Features = None,
+    memory: Memory = None,
     processes: Processes = None,
 ) -> None:
     """Train and test: every combination of methods, shots and seeds (and pairs of domains), one folder each.
@@ -109,6 +110,7 @@ def run(
     use_root(root)
     use_features(features)
     use_pictures(workers, picture_memory)
+    use_memory(memory)
     words = [w for w in (words or []) if w]
     if method and "=" in method:
         method, words = None, [method, *words]

@@ -18,6 +18,18 @@ PictureMemory = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(help="GB for decoded images: by default 1, or an eighth of a small memory; 0 keeps none."),
 ]
+Memory = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(help="GB that the process (on a GPU: its tensors) may take in all; default: what is free."),
+]
+
+
+def use_memory(gigabytes: float | None) -> None:
+    """ValueError for no number of GB (2**30 bytes)."""
+    if gigabytes is not None:
+        from vlprompt import memory
+
+        memory.limit(gigabytes)
 
 
 def use_pictures(workers: int | None, memory: float | None) -> None:

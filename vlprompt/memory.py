@@ -14,6 +14,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 HELD = Path("/proc/self/status")
+_most = {"mb": math.inf}
+
+
+def limit(gigabytes: float) -> None:
+    """How much the process may take in all, GB (2**30 bytes), where that is less than there is; ValueError for none."""
+    if not gigabytes > 0:
+        raise ValueError(f"--memory is a number of GB above 0, such as 3; got {gigabytes}")
+    _most["mb"] = gigabytes * 1024
+
+
+def limited() -> bool:
+    return _most["mb"] < math.inf
 
 
 def forget(device: torch.device) -> None:
@@ -47,7 +59,11 @@ def held(device: torch.device) -> float:
 
 
 def free(device: torch.device) -> float:
-    """Megabytes that are to be had besides; infinite where the system does not tell."""
+    """Megabytes that are to be had besides; infinite where neither the system nor a limit tells."""
+    return max(0.0, min(_there(device), _most["mb"] - held(device)))
+
+
+def _there(device: torch.device) -> float:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + cached) / 2**20

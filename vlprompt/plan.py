@@ -114,18 +114,18 @@ def plan(
 ) -> Plan:
     """What training by this method on this lesson takes, and testing so many images.
 
-    build: makes the method anew. limit: MB that there are in all (None: what is free). A method's first lesson is what
-    is measured, with its own images: their features are computed, and kept.
+    build: makes the method anew. A lesson of few classes and images is what is measured, with their own names and
+    pictures; features are computed, and kept.
     """
     method = build()
     backbone = backbone_of(method)
     tower = None if backbone is None else tower_of(backbone)
     device = torch.device("cpu") if tower is None else tower.device
     base, classes = memory.held(device), len(lesson.train.names)
-    room = memory.free(device) + base if limit is None else limit
+    room = memory.free(device) + base
     if not isinstance(tower, VisionTower) or backbone is None:
         return Plan(base, room, 0.0)
-    if limit is None and backbone.size * (classes + train.batch) < SMALL:
+    if not memory.limited() and backbone.size * (classes + train.batch) < SMALL:
         return Plan(base, room, 0.0)
     first = min(classes, SEEN // 2)
     sizes = sorted({first, min(classes, 2 * first)})

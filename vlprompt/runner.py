@@ -1,11 +1,11 @@
 """run: a method and a task, joined; the few lines between data and results."""
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from vlprompt.described import configuration, environment, learned_from, plain
 from vlprompt.errors import UnknownClass
 from vlprompt.evaluate import evaluate
 from vlprompt.method import Method, backbone_of
-from vlprompt.results.folder import Folder, Result, tensors_as_bytes, written
+from vlprompt.results.folder import Folder, Result, tensors_as_bytes
+from vlprompt.results.log import Log
 from vlprompt.stage import Lesson, Split, Stage, generator
 from vlprompt.tasks import Task
 from vlprompt.tower import Clip
@@ -26,18 +27,22 @@ from vlprompt.train.criteria import SELECTION
 from vlprompt.vision import VisionTower, fits, kept_of, tower_of
 
 Watch = Callable[[str, int, int, str], None]
+SPARED = ("micro_batch", "chunk", "checkpointing")
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def run(method: Method, task: Task, train: Train | None = None, folder: str | Path | None = None,
         seed: int | None = None, *, save_every: float = 5.0, watch: Watch | None = None,
-        until: int | None = None) -> Result:  # fmt: skip
+        until: int | None = None, spare: Mapping[str, Any] = NONE) -> Result:  # fmt: skip
     """Train and test a method on a task.
 
     train: default `Train()`. folder: where to write (None: nowhere); a folder that holds this very run is resumed, or
     its result given at once. seed: of initial values, order and views; default the task's. save_every: seconds between
     two saved states. watch: called after each step and each batch of a test with (what, done, of how many, note).
     until: stop after so many lessons; the result is of those, says so under protocol["paused"] and is not written, and
-    the same call without `until` goes on. Raises NotFinite for a loss that is not a number, after saving the last good
+    the same call without `until` goes on. spare: settings of training that change what it holds and nothing that it
+    learns (micro_batch, chunk, checkpointing), as plan.py chooses them; they are in the result, not in what tells a run
+    from others. Raises NotFinite for a loss that is not a number, after saving the last good
     state.
     """
     train, seed = train or Train(), task.seed if seed is None else seed
@@ -45,9 +50,11 @@ def run(method: Method, task: Task, train: Train | None = None, folder: str | Pa
         raise ValueError(f"{type(method).__name__} stands on an image tower, not on a CLIP: give it clip.image")
     if until is not None and until < 1:
         raise ValueError(f"a run can pause after 1 lesson or more, not after {until}")
+    if strange := set(spare) - set(SPARED):
+        raise ValueError(f"spare may say {', '.join(SPARED)}, not {', '.join(sorted(strange))}")
     config = configuration(method, task, train, seed)
     place = None if folder is None or not world.first() else Folder(Path(folder))
-    one = _Run(method, task, train, seed, config, place, save_every, watch, until)
+    one = _Run(method, task, replace(train, **spare), seed, config, place, save_every, watch, until, dict(spare))
     done = world.of_first(lambda: place and place.done())
     if done is not None and done.config == config:
         return done
@@ -82,6 +89,7 @@ class _Run:
     save_every: float
     watch: Watch | None
     until: int | None
+    spare: dict[str, Any]
 
     def go(self) -> Result:
         saved = world.of_first(lambda: self.place.load() if self.place else None)
@@ -218,39 +226,8 @@ class _Run:
         if told.trained and protocol.get("augment", "none") != "none":
             protocol["views"] = self.train.views or "one per epoch"
         protocol |= {"paused": paused} if paused else {}
-        result = Result(self.config, told.scores, self.task.summary(told.scores), cost, environment(device), protocol,
+        around = environment(device) | ({"spare": self.spare} if self.spare else {})
+        result = Result(self.config, told.scores, self.task.summary(told.scores), cost, around, protocol,
                         told.classes, told.stages)  # fmt: skip
         place = None if paused else self.place
         return world.of_first(lambda: result if place is None else place.finish(result, learned))
-
-
-class Log:
-    """steps.jsonl: one line a step, cut back to what the resumed state knows."""
-
-    def __init__(self, place: Folder | None, size: int):
-        self.place, self.size, self.lines = place, size, list[bytes]()
-
-    def __enter__(self) -> "Log":
-        if self.place is not None:
-            self.place.steps.touch()
-            with self.place.steps.open("r+b") as file:
-                file.truncate(self.size)
-        return self
-
-    def write(self, line: dict[str, Any]) -> None:
-        self.lines.append((json.dumps(line) + "\n").encode())
-        if len(self.lines) >= 1000:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.place is not None and self.lines:
-            with written(self.place.steps), self.place.steps.open("ab") as file:
-                file.write(b"".join(self.lines))
-            self.size += sum(map(len, self.lines))
-        self.lines = []
-
-    def __exit__(self, *error: object) -> None:
-        self.flush()
-
-
-__all__ = ["Log", "Result", "Watch", "run"]

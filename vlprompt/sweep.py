@@ -1,7 +1,7 @@
 """Many runs by one command: progress while they go, the table when they are done."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,28 @@ def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path,
         progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")
 
     where, train = place(runs, plan).path, Train(**plan["train"])
-    return run(method, task, train, where, plan["seed"], save_every=save_every, watch=watch, until=until)
+    spare = _spared(plan, task, backbone, train, lambda text, style: progress.console.print(
+        f"{name}: {text}", style=style, soft_wrap=True, highlight=False))  # fmt: skip
+    return run(method, task, train, where, plan["seed"], save_every=save_every, watch=watch, until=until, spare=spare)
+
+
+def _spared(plan: dict[str, Any], task: Any, backbone: Any, train: Any, tell: Callable[[str, str], None]) -> Any:
+    """The settings by which a run fits into the memory; what it will take is told, where that was measured."""
+    from vlprompt.config import build_method
+    from vlprompt.plan import plan as planned
+
+    if world.size() > 1:
+        return {}
+    stage = next(iter(task.stages()))
+    tested = sum(len(test) for test in stage.tests.values())
+    try:
+        found = planned(lambda: build_method(plan["method"], backbone), stage.lesson, train, tested)
+    except ValueError as error:  # a few images may be too few for a method; if it is not that, the run will say it
+        tell(f"what it takes could not be measured beforehand ({error})", "dim")
+        return {}
+    if found.seconds or not found.fits:
+        tell(f"about {found}", "yellow" if found.chosen or not found.fits else "dim")
+    return found.chosen
 
 
 def _backbone(plan: dict[str, Any], clips: dict[str, Any], device: str | None) -> Any:

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vlprompt import exchange
 from vlprompt.backbones.copies import Upper, Whole, lower
 from vlprompt.backbones.kept import Kept
-from vlprompt.backbones.sizes import by, check_patches, check_width, stretched
+from vlprompt.backbones.sizes import by, check_numbers, check_patches, check_width, stretched
 from vlprompt.how import PLAINLY
 from vlprompt.merge import fold, merged_blocks
 from vlprompt.prompt import NOTHING, Prompt
@@ -83,10 +83,7 @@ class ImageTower:
         return found
 
     def computed(self, images: Images, places: list[int], after: Sequence[int] = ()) -> Tensor:
-        """(len(places), E), always through passes of pass_size images; the last pass is filled up.
-
-        While a pass is computed, the pictures of the next are decoded; after: of what follows these.
-        """
+        """(len(places), E), through passes of one size, the last filled up; after: places whose decoding is started."""
         parts = []
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), sdpa_kernel(KERNELS):
             for begin in range(0, len(places), self.pass_size):
@@ -95,10 +92,7 @@ class ImageTower:
                 images.start(self.look, places[begin + self.pass_size :][: self.pass_size] or after, once=True)
                 filled = torch.cat([pixels, pixels[-1:].expand(self.pass_size - len(some), -1, -1, -1)])
                 parts.append(self.encode(filled)[: len(some)])
-                if not parts[-1].isfinite().all():
-                    raise ValueError(
-                        f"{self.spec} makes features that are no numbers: its weights are broken, get others"
-                    )
+                check_numbers(parts[-1], self.spec)
         return torch.cat(parts)
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -111,7 +105,6 @@ class ImageTower:
         return self._again(self.net, look, 0)
 
     def _again(self, net: Map, look: Look, tokens: int) -> Any:
-        """A copy that stores its own features."""
         ImageTower.__init__(found := copy(self), net, self.width, look, self.key, self.device, tokens)
         found.spec, found.asked, found.kept = self.spec, True, self.kept.of(found)
         return found

@@ -46,3 +46,9 @@ def stretched(positions: Tensor, grid: Pair, to: Pair) -> Tensor:
     table = positions.float().unflatten(0, grid).permute(2, 0, 1)[None]  # (1, D, h, w)
     found = nn.functional.interpolate(table, size=to, mode="bicubic", antialias=True)[0]
     return found.permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
+
+
+def check_numbers(features: Tensor, spec: str) -> None:
+    """ValueError for features that are no numbers."""
+    if not features.isfinite().all():
+        raise ValueError(f"{spec} makes features that are no numbers: its weights are broken, get others")
