@@ -1,7 +1,10 @@
 """What several test files share: the golden CLIP, tiny twins, images as values, a folder of real pictures."""
 
+import itertools
 import json
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ from vlprompt.cli import main
 from vlprompt.results.folder import Folder, read_all
 from vlprompt.stage import Images
 
+LEFT, EACH = TemporaryDirectory(prefix="vlprompt-features-"), itertools.count()
+os.environ["VLPROMPT_FEATURES"] = LEFT.name  # nothing of the suite goes into the user's cache
 torch.set_num_threads(1)  # the passes are tiny: more threads only wait for each other
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -36,6 +41,12 @@ def relative(mine, gold):
     assert mine.shape == gold.shape, (mine.shape, gold.shape)
     mine, gold = mine.detach(), gold.detach()
     return float((mine - gold).abs().max() / gold.abs().max().clamp(min=1e-12))
+
+
+@pytest.fixture(autouse=True)
+def own_features(monkeypatch):
+    """No test finds features of another one."""
+    monkeypatch.setenv("VLPROMPT_FEATURES", f"{LEFT.name}/{next(EACH)}")
 
 
 @pytest.fixture(scope="session")

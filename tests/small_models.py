@@ -30,10 +30,14 @@ def tokenizer(family: str):
             "sep_token": "[SEP]",
             "mask_token": "[MASK]",
         }
-        raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        raw.normalizer, raw.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=320, special_tokens=list(special.values()))
-        raw.decoder = decoders.WordPiece()
+        normal, pieces = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        words = sorted({w for text in TEXTS for w, _ in pieces.pre_tokenize_str(normal.normalize_str(text))})
+        letters = sorted(set("".join(words)) | set("abcdefghijklmnopqrstuvwxyz"))
+        tokens = dict.fromkeys([*special.values(), *letters, *(f"##{c}" for c in letters), *words])
+        tokens |= dict.fromkeys(piece for w in words if len(w) > 3 for piece in (w[:3], f"##{w[3:]}"))
+        vocabulary = {token: i for i, token in enumerate(tokens)}  # its trainer gives other ids each time
+        raw = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        raw.normalizer, raw.pre_tokenizer, raw.decoder = normal, pieces, decoders.WordPiece()
     else:
         special = {
             "llama": {"bos_token": "<s>", "eos_token": "</s>"},
@@ -50,7 +54,7 @@ def tokenizer(family: str):
         trainer = trainers.BpeTrainer(
             vocab_size=400, special_tokens=names, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         )
-    raw.train_from_iterator(TEXTS * 3, trainer)
+        raw.train_from_iterator(TEXTS * 3, trainer)
     known = raw.get_vocab()
     pair = lambda a, b: [(a, known[a]), (b, known[b])]  # noqa: E731
     if family == "bert":

@@ -171,11 +171,8 @@ def test_every_parameter_gets_a_gradient(name, lm):  # noqa: F811
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["lora", "prefix_tuning", "prompt_tuning", "full"])
 def test_it_learns(name, family, lm):  # noqa: F811
-    """Twelve texts by heart; tokens before the text can't turn a random model's answers far.
-
-    How far depends on the tokenizer, whose training breaks ties anew each time.
-    """
-    lr = {"lora": 0.01, "prefix_tuning": 0.3, "prompt_tuning": 0.1, "full": 0.001}[name]
+    """Twelve texts by heart; tokens before the text can't turn a random model's answers far."""
+    lr = {"lora": 0.005, "prefix_tuning": 0.3, "prompt_tuning": 0.1, "full": 0.001}[name]
     method = make(name, lm(family), "words", **({"hidden": None} if name == "prefix_tuning" else {}))
     lesson = Lesson(data().train.of(range(12)))
     method.begin(lesson, generator(0))

@@ -191,7 +191,7 @@ def test_logistic_regression_is_scikit_learns():
     task = FewShot("digits", shots=8, seed=1)
     score = run(Linear(vlprompt.load("pixels").image, readers.Linear(), penalty=1.0), task).summary["accuracy"]
     x, y = digits.arrays()[0].reshape(1797, -1).repeat(3, 1) / 255.0, digits.arrays()[1]  # three equal channels
-    train, test = ([int(item.key.split("/")[1]) for item in s.items] for s in (task.lesson.train, task.data.test))
+    train, test = ([int(item.name.split("/")[1]) for item in s.items] for s in (task.lesson.train, task.data.test))
     theirs = 100 * LogisticRegression(max_iter=2000).fit(x[train], y[train]).score(x[test], y[test])
     assert abs(score - theirs) < 0.15
 

@@ -1,12 +1,16 @@
 """The one primitive: attention over keys that begin before the queries do, and the same with keys that many share."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from vlprompt.prompt import KV
+
+Groups = tuple[tuple[int, int], ...]  # (texts, rows a text)
 
 
 def heads(x: Tensor, h: int) -> Tensor:
@@ -53,19 +57,62 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def attend_shared(q: Tensor, k: Tensor, v: Tensor, shared: KV, causal: bool) -> Tensor:
-    """n groups of queries that see the same `shared` keys, then their own; nothing is copied for a group.
+class _Shared(torch.autograd.Function):
+    """What `attend_shared` is, with its derivative: nothing is kept but the probabilities."""
 
-    q (R, H, n, r, Dh); k, v (R, H, n, l, Dh); shared (R, H, P, Dh) each. causal: r == l, otherwise the queries see all
-    l. -> as q.
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, ks: Tensor, vs: Tensor, groups: Groups, causal: bool):
+        scale, s = q.shape[-1] ** -0.5, ks.shape[2]
+        before, found, kept = (q @ ks.mT).split(_rows(groups, causal), 2), [], []
+        for mine, mq, mk, mv in zip(before, *_cut(q, k, v, groups, causal), strict=True):
+            own = mq @ mk.mT  # (R, H, n, r, l)
+            if causal and own.shape[-1] > 1:
+                own.masked_fill_(torch.ones(own.shape[-2:], dtype=torch.bool, device=q.device).triu(1), -math.inf)
+            scores = torch.cat([mine.unflatten(2, own.shape[2:4]), own], -1).mul_(scale)
+            p = scores.softmax(-1, torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+            found.append(((p[..., :s].flatten(2, 3) @ vs).unflatten(2, own.shape[2:4]) + p[..., s:] @ mv).flatten(2, 3))
+            kept.append(p)
+        ctx.save_for_backward(q, k, v, ks, vs, *kept)
+        ctx.groups, ctx.causal = groups, causal
+        return torch.cat(found, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v, ks, vs, *kept = ctx.saved_tensors
+        groups, causal, scale, s = ctx.groups, ctx.causal, q.shape[-1] ** -0.5, ks.shape[2]
+        before, (gs, _, _) = (g @ vs.mT).split(_rows(groups, causal), 2), _cut(g, k, v, groups, causal)
+        dq, dk, dv, shared = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+        for mine, mg, p, mq, mk, mv in zip(before, gs, kept, *_cut(q, k, v, groups, causal), strict=True):
+            dp = torch.cat([mine.unflatten(2, p.shape[2:4]), mg @ mv.mT], -1)
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype).mul_(scale)
+            own = ds[..., s:]
+            dq.append((own @ mk).flatten(2, 3))
+            dk.append((own.mT @ mq).flatten(2, 3))
+            dv.append((p[..., s:].mT @ mg).flatten(2, 3))
+            shared.append(ds[..., :s].flatten(2, 3))
+        ds, p = torch.cat(shared, 2), torch.cat([p[..., :s].flatten(2, 3) for p in kept], 2)
+        return torch.cat(dq, 2) + ds @ ks, torch.cat(dk, 2), torch.cat(dv, 2), ds.mT @ q, p.mT @ g, None, None
+
+
+def _rows(groups: Groups, causal: bool) -> list[int]:
+    """How many queries each group has: one for each of its rows, or one for each text."""
+    return [n * (l if causal else 1) for n, l in groups]
+
+
+def _cut(q: Tensor, k: Tensor, v: Tensor, groups: Groups, causal: bool) -> tuple[list[Tensor], ...]:
+    """Each as groups of texts of one length, (R, H, n, r or l, Dh)."""
+    own = [n * l for n, l in groups]
+    cuts = (q, _rows(groups, causal)), (k, own), (v, own)
+    return tuple([t.unflatten(2, (n, -1)) for t, (n, _) in zip(x.split(sizes, 2), groups, strict=True)]
+                 for x, sizes in cuts)  # fmt: skip
+
+
+def attend_shared(q: Tensor, k: Tensor, v: Tensor, shared: KV, groups: Groups, causal: bool) -> Tensor:
+    """Texts in groups (n texts of l rows) that see the same `shared` keys, then their own; nothing is copied for one.
+
+    q (R, H, T, Dh) causal, else one row a text that sees all of its own; k, v (R, H, T, Dh); shared (R, H, P, Dh) each.
+    -> as q. It can be differentiated once.
     """
-    (ks, vs), r, l = shared, q.shape[3], k.shape[3]
-    q = q / math.sqrt(q.shape[-1])
-    before = (q.flatten(2, 3) @ ks.mT).unflatten(2, q.shape[2:4])  # (R, H, n, r, P)
-    own = q @ k.mT  # (R, H, n, r, l)
-    if causal and l > 1:
-        own = own.masked_fill(torch.ones(r, l, dtype=torch.bool, device=q.device).triu(1), -math.inf)
-    p = torch.cat([before, own], -1).softmax(-1)
-    p = p.to(v.dtype)  # under autocast the softmax is float32
-    s = ks.shape[2]
-    return (p[..., :s].flatten(2, 3) @ vs).unflatten(2, q.shape[2:4]) + p[..., s:] @ v
+    with torch.autocast(q.device.type, enabled=False):
+        return _Shared.apply(q, k, v, *(t.to(q.dtype) for t in shared), groups, causal)  # pyright: ignore[reportReturnType]

@@ -10,8 +10,9 @@ from rich.console import Console
 from vlprompt.data_cli import Device, Root, SkipBroken, use_root
 from vlprompt.data_cli import app as data_app
 from vlprompt.errors import explained
+from vlprompt.features_cli import Features, features, use_features
 from vlprompt.machine_cli import PictureMemory, Threads, Workers, use_pictures
-from vlprompt.results_cli import plot, table
+from vlprompt.results_cli import Where, export, plot, table
 from vlprompt.search_cli import search
 
 app = typer.Typer(
@@ -23,13 +24,11 @@ app = typer.Typer(
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
 app.add_typer(data_app, name="data")
-for command in (search, table, plot):
+data_app.command()(features)
+for command in (search, table, plot, export):
     app.command()(command)
 out, err = Console(), Console(stderr=True)
 STOPPED = "stopped; the same command goes on from here"
-Where = Annotated[
-    str | None, typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same.")
-]
 
 
 def numbers(text: str | None, what: str) -> list[int | None]:
@@ -91,6 +90,10 @@ def run(
     until_task: Annotated[
         int | None, typer.Option(min=1, help="Pause a stream after so many lessons; without it the command goes on.")
     ] = None,
+    views: Annotated[
+        int | None, typer.Option(min=1, help="How many augmented views of an image exist; default: one per epoch.")
+    ] = None,
+    features: Features = None,
 ) -> None:
     """Train and test: every combination of methods, shots and seeds (and pairs of domains), one folder each.
 
@@ -101,6 +104,7 @@ def run(
     from vlprompt.sweep import sweep
 
     use_root(root)
+    use_features(features)
     use_pictures(workers, picture_memory)
     words = [w for w in (words or []) if w]
     if method and "=" in method:
@@ -112,6 +116,7 @@ def run(
     if len(plain) > 1:
         raise ValueError(f"one dataset at a time: got {', '.join(plain)}; settings are written key=value")
     settings = [f"task.targets=[{targets}]"] if targets else []
+    settings += [f"train.views={views}"] if views else []
     settings += [w for w in words if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
     methods = [m for m in method.split(",") if m] if method else [None]
     sweep(methods, numbers(shots, "shots"), numbers(seed, "seed"), dataset=dataset or (plain[0] if plain else None),
@@ -159,11 +164,13 @@ def eval_(
     device: Device = None,
     root: Root = None,
     skip_broken: SkipBroken = False,
+    features: Features = None,
 ) -> None:
     """Test a learned prompt on the test split of a dataset, also one with other classes."""
     from vlprompt.use import evaluate_on
 
     use_root(root)
+    use_features(features)
     for name, value in evaluate_on(folder, dataset, backbone, device, skip_broken, picture).items():
         out.print(f"{name:18} {value:.2f}", highlight=False)
     if picture is not None:
@@ -189,10 +196,12 @@ def predict(
     backbone: Where = None,
     device: Device = None,
     skip_broken: SkipBroken = False,
+    features: Features = None,
 ) -> None:
     """Say what is in images or texts, with probabilities, or answer texts, by the prompt that a run has learned."""
     from vlprompt import use, use_text
 
+    use_features(features)
     files = files or []
     if text or (files and all(path.suffix in (".txt", ".jsonl") for path in files)):
         if picture is not None:
@@ -209,23 +218,6 @@ def predict(
     sys.stdout.write(form)
     if picture is not None:
         err.print(f"wrote {use.draw(found, picture)}")
-
-
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
-    folder: Annotated[Path, typer.Argument(help="Where to write; a new or empty folder.")],
-    merge: Annotated[
-        bool, typer.Option("--merge", help="The whole model with what was learned in its weights, in float32.")
-    ] = False,
-    backbone: Where = None,
-    device: Device = None,
-) -> None:
-    """Write what was learned on a language model as an adapter that PEFT loads, or as a whole model."""
-    from vlprompt.exporting import export as written
-
-    for line in written(run, folder, backbone, device, merge):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

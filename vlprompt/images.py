@@ -11,6 +11,17 @@ from torch import Tensor
 
 from vlprompt import workers
 
+LASTING = "lasting:"  # begins the keys that mean the same picture in any process, so that features last with them
+
+
+def lasting(*parts: object) -> str:
+    """A key that means the same picture in any process, as long as there is one."""
+    return LASTING + "|".join(map(str, parts))
+
+
+def lasts(key: str) -> bool:
+    return key.startswith(LASTING)
+
 
 def number(*key: object) -> int:
     """A 63-bit number from any key, the same in every process: where all random streams start."""
@@ -50,6 +61,7 @@ class View:
 class Item:
     """An image that can be decoded: `pixels(look, view)` -> (3, h, w), `key` tells it from any other image.
 
+    A key that `lasting` made does so in all processes; any other is good for this one only.
     name: where it stands in its dataset, the same on every machine; it goes into the hash of a split and into the seed
     of a view. Without one it is the key.
     """
@@ -60,7 +72,7 @@ class Item:
 
     def __post_init__(self) -> None:
         if not self.name:
-            object.__setattr__(self, "name", self.key)
+            object.__setattr__(self, "name", self.key.removeprefix(LASTING))
 
     def once(self, look: Look, view: View | None) -> Tensor:
         """The same pixels, for who will not ask for them again: nothing is kept that only this sight needs."""

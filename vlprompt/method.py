@@ -1,13 +1,13 @@
 """Method: a small Module that holds only what is trained, and says what goes into a tower and what comes out."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlprompt.held import held
 from vlprompt.language import LanguageTower
 from vlprompt.passages import answered, other_reader
 from vlprompt.prompt import NOTHING, Prompt
@@ -139,32 +139,13 @@ class Method(nn.Module):
 
 def clip_of(method: nn.Module) -> Clip | None:
     """The CLIP that a method holds, or what is inside it."""
-    return next((value for value in _held(method) if isinstance(value, Clip)), None)
+    return next((value for value in held(method) if isinstance(value, Clip)), None)
 
 
 def backbone_of(method: nn.Module) -> Backbone | None:
     """The CLIP that a method holds, or what is inside it; where there is none, its image tower or language model."""
     kinds = (VisionTower, LanguageTower)
-    return clip_of(method) or next((value for value in _held(method) if isinstance(value, kinds)), None)
-
-
-@contextmanager
-def checkpointed(method: nn.Module, on: bool) -> Iterator[None]:
-    """The language models of a method keep nothing of their layers while this lasts; ValueError where there is none."""
-    towers = [value for value in _held(method) if isinstance(value, LanguageTower)] if on else []
-    if on and not towers:
-        raise ValueError("train.checkpointing is for language models; on images take a smaller train.micro_batch")
-    try:
-        for tower in towers:
-            tower.checkpointing = True
-        yield
-    finally:
-        for tower in towers:
-            tower.checkpointing = False
-
-
-def _held(method: nn.Module) -> Iterator[Any]:
-    return (value for part in method.modules() for value in vars(part).values())
+    return clip_of(method) or next((value for value in held(method) if isinstance(value, kinds)), None)
 
 
 class OnTower(Method):

@@ -1,4 +1,4 @@
-"""The commands `vlprompt table` and `vlprompt plot`. Heavy libraries are imported when they run."""
+"""The commands `vlprompt table`, `vlprompt plot` and `vlprompt export`. Heavy libraries are imported when they run."""
 
 from pathlib import Path
 from typing import Annotated, Optional
@@ -6,7 +6,12 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
+from vlprompt.data_cli import Device
+
 out = Console()
+Where = Annotated[
+    str | None, typer.Option(help="Where the backbone is now, if not where it was; the weights must be the same.")
+]
 Runs = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
 
 
@@ -58,3 +63,19 @@ def plot(
 
     for path in draw(read_all(runs)[0], runs, picture):
         out.print(f"wrote {path}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; a new or empty folder.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="The whole model with what was learned in its weights, in float32.")
+    ] = False,
+    backbone: Where = None,
+    device: Device = None,
+) -> None:
+    """Write what was learned on a language model as an adapter that PEFT loads, or as a whole model."""
+    from vlprompt.exporting import export as written
+
+    for line in written(run, folder, backbone, device, merge):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)

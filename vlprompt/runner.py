@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vlprompt import memory
+from vlprompt.counted import Counted
 from vlprompt.described import configuration, environment, learned_from, plain
 from vlprompt.errors import UnknownClass
 from vlprompt.evaluate import evaluate
@@ -21,7 +22,7 @@ from vlprompt.tower import Clip
 from vlprompt.tracking import beside, epoch_record
 from vlprompt.train import Loop, NotFinite, State, Train, fit
 from vlprompt.train.criteria import SELECTION
-from vlprompt.vision import VisionTower, fits, tower_of
+from vlprompt.vision import VisionTower, fits, kept_of, tower_of
 
 Watch = Callable[[str, int, int, str], None]
 
@@ -67,6 +68,7 @@ class _Told:
     seconds: float = 0.0
     log: int = 0
     trained: int = 0
+    features: list[int] = field(default_factory=lambda: [0, 0])  # computed, and found
 
 
 @dataclass
@@ -87,6 +89,7 @@ class _Run:
         self.began, self.spent, lessons, paused = time.monotonic(), self.told.seconds, list[Lesson](), ""
         backbone = backbone_of(self.method)
         memory.forget(torch.device("cpu") if backbone is None else backbone.device)
+        self.features = Counted(kept_of(backbone), self.told.features)
         with torch.random.fork_rng(), Log(self.place, self.told.log) as self.log:
             for index, stage in enumerate(self.task.stages()):
                 fits(backbone, stage)
@@ -136,10 +139,9 @@ class _Run:
         about["bytes"] = sum(t.nbytes for t in self.method.state_dict().values())
         about |= {"seconds": time.monotonic() - start} | ({"used": used} if used else {})
         about |= {"epochs": told.epochs} if told.epochs else {}
-        told.scores, told.classes, told.stages = (
-            [*told.scores, scores], [*told.classes, classes], [*told.stages, about]
-        )  # fmt: skip
-        told.stage, told.begun, told.epochs = index + 1, False, []
+        told.scores, told.classes = [*told.scores, scores], [*told.classes, classes]
+        told.stages, told.stage, told.begun, told.epochs = [*told.stages, about], index + 1, False, []
+        self.features.flush()
         if lesson.total != index + 1:
             self._save(State(tensors={f"method/{k}": v.detach() for k, v in self.method.state_dict().items()}))
 
@@ -188,6 +190,7 @@ class _Run:
     def _save(self, state: State) -> None:
         if self.place is not None:
             self.log.flush()
+            self.told.features = self.features.counts()
             self.told.seconds, self.told.log = self.spent + time.monotonic() - self.began, self.log.size
             self.place.save(state, asdict(self.told))
 
@@ -199,6 +202,7 @@ class _Run:
         if backbone is not None and backbone.size:
             cost["trained_percent"] = 100 * told.trained / backbone.size
         cost["peak_memory_mb"] = memory.peak(device)
+        cost |= self.features.cost()
         learned = tensors_as_bytes(method.state_dict(), learned_from(key, lessons, self.config))
         cost["stored_bytes"] = len(learned)
         cuts = {setting: how for part in method.modules() for setting, how in getattr(part, "cuts", {}).items()}
@@ -206,6 +210,8 @@ class _Run:
         if tower is not None:
             protocol |= {"transform": plain(asdict(tower.look))} if isinstance(tower, VisionTower) else {}
             protocol |= {"cut": {**tower.notes, **cuts}}
+        if told.trained and protocol.get("augment", "none") != "none":
+            protocol["views"] = self.train.views or "one per epoch"
         protocol |= {"paused": paused} if paused else {}
         result = Result(self.config, told.scores, self.task.summary(told.scores), cost, environment(device), protocol,
                         told.classes, told.stages)  # fmt: skip

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from vlprompt.data_cli import Device, Root, SkipBroken, use_root
+from vlprompt.features_cli import Features, use_features
 
 if TYPE_CHECKING:
     from vlprompt.results.folder import Result
@@ -41,6 +42,7 @@ def search(
     skip_broken: SkipBroken = False,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")] = 5.0,
     threads: Annotated[Optional[int], typer.Option(help="CPU threads.")] = None,  # noqa: UP045
+    features: Features = None,
 ) -> None:
     """Search settings on validation images, then train with the best on all images, seed by seed, and test.
 
@@ -52,6 +54,7 @@ def search(
     from vlprompt.shown import scored, show_scores, show_table
 
     use_root(root)
+    use_features(features)
     given = [w for w in settings or [] if w]
     if strange := [w for w in given if "=" not in w]:
         raise ValueError(f"datasets are one word with commas between them; settings are key=value; got {strange[0]!r}")

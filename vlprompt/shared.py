@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from vlprompt.attention import attend, attend_shared, join
+from vlprompt.how import Step
 from vlprompt.prompt import KV, NOTHING, Prompt
-from vlprompt.tower import Block, walk
+from vlprompt.tower import Block, step, walk
 
 Row = tuple[list[int], list[int]]  # token ids of a text, and which prompt token stands in each place (-1: none)
 
@@ -32,16 +33,10 @@ class Layout:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, first: KV | None, rows: Tensor | None) -> Tensor:
         """q (R, H, T or C, Dh), k, v (R, H, T, Dh): a text sees the prefix, the shared rows and its own. -> as q."""
-        own = [n * l for n, l in self.groups]
-        (ks, *keys), (vs, *values) = (t.split([self.shared, *own], 2) for t in (k, v))
-        qs, *queries = q.split([self.shared, *own] if rows is None else [0, *(n for n, _ in self.groups)], 2)
-        before, parts = join(first, ks, vs), []
-        if rows is None and self.shared:
-            parts.append(attend(qs, ks, vs, first, causal=True))
-        for (n, _), mine, key, value in zip(self.groups, queries, keys, values, strict=True):
-            mine, key, value = (t.unflatten(2, (n, -1)) for t in (mine, key, value))
-            parts.append(attend_shared(mine, key, value, before, causal=rows is None).flatten(2, 3))
-        return torch.cat(parts, 2)
+        (ks, k), (vs, v) = (t.tensor_split([self.shared], 2) for t in (k, v))
+        qs, q = q.tensor_split([self.shared if rows is None else 0], 2)
+        parts = [attend(qs, ks, vs, first, causal=True)] if rows is None and self.shared else []
+        return torch.cat([*parts, attend_shared(q, k, v, join(first, ks, vs), self.groups, causal=rows is None)], 2)
 
 
 def common(rows: Sequence[Row], own: bool) -> int:
@@ -81,8 +76,19 @@ def lay_out(rows: Sequence[Row], tokens: int, own: bool, device: torch.device) -
     return Layout(s, as_tensor(ids), as_tensor(places), slot, as_tensor(ends), back.to(device), tuple(groups))
 
 
-def encode(blocks: Sequence[Block], x: Tensor, layout: Layout, prompt: Prompt = NOTHING) -> Tensor:
-    """x (R, T, D), in the layout's order with tokens[0] in it -> the last row of each text, in text order (R, C, D)."""
+def encode(blocks: Sequence[Block], x: Tensor, layout: Layout, prompt: Prompt = NOTHING, qkv: Tensor | None = None,
+           by: Step = step) -> Tensor:  # fmt: skip
+    """x (R, T, D), in the layout's order with tokens[0] in it -> the last row of each text, in text order (R, C, D).
+
+    qkv (1, T, 3 D): queries, keys and values of the first block, right in the rows that hold no prompt token: those of
+    words are always the same. by: as `walk` takes it.
+    """
     flat = {i: t.flatten(1, 2) if t.ndim == 4 else t for i, t in prompt.tokens.items()}
-    prompt = Prompt(flat, prompt.prefix, prompt.beside)
-    return walk(blocks, x, prompt, attention=layout.attention, slot=layout.slot, rows=layout.ends)[:, layout.order]
+    prompt, (rows, _), first = Prompt(flat, prompt.prefix, prompt.beside), layout.slot, blocks[0]
+    if any(f"0/{site}" in prompt.beside for site in ("norm1", "q", "k", "v")):
+        qkv = None
+    if qkv is not None and first.qkv is not None and len(rows):
+        mine = first.qkv(first.norm1(x[:, rows]))
+        qkv = qkv.to(mine.dtype).expand(len(x), -1, -1).index_copy(1, rows, mine)
+    read = walk(blocks, x, prompt, attention=layout.attention, slot=layout.slot, rows=layout.ends, qkv=qkv, by=by)
+    return read[:, layout.order]

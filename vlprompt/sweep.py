@@ -180,12 +180,13 @@ def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path,
 def _backbone(plan: dict[str, Any], clips: dict[str, Any], device: str | None) -> Any:
     """Loaded once for all plans; each look keeps its features for all plans, too."""
     from vlprompt.backbones import opened
+    from vlprompt.backbones.shelving import shelved, usual
     from vlprompt.data.looks import look
     from vlprompt.vision import look_of, seen
 
     spec, given = plan["backbone"], plan.get("look")
     if spec not in clips:
-        clips[spec] = opened(spec, device)  # its notes are printed with each result
+        clips[spec] = shelved(opened(spec, device), usual())  # its notes are printed with each result
     if given is None:
         return clips[spec]
     key = f"{spec} {json.dumps(given)}"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.attention import attend, heads, join, take
+from vlprompt.how import Step
 from vlprompt.maps import Affine as Affine
 from vlprompt.maps import Map as Map
 from vlprompt.maps import Scale as Scale
@@ -84,18 +85,21 @@ def seen_only(block: Block, i: int, tokens: Tensor, prompt: Prompt) -> KV:
 
 
 def step(block: Block, i: int, x: Tensor, prompt: Prompt, attention: Attend, rows: Tensor | None,
-         first: KV | None) -> Tensor:  # fmt: skip
+         first: KV | None, qkv: Tensor | None = None) -> Tensor:  # fmt: skip
     """One block on x (B, N, D) for the rows asked for (None: all) -> (B, r, D).
 
-    Every row gives keys and values, after those of `first`.
+    Every row gives keys and values, after those of `first`. qkv (B, N, 3 D): what the rows' queries, keys and values
+    are, where they are made already.
     """
 
     def made(site: str, given: Tensor, result: Tensor) -> Tensor:
         return prompt.part(f"{i}/{site}", given, result)
 
-    y = made("norm1", x, block.norm1(x))
-    if rows is None and block.qkv is not None and not any(f"{i}/{site}" in prompt.beside for site in "qkv"):
-        q, k, v = (heads(t, block.heads) for t in block.qkv(y).chunk(3, -1))
+    y, alone = made("norm1", x, block.norm1(x)), not any(f"{i}/{site}" in prompt.beside for site in "qkv")
+    if qkv is None and rows is None and block.qkv is not None and alone:
+        qkv = block.qkv(y)
+    if qkv is not None:
+        q, k, v = (heads(t, block.heads) for t in qkv.chunk(3, -1))
     else:
         k, v = (heads(made(site, y, f(y)), block.heads) for site, f in (("k", block.k), ("v", block.v)))
         x, y = take(x, rows), take(y, rows)
@@ -117,12 +121,15 @@ def walk(
     slot: Slot = 1,
     rows: Tensor | None = None,
     prompts: bool = False,
+    qkv: Tensor | None = None,
+    by: Step = step,
 ) -> Tensor:
     """x (B, N, D) through the blocks -> its rows asked for (None: all), or the prompt's (prompts); (B, r, D).
 
     slot: an int where tokens get rows of their own, seen by every row; otherwise x holds tokens[0] already. Rows that
     nobody will read are not computed: the last block makes those that are read, and tokens that the next layer
-    replaces, or nobody reads after the last, are keys and values only. A part that mixes rows turns this off.
+    replaces, or nobody reads after the last, are keys and values only. A part that mixes rows turns this off. qkv: as
+    `step` takes it, of the first block. by: how a block is computed, `step` or `step` in another way (how.py).
     """
     p, skip, last = prompt.length, not prompt.mixes_rows, len(blocks) - 1
     apart, inside = isinstance(slot, int), False  # inside: rows of tokens stand among x's own
@@ -152,7 +159,7 @@ def walk(
             want = read()
         elif leave:
             want = at(None)
-        x = step(block, i, x, prompt, attention, want, first)
+        x = by(block, i, x, prompt, attention, want, first, qkv if i == 0 and want is None else None)
         inside = inside and not leave
     return x if skip else take(x, read())
 

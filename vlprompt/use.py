@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.backbones import opened
+from vlprompt.backbones.shelving import shelved, usual
 from vlprompt.config import build_method, build_task
 from vlprompt.data.card import Data, given
 from vlprompt.data.hidden import unlabelled
@@ -42,7 +43,7 @@ def restored(folder: Path, backbone: str | None = None, device: str | None = Non
     """
     state, told = Folder(folder).prompt()
     config = told["config"]
-    frozen = opened(backbone or config["backbone"], device)  # the result has told its notes
+    frozen = shelved(opened(backbone or config["backbone"], device), usual())  # the result has told its notes
     if "look" in config:
         frozen = seen(frozen, look(config["look"], look_of(frozen)))
     key, where = tower_of(frozen).key, tower_of(frozen).device

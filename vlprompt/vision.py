@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -39,6 +39,11 @@ Backbone = Clip | AnyTower
 def tower_of(backbone: Backbone) -> AnyTower:
     """The tower that reads the inputs: of a CLIP that of its images."""
     return cast(VisionTower, backbone.image) if isinstance(backbone, Clip) else backbone
+
+
+def kept_of(backbone: Backbone | None) -> Any:
+    """What its tower keeps of the features that it made, with `counts` and `flush()`; None where it keeps nothing."""
+    return None if backbone is None else getattr(tower_of(backbone), "kept", None)
 
 
 def look_of(backbone: Backbone) -> Look:

@@ -37,7 +37,9 @@ FORMS = (
 )
 
 
-def load(spec: str, device: str | None = None, look: "Look | None" = None) -> "Backbone":
+def load(
+    spec: str, device: str | None = None, look: "Look | None" = None, features: "str | Path | None" = None
+) -> "Backbone":
     """A frozen backbone by name: a CLIP, an image tower or a language model.
 
     spec: "glyph" (the embedded CLIP), "glyph/random" (a tiny one with random weights, for tests), "pixels" (features
@@ -49,14 +51,16 @@ def load(spec: str, device: str | None = None, look: "Look | None" = None) -> "B
     double quantisation, as QLoRA has it, "hf-nf4:...".
     device: "cpu", "cuda", ...; by default a GPU where there is one. look: another size, crop or normalisation than its
     weights were trained with; where the size is another one, the positions of a ViT are interpolated, with a warning.
+    features: a folder in which frozen features are kept, for later and for other processes; default: in memory only.
     Raises ValueError for a name that is not known or a look that it can't take, and OSError where weights can't be had,
     saying which file to put where.
     """
     import warnings
 
+    from vlprompt.backbones.shelving import shelved
     from vlprompt.vision import seen, tower_of
 
-    found = opened(spec, device)
+    found = shelved(opened(spec, device), features)
     found = found if look is None else seen(found, look)
     for what, how in tower_of(found).notes.items():
         warnings.warn(f"{spec}: {what} {how}", stacklevel=2)

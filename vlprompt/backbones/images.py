@@ -11,10 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vlprompt.backbones.copies import Upper, Whole, lower
 from vlprompt.backbones.kept import Kept
 from vlprompt.backbones.sizes import by, check_patches, check_width, stretched
+from vlprompt.how import PLAINLY
 from vlprompt.merge import fold, merged_blocks
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.stage import Images, Look
-from vlprompt.tower import Attend, Block, Map, check, everyone, find_sites, same, walk
+from vlprompt.tower import Attend, Block, Map, check, everyone, find_sites, same, step, walk
 
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 ROWS = 512  # token rows of one pass on a CPU
@@ -32,6 +33,7 @@ class ImageTower:
     grid: tuple[int, int] = (0, 0)
     asked = False  # whether the look was asked for, instead of the one that the weights were trained with
     notes: Mapping[str, str] = {}  # replaced, never written into
+    how = PLAINLY  # how the blocks are computed
 
     def __init__(self, net: Map, width: int, look: Look, key: str, device: torch.device, tokens: int = 0):
         self.net, self.width, self.look, self.key, self.device = net, width, look, key, device
@@ -64,15 +66,15 @@ class ImageTower:
         for begin in range(0, len(missing), self.pass_size):
             some = list(missing.items())[begin : begin + self.pass_size]
             after = list(missing.values())[begin + self.pass_size : begin + 2 * self.pass_size]
-            features = self._features(images, [i for _, i in some], after)
+            features = self.computed(images, [i for _, i in some], after)
             for (key, _), feature in zip(some, features, strict=True):
                 found[key] = feature
                 self.kept.keep(key, feature.clone())
         drawn = [i for i, key in enumerate(images.keys) if key is None]
-        fresh = dict(zip(drawn, self._features(images, drawn), strict=True)) if drawn else {}
+        fresh = dict(zip(drawn, self.computed(images, drawn), strict=True)) if drawn else {}
         return torch.stack([fresh[i] if key is None else found[key] for i, key in enumerate(images.keys)])
 
-    def _features(self, images: Images, places: list[int], after: Sequence[int] = ()) -> Tensor:
+    def computed(self, images: Images, places: list[int], after: Sequence[int] = ()) -> Tensor:
         """(len(places), E), always through passes of pass_size images; the last pass is filled up.
 
         While a pass is computed, the pictures of the next are decoded; after: of what follows these.
@@ -103,7 +105,7 @@ class ImageTower:
     def _again(self, net: Map, look: Look, tokens: int) -> Any:
         """A copy that stores its own features."""
         ImageTower.__init__(found := copy(self), net, self.width, look, self.key, self.device, tokens)
-        found.spec, found.asked = self.spec, True
+        found.spec, found.asked, found.kept = self.spec, True, self.kept.of(found)
         return found
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
@@ -207,7 +209,8 @@ class ViT(ImageTower):
         """Rows (B, N, D) through the blocks, and what is read of them."""
         s, few = self.special, self.read if read == "pooled" else None
         wanted = None if few is None else torch.arange(few, device=x.device)
-        x = walk(self.blocks, x, prompt, attention=self.attention, slot=s, rows=wanted, prompts=read == "prompts")
+        x = walk(self.blocks, x, prompt, attention=self.attention, slot=s, rows=wanted, prompts=read == "prompts",
+                 by=self.how.by(step))  # fmt: skip
         if read == "pooled" and self.norm_last:
             x = self.pool(x)
         x = prompt.part("norm", x, self.norm(x))
@@ -229,7 +232,7 @@ class ViT(ImageTower):
         made.blocks = merged_blocks(self.blocks, prompt)
         made.embed = fold("patch", self.embed, prompt.beside["patch"]) if "patch" in prompt.beside else self.embed
         made.norm = fold("norm", self.norm, prompt.beside["norm"]) if "norm" in prompt.beside else self.norm
-        made.kept = Kept()
+        made.kept = self.kept.like(None, made)
         return made
 
     def cut(self, k: int) -> tuple[ImageTower, Upper]:
@@ -238,6 +241,7 @@ class ViT(ImageTower):
             raise ValueError(f"a tower of {self.depth} blocks can be cut before its last 1 to {self.depth}, not {k}")
         rows = lower(self, self.depth - k)
         below = ImageTower(rows, self.dim, self.look, f"{self.key}/cut{k}", self.device, len(self.positions))
+        below.kept = self.kept.of(below)
         return below, Upper(self, self.depth - k)
 
     def copy(self) -> Whole:

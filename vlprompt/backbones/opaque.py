@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vlprompt.backbones.kept import looked_up
 from vlprompt.backbones.texts import bare
 from vlprompt.prompt import NOTHING, Prompt
 
@@ -23,6 +24,7 @@ class OpaqueText:
             'learn the context on a CLIP with its own text transformer, for example "open_clip:ViT-B-16/openai"'
         )
 
+    @looked_up
     def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
         """C texts -> (1, C, E), un-normalised; ValueError for a prompt."""
         if prompt or read != "pooled":

@@ -1,7 +1,7 @@
 """Text towers: causal ones behind a shared prefix, others by the full pass, and any encoder as it is."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt.backbones.kept import looked_up
+from vlprompt.how import PLAINLY, again
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.shared import Layout, Row, encode, lay_out
-from vlprompt.tower import Block, Map, check, everyone, find_sites, walk
+from vlprompt.tower import Block, Map, check, everyone, find_sites, step, walk
 
+ROWS = 65536  # token rows of a pass without a gradient, as far as texts can be parted
 HOLE = re.compile(r"\{\{|\}\}|\s*\{(\d+)\}")
 
 
@@ -56,6 +59,13 @@ def whole_words(tokenizer: Any, clean: Callable[[str], str] = str) -> Words:
     return Words(lambda text: tokenizer.encode(clean(text), add_special_tokens=False), begin, end, pad)
 
 
+def parted(prompt: Prompt, texts: int, most: int, own: bool) -> Iterator[tuple[int, Prompt]]:
+    """Where each chunk of at most so many texts begins, and the prompt with its texts' own tokens."""
+    for i in range(0, texts, most):
+        tokens = {layer: t[:, i : i + most] if own else t for layer, t in prompt.tokens.items()}
+        yield i, Prompt(tokens, prompt.prefix, prompt.beside)
+
+
 class TextTower:
     """Texts -> features (R, C, E), un-normalised.
 
@@ -72,7 +82,7 @@ class TextTower:
         self.depth, self.dim, self.heads, self.tail = len(blocks), table.shape[1], blocks[0].heads, tail
         self.length = len(positions) - (tail is not None)
         self.head_dim, self.device = self.dim // self.heads, device
-        self._layout = lru_cache(16)(self._lay_out)
+        self._layout, self.how = lru_cache(64)(self._lay_out), PLAINLY
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
         """{"0/q": (fan_in, fan_out), ...}.
@@ -97,6 +107,7 @@ class TextTower:
             )
         return self.table[torch.tensor(ids, device=self.device)].clone()
 
+    @looked_up
     def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
         """C texts after each of R contexts -> (R, C, E). Holes like {4} are where the prompt's tokens stand."""
         if read != "pooled":
@@ -118,8 +129,20 @@ class TextTower:
             tokens = {i: t if t.ndim == 4 else t[:, None].expand(-1, len(texts), -1, -1) for i, t in tokens.items()}
         prompt, contexts = Prompt(tokens, prompt.prefix, prompt.beside), max(shapes, default=1)
         packed = self.causal and self.read == "end" and not prompt.mixes_rows
-        x = (self._packed if packed else self._full)(tuple(texts), prompt, contexts, own)
+        make, most = (self._packed if packed else self._full), self._at_once(contexts, packed)
+        if len(texts) <= most:
+            x = make(tuple(texts), prompt, contexts, own)
+        else:
+            x = torch.cat([again(make, tuple(texts[i : i + most]), part, contexts, own)
+                           for i, part in parted(prompt, len(texts), most, own)], 1)  # fmt: skip
         return self.project(prompt.part("norm", x, self.norm(x)))
+
+    def _at_once(self, contexts: int, packed: bool) -> int:
+        """How many texts a pass takes: as many as asked for, or without a gradient what keeps it small."""
+        rows = ROWS if self.device.type == "cpu" else 16 * ROWS
+        least = max(16, rows // (contexts * (6 if packed else self.length)))
+        found = self.how.chunk or len(self.table)
+        return found if torch.is_grad_enabled() else min(found, least)
 
     def rows(self, texts: Sequence[str], tokens: int) -> list[Row]:
         rows = [self.words.row(text, tokens) for text in texts]
@@ -133,12 +156,17 @@ class TextTower:
                 )
         return rows
 
-    def _lay_out(self, texts: tuple[str, ...], tokens: int, own: bool) -> tuple[Layout, Tensor]:
-        layout = lay_out(self.rows(texts, tokens), tokens, own, self.device)
-        return layout, (self.table[layout.ids] + self.positions[layout.places])[None]
+    def _lay_out(self, texts: tuple[str, ...], tokens: int, own: bool) -> tuple[Layout, Tensor, Tensor | None]:
+        """The layout, its rows before the first block (1, T, D), and their queries, keys and values there."""
+        layout, first = lay_out(self.rows(texts, tokens), tokens, own, self.device), self.blocks[0]
+        x = (self.table[layout.ids] + self.positions[layout.places])[None]
+        if not tokens or first.qkv is None:  # a pass without a prompt is made once
+            return layout, x, None
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return layout, x, first.qkv(first.norm1(x))
 
     def _packed(self, texts: tuple[str, ...], prompt: Prompt, contexts: int, own: bool) -> Tensor:
-        layout, x = self._layout(texts, prompt.length, own)
+        layout, x, qkv = self._layout(texts, prompt.length, own)
         x = x.expand(contexts, -1, -1)
         if prompt.length:
             rows, which = layout.slot
@@ -146,7 +174,7 @@ class TextTower:
             x = x.index_copy(
                 1, rows, (t[:, which] + self.positions[layout.places[rows]]).to(x.dtype).expand(contexts, -1, -1)
             )
-        return encode(self.blocks, x, layout, prompt)
+        return encode(self.blocks, x, layout, prompt, qkv, self.how.by(step))
 
     def _full(self, texts: tuple[str, ...], prompt: Prompt, contexts: int, own: bool) -> Tensor:
         """Every text by itself: without a causal mask, or where a part mixes rows."""
@@ -176,7 +204,8 @@ class TextTower:
         if self.tail is not None:
             x = torch.cat([x, (self.tail + self.positions[-1]).expand(len(x), 1, -1)], 1)
             seen = self._seen(ids, places[:c]).repeat(contexts, 1)
-        x = walk(self.blocks, x, prompt, attention=everyone(self.causal, seen), slot=(places, places))
+        x = walk(self.blocks, x, prompt, attention=everyone(self.causal, seen), slot=(places, places),
+                 by=self.how.by(step))  # fmt: skip
         ends = torch.tensor([len(i) - 1 for i, _ in found], device=self.device).repeat(contexts)
         row = {"end": ends, "first": torch.zeros_like(ends), "last": torch.full_like(ends, x.shape[1] - 1)}[self.read]
         return x[torch.arange(len(x), device=x.device), row].unflatten(0, (contexts, c))

@@ -15,6 +15,7 @@ from vlprompt.data.split import cut
 from vlprompt.data.splitfile import read_split
 from vlprompt.data.tables import read_rows
 from vlprompt.errors import nearest
+from vlprompt.images import lasting
 from vlprompt.stage import Item
 
 COLUMNS = ("path", "label", "class", "name", "domain", "split")
@@ -122,7 +123,7 @@ def read_npz(path: Path) -> Found:
         bad = int(labels.min() if labels.min() < 0 else labels.max())
         raise ValueError(f"{path}: the label {bad} has no class name; there are {len(classes)}, for labels from 0")
     stat = path.stat()
-    key = f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
+    key = lasting(path.absolute(), stat.st_size, stat.st_mtime_ns)
     parts = arrays.get("split", np.full(len(images), "all"))
     rows: dict[str, list[Row]] = {}
     for i, (label, part) in enumerate(zip(labels.tolist(), parts.tolist(), strict=True)):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from vlprompt.images import lasting, lasts
 from vlprompt.stage import Item, Look, Split, Unlabelled, View
 
 _DECODERS: dict[str, Callable[[Look, View | None], Tensor]] = {}  # kept here, so that no item leads to its file
@@ -31,7 +32,7 @@ def _code(text: str) -> str:
 
 
 def _item(item: Item) -> Item:
-    key = _code(item.key)
+    key = lasting(_code(item.key)) if lasts(item.key) else _code(item.key)
     _DECODERS[key] = item.pixels
     return Item(key, _Pixels(key), _code(item.name))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vlprompt.data.decoded import HELD
+from vlprompt.images import lasting
 from vlprompt.stage import Item, Look, View
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -206,7 +207,7 @@ def file_item(path: Path, name: str = "") -> Item:
     name: its path inside its dataset.
     """
     stat = path.stat()
-    return picture_item(f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}", partial(_open, str(path)), name)
+    return picture_item(lasting(path.absolute(), stat.st_size, stat.st_mtime_ns), partial(_open, str(path)), name)
 
 
 def _open(path: str) -> Image.Image:

@@ -1,10 +1,12 @@
 """Datasets that come with the package, by the `loader` that their card names."""
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 
 from vlprompt.data.found import Found, Row
 from vlprompt.data.images import picture_item
+from vlprompt.images import lasting
 from vlprompt.stage import Item, Names, ids
 
 
@@ -19,7 +21,8 @@ def _digits(names: Names) -> Found:
 def _digit(path: str) -> Item:
     from vlprompt.data import digits
 
-    return picture_item(f"digits/{path}", partial(digits.picture, int(path)))
+    code = hashlib.sha256(digits.arrays()[0][int(path)].tobytes()).hexdigest()[:16]
+    return picture_item(lasting("digits", path, code), partial(digits.picture, int(path)), f"digits/{path}")
 
 
 def _glyphs(names: Names) -> Found:

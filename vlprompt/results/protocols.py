@@ -158,7 +158,7 @@ def facts(runs: Sequence[Result]) -> Facts:
     chosen = json.dumps([task.get(k) for k in ("base", "targets", "source", "target")])
     images = IMAGES if task["name"] == DOMAIN else "test images"
     found: Facts = {(images, chosen): protocol.get("test"), ("weights", backbone): protocol.get("backbone_key")}
-    found |= {(k, ""): protocol.get(k) for k in ("augment", "split")}
+    found |= {(k, ""): protocol.get(k) for k in ("augment", "split", "views")}
     found |= {(f"look.{k}", backbone): v for k, v in protocol.get("transform", {}).items()}
     found |= {(f"metric {k}", ""): v for k, v in protocol.get("metrics", {}).items()}
     if task["name"] == STREAM:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlprompt.method import Method, checkpointed
+from vlprompt.held import computed
+from vlprompt.method import Method
 from vlprompt.stage import Batch, Lesson, Names, ids, number
 from vlprompt.train import optimizers
 from vlprompt.train.criteria import criteria
@@ -123,7 +124,7 @@ class Loop:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.train.precision)
         for part in batch.split(self.train.micro_batch):
             half = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
-            with checkpointed(self.method, self.train.checkpointing), half:
+            with computed(self.method, self.train.how), half:
                 terms, _ = self.method.terms(part, fixed)
             for i, (name, (mean, rows)) in enumerate(terms.items()):
                 values[name] = values.get(name, 0.0) + float(mean.detach()) * float(rows)

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vlprompt.how import How
+
 
 @dataclass(frozen=True)
 class Train:
@@ -19,7 +21,8 @@ class Train:
     augmented views of an image exist (None: one per epoch). select: what is kept, the "last" epoch or the one that is
     best (the first of equally good ones) on validation images ("val"), in an adaptation by entropy, density or
     agreement on the target's images (criteria.py), or by its test labels ("oracle").
-    checkpointing: what the layers of a language model made is made again going back, instead of being kept.
+    checkpointing: what the layers made is made again going back, instead of being kept. chunk: texts of so many classes
+    at once (None: all), made again going back. compile: layers by torch.compile.
     """
 
     epochs: int = 50
@@ -41,18 +44,24 @@ class Train:
     clip: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpointing: bool = False
+    chunk: int | None = None
+    compile: bool = False
     drop_last: bool = True
     views: int | None = None
     select: Literal["last", "val", "entropy", "density", "agreement", "oracle"] = "last"
 
     def __post_init__(self) -> None:
         least = {"epochs": 0, "batch": 1, "micro_batch": 1, "warmup": 0, "views": 1, "momentum": 0, "weight_decay": 0}
-        least |= {"warmup_lr": 0, "min_lr": 0, "iterations": 1}
+        least |= {"warmup_lr": 0, "min_lr": 0, "iterations": 1, "chunk": 1}
         for name, value in ((name, getattr(self, name)) for name in (*least, "lr", "eps", "clip")):
             if value is not None and name in least and not value >= least[name]:
                 raise ValueError(f"train.{name} must be at least {least[name]}, not {value}")
             if value is not None and name not in least and not value > 0:
                 raise ValueError(f"train.{name} must be above 0, not {value}")
+
+    @property
+    def how(self) -> How:
+        return How(self.checkpointing, self.chunk, self.compile)
 
     def length(self, images: int) -> tuple[int, int, int]:
         """Steps in an epoch of so many images, epochs, and steps in all."""

@@ -1,0 +1,51 @@
+"""What a method holds, and how its towers compute."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from vlprompt.how import PLAINLY, How
+from vlprompt.language import LanguageTower
+from vlprompt.memory import give_back
+from vlprompt.tower import Clip
+from vlprompt.vision import VisionTower
+
+
+@contextmanager
+def computed(method: nn.Module, how: How) -> Iterator[None]:
+    """The towers of a method compute in this way while this lasts; ValueError where none of them can."""
+    towers = _towers(method) if how != PLAINLY else []
+    speech = [t for t in towers if isinstance(t, LanguageTower)]
+    walked = [t for t in towers if t not in speech and t.depth]
+    texts = [t for t in walked if not isinstance(t, VisionTower)]
+    for asked, able, what in ((how.checkpointing, walked or speech, "checkpointing"), (how.compile, walked, "compile"),
+                              (how.chunk, texts, "chunk")):  # fmt: skip
+        if asked and not able:
+            whose = "the texts of a CLIP" if what == "chunk" else "towers that are walked block by block"
+            raise ValueError(f"train.{what} is for {whose}, and {type(method).__name__} stands on none: leave it out")
+    if how.checkpointing or how.chunk:
+        give_back()
+    try:
+        for tower in walked:
+            tower.how = how
+        for tower in speech:
+            tower.checkpointing = how.checkpointing
+        yield
+    finally:
+        for tower in walked:
+            tower.how = PLAINLY
+        for tower in speech:
+            tower.checkpointing = False
+
+
+def _towers(method: nn.Module) -> list[Any]:
+    """The towers that a method holds, each once, but such as can only be used as they are."""
+    every = [v for value in held(method) for v in ((value.image, value.text) if isinstance(value, Clip) else (value,))]
+    return list({id(t): t for t in every if isinstance(t, LanguageTower) or hasattr(t, "how")}.values())
+
+
+def held(method: nn.Module) -> Iterator[Any]:
+    """All that its parts store and that is no Module of its own: backbones, settings."""
+    return (value for part in method.modules() for value in vars(part).values())
