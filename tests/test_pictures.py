@@ -288,6 +288,12 @@ def test_nothing_is_left_running_when_a_loop_is_left():
     done = len(slow.done)
     time.sleep(0.1)
     assert len(slow.done) == done < 70
+    slow = Slow(300, 0.01)
+    for k, batch in enumerate(ahead(slow.split.batches(50))):  # what was started for nothing is not done either
+        if not k:
+            batch.inputs.pixels(look)
+    time.sleep(0.3)
+    assert len(slow.done) < 70
 
 
 def test_unlabelled_images_are_decoded_ahead_too():

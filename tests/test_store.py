@@ -351,6 +351,8 @@ def test_two_processes_read_and_write_at_once(tmp_path):
             seen += found is not None
         time.sleep(0.001)
     assert [one.wait() for one in both] == [0, 0]
+    time.sleep(1)  # how often it is looked what others have written
+    assert torch.equal(shelf.get(f"b {many - 1}"), row + many - 1)
     shelf = opened(tmp_path)
     for who in "ab":
         for i in range(many):

@@ -43,8 +43,8 @@ CASES = {  # name -> work, augmentation, whether nothing was kept before, images
 SHORT = {case: CASES[case] for case in ("pixels, first epoch", "pixels, later epoch")}
 BATCH, CLASSES = {"cpu": 8, "cuda": 64}, 10
 COLUMNS = {
-    "written out images/s": number("written_out_rate:.0f"),
-    "vlprompt images/s": number("fast_rate:.0f"),
+    "written out images/s": number("written_out_rate:.3g"),
+    "vlprompt images/s": number("fast_rate:.3g"),
     "ratio (of rounds)": lambda row: f"**{row['ratio']:.2f}** ({row['least']:.2f}-{row['most']:.2f})",
     "written out processor ms": number("written_out_ms:.2f"),
     "vlprompt processor ms": number("fast_ms:.2f"),
