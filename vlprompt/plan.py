@@ -1,6 +1,6 @@
 """Before a run: what a step will hold and take, and where that is more than there is, how to do with less; exact.
 
-A step and a test of a few classes and one or two images are made, their tensors counted: what they hold is linear in
+A step and a test of a few classes and images are made, their tensors counted: what they hold is linear in
 either. Language models are not planned: there train.micro_batch and train.checkpointing are for the user to say.
 """
 
@@ -20,7 +20,7 @@ from vlprompt.stage import Batch, Lesson, Split, generator
 from vlprompt.train import Loop, Train
 from vlprompt.vision import VisionTower, tower_of
 
-SEEN = 40  # classes that are measured at most
+SEEN, FEW = 40, (2, 4)  # classes that are measured at most, and images
 SMALL = 2e9  # parameters x (classes + images at once) under which nothing is measured
 TESTED = 100  # images at once in a test, as evaluate has it
 SLACK, FIRST = 1.1, 48.0  # what an allocator adds to what is held, and MB that the first step takes for good
@@ -55,15 +55,16 @@ class Bill:
 class Plan:
     """What a run will take: MB at most (of the process; on a GPU of its memory), of `room` that there is, and seconds.
 
-    chosen: settings of training other than asked for, with which it fits; the numbers learned are the same. Where
-    nothing was measured, seconds are 0.
+    tensors: MB of what a step or a test makes. chosen: settings of training other than asked for, with which it fits;
+    the numbers learned are the same. asked: MB without them. Where nothing was measured, seconds are 0.
     """
 
     megabytes: float
     room: float
     seconds: float
     chosen: dict[str, Any] = field(default_factory=dict)
-    asked: float = 0.0  # MB without what was chosen
+    asked: float = 0.0
+    tensors: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -135,41 +136,43 @@ def plan(
     steps = train.length(images)[2] if images and train.epochs else 0
 
     def bills(how: Train) -> tuple[Bill, Bill, Bill, Bill]:
-        points = {(c, b): _measured(build(), part_of(lesson, c, b), how) for c, b in product(sizes, (1, 2))}
+        points = {(c, b): _measured(build(), part_of(lesson, c, b), how) for c, b in product(sizes, FEW)}
         return tuple(Bill.through({at: v[k] for at, v in points.items()}) for k in range(4))  # type: ignore[return-value]
 
     priced = {False: bills(replace(train, checkpointing=False, chunk=None, micro_batch=None))}
 
-    def cost(micro: int, spared: bool, chunk: int | None) -> tuple[float, float]:
-        """MB and seconds."""
+    def cost(micro: int, spared: bool, chunk: int | None) -> tuple[float, float, float]:
+        """MB, seconds, and MB of tensors."""
         if spared not in priced:
             priced[spared] = bills(replace(train, checkpointing=True, chunk=None, micro_batch=None))
         held, _, test, look = priced[spared]
         at_once = min(classes, chunk or classes)
         most = max(
-            held(at_once, micro) if steps else 0.0, test(classes, min(micro if micro < batch else TESTED, tested))
+            held(at_once, micro) if steps else 0.0,
+            test(at_once, min(micro if micro < batch else TESTED, tested)) if tested else 0.0,
         )
         slower = (SLOWER["checkpointing"] if spared else 1.0) * (SLOWER["chunk"] if at_once < classes else 1.0)
         step = -(-batch // micro) * priced[False][1](classes, micro) * slower if batch else 0.0
-        return base + FIRST + SLACK * most / 2**20, steps * step + tested * look(classes, 1)
+        tensors = most / 2**20
+        return base + FIRST + SLACK * tensors, steps * step + tested * look(classes, 1), tensors
 
     given = train.micro_batch or batch or TESTED
     asked = cost(min(given, batch or given), train.checkpointing, train.chunk)
     if asked[0] <= room:
-        return Plan(*asked[:1], room, asked[1])
+        return Plan(asked[0], room, asked[1], tensors=asked[2])
     able = _able(method)
     ways = [way for way in product(_halves(given, whole), {train.checkpointing, "checkpointing" in able},
                                    {train.chunk, *((256, 64, 16) if "chunk" in able else ())})
             if way[2] is None or way[2] < classes]  # fmt: skip
     found = [(cost(*way), way) for way in ways]
     fitting = [f for f in found if f[0][0] <= room]
-    (most, seconds), (micro, spared, chunk) = (
+    (most, seconds, tensors), (micro, spared, chunk) = (
         min(fitting, key=lambda f: f[0][1]) if fitting else min(found, key=lambda f: f[0][0])
     )
     chosen: dict[str, Any] = {"micro_batch": micro} if micro != given else {}
     chosen |= {"checkpointing": True} if spared and not train.checkpointing else {}
     chosen |= {"chunk": chunk} if chunk != train.chunk else {}
-    return Plan(most, room, seconds, chosen, asked[0])
+    return Plan(most, room, seconds, chosen, asked[0], tensors)
 
 
 def _halves(batch: int, whole: bool) -> Iterator[int]:

@@ -15,6 +15,8 @@ from vlprompt.counted import Counted
 from vlprompt.described import configuration, environment, learned_from, plain
 from vlprompt.errors import UnknownClass
 from vlprompt.evaluate import evaluate
+from vlprompt.held import computed
+from vlprompt.how import How
 from vlprompt.method import Method, backbone_of
 from vlprompt.results.folder import Folder, Result, tensors_as_bytes
 from vlprompt.results.log import Log
@@ -188,7 +190,8 @@ class _Run:
 
     def _test(self, name: str, test: Split) -> Any:
         watch = self.watch and (lambda done, total: self.watch and self.watch(f"testing {name}", done, total, ""))
-        return evaluate(self.method, test, micro_batch=self.train.micro_batch, watch=watch)
+        with computed(self.method, How(chunk=self.train.chunk)):
+            return evaluate(self.method, test, micro_batch=self.train.micro_batch, watch=watch)
 
     def _ahead(self, tests: dict[str, Split]) -> dict[str, dict[str, float]]:
         """Scores of what a method has not met yet; none of those that it can't answer."""

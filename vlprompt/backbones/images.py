@@ -73,7 +73,7 @@ class ImageTower:
 
     def _computed(self, images: Images, keys: Iterable[str]) -> dict[str, Tensor]:
         """The features of some of the images, which are kept."""
-        place, wanted, found = {key: i for i, key in enumerate(images.keys)}, list(keys), dict[str, Tensor]()
+        place, wanted, found = {k: i for i, k in reversed([*enumerate(images.keys)])}, list(keys), dict[str, Tensor]()
         for begin in range(0, len(wanted), self.pass_size):
             some, after = (wanted[i : i + self.pass_size] for i in (begin, begin + self.pass_size))
             features = self.computed(images, [place[key] for key in some], [place[key] for key in after])
