@@ -20,7 +20,6 @@ import torch
 from bench_measure import memory
 from bench_rows import number
 
-from vlprompt.method import checkpointed
 from vlprompt.methods import CoCoOp, CoOp
 from vlprompt.stage import Batch, Lesson, Split
 from vlprompt.train import Loop, Train
@@ -50,14 +49,10 @@ COLUMNS = {"MB": number("mb:.0f"), "s": number("seconds:.1f"), "accuracy": numbe
 def step(spec, device, micro_batch=None, checkpointing=False):
     """A training step of a method as work without arguments."""
     setting, size = bench_text.Setting(spec, device, torch.float32), spec[-1]
-    loop = Loop(setting.method, Lesson(Split((), (), setting.names)), Train(batch=size, micro_batch=micro_batch), 0)
+    train = Train(batch=size, micro_batch=micro_batch, checkpointing=checkpointing)
+    loop = Loop(setting.method, Lesson(Split((), (), setting.names)), train, 0)
     batch = Batch(setting.images, setting.labels, setting.names)
-
-    def work():
-        with checkpointed(setting.method, checkpointing):
-            loop.take(batch, 1e-6)
-
-    return work
+    return lambda: loop.take(batch, 1e-6)
 
 
 def whole(device):

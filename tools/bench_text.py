@@ -3,13 +3,16 @@
 The written-out form is what the authors run: 77 tokens of every class (and for CoCoOp of every image, in a loop)
 through open_clip's own text transformer, rows of deep prompts replaced before each layer. Both forms make the same step
 of a ViT-B/16-size CLIP with random weights: forward, cross-entropy with given image features (and PromptSRC's term on
-the texts), backward to the prompt, SGD.
+the texts), backward to the prompt, SGD. The classes are CIFAR-100's unless the case says otherwise: how much is saved
+depends on how long their names are.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import yaml
 
 from vlprompt.method import Output
 from vlprompt.methods import IVLP, CoCoOp, CoOp, MaPLe, PromptSRC
@@ -40,11 +43,20 @@ WANTED = dict.fromkeys(CASES, ("ratio >= 28",)) | {
 ROUNDS = {"cocoop, 100 classes, 4 images": 2}  # written out, it takes more than a minute
 
 
+def cifar():
+    """The names of CIFAR-100's classes, which have 3.2 tokens with the dot and the end; those of ImageNet have 4.2."""
+    card = yaml.safe_load((Path(__file__).parents[1] / "datasets" / "vtab_cifar100.yaml").read_text("utf-8"))
+    return [name.replace("_", " ") for name in card["classes"]]
+
+
 def imagenet():
     """The names of ImageNet's 1000 classes."""
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     return IMAGENET_CLASSNAMES
+
+
+CASES["coop, 100 classes of ImageNet"] = (CoOp, {"n_ctx": 16}, 100, 32, imagenet)
 
 
 class Known:
@@ -76,9 +88,10 @@ class Setting:
         self.set((CASES | SHORT)[case] if isinstance(case, str) else case, known)
 
     def set(self, spec, known=True, names=None):
-        """Another case on the same model; names: by default so many of ImageNet's."""
-        cls, self.options, classes, size = spec
-        names = names or [imagenet()[i * (1000 // classes)] for i in range(classes)]
+        """Another case on the same model; names: by default so many of CIFAR-100's, or of ImageNet's."""
+        cls, self.options, classes, size, *source = spec
+        every = [] if names else (source[0] if source else cifar if classes <= 100 else imagenet)()
+        names = names or [every[i * (len(every) // classes)] for i in range(classes)]
         self.names = tuple(Name(name, str(i)) for i, name in enumerate(names))
         self.features = torch.randn(size, 512, dtype=self.dtype, device=self.device)
         self.labels, self.scale = torch.arange(size, device=self.device) % classes, self.whole.scale
