@@ -1,6 +1,7 @@
 """Pictures: decoded once, within a bound, by threads, ahead of their step; the pixels stay bit for bit the same."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -377,3 +378,27 @@ def test_options(type_in):
     assert (status, "0 threads or more, not -1" in told) == (2, True)
     status, told = type_in("run", "coop", "digits", "--picture-memory", "-1")
     assert (status, "--picture-memory is a number of GB from 0 on, such as 0.5; got -1.0" in told) == (2, True)
+
+
+def test_a_forked_process_has_threads_of_its_own(tmp_path):
+    """Those of its parent are not there in a fork: who waited for them would wait for ever."""
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, path in enumerate(paths):
+        Image.effect_noise((300, 300), 10 * i).convert("RGB").save(path)
+    look = Look((224, 224))
+
+    def shown():
+        return picked([file_item(path) for path in paths], [None] * 4).pixels(look)
+
+    workers.use(2)
+    try:
+        shown()
+        child = multiprocessing.get_context("fork").Process(target=shown)
+        child.start()
+        child.join(30)
+        hung = child.is_alive()
+        child.kill()
+    finally:
+        workers.use(None)
+    assert not hung
+    assert child.exitcode == 0

@@ -11,7 +11,7 @@ MOST = 16  # threads by default: more only wait for Python's lock
 WORTH = 2e-4  # seconds: what takes less is done where it is asked for, for handing it over takes as long
 
 _asked: int | None = None
-_pool: tuple[int, ThreadPoolExecutor] | None = None
+_pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
 
 
 def use(n: int | None) -> None:
@@ -34,13 +34,13 @@ def count() -> int:
 
 
 def _threads() -> ThreadPoolExecutor:
-    """The pool, opened when it is first needed and again when their number was changed."""
+    """The pool, opened when it is first needed, when their number was changed, and in a fork, which has no threads."""
     global _pool
-    n = count()
-    if _pool is None or _pool[0] != n:
+    n, here = count(), os.getpid()
+    if _pool is None or _pool[0] != (n, here):
         import torch
 
-        if _pool is not None:
+        if _pool is not None and _pool[0][1] == here:
             _pool[1].shutdown(wait=False)
         pool, all_here = ThreadPoolExecutor(n, "vlprompt-decoding"), threading.Barrier(n)
 
@@ -51,7 +51,7 @@ def _threads() -> ThreadPoolExecutor:
         for begun in [pool.submit(begin) for _ in range(n)]:
             begun.result()
         torch.set_num_threads(torch.get_num_threads())  # the last who says it says it for threads still to come
-        _pool = n, pool
+        _pool = (n, here), pool
     return _pool[1]
 
 
