@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from vlprompt.prompt import KV
 
 Groups = tuple[tuple[int, int], ...]  # (texts, rows a text)
+Seen = tuple[Tensor | None, ...] | None  # of each group: its rows (texts, rows) that may be seen (None: all)
 
 
 def heads(x: Tensor, h: int) -> Tensor:
@@ -61,13 +62,16 @@ class _Shared(torch.autograd.Function):
     """What `attend_shared` is, with its derivative: nothing is kept but the probabilities."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, ks: Tensor, vs: Tensor, groups: Groups, causal: bool):
-        scale, s = q.shape[-1] ** -0.5, ks.shape[2]
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, ks: Tensor, vs: Tensor, groups: Groups, seen: Seen):
+        scale, s, causal = q.shape[-1] ** -0.5, ks.shape[2], seen is None
         before, found, kept = (q @ ks.mT).split(_rows(groups, causal), 2), [], []
-        for mine, mq, mk, mv in zip(before, *_cut(q, k, v, groups, causal), strict=True):
+        cuts = zip(before, seen or [None] * len(groups), *_cut(q, k, v, groups, causal), strict=True)
+        for mine, there, mq, mk, mv in cuts:
             own = mq @ mk.mT  # (R, H, n, r, l)
             if causal and own.shape[-1] > 1:
                 own.masked_fill_(torch.ones(own.shape[-2:], dtype=torch.bool, device=q.device).triu(1), -math.inf)
+            elif there is not None:
+                own.masked_fill_(~there[:, None], -math.inf)
             scores = torch.cat([mine.unflatten(2, own.shape[2:4]), own], -1).mul_(scale)
             p = scores.softmax(-1, torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
             found.append(((p[..., :s].flatten(2, 3) @ vs).unflatten(2, own.shape[2:4]) + p[..., s:] @ mv).flatten(2, 3))
@@ -108,11 +112,11 @@ def _cut(q: Tensor, k: Tensor, v: Tensor, groups: Groups, causal: bool) -> tuple
                  for x, sizes in cuts)  # fmt: skip
 
 
-def attend_shared(q: Tensor, k: Tensor, v: Tensor, shared: KV, groups: Groups, causal: bool) -> Tensor:
+def attend_shared(q: Tensor, k: Tensor, v: Tensor, shared: KV, groups: Groups, seen: Seen = None) -> Tensor:
     """Texts in groups (n texts of l rows) that see the same `shared` keys, then their own; nothing is copied for one.
 
-    q (R, H, T, Dh) causal, else one row a text that sees all of its own; k, v (R, H, T, Dh); shared (R, H, P, Dh) each.
-    -> as q. It can be differentiated once.
+    q (R, H, T, Dh) sees what stands before it (seen None), or has one row a text that sees all of its own that are
+    `seen`; k, v (R, H, T, Dh); shared (R, H, P, Dh) each. -> as q. It can be differentiated once.
     """
     with torch.autocast(q.device.type, enabled=False):
-        return _Shared.apply(q, k, v, *(t.to(q.dtype) for t in shared), groups, causal)  # pyright: ignore[reportReturnType]
+        return _Shared.apply(q, k, v, *(t.to(q.dtype) for t in shared), groups, seen)  # pyright: ignore[reportReturnType]

@@ -16,6 +16,7 @@ from vlprompt.shared import Layout, Row, encode, lay_out
 from vlprompt.tower import Block, Map, check, everyone, find_sites, step, walk
 
 ROWS = 65536  # token rows of a pass without a gradient, as far as texts can be parted
+WORTH = 1000  # token rows whose products take a GPU as long as the many small operations of one more group of texts
 HOLE = re.compile(r"\{\{|\}\}|\s*\{(\d+)\}")
 
 
@@ -82,6 +83,7 @@ class TextTower:
         self.depth, self.dim, self.heads, self.tail = len(blocks), table.shape[1], blocks[0].heads, tail
         self.length = len(positions) - (tail is not None)
         self.head_dim, self.device = self.dim // self.heads, device
+        self.worth = WORTH if device.type == "cuda" else 0
         self._layout, self.how = lru_cache(64)(self._lay_out), PLAINLY
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
@@ -156,9 +158,11 @@ class TextTower:
                 )
         return rows
 
-    def _lay_out(self, texts: tuple[str, ...], tokens: int, own: bool) -> tuple[Layout, Tensor, Tensor | None]:
+    def _lay_out(
+        self, texts: tuple[str, ...], tokens: int, own: bool, worth: int
+    ) -> tuple[Layout, Tensor, Tensor | None]:
         """The layout, its rows before the first block (1, T, D), and their queries, keys and values there."""
-        layout, first = lay_out(self.rows(texts, tokens), tokens, own, self.device), self.blocks[0]
+        layout, first = lay_out(self.rows(texts, tokens), tokens, own, self.device, worth), self.blocks[0]
         x = (self.table[layout.ids] + self.positions[layout.places])[None]
         if not tokens or first.qkv is None:  # a pass without a prompt is made once
             return layout, x, None
@@ -166,7 +170,7 @@ class TextTower:
             return layout, x, first.qkv(first.norm1(x))
 
     def _packed(self, texts: tuple[str, ...], prompt: Prompt, contexts: int, own: bool) -> Tensor:
-        layout, x, qkv = self._layout(texts, prompt.length, own)
+        layout, x, qkv = self._layout(texts, prompt.length, own, self.worth // contexts)
         x = x.expand(contexts, -1, -1)
         if prompt.length:
             rows, which = layout.slot
