@@ -23,7 +23,7 @@ demo: $(BIN)/.ready
 	$(BIN)/vlprompt eval $(DEMO)/few_shot/coop-digits-16shot-seed1-* digits --picture $(DEMO)/predictions.png
 
 test: $(BIN)/.ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4
 
 test-all: $(BIN)/.ready
 	$(BIN)/pytest -m 'not gpu and not weights'

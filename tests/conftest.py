@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+os.environ.pop("COLUMNS", None)  # several test processes are given one, and a console keeps that for good
+
 import numpy as np
 import pytest
 import torch

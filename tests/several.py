@@ -20,18 +20,18 @@ NOTHING = {"dataset": "digits", "task": None, "source": None, "target": None, "b
 
 def make(folder, plans):
     """The runs' folders are numbered, so that they can be compared; gives how many features were computed."""
-    computed, features = [0], ImageTower._features
+    computed, features = [0], ImageTower.computed
 
-    def counted(tower, images, places):
+    def counted(tower, images, places, after=()):
         computed[0] += len(places)
-        return features(tower, images, places)
+        return features(tower, images, places, after)
 
-    ImageTower._features = counted
+    ImageTower.computed = counted
     for k, plan in enumerate(plans):
         told = {**NOTHING, **plan}
         sweep([told.pop("method")], [told.pop("shots")], [1], file=None, runs=Path(folder) / str(k), device="cpu",
               save_every=told.pop("save_every", 5.0), threads=1, out=Console(quiet=True), **told)  # fmt: skip
-    ImageTower._features = features
+    ImageTower.computed = features
     return computed[0]
 
 

@@ -23,7 +23,7 @@ from vlprompt.methods import CoOp
 
 BIN, TESTS = Path(sys.executable).parent, Path(__file__).parent
 TORCHRUN = [BIN / "torchrun", "--standalone", "--no-python", "--nproc-per-node"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300", "VLPROMPT_FEATURES": "none"}
 SMALL = ["train.epochs=2", "train.batch=5", "train.warmup=0", "train.drop_last=false"]  # 5 images can't be halved
 STREAM = {"task": "continual", "shots": None, "backbone": "glyph-vit/random"}
 # few images, so that little but the processes' start takes time; digits has 9 batches to be tested
@@ -118,7 +118,9 @@ def both(tmp_path, plans, folder):
     Pair by pair; then how many features each process has computed, and what the two have written.
     """
     plans = json.loads(json.dumps(plans).replace("{folder}", str(folder)))
-    computed = several.make(tmp_path / "one", plans)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLPROMPT_FEATURES", "none")  # a store would have each process make its own fixed input
+        computed = several.make(tmp_path / "one", plans)
     status, said = together(sys.executable, TESTS / "several.py", tmp_path / "two", json.dumps(plans), 1)
     assert len(list((tmp_path / "two").glob("*/*/result.json"))) == len(plans), said
     assert status, said
