@@ -1,9 +1,9 @@
 """Speed and memory against the written-out form: tools/bench.py WHAT [--device cuda].
 
-WHAT is a table, each of which tools/bench_WHAT.py explains, or `all`: every figure of text, image, vpt, epoch, startup
-and memory that something is wanted of, with one thread and with two (some forty minutes), or with --short a few small
-ones of each (`make bench`, under five minutes). Each row is made in a fresh process, both forms in the same one, so by
-the same memory allocator.
+WHAT is a table, each of which tools/bench_WHAT.py explains, or `all`: every figure of text, image, vpt, epoch, startup,
+memory and plan that something is wanted of, with one thread and with two (some forty minutes), or with --short a few
+small ones of each (`make bench`, under five minutes). Each row is made in a fresh process, both forms in the same one,
+so by the same memory allocator.
 
 ratio: the written-out form's seconds over ours, the median of alternating rounds, with the least and the largest.
 counted: the ratio of the floating-point operations of their matrix products. GFLOP: those of our form; matrix speed:
@@ -30,8 +30,22 @@ from pathlib import Path
 import bench_rows
 from bench_rows import Rows
 
-KINDS = ("text", "image", "vpt", "epoch", "startup", "memory", "scaling", "heads", "streams", "dapl", "lm", "icl")
-ALL = ("text", "image", "vpt", "epoch", "startup", "memory")
+KINDS = (
+    "text",
+    "image",
+    "vpt",
+    "epoch",
+    "startup",
+    "memory",
+    "plan",
+    "scaling",
+    "heads",
+    "streams",
+    "dapl",
+    "lm",
+    "icl",
+)
+ALL = ("text", "image", "vpt", "epoch", "startup", "memory", "plan")
 MORE = "more"  # the lines that some tables have below them
 
 

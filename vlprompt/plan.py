@@ -110,9 +110,7 @@ def part_of(lesson: Lesson, classes: int, images: int) -> Lesson:
     )
 
 
-def plan(
-    build: Callable[[], Method], lesson: Lesson, train: Train, tested: int = 0, limit: float | None = None
-) -> Plan:
+def plan(build: Callable[[], Method], lesson: Lesson, train: Train, tested: int = 0) -> Plan:
     """What training by this method on this lesson takes, and testing so many images.
 
     build: makes the method anew. A lesson of few classes and images is what is measured, with their own names and
