@@ -50,8 +50,11 @@ def begun(made, backbone, names):
     return method.double(), pixels.double()
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", [*MADE, *ON_IMAGES])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [pytest.param(n, w, marks=[pytest.mark.slow] if n not in ("coop", "vpt") and w != "both" else [])
+     for n in (*MADE, *ON_IMAGES) for w in WAYS],
+)  # fmt: skip
 def test_the_same_numbers_with_less_memory(double, name, way):  # noqa: F811
     _, clip = double
     names = tuple(Name(n, str(i)) for i, n in enumerate(NAMES))
@@ -85,8 +88,7 @@ def test_dropout_of_a_layer_made_again_is_the_same(tiny):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize(("own", "mixes"), [(False, False), (True, False), (False, True)])
 def test_chunks_of_texts_are_the_whole(double, template, own, mixes):  # noqa: F811
     """Also where a text's tokens are its own, and where every text is a pass by itself."""
     _, clip = double

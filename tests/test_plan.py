@@ -48,7 +48,9 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in ("maple", "lora") else []) for n in MADE]
+)
 def test_what_a_step_holds_is_told_from_small_ones(name, tiny, limit):
     made, classes, images = MADE[name]
     limit(1e5)
