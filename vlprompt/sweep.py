@@ -97,7 +97,7 @@ def run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path,
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    clips = {} if clips is None else clips
+    clips, known = {} if clips is None else clips, dict[str, Any]()
     several = len({_dataset(plan) for plan in plans}) > 1
     columns = (
         TextColumn("{task.description}"),
@@ -115,7 +115,9 @@ def run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path,
             name = f"{_dataset(plan)}: {name}" if several else name
             bar = progress.add_task(name, total=1, note=f"loading {plan['backbone']}")
             try:
-                result = found[i] = _run_one(plan, name, clips, runs, device, save_every, threads, until, progress, bar)
+                result = found[i] = _run_one(
+                    plan, name, clips, known, runs, device, save_every, threads, until, progress, bar
+                )
                 if cut := "; ".join(f"{k} {how}" for k, how in result.protocol["cut"].items()):
                     progress.console.print(f"{name}: {cut}", style="yellow", soft_wrap=True)
                 scores = "chosen by the oracle  " * ("oracle" in result.protocol["selection"])
@@ -156,8 +158,9 @@ def loaded(plan: dict[str, Any], clips: dict[str, Any], device: str | None, thre
     return _backbone(plan, clips, device)
 
 
-def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path, device: str | None, save_every: float,
-             threads: int | None, until: int | None, progress: Any, bar: Any) -> Result:  # fmt: skip
+def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], known: dict[str, Any], runs: Path,
+             device: str | None, save_every: float, threads: int | None, until: int | None, progress: Any,
+             bar: Any) -> Result:  # fmt: skip
     from vlprompt.config import build_method, build_task
     from vlprompt.runner import run
     from vlprompt.train import Train
@@ -178,13 +181,17 @@ def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], runs: Path,
         progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")
 
     where, train = place(runs, plan).path, Train(**plan["train"])
-    spare = _spared(plan, task, backbone, train, lambda text, style: progress.console.print(
+    spare = _spared(plan, task, backbone, train, known, lambda text, style: progress.console.print(
         f"{name}: {text}", style=style, soft_wrap=True, highlight=False))  # fmt: skip
     return run(method, task, train, where, plan["seed"], save_every=save_every, watch=watch, until=until, spare=spare)
 
 
-def _spared(plan: dict[str, Any], task: Any, backbone: Any, train: Any, tell: Callable[[str, str], None]) -> Any:
-    """The settings by which a run fits into the memory; what it will take is told, where that was measured."""
+def _spared(plan: dict[str, Any], task: Any, backbone: Any, train: Any, known: dict[str, Any],
+            tell: Callable[[str, str], None]) -> Any:  # fmt: skip
+    """The settings by which a run fits into the memory; what it will take is told, where that was measured.
+
+    known: what was told of runs that differ by their seed only.
+    """
     from vlprompt.config import build_method
     from vlprompt.plan import plan as planned
 
@@ -192,8 +199,12 @@ def _spared(plan: dict[str, Any], task: Any, backbone: Any, train: Any, tell: Ca
         return {}
     stage = next(iter(task.stages()))
     tested = sum(len(test) for test in stage.tests.values())
+    sizes = len(stage.lesson.train.names), len(stage.lesson.train), tested
+    key = json.dumps([plan["backbone"], plan.get("look"), plan["method"], plan["train"], *sizes])
+    if key in known:
+        return known[key].chosen
     try:
-        found = planned(lambda: build_method(plan["method"], backbone), stage.lesson, train, tested)
+        found = known[key] = planned(lambda: build_method(plan["method"], backbone), stage.lesson, train, tested)
     except ValueError as error:  # a few images may be too few for a method; if it is not that, the run will say it
         tell(f"what it takes could not be measured beforehand ({error})", "dim")
         return {}
