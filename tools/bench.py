@@ -30,22 +30,8 @@ from pathlib import Path
 import bench_rows
 from bench_rows import Rows
 
-KINDS = (
-    "text",
-    "image",
-    "vpt",
-    "epoch",
-    "startup",
-    "memory",
-    "plan",
-    "scaling",
-    "heads",
-    "streams",
-    "dapl",
-    "lm",
-    "icl",
-)
 ALL = ("text", "image", "vpt", "epoch", "startup", "memory", "plan")
+KINDS = (*ALL, "scaling", "heads", "streams", "dapl", "lm", "icl")
 MORE = "more"  # the lines that some tables have below them
 
 

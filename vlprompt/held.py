@@ -42,8 +42,13 @@ def computed(method: nn.Module, how: How) -> Iterator[None]:
 
 def _towers(method: nn.Module) -> list[Any]:
     """The towers that a method holds, each once, but such as can only be used as they are."""
-    every = [v for value in held(method) for v in ((value.image, value.text) if isinstance(value, Clip) else (value,))]
-    return list({id(t): t for t in every if isinstance(t, LanguageTower) or hasattr(t, "how")}.values())
+    every = (t for t in parts_held(method) if isinstance(t, LanguageTower) or hasattr(t, "how"))
+    return list({id(t): t for t in every}.values())
+
+
+def parts_held(method: nn.Module) -> Iterator[Any]:
+    """As `held`, with both towers in place of a CLIP."""
+    return (t for value in held(method) for t in ((value.image, value.text) if isinstance(value, Clip) else (value,)))
 
 
 def held(method: nn.Module) -> Iterator[Any]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.held import held
+from vlprompt.held import held, parts_held
 from vlprompt.language import LanguageTower
 from vlprompt.passages import answered, other_reader
 from vlprompt.prompt import NOTHING, Prompt
@@ -152,8 +152,7 @@ def backbone_of(method: nn.Module) -> Backbone | None:
 
 def kept_of(method: nn.Module) -> list[Any]:
     """Where the towers of a method keep features, each once, in an order that is the same in every process."""
-    towers = [t for v in held(method) for t in ((v.image, v.text) if isinstance(v, Clip) else (v,))]
-    found = (vars(tower).get("kept") for tower in towers if isinstance(tower, Tower))
+    found = (vars(tower).get("kept") for tower in parts_held(method) if isinstance(tower, Tower))
     return list({id(kept): kept for kept in found if kept is not None}.values())
 
 
