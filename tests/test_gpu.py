@@ -118,6 +118,33 @@ def test_a_state_goes_on_there(pair):
     assert torch.allclose(whole.ctx, second.ctx, atol=1e-6)
 
 
+GRAPHED = {
+    "coop": lambda clip: CoOp(clip, 4),
+    "own": lambda clip: CoOp(clip, 4, own=True, text="{name} {ctx}."),
+    "cocoop": lambda clip: CoCoOp(clip, 4),
+    "maple": lambda clip: MaPLe(clip, n_ctx=2),
+    "kgcoop": lambda clip: methods.KgCoOp(CoOp(clip, 4)),
+    "prograd": lambda clip: methods.ProGrad(CoOp(clip, 4)),
+    "lora": lambda clip: methods.CLIPLoRA(clip, dropout=0.0),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", GRAPHED)
+def test_recorded_passes_train_the_same(name, precision):
+    """Equal to the eager passes up to 1e-5 of a loss (float32; 1e-2 in bf16), over steps of two sizes."""
+    lesson, found = FewShot("digits", shots=2).lesson, []
+    for graphs in (False, True):
+        clip = twin("cuda")
+        method = GRAPHED[name](clip)
+        method.begin(lesson, generator(0))
+        train = Train(epochs=6, batch=8, micro_batch=3, lr=0.01, warmup=0, precision=precision, graphs=graphs)
+        found.append([s.loss for s in fit(method, lesson, train)])
+        recorded = [kept for kept in clip.text.graphs.kinds.values() if kept is not None]
+        assert bool(recorded) == (graphs and name != "lora")  # parts may hold what is learned
+    assert found[1] == pytest.approx(found[0], rel=1e-5 if precision == "fp32" else 1e-2)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
 def test_language_models(family, tmp_path):
     """States with tokens, prefix and parts, and what is written, are those of the CPU; a prefix learns."""

@@ -34,8 +34,9 @@ class Layout:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, first: KV | None, rows: Tensor | None) -> Tensor:
         """q (R, H, T or C, Dh), k, v (R, H, T, Dh): a text sees the prefix, the shared rows and its own. -> as q."""
-        (ks, k), (vs, v) = (t.tensor_split([self.shared], 2) for t in (k, v))
-        qs, q = q.tensor_split([self.shared if rows is None else 0], 2)
+        (ks, k), (vs, v) = (t.split([self.shared, t.shape[2] - self.shared], 2) for t in (k, v))
+        before = self.shared if rows is None else 0
+        qs, q = q.split([before, q.shape[2] - before], 2)
         parts = [attend(qs, ks, vs, first, causal=True)] if rows is None and self.shared else []
         seen = None if rows is None else self.seen  # causally no row sees what stands behind it
         return torch.cat([*parts, attend_shared(q, k, v, join(first, ks, vs), self.groups, seen)], 2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.backbones.kept import looked_up
+from vlprompt.graphs import Graphs
 from vlprompt.how import PLAINLY, again
 from vlprompt.prompt import NOTHING, Prompt
 from vlprompt.shared import Layout, Row, encode, lay_out
@@ -17,6 +18,7 @@ from vlprompt.tower import Block, Map, check, everyone, find_sites, step, walk
 
 ROWS = 65536  # token rows of a pass without a gradient, as far as texts can be parted
 WORTH = 1000  # token rows whose products take a GPU as long as the many small operations of one more group of texts
+RECORDED = 2048  # texts of a pass, with those of all contexts, up to which starting its operations is what takes long
 HOLE = re.compile(r"\{\{|\}\}|\s*\{(\d+)\}")
 
 
@@ -84,7 +86,7 @@ class TextTower:
         self.length = len(positions) - (tail is not None)
         self.head_dim, self.device = self.dim // self.heads, device
         self.worth = WORTH if device.type == "cuda" else 0
-        self._layout, self.how = lru_cache(64)(self._lay_out), PLAINLY
+        self._layout, self.how, self.graphs = lru_cache(64)(self._lay_out), PLAINLY, Graphs()
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
         """{"0/q": (fan_in, fan_out), ...}.
@@ -131,13 +133,19 @@ class TextTower:
             tokens = {i: t if t.ndim == 4 else t[:, None].expand(-1, len(texts), -1, -1) for i, t in tokens.items()}
         prompt, contexts = Prompt(tokens, prompt.prefix, prompt.beside), max(shapes, default=1)
         packed = self.causal and self.read == "end" and not prompt.mixes_rows
-        make, most = (self._packed if packed else self._full), self._at_once(contexts, packed)
-        if len(texts) <= most:
-            x = make(tuple(texts), prompt, contexts, own)
-        else:
-            x = torch.cat([again(make, tuple(texts[i : i + most]), part, contexts, own)
-                           for i, part in parted(prompt, len(texts), most, own)], 1)  # fmt: skip
-        return self.project(prompt.part("norm", x, self.norm(x)))
+        make, most, texts = (self._packed if packed else self._full), self._at_once(contexts, packed), tuple(texts)
+
+        def pooled(prompt: Prompt) -> Tensor:
+            if len(texts) <= most:
+                x = make(texts, prompt, contexts, own)
+            else:
+                x = torch.cat([again(make, texts[i : i + most], part, contexts, own)
+                               for i, part in parted(prompt, len(texts), most, own)], 1)  # fmt: skip
+            return self.project(prompt.part("norm", x, self.norm(x)))
+
+        if packed and self.device.type == "cuda" and self.how == PLAINLY and contexts * len(texts) <= RECORDED:
+            return self.graphs(pooled, (texts, own), prompt)
+        return pooled(prompt)
 
     def _at_once(self, contexts: int, packed: bool) -> int:
         """How many texts a pass takes: as many as asked for, or without a gradient what keeps it small."""

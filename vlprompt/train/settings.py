@@ -22,7 +22,8 @@ class Train:
     best (the first of equally good ones) on validation images ("val"), in an adaptation by entropy, density or
     agreement on the target's images (criteria.py), or by its test labels ("oracle").
     checkpointing: what the layers made is made again going back, instead of being kept. chunk: texts of so many classes
-    at once (None: all), made again going back. compile: layers by torch.compile.
+    at once (None: all), made again going back. compile: layers by torch.compile. graphs: on a GPU, passes of texts
+    that come again are recorded and replayed, which keeps what they make in memory.
     """
 
     epochs: int = 50
@@ -46,6 +47,7 @@ class Train:
     checkpointing: bool = False
     chunk: int | None = None
     compile: bool = False
+    graphs: bool = True
     drop_last: bool = True
     views: int | None = None
     select: Literal["last", "val", "entropy", "density", "agreement", "oracle"] = "last"
@@ -61,7 +63,7 @@ class Train:
 
     @property
     def how(self) -> How:
-        return How(self.checkpointing, self.chunk, self.compile)
+        return How(self.checkpointing, self.chunk, self.compile, self.graphs)
 
     def length(self, images: int) -> tuple[int, int, int]:
         """Steps in an epoch of so many images, epochs, and steps in all."""
