@@ -5,8 +5,20 @@ import gc
 import pytest
 import torch
 
+from vlprompt.backbones.glyph import twin
 from vlprompt.graphs import MOST, Graphs
+from vlprompt.methods import CoCoOp, CoOp, KgCoOp, MaPLe
 from vlprompt.prompt import Prompt
+from vlprompt.stage import generator
+from vlprompt.tasks import FewShot
+from vlprompt.train import Train, fit
+
+MADE = {
+    "coop": lambda clip: CoOp(clip, 4),
+    "cocoop": lambda clip: CoCoOp(clip, 4),
+    "maple": lambda clip: MaPLe(clip, n_ctx=2),
+    "kgcoop": lambda clip: KgCoOp(CoOp(clip, 4)),
+}
 
 
 class Twin:
@@ -132,3 +144,22 @@ def test_few_are_kept(graphs):
             out = passed(graphs, given, kind)
             assert torch.equal(torch.autograd.grad(out, given[0])[0], torch.autograd.grad(plain(given), given[0])[0])
     assert sum(kept is not None for kept in graphs.kinds.values()) == MOST
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "maple", "kgcoop"])
+def test_recorded_texts_train_the_same(name, monkeypatch):
+    """Through the tower: bit for bit, over steps of two sizes and terms with gradients of their own."""
+    lesson, found = FewShot("digits", shots=2).lesson, []
+    for graphs in (None, Graphs(Twin)):
+        clip = twin("cpu")
+        monkeypatch.setattr(clip.text, "graphs", graphs)
+        method = MADE[name](clip)
+        method.begin(lesson, generator(0))
+        steps = fit(method, lesson, Train(epochs=3, batch=8, micro_batch=3, lr=0.01, warmup=0))
+        found.append([s.loss for s in steps])
+    assert found[0] == found[1]
+    assert Twin.made
+    made = Twin.made
+    for _ in fit(method, lesson, Train(epochs=3, batch=8, graphs=False)):
+        pass
+    assert made == Twin.made

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,13 @@ NOTED = 64  # kinds of pass that are remembered; one that comes again is recorde
 
 
 class Recorded:
-    """make(*given) and its derivative as two graphs, with memory of their own that each replay writes over."""
+    """make(*given) and its derivative as two graphs, with memory of their own that each replay writes over.
+
+    What make reads beside that must be held by make, which is held here.
+    """
 
     def __init__(self, make: Callable[..., Tensor], given: Sequence[Tensor]):
-        self.given = [t.detach().clone().requires_grad_(t.requires_grad) for t in given]
+        self.make, self.given = make, [t.detach().clone().requires_grad_(t.requires_grad) for t in given]
         learned, stream = [t for t in self.given if t.requires_grad], torch.cuda.Stream()
         self.forth, self.back = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
@@ -28,12 +32,15 @@ class Recorded:
             with torch.cuda.stream(stream):  # libraries set themselves up in the first pass, which no graph can record
                 out = make(*self.given)
                 torch.autograd.grad(out, learned, torch.ones_like(out), allow_unused=True)
+                del out
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(self.forth):
+            with torch.cuda.graph(self.forth, stream=stream):
                 out = make(*self.given)
             self.g = torch.zeros_like(out)
-            with torch.cuda.graph(self.back, pool=self.forth.pool()):
-                grads = iter(torch.autograd.grad(out, learned, self.g, allow_unused=True))
+            with torch.cuda.graph(self.back, pool=self.forth.pool(), stream=stream):
+                # retained, or the graph would write over what it reads, and could be replayed for one loss only
+                found = torch.autograd.grad(out, learned, self.g, retain_graph=True, allow_unused=True)
+            grads = iter(found)
         self.out, self.grads = out.detach(), [next(grads) if t.requires_grad else None for t in self.given]
 
     def forward(self, given: Sequence[Tensor]) -> Tensor:
@@ -52,7 +59,8 @@ class _Kept:
     """A recorded pass and the one run of it whose gradient may still be asked for."""
 
     def __init__(self, recorded: Any):
-        self.recorded, self.run, self.waits = recorded, None, False
+        self.recorded, self.waits = recorded, False
+        self.run: weakref.ref[Any] | None = None
 
     @property
     def free(self) -> bool:
@@ -109,13 +117,15 @@ class Graphs:
             recorded = [k for k, v in self.kinds.items() if v is not None]
             if len(recorded) >= MOST:
                 del self.kinds[recorded[0]]
-            kept = _Kept(self.record(lambda *tensors: make(_with(prompt, tensors)), given))
+            kept = _Kept(self.record(partial(_made, make, tuple(prompt.tokens), tuple(prompt.prefix)), given))
         self.kinds[kind] = kept  # the last one used is dropped last
         return _Replay.apply(kept, *given) if kept.free else make(prompt)  # pyright: ignore[reportReturnType]
 
 
-def _with(prompt: Prompt, tensors: Sequence[Tensor]) -> Prompt:
-    n, rest = len(prompt.tokens), iter(tensors[len(prompt.tokens) :])
-    return Prompt(
-        dict(zip(prompt.tokens, tensors[:n], strict=True)), {i: (k, next(rest)) for i, k in zip(prompt.prefix, rest)}
-    )
+def _made(
+    make: Callable[[Prompt], Tensor], tokens: Sequence[int], prefix: Sequence[int | str], *given: Tensor
+) -> Tensor:
+    """make of the prompt of these tensors."""
+    n = len(tokens)
+    pairs = zip(given[n::2], given[n + 1 :: 2], strict=True)
+    return make(Prompt(dict(zip(tokens, given[:n], strict=True)), dict(zip(prefix, pairs, strict=True))))

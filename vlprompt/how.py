@@ -15,8 +15,8 @@ class How:
     """checkpointing: what a layer made is made again going back, instead of being kept (exact; about a third slower).
 
     chunk: so many texts at once (None: all), each chunk made again going back (exact). compile: torch.compile of each
-    layer, equal up to rounding. graphs: on a GPU, passes of texts that come again are recorded and replayed (graphs.py),
-    where nothing else is asked for.
+    layer, equal up to rounding. graphs: on a GPU, passes of texts that come again are recorded and replayed
+    (graphs.py), where nothing else is asked for.
     """
 
     checkpointing: bool = False

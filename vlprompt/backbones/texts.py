@@ -19,6 +19,8 @@ from vlprompt.tower import Block, Map, check, everyone, find_sites, step, walk
 ROWS = 65536  # token rows of a pass without a gradient, as far as texts can be parted
 WORTH = 1000  # token rows whose products take a GPU as long as the many small operations of one more group of texts
 RECORDED = 2048  # texts of a pass, with those of all contexts, up to which starting its operations is what takes long
+# a layout, its rows before the first block (1, T, D), and their queries, keys and values there (None: not constant)
+Laid = tuple[Layout, Tensor, Tensor | None]
 HOLE = re.compile(r"\{\{|\}\}|\s*\{(\d+)\}")
 
 
@@ -86,7 +88,8 @@ class TextTower:
         self.length = len(positions) - (tail is not None)
         self.head_dim, self.device = self.dim // self.heads, device
         self.worth = WORTH if device.type == "cuda" else 0
-        self._layout, self.how, self.graphs = lru_cache(64)(self._lay_out), PLAINLY, Graphs()
+        self.graphs = Graphs() if device.type == "cuda" else None
+        self._layout, self.how = lru_cache(64)(self._lay_out), PLAINLY
 
     def sites(self, *names: str) -> dict[str, tuple[int, int]]:
         """{"0/q": (fan_in, fan_out), ...}.
@@ -134,18 +137,18 @@ class TextTower:
         prompt, contexts = Prompt(tokens, prompt.prefix, prompt.beside), max(shapes, default=1)
         packed = self.causal and self.read == "end" and not prompt.mixes_rows
         make, most, texts = (self._packed if packed else self._full), self._at_once(contexts, packed), tuple(texts)
+        if len(texts) > most:
+            x = torch.cat([again(make, texts[i : i + most], part, contexts, own)
+                           for i, part in parted(prompt, len(texts), most, own)], 1)  # fmt: skip
+        elif packed and self.graphs is not None and self.how == PLAINLY and contexts * len(texts) <= RECORDED:
+            laid = self._laid(texts, prompt.length, own, contexts)  # held by what is recorded
+            return self.graphs(lambda p: self._pooled(self._behind(laid, p, contexts, own), p), (texts, own), prompt)
+        else:
+            x = make(texts, prompt, contexts, own)
+        return self._pooled(x, prompt)
 
-        def pooled(prompt: Prompt) -> Tensor:
-            if len(texts) <= most:
-                x = make(texts, prompt, contexts, own)
-            else:
-                x = torch.cat([again(make, texts[i : i + most], part, contexts, own)
-                               for i, part in parted(prompt, len(texts), most, own)], 1)  # fmt: skip
-            return self.project(prompt.part("norm", x, self.norm(x)))
-
-        if packed and self.device.type == "cuda" and self.how == PLAINLY and contexts * len(texts) <= RECORDED:
-            return self.graphs(pooled, (texts, own), prompt)
-        return pooled(prompt)
+    def _pooled(self, x: Tensor, prompt: Prompt) -> Tensor:
+        return self.project(prompt.part("norm", x, self.norm(x)))
 
     def _at_once(self, contexts: int, packed: bool) -> int:
         """How many texts a pass takes: as many as asked for, or without a gradient what keeps it small."""
@@ -166,9 +169,7 @@ class TextTower:
                 )
         return rows
 
-    def _lay_out(
-        self, texts: tuple[str, ...], tokens: int, own: bool, worth: int
-    ) -> tuple[Layout, Tensor, Tensor | None]:
+    def _lay_out(self, texts: tuple[str, ...], tokens: int, own: bool, worth: int) -> Laid:
         """The layout, its rows before the first block (1, T, D), and their queries, keys and values there."""
         layout, first = lay_out(self.rows(texts, tokens), tokens, own, self.device, worth), self.blocks[0]
         x = (self.table[layout.ids] + self.positions[layout.places])[None]
@@ -177,8 +178,15 @@ class TextTower:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return layout, x, first.qkv(first.norm1(x))
 
+    def _laid(self, texts: tuple[str, ...], tokens: int, own: bool, contexts: int) -> Laid:
+        return self._layout(texts, tokens, own, self.worth // contexts)
+
     def _packed(self, texts: tuple[str, ...], prompt: Prompt, contexts: int, own: bool) -> Tensor:
-        layout, x, qkv = self._layout(texts, prompt.length, own, self.worth // contexts)
+        return self._behind(self._laid(texts, prompt.length, own, contexts), prompt, contexts, own)
+
+    def _behind(self, laid: Laid, prompt: Prompt, contexts: int, own: bool) -> Tensor:
+        """Texts behind what they share, as they are laid out."""
+        layout, x, qkv = laid
         x = x.expand(contexts, -1, -1)
         if prompt.length:
             rows, which = layout.slot
