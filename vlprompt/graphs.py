@@ -26,6 +26,7 @@ class Recorded:
         self.make, self.given = make, [t.detach().clone().requires_grad_(t.requires_grad) for t in given]
         learned, stream = [t for t in self.given if t.requires_grad], torch.cuda.Stream()
         self.forth, self.back = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()  # what passes before it held can't be used in a recording
         stream.wait_stream(torch.cuda.current_stream())
         # casts of weights that autocast keeps would be written over by replays
         with torch.autocast("cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), False):
