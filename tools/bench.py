@@ -1,7 +1,7 @@
 """Speed and memory against the written-out form: tools/bench.py WHAT [--device cuda].
 
 WHAT is a table, each of which tools/bench_WHAT.py explains, or `all`: every figure of text, image, vpt, epoch, startup,
-memory and plan that something is wanted of, with one thread and with two (some forty minutes), or with --short a few
+memory and plan that something is wanted of, with one thread and with two (an hour or more), or with --short a few
 small ones of each (`make bench`, under five minutes). Each row is made in a fresh process, both forms in the same one,
 so by the same memory allocator.
 
