@@ -52,7 +52,7 @@ def begun(made, backbone, names):
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [pytest.param(n, w, marks=[pytest.mark.slow] if n not in ("coop", "vpt") and (w != "both" or n == "promptsrc") else [])
+    [pytest.param(n, w, marks=[] if n in ("coop", "vpt") or (w == "both" and n != "promptsrc") else [pytest.mark.slow])
      for n in (*MADE, *ON_IMAGES) for w in WAYS],
 )  # fmt: skip
 def test_the_same_numbers_with_less_memory(double, name, way):  # noqa: F811
