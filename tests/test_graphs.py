@@ -7,6 +7,7 @@ import torch
 
 from vlprompt.backbones.glyph import twin
 from vlprompt.graphs import MOST, Graphs
+from vlprompt.memory import Tracked
 from vlprompt.methods import CoCoOp, CoOp, KgCoOp, MaPLe
 from vlprompt.prompt import Prompt
 from vlprompt.stage import generator
@@ -130,6 +131,8 @@ def test_what_is_not_recorded(graphs):
         with torch.no_grad():
             passed(graphs, given)
         passed(graphs, [t.detach() for t in given])
+        with Tracked():  # who counts what is made sees all of it
+            passed(graphs, given)
         graphs(lambda p: p.tokens[0].sum(), "parts", Prompt({0: given[0]}, {}, {"0/q": lambda given, made: made}))
     for size in range(1, 70):  # each its own shape, none comes again
         passed(graphs, tensors(size))
