@@ -166,3 +166,14 @@ def test_recorded_texts_train_the_same(name, monkeypatch):
     for _ in fit(method, lesson, Train(epochs=3, batch=8, graphs=False)):
         pass
     assert made == Twin.made
+
+
+def test_what_is_learned_belongs_to_a_kind(graphs):
+    """The prefix alone learns in one pass and the tokens in another."""
+    a, k, v = (t.detach() for t in tensors())
+    for _ in range(3):
+        for which in range(3):
+            given = [t.requires_grad_() if i == which else t for i, t in enumerate(x.clone() for x in (a, k, v))]
+            found = torch.autograd.grad(passed(graphs, given), given[which])[0]
+            assert torch.equal(found, torch.autograd.grad(plain(given), given[which])[0])
+    assert Twin.made == 3
