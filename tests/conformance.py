@@ -310,7 +310,9 @@ def test_the_constructor_only_stores(name, clip):
     assert build_method(told, clip) is not method
 
 
-@pytest.mark.parametrize("task", ["few_shot", "base_to_new", "transfer", "continual", "domain"])
+@pytest.mark.parametrize(
+    "task", ["few_shot", "base_to_new", pytest.param("transfer", marks=pytest.mark.slow), "continual", "domain"]
+)
 @pytest.mark.parametrize("name", EVERY)
 def test_its_recipe_runs(name, task, clip, tmp_path, pictures):
     short = ["train.epochs=1", "train.iterations=null"]
