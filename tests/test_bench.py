@@ -291,7 +291,7 @@ def test_the_digits_are_read_without_what_takes_seconds_to_load():
     [
         ("text", "coop, 30 classes"),
         ("text", "cocoop, 30 classes, 1 image"),
-        ("vpt", "deep, 50 prompts, step"),
+        ("vpt", "deep, 50 prompts, 2 images, step"),
         ("epoch", "coop, 30 classes, 8 images, kept"),
     ],
 )

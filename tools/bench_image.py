@@ -40,7 +40,7 @@ CASES = {  # name -> work, augmentation, whether nothing was kept before, images
     "VPT-deep, 10 prompts, training, later epoch": ("vpt", "none", False, 16, 1024),
     "VPT-deep, 10 prompts, crop-flip, training, later epoch": ("vpt", "crop-flip", False, 16, 1024),
 }
-SHORT = {case: CASES[case] for case in ("pixels, first epoch", "pixels, later epoch")}
+SHORT = {case: CASES[case] for case in ("pixels, later epoch",)}
 BATCH, CLASSES = {"cpu": 8, "cuda": 64}, 10
 COLUMNS = {
     "written out images/s": number("written_out_rate:.3g"),

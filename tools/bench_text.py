@@ -32,7 +32,6 @@ CASES = {  # name -> method, its arguments, classes, images a step
 SHORT = {
     "coop, 30 classes": (CoOp, {"n_ctx": 16}, 30, 32),
     "cocoop, 30 classes, 1 image": (CoCoOp, {"n_ctx": 4}, 30, 1),
-    "maple, 30 classes, text part": (MaPLe, {"n_ctx": 2}, 30, 4),
 }
 WANTED = dict.fromkeys(CASES, ("ratio >= 28",)) | {
     "coop, 100 classes": ("ratio >= 28", "share >= 0.8, 1 thread"),

@@ -22,7 +22,7 @@ CASES = {  # name -> tokens, deep, trains
     "deep, 50 prompts, test": (50, True, False),
     "deep, 100 prompts, test": (100, True, False),
 }
-SHORT = {"deep, 50 prompts, step": CASES["deep, 50 prompts, step"]}
+SHORT = {"deep, 50 prompts, 2 images, step": (50, True, True, 2)}
 WANTED = {"deep, 50 prompts, step": ("ratio >= 1.38",), "deep, 100 prompts, step": ("ratio >= 1.73",)}
 ROUNDS = dict.fromkeys(WANTED, 5)
 SIZE, CLASSES = 8, 100
@@ -36,7 +36,8 @@ class Setting:
     def __init__(self, case, device, dtype):
         import timm
 
-        n, deep, self.trains = CASES[case]
+        n, deep, self.trains, *fewer = (CASES | SHORT)[case]
+        size = fewer[0] if fewer else SIZE
         torch.manual_seed(0)
         self.trunk = timm.create_model("vit_base_patch16_224", num_classes=0).to(device, dtype)
         self.trunk.eval().requires_grad_(False)
@@ -45,9 +46,9 @@ class Setting:
         self.method = VPT(self.tower, Linear(), n_tokens=n, deep=deep, dropout=0.0)
         self.method.begin(Lesson(Split((), (), names)), generator(0))
         self.method.to(dtype).train(self.trains)
-        self.pixels = torch.randn(SIZE, 3, 224, 224, device=device, dtype=dtype)
-        self.labels = torch.arange(SIZE, device=device)
-        self.images = Images(lambda look, places: self.pixels, [None] * SIZE)
+        self.pixels = torch.randn(size, 3, 224, 224, device=device, dtype=dtype)
+        self.labels = torch.arange(size, device=device)
+        self.images = Images(lambda look, places: self.pixels, [None] * size)
         self.columns = self.method.fixed(names)
         self.parameters = list(self.method.parameters())
         if self.trains:
@@ -61,10 +62,10 @@ class Setting:
     def written_out(self):
         t, tokens, p = self.trunk, self.method.tokens, self.method.n_tokens
         x = t._pos_embed(t.patch_embed(self.pixels))
-        x = torch.cat([x[:, :1], tokens[0].expand(SIZE, -1, -1), x[:, 1:]], 1)
+        x = torch.cat([x[:, :1], tokens[0].expand(len(x), -1, -1), x[:, 1:]], 1)
         for i, block in enumerate(t.blocks):
             if 0 < i < len(tokens):
-                x = torch.cat([x[:, :1], tokens[i].expand(SIZE, -1, -1), x[:, 1 + p :]], 1)
+                x = torch.cat([x[:, :1], tokens[i].expand(len(x), -1, -1), x[:, 1 + p :]], 1)
             y = block.norm1(x)
             q, k, v = block.attn.qkv(y).unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
             a = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
