@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import images
+from test_graphs import MADE
 
 from vlprompt import methods, readers
 from vlprompt.backbones.glyph import twin
@@ -118,12 +119,8 @@ def test_a_state_goes_on_there(pair):
     assert torch.allclose(whole.ctx, second.ctx, atol=1e-6)
 
 
-GRAPHED = {
-    "coop": lambda clip: CoOp(clip, 4),
+GRAPHED = MADE | {
     "own": lambda clip: CoOp(clip, 4, own=True, text="{name} {ctx}."),
-    "cocoop": lambda clip: CoCoOp(clip, 4),
-    "maple": lambda clip: MaPLe(clip, n_ctx=2),
-    "kgcoop": lambda clip: methods.KgCoOp(CoOp(clip, 4)),
     "prograd": lambda clip: methods.ProGrad(CoOp(clip, 4)),
     "lora": lambda clip: methods.CLIPLoRA(clip, dropout=0.0),
 }

@@ -100,9 +100,9 @@ class Graphs:
     def __call__(self, make: Callable[[Prompt], Tensor], kind: Hashable, prompt: Prompt) -> Tensor:
         """make(prompt), for a prompt of tensors only; kind: what else it depends on."""
         given = [*prompt.tokens.values(), *(t for kv in prompt.prefix.values() for t in kv)]
-        if not torch.is_grad_enabled() or len(prompt.beside) or not any(t.requires_grad for t in given):
-            return make(prompt)
-        if _get_current_dispatch_mode() is not None:  # who counts operations wants to see them
+        learns = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+        counted = _get_current_dispatch_mode() is not None  # who counts operations wants to see them
+        if not learns or counted or len(prompt.beside):
             return make(prompt)
         cast = given[0].device.type
         cast = torch.get_autocast_dtype(cast) if torch.is_autocast_enabled(cast) else None
