@@ -34,7 +34,7 @@ lint: $(BIN)/.ready
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(BIN)/.ready
-	$(BIN)/python tools/bench.py all --short
+	$(BIN)/python tools/bench all --short
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -14,17 +14,23 @@ from conftest import images
 
 from vlprompt import methods
 from vlprompt.backbones.glyph import twin
-from vlprompt.config import build_method, build_task, complete, find, grid, hints
-from vlprompt.data.card import open_data
-from vlprompt.data.hidden import hidden, unlabelled
-from vlprompt.data.split import few_shot
-from vlprompt.described import describe
-from vlprompt.evaluate import answers
+from vlprompt.config.build import build_method, build_task, find, hints
+from vlprompt.config.describe import describe
+from vlprompt.config.resolve import complete, grid
+from vlprompt.config.sources import Source
+from vlprompt.core.batch import Batch, Unlabelled
+from vlprompt.core.class_names import Name
+from vlprompt.core.images import Images
+from vlprompt.core.stage import Lesson
+from vlprompt.data.loading import open_data
+from vlprompt.data.splits.label_hiding import hidden, unlabelled
+from vlprompt.data.splits.sampling import few_shot
+from vlprompt.engine.evaluate import answers
+from vlprompt.engine.loop import fit
+from vlprompt.engine.train_config import Train
+from vlprompt.experiments.runner import run
 from vlprompt.methods import ZeroShot
-from vlprompt.runner import run
-from vlprompt.source import Source
-from vlprompt.stage import Batch, Images, Lesson, Name, Unlabelled, generator
-from vlprompt.train import Train, fit
+from vlprompt.runtime.seeding import generator
 
 COOP = {"name": "coop", "n_ctx": 4}
 SMALL = {

@@ -10,15 +10,17 @@ os.environ.pop("COLUMNS", None)  # several test processes are given one, and a c
 
 import numpy as np
 import pytest
+import small_models
 import torch
 from miniatures import small_jpegs
 from PIL import Image
 
+import vlprompt
 from vlprompt.backbones.glyph import twin
-from vlprompt.backbones.open_clip import wrap
-from vlprompt.cli import main
-from vlprompt.results.folder import Folder, read_all
-from vlprompt.stage import Images
+from vlprompt.backbones.open_clip.towers import wrap
+from vlprompt.cli.app import main
+from vlprompt.core.images import Images
+from vlprompt.results.run_folder import Folder, read_all
 
 LEFT, EACH = TemporaryDirectory(prefix="vlprompt-features-"), itertools.count()
 os.environ["VLPROMPT_FEATURES"] = LEFT.name  # nothing of the suite goes into the user's cache
@@ -79,6 +81,30 @@ def keep(root, *results):
         with folder.opened(result.config):
             folder.finish(result, b"")
     return read_all(root)[0]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    made = {}
+
+    def folder(family):
+        if family not in made:
+            made[family] = small_models.written(family, tmp_path_factory.mktemp("lm") / family)
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lm(folders):
+    made = {}
+
+    def model(family):
+        if family not in made:
+            made[family] = vlprompt.load(f"hf:{folders(family)}", "cpu")
+        return made[family]
+
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ import yaml
 from PIL import Image
 from scipy.io import savemat
 
-from vlprompt.data.card import card_classes, read_card
+from vlprompt.data.cards import card_classes, read_card
+from vlprompt.data.dataset_groups import members
 from vlprompt.data.download import steps
-from vlprompt.data.groups import members
 
 CHOSEN = {  # labels of the classes in a miniature, where the first three would hide a mistake
     "caltech101": (0, 4, 99),

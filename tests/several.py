@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vlprompt import world
-from vlprompt.backbones.images import ImageTower
-from vlprompt.sweep import sweep
+from vlprompt.backbones.towers.image import ImageTower
+from vlprompt.experiments.sweep import sweep
+from vlprompt.runtime import distributed
 
 NOTHING = {"dataset": "digits", "task": None, "source": None, "target": None, "backbone": "glyph/random", "shots": 4}
 
@@ -37,9 +37,9 @@ def make(folder, plans):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with world.opened("cpu"):
+    with distributed.opened("cpu"):
         computed = make(sys.argv[1], json.loads(sys.argv[2]))
-        (Path(sys.argv[1]) / f"computed-{world.rank()}").write_text(str(computed))
-        if sys.argv[3:] == [str(world.rank())]:
-            raise ValueError(f"process {world.rank()} can't go on")
-        world.gather("where the others would wait for it")
+        (Path(sys.argv[1]) / f"computed-{distributed.rank()}").write_text(str(computed))
+        if sys.argv[3:] == [str(distributed.rank())]:
+            raise ValueError(f"process {distributed.rank()} can't go on")
+        distributed.gather("where the others would wait for it")

@@ -3,10 +3,15 @@
 import pytest
 import torch
 from conftest import images
-from test_graphs import MADE
+from replays import MADE
 
-from vlprompt import methods, readers
+from vlprompt import methods
 from vlprompt.backbones.glyph import twin
+from vlprompt.core.prompt import Prompt
+from vlprompt.engine.loop import fit
+from vlprompt.engine.train_config import Train
+from vlprompt.experiments.runner import run
+from vlprompt.layers import heads
 from vlprompt.methods import (
     CLAP,
     IVLP,
@@ -20,11 +25,8 @@ from vlprompt.methods import (
     TipAdapter,
     ZeroShot,
 )
-from vlprompt.prompt import Prompt
-from vlprompt.runner import run
-from vlprompt.stage import generator
+from vlprompt.runtime.seeding import generator
 from vlprompt.tasks import Domain, FewShot
-from vlprompt.train import Train, fit
 
 pytestmark = pytest.mark.gpu
 EVERY = [CLAP, IVLP, CLIPAdapter, CoCoOp, CoOp, CrossModal, MaPLe, TaskRes, TipAdapter, ZeroShot]
@@ -32,9 +34,9 @@ EVERY.append(lambda clip: PromptSRC(IVLP(clip)))
 EVERY.append(lambda clip: methods.NearestMean(clip.image))
 ON_TOWER = ["VPT", "BitFit", "SSF", "LoRA", "Adapter", "AdaptFormer", "Convpass", "MLP", "Partial", "Full"]
 ON_TOWER += ["SideTuning", "Linear", "DualPrompt", "SPrompts"]
-EVERY += [lambda clip, n=n: getattr(methods, n)(clip.image, readers.Linear()) for n in ON_TOWER]
-EVERY.append(lambda clip: methods.L2P(clip.image, readers.Linear(), 6, 2, 2, frequency=True, init=(-1.0, 1.0)))
-EVERY.append(lambda clip: methods.CODAPrompt(clip.image, readers.Linear(), 8))
+EVERY += [lambda clip, n=n: getattr(methods, n)(clip.image, heads.Linear()) for n in ON_TOWER]
+EVERY.append(lambda clip: methods.L2P(clip.image, heads.Linear(), 6, 2, 2, frequency=True, init=(-1.0, 1.0)))
+EVERY.append(lambda clip: methods.CODAPrompt(clip.image, heads.Linear(), 8))
 EVERY.append(lambda clip: methods.RanPAC(clip.image, 500))
 
 
@@ -73,7 +75,7 @@ ADAPTS = {
     "dapl": lambda clip: methods.DAPL(clip, 4, 4, threshold=0.1),
     "upl": lambda clip: methods.UPL(CoOp(clip, 4)),
     "entropy": lambda clip: methods.Entropy(CoOp(clip, 4), diversity=1.0),
-    "dann": lambda clip: methods.DANN(clip.image, readers.Linear(), 16, 16),
+    "dann": lambda clip: methods.DANN(clip.image, heads.Linear(), 16, 16),
 }
 
 
@@ -146,10 +148,10 @@ def test_recorded_passes_train_the_same(name, precision):
 def test_language_models(family, tmp_path):
     """States with tokens, prefix and parts, and what is written, are those of the CPU; a prefix learns."""
     import small_models
-    from test_language import parts, passages, prefix
+    from texts_and_models import parts, passages, prefix
 
     import vlprompt
-    from vlprompt.words import Words
+    from vlprompt.layers.verbalizers import Words
 
     folder, found = small_models.written(family, tmp_path / family), []
     for device in ("cpu", "cuda"):
@@ -162,7 +164,7 @@ def test_language_models(family, tmp_path):
         states = lm(passages().form(), Prompt({0: tokens}, kv, beside), "mask")
         found.append(states.detach().cpu())
     assert torch.allclose(*found, atol=1e-3 * float(found[0].abs().max()))
-    from test_language_methods import data
+    from opinions import data
 
     from vlprompt.tasks import Text
 
@@ -174,12 +176,12 @@ def test_language_models(family, tmp_path):
 def test_four_bits_on_a_gpu(tmp_path):
     """QLoRA with the paged optimizer."""
     import small_models
-    from test_language_methods import data
+    from opinions import data
 
     import vlprompt
     from vlprompt.tasks import Text
 
     lm = vlprompt.load(f"hf-nf4:{small_models.written('llama', tmp_path / 'llama')}", "cuda")
-    method = methods.QLoRA(lm, readers.Linear(), rank=4)
+    method = methods.QLoRA(lm, heads.Linear(), rank=4)
     how = Train(epochs=4, batch=8, lr=0.01, optimizer="paged_adamw")
     assert run(method, Text(data()), how).summary["accuracy"] >= 0

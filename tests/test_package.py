@@ -27,7 +27,7 @@ def test_the_wheel_runs_from_another_folder(tmp_path):
     work.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    code = "import vlprompt.cli; print(vlprompt.cli.__file__); vlprompt.cli.main()"
+    code = "from vlprompt.cli import app; print(app.__file__); app.main()"
     command = [sys.executable, "-c", code, "run", "coop", "digits", "--shots", "1", "--seed", "1"]
     environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "150"}
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)

@@ -17,9 +17,9 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
 
-from vlprompt.data import digits
-from vlprompt.data.glyphs.render import Glyphs
-from vlprompt.data.glyphs.words import COLOURS, DIGITS, NAMES, caption, simple
+from vlprompt.data.builtin import digits
+from vlprompt.data.builtin.glyphs.render import Glyphs
+from vlprompt.data.builtin.glyphs.words import COLOURS, DIGITS, NAMES, caption, simple
 
 SPARE = 64  # rows that stand for words it will never meet
 MEAN, STD = 0.5, 0.5

@@ -65,8 +65,8 @@ def chosen(o, known):
 
 def plans(o, known):
     """Every configuration of the table, dataset by dataset, so that its images are encoded once."""
-    from vlprompt.cli import numbers
-    from vlprompt.config import grid
+    from vlprompt.cli.options import numbers
+    from vlprompt.config.resolve import grid
 
     task, (names, datasets) = TABLES[o.table], chosen(o, known)
     shots = numbers(o.shots or ("1,2,4,8,16" if task == "few_shot" else "16"), "shots")
@@ -95,10 +95,11 @@ def state(folder):
 
 def show_plan(o, every, sizes, clip):
     """One line per dataset, method and shots; then the sums, and what is missing."""
-    from vlprompt import against
+    from cost_estimate import price, trains, work
+
     from vlprompt.backbones.glyph import twin
-    from vlprompt.estimate import price, trains, work
-    from vlprompt.sweep import place
+    from vlprompt.experiments.sweep import place
+    from vlprompt.results.tables import terminal
 
     tiny, prices, trained = twin(), {}, {}
     table = Table(title=f"{o.table} with {o.backbone}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -127,7 +128,7 @@ def show_plan(o, every, sizes, clip):
         table.add_row(
             Path(dataset).name, method, str(shots or "all"), str(len(group)), str(states.count("done")), *cells
         )
-    against.whole(table, out)
+    terminal.whole(table, out)
     left = f"{total['runs'] - total['done']} left ({total['begun']} of them begun), {total['steps']:,} steps"
     here = (
         f", {spoken(total['seconds'])} here" if clip else "; time and memory are not known: --calibrate measures a step"
@@ -161,10 +162,11 @@ def data_of(plan):
 
 def execute(o, every, clip):
     """Run what is not done; gives the exit status."""
-    from vlprompt import against
-    from vlprompt.results.table import rows
-    from vlprompt.shown import show_table
-    from vlprompt.sweep import place, run_all
+    from vlprompt.experiments import paper_recipes
+    from vlprompt.experiments.sweep import place, run_all
+    from vlprompt.results.published import report
+    from vlprompt.results.tables.summary import rows
+    from vlprompt.results.tables.terminal import show_table
 
     found, failed = [place(o.out, plan).done() for plan in every], {}
     if not all(found):
@@ -172,7 +174,7 @@ def execute(o, every, clip):
         found = run_all(every, found, o.out, o.device, o.save_every, o.threads, out, clips=clips, failed=failed)
     results = [result for result in found if result is not None]
     show_table(rows(results), out)
-    against.show(results, out)
+    report.show(*paper_recipes.paired(results), out)
     reasons = {}
     for i, error in failed.items():
         reasons.setdefault(f"{type(error).__name__}: {error}", []).append(place(o.out, every[i]).path.name)
@@ -188,14 +190,14 @@ def main(words=None):
     if o.root is not None:
         os.environ["VLPROMPT_DATA"] = str(o.root)
     import torch
+    from cost_estimate import size_of
 
-    from vlprompt import against
     from vlprompt.backbones import load
-    from vlprompt.estimate import size_of
-    from vlprompt.sweep import SMALL, place
+    from vlprompt.experiments import paper_recipes
+    from vlprompt.experiments.sweep import SMALL, place
 
     try:
-        every = plans(o, against.reference())
+        every = plans(o, paper_recipes.reference())
         if o.threads or o.backbone.partition(":")[0] in SMALL:
             torch.set_num_threads(o.threads or 1)
         sizes = {dataset: size_of(dataset) for dataset in dict.fromkeys(d for plan in every for d in data_of(plan))}

@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlprompt import data, methods, tasks
     from vlprompt.backbones import load
-    from vlprompt.method import Method
-    from vlprompt.prompt import Prompt
-    from vlprompt.runner import run
-    from vlprompt.train import Train
+    from vlprompt.core.method import Method
+    from vlprompt.core.prompt import Prompt
+    from vlprompt.engine.train_config import Train
+    from vlprompt.experiments.runner import run
+
 
 __all__ = ["Method", "Prompt", "Train", "data", "load", "methods", "run", "tasks"]
-_HOMES = {"load": "backbones", "run": "runner", "Method": "method", "Prompt": "prompt", "Train": "train"}
+_HOMES = {
+    "load": "backbones",
+    "run": "experiments.runner",
+    "Method": "core.method",
+    "Prompt": "core.prompt",
+    "Train": "engine.train_config",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -215,3 +215,8 @@ def of_domains(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     found |= {k: v for k, v in scores.get("pseudo", {}).items() if k in ("coverage", "precision")}
     found |= {k: v for k, v in scores.get("rules", {}).items() if k == "oracle"}
     return found | {"calibration_error": target["calibration_error"]}
+
+
+def entropy(p: Tensor) -> Tensor:
+    """In nats, of (..., C) -> (...)."""
+    return -(p * p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(-1)

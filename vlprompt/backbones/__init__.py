@@ -6,11 +6,12 @@ Each library has one adapter, nothing else touches its internals.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlprompt.errors import nearest
+from vlprompt.runtime.errors import nearest
 
 if TYPE_CHECKING:
-    from vlprompt.stage import Look
-    from vlprompt.vision import Backbone
+    from vlprompt.core.images import Look
+    from vlprompt.core.towers import Backbone
+
 
 FORMS = (
     "glyph",
@@ -57,8 +58,8 @@ def load(
     """
     import warnings
 
-    from vlprompt.backbones.shelving import shelved
-    from vlprompt.vision import seen, tower_of
+    from vlprompt.backbones.feature_cache import shelved
+    from vlprompt.core.towers import seen, tower_of
 
     found = shelved(opened(spec, device), features)
     found = found if look is None else seen(found, look)
@@ -87,7 +88,7 @@ def opened(spec: str, device: str | None = None) -> "Backbone":
 
         return vit(device, random=kind != "glyph-vit")
     if kind == "timm" and rest:
-        from vlprompt.backbones.trunk import trunk
+        from vlprompt.backbones.timm.loading import trunk
 
         return trunk(rest, spec=spec, device=device)
     if kind == "pixels":
@@ -95,7 +96,7 @@ def opened(spec: str, device: str | None = None) -> "Backbone":
 
         return pixels(rest, device)
     if kind == "open_clip" and rest:
-        from vlprompt.backbones.checkpoint import pretrained
+        from vlprompt.backbones.open_clip.weights import pretrained
 
         if rest.startswith(("hf-hub:", "local-dir:")):
             return pretrained(rest, spec=spec, device=device)
@@ -110,7 +111,7 @@ def opened(spec: str, device: str | None = None) -> "Backbone":
             )
         return pretrained(name, tag=tag, spec=spec, device=device)
     if kind == "hf" or kind.startswith("hf-"):
-        from vlprompt.language import HELD
+        from vlprompt.core.towers import HELD
 
         if kind in HELD and rest:
             from vlprompt.backbones.hf.loading import language

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from vlprompt.backbones.images import ImageTower
-from vlprompt.backbones.open_clip import wrap, wrap_image
-from vlprompt.tower import Clip
+from vlprompt.backbones.open_clip.towers import wrap, wrap_image
+from vlprompt.backbones.towers.image import ImageTower
+from vlprompt.core.towers import Clip
 
 TINY = {
     "embed_dim": 64,

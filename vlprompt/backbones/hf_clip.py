@@ -7,11 +7,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vlprompt.backbones.frozen import activation, count, fingerprint, freeze, patches
-from vlprompt.backbones.images import ViT
-from vlprompt.backbones.texts import TextTower, Words, whole_words
-from vlprompt.stage import Look
-from vlprompt.tower import Block, Clip, linear, same
+from vlprompt.backbones.towers.freeze import activation, count, fingerprint, freeze, patches
+from vlprompt.backbones.towers.image import ViT
+from vlprompt.backbones.towers.text import TextTower, Words, whole_words
+from vlprompt.core.images import Look
+from vlprompt.core.towers import Clip
+from vlprompt.layers.block import Block
+from vlprompt.layers.frozen_maps import linear, same
 
 FILES = (  # what a folder must have: one of each line
     ("config.json",),

@@ -2,10 +2,10 @@
 
 import torch
 
-from vlprompt.backbones.images import ImageTower
-from vlprompt.backbones.opaque import OpaqueText
-from vlprompt.stage import Look
-from vlprompt.tower import Clip
+from vlprompt.backbones.towers.image import ImageTower
+from vlprompt.backbones.towers.opaque import OpaqueText
+from vlprompt.core.images import Look
+from vlprompt.core.towers import Clip
 
 
 def pixels(side: str, device: str) -> Clip:

@@ -4,12 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlprompt.data.card import open_data
-    from vlprompt.data.found import Data
-    from vlprompt.data.objects import from_huggingface, from_torchvision
+    from vlprompt.data.dataset import Data
+    from vlprompt.data.loading import open_data
+    from vlprompt.data.readers.python_objects import from_huggingface, from_torchvision
+
 
 __all__ = ["Data", "from_huggingface", "from_torchvision", "open_data"]
-_HOMES = {"Data": "found", "from_huggingface": "objects", "from_torchvision": "objects", "open_data": "card"}
+_HOMES = {
+    "Data": "dataset",
+    "from_huggingface": "readers.python_objects",
+    "from_torchvision": "readers.python_objects",
+    "open_data": "loading",
+}
 
 
 def __getattr__(name: str) -> Any:

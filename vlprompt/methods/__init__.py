@@ -3,18 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from vlprompt import lazy
+from vlprompt.runtime import lazy_classes
 
 HERE = Path(__file__).parent
 
 
 def found() -> dict[str, str]:
     """{"coop": "CoOp", ...}: every file of this folder and its public class, read without importing it."""
-    return lazy.classes(HERE)
+    return lazy_classes.classes(HERE)
 
 
 def __getattr__(name: str) -> Any:
-    return lazy.attribute(__name__, HERE, name)
+    return lazy_classes.attribute(__name__, HERE, name)
 
 
 def __dir__() -> list[str]:

@@ -13,11 +13,11 @@ Expected (FGVC, ViT-B/16 of IN-21k): 88.48 (V-PETL's table).
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import OnTower
-from vlprompt.parts import Bottleneck
-from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader
-from vlprompt.vision import AnyTower
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.towers import AnyTower
+from vlprompt.layers.adapters import Bottleneck
 
 
 class _Parallel(Bottleneck):

@@ -14,11 +14,11 @@ VPT).
 
 import torch
 
-from vlprompt.method import OnTower
-from vlprompt.parts import shifts
-from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader
-from vlprompt.vision import AnyTower
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.towers import AnyTower
+from vlprompt.layers.adapters import shifts
 
 
 class BitFit(OnTower):

@@ -1,13 +1,11 @@
 """Chain of thought: Wei et al., NeurIPS 2022, arXiv:2201.11903; without demonstrations Kojima et al., arXiv:2205.11916.
 
 The model writes how it comes to its answer before it gives one, as the demonstrations do; without any a trigger makes
-it, and a second pass asks for the answer (NeurIPS 2022 too). Self-consistency: Wang et al., ICLR 2023,
-arXiv:2203.11171, the answer that most of several sampled ways end in. Nothing is trained. Sites: none; a causal model
-reads the demonstrations once.
+it, and a second pass asks for the answer. Self-consistency: Wang et al., ICLR 2023, arXiv:2203.11171, the answer that
+most of several sampled ways end in. Nothing is trained. Sites: none; a causal model reads the demonstrations once.
 
 Differs from the papers in: the last class that is named counts, where Kojima et al. take the first of the second pass;
-a vote among answers that came equally often is for the first of them; a text samples from a seed of its own, so that
-what stands beside it in a batch changes nothing.
+a vote among answers that came equally often is for the first of them; a text samples from a seed of its own.
 
 Expected (GSM8K): PaLM 540B with 8 demonstrations 56.9, without a chain 17.9 (Wei et al., Table 2), with 40 samples 74.4
 (Wang et al., Table 2); text-davinci-002 without demonstrations 40.7 (Kojima et al., Table 1).
@@ -22,13 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.demonstrations import Demonstrations, as_bytes, drawn, escaped, examples, from_bytes
-from vlprompt.extracted import class_in, found_in
-from vlprompt.language import LanguageTower
-from vlprompt.method import Method, Output
-from vlprompt.passages import Passage, Passages
-from vlprompt.stage import Lesson, Names, number
-from vlprompt.words import verbalized
+from vlprompt.core.class_names import Names
+from vlprompt.core.method import Method, Output
+from vlprompt.core.stage import Lesson
+from vlprompt.core.texts import Passage, Passages
+from vlprompt.core.towers import LanguageTower
+from vlprompt.layers.verbalizers import verbalized
+from vlprompt.methods._answer_extraction import class_in, found_in
+from vlprompt.methods._demonstrations import Demonstrations, as_bytes, drawn, escaped, examples, from_bytes
+from vlprompt.runtime.seeding import number
 
 ANSWER = " {rationale} The answer is {mask}."
 

@@ -12,10 +12,13 @@ Expected: no published number that could be checked.
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import Method, Output, Terms
-from vlprompt.parts import Template, hand, rows
-from vlprompt.stage import Batch, Images, Lesson, Names, Split, ids
-from vlprompt.tower import Clip
+from vlprompt.core.batch import Batch, Split
+from vlprompt.core.class_names import Names, ids
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output, Terms
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.class_texts import Template, hand, rows
 
 
 class CLAP(Method):

@@ -12,10 +12,13 @@ Expected (few-shot, RN50, mean of 11 sets): 62.67 65.55 68.61 71.40 74.44 at 1 2
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import Method, Output
-from vlprompt.parts import Template, dense, hand
-from vlprompt.stage import Images, Lesson, Names
-from vlprompt.tower import Clip
+from vlprompt.core.class_names import Names
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.adapters import dense
+from vlprompt.layers.class_texts import Template, hand
 
 
 class CLIPAdapter(Method):

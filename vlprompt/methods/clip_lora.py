@@ -15,12 +15,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import Method, Output
-from vlprompt.parts import LowRank, Template, hand, holes
-from vlprompt.prompt import Prompt
-from vlprompt.stage import Images, Lesson, Names
-from vlprompt.templates import PLAIN, templates
-from vlprompt.tower import Clip
+from vlprompt.core.class_names import PLAIN, Names
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.adapters import LowRank
+from vlprompt.layers.class_texts import Template, hand, holes, templates
 
 Side = Literal["image", "text"]
 

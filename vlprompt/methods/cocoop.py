@@ -15,11 +15,14 @@ Table 1).
 import torch
 from torch import nn
 
-from vlprompt.method import Method, Output
-from vlprompt.parts import dense, holes
-from vlprompt.prompt import Prompt
-from vlprompt.stage import Images, Lesson, Names
-from vlprompt.tower import Clip
+from vlprompt.core.class_names import Names
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.adapters import dense
+from vlprompt.layers.class_texts import holes
 
 
 class CoCoOp(Method):

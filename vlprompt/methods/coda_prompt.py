@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlprompt.attention import heads
-from vlprompt.method import OnTower, Output
-from vlprompt.prompt import KV, Prompt
-from vlprompt.readers import Reader
-from vlprompt.stage import Images, Lesson
-from vlprompt.tower import Clip
-from vlprompt.vision import VisionTower
+from vlprompt.core.head import Reader
+from vlprompt.core.images import Images
+from vlprompt.core.method import OnTower, Output
+from vlprompt.core.prompt import KV, Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip, VisionTower
+from vlprompt.layers.attention import heads
 
 
 class CODAPrompt(OnTower):

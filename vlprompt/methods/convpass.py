@@ -14,11 +14,11 @@ Expected (VTAB-1k, ViT-B/16 of IN-21k): mean of the group means 76.56, where VPT
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import OnTower
-from vlprompt.parts import dense
-from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader
-from vlprompt.vision import VisionTower
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.towers import VisionTower
+from vlprompt.layers.adapters import dense
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ Expected (few-shot, 16 shots, mean of 11 sets, RN50, 200 epochs): 73.45 (APE's r
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import Method, Output
-from vlprompt.parts import holes
-from vlprompt.prompt import Prompt
-from vlprompt.readers import columns
-from vlprompt.stage import Images, Lesson, Names, ids
-from vlprompt.tower import Clip
+from vlprompt.core.class_names import Names, ids
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.class_texts import holes
+from vlprompt.layers.heads import columns
 
 
 class CoOp(Method):

@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.method import Method, Output, Terms
-from vlprompt.parts import Template, hand, rows
-from vlprompt.stage import Batch, Images, Lesson, Names, ids
-from vlprompt.tower import Clip
+from vlprompt.core.batch import Batch
+from vlprompt.core.class_names import Names, ids
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output, Terms
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.class_texts import Template, hand, rows
 
 
 class CrossModal(Method):

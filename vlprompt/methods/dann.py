@@ -18,11 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.method import OnTower, Output, Terms
-from vlprompt.parts import Bottleneck, dense, needs_target
-from vlprompt.readers import Reader
-from vlprompt.stage import Batch, Images, Lesson
-from vlprompt.vision import VisionTower
+from vlprompt.core.batch import Batch
+from vlprompt.core.head import Reader
+from vlprompt.core.images import Images
+from vlprompt.core.method import OnTower, Output, Terms
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import VisionTower
+from vlprompt.layers.adapters import Bottleneck, dense
+from vlprompt.methods._adaptation import needs_target
 
 
 class _Turned(torch.autograd.Function):

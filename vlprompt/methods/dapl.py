@@ -22,12 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.method import Method, Output, Terms
-from vlprompt.parts import Template, hand, holes, needs_target
-from vlprompt.prompt import Prompt
-from vlprompt.readers import columns
-from vlprompt.stage import Batch, Images, Lesson, Names, Unlabelled, ids
-from vlprompt.tower import Clip
+from vlprompt.core.batch import Batch, Unlabelled
+from vlprompt.core.class_names import Names, ids
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output, Terms
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.class_texts import Template, hand, holes
+from vlprompt.layers.heads import columns
+from vlprompt.methods._adaptation import needs_target
 
 
 class _Fixed(NamedTuple):

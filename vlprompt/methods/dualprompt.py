@@ -23,13 +23,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlprompt.attention import heads
-from vlprompt.method import OnTower, Output
-from vlprompt.parts import cosines, uniform
-from vlprompt.prompt import KV, Prompt
-from vlprompt.readers import Reader
-from vlprompt.stage import Images, Lesson
-from vlprompt.vision import VisionTower
+from vlprompt.core.head import Reader
+from vlprompt.core.images import Images
+from vlprompt.core.method import OnTower, Output
+from vlprompt.core.prompt import KV, Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import VisionTower
+from vlprompt.layers.adapters import cosines, uniform
+from vlprompt.layers.attention import heads
 
 
 class DualPrompt(OnTower):

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.around import Around
-from vlprompt.method import Method, Output, Terms
-from vlprompt.parts import entropy, needs_target
-from vlprompt.stage import Batch, Lesson
+from vlprompt.core.batch import Batch
+from vlprompt.core.method import Method, Output, Terms
+from vlprompt.core.method_wrapper import Around
+from vlprompt.core.stage import Lesson
+from vlprompt.methods._adaptation import needs_target
+from vlprompt.metrics import entropy
 
 
 class Entropy(Around):

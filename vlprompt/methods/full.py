@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlprompt.language import LanguageTower
-from vlprompt.method import OnTower
-from vlprompt.readers import Reader
-from vlprompt.vision import AnyTower
-from vlprompt.words import Response, Words
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.towers import AnyTower, LanguageTower
+from vlprompt.layers.verbalizers import Response, Words
 
 
 class Full(OnTower):

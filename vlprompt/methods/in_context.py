@@ -19,13 +19,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlprompt.demonstrations import Before, Demonstrations, as_bytes, drawn, from_bytes
-from vlprompt.language import LanguageTower
-from vlprompt.method import Method, Output
-from vlprompt.passages import Passage, Passages, pieces
-from vlprompt.prompt import Prompt
-from vlprompt.stage import Lesson, Names
-from vlprompt.words import likely, verbalized
+from vlprompt.core.class_names import Names
+from vlprompt.core.method import Method, Output
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.texts import Passage, Passages, pieces
+from vlprompt.core.towers import LanguageTower
+from vlprompt.layers.verbalizers import likely, verbalized
+from vlprompt.methods._demonstrations import Before, Demonstrations, as_bytes, drawn, from_bytes
 
 EMPTY = ("N/A", "", "[MASK]")  # texts without content, whose answers a model should find equally likely
 

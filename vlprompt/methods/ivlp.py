@@ -13,11 +13,13 @@ README); 82.15, 74.07, 77.90 with the MaPLe repository's settings.
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import Method, Output
-from vlprompt.parts import Template, hand, holes
-from vlprompt.prompt import Prompt
-from vlprompt.stage import Images, Lesson, Names
-from vlprompt.tower import Clip
+from vlprompt.core.class_names import Names
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.class_texts import Template, hand, holes
 
 
 class IVLP(Method):

@@ -11,10 +11,11 @@ Expected (base-to-new, ViT-B/16, 16 shots, mean of 11 sets): base 80.73, new 73.
 
 from torch import Tensor
 
-from vlprompt.around import Around
-from vlprompt.method import Method, Output
-from vlprompt.parts import Template, hand
-from vlprompt.stage import Batch, Names
+from vlprompt.core.batch import Batch
+from vlprompt.core.class_names import Names
+from vlprompt.core.method import Method, Output
+from vlprompt.core.method_wrapper import Around
+from vlprompt.layers.class_texts import Template, hand
 
 
 class KgCoOp(Around):

@@ -23,12 +23,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import OnTower, Output
-from vlprompt.parts import cosines, uniform
-from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader, Texts
-from vlprompt.stage import Images, Lesson
-from vlprompt.vision import VisionTower
+from vlprompt.core.head import Reader
+from vlprompt.core.images import Images
+from vlprompt.core.method import OnTower, Output
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import VisionTower
+from vlprompt.layers.adapters import cosines, uniform
+from vlprompt.layers.heads import Texts
 
 
 class L2P(OnTower):

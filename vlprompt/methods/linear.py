@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlprompt.method import OnTower
-from vlprompt.readers import Linear as Head
-from vlprompt.readers import Reader
-from vlprompt.stage import Lesson, Split
-from vlprompt.tower import Clip
-from vlprompt.vision import AnyTower
+from vlprompt.core.batch import Split
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import AnyTower, Clip
+from vlprompt.layers.heads import Linear as Head
 
 GRID = tuple(10 ** (e / 2) for e in range(-6, 7))
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlprompt.method import OnTower
-from vlprompt.parts import LowRank
-from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader
-from vlprompt.vision import AnyTower
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.towers import AnyTower
+from vlprompt.layers.adapters import LowRank
 
 
 class _HalfFrozen(LowRank):

@@ -12,11 +12,14 @@ Expected (base-to-new, ViT-B/16, 16 shots, mean of 11 sets): base 82.28, new 75.
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import Method, Output
-from vlprompt.parts import dense, holes
-from vlprompt.prompt import Prompt
-from vlprompt.stage import Images, Lesson, Names
-from vlprompt.tower import Clip
+from vlprompt.core.class_names import Names
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.adapters import dense
+from vlprompt.layers.class_texts import holes
 
 
 class MaPLe(Method):

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import OnTower
-from vlprompt.parts import dense
-from vlprompt.readers import Reader
-from vlprompt.vision import AnyTower
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.towers import AnyTower
+from vlprompt.layers.adapters import dense
 
 
 class MLP(OnTower):

@@ -12,11 +12,12 @@ Expected: no published number on a set that ships with vlprompt.
 import torch
 from torch import Tensor
 
-from vlprompt.method import Method, Output
-from vlprompt.readers import columns
-from vlprompt.stage import Images, Lesson, Names, ids
-from vlprompt.tower import Clip
-from vlprompt.vision import AnyTower
+from vlprompt.core.class_names import Names, ids
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import AnyTower, Clip
+from vlprompt.layers.heads import columns
 
 
 class NearestMean(Method):

@@ -17,11 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlprompt.language import LanguageTower
-from vlprompt.method import OnTower
-from vlprompt.parts import dense
-from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.towers import LanguageTower
+from vlprompt.layers.adapters import dense
 
 
 class PTuning(OnTower):

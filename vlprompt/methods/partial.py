@@ -15,10 +15,10 @@ VPT, Partial-1).
 import torch
 from torch import Tensor
 
-from vlprompt.method import OnTower
-from vlprompt.readers import Reader
-from vlprompt.stage import Images
-from vlprompt.vision import VisionTower
+from vlprompt.core.head import Reader
+from vlprompt.core.images import Images
+from vlprompt.core.method import OnTower
+from vlprompt.core.towers import VisionTower
 
 
 class Partial(OnTower):

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlprompt.language import Adapted, LanguageTower
-from vlprompt.method import OnTower, Output, Terms
-from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader
-from vlprompt.stage import Batch, Lesson
-from vlprompt.words import Response, Words
+from vlprompt.core.batch import Batch
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower, Output, Terms
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Adapted, LanguageTower
+from vlprompt.layers.verbalizers import Response, Words
 
 
 class Peft(OnTower):

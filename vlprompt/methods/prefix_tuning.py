@@ -16,11 +16,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from vlprompt.language import LanguageTower
-from vlprompt.method import OnTower
-from vlprompt.parts import dense
-from vlprompt.prompt import KV, Prompt
-from vlprompt.readers import Reader
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.prompt import KV, Prompt
+from vlprompt.core.towers import LanguageTower
+from vlprompt.layers.adapters import dense
 
 
 class PrefixTuning(OnTower):

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.around import Around
-from vlprompt.method import Method, Output
-from vlprompt.parts import Template, hand
-from vlprompt.stage import Batch, Names
+from vlprompt.core.batch import Batch
+from vlprompt.core.class_names import Names
+from vlprompt.core.method import Method, Output
+from vlprompt.core.method_wrapper import Around
+from vlprompt.layers.class_texts import Template, hand
 
 
 class ProGrad(Around):

@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from vlprompt.language import LanguageTower
-from vlprompt.method import OnTower
-from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.towers import LanguageTower
 
 
 class PromptTuning(OnTower):

@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.around import Around
-from vlprompt.method import Method, Output
-from vlprompt.parts import Template, hand
-from vlprompt.stage import Batch, Lesson, Names
+from vlprompt.core.batch import Batch
+from vlprompt.core.class_names import Names
+from vlprompt.core.method import Method, Output
+from vlprompt.core.method_wrapper import Around
+from vlprompt.core.stage import Lesson
+from vlprompt.layers.class_texts import Template, hand
 
 
 class PromptSRC(Around):

@@ -15,11 +15,11 @@ Expected (MMLU, 5-shot, mean over LLaMA 7B to 65B trained on Alpaca and FLAN v2;
 import torch
 from torch import nn
 
-from vlprompt.language import LanguageTower
-from vlprompt.method import OnTower
-from vlprompt.parts import LowRank
-from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.towers import LanguageTower
+from vlprompt.layers.adapters import LowRank
 
 MAPS = ("q", "k", "v", "out", "up", "gate", "down")
 

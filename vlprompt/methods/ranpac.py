@@ -19,10 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.method import Method, Output
-from vlprompt.readers import columns
-from vlprompt.stage import Images, Lesson, Names, Split, ids
-from vlprompt.vision import AnyTower
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import Names, ids
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import AnyTower
+from vlprompt.layers.heads import columns
 
 GRID = tuple(10.0**e for e in range(-8, 9))
 ROWS = 256  # images at once

@@ -22,13 +22,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import OnTower, Output
-from vlprompt.parts import uniform
-from vlprompt.prompt import NOTHING, Prompt
-from vlprompt.readers import Reader
-from vlprompt.stage import Images, Lesson, Names, Split, ids
-from vlprompt.tower import Clip
-from vlprompt.vision import VisionTower
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import Names, ids
+from vlprompt.core.head import Reader
+from vlprompt.core.images import Images
+from vlprompt.core.method import OnTower, Output
+from vlprompt.core.prompt import NOTHING, Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip, VisionTower
+from vlprompt.layers.adapters import uniform
 
 
 class _Asked(NamedTuple):

@@ -14,11 +14,11 @@ VPT, with AlexNet).
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import OnTower
-from vlprompt.parts import dense
-from vlprompt.readers import Reader
-from vlprompt.stage import Images
-from vlprompt.vision import VisionTower
+from vlprompt.core.head import Reader
+from vlprompt.core.images import Images
+from vlprompt.core.method import OnTower
+from vlprompt.core.towers import VisionTower
+from vlprompt.layers.adapters import dense
 
 
 class SideTuning(OnTower):

@@ -15,11 +15,11 @@ epoch on the test images (the authors' log).
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import OnTower
-from vlprompt.parts import maps_of
-from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader
-from vlprompt.vision import AnyTower
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.towers import AnyTower
+from vlprompt.layers.adapters import maps_of
 
 
 class _ScaleShift(nn.Module):

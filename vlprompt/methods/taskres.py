@@ -12,10 +12,12 @@ Expected (few-shot, ViT-B/16, 16 shots, mean of 11 sets): about 80.8, read off C
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import Method, Output
-from vlprompt.parts import Template, hand, rows
-from vlprompt.stage import Images, Lesson, Names, ids
-from vlprompt.tower import Clip
+from vlprompt.core.class_names import Names, ids
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.class_texts import Template, hand, rows
 
 
 class TaskRes(Method):

@@ -17,10 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.method import Method, Output
-from vlprompt.parts import Template, hand, hold
-from vlprompt.stage import Images, Lesson, Names, Split, ids
-from vlprompt.tower import Clip
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import Names, ids
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.adapters import hold
+from vlprompt.layers.class_texts import Template, hand
 
 Fixed = tuple[Tensor, Tensor]
 

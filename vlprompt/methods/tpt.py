@@ -14,11 +14,15 @@ Expected (domain generalisation, ViT-B/16): V2 63.45, Sketch 47.94, A 54.77, R 7
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import Method, Output
-from vlprompt.parts import entropy, hold, holes
-from vlprompt.prompt import Prompt
-from vlprompt.stage import Images, Lesson, Names
-from vlprompt.tower import Clip
+from vlprompt.core.class_names import Names
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Clip
+from vlprompt.layers.adapters import hold
+from vlprompt.layers.class_texts import holes
+from vlprompt.metrics import entropy
 
 
 class TPT(Method):

@@ -16,10 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlprompt.around import Around
-from vlprompt.method import Method
-from vlprompt.parts import Template, hand, needs_target
-from vlprompt.stage import Images, Lesson, Names, Split, Unlabelled
+from vlprompt.core.batch import Split, Unlabelled
+from vlprompt.core.class_names import Names
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method
+from vlprompt.core.method_wrapper import Around
+from vlprompt.core.stage import Lesson
+from vlprompt.layers.class_texts import Template, hand
+from vlprompt.methods._adaptation import needs_target
 
 
 class UPL(Around):

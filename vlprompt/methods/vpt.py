@@ -20,11 +20,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vlprompt.method import OnTower
-from vlprompt.parts import MAPS, dense, shifts, uniform
-from vlprompt.prompt import Prompt
-from vlprompt.readers import Reader
-from vlprompt.vision import VisionTower
+from vlprompt.core.head import Reader
+from vlprompt.core.method import OnTower
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.towers import VisionTower
+from vlprompt.layers.adapters import MAPS, dense, shifts, uniform
 
 
 class VPT(OnTower):

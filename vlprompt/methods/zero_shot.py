@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlprompt.method import Method, Output
-from vlprompt.parts import Template, hand
-from vlprompt.stage import Images, Names
-from vlprompt.tower import Clip
+from vlprompt.core.class_names import Names
+from vlprompt.core.images import Images
+from vlprompt.core.method import Method, Output
+from vlprompt.core.towers import Clip
+from vlprompt.layers.class_texts import Template, hand
 
 
 class ZeroShot(Method):

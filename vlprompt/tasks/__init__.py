@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlprompt import lazy
-from vlprompt.stage import Stage
+from vlprompt.core.stage import Stage
+from vlprompt.runtime import lazy_classes
 
 
 class Task(Protocol):
@@ -24,11 +24,11 @@ HERE = Path(__file__).parent
 
 def found() -> dict[str, str]:
     """{"few_shot": "FewShot", ...}: every file of this folder and its public class, read without importing it."""
-    return lazy.classes(HERE)
+    return lazy_classes.classes(HERE)
 
 
 def __getattr__(name: str) -> Any:
-    return lazy.attribute(__name__, HERE, name)
+    return lazy_classes.attribute(__name__, HERE, name)
 
 
 def __dir__() -> list[str]:

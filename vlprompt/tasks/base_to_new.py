@@ -6,10 +6,11 @@ Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022
 from collections.abc import Iterator
 from functools import cached_property
 
-from vlprompt.data.card import Data
-from vlprompt.data.split import halves
+from vlprompt.core.class_names import ids
+from vlprompt.core.stage import Lesson, Stage
+from vlprompt.data.dataset import Data
+from vlprompt.data.splits.sampling import halves
 from vlprompt.metrics import harmonic_mean
-from vlprompt.stage import Lesson, Stage, ids
 from vlprompt.tasks.few_shot import FewShot
 
 

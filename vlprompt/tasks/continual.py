@@ -9,11 +9,13 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-from vlprompt.data.card import Data
-from vlprompt.data.split import few_shot
-from vlprompt.data.streams import blurred, domains_of, grouped, kept, ordered
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import ids
+from vlprompt.core.stage import Lesson, Stage
+from vlprompt.data.dataset import Data
+from vlprompt.data.splits.sampling import few_shot
+from vlprompt.data.splits.streams import blurred, domains_of, grouped, kept, ordered
 from vlprompt.metrics import OF_STREAM, of_stream
-from vlprompt.stage import Lesson, Split, Stage, ids
 from vlprompt.tasks.few_shot import FewShot
 
 Kind = Literal["class_incremental", "domain_incremental", "task_incremental", "task_free"]

@@ -10,12 +10,15 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-from vlprompt.data.adapting import Place, domains_in, merged, place_of, same_classes, whole_of
-from vlprompt.data.card import Data, given, named
-from vlprompt.data.hidden import hidden, unlabelled
-from vlprompt.errors import nearest
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import Names, ids
+from vlprompt.core.stage import Lesson, Stage
+from vlprompt.data.dataset import Data
+from vlprompt.data.loading import given, named
+from vlprompt.data.splits.domains import Place, domains_in, merged, place_of, same_classes, whole_of
+from vlprompt.data.splits.label_hiding import hidden, unlabelled
 from vlprompt.metrics import OF_DOMAINS, of_domains
-from vlprompt.stage import Lesson, Names, Split, Stage, ids
+from vlprompt.runtime.errors import nearest
 from vlprompt.tasks.few_shot import split_of
 
 Setting = Literal["adapt", "source_free", "generalise"]

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from vlprompt.data.card import Data, given, named
-from vlprompt.data.split import few_shot
-from vlprompt.stage import Lesson, Stage
+from vlprompt.core.stage import Lesson, Stage
+from vlprompt.data.dataset import Data
+from vlprompt.data.loading import given, named
+from vlprompt.data.splits.sampling import few_shot
 
 
 def split_of(data: Data) -> str:

@@ -9,12 +9,15 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-from vlprompt.data.card import Data, given, named
-from vlprompt.data.split import few_shot
-from vlprompt.errors import nearest
-from vlprompt.passages import Passage, answered, pieces
-from vlprompt.stage import Lesson, Name, Split, Stage
-from vlprompt.stage import named as name_of
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import Name
+from vlprompt.core.class_names import named as name_of
+from vlprompt.core.stage import Lesson, Stage
+from vlprompt.core.texts import Passage, answered, pieces
+from vlprompt.data.dataset import Data
+from vlprompt.data.loading import given, named
+from vlprompt.data.splits.sampling import few_shot
+from vlprompt.runtime.errors import nearest
 from vlprompt.tasks.few_shot import split_of
 
 

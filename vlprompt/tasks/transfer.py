@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from vlprompt.data.card import Data, open_data
-from vlprompt.stage import Stage
+from vlprompt.core.stage import Stage
+from vlprompt.data.dataset import Data
+from vlprompt.data.loading import open_data
 from vlprompt.tasks.few_shot import FewShot, split_of
 
 

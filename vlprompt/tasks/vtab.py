@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
-from vlprompt.data.card import Data, given, is_card, named
-from vlprompt.data.groups import members
-from vlprompt.data.split import held_out
-from vlprompt.stage import Lesson, Split, Stage
+from vlprompt.core.batch import Split
+from vlprompt.core.stage import Lesson, Stage
+from vlprompt.data.cards import is_card
+from vlprompt.data.dataset import Data
+from vlprompt.data.dataset_groups import members
+from vlprompt.data.loading import given, named
+from vlprompt.data.splits.sampling import held_out
 from vlprompt.tasks.few_shot import split_of
 
 HELD = 0.1  # of each class, for validation where the data have none

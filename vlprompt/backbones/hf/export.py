@@ -4,28 +4,38 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vlprompt.backbones.hf import peft_files
-from vlprompt.backbones.hf.fold import quantised, shared_copy, weights
-from vlprompt.backbones.hf.passes import POOLING, POOLS
-from vlprompt.backbones.hf.quiet import quiet
-from vlprompt.prompt import Prompt
-
-if TYPE_CHECKING:
-    from vlprompt.backbones.hf.adapted import Adapted
-    from vlprompt.backbones.hf.tower import LM
+from vlprompt.backbones.hf import peft_format
+from vlprompt.backbones.hf.forward import POOLING, POOLS, Passes
+from vlprompt.backbones.hf.logging import quiet
+from vlprompt.backbones.hf.weight_merging import folded, quantised, shared_copy, weights
+from vlprompt.core.prompt import Prompt
 
 NEAR = 1e-3  # of the greatest logit: as far as the merged model may be from the one with parts beside its maps
 
 
+class Mergeable(Protocol):
+    """A model with an adapter of PEFT that `save_merged_adapter` makes again on a copy of its base."""
+
+    lm: Passes
+    net: Any
+    config: Any
+    kind: str
+    seed: int
+    asked: Mapping[str, Any]
+    trained: Mapping[str, nn.Parameter]
+
+    def __init__(self, lm: Passes, config: Mapping[str, Any], seed: int): ...
+
+
 @torch.no_grad()
-def save(lm: "LM", prompt: Prompt, folder: Path, told: Mapping[str, Any]) -> None:
+def save(lm: Passes, prompt: Prompt, folder: Path, told: Mapping[str, Any]) -> None:
     """Soft tokens, a prefix or low-rank updates as PEFT's files; ValueError for what PEFT has no form for."""
-    peft_files.library()
+    peft_format.library()
     kinds = [name for name in ("tokens", "prefix", "beside") if len(getattr(prompt, name))]
     if len(kinds) != 1:
         raise ValueError(
@@ -33,10 +43,10 @@ def save(lm: "LM", prompt: Prompt, folder: Path, told: Mapping[str, Any]) -> Non
         )
     make = {"tokens": _tokens, "prefix": _prefix, "beside": _updates}[kinds[0]]
     config, tensors = make(lm, prompt)
-    peft_files.write(folder, peft_files.fitted(lm, config), tensors, told)
+    peft_format.write(folder, peft_format.fitted(lm, config), tensors, told)
 
 
-def _tokens(lm: "LM", prompt: Prompt) -> tuple[Any, dict[str, Tensor]]:
+def _tokens(lm: Passes, prompt: Prompt) -> tuple[Any, dict[str, Tensor]]:
     from peft import PromptTuningConfig
 
     made = prompt.tokens[0][0]  # (P, D)
@@ -45,7 +55,7 @@ def _tokens(lm: "LM", prompt: Prompt) -> tuple[Any, dict[str, Tensor]]:
     return config, {"prompt_embeddings": made}
 
 
-def _prefix(lm: "LM", prompt: Prompt) -> tuple[Any, dict[str, Tensor]]:
+def _prefix(lm: Passes, prompt: Prompt) -> tuple[Any, dict[str, Tensor]]:
     from peft import PrefixTuningConfig
 
     if lm.kind != "seq2seq" and (lacking := [layer for layer in lm.layers if layer not in prompt.prefix]):
@@ -54,7 +64,7 @@ def _prefix(lm: "LM", prompt: Prompt) -> tuple[Any, dict[str, Tensor]]:
     return PrefixTuningConfig(num_virtual_tokens=len(each[0])), {"prompt_embeddings": torch.cat(each, 1)}
 
 
-def _updates(lm: "LM", prompt: Prompt) -> tuple[Any, dict[str, Tensor]]:
+def _updates(lm: Passes, prompt: Prompt) -> tuple[Any, dict[str, Tensor]]:
     """Low-rank updates; those of q, k and v that are one map in the model are one update, block by block."""
     from peft import LoraConfig
 
@@ -100,7 +110,7 @@ def _updates(lm: "LM", prompt: Prompt) -> tuple[Any, dict[str, Tensor]]:
     return config, tensors
 
 
-def _short(lm: "LM", wanted: set[str]) -> list[str]:
+def _short(lm: Passes, wanted: set[str]) -> list[str]:
     """The maps by the ends of their names where these mean no others, else by their whole names."""
     ends = {name.rpartition(".")[2] for name in wanted}
     meant = {name for name, _ in lm.net.named_modules() if name.rpartition(".")[2] in ends}
@@ -110,7 +120,7 @@ def _short(lm: "LM", wanted: set[str]) -> list[str]:
 # whole models
 
 
-def whole(lm: "LM") -> "LM":
+def whole(lm: Passes) -> Passes:
     """The model in float32, with weights of its own where it was quantised or in half precision."""
     if lm.base == "fp32":
         return lm
@@ -136,13 +146,13 @@ def whole(lm: "LM") -> "LM":
 
 
 @torch.no_grad()
-def save_merged(lm: "LM", prompt: Prompt, folder: Path) -> None:
+def save_merged(lm: Passes, prompt: Prompt, folder: Path) -> None:
     """The whole model in float32 with the parts in its weights, and its tokenizer; ValueError where that is not exact.
 
     A quantised model is dequantised first: what is folded into 4 bits would be rounded away.
     """
     base = whole(lm)
-    made = base.merged(prompt)
+    made = folded(base, prompt)
     with base.within(prompt):
         wanted = _probed(base, base.net)
     _checked(wanted, _probed(made, made.net))
@@ -150,12 +160,12 @@ def save_merged(lm: "LM", prompt: Prompt, folder: Path) -> None:
 
 
 @torch.no_grad()
-def save_merged_adapter(adapted: "Adapted", folder: Path) -> None:
+def save_merged_adapter(adapted: Mergeable, folder: Path) -> None:
     """As `save_merged`, of an adapter of PEFT's, by PEFT's own merging."""
     if adapted.config.is_prompt_learning:
         raise ValueError("tokens and prefixes can't be folded into weights: leave --merge out")
     base = whole(adapted.lm)
-    again = base.adapted(adapted.asked, adapted.seed)
+    again = type(adapted)(base, adapted.asked, adapted.seed)
     for name, p in again.trained.items():
         p.copy_(adapted.trained[name])
     wanted = _probed(base, again.net.get_base_model())
@@ -169,7 +179,7 @@ def save_merged_adapter(adapted: "Adapted", folder: Path) -> None:
     _written(base, net, folder)
 
 
-def _probed(lm: "LM", net: Any) -> Tensor:
+def _probed(lm: Passes, net: Any) -> Tensor:
     """Logits of a few rows of drawn tokens; of a model without its head the last states."""
     many = net.get_input_embeddings().weight.shape[0]
     ids = torch.randint(many, (2, 16), generator=torch.Generator().manual_seed(0)).to(lm.device)
@@ -188,7 +198,7 @@ def _checked(wanted: Tensor, made: Tensor) -> None:
         )
 
 
-def _written(lm: "LM", net: Any, folder: Path) -> None:
+def _written(lm: Passes, net: Any, folder: Path) -> None:
     try:
         with quiet():
             (net if lm.answers else net.base_model).save_pretrained(str(folder))  # what it came without it goes without

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from vlprompt.backbones.frozen import fingerprint, freeze
-from vlprompt.backbones.hf.inject import ATTENTION, register
-from vlprompt.backbones.hf.passes import POOLING
-from vlprompt.backbones.hf.places import FAMILIES
-from vlprompt.backbones.hf.quiet import hush_bitsandbytes, quiet
-from vlprompt.backbones.hf.tower import LM
-from vlprompt.language import HELD
+from vlprompt.backbones.hf.architectures import FAMILIES
+from vlprompt.backbones.hf.forward import POOLING
+from vlprompt.backbones.hf.injection import ATTENTION, register
+from vlprompt.backbones.hf.language_model import LM
+from vlprompt.backbones.hf.logging import hush_bitsandbytes, quiet
+from vlprompt.backbones.towers.freeze import fingerprint, freeze
+from vlprompt.core.towers import HELD
 
 FILES = (  # what a folder must have: one of each line
     ("config.json",),

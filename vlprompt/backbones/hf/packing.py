@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlprompt.backbones.hf.rows import Row
+from vlprompt.backbones.hf.tokenization import Row
 
 
 def bins(rows: Sequence[Row], room: int) -> list[list[int]]:

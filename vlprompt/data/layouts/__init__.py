@@ -8,8 +8,8 @@ one that reads a card's domains is also given these, {folder: word}.
 
 from pathlib import Path
 
-from vlprompt.data.folder import with_val
-from vlprompt.data.found import Row
+from vlprompt.data.dataset import Row
+from vlprompt.data.splits.sampling import with_val
 
 Parts = dict[str, list[Row]]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vlprompt.data.folder import with_val
-from vlprompt.data.found import Row
+from vlprompt.data.dataset import Row
 from vlprompt.data.layouts import Parts, arrays_of, at, held
+from vlprompt.data.splits.sampling import with_val
 
 
 def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:

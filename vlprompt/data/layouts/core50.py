@@ -5,7 +5,7 @@ Its authors train on eight of the eleven sessions and test on the other three.
 
 from pathlib import Path
 
-from vlprompt.data.found import joined
+from vlprompt.data.dataset import joined
 from vlprompt.data.layouts import Parts, folders_in, held, put_together
 from vlprompt.data.layouts.folders import rows_of
 

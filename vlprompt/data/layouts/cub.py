@@ -6,9 +6,9 @@ stands behind the dot, or in classes.txt ("817 Oak Titmouse").
 
 from pathlib import Path
 
-from vlprompt.data.folder import with_val
-from vlprompt.data.found import Row
+from vlprompt.data.dataset import Row
 from vlprompt.data.layouts import Parts, folders_in, held, lines_of
+from vlprompt.data.splits.sampling import with_val
 
 
 def classes(folder: Path, images: Path) -> dict[str, str]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from vlprompt.data.folder import with_val
-from vlprompt.data.found import Row
+from vlprompt.data.dataset import Row
 from vlprompt.data.layouts import Parts, arrays_of, folders_in, held
+from vlprompt.data.splits.sampling import with_val
 
 
 def classes(folder: Path, images: Path) -> dict[str, str]:

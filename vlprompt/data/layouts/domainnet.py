@@ -7,7 +7,7 @@ every domain; the labels of the lists order the classes.
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlprompt.data.found import Row
+from vlprompt.data.dataset import Row
 from vlprompt.data.layouts import Parts, held, labels_of, put_together
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")

@@ -6,9 +6,9 @@ real_world. Other folders, such as VisDA's test/, are left out.
 
 from pathlib import Path
 
-from vlprompt.data.domains import cut_each, folders_in, inside, plain, rows_of
-from vlprompt.data.found import joined
+from vlprompt.data.dataset import joined, plain
 from vlprompt.data.layouts import Parts
+from vlprompt.data.readers.domain_folders import cut_each, folders_in, inside, rows_of
 
 
 def read(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vlprompt.data.found import Row
+from vlprompt.data.dataset import Row
 from vlprompt.data.layouts import Parts, lines_of
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlprompt.data.found import Row
+from vlprompt.data.dataset import Row
 from vlprompt.data.layouts import Parts, arrays_of, at, text_of
 
 

@@ -5,10 +5,10 @@ Sets without a split are cut; sets that are a test only (the card's sizes say so
 
 from pathlib import Path
 
-from vlprompt.data.found import Row, joined
-from vlprompt.data.images import files_under
+from vlprompt.data.dataset import Row, joined
+from vlprompt.data.images.decoding import files_under
 from vlprompt.data.layouts import Parts
-from vlprompt.data.split import cut
+from vlprompt.data.splits.sampling import cut
 
 
 def rows_of(images: Path, ids: list[str], inside: str = "") -> tuple[list[Row], str]:

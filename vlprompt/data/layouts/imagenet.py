@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vlprompt.data.found import joined
+from vlprompt.data.dataset import joined
 from vlprompt.data.layouts import Parts
 from vlprompt.data.layouts.folders import rows_of
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from vlprompt.data.found import Row
-from vlprompt.data.images import files_under
+from vlprompt.data.dataset import Row
+from vlprompt.data.images.decoding import files_under
 from vlprompt.data.layouts import Parts
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from vlprompt.data.folder import with_val
-from vlprompt.data.found import Row
+from vlprompt.data.dataset import Row
 from vlprompt.data.layouts import Parts, at, lines_of
+from vlprompt.data.splits.sampling import with_val
 
 
 def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:

@@ -5,11 +5,10 @@ A class is the folder that an image lies in; what stands in a path before that f
 
 from pathlib import Path, PurePosixPath
 
-from vlprompt.data.folder import with_val
-from vlprompt.data.found import Row, joined
+from vlprompt.data.dataset import Row, joined
 from vlprompt.data.layouts import Parts, held, lines_of
 from vlprompt.data.layouts.folders import rows_of
-from vlprompt.data.split import cut
+from vlprompt.data.splits.sampling import cut, with_val
 
 LISTS = {"train": "train.txt", "test": "test.txt"}
 

@@ -6,9 +6,9 @@ The images are the middle frames, UCF-101-midframes/Apply_Eye_Makeup/v_ApplyEyeM
 import re
 from pathlib import Path
 
-from vlprompt.data.folder import with_val
-from vlprompt.data.found import Row
+from vlprompt.data.dataset import Row
 from vlprompt.data.layouts import Parts, lines_of
+from vlprompt.data.splits.sampling import with_val
 
 
 def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:

@@ -6,7 +6,7 @@ train800val200.txt, which their final training takes, must be the first two toge
 from collections import Counter
 from pathlib import Path
 
-from vlprompt.data.found import Row, joined
+from vlprompt.data.dataset import Row, joined
 from vlprompt.data.layouts import Parts, labels_of
 
 LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}

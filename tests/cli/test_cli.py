@@ -1,0 +1,444 @@
+"""The command line as a user types it: every command end to end, and every kind of bad input with its remedy."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from vlprompt.cli.app import main
+
+COMMAND = Path(sys.executable).parent / "vlprompt"
+SMALLEST = {  # an open_clip configuration
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
+    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+QUICK = ["--backbone", "glyph/random", "train.epochs=2"]
+
+
+@pytest.fixture
+def type_in(type_all):
+    return type_all
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A finished run on digits, made once."""
+    root = tmp_path_factory.mktemp("learned")
+    with pytest.raises(SystemExit) as left:
+        main(["run", "coop", "digits", "--shots", "1", *QUICK, "--out", str(root), "method.n_ctx=4"])
+    assert left.value.code == 0
+    return next(root.iterdir())
+
+
+def test_run_and_what_comes_after(type_in, tmp_path):
+    assert type_in("run", "coop,zero_shot", "digits", "--shots", "1,2", "--seed", "1,2", *QUICK)[0] == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 8
+    code, text, _ = type_in("table", "runs", "--markdown", "t.md", "--csv", "t.csv", "--json", "t.json")
+    assert code == 0
+    assert "few_shot on digits" in text
+    rows = json.loads((tmp_path / "t.json").read_text())
+    assert [(r["method"], r["shots"], r["n"]) for r in rows] == [
+        ("zero_shot", 1, 2),
+        ("zero_shot", 2, 2),
+        ("coop", 1, 2),
+        ("coop", 2, 2),
+    ]
+    results = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("coop-digits-1shot-*/result.json")]
+    scores = [r["summary"]["accuracy"] for r in results]
+    assert rows[2]["accuracy"] == pytest.approx(sum(scores) / 2)
+    assert rows[2]["accuracy_sd"] == pytest.approx(abs(scores[0] - scores[1]) / 2)
+    assert rows[2]["trained_parameters"] == 16 * 48
+    table = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    assert float(table[2]["accuracy"]) == pytest.approx(rows[2]["accuracy"])
+    assert f"| coop | {sum(scores) / 2:.1f}±" in (tmp_path / "t.md").read_text()
+    assert type_in("plot", "runs", "--picture", "p.png")[0] == 0
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_second_time_does_nothing_but_print_the_table(type_in, tmp_path):
+    command = ["run", "coop", "digits", "--shots", "1", "--seed", "1", *QUICK]
+    first = type_in(*command)[2]
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    second = type_in(*command)[2]
+    assert "few_shot on digits" in second
+    assert first.endswith(second)
+    assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_base_to_new(type_in, tmp_path):
+    assert type_in("run", "coop", "digits", "--task", "base_to_new", "--shots", "2", "--seed", "1,2", *QUICK)[0] == 0
+    type_in("table", "--json", "t.json")
+    [row] = json.loads((tmp_path / "t.json").read_text())
+    base, new = row["base"], row["new"]
+    assert row["harmonic"] == pytest.approx(2 * base * new / (base + new))
+
+
+def test_yaml_and_overrides(type_in, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "backbone: glyph/random\nmethod: {name: coop, n_ctx: 3}\ntask: {dataset: digits, shots: 1}\n"
+        "train: {epochs: 1}\nseed: 7\n"
+    )
+    assert type_in("run", "-c", "mine.yaml", "method.n_ctx=2", "method.text={name} {ctx}.")[0] == 0
+    [folder] = (tmp_path / "runs").iterdir()
+    told = yaml.safe_load((folder / "config.yaml").read_text())
+    assert told["method"] == {"name": "coop", "n_ctx": 2, "init": None, "text": "{name} {ctx}.", "own": False}
+    assert (told["seed"], told["task"]["seed"], told["train"]["epochs"], told["train"]["lr"]) == (7, 7, 1, 0.002)
+
+
+def test_a_strangers_method(tmp_path):
+    (tmp_path / "stranger_one.py").write_text(
+        "from vlprompt.methods import CoOp\n\n\nclass Mine(CoOp):\n"
+        "    def __init__(self, clip, n_ctx: int = 2):\n        super().__init__(clip, n_ctx)\n"
+    )
+
+    def told(*words):
+        command = [COMMAND, "run", *words, "digits", "--shots", "1", *QUICK]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    done = told("stranger_one:Mine", "method.n_ctx=3")
+    assert done.returncode == 0, done.stderr
+    [folder] = (tmp_path / "runs").glob("Mine-digits-1shot-seed1-*")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["method"] == {"name": "stranger_one:Mine", "n_ctx": 3}
+    assert "there is no method 'stranger_one:Yours'" in told("stranger_one:Yours").stderr
+
+
+def test_an_image_folder(type_in, tmp_path, pictures):
+    assert type_in("run", "coop", "--dataset", pictures, "--shots", "2", *QUICK)[0] == 0
+    [folder] = (tmp_path / "runs").iterdir()
+    told = json.loads((folder / "result.json").read_text())
+    assert told["protocol"]["note"] == "each class cut 50:20:30 into train, val and test"
+    assert told["protocol"]["augment"] == "crop-flip"
+    code, text, _ = type_in("eval", folder, "digits")
+    assert code == 0
+    assert "accuracy" in text
+
+
+def test_predict(type_in, tmp_path, learned, pictures):
+    files = sorted((pictures / "china").iterdir())[:2]
+    code, text, _ = type_in("predict", learned, *files)
+    assert code == 0
+    assert "00.jpg: " in text
+    found = json.loads(type_in("predict", learned, *files, "--json")[2])
+    assert [Path(f["image"]).name for f in found] == ["00.jpg", "01.jpg"]
+    digits = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
+    assert {c["name"] for c in found[0]["classes"]} == digits
+    assert sum(c["probability"] for c in found[0]["classes"]) == pytest.approx(1, abs=1e-4)
+    table = list(csv.DictReader(io.StringIO(type_in("predict", learned, *files, "--csv")[2])))
+    assert len(table) == 20
+    assert table[0]["class"] == found[0]["classes"][0]["name"]
+    assert type_in("predict", learned, *files, "--picture", "p.png")[0] == 0
+    assert (tmp_path / "p.png").stat().st_size > 3000
+
+
+def test_eval_draws_test_images(type_in, tmp_path, learned):
+    code, text, _ = type_in("eval", learned, "digits", "--picture", "e.png")
+    told = json.loads((learned / "result.json").read_text())["summary"]
+    assert code == 0
+    assert f"accuracy {told['accuracy']:.2f}" in text
+    assert (tmp_path / "e.png").stat().st_size > 10000
+
+
+@pytest.mark.parametrize("what", ["methods", "tasks", "datasets", "backbones"])
+def test_list(type_in, what):
+    code, text, _ = type_in("list", what)
+    assert code == 0
+    assert {"methods": "cocoop", "tasks": "base_to_new", "datasets": "glyphs", "backbones": "open_clip:NAME/TAG"}[
+        what
+    ] in text
+
+
+def test_show(type_in):
+    code, text, _ = type_in("show", "coop")
+    assert code == 0
+    for part in ("arXiv:2109.01134", "n_ctx: int | None = None", "73.45", "Recipe configs/few_shot/coop.yaml"):
+        assert part in text
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["table"], ["plot"], ["show"], ["list"], ["eval"], ["predict"]])
+def test_help(command):
+    began = time.monotonic()
+    done = subprocess.run(
+        [COMMAND, *command, "--help"], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"}
+    )
+    assert "Usage:" in done.stdout
+    assert time.monotonic() - began < 10  # torch alone would take longer on a busy machine; tools/bench.py measures it
+
+
+BAD = {
+    "method": (["run", "coopp", "digits"], "error: there is no method 'coopp'; did you mean 'coop'?"),
+    "dataset": (["run", "coop", "digitz"], "error: there is no dataset 'digitz'", "did you mean 'digits'?"),
+    "no dataset": (["run", "coop"], "the command line: task.dataset: field required; got nothing"),
+    "task": (["run", "coop", "digits", "--task", "fewshot"], "there is no task 'fewshot'; did you mean 'few_shot'?"),
+    "backbone": (
+        ["run", "coop", "digits", "--backbone", "glyphs"],
+        "there is no backbone 'glyphs'; did you mean 'glyph'?",
+    ),
+    "open_clip name": (
+        ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-61/openai"],
+        "open_clip has no model 'ViT-B-61'; did you mean 'ViT-B-16'?",
+    ),
+    "open_clip tag": (
+        ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16/opnai"],
+        "has no weights 'opnai' for ViT-B-16; did you mean 'openai'?",
+    ),
+    "no tag": (
+        ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16"],
+        "names no weights: write open_clip:ViT-B-16/TAG",
+    ),
+    "checkpoint": (
+        ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16@no.pt"],
+        "there is no checkpoint file 'no.pt' for ViT-B-16",
+    ),
+    "key": (
+        ["run", "coop", "digits", "method.nctx=4"],
+        "the option 'method.nctx=4': unknown key 'method.nctx'; did you mean 'n_ctx'?",
+    ),
+    "section": (
+        ["run", "coop", "digits", "metod.n_ctx=4"],
+        "the option 'metod.n_ctx=4': unknown key 'metod'; did you mean 'method'?",
+    ),
+    "train key": (["run", "coop", "digits", "train.epoch=4"], "unknown key 'train.epoch'; did you mean 'epochs'?"),
+    "type": (
+        ["run", "coop", "digits", "train.lr=fast"],
+        "the option 'train.lr=fast': train.lr: input should be a valid number",
+        "got 'fast'",
+    ),
+    "choice": (
+        ["run", "coop", "digits", "train.optimizer=lion"],
+        "train.optimizer: input should be 'sgd', 'adam', 'adamw' or 'paged_adamw'; got 'lion'",
+    ),
+    "shots": (["run", "coop", "digits", "--shots", "many"], "--shots takes whole numbers with commas between them"),
+    "n_ctx": (
+        ["run", "coop", "digits", *QUICK, "method.n_ctx=60"],
+        "but the context has 40: use at most",
+        "prompt tokens (n_ctx)",
+    ),
+    "init": (
+        ["run", "coop", "digits", *QUICK, "method.n_ctx=3", "method.init=a photo of a"],
+        "'a photo of a' are 4 tokens, but n_ctx is 3",
+    ),
+    "template": (
+        ["run", "zero_shot", "digits", *QUICK, "method.template=a digit"],
+        "the template 'a digit' has no place for the class",
+    ),
+    "pixels have no text": (
+        ["run", "coop", "digits", "--backbone", "pixels"],
+        "the text tower of pixels:8 is used as it is",
+    ),
+    "no tokens": (["run", "coop", "digits", *QUICK, "method.n_ctx=0"], "n_ctx, the number of prompt tokens, must be"),
+    "no shots": (["run", "coop", "digits", *QUICK, "--shots", "0"], "shots must be at least 1, not 0"),
+    "no rate": (["run", "coop", "digits", *QUICK, "train.lr=-1"], "train.lr must be above 0, not -1.0"),
+    "no batch": (["run", "coop", "digits", *QUICK, "train.batch=0"], "train.batch must be at least 1, not 0"),
+    "method as a number": (
+        ["run", "coop", "digits", "train=3"],
+        "train takes settings, such as train.NAME=VALUE; got 3",
+    ),
+    "no class": (["run", "os:path", "digits"], "no method 'os:path' (module:Class) to import from here: path is not"),
+    "device": (["run", "coop", "digits", *QUICK, "--device", "gpu9"], "there is no device 'gpu9' here"),
+    "option": (["run", "coop", "digits", "--shot", "4"], "No such option"),
+    "command": (["runn", "coop"], "No such command 'runn'"),
+    "argument": (["list"], "Missing argument"),
+    "folder": (["predict", "{learned}", "."], "'.' is a folder, not an image"),
+    "runs": (["table", "nowhere"], "there is no folder 'nowhere'"),
+    "list": (["list", "method"], "there is no list of 'method'; did you mean 'methods'?"),
+    "show": (["show", "coocop"], "there is no method 'coocop'; did you mean 'cocoop'?"),
+    "eval": (["eval", "nowhere", "digits"], "there is no run folder 'nowhere'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_one_line_with_its_remedy(type_in, case, learned, tmp_path):
+    command, *parts = BAD[case]
+    code, text, _ = type_in(*(str(learned) if word == "{learned}" else word for word in command))
+    assert code == 2
+    assert not list(tmp_path.rglob("config.yaml"))  # a run that can't be leaves no folder
+    for part in parts:
+        assert part in text
+    assert "Traceback" not in text
+
+
+def test_a_recipe_without_these_shots(type_in):
+    code, text, _ = type_in("run", "coop", "digits", "--shots", "3", "--backbone", "open_clip:ViT-B-16/random")
+    assert code == 2
+    assert "coop.yaml: train.epochs has no entry for 3 shots; it has 1, 2, 4, 8, 16" in text
+
+
+def test_a_wrong_type_in_a_file_names_file_and_key(type_in, tmp_path):
+    (tmp_path / "my.yaml").write_text("method: {name: coop, n_ctx: [1, 2]}\n")
+    code, text, _ = type_in("run", "-c", "my.yaml", "digits")
+    assert code == 2
+    assert "my.yaml: method.n_ctx: input should be a valid integer; got [1, 2]" in text
+    (tmp_path / "my.yaml").write_text("method: {name: coop\n")
+    assert "my.yaml is not YAML" in type_in("run", "-c", "my.yaml", "digits")[1]
+    assert "there is no configuration file 'your.yaml'" in type_in("run", "-c", "your.yaml", "digits")[1]
+
+
+def test_no_network_says_which_file_to_put_where(tmp_path):
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "COLUMNS": "200"}
+    words = ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16/openai"]
+    done = subprocess.run([COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, env=offline, check=False)
+    text = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2
+    assert "the weights 'openai' of ViT-B-16 are not here and could not be fetched" in text
+    assert 'use "open_clip:ViT-B-16-quickgelu@path/to/that/file"' in text
+    assert "Traceback" not in text
+
+
+def test_local_checkpoints_are_loaded(type_in, tmp_path, pictures):
+    """The real loading path: a model of open_clip with weights in a file, as safetensors and as torch saves them."""
+    import open_clip
+
+    (tmp_path / "tiny-test.json").write_text(json.dumps(SMALLEST))
+    open_clip.add_model_config(tmp_path / "tiny-test.json")
+    torch.manual_seed(3)
+    model = open_clip.create_model("tiny-test")
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pt")
+    for file in ("w.safetensors", "w.pt"):
+        assert (
+            type_in("run", "zero_shot", pictures, "--backbone", f"open_clip:tiny-test@{file}", "--out", f"runs-{file}")[
+                0
+            ]
+            == 0
+        )
+    results = [
+        json.loads(next(tmp_path.glob(f"runs-{file}/*/result.json")).read_text()) for file in ("w.safetensors", "w.pt")
+    ]
+    assert results[0]["summary"] == results[1]["summary"]
+    assert (
+        results[0]["protocol"]["backbone_key"].partition("#")[2]
+        == results[1]["protocol"]["backbone_key"].partition("#")[2]
+    )
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    told = {"model_cfg": SMALLEST, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}}
+    (whole / "open_clip_config.json").write_text(json.dumps(told))
+    save_file(model.state_dict(), whole / "open_clip_model.safetensors")
+    assert type_in("run", "zero_shot", pictures, "--backbone", f"open_clip:local-dir:{whole}", "--out", "w")[0] == 0
+    code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:local-dir:/nowhere")
+    assert code == 2
+    assert "could not load local-dir:/nowhere" in text
+    code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:ViT-B-16@w.safetensors")
+    assert code == 2
+    assert "'w.safetensors' is not a checkpoint of ViT-B-16" in text
+    (tmp_path / "w.safetensors").write_bytes(b"half of")
+    code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:tiny-test@w.safetensors")
+    assert code == 2
+    assert "is not a checkpoint of tiny-test" in text
+
+
+def test_a_torchscript_archive_is_loaded_with_quick_gelu(tmp_path):
+    """The form in which OpenAI published its weights; all of them use QuickGELU."""
+    import open_clip
+
+    from vlprompt.backbones.open_clip.weights import pretrained
+    from vlprompt.core.images import Images
+
+    class Archive(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            for name, child in model.named_children():
+                self.add_module(name, child)
+            for name, parameter in model.named_parameters(recurse=False):
+                self.register_parameter(name, parameter)
+
+        def forward(self, pixels):
+            return self.visual(pixels)
+
+    (tmp_path / "tiny-script.json").write_text(json.dumps(SMALLEST))
+    open_clip.add_model_config(tmp_path / "tiny-script.json")
+    model = open_clip.create_model("tiny-script", force_quick_gelu=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated; the files that were made so are not gone
+        torch.jit.trace(Archive(model), x, check_trace=False).save(tmp_path / "w.pt")
+    clip = pretrained("tiny-script", path=tmp_path / "w.pt", spec="x", device="cpu")
+    found = clip.image(Images(lambda look, places: x[list(places)], [None, None]))
+    assert torch.allclose(found, model.encode_image(x), atol=1e-5)
+
+
+def test_a_prompt_of_another_backbone_method_or_shape(type_in, tmp_path, learned, pictures):
+    picture = pictures / "china" / "00.jpg"
+    code, text, _ = type_in("predict", learned, picture, "--backbone", "glyph")
+    assert code == 2
+    assert "but glyph holds other weights" in text
+    other = tmp_path / "other"
+    shutil.copytree(learned, other)
+    from vlprompt.results.run_folder import read_tensors, tensors_as_bytes
+
+    state, told = read_tensors(learned / "prompt.safetensors")
+    (other / "prompt.safetensors").write_bytes(tensors_as_bytes({"ctx": state["ctx"][:2]}, told))
+    assert "does not fit the method coop: Error(s) in loading state_dict" in type_in("predict", other, picture)[1]
+    told["config"]["method"] = {"name": "cocoop", "n_ctx": 4, "init": None, "text": "{ctx} {name}.", "reduction": 16}
+    (other / "prompt.safetensors").write_bytes(tensors_as_bytes(state, told))
+    assert "does not fit the method cocoop" in type_in("predict", other, picture)[1]
+    (other / "prompt.safetensors").write_bytes(b"half")
+    assert "is not a whole safetensors file" in type_in("predict", other, picture)[1]
+
+
+def test_a_run_folder_that_is_half_written(type_in, tmp_path, learned, pictures):
+    root = tmp_path / "runs"
+    shutil.copytree(learned, root / "half")
+    (root / "half" / "result.json").unlink()
+    code, text, _ = type_in("table")
+    assert code == 0
+    assert "not finished, give the same command again: half" in text
+    assert "is not finished" in type_in("predict", root / "half", pictures / "china" / "00.jpg")[1]
+    (root / "half" / "result.json").write_text('{"config": ')
+    code, text, _ = type_in("table")
+    assert code == 2
+    assert "result.json' is broken" in text
+
+
+def test_images_that_can_not_be_read(type_in, tmp_path, learned, pictures):
+    (tmp_path / "bad.jpg").write_bytes((pictures / "china" / "00.jpg").read_bytes()[:900])
+    code, text, _ = type_in("predict", learned, "bad.jpg")
+    assert code == 2
+    assert "'bad.jpg' is truncated or not an image" in text
+    assert "there is no image 'none.jpg'" in type_in("predict", learned, "none.jpg")[1]
+    assert type_in("predict", learned, "bad.jpg", pictures / "china" / "00.jpg", "--skip-broken")[0] == 0
+    root = tmp_path / "set"
+    shutil.copytree(pictures, root)
+    for i in range(12):
+        (root / "china" / f"{i:02}.jpg").write_bytes((tmp_path / "bad.jpg").read_bytes())
+    code, text, _ = type_in("run", "coop", root, "--shots", "2", *QUICK)
+    assert code == 2
+    assert "is truncated or not an image" in text
+
+
+LIMITED = """
+import resource, sys
+import vlprompt
+from vlprompt.cli.app import main
+vlprompt.load("glyph/random")  # what libraries write when they are imported is not meant
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("limit", [pytest.param(1000, marks=pytest.mark.slow), 100])
+def test_no_space_left_loses_nothing(tmp_path, limit):
+    """A limit on file sizes stands for a full disk; afterwards the same command ends the run."""
+    words = ["run", "coop", "digits", "--shots", "1", *QUICK, "--out", "runs"]
+    command = [sys.executable, "-c", LIMITED, str(limit), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2, told
+    assert "could not write" in told
+    assert "make room" in told
+    assert not list(tmp_path.rglob("result.json"))
+    assert not list(tmp_path.rglob(".*.*"))
+    assert subprocess.run([COMMAND, *words], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert len(list(tmp_path.rglob("result.json"))) == 1

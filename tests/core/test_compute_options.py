@@ -1,0 +1,171 @@
+"""Other ways to compute the same passes: layers made again, texts in chunks, compiled layers, fewer bytes."""
+
+import pytest
+import torch
+from conftest import images
+from torch import nn
+from written_out import NAMES, TEMPLATES, Whole, double, near  # noqa: F401  # double is a fixture
+
+from vlprompt import methods
+from vlprompt.core.batch import Batch, Split
+from vlprompt.core.class_names import Name
+from vlprompt.core.compute_options import PLAINLY, How
+from vlprompt.core.introspection import computed
+from vlprompt.core.prompt import Prompt
+from vlprompt.core.stage import Lesson
+from vlprompt.engine.loop import fit
+from vlprompt.engine.train_config import Train
+from vlprompt.layers import heads
+from vlprompt.layers.class_texts import holes
+from vlprompt.runtime.memory import Tracked
+from vlprompt.runtime.seeding import generator
+
+WAYS = {"checkpointing": How(checkpointing=True), "chunk": How(chunk=3), "both": How(True, 2)}
+MADE = {
+    "coop": lambda clip: methods.CoOp(clip, n_ctx=4),
+    "own": lambda clip: methods.CoOp(clip, n_ctx=4, own=True, text="{name} {ctx}."),
+    "cocoop": lambda clip: methods.CoCoOp(clip, n_ctx=4),
+    "maple": lambda clip: methods.MaPLe(clip, n_ctx=2),
+    "promptsrc": lambda clip: methods.PromptSRC(methods.IVLP(clip)),
+    "lora": lambda clip: methods.CLIPLoRA(clip, dropout=0.0),
+}
+ON_IMAGES = {
+    "vpt": lambda tower: methods.VPT(tower, heads.Linear(), n_tokens=3, dropout=0.0),
+    "adapter": lambda tower: methods.Adapter(tower, heads.Linear()),
+    "partial": lambda tower: methods.Partial(tower, heads.Linear()),
+    "full": lambda tower: methods.Full(tower, heads.Linear()),
+}
+
+
+def step(method, how, names, pixels):
+    """The terms of a step, their gradients, and the bytes held at most."""
+    batch = Batch(images(pixels), torch.arange(len(pixels)) % len(names), names)
+    with computed(method, how), Tracked() as bytes_:
+        terms, _ = method.terms(batch, method.fixed(names))
+        loss = sum(value for value, _ in terms.values())
+        grads = torch.autograd.grad(loss, list(method.parameters()), allow_unused=True, materialize_grads=True)
+    return loss, grads, bytes_.most
+
+
+def begun(made, backbone, names):
+    method = made(backbone)
+    pixels = torch.randn(len(names), 3, 32, 32)
+    lesson = Lesson(Split((), (), names))
+    method.begin(lesson, generator(0))
+    return method.double(), pixels.double()
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [pytest.param(n, w, marks=[] if n in ("coop", "vpt") or (w == "both" and n != "promptsrc") else [pytest.mark.slow])
+     for n in (*MADE, *ON_IMAGES) for w in WAYS],
+)  # fmt: skip
+def test_the_same_numbers_with_less_memory(double, name, way):  # noqa: F811
+    _, clip = double
+    names = tuple(Name(n, str(i)) for i, n in enumerate(NAMES))
+    torch.manual_seed(0)
+    made, backbone = (MADE[name], clip) if name in MADE else (ON_IMAGES[name], clip.image)
+    method, pixels = begun(made, backbone, names)
+    loss, grads, most = step(method, PLAINLY, names, pixels)
+    if name in ON_IMAGES and way == "chunk":
+        with pytest.raises(ValueError, match=f"train.chunk is for the texts of a CLIP, and {type(method).__name__}"):
+            step(method, WAYS[way], names, pixels)
+        return
+    how = WAYS[way] if name in MADE else How(checkpointing=True)
+    found, again, less = step(method, how, names, pixels)
+    assert less < most or (way == "chunk" and name in ("maple", "promptsrc", "lora"))  # there images hold the most
+    near(found, loss, 1e-12)
+    for a, b in zip(again, grads, strict=True):
+        assert (a - b).abs().max() <= 1e-11 * max(g.abs().max() for g in grads)
+    assert clip.text.how == clip.image.how == PLAINLY
+
+
+def test_dropout_of_a_layer_made_again_is_the_same(tiny):
+    method = methods.LoRA(tiny.image, heads.Linear(), rank=2, dropout=0.5, sites=("q", "up"))
+    names = tuple(Name(n) for n in "abc")
+    method.begin(Lesson(Split((), (), names)), generator(0))
+    pixels, found = torch.randn(3, 3, 32, 32), []
+    for how in (PLAINLY, How(checkpointing=True)):
+        torch.manual_seed(1)
+        found.append(step(method.train(), how, names, pixels)[1])
+    for a, b in zip(*found, strict=True):
+        near(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize(("own", "mixes"), [(False, False), (True, False), (False, True)])
+def test_chunks_of_texts_are_the_whole(double, template, own, mixes):  # noqa: F811
+    """Also where a text's tokens are its own, and where every text is a pass by itself."""
+    _, clip = double
+    torch.manual_seed(3)
+    t = torch.randn((2, len(NAMES), 4, 48) if own else (2, 4, 48)).double().requires_grad_()
+    texts, found = holes(template, NAMES, 4), []
+    for how in (PLAINLY, How(chunk=4), How(chunk=1)):
+        clip.text.how = how
+        try:
+            out = clip.text(texts, Prompt({0: t, 1: 2 * t}, {}, {"0/q": Whole()} if mixes else {}))
+        finally:
+            clip.text.how = PLAINLY
+        found.append((out, *torch.autograd.grad((out * torch.linspace(0, 1, 64).double()).sum(), t)))
+    for mine in found[1:]:
+        near(mine[0], found[0][0], 1e-12)
+        near(mine[1], found[0][1], 1e-11)
+
+
+def test_without_a_gradient_many_texts_are_made_in_turn(tiny):
+    texts = [f"thing {i}" for i in range(300)]
+    contexts = torch.randn(100, 4, 48)
+    with torch.no_grad(), Tracked() as whole:
+        found = tiny.text([f"{{4}} {t}" for t in texts], Prompt({0: contexts}))
+    rows = 100 * 300 * 5
+    assert whole.most < rows * 48 * 4 * 8  # all at once would hold about 14 such
+    near(found[:3], tiny.text([f"{{4}} {t}" for t in texts], Prompt({0: contexts[:3]})).detach(), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["checkpointing", "compile", "chunk"])
+def test_a_way_that_nothing_can_go_is_refused(name, tiny):
+    method = methods.Linear(tiny.image, heads.Linear()) if name == "chunk" else nn.Linear(2, 2)
+    how = {"checkpointing": How(True), "compile": How(compile=True), "chunk": How(chunk=2)}[name]
+    with (
+        pytest.raises(ValueError, match=rf"train.{name} is for .* Linear stands on none: leave it out"),
+        computed(method, how),
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"train\.chunk must be at least 1, not 0"):
+        Train(chunk=0)
+
+
+def test_a_training_in_other_ways_is_the_same(tiny, pictures):
+    from vlprompt.tasks import FewShot
+
+    stage = next(iter(FewShot(str(pictures), shots=4).stages()))
+    found = []
+    for more in ({}, {"checkpointing": True}, {"chunk": 1}, {"micro_batch": 3}):
+        method = methods.CoCoOp(tiny, n_ctx=4)
+        method.begin(stage.lesson, generator(1))
+        train = Train(epochs=2, batch=4, lr=0.1, warmup=0, **more)
+        found.append([s.loss for s in fit(method, stage.lesson, train)])
+    for losses in found[1:]:
+        assert losses == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["coop", "cocoop", "maple", "lora", "vpt", "adapter"])
+def test_compiled_layers_are_the_same_up_to_rounding(name):
+    from vlprompt.backbones.glyph import twin
+
+    clip, names = twin(), tuple(Name(n, str(i)) for i, n in enumerate(NAMES))
+    torch.manual_seed(0)
+    made, backbone = (MADE[name], clip) if name in MADE else (ON_IMAGES[name], clip.image)
+    method = made(backbone)
+    method.begin(Lesson(Split((), (), names)), generator(0))
+    pixels = torch.randn(4, 3, 32, 32)
+    loss, grads, _ = step(method, PLAINLY, names, pixels)
+    with computed(method, How(compile=True)):
+        batch = Batch(images(pixels), torch.arange(4), names)
+        terms, _ = method.terms(batch, method.fixed(names))
+        again = sum(value for value, _ in terms.values())
+        more = torch.autograd.grad(again, list(method.parameters()), allow_unused=True, materialize_grads=True)
+    near(again, loss, 1e-5)
+    for a, b in zip(more, grads, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * max(g.abs().max() for g in grads)

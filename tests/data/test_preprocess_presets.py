@@ -1,0 +1,112 @@
+"""Looks by name against torchvision's transforms put together by hand, on real photographs."""
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import functional as T
+
+from vlprompt.core.images import Look, View
+from vlprompt.data.images.decoding import pixels
+from vlprompt.data.images.preprocess_presets import look, presets
+
+TOWER = Look((32, 32), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = Normalize((0.5,) * 3, (0.5,) * 3)
+CLIP = Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+LINEAR, CUBIC = InterpolationMode.BILINEAR, InterpolationMode.BICUBIC
+BY_HAND = {
+    "vpt_vtab": [ToTensor(), Resize((224, 224), LINEAR, antialias=False), IMAGENET],
+    "vpt_fgvc": [Resize(256, LINEAR), CenterCrop(224), ToTensor(), IMAGENET],
+    "convpass_vtab": [Resize((224, 224), CUBIC), ToTensor(), IMAGENET],
+    "ssf_vtab": [Resize(224, CUBIC), CenterCrop(224), ToTensor(), HALF],
+    "l2p": [Resize(256, CUBIC), CenterCrop(224), ToTensor()],
+    "l2p_jax": [ToTensor(), Resize((256, 256), LINEAR, antialias=False), CenterCrop(224)],
+    "imagenet": [Resize(256, LINEAR), CenterCrop(224), ToTensor(), IMAGENET],
+    "openai": [Resize(224, CUBIC), CenterCrop(224), ToTensor(), CLIP],
+}
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Wide, tall and square, larger and smaller than what is cut out."""
+    from sklearn.datasets import load_sample_images
+
+    whole = [Image.fromarray(array) for array in load_sample_images().images]
+    return [whole[0], whole[1].crop((200, 0, 430, 427)), whole[0].crop((0, 0, 300, 300)), whole[1].crop((9, 9, 90, 70))]
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_is_what_its_authors_did(name, photos):
+    transform = Compose(BY_HAND[name])
+    for photo in photos:
+        torch.testing.assert_close(pixels(photo, look(name, TOWER)), transform(photo), rtol=0, atol=1e-6)
+
+
+def test_presets_differ_by_more_than_noise(photos):
+    made = [pixels(photos[0], look(name, TOWER)) for name in presets() if name != "imagenet"]
+    for i, one in enumerate(made):
+        assert all((one - other).abs().max() > 0.05 for other in made[:i])
+
+
+def test_fields_lie_over_the_towers_own_look():
+    assert look({}, TOWER) == TOWER
+    told = look({"preset": "vpt_vtab", "size": [48, 64], "mean": 0.5, "crop": 1}, TOWER)
+    assert (told.size, told.mean, told.std) == ((48, 64), (0.5, 0.5, 0.5), (0.229, 0.224, 0.225))
+    assert (told.interpolation, told.resize, told.antialias, told.crop) == ("bilinear", "squash", False, 1.0)
+    assert look({"resize": "squash", "size": 16}, TOWER) == Look((16, 16), TOWER.mean, TOWER.std, resize="squash")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("vpt_vtb", "there is no look 'vpt_vtb'; did you mean 'vpt_vtab'"),
+        ({"preset": 3}, "there is no look 3; the choices are convpass_vtab"),
+        ({"sizes": 224}, "a look has no 'sizes'; did you mean 'size'"),
+        ({"size": 0}, "size is 0; it is a whole number of pixels"),
+        ({"size": [224]}, "size is .224.; it is a whole number of pixels"),
+        ({"interpolation": "linear"}, "interpolation is 'linear'; the choices are bicubic, bilinear"),
+        ({"resize": True}, "resize is True; the choices are shortest, squash"),
+        ({"antialias": "no"}, "antialias is 'no'; the choices are True, False"),
+        ({"antialias": 1}, "antialias is 1; the choices are True, False"),
+        ({"crop": 1.1}, "crop is 1.1; it is the share"),
+        ({"crop": "all"}, "crop is 'all'; it is the share"),
+        ({"mean": [0.5, 0.5]}, "mean is .*; it is a number or one for each of 3 channels"),
+        ({"mean": float("nan")}, "mean is nan; it is a number"),
+        ({"std": [1, 1, 0]}, "std is .*one for each of 3 channels, above 0"),
+    ],
+)
+def test_a_wrong_look(given, told):
+    with pytest.raises(ValueError, match=told):
+        look(given, TOWER)
+
+
+def test_a_shifted_view_is_a_place_of_the_resized_picture(photos):
+    """VPT on FGVC, at a quarter of its size: the short side to 64, 56 out of it at random, mirrored or not."""
+    shown = Look((56, 56), interpolation="bilinear", crop=0.875)
+    whole = ToTensor()(Resize(64, LINEAR)(photos[0]))
+    seen = set()
+    for seed in range(12):
+        view = pixels(photos[0], shown, View("shift-flip", seed))
+        assert view.equal(pixels(photos[0], shown, View("shift-flip", seed)))
+        found = [
+            (top, left, mirrored)
+            for mirrored in (False, True)
+            for top in range(whole.shape[1] - 55)
+            for left in range(whole.shape[2] - 55)
+            if (T.hflip(view) if mirrored else view).equal(whole[:, top : top + 56, left : left + 56])
+        ]
+        assert len(found) == 1
+        seen.update(found)
+    assert len(seen) > 9
+    assert {mirrored for _, _, mirrored in seen} == {False, True}
+    assert max(top for top, _, _ in seen) > 4 > min(top for top, _, _ in seen)
+    assert max(left for _, left, _ in seen) > 20  # along the whole of the long side, of 96
+    assert pixels(photos[2], Look((32, 32)), View("shift-flip", 1)).shape == (3, 32, 32)
+
+
+def test_looks_are_listed(type_in):
+    status, said = type_in("list", "looks")
+    assert status == 0
+    assert all(name in said for name in presets())
+    assert "VPT on VTAB-1k: TensorFlow's resize to a square" in said

@@ -1,0 +1,132 @@
+"""Runs on texts: tested again, asked about new texts from Python and the command line, and what is refused."""
+
+import csv
+import io
+import json
+
+import pytest
+import small_models
+import torch
+
+import vlprompt
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import Name
+from vlprompt.core.texts import Passage
+from vlprompt.data.dataset import Data
+from vlprompt.engine.evaluate import evaluate
+from vlprompt.engine.train_config import Train
+from vlprompt.experiments.predict_images import evaluate_on
+from vlprompt.experiments.predict_texts import predict_texts
+from vlprompt.experiments.restore import restored
+from vlprompt.experiments.runner import run
+from vlprompt.layers.heads import Linear as Head
+from vlprompt.methods import ChainOfThought, InContext, Linear
+from vlprompt.tasks import Text
+
+NAMES = (Name("negative", words=("bad",)), Name("positive", words=("good",)))
+GOOD, BAD = ("great fun", "warm and funny", "well played"), ("terrible", "boring and long", "the price of oil")
+
+
+def data(kind="class", template="{text} It was {mask}.", more=None, tag="toy"):
+    def split(part, n):
+        texts = [f"{(BAD, GOOD)[i % 2][i // 2 % 3]} {part} {i}" for i in range(n)]
+        said = [{"response": ("bad", "good")[i % 2]} if kind == "response" else {} for i in range(n)]
+        items = tuple(Passage(f"{tag}/{part}/{t}", {"text": t} | (more or {}), template, "{text}", **how)
+                      for t, how in zip(texts, said, strict=True))  # fmt: skip
+        names = NAMES if kind == "class" else (Name("response"),)
+        return Split(items, tuple(i % len(names) for i in range(n)), names)
+
+    return Data(tag, split("train", 8), None, split("test", 4), template, "")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """{name: folder} of finished runs."""
+    root = tmp_path_factory.mktemp("texts")
+    lm = vlprompt.load(f"hf:{small_models.written('llama', root / 'llama')}")
+    two = data(template="{text} {sep}{more} It was {mask}.", more={"more": "x"})
+    made = {"context": (InContext(lm, 2), Text(data())), "two": (InContext(lm, 1), Text(two)),
+            "head": (Linear(lm, Head(), solver="fit"), Text(data(), prompt="{text} {mask}")),
+            "response": (InContext(lm, 2), Text(data("response"), write=3)),
+            "thought": (ChainOfThought(lm, length=3, answer=2), Text(data()))}  # fmt: skip
+    for name, (method, task) in made.items():
+        run(method, task, Train(epochs=2, batch=4), root / name)
+    return {name: root / name for name in made}
+
+
+@pytest.mark.parametrize("name", ["context", "head", "response", "thought"])
+def test_a_run_on_texts_is_tested_again(runs, name):
+    told = json.loads((runs[name] / "result.json").read_text())["summary"]
+    kind = "response" if name == "response" else "class"
+    assert evaluate_on(runs[name], data(kind), None, None, False) == pytest.approx(told, abs=1e-4)
+
+
+def test_new_texts_are_answered_as_the_task_shows_them(runs):
+    method, names = restored(runs["context"])
+    texts = ["great fun test 1", "something {new}"]
+    found = predict_texts(runs["context"], texts)
+    with torch.no_grad():
+        items = tuple(Passage(text, {"text": text}, "{text} It was {mask}.", "{text}") for text in texts)
+        batch = next(Split(items, (0, 0), names).batches(2))
+        wanted = method(batch.inputs, method.prepare(names, method.fixed(names))).logits.softmax(1)
+    for answer, text, row in zip(found, texts, wanted, strict=True):
+        assert (answer.given, answer.response) == (text, None)
+        assert dict(answer.ranked) == pytest.approx(dict(zip(map(str, names), row.tolist(), strict=True)), abs=1e-5)
+        assert answer.ranked[0][1] >= answer.ranked[1][1]
+
+
+def test_a_run_that_writes_answers_in_words(runs):
+    method, _ = restored(runs["response"])
+    test = data("response").test
+    found = predict_texts(runs["response"], [item.fields["text"] for item in test.items])
+    said = [answer.response for answer in found]
+    shown = Split(test.items, test.labels, test.names, info={"write": 3})
+    right = sum(str(one).lower() == item.response for one, item in zip(said, test.items, strict=True))
+    assert evaluate(method, shown).numbers["exact_match"] == pytest.approx(100 * right / len(test))
+    assert all(isinstance(one, str) for one in said)
+
+
+def test_texts_on_the_command_line_and_in_files(type_all, runs, tmp_path):
+    (tmp_path / "a.txt").write_text("one, two\nthree\n", "utf-8")
+    (tmp_path / "b.jsonl").write_text('"four"\n{"text": "five"}\n', "utf-8")
+    given = ["--text", "zero", tmp_path / "a.txt", tmp_path / "b.jsonl"]
+    code, _, printed = type_all("predict", runs["context"], *given)
+    assert code == 0
+    assert [line.split(":")[0] for line in printed.splitlines()] == ["zero", "one, two", "three", "four", '{"text"']
+    told = json.loads(type_all("predict", runs["context"], *given, "--json")[2])
+    assert [one["text"] for one in told] == ["zero", "one, two", "three", "four", {"text": "five"}]
+    assert sum(c["probability"] for c in told[0]["classes"]) == pytest.approx(1)
+    table = list(csv.DictReader(io.StringIO(type_all("predict", runs["context"], *given, "--csv")[2])))
+    assert len(table) == 10
+    assert table[2]["text"] == "one, two"
+    told = json.loads(type_all("predict", runs["response"], *given, "--json")[2])
+    assert all(set(one) == {"text", "response"} for one in told)
+    table = list(csv.DictReader(io.StringIO(type_all("predict", runs["response"], *given, "--csv")[2])))
+    assert [row["response"] for row in table] == [one["response"] for one in told]
+    (tmp_path / "c.jsonl").write_text('{"text": "six", "more": "seven"}\n', "utf-8")
+    assert type_all("predict", runs["two"], tmp_path / "c.jsonl")[0] == 0
+
+
+@pytest.mark.parametrize(("name", "words", "told"), [
+    ("context", ["x.png"], "is about texts: give them by --text, or a file of them (.txt, .jsonl), not 'x.png'"),
+    ("context", ["--text", "a", "x.png"], "'x.png' is no file of texts"),
+    ("context", ["--text", "a", "--picture", "p.png"], "texts can't be drawn into a picture"),
+    ("context", [], "there is nothing to predict"),
+    ("context", ["--text", "  "], "text 1 has no 'text': it has nothing, and the run shows text"),
+    ("context", ["blank.txt"], "line 2 of 'blank.txt' is blank"),
+    ("context", ["bad.jsonl"], "line 1 of 'bad.jsonl' is no JSON"),
+    ("context", ["list.jsonl"], "line 1 of 'list.jsonl' must be a string or an object of fields, not [1]"),
+    ("context", ["latin.txt"], "'latin.txt' is not UTF-8"),
+    ("context", ["none.txt"], "none.txt"),
+    ("two", ["--text", "a"], "reads texts with the fields text, more: give a .jsonl file"),
+    ("two", ["half.jsonl"], "text 1 has no 'more': it has text, and the run shows text, more"),
+])  # fmt: skip
+def test_what_can_t_be_predicted_is_said(type_in, runs, tmp_path, name, words, told):
+    (tmp_path / "blank.txt").write_text("a\n\nb\n")
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "half.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "latin.txt").write_bytes("ü".encode("latin-1"))
+    code, text = type_in("predict", runs[name], *words)
+    assert code == 2
+    assert told in text

@@ -1,0 +1,237 @@
+"""vlprompt against numbers that the authors' own code computed (tests/golden): values, gradients, and a step of SGD."""
+
+import math
+
+import pytest
+import torch
+from conftest import golden, images, relative
+
+from vlprompt import methods as m
+from vlprompt.core.batch import Batch, Split
+from vlprompt.core.class_names import Name
+from vlprompt.core.stage import Lesson
+from vlprompt.layers.class_texts import templates
+
+CTX = "prompt_learner.ctx"
+TEXTS = {"end": "{ctx} {name}.", "middle": "{ctx} {name} {ctx}.", "front": "{name} {ctx}."}
+
+
+def hand_written(text):
+    return text.replace("{}", "{name}")
+
+
+def coop(clip, h, told):
+    text = TEXTS[h.get("CLASS_TOKEN_POSITION", "end")]
+    return m.CoOp(
+        clip, h.get("n_ctx_effective", h.get("N_CTX")), text=text, own=bool(h.get("CSC")) and not h.get("CTX_INIT")
+    )
+
+
+def maple(clip, h, told):
+    fixed = h["CTX_INIT"].split()[h["N_CTX"] :]
+    return m.MaPLe(clip, h["N_CTX"], h["PROMPT_DEPTH"], None, " ".join(["{ctx}", *fixed, "{name}."]))
+
+
+def promptsrc(clip, h, told):
+    inner = m.IVLP(clip, h["N_CTX_TEXT"], h["N_CTX_VISION"], h["PROMPT_DEPTH_TEXT"], h["PROMPT_DEPTH_VISION"], None)
+    return m.PromptSRC(inner, h["TEXT_LOSS_WEIGHT"], h["IMAGE_LOSS_WEIGHT"], h["GPA_MEAN"], h["GPA_STD"])
+
+
+def clip_lora(clip, h, told):
+    sides = ("image", "text") if h["encoder"] == "both" else ("image",)
+    sites = tuple("out" if p == "o" else p for p in h["params"])
+    return m.CLIPLoRA(clip, sides, sites, rank=h["r"], alpha=h["alpha"], dropout=0.0, scale=100.0)
+
+
+MAKE = {
+    "coop": coop,
+    "cocoop": lambda clip, h, told: m.CoCoOp(clip, h["n_ctx_effective"]),
+    "kgcoop": lambda clip, h, told: m.KgCoOp(coop(clip, h, told), h["W"], hand_written(h["template"])),
+    "prograd": lambda clip, h, told: m.ProGrad(coop(clip, h, told), h["LAMBDA"], h["T"], hand_written(h["template"])),
+    "maple": maple,
+    "promptsrc": promptsrc,
+    "clipadapter": lambda clip, h, told: m.CLIPAdapter(clip, h["ratio"], h["reduction"], hand_written(h["template"])),
+    "cliplora": clip_lora,
+}
+
+
+def ours(method, theirs):
+    """Our parameter that is the authors' `theirs`."""
+    inner = getattr(method, "method", method)
+    parts = theirs.split(".")
+    if theirs == CTX:
+        return inner.ctx if isinstance(inner.ctx, torch.Tensor) else inner.ctx[0]
+    if "meta_net" in parts:
+        return getattr(method.meta[{"linear1": 0, "linear2": 2}[parts[2]]], parts[3])
+    if parts[0] == "adapter":
+        return method.net[int(parts[2])].weight
+    if theirs.endswith(("w_lora_A", "w_lora_B")):
+        layer, site = parts[parts.index("resblocks") + 1], parts[-2]
+        site = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "out"}[site]
+        part = method.parts["image" if parts[0] == "visual" else "text"][f"{layer}/{site}"]
+        return part.down if theirs.endswith("A") else part.up
+    if "compound_prompts_text" in parts:
+        return method.ctx[int(parts[-1]) + 1]
+    if "proj" in parts:
+        return getattr(method.maps[0], parts[-1])
+    if "compound_prompt_projections" in parts:
+        return getattr(method.maps[int(parts[2]) + 1], parts[-1])
+    if theirs == "image_encoder.VPT":
+        return inner.tokens[0]
+    if parts[-1] == "VPT_shallow":
+        return (inner.tokens if parts[0] == "image_encoder" else inner.ctx)[int(parts[parts.index("resblocks") + 1])]
+    raise KeyError(theirs)
+
+
+def begun(case, clip):
+    """The method of a golden vector with the authors' initial values in it, its parameters by their names, a batch."""
+    told, arrays = golden(case)
+    names = tuple(told["classnames"])
+    method = MAKE[case.partition("-")[0]](clip, told["hyperparameters"], told)
+    method.begin(Lesson(Split((), (), names)), torch.Generator().manual_seed(0))
+    pairs = {k.removeprefix("param."): ours(method, k.removeprefix("param.")) for k in arrays if k.startswith("param.")}
+    with torch.no_grad():
+        for name, parameter in pairs.items():
+            parameter.copy_(arrays[f"param.{name}"])
+    assert {id(p) for p in pairs.values()} == {id(p) for p in method.parameters()}
+    return method, pairs, Batch(images(arrays["images"], case), arrays["labels"], names), arrays, told
+
+
+def answer(method, batch):
+    return method.eval()(batch.inputs, method.prepare(batch.names, method.fixed(batch.names)))
+
+
+def merged(method, batch):
+    """Terms, the answer, and the gradient as the training loop makes it."""
+    found, out = method.train().terms(batch, method.fixed(batch.names))
+    parameters = list(method.parameters())
+    grads = {
+        name: list(torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True))
+        for name, (value, _) in found.items()
+    }
+    for p, g in zip(parameters, method.merge(grads), strict=True):
+        p.grad = g
+    return {name: float(value.detach()) for name, (value, _) in found.items()}, out
+
+
+CASES = [
+    *(f"coop-{k}" for k in ("end", "middle", "front", "csc-end", "csc-middle", "ctxinit")),
+    *("cocoop-random", "cocoop-ctxinit", "kgcoop-ctxinit", "kgcoop-random-csc", "prograd-agree", "prograd-conflict"),
+    *("maple-default", "maple-shallow", "maple-fulldepth", "promptsrc-default", "promptsrc-mixed"),
+    *("clipadapter-pets", "clipadapter-caltech"),
+    *("cliplora-qkv-both", "cliplora-qkv-both-zeroB", "cliplora-qvo-vision"),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_authors_numbers(golden_clip, case):
+    method, pairs, batch, arrays, _ = begun(case, golden_clip)
+    terms, out = merged(method, batch)
+    projected = "grad_projected" in arrays
+    loss = torch.tensor(terms["ce"] if projected else sum(terms.values()))
+    errors = {
+        "loss": relative(loss, arrays["loss_ce" if projected else "loss"]),
+        "logits": relative(out.logits, arrays["logits"]),
+    }
+    for key, value in (("text_features_raw", out.text), ("image_features_raw", out.image)):
+        if key in arrays and not (key[0] == "i" and "adapter_out" in arrays):
+            errors[key] = relative(value, arrays[key])
+    for name, p in pairs.items():
+        errors[f"grad {name}"] = relative(p.grad, arrays["grad_projected" if projected else f"grad.{name}"])
+    torch.optim.SGD(method.parameters(), 0.1).step()
+    errors |= {f"after {name}": relative(p, arrays[f"after.{name}"]) for name, p in pairs.items()}
+    errors["logits after"] = relative(answer(method, batch).logits, arrays["logits_after"])
+    assert max(errors.values()) < 1e-4, {k: v for k, v in errors.items() if v >= 1e-4}
+
+
+def test_the_projection_of_prograd_depends_on_the_angle(golden_clip):
+    for case, opposed in (("prograd-conflict", True), ("prograd-agree", False)):
+        method, pairs, batch, arrays, _ = begun(case, golden_clip)
+        terms, _ = merged(method, batch)
+        assert (float(arrays["cosine"]) < 0) == opposed
+        assert relative(torch.tensor(terms["kl"]), arrays["loss_kl"]) < 1e-4
+        free = m.ProGrad(method.method, 0.0, method.temperature, method.template)
+        merged(free, batch)
+        unprojected = pairs[CTX].grad.clone()
+        merged(method, batch)
+        assert torch.allclose(pairs[CTX].grad, unprojected) != opposed
+
+
+@pytest.mark.parametrize("case", ["promptsrc-default", "promptsrc-mixed"])
+def test_the_terms_of_promptsrc(golden_clip, case):
+    method, _, batch, arrays, told = begun(case, golden_clip)
+    assert {hand_written(t) for t in told["templates"]} == set(templates("imagenet-60"))
+    terms, _ = merged(method, batch)
+    theirs = {k: float(v) for k, v in arrays.items() if k.startswith("loss") and v.ndim == 0}
+    for value in terms.values():
+        assert any(math.isclose(value, other, rel_tol=1e-4) for other in theirs.values()), (terms, theirs)
+
+
+def test_the_averaging_of_promptsrc(golden_clip):
+    told, arrays = golden("promptsrc-gpa")
+    method, pairs, batch, *_ = begun("promptsrc-gpa", golden_clip)
+    for epoch in range(3):
+        terms, _ = merged(method, batch)
+        assert math.isclose(sum(terms.values()), float(arrays["losses"][epoch]), rel_tol=1e-4)
+        torch.optim.SGD(method.parameters(), 0.1).step()
+        for name, p in pairs.items():
+            assert relative(p, arrays[f"epoch{epoch + 1}.{name}"]) < 1e-4
+        method.end_epoch(epoch, told["hyperparameters"]["MAX_EPOCH"])
+    for name, p in pairs.items():
+        assert relative(p, arrays[f"gpa.{name}"]) < 1e-4
+    assert relative(answer(method, batch).logits, arrays["logits_gpa"]) < 1e-4
+
+
+def test_tip_adapter(golden_clip):
+    from vlprompt.core.images import Item
+
+    told, arrays = golden("tipadapter")
+    h, names = told["hyperparameters"], tuple(Name(n) for n in told["classnames"])
+    views = arrays["cache_images_view1"], arrays["cache_images_view2"]
+    counts = {}
+
+    def item(i):  # its two views in turn
+        def pixels(look, view):
+            counts[i] = counts.get(i, -1) + 1
+            return views[counts[i]][i]
+
+        return Item(f"tip/{i}", pixels)
+
+    labels = tuple(arrays["cache_labels"].tolist())
+    train = Split(tuple(item(i) for i in range(len(labels))), labels, names, augment="crop")
+    method = m.TipAdapter(
+        golden_clip, h["alpha"], h["beta"], True, 2, None, 100.0, [hand_written(t) for t in h["templates"]]
+    )
+    method.begin(Lesson(train), torch.Generator().manual_seed(0))
+    assert relative(method.keys, arrays["cache_keys"].T) < 1e-4
+    text, values = method.fixed(names)
+    assert torch.equal(values, arrays["cache_values"])
+    assert relative(golden_clip.unit(text), arrays["clip_weights"].T) < 1e-4
+    test = Batch(images(arrays["images"], "tip test"), arrays["labels"], names)
+    assert relative(answer(method, test).logits, arrays["logits_tip"]) < 1e-4
+    batch = Batch(images(views[0][:6], "tip train"), torch.arange(6), names)
+    terms, out = merged(method, batch)
+    assert relative(out.logits, arrays["train_logits"]) < 1e-4
+    assert math.isclose(terms["ce"], float(arrays["loss"]), rel_tol=1e-4)
+    assert relative(method.keys.grad, arrays["grad.cache_keys_T"]) < 1e-4
+    torch.optim.SGD(method.parameters(), 0.1).step()
+    assert relative(method.keys, arrays["after.cache_keys_T"]) < 1e-4
+    assert relative(answer(method, test).logits, arrays["logits_tipF_after"]) < 1e-4
+
+
+def test_initial_words_are_the_authors(golden_clip):
+    told, arrays = golden("coop-ctxinit")
+    method = m.CoOp(golden_clip, init="a photo of a")
+    method.begin(Lesson(Split((), (), tuple(told["classnames"]))), torch.Generator())
+    assert torch.equal(method.ctx.detach(), arrays[f"param.{CTX}"])
+
+
+def test_zero_shot(golden_clip):
+    told, arrays = golden("clip-zeroshot")
+    names = tuple(told["classnames"])
+    batch = Batch(images(arrays["images"], "zero"), torch.zeros(4).long(), names)
+    out = answer(m.ZeroShot(golden_clip), batch)
+    text = golden_clip.text([f"a photo of a {n.replace('_', ' ')}." for n in names])[0]
+    assert relative(text, arrays["text_features_raw"]) < 1e-4
+    assert relative(out.image, arrays["image_features_raw"]) < 1e-4
+    assert relative(out.logits, arrays["logits"]) < 1e-4

@@ -1,0 +1,376 @@
+"""Two processes that torchrun starts come to what one comes to, and end together when something goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import several
+import small_models
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+
+from vlprompt.backbones.cache.memory import Kept
+from vlprompt.methods import CoOp
+from vlprompt.runtime import collectives, distributed
+
+BIN, TESTS = Path(sys.executable).parent, Path(__file__).parents[1]
+TORCHRUN = [BIN / "torchrun", "--standalone", "--no-python", "--nproc-per-node"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300", "VLPROMPT_FEATURES": "none"}
+SMALL = ["train.epochs=2", "train.batch=5", "train.warmup=0", "train.drop_last=false"]  # 5 images can't be halved
+STREAM = {"task": "continual", "shots": None, "backbone": "glyph-vit/random"}
+# few images, so that little but the processes' start takes time; digits has 9 batches to be tested
+FOLDER = {"dataset": "{folder}/paper", "shots": 4}
+QUICK = [
+    {"method": "coop", "settings": SMALL, **FOLDER},
+    {"method": "cocoop", "settings": [*SMALL, "train.micro_batch=2", "train.optimizer=adam", "train.lr=0.01"],
+     **FOLDER},
+    {"method": "vpt", "backbone": "glyph-vit/random", "settings": [*SMALL, "method.dropout=0", "task.augment=crop"]},
+    {"method": "tip_adapter", "settings": ["method.finetune=true", "train.epochs=1", "train.batch=1", "train.lr=0.01"],
+     **FOLDER, "shots": 1},
+    {"method": "l2p", "settings": [*SMALL, "task.stages=2", "method.frequency=true", "method.init=[-1,1]",
+                                   "task.shots=6", "method.size=6", "method.top=2"], **STREAM},
+    {"method": "dapl", "dataset": "{folder}", "source": "paper", "target": "night", "task": "domain",
+     "settings": [*SMALL, "train.lr=0.05", "method.n_ctx=2", "method.threshold=0.1", "method.n_domain=2",
+                  "train.select=entropy"]},
+]  # fmt: skip
+
+
+STREAM_SMALL = [*SMALL, "task.stages=2", "task.shots=6"]
+HEAD = {**FOLDER, "backbone": "glyph-vit/random"}
+ADAPT = {"dataset": "{folder}", "source": "paper", "target": "night", "task": "domain"}
+SLOW = [
+    *({"method": name, "settings": [], **FOLDER} for name in ("zero_shot", "tip_adapter", "nearest_mean", "linear")),
+    *({"method": name, "settings": [*SMALL, "task.augment=crop"], **FOLDER}
+      for name in ("kgcoop", "prograd", "clap", "cross_modal", "taskres", "clip_adapter")),
+    {"method": "promptsrc", "settings": [*SMALL, "train.batch=2"], **FOLDER},
+    {"method": "coop", "settings": [*SMALL, "train.select=val", "train.clip=0.1"], **FOLDER},
+    {"method": "tpt", "settings": ["method.views=3"], **FOLDER},
+    # Adam would make steps of what is left of a gradient that is zero, that of the keys' bias
+    *({"method": name, "settings": [*SMALL, "train.optimizer=sgd"], **HEAD}
+      for name in ("lora", "partial", "bitfit", "side_tuning")),
+    {"method": "ranpac", "settings": ["method.width=50", "task.stages=2", "task.shots=6"], **STREAM},
+    *({"method": name, "settings": STREAM_SMALL, **STREAM} for name in ("dualprompt", "s_prompts")),
+    {"method": "coda_prompt", "settings": [*STREAM_SMALL, "method.size=6"], **STREAM},
+    {"method": "upl", "backbone": "glyph", "settings": [*SMALL, "method.method=coop"], **ADAPT},
+    {"method": "dann", "settings": [*SMALL, "method.reader=linear"], **ADAPT},
+    {"method": "entropy", "settings": [*SMALL, "method.method=coop"], **ADAPT},
+]  # fmt: skip
+
+
+def together(*words, many=2, seconds=500, **environment):
+    """What torchrun comes to: its exit status and all that was written."""
+    done = subprocess.run([*TORCHRUN, str(many), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, check=False, timeout=seconds, env={**ENVIRONMENT, **environment})  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def told(folder):
+    """result.json, the steps and the learned state of the one run in a folder."""
+    [path] = folder.glob("*/result.json")
+    steps = [json.loads(line) for line in (path.parent / "steps.jsonl").read_text().splitlines()]
+    return json.loads(path.read_text()), steps, load_file(path.parent / "prompt.safetensors")
+
+
+def assert_same(one, two):
+    """Of one process and of two: the same to rounding; every file was written once and is whole."""
+    (a, losses, learned), (b, others, also) = one, two
+    assert a["config"] == b["config"]
+    assert (a["environment"]["processes"], b["environment"]["processes"]) == (1, 2)
+    assert len(losses) == len(others)
+    for x, y in zip(losses, others, strict=True):
+        assert x.keys() == y.keys()
+        assert all(x[k] == pytest.approx(y[k], rel=1e-4, abs=1e-6) for k in x), (x, y)
+    for x, y in zip(a["scores"], b["scores"], strict=True):
+        assert x.keys() == y.keys()
+        for name in x:
+            assert x[name] == pytest.approx(y[name], rel=1e-3, abs=0.15), name  # one of 900 images may tip over
+    assert learned.keys() == also.keys()
+    for name, tensor in learned.items():
+        assert torch.allclose(tensor.float(), also[name].float(), rtol=1e-3, atol=2e-5), name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """domain/class/image: two looks of handwritten digits, three classes of 12 each."""
+    root = tmp_path_factory.mktemp("domains")
+    digits = load_digits()
+    for k, (domain, change) in enumerate({"paper": lambda x: x, "night": lambda x: 255 - x}.items()):
+        for label, name in enumerate(("zero", "one", "two")):
+            (root / domain / name).mkdir(parents=True)
+            for i, array in enumerate(digits.images[digits.target == label][12 * k : 12 * k + 12]):
+                Image.fromarray(change(array * 15).astype(np.uint8)).resize((32, 32)).save(
+                    root / domain / name / f"{i:02}.png"
+                )
+    return root
+
+
+def both(tmp_path, plans, folder):
+    """Runs of one process (this one) and of two, the second of which fails at the end.
+
+    Pair by pair; then how many features each process has computed, and what the two have written.
+    """
+    plans = json.loads(json.dumps(plans).replace("{folder}", str(folder)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLPROMPT_FEATURES", "none")  # a store would have each process make its own fixed input
+        computed = several.make(tmp_path / "one", plans)
+    status, said = together(sys.executable, TESTS / "several.py", tmp_path / "two", json.dumps(plans), 1)
+    assert len(list((tmp_path / "two").glob("*/*/result.json"))) == len(plans), said
+    assert status, said
+    pairs = [(told(tmp_path / "one" / str(k)), told(tmp_path / "two" / str(k))) for k in range(len(plans))]
+    return pairs, [computed, *(int((tmp_path / "two" / f"computed-{k}").read_text()) for k in range(2))], said
+
+
+def test_two_processes_come_to_what_one_comes_to_and_end_together(tmp_path, folder):
+    pairs, (alone, *shares), said = both(tmp_path, QUICK, folder)
+    for one, two in pairs:
+        assert_same(one, two)
+    assert sum(shares) == alone, "every feature is computed once in the world"
+    assert min(shares) > 0.4 * alone
+    assert pairs[4][1][2]["counts"].sum() == 2 * 2 * 60  # prompts an image, epochs, images
+    assert not list((tmp_path / "two").glob("*/*/last.safetensors"))
+    assert said.count("ValueError: process 1 can't go on") == 1  # and nobody waits, nor tells of lost connections
+    assert "Lost" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [0, 1])
+def test_every_kind_of_method_comes_to_the_same(tmp_path, folder, half):
+    pairs, (alone, *shares), _ = both(tmp_path, SLOW[half::2], folder)
+    for one, two in pairs:
+        assert_same(one, two)
+    assert sum(shares) == alone
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A file of rated texts, and the folder of a tiny language model."""
+    root = tmp_path_factory.mktemp("texts")
+    words = ("terrible", "great")
+    rows = [{"text": f"The {n} film was {w}.", "label": w} for n in ("first", "next", "last", "new", "old", "red",
+            "long", "short", "loud", "other") for w in words]  # fmt: skip
+    (root / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root / "rated.jsonl", small_models.written("llama", root / "llama")
+
+
+@pytest.mark.slow
+def test_language_models(tmp_path, texts):
+    data, model = texts
+    text = {"dataset": str(data), "backbone": f"hf:{model}", "task": "text", "shots": 5}
+    small = ["train.epochs=2", "train.batch=3", "train.warmup=0", "train.lr=0.01"]
+    plans = [
+        {"method": "prefix_tuning", "settings": [*small, "method.dropout=0"], **text},
+        {"method": "lora", "settings": [*small, "method.reader=words"], **text},
+        {"method": "linear", "settings": [], **text},
+    ]
+    for one, two in both(tmp_path, plans, "")[0]:
+        assert_same(one, two)
+
+
+# what goes wrong
+
+METHODS = """
+import os, signal, time
+import torch
+from vlprompt import world
+from vlprompt.methods import CoOp
+
+class Dropped(CoOp):  # draws random numbers, and takes its time
+    def prepare(self, names, fixed):
+        text = super().prepare(names, fixed)
+        time.sleep(0.02 * self.training)
+        return torch.nn.functional.dropout(text, 0.1, self.training)
+
+class Broken(CoOp):
+    def terms(self, batch, fixed):
+        if batch.step == 3 and world.rank() == 1 and os.environ["HOW"] == "error":
+            raise ValueError("this process can't go on")
+        if batch.step == 3 and world.rank() == 1 and os.environ["HOW"] == "bug":
+            raise KeyError("a mistake of ours")
+        if batch.step == 3 and world.rank() == 0 and os.environ["HOW"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ["HOW"] == "nan":
+            found, out = super().terms(batch, fixed)
+            bad = float("nan") if batch.step == 3 and world.rank() == 1 else 1.0
+            return {name: (mean * bad, rows) for name, (mean, rows) in found.items()}, out
+        return super().terms(batch, fixed)
+"""
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "mine.py").write_text(METHODS)
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(TESTS.parent)])}
+
+
+def command(folder, method, *more):
+    about = "--backbone glyph/random --shots 4 --seed 1 --device cpu train.batch=8 train.warmup=0 method.n_ctx=2"
+    return ["run", method, "digits", *about.split(), "--out", folder, *more]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "wanted"), [
+    ("error", "error: this process can't go on"),
+    ("bug", "KeyError: 'a mistake of ours'"),
+    ("kill", "error: another of the 2 processes has ended"),
+    ("nan", "error: the ce is not finite at step 4"),
+])  # fmt: skip
+def test_what_goes_wrong_in_one_process_ends_both_and_is_told_once(tmp_path, home, how, wanted):
+    words = command(tmp_path / "runs", "mine:Broken", "train.epochs=4")
+    status, said = together(BIN / "vlprompt", *words, HOW=how, **home)
+    assert status
+    assert said.count(wanted) == 1, said
+    assert said.count("error: ") + said.count("KeyError: ") == 1, said
+    assert not list(tmp_path.glob("runs/*/result.json"))
+    if how == "nan":  # all find it together, and what was good is kept
+        assert list(tmp_path.glob("runs/*/last.safetensors"))
+
+
+def bits(folder):
+    """What a run leaves that must not depend on how often it was stopped."""
+    result, steps, learned = told(folder)
+    return result["scores"], steps, {name: tensor.tolist() for name, tensor in learned.items()}
+
+
+@pytest.mark.slow
+def test_a_killed_torchrun_takes_its_processes_along_and_the_command_goes_on(tmp_path, home):
+    more = ["train.epochs=40", "--save-every", "0.1", "--processes", "2"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    status, said = together(BIN / "vlprompt", *command(whole, "mine:Dropped", *more), **home)
+    assert list(whole.glob("*/result.json")), (status, said)
+    words = [*TORCHRUN, "2", BIN / "vlprompt", *command(stopped, "mine:Dropped", *more)]
+    process = subprocess.Popen([*map(str, words)], env={**ENVIRONMENT, **home}, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    while process.poll() is None and not list(stopped.glob("*/last.safetensors")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    said = process.communicate(timeout=200)[0]  # until its processes have closed what they write to
+    assert said.count("torchrun, which started these processes, is gone") == 1, said
+    assert not list(stopped.glob("*/result.json"))
+    status, said = together(BIN / "vlprompt", *command(stopped, "mine:Dropped", *more), **home)
+    assert list(stopped.glob("*/result.json")), (status, said)
+    assert bits(stopped) == bits(whole)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_with_one(tmp_path, home, monkeypatch, type_in):
+    folder, more = tmp_path / "runs", ["train.epochs=40", "--save-every", "0.1"]
+    words = [*TORCHRUN, "2", BIN / "vlprompt", *command(folder, "mine:Dropped", *more)]
+    process = subprocess.Popen([*map(str, words)], env={**ENVIRONMENT, **home}, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    while process.poll() is None and not list(folder.glob("*/last.safetensors")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    monkeypatch.syspath_prepend(tmp_path)
+    status, said = type_in(*command(folder, "mine:Dropped", *more))
+    assert not status, said
+    result, steps, _ = told(folder)
+    assert [step["step"] for step in steps] == list(range(1, 201))
+    assert result["environment"]["processes"] == 1
+
+
+# a world that is not the one that was asked for
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    def make(**told):
+        for name in ("WORLD_SIZE", *distributed.NEEDED):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in told.items():
+            monkeypatch.setenv(name, value)
+
+    make()
+    return make
+
+
+FULL = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(("told", "words", "wanted"), [
+    ({}, "run coop digits --processes 2", r"--processes=2 was asked for, and one process was started: give torchrun "
+     "--no-python --nproc-per-node 2 vlprompt"),
+    ({"WORLD_SIZE": "1"}, "run coop digits --processes 3", "--nproc-per-node 3"),
+    (FULL, "run coop digits --processes 3", "--processes=3 was asked for, and 2 processes were started"),
+    ({"WORLD_SIZE": "2"}, "run coop digits", "says WORLD_SIZE=2, but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+    ({"WORLD_SIZE": "two"}, "run coop digits", "says WORLD_SIZE=two, which is no number of processes"),
+    ({"WORLD_SIZE": "2"}, "search linear digits", "says WORLD_SIZE=2, but not RANK"),
+    (FULL, "search linear digits", "vlprompt search is done by one process, and 2 were started"),
+    (FULL, "eval runs/x", "vlprompt eval is done by one process"),
+    (FULL, "predict runs/x a.png", "vlprompt predict is done by one process"),
+    (FULL, "run coop digits --device cuda:1", "several processes can't share cuda:1: say --device cuda"),
+    (FULL, "run coop digits --device mps", "several processes train on CPUs or on CUDA GPUs, not on mps"),
+])  # fmt: skip
+def test_another_world_than_was_asked_for(environment, type_in, told, words, wanted):
+    environment(**told)
+    status, said = type_in(*words.split())
+    assert status == 2
+    assert wanted in said
+    assert said.count("error: ") == 1
+    environment(**{**told, "RANK": "1"})  # the second process leaves it to the first one to say so
+    if told == FULL:
+        assert type_in(*words.split()) == (2, "")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_more_processes_than_gpus(environment, type_in):
+    environment(**FULL, LOCAL_WORLD_SIZE="2")
+    status, said = type_in("run", "coop", "digits", "--device", "cuda")
+    assert (status, "2 processes were started here, and there are 0 CUDA devices" in said) == (2, True), said
+
+
+def test_one_process_of_one_is_alone(environment, type_in, tmp_path):
+    """Some clusters set WORLD_SIZE=1 for every job."""
+    environment(WORLD_SIZE="1")
+    words = ("run", "zero_shot", "digits", "--backbone", "glyph/random", "--device", "cpu", "--processes", "1")
+    assert not type_in(*words)[0]
+    assert not torch.distributed.is_initialized()
+
+
+# what would not come to the same
+
+
+class Drifting(CoOp):
+    """Keeps a mean of what it has seen."""
+
+    def begin(self, lesson, generator):
+        super().begin(lesson, generator)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def terms(self, batch, fixed):
+        self.mean.mul_(0.9).add_(0.1 * batch.labels.float().mean())
+        return super().terms(batch, fixed)
+
+
+@pytest.mark.slow
+def test_methods_that_need_the_whole_batch_are_refused(tmp_path, folder):
+    plans = {"mlp": "MLP normalises over the whole batch", "test_world:Drifting": "Drifting changes its buffer mean"}
+    for method, wanted in plans.items():
+        plan = {"method": method, "dataset": f"{folder}/paper", "settings": SMALL}
+        plan |= {"backbone": "glyph-vit/random"} if method == "mlp" else {}
+        paths = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+        status, said = together(sys.executable, TESTS / "several.py", tmp_path / method, json.dumps([plan]), **paths)
+        assert status
+        assert said.count(f"ValueError: {wanted}") == 1, said
+
+
+def test_a_store_says_what_is_new_and_takes_what_others_have():
+    mine, other = Kept(), Kept()
+    collectives.fresh([mine])
+    mine.keep("a", torch.ones(3))
+    mine.keep("b", torch.zeros(3))
+    mine.keep("c", torch.zeros(2, 2))
+    told = collectives.fresh([mine])
+    assert [(some.keys, tuple(some.tensors.shape)) for some in told[0]] == [(["a", "b"], (2, 3)), (["c"], (1, 2, 2))]
+    assert collectives.fresh([mine]) == [[]]
+    collectives.hear([other], [[[]], told])  # the first is its own
+    assert torch.equal(other.get("a"), torch.ones(3))
+    assert collectives.fresh([other]) == [[]], "what was heard is not told again"

@@ -1,0 +1,309 @@
+"""tools/bench: its command line, rows that are kept through a kill, targets, what it measures, growth."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools"
+HELP = ["startup", "--case", "vlprompt --help", "--rounds", "1"]  # the quickest row there is
+TARGETED = ("text", "vpt", "epoch", "startup", "memory")
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """A module of the tool by its name."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return import_module
+
+
+def bench(*words, **how):
+    command = [sys.executable, str(TOOLS / "bench"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, **how)
+
+
+def kept(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_help_names_every_table_and_loads_nothing():
+    done = bench("--help")
+    assert done.returncode == 0
+    for word in (
+        "text",
+        "image",
+        "vpt",
+        "epoch",
+        "startup",
+        "memory",
+        "scaling",
+        "streams",
+        "all",
+        "--short",
+        "--fresh",
+    ):
+        assert word in done.stdout
+    code = "import sys, bench.__main__; print(sorted({'torch', 'vlprompt', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=TOOLS, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nothing"], "invalid choice: 'nothing'"),
+        (["startup", "--case", "run"], "there is no case 'run'; there are 'vlprompt run, to the first step'"),
+        (["startup", "--threads", "0"], "--rounds and --threads are at least 1"),
+        (["all", "--case", "vlprompt --help"], "--case is of one table; name it instead of all"),
+        (["scaling", "--short"], "scaling has no short form"),
+    ],
+)
+def test_what_it_refuses(words, told, tool, capsys):
+    with pytest.raises(SystemExit) as left:
+        tool("bench.__main__").main(words)
+    assert (left.value.code, told in capsys.readouterr().err) == (2, True)
+
+
+def test_rows_are_kept_until_they_are_asked_anew(tmp_path):
+    out = tmp_path / "table.md"
+    first = bench(*HELP, "--out", out)
+    assert first.returncode == 0, first.stderr
+    ((key, row),) = kept(tmp_path / "table.jsonl")
+    assert key[:2] == ["startup", "vlprompt --help"]
+    assert 0 < row["least"] <= row["seconds"] <= row["most"]
+    assert out.read_text() == first.stdout
+    assert f"| vlprompt --help | 1 | {row['seconds']:.2f} |" in first.stdout
+    with (tmp_path / "table.jsonl").open("a") as file:
+        file.write('[["startup", "torn')  # a kill in the middle of a line
+    again = bench(*HELP, "--out", out)
+    assert "kept from before" in again.stderr
+    assert again.stdout == first.stdout
+    assert kept(tmp_path / "table.jsonl") == [[key, row]]
+    fresh = bench(*HELP, "--out", out, "--fresh")
+    assert "kept from before" not in fresh.stderr
+    ((_, other),) = kept(tmp_path / "table.jsonl")
+    assert other != row
+
+
+def test_a_killed_table_goes_on(tmp_path):
+    words, rows = [*HELP, "--threads", "1,2,3", "--out", tmp_path / "t.md"], tmp_path / "t.jsonl"
+    process = subprocess.Popen([sys.executable, str(TOOLS / "bench"), *map(str, words)], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (rows.exists() and rows.read_text().strip()) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = kept(rows)
+    assert 1 <= len(before) < 3
+    done = bench(*words)
+    assert done.stderr.count("kept from before") == len(before)
+    assert [row["threads"] for _, row in kept(rows)] == [1, 2, 3]
+    assert kept(rows)[: len(before)] == before
+
+
+def test_a_row_is_made_anew_when_the_code_changes(tool, tmp_path, monkeypatch):
+    rows = tool("bench.rows")
+    for name in (
+        "tools/bench/measure.py",
+        "tools/bench/text.py",
+        "vlprompt/layers/block.py",
+        "vlprompt/backbones/towers/text.py",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("pass")
+    (tmp_path / "tools" / "bench" / "epoch.py").write_text("from bench import text\nfrom bench.rows import number")
+    monkeypatch.setattr(rows, "HERE", tmp_path / "tools" / "bench")
+    found = [rows.code("text")]
+    for name in ("vlprompt/layers/block.py", "vlprompt/backbones/towers/text.py", "tools/bench/text.py"):
+        epoch = rows.code("epoch")
+        (tmp_path / name).write_text("other")
+        found.append(rows.code("text"))
+    assert len(set(found)) == 4
+    (tmp_path / "tools" / "bench" / "vpt.py").write_text("of another table")
+    (tmp_path / "tools" / "bench" / "rows.py").write_text("how tables look")
+    assert rows.code("text") == found[-1]
+    assert rows.code("epoch") != epoch  # it is made with the settings of text
+
+
+def test_a_row_that_failed_says_why_and_is_made_again(tmp_path):
+    (tmp_path / "rich.py").write_text("raise RuntimeError('no colours today')")  # the command line can't start so
+    out, path = tmp_path / "t.md", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = bench(*HELP, "--out", out, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 1
+    assert "no colours today" in done.stderr
+    assert "at most 0.50 s: ? |" in out.read_text()
+    assert "no colours today |" in out.read_text()
+    assert kept(tmp_path / "t.jsonl") == []
+    again = bench(*HELP, "--out", out)
+    assert (again.returncode, "no colours" in out.read_text()) == (0, False)
+
+
+@pytest.mark.parametrize("what", TARGETED)
+def test_every_target_is_of_a_case(tool, what):
+    rows, module = tool("bench.rows"), tool(f"bench.{what}")
+    assert module.WANTED.keys() <= module.CASES.keys()
+    assert getattr(module, "ROUNDS", {}).keys() <= module.CASES.keys()
+    for wanted in module.WANTED.values():
+        assert all(rows.WANTED.fullmatch(one) for one in wanted)
+
+
+def test_targets_are_judged(tool):
+    rows = tool("bench.rows")
+    row = {"what": "text", "case": "a", "threads": 1, "ratio": 27.9, "share": 0.8, "mb": 614.0}
+    told = rows.answers(("ratio >= 28", "share >= 0.8, 1 thread", "mb <= 614", "share >= 0.5, 2 threads"), row)
+    assert told == [
+        ("at least 28.0x", "27.9x", False),
+        ("at least 80% of the matrix speed", "80% of the matrix speed", True),
+        ("at most 614 MB", "614 MB", True),
+    ]
+    lines = rows.reached([row], {("text", "a"): ("ratio >= 28",)})
+    assert lines[-1] == "| text: a | 1 | at least 28.0x | 27.9x | **no** |"
+
+
+def test_all_is_one_row_for_each_target_and_number_of_threads(tool):
+    main = tool("bench.__main__")
+    jobs = main.plan(main.options_of(["all"]))
+    for what in TARGETED:
+        module, mine = tool(f"bench.{what}"), [job for job in jobs if job.what == what]
+        threads = [1] if getattr(module, "ONE_THREAD", False) else [1, 2]
+        assert {(j.case, j.threads) for j in mine} == {(case, t) for case in module.WANTED for t in threads}
+    assert len(set(jobs)) == len(jobs)
+    assert main.options_of(["all"]).out.name == "all-cpu.md"
+
+
+def test_the_short_form_is_small(tool):
+    main = tool("bench.__main__")
+    jobs = main.plan(main.options_of(["all", "--short"]))
+    assert {"text", "vpt", "epoch", "startup"} <= {job.what for job in jobs}
+    assert {(job.threads, job.rounds) for job in jobs} == {(1, 3)}
+    assert all("30 classes" in job.case for job in jobs if job.what in ("text", "epoch"))
+    assert main.options_of(["all", "--short"]).out is None
+
+
+def test_measure_counts_operations_and_takes_turns(tool):
+    torch, measure = import_module("torch"), tool("bench.measure")
+    a, took = torch.randn(300, 300), []
+
+    class Setting:
+        fast = written_out = often = 1
+
+        def work(self, form):
+            took.append(form)
+            for _ in range(1 if form == "fast" else 40):
+                a @ a
+
+        def same(self):
+            self.work("fast")
+            self.work("written_out")
+            return 1e-7
+
+    row = measure.measure(Setting(), "cpu", 3)
+    assert took[3:] == ["fast", "written_out"] * 3
+    assert (row["flops"], row["counted"], row["same"]) == (2 * 300**3, 40, 1e-7)
+    assert row["least"] <= row["ratio"] <= row["most"]
+    assert 5 < row["ratio"] < 300
+    assert 0.05 < row["share"] < 20
+
+
+def test_memory_is_what_the_work_holds():
+    code = """
+import torch
+from bench.measure import memory
+large = torch.ones(2**22)
+del large  # from now on MBs are parts of the heap
+spent, last = [torch.ones(2**18) for _ in range(100)], torch.ones(2**18)
+del spent  # 100 MB of the heap that are free again are no part of what is held
+print(memory(lambda: [torch.ones(2**18) for _ in range(64)], "cpu"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOOLS, capture_output=True, text=True, check=True)
+    assert 63 < float(done.stdout) < 75
+
+
+def test_a_measurement_ends_with_the_tool_that_asked_for_it(tmp_path):
+    inner = "import os, bench.measure as b; print(os.getpid(), flush=True)\nwhile True: b.clock(lambda: None, 'cpu')"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    with (tmp_path / "said").open("w+") as said:
+        tool = subprocess.Popen([sys.executable, "-c", outer], cwd=TOOLS, stdout=said, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 60
+        while not (tmp_path / "said").read_text().strip() and time.monotonic() < until:
+            time.sleep(0.02)
+    measuring = int((tmp_path / "said").read_text())
+    tool.kill()
+    tool.wait()
+    until = time.monotonic() + 20
+    while running(measuring) and time.monotonic() < until:
+        time.sleep(0.02)
+    if running(measuring):
+        os.kill(measuring, signal.SIGKILL)
+        pytest.fail("it goes on alone")
+
+
+def running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_exponents_and_names(tool):
+    scaling = tool("bench.scaling")
+    sizes = (10, 30, 100, 1000)
+    assert scaling.slope(sizes, [3 * n**1.5 for n in sizes]) == pytest.approx(1.5)
+    assert scaling.slope(sizes, [7.0] * 4) == pytest.approx(0)
+    names = scaling.invented(4000)
+    assert len(set(names)) == 4000
+    tokenizer = import_module("open_clip").get_tokenizer("ViT-B-16")
+    assert {len(tokenizer.encode(name)) for name in names} == {2, 3, 4}
+
+
+def test_growth_is_told_and_drawn(tool, tmp_path):
+    scaling = tool("bench.scaling")
+    row = {"what": "scaling", "case": "coop, 16 tokens, 32 images", "threads": 1, "grows": "classes"}
+    row |= {"sizes": [10, 100, 1000], "seconds": [0.1, 0.5, 5.0], "mb": [10.0, 100.0, 1000.0]}
+    row |= {"seconds_fit": 0.85, "seconds_end": 1.0, "mb_fit": 1.0, "mb_end": 1.0}
+    lines = scaling.beside([row], tmp_path / "scaling.md")
+    assert "| coop, 16 tokens, 32 images | 1000 classes | 5.0000 | 1000 |" in lines
+    assert lines[-1] == "![time and memory as sizes grow](scaling.png)"
+    assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"
+    told = tool("bench.rows").table([row], scaling.COLUMNS, {})
+    assert told[-1] == "| coop, 16 tokens, 32 images | 1 | classes | 10 | 1000 | 0.85 | 1.00 | 1.00 | 1.00 |"
+
+
+def test_the_digits_are_read_without_what_takes_seconds_to_load():
+    code = "import sys; from vlprompt.data.builtin.digits import arrays; arrays(); print('sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    from sklearn.datasets import load_digits
+
+    from vlprompt.data.builtin.digits import arrays
+
+    pictures, labels = arrays()
+    assert (pictures == (load_digits().images * (255 / 16)).round()).all()
+    assert (labels == load_digits().target).all()
+    assert labels.dtype == load_digits().target.dtype
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "case"),
+    [
+        ("text", "coop, 30 classes"),
+        ("text", "cocoop, 30 classes, 1 image"),
+        ("vpt", "deep, 50 prompts, 2 images, step"),
+        ("epoch", "coop, 30 classes, 8 images, kept"),
+    ],
+)
+def test_both_forms_are_one(what, case, tmp_path):
+    done = bench(what, "--short", "--rounds", "1", "--case", case, "--out", tmp_path / "t.md")
+    assert done.returncode == 0, done.stderr
+    ((_, row),) = kept(tmp_path / "t.jsonl")
+    assert row["same"] < 1e-4
+    assert row["ratio"] > 1
+    assert row["counted"] > 1

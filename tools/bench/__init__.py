@@ -1,0 +1,1 @@
+"""Speed and memory against the written-out form: one file per table."""

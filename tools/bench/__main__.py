@@ -1,0 +1,240 @@
+"""Speed and memory against the written-out form: tools/bench WHAT [--device cuda].
+
+WHAT is a table, each of which tools/bench/WHAT.py explains, or `all`: every figure of text, image, vpt, epoch, startup,
+memory and plan that something is wanted of, with one thread and with two (an hour or more), or with --short a few
+small ones of each (`make bench`, under five minutes). Each row is made in a fresh process, both forms in the same one,
+so by the same memory allocator.
+
+ratio: the written-out form's seconds over ours, the median of alternating rounds, with the least and the largest.
+counted: the ratio of the floating-point operations of their matrix products. GFLOP: those of our form; matrix speed:
+their rate as a share of the rate of one large matrix product timed beside it. bare: the tower without a prompt, where
+that is a limit. MB: the peak of one piece of work above what its process held before, in 2**20 bytes. same: the largest
+relative difference of the two forms' results (gradients, where they make some). Seconds are of the processor on a CPU,
+divided by the threads.
+"""
+
+import argparse
+import datetime
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # `python tools/bench` puts this folder there; its modules are bench.NAME
+
+from bench import rows as row_store  # noqa: E402
+from bench.rows import Rows  # noqa: E402
+
+ALL = ("text", "image", "vpt", "epoch", "startup", "memory", "plan")
+KINDS = (*ALL, "scaling", "heads", "streams", "dapl", "lm", "icl")
+MORE = "more"  # the lines that some tables have below them
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to make: of which table, case and setting; memory: also the peak of each form."""
+
+    what: str
+    case: str
+    threads: int
+    device: str
+    rounds: int
+    memory: bool = False
+
+    def key(self):
+        """Tells a row that is kept from one that must be made."""
+        return [self.what, self.case, self.threads, self.device, self.rounds, self.memory, machine(self.device),
+                row_store.code(self.what)]  # fmt: skip
+
+    def asked(self, form=None):
+        """The row, made in a fresh process; with a form only its memory. RuntimeError with what went wrong."""
+        command = [sys.executable, __file__, self.what, "--case", self.case, "--threads", self.threads]
+        command += ["--device", self.device, "--rounds", self.rounds, "--here", *(["--form", form] if form else [])]
+        env = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=env)
+        if done.returncode < 0:
+            raise RuntimeError(f"killed by signal {-done.returncode}, perhaps for want of memory")
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip() or "no word").splitlines()[-1])
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def row(self):
+        found = {"what": self.what, "case": self.case, "threads": self.threads, "date": str(datetime.date.today())}
+        try:
+            found |= self.asked()
+        except RuntimeError as error:
+            return found | {"failed": str(error)}
+        for form in ("written_out", "fast") if self.memory else ():
+            try:
+                found[f"{form}_mb"] = self.asked(form)
+            except RuntimeError as error:
+                found[f"{form}_mb"] = str(error)
+        return found
+
+
+def here(job, form):
+    """What the fresh process prints: a row, or the memory of a form."""
+    bench = module(job.what)
+    if (torch := sys.modules.get("torch")) is not None:  # the start-up of other processes is measured without it
+        torch.set_num_threads(job.threads)
+    if job.case == MORE:
+        return {"lines": bench.more(job.device)}
+    if hasattr(bench, "row"):
+        return bench.row(job.case, job.device, job.rounds)
+    import torch
+
+    from bench.measure import measure, memory
+
+    setting = bench.Setting(job.case, job.device, torch.float32)
+    return memory(lambda: setting.work(form), job.device) if form else measure(setting, job.device, job.rounds)
+
+
+def module(what):
+    return importlib.import_module(f"bench.{what}")
+
+
+def cuda():
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def machine(device):
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def head(device, dates):
+    """A line on machine, versions, commit, allocator and the dates of the rows."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    loaded = ", ".join(Path(name).name for name in os.environ.get("LD_PRELOAD", "").replace(":", " ").split())
+    words = " ".join(f"'{word}'" if " " in word else word for word in sys.argv[1:])
+    where = f"{machine(device)}, torch {version('torch')}, commit {commit}, {' and '.join(dates)}"
+    return f"`tools/bench {words}`: {where}; both forms in one process, by one allocator ({loaded or 'the usual'})."
+
+
+def cases_of(what, options):
+    """The cases of a table: those asked for, the short ones, or all (in `all`: those of which something is wanted)."""
+    bench, many = module(what), options.what == "all"
+    short = getattr(bench, "SHORT", {})
+    if options.case:
+        return options.case
+    if options.short:
+        return list(short)
+    return [case for case in bench.CASES if not many or case in getattr(bench, "WANTED", {})]
+
+
+def plan(options):
+    """All jobs. In `all` what is the same with any number of threads is made with one."""
+    many, jobs = options.what == "all", []
+    for what in [kind for kind in ALL if importlib.util.find_spec(f"bench.{kind}")] if many else [options.what]:
+        bench = module(what)
+        alone = many and getattr(bench, "ONE_THREAD", False)
+        for threads in options.threads[:1] if alone else options.threads:
+            for case in cases_of(what, options):
+                rounds = options.rounds or (3 if options.short else getattr(bench, "ROUNDS", {}).get(case, 3))
+                memory = not many and not options.short and not hasattr(bench, "row")
+                jobs.append(Job(what, case, threads, options.device, rounds, memory))
+            if hasattr(bench, MORE) and not options.case and not many:
+                jobs.append(Job(what, MORE, threads, options.device, 1))
+    return jobs
+
+
+def written(rows, options):
+    """All lines: what is wanted and reached, then a table of each kind."""
+    lines, targets = [head(options.device, sorted({row["date"] for row in rows})), ""], {}
+    for what in dict.fromkeys(row["what"] for row in rows):
+        targets |= {(what, case): wanted for case, wanted in getattr(module(what), "WANTED", {}).items()}
+    lines += [*row_store.reached(rows, targets), ""] if options.what == "all" else []
+    for what in dict.fromkeys(row["what"] for row in rows):
+        bench, mine = module(what), [row for row in rows if row["what"] == what]
+        lines += [f"## {what}", "", *bench.__doc__.splitlines()[2:], ""] if options.what == "all" else []
+        if plain := [row for row in mine if "lines" not in row]:
+            columns, wanted = getattr(bench, "COLUMNS", row_store.TIMED), getattr(bench, "WANTED", {})
+            lines += [*row_store.table(plain, columns, wanted), ""]
+        lines += [line for row in mine for line in row.get("lines", ())]
+        lines += bench.beside(plain, options.out) if hasattr(bench, "beside") else []
+    return lines
+
+
+def numbers(text):
+    return [int(part) for part in text.split(",")]
+
+
+def options_of(words):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*KINDS, "all"], metavar="WHAT", help=f"{', '.join(KINDS)} or all")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=numbers, help="one number or several: 1,2 (default 1; of all 1,2)")
+    parser.add_argument(
+        "--rounds", type=int, help="how often the forms take turns (default: as the cases say, mostly 3)"
+    )
+    parser.add_argument("--case", action="append", help="one of the cases; may be given again")
+    parser.add_argument("--short", action="store_true", help="the small cases, one thread, three rounds")
+    parser.add_argument("--out", type=Path, help="also write the tables here; finished rows are kept in a .jsonl "
+                        "beside it, so that the same command goes on where it was stopped (default of all: "
+                        "tools/results/all-DEVICE.md)")  # fmt: skip
+    parser.add_argument("--fresh", action="store_true", help="make all rows anew")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--form", choices=["fast", "written_out"], help=argparse.SUPPRESS)
+    options = parser.parse_args(words)
+    many = options.what == "all"
+    options.threads = options.threads or ([1, 2] if many and not options.short and options.device == "cpu" else [1])
+    if (options.rounds is not None and options.rounds < 1) or min(options.threads) < 1:
+        parser.error("--rounds and --threads are at least 1")
+    if many and options.case:
+        parser.error("--case is of one table; name it instead of all")
+    if options.device == "cuda" and not options.here and not cuda():
+        parser.error("there is no CUDA device here; leave --device out")
+    if many and options.out is None and not options.short:
+        options.out = Path(__file__).parents[1] / "results" / f"all-{options.device}.md"
+    if options.short and not many and not hasattr(module(options.what), "SHORT"):
+        parser.error(f"{options.what} has no short form")
+    every = {} if many else module(options.what).CASES | getattr(module(options.what), "SHORT", {})
+    if strange := [case for case in options.case or () if case not in every and not options.here]:
+        parser.error(f"there is no case {strange[0]!r}; there are {', '.join(map(repr, every))}")
+    return options
+
+
+def main(words=None):
+    options = options_of(words)
+    if options.here:
+        job = Job(options.what, options.case[0], options.threads[0], options.device, options.rounds)
+        print(json.dumps(here(job, options.form)))
+        return
+    jobs, rows, began = plan(options), [], time.monotonic()
+    kept = Rows(options.out and options.out.with_suffix(".jsonl"), options.fresh)
+    for i, job in enumerate(jobs):
+        name = f"[{i + 1}/{len(jobs)}] {job.what}: {job.case}, {job.threads} thread{'s' * (job.threads > 1)}"
+        print(name, end=" ", file=sys.stderr, flush=True)
+        if (row := kept.get(job.key())) is not None:
+            told = "kept from before"
+        else:
+            since, row = time.monotonic(), job.row()
+            told = row.get("failed") or f"{time.monotonic() - since:.0f} s"
+            if "failed" not in row:
+                kept.keep(job.key(), row)
+        print(f"... {told} ({(time.monotonic() - began) / 60:.1f} min in all)", file=sys.stderr, flush=True)
+        rows.append(row)
+        if options.out:
+            options.out.write_text("\n".join(written(rows, options)).rstrip() + "\n", "utf-8")
+    print("\n".join(written(rows, options)).rstrip())
+    sys.exit(any("failed" in row for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""tools/bench dapl: DAPL on a ViT-B/16-size CLIP with random weights, against the authors' form written out.
+
+Theirs encodes 3C texts of 77 tokens (source, target and naive) for the source's images and again for the target's, all
+with autograd, and the images of every step; a test encodes its images and, for every batch of them, all texts. A step
+of the text side: 32 source and 32 target features are given; both losses, backward to the tokens, SGD. An epoch: two
+such steps with images of ViT-B/16 and a test of 64 target images; ours finds all features kept from an epoch before,
+as a second epoch over the same views does, or a second run.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from vlprompt.core.batch import Batch, Split, Unlabelled
+from vlprompt.core.class_names import Name
+from vlprompt.core.images import Item
+from vlprompt.core.stage import Lesson
+from vlprompt.engine.evaluate import answers
+from vlprompt.engine.loop import fit
+from vlprompt.engine.train_config import Train
+from vlprompt.methods import DAPL
+from vlprompt.runtime.seeding import generator, number
+
+CASES = {"text, 65 classes": 65, "text, 12 classes": 12, "epoch, 12 classes": 12}
+SIZE, STEPS, TESTED, TOKENS = 32, 2, 64, 16
+DOMAINS = ("art", "real_world")
+
+
+class Setting:
+    """One case: the method and the written-out form on the same model, names, images, labels and initial values."""
+
+    often = 1
+
+    def __init__(self, case, device, dtype):
+        import open_clip
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+        from vlprompt.backbones.open_clip.towers import wrap
+
+        classes, self.epoch = CASES[case], case.startswith("epoch")
+        torch.manual_seed(0)
+        self.model = open_clip.create_model("ViT-B-16-quickgelu").to(device, dtype).requires_grad_(False)
+        self.device, self.scale = torch.device(device), self.model.logit_scale.exp()
+        tokenizer = open_clip.get_tokenizer("ViT-B-16")
+        self.clip = wrap(self.model, tokenizer, "bench", device)
+        self.names = tuple(Name(IMAGENET_CLASSNAMES[i * (1000 // classes)], str(i)) for i in range(classes))
+        self.source, self.target, self.test = (self._items(tag, n) for tag, n in
+                                               (("s", SIZE * STEPS), ("t", SIZE * STEPS), ("v", TESTED)))  # fmt: skip
+        labels = tuple(i % classes for i in range(SIZE * STEPS))
+        train = Split(self.source, labels, self.names)
+        self.lesson = Lesson(train, unlabelled=Unlabelled(self.target, self.names), domains=DOMAINS)
+        self.method = DAPL(self.clip, TOKENS, TOKENS, threshold=0.0)
+        self.method.begin(Lesson(Split((), (), self.names), domains=DOMAINS), generator(0))
+        self.method.to(dtype)
+        rows = [f"{'X ' * 2 * TOKENS}{name} , a {domain} image." for domain in DOMAINS for name in self.names]
+        rows += [f"a photo of a {name}." for name in self.names]
+        self.ids = tokenizer(rows).to(device)
+        with torch.no_grad():
+            self.embedded = self.model.token_embedding(self.ids)
+            self.fixed = self.method.fixed(self.names)
+        x, u = (next(iter(split.batches(SIZE))) for split in (train, self.lesson.unlabelled))
+        self.batch = Batch(x.inputs, x.labels.to(device), self.names, unlabelled=u)
+        if not self.epoch:  # the features are given: the tower keeps them
+            with torch.no_grad():
+                self.given = [self.clip.image(part.inputs) for part in (x, u)]
+
+    def _items(self, tag, n):
+        def item(i):
+            pixels = torch.randn(3, 224, 224, generator=generator(tag, i))
+            return Item(f"{tag}/{i}", lambda look, view: pixels)
+
+        return tuple(item(i) for i in range(n))
+
+    def texts(self):
+        """All 3C rows of 77 tokens, with autograd."""
+        m, c = self.method, len(self.names)
+        x = self.embedded.clone()
+        for k in range(2):
+            x[k * c : (k + 1) * c, 1 : 1 + 2 * TOKENS] = torch.cat([m.ctx, m.domain[k]]).expand(c, -1, -1)
+        x = x + self.model.positional_embedding
+        for block in self.model.transformer.resblocks:
+            x = block(x, attn_mask=self.model.attn_mask)
+        return self.model.ln_final(x)[torch.arange(len(x)), self.ids.argmax(-1)] @ self.model.text_projection
+
+    def logits(self, features):
+        return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.texts(), dim=-1).T
+
+    def loss(self, x, u, labels):
+        c = len(self.names)
+        source, target = self.logits(x), self.logits(u)
+        guess = target[:, 2 * c :].detach().softmax(-1).argmax(-1)  # every image is sure here
+        return F.cross_entropy(source[:, :c], labels) + F.cross_entropy(target[:, c : 2 * c], guess)
+
+    def written_out(self):
+        return self.loss(*self.given, self.batch.labels)
+
+    def fast(self):
+        terms, _ = self.method.terms(self.batch, self.fixed)
+        return sum(value for value, _ in terms.values())
+
+    def descend(self, loss):
+        gradients = torch.autograd.grad(loss, list(self.method.parameters()))
+        with torch.no_grad():
+            for p, g in zip(self.method.parameters(), gradients, strict=True):
+                p -= 1e-6 * g
+        return gradients
+
+    def same(self):
+        parameters = list(self.method.parameters())
+        if not self.epoch:
+            fast, slow = (torch.autograd.grad(form(), parameters) for form in (self.fast, self.written_out))
+            return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(fast, slow, strict=True))
+        first, found = [p.detach().clone() for p in parameters], []
+        for form in (self.one_epoch, self.one_epoch_written_out):  # from the same values
+            for p, start in zip(parameters, first, strict=True):
+                p.data = start.clone()
+            found.append(form())
+        return float((found[0] - found[1]).abs().max() / found[1].abs().max())
+
+    def one_epoch(self):
+        train = Train(epochs=1, batch=SIZE, lr=1e-6, momentum=0, weight_decay=0, schedule="constant", warmup=0)
+        for _ in fit(self.method, self.lesson, train):
+            pass
+        test = Unlabelled(self.test, self.names)
+        return torch.cat(list(answers(self.method, test, SIZE)))
+
+    def one_epoch_written_out(self):
+        size, c, seed = self.clip.image.look, len(self.names), number(1, 0)  # the order that `fit` draws
+        beside = self.lesson.unlabelled.drawn(SIZE, seed)
+        for x in self.lesson.train.batches(SIZE, seed=seed, drop_last=True):
+            u = next(beside)
+            with torch.no_grad():
+                given = [self.model.encode_image(part.inputs.pixels(size).to(self.device)) for part in (x, u)]
+            self.descend(self.loss(*given, x.labels.to(self.device)))
+        found = []
+        with torch.no_grad():
+            for batch in Unlabelled(self.test, self.names).batches(SIZE):
+                features = self.model.encode_image(batch.inputs.pixels(size).to(self.device))
+                found.append(self.logits(features)[:, c : 2 * c])
+        return torch.cat(found)
+
+    def work(self, form):
+        if self.epoch:
+            self.one_epoch() if form == "fast" else self.one_epoch_written_out()
+        else:
+            self.descend(getattr(self, form)())

@@ -1,0 +1,126 @@
+"""tools/bench icl: learning in context with 16 demonstrations, read once, against read again for every test text.
+
+The model is a Llama of 6 layers, 256 wide, with random weights and byte tokens. Written out: transformers' own model
+takes demonstrations, text and (where choices have several tokens) each choice as one row, right-padded, in the same
+batches of 16 rows, and the vocabulary is met only where an answer stands. Scores of 32 texts (16 where choices have
+several tokens), reading the demonstrations included; `same` compares the scores. The last case writes 16 tokens for
+each of 16 texts, greedily, through transformers' `generate` in both forms; `same` is the share of unlike texts.
+"""
+
+import tempfile
+
+import torch
+
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import Name
+from vlprompt.core.stage import Lesson
+from vlprompt.core.texts import Passage
+from vlprompt.engine.evaluate import answers
+from vlprompt.methods import InContext
+from vlprompt.methods._demonstrations import from_bytes
+from vlprompt.runtime.seeding import generator
+
+FOUR = ("aaaa", "bbbb", "cccc", "dddd")
+CASES = {
+    "one token, 2 classes": (32, ("x", "y")),
+    "four tokens, 4 classes": (16, FOUR),
+    "written, 16 tokens": (16, FOUR),
+}
+HOW = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
+SHOTS, SIZE, CHUNK = 16, 48, 16  # demonstrations, characters of a text, rows of a pass
+
+
+def byte_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({c: i for i, c in enumerate(["</s>", *alphabet])}, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", model_max_length=4096)
+
+
+class Setting:
+    """One case: texts, choices, and the model as a tower and on its own."""
+
+    def __init__(self, case, device, dtype):
+        import transformers
+
+        from vlprompt.backbones.hf.loading import wrap
+
+        (self.texts, self.choices), self.writes = CASES[case], case.startswith("written")
+        self.tokenizer, self.device = byte_tokenizer(), torch.device(device)
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            vocab_size=len(self.tokenizer), hidden_size=256, intermediate_size=688, num_hidden_layers=6,
+            num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=4096)  # fmt: skip
+        net = transformers.LlamaForCausalLM(config).to(device, dtype)
+        for p in net.parameters():  # the usual 0.02 makes all answers alike
+            p.data.mul_(3.0 if p.ndim > 1 else 1.0)
+        with tempfile.TemporaryDirectory() as folder:  # a twin with its own attention, as transformers loads it
+            net.save_pretrained(folder)
+            self.net = transformers.LlamaForCausalLM.from_pretrained(folder, attn_implementation="sdpa").to(device)
+        self.net.eval()
+        names = tuple(Name(choice) for choice in self.choices)
+        letters = "abcdefghijklmnopqrstuvwxyz     "
+
+        def items(tag, n):
+            drawn = torch.randint(len(letters), (n, SIZE), generator=generator("icl", tag)).tolist()
+            words = ["q" + "".join(letters[k] for k in row).strip() for row in drawn]
+            return tuple(Passage(f"{tag}/{i}", {"text": t}, "{text}:{mask}", "{text}") for i, t in enumerate(words))
+
+        self.train = Split(items("train", 64), tuple(i % len(names) for i in range(64)), names)
+        self.test = Split(items("test", self.texts), (0,) * self.texts, names)
+        self.method = InContext(wrap(net, self.tokenizer, "causal", "bench", device), SHOTS, demonstrations="balanced")
+        self.method.begin(Lesson(self.train), generator(0))
+
+    def fast(self):
+        self.method.made = None  # the demonstrations are read anew
+        if self.writes:
+            return self.method.eval().write(next(self.test.batches(self.texts)).inputs, **HOW)
+        return torch.cat(list(answers(self.method, self.test)))
+
+    @torch.no_grad()
+    def written_out(self):
+        ids = lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+        before = ids("\n\n".join(f"{item.fields['text']}:{item.response}" for item in from_bytes(self.method.kept)))
+        if self.writes:
+            return self._written(before, ids)
+        said = self.method.lm.spelled(self.choices, "{text}:{mask}")
+        every = [[]] if all(len(tokens) == 1 for tokens in said) else said
+        rows = [(before + ids(f"\n\n{item.fields['text']}:"), tokens) for item in self.test.items for tokens in every]
+        found = []
+        for begin in range(0, len(rows), CHUNK):
+            some = rows[begin : begin + CHUNK]
+            n = max(len(context) + len(tokens) for context, tokens in some)
+            padded = [[*context, *tokens, *[0] * (n - len(context) - len(tokens))] for context, tokens in some]
+            mask = [[1] * (len(context) + len(tokens)) for context, tokens in some]
+            mask = torch.tensor([[*row, *[0] * (n - len(row))] for row in mask], device=self.device)
+            x = self.net.model(input_ids=torch.tensor(padded, device=self.device), attention_mask=mask,
+                               use_cache=False).last_hidden_state  # fmt: skip
+            for (context, tokens), states in zip(some, x, strict=True):
+                at = len(context) - 1
+                p = self.net.lm_head(states[at : at + max(1, len(tokens))]).log_softmax(-1)
+                if tokens:
+                    found.append(sum(p[k, token] for k, token in enumerate(tokens)))
+                else:
+                    found += [p[0, one[0]] for one in said]
+        return torch.stack(found).view(len(self.test), len(self.choices)).cpu()
+
+    def _written(self, before, ids):
+        rows = [before + ids(f"\n\n{item.fields['text']}:") for item in self.test.items]
+        n = max(map(len, rows))
+        given = torch.tensor([[0] * (n - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (n - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        made = self.net.generate(input_ids=given, attention_mask=mask, **HOW)[:, n:]
+        texts = self.tokenizer.batch_decode(made, skip_special_tokens=True)
+        return [text.strip().split(self.method.separator)[0].strip() for text in texts]
+
+    def same(self):
+        mine, theirs = self.fast(), self.written_out()
+        if self.writes:
+            return sum(a != b for a, b in zip(mine, theirs, strict=True)) / len(mine)
+        return float((mine - theirs).abs().max() / theirs.abs().max())
+
+    def work(self, form):
+        getattr(self, form)()

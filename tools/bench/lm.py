@@ -1,0 +1,187 @@
+"""tools/bench lm: a training step on a random Llama, against PEFT doing the same on the same model.
+
+Sixteen texts of 20 to 80 tokens with responses of four; the loss is on the responses, AdamW, float32. PEFT runs as its
+documentation says: the model's own forward with `labels` on rows that are padded on the right, which makes logits over
+the vocabulary for every row of every text; ours makes those that the loss reads. `same` compares the gradients after
+PEFT's adapter was given our values. The models: 27 million parameters (512 wide, 8 layers, 8192 words).
+"""
+
+import copy
+
+import torch
+
+from vlprompt.backbones.hf.loading import quantised, wrap
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import Name
+from vlprompt.core.stage import Lesson
+from vlprompt.core.texts import Passage
+from vlprompt.engine.loop import Loop
+from vlprompt.engine.train_config import Train
+from vlprompt.layers.verbalizers import Response
+from vlprompt.runtime.seeding import generator
+
+CASES = {
+    "prompt_tuning": None,
+    "prefix_tuning": None,
+    "lora": "fp32",
+    "lora, packed": "fp32",
+    "lora, checkpointing": "fp32",
+    "qlora": "nf4",
+}
+WORDS, ROWS = 8192, 16
+
+
+def tokenizer():
+    """One token a word, so that lengths are what the texts say."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w0"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="w1", pad_token="w2", unk_token="w0")
+
+
+def llama(base, device):
+    import tempfile
+
+    import transformers
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+    config = transformers.LlamaConfig(vocab_size=WORDS, num_key_value_heads=8, max_position_embeddings=512, **shape)
+    net = transformers.LlamaForCausalLM(config).eval()
+    if base == "fp32":
+        return net.to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        net.save_pretrained(folder)
+        return transformers.LlamaForCausalLM.from_pretrained(
+            folder, quantization_config=quantised("nf4", "bench"), device_map={"": device}, dtype=torch.float32
+        )
+
+
+class Setting:
+    """One case: our method and PEFT's on the same weights, texts and initial values."""
+
+    often = 3
+
+    def __init__(self, case, device, dtype):
+        from vlprompt import methods
+
+        self.case, self.device = case, torch.device(device)
+        base = CASES[case] or "fp32"
+        net = llama(base, device)
+        self.words = tokenizer()
+        self.lm = wrap(net, self.words, "causal", "bench", device, base)
+        draw = torch.Generator().manual_seed(0)
+        number = lambda low, high: int(torch.randint(low, high, (1,), generator=draw))  # noqa: E731
+        said = lambda n: " ".join(f"w{number(3, WORDS)}" for _ in range(n))  # noqa: E731
+        items = tuple(
+            Passage(str(i), {"text": said(number(20, 81))}, "{text} {mask}", "{text}", response=said(4))
+            for i in range(ROWS)
+        )
+        self.split = Split(items, (0,) * ROWS, (Name("response"),))
+        self.batch = next(self.split.batches(ROWS))
+        reader = Response(self.lm, packing="packed" in case)
+        kind = case.partition(",")[0]
+        self.method = {
+            "prompt_tuning": lambda: methods.PromptTuning(self.lm, reader, 20),
+            "prefix_tuning": lambda: methods.PrefixTuning(self.lm, reader, 20, hidden=None),
+        }.get(kind, lambda: methods.LoRA(self.lm, reader, rank=8, alpha=16.0, sites=("q", "v")))()
+        self.method.begin(Lesson(self.split), generator(0))
+        self.method.train()
+        how = {"epochs": 1, "batch": ROWS, "optimizer": "adamw", "lr": 1e-9, "checkpointing": "checkpointing" in case}
+        self.loop = Loop(self.method, Lesson(self.split), Train(**how), 0)
+        self.theirs = self._peft(kind, net, "checkpointing" in case)
+        self.optimizer = torch.optim.AdamW([p for p in self.theirs.parameters() if p.requires_grad], lr=1e-9)
+        self.inputs = self._padded()
+
+    def _peft(self, kind, net, checkpointing):
+        import peft
+        import transformers
+
+        causal = {"task_type": "CAUSAL_LM"}
+        config = {
+            "prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=20, **causal),
+            "prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=20, **causal),
+        }.get(kind, lambda: peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], **causal))()
+        if kind == "qlora":
+            plain = llama("nf4", str(self.device))
+        else:
+            plain = transformers.LlamaForCausalLM(copy.deepcopy(net.config)).to(self.device)
+            plain.load_state_dict(net.state_dict())
+        plain.set_attn_implementation("sdpa")
+        if checkpointing:
+            plain.gradient_checkpointing_enable({"use_reentrant": False})
+            plain.enable_input_require_grads()
+        made = peft.get_peft_model(plain.requires_grad_(False), config)
+        with torch.no_grad():
+            if kind == "prompt_tuning":
+                made.prompt_encoder["default"].embedding.weight.copy_(self.method.tokens)
+            elif kind == "prefix_tuning":
+                made.prompt_encoder["default"].embedding.weight.copy_(self.method.flat())
+            else:
+                for i in range(self.lm.depth):
+                    attention = made.base_model.model.model.layers[i].self_attn
+                    for name in ("q", "v"):
+                        part, to = self.method.parts[f"{i}/{name}"], getattr(attention, f"{name}_proj")
+                        to.lora_A["default"].weight.copy_(part.down)
+                        to.lora_B["default"].weight.copy_(part.up)
+        return made.train()
+
+    def _padded(self):
+        """Rows as a user of PEFT pads them: on the right, labels on the responses alone."""
+        rows, n = [self.lm.writer.row(self.batch.inputs.form(), i, 0, 0) for i in range(ROWS)], 0
+        n = max(len(row.ids) for row in rows)
+        fill = lambda of, by: torch.tensor([[*of(r), *[by] * (n - len(r.ids))] for r in rows], device=self.device)  # noqa: E731
+        labels = fill(lambda r: [-100] * r.begin + r.ids[r.begin :], -100)
+        return {
+            "input_ids": fill(lambda r: r.ids, 2),
+            "attention_mask": fill(lambda r: [1] * len(r.ids), 0),
+            "labels": labels,
+        }
+
+    def fast(self):
+        self.loop.take(self.batch, 1e-9)
+
+    def written_out(self):
+        self.optimizer.zero_grad()
+        self.theirs(**self.inputs).loss.backward()
+        self.optimizer.step()
+
+    def work(self, form):
+        getattr(self, form)()
+
+    def same(self):
+        """The largest difference of two gradients, relative."""
+        _, mine = self.loop.gradients(self.batch)
+        self.optimizer.zero_grad()
+        self.theirs(**self.inputs).loss.backward()
+        named = {name: p.grad for name, p in self.theirs.named_parameters() if p.grad is not None}
+        if len(mine) == 1:
+            [theirs] = named.values()
+            return float((mine[0].reshape(theirs.shape) - theirs).abs().max() / theirs.abs().max())
+        own = dict(zip((name for name, _ in self.method.named_parameters()), mine, strict=True))
+        worst = 0.0
+        for site in self.method.parts:
+            layer, kind = site.split("/")
+            theirs = next(g for name, g in named.items() if f"layers.{layer}.self_attn.{kind}_proj.lora_B" in name)
+            worst = max(worst, float((own[f"parts.{site}.up"] - theirs).abs().max() / theirs.abs().max()))
+        return worst
+
+
+def more(device):
+    """Lines of a second table: what the frozen model and the optimizer hold, and what is stored on disk."""
+    from safetensors.torch import save
+
+    lines = ["", "| work | frozen model MB | optimizer MB | stored bytes |", "|---|---:|---:|---:|"]
+    for case in ("prompt_tuning", "prefix_tuning", "lora", "qlora"):
+        setting = Setting(case, device, torch.float32)
+        setting.fast()
+        held = sum(t.nbytes for t in [*setting.lm.net.parameters(), *setting.lm.net.buffers()])
+        slots = [
+            t for state in setting.loop.optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)
+        ]
+        disk = len(save({k: v.contiguous() for k, v in setting.method.state_dict().items()}))
+        cells = f"{held / 2**20:.1f}", f"{sum(t.nbytes for t in slots) / 2**20:.2f}", f"{disk:,}"
+        lines.append(f"| {' | '.join([case, *cells])} |")
+    return lines

@@ -1,0 +1,103 @@
+"""What tools/bench does in a fresh process: time two forms of one work against each other, or find a peak of memory.
+
+Times are of the processor on a CPU, which other programs disturb less, divided by the threads. The forms take turns,
+so that a ratio is of times that lie beside each other.
+"""
+
+import ctypes
+import gc
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+FORMS = ("fast", "written_out", "bare", "first")
+STARTER = os.getppid()
+
+
+def clock(work, device):
+    """Seconds of a piece of work."""
+    if os.getppid() != STARTER:  # the tool was killed: an orphan would only disturb the next one
+        sys.exit("the process that asked for this is gone")
+    now = time.perf_counter if device == "cuda" else time.process_time
+    began = now()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (now() - began) / (1 if device == "cuda" else torch.get_num_threads())
+
+
+def matrix_rate(device):
+    """Floating-point operations a second of one large float32 product."""
+    size = 1024 if device == "cpu" else 8192
+    a = torch.randn(size, size, device=device)
+    clock(lambda: a @ a, device)
+    return 2 * size**3 / statistics.median(clock(lambda: a @ a, device) for _ in range(10))
+
+
+class Counter(TorchDispatchMode):
+    """Counts floating-point operations by torch's own formulas; torch's own counter can't look into every backward."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found, formula = func(*args, **(kwargs or {})), flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=found)
+        return found
+
+
+def counted(work):
+    """What a piece of work gives, and how many floating-point operations its matrix products are."""
+    with Counter() as counter:
+        found = work()
+    return found, counter.flops
+
+
+def measure(setting, device, rounds):
+    """A row: medians of seconds, the ratio with the least and the largest of a round, operations, share, difference."""
+    same, both = counted(setting.same)  # each form once
+    _, flops = counted(lambda: setting.work("fast"))
+    for _ in range(2 if device == "cuda" else 0):  # a pass that comes again is recorded, which is not what is timed
+        setting.work("fast")
+    forms = [form for form in FORMS if hasattr(setting, form)]
+    times, rates = {form: [] for form in forms}, []
+    for _ in range(rounds):
+        rates.append(matrix_rate(device))
+        for form in forms:
+            often = getattr(setting, "often", 3) if form in ("fast", "bare") else 1
+            work = lambda form=form: setting.work(form)  # noqa: E731
+            times[form].append(statistics.median(clock(work, device) for _ in range(often)))
+    ratios = [slow / fast for slow, fast in zip(times["written_out"], times["fast"], strict=True)]
+    found = {form: statistics.median(t) for form, t in times.items()}
+    found |= {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    rate = statistics.median(rates)
+    found |= {"flops": flops, "rate": rate, "share": flops / found["fast"] / rate, "same": same}
+    return found | ({"counted": both / flops - 1} if flops else {})
+
+
+def memory(work, device):
+    """MB (2**20 bytes) that a piece of work holds at its peak above what the process held before; once a process."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)  # what is free but still held would hide a part of the peak
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of making the model
+
+    def held(key):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+    before = held("VmRSS")
+    work()
+    return (held("VmHWM") - before) / 2**10

@@ -1,0 +1,85 @@
+"""tools/bench startup: from the command to the first step, in fresh processes, whose files were read before.
+
+A run of CoOp on the embedded CLIP, `vlprompt run coop digits --shots 1 train.epochs=1`, which takes one step. The first
+step counts as taken when its line and the state after it stand in the run's folder, so the time is never too short. It
+takes turns with `import open_clip` alone, which a user of that library waits for in any case; "above" is the median of
+the differences. Seconds are those on the clock; beside them those of the processor, which other programs disturb less.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.rows import number
+
+RUN, HELP = "vlprompt run, to the first step", "vlprompt --help"
+CASES = {RUN: "", HELP: ""}
+SHORT = CASES
+WANTED = {RUN: ("above <= 2",), HELP: ("seconds <= 0.5",)}
+ROUNDS = dict.fromkeys(CASES, 5)
+ONE_THREAD = True
+COLUMNS = {
+    "s": number("seconds:.2f"),
+    "least": number("least:.2f"),
+    "most": number("most:.2f"),
+    "processor s": number("processor:.2f"),
+    "import open_clip s": number("library:.2f"),
+    "its processor s": number("library_processor:.2f"),
+    "above s": number("above:.2f"),
+    "above, processor s": number("above_processor:.2f"),
+}
+COMMAND = str(Path(sys.executable).with_name("vlprompt"))
+
+
+def timed(command, until=None):
+    """Seconds on the clock and of the processor, of a command to its end, or until `until()`; then it is ended."""
+    with tempfile.TemporaryFile("w+") as said:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        ended = seconds = 0.0
+        if until is not None:
+            while not until() and not ended:
+                ended, status, used = os.wait4(process.pid, os.WNOHANG)
+                time.sleep(0.005)
+            seconds = time.perf_counter() - began
+            if not ended:
+                process.kill()
+        if not ended:
+            _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if (process.returncode and not seconds) or (ended and not until()):
+            said.seek(0)
+            raise SystemExit(f"{' '.join(command[:3])} ended with {process.returncode}: {said.read()[-500:]}")
+    return seconds or time.perf_counter() - began, used.ru_utime + used.ru_stime
+
+
+def first_step(device):
+    with tempfile.TemporaryDirectory() as folder:
+        command = [COMMAND, "run", "coop", "digits", "--shots", "1", "train.epochs=1", "--device", device]
+        return timed(
+            [*command, "--out", folder],
+            lambda: any(path.stat().st_size for path in Path(folder).glob("*/steps.jsonl")),
+        )
+
+
+def row(case, device, rounds):
+    if case == HELP:
+        work = lambda: timed([COMMAND, "--help"])  # noqa: E731
+    else:
+        work = lambda: first_step(device)  # noqa: E731
+    library = lambda: timed([sys.executable, "-c", "import open_clip"]) if case == RUN else (0.0, 0.0)  # noqa: E731
+    work(), library()  # so that the files have been read
+    mine, theirs = zip(*((work(), library()) for _ in range(rounds)), strict=True)
+    seconds, processor = zip(*mine, strict=True)
+    found = {"seconds": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
+    found["processor"] = statistics.median(processor)
+    if case == RUN:
+        clock, used = zip(*theirs, strict=True)
+        found |= {"library": statistics.median(clock), "library_processor": statistics.median(used)}
+        for name, both in (("above", (seconds, clock)), ("above_processor", (processor, used))):
+            found[name] = statistics.median(a - b for a, b in zip(*both, strict=True))
+    return found

@@ -1,0 +1,168 @@
+"""tools/bench text: one training step of the text side of CoOp, CoCoOp, MaPLe and PromptSRC.
+
+The written-out form is what the authors run: 77 tokens of every class (and for CoCoOp of every image, in a loop)
+through open_clip's own text transformer, rows of deep prompts replaced before each layer. Both forms make the same step
+of a ViT-B/16-size CLIP with random weights: forward, cross-entropy with given image features (and PromptSRC's term on
+the texts), backward to the prompt, SGD. The classes are CIFAR-100's unless the case says otherwise: how much is saved
+depends on how long their names are.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import yaml
+
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import Name
+from vlprompt.core.images import Images
+from vlprompt.core.method import Output
+from vlprompt.core.stage import Lesson
+from vlprompt.methods import IVLP, CoCoOp, CoOp, MaPLe, PromptSRC
+from vlprompt.runtime.seeding import generator
+
+CASES = {  # name -> method, its arguments, classes, images a step
+    "coop, 100 classes": (CoOp, {"n_ctx": 16}, 100, 32),
+    "coop, 100 classes, middle": (CoOp, {"n_ctx": 16, "text": "{ctx} {name} {ctx}."}, 100, 32),
+    "coop, 100 classes, front": (CoOp, {"n_ctx": 16, "text": "{name} {ctx}."}, 100, 32),
+    "coop, 100 classes, own": (CoOp, {"n_ctx": 16, "own": True}, 100, 32),
+    "cocoop, 100 classes, 1 image": (CoCoOp, {"n_ctx": 4}, 100, 1),
+    "cocoop, 100 classes, 4 images": (CoCoOp, {"n_ctx": 4}, 100, 4),
+    "maple, 100 classes, text part": (MaPLe, {"n_ctx": 2}, 100, 4),
+    "promptsrc, 100 classes, text part": (lambda clip, n_ctx: PromptSRC(IVLP(clip, n_ctx, 0)), {"n_ctx": 4}, 100, 4),
+}
+
+SHORT = {
+    "coop, 30 classes": (CoOp, {"n_ctx": 16}, 30, 32),
+    "cocoop, 30 classes, 1 image": (CoCoOp, {"n_ctx": 4}, 30, 1),
+}
+WANTED = dict.fromkeys(CASES, ("ratio >= 28",)) | {
+    "coop, 100 classes": ("ratio >= 28", "share >= 0.8, 1 thread"),
+    "coop, 100 classes, middle": ("ratio >= 9",),
+    "coop, 100 classes, front": ("ratio >= 5",),
+    "coop, 100 classes, own": ("ratio >= 5",),
+}
+ROUNDS = {"cocoop, 100 classes, 4 images": 2}  # written out, it takes more than a minute
+
+
+def cifar():
+    """The names of CIFAR-100's classes, which have 3.2 tokens with the dot and the end; those of ImageNet have 4.2."""
+    card = yaml.safe_load((Path(__file__).parents[1] / "datasets" / "vtab_cifar100.yaml").read_text("utf-8"))
+    return [name.replace("_", " ") for name in card["classes"]]
+
+
+def imagenet():
+    """The names of ImageNet's 1000 classes."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    return IMAGENET_CLASSNAMES
+
+
+CASES["coop, 100 classes of ImageNet"] = (CoOp, {"n_ctx": 16}, 100, 32, imagenet)
+
+
+class Known:
+    """An image tower whose features are given, by the images' places: only the text side is measured."""
+
+    def __init__(self, tower, features):
+        self.width, self.device, self.features = tower.width, tower.device, features
+        self.dim, self.depth = tower.dim, tower.depth
+
+    def __call__(self, images, prompt=None):
+        return self.features[[int(key) for key in images.keys]]
+
+
+class Setting:
+    """One case: our method and the written-out form on the same model, names, features, labels and initial values.
+
+    known: whether the features of the images are given; the image tower is the model's own otherwise.
+    """
+
+    def __init__(self, case, device, dtype, known=True):
+        import open_clip
+
+        from vlprompt.backbones.open_clip.towers import wrap
+
+        torch.manual_seed(0)
+        self.model = open_clip.create_model("ViT-B-16-quickgelu").to(dtype)
+        self.tokenizer, self.device, self.dtype = open_clip.get_tokenizer("ViT-B-16"), device, dtype
+        self.whole = wrap(self.model, self.tokenizer, "bench", device)
+        self.set((CASES | SHORT)[case] if isinstance(case, str) else case, known)
+
+    def set(self, spec, known=True, names=None):
+        """Another case on the same model; names: by default so many of CIFAR-100's, or of ImageNet's."""
+        cls, self.options, classes, size, *source = spec
+        every = [] if names else (source[0] if source else cifar if classes <= 100 else imagenet)()
+        names = names or [every[i * (len(every) // classes)] for i in range(classes)]
+        self.names = tuple(Name(name, str(i)) for i, name in enumerate(names))
+        self.features = torch.randn(size, 512, dtype=self.dtype, device=self.device)
+        self.labels, self.scale = torch.arange(size, device=self.device) % classes, self.whole.scale
+        known = Known(self.whole.image, self.features) if known else self.whole.image
+        self.clip = replace(self.whole, image=known)
+        self.method = cls(self.clip, **self.options)
+        self.method.begin(Lesson(Split((), (), self.names)), generator(0))
+        self.method.to(self.dtype)
+        self.inner = getattr(self.method, "method", self.method)
+        with torch.no_grad():
+            self.fixed = self.method.fixed(self.names)
+        deep = isinstance(self.inner, MaPLe | IVLP)  # of MaPLe's only the text side: its maps end in the image tower
+        self.parameters = list(self.inner.ctx if deep else self.method.parameters())
+        self.images = Images(lambda look, places: self.features[list(places)], [str(i) for i in range(size)])
+        words = "X " * self.options["n_ctx"] + "of a " * (cls is MaPLe)
+        self.ids = self.tokenizer([f"{words}{name}." for name in self.names]).to(self.device)
+        self.lengths = [len(self.tokenizer.encode(name)) for name in self.names]
+        self.embedded = None
+
+    def fast(self):
+        return self.method(self.images, self.method.prepare(self.names, self.fixed))
+
+    def written_out(self):
+        ctx = self.inner.ctx
+        if isinstance(self.inner, CoCoOp):
+            shifts = self.inner.meta(F.normalize(self.features, dim=-1))
+            pairs = zip(self.features, shifts, strict=True)
+            return Output(torch.cat([self._logits(x[None], self._texts(ctx + shift)) for x, shift in pairs]))
+        text = self._texts(ctx) if isinstance(ctx, torch.Tensor) else self._texts(ctx[0], ctx[1:])
+        return Output(self._logits(self.features, text), text=text)
+
+    def _logits(self, features, text):
+        return self.scale * F.normalize(features, dim=-1) @ F.normalize(text, dim=-1).T
+
+    def _texts(self, ctx, later=()):
+        n, text = ctx.shape[-2], self.options.get("text", "{ctx} {name}.")
+        ctx = ctx if ctx.ndim == 3 else ctx.expand(len(self.names), -1, -1)
+        if self.embedded is None:
+            self.embedded = self.model.token_embedding(self.ids)
+        start, rest = self.embedded[:, :1], self.embedded[:, 1 + n :]
+        if text == "{ctx} {name}.":
+            x = torch.cat([start, ctx, rest], 1)
+        else:
+            before = n // 2 if text.startswith("{ctx}") else 0
+            rows = zip(start, ctx, rest, self.lengths, strict=True)
+            x = torch.stack([torch.cat([s, c[:before], r[:k], c[before:], r[k:]]) for s, c, r, k in rows])
+        x, mask = x + self.model.positional_embedding, self.model.attn_mask
+        for i, block in enumerate(self.model.transformer.resblocks):
+            if 0 < i <= len(later):
+                x = torch.cat([x[:, :1], later[i - 1].expand(len(x), -1, -1), x[:, 1 + n :]], 1)
+            x = block(x, attn_mask=mask)
+        return self.model.ln_final(x)[torch.arange(len(x)), self.ids.argmax(-1)] @ self.model.text_projection
+
+    def loss(self, out):
+        near = 0.0
+        if isinstance(self.method, PromptSRC):  # its term on the texts; those on images and answers need the images
+            near = self.method.text_weight * (F.normalize(out.text, dim=-1) - self.fixed[1]).abs().mean()
+        return F.cross_entropy(out.logits, self.labels) + near
+
+    def gradients(self, form):
+        return torch.autograd.grad(self.loss(form()), self.parameters)
+
+    def same(self):
+        fast, slow = self.gradients(self.fast), self.gradients(self.written_out)
+        return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(fast, slow, strict=True))
+
+    def work(self, form):
+        gradients = self.gradients(getattr(self, form))
+        with torch.no_grad():
+            for p, g in zip(self.parameters, gradients, strict=True):
+                p -= 1e-6 * g

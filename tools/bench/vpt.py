@@ -1,0 +1,100 @@
+"""tools/bench vpt: VPT on a ViT-B/16 with random weights, eight images.
+
+The written-out form is what the authors run: every block computes all rows, those of the prompts too, with explicit
+softmax attention, and the next block's prompts overwrite them. A step: forward, cross-entropy of a linear head over 100
+classes, backward to prompts and head, SGD. A test: the forward pass of constant prompts.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from vlprompt.backbones.timm.blocks import timm_image
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import Name
+from vlprompt.core.images import Images, Look
+from vlprompt.core.stage import Lesson
+from vlprompt.layers.frozen_maps import same
+from vlprompt.layers.heads import Linear
+from vlprompt.methods import VPT
+from vlprompt.runtime.seeding import generator
+
+CASES = {  # name -> tokens, deep, trains
+    "deep, 10 prompts, step": (10, True, True),
+    "deep, 50 prompts, step": (50, True, True),
+    "deep, 100 prompts, step": (100, True, True),
+    "shallow, 50 prompts, step": (50, False, True),
+    "deep, 50 prompts, test": (50, True, False),
+    "deep, 100 prompts, test": (100, True, False),
+}
+SHORT = {"deep, 50 prompts, 2 images, step": (50, True, True, 2)}
+WANTED = {"deep, 50 prompts, step": ("ratio >= 1.38",), "deep, 100 prompts, step": ("ratio >= 1.73",)}
+ROUNDS = dict.fromkeys(WANTED, 5)
+SIZE, CLASSES = 8, 100
+
+
+class Setting:
+    """One case: VPT and the written-out form on the same trunk, images, labels and initial values."""
+
+    often = 1
+
+    def __init__(self, case, device, dtype):
+        import timm
+
+        n, deep, self.trains, *fewer = (CASES | SHORT)[case]
+        size = fewer[0] if fewer else SIZE
+        torch.manual_seed(0)
+        self.trunk = timm.create_model("vit_base_patch16_224", num_classes=0).to(device, dtype)
+        self.trunk.eval().requires_grad_(False)
+        names = tuple(Name(str(i)) for i in range(CLASSES))
+        self.tower = timm_image(self.trunk, same, 768, Look((224, 224)), "bench", torch.device(device))
+        self.method = VPT(self.tower, Linear(), n_tokens=n, deep=deep, dropout=0.0)
+        self.method.begin(Lesson(Split((), (), names)), generator(0))
+        self.method.to(dtype).train(self.trains)
+        self.pixels = torch.randn(size, 3, 224, 224, device=device, dtype=dtype)
+        self.labels = torch.arange(size, device=device)
+        self.images = Images(lambda look, places: self.pixels, [None] * size)
+        self.columns = self.method.fixed(names)
+        self.parameters = list(self.method.parameters())
+        if self.trains:
+            return
+        self.method.requires_grad_(False)
+        self.bare = lambda: self.tower.encode(self.pixels)
+
+    def fast(self):
+        return self.method(self.images, (self.tower, self.columns)).logits
+
+    def written_out(self):
+        t, tokens, p = self.trunk, self.method.tokens, self.method.n_tokens
+        x = t._pos_embed(t.patch_embed(self.pixels))
+        x = torch.cat([x[:, :1], tokens[0].expand(len(x), -1, -1), x[:, 1:]], 1)
+        for i, block in enumerate(t.blocks):
+            if 0 < i < len(tokens):
+                x = torch.cat([x[:, :1], tokens[i].expand(len(x), -1, -1), x[:, 1 + p :]], 1)
+            y = block.norm1(x)
+            q, k, v = block.attn.qkv(y).unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            a = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+            x = x + block.attn.proj(a.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.norm2(x))
+        return F.linear(t.norm(x)[:, 0], self.method.reader.weight, self.method.reader.bias)
+
+    def gradients(self, form):
+        return torch.autograd.grad(F.cross_entropy(form(), self.labels), self.parameters)
+
+    def same(self):
+        if not self.trains:
+            with torch.no_grad():
+                mine, theirs = self.fast(), self.written_out()
+            return float((mine - theirs).abs().max() / theirs.abs().max())
+        pairs = zip(self.gradients(self.fast), self.gradients(self.written_out), strict=True)
+        return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+    def work(self, form):
+        made = getattr(self, form)
+        if not self.trains:
+            with torch.no_grad():
+                made()
+            return
+        gradients = self.gradients(made)
+        with torch.no_grad():
+            for p, g in zip(self.parameters, gradients, strict=True):
+                p -= 1e-6 * g

@@ -1,0 +1,1 @@
+"""Features of frozen towers, in memory and on the disk."""

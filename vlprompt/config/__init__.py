@@ -1,0 +1,1 @@
+"""YAML to constructor arguments and back."""

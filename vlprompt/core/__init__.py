@@ -1,0 +1,1 @@
+"""Values and contracts: what flows between data, methods and towers."""

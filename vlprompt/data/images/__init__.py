@@ -1,0 +1,1 @@
+"""Decoding, augmentation and caching of images."""

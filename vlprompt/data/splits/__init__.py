@@ -1,0 +1,1 @@
+"""Few-shot samples, streams, domains and hidden labels."""

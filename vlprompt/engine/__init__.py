@@ -1,0 +1,1 @@
+"""Training and evaluation: settings, the loop, and what a step is made of."""

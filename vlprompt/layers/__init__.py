@@ -1,0 +1,1 @@
+"""Frozen maths and trainable parts that methods and towers are made of."""

@@ -1,0 +1,1 @@
+"""Published numbers, and how a run compares with them."""

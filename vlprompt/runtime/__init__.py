@@ -1,0 +1,1 @@
+"""The process: distributed groups, threads, memory, paths, seeds and errors."""
