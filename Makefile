@@ -16,11 +16,11 @@ demo: $(BIN)/.ready
 	$(BIN)/vlprompt run zero_shot,linear,nearest_mean,coop,cocoop digits --shots 1,2,4,8,16 --seed 1,2,3 --out $(DEMO)/few_shot
 	$(BIN)/vlprompt run linear digits --backbone pixels --shots 1,2,4,8,16 --seed 1,2,3 --out $(DEMO)/few_shot
 	$(BIN)/vlprompt run zero_shot,coop,cocoop digits --task base_to_new --seed 1,2,3 --out $(DEMO)/base_to_new
-	$(BIN)/vlprompt run zero_shot,coop,cocoop digits --task base_to_new --seed 1,2,3 --out $(DEMO)/base_to_new 'task.base=["0","2","4","6","8"]'
+	$(BIN)/vlprompt run zero_shot,coop,cocoop digits --task base_to_new --seed 1,2,3 --out $(DEMO)/base_to_new 'task.base_classes=["0","2","4","6","8"]'
 	$(BIN)/vlprompt run linear,vpt,lora digits --backbone glyph-vit --shots 1,4,16 --seed 1,2,3 --out $(DEMO)/image_tower
 	$(BIN)/vlprompt table $(DEMO) --markdown $(DEMO)/table.md
-	$(BIN)/vlprompt plot $(DEMO)/few_shot --picture $(DEMO)/shots.png
-	$(BIN)/vlprompt eval $(DEMO)/few_shot/coop-digits-16shot-seed1-* digits --picture $(DEMO)/predictions.png
+	$(BIN)/vlprompt plot $(DEMO)/few_shot --figure $(DEMO)/shots.png
+	$(BIN)/vlprompt eval $(DEMO)/few_shot/coop-digits-16shot-seed1-* digits --figure $(DEMO)/predictions.png
 
 test: $(BIN)/.ready
 	$(BIN)/pytest -n auto --maxprocesses 4

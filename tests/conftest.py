@@ -14,16 +14,18 @@ import small_models
 import torch
 from miniatures import small_jpegs
 from PIL import Image
+from written_out import double  # noqa: F401  # a fixture
 
 import vlprompt
-from vlprompt.backbones.glyph import twin
-from vlprompt.backbones.open_clip.towers import wrap
+from vlprompt.backbones.glyph import build_tiny_clip
+from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.cli.app import main
 from vlprompt.core.images import Images
-from vlprompt.results.run_folder import Folder, read_all
+from vlprompt.results.run_folder import RunFolder, read_runs
+from vlprompt.runtime.settings import SETTINGS
 
 LEFT, EACH = TemporaryDirectory(prefix="vlprompt-features-"), itertools.count()
-os.environ["VLPROMPT_FEATURES"] = LEFT.name  # nothing of the suite goes into the user's cache
+os.environ["VLPROMPT_FEATURE_CACHE"] = LEFT.name  # nothing of the suite goes into the user's cache
 torch.set_num_threads(1)  # the passes are tiny: more threads only wait for each other
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -50,7 +52,15 @@ def relative(mine, gold):
 @pytest.fixture(autouse=True)
 def own_features(monkeypatch):
     """No test finds features of another one."""
-    monkeypatch.setenv("VLPROMPT_FEATURES", f"{LEFT.name}/{next(EACH)}")
+    monkeypatch.setenv("VLPROMPT_FEATURE_CACHE", f"{LEFT.name}/{next(EACH)}")
+
+
+@pytest.fixture(autouse=True)
+def own_settings():
+    """What a command sets for its process goes with the test."""
+    before = dict(vars(SETTINGS))
+    yield
+    vars(SETTINGS).update(before)
 
 
 @pytest.fixture(scope="session")
@@ -71,16 +81,16 @@ def golden_model():
 def golden_clip(golden_model):
     from open_clip.tokenizer import SimpleTokenizer
 
-    return wrap(golden_model, SimpleTokenizer(), "golden")
+    return wrap_clip(golden_model, SimpleTokenizer(), "golden")
 
 
 def keep(root, *results):
     """As runs leave them on the disk."""
     for result in results:
-        folder = Folder(root / f"run{len(list(root.glob('run*')))}")
-        with folder.opened(result.config):
+        folder = RunFolder(root / f"run{len(list(root.glob('run*')))}")
+        with folder.open(result.config):
             folder.finish(result, b"")
-    return read_all(root)[0]
+    return read_runs(root)[0]
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +131,7 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny():
-    return twin()
+    return build_tiny_clip()
 
 
 @pytest.fixture(scope="session")

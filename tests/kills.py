@@ -82,7 +82,7 @@ class Stop(Exception):
 
 
 def interrupted(make, task, train, folder, moments):
-    """Stop at each of these calls of `watch`, counted anew; then let it end."""
+    """Stop at each of these calls of `on_event`, counted anew; then let it end."""
     for moment in [*moments, None]:
         count = 0
 
@@ -93,13 +93,18 @@ def interrupted(make, task, train, folder, moments):
                 raise Stop
 
         try:
-            return vlprompt.run(make(), task, train, folder, save_every=0, watch=watch)
+            return vlprompt.run(make(), task, train, folder, save_every=0, on_event=watch)
         except Stop:
             pass
     raise AssertionError("the last one ends")
 
 
-UNLIKE = ("seconds", "peak_memory_mb", "features_computed", "features_found")  # in which runs that were stopped differ
+UNLIKE = (
+    "seconds",
+    "peak_memory_mb",
+    "feature_cache_misses",
+    "feature_cache_hits",
+)  # in which runs that were stopped differ
 
 
 def same_but_for_time(a, b):

@@ -14,9 +14,9 @@ import yaml
 from PIL import Image
 from scipy.io import savemat
 
-from vlprompt.data.cards import card_classes, read_card
-from vlprompt.data.dataset_groups import members
-from vlprompt.data.download import steps
+from vlprompt.data.cards import find_card, load_card, load_card_classes
+from vlprompt.data.dataset_groups import list_benchmark_datasets
+from vlprompt.data.download import read_download_steps
 
 CHOSEN = {  # labels of the classes in a miniature, where the first three would hide a mistake
     "caltech101": (0, 4, 99),
@@ -35,6 +35,11 @@ CHOSEN = {  # labels of the classes in a miniature, where the first three would 
 EACH = 5  # pictures of a class: 0 and 1 train, 2 val, 3 and 4 test
 
 
+def read_yaml(name):
+    """The keys of a card as its file has them."""
+    return yaml.safe_load(find_card(name).read_text("utf-8"))
+
+
 class Miniature:
     """The folder of one dataset under `root`, as its authors lay it out; rows: (path, label) of each part.
 
@@ -42,8 +47,8 @@ class Miniature:
     """
 
     def __init__(self, name, root, jpegs, whole=False):
-        self.name, self.card = name, read_card(name)
-        self.every = list(card_classes(self.card).items())  # (id, name) in label order
+        self.name, self.card = name, read_yaml(name)
+        self.every = list(load_card_classes(load_card(name)).items())  # (id, name) in label order
         self.labels = list(range(len(self.every))) if whole else sorted(CHOSEN.get(name, (0, 1, 2)))
         self.folder = root / self.card["folder"]
         self.images = self.folder / self.card["images"]
@@ -151,28 +156,28 @@ class Miniature:
 
     def packed(self, where, address=None):
         """The archives and files that its card downloads, in the folder `where`."""
-        found = steps(self.card)
-        given = {Path(step.gives).parts[0] for step in found}
+        found = read_download_steps(load_card(self.name))
+        given = {Path(step.produces).parts[0] for step in found}
         rest = [path for path in self.folder.iterdir() if path.name not in given]
-        last = [step for step in found if step.archive][-1]
+        last = [step for step in found if step.is_archive][-1]
         inner = None
         for step in found[::-1]:  # what lies in another archive is packed before it
-            if not step.archive:
-                (where / step.file).write_bytes((self.folder / step.gives).read_bytes())
+            if not step.is_archive:
+                (where / step.file).write_bytes((self.folder / step.produces).read_bytes())
                 continue
-            if step.gives.endswith(".gz"):
-                sources = [(inner, step.gives)]
+            if step.produces.endswith(".gz"):
+                sources = [(inner, step.produces)]
             else:
-                sources = [(self.folder / step.gives, "" if step.into != "." else step.gives)]
+                sources = [(self.folder / step.produces, "" if step.extract_to != "." else step.produces)]
             sources += [(path, path.name) for path in rest] if step is last else []
-            pack(where / step.file, sources, "/".join(["top", "data"][: step.strip]))
+            pack(where / step.file, sources, "/".join(["top", "data"][: step.strip_components]))
             inner = where / step.file
         return self.local(where, address)
 
     def local(self, where, address):
         """The card with the checksums, and where there is one the address, of this miniature's files."""
         card = self.card | {"downloads": [dict(told) for told in self.card["downloads"]]}
-        for told, step in zip(card["downloads"], steps(self.card), strict=True):
+        for told, step in zip(card["downloads"], read_download_steps(load_card(self.name)), strict=True):
             if address is not None and "url" in told:
                 told |= {"url": f"{address}/{step.file}"}
             if "md5" in told:
@@ -227,9 +232,9 @@ def vtab_root(path, tasks=None, per=2):
 
     A class has `per` drawn pictures to learn from, one for validation and two to test on.
     """
-    for name in members("vtab") if tasks is None else tasks:
-        card = read_card(name)
-        folder, classes = path / card["folder"], len(card_classes(card))
+    for name in list_benchmark_datasets("vtab") if tasks is None else tasks:
+        card = load_card(name)
+        folder, classes = path / card.folder, len(load_card_classes(card))
         made = {"train800": [], "val200": [], "test": []}
         for first, (part, many) in enumerate((("train800", per), ("val200", 1), ("test", 2))):
             for label in range(classes):
@@ -263,9 +268,9 @@ def fgvc(name, root, jpegs, lists=True):
     lists: with the split that VPT's authors published; without it the authors' own lists, where val is in train. Gives
     the folder and {part: [(path, label)]}, labels among the three.
     """
-    card = read_card(name)
-    folder = root / card["folder"]
-    images, rows = folder / card["images"], {"train": [], "val": [], "test": []}
+    card = load_card(name)
+    folder = root / card.folder
+    images, rows = folder / card.images, {"train": [], "val": [], "test": []}
     for k in range(3):
         for i in range(10):
             path = {
@@ -273,7 +278,7 @@ def fgvc(name, root, jpegs, lists=True):
                 "dogs": lambda k, i: f"{FOLDERS[name][k]}/{FOLDERS[name][k].split('-')[0]}_{i}.jpg",
                 "flowers": lambda k, i: f"jpg/image_{10 * k + i + 1:05}.jpg",
                 "cars": lambda k, i: f"cars_{'test' if i > 7 else 'train'}/{10 * k + i:05}.jpg",
-            }[card["layout"]](k, i)
+            }[card.layout](k, i)
             (images / path).parent.mkdir(parents=True, exist_ok=True)
             (images / path).write_bytes(jpegs[(k + i) % len(jpegs)])
             rows["train" if i < 7 else "val" if i < 8 else "test"].append((path, k))
@@ -284,7 +289,7 @@ def fgvc(name, root, jpegs, lists=True):
             (folder / f"{part}.json").write_text(json.dumps(dict(of_part)))
         return folder, rows
     learnt, tested = sorted(rows["train"] + rows["val"]), rows["test"]
-    if card["layout"] == "cub":
+    if card.layout == "cub":
         tables = {"images": [], "image_class_labels": [], "train_test_split": []}
         for number, (path, _) in enumerate(learnt + tested, 1):
             key = f"{number:08}-uuid" if name == "fgvc_nabirds" else str(number)
@@ -293,17 +298,17 @@ def fgvc(name, root, jpegs, lists=True):
             tables["train_test_split"].append(f"{key} {int(number <= len(learnt))}")
         for file, lines in tables.items():
             (folder / f"{file}.txt").write_text("\n".join(lines) + "\n")
-    elif card["layout"] == "dogs":
+    elif card.layout == "dogs":
         for file, of_part in (("train_list.mat", learnt), ("test_list.mat", tested)):
             paths = np.array([[path] for path, _ in of_part], dtype=object)
             savemat(folder / file, {"file_list": paths, "labels": np.array([[k + 1] for _, k in of_part])})
-    elif card["layout"] == "flowers":
+    elif card.layout == "flowers":
         every = {int(path[-9:-4]): k + 1 for of_part in rows.values() for path, k in of_part}
         savemat(folder / "imagelabels.mat", {"labels": np.array([[every[i + 1] for i in range(len(every))]])})
         numbers = {part: np.array([[int(path[-9:-4]) for path, _ in of_part]]) for part, of_part in rows.items()}
         savemat(folder / "setid.mat", dict(zip(("trnid", "valid", "tstid"), numbers.values(), strict=True)))
     else:
-        names = [" ".join([*name.split()[1:], name.split()[0]]) for name in list(card_classes(card).values())[:3]]
+        names = [" ".join([*name.split()[1:], name.split()[0]]) for name in list(load_card_classes(card).values())[:3]]
         (folder / "devkit").mkdir()
         savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array(names, dtype=object)})
         for file, of_part in (("devkit/cars_train_annos.mat", learnt), ("cars_test_annos_withlabels.mat", tested)):
@@ -399,7 +404,7 @@ def cifar100(root, patch):
     """All 100 classes, five images to learn from and two tests of each; `patch` tells torchvision their checksums."""
     from torchvision.datasets import CIFAR100
 
-    names = list(card_classes(read_card("cifar100")).values())
+    names = list(load_card_classes(load_card("cifar100")).values())
     folder, sums = root / "cifar-100-python", {}
     for part, each in (("train", 5), ("test", 2)):
         labels = [k % 100 for k in range(100 * each)]
@@ -421,7 +426,7 @@ def five_datasets(root, jpegs, patch):
     folder, labels = root / "cifar-10-batches-py", [k % 10 for k in range(20)]
     files = ("data_batch_1", "data_batch_2", "test_batch")
     sums = [[file, _kept(folder / file, {"data": _thirty_two(labels, 10), "labels": labels})] for file in files]
-    names = list(card_classes(read_card("cifar10")).values())
+    names = list(load_card_classes(load_card("cifar10")).values())
     meta = _kept(folder / "batches.meta", {"label_names": names})
     patch.setattr(CIFAR10, "train_list", sums[:2])
     patch.setattr(CIFAR10, "test_list", sums[2:])

@@ -3,8 +3,8 @@
 import random
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name
-from vlprompt.core.texts import Passage
+from vlprompt.core.class_names import ClassName
+from vlprompt.core.texts import TextItem
 from vlprompt.data.dataset import Data
 
 GOOD = ["good", "great", "warm", "funny", "well", "clean", "won", "final"]
@@ -19,15 +19,15 @@ def texts(n, seed, kind="class"):
         text, key = " ".join(words), f"{kind} {seed} {i}"
         if kind == "tags":
             tags = tuple(int(w in GOOD) + 2 * int(w in BAD) for w in words)
-            items.append(Passage(key, {"words": text}, "{words} {mask}", "{words}", tags=tags))
+            items.append(TextItem(key, {"words": text}, "{words} {mask}", "{words}", tags=tags))
         else:
             said = {"response": ("terrible", "great")[i % 2]} if kind == "response" else {}
-            items.append(Passage(key, {"text": text}, SHOWN, "{text}", **said))
+            items.append(TextItem(key, {"text": text}, SHOWN, "{text}", **said))
         labels.append(i % 2 if kind == "class" else 0)
     names = {
-        "class": (Name("negative", words=("terrible", "bad")), Name("positive", words=("great", "good"))),
-        "tags": (Name("other"), Name("good"), Name("bad")),
-        "response": (Name("response"),),
+        "class": (ClassName("negative", words=("terrible", "bad")), ClassName("positive", words=("great", "good"))),
+        "tags": (ClassName("other"), ClassName("good"), ClassName("bad")),
+        "response": (ClassName("response"),),
     }[kind]
     return Split(tuple(items), tuple(labels), names)
 

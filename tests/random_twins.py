@@ -2,8 +2,8 @@
 
 import torch
 
-from vlprompt.backbones.timm.blocks import timm_image
-from vlprompt.core.images import Look
+from vlprompt.backbones.timm.blocks import build_timm_tower
+from vlprompt.core.images import Preprocessing
 
 
 def shaken(model):
@@ -19,5 +19,5 @@ PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_head
 
 
 def walked(trunk, project=None):
-    look = Look(tuple(trunk.patch_embed.img_size))
-    return timm_image(trunk, project or trunk.head, 24, look, "timm", torch.device("cpu"))
+    look = Preprocessing(tuple(trunk.patch_embed.img_size))
+    return build_timm_tower(trunk, project or trunk.head, 24, look, "timm", torch.device("cpu"))

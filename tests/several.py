@@ -1,6 +1,6 @@
 """Makes several runs, one after another: by itself, or as each of the processes that torchrun has started.
 
-several.py FOLDER JSON [WHO]: a list of {"method", "backbone", "settings", ...}, each as `vlprompt run` would make it.
+several.py FOLDER JSON [WHO]: a list of {"method", "backbone", "overrides", ...}, each as `vlprompt run` would make it.
 How many features a process has computed is written to FOLDER/computed-RANK; WHO: the process that fails at the end.
 """
 
@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from vlprompt.backbones.towers.image import ImageTower
-from vlprompt.experiments.sweep import sweep
+from vlprompt.experiments.sweep import SweepOptions, resolve_sweep, run_configs
 from vlprompt.runtime import distributed
 
 NOTHING = {"dataset": "digits", "task": None, "source": None, "target": None, "backbone": "glyph/random", "shots": 4}
@@ -20,26 +19,28 @@ NOTHING = {"dataset": "digits", "task": None, "source": None, "target": None, "b
 
 def make(folder, plans):
     """The runs' folders are numbered, so that they can be compared; gives how many features were computed."""
-    computed, features = [0], ImageTower.computed
+    computed, features = [0], ImageTower.compute_features
 
     def counted(tower, images, places, after=()):
         computed[0] += len(places)
         return features(tower, images, places, after)
 
-    ImageTower.computed = counted
+    ImageTower.compute_features = counted
     for k, plan in enumerate(plans):
         told = {**NOTHING, **plan}
-        sweep([told.pop("method")], [told.pop("shots")], [1], file=None, runs=Path(folder) / str(k), device="cpu",
-              save_every=told.pop("save_every", 5.0), threads=1, out=Console(quiet=True), **told)  # fmt: skip
-    ImageTower.computed = features
+        options = SweepOptions(
+            Path(folder) / str(k), "cpu", 1, told.pop("save_every", 5.0), told.pop("max_lessons", None)
+        )
+        run_configs(resolve_sweep([told.pop("method")], [told.pop("shots")], [1], config_file=None, **told), options)
+    ImageTower.compute_features = features
     return computed[0]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with distributed.opened("cpu"):
+    with distributed.open_process_group("cpu"):
         computed = make(sys.argv[1], json.loads(sys.argv[2]))
-        (Path(sys.argv[1]) / f"computed-{distributed.rank()}").write_text(str(computed))
-        if sys.argv[3:] == [str(distributed.rank())]:
-            raise ValueError(f"process {distributed.rank()} can't go on")
-        distributed.gather("where the others would wait for it")
+        (Path(sys.argv[1]) / f"computed-{distributed.get_rank()}").write_text(str(computed))
+        if sys.argv[3:] == [str(distributed.get_rank())]:
+            raise ValueError(f"process {distributed.get_rank()} can't go on")
+        distributed.all_gather("where the others would wait for it")

@@ -6,10 +6,10 @@ from conftest import images
 from replays import MADE
 
 from vlprompt import methods
-from vlprompt.backbones.glyph import twin
+from vlprompt.backbones.glyph import build_tiny_clip
 from vlprompt.core.prompt import Prompt
 from vlprompt.engine.loop import fit
-from vlprompt.engine.train_config import Train
+from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.runner import run
 from vlprompt.layers import heads
 from vlprompt.methods import (
@@ -25,7 +25,7 @@ from vlprompt.methods import (
     TipAdapter,
     ZeroShot,
 )
-from vlprompt.runtime.seeding import generator
+from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Domain, FewShot
 
 pytestmark = pytest.mark.gpu
@@ -34,15 +34,17 @@ EVERY.append(lambda clip: PromptSRC(IVLP(clip)))
 EVERY.append(lambda clip: methods.NearestMean(clip.image))
 ON_TOWER = ["VPT", "BitFit", "SSF", "LoRA", "Adapter", "AdaptFormer", "Convpass", "MLP", "Partial", "Full"]
 ON_TOWER += ["SideTuning", "Linear", "DualPrompt", "SPrompts"]
-EVERY += [lambda clip, n=n: getattr(methods, n)(clip.image, heads.Linear()) for n in ON_TOWER]
-EVERY.append(lambda clip: methods.L2P(clip.image, heads.Linear(), 6, 2, 2, frequency=True, init=(-1.0, 1.0)))
-EVERY.append(lambda clip: methods.CODAPrompt(clip.image, heads.Linear(), 8))
+EVERY += [lambda clip, n=n: getattr(methods, n)(clip.image, heads.LinearHead()) for n in ON_TOWER]
+EVERY.append(
+    lambda clip: methods.L2P(clip.image, heads.LinearHead(), 6, 2, 2, penalize_frequency=True, init_range=(-1.0, 1.0))
+)
+EVERY.append(lambda clip: methods.CODAPrompt(clip.image, heads.LinearHead(), 8))
 EVERY.append(lambda clip: methods.RanPAC(clip.image, 500))
 
 
 @pytest.fixture(scope="module")
 def pair():
-    return twin("cpu"), twin("cuda")
+    return build_tiny_clip("cpu"), build_tiny_clip("cuda")
 
 
 def test_features_and_prompts_are_those_of_the_cpu(pair):
@@ -65,9 +67,9 @@ def test_features_and_prompts_are_those_of_the_cpu(pair):
 @pytest.mark.parametrize("method", EVERY)
 def test_every_method_runs_there(pair, method, tmp_path):
     task = FewShot("digits", shots=4)
-    scores = [run(method(clip), task, Train(epochs=3, lr=0.01)).summary["accuracy"] for clip in pair]
+    scores = [run(method(clip), task, TrainConfig(epochs=3, lr=0.01)).summary["accuracy"] for clip in pair]
     assert abs(scores[0] - scores[1]) < 3
-    result = run(method(pair[1]), task, Train(epochs=1), tmp_path / "run")
+    result = run(method(pair[1]), task, TrainConfig(epochs=1), tmp_path / "run")
     assert "cuda" in result.environment["device"]
 
 
@@ -75,16 +77,16 @@ ADAPTS = {
     "dapl": lambda clip: methods.DAPL(clip, 4, 4, threshold=0.1),
     "upl": lambda clip: methods.UPL(CoOp(clip, 4)),
     "entropy": lambda clip: methods.Entropy(CoOp(clip, 4), diversity=1.0),
-    "dann": lambda clip: methods.DANN(clip.image, heads.Linear(), 16, 16),
+    "dann": lambda clip: methods.DANN(clip.image, heads.LinearHead(), 16, 16),
 }
 
 
-@pytest.mark.filterwarnings("ignore:no unlabelled image is taken")
+@pytest.mark.filterwarnings("ignore:no confident pseudo-label")
 @pytest.mark.parametrize("method", ADAPTS)
 def test_adaptation_runs_there(pair, method):
     task, train = (
         Domain("digit_domains", ["noisy", "rotated"], "handwritten"),
-        Train(epochs=3, lr=0.01, select="density"),
+        TrainConfig(epochs=3, lr=0.01, model_selection="density"),
     )
     found = [run(ADAPTS[method](clip), task, train) for clip in pair]
     assert abs(found[0].summary["accuracy"] - found[1].summary["accuracy"]) < 3
@@ -96,8 +98,8 @@ def test_adaptation_runs_there(pair, method):
 def test_precisions(pair, precision):
     lesson = FewShot("digits", shots=2).lesson
     method = CoOp(pair[1], 4)
-    method.begin(lesson, generator(0))
-    losses = [s.loss for s in fit(method, lesson, Train(epochs=30, lr=0.02, warmup=0, precision=precision))]
+    method.begin_lesson(lesson, make_generator(0))
+    losses = [s.loss for s in fit(method, lesson, TrainConfig(epochs=30, lr=0.02, warmup=0, precision=precision))]
     assert losses[-1] < losses[0]
     assert method.ctx.dtype == torch.float32
 
@@ -107,22 +109,22 @@ def test_a_state_goes_on_there(pair):
 
     def fresh():
         method = CoOp(pair[1], 4)
-        method.begin(lesson, generator(0))
+        method.begin_lesson(lesson, make_generator(0))
         return method
 
     whole, first, second = fresh(), fresh(), fresh()
-    steps = list(fit(whole, lesson, Train(epochs=10)))
-    for step in fit(first, lesson, Train(epochs=10)):
+    steps = list(fit(whole, lesson, TrainConfig(epochs=10)))
+    for step in fit(first, lesson, TrainConfig(epochs=10)):
         if step.step == 5:
             state = step.loop.state()
             break
-    rest = list(fit(second, lesson, Train(epochs=10), resume=state))
+    rest = list(fit(second, lesson, TrainConfig(epochs=10), resume=state))
     assert [s.step for s in rest] == [s.step for s in steps[5:]]
     assert torch.allclose(whole.ctx, second.ctx, atol=1e-6)
 
 
 GRAPHED = MADE | {
-    "own": lambda clip: CoOp(clip, 4, own=True, text="{name} {ctx}."),
+    "own": lambda clip: CoOp(clip, 4, class_specific=True, context_template="{name} {ctx}."),
     "prograd": lambda clip: methods.ProGrad(CoOp(clip, 4)),
     "lora": lambda clip: methods.CLIPLoRA(clip, dropout=0.0),
 }
@@ -134,12 +136,14 @@ def test_recorded_passes_train_the_same(name, precision):
     """Equal to the eager passes up to 1e-5 of a loss (float32; 1e-2 in bf16), over steps of two sizes."""
     lesson, found = FewShot("digits", shots=2).lesson, []
     for graphs in (False, True):
-        clip = twin("cuda")
+        clip = build_tiny_clip("cuda")
         method = GRAPHED[name](clip)
-        method.begin(lesson, generator(0))
-        train = Train(epochs=6, batch=8, micro_batch=3, lr=0.01, warmup=0, precision=precision, graphs=graphs)
+        method.begin_lesson(lesson, make_generator(0))
+        train = TrainConfig(
+            epochs=6, batch_size=8, micro_batch_size=3, lr=0.01, warmup=0, precision=precision, cuda_graphs=graphs
+        )
         found.append([s.loss for s in fit(method, lesson, train)])
-        recorded = [kept for kept in clip.text.graphs.kinds.values() if kept is not None]
+        recorded = [kept for kept in clip.text.cuda_graphs.slots_by_kind.values() if kept is not None]
         assert bool(recorded) == (graphs and name != "lora")  # parts may hold what is learned
     assert found[1] == pytest.approx(found[0], rel=1e-5 if precision == "fp32" else 1e-2)
 
@@ -151,7 +155,7 @@ def test_language_models(family, tmp_path):
     from texts_and_models import parts, passages, prefix
 
     import vlprompt
-    from vlprompt.layers.verbalizers import Words
+    from vlprompt.layers.verbalizers import Verbalizer
 
     folder, found = small_models.written(family, tmp_path / family), []
     for device in ("cpu", "cuda"):
@@ -160,16 +164,20 @@ def test_language_models(family, tmp_path):
         beside = {site: part.to(device) for site, part in parts(lm, "q", "down").items()}
         for part in beside.values():
             part.weight = part.weight.to(device)
-        tokens = torch.randn(1, 4, lm.dim, generator=generator("t")).to(device)
-        states = lm(passages().form(), Prompt({0: tokens}, kv, beside), "mask")
+        tokens = torch.randn(1, 4, lm.dim, generator=make_generator("t")).to(device)
+        states = lm(passages().with_template(), Prompt({0: tokens}, kv, beside), "mask")
         found.append(states.detach().cpu())
     assert torch.allclose(*found, atol=1e-3 * float(found[0].abs().max()))
     from opinions import data
 
     from vlprompt.tasks import Text
 
-    method = methods.PrefixTuning(lm, Words(lm), 4, hidden=None)
-    result = run(method, Text(data()), Train(epochs=2, batch=8, lr=0.1, precision="bf16", checkpointing=True))
+    method = methods.PrefixTuning(lm, Verbalizer(lm), 4, hidden_dim=None)
+    result = run(
+        method,
+        Text(data()),
+        TrainConfig(epochs=2, batch_size=8, lr=0.1, precision="bf16", activation_checkpointing=True),
+    )
     assert result.summary["accuracy"] >= 0
 
 
@@ -182,6 +190,6 @@ def test_four_bits_on_a_gpu(tmp_path):
     from vlprompt.tasks import Text
 
     lm = vlprompt.load(f"hf-nf4:{small_models.written('llama', tmp_path / 'llama')}", "cuda")
-    method = methods.QLoRA(lm, heads.Linear(), rank=4)
-    how = Train(epochs=4, batch=8, lr=0.01, optimizer="paged_adamw")
+    method = methods.QLoRA(lm, heads.LinearHead(), rank=4)
+    how = TrainConfig(epochs=4, batch_size=8, lr=0.01, optimizer="paged_adamw")
     assert run(method, Text(data()), how).summary["accuracy"] >= 0

@@ -1,6 +1,7 @@
 """Imports go down the floors of the house, there is no circle, and only adapters know the libraries of models."""
 
 import ast
+import re
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -20,6 +21,11 @@ FLOORS = (  # from the ground up; rooms of one floor do not see each other
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
+# words of a private language that the field has terms for: cached, metadata, recomputed in the backward pass, text item
+PRIVATE_WORDS = re.compile(
+    r"\b(told|tells|kept|held(?!.out)|made again|going back|speaks?|sights?|passages?|so "
+    r"many)\b"
+)
 HEAVY = {"torch", "numpy", "matplotlib", "pydantic", "transformers", "open_clip", "timm", "peft"}
 
 
@@ -109,6 +115,34 @@ def test_the_command_line_starts_without_torch():
         body = ast.Module([n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.ImportFrom)], [])
         names = {f"{n.module}.{a.name}" for n in body.body for a in n.names} | {n.module for n in body.body}
         todo |= {n.partition(".")[2] for n in names if n and n.startswith("vlprompt.")} & NAMES.keys() - seen
+
+
+def functions():
+    """(file, name, lines below its signature and docstring) of every function."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1:] or node.body if ast.get_docstring(node) is not None else node.body
+                yield path, node.name, node.end_lineno - first[0].lineno + 1
+
+
+def test_functions_stay_short():
+    assert [f"{path}: {name} has {lines} lines" for path, name, lines in functions() if lines > 40] == []
+
+
+def public_docstrings(path):
+    """(name, docstring) of a file and of all that is public in it."""
+    tree = ast.parse(path.read_text("utf-8"))
+    yield path.stem, ast.get_docstring(tree) or ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
+            yield node.name, ast.get_docstring(node) or ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_speak_the_language_of_the_field(path):
+    for name, text in public_docstrings(path):
+        assert not (words := PRIVATE_WORDS.findall(text)), f"{path}: {name} says {words}"
 
 
 def test_files_stay_short():

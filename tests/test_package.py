@@ -20,7 +20,7 @@ def test_the_wheel_runs_from_another_folder(tmp_path):
     assert "vlprompt/_cards/digits.yaml" in held
     assert "vlprompt/_configs/few_shot/coop.yaml" in held
     assert "vlprompt/_configs/reference/base_to_new.yaml" in held
-    assert {"vlprompt/_configs/groups.yaml", "vlprompt/_configs/looks/vpt_vtab.yaml"} <= set(held)
+    assert {"vlprompt/_configs/groups.yaml", "vlprompt/_configs/preprocess/vpt_vtab.yaml"} <= set(held)
     assert "vlprompt/backbones/glyph.safetensors" in held
     assert not [name for name in held if name.startswith(("datasets/", "tests/", "configs/"))]
     site, work = tmp_path / "site", tmp_path / "work"

@@ -4,22 +4,22 @@ import small_models
 import torch
 from torch import nn
 
-from vlprompt.core.texts import Passage, Passages
-from vlprompt.runtime.seeding import generator
+from vlprompt.core.texts import TextBatch, TextItem
+from vlprompt.runtime.seeding import make_generator
 
 SHOWN = "{text} It was {mask}"
 TEXTS = [*small_models.TEXTS[:5], "A", "The team won. " * 5 + "Fine"]
 
 
 def passages(texts=TEXTS, **more):
-    items = [Passage(f"text {t}", {"text": t}, SHOWN, "{text}", response="great fun", **more) for t in texts]
-    return Passages(tuple(items))
+    items = [TextItem(f"text {t}", {"text": t}, SHOWN, "{text}", response="great fun", **more) for t in texts]
+    return TextBatch(tuple(items))
 
 
 def prefix(tower, n=5, key="prefix"):
-    draw = generator(key)
-    kv = lambda: torch.randn(1, tower.heads, n, tower.head_dim, generator=draw)  # noqa: E731
-    return {layer: (kv(), kv()) for layer in tower.layers}
+    draw = make_generator(key)
+    kv = lambda: torch.randn(1, tower.n_heads, n, tower.head_dim, generator=draw)  # noqa: E731
+    return {layer: (kv(), kv()) for layer in tower.prefix_layers}
 
 
 class Add(nn.Module):
@@ -37,5 +37,5 @@ class Add(nn.Module):
 
 
 def parts(tower, *kinds):
-    draw = generator("parts")
+    draw = make_generator("parts")
     return {site: Add(a, b, draw) for site, (a, b) in tower.sites(*kinds).items()}

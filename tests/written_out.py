@@ -5,13 +5,13 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
-from vlprompt.backbones.glyph import TINY
-from vlprompt.backbones.open_clip.towers import wrap
+from vlprompt.backbones.glyph import TINY_CONFIG
+from vlprompt.backbones.open_clip.towers import wrap_clip
 
 
 def config(changes):
-    merged = {k: {**v, **changes.get(k, {})} if isinstance(v, dict) else v for k, v in TINY.items()}
-    return merged | {k: v for k, v in changes.items() if k not in TINY}
+    merged = {k: {**v, **changes.get(k, {})} if isinstance(v, dict) else v for k, v in TINY_CONFIG.items()}
+    return merged | {k: v for k, v in changes.items() if k not in TINY_CONFIG}
 
 
 def library(changes, cls=CLIP, seed=0, **more):
@@ -31,7 +31,7 @@ def near(a, b, tolerance=1e-5):
 @pytest.fixture(scope="module")
 def double():
     model, tokenizer = library({})
-    return model.double(), wrap(model, tokenizer, "x")
+    return model.double(), wrap_clip(model, tokenizer, "x")
 
 
 # --- the shared prefix of the text tower against every text by itself ---

@@ -10,39 +10,40 @@ from typing import Any
 import torch
 
 from vlprompt.config.build import build_method
+from vlprompt.config.run_config import RunConfig
 from vlprompt.core.batch import Batch, Split
-from vlprompt.core.class_names import Name, ids
-from vlprompt.core.images import Images, Item, Look
+from vlprompt.core.class_names import ClassName, class_ids
+from vlprompt.core.images import ImageItem, Images, Preprocessing
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Backbone
 from vlprompt.data.dataset import Data
 from vlprompt.data.loading import open_data
-from vlprompt.data.splits.sampling import halves
+from vlprompt.data.splits.sampling import split_base_new
 from vlprompt.engine.loop import Loop
-from vlprompt.engine.train_config import Train
+from vlprompt.experiments.memory_plan import CostModel
 from vlprompt.runtime import memory
-from vlprompt.runtime.paths import configs_folder
-from vlprompt.runtime.seeding import generator
+from vlprompt.runtime.paths import find_configs_folder
+from vlprompt.runtime.seeding import make_generator
 
-MEASURED = (10, 40)  # classes
-PICTURES = 8  # test images at once when a test is measured
+MEASURED_CLASSES = (10, 40)  # classes
+TEST_IMAGES = 8  # test images at once when a test is measured
 
 
 @dataclass(frozen=True)
-class Size:
+class DatasetSize:
     """A dataset as far as costs depend on it: training images of each class (None: enough for any shots) and tests.
 
-    missing: what is wrong with the data where they are not here to be counted.
+    missing_reason: what is wrong with the data where they are not here to be counted.
     """
 
     classes: int
-    test: int
-    counts: tuple[int, ...] | None = None
+    test_images: int
+    train_counts: tuple[int, ...] | None = None
     names: tuple[str, ...] = ()
-    missing: str = ""
+    missing_reason: str = ""
 
 
-def size_of(dataset: str) -> Size:
+def find_dataset_size(dataset: str) -> DatasetSize:
     """Counted where the data are here, else by configs/reference/datasets.yaml, else of nothing known (0 classes)."""
     import yaml
 
@@ -51,15 +52,15 @@ def size_of(dataset: str) -> Size:
             warnings.simplefilter("ignore", UserWarning)  # of names alike; the run itself tells them
             data: Data = open_data(dataset)
     except (ValueError, OSError) as error:
-        path = configs_folder() / "reference" / "datasets.yaml"
+        path = find_configs_folder() / "reference" / "datasets.yaml"
         told = yaml.safe_load(path.read_text("utf-8")).get(Path(dataset).name, {"classes": 0, "test": 0})
-        return Size(told["classes"], told["test"], missing=str(error))
+        return DatasetSize(told["classes"], told["test"], missing_reason=str(error))
     train = data.train
-    return Size(len(train.names), len(data.test), tuple(train.count()), ids(train.names))
+    return DatasetSize(len(train.names), len(data.test), tuple(train.count_per_class()), class_ids(train.names))
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """One run: training images, classes, steps, and (images, classes) of each of its tests."""
 
     images: int
@@ -68,124 +69,113 @@ class Work:
     tests: tuple[tuple[int, int], ...]
 
 
-def work(plan: dict[str, Any], sizes: dict[str, Size], trains: bool) -> Work:
+def compute_workload(config: RunConfig, sizes: dict[str, DatasetSize], has_training: bool) -> Workload:
     """What a configuration comes to.
 
     Base-to-new trains on a half and tests on both and on all classes; a transfer tests on several datasets.
     """
-    task = plan["task"]
+    task = config.task
     size, shots = sizes[task["dataset"]], task.get("shots")
-    chosen, tests = list(range(size.classes)), [(size.test, size.classes)]
+    chosen, tests = list(range(size.classes)), [(size.test_images, size.classes)]
     if task["name"] == "base_to_new" and size.classes:
-        known = task.get("base") and size.names
-        chosen = [size.names.index(i) for i in task["base"]] if known else halves(size.classes)[0]
+        known = task.get("base_classes") and size.names
+        chosen = [size.names.index(i) for i in task["base_classes"]] if known else split_base_new(size.classes)[0]
         both = len(chosen), size.classes - len(chosen)
-        tests += [(round(size.test * n / size.classes), n) for n in both]
-    tests += [(sizes[t].test, sizes[t].classes) for t in task.get("targets") or ()]
-    counts = size.counts or (shots or 0,) * size.classes
+        tests += [(round(size.test_images * n / size.classes), n) for n in both]
+    tests += [(sizes[t].test_images, sizes[t].classes) for t in task.get("targets") or ()]
+    counts = size.train_counts or (shots or 0,) * size.classes
     images = sum(counts[c] if shots is None else min(shots, counts[c]) for c in chosen)
-    steps = Train(**plan["train"]).length(images)[2] if trains and images else 0
-    return Work(images, len(chosen), steps, tuple(tests))
+    steps = config.train_config.count_steps(images)[2] if has_training and images else 0
+    return Workload(images, len(chosen), steps, tuple(tests))
 
 
-def _lesson(clip: Backbone, classes: int, images: int) -> Lesson:
+def _build_random_lesson(backbone: Backbone, classes: int, images: int) -> Lesson:
     """Random pictures; the names are two words long."""
-    names = tuple(Name(f"thing {i}", str(i), "a photo of a {name}.") for i in range(classes))
+    names = tuple(ClassName(f"thing {i}", str(i), "a photo of a {name}.") for i in range(classes))
 
-    def pixels(look: Look, view: object) -> torch.Tensor:
+    def pixels(look: Preprocessing, view: object) -> torch.Tensor:
         return torch.rand(3, *look.size)
 
-    items = tuple(Item(f"random/{i}", pixels) for i in range(images))
+    items = tuple(ImageItem(f"random/{i}", pixels) for i in range(images))
     return Lesson(Split(items, tuple(i % classes for i in range(images)), names))
 
 
-def _drawn(images: int) -> Images:
+def _draw_random_images(images: int) -> Images:
     """Random pixels that no tower stores."""
     return Images(
-        lambda look, places: torch.rand(len(places), 3, *look.size), [None] * images, lambda augment, k: _drawn(images)
+        lambda look, places: torch.rand(len(places), 3, *look.size),
+        [None] * images,
+        lambda augment, k: _draw_random_images(images),
     )
 
 
-def trains(about: dict[str, Any], clip: Backbone) -> bool:
+def has_trainable_parameters(config: dict[str, Any], backbone: Backbone) -> bool:
     """Whether a method has anything to train."""
-    method = build_method(about, clip)
-    lesson = _lesson(clip, 2, 2)
-    method.begin(replace(lesson, val=lesson.train), generator(0))
+    method = build_method(config, backbone)
+    lesson = _build_random_lesson(backbone, 2, 2)
+    method.begin_lesson(replace(lesson, val=lesson.train), make_generator(0))
     return any(p.requires_grad for p in method.parameters())
 
 
 @dataclass(frozen=True)
-class Line:
-    """a + b * classes, through two measured points."""
-
-    a: float
-    b: float
-
-    def __call__(self, classes: int) -> float:
-        return self.a + self.b * classes
-
-    @classmethod
-    def through(cls, first: float, second: float) -> "Line":
-        low, high = MEASURED
-        b = max(0.0, (second - first) / (high - low))
-        return cls(max(0.0, first - b * low), b)
-
-
-@dataclass(frozen=True)
-class Price:
+class MeasuredCosts:
     """Seconds of a step, of preparing a test and of a test image, and peak MB, as lines over the classes."""
 
-    step: Line
-    prepare: Line
-    image: Line
-    memory: Line
+    step: CostModel
+    prepare: CostModel
+    image: CostModel
+    peak_mb: CostModel
 
-    def seconds(self, work: Work) -> float:
-        tests = sum(self.prepare(classes) + images * self.image(classes) for images, classes in work.tests)
-        return work.steps * self.step(work.classes) + tests
+    def estimate_seconds(self, workload: Workload) -> float:
+        tests = sum(self.prepare(classes) + images * self.image(classes) for images, classes in workload.tests)
+        return workload.steps * self.step(workload.classes) + tests
 
-    def megabytes(self, work: Work) -> float:
-        return self.memory(max([work.classes, *(classes for _, classes in work.tests)]))
+    def estimate_megabytes(self, workload: Workload) -> float:
+        return self.peak_mb(max([workload.classes, *(classes for _, classes in workload.tests)]))
 
 
-def price(plan: dict[str, Any], clip: Backbone) -> Price:
+def measure_costs(config: RunConfig, backbone: Backbone) -> MeasuredCosts:
     """Measured here: a step at the plan's batch and micro-batch, and a test, at 10 and at 40 classes.
 
     Reading and decoding pictures is not in it, nor what is saved by features that are stored.
     """
-    first, second = (_measured(plan, clip, classes) for classes in MEASURED)
-    return Price(*(Line.through(a, b) for a, b in zip(first, second, strict=True)))
+    points = {(classes, 1): _measure_at_classes(config, backbone, classes) for classes in MEASURED_CLASSES}
+    return MeasuredCosts(
+        *(CostModel.fit({size: costs[k] for size, costs in points.items()}, min_constant=0.0) for k in range(4))
+    )
 
 
-def _measured(plan: dict[str, Any], clip: Backbone, classes: int) -> tuple[float, float, float, float]:
-    train, method = Train(**plan["train"]), build_method(plan["method"], clip)
-    lesson = _lesson(clip, classes, train.batch)
-    memory.forget(clip.device)
+def _measure_at_classes(config: RunConfig, backbone: Backbone, classes: int) -> tuple[float, float, float, float]:
+    train, method = config.train_config, build_method(config.method, backbone)
+    lesson = _build_random_lesson(backbone, classes, train.batch_size)
+    memory.reset_peak(backbone.device)
     with torch.random.fork_rng():
-        method.begin(replace(lesson, val=lesson.train), generator(0))
+        method.begin_lesson(replace(lesson, val=lesson.train), make_generator(0))
         step = 0.0
         if any(p.requires_grad for p in method.parameters()):
             method.train()
             loop = Loop(method, lesson, train, 1)
 
             def take() -> None:
-                labels = torch.arange(train.batch) % classes
-                loop.take(Batch(_drawn(train.batch), labels, lesson.train.names), train.warmup_lr)
+                labels = torch.arange(train.batch_size) % classes
+                loop.take_step(
+                    Batch(_draw_random_images(train.batch_size), labels, lesson.train.names), train.warmup_lr
+                )
 
             take()  # the first step prepares what later ones find
-            step = _clock(clip, take)
+            step = _time_call(backbone, take)
         method.eval()
         with torch.no_grad():
             names, held = lesson.train.names, list[Any]()
-            prepare = _clock(clip, lambda: held.append(method.prepare(names, method.fixed(names))))
-            size = min(PICTURES, train.micro_batch or PICTURES)
-            test = _clock(clip, lambda: method(_drawn(size), held[0])) / size
-    return step, prepare, test, memory.peak(clip.device)
+            prepare = _time_call(backbone, lambda: held.append(method.prepare(names, method.precompute(names))))
+            size = min(TEST_IMAGES, train.micro_batch_size or TEST_IMAGES)
+            test = _time_call(backbone, lambda: method(_draw_random_images(size), held[0])) / size
+    return step, prepare, test, memory.measure_peak(backbone.device)
 
 
-def _clock(clip: Backbone, do: Callable[[], Any]) -> float:
+def _time_call(backbone: Backbone, call: Callable[[], Any]) -> float:
     began = time.perf_counter()
-    do()
-    if clip.device.type == "cuda":
-        torch.cuda.synchronize(clip.device)
+    call()
+    if backbone.device.type == "cuda":
+        torch.cuda.synchronize(backbone.device)
     return time.perf_counter() - began

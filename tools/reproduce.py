@@ -12,7 +12,6 @@ the end and the exit status is 1. Without weights, --backbone open_clip:ViT-B-16
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -22,10 +21,10 @@ from rich.table import Table
 
 TABLES = {"base-to-new": "base_to_new", "few-shot": "few_shot", "cross-dataset": "transfer"}
 TABLES["domain-generalisation"] = "transfer"
-out = Console()
+console = Console()
 
 
-def options(words=None):
+def parse_options(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", required=True, choices=list(TABLES))
     parser.add_argument("--backbone", required=True, help="for example open_clip:ViT-B-16/openai")
@@ -47,103 +46,123 @@ def options(words=None):
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--save-every", type=float, default=5.0)
-    found = parser.parse_args(words)
+    found = parser.parse_args(arguments)
     found.out = found.out or Path("runs") / found.table
     return found
 
 
-def chosen(o, known):
+def select_methods_and_datasets(options, reference):
     """Methods and datasets: as asked, or what the table has."""
     from vlprompt import methods
 
-    task = TABLES[o.table]
+    task = TABLES[options.table]
     kinds = {"cross-dataset": 10, "domain-generalisation": 4}
-    entries = [e for e in known.entries if e.task == task and (not e.targets or len(e.targets) == kinds[o.table])]
-    published = dict.fromkeys(e.method for e in entries if e.method in methods.found())
-    return o.methods or list(published), o.datasets or list(entries[0].targets or known.eleven[task])
+    entries = [
+        e for e in reference.entries if e.task == task and (not e.targets or len(e.targets) == kinds[options.table])
+    ]
+    published = dict.fromkeys(e.method for e in entries if e.method in methods.find_classes())
+    return options.methods or list(published), options.datasets or list(
+        entries[0].targets or reference.averaged_datasets[task]
+    )
 
 
-def plans(o, known):
+def build_configs(options, reference):
     """Every configuration of the table, dataset by dataset, so that its images are encoded once."""
-    from vlprompt.cli.options import numbers
-    from vlprompt.config.resolve import grid
+    from vlprompt.cli.options import parse_integers
+    from vlprompt.config.resolve import resolve_grid
 
-    task, (names, datasets) = TABLES[o.table], chosen(o, known)
-    shots = numbers(o.shots or ("1,2,4,8,16" if task == "few_shot" else "16"), "shots")
-    precision = o.precision or ("fp16" if on_gpu(o.device) else "fp32")
+    task, (names, datasets) = TABLES[options.table], select_methods_and_datasets(options, reference)
+    shots = parse_integers(options.shots or ("1,2,4,8,16" if task == "few_shot" else "16"), "shots")
+    precision = options.precision or ("fp16" if is_on_gpu(options.device) else "fp32")
     found = []
     targets = [f"task.targets={json.dumps(datasets)}"] if task == "transfer" else []
-    settings = [*targets, f"train.precision={precision}", *o.set]
-    for dataset in [o.source] if targets else datasets:
-        found += grid(names, shots, numbers(o.seeds, "seeds"), dataset=dataset, task=task, backbone=o.backbone,
-                      overrides=settings)  # fmt: skip
+    settings = [*targets, f"train.precision={precision}", *options.set]
+    for dataset in [options.source] if targets else datasets:
+        found += resolve_grid(
+            names,
+            shots,
+            parse_integers(options.seeds, "seeds"),
+            dataset=dataset,
+            task=task,
+            backbone=options.backbone,
+            overrides=settings,
+        )
     return found
 
 
-def on_gpu(device):
+def is_on_gpu(device):
     import torch
 
     return torch.cuda.is_available() if device is None else device.startswith("cuda")
 
 
-def state(folder):
+def get_run_state(folder):
     """ "done", "begun" or "to do"."""
-    if folder.done() is not None:
+    if folder.read_result() is not None:
         return "done"
-    return "begun" if folder.last.exists() else "to do"
+    return "begun" if folder.state_path.exists() else "to do"
 
 
-def show_plan(o, every, sizes, clip):
+def show_plan(options, configs, sizes, backbone):
     """One line per dataset, method and shots; then the sums, and what is missing."""
-    from cost_estimate import price, trains, work
+    from cost_estimate import compute_workload, has_trainable_parameters, measure_costs
 
-    from vlprompt.backbones.glyph import twin
-    from vlprompt.experiments.sweep import place
-    from vlprompt.results.tables import terminal
+    from vlprompt.backbones.glyph import build_tiny_clip
+    from vlprompt.cli.display.terminal import print_full_table
+    from vlprompt.experiments.sweep import get_run_folder
 
-    tiny, prices, trained = twin(), {}, {}
-    table = Table(title=f"{o.table} with {o.backbone}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    tiny, prices, trained = build_tiny_clip(), {}, {}
+    table = Table(
+        title=f"{options.table} with {options.backbone}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for name in ("dataset", "method", "shots", "runs", "done", "images", "steps", "tested", "time left", "MB"):
         table.add_column(name, justify="left" if name in ("dataset", "method") else "right", no_wrap=True)
     total = {"runs": 0, "done": 0, "begun": 0, "steps": 0, "seconds": 0.0}
     groups = {}
-    for plan in every:
-        groups.setdefault((data_of(plan)[0], plan["method"]["name"], plan["task"].get("shots")), []).append(plan)
+    for plan in configs:
+        groups.setdefault((list_datasets(plan)[0], plan.method["name"], plan.task.get("shots")), []).append(plan)
     for (dataset, method, shots), group in groups.items():
-        key = json.dumps([group[0]["method"], group[0]["train"] | {"epochs": 0}])
+        key = json.dumps([group[0].method, group[0].train | {"epochs": 0}])
         if key not in prices:
-            out.print(f"measuring a step of {method} ...", style="dim") if clip else None
-            prices[key] = price(group[0], clip) if clip else None
-            trained[key] = trains(group[0]["method"], clip or tiny)
-        each, cost = work(group[0], sizes, trained[key]), prices[key]
-        states = [state(place(o.out, plan)) for plan in group]
+            console.print(f"measuring a step of {method} ...", style="dim") if backbone else None
+            prices[key] = measure_costs(group[0], backbone) if backbone else None
+            trained[key] = has_trainable_parameters(group[0].method, backbone or tiny)
+        each, cost = compute_workload(group[0], sizes, trained[key]), prices[key]
+        states = [get_run_state(get_run_folder(options.out, plan)) for plan in group]
         left = sum(s != "done" for s in states)
-        seconds = cost.seconds(each) * left if cost else 0.0
+        seconds = cost.estimate_seconds(each) * left if cost else 0.0
         for name, value in (("runs", len(group)), ("done", states.count("done")), ("begun", states.count("begun"))):
             total[name] += value
         total["steps"], total["seconds"] = total["steps"] + each.steps * left, total["seconds"] + seconds
         known = sizes[dataset].classes > 0
         cells = [f"{each.images:,}", f"{each.steps:,}", f"{sum(n for n, _ in each.tests):,}"] if known else ["?"] * 3
-        cells += [spoken(seconds), f"{cost.megabytes(each):.0f}"] if cost and known else ["?", "?"]
+        cells += [format_time_left(seconds), f"{cost.estimate_megabytes(each):.0f}"] if cost and known else ["?", "?"]
         table.add_row(
             Path(dataset).name, method, str(shots or "all"), str(len(group)), str(states.count("done")), *cells
         )
-    terminal.whole(table, out)
+    print_full_table(table, console)
     left = f"{total['runs'] - total['done']} left ({total['begun']} of them begun), {total['steps']:,} steps"
     here = (
-        f", {spoken(total['seconds'])} here" if clip else "; time and memory are not known: --calibrate measures a step"
+        f", {format_time_left(total['seconds'])} here"
+        if backbone
+        else "; time and memory are not known: --calibrate measures a step"
     )
-    out.print(f"{total['runs']} runs, {total['done']} done, {left}{here}", highlight=False, soft_wrap=True)
-    if clip:
-        out.print("time = steps x step(C) + tests x (prepare(C) + images x image(C)), each a line over the classes C "
-                  "through measurements at 10 and 40; without reading pictures and without what stored features save",
-                  style="dim", soft_wrap=True)  # fmt: skip
+    console.print(f"{total['runs']} runs, {total['done']} done, {left}{here}", highlight=False, soft_wrap=True)
+    if backbone:
+        console.print(
+            "time = steps x step(C) + tests x (prepare(C) + images x image(C)), each a line over the classes C "
+            "through measurements at 10 and 40; without reading pictures and without what stored features save",
+            style="dim",
+            soft_wrap=True,
+        )
     for dataset, size in sizes.items():
-        if size.missing:
-            out.print(f"missing: {Path(dataset).name}: {size.missing}", style="yellow", markup=False, soft_wrap=True)
+        if size.missing_reason:
+            console.print(
+                f"missing: {Path(dataset).name}: {size.missing_reason}", style="yellow", markup=False, soft_wrap=True
+            )
 
 
-def spoken(seconds):
+def format_time_left(seconds):
     """ "12 s", "3.4 min", "5.6 h"."""
     return (
         f"{seconds:.0f} s"
@@ -154,63 +173,69 @@ def spoken(seconds):
     )
 
 
-def data_of(plan):
+def list_datasets(config):
     """The datasets of a run: what it trains on first."""
-    task = plan["task"]
+    task = config.task
     return list(dict.fromkeys([task["dataset"], *(task.get("targets") or ())]))
 
 
-def execute(o, every, clip):
+def run_missing(options, configs, backbone):
     """Run what is not done; gives the exit status."""
+    from vlprompt.cli.display.progress import ProgressDisplay
+    from vlprompt.cli.display.terminal import show_comparison, show_results
     from vlprompt.experiments import paper_recipes
-    from vlprompt.experiments.sweep import place, run_all
-    from vlprompt.results.published import report
-    from vlprompt.results.tables.summary import rows
-    from vlprompt.results.tables.terminal import show_table
+    from vlprompt.experiments.sweep import SweepOptions, get_run_folder, run_configs
+    from vlprompt.results.tables.summary import build_rows
 
-    found, failed = [place(o.out, plan).done() for plan in every], {}
-    if not all(found):
-        clips = {o.backbone: clip} if clip else {}
-        found = run_all(every, found, o.out, o.device, o.save_every, o.threads, out, clips=clips, failed=failed)
+    failed, backbones = {}, {options.backbone: backbone} if backbone else {}
+    sweep = SweepOptions(options.out, options.device, options.threads, options.save_every)
+    with ProgressDisplay(console) as display:
+        found = run_configs(configs, sweep, display, backbones=backbones, failures=failed)
     results = [result for result in found if result is not None]
-    show_table(rows(results), out)
-    report.show(*paper_recipes.paired(results), out)
+    show_results(build_rows(results), console)
+    show_comparison(*paper_recipes.compare_with_published(results), console)
     reasons = {}
     for i, error in failed.items():
-        reasons.setdefault(f"{type(error).__name__}: {error}", []).append(place(o.out, every[i]).path.name)
+        reasons.setdefault(f"{type(error).__name__}: {error}", []).append(
+            get_run_folder(options.out, configs[i]).path.name
+        )
     for reason, names in reasons.items():
-        out.print(f"failed: {', '.join(names)}: {reason}", style="red", markup=False, soft_wrap=True)
+        console.print(f"failed: {', '.join(names)}: {reason}", style="red", markup=False, soft_wrap=True)
     if failed:
-        out.print(f"{len(results)} of {len(every)} runs are done; the same command tries the others again")
+        console.print(f"{len(results)} of {len(configs)} runs are done; the same command tries the others again")
     return 1 if failed else 0
 
 
-def main(words=None):
-    o = options(words)
-    if o.root is not None:
-        os.environ["VLPROMPT_DATA"] = str(o.root)
+def main(arguments=None):
+    o = parse_options(arguments)
     import torch
-    from cost_estimate import size_of
+    from cost_estimate import find_dataset_size
 
     from vlprompt.backbones import load
     from vlprompt.experiments import paper_recipes
-    from vlprompt.experiments.sweep import SMALL, place
+    from vlprompt.experiments.sweep import SINGLE_THREADED_BACKBONES, get_run_folder
+    from vlprompt.runtime.settings import SETTINGS
+
+    SETTINGS.data_root = o.root
 
     try:
-        every = plans(o, paper_recipes.reference())
-        if o.threads or o.backbone.partition(":")[0] in SMALL:
+        every = build_configs(o, paper_recipes.load_reference())
+        if o.threads or o.backbone.partition(":")[0] in SINGLE_THREADED_BACKBONES:
             torch.set_num_threads(o.threads or 1)
-        sizes = {dataset: size_of(dataset) for dataset in dict.fromkeys(d for plan in every for d in data_of(plan))}
-        to_run = not o.plan and any(state(place(o.out, plan)) != "done" for plan in every)
-        here = any(not size.missing for size in sizes.values())
+        sizes = {
+            dataset: find_dataset_size(dataset)
+            for dataset in dict.fromkeys(d for plan in every for d in list_datasets(plan))
+        }
+        to_run = not o.plan and any(get_run_state(get_run_folder(o.out, plan)) != "done" for plan in every)
+        here = any(not size.missing_reason for size in sizes.values())
         clip = load(o.backbone, o.device) if o.calibrate or (to_run and here) else None
         show_plan(o, every, sizes, clip if o.calibrate else None)
-        return 0 if o.plan else execute(o, every, clip)
+        return 0 if o.plan else run_missing(o, every, clip)
     except (ValueError, OSError) as error:
-        out.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        out.print("stopped; the same command goes on from here")
+        console.print("stopped; the same command goes on from here")
         return 130
 
 

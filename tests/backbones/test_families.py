@@ -20,13 +20,13 @@ from written_out import config, library, near
 
 from vlprompt.backbones import load
 from vlprompt.backbones.open_clip import weights
-from vlprompt.backbones.open_clip.towers import wrap
-from vlprompt.backbones.timm.blocks import timm_image
-from vlprompt.core.images import Look
+from vlprompt.backbones.open_clip.towers import wrap_clip
+from vlprompt.backbones.timm.blocks import build_timm_tower
+from vlprompt.core.images import Preprocessing
 from vlprompt.core.prompt import Prompt
-from vlprompt.layers.frozen_maps import same
+from vlprompt.layers.frozen_maps import identity
 
-LOOK = Look((32, 32))
+LOOK = Preprocessing((32, 32))
 VITS = {
     "class token": {},
     "average": {"global_pool": "avg"},
@@ -73,13 +73,13 @@ def trunk_of(kind, name):
 def test_the_walk_is_timms_forward(kind, name):
     trunk = trunk_of(kind, name)
     tower = walked(trunk)
-    pixels = torch.randn(3, 3, *tower.look.size).double()
+    pixels = torch.randn(3, 3, *tower.preprocessing.size).double()
     with torch.no_grad():
         near(tower(images(pixels, name)), trunk(pixels), 1e-12)
-        if not tower.norm_last:
+        if not tower.is_norm_after_pool:
             rows = trunk.forward_features(pixels)[:, trunk.num_prefix_tokens :]
             near(
-                tower(images(pixels, name), Prompt(beside={"norm": lambda given, made: made}), read="tokens"),
+                tower(images(pixels, name), Prompt(adapters={"norm": lambda given, made: made}), output="tokens"),
                 rows,
                 1e-12,
             )
@@ -112,15 +112,15 @@ def inserted(trunk, tokens):
 def test_tokens_in_timms_trunks(kind, name):
     trunk = trunk_of(kind, name)
     tower = walked(trunk)
-    pixels = torch.randn(2, 3, *tower.look.size).double()
+    pixels = torch.randn(2, 3, *tower.preprocessing.size).double()
     t = torch.randn(1, 2, 64).double().requires_grad_()
     found = tower(images(pixels), Prompt(tokens={0: t}))
     wanted, prompts = inserted(trunk, t)(pixels)
     near(found, wanted, 1e-12)
     direction = torch.randn_like(found)
     near(*(torch.autograd.grad((f * direction).sum(), t)[0] for f in (found, wanted)), 1e-11)
-    if not tower.norm_last:
-        near(tower(images(pixels), Prompt(tokens={0: t}), read="prompts"), prompts, 1e-12)
+    if not tower.is_norm_after_pool:
+        near(tower(images(pixels), Prompt(tokens={0: t}), output="prompts"), prompts, 1e-12)
     every = tower.sites(*{site.split("/")[-1] for site in tower.blocks[0].sites(0)})
     parts = {site: _Checked(fan) for site, fan in every.items()}
     deep = {i: torch.randn(2, 3, 64).double() for i in range(3)}
@@ -149,8 +149,8 @@ def test_other_trunks_are_not_walked(case):
         "mixed rope": lambda: Eva(**PLAIN, use_rot_pos_emb=True, rope_type="mixed"),
         "shared keys": lambda: Eva(**PLAIN, attn_type="rope", qkv_fused=False, num_kv_heads=2),
     }[case]()
-    assert timm_image(trunk, same, 24, LOOK, "timm", torch.device("cpu")) is None
-    assert timm_image(timm.create_model("resnet10t"), same, 24, LOOK, "timm", torch.device("cpu")) is None
+    assert build_timm_tower(trunk, identity, 24, LOOK, "timm", torch.device("cpu")) is None
+    assert build_timm_tower(timm.create_model("resnet10t"), identity, 24, LOOK, "timm", torch.device("cpu")) is None
 
 
 # --- open_clip's families, with their own proportions ---
@@ -182,14 +182,14 @@ LAYOUTS = {
 
 def whole(clip, model, tokenizer, taken):
     """Features are the library's; soft words are those words; a prompt of the image is taken or refused."""
-    pixels, texts = torch.randn(3, 3, *clip.image.look.size), ["a photo of a dog.", "cat", "C++", "a!! photo"]
+    pixels, texts = torch.randn(3, 3, *clip.image.preprocessing.size), ["a photo of a dog.", "cat", "C++", "a!! photo"]
     with torch.no_grad():
         plain = {"normalize": False}
         image = model.encode_image(pixels, **plain)
         near(clip.image(images(pixels)), image[0] if isinstance(image, tuple) else image)
         text = clip.text(texts)
         near(text[0], model.encode_text(tokenizer(texts), **plain))
-        words = clip.text.table[torch.tensor(clip.text.words.encode("a photo of a"))][None]
+        words = clip.text.token_embeddings[torch.tensor(clip.text.tokenizer.encode("a photo of a"))][None]
         near(clip.text(["{4} dog."], Prompt(tokens={0: words})), text[:, :1])
         apart, unit = clip.logits(clip.image(images(pixels)), text[0]), torch.nn.functional.normalize
         wanted = model.logit_scale.exp() * unit(clip.image(images(pixels)), dim=-1) @ unit(text[0], dim=-1).T
@@ -203,7 +203,7 @@ def whole(clip, model, tokenizer, taken):
             clip.image(images(pixels), Prompt(tokens={0: torch.zeros(1, 2, 64)}))
         return
     t = torch.randn(1, 3, clip.image.dim, requires_grad=True)
-    deep = Prompt(dict.fromkeys(range(clip.image.depth), t), beside={"0/q": lambda given, made: made + given})
+    deep = Prompt(dict.fromkeys(range(clip.image.depth), t), adapters={"0/q": lambda given, made: made + given})
     assert not torch.allclose(clip.image(images(pixels), deep).detach(), clip.image(images(pixels)))
     clip.image(images(pixels), deep).sum().backward()
     assert t.grad.abs().sum() > 0
@@ -212,7 +212,7 @@ def whole(clip, model, tokenizer, taken):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_of_open_clip(name):
     model, tokenizer = library(LAYOUTS[name])
-    clip = wrap(shaken(model), tokenizer, "x")
+    clip = wrap_clip(shaken(model), tokenizer, "x")
     whole(clip, model, tokenizer, taken=not name.startswith("RN"))
 
 
@@ -237,7 +237,7 @@ def test_open_clips_models_with_a_timm_trunk(name):
     classes = 64 if proj is None else 0
     model.visual.trunk = cls(**PLAIN | changes | {"num_classes": classes})  # open_clip's smallest trunk is not small
     tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=40)
-    clip = wrap(shaken(model), tokenizer, "x")
+    clip = wrap_clip(shaken(model), tokenizer, "x")
     assert clip.bias == (float(model.logit_bias) if name.startswith("SigLIP") else 0.0)
     whole(clip, model, tokenizer, taken=True)
 
@@ -252,8 +252,8 @@ def coca():
 
 def test_coca():
     model, tokenizer = coca()
-    clip = wrap(model, tokenizer, "x")
-    assert clip.text.length == 39
+    clip = wrap_clip(model, tokenizer, "x")
+    assert clip.text.context_length == 39
     whole(clip, model, tokenizer, taken=True)
     with torch.no_grad():
         full = ["a " * 36 + "dog", "a " * 35 + "dog", "a!~ cat"]  # the whole context; token 0, which is also the pad
@@ -264,14 +264,14 @@ def test_coca():
 
 def test_tokens_in_coca_are_tokens_of_the_library():
     model, tokenizer = coca()
-    clip = wrap(model.double(), tokenizer, "x")
+    clip = wrap_clip(model.double(), tokenizer, "x")
     t = torch.randn(2, 3, 48).double()
     texts = ["{3} dog", "a {3} big cat"]
     found = clip.text(texts, Prompt(tokens={0: t}))
     free = [40000, 40001, 40002]  # words nobody uses, given the tokens as their embeddings
     ids = torch.zeros(2, 39, dtype=torch.long)
     for i, text in enumerate(texts):
-        row, where = clip.text.words.row(text, 3)
+        row, where = clip.text.tokenizer.tokenize(text, 3)
         ids[i, : len(row)] = torch.tensor([free[w] if w >= 0 else k for k, w in zip(row, where, strict=True)])
     for context in range(2):
         model.text.token_embedding.weight.data[free] = t[context]
@@ -315,15 +315,17 @@ def test_text_towers_of_hugging_face(kind, bert_words):
     model = CustomTextCLIP(**config({}))
     model.text = HFTextEncoder("", 64, told, pool[kind.split(", ")[1]], "mlp")
     tokenizer = open_clip.tokenizer.HFTokenizer(str(bert_words), context_length=40)
-    clip, texts = wrap(shaken(model), tokenizer, "open_clip:roberta/x"), ["a photo of the dog", "big cat"]
+    clip, texts = wrap_clip(shaken(model), tokenizer, "open_clip:roberta/x"), ["a photo of the dog", "big cat"]
     with torch.no_grad():
         near(clip.text(texts)[0], model.encode_text(tokenizer(texts)))
     for refused in (
         lambda: clip.text(["a dog"], Prompt(tokens={0: torch.zeros(1, 2, 48)})),
-        lambda: clip.text.context(4),
+        lambda: clip.text.init_context(4),
         lambda: clip.text.sites("q"),
     ):
-        with pytest.raises(ValueError, match=r"text tower of open_clip:roberta/x is used as it is"):
+        with pytest.raises(
+            ValueError, match=r"text tower of open_clip:roberta/x: .* got one that only encodes fixed texts. Use a CLIP"
+        ):
             refused()
 
 
@@ -333,7 +335,7 @@ def test_text_towers_of_hugging_face(kind, bert_words):
 def test_pools_of_a_text(pool):
     changes = {"pool_type": pool.split(", ")[0], "eos_id": 49407, "no_causal_mask": "not causal" in pool}
     model, tokenizer = library({"text_cfg": changes}, CustomTextCLIP)
-    whole(wrap(shaken(model), tokenizer, "x"), model, tokenizer, taken=True)
+    whole(wrap_clip(shaken(model), tokenizer, "x"), model, tokenizer, taken=True)
 
 
 # --- files ---
@@ -390,7 +392,7 @@ def test_openais_files(kind, form, tmp_path):
     model, tokenizer = library(OPENAI[kind] | {"quick_gelu": True})
     state = as_openai(shaken(model))
     assert state["visual.conv1.weight"].dtype == torch.float16
-    model.load_state_dict({k: v.float() for k, v in state.items() if k not in weights.NUMBERS})
+    model.load_state_dict({k: v.float() for k, v in state.items() if k not in weights.OPENAI_METADATA_KEYS})
     if form == "torchscript":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the files that were made so are not gone
@@ -417,10 +419,10 @@ def test_a_file_is_looked_at_as_the_published_weights_are(agree, tmp_path, monke
     other = half if agree else half | {"mean": (0.1,) * 3}
     monkeypatch.setitem(pretrained._PRETRAINED, name, {"a": {"url": "x"} | half, "b": {"url": "y"} | other})
     torch.save(shaken(library(LAYOUTS["ViT-B-32"])[0]).state_dict(), tmp_path / "w.pt")
-    look = load(f"open_clip:{name}@{tmp_path / 'w.pt'}", "cpu").image.look
-    openai = Look((64, 64), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-    assert look == (Look((64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear", "squash") if agree else openai)
-    assert weights._published_look("ViT-B-16-SigLIP") == half | {"interpolation": "bicubic"}
+    look = load(f"open_clip:{name}@{tmp_path / 'w.pt'}", "cpu").image.preprocessing
+    openai = Preprocessing((64, 64), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    assert look == (Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3, "bilinear", "squash") if agree else openai)
+    assert weights._find_published_preprocessing("ViT-B-16-SigLIP") == half | {"interpolation": "bicubic"}
 
 
 TOKENIZED = {
@@ -441,13 +443,13 @@ def test_tokenizers_of_hugging_face(name, bert_words):
     tokenizer = open_clip.tokenizer.HFTokenizer(str(bert_words), context_length=40, **options)
     tokenizer.tokenizer.cls_token = "<s>"
     model, _ = library({"text_cfg": changes}, CustomTextCLIP)
-    clip, texts = wrap(shaken(model), tokenizer, "x"), ["a photo of a dog.", "the cat"]
+    clip, texts = wrap_clip(shaken(model), tokenizer, "x"), ["a photo of a dog.", "the cat"]
     with torch.no_grad():
         near(clip.text(texts)[0], model.encode_text(tokenizer(texts)))
     prompt = Prompt(tokens={0: torch.randn(1, 3, 48)})
     if name in NOT_FOUND:
-        with pytest.raises(ValueError, match="is used as it is"):
+        with pytest.raises(ValueError, match="got one that only encodes fixed texts"):
             clip.text(texts, prompt)
     else:
-        words = clip.text.table[torch.tensor(clip.text.words.encode("a photo of a"))][None]
+        words = clip.text.token_embeddings[torch.tensor(clip.text.tokenizer.encode("a photo of a"))][None]
         near(clip.text(["{4} dog."], Prompt(tokens={0: words})).detach(), clip.text(texts)[:, :1].detach())

@@ -22,15 +22,15 @@ import vlprompt.data
 import vlprompt.tasks
 from vlprompt.backbones import feature_cache
 from vlprompt.backbones.cache import disk, segment_file
-from vlprompt.backbones.cache.memory import Kept
-from vlprompt.backbones.glyph import twin
-from vlprompt.core.images import Item, Look, View, picked
-from vlprompt.data.images.decoding import file_item
-from vlprompt.data.splits.label_hiding import hidden
-from vlprompt.layers.heads import Linear
+from vlprompt.backbones.cache.memory import FeatureCache
+from vlprompt.backbones.glyph import build_tiny_clip
+from vlprompt.core.images import Augmentation, ImageItem, Preprocessing, build_images
+from vlprompt.data.images.decoding import build_file_item
+from vlprompt.data.splits.label_hiding import anonymize_items
+from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import CoOp, Partial
 
-BOTH = Look((32, 32)), Look((32, 32), mean=(0.5, 0.5, 0.5))
+BOTH = Preprocessing((32, 32)), Preprocessing((32, 32), mean=(0.5, 0.5, 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -44,36 +44,36 @@ def files(tmp_path_factory):
 
 
 def images(files, view=None):
-    return picked([file_item(path) for path in files], [view] * len(files))
+    return build_images([build_file_item(path) for path in files], [view] * len(files))
 
 
 @cache
 def built(**changes):
-    return twin(**changes)
+    return build_tiny_clip(**changes)
 
 
 def fresh(**changes):
     """A tiny CLIP that has computed nothing yet."""
     clip = replace(built(**changes), image=copy(built(**changes).image), text=copy(built(**changes).text))
-    clip.image.kept = Kept()
+    clip.image.feature_cache = FeatureCache()
     return clip
 
 
 def load(folder, **changes):
     """One that keeps its features in a folder, as another process would load it."""
-    return feature_cache.shelved(fresh(**changes), folder)
+    return feature_cache.attach_disk_cache(fresh(**changes), folder)
 
 
 def made(folder, files, **changes):
     """Features, and how many of them had to be computed."""
     tower = load(folder, **changes).image
     found = tower(images(files))
-    tower.kept.flush()
-    return found, tower.kept.counts.computed
+    tower.feature_cache.flush()
+    return found, tower.feature_cache.counts.misses
 
 
 def rows_in(folder):
-    return sum(one.rows for one in feature_cache.held(folder))
+    return sum(one.n_rows for one in feature_cache.list_namespaces(folder))
 
 
 def test_a_feature_from_the_disk_is_the_computed_one(files, tmp_path):
@@ -89,14 +89,14 @@ def test_a_feature_from_the_disk_is_the_computed_one(files, tmp_path):
 
 
 def test_by_name_and_from_another_process(files, tmp_path):
-    mine = vlprompt.load("glyph/random", "cpu", features=tmp_path)
+    mine = vlprompt.load("glyph/random", "cpu", cache_folder=tmp_path)
     wanted = mine.image(images(files))
-    mine.image.kept.flush()
+    mine.image.feature_cache.flush()
 
     def there():
-        again = vlprompt.load("glyph/random", "cpu", features=tmp_path).image
+        again = vlprompt.load("glyph/random", "cpu", cache_folder=tmp_path).image
         assert torch.equal(again(images(files)), wanted)
-        assert again.kept.counts.computed == 0
+        assert again.feature_cache.counts.misses == 0
 
     assert in_process(there).wait() == 0
 
@@ -115,22 +115,23 @@ class in_process:
 
 def test_another_look_view_weight_or_file_is_never_given(files, tmp_path):
     clip = load(tmp_path)
-    looks = [clip.image.at(look) for look in BOTH]
-    views = [None, View("crop-flip", 1), View("crop-flip", 2), View("crop", 1)]
+    looks = [clip.image.with_preprocessing(look) for look in BOTH]
+    views = [None, Augmentation("crop-flip", 1), Augmentation("crop-flip", 2), Augmentation("crop", 1)]
     for tower in looks:
         for view in views:
             tower(images(files[:4], view))
     other = load(tmp_path, seed=1).image
     other(images(files[:4]))
-    other.kept.flush()
-    clip.image.kept.flush()
+    other.feature_cache.flush()
+    clip.image.feature_cache.flush()
     again = load(tmp_path)
     for look in BOTH:
         for view in views:
             assert torch.equal(
-                again.image.at(look)(images(files[:4], view)), fresh().image.at(look)(images(files[:4], view))
+                again.image.with_preprocessing(look)(images(files[:4], view)),
+                fresh().image.with_preprocessing(look)(images(files[:4], view)),
             )
-    assert again.image.kept.counts.computed == 0
+    assert again.image.feature_cache.counts.misses == 0
     assert torch.equal(load(tmp_path, seed=1).image(images(files[:4])), fresh(seed=1).image(images(files[:4])))
     assert rows_in(tmp_path) == 4 * (2 * 4 + 1)
 
@@ -161,11 +162,11 @@ def test_a_tower_with_parts_in_its_weights_keeps_to_itself(files, tmp_path):
     from vlprompt.core.prompt import Prompt
 
     clip = load(tmp_path)
-    merged = clip.image.merged(Prompt(beside={"0/out": Twice()}))
-    for tower in (merged, merged.at(BOTH[1]), merged.cut(1)[0]):
+    merged = clip.image.merged(Prompt(adapters={"0/out": Twice()}))
+    for tower in (merged, merged.with_preprocessing(BOTH[1]), merged.split_at(1)[0]):
         tower(images(files[:2]))
-        tower.kept.flush()
-    clip.image.kept.flush()
+        tower.feature_cache.flush()
+    clip.image.feature_cache.flush()
     assert not rows_in(tmp_path)
 
 
@@ -186,18 +187,18 @@ def test_only_keys_that_last_go_to_the_disk(files, tmp_path):
     of_files = vlprompt.data.open_data(str(class_folders(files, tmp_path / "data")))
     tower = load(tmp_path / "kept").image
     tower(objects.test.batches(100).__next__().inputs)
-    tower(picked([Item("anything", lambda look, view: torch.zeros(3, *look.size))], [None]))
-    tower.kept.flush()
+    tower(build_images([ImageItem("anything", lambda look, view: torch.zeros(3, *look.size))], [None]))
+    tower.feature_cache.flush()
     assert not rows_in(tmp_path / "kept")
-    secret = hidden(of_files.test)
+    secret = anonymize_items(of_files.test)
     wanted = tower(next(secret.batches(100)).inputs)
-    tower.kept.flush()
+    tower.feature_cache.flush()
     assert rows_in(tmp_path / "kept") == len(secret)
     again = load(tmp_path / "kept").image
     assert torch.equal(again(next(secret.batches(100)).inputs), wanted)
-    assert again.kept.counts.computed == 0
+    assert again.feature_cache.counts.misses == 0
     again(next(of_files.test.batches(100)).inputs)  # whose keys tell where they lie
-    assert again.kept.counts.computed == len(secret)
+    assert again.feature_cache.counts.misses == len(secret)
 
 
 def class_folders(files, root):
@@ -267,7 +268,7 @@ def test_no_change_of_a_file_gives_a_wrong_feature(files, tmp_path):
         data = bytearray(whole)
         data[int(random.integers(len(data)))] ^= int(random.integers(1, 256))
         path.write_bytes(data)
-        shelf = feature_cache.shelved(fresh(), tmp_path).image.kept.shelf
+        shelf = feature_cache.attach_disk_cache(fresh(), tmp_path).image.feature_cache.disk_namespace
         with pytest.warns(UserWarning, match="is broken"):
             found = [shelf.get(key) for key in images(files).keys]
         assert all(f is None or torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
@@ -296,7 +297,7 @@ def writer(folder, who, many, width, each):
 
 
 def opened(folder):
-    return disk.Shelf(disk.Store(folder), {"tower": "t"}, lambda: torch.ones(8), torch.device("cpu"))
+    return disk.CacheNamespace(disk.DiskCache(folder), {"tower": "t"}, lambda: torch.ones(8), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("after", [0.0, 0.01, 0.03, 0.1, 0.25, 0.5])
@@ -360,7 +361,7 @@ def test_two_processes_read_and_write_at_once(tmp_path):
     for who in "ab":
         for i in range(many):
             assert torch.equal(shelf.get(f"{who} {i}"), row + i), (who, i)
-    assert len(list(tmp_path.rglob("*.rows"))) <= 2 * disk.MANY + 2  # they were made fewer
+    assert len(list(tmp_path.rglob("*.rows"))) <= 2 * disk.MAX_SMALL_SEGMENTS + 2  # they were made fewer
 
 
 def test_two_runs_at_once(files, tmp_path):
@@ -374,7 +375,7 @@ def test_two_runs_at_once(files, tmp_path):
     run("c")
     told = [(tmp_path / name / "steps.jsonl").read_bytes() for name in "abc"]
     assert told[0] == told[1] == told[2]
-    assert json.loads((tmp_path / "c/result.json").read_text())["cost"]["features_computed"] == 0
+    assert json.loads((tmp_path / "c/result.json").read_text())["cost"]["feature_cache_misses"] == 0
 
 
 # how much
@@ -382,14 +383,14 @@ def test_two_runs_at_once(files, tmp_path):
 
 def test_many_small_segments_become_one(tmp_path):
     shelf = opened(tmp_path)
-    for i in range(3 * disk.MANY):
+    for i in range(3 * disk.MAX_SMALL_SEGMENTS):
         shelf.add(str(i), torch.full((4,), float(i)))
         shelf.flush()
         shelf.add("wide", torch.full((2, 3), float(i)))
         shelf.flush()
-    assert len(list(tmp_path.rglob("*.rows"))) <= 2 * (disk.MANY + 1)
+    assert len(list(tmp_path.rglob("*.rows"))) <= 2 * (disk.MAX_SMALL_SEGMENTS + 1)
     again = opened(tmp_path)
-    for i in range(3 * disk.MANY):
+    for i in range(3 * disk.MAX_SMALL_SEGMENTS):
         assert torch.equal(shelf.get(str(i)), torch.full((4,), float(i)))
         assert torch.equal(again.get(str(i)), torch.full((4,), float(i)))
     assert again.get("wide").shape == (2, 3)
@@ -397,7 +398,7 @@ def test_many_small_segments_become_one(tmp_path):
 
 def test_merging_leaves_out_what_is_broken(tmp_path):
     shelf = opened(tmp_path)
-    for i in range(disk.MANY):
+    for i in range(disk.MAX_SMALL_SEGMENTS):
         shelf.add(str(i), torch.full((4,), float(i)))
         shelf.flush()
     broken = sorted(tmp_path.rglob("*.rows"))[3]
@@ -408,15 +409,15 @@ def test_merging_leaves_out_what_is_broken(tmp_path):
     with pytest.warns(UserWarning, match=broken.name):
         shelf.flush()
     [path] = tmp_path.rglob("*.rows")
-    assert segment_file.Segment(path).rows == disk.MANY
+    assert segment_file.Segment(path).n_rows == disk.MAX_SMALL_SEGMENTS
 
 
 def test_a_store_is_never_larger_than_its_bound_and_what_was_not_used_goes_first(tmp_path):
     row = torch.zeros(1000)
 
     def fill(name, most, rows=10):
-        kept = disk.Store(tmp_path, most)
-        shelf = disk.Shelf(kept, {"tower": name}, lambda: torch.ones(8), torch.device("cpu"))
+        kept = disk.DiskCache(tmp_path, most)
+        shelf = disk.CacheNamespace(kept, {"tower": name}, lambda: torch.ones(8), torch.device("cpu"))
         for i in range(rows):
             shelf.add(str(i), row)
         shelf.flush()
@@ -426,27 +427,31 @@ def test_a_store_is_never_larger_than_its_bound_and_what_was_not_used_goes_first
         fill(name, 10**6)
     size = lambda: sum(path.stat().st_size for path in tmp_path.rglob("*.rows"))  # noqa: E731
     assert size() > 120_000
-    for age, one in enumerate(feature_cache.held(tmp_path)):
+    for age, one in enumerate(feature_cache.list_namespaces(tmp_path)):
         for path in one.path.glob("*.rows"):
             os.utime(path, (time.time() - 7200 - age,) * 2)
-    disk.Shelf(disk.Store(tmp_path), {"tower": "a"}, lambda: torch.ones(8), torch.device("cpu")).get("1")  # used
+    disk.CacheNamespace(disk.DiskCache(tmp_path), {"tower": "a"}, lambda: torch.ones(8), torch.device("cpu")).get(
+        "1"
+    )  # used
     fill("d", 100_000)
     assert size() <= 100_000
-    assert {one.name for one in feature_cache.held(tmp_path) if one.rows} == {"a", "d"}
-    with pytest.warns(UserWarning, match="VLPROMPT_FEATURES_GB"):  # all was just used: nothing goes, nothing new comes
+    assert {one.name for one in feature_cache.list_namespaces(tmp_path) if one.n_rows} == {"a", "d"}
+    with pytest.warns(
+        UserWarning, match="VLPROMPT_FEATURE_CACHE_GB"
+    ):  # all was just used: nothing goes, nothing new comes
         fill("e", 100_000)
-    assert {one.name for one in feature_cache.held(tmp_path) if one.rows} == {"a", "d"}
+    assert {one.name for one in feature_cache.list_namespaces(tmp_path) if one.n_rows} == {"a", "d"}
 
 
 def test_the_bound_is_a_setting(files, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLPROMPT_FEATURES_GB", "0.000001")
+    monkeypatch.setenv("VLPROMPT_FEATURE_CACHE_GB", "0.000001")
     tower = load(tmp_path).image
     wanted = tower(images(files))
     with pytest.warns(UserWarning, match="1e-06 GB"):
-        tower.kept.flush()
+        tower.feature_cache.flush()
     assert torch.equal(tower(images(files)), wanted)
-    monkeypatch.setenv("VLPROMPT_FEATURES_GB", "ten")
-    with pytest.raises(ValueError, match="VLPROMPT_FEATURES_GB is 'ten'"):
+    monkeypatch.setenv("VLPROMPT_FEATURE_CACHE_GB", "ten")
+    with pytest.raises(ValueError, match=r"VLPROMPT_FEATURE_CACHE_GB: expected a number of GB, got 'ten'. Set it"):
         load(tmp_path)
 
 
@@ -454,10 +459,10 @@ def test_a_folder_that_can_not_be_written_costs_one_warning(files, tmp_path):
     (tmp_path / "file").write_text("in the way")
     tower = load(tmp_path / "file").image
     wanted = tower(images(files[:20]))
-    with pytest.warns(UserWarning, match="--features") as told:  # noqa: PT031
-        tower.kept.flush()
+    with pytest.warns(UserWarning, match="--feature-cache") as told:  # noqa: PT031
+        tower.feature_cache.flush()
         tower(images(files))
-        tower.kept.flush()
+        tower.feature_cache.flush()
     assert len(told) == 1
     assert torch.equal(wanted, fresh().image(images(files[:20])))
 
@@ -467,11 +472,11 @@ def test_a_full_disk_costs_one_warning(files, tmp_path):
     tower, (soft, hard) = load(tmp_path).image, resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))  # bytes of a file
     try:
-        with pytest.warns(UserWarning, match="make room") as told:  # noqa: PT031
+        with pytest.warns(UserWarning, match="Make room") as told:  # noqa: PT031
             found = tower(images(files))
-            tower.kept.flush()
-            tower.at(BOTH[1])(images(files))
-            tower.kept.flush()
+            tower.feature_cache.flush()
+            tower.with_preprocessing(BOTH[1])(images(files))
+            tower.feature_cache.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(told) == 1
@@ -482,11 +487,11 @@ def test_a_full_disk_costs_one_warning(files, tmp_path):
 
 def test_what_is_new_is_written_now_and_then_without_being_asked(tmp_path, monkeypatch):
     shelf = opened(tmp_path)
-    shelf.add("a", torch.zeros(disk.PART // 8))
+    shelf.add("a", torch.zeros(disk.FLUSH_BYTES // 8))
     assert not list(tmp_path.rglob("*.rows"))
-    shelf.add("b", torch.zeros(disk.PART // 8))  # as many bytes as are written at once
+    shelf.add("b", torch.zeros(disk.FLUSH_BYTES // 8))  # as many bytes as are written at once
     assert len(list(tmp_path.rglob("*.rows"))) == 1
-    monkeypatch.setattr(disk, "WAIT", 0.05)
+    monkeypatch.setattr(disk, "FLUSH_SECONDS", 0.05)
     shelf.add("c", torch.zeros(4))
     time.sleep(0.06)
     shelf.add("d", torch.zeros(4))
@@ -501,11 +506,11 @@ def test_fixed_texts_are_kept_as_whole_lists(tmp_path, monkeypatch):
     first = load(tmp_path)
     with torch.no_grad():
         wanted = first.text(texts)
-    first.image.kept.shelf.store.flush()
+    first.image.feature_cache.disk_namespace.disk_cache.flush()
     again = load(tmp_path)
     with torch.no_grad():
         again.text(texts[:1])  # the shelf is open now
-        monkeypatch.setattr(type(again.text), "_packed", lambda *given: pytest.fail("it was computed"))
+        monkeypatch.setattr(type(again.text), "_encode_packed", lambda *given: pytest.fail("it was computed"))
         assert torch.equal(again.text(texts), wanted)
         for other in (texts[::-1], texts[:2], [*texts[:2], "x"]):
             with pytest.raises(pytest.fail.Exception, match="it was computed"):
@@ -519,29 +524,29 @@ def test_other_weights_have_other_texts(tmp_path):
         clip = load(tmp_path, seed=seed)
         with torch.no_grad():
             assert torch.equal(clip.text(["a dog", "a cat"]), fresh(seed=seed).text(["a dog", "a cat"]))
-        clip.image.kept.flush()
+        clip.image.feature_cache.flush()
 
 
 def test_rows_below_a_cut_are_kept_too(files, tmp_path):
     results = []
     for _ in range(2):
         clip = load(tmp_path)
-        below, upper = clip.image.cut(1)
+        below, upper = clip.image.split_at(1)
         rows = below(images(files))
         results.append((rows, upper(rows)))
-        clip.image.kept.flush()
-        assert clip.image.kept.counts.computed == len(files) * (not len(results) > 1)
+        clip.image.feature_cache.flush()
+        assert clip.image.feature_cache.counts.misses == len(files) * (not len(results) > 1)
     assert torch.equal(results[0][0], results[1][0])
     assert results[0][0].shape[1:] == (17, 64)
-    assert torch.equal(load(tmp_path).image.cut(2)[0](images(files)), fresh().image.cut(2)[0](images(files)))
+    assert torch.equal(load(tmp_path).image.split_at(2)[0](images(files)), fresh().image.split_at(2)[0](images(files)))
 
 
 # runs
 
-TRAIN = vlprompt.Train(epochs=3, batch=8, views=2)
+TRAIN = vlprompt.TrainConfig(epochs=3, batch_size=8, augmentations=2)
 MADE = {
     "coop": lambda clip: CoOp(clip, n_ctx=2),
-    "partial": lambda clip: Partial(clip.image, Linear()),
+    "partial": lambda clip: Partial(clip.image, LinearHead()),
 }
 
 
@@ -558,12 +563,12 @@ def test_a_run_with_a_warm_store_is_that_with_a_cold_one_and_opens_no_picture(fi
             path.write_bytes(b"x" * stat.st_size)
             os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     cold, warm = results
-    assert cold.cost["features_computed"] > 0
-    assert warm.cost["features_computed"] == 0
-    assert sum(warm.cost[f"features_{k}"] for k in ("computed", "found")) == sum(
-        cold.cost[f"features_{k}"] for k in ("computed", "found")
+    assert cold.cost["feature_cache_misses"] > 0
+    assert warm.cost["feature_cache_misses"] == 0
+    assert sum(warm.cost[f"feature_cache_{k}"] for k in ("misses", "hits")) == sum(
+        cold.cost[f"feature_cache_{k}"] for k in ("misses", "hits")
     )
-    assert (warm.scores, warm.classes, warm.protocol) == (cold.scores, cold.classes, cold.protocol)
+    assert (warm.scores, warm.class_accuracy, warm.protocol) == (cold.scores, cold.class_accuracy, cold.protocol)
     for name in ("steps.jsonl", "prompt.safetensors"):
         assert (tmp_path / "cold" / name).read_bytes() == (tmp_path / "warm" / name).read_bytes()
     with pytest.raises(ValueError, match="not an image"):
@@ -571,10 +576,10 @@ def test_a_run_with_a_warm_store_is_that_with_a_cold_one_and_opens_no_picture(fi
 
 
 def test_without_a_folder_nothing_is_written(files, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLPROMPT_FEATURES", str(tmp_path / "kept"))
+    monkeypatch.setenv("VLPROMPT_FEATURE_CACHE", str(tmp_path / "kept"))
     clip = vlprompt.load("glyph/random", "cpu")
     clip.image(images(files))
-    clip.image.kept.flush()
+    clip.image.feature_cache.flush()
     assert not (tmp_path / "kept").exists()
 
 
@@ -584,21 +589,21 @@ RUN = ("run", "coop", "digits", "--backbone", "glyph/random", "--shots", "1", "t
 
 
 def test_the_command_line_keeps_features_lists_and_removes_them(type_in, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLPROMPT_FEATURES", str(tmp_path / "usual"))
-    assert type_in(*RUN, "--features", "none", "--out", "a")[0] == 0
+    monkeypatch.setenv("VLPROMPT_FEATURE_CACHE", str(tmp_path / "usual"))
+    assert type_in(*RUN, "--feature-cache", "none", "--out", "a")[0] == 0
     assert not (tmp_path / "usual").exists()
-    assert type_in(*RUN, "--features", tmp_path / "mine", "--out", "b")[0] == 0
-    assert type_in(*RUN, "--features", tmp_path / "mine", "--out", "c")[0] == 0
+    assert type_in(*RUN, "--feature-cache", tmp_path / "mine", "--out", "b")[0] == 0
+    assert type_in(*RUN, "--feature-cache", tmp_path / "mine", "--out", "c")[0] == 0
     told = [json.loads(next((tmp_path / out).glob("*/result.json")).read_text()) for out in "abc"]
     assert told[0]["scores"] == told[1]["scores"] == told[2]["scores"]
-    assert [one["cost"]["features_computed"] > 0 for one in told] == [True, True, False]
+    assert [one["cost"]["feature_cache_misses"] > 0 for one in told] == [True, True, False]
     status, said = type_in("data", "features", tmp_path / "mine")
     assert status == 0
-    rows = told[1]["cost"]["features_computed"]
+    rows = told[1]["cost"]["feature_cache_misses"]
     assert "glyph/random#" in said
     assert f"{rows} features" in said
     [run] = (tmp_path / "c").iterdir()
-    assert type_in("eval", run, "--features", tmp_path / "mine")[0] == 0
+    assert type_in("eval", run, "--feature-cache", tmp_path / "mine")[0] == 0
     assert rows_in(tmp_path / "mine") == rows
     assert "0 features" in type_in("data", "features", tmp_path / "mine", "--clear", "--tower", "another")[1]
     assert "removed" in type_in("data", "features", tmp_path / "mine", "--clear")[1]
@@ -619,8 +624,8 @@ def test_removing_leaves_what_is_not_ours(tmp_path, type_in):
 
 
 def test_a_search_side_by_side_takes_features_from_the_disk(type_in, files, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLPROMPT_FEATURES", str(tmp_path / "kept"))
-    monkeypatch.setattr(disk, "WAIT", 0.0)  # written in the middle of a step
+    monkeypatch.setenv("VLPROMPT_FEATURE_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(disk, "FLUSH_SECONDS", 0.0)  # written in the middle of a step
     data = class_folders(files, tmp_path / "data")
     search = ("search", "linear", data, "--backbone", "glyph-vit/random", "search.train.lr=[0.1,0.01]")
     search += ("train.epochs=1",)
@@ -633,12 +638,12 @@ def test_a_search_side_by_side_takes_features_from_the_disk(type_in, files, tmp_
 def test_how_many_views_exist_is_told_and_marked(type_in, files, tmp_path):
     data = class_folders(files, tmp_path / "data")
     run = ("run", "coop", data, "--backbone", "glyph/random", "--shots", "2", "method.n_ctx=2", "train.epochs=3")
-    for more in ((), ("--views", "1")):
+    for more in ((), ("--augmentations", "1")):
         status, said = type_in(*run, *more)
         assert status == 0, said
     told = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/result.json")]
-    assert {str(one["protocol"]["views"]) for one in told} == {"one per epoch", "1"}
-    assert {one["config"]["train"]["views"] for one in told} == {None, 1}
+    assert {str(one["protocol"]["augmentations"]) for one in told} == {"one per epoch", "1"}
+    assert {one["config"]["train"]["augmentations"] for one in told} == {None, 1}
     said = type_in("table", "runs")[1]
-    assert "views one per epoch (others 1)" in said or "views 1 (others one per epoch)" in said
-    assert type_in(*run, "--views", "0")[0] == 2
+    assert "augmentations one per epoch (others 1)" in said or "augmentations 1 (others one per epoch)" in said
+    assert type_in(*run, "--augmentations", "0")[0] == 2

@@ -105,10 +105,10 @@ def test_the_walk_is_transformers_forward(folders, kind):
         wanted = model(pixel_values=pixels, **ids).logits_per_image
         near(clip.logits(clip.image(images(pixels)), clip.text(TEXTS)[0]), wanted)
     assert (clip.bias != 0) == siglip
-    assert clip.image.look.resize == ("squash" if siglip else "shortest")
-    assert clip.image.look.interpolation == ("bilinear" if siglip else "bicubic")
-    assert clip.image.look.mean == ((0.5,) * 3 if siglip else (0.48145466, 0.4578275, 0.40821073))
-    assert clip.width == clip.text.width == (64 if siglip else 40)
+    assert clip.image.preprocessing.resize == ("squash" if siglip else "shortest")
+    assert clip.image.preprocessing.interpolation == ("bilinear" if siglip else "bicubic")
+    assert clip.image.preprocessing.mean == ((0.5,) * 3 if siglip else (0.48145466, 0.4578275, 0.40821073))
+    assert clip.feature_dim == clip.text.feature_dim == (64 if siglip else 40)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -118,9 +118,9 @@ def test_prompts_go_in(folders, kind):
     texts = ["{2} dog", "{2} cat.", "a {2} big dog", "{1} a photo {1}"]
     t = torch.randn(2, 2, 48, requires_grad=True)
     with torch.no_grad():
-        words = clip.text.table[torch.tensor(clip.text.words.encode("a photo of a"))][None]
+        words = clip.text.token_embeddings[torch.tensor(clip.text.tokenizer.encode("a photo of a"))][None]
         near(clip.text([f"{{{words.shape[1]}}} dog."], Prompt(tokens={0: words})), clip.text(["a photo of a dog."]))
-    fast, slow = (clip.text(texts, Prompt({0: t, 1: t}, beside=b)) for b in ({}, {"0/q": Whole()}))
+    fast, slow = (clip.text(texts, Prompt({0: t, 1: t}, adapters=b)) for b in ({}, {"0/q": Whole()}))
     near(fast.detach(), slow.detach())
     direction = torch.randn_like(fast)
     near(*(torch.autograd.grad((f * direction).sum(), t)[0] for f in (fast, slow)))
@@ -135,7 +135,7 @@ def test_prompts_go_in(folders, kind):
         x = vision.post_layernorm(vision.encoder(inputs_embeds=x).last_hidden_state)
         wanted = vision.head(x[:, 3:]) if kind == "siglip" else model.visual_projection(x[:, 0])
         near(clip.image(images(pixels), Prompt(tokens={0: t})), wanted)
-        near(clip.image(images(pixels), Prompt(tokens={0: t}), read="prompts"), x[:, special : special + 3])
+        near(clip.image(images(pixels), Prompt(tokens={0: t}), output="prompts"), x[:, special : special + 3])
 
 
 def changed(folder, tmp_path, name, change):
@@ -150,23 +150,23 @@ def changed(folder, tmp_path, name, change):
 WRONG = {  # family, file, the place in it, what is put there, what is told
     "a model that is not read": (
         *("siglip", "config.json", ("model_type",), "siglip2"),
-        r"type 'siglip2', but hf_clip reads.*siglip2-base-patch16-224, is read",
+        r"expected a model of type 'clip'.* got 'siglip2'. Use .*siglip2-base-patch16-224",
     ),
     "a tokenizer of another model": (
         *("clip", "config.json", ("text_config", "eos_token_id"), 300),
-        r"where token 300 stands.*ends a text with \[517\]",
+        r"expected texts that end with token 300.*got \[517\]. Use the tokenizer",
     ),
     "pixels that would be made another way": (
         *("clip", "preprocessor_config.json", ("size", "shortest_edge"), 40),
-        r"size \{'shortest_edge': 40\}.*it knows the shortest edge",
+        r"expected the shortest edge.*got size \{'shortest_edge': 40\}.*Change preprocessor_config",
     ),
     "weights that are not whole": (
         *("clip", "config.json", ("vision_config", "num_hidden_layers"), 4),
-        r"weights of .* are not whole: 'vision_model.*and 15 more are missing",
+        r"expected complete weights, but 'vision_model.*and 15 more are missing. Get",
     ),
     "weights of another shape": (
         *("clip", "config.json", ("vision_config", "intermediate_size"), 100),
-        r"weights of .* are not those of its config.json",
+        r"expected weights of its config.json, got others .*Get config.json and weights together",
     ),
 }
 
@@ -188,7 +188,9 @@ def test_a_folder_that_does_not_fit_together(folders, tmp_path, case):
 def test_weights_that_are_cut_off(folders, tmp_path):
     torn = shutil.copytree(folders["clip"][0], tmp_path / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"weights of .* are not those of its config.json"):
+    with pytest.raises(
+        ValueError, match=r"expected weights of its config.json, got others .*Get config.json and weights together"
+    ):
         load(f"hf_clip:{torn}", "cpu")
 
 
@@ -204,7 +206,8 @@ def test_names_that_can_not_be_had(monkeypatch):
     import transformers
 
     with pytest.raises(
-        ValueError, match=r"there is no folder './clip', and a name on the Hugging Face hub is OWNER/NAME"
+        ValueError,
+        match=r"OWNER/NAME on the Hugging Face hub, got './clip', and there is no such folder. Check the path",
     ):
         load("hf_clip:./clip", "cpu")
 
@@ -221,4 +224,4 @@ def test_names_that_can_not_be_had(monkeypatch):
 def test_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="'hf_clip:a/b' needs transformers: pip install transformers"):
-        hf_clip.hf_clip("a/b", spec="hf_clip:a/b", device="cpu")
+        hf_clip.load_hf_clip("a/b", spec="hf_clip:a/b", device="cpu")

@@ -11,11 +11,11 @@ from texts_and_models import SHOWN, TEXTS, parts, passages, prefix
 from torch import nn
 
 import vlprompt
-from vlprompt.backbones.hf.loading import language, wrap
+from vlprompt.backbones.hf.loading import load_language_model, wrap_language_model
 from vlprompt.core.batch import Split
 from vlprompt.core.prompt import Prompt
-from vlprompt.core.texts import Passage, Passages, pieces
-from vlprompt.runtime.seeding import generator
+from vlprompt.core.texts import TextBatch, TextItem, parse_template
+from vlprompt.runtime.seeding import make_generator
 
 FAMILIES = small_models.FAMILIES
 CAUSAL = ("llama", "qwen2", "gpt2")
@@ -25,9 +25,9 @@ CAUSAL = ("llama", "qwen2", "gpt2")
 def test_states_are_those_of_transformers(family, lm):
     """The logits at the answer's place, one text at a time through the model's own forward."""
     tower = lm(family)
-    states = tower(passages().form(), read="mask")
+    states = tower(passages().with_template(), output="mask")
     for i, state in enumerate(states):
-        row = tower.writer.row(passages().form(), i, 0, 0)
+        row = tower.template_tokenizer.tokenize(passages().with_template(), i, 0, 0)
         if tower.kind == "seq2seq":
             begin = [tower.net.config.decoder_start_token_id, tower.tokenizer.convert_tokens_to_ids("<extra_id_0>")]
             own = tower.net(input_ids=torch.tensor([row.ids]), decoder_input_ids=torch.tensor([begin])).logits[0, 1]
@@ -35,22 +35,25 @@ def test_states_are_those_of_transformers(family, lm):
             place = row.ids.index(tower.tokenizer.mask_token_id)
             own = tower.net(input_ids=torch.tensor([row.ids])).logits[0, place]
         else:
-            own = tower.net(input_ids=torch.tensor([row.ids[: row.begin]])).logits[0, -1]
-        assert torch.allclose(tower.vocabulary(state[None])[0], own, atol=2e-5 * float(own.abs().max()))
+            own = tower.net(input_ids=torch.tensor([row.ids[: row.answer_start]])).logits[0, -1]
+        assert torch.allclose(tower.vocabulary_logits(state[None])[0], own, atol=2e-5 * float(own.abs().max()))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_a_response_is_as_likely_as_transformers_says(family, lm):
     tower = lm(family)
-    states, targets = tower(passages().form(), read="response"), tower.targets(passages().form())
+    states, targets = (
+        tower(passages().with_template(), output="response"),
+        tower.response_tokens(passages().with_template()),
+    )
     mine = torch.cat([s.log_softmax(-1)[range(len(t)), t] for s, t in zip(
-        tower.vocabulary(states).split([len(t) for t in targets]), targets, strict=True)])  # fmt: skip
+        tower.vocabulary_logits(states).split([len(t) for t in targets]), targets, strict=True)])  # fmt: skip
     own = []
     for i, target in enumerate(targets):
         assert target[-1] == tower.tokenizer.eos_token_id
-        row = tower.writer.row(passages().form(), i, 0, 0)
+        row = tower.template_tokenizer.tokenize(passages().with_template(), i, 0, 0)
         if tower.kind == "causal":
-            logits = tower.net(input_ids=torch.tensor([row.ids])).logits[0, row.begin - 1 : -1]
+            logits = tower.net(input_ids=torch.tensor([row.ids])).logits[0, row.answer_start - 1 : -1]
         else:
             begin = [tower.net.config.decoder_start_token_id, tower.tokenizer.convert_tokens_to_ids("<extra_id_0>")]
             given = torch.tensor([[*begin, *target[:-1]]])
@@ -63,12 +66,12 @@ def test_a_response_is_as_likely_as_transformers_says(family, lm):
 def test_an_answer_does_not_depend_on_its_batch(family, lm):
     tower = lm(family)
     prompt = Prompt(
-        {0: torch.randn(1, 4, tower.dim, generator=generator("t"))}, prefix(tower), parts(tower, "q", "down")
+        {0: torch.randn(1, 4, tower.dim, generator=make_generator("t"))}, prefix(tower), parts(tower, "q", "down")
     )
-    for how, read in ((passages(), "pooled"), (passages().form(), "mask")):
+    for how, read in ((passages(), "pooled"), (passages().with_template(), "mask")):
         for given in (Prompt(), prompt):
             whole = tower(how, given, read)
-            alone = torch.cat([tower(how.part(i, i + 1), given, read) for i in range(len(how))])
+            alone = torch.cat([tower(how.slice(i, i + 1), given, read) for i in range(len(how))])
             assert torch.allclose(whole, alone, atol=1e-5 * float(whole.abs().max()))
 
 
@@ -76,16 +79,18 @@ def test_an_answer_does_not_depend_on_its_batch(family, lm):
 def test_every_site_is_reached_and_left_as_it_was(family, lm):
     tower = lm(family)
     read = "mask" if tower.kind == "seq2seq" else "pooled"  # a decoder's sites are for what the decoder gives
-    bare = tower(passages().form(), read=read)
+    bare = tower(passages().with_template(), output=read)
     for site in tower.sites():
         with torch.no_grad():
             moved = tower(
-                passages().form(), Prompt(beside={site: lambda given, made: made + 0.1 * made.roll(1, -1)}), read
+                passages().with_template(),
+                Prompt(adapters={site: lambda given, made: made + 0.1 * made.roll(1, -1)}),
+                read,
             )
-            same = tower(passages().form(), Prompt(beside={site: lambda given, made: made}), read)
+            same = tower(passages().with_template(), Prompt(adapters={site: lambda given, made: made}), read)
         assert (moved - bare).abs().max() > 1e-4, site
         assert torch.allclose(same, bare, atol=1e-5), site
-    assert torch.equal(bare, tower(passages().form(), read=read))
+    assert torch.equal(bare, tower(passages().with_template(), output=read))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -101,7 +106,7 @@ def test_what_parts_are_given(family, lm):
         return part
 
     every = tower.sites()
-    tower(passages().form(), Prompt(beside={site: note(site) for site in every}), "mask")
+    tower(passages().with_template(), Prompt(adapters={site: note(site) for site in every}), "mask")
     for site, (a, b) in every.items():
         assert (met[site][0].shape[-1], met[site][1].shape[-1]) == (a, b), site
     first = "enc/0" if tower.kind == "seq2seq" else "0"
@@ -116,12 +121,12 @@ def test_what_parts_are_given(family, lm):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parts_in_the_weights_give_the_same(family, lm):
     tower = lm(family)
-    prompt = Prompt(beside=parts(tower, "q", "k", "v", "out", "up", "down"))
+    prompt = Prompt(adapters=parts(tower, "q", "k", "v", "out", "up", "down"))
     before = {name: t.clone() for name, t in tower.net.state_dict().items()}
     folded, read = tower.merged(prompt), "mask" if tower.kind == "seq2seq" else "pooled"
-    want = tower(passages().form(), prompt, read)
-    assert torch.allclose(folded(passages().form(), read=read), want, atol=1e-4)
-    assert (tower(passages().form(), read=read) - want).abs().max() > 0.01
+    want = tower(passages().with_template(), prompt, read)
+    assert torch.allclose(folded(passages().with_template(), output=read), want, atol=1e-4)
+    assert (tower(passages().with_template(), output=read) - want).abs().max() > 0.01
     assert all(torch.equal(t, before[name]) for name, t in tower.net.state_dict().items())
     with pytest.raises(ValueError, match="can't be folded"):
         tower.merged(Prompt(prefix=prefix(tower)))
@@ -144,7 +149,7 @@ def test_a_prefix_is_what_a_cache_would_be(family, lm):
     tower, kv = lm(family), prefix(lm(family))
     for i, text in enumerate(TEXTS):
         want = naive_prefix(tower, text, kv)[-1]
-        assert torch.allclose(tower(passages().part(i, i + 1), Prompt(prefix=kv))[0], want, atol=1e-5)
+        assert torch.allclose(tower(passages().slice(i, i + 1), Prompt(prefix=kv))[0], want, atol=1e-5)
 
 
 def attention_by_hand(x, q, k, v, kv, heads, bias, scale):
@@ -163,7 +168,7 @@ def test_a_prefix_of_an_encoder_by_hand(family, lm):
     tower = lm(family)
     kv, ids = prefix(tower), torch.tensor(tower.tokenizer(TEXTS[0])["input_ids"])
     if family == "t5":
-        blocks, heads, x = tower.net.encoder.block, tower.heads, tower.net.shared(ids)
+        blocks, heads, x = tower.net.encoder.block, tower.n_heads, tower.net.shared(ids)
         bias = blocks[0].layer[0].SelfAttention.compute_bias(len(ids), len(ids))[0]
         for i, block in enumerate(blocks):
             a, h = block.layer[0].SelfAttention, block.layer[0].layer_norm(x)
@@ -185,7 +190,7 @@ def test_a_prefix_of_an_encoder_by_hand(family, lm):
 
 @torch.no_grad()
 def test_soft_tokens_are_no_part_of_a_mean_nor_the_first_of_a_text(lm):
-    tokens = torch.randn(1, 4, 48, generator=generator("soft"))
+    tokens = torch.randn(1, 4, 48, generator=make_generator("soft"))
     for family in ("t5", "bert"):
         tower = lm(family)
         ids = torch.tensor([tower.tokenizer(TEXTS[1])["input_ids"]])
@@ -200,40 +205,44 @@ def test_soft_tokens_are_no_part_of_a_mean_nor_the_first_of_a_text(lm):
 def test_a_text_that_was_read_before_is_as_if_it_stood_there(family, lm):
     """States, and what is written: against the whole text at once."""
     tower, begin = lm(family), "It was great.\n\n"
-    read = tower.past(begin)
-    after = replace(passages().form(), after=True)
-    mine = tower.vocabulary(tower(after, read, "mask"))
+    read = tower.encode_prefix(begin)
+    after = replace(passages().with_template(), follows_prefix=True)
+    mine = tower.vocabulary_logits(tower(after, read, "mask"))
     for i in range(len(TEXTS)):
-        row = tower.writer.row(after, i, 0, 0)
-        ids = torch.tensor([tower.writer.begun(begin) + row.ids[: row.begin]])
+        row = tower.template_tokenizer.tokenize(after, i, 0, 0)
+        ids = torch.tensor([tower.template_tokenizer.tokenize_beginning(begin) + row.ids[: row.answer_start]])
         assert torch.allclose(mine[i], tower.net(ids).logits[0, -1], atol=1e-4)
     whole = tower.net.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=0
     )
     whole = whole[0, ids.shape[1] :]
     written = tower.tokenizer.decode(whole, skip_special_tokens=True).strip()
-    assert tower.generate(after.part(6, 7), read, max_new_tokens=5) == [written]
+    assert tower.generate(after.slice(6, 7), read, max_new_tokens=5) == [written]
 
 
 @pytest.mark.parametrize("family", [*CAUSAL, "t5"])
 def test_what_is_written_is_what_is_likeliest_step_by_step(family, lm):
     """With tokens, prefix and parts at once, several texts side by side, against one pass for each new token."""
     tower = lm(family)
-    prompt = Prompt({0: torch.randn(1, 4, tower.dim, generator=generator("t"))}, prefix(tower), parts(tower, "q", "up"))
-    written = tower.generate(passages().form(), prompt, max_new_tokens=4)
+    prompt = Prompt(
+        {0: torch.randn(1, 4, tower.dim, generator=make_generator("t"))}, prefix(tower), parts(tower, "q", "up")
+    )
+    written = tower.generate(passages().with_template(), prompt, max_new_tokens=4)
     for i in (0, 5):
         said, tokenizer = [], tower.tokenizer
         for _ in range(4):
-            given = replace(passages().form().part(i, i + 1), responses=("x",))
-            tower.writer.spelled = lambda words, space=None, said=said: [[*said, 0]]  # the answer so far and any token
-            tower.writer.done.clear()
-            best = int(tower.vocabulary(tower(given, prompt, "response")[-1:]).argmax())
-            del tower.writer.spelled
+            given = replace(passages().with_template().slice(i, i + 1), responses=("x",))
+            tower.template_tokenizer.tokenize_answers = lambda words, space=None, said=said: [
+                [*said, 0]
+            ]  # the answer so far and any token
+            tower.template_tokenizer.cache.clear()
+            best = int(tower.vocabulary_logits(tower(given, prompt, "response")[-1:]).argmax())
+            del tower.template_tokenizer.tokenize_answers
             if best == tokenizer.eos_token_id:
                 break
             said.append(best)
         assert tokenizer.decode(said, skip_special_tokens=True).strip() == written[i]
-    tower.writer.done.clear()
+    tower.template_tokenizer.cache.clear()
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -247,42 +256,46 @@ def test_what_is_written_has_positions(family, lm):
             lambda m, a, k, seen=seen: seen.append(int(k["position_ids"].max())), with_kwargs=True
         )
         alone = [
-            tower.generate(Passages((item,)), prompt, max_new_tokens=most, eos_token_id=-1)[0] for item in (short, long)
+            tower.generate(TextBatch((item,)), prompt, max_new_tokens=most, eos_token_id=-1)[0]
+            for item in (short, long)
         ]
         handle.remove()
-        assert tower.generate(Passages((short, long)), prompt, max_new_tokens=most, eos_token_id=-1) == alone
-        assert max(seen) + tower.shift(prompt) == 126  # of 0 to 127; the last token is written and not read
+        assert tower.generate(TextBatch((short, long)), prompt, max_new_tokens=most, eos_token_id=-1) == alone
+        assert max(seen) + tower.position_shift(prompt) == 126  # of 0 to 127; the last token is written and not read
         told = replace(long, response="great " * 40)
-        assert tower.generate(Passages((told,)), prompt, max_new_tokens=most, eos_token_id=-1) == alone[1:]
+        assert tower.generate(TextBatch((told,)), prompt, max_new_tokens=most, eos_token_id=-1) == alone[1:]
 
 
 def test_soft_tokens_stand_where_the_template_says(lm):
     for family in FAMILIES:
         tower = lm(family)
-        shown = passages(["won the final"]).form("{2} The team {text} {3} end.")
-        row = tower.writer.row(shown, 0, 5, 0)
-        words = [tower.tokenizer.decode([k]) for j, k in enumerate(row.ids) if j not in row.soft]
+        shown = passages(["won the final"]).with_template("{2} The team {text} {3} end.")
+        row = tower.template_tokenizer.tokenize(shown, 0, 5, 0)
+        words = [tower.tokenizer.decode([k]) for j, k in enumerate(row.ids) if j not in row.soft_positions]
         plain = tower.tokenizer("The team won the final end.")["input_ids"]
-        ids = [k for j, k in enumerate(row.ids[: row.begin]) if j not in row.soft]
+        ids = [k for j, k in enumerate(row.ids[: row.answer_start]) if j not in row.soft_positions]
         assert ids == (plain[:-1] if tower.kind == "causal" and plain[-1] == tower.tokenizer.eos_token_id else plain), (
             words
         )
         first = row.ids.index(ids[0]) if tower.kind != "encoder" else 1
-        assert row.soft[:2] == [row.soft[0], row.soft[0] + 1]
-        assert row.soft[0] in (0, 1, first)
-        before_end = tower.tokenizer.decode(row.ids[row.soft[-1] + 1 : row.begin]).strip()
+        assert row.soft_positions[:2] == [row.soft_positions[0], row.soft_positions[0] + 1]
+        assert row.soft_positions[0] in (0, 1, first)
+        before_end = tower.tokenizer.decode(row.ids[row.soft_positions[-1] + 1 : row.answer_start]).strip()
         assert before_end.startswith("end")
         with pytest.raises(ValueError, match="places for 5 soft tokens, but the method brings 4"):
-            tower.writer.row(shown, 0, 4, 0)
+            tower.template_tokenizer.tokenize(shown, 0, 4, 0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "roberta", "t5"])
 def test_soft_tokens_split_no_word_from_its_first_letters(family, lm):
     """Where tokens have the space before a word in them, soft tokens at a word stand before all of it."""
     tower = lm(family)
-    shown = passages(["x"]).form("It was {2} good {text}")
-    row = tower.writer.row(shown, 0, 2, 0)
-    assert tower.tokenizer.decode(row.ids[row.soft[-1] + 1 : row.begin], skip_special_tokens=True).strip() == "good x"
+    shown = passages(["x"]).with_template("It was {2} good {text}")
+    row = tower.template_tokenizer.tokenize(shown, 0, 2, 0)
+    assert (
+        tower.tokenizer.decode(row.ids[row.soft_positions[-1] + 1 : row.answer_start], skip_special_tokens=True).strip()
+        == "good x"
+    )
 
 
 def test_a_text_too_long_is_cut_in_its_longest_field(lm):
@@ -291,13 +304,13 @@ def test_a_text_too_long_is_cut_in_its_longest_field(lm):
         tower = lm(family)
         for cut in ("end", "start"):
             fields = {"text": f"great {long} terrible", "ask": "docs?"}
-            item = Passage(f"long {cut}", fields, "{text} {ask} It was {mask}", "{text}", cut=cut)
+            item = TextItem(f"long {cut}", fields, "{text} {ask} It was {mask}", "{text}", truncation_side=cut)
             tower.notes.pop("texts", None)
-            state = tower(Passages((item,)).form(), Prompt(prefix=prefix(tower)), "mask")
+            state = tower(TextBatch((item,)).with_template(), Prompt(prefix=prefix(tower)), "mask")
             assert "128 positions" in tower.notes["texts"]
             assert f"cut at the {cut} of" in tower.notes["texts"]
             assert state.isfinite().all()
-            row = tower.writer.row(Passages((item,)).form(), 0, 0, 5)
+            row = tower.template_tokenizer.tokenize(TextBatch((item,)).with_template(), 0, 0, 5)
             text = tower.tokenizer.decode(row.ids)
             assert len(row.ids) == 128 - 5
             assert "docs" in text
@@ -307,20 +320,20 @@ def test_a_text_too_long_is_cut_in_its_longest_field(lm):
 
 
 def test_templates():
-    assert [p.n for p in pieces("{ctx} {text} {ctx} {mask}", 5) if p.kind == "tokens"] == [2, 3]
-    assert "".join(p.text for p in pieces("a {{b}} {text}")) == "a {b} text"
-    for wrong, why in (("no field", "shows no field"), ("{text} {mask} {mask}", "two places")):
+    assert [p.n_soft_tokens for p in parse_template("{ctx} {text} {ctx} {mask}", 5) if p.kind == "tokens"] == [2, 3]
+    assert "".join(p.text for p in parse_template("a {{b}} {text}")) == "a {b} text"
+    for wrong, why in (("no field", "shows no field"), ("{text} {mask} {mask}", "at most one")):
         with pytest.raises(ValueError, match=why):
-            pieces(wrong)
+            parse_template(wrong)
 
 
 def test_segments_of_a_pair(lm):
     tower = lm("bert")
-    pair = Passage("pair", {"a": "the file", "b": "the team"}, "{a}{sep}{b}{mask}", "{a}{sep}{b}")
-    row = tower.writer.row(Passages((pair,)), 0, 0, 0)
+    pair = TextItem("pair", {"a": "the file", "b": "the team"}, "{a}{sep}{b}{mask}", "{a}{sep}{b}")
+    row = tower.template_tokenizer.tokenize(TextBatch((pair,)), 0, 0, 0)
     want = tower.tokenizer("the file", "the team", return_token_type_ids=True)
     assert row.ids == want["input_ids"]
-    assert row.types == want["token_type_ids"]
+    assert row.token_types == want["token_type_ids"]
 
 
 def test_without_a_pad_token_rows_are_filled_all_the_same(lm):
@@ -334,20 +347,22 @@ def test_words_after_a_text(lm):
         tower = lm(family)
         whole = tower.tokenizer("It was great", add_special_tokens=False)["input_ids"]
         begin = tower.tokenizer("It was", add_special_tokens=False)["input_ids"]
-        assert tower.spelled(["great"], SHOWN) == [whole[len(begin) :]]
+        assert tower.tokenize_answers(["great"], SHOWN) == [whole[len(begin) :]]
         line, start = (tower.tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("It was\ngreat", "It was\n"))
-        assert tower.spelled(["great"], "It was\n{mask}") == [line[len(start) :]]
+        assert tower.tokenize_answers(["great"], "It was\n{mask}") == [line[len(start) :]]
         for word in ("nd", "They", "s", "1990", "\n\nx"):  # no letter is lost to what stands before
-            [ids] = tower.spelled([word], "It was:{mask}")
+            [ids] = tower.tokenize_answers([word], "It was:{mask}")
             assert tower.tokenizer.decode(ids) == word
 
 
 def test_texts_of_like_length_stand_together():
-    items = tuple(Passage(str(i), {"text": "x" * (i % 37 + 1)}, SHOWN, "{text}") for i in range(130))
+    items = tuple(TextItem(str(i), {"text": "x" * (i % 37 + 1)}, SHOWN, "{text}") for i in range(130))
     split = Split(items, tuple(i % 2 for i in range(130)), ("a", "b"))
     batches = list(split.batches(8, seed=1))
     assert sorted(key for b in batches for key in b.inputs.keys) == sorted(i.key for i in items)
-    spread = [max(i.size for i in b.inputs.items) - min(i.size for i in b.inputs.items) for b in batches]
+    spread = [
+        max(i.n_characters for i in b.inputs.items) - min(i.n_characters for i in b.inputs.items) for b in batches
+    ]
     assert sum(spread[:-1]) / len(spread[:-1]) < 5
     left = {
         k for epoch in range(60) for b in split.batches(8, seed=1, epoch=epoch, drop_last=True) for k in b.inputs.keys
@@ -368,19 +383,21 @@ def test_texts_of_like_length_stand_together():
 def test_checkpointing_changes_no_gradient(lm):
     for family in FAMILIES:
         tower, found = lm(family), []
-        tokens = nn.Parameter(torch.randn(1, 4, tower.dim, generator=generator("t")))
+        tokens = nn.Parameter(torch.randn(1, 4, tower.dim, generator=make_generator("t")))
         kv = {layer: (k.requires_grad_(), v) for layer, (k, v) in prefix(tower).items()}
         beside, first = parts(tower, "q", "down"), next(iter(kv.values()))[0]
-        for tower.checkpointing in (False, True):
-            made = tower(passages().form(), Prompt({0: tokens}, kv, beside), "mask" if family == "t5" else "pooled")
+        for tower.activation_checkpointing in (False, True):
+            made = tower(
+                passages().with_template(), Prompt({0: tokens}, kv, beside), "mask" if family == "t5" else "pooled"
+            )
             found.append(torch.autograd.grad(made.square().sum(), [tokens, first]))
-        tower.checkpointing = False
+        tower.activation_checkpointing = False
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
 def test_features_are_kept(lm):
     tower = lm("bert")
-    first, again = tower(passages()), tower(passages().some([3, 1]))
+    first, again = tower(passages()), tower(passages().select([3, 1]))
     assert torch.equal(first[[3, 1]], again)
     calls = []
     handle = tower.trunk.register_forward_hook(lambda *a: calls.append(1))
@@ -396,7 +413,7 @@ def test_a_folder_that_sentence_transformers_wrote_says_how_it_pools(folders, tm
     shutil.copytree(folders("bert"), where)
     (where / "1_Pooling").mkdir()
     (where / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    tower = language(str(where), spec="hf:st", device="cpu")
+    tower = load_language_model(str(where), spec="hf:st", device="cpu")
     ids = torch.tensor([tower.tokenizer(TEXTS[0])["input_ids"]])
     want = tower.trunk(input_ids=ids).last_hidden_state[0].mean(0)
     assert torch.allclose(tower(passages())[0], want, atol=1e-5)
@@ -426,17 +443,17 @@ def test_bad_models(folders, tmp_path):
 def test_refusals(lm):
     bert, llama = lm("bert"), lm("llama")
     with pytest.raises(ValueError, match="is an encoder and writes no response"):
-        bert(passages(), read="response")
+        bert(passages(), output="response")
     with pytest.raises(ValueError, match="reads from both sides"):
-        bert.past("x")
+        bert.encode_prefix("x")
     with pytest.raises(ValueError, match="takes tokens at its first layer"):
         llama(passages(), Prompt(tokens={1: torch.zeros(1, 2, 48)}))
     with pytest.raises(ValueError, match="no place for the answer"):
-        bert(passages(), read="mask")
+        bert(passages(), output="mask")
     with pytest.raises(ValueError, match="reads from left to right"):
-        llama(passages().form("{mask} {text}"))
+        llama(passages().with_template("{mask} {text}"))
     with pytest.raises(ValueError, match=r"has \{title\}, but the text 'text A' has the fields text"):
-        llama(passages(["A"]).form("{title}"))
+        llama(passages(["A"]).with_template("{title}"))
     with pytest.raises(ValueError, match="is empty"):
         bert(passages([""]))
     with pytest.raises(ValueError, match="has no site 'patch'"):
@@ -449,30 +466,32 @@ def test_half_precision_is_near(folders, lm):
         whole, made = lm(family)(passages()), half(passages())
         assert made.dtype == torch.float32
         assert float((whole - made).norm() / whole.norm()) < 0.03
-        assert math.isclose(half.size, lm(family).size)
+        assert math.isclose(half.n_parameters, lm(family).n_parameters)
         part = parts(half, "q")
-        assert half(passages(), Prompt(beside=part)).isfinite().all()
+        assert half(passages(), Prompt(adapters=part)).isfinite().all()
 
 
 def test_a_chat_is_written_as_its_tokenizer_has_it(lm):
-    talk = Passage("chat", {"messages": '[{"role": "user", "content": "Was it great?"}]'}, "{messages}", "{messages}",
+    talk = TextItem("chat", {"messages": '[{"role": "user", "content": "Was it great?"}]'}, "{messages}", "{messages}",
                    response="It was.")  # fmt: skip
     tower = lm("llama")
-    row = tower.writer.row(Passages((talk,)), 0, 0, 0)
+    row = tower.template_tokenizer.tokenize(TextBatch((talk,)), 0, 0, 0)
     assert tower.tokenizer.decode(row.ids) == "<|user|>Was it great?\n<|assistant|>It was.</s>"
-    assert tower.tokenizer.decode(row.ids[row.begin :]) == "It was.</s>"
+    assert tower.tokenizer.decode(row.ids[row.answer_start :]) == "It was.</s>"
     long = replace(talk, key="nd", response="nd it")
-    row = tower.writer.row(Passages((long,)), 0, 0, 0)
-    assert tower.tokenizer.decode(row.ids[row.begin :]) == "nd it</s>"
+    row = tower.template_tokenizer.tokenize(TextBatch((long,)), 0, 0, 0)
+    assert tower.tokenizer.decode(row.ids[row.answer_start :]) == "nd it</s>"
     for cut in ("end", "start"):  # of what was said, not of what says who speaks
         long = '[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "' + "file " * 300 + '"}]'
-        row = tower.writer.row(Passages((replace(talk, key=cut, fields={"messages": long}, cut=cut),)), 0, 0, 0)
+        row = tower.template_tokenizer.tokenize(
+            TextBatch((replace(talk, key=cut, fields={"messages": long}, truncation_side=cut),)), 0, 0, 0
+        )
         shown = tower.tokenizer.decode(row.ids)
         assert len(row.ids) == 128
         assert shown.startswith("<s><|system|>Be brief.\n<|user|>") or shown.startswith("<|system|>Be brief.\n<|user|>")
         assert "\n<|assistant|>It was.</s>" in shown
     with pytest.raises(ValueError, match="has no chat template"):
-        lm("gpt2")(Passages((talk,)))
+        lm("gpt2")(TextBatch((talk,)))
 
 
 def test_a_wrapped_model(folders):
@@ -480,7 +499,7 @@ def test_a_wrapped_model(folders):
     import transformers
 
     net = transformers.AutoModelForCausalLM.from_pretrained(folders("llama"))
-    tower = wrap(net, transformers.AutoTokenizer.from_pretrained(folders("llama")), "causal", "mine")
+    tower = wrap_language_model(net, transformers.AutoTokenizer.from_pretrained(folders("llama")), "causal", "mine")
     assert tower(passages()).shape == (7, 48)
     assert not any(p.requires_grad for p in net.parameters())
     with warnings.catch_warnings():
@@ -492,31 +511,31 @@ def test_a_wrapped_model(folders):
 def test_packed_rows_give_the_same(family, lm):
     """Several texts in a row: states and gradients of soft tokens, prefix and parts are those of one text a row."""
     tower, found = lm(family), []
-    tokens = nn.Parameter(torch.randn(1, 3, tower.dim, generator=generator("t")))
+    tokens = nn.Parameter(torch.randn(1, 3, tower.dim, generator=make_generator("t")))
     kv = {layer: (k.requires_grad_(), v) for layer, (k, v) in prefix(tower).items()}
     prompt, first = Prompt({0: tokens}, kv, parts(tower, "q", "down")), next(iter(kv.values()))[0]
-    inputs = passages().form("{2} {text} {1} It was {mask}")
-    rows = [len(tower.writer.row(inputs, i, 3, 5).ids) for i in range(len(inputs))]
+    inputs = passages().with_template("{2} {text} {1} It was {mask}")
+    rows = [len(tower.template_tokenizer.tokenize(inputs, i, 3, 5).ids) for i in range(len(inputs))]
     widths = []
     handle = tower.trunk.register_forward_pre_hook(
         lambda m, a, k: widths.append(k["inputs_embeds"].shape[:2]), with_kwargs=True
     )
     for packed in (False, True):
-        states = tower(replace(inputs, packed=packed), prompt, "response")
+        states = tower(replace(inputs, allows_packing=packed), prompt, "response")
         found.append((states, *torch.autograd.grad(states.square().sum(), [tokens, first])))
     handle.remove()
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*found, strict=True))
     assert math.prod(widths[0]) == max(rows) * len(rows)
     assert widths[1][0] < len(rows)
     with pytest.raises(ValueError, match="packing is for responses of causal models"):
-        lm("t5")(replace(passages(), packed=True), read="response")
+        lm("t5")(replace(passages(), allows_packing=True), output="response")
 
 
 def test_words_that_were_cut_are_answered_by_what_was_read(lm):
     words = " ".join(["file"] * 300)
-    item = Passage("many words", {"words": words}, "{words} {mask}", "{words}", tags=(0,) * 300)
+    item = TextItem("many words", {"words": words}, "{words} {mask}", "{words}", tags=(0,) * 300)
     lm("bert").notes.clear()
-    states = lm("bert")(Passages((item,)), read="words")
+    states = lm("bert")(TextBatch((item,)), output="words")
     assert "many words" in lm("bert").notes["texts"]
     assert states.shape == (300, 48)
     assert torch.equal(states[299], states[298])
@@ -527,11 +546,11 @@ def test_a_response_too_long_is_cut_at_half_the_positions(lm):
     """And not where the text beside it is short enough."""
     tower, said = lm("llama"), " ".join(["file"] * 100)
     for text, left in (("great " * 60, 64), ("great", None)):
-        item = Passage(f"said {text}", {"text": text.strip()}, SHOWN, "{text}", response=said)
-        row = tower.writer.row(Passages((item,)).form(), 0, 0, 0)
+        item = TextItem(f"said {text}", {"text": text.strip()}, SHOWN, "{text}", response=said)
+        row = tower.template_tokenizer.tokenize(TextBatch((item,)).with_template(), 0, 0, 0)
         assert len(row.ids) == 128
-        assert len(row.answer) == (left or 128 - row.begin)
-        assert tower.tokenizer.decode(row.ids[: row.begin]).endswith("It was")
+        assert len(row.answer_ids) == (left or 128 - row.answer_start)
+        assert tower.tokenizer.decode(row.ids[: row.answer_start]).endswith("It was")
 
 
 def test_a_model_without_its_head_has_the_same_key_every_time(folders, tmp_path):
@@ -545,4 +564,4 @@ def test_a_model_without_its_head_has_the_same_key_every_time(folders, tmp_path)
     assert one.key == two.key
     assert torch.allclose(one(passages()), two(passages()))
     with pytest.raises(ValueError, match="has no head over its vocabulary"):
-        one(passages().form(), read="mask")
+        one(passages().with_template(), output="mask")

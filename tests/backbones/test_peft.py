@@ -11,10 +11,10 @@ import torch
 import vlprompt
 from vlprompt import methods
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name
-from vlprompt.core.texts import Passage, Passages
+from vlprompt.core.class_names import ClassName
+from vlprompt.core.texts import TextBatch, TextItem
 from vlprompt.data.dataset import Data
-from vlprompt.engine.train_config import Train
+from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.runner import run
 from vlprompt.layers import verbalizers
 from vlprompt.tasks import Text
@@ -28,7 +28,7 @@ LEFT = ("llama", "gpt2", "bert", "t5")
 AUTO = dict.fromkeys(("llama", "qwen2", "gpt2"), "AutoModelForCausalLM") | {"t5": "AutoModelForSeq2SeqLM"}
 GOOD = ("good", "great", "warm", "funny", "well", "fast", "clean", "won")
 BAD = ("bad", "terrible", "boring", "long", "slow", "fell", "lost", "oil")
-NAMES = (Name("negative", words=("terrible",)), Name("positive", words=("great",)))
+NAMES = (ClassName("negative", words=("terrible",)), ClassName("positive", words=("great",)))
 MAPS = {  # query and value, what feeds forward, norms
     **dict.fromkeys(("llama", "qwen2"), (["q_proj", "v_proj"], ["down_proj"], ["input_layernorm"])),
     "gpt2": (["c_attn"], ["mlp.c_proj"], ["ln_1"]),
@@ -107,7 +107,7 @@ def split(n, seed):
     draw, found = random.Random(seed), []
     for i in range(n):
         text = " ".join(draw.choice((BAD, GOOD)[i % 2] + ("the", "module") * 2) for _ in range(draw.randint(3, 9)))
-        found.append(Passage(f"{seed}/{i}", {"text": text}, "{text} It was {mask}", "{text}"))
+        found.append(TextItem(f"{seed}/{i}", {"text": text}, "{text} It was {mask}", "{text}"))
     return Split(tuple(found), tuple(i % 2 for i in range(n)), NAMES)
 
 
@@ -120,18 +120,18 @@ def lesson():
 
 
 def texts(n=4):
-    return Passages(split(n, 9).items)
+    return TextBatch(split(n, 9).items)
 
 
 def answer(method):
     method.eval()
     with torch.no_grad():
-        return method(texts(), method.prepare(NAMES, method.fixed(NAMES))).logits
+        return method(texts(), method.prepare(NAMES, method.precompute(NAMES))).logits
 
 
 def trained(method, steps=2, **train):
-    how = {"lr": 0.01, "batch": 8, "optimizer": "adamw"} | train
-    return run(method, task(), Train(epochs=-(-steps // 2), iterations=steps, warmup=0, **how))
+    how = {"lr": 0.01, "batch_size": 8, "optimizer": "adamw"} | train
+    return run(method, task(), TrainConfig(epochs=-(-steps // 2), iterations=steps, warmup=0, **how))
 
 
 def bits(lm):
@@ -156,7 +156,7 @@ def cells():
 @pytest.mark.parametrize(("family", "kind"), cells())
 def test_a_type_of_peft_trains_on_a_frozen_family(family, kind, load):
     lm = load(family)
-    method = methods.Peft(lm, verbalizers.Words(lm), config(family, kind))
+    method = methods.Peft(lm, verbalizers.Verbalizer(lm), config(family, kind))
     if (family, kind) in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[family, kind]):
             trained(method)
@@ -170,8 +170,8 @@ def test_a_type_of_peft_trains_on_a_frozen_family(family, kind, load):
     moved = [name for name, p in method.named_parameters() if not torch.equal(p, start[name])]
     masked = {name for name, _ in method.named_parameters() if "lora_E" in name}  # of AdaLoRA, from its start at zero
     assert {name for name, _ in method.named_parameters()} - masked == set(moved) - masked
-    assert first.cost["trained_parameters"] < lm.size / 2
-    again = methods.Peft(lm, verbalizers.Words(lm), config(family, kind))
+    assert first.cost["trained_parameters"] < lm.n_parameters / 2
+    again = methods.Peft(lm, verbalizers.Verbalizer(lm), config(family, kind))
     again.restore([lesson()], method.state_dict())
     assert torch.equal(answer(again), answer(method))
 
@@ -201,26 +201,26 @@ def theirs(model, family):
 
 def ours(lm, prompt, family):
     """Logits of the same rows by our passes."""
-    from vlprompt.backbones.hf.tokenization import Row
+    from vlprompt.backbones.hf.tokenization import TokenizedText
 
     ids = tokens(family)["input_ids"].tolist()
     p = prompt.length
     if family == "t5":
-        rows = [Row([5] * p + row, list(range(p)), [0] * (9 + p), answer=[*row[1:4], 7]) for row in ids]
+        rows = [TokenizedText([5] * p + row, list(range(p)), [0] * (9 + p), answer_ids=[*row[1:4], 7]) for row in ids]
         lm.net.config.decoder_start_token_id = ids[0][0]
         found = []
         for row in rows:
             lm.net.config.decoder_start_token_id = row.ids[p]
-            found.append(lm.read([row], prompt, "response")[0])
-        return lm.vocabulary(torch.stack(found))
-    rows = [Row([5] * p + row, list(range(p)), [0] * (9 + p), begin=p) for row in ids]
-    states = lm._hidden(rows, prompt)[:, p:]
-    return lm.vocabulary(lm.family.ready(lm.net)(states))
+            found.append(lm.compute_pass([row], prompt, "response")[0])
+        return lm.vocabulary_logits(torch.stack(found))
+    rows = [TokenizedText([5] * p + row, list(range(p)), [0] * (9 + p), answer_start=p) for row in ids]
+    states = lm._compute_hidden(rows, prompt)[:, p:]
+    return lm.vocabulary_logits(lm.architecture.head_transform(lm.net)(states))
 
 
 def shaken(method, by=0.1):
     """A method that has begun, away from its start."""
-    method.begin(lesson(), torch.Generator().manual_seed(1))
+    method.begin_lesson(lesson(), torch.Generator().manual_seed(1))
     draw = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for p in method.parameters():
@@ -229,11 +229,11 @@ def shaken(method, by=0.1):
 
 
 OWN = {
-    "lora": lambda lm: methods.LoRA(lm, verbalizers.Words(lm), 3, 5.0, tuple(MAP_KINDS[lm.net.config.model_type])),
-    "lora_fa": lambda lm: methods.LoRAFA(lm, verbalizers.Words(lm), 3),
-    "prompt_tuning": lambda lm: methods.PromptTuning(lm, verbalizers.Words(lm), 4, init="random"),
-    "p_tuning": lambda lm: methods.PTuning(lm, verbalizers.Words(lm), 4, hidden=8),
-    "prefix_tuning": lambda lm: methods.PrefixTuning(lm, verbalizers.Words(lm), 4, hidden=16),
+    "lora": lambda lm: methods.LoRA(lm, verbalizers.Verbalizer(lm), 3, 5.0, tuple(MAP_KINDS[lm.net.config.model_type])),
+    "lora_fa": lambda lm: methods.LoRAFA(lm, verbalizers.Verbalizer(lm), 3),
+    "prompt_tuning": lambda lm: methods.PromptTuning(lm, verbalizers.Verbalizer(lm), 4, init="random"),
+    "p_tuning": lambda lm: methods.PTuning(lm, verbalizers.Verbalizer(lm), 4, hidden_dim=8),
+    "prefix_tuning": lambda lm: methods.PrefixTuning(lm, verbalizers.Verbalizer(lm), 4, hidden_dim=16),
 }
 MAP_KINDS = dict.fromkeys(("llama", "qwen2"), ("q", "v", "gate")) | dict.fromkeys(("bert", "roberta"), ("k", "down"))
 MAP_KINDS |= {"gpt2": ("q", "v", "up"), "t5": ("q", "v", "down")}
@@ -250,16 +250,16 @@ def test_an_adapter_from_here_gives_the_same_logits_in_plain_peft(family, name, 
     prompt = method.prompt(1)
     if (family, name) == ("t5", "prefix_tuning"):
         with pytest.raises(ValueError, match="only the decoder's own attention"):
-            lm.save(prompt, tmp_path, {})
+            lm.save_as_peft(prompt, tmp_path, {})
         return
-    lm.save(prompt, tmp_path, {})
+    lm.save_as_peft(prompt, tmp_path, {})
     net = plain(folder, family)
     bare = theirs(net, family)
     model = PeftModel.from_pretrained(net, tmp_path).eval()
     assert torch.allclose(theirs(model, family), ours(lm, prompt, family), atol=1e-5, rtol=1e-5)
     assert (theirs(model, family) - bare).abs().max() > 0.01
-    again = methods.Peft(lm, verbalizers.Words(lm), {"path": str(tmp_path)})
-    again.begin(lesson(), torch.Generator())
+    again = methods.Peft(lm, verbalizers.Verbalizer(lm), {"path": str(tmp_path)})
+    again.begin_lesson(lesson(), torch.Generator())
     assert torch.allclose(answer(again), answer(method), atol=1e-4, rtol=1e-4)
 
 
@@ -271,16 +271,16 @@ def test_what_peft_trained_here_loads_in_plain_peft(family, kind, load, folder, 
     from peft import PeftModel
 
     lm = load(family)
-    method = methods.Peft(lm, verbalizers.Words(lm), config(family, kind))
+    method = methods.Peft(lm, verbalizers.Verbalizer(lm), config(family, kind))
     trained(method, 4, lr=0.05)
     method.eval()
-    method.adapted.save(tmp_path, {"weights": lm.key.partition("#")[2]})
+    method.adapter.save(tmp_path, {"weights": lm.key.partition("#")[2]})
     model = PeftModel.from_pretrained(plain(folder, family), tmp_path).eval()
     with torch.no_grad():
         mine = ours(method.tower, method.prompt(1), family)
     assert torch.allclose(theirs(model, family), mine, atol=1e-5, rtol=1e-5)
-    again = methods.Peft(lm, verbalizers.Words(lm), {"path": str(tmp_path)})
-    again.begin(lesson(), torch.Generator())
+    again = methods.Peft(lm, verbalizers.Verbalizer(lm), {"path": str(tmp_path)})
+    again.begin_lesson(lesson(), torch.Generator())
     assert torch.allclose(answer(again), answer(method), atol=1e-5)
 
 
@@ -301,20 +301,20 @@ def close(a, b, by=1e-4):
 @torch.no_grad()
 def test_a_merged_model_has_the_weight_and_the_update_in_it(base, load, tmp_path):
     lm = load("wide", base)
-    method = shaken(methods.LoRA(lm, verbalizers.Words(lm), 3, 6.0, ("q", "down")))
-    lm(texts(), method.prompt(4), read="mask")  # a pass changes what bitsandbytes holds
+    method = shaken(methods.LoRA(lm, verbalizers.Verbalizer(lm), 3, 6.0, ("q", "down")))
+    lm(texts(), method.prompt(4), output="mask")  # a pass changes what bitsandbytes holds
     before = bits(lm)
     lm.save_merged(method.prompt(1), tmp_path)
     assert same(bits(lm), before)
     net = reloaded(tmp_path, "llama")
     layer, mine = net.model.layers[1].mlp.down_proj, lm.net.model.layers[1].mlp.down_proj
-    part = method.parts["1/down"]
+    part = method.adapters["1/down"]
     wanted = in_full(mine) + 2.0 * part.up @ part.down
     assert layer.weight.dtype == torch.float32
     assert close(layer.weight, wanted, 1e-6)
     assert close(net.model.layers[1].self_attn.v_proj.weight, in_full(lm.net.model.layers[1].self_attn.v_proj), 1e-6)
     assert close(theirs(net, "llama"), ours(lm, method.prompt(1), "llama"), {"hf": 1e-5}.get(base, 0.05))
-    assert vlprompt.load(f"hf:{tmp_path}").base == "fp32"
+    assert vlprompt.load(f"hf:{tmp_path}").weight_precision == "fp32"
 
 
 def in_full(module):
@@ -335,7 +335,7 @@ def in_full(module):
 @pytest.mark.parametrize(("family", "base"), [("llama", "hf"), ("llama", "hf-nf4"), ("t5", "hf")])
 def test_an_adapter_of_peft_merges_exactly_or_is_refused(family, base, kind, load, tmp_path):
     lm = load(family, base)
-    method = methods.Peft(lm, verbalizers.Words(lm), config(family, kind))
+    method = methods.Peft(lm, verbalizers.Verbalizer(lm), config(family, kind))
     if (base, kind) == ("hf-nf4", "PISSA"):
         with pytest.raises(ValueError, match="initialize PiSSA under float32"):
             trained(method)
@@ -343,7 +343,7 @@ def test_an_adapter_of_peft_merges_exactly_or_is_refused(family, base, kind, loa
     trained(method, 2, lr=0.02)
     method.eval()
     before = bits(lm)
-    method.adapted.save_merged(tmp_path)
+    method.adapter.save_merged(tmp_path)
     assert same(bits(lm), before)
     with torch.no_grad():
         mine = ours(method.tower, method.prompt(1), family)
@@ -352,11 +352,11 @@ def test_an_adapter_of_peft_merges_exactly_or_is_refused(family, base, kind, loa
 
 def test_a_merge_that_is_not_exact_is_refused_and_not_written(load, tmp_path, monkeypatch):
     lm = load("llama")
-    method = shaken(methods.LoRA(lm, verbalizers.Words(lm), 3))
+    method = shaken(methods.LoRA(lm, verbalizers.Verbalizer(lm), 3))
     monkeypatch.setattr(
-        type(method.parts["0/q"]), "merge", lambda part, weight, bias: (weight + part.up @ part.down, bias)
+        type(method.adapters["0/q"]), "merge", lambda part, weight, bias: (weight + part.up @ part.down, bias)
     )
-    for part in method.parts.values():
+    for part in method.adapters.values():
         part.scale = 2.0
     with pytest.raises(ValueError, match="not written"):
         lm.save_merged(method.prompt(1), tmp_path / "new")
@@ -371,30 +371,30 @@ def test_a_merge_that_is_not_exact_is_refused_and_not_written(load, tmp_path, mo
 def losses(method, steps=24, **train):
     from vlprompt.engine.loop import fit
 
-    method.begin(lesson(), torch.Generator().manual_seed(1))
-    how = {"lr": 0.01, "batch": 8, "optimizer": "adamw", "warmup": 0, "schedule": "constant"} | train
-    return [step.loss for step in fit(method, lesson(), Train(epochs=100, iterations=steps, **how))]
+    method.begin_lesson(lesson(), torch.Generator().manual_seed(1))
+    how = {"lr": 0.01, "batch_size": 8, "optimizer": "adamw", "warmup": 0, "schedule": "constant"} | train
+    return [step.loss for step in fit(method, lesson(), TrainConfig(epochs=100, iterations=steps, **how))]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_qlora_learns_on_a_cpu_as_lora_does(family, load):
     lm, full = load(family, "hf-nf4"), load(family)
     kinds = {site.split("/")[-1] for site in full.sites()} & {"q", "k", "v", "out", "up", "gate", "down"}
-    four = methods.QLoRA(lm, verbalizers.Words(lm), 4, 8.0)
+    four = methods.QLoRA(lm, verbalizers.Verbalizer(lm), 4, 8.0)
     before = bits(lm)
-    mine, theirs = losses(four), losses(methods.LoRA(full, verbalizers.Words(full), 4, 8.0, tuple(sorted(kinds))))
+    mine, theirs = losses(four), losses(methods.LoRA(full, verbalizers.Verbalizer(full), 4, 8.0, tuple(sorted(kinds))))
     assert sum(mine[-4:]) < 0.7 * sum(mine[:4])
     assert abs(sum(mine[-4:]) - sum(theirs[-4:])) < 0.3 * sum(theirs[:4])
     assert same(bits(lm), before)
-    assert {site.split("/")[-1] for site in four.parts} == kinds
+    assert {site.split("/")[-1] for site in four.adapters} == kinds
 
 
 def test_gradients_in_4_bits_are_the_same_after_a_test(load):
     lm = load("wide", "hf-nf4")
-    method = shaken(methods.QLoRA(lm, verbalizers.Words(lm), 4))
+    method = shaken(methods.QLoRA(lm, verbalizers.Verbalizer(lm), 4))
 
     def gradient():
-        fixed = method.fixed(NAMES)
+        fixed = method.precompute(NAMES)
         loss = method(texts(), method.prepare(NAMES, fixed)).logits.square().sum()
         return torch.autograd.grad(loss, list(method.parameters()))
 
@@ -406,24 +406,26 @@ def test_gradients_in_4_bits_are_the_same_after_a_test(load):
 def test_4_bits_in_odd_widths_are_told_on_a_cpu(folder):
     with pytest.warns(UserWarning, match="48 wide"):
         vlprompt.load(f"hf-nf4:{folder('llama')}")
-    assert not vlprompt.backbones.opened(f"hf-nf4:{folder('wide')}").notes
+    assert not vlprompt.backbones.load_backbone(f"hf-nf4:{folder('wide')}").notes
 
 
 def test_qlora_wants_a_quantised_base(load):
     lm = load("llama")
     with pytest.raises(ValueError, match="hf-nf4:"):
-        methods.QLoRA(lm, verbalizers.Words(lm)).begin(lesson(), torch.Generator())
+        methods.QLoRA(lm, verbalizers.Verbalizer(lm)).begin_lesson(lesson(), torch.Generator())
 
 
 def test_lora_fa_keeps_its_first_factor(load):
     lm = load("llama")
-    method = methods.LoRAFA(lm, verbalizers.Words(lm), 4)
+    method = methods.LoRAFA(lm, verbalizers.Verbalizer(lm), 4)
     found = losses(method)
-    first = methods.LoRAFA(lm, verbalizers.Words(lm), 4)
-    first.begin(lesson(), torch.Generator().manual_seed(1))
-    assert all(torch.equal(a.down, b.down) for a, b in zip(method.parts.values(), first.parts.values(), strict=True))
+    first = methods.LoRAFA(lm, verbalizers.Verbalizer(lm), 4)
+    first.begin_lesson(lesson(), torch.Generator().manual_seed(1))
+    assert all(
+        torch.equal(a.down, b.down) for a, b in zip(method.adapters.values(), first.adapters.values(), strict=True)
+    )
     assert all("down" in name for name in method.state_dict().keys() - dict(method.named_parameters()).keys())
-    whole = methods.LoRA(lm, verbalizers.Words(lm), 4, 16.0)
+    whole = methods.LoRA(lm, verbalizers.Verbalizer(lm), 4, 16.0)
     assert sum(found[-4:]) < 0.8 * sum(found[:4])
     assert losses(whole, 1)[0] == pytest.approx(found[0])
 
@@ -435,23 +437,25 @@ def test_the_optimizer_of_paged_adamw_is_adamw_and_can_be_resumed(load, monkeypa
     from vlprompt.engine.loop import fit
 
     make = lambda g, t, d: PagedAdamW32bit(g, t.lr, t.betas, t.eps, t.weight_decay)  # noqa: E731
-    monkeypatch.setattr(optimizers, "paged", make)
+    monkeypatch.setattr(optimizers, "build_paged_adamw", make)
     lm = load("llama")
-    paged, plain = (methods.LoRA(lm, verbalizers.Words(lm), 4) for _ in range(2))
+    paged, plain = (methods.LoRA(lm, verbalizers.Verbalizer(lm), 4) for _ in range(2))
     assert losses(paged, 8, optimizer="paged_adamw") == pytest.approx(losses(plain, 8), rel=1e-4)
-    how = Train(epochs=100, iterations=8, lr=0.01, batch=8, optimizer="paged_adamw", warmup=0, schedule="constant")
-    half = methods.LoRA(lm, verbalizers.Words(lm), 4)
-    half.begin(lesson(), torch.Generator().manual_seed(1))
+    how = TrainConfig(
+        epochs=100, iterations=8, lr=0.01, batch_size=8, optimizer="paged_adamw", warmup=0, schedule="constant"
+    )
+    half = methods.LoRA(lm, verbalizers.Verbalizer(lm), 4)
+    half.begin_lesson(lesson(), torch.Generator().manual_seed(1))
     stopped = next(step.loop.state() for step in fit(half, lesson(), how) if step.step == 4)
     list(fit(half, lesson(), how, resume=stopped))
     assert same(dict(half.state_dict()), dict(paged.state_dict()))
 
 
 def test_paged_adamw_says_where_it_is_not():
-    from vlprompt.engine.optimizers import paged
+    from vlprompt.engine.optimizers import build_paged_adamw
 
     with pytest.raises(ValueError, match=r"take train\.optimizer=adamw"):
-        paged([], Train(optimizer="paged_adamw"), torch.device("cpu"))
+        build_paged_adamw([], TrainConfig(optimizer="paged_adamw"), torch.device("cpu"))
 
 
 # AdaLoRA
@@ -461,12 +465,12 @@ def test_adalora_ends_at_its_budget_and_goes_on_where_it_was(load, tmp_path):
     from vlprompt.engine.loop import fit
 
     about = config("llama", "ADALORA") | {"tinit": 2, "tfinal": 3, "orth_reg_weight": 0.1}
-    how = Train(epochs=6, iterations=12, batch=8, lr=0.02, optimizer="adamw", warmup=0)
+    how = TrainConfig(epochs=6, iterations=12, batch_size=8, lr=0.02, optimizer="adamw", warmup=0)
 
     def begun():
         lm = load("llama")
-        method = methods.Peft(lm, verbalizers.Words(lm), about)
-        method.begin(lesson(), torch.Generator().manual_seed(1))
+        method = methods.Peft(lm, verbalizers.Verbalizer(lm), about)
+        method.begin_lesson(lesson(), torch.Generator().manual_seed(1))
         return method
 
     method = begun()
@@ -487,9 +491,9 @@ def test_adalora_ends_at_its_budget_and_goes_on_where_it_was(load, tmp_path):
 def test_adalora_is_told_how_long_the_training_is(load):
     lm = load("llama")
     with pytest.raises(ValueError, match="leave total_step out"):
-        trained(methods.Peft(lm, verbalizers.Words(lm), config("llama", "ADALORA") | {"total_step": 99}))
+        trained(methods.Peft(lm, verbalizers.Verbalizer(lm), config("llama", "ADALORA") | {"total_step": 99}))
     with pytest.raises(ValueError, match="train longer"):
-        trained(methods.Peft(lm, verbalizers.Words(lm), config("llama", "ADALORA") | {"tinit": 5}))
+        trained(methods.Peft(lm, verbalizers.Verbalizer(lm), config("llama", "ADALORA") | {"tinit": 5}))
 
 
 # several on one base, and bad input
@@ -497,13 +501,13 @@ def test_adalora_is_told_how_long_the_training_is(load):
 
 def test_two_adapters_live_on_one_base(load):
     lm = load("llama")
-    alone = [methods.Peft(lm, verbalizers.Words(lm), config("llama", kind)) for kind in ("LORA", "PISSA", "IA3")]
+    alone = [methods.Peft(lm, verbalizers.Verbalizer(lm), config("llama", kind)) for kind in ("LORA", "PISSA", "IA3")]
     for method in alone:
         trained(method, 3)
     wanted = [answer(method) for method in alone]
-    both = [methods.Peft(lm, verbalizers.Words(lm), config("llama", kind)) for kind in ("LORA", "PISSA", "IA3")]
+    both = [methods.Peft(lm, verbalizers.Verbalizer(lm), config("llama", kind)) for kind in ("LORA", "PISSA", "IA3")]
     for method in both:
-        method.begin(lesson(), torch.Generator())
+        method.begin_lesson(lesson(), torch.Generator())
     for method, state in zip(both, alone, strict=True):
         method.restore([lesson()], state.state_dict())
     assert all(torch.equal(answer(m), x) for m, x in zip(both, wanted, strict=True))
@@ -513,18 +517,18 @@ def test_two_adapters_live_on_one_base(load):
 
 def test_dropout_is_the_adapters_alone(load):
     lm = load("bert")
-    method = methods.Peft(lm, verbalizers.Words(lm), config("bert", "DORA") | {"lora_dropout": 0.5})
-    method.begin(lesson(), torch.Generator())
+    method = methods.Peft(lm, verbalizers.Verbalizer(lm), config("bert", "DORA") | {"lora_dropout": 0.5})
+    method.begin_lesson(lesson(), torch.Generator())
     with torch.no_grad():
         for p in method.parameters():
             p.add_(0.1)
-    ask = lambda: method(texts(), method.prepare(NAMES, method.fixed(NAMES))).logits  # noqa: E731
+    ask = lambda: method(texts(), method.prepare(NAMES, method.precompute(NAMES))).logits  # noqa: E731
     method.train()
     assert not torch.equal(ask(), ask())
     method.eval()
     assert torch.equal(ask(), ask())
-    plain = methods.Peft(lm, verbalizers.Words(lm), config("bert", "LORA"))
-    plain.begin(lesson(), torch.Generator())
+    plain = methods.Peft(lm, verbalizers.Verbalizer(lm), config("bert", "LORA"))
+    plain.begin_lesson(lesson(), torch.Generator())
     plain.train()
     assert not any(m.training for m in plain.tower.net.modules() if type(m).__name__ == "Dropout")
 
@@ -547,7 +551,7 @@ def test_dropout_is_the_adapters_alone(load):
 def test_a_wrong_configuration_is_told(about, told, load):
     lm = load("llama")
     with pytest.raises((ValueError, OSError), match=told):
-        methods.Peft(lm, verbalizers.Words(lm), about).begin(lesson(), torch.Generator())
+        methods.Peft(lm, verbalizers.Verbalizer(lm), about).begin_lesson(lesson(), torch.Generator())
 
 
 def test_an_adapter_of_another_base_is_told(load, folder, tmp_path):
@@ -555,10 +559,12 @@ def test_an_adapter_of_another_base_is_told(load, folder, tmp_path):
 
     lm, other = load("llama"), load("qwen2")
     shaken(OWN["lora"](lm)).eval()
-    lm.save(shaken(OWN["lora"](lm)).prompt(1), tmp_path, {"weights": lm.key.partition("#")[2]})
+    lm.save_as_peft(shaken(OWN["lora"](lm)).prompt(1), tmp_path, {"weights": lm.key.partition("#")[2]})
 
     def start(on, **more):
-        methods.Peft(on, verbalizers.Words(on), {"path": str(tmp_path), **more}).begin(lesson(), torch.Generator())
+        methods.Peft(on, verbalizers.Verbalizer(on), {"path": str(tmp_path), **more}).begin_lesson(
+            lesson(), torch.Generator()
+        )
 
     start(lm)
     with pytest.raises(ValueError, match="was made for"):
@@ -581,7 +587,7 @@ def test_without_peft_it_says_so(load, monkeypatch):
     lm = load("llama")
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"vlprompt\[lm\]"):
-        methods.Peft(lm, verbalizers.Words(lm), config("llama", "LORA")).begin(lesson(), torch.Generator())
+        methods.Peft(lm, verbalizers.Verbalizer(lm), config("llama", "LORA")).begin_lesson(lesson(), torch.Generator())
 
 
 def test_without_bitsandbytes_it_says_what_instead(folder, monkeypatch):
@@ -598,26 +604,26 @@ def test_without_bitsandbytes_it_says_what_instead(folder, monkeypatch):
 # the command
 
 
-@pytest.mark.parametrize("reader", ["linear", "words"])
+@pytest.mark.parametrize("reader", ["linear", "verbalizer"])
 def test_a_run_is_exported_by_the_command(reader, load, folder, tmp_path, capsys):
     import transformers
     from peft import PeftModel
 
     from vlprompt.cli.app import main
     from vlprompt.config.build import build_method
-    from vlprompt.config.resolve import complete
-    from vlprompt.config.sources import Source
+    from vlprompt.config.resolve import complete_arguments
+    from vlprompt.config.sources import LayeredConfig
     from vlprompt.results.run_folder import read_tensors
 
     lm = load("llama")
-    given = {"rank": 3, "sites": ["q", "v", "gate"], "reader": {"name": reader}}
-    about = {"name": "lora", **complete("method", methods.LoRA, given, Source([]))}
+    given = {"rank": 3, "sites": ["q", "v", "gate"], "head": {"name": reader}}
+    about = {"name": "lora", **complete_arguments("method", methods.LoRA, given, LayeredConfig([]))}
     method = build_method(about, lm)
-    run(method, task(), Train(epochs=2, batch=8, lr=0.05, optimizer="adamw", warmup=0), tmp_path / "run")
+    run(method, task(), TrainConfig(epochs=2, batch_size=8, lr=0.05, optimizer="adamw", warmup=0), tmp_path / "run")
 
     def command(*words, status=0):
         with pytest.raises(SystemExit) as ended:
-            main(["export", str(tmp_path / "run"), *map(str, verbalizers)])
+            main(["export", str(tmp_path / "run"), *map(str, words)])
         assert ended.value.code == status
         seen = capsys.readouterr()
         return " ".join((seen.out + seen.err).split())
@@ -629,7 +635,7 @@ def test_a_run_is_exported_by_the_command(reader, load, folder, tmp_path, capsys
     head = tmp_path / "adapter" / "head.safetensors"
     assert head.exists() == (reader == "linear") == ("head.safetensors" in told)
     if head.exists():
-        assert torch.equal(read_tensors(head)[0]["weight"], method.reader.state_dict()["weight"])
+        assert torch.equal(read_tensors(head)[0]["weight"], method.head.state_dict()["weight"])
     command(tmp_path / "whole", "--merge")
     assert torch.allclose(theirs(reloaded(tmp_path / "whole", "llama"), "llama"), mine, atol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "whole")("the team")["input_ids"]
@@ -638,66 +644,68 @@ def test_a_run_is_exported_by_the_command(reader, load, folder, tmp_path, capsys
 
 
 def test_tokens_inside_the_text_have_no_form_in_peft(load, tmp_path):
-    from vlprompt.experiments.export import export
+    from vlprompt.experiments.export import export_run
 
     lm = load("llama")
-    method = methods.PTuning(lm, verbalizers.Words(lm), 4, "{ctx} {text} {ctx} It was {mask}", hidden=8)
-    run(method, task(), Train(epochs=1, batch=8, lr=0.01, warmup=0), tmp_path / "run")
+    method = methods.PTuning(lm, verbalizers.Verbalizer(lm), 4, "{ctx} {text} {ctx} It was {mask}", hidden_dim=8)
+    run(method, task(), TrainConfig(epochs=1, batch_size=8, lr=0.01, warmup=0), tmp_path / "run")
     with pytest.raises(ValueError, match="stand at places of the text"):
-        export(tmp_path / "run", tmp_path / "adapter")
-    method = methods.Adapter(lm, verbalizers.Words(lm))
-    run(method, task(), Train(epochs=1, batch=8, lr=0.01, warmup=0), tmp_path / "other")
+        export_run(tmp_path / "run", tmp_path / "adapter")
+    method = methods.Adapter(lm, verbalizers.Verbalizer(lm))
+    run(method, task(), TrainConfig(epochs=1, batch_size=8, lr=0.01, warmup=0), tmp_path / "other")
     with pytest.raises(ValueError, match="no form"):
-        export(tmp_path / "other", tmp_path / "adapter")
+        export_run(tmp_path / "other", tmp_path / "adapter")
 
 
 def test_a_head_on_the_feature_sees_the_adapter_learn(load):
-    from vlprompt.layers.heads import Linear
+    from vlprompt.layers.heads import LinearHead
 
     lm = load("bert")
     lm(texts())  # the frozen features are kept
-    method = methods.Peft(lm, Linear(), config("bert", "LORA"))
+    method = methods.Peft(lm, LinearHead(), config("bert", "LORA"))
     trained(method, 4)
     ups = [p for name, p in method.named_parameters() if "lora_B" in name]
     assert all(bool(p.any()) for p in ups)
     with torch.no_grad():
-        assert not torch.allclose(method.eval().features(texts(), method.tower), lm(texts()), atol=1e-3)
+        assert not torch.allclose(method.eval().compute_features(texts(), method.tower), lm(texts()), atol=1e-3)
 
 
 def test_an_adapter_in_the_head_is_read_through(load):
     lm = load("llama")
-    method = methods.Peft(lm, verbalizers.Words(lm), {"peft_type": "LORA", "r": 4, "target_modules": ["lm_head"]})
+    method = methods.Peft(lm, verbalizers.Verbalizer(lm), {"peft_type": "LORA", "r": 4, "target_modules": ["lm_head"]})
     assert losses(method)[-1] < 0.9 * losses(method, 1)[0]
-    response = methods.Peft(lm, verbalizers.Response(lm), {"peft_type": "LORA", "r": 4, "target_modules": ["lm_head"]})
+    response = methods.Peft(
+        lm, verbalizers.ResponseHead(lm), {"peft_type": "LORA", "r": 4, "target_modules": ["lm_head"]}
+    )
     one = lesson()
     said = tuple(replace(item, response="great") for item in one.train.items)
-    response.begin(replace(one, train=replace(one.train, items=said)), torch.Generator())
-    assert response.reader(torch.ones(2, lm.width), None).requires_grad
-    said = response.write(texts(2), max_new_tokens=3)
+    response.begin_lesson(replace(one, train=replace(one.train, items=said)), torch.Generator())
+    assert response.head(torch.ones(2, lm.feature_dim), None).requires_grad
+    said = response.generate(texts(2), max_new_tokens=3)
     assert len(said) == 2
 
 
 def test_the_sensitivity_of_adalora_is_of_the_step_just_taken(load):
     lm = load("llama")
-    method = methods.Peft(lm, verbalizers.Words(lm), config("llama", "ADALORA") | {"tinit": 3})
+    method = methods.Peft(lm, verbalizers.Verbalizer(lm), config("llama", "ADALORA") | {"tinit": 3})
     losses(method, 8)
-    method.begin(lesson(), torch.Generator())
+    method.begin_lesson(lesson(), torch.Generator())
     for p in method.parameters():
         p.grad = torch.full_like(p, 0.1)
     method.end_step(1, 8)
-    name, p = next((name, p) for name, p in method.adapted.values.items() if "lora_A" in name)
+    name, p = next((name, p) for name, p in method.adapter.adalora_parameters.items() if "lora_A" in name)
     now = (p * p.grad).abs()
-    assert torch.allclose(method.adapted.state[f"{name}.mean"], 0.15 * now)
-    assert torch.allclose(method.adapted.state[f"{name}.spread"], 0.15 * (now - 0.15 * now))
+    assert torch.allclose(method.adapter.extra_state[f"{name}.mean"], 0.15 * now)
+    assert torch.allclose(method.adapter.extra_state[f"{name}.spread"], 0.15 * (now - 0.15 * now))
 
 
 def test_checkpoints_change_no_gradient(load):
     found = []
     for again in (False, True):
         lm = load("llama")
-        lm.checkpointing = again
-        method = shaken(methods.Peft(lm, verbalizers.Words(lm), config("llama", "LORA")))
-        loss = method(texts(), method.prepare(NAMES, method.fixed(NAMES))).logits.square().sum()
+        lm.activation_checkpointing = again
+        method = shaken(methods.Peft(lm, verbalizers.Verbalizer(lm), config("llama", "LORA")))
+        loss = method(texts(), method.prepare(NAMES, method.precompute(NAMES))).logits.square().sum()
         found.append(torch.autograd.grad(loss, list(method.parameters())))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
 
@@ -706,14 +714,14 @@ def test_checkpoints_change_no_gradient(load):
 def test_a_run_of_peft_is_taken_up_and_exported(kind, load, folder, tmp_path):
     from peft import PeftModel
 
-    from vlprompt.experiments.export import export
-    from vlprompt.experiments.restore import restored
+    from vlprompt.experiments.export import export_run
+    from vlprompt.experiments.restore import restore_method
 
     lm = load("llama")
-    method = methods.Peft(lm, verbalizers.Words(lm), config("llama", kind))
-    run(method, task(), Train(epochs=4, batch=8, lr=0.05, optimizer="adamw", warmup=0), tmp_path / "run")
-    assert torch.equal(answer(restored(tmp_path / "run")[0]), answer(method))
-    export(tmp_path / "run", tmp_path / "adapter")
+    method = methods.Peft(lm, verbalizers.Verbalizer(lm), config("llama", kind))
+    run(method, task(), TrainConfig(epochs=4, batch_size=8, lr=0.05, optimizer="adamw", warmup=0), tmp_path / "run")
+    assert torch.equal(answer(restore_method(tmp_path / "run")[0]), answer(method))
+    export_run(tmp_path / "run", tmp_path / "adapter")
     model = PeftModel.from_pretrained(plain(folder, "llama"), tmp_path / "adapter").eval()
     with torch.no_grad():
         mine = ours(method.tower, method.prompt(1), "llama")
@@ -730,7 +738,7 @@ def test_a_model_without_its_head_is_merged_without_it(folder, tmp_path):
     (tmp_path / "trunk" / "1_Pooling").mkdir()
     (tmp_path / "trunk" / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     lm = vlprompt.load(f"hf:{tmp_path / 'trunk'}", "cpu")
-    method = methods.LoRA(lm, verbalizers.Sentences(lm), rank=4)
+    method = methods.LoRA(lm, verbalizers.SentenceHead(lm), rank=4)
     losses(method)
     lm.save_merged(method.prompt(1), tmp_path / "merged")
     again = vlprompt.load(f"hf:{tmp_path / 'merged'}", "cpu")
@@ -738,4 +746,4 @@ def test_a_model_without_its_head_is_merged_without_it(folder, tmp_path):
     with torch.no_grad():
         assert torch.allclose(again(texts()), lm(texts(), method.prompt(1)), atol=1e-5)
     with pytest.raises(ValueError, match="has no head over its vocabulary"):
-        again(texts().form(), read="mask")
+        again(texts().with_template(), output="mask")

@@ -58,12 +58,12 @@ def test_run_and_what_comes_after(type_in, tmp_path):
     results = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("coop-digits-1shot-*/result.json")]
     scores = [r["summary"]["accuracy"] for r in results]
     assert rows[2]["accuracy"] == pytest.approx(sum(scores) / 2)
-    assert rows[2]["accuracy_sd"] == pytest.approx(abs(scores[0] - scores[1]) / 2)
+    assert rows[2]["accuracy_std"] == pytest.approx(abs(scores[0] - scores[1]) / 2)
     assert rows[2]["trained_parameters"] == 16 * 48
     table = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
     assert float(table[2]["accuracy"]) == pytest.approx(rows[2]["accuracy"])
     assert f"| coop | {sum(scores) / 2:.1f}±" in (tmp_path / "t.md").read_text()
-    assert type_in("plot", "runs", "--picture", "p.png")[0] == 0
+    assert type_in("plot", "runs", "--figure", "p.png")[0] == 0
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -90,10 +90,16 @@ def test_yaml_and_overrides(type_in, tmp_path):
         "backbone: glyph/random\nmethod: {name: coop, n_ctx: 3}\ntask: {dataset: digits, shots: 1}\n"
         "train: {epochs: 1}\nseed: 7\n"
     )
-    assert type_in("run", "-c", "mine.yaml", "method.n_ctx=2", "method.text={name} {ctx}.")[0] == 0
+    assert type_in("run", "-c", "mine.yaml", "method.n_ctx=2", "method.context_template={name} {ctx}.")[0] == 0
     [folder] = (tmp_path / "runs").iterdir()
     told = yaml.safe_load((folder / "config.yaml").read_text())
-    assert told["method"] == {"name": "coop", "n_ctx": 2, "init": None, "text": "{name} {ctx}.", "own": False}
+    assert told["method"] == {
+        "name": "coop",
+        "n_ctx": 2,
+        "init_text": None,
+        "context_template": "{name} {ctx}.",
+        "class_specific": False,
+    }
     assert (told["seed"], told["task"]["seed"], told["train"]["epochs"], told["train"]["lr"]) == (7, 7, 1, 0.002)
 
 
@@ -138,12 +144,12 @@ def test_predict(type_in, tmp_path, learned, pictures):
     table = list(csv.DictReader(io.StringIO(type_in("predict", learned, *files, "--csv")[2])))
     assert len(table) == 20
     assert table[0]["class"] == found[0]["classes"][0]["name"]
-    assert type_in("predict", learned, *files, "--picture", "p.png")[0] == 0
+    assert type_in("predict", learned, *files, "--figure", "p.png")[0] == 0
     assert (tmp_path / "p.png").stat().st_size > 3000
 
 
 def test_eval_draws_test_images(type_in, tmp_path, learned):
-    code, text, _ = type_in("eval", learned, "digits", "--picture", "e.png")
+    code, text, _ = type_in("eval", learned, "digits", "--figure", "e.png")
     told = json.loads((learned / "result.json").read_text())["summary"]
     assert code == 0
     assert f"accuracy {told['accuracy']:.2f}" in text
@@ -173,7 +179,7 @@ def test_help(command):
         [COMMAND, *command, "--help"], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"}
     )
     assert "Usage:" in done.stdout
-    assert time.monotonic() - began < 10  # torch alone would take longer on a busy machine; tools/bench.py measures it
+    assert time.monotonic() - began < 10  # torch alone would take longer on a busy machine; tools/bench measures it
 
 
 BAD = {
@@ -195,7 +201,7 @@ BAD = {
     ),
     "no tag": (
         ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16"],
-        "names no weights: write open_clip:ViT-B-16/TAG",
+        "no weights. Write open_clip:ViT-B-16/TAG",
     ),
     "checkpoint": (
         ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16@no.pt"],
@@ -219,34 +225,44 @@ BAD = {
         ["run", "coop", "digits", "train.optimizer=lion"],
         "train.optimizer: input should be 'sgd', 'adam', 'adamw' or 'paged_adamw'; got 'lion'",
     ),
-    "shots": (["run", "coop", "digits", "--shots", "many"], "--shots takes whole numbers with commas between them"),
+    "shots": (
+        ["run", "coop", "digits", "--shots", "many"],
+        "--shots: expected whole numbers with commas between them, such as 1,2,4, got 'many'",
+    ),
     "n_ctx": (
         ["run", "coop", "digits", *QUICK, "method.n_ctx=60"],
-        "but the context has 40: use at most",
+        "expected at most 40 tokens, got",
+        "Use at most",
         "prompt tokens (n_ctx)",
     ),
     "init": (
-        ["run", "coop", "digits", *QUICK, "method.n_ctx=3", "method.init=a photo of a"],
-        "'a photo of a' are 4 tokens, but n_ctx is 3",
+        ["run", "coop", "digits", *QUICK, "method.n_ctx=3", "method.init_text=a photo of a"],
+        "method.n_ctx: expected 4, as the initial words 'a photo of a' are 4 tokens, got 3",
     ),
     "template": (
         ["run", "zero_shot", "digits", *QUICK, "method.template=a digit"],
-        "the template 'a digit' has no place for the class",
+        "expected a place for the class, {name}, got 'a digit'",
     ),
     "pixels have no text": (
         ["run", "coop", "digits", "--backbone", "pixels"],
-        "the text tower of pixels:8 is used as it is",
+        "text tower of pixels:8: expected a block-wise tower for soft tokens, got one that only encodes fixed texts",
     ),
-    "no tokens": (["run", "coop", "digits", *QUICK, "method.n_ctx=0"], "n_ctx, the number of prompt tokens, must be"),
+    "no tokens": (
+        ["run", "coop", "digits", *QUICK, "method.n_ctx=0"],
+        "method.n_ctx: expected at least 1 prompt token, got 0",
+    ),
     "no shots": (["run", "coop", "digits", *QUICK, "--shots", "0"], "shots must be at least 1, not 0"),
     "no rate": (["run", "coop", "digits", *QUICK, "train.lr=-1"], "train.lr must be above 0, not -1.0"),
-    "no batch": (["run", "coop", "digits", *QUICK, "train.batch=0"], "train.batch must be at least 1, not 0"),
+    "no batch": (["run", "coop", "digits", *QUICK, "train.batch_size=0"], "train.batch_size must be at least 1, not 0"),
     "method as a number": (
         ["run", "coop", "digits", "train=3"],
-        "train takes settings, such as train.NAME=VALUE; got 3",
+        "train: expected settings, got 3. Write them as train.NAME=VALUE.",
     ),
     "no class": (["run", "os:path", "digits"], "no method 'os:path' (module:Class) to import from here: path is not"),
-    "device": (["run", "coop", "digits", *QUICK, "--device", "gpu9"], "there is no device 'gpu9' here"),
+    "device": (
+        ["run", "coop", "digits", *QUICK, "--device", "gpu9"],
+        "--device: expected a device of this machine, got 'gpu9'",
+    ),
     "option": (["run", "coop", "digits", "--shot", "4"], "No such option"),
     "command": (["runn", "coop"], "No such command 'runn'"),
     "argument": (["list"], "Missing argument"),
@@ -343,7 +359,7 @@ def test_a_torchscript_archive_is_loaded_with_quick_gelu(tmp_path):
     """The form in which OpenAI published its weights; all of them use QuickGELU."""
     import open_clip
 
-    from vlprompt.backbones.open_clip.weights import pretrained
+    from vlprompt.backbones.open_clip.weights import load_open_clip
     from vlprompt.core.images import Images
 
     class Archive(torch.nn.Module):
@@ -364,7 +380,7 @@ def test_a_torchscript_archive_is_loaded_with_quick_gelu(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated; the files that were made so are not gone
         torch.jit.trace(Archive(model), x, check_trace=False).save(tmp_path / "w.pt")
-    clip = pretrained("tiny-script", path=tmp_path / "w.pt", spec="x", device="cpu")
+    clip = load_open_clip("tiny-script", path=tmp_path / "w.pt", spec="x", device="cpu")
     found = clip.image(Images(lambda look, places: x[list(places)], [None, None]))
     assert torch.allclose(found, model.encode_image(x), atol=1e-5)
 
@@ -376,13 +392,19 @@ def test_a_prompt_of_another_backbone_method_or_shape(type_in, tmp_path, learned
     assert "but glyph holds other weights" in text
     other = tmp_path / "other"
     shutil.copytree(learned, other)
-    from vlprompt.results.run_folder import read_tensors, tensors_as_bytes
+    from vlprompt.results.run_folder import read_tensors, serialize_tensors
 
     state, told = read_tensors(learned / "prompt.safetensors")
-    (other / "prompt.safetensors").write_bytes(tensors_as_bytes({"ctx": state["ctx"][:2]}, told))
+    (other / "prompt.safetensors").write_bytes(serialize_tensors({"ctx": state["ctx"][:2]}, told))
     assert "does not fit the method coop: Error(s) in loading state_dict" in type_in("predict", other, picture)[1]
-    told["config"]["method"] = {"name": "cocoop", "n_ctx": 4, "init": None, "text": "{ctx} {name}.", "reduction": 16}
-    (other / "prompt.safetensors").write_bytes(tensors_as_bytes(state, told))
+    told["config"]["method"] = {
+        "name": "cocoop",
+        "n_ctx": 4,
+        "init_text": None,
+        "context_template": "{ctx} {name}.",
+        "reduction": 16,
+    }
+    (other / "prompt.safetensors").write_bytes(serialize_tensors(state, told))
     assert "does not fit the method cocoop" in type_in("predict", other, picture)[1]
     (other / "prompt.safetensors").write_bytes(b"half")
     assert "is not a whole safetensors file" in type_in("predict", other, picture)[1]

@@ -11,11 +11,11 @@ from miniatures import idx
 from PIL import Image
 
 import vlprompt
-from vlprompt.core.images import Look
-from vlprompt.data.images.decoding import open_picture
+from vlprompt.core.images import Preprocessing
+from vlprompt.data.images.decoding import open_image
 from vlprompt.data.loading import open_data
 from vlprompt.data.readers.python_objects import from_huggingface, from_torchvision
-from vlprompt.data.readers.split_file import OWN
+from vlprompt.data.readers.split_file import SAVED_SPLIT_FILE
 from vlprompt.tasks import BaseToNew, FewShot
 
 QUICK = ["--backbone", "glyph/random", "--shots", "1", "train.epochs=1"]
@@ -57,10 +57,10 @@ def test_a_table_is_a_dataset(table, form):
     path = table(form="jsonl") if form == "jsonl" else table(delimiter="\t" if form == "tabs" else ",")
     data = open_data(str(path))
     assert [str(name) for name in data.train.names] == ["china", "red_flower"]
-    assert [split.count() for split in (data.train, data.val, data.test)] == [[3, 3], [1, 1], [2, 2]]
+    assert [split.count_per_class() for split in (data.train, data.val, data.test)] == [[3, 3], [1, 1], [2, 2]]
     assert {item.name for item in data.train.items} <= {row["path"] for row in csv_rows()}
     assert data.template == "a photo of a {name}."
-    assert open_data(str(path), template="a sketch of {name}.").train.names[0].hand == "a sketch of {name}."
+    assert open_data(str(path), template="a sketch of {name}.").train.names[0].template == "a sketch of {name}."
 
 
 def csv_rows():
@@ -78,7 +78,7 @@ def test_a_table_with_labels_splits_and_domains(table):
 
     data = open_data(str(table(whole)))
     assert [str(name) for name in data.train.names] == ["red_flower", "china"]  # the labels order them
-    assert [split.count() for split in (data.train, data.val, data.test)] == [[3, 3], [1, 1], [2, 2]]
+    assert [split.count_per_class() for split in (data.train, data.val, data.test)] == [[3, 3], [1, 1], [2, 2]]
     assert data.train.info["domains"] == ["day", "night"]
     assert data.train.domains == (1, 0, 1, 1, 0, 1)
     assert next(data.test.batches(9)).domains.tolist() == [1, 0, 1, 0]
@@ -105,7 +105,10 @@ def test_numbers_alone_are_classes_in_their_order(table):
         (lambda rows: each(rows, label=lambda i, row: 2 * (i // 6)), "the label 1 has no class name"),
         (lambda rows: each(rows, label=lambda i, row: i % 2), "row 8: the label 0 is called"),
         (lambda rows: rows[3].update({"class": " "}), "row 5: class is empty"),
-        (lambda rows: each(rows, split=lambda i, row: "later"), "row 2: the split 'later' is not train, val or test"),
+        (
+            lambda rows: each(rows, split=lambda i, row: "later"),
+            "row 2: split: expected train, val (valid, validation, dev) or test, got 'later'",
+        ),
         (lambda rows: each(rows, split=lambda i, row: "train"), "both train and test are needed"),
         (lambda rows: rows[0].update(path="gone.jpg"), "names 1 image that is not there (gone.jpg)"),
         (lambda rows: rows[:6], "has only the class 'red_flower'"),
@@ -132,7 +135,10 @@ def test_broken_tables(table, type_in, tmp_path):
     (tmp_path / "data.jsonl").write_text('{"path": 1\n')
     assert "row 1: not JSON" in type_in("data", "check", "data.jsonl")[1]
     (tmp_path / "data.txt").write_text("x")
-    assert "'data.txt' is a file; a dataset is a card, a folder" in type_in("data", "check", "data.txt")[1]
+    assert (
+        "dataset: expected a card, a folder with one sub-folder of images per class, or a file"
+        in type_in("data", "check", "data.txt")[1]
+    )
 
 
 def arrays(**changed):
@@ -151,7 +157,7 @@ def test_an_archive_of_arrays_is_a_dataset(tmp_path, type_in):
     assert [len(split) for split in (data.train, data.val, data.test)] == [12, 6, 6]
     for item, label in zip(data.train.items, data.train.labels, strict=True):
         assert held["labels"][int(item.name)] == label
-        seen = item.pixels(Look((16, 16), resize="squash", interpolation="bilinear"), None)
+        seen = item.pixels(Preprocessing((16, 16), resize="squash", interpolation="bilinear"), None)
         assert abs(float(seen.mean()) - held["images"][int(item.name)].mean() / 255) < 0.02
     grey = arrays(images=held["images"][..., 0], split=np.array(["train"] * 12 + ["test"] * 12))
     np.savez(tmp_path / "grey.npz", **grey)
@@ -166,11 +172,17 @@ def test_an_archive_of_arrays_is_a_dataset(tmp_path, type_in):
     [
         ({"labels": np.arange(24) % 4}, "the label 3 has no class name; there are 3"),
         ({"labels": np.arange(24) % 3 - 1}, "the label -1 has no class name"),
-        ({"labels": np.arange(24) / 2}, "labels are float64 (24,); 24 whole numbers are needed"),
-        ({"labels": np.arange(5)}, "labels are int64 (5,)"),
-        ({"images": np.zeros((24, 4, 4), np.float32)}, "images are float32 (24, 4, 4); they must be uint8"),
+        ({"labels": np.arange(24) / 2}, "labels: expected 24 whole numbers, got float64 (24,)"),
+        ({"labels": np.arange(5)}, "labels: expected 24 whole numbers, got int64 (5,)"),
+        (
+            {"images": np.zeros((24, 4, 4), np.float32)},
+            "images: expected uint8 (N, H, W) or (N, H, W, 3), got float32 (24, 4, 4)",
+        ),
         ({"pictures": np.zeros(3)}, "unknown array 'pictures'"),
-        ({"split": np.array(["later"] * 24)}, "split has 'later' at 0"),
+        (
+            {"split": np.array(["later"] * 24)},
+            "array split at 0: split: expected train, val (valid, validation, dev) or test, got 'later'",
+        ),
         ({"names": np.array(["a", " ", "c"])}, "has an empty name"),
     ],
 )
@@ -194,10 +206,10 @@ def test_a_torchvision_dataset_in_one_line(pictures):
 
     data = from_torchvision(ImageFolder(str(pictures)), template="a picture of {name}.")
     assert [str(name) for name in data.train.names] == ["china", "red_flower"]
-    assert {name.hand for name in data.test.names} == {"a picture of {name}."}
-    assert data.train.count() == [6, 6]
+    assert {name.template for name in data.test.names} == {"a picture of {name}."}
+    assert data.train.count_per_class() == [6, 6]
     plain, tensors = data, from_torchvision(ImageFolder(str(pictures), transform=ToTensor()))
-    look = Look((32, 32))
+    look = Preprocessing((32, 32))
     assert plain.train.items[0].pixels(look, None).equal(tensors.train.items[0].pixels(look, None))
     assert plain.train.items[0].key != tensors.train.items[0].key
     fake = FakeData(size=30, image_size=(3, 8, 8), num_classes=3)
@@ -231,12 +243,14 @@ def test_a_hugging_face_dataset_in_one_line(pictures):
     whole = Columns(shown, labels, ["china", "red flower"])
     data = from_huggingface(whole)
     assert [str(name) for name in data.train.names] == ["china", "red flower"]
-    assert [split.count() for split in (data.train, data.val, data.test)] == [[6, 6], [2, 2], [4, 4]]
+    assert [split.count_per_class() for split in (data.train, data.val, data.test)] == [[6, 6], [2, 2], [4, 4]]
     parts = from_huggingface({"train": whole, "validation": whole, "test": whole})
     assert [len(split) for split in (parts.train, parts.val, parts.test)] == [24, 24, 24]
     with pytest.raises(ValueError, match="no column 'picture'; the columns are image, label"):
         from_huggingface(whole, image="picture")
-    with pytest.raises(ValueError, match="the split 'unsupervised' is not train, validation or test"):
+    with pytest.raises(
+        ValueError, match=r"expected the splits train, val \(valid, validation, dev\) or test, got 'unsupervised'"
+    ):
         from_huggingface({"unsupervised": whole})
     whole.features["label"] = object()
     with pytest.raises(ValueError, match="does not name its classes"):
@@ -248,7 +262,9 @@ def test_a_task_takes_data_and_tells_its_name_and_hash(pictures):
 
     data = from_torchvision(ImageFolder(str(pictures)), name="mine")
     task = FewShot(data, shots=1, augment="none")
-    result = vlprompt.run(vlprompt.methods.CoOp(vlprompt.load("glyph/random"), n_ctx=2), task, vlprompt.Train(epochs=1))
+    result = vlprompt.run(
+        vlprompt.methods.CoOp(vlprompt.load("glyph/random"), n_ctx=2), task, vlprompt.TrainConfig(epochs=1)
+    )
     assert result.config["task"]["dataset"] == f"mine#{data.hash()}"
     assert json.loads(json.dumps(result.config)) == result.config
     assert result.protocol["augment"] == "none"
@@ -277,7 +293,7 @@ def test_every_kind_of_picture_is_shown_in_rgb(tmp_path, pictures):
     }
     for name, (kept, wanted) in kinds.items():
         kept.save(tmp_path / name)
-        seen = open_picture(tmp_path / name)
+        seen = open_image(tmp_path / name)
         assert (seen.mode, seen.size) == ("RGB", photo.size)
         error = np.abs(np.asarray(seen).astype(int) - np.asarray(wanted.convert("RGB")).astype(int)).mean()
         assert error < 6, (name, error)
@@ -286,14 +302,14 @@ def test_every_kind_of_picture_is_shown_in_rgb(tmp_path, pictures):
 def test_pictures_too_large_to_open(tmp_path, monkeypatch, pictures, type_in):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"00.jpg' has so many pixels .*--skip-broken"), warnings.catch_warnings():
-        open_picture(pictures / "china" / "00.jpg")
+        open_image(pictures / "china" / "00.jpg")
 
 
 def test_check_names_what_is_wrong(tmp_path, pictures, type_in):
     import shutil
 
     shutil.copytree(pictures, tmp_path / "set")
-    code, text = type_in("data", "check", "set", "--picture", "grid.png")
+    code, text = type_in("data", "check", "set", "--figure", "grid.png")
     assert code == 0
     assert "set: train 12, val 4, test 8; 2 classes" in text
     assert text.endswith("every image can be opened")
@@ -317,7 +333,7 @@ def test_two_classes_of_one_name_are_told_apart(tmp_path, pictures, type_in):
     with pytest.warns(UserWarning, match="several classes are called 'thing'"):
         data = open_data(str(tmp_path / "twins.json"))
     assert [(str(name), name.id) for name in data.train.names] == [("thing", "thing#0"), ("thing", "thing#1")]
-    assert data.train.count() == [4, 4]
+    assert data.train.count_per_class() == [4, 4]
     with pytest.warns(UserWarning, match="several classes"):
         code, text = type_in("data", "check", "twins.json")
     assert (code, "several classes are called thing; they are told apart by their ids" in text) == (0, True)
@@ -329,7 +345,7 @@ def test_a_folder_keeps_its_split(tmp_path, pictures, type_in):
     shutil.copytree(pictures, tmp_path / "set")
     before = open_data("set")
     assert type_in("data", "split", "set", "--save", "set")[0] == 0
-    assert (tmp_path / "set" / OWN).is_file()
+    assert (tmp_path / "set" / SAVED_SPLIT_FILE).is_file()
     (tmp_path / "set").rename(tmp_path / "moved")
     after = open_data("moved")
     assert (after.hash(), after.note) == (before.hash(), before.note)
@@ -354,7 +370,7 @@ def test_show_and_list(type_in, tmp_path, pictures, monkeypatch):
     assert code == 0
     assert "classes 200: stingray, goldfinch" in text
     assert "vlprompt data prepare imagenet_a --download" in text
-    code, text = type_in("data", "show", pictures, "--picture", "grid.png")
+    code, text = type_in("data", "show", pictures, "--figure", "grid.png")
     assert code == 0
     assert "classes 2: china, red_flower" in text
     assert "here train 12, val 4, test 8" in text
@@ -374,7 +390,7 @@ def test_a_dataset_of_torchvision_by_its_name(tmp_path, type_in):
     data = open_data("torchvision:MNIST", root=tmp_path, template="the digit {name}")
     assert [len(data.train), len(data.val), len(data.test)] == [50, 10, 20]
     assert data.train.names[3] == "3 - three"
-    assert data.train.names[3].hand == "the digit {name}"
+    assert data.train.names[3].template == "the digit {name}"
     words = ["run", "nearest_mean", "torchvision:MNIST", *QUICK, "--root", tmp_path]
     assert type_in(*words)[0] == 0
     status, told = type_in("data", "prepare", "torchvision:MNIST", "--root", tmp_path)

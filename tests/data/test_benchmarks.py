@@ -9,11 +9,11 @@ import pytest
 from miniatures import FOLDERS, fgvc, pack, vtab_root
 from scipy.io import loadmat, savemat
 
-from vlprompt.core.class_names import ids
-from vlprompt.core.images import Look
+from vlprompt.core.class_names import class_ids
+from vlprompt.core.images import Preprocessing
 from vlprompt.data import dataset_groups as grouped
-from vlprompt.data.cards import card_classes, read_card
-from vlprompt.data.dataset_groups import groups, members
+from vlprompt.data.cards import load_card, load_card_classes
+from vlprompt.data.dataset_groups import list_benchmark_datasets, read_benchmarks
 from vlprompt.data.loading import open_data
 from vlprompt.tasks import FewShot
 
@@ -25,7 +25,7 @@ VTAB = {  # classes and test images of each task
     "vtab_kitti": (4, 711), "vtab_dsprites_location": (16, 73728), "vtab_dsprites_orientation": (16, 73728),
     "vtab_smallnorb_azimuth": (18, 12150), "vtab_smallnorb_elevation": (9, 12150),
 }  # fmt: skip
-LOOK = Look((8, 8))
+LOOK = Preprocessing((8, 8))
 FGVC = {"fgvc_cub": 200, "fgvc_nabirds": 555, "fgvc_flowers": 102, "fgvc_dogs": 120, "fgvc_cars": 196}
 
 
@@ -65,43 +65,43 @@ def change(path, *pairs):
 
 
 def test_groups_hold_every_task_once():
-    told = groups()
+    told = read_benchmarks()
     assert {name: len(of_group) for name, of_group in told["vtab"].items()} == {
         "natural": 7,
         "specialized": 4,
         "structured": 8,
     }
-    assert members("vtab") == list(VTAB)
-    assert members("fgvc") == list(FGVC)
-    assert members("dtd") is None
+    assert list_benchmark_datasets("vtab") == list(VTAB)
+    assert list_benchmark_datasets("fgvc") == list(FGVC)
+    assert list_benchmark_datasets("dtd") is None
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("mine: {all: [dtd, dtt]}", "mine has the dataset 'dtt', no card; did you mean 'dtd'"),
-        ("mine: {one: [dtd], two: [dtd]}", "mine has the dataset 'dtd' twice"),
-        ("mine: [dtd]", "mine must hold {group: "),
-        ("[dtd]", "not a list"),
+        ("mine: {all: [dtd, dtt]}", "mine: expected datasets with a card, got 'dtt'; did you mean 'dtd'"),
+        ("mine: {one: [dtd], two: [dtd]}", "mine: expected each dataset once, got 'dtd' twice"),
+        ("mine: [dtd]", r"mine: groups: expected {group: \[dataset, ...\]}, got \['dtd'\]"),
+        ("[dtd]", r"expected {benchmark: {group: \[dataset, ...\]}}, got a list"),
         ("mine: [", "is not YAML"),
     ],
 )
 def test_wrong_groups(tmp_path, monkeypatch, text, told):
     (tmp_path / "groups.yaml").write_text(text)
-    monkeypatch.setattr(grouped, "configs_folder", lambda: tmp_path)
+    monkeypatch.setattr(grouped, "find_configs_folder", lambda: tmp_path)
     with pytest.raises(ValueError, match=told):
-        groups()
+        read_benchmarks()
 
 
 @pytest.mark.parametrize("name", VTAB)
 def test_a_task_of_vtab_is_its_lists(vtab, name):
-    card, (classes, test) = read_card(name), VTAB[name]
-    assert (len(card_classes(card)), card["sizes"]) == (classes, {"train": 800, "val": 200, "test": test})
+    card, (classes, test) = load_card(name), VTAB[name]
+    assert (len(load_card_classes(card)), card.sizes) == (classes, {"train": 800, "val": 200, "test": test})
     data = open_data(name, root=vtab)
-    folder = vtab / card["folder"]
+    folder = vtab / card.folder
     for part, file in (("train", "train800"), ("val", "val200"), ("test", "test")):
         assert rows(getattr(data, part)) == listed(folder / f"{file}.txt")
-    assert [str(n) for n in data.train.names] == list(card_classes(card).values())
+    assert [str(n) for n in data.train.names] == list(load_card_classes(card).values())
     assert data.train.augment == "none"
     assert f"lists of {classes}/{classes}/{2 * classes} images" in data.note  # what a result says of it
     assert data.test.items[0].pixels(LOOK, None).shape == (3, 8, 8)
@@ -109,7 +109,7 @@ def test_a_task_of_vtab_is_its_lists(vtab, name):
 
 def test_classes_stand_in_the_order_of_the_labels():
     def named(name, *labels):
-        return [list(card_classes(read_card(f"vtab_{name}")).values())[label] for label in labels]
+        return [list(load_card_classes(load_card(f"vtab_{name}")).values())[label] for label in labels]
 
     assert named("caltech101", 0, 1, 4, 5, 101) == ["accordion", "airplane", "background", "barrel", "yin_yang"]
     assert named("cifar100", 0, 99) == ["apple", "worm"]
@@ -203,7 +203,7 @@ def test_a_class_may_lack_training_images_but_not_all(kitti):
         lines = [line for line in (kitti / f"{file}.txt").read_text().splitlines() if not line.endswith(" 2")]
         (kitti / f"{file}.txt").write_text("\n".join(lines))
     data = open_data("vtab_kitti")
-    assert (data.train.count(), data.test.count()) == ([2, 2, 0, 2], [2, 2, 2, 2])
+    assert (data.train.count_per_class(), data.test.count_per_class()) == ([2, 2, 0, 2], [2, 2, 2, 2])
     lines = [line for line in (kitti / "test.txt").read_text().splitlines() if not line.endswith(" 2")]
     (kitti / "test.txt").write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"none in 1 of 4 classes .*`vlprompt data prepare vtab_kitti"):
@@ -228,21 +228,21 @@ def test_what_the_commands_say_of_a_task(kitti, type_in):
 @pytest.mark.parametrize("name", FGVC)
 def test_a_set_of_fgvc_is_its_published_lists(name, tmp_path, jpegs):
     folder, made = fgvc(name, tmp_path, jpegs)
-    card = read_card(name)
-    data = open_data(name, root=tmp_path, only_there=True)
+    card = load_card(name)
+    data = open_data(name, root=tmp_path, allow_missing_classes=True)
     for part, wanted in made.items():
         assert rows(getattr(data, part)) == wanted
     assert "the lists train.json, val.json, test.json" in data.note
     assert "not the literature's split" not in data.note
     assert data.train.augment == "shift-flip"
-    assert len(card_classes(card)) == FGVC[name]
+    assert len(load_card_classes(card)) == FGVC[name]
     if name in FOLDERS:
-        assert ids(data.test.names) == FOLDERS[name]
+        assert class_ids(data.test.names) == FOLDERS[name]
     else:
-        assert [str(n) for n in data.test.names] == list(card_classes(card).values())[:3]
+        assert [str(n) for n in data.test.names] == list(load_card_classes(card).values())[:3]
     with pytest.raises(ValueError, match="classes"):
         open_data(name, root=tmp_path)
-    assert folder.name == card["folder"]
+    assert folder.name == card.folder
 
 
 def test_names_that_the_data_hold(tmp_path, jpegs):
@@ -253,7 +253,7 @@ def test_names_that_the_data_hold(tmp_path, jpegs):
     }
     for name, names in wanted.items():
         fgvc(name, tmp_path, jpegs)
-        assert [str(n) for n in open_data(name, root=tmp_path, only_there=True).test.names] == names
+        assert [str(n) for n in open_data(name, root=tmp_path, allow_missing_classes=True).test.names] == names
     (tmp_path / "nabirds" / "images" / "0777").mkdir()
     with pytest.raises(ValueError, match=r"0777' is no class of classes.txt"):
         open_data("fgvc_nabirds", root=tmp_path)
@@ -263,17 +263,17 @@ def test_names_that_the_data_hold(tmp_path, jpegs):
 def test_without_them_the_authors_own_lists_are_read(name, tmp_path, jpegs, monkeypatch, type_in):
     monkeypatch.setenv("VLPROMPT_DATA", str(tmp_path))
     _, made = fgvc(name, tmp_path, jpegs, lists=False)
-    data = open_data(name, only_there=True)
+    data = open_data(name, allow_missing_classes=True)
     assert rows(data.test) == made["test"]
     assert sorted(rows(data.train) + rows(data.val)) == sorted(made["train"] + made["val"])
-    assert (data.train.count(), data.val.count()) == ([7, 7, 7], [1, 1, 1])  # a tenth of 8 each
+    assert (data.train.count_per_class(), data.val.count_per_class()) == ([7, 7, 7], [1, 1, 1])  # a tenth of 8 each
     assert "not the literature's split, which is train.json, val.json, test.json" in data.note
     assert ("a tenth of train is val" in data.note) == (name != "fgvc_flowers")  # which has a val of its own
-    assert open_data(name, only_there=True).hash() == data.hash()
-    assert FewShot(data, shots=None).protocol["split"] == "own"
+    assert open_data(name, allow_missing_classes=True).hash() == data.hash()
+    assert FewShot(data, shots=None).protocol["split"] == "custom"
     code, text = type_in("data", "check", name)
     assert (code, f"{FGVC[name] - 3} of {FGVC[name]} classes have no images" in text) == (1, True)
-    assert type_in("data", "check", name, "--only-there")[0] == 0
+    assert type_in("data", "check", name, "--allow-missing-classes")[0] == 0
 
 
 def test_labels_of_lists_are_places_in_their_order(tmp_path, jpegs):
@@ -305,14 +305,14 @@ def test_labels_of_lists_are_places_in_their_order(tmp_path, jpegs):
 def test_wrong_published_lists(birds, file, text, told):
     (birds / file).unlink() if text is None else (birds / file).write_text(text)
     with pytest.raises((ValueError, OSError), match=told):
-        open_data("fgvc_cub", only_there=True)
+        open_data("fgvc_cub", allow_missing_classes=True)
 
 
 def test_more_labels_than_classes(tmp_path, jpegs):
     folder, made = fgvc("fgvc_cars", tmp_path, jpegs)
     (folder / "val.json").write_text(json.dumps({made["val"][0][0]: 196}))
     with pytest.raises(ValueError, match="have 4 labels; the card has 196 classes"):
-        open_data("fgvc_cars", root=tmp_path, only_there=True)
+        open_data("fgvc_cars", root=tmp_path, allow_missing_classes=True)
 
 
 def test_wrong_lists_of_the_authors(tmp_path, jpegs):
@@ -326,16 +326,16 @@ def test_wrong_lists_of_the_authors(tmp_path, jpegs):
     ):
         table.write_text(good.replace(old, new, 1))
         with pytest.raises(ValueError, match=told):
-            open_data("fgvc_cub", root=tmp_path, only_there=True)
+            open_data("fgvc_cub", root=tmp_path, allow_missing_classes=True)
     table.write_text(good)
     for number in range(3, 201):
         (folder / "images" / f"{number:03}.More").mkdir()
     with pytest.raises(ValueError, match="has 201 folders of classes, but the card 200"):
-        open_data("fgvc_cub", root=tmp_path, only_there=True)
+        open_data("fgvc_cub", root=tmp_path, allow_missing_classes=True)
     folder, _ = fgvc("fgvc_dogs", tmp_path, jpegs, lists=False)
     savemat(folder / "test_list.mat", {"labels": loadmat(folder / "test_list.mat")["labels"]})
     with pytest.raises(ValueError, match=r"test_list.mat' has no file_list"):
-        open_data("fgvc_dogs", root=tmp_path, only_there=True)
+        open_data("fgvc_dogs", root=tmp_path, allow_missing_classes=True)
 
 
 def test_a_set_is_fetched_and_its_lists_are_asked_for(tmp_path, jpegs, monkeypatch, type_in):
@@ -346,13 +346,14 @@ def test_a_set_is_fetched_and_its_lists_are_asked_for(tmp_path, jpegs, monkeypat
     mats = [(folder / f"{part}_list.mat", f"{part}_list.mat") for part in ("train", "test")]
     pack(tmp_path / "served" / "lists.tar", mats, "")
     assert "classes 120: the data name them" in type_in("data", "show", "fgvc_dogs")[1]
-    words = ["data", "prepare", "fgvc_dogs", "--only-there", "--download", "--from", tmp_path / "served"]
+    words = ["data", "prepare", "fgvc_dogs", "--allow-missing-classes", "--download", "--from", tmp_path / "served"]
     code, text = type_in(*words)
     assert code == 0, text
     assert "by hand: the lists train.json, val.json and test.json are linked in the README" in text
     assert "train 21, val 3, test 6; 3 classes" in text
     assert (
-        "classes 3: Chihuahua, beagle, African hunting dog" in type_in("data", "show", "fgvc_dogs", "--only-there")[1]
+        "classes 3: Chihuahua, beagle, African hunting dog"
+        in type_in("data", "show", "fgvc_dogs", "--allow-missing-classes")[1]
     )
 
 

@@ -12,23 +12,28 @@ from pathlib import Path
 
 import pytest
 import yaml
-from miniatures import DOMAIN_SETS, STREAMS, Miniature
+from miniatures import DOMAIN_SETS, STREAMS, Miniature, read_yaml
 
 from vlprompt.cli.app import main
-from vlprompt.core.class_names import ids
-from vlprompt.core.images import Look
-from vlprompt.data.cards import card_classes, cards, read_card
-from vlprompt.data.dataset import class_names
-from vlprompt.data.dataset_groups import members
+from vlprompt.core.class_names import class_ids
+from vlprompt.core.images import Preprocessing
+from vlprompt.data.cards import list_cards, load_card, load_card_classes
+from vlprompt.data.dataset import build_class_names
+from vlprompt.data.dataset_groups import list_benchmark_datasets
 from vlprompt.data.loading import open_data
-from vlprompt.data.readers.split_file import OWN
-from vlprompt.data.splits.sampling import few_shot
+from vlprompt.data.readers.split_file import SAVED_SPLIT_FILE
+from vlprompt.data.splits.sampling import sample_few_shot
 
-OTHERS = ("vtab_", *members("fgvc"), *STREAMS, *DOMAIN_SETS)  # test_benchmarks, _stream_data and _domain_data read them
-REAL = [name for name in cards() if "layout" in read_card(name) and not name.startswith(OTHERS)]
-DOWNLOADED = [name for name in REAL if "downloads" in read_card(name)]
-SPLIT = [name for name in REAL if "split" in read_card(name)]
-TEST_ONLY = [name for name in REAL if set(read_card(name)["sizes"]) == {"test"}]
+OTHERS = (
+    "vtab_",
+    *list_benchmark_datasets("fgvc"),
+    *STREAMS,
+    *DOMAIN_SETS,
+)  # test_benchmarks, _stream_data and _domain_data read them
+REAL = [name for name in list_cards() if load_card(name).kind == "layout" and not name.startswith(OTHERS)]
+DOWNLOADED = [name for name in REAL if load_card(name).downloads]
+SPLIT = [name for name in REAL if load_card(name).split]
+TEST_ONLY = [name for name in REAL if set(load_card(name).sizes) == {"test"}]
 TEMPLATES = {
     "oxford_pets": "a photo of a {name}, a type of pet.",
     "oxford_flowers": "a photo of a {name}, a type of flower.",
@@ -98,7 +103,7 @@ def served(tmp_path):
 def opened(name, **how):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two classes of ImageNet have one name
-        return open_data(name, only_there=True, **how)
+        return open_data(name, allow_missing_classes=True, **how)
 
 
 def rows(split):
@@ -108,30 +113,30 @@ def rows(split):
 def test_every_set_of_the_literature_has_a_card():
     assert set(REAL) == set(SIZES)
     for name in REAL:
-        card = read_card(name)
-        classes = card_classes(card)
+        card = load_card(name)
+        classes = load_card_classes(card)
         assert len(classes) == SIZES[name]
-        assert card["template"] == TEMPLATES.get(name, "a photo of a {name}.")
+        assert card.template == TEMPLATES.get(name, "a photo of a {name}.")
         assert all(str(text).strip() for text in classes.values())
 
 
 def test_classes_stand_in_the_literatures_order():
     def first(name, n=4):
-        return list(card_classes(read_card(name)).values())[:n]
+        return list(load_card_classes(load_card(name)).values())[:n]
 
     assert first("caltech101") == ["face", "leopard", "motorbike", "accordion"]
     assert first("stanford_cars", 2) == ["2000 AM General Hummer SUV", "2012 Acura RL Sedan"]
     assert first("oxford_flowers", 2) == ["pink primrose", "hard-leaved pocket orchid"]
     assert first("eurosat", 1) == ["Annual Crop Land"]
     assert "outdoor apartment_building" in first("sun397", 9)
-    imagenet = list(card_classes(read_card("imagenet")).items())
+    imagenet = list(load_card_classes(load_card("imagenet")).items())
     assert imagenet == sorted(imagenet)
     assert [key for key, name in imagenet if name == "missile"] == ["n03773504", "n04008634"]
     with pytest.warns(UserWarning, match="several classes are called 'missile', 'sunglasses'"):
-        assert len(set(ids(class_names(dict(imagenet), "the card")))) == 1000
+        assert len(set(class_ids(build_class_names(dict(imagenet), "the card")))) == 1000
     assert dict(imagenet)["n02123045"] == "tabby cat"
-    assert card_classes(read_card("imagenetv2")) == dict(imagenet)
-    assert card_classes(read_card("imagenet_r")).items() <= dict(imagenet).items()
+    assert load_card_classes(load_card("imagenetv2")) == dict(imagenet)
+    assert load_card_classes(load_card("imagenet_r")).items() <= dict(imagenet).items()
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
@@ -144,7 +149,7 @@ def test_prepare_fetches_unpacks_and_checks(name, tmp_path, jpegs, type_in, serv
     words = ["data", "prepare", card, "--root", root]
     code, text = type_in(*words)
     assert (code, "missing: " in text, handler.asked) == (1, True, [])  # nothing is fetched that was not asked for
-    code, text = type_in(*words, "--download", "--only-there")
+    code, text = type_in(*words, "--download", "--allow-missing-classes")
     assert code == 0, text
     n = SIZES[name]
     assert f"{n - 3} of {n} classes have no images: " in text
@@ -161,7 +166,9 @@ def test_prepare_fetches_unpacks_and_checks(name, tmp_path, jpegs, type_in, serv
     assert not [path for path in came if path.endswith((".part", ".unpacking"))]
     data = opened(str(card), root=root)
     assert [str(text) for text in data.test.names] == made.names
-    too_few = pytest.raises(ValueError, match=rf"too few images for \w+: none in {n - 3} of {n} classes .*--only-there")
+    too_few = pytest.raises(
+        ValueError, match=rf"too few images for \w+: none in {n - 3} of {n} classes .*--allow-missing-classes"
+    )
     with warnings.catch_warnings(action="ignore"), too_few:
         open_data(str(card), root=root)
 
@@ -177,9 +184,9 @@ def test_the_literatures_split_is_taken_as_it_is(name, mini):
     for part in ("train", "val", "test"):
         assert rows(getattr(data, part)) == [(file, text) for file, _, text in told[part]]
     assert [str(text) for text in data.train.names] == made.names
-    assert {text.hand for text in data.train.names} == {data.template} == {made.card["template"]}
+    assert {text.template for text in data.train.names} == {data.template} == {made.card["template"]}
     assert data.note == f"the split of {path.name}; only the 3 of {SIZES[name]} classes that have images"
-    assert data.test.items[0].pixels(Look((16, 16)), None).shape == (3, 16, 16)
+    assert data.test.items[0].pixels(Preprocessing((16, 16)), None).shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -196,11 +203,11 @@ def test_without_it_the_datas_own_lists_are_read(name, mini):
     if name in TEST_ONLY:
         assert (len(data.train), data.val, len(data.test)) == (0, None, 15)
         with pytest.raises(ValueError, match=r"is a test only .*`vlprompt eval`"):
-            few_shot(data.train, data.val, 1, 1)
+            sample_few_shot(data.train, data.val, 1, 1)
         return
     cut_or_theirs = [len(data.train), 0 if data.val is None else len(data.val), len(data.test)]
     assert cut_or_theirs == ([9, 0, 6] if name == "imagenet" else [6, 3, 6])
-    if read_card(name)["layout"] != "folders":  # with lists, the test is the authors'
+    if load_card(name).layout != "folders":  # with lists, the test is the authors'
         assert set(rows(data.test)) == {(path, made.every[label][1]) for path, label in made.rows["test"]}
     assert ("not the literature's split" in data.note) == ("split" in made.card)
     assert opened(name).hash() == data.hash()
@@ -209,7 +216,7 @@ def test_without_it_the_datas_own_lists_are_read(name, mini):
 def test_the_literatures_shots_come_out_of_a_split_file(tmp_path):
     """The runs of labels of the real split, as files of a folder, read and drawn."""
     published = json.loads((Path(__file__).parents[1] / "fewshot.json").read_text())["oxford_pets"]
-    names = list(card_classes(read_card("oxford_pets")).values())
+    names = list(load_card_classes(load_card("oxford_pets")).values())
     folder = tmp_path / "oxford_pets"
     (folder / "images").mkdir(parents=True)
     told = {}
@@ -222,7 +229,7 @@ def test_the_literatures_shots_come_out_of_a_split_file(tmp_path):
     data = open_data("oxford_pets", root=tmp_path)
     assert (len(data.train), len(data.val)) == (2944, 736)
     for case, expected in published["hashes"].items():
-        drawn = few_shot(data.train, data.val, *map(int, case.split("-")))
+        drawn = sample_few_shot(data.train, data.val, *map(int, case.split("-")))
         places = {
             part: [int(item.name.split("_")[1][:-4]) for item in split.items]
             for part, split in zip(("train", "val"), drawn, strict=True)
@@ -236,23 +243,23 @@ def test_a_split_means_the_same_wherever_the_folder_lies(tmp_path, jpegs):
     assert data.hash() == again.hash()
     assert [item.key for item in data.train.items] != [item.key for item in again.train.items]
     views = [next(d.train.batches(6, seed=1)).inputs for d in (data, again)]
-    assert views[0].pixels(Look((16, 16))).equal(views[1].pixels(Look((16, 16))))
+    assert views[0].pixels(Preprocessing((16, 16))).equal(views[1].pixels(Preprocessing((16, 16))))
 
 
 def test_our_own_split_is_written_and_read_back_exactly(mini, type_in, tmp_path):
     made = mini("eurosat")
     (made.folder / made.card["split"]).unlink()
     cut = opened("eurosat")
-    code, text = type_in("data", "split", "eurosat", "--save", made.folder, "--only-there")
+    code, text = type_in("data", "split", "eurosat", "--save", made.folder, "--allow-missing-classes")
     assert (code, "hash" in text) == (0, True)
-    told = json.loads((made.folder / OWN).read_text())
+    told = json.loads((made.folder / SAVED_SPLIT_FILE).read_text())
     assert told["hash"] in text
     assert not [row for row in told["train"] if Path(row[0]).is_absolute()]
     back = opened("eurosat")
     assert back.hash() == cut.hash()
     assert "not the literature's split" in back.note
     told["train"].pop()
-    (made.folder / OWN).write_text(json.dumps(told))
+    (made.folder / SAVED_SPLIT_FILE).write_text(json.dumps(told))
     code, text = type_in("data", "check", "eurosat")
     assert (code, "was changed since it was written" in text) == (2, True)
 
@@ -266,7 +273,7 @@ def test_a_wrong_split_file(mini, type_in):
         bad = json.loads(json.dumps(good))
         change(bad)
         path.write_text(json.dumps(bad))
-        code, text = type_in("data", "check", "dtd", "--only-there")
+        code, text = type_in("data", "check", "dtd", "--allow-missing-classes")
         assert code == 2
         return text
 
@@ -341,14 +348,14 @@ def test_a_run_on_a_card_does_not_know_where_the_data_lie(mini, type_in, tmp_pat
     assert code == 0, text
     [config] = (tmp_path / "runs").rglob("config.yaml")
     assert str(made.folder.parent) not in config.read_text().replace(str(card), "")
-    assert ids(opened(str(card)).train.names) == tuple(few)
+    assert class_ids(opened(str(card)).train.names) == tuple(few)
 
 
 def test_what_can_go_wrong_with_a_download(tmp_path, jpegs, type_in, served):
     made = Miniature("dtd", tmp_path / "made", jpegs)
     folder, address, handler = served
     card, root = made.packed(folder), tmp_path / "root"
-    words = ["data", "prepare", card, "--root", root, "--download", "--only-there", "--from"]
+    words = ["data", "prepare", card, "--root", root, "--download", "--allow-missing-classes", "--from"]
     code, text = type_in(*words, "http://127.0.0.1:9")
     assert code == 2
     assert f"put it at '{root}/dtd/dtd-r1.0.1.tar.gz' and give the same command again" in text
@@ -373,16 +380,19 @@ def test_what_can_go_wrong_with_a_download(tmp_path, jpegs, type_in, served):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"layout": "dtt"}, "there is no layout 'dtt'; did you mean 'dtd'?"),
+        ({"layout": "dtt"}, "layout: expected a known name, got 'dtt'; did you mean 'dtd'?"),
         ({"colour": 1}, "unknown key 'colour'"),
         ({"title": None, "images": ...}, "the key 'images' is missing"),
-        ({"classes": ["banded", "banded"]}, "has the class 'banded' twice"),
-        ({"names": "imagenet"}, "the class 'banded', which is none of ImageNet's"),
-        ({"downloads": [{"link": "x"}]}, "unknown key 'link'"),
+        ({"classes": ["banded", "banded"]}, "classes: expected classes with different ids, got 'banded' twice"),
+        ({"names": "imagenet"}, "classes: expected ImageNet's 1000 WordNet ids, got 'banded'"),
+        (
+            {"downloads": [{"link": "x"}]},
+            "unknown key 'downloads.0.link'; downloads is a list of {produces, url or file,",
+        ),
     ],
 )
 def test_a_wrong_card(tmp_path, type_in, changed, told):
-    card = {key: value for key, value in (read_card("dtd") | changed).items() if value is not ...}
+    card = {key: value for key, value in (read_yaml("dtd") | changed).items() if value is not ...}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(card))
     code, text = type_in("data", "prepare", tmp_path / "mine.yaml", "--root", tmp_path)
     if code == 1:  # nothing is there to be read, so the classes have not been looked at
@@ -399,7 +409,7 @@ def test_archives_that_would_write_elsewhere(tmp_path, type_in):
     import zipfile
 
     for file, suffix in (("evil.tar.gz", "tar"), ("evil.zip", "zip")):
-        card = read_card("dtd") | {"downloads": [{"url": f"http://nowhere/{file}", "gives": "images"}]}
+        card = read_yaml("dtd") | {"downloads": [{"url": f"http://nowhere/{file}", "produces": "images"}]}
         (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
         (tmp_path / "root" / "dtd").mkdir(parents=True, exist_ok=True)
         path = tmp_path / "root" / "dtd" / file

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from miniatures import domainnet
 
-from vlprompt.core.class_names import ids
-from vlprompt.core.images import Look
-from vlprompt.data.cards import card_classes, read_card
+from vlprompt.core.class_names import class_ids
+from vlprompt.core.images import Preprocessing
+from vlprompt.data.cards import load_card, load_card_classes
 from vlprompt.data.loading import open_data
-from vlprompt.experiments.domain_pairs import ways_of
+from vlprompt.experiments.domain_pairs import expand_domain_pairs
 
 PARTS = ("train", "val", "test")
 CUT = {10: [5, 2, 3], 6: [3, 1, 2]}  # images of a class of a domain -> of its parts
@@ -60,7 +60,9 @@ def counted(data):
     for part, name in enumerate(PARTS):
         split = getattr(data, name)
         for (label, k), n in Counter(zip(split.labels, split.domains, strict=True)).items():
-            of_class = found.setdefault(split.info["domains"][k], {}).setdefault(ids(split.names)[label], [0, 0, 0])
+            of_class = found.setdefault(split.info["domains"][k], {}).setdefault(
+                class_ids(split.names)[label], [0, 0, 0]
+            )
             of_class[part] = n
     return found
 
@@ -79,24 +81,29 @@ def labels_fit(data):
     for part in PARTS:
         split = getattr(data, part)
         for item, label, k in zip(split.items, split.labels, split.domains, strict=True):
-            yield item.name.split("/")[-2], ids(split.names)[label], item.name.split("/")[0], split.info["domains"][k]
+            yield (
+                item.name.split("/")[-2],
+                class_ids(split.names)[label],
+                item.name.split("/")[0],
+                split.info["domains"][k],
+            )
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_published_sets_as_their_archives_have_them(name, root, lay, type_in):
-    card = read_card(name)
-    keys, domains = list(card_classes(card)), SETS[name]
+    card = load_card(name)
+    keys, domains = list(load_card_classes(card)), SETS[name]
     classes = [keys[0], keys[2], keys[-1]]
-    lay(root / card["folder"], domains, classes)
-    data = open_data(name, only_there=True)
+    lay(root / card.folder, domains, classes)
+    data = open_data(name, allow_missing_classes=True)
     words = list(domains.values())
     assert data.test.info["domains"] == words
     assert [getattr(data, part).info["transductive"] for part in PARTS] == [True] * 3
     assert counted(data) == alike(words[:1], classes, CUT[6]) | alike(words[1:], classes, CUT[10])
     folders = {folder.split("/")[0]: word for folder, word in domains.items()}
     assert all(key == told and folders[folder] == word for key, told, folder, word in labels_fit(data))
-    assert data.test.items[0].pixels(Look((8, 8)), None).shape == (3, 8, 8)
-    code, text = type_in("data", "check", name, "--only-there")
+    assert data.test.items[0].pixels(Preprocessing((8, 8)), None).shape == (3, 8, 8)
+    code, text = type_in("data", "check", name, "--allow-missing-classes")
     assert code == 0, text
     assert f"{words[0]} 9/3/6, {words[1]} 15/6/9" in text
     assert "all images of a domain are adapted to and tested on" in text
@@ -106,11 +113,11 @@ def test_published_sets_as_their_archives_have_them(name, root, lay, type_in):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_what_the_cards_say(name, root, type_in):
-    card = read_card(name)
-    assert (len(card_classes(card)), card["template"]) == (CLASSES[name], "a photo of a {name}.")
+    card = load_card(name)
+    assert (len(load_card_classes(card)), card.template) == (CLASSES[name], "a photo of a {name}.")
     if name in SETS:
-        assert [word for word in card["domains"].values() if word in card["sizes"]] == list(SETS[name].values())
-        assert list(card_classes(card)) == sorted(card_classes(card))
+        assert [word for word in card.domains.values() if word in card.sizes] == list(SETS[name].values())
+        assert list(load_card_classes(card)) == sorted(load_card_classes(card))
         assert ", ".join(SETS[name].values()) in type_in("data", "show", name)[1]
     assert "by hand: the arch" in type_in("data", "prepare", name)[1]
 
@@ -140,10 +147,10 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_common_variants_of_the_layouts(variant, root, lay):
     name, folder, domains = VARIANTS[variant]
-    keys = list(card_classes(read_card(name)))[:2]
+    keys = list(load_card_classes(load_card(name)))[:2]
     lay(root / folder, domains, keys)
-    (root / read_card(name)["folder"] / "image_list").mkdir()
-    data = open_data(name, only_there=True)
+    (root / load_card(name).folder / "image_list").mkdir()
+    data = open_data(name, allow_missing_classes=True)
     assert data.test.info["domains"] == list(SETS[name].values())
     assert [list(one) for one in counted(data).values()] == [keys] * len(domains)
     assert [len(getattr(data, part)) for part in PARTS] == [2 * (5 * len(domains) - 2), 2 * (2 * len(domains) - 1),
@@ -154,16 +161,16 @@ def test_other_folders_are_left_out(root, lay):
     folder = lay(root / "visda17", ("train", "validation", "test"), ("bus", "car"))
     (folder / "train" / "image_list.txt").write_text("bus/frame_0000.jpg 2\n")
     lay(folder / "validation", ("tractor",), ("old",))
-    data = open_data("visda2017", only_there=True)
+    data = open_data("visda2017", allow_missing_classes=True)
     assert {item.split("/")[0] for part in names_of(data) for item in part} == {"train", "validation"}
     assert "folders that are not on the card are left out: tractor" in data.note
 
 
 def test_the_cut_does_not_depend_on_the_place_or_the_machine(root, lay, tmp_path):
     lay(root / "PACS", ("photo", "art_painting", "cartoon", "sketch"), ("dog", "house"), each=20)
-    here = open_data("pacs", only_there=True)
+    here = open_data("pacs", allow_missing_classes=True)
     shutil.copytree(root / "PACS", tmp_path / "other" / "PACS")
-    there = open_data("pacs", only_there=True, root=tmp_path / "other")
+    there = open_data("pacs", allow_missing_classes=True, root=tmp_path / "other")
     assert names_of(here) == names_of(there)
     assert here.hash() == there.hash() == "2e29cf-37018f-d52af6"  # results that are published rest on it
     joined = sorted(name for part in names_of(here) for name in part)
@@ -215,7 +222,7 @@ def test_what_is_missing_is_named(change, told, root, lay, type_in):
     folder = lay(root / "office_home", SETS["office_home"], ("Alarm_Clock", "Bed"), each=6)
     broken(change, folder)
     with pytest.raises((ValueError, OSError), match=told):
-        open_data("office_home", only_there=True)
+        open_data("office_home", allow_missing_classes=True)
     code, text = type_in("data", "check", "office_home")
     assert (code, "Traceback" in text) == (2, False), text
 
@@ -235,7 +242,7 @@ def mini_domainnet(root, jpegs):
 
 def test_mini_domainnet_is_its_lists(root, jpegs, type_in):
     folder = mini_domainnet(root, jpegs)
-    data = open_data("mini_domainnet", only_there=True)
+    data = open_data("mini_domainnet", allow_missing_classes=True)
     assert data.test.info["domains"] == ["clipart", "painting", "real", "sketch"]
     assert "transductive" not in data.test.info  # it has a test of its own
     assert [str(name) for name in data.test.names] == ["aircraft carrier", "ant", "zebra"]  # by the labels
@@ -249,24 +256,24 @@ def test_mini_domainnet_is_its_lists(root, jpegs, type_in):
     code, text = type_in("data", "check", "mini_domainnet")
     assert (code, "123 of 126 classes have no images" in text) == (1, True), text
     with pytest.raises(OSError, match=r"there is no clipart_train.txt in .*domainnet'"):
-        open_data("domainnet", only_there=True)
+        open_data("domainnet", allow_missing_classes=True)
     (folder / "painting").rename(folder / "elsewhere")
     with pytest.raises(
         OSError, match="has no folder 'painting'; it needs one for each of the domains clipart, painting"
     ):
-        open_data("mini_domainnet", only_there=True)
+        open_data("mini_domainnet", allow_missing_classes=True)
     (folder / "splits_mini" / "real_test.txt").unlink()
     with pytest.raises(OSError, match=r"there is no real_test.txt in .*splits_mini"):
-        open_data("mini_domainnet", only_there=True)
+        open_data("mini_domainnet", allow_missing_classes=True)
 
 
 def test_the_lists_of_domainnet_may_lie_in_splits(root, jpegs):
     folder = domainnet(root, jpegs)
-    before = open_data("domainnet", only_there=True)
+    before = open_data("domainnet", allow_missing_classes=True)
     (folder / "splits").mkdir()
     for file in folder.glob("*_t*.txt"):
         file.rename(folder / "splits" / file.name)
-    after = open_data("domainnet", only_there=True)
+    after = open_data("domainnet", allow_missing_classes=True)
     assert (after.hash(), after.test.info) == (before.hash(), before.test.info)
     assert len(after.test.info["domains"]) == 6
 
@@ -281,22 +288,40 @@ def test_sets_of_one_domain_have_a_word_for_it(own):
 @pytest.mark.parametrize(
     ("told", "wrong"),
     [
-        ({"domains": None}, "the layout domains needs the key domains, {folder: word}"),
-        ({"layout": "folders"}, "the layout domains needs the key domains, {folder: word}, and only it has that key"),
+        (
+            {"domains": None},
+            "domains: expected {folder: word} with the layout domains and no other, got .* without domains",
+        ),
+        (
+            {"layout": "folders"},
+            "expected {folder: word} with the layout domains and no other, got the layout 'folders' with",
+        ),
         (
             {"domains": ["day", "night"]},
-            r"domains are {folder: word}, texts, two of them or more, not \['day', 'night'\]",
+            r"domains: expected {folder: word}, texts, two of them or more, got \['day', 'night'\]",
         ),
-        ({"domains": {"day": "day"}}, "two of them or more, not {'day': 'day'}"),
-        ({"domains": {"day": "day", "night": False}}, "texts, two of them or more, not"),
-        ({"domains": {"day": "day", "night": " "}}, "texts, two of them or more, not"),
-        ({"domains": {"Real World": "a", "real_world": "b"}}, "domains have the folder 'realworld' twice"),
-        ({"domains": {"day": "a", "night": "a"}}, "domains have the word 'a' twice"),
-        ({"domains": {"x/day": "a", "night": "b"}}, "the domain folder 'x/day' is a path"),
-        ({"domain": "day"}, "domain is the word for all images of a set without domains, not 'day'"),
-        ({"pairs": [["bright", "light"]]}, r"pairs are a list of \[source, target\], of the domains bright, dark"),
-        ({"pairs": ["bright"]}, "pairs are a list of"),
-        ({"transductive": "yes please"}, "transductive is true or false, not 'yes please'"),
+        (
+            {"domains": {"day": "day"}},
+            "domains: expected {folder: word}, texts, two of them or more, got {'day': 'day'}",
+        ),
+        ({"domains": {"day": "day", "night": False}}, "texts, two of them or more, got {'day': 'day', 'night': False}"),
+        ({"domains": {"day": "day", "night": " "}}, "texts, two of them or more, got {'day': 'day', 'night': ' '}"),
+        (
+            {"domains": {"Real World": "a", "real_world": "b"}},
+            "domains: expected different folders, got the folder 'realworld' twice",
+        ),
+        ({"domains": {"day": "a", "night": "a"}}, "domains: expected different words, got the word 'a' twice"),
+        (
+            {"domains": {"x/day": "a", "night": "b"}},
+            "domains: expected the names of folders, got the path 'x/day'. Move the rest to images",
+        ),
+        ({"domain": "day"}, "domain: expected no word for all images beside domains, got 'day'. Remove one"),
+        (
+            {"pairs": [["bright", "light"]]},
+            r"pairs: expected a list of \[source, target\] of the domains bright, dark, got \['bright', 'light'\]",
+        ),
+        ({"pairs": ["bright"]}, r"pairs: expected a list of \[source, target\], got \['bright'\]"),
+        ({"transductive": "yes please"}, "transductive: expected true or false.*, got 'yes please'"),
         ({"classes": ["Alarm Clock", "alarm_clock"]}, "the classes 'Alarm Clock' and 'alarm_clock' could not be told"),
     ],
 )
@@ -383,11 +408,11 @@ def test_train_and_test_stay_parts(tmp_path, lay):
 
 @pytest.mark.parametrize(("name", "each", "rest"), [("visda2017", 1, 2), ("office31", 6, 3)])
 def test_a_card_may_say_which_pairs_there_are(name, each, rest, root, lay):
-    card = read_card(name)
-    lay(root / card["folder"] / card["images"], SETS[name], card_classes(card).keys(), 7)
-    how = {"dataset": name, "task": "domain", "backbone": None, "file": None}
-    pairs = [way["overrides"] for way in ways_of(None, None, "coop", [], how)]
+    card = load_card(name)
+    lay(root / card.folder / card.images, SETS[name], load_card_classes(card).keys(), 7)
+    task = {"name": "domain", "dataset": name}
+    pairs = expand_domain_pairs(task)
     assert len(pairs) == each
     if each == 1:  # VisDA goes from renderings to photographs
         assert pairs == [['task.source="synthetic"', 'task.target="real"']]
-    assert len(ways_of("rest", None, "coop", [], how)) == rest
+    assert len(expand_domain_pairs(task, "rest")) == rest

@@ -17,36 +17,44 @@ import torch
 from PIL import Image
 
 from vlprompt.core.batch import Batch, Split
-from vlprompt.core.images import Item, Look, View, picked
+from vlprompt.core.images import Augmentation, ImageItem, Preprocessing, build_images
 from vlprompt.core.stage import Lesson
-from vlprompt.data.images.cache import EACH, HELD, Decoded, most
-from vlprompt.data.images.decoding import AUGMENTS, file_item, open_picture, picture_item, pixels
-from vlprompt.data.images.prefetch import ahead
+from vlprompt.data.images.cache import IMAGE_CACHE, DecodedImageCache, default_max_bytes
+from vlprompt.data.images.decoding import AUGMENTATIONS, build_file_item, build_image_item, open_image, preprocess_image
+from vlprompt.data.images.prefetch import prefetch_images
 from vlprompt.data.loading import open_data
 from vlprompt.engine.loop import fit
-from vlprompt.engine.train_config import Train
+from vlprompt.engine.train_config import TrainConfig
 from vlprompt.runtime import threads
-from vlprompt.runtime.seeding import generator
+from vlprompt.runtime.bounded_cache import ENTRY_OVERHEAD_BYTES
+from vlprompt.runtime.seeding import make_generator
 
 COMMAND = Path(sys.executable).parent / "vlprompt"
 LOOKS = [
-    Look((32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)),
-    Look((24, 40)),
-    Look((24, 40), interpolation="bilinear", crop=0.875),
-    Look((32, 32), resize="squash"),
-    Look((28, 28), interpolation="bilinear", crop=0.8, antialias=False),
+    Preprocessing((32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)),
+    Preprocessing((24, 40)),
+    Preprocessing((24, 40), interpolation="bilinear", crop=0.875),
+    Preprocessing((32, 32), resize="squash"),
+    Preprocessing((28, 28), interpolation="bilinear", crop=0.8, antialias=False),
 ]
-VIEWS = [None, *(View(augment, seed) for augment in AUGMENTS for seed in ((1, 2) if augment == "crop-flip" else (1,)))]
+VIEWS = [
+    None,
+    *(
+        Augmentation(augment, seed)
+        for augment in AUGMENTATIONS
+        for seed in ((1, 2) if augment == "crop-flip" else (1,))
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
 def as_at_first():
-    HELD.use(0)
-    HELD.use(most())
+    IMAGE_CACHE.set_max_bytes(0)
+    IMAGE_CACHE.set_max_bytes(default_max_bytes())
     yield
-    threads.use(None)
-    HELD.use(0)
-    HELD.use(most())
+    threads.set_workers(None)
+    IMAGE_CACHE.set_max_bytes(0)
+    IMAGE_CACHE.set_max_bytes(default_max_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -71,42 +79,46 @@ def modes(tmp_path_factory):
 
 def test_pixels_are_the_same_bits_whatever_was_kept(modes):
     """Each sight twice, in an order in which every form is met before and after every other one."""
-    fresh = {(f, look, view): pixels(open_picture(f), look, view) for f in modes for look in LOOKS for view in VIEWS}
-    items = {f: file_item(f) for f in modes}
+    fresh = {
+        (f, look, view): preprocess_image(open_image(f), look, view) for f in modes for look in LOOKS for view in VIEWS
+    }
+    items = {f: build_file_item(f) for f in modes}
     for places in (fresh, reversed(fresh)):
         for f, look, view in places:
-            for see in (items[f].once, items[f].pixels, items[f].pixels):
+            for see in (items[f].decode_once, items[f].pixels, items[f].pixels):
                 found = see(look, view)
                 assert found.dtype == torch.float32
                 assert found.equal(fresh[f, look, view]), (f.name, look, view)
-    kept = len(HELD)
+    kept = len(IMAGE_CACHE)
     assert kept == len(modes) * (1 + 2 * 4)  # itself; resized, and what is cut out, for four looks
 
 
 def test_threads_see_the_same_bits(modes):
     for n in (0, 3):
-        threads.use(n)
-        HELD.use(0)
-        HELD.use(most())
-        items = [file_item(f) for f in modes]
+        threads.set_workers(n)
+        IMAGE_CACHE.set_max_bytes(0)
+        IMAGE_CACHE.set_max_bytes(default_max_bytes())
+        items = [build_file_item(f) for f in modes]
         for view in VIEWS:
-            some = picked(items, [view] * len(items)).pixels(LOOKS[0])
-            assert some.equal(torch.stack([pixels(open_picture(f), LOOKS[0], view) for f in modes])), (n, view)
+            some = build_images(items, [view] * len(items)).pixels(LOOKS[0])
+            assert some.equal(torch.stack([preprocess_image(open_image(f), LOOKS[0], view) for f in modes])), (n, view)
 
 
 def test_augmix_draws_the_numbers_it_always_drew_and_none_of_anybody_else(modes):
     from torchvision.transforms.v2 import AugMix
 
-    look, photo = Look((48, 48)), open_picture(modes[0])
-    items = [picture_item(f"augmix {i}", lambda: photo) for i in range(8)]
-    threads.use(3)
+    look, photo = Preprocessing((48, 48)), open_image(modes[0])
+    items = [build_image_item(f"augmix {i}", lambda: photo) for i in range(8)]
+    threads.set_workers(3)
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    views = [View("augmix", seed) for seed in range(8)]
-    found = picked(items, views).pixels(look)
+    views = [Augmentation("augmix", seed) for seed in range(8)]
+    found = build_images(items, views).pixels(look)
     assert torch.get_rng_state().equal(state)
     for one, view in zip(found, views, strict=True):
-        flipped = pixels(photo, look, View("crop-flip", view.seed))  # the crop and the flip, and then the mix
+        flipped = preprocess_image(
+            photo, look, Augmentation("crop-flip", view.seed)
+        )  # the crop and the flip, and then the mix
         shown = Image.fromarray((flipped * 255).round().byte().permute(1, 2, 0).numpy())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(view.seed)
@@ -128,15 +140,15 @@ def folder_of(root, n=12, size=(150, 110)):
 
 def test_a_picture_is_opened_once(tmp_path):
     """The files are taken away after the first epoch, and after the first test."""
-    split, look = open_data(str(folder_of(tmp_path / "set"))).train, Look((32, 32))
+    split, look = open_data(str(folder_of(tmp_path / "set"))).train, Preprocessing((32, 32))
 
     def seen(epoch):
         return torch.cat([batch.inputs.pixels(look) for batch in split.batches(5, seed=1, epoch=epoch)])
 
     views = seen(0), seen(1)
     plain = torch.cat([batch.inputs.pixels(look) for batch in split.batches(5)])
-    HELD.use(0)
-    HELD.use(most())
+    IMAGE_CACHE.set_max_bytes(0)
+    IMAGE_CACHE.set_max_bytes(default_max_bytes())
     seen(0)
     for path in (tmp_path / "set").rglob("*.jpg"):
         path.unlink()
@@ -144,7 +156,7 @@ def test_a_picture_is_opened_once(tmp_path):
     assert seen(1).equal(views[1])
     assert not views[0].equal(views[1])
     assert torch.cat([batch.inputs.pixels(look) for batch in split.batches(5)]).equal(plain)
-    HELD.use(0)
+    IMAGE_CACHE.set_max_bytes(0)
     with pytest.raises(ValueError, match=r"there is no image '.*\.jpg'"):
         seen(1)
 
@@ -153,47 +165,47 @@ def test_what_is_looked_at_once_is_not_kept(pictures, tiny):
     split = open_data(str(pictures)).test
     images = next(split.batches(100)).inputs
     tiny.image(images)
-    assert not len(HELD)
-    images.pixels(tiny.image.look)
-    assert len(HELD) == len(split)
+    assert not len(IMAGE_CACHE)
+    images.pixels(tiny.image.preprocessing)
+    assert len(IMAGE_CACHE) == len(split)
 
 
 def test_memory_is_bounded_and_counted():
-    held, photo = Decoded(100_000), Image.new("RGB", (50, 20))
+    held, photo = DecodedImageCache(100_000), Image.new("RGB", (50, 20))
     for lesson in range(100):  # a stream
         for i in range(30):
-            held.keep((lesson, i), photo)
-            assert held.bytes == len(held) * (3000 + EACH) <= 100_000
+            held.add((lesson, i), photo)
+            assert held.used_bytes == len(held) * (3000 + ENTRY_OVERHEAD_BYTES) <= 100_000
             assert (found := held.get((lesson, i))) is not None or lesson
             assert found is None or found.shape == (20, 50, 3)
-    assert len(held) == 100_000 // (3000 + EACH)
-    assert len(held._order) == len(held)
-    assert {lesson for lesson, _ in held._held} > {99, 98}  # not the last alone
-    held.keep("large", Image.new("RGB", (500, 200)))
-    held.keep("grey", Image.new("L", (5, 5)))
+    assert len(held) == 100_000 // (3000 + ENTRY_OVERHEAD_BYTES)
+    assert len(held._keys) == len(held)
+    assert {lesson for lesson, _ in held._entries} > {99, 98}  # not the last alone
+    held.add("large", Image.new("RGB", (500, 200)))
+    held.add("grey", Image.new("L", (5, 5)))
     assert held.get("large") is held.get("grey") is None
-    held.use(5000)
-    assert (len(held), held.bytes) == (1, 3000 + EACH)
+    held.set_max_bytes(5000)
+    assert (len(held), held.used_bytes) == (1, 3000 + ENTRY_OVERHEAD_BYTES)
 
 
 def test_the_process_grows_by_what_is_counted():
     code = """
 import re
 from PIL import Image
-from vlprompt.data.decoded import Decoded
+from vlprompt.data.images.cache import DecodedImageCache
 from pathlib import Path
 def resident():
     return int(re.search(r"VmRSS:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-small, photo = Decoded(2 ** 26), Image.new("RGB", (20, 10))
+small, photo = DecodedImageCache(2 ** 26), Image.new("RGB", (20, 10))
 before = resident()
 for i in range(20000):
-    small.keep((f"/some/where/in/a/folder/of/images/of/a/class/number-{i}.jpg|12345|1234567890123456789", "none", (224, 224), "bicubic", "shortest", 1.0), photo)
-print(small.bytes / (resident() - before))
-large, photo = Decoded(2 ** 26), Image.new("RGB", (500, 375))
+    small.add((f"/some/where/in/a/folder/of/images/of/a/class/number-{i}.jpg|12345|1234567890123456789", "none", (224, 224), "bicubic", "shortest", 1.0), photo)
+print(small.used_bytes / (resident() - before))
+large, photo = DecodedImageCache(2 ** 26), Image.new("RGB", (500, 375))
 before = resident()
 for i in range(300):
-    large.keep(i, photo)
-print(large.bytes / (resident() - before))
+    large.add(i, photo)
+print(large.used_bytes / (resident() - before))
 """  # noqa: E501
     if not Path("/proc/self/status").exists():
         pytest.skip("the system does not tell how much memory a process has")
@@ -204,20 +216,20 @@ print(large.bytes / (resident() - before))
 def test_a_broken_picture_is_named_whoever_decodes_it(tmp_path):
     root = folder_of(tmp_path / "set")
     (root / "china" / "03.jpg").write_bytes((root / "china" / "03.jpg").read_bytes()[:900])
-    items = [file_item(f) for f in sorted(root.rglob("*.jpg"))]
+    items = [build_file_item(f) for f in sorted(root.rglob("*.jpg"))]
     split = Split(tuple(items), (0,) * len(items), ("a", "b"))
     for n in (0, 1, 4):
-        threads.use(n)
+        threads.set_workers(n)
         with pytest.raises(ValueError, match=r"03.jpg' is truncated or not an image .*--skip-broken"):
-            picked(items, [None] * len(items)).pixels(LOOKS[0])
-        batches = ahead(split.batches(1))
+            build_images(items, [None] * len(items)).pixels(LOOKS[0])
+        batches = prefetch_images(split.batches(1))
         for _ in range(3):
             next(batches).inputs.pixels(LOOKS[0])
         broken = next(batches).inputs
         with pytest.raises(ValueError, match=r"03.jpg' is truncated"):
             broken.pixels(LOOKS[0])
     with pytest.raises(ValueError, match="0 threads or more, not -1"):
-        threads.use(-1)
+        threads.set_workers(-1)
 
 
 class Slow:
@@ -225,7 +237,7 @@ class Slow:
 
     def __init__(self, n, seconds=0.002):
         self.done, self.seconds, self.threads = [], seconds, set()
-        self.items = tuple(Item(str(i), partial(self.see, i)) for i in range(n))
+        self.items = tuple(ImageItem(str(i), partial(self.see, i)) for i in range(n))
         self.split = Split(self.items, (0,) * n, ("a", "b"))
 
     def see(self, i, look, view):
@@ -242,9 +254,9 @@ class Slow:
 
 
 def test_the_next_batch_is_decoded_while_one_is_computed():
-    threads.use(2)
-    slow, look, computing = Slow(24), Look((1, 1)), []
-    for k, batch in enumerate(ahead(slow.split.batches(4))):
+    threads.set_workers(2)
+    slow, look, computing = Slow(24), Preprocessing((1, 1)), []
+    for k, batch in enumerate(prefetch_images(slow.split.batches(4))):
         computing.append(batch.inputs.pixels(look).flatten().tolist())
         if k:  # of the first nobody knew that it would be asked for
             following = set(range(4 * k + 4, min(24, 4 * k + 8)))
@@ -257,35 +269,35 @@ def test_the_next_batch_is_decoded_while_one_is_computed():
 
 def test_only_what_is_asked_for_is_decoded_ahead():
     """As a process of several asks for its slice, and a tower for those whose features it lacks."""
-    threads.use(2)
-    slow, look = Slow(22), Look((1, 1))
-    for batch in ahead(slow.split.batches(6)):
-        batch.inputs.part(2, 5).pixels(look)
+    threads.set_workers(2)
+    slow, look = Slow(22), Preprocessing((1, 1))
+    for batch in prefetch_images(slow.split.batches(6)):
+        batch.inputs.slice(2, 5).pixels(look)
         time.sleep(0.03)
     assert sorted(slow.done) == [2, 3, 4, 8, 9, 10, 14, 15, 16, 20, 21]
     slow = Slow(12)
-    for k, batch in enumerate(ahead(slow.split.batches(6))):
-        some = batch.inputs if k else batch.inputs.part(2, 5)  # then also those that nobody started
+    for k, batch in enumerate(prefetch_images(slow.split.batches(6))):
+        some = batch.inputs if k else batch.inputs.slice(2, 5)  # then also those that nobody started
         assert some.pixels(look).flatten().tolist() == list(range(6, 12) if k else range(2, 5))
     slow = Slow(20)
-    for k, batch in enumerate(ahead(slow.split.batches(4))):
+    for k, batch in enumerate(prefetch_images(slow.split.batches(4))):
         if k < 2:
-            batch.split(2)[1].inputs.pixels(look)
+            batch.micro_batches(2)[1].inputs.pixels(look)
         time.sleep(0.03)
     assert sorted(slow.done) == [2, 3, 6, 7, 10, 11, 14, 15]  # two batches too many, no more
     for n in (0, 1):
-        threads.use(n)
+        threads.set_workers(n)
         slow = Slow(8)
-        for k, batch in enumerate(ahead(slow.split.batches(4))):
+        for k, batch in enumerate(prefetch_images(slow.split.batches(4))):
             batch.inputs.pixels(look)
             assert len(slow.done) == 4 * k + 4
         assert slow.threads == {threading.current_thread().name}
 
 
 def test_nothing_is_left_running_when_a_loop_is_left():
-    threads.use(2)
-    slow, look = Slow(200, 0.01), Look((1, 1))
-    loop = ahead(slow.split.batches(50))
+    threads.set_workers(2)
+    slow, look = Slow(200, 0.01), Preprocessing((1, 1))
+    loop = prefetch_images(slow.split.batches(50))
     next(loop).inputs.pixels(look)
     next(loop)
     loop.close()
@@ -294,7 +306,9 @@ def test_nothing_is_left_running_when_a_loop_is_left():
     time.sleep(0.1)
     assert len(slow.done) == done < 70
     slow = Slow(300, 0.01)
-    for k, batch in enumerate(ahead(slow.split.batches(50))):  # what was started for nothing is not done either
+    for k, batch in enumerate(
+        prefetch_images(slow.split.batches(50))
+    ):  # what was started for nothing is not done either
         if not k:
             batch.inputs.pixels(look)
     time.sleep(0.3)
@@ -302,14 +316,14 @@ def test_nothing_is_left_running_when_a_loop_is_left():
 
 
 def test_unlabelled_images_are_decoded_ahead_too():
-    threads.use(2)
-    slow, other, look = Slow(8), Slow(8), Look((1, 1))
+    threads.set_workers(2)
+    slow, other, look = Slow(8), Slow(8), Preprocessing((1, 1))
 
     def both():
         for batch, beside in zip(slow.split.batches(2), other.split.batches(2), strict=True):
             yield Batch(batch.inputs, batch.labels, batch.names, unlabelled=beside)
 
-    for k, batch in enumerate(ahead(both())):
+    for k, batch in enumerate(prefetch_images(both())):
         batch.unlabelled.inputs.pixels(look)
         if 0 < k < 3:
             assert {2 * k + 2, 2 * k + 3} <= other.waited({2 * k + 2, 2 * k + 3})
@@ -322,35 +336,35 @@ def test_kept_features_are_trained_on_without_pixels(tmp_path, tiny):
     from vlprompt.methods import CoOp
 
     data = open_data(str(folder_of(tmp_path / "set")), augment="crop")
-    method, train = CoOp(tiny, n_ctx=2), Train(epochs=3, batch=4, views=2, warmup=0)
+    method, train = CoOp(tiny, n_ctx=2), TrainConfig(epochs=3, batch_size=4, augmentations=2, warmup=0)
 
     def losses():
-        method.begin(Lesson(data.train), generator(1))
-        return [step.loss for step in fit(method, Lesson(data.train), train)], evaluate(method, data.test).numbers
+        method.begin_lesson(Lesson(data.train), make_generator(1))
+        return [step.loss for step in fit(method, Lesson(data.train), train)], evaluate(method, data.test).metrics
 
     first = losses()
     for path in (tmp_path / "set").rglob("*.jpg"):
         path.unlink()
-    HELD.use(0)
+    IMAGE_CACHE.set_max_bytes(0)
     assert losses() == first
 
 
 def test_features_are_the_same_however_they_are_decoded(tmp_path, tiny):
-    from vlprompt.backbones.glyph import twin
+    from vlprompt.backbones.glyph import build_tiny_clip
 
-    images = [file_item(f) for f in sorted(folder_of(tmp_path / "set").rglob("*.jpg"))]
+    images = [build_file_item(f) for f in sorted(folder_of(tmp_path / "set").rglob("*.jpg"))]
     found = []
     for n in (1, 3):
-        threads.use(n)
-        tower = twin().image
+        threads.set_workers(n)
+        tower = build_tiny_clip().image
         tower.pass_size = 5
-        found.append(tower(picked(images, [None] * len(images))))
+        found.append(tower(build_images(images, [None] * len(images))))
     assert found[0].equal(found[1])
 
 
 def trained(root, folder, *more):
     command = [COMMAND, "run", "vpt", root, "--backbone", "glyph-vit", "--shots", "4", "--out", folder, "--save-every"]
-    command += ["0.01", "train.epochs=40", "train.batch=3", "method.n_tokens=2", "task.augment=augmix", *more]
+    command += ["0.01", "train.epochs=40", "train.batch_size=3", "method.n_tokens=2", "task.augment=augmix", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
 
 
@@ -362,7 +376,7 @@ def outcome(folder):
 @pytest.mark.slow
 def test_a_run_is_the_same_with_threads_and_when_it_is_killed(tmp_path):
     root = folder_of(tmp_path / "set", 8)
-    alone = trained(root, tmp_path / "alone", "--workers", "0", "--picture-memory", "0")
+    alone = trained(root, tmp_path / "alone", "--workers", "0", "--image-cache", "0")
     assert alone.wait(120) == 0, alone.stdout.read()
     for stop, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
         process, out = trained(root, tmp_path / "killed", "--workers", "3"), tmp_path / "killed"
@@ -380,8 +394,8 @@ def test_a_run_is_the_same_with_threads_and_when_it_is_killed(tmp_path):
 def test_options(type_in):
     status, told = type_in("run", "coop", "digits", "--workers", "-1")
     assert (status, "0 threads or more, not -1" in told) == (2, True)
-    status, told = type_in("run", "coop", "digits", "--picture-memory", "-1")
-    assert (status, "--picture-memory is a number of GB from 0 on, such as 0.5; got -1.0" in told) == (2, True)
+    status, told = type_in("run", "coop", "digits", "--image-cache", "-1")
+    assert (status, "--image-cache: expected a number of GB from 0 on, such as 0.5, got -1.0" in told) == (2, True)
 
 
 def test_a_forked_process_has_threads_of_its_own(tmp_path):
@@ -389,12 +403,12 @@ def test_a_forked_process_has_threads_of_its_own(tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     for i, path in enumerate(paths):
         Image.effect_noise((300, 300), 10 * i).convert("RGB").save(path)
-    look = Look((224, 224))
+    look = Preprocessing((224, 224))
 
     def shown():
-        return picked([file_item(path) for path in paths], [None] * 4).pixels(look)
+        return build_images([build_file_item(path) for path in paths], [None] * 4).pixels(look)
 
-    threads.use(2)
+    threads.set_workers(2)
     try:
         shown()
         child = multiprocessing.get_context("fork").Process(target=shown)
@@ -403,6 +417,6 @@ def test_a_forked_process_has_threads_of_its_own(tmp_path):
         hung = child.is_alive()
         child.kill()
     finally:
-        threads.use(None)
+        threads.set_workers(None)
     assert not hung
     assert child.exitcode == 0

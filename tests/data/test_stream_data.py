@@ -23,14 +23,15 @@ from miniatures import (
     letters,
     mnist,
     pack,
+    read_yaml,
     renditions,
 )
 from PIL import Image
 
-from vlprompt.core.class_names import ids
-from vlprompt.core.images import Item, Look
+from vlprompt.core.class_names import class_ids
+from vlprompt.core.images import ImageItem, Preprocessing
 from vlprompt.data.builtin import digits as handwritten
-from vlprompt.data.cards import card_classes, read_card
+from vlprompt.data.cards import load_card, load_card_classes
 from vlprompt.data.loading import open_data
 from vlprompt.data.readers.python_objects import from_torchvision
 
@@ -63,8 +64,8 @@ def test_stages_of_the_cards_that_ship():
         data = open_data(name)
         assert [getattr(data, part).info["stages"] for part in PARTS] == [stages] * 3
     told = {"cifar100": 10, "imagenet_r_stream": 10, "cub200": 10}
-    assert {name: read_card(name)["stages"] for name in told} == told
-    assert {name: len(card_classes(read_card(name))) for name in told} == {
+    assert {name: load_card(name).stages for name in told} == told
+    assert {name: len(load_card_classes(load_card(name))) for name in told} == {
         "cifar100": 100,
         "imagenet_r_stream": 200,
         "cub200": 200,
@@ -79,14 +80,14 @@ def test_stages_by_the_ids_of_classes(mine):
 @pytest.mark.parametrize(
     ("stages", "told"),
     [
-        (0, " are 0; from 1 stage up to one for each of its 10 classes"),
-        (11, " are 11; from 1 stage up to one for each of its 10 classes"),
-        (True, " are True; they are a number, or a list with a list of class ids"),
-        ("five", " are 'five'; they are a number"),
-        ([], r" are \[\]; they are a number"),
-        ([["0"], "1"], r" are \[\['0'\], '1'\]; they are a number, or a list with a list of class ids for each stage"),
+        (0, ": expected from 1 stage up to one for each of its 10 classes, got 0"),
+        (11, ": expected from 1 stage up to one for each of its 10 classes, got 11"),
+        (True, ": expected a number, or a list with a list of class ids for each stage, got True"),
+        ("five", ": expected a number, .*, got 'five'"),
+        ([], r": expected a number, .*, got \[\]"),
+        ([["0"], "1"], r": expected a number, or a list with a list of class ids for each stage, got \[\['0'\], '1'\]"),
         ([["0"], []], ": number 1 has no classes"),
-        ([["0", "1"], ["2", "1"]], " have the class '1' in number 0 and 1; it is met once"),
+        ([["0", "1"], ["2", "1"]], " have the class '1' in number 0 and 1. Keep one of them"),
         ([["0", "0"]], " have the class '0' in number 0 and 0"),
         ([["0"], ["ten"]], " name the class 'ten'; "),
     ],
@@ -98,14 +99,14 @@ def test_wrong_stages(mine, stages, told):
 
 def test_digits_in_six_domains():
     data, plain = open_data("digit_domains"), open_data("digits")
-    labels = handwritten.arrays()[1]
+    labels = handwritten.load_digit_arrays()[1]
     assert data.train.info["domains"] == ["handwritten", "negative", "rotated", "noisy", "blurred", "rendered"]
-    assert ids(data.train.names) == ids(plain.train.names)
+    assert class_ids(data.train.names) == class_ids(plain.train.names)
     for part in PARTS:
         split, rendered = getattr(data, part), {"train": 200, "val": 50, "test": 200}[part]
         real = [item.name.split("/") for item in split.items if not item.name.startswith("rendered/")]
         indices = [int(index) for _, index in real]
-        assert sorted(indices) == sorted(handwritten.halves()[part])  # each once, in its part
+        assert sorted(indices) == sorted(handwritten.split_indices()[part])  # each once, in its part
         counts = per_domain(split)
         assert counts.pop("rendered") == rendered
         assert max(counts.values()) - min(counts.values()) <= 1
@@ -119,13 +120,13 @@ def test_digits_in_six_domains():
 
 
 def test_what_the_domains_do_to_a_digit():
-    data, look = open_data("digit_domains"), Look((32, 32))
+    data, look = open_data("digit_domains"), Preprocessing((32, 32))
 
     def shown(domain):
         item = next(item for item in data.test.items if item.name.startswith(domain))
         again = item.pixels(look, None)
         assert again.equal(item.pixels(look, None))
-        own = Image.fromarray(handwritten.arrays()[0][int(item.name.split("/")[1])]).convert("RGB")
+        own = Image.fromarray(handwritten.load_digit_arrays()[0][int(item.name.split("/")[1])]).convert("RGB")
         return again[0], torch.from_numpy(np.asarray(own.resize((32, 32), Image.Resampling.BICUBIC)) / 255)[..., 0]
 
     def same(made, wanted):
@@ -152,11 +153,11 @@ def test_a_dataset_made_of_others(mine, root, type_in):
     one, two = open_data("digits"), open_data("glyphs")
     assert data.train.info["domains"] == ["a", "b"]
     assert data.train.info["stages"] == [
-        [f"a/{key}" for key in ids(one.test.names)],
-        [f"b/{key}" for key in ids(two.test.names)],
+        [f"a/{key}" for key in class_ids(one.test.names)],
+        [f"b/{key}" for key in class_ids(two.test.names)],
     ]
-    assert ids(data.test.names) == tuple(itertools.chain(*data.test.info["stages"]))
-    look = Look((8, 8))
+    assert class_ids(data.test.names) == tuple(itertools.chain(*data.test.info["stages"]))
+    look = Preprocessing((8, 8))
     for part in PARTS:
         split, first, second = (getattr(d, part) for d in (data, one, two))
         assert split.labels == (*first.labels, *(label + 10 for label in second.labels))
@@ -164,7 +165,7 @@ def test_a_dataset_made_of_others(mine, root, type_in):
         assert [item.name for item in split.items[-2:]] == [f"b/{item.name}" for item in second.items[-2:]]
         assert split.items[3].pixels(look, None).equal(first.items[3].pixels(look, None))
         assert split.items[-1].pixels(look, None).equal(second.items[-1].pixels(look, None))
-    assert data.test.names[0].hand == one.template  # each member's own
+    assert data.test.names[0].template == one.template  # each member's own
     assert "a: half of each class" in data.note
     assert open_data(mine(members={"a": "digits", "b": "glyphs"}, classes=85, stages=17)).test.info["stages"] == 17
     code, text = type_in("data", "check", "mine.yaml")
@@ -180,7 +181,7 @@ def test_a_dataset_made_of_others(mine, root, type_in):
 def test_members_with_equal_names_stay_apart(mine):
     with pytest.warns(UserWarning, match="several classes are called 'eight', 'five'"):
         data = open_data(mine(members={"plain": "digits", "hard": "digit_domains"}, classes=20))
-    assert len(set(ids(data.test.names))) == 20
+    assert len(set(class_ids(data.test.names))) == 20
     assert set(data.test.info["domains"]) == {"plain", "hard"}
     assert sizes(data) == [722 + 922, 179 + 229, 896 + 1096]
 
@@ -190,9 +191,9 @@ def test_a_member_of_torchvision_and_a_folder(mine, root, pictures):
     mnist(root / "MNIST" / "raw")
     (root / "photos").symlink_to(pictures)
     data = open_data(mine(members={"numbers": "torchvision:MNIST", "views": "photos"}, classes=12))
-    assert ids(data.test.names)[:2] == ("numbers/0", "numbers/1")
-    assert ids(data.test.names)[10:] == ("views/china", "views/red_flower")
-    assert data.test.names[10].hand == "a {name}."
+    assert class_ids(data.test.names)[:2] == ("numbers/0", "numbers/1")
+    assert class_ids(data.test.names)[10:] == ("views/china", "views/red_flower")
+    assert data.test.names[10].template == "a {name}."
     assert per_domain(data.train) == {"numbers": 30, "views": 12}
 
 
@@ -204,17 +205,23 @@ def test_a_member_of_torchvision_and_a_folder(mine, root, pictures):
         ({"members": {"a": "torchvision:MNIST"}}, "mine, member a: torchvision:MNIST is not under"),
         ({"members": {"a": "torchvision:MNISTT"}}, "mine, member a: torchvision has no dataset 'MNISTT'"),
         ({"members": {"a": "five_datasets"}}, "mine, member a: the card 'five_datasets' has members itself"),
-        ({"members": {"a/b": "digits"}}, "a member is called 'a/b'"),
+        ({"members": {"a/b": "digits"}}, "members: expected names without /, .*, got 'a/b'"),
         (
             {"members": {"a": "digits", "b": "glyphs"}, "classes": 84},
             "the members have 85 classes, but the card says 8",
         ),
         ({"members": {"a": "digits", "b": "glyphs"}, "classes": 86}, "mine: only 85 of 86 classes are here"),
-        ({"members": ["digits"]}, "members are {name: a card, torchvision:NAME or a folder}"),
-        ({"members": {"a": "digits"}, "classes": "digits"}, "and classes is how many they have"),
-        ({"members": {"a": "digits"}, "loader": "digits"}, "has loader and members; a card has one of"),
+        ({"members": ["digits"]}, r"members: expected {name: a card, torchvision:NAME or a folder}, got \['digits'\]"),
+        (
+            {"members": {"a": "digits"}, "classes": "digits"},
+            "classes: expected the number of classes of all members together, got 'digits'",
+        ),
+        (
+            {"members": {"a": "digits"}, "loader": "digits"},
+            "expected one of the keys .*, got loader and members. Remove one",
+        ),
         ({"hub": "torchvision:MNIST"}, "the key 'folder' is missing"),
-        ({"hub": "huggingface:a/b", "folder": "x"}, "the hub is 'huggingface:a/b'; it is torchvision:NAME"),
+        ({"hub": "huggingface:a/b", "folder": "x"}, "hub: expected torchvision:NAME, got 'huggingface:a/b'"),
     ],
 )
 def test_wrong_members(mine, root, told, error):
@@ -246,9 +253,9 @@ def test_five_datasets(root, jpegs, monkeypatch, type_in):
     four = dict.fromkeys(members, 30)
     assert per_domain(data.train) == four | {"notmnist": 20}
     assert per_domain(data.test) == dict.fromkeys(members, 20) | {"notmnist": 10}
-    names = dict(zip(ids(data.test.names), data.test.names, strict=True))
+    names = dict(zip(class_ids(data.test.names), data.test.names, strict=True))
     told = {
-        key: (str(names[key]), names[key].hand)
+        key: (str(names[key]), names[key].template)
         for key in ("svhn/0", "mnist/0", "fashion_mnist/ankle boot", "notmnist/A")
     }
     assert told == {
@@ -257,7 +264,7 @@ def test_five_datasets(root, jpegs, monkeypatch, type_in):
         "fashion_mnist/ankle boot": ("ankle boot", "a photo of a {name}."),
         "notmnist/A": ("A", "a picture of the letter {name}."),
     }
-    mnist_zero = next(i for i, key in enumerate(ids(data.test.names)) if key == "mnist/0")
+    mnist_zero = next(i for i, key in enumerate(class_ids(data.test.names)) if key == "mnist/0")
     assert data.test.labels.count(mnist_zero) == 2
     code, text = type_in("data", "check", "five_datasets")
     assert code == 0, text
@@ -277,12 +284,12 @@ def test_cifar100_as_torchvision_reads_it(root, monkeypatch, type_in):
     cifar100(root, monkeypatch)
     data = open_data("cifar100")
     assert sizes(data) == [400, 100, 200]
-    assert (data.train.names[1], ids(data.train.names)[1], data.train.info["stages"]) == (
+    assert (data.train.names[1], class_ids(data.train.names)[1], data.train.info["stages"]) == (
         "aquarium_fish",
         "aquarium_fish",
         10,
     )
-    red = [split.items[0].pixels(Look((32, 32)), None).mean((1, 2)) for split in (data.train, data.val)]
+    red = [split.items[0].pixels(Preprocessing((32, 32)), None).mean((1, 2)) for split in (data.train, data.val)]
     assert torch.allclose(red[0], red[1], atol=0.05) == (data.train.labels[0] == data.val.labels[0])
     code, text = type_in("data", "check", "cifar100")
     assert (code, "wrong: the card has 50,000/10,000 images in train/test, here are 500/200" in text) == (1, True)
@@ -319,7 +326,7 @@ def test_a_card_of_a_hub_that_counts_other_classes(mine, root):
 
 def test_core50_is_its_sessions(root, jpegs, type_in):
     folder = core50(root, jpegs)
-    data = open_data("core50", only_there=True)
+    data = open_data("core50", allow_missing_classes=True)
     assert data.train.info["domains"] == [f"s{n}" for n in range(1, 12)]
     assert per_domain(data.train) == {f"s{n}": 12 for n in (1, 2, 4, 5, 6, 8, 9, 11)}
     assert per_domain(data.val) == {f"s{n}": 3 for n in (1, 2, 4, 5, 6, 8, 9, 11)}
@@ -327,29 +334,29 @@ def test_core50_is_its_sessions(root, jpegs, type_in):
     assert [str(name) for name in data.test.names] == ["plug adapter 1", "plug adapter 2", "remote control 5"]
     for item, label, domain in zip(data.train.items, data.train.labels, data.train.domains, strict=True):
         session, thing, _ = item.name.split("/")
-        assert (session, thing) == (data.train.info["domains"][domain], ids(data.train.names)[label])
-    code, text = type_in("data", "check", "core50", "--only-there")
+        assert (session, thing) == (data.train.info["domains"][domain], class_ids(data.train.names)[label])
+    code, text = type_in("data", "check", "core50", "--allow-missing-classes")
     assert (code, "s1 12/3/0" in text, "s3 0/0/15" in text) == (0, True, True), text
-    code, text = type_in("data", "split", "core50", "--save", folder, "--only-there")
+    code, text = type_in("data", "split", "core50", "--save", folder, "--allow-missing-classes")
     assert (code, "images of core50 have domains, which a split file can't hold" in text) == (2, True)
-    names = list(card_classes(read_card("core50")).values())
+    names = list(load_card_classes(load_card("core50")).values())
     assert (len(set(names)), names[10], names[44]) == (50, "scissors 1", "cup 5")
     (folder / "core50_128x128" / "s7" / "o2").rename(folder / "elsewhere")
     with pytest.raises(ValueError, match="s7' has no o2, which other sessions have"):
-        open_data("core50", only_there=True)
+        open_data("core50", allow_missing_classes=True)
     (folder / "core50_128x128" / "s10").rename(folder / "s10")
     with pytest.raises(OSError, match="has no s10; it needs the sessions s1 to s11"):
-        open_data("core50", only_there=True)
+        open_data("core50", allow_missing_classes=True)
 
 
 def test_domainnet_is_its_lists(root, jpegs, type_in):
     folder = domainnet(root, jpegs)
-    data = open_data("domainnet", only_there=True)
+    data = open_data("domainnet", allow_missing_classes=True)
     assert data.train.info["domains"] == list(DOMAINS)
     assert [str(name) for name in data.test.names] == ["aircraft carrier", "The Mona Lisa", "zigzag"]  # by the labels
     for part, each in zip(PARTS, (12, 3, 6), strict=True):
         assert per_domain(getattr(data, part)) == dict.fromkeys(DOMAINS, each)
-        assert getattr(data, part).count() == [each * 2] * 3
+        assert getattr(data, part).count_per_class() == [each * 2] * 3
     listed = [line.split()[0] for d in DOMAINS for line in (folder / f"{d}_test.txt").read_text().splitlines()]
     assert [item.name for item in data.test.items] == listed
     code, text = type_in("data", "check", "domainnet")
@@ -378,12 +385,12 @@ def test_wrong_lists_of_domainnet(root, jpegs, file, old, new, told):
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises((ValueError, OSError), match=told):
-        open_data("domainnet", only_there=True)
+        open_data("domainnet", allow_missing_classes=True)
 
 
 def test_imagenet_r_is_cut_or_listed(root, jpegs):
     folder = renditions(root, jpegs)
-    data = open_data("imagenet_r_stream", only_there=True)
+    data = open_data("imagenet_r_stream", allow_missing_classes=True)
     assert sizes(data) == [18, 6, 6]
     assert [str(name) for name in data.test.names] == ["goldfish", "stingray", "acorn"]
     assert "cut 80:20 into train and test, not the literature's split" in data.note
@@ -392,7 +399,7 @@ def test_imagenet_r_is_cut_or_listed(root, jpegs):
              "test": [f"{key}/art_0.jpg" for key in classes]}  # fmt: skip
     for part, lines in lists.items():
         (folder / f"{part}.txt").write_text("\n".join(lines))
-    listed = open_data("imagenet_r_stream", only_there=True)
+    listed = open_data("imagenet_r_stream", allow_missing_classes=True)
     assert [item.name for item in listed.test.items] == lists["test"]
     assert len(listed.train) + len(listed.val) == 27
     assert "the lists train.txt and test.txt" in listed.note
@@ -407,12 +414,12 @@ def test_imagenet_r_is_cut_or_listed(root, jpegs):
     ):
         (folder / "test.txt").unlink() if text is None else (folder / "test.txt").write_text(text)
         with pytest.raises((ValueError, OSError), match=told):
-            open_data("imagenet_r_stream", only_there=True)
+            open_data("imagenet_r_stream", allow_missing_classes=True)
 
 
 def test_cub200_has_its_authors_parts(tmp_path, jpegs):
     _, made = fgvc("cub200", tmp_path, jpegs, lists=False)
-    data = open_data("cub200", root=tmp_path, only_there=True)
+    data = open_data("cub200", root=tmp_path, allow_missing_classes=True)
     assert [item.name for item in data.test.items] == [path for path, _ in made["test"]]
     assert sizes(data) == [18, 6, 6]
     assert data.train.info["stages"] == 10
@@ -424,8 +431,8 @@ def test_stages_keep_to_the_classes_that_are_there(root, jpegs, mine):
     for gone in ("B", "J"):
         for file in (root / "notMNIST_small" / gone).iterdir():
             file.unlink()
-    told = read_card("notmnist") | {"stages": [["A", "B"], ["J"], ["C"]]}
-    assert open_data(mine(**told), only_there=True).test.info["stages"] == [["A"], ["C"]]
+    told = read_yaml("notmnist") | {"stages": [["A", "B"], ["J"], ["C"]]}
+    assert open_data(mine(**told), allow_missing_classes=True).test.info["stages"] == [["A"], ["C"]]
 
 
 def reached(item):
@@ -472,10 +479,12 @@ def held(item):
 
 def test_the_walk_finds_what_is_hidden():
     images, labels = np.zeros((50, 8, 8), np.uint8), list(range(50))
-    assert held(Item("a", functools.partial(lambda look, view, one: one, one=images[3])))["values"] == images.nbytes
-    assert held(Item("a", lambda look, view: labels[3]))["in a container"] == 50
+    assert (
+        held(ImageItem("a", functools.partial(lambda look, view, one: one, one=images[3])))["values"] == images.nbytes
+    )
+    assert held(ImageItem("a", lambda look, view: labels[3]))["in a container"] == 50
     tensor = torch.zeros(50, 8)
-    assert held(Item("a", functools.partial(torch.add, tensor[1])))["values"] == tensor.nbytes
+    assert held(ImageItem("a", functools.partial(torch.add, tensor[1])))["values"] == tensor.nbytes
 
 
 @pytest.fixture
@@ -496,9 +505,9 @@ def opened(tmp_path, pictures, root, monkeypatch, jpegs, mine):
         return tmp_path / "set.npz"
 
     def kept():
-        from vlprompt.data.readers.split_file import write_split
+        from vlprompt.data.readers.split_file import write_split_file
 
-        write_split(open_data(str(pictures)), tmp_path / "split.json")
+        write_split_file(open_data(str(pictures)), tmp_path / "split.json")
         (tmp_path / "split.json").rename(tmp_path / "china.json")
         for name in ("china", "red_flower"):
             (tmp_path / name).symlink_to(pictures / name)
@@ -529,7 +538,7 @@ def test_an_item_leads_to_no_other_image_and_no_label(opened, kind):
     data = opened(kind)
     for split in (data.train, data.test):
         for item in (split.items[0], split.items[-1]):
-            item.pixels(Look((8, 8)), None)  # nor after it was looked at
+            item.pixels(Preprocessing((8, 8)), None)  # nor after it was looked at
             assert held(item)["values"] == KINDS[kind]
             assert held(item)["in a container"] <= 3  # arguments
 
@@ -544,5 +553,5 @@ def test_a_dataset_of_torchvision_with_a_transform_holds_itself(root, pictures):
     assert held(plain.train.items[0])["values"] == 28 * 28
     changed = from_torchvision(MNIST(str(root), transform=ToTensor()))
     assert held(changed.train.items[0])["values"] >= 40 * 28 * 28
-    look = Look((28, 28))
+    look = Preprocessing((28, 28))
     assert plain.train.items[3].pixels(look, None).allclose(changed.train.items[3].pixels(look, None), atol=1e-6)

@@ -8,16 +8,24 @@ from itertools import chain
 
 import pytest
 import yaml
+from miniatures import read_yaml
 
-from vlprompt.core.class_names import ids
-from vlprompt.core.texts import Passages
-from vlprompt.data.builtin.docstrings import MODULES, NAME, documented, masked, part_of, sources
-from vlprompt.data.cards import cards, read_card
+from vlprompt.core.class_names import class_ids
+from vlprompt.core.texts import TextBatch
+from vlprompt.data.builtin.docstrings import (
+    MODULE_MASK,
+    MODULES,
+    assign_split,
+    iter_docstrings,
+    load_sources,
+    mask_module_name,
+)
+from vlprompt.data.cards import list_cards, load_card
 from vlprompt.data.loading import open_data
 from vlprompt.tasks import Text
 
-TEXTS = [name for name in cards() if "text" in read_card(name)]
-OFFLINE = [name for name in TEXTS if "loader" in read_card(name)]
+TEXTS = [name for name in list_cards() if load_card(name).kind == "text"]
+OFFLINE = [name for name in TEXTS if load_card(name).loader]
 SIZES = {  # train and validation of each set, as its benchmark has them
     "sst2": (67349, 872), "rte": (2490, 277), "mrpc": (3668, 408), "qnli": (104743, 5463), "cola": (8551, 1043),
     "mnli": (392702, 9815), "boolq": (9427, 3270), "cb": (250, 56), "copa": (400, 100), "wic": (5428, 638),
@@ -62,8 +70,8 @@ def every(data):
 def test_docstrings_tell_modules_without_their_names():
     data = open_data("docstrings")
     assert tuple(data.train.names) == MODULES
-    assert min(data.train.count()) >= 50
-    assert min(data.test.count()) >= 10
+    assert min(data.train.count_per_class()) >= 50
+    assert min(data.test.count_per_class()) >= 10
     assert 0.15 < len(data.test) / len(every(data)) < 0.25
     keys = [item.key for item in every(data)]
     assert len(keys) == len(set(keys))
@@ -72,22 +80,22 @@ def test_docstrings_tell_modules_without_their_names():
             text = item.fields["text"]
             assert 20 <= len(text) <= 400
             assert MODULES[label] not in text.lower()
-    assert any(NAME in item.fields["text"] for item in data.test.items)
-    shared = Counter(text for _, text in {(one.module, masked(told, one.module)) for one in sources()
-                                          for _, told in documented(one.tree)})  # fmt: skip
+    assert any(MODULE_MASK in item.fields["text"] for item in data.test.items)
+    shared = Counter(text for _, text in {(one.module, mask_module_name(told, one.module)) for one in load_sources()
+                                          for _, told in iter_docstrings(one.tree)})  # fmt: skip
     assert max(shared[item.fields["text"]] for item in every(data)) == 1 < max(shared.values())
     assert data.hash() == open_data("docstrings").hash()
-    assert [part_of(text) for text in ("Close.", "Open.", "Halt", "Finish")] == ["val", "train", "test", "test"]
+    assert [assign_split(text) for text in ("Close.", "Open.", "Halt", "Finish")] == ["val", "train", "test", "test"]
     assert data.train.names[0].words == ("async",)
 
 
 def test_the_other_offline_sets_have_their_answers():
     code = open_data("doc_or_code")
-    assert max(code.train.count()) < 1.1 * min(code.train.count())
+    assert max(code.train.count_per_class()) < 1.1 * min(code.train.count_per_class())
     heads = open_data("signatures")
     assert all(item.fields["signature"].startswith(("def ", "async def ")) for item in heads.test.items)
     assert all(item.response and "\n" not in item.response for item in heads.test.items)
-    assert Passages(heads.test.items[:1], plain=False).shown(0)[-2].text == "signature"
+    assert TextBatch(heads.test.items[:1], is_plain=False).template_pieces(0)[-2].text == "signature"
     tokens = open_data("python_tokens")
     assert set(chain(*(item.tags for item in tokens.test.items))) == set(range(5))
     keyword = tokens.test.names.index("keyword")
@@ -103,23 +111,23 @@ def test_the_other_offline_sets_have_their_answers():
 
 @pytest.mark.parametrize("name", sorted(set(TEXTS) - set(OFFLINE)))
 def test_a_card_reads_a_table_with_the_columns_that_it_names(write, root, name):
-    card = read_card(name)
-    asked = {"class": "label", "response": "response"}[card["text"]["answer"]]
-    columns = card["text"]["fields"].values()
+    card = load_card(name)
+    asked = {"class": "label", "response": "response"}[card.text.answer]
+    columns = card.text.fields.values()
     with pytest.raises(FileNotFoundError, match=f"{name} is not here: put .*with the columns .*--download"):
         open_data(name)
-    keys = list(card["classes"])
-    for theirs in card["hub"]["splits"].values():
+    keys = list(card.listed_classes())
+    for theirs in card.hub.splits.values():
         rows = [{column: f"{column} {theirs} {i}" for column in columns} for i in range(20 * len(keys))]
         for i, row in enumerate(rows):
-            row[card["text"][asked]] = int(keys[i % len(keys)]) if asked == "label" else f"answer {i}"
-        write(rows, f"root/{card['folder']}/{theirs}.jsonl")
+            row[card.text.column] = int(keys[i % len(keys)]) if asked == "label" else f"answer {i}"
+        write(rows, f"root/{card.folder}/{theirs}.jsonl")
     data = open_data(name)
-    assert ids(data.train.names) == tuple(keys)
-    assert set(data.test.items[0].fields) == set(card["text"]["fields"])
-    assert Passages(data.test.items[:1], plain=False).shown(0)
-    assert data.test.info.get("metric") == card.get("metric")
-    assert tuple(card.get("sizes", {}).values()) == SIZES.get(name, ())
+    assert class_ids(data.train.names) == tuple(keys)
+    assert set(data.test.items[0].fields) == set(card.text.fields)
+    assert TextBatch(data.test.items[:1], is_plain=False).template_pieces(0)
+    assert data.test.info.get("metric") == card.metric
+    assert tuple(card.sizes.values()) == SIZES.get(name, ())
     assert all(name.words for name in data.train.names) == (asked == "label")
 
 
@@ -128,20 +136,20 @@ def test_alpaca_rows_without_an_input_have_a_template_of_their_own(write):
     data = open_data(str(write(rows)))
     for item in every(data):
         assert ("### Input" in item.template) == bool(item.fields["input"])
-        assert item.plain == item.template
+        assert item.plain_template == item.template
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "tsv"])
 def test_a_table_of_texts_is_cut_class_by_class(write, form):
     data = open_data(str(write(reviews(), f"mine.{form}")))
-    assert [split.count() for split in (data.train, data.val, data.test)] == [[7, 7], [1, 1], [2, 2]]
+    assert [split.count_per_class() for split in (data.train, data.val, data.test)] == [[7, 7], [1, 1], [2, 2]]
     assert tuple(data.train.names) == ("bad", "good")
     assert "70:10:20" in data.note
     one = data.train.items[0]
     assert one.name.startswith("mine/")
-    assert (one.template, one.plain) == ("{text} It is {mask}.", "{text}")
+    assert (one.template, one.plain_template) == ("{text} It is {mask}.", "{text}")
     again = open_data(str(write(reviews(), f"mine.{form}")), template="So {mask}: {text}")
-    assert {item.template for item in every(again)} == {again.train.names[0].hand} == {"So {mask}: {text}"}
+    assert {item.template for item in every(again)} == {again.train.names[0].template} == {"So {mask}: {text}"}
     assert [item.key for item in again.train.items] == [item.key for item in data.train.items]
 
 
@@ -208,13 +216,16 @@ def test_a_card_of_ones_own(write, tmp_path):
     for changes, wrong in (
         ({"template": "{review}"}, "has no {mask}"),
         ({"template": "{text} {mask}"}, "has {text}; the choices are review"),
-        ({"plain": "{review} {mask}"}, "plain is a text without the answer's place"),
-        ({"words": {5: [True]}}, "True is no word; write words in quotes"),
-        ({"words": {4: ["so"]}}, "words has the class '4'"),
-        ({"words": {5: "great"}}, "words are {class: a list of words}"),
-        ({"classes": None}, "classes are for the answers class and tags"),
-        ({"folder": "x"}, "has folder and file; a card of texts has one of"),
-        ({"text": {"fields": {"review": "Review"}, "answer": "class"}}, "for the answer class it has"),
+        ({"plain": "{review} {mask}"}, "the plain template is a text without the answer's place"),
+        ({"words": {5: [True]}}, "words: expected words in quotes, got True"),
+        ({"words": {4: ["so"]}}, "words: expected class ids, got '4'"),
+        ({"words": {5: "great"}}, "words: expected {class: a list of words}, the best first, got {5: 'great'"),
+        ({"classes": None}, "classes: expected classes for the answers class and tags only, got no classes"),
+        ({"folder": "x"}, "expected one of the keys loader, folder and file, got folder and file"),
+        (
+            {"text": {"fields": {"review": "Review"}, "answer": "class"}},
+            "the key 'text.label' is missing. Add it: text is {fields:",
+        ),
         ({"text": {"fields": {"mask": "Review"}, "answer": "class", "label": "stars"}}, "can't be called 'mask'"),
         ({"classes": {5: "good", 2: "bad"}, "words": None}, "row 1: the label '1' is none of the classes"),
         ({"text": {"fields": {"review": "Text"}, "answer": "class", "label": "stars"}}, "no column 'Text'; there"),
@@ -249,7 +260,10 @@ def chat(*roles, **more):
         ([{"text": "a", "label": "b"}] * 5, "has only the class 'b'"),
         ([*reviews(), {"text": "a", "label": "odd"}], "has no text of the class 'odd' for test"),
         ([{"paht": f"{i}.jpg", "label": i % 2} for i in range(9)], "row 1: 'paht' names images"),
-        ([{**row, "split": "later"} for row in reviews()], "row 1: the split 'later' is not train, val or test"),
+        (
+            [{**row, "split": "later"} for row in reviews()],
+            "row 1: split: expected train, val (valid, validation, dev) or test, got 'later'",
+        ),
         ([{**row, "split": "train"} for row in reviews()], "both train and test are needed"),
         ([{"sep": "a", "label": "b"}], "a field can't be called 'sep'"),
         ([{"words": ["a", "b"], "tags": ["x", "y", "x"]}], "row 1: 2 words have 3 tags"),
@@ -306,8 +320,11 @@ def test_texts_are_not_augmented_and_their_template_fits(write):
     with pytest.raises(ValueError, match=r"has \{name\}; the choices are text"):
         open_data(path, template="a photo of {name}.")
     assert open_data("docstrings", template="{mask}: {text}").train.names[0].words == ("async",)
-    for given, told in (({"prompt": "{txt} {mask}"}, r"has \{txt\}"), ({"plain": "{txt}"}, r"has \{txt\}"),
-                        ({"plain": "{text} {mask}"}, "without the answer's place")):  # fmt: skip
+    for given, told in (
+        ({"prompt_template": "{txt} {mask}"}, r"has \{txt\}"),
+        ({"plain_template": "{txt}"}, r"has \{txt\}"),
+        ({"plain_template": "{text} {mask}"}, "without the answer's place"),
+    ):
         with pytest.raises(ValueError, match=told):
             _ = Text(path, **given).data
 
@@ -339,7 +356,7 @@ def test_the_commands_show_texts_and_refuse_what_is_for_images(type_in, root, wr
     assert "no folder of files" in type_in("data", "split", "docstrings", "--save", "x.json")[1]
     path = write(reviews())
     assert "has texts, and a split file is for images" in type_in("data", "split", path, "--save", "x.json")[1]
-    assert "has texts, and --picture is for images" in type_in("data", "check", path, "--picture", "x.png")[1]
+    assert "has texts, and --figure is for images" in type_in("data", "check", path, "--figure", "x.png")[1]
     wrong = type_in("run", "coop", path, "--backbone", "glyph/random", "--shots", "1", "train.epochs=1")[1]
     assert "has texts, and this task is for images" in wrong
     assert "docstrings" in type_in("list", "datasets")[1]
@@ -350,7 +367,7 @@ def test_prepare_fetches_what_a_hub_has(write, root, tmp_path, type_in):
     """With the real package where it is installed; without it, what to install or to put where."""
     for part in ("train", "validation"):
         write([{"sentence": f"{part} {i} ä", "label": i % 2} for i in range(40)], f"theirs/{part}.jsonl")
-    card = read_card("sst2")
+    card = read_yaml("sst2")
     told = {key: card[key] for key in ("title", "source", "licence", "text", "classes", "template")}
     hub = {"path": str(tmp_path / "theirs"), "splits": {"train": "train", "test": "validation"}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({**told, "folder": "own", "hub": hub}))

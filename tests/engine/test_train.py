@@ -8,12 +8,12 @@ import torch
 
 import vlprompt
 from vlprompt.core.method import Method, Output
-from vlprompt.engine.loop import NotFinite, fit
-from vlprompt.engine.train_config import Train, rate
+from vlprompt.engine.loop import NonFiniteError, fit
+from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.experiments.runner import run
 from vlprompt.layers import heads
 from vlprompt.methods import CoCoOp, CoOp, Linear
-from vlprompt.runtime.seeding import generator
+from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import FewShot
 
 
@@ -32,21 +32,27 @@ def dassl(epochs, lr):
 
 @pytest.mark.parametrize("epochs", [2, 5, 50, 200])
 def test_learning_rates_are_those_of_the_coop_family(epochs):
-    mine = [rate(Train(epochs=epochs, lr=0.002), e, e * 3, epochs, 3 * epochs) for e in range(epochs)]
+    mine = [
+        compute_learning_rate(TrainConfig(epochs=epochs, lr=0.002), e, e * 3, epochs, 3 * epochs) for e in range(epochs)
+    ]
     assert all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(mine, dassl(epochs, 0.002), strict=True))
 
 
 def test_learning_rates_per_iteration():
-    train = Train(epochs=4, lr=2e-4, per="iteration", warmup=0, min_lr=1e-6)  # CLIP-LoRA's
+    train = TrainConfig(epochs=4, lr=2e-4, schedule_unit="iteration", warmup=0, min_lr=1e-6)  # CLIP-LoRA's
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([parameter], lr=2e-4)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40, eta_min=1e-6)
     for step in range(40):
-        assert math.isclose(rate(train, step // 10, step, 4, 40), optimizer.param_groups[0]["lr"], rel_tol=1e-9)
+        assert math.isclose(
+            compute_learning_rate(train, step // 10, step, 4, 40), optimizer.param_groups[0]["lr"], rel_tol=1e-9
+        )
         optimizer.step()
         cosine.step()
     rising = [
-        rate(Train(lr=1.0, warmup=4, warmup_kind="linear", warmup_lr=0.0, schedule="constant"), e, e, 6, 6)
+        compute_learning_rate(
+            TrainConfig(lr=1.0, warmup=4, warmup_kind="linear", warmup_lr=0.0, schedule="constant"), e, e, 6, 6
+        )
         for e in range(6)
     ]
     assert rising == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
@@ -59,8 +65,8 @@ class Seen(Method):
         super().__init__()
         self.clip = clip
 
-    def begin(self, lesson, generator):
-        self.w = torch.nn.Parameter(torch.zeros(10, self.clip.width, dtype=torch.float64))
+    def begin_lesson(self, lesson, generator):
+        self.w = torch.nn.Parameter(torch.zeros(10, self.clip.feature_dim, dtype=torch.float64))
 
     def forward(self, inputs, prepared):
         return Output(self.clip.image(inputs).double() @ self.w.T)
@@ -68,8 +74,11 @@ class Seen(Method):
 
 def test_a_step_is_sgd_with_momentum_and_decay(tiny):
     lesson = FewShot("digits", shots=2).lesson
-    method, train = Seen(tiny), Train(epochs=5, batch=20, lr=0.1, warmup=0, schedule="constant", weight_decay=0.01)
-    method.begin(lesson, generator(0))
+    method, train = (
+        Seen(tiny),
+        TrainConfig(epochs=5, batch_size=20, lr=0.1, warmup=0, schedule="constant", weight_decay=0.01),
+    )
+    method.begin_lesson(lesson, make_generator(0))
     list(fit(method, lesson, train))
     [batch] = lesson.train.batches(20)
     x, y = tiny.image(batch.inputs).double(), torch.nn.functional.one_hot(batch.labels, 10).double()
@@ -83,8 +92,12 @@ def test_a_step_is_sgd_with_momentum_and_decay(tiny):
 def test_clipping(tiny):
     lesson = FewShot("digits", shots=1).lesson
     method = Seen(tiny)
-    method.begin(lesson, generator(0))
-    [step] = fit(method, lesson, Train(epochs=1, batch=10, lr=1.0, warmup=0, momentum=0.0, weight_decay=0.0, clip=0.01))
+    method.begin_lesson(lesson, make_generator(0))
+    [step] = fit(
+        method,
+        lesson,
+        TrainConfig(epochs=1, batch_size=10, lr=1.0, warmup=0, momentum=0.0, weight_decay=0.0, grad_clip=0.01),
+    )
     assert math.isclose(float(method.w.detach().norm()), 0.01, rel_tol=1e-3)
     assert step.loop.cursor.step == 1
 
@@ -93,8 +106,8 @@ def test_clipping(tiny):
 def test_other_optimizers_learn(tiny, optimizer):
     lesson = FewShot("digits", shots=2).lesson
     method = CoOp(tiny, 4)
-    method.begin(lesson, generator(0))
-    losses = [s.loss for s in fit(method, lesson, Train(epochs=30, optimizer=optimizer, lr=0.01, warmup=0))]
+    method.begin_lesson(lesson, make_generator(0))
+    losses = [s.loss for s in fit(method, lesson, TrainConfig(epochs=30, optimizer=optimizer, lr=0.01, warmup=0))]
     assert losses[-1] < losses[0]
 
 
@@ -102,8 +115,8 @@ def test_other_optimizers_learn(tiny, optimizer):
 def test_parameters_stay_float32(tiny, precision):
     lesson = FewShot("digits", shots=1).lesson
     method = CoOp(tiny, 4)
-    method.begin(lesson, generator(0))
-    losses = [s.loss for s in fit(method, lesson, Train(epochs=20, lr=0.02, warmup=0, precision=precision))]
+    method.begin_lesson(lesson, make_generator(0))
+    losses = [s.loss for s in fit(method, lesson, TrainConfig(epochs=20, lr=0.02, warmup=0, precision=precision))]
     assert method.ctx.dtype == torch.float32
     assert losses[-1] < losses[0]
 
@@ -113,37 +126,37 @@ def test_features_are_computed_once_in_a_run_of_several_epochs(tiny):
     encode = tiny.image.encode
     tiny.image.encode = lambda pixels: passes.append(len(pixels)) or encode(pixels)
     task = FewShot("digits", shots=4)
-    run(CoOp(tiny, 4), task, Train(epochs=5))
+    run(CoOp(tiny, 4), task, TrainConfig(epochs=5))
     images = 40 + len(task.data.test)
     size = tiny.image.pass_size
     assert set(passes) == {size}
     assert images <= len(passes) * size < images + 20 * size  # each image once; a pass is filled up
     before = len(passes)
-    run(CoCoOp(tiny, 4), FewShot("digits", shots=4), Train(epochs=2))
+    run(CoCoOp(tiny, 4), FewShot("digits", shots=4), TrainConfig(epochs=2))
     assert len(passes) == before  # another method on the same images: nothing new
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tiny, tmp_path):
     class Bad(CoOp):
-        def terms(self, batch, fixed):
-            terms, out = super().terms(batch, fixed)
+        def loss_terms(self, batch, fixed):
+            terms, out = super().loss_terms(batch, fixed)
             return ({"ce": (terms["ce"][0] * float("nan"), 1.0)} if batch.step == 7 else terms), out
 
-    task, train = FewShot("digits", shots=1), Train(epochs=20, lr=0.01)
+    task, train = FewShot("digits", shots=1), TrainConfig(epochs=20, lr=0.01)
     with pytest.raises(
-        NotFinite, match=r"the ce is not finite at step 8 \(epoch 7, learning rate 0.00\d+.*train.clip=1"
+        NonFiniteError, match=r"the ce is not finite at step 8 \(epoch 7, learning rate 0.00\d+.*train.grad_clip=1"
     ):
         run(Bad(tiny, 4), task, train, tmp_path / "bad", save_every=1e9)
-    from vlprompt.results.run_folder import Folder
+    from vlprompt.results.run_folder import RunFolder
 
-    state, _ = Folder(tmp_path / "bad").load()
+    state, _ = RunFolder(tmp_path / "bad").load_state()
     assert state.step == 7
     assert all(bool(t.isfinite().all()) for k, t in state.tensors.items() if k.startswith("method/"))
     assert len((tmp_path / "bad" / "steps.jsonl").read_text().splitlines()) == 7
 
 
 def test_the_folder_of_a_run(tiny, tmp_path):
-    result = run(CoOp(tiny, 4), FewShot("digits", shots=1), Train(epochs=3), tmp_path / "one")
+    result = run(CoOp(tiny, 4), FewShot("digits", shots=1), TrainConfig(epochs=3), tmp_path / "one")
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
         "config.yaml",
         "prompt.safetensors",
@@ -159,27 +172,27 @@ def test_the_folder_of_a_run(tiny, tmp_path):
     steps = [json.loads(line) for line in (tmp_path / "one" / "steps.jsonl").read_text().splitlines()]
     assert [s["step"] for s in steps] == [1, 2, 3]
     assert {"stage", "epoch", "step", "lr", "ce"} == set(steps[0])
-    again = run(CoOp(tiny, 4), FewShot("digits", shots=1), Train(epochs=3), tmp_path / "one")
+    again = run(CoOp(tiny, 4), FewShot("digits", shots=1), TrainConfig(epochs=3), tmp_path / "one")
     assert again == result
     with pytest.raises(ValueError, match=r"holds a run of another configuration .other method"):
-        run(CoOp(tiny, 5), FewShot("digits", shots=1), Train(epochs=3), tmp_path / "one")
+        run(CoOp(tiny, 5), FewShot("digits", shots=1), TrainConfig(epochs=3), tmp_path / "one")
 
 
 def test_files_of_others_in_the_folder_stay(tiny, tmp_path):
     (tmp_path / ".profile").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".result.json.12345").write_text("half of")
-    with pytest.raises(ValueError, match="the context has 40"):
-        run(CoOp(tiny, 60), FewShot("digits", shots=1), Train(epochs=1), tmp_path)
+    with pytest.raises(ValueError, match=r"expected at most 40 tokens, got 64 .*Use at most 36 prompt tokens"):
+        run(CoOp(tiny, 60), FewShot("digits", shots=1), TrainConfig(epochs=1), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".profile", "notes.txt"]
-    run(CoOp(tiny, 4), FewShot("digits", shots=1), Train(epochs=1), tmp_path)
+    run(CoOp(tiny, 4), FewShot("digits", shots=1), TrainConfig(epochs=1), tmp_path)
     assert {".profile", "notes.txt", "result.json"} <= {p.name for p in tmp_path.iterdir()}
 
 
 def test_the_python_three_liner():
     clip = vlprompt.load("glyph/random")
     task = vlprompt.tasks.FewShot("digits", shots=1, seed=1)
-    result = vlprompt.run(vlprompt.methods.CoOp(clip), task, vlprompt.Train(epochs=1))
+    result = vlprompt.run(vlprompt.methods.CoOp(clip), task, vlprompt.TrainConfig(epochs=1))
     assert set(result.summary) == {"accuracy", "class_mean", "macro_f1", "calibration_error"}
     assert vlprompt.run(vlprompt.methods.ZeroShot(clip), task).summary["accuracy"] < 40
 
@@ -190,8 +203,13 @@ def test_logistic_regression_is_scikit_learns():
     from vlprompt.data.builtin import digits
 
     task = FewShot("digits", shots=8, seed=1)
-    score = run(Linear(vlprompt.load("pixels").image, heads.Linear(), penalty=1.0), task).summary["accuracy"]
-    x, y = digits.arrays()[0].reshape(1797, -1).repeat(3, 1) / 255.0, digits.arrays()[1]  # three equal channels
+    score = run(Linear(vlprompt.load("pixels").image, heads.LinearHead(), inverse_regularization=1.0), task).summary[
+        "accuracy"
+    ]
+    x, y = (
+        digits.load_digit_arrays()[0].reshape(1797, -1).repeat(3, 1) / 255.0,
+        digits.load_digit_arrays()[1],
+    )  # three equal channels
     train, test = ([int(item.name.split("/")[1]) for item in s.items] for s in (task.lesson.train, task.data.test))
     theirs = 100 * LogisticRegression(max_iter=2000).fit(x[train], y[train]).score(x[test], y[test])
     assert abs(score - theirs) < 0.15
@@ -200,9 +218,9 @@ def test_logistic_regression_is_scikit_learns():
 def test_two_classes_are_solved_too(tiny):
     from vlprompt.tasks import BaseToNew
 
-    lesson = BaseToNew("digits", shots=4, base=["0", "1"]).lesson
-    method = Linear(tiny.image, heads.Linear(), penalty=1e6)
-    method.begin(lesson, generator(0))
+    lesson = BaseToNew("digits", shots=4, base_classes=["0", "1"]).lesson
+    method = Linear(tiny.image, heads.LinearHead(), inverse_regularization=1e6)
+    method.begin_lesson(lesson, make_generator(0))
     from vlprompt.engine.evaluate import evaluate
 
-    assert evaluate(method, lesson.train).numbers["accuracy"] == 100
+    assert evaluate(method, lesson.train).metrics["accuracy"] == 100

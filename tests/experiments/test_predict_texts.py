@@ -10,20 +10,20 @@ import torch
 
 import vlprompt
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name
-from vlprompt.core.texts import Passage
+from vlprompt.core.class_names import ClassName
+from vlprompt.core.texts import TextItem
 from vlprompt.data.dataset import Data
 from vlprompt.engine.evaluate import evaluate
-from vlprompt.engine.train_config import Train
-from vlprompt.experiments.predict_images import evaluate_on
+from vlprompt.engine.train_config import TrainConfig
+from vlprompt.experiments.predict_images import evaluate_run
 from vlprompt.experiments.predict_texts import predict_texts
-from vlprompt.experiments.restore import restored
+from vlprompt.experiments.restore import restore_method
 from vlprompt.experiments.runner import run
-from vlprompt.layers.heads import Linear as Head
+from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import ChainOfThought, InContext, Linear
 from vlprompt.tasks import Text
 
-NAMES = (Name("negative", words=("bad",)), Name("positive", words=("good",)))
+NAMES = (ClassName("negative", words=("bad",)), ClassName("positive", words=("good",)))
 GOOD, BAD = ("great fun", "warm and funny", "well played"), ("terrible", "boring and long", "the price of oil")
 
 
@@ -31,9 +31,9 @@ def data(kind="class", template="{text} It was {mask}.", more=None, tag="toy"):
     def split(part, n):
         texts = [f"{(BAD, GOOD)[i % 2][i // 2 % 3]} {part} {i}" for i in range(n)]
         said = [{"response": ("bad", "good")[i % 2]} if kind == "response" else {} for i in range(n)]
-        items = tuple(Passage(f"{tag}/{part}/{t}", {"text": t} | (more or {}), template, "{text}", **how)
+        items = tuple(TextItem(f"{tag}/{part}/{t}", {"text": t} | (more or {}), template, "{text}", **how)
                       for t, how in zip(texts, said, strict=True))  # fmt: skip
-        names = NAMES if kind == "class" else (Name("response"),)
+        names = NAMES if kind == "class" else (ClassName("response"),)
         return Split(items, tuple(i % len(names) for i in range(n)), names)
 
     return Data(tag, split("train", 8), None, split("test", 4), template, "")
@@ -46,11 +46,11 @@ def runs(tmp_path_factory):
     lm = vlprompt.load(f"hf:{small_models.written('llama', root / 'llama')}")
     two = data(template="{text} {sep}{more} It was {mask}.", more={"more": "x"})
     made = {"context": (InContext(lm, 2), Text(data())), "two": (InContext(lm, 1), Text(two)),
-            "head": (Linear(lm, Head(), solver="fit"), Text(data(), prompt="{text} {mask}")),
-            "response": (InContext(lm, 2), Text(data("response"), write=3)),
-            "thought": (ChainOfThought(lm, length=3, answer=2), Text(data()))}  # fmt: skip
+            "head": (Linear(lm, LinearHead(), solver="fit"), Text(data(), prompt_template="{text} {mask}")),
+            "response": (InContext(lm, 2), Text(data("response"), max_new_tokens=3)),
+            "thought": (ChainOfThought(lm, max_new_tokens=3, max_answer_tokens=2), Text(data()))}  # fmt: skip
     for name, (method, task) in made.items():
-        run(method, task, Train(epochs=2, batch=4), root / name)
+        run(method, task, TrainConfig(epochs=2, batch_size=4), root / name)
     return {name: root / name for name in made}
 
 
@@ -58,31 +58,33 @@ def runs(tmp_path_factory):
 def test_a_run_on_texts_is_tested_again(runs, name):
     told = json.loads((runs[name] / "result.json").read_text())["summary"]
     kind = "response" if name == "response" else "class"
-    assert evaluate_on(runs[name], data(kind), None, None, False) == pytest.approx(told, abs=1e-4)
+    assert evaluate_run(runs[name], data(kind), None, None, False) == pytest.approx(told, abs=1e-4)
 
 
 def test_new_texts_are_answered_as_the_task_shows_them(runs):
-    method, names = restored(runs["context"])
+    method, names = restore_method(runs["context"])
     texts = ["great fun test 1", "something {new}"]
     found = predict_texts(runs["context"], texts)
     with torch.no_grad():
-        items = tuple(Passage(text, {"text": text}, "{text} It was {mask}.", "{text}") for text in texts)
+        items = tuple(TextItem(text, {"text": text}, "{text} It was {mask}.", "{text}") for text in texts)
         batch = next(Split(items, (0, 0), names).batches(2))
-        wanted = method(batch.inputs, method.prepare(names, method.fixed(names))).logits.softmax(1)
+        wanted = method(batch.inputs, method.prepare(names, method.precompute(names))).logits.softmax(1)
     for answer, text, row in zip(found, texts, wanted, strict=True):
-        assert (answer.given, answer.response) == (text, None)
-        assert dict(answer.ranked) == pytest.approx(dict(zip(map(str, names), row.tolist(), strict=True)), abs=1e-5)
-        assert answer.ranked[0][1] >= answer.ranked[1][1]
+        assert (answer.text_input, answer.response) == (text, None)
+        assert dict(answer.ranked_classes) == pytest.approx(
+            dict(zip(map(str, names), row.tolist(), strict=True)), abs=1e-5
+        )
+        assert answer.ranked_classes[0][1] >= answer.ranked_classes[1][1]
 
 
 def test_a_run_that_writes_answers_in_words(runs):
-    method, _ = restored(runs["response"])
+    method, _ = restore_method(runs["response"])
     test = data("response").test
     found = predict_texts(runs["response"], [item.fields["text"] for item in test.items])
     said = [answer.response for answer in found]
-    shown = Split(test.items, test.labels, test.names, info={"write": 3})
+    shown = Split(test.items, test.labels, test.names, info={"max_new_tokens": 3})
     right = sum(str(one).lower() == item.response for one, item in zip(said, test.items, strict=True))
-    assert evaluate(method, shown).numbers["exact_match"] == pytest.approx(100 * right / len(test))
+    assert evaluate(method, shown).metrics["exact_match"] == pytest.approx(100 * right / len(test))
     assert all(isinstance(one, str) for one in said)
 
 
@@ -110,8 +112,12 @@ def test_texts_on_the_command_line_and_in_files(type_all, runs, tmp_path):
 @pytest.mark.parametrize(("name", "words", "told"), [
     ("context", ["x.png"], "is about texts: give them by --text, or a file of them (.txt, .jsonl), not 'x.png'"),
     ("context", ["--text", "a", "x.png"], "'x.png' is no file of texts"),
-    ("context", ["--text", "a", "--picture", "p.png"], "texts can't be drawn into a picture"),
-    ("context", [], "there is nothing to predict"),
+    (
+        "context",
+        ["--text", "a", "--figure", "p.png"],
+        "--figure: expected images, got texts to draw into 'p.png'. Leave --figure out",
+    ),
+    ("context", [], "predict: expected image files or texts, got none. Name images, or texts by --text"),
     ("context", ["--text", "  "], "text 1 has no 'text': it has nothing, and the run shows text"),
     ("context", ["blank.txt"], "line 2 of 'blank.txt' is blank"),
     ("context", ["bad.jsonl"], "line 1 of 'bad.jsonl' is no JSON"),

@@ -12,7 +12,7 @@ SETTINGS += [
     "--save-every",
     "0.05",
     "train.epochs=60",
-    "train.batch=8",
+    "train.batch_size=8",
     "train.optimizer=adam",
     "task.augment=crop",
     "method.n_ctx=3",

@@ -15,45 +15,45 @@ import torch
 from miniatures import vtab_root
 from torch import nn
 
-from vlprompt.core.images import Item
+from vlprompt.core.images import ImageItem
 from vlprompt.core.method import Method, Output
-from vlprompt.engine.loop import NotFinite, fit
-from vlprompt.engine.train_config import Train, rate
-from vlprompt.engine.vmap_training import at_once, fit_side_by_side
-from vlprompt.experiments.search import search, study
-from vlprompt.layers.heads import Linear as Columns
+from vlprompt.engine.loop import NonFiniteError, fit
+from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
+from vlprompt.engine.vmap_training import count_vmapped_runs, fit_vmapped
+from vlprompt.experiments.search import build_study, run_search
+from vlprompt.layers.heads import LinearHead as Columns
 from vlprompt.methods import VPT, CoOp, Linear
 from vlprompt.results.run_folder import Result
 from vlprompt.results.tables import benchmarks
-from vlprompt.runtime.seeding import generator
+from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import VTAB, FewShot
 
 COMMAND = Path(sys.executable).parent / "vlprompt"
-VPTS = {"schedule": "cosine-rest", "warmup": 2, "warmup_kind": "linear", "warmup_lr": 0.0, "drop_last": False}
+VPTS = {"schedule": "cosine-after-warmup", "warmup": 2, "warmup_kind": "linear", "warmup_lr": 0.0, "drop_last": False}
 RATES = [(0.5, 0.01), (0.1, 0.0), (0.02, 0.001)]
 
 
 class Hidden(Method):
     """A head with a hidden layer, batch norm and dropout."""
 
-    side_by_side = 10**6
+    max_vmap_images = 10**6
 
     def __init__(self, clip, dtype=torch.float32):
         super().__init__()
-        self.clip, self.dtype, self.reader = clip, dtype, Columns()
+        self.clip, self.dtype, self.head = clip, dtype, Columns()
 
-    def begin(self, lesson, generator):
-        wide = self.clip.width
-        self.reader.begin(lesson, generator, wide, self.clip.device)
+    def begin_lesson(self, lesson, generator):
+        wide = self.clip.feature_dim
+        self.head.begin_lesson(lesson, generator, wide, self.clip.device)
         self.net = nn.Sequential(nn.Linear(wide, wide), nn.ReLU(), nn.BatchNorm1d(wide), nn.Dropout(0.1))
         self.net[0].weight.data = torch.randn(wide, wide, generator=generator) * wide**-0.5
         self.net[0].bias.data.zero_()
         self.to(self.dtype)
 
     def forward(self, inputs, prepared):
-        return Output(self.reader(self.net(self.clip.image(inputs).to(self.dtype)), prepared))
+        return Output(self.head(self.net(self.clip.image(inputs).to(self.dtype)), prepared))
 
-    def terms(self, batch, fixed):
+    def loss_terms(self, batch, fixed):
         out = self(batch.inputs, self.prepare(batch.names, fixed))
         return {"ce": (nn.functional.cross_entropy(out.logits, batch.labels), len(batch.labels))}, out
 
@@ -71,7 +71,7 @@ def lesson_of(shots=2):
 
 
 def begun(method, lesson, seed):
-    method.begin(lesson, generator(seed, "begin", 0))
+    method.begin_lesson(lesson, make_generator(seed, "begin", 0))
     return method
 
 
@@ -81,7 +81,7 @@ def both_ways(make, lesson, trains, seeds):
     for method, train, seed in zip(alone, trains, seeds, strict=True):
         list(fit(method, lesson, train, seed))
     beside = [begun(make(), lesson, seed) for seed in seeds]
-    list(fit_side_by_side(beside, lesson, trains, seeds))
+    list(fit_vmapped(beside, lesson, trains, seeds))
     return alone, beside
 
 
@@ -96,8 +96,10 @@ def apart(a, b):
 def test_side_by_side_is_one_by_one(tiny, name, optimizer):
     """Also where seeds differ, gradients are clipped and the last batch is short; dropout draws the same."""
     scale = 1.0 if optimizer == "sgd" else 0.05
-    trains = [Train(epochs=5, batch=8, optimizer=optimizer, lr=lr * scale, weight_decay=wd, clip=1.0, **VPTS)
-              for lr, wd in [*RATES[:2], *RATES[1:]]]  # fmt: skip
+    trains = [
+        TrainConfig(epochs=5, batch_size=8, optimizer=optimizer, lr=lr * scale, weight_decay=wd, grad_clip=1.0, **VPTS)
+        for lr, wd in [*RATES[:2], *RATES[1:]]
+    ]
     alone, beside = both_ways(lambda: MADE[name](tiny), lesson_of(), trains, [1, 1, 2, 2])
     assert max(apart(a, b) for a, b in zip(alone, beside, strict=True)) < 1e-5
     assert apart(beside[0], beside[1]) > 1e-2  # they did learn otherwise
@@ -107,49 +109,51 @@ def test_side_by_side_is_one_by_one(tiny, name, optimizer):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_batch_norm_and_dropout_are_each_settings_own(tiny, optimizer):
     """eps: where a gradient is zero but for rounding, as before a batch norm, a smaller one makes steps of rounding."""
-    trains = [Train(epochs=10, batch=8, optimizer=optimizer, lr=lr / 10, weight_decay=wd, eps=1e-3, **VPTS)
+    trains = [TrainConfig(epochs=10, batch_size=8, optimizer=optimizer, lr=lr / 10, weight_decay=wd, eps=1e-3, **VPTS)
               for lr, wd in RATES]  # fmt: skip
     alone, beside = both_ways(lambda: Hidden(tiny, torch.float64), lesson_of(), trains, [1, 1, 1])
     assert max(apart(a, b) for a, b in zip(alone, beside, strict=True)) < 1e-9
     assert apart(beside[0], beside[1]) > 1e-2
     if optimizer == "sgd":
-        trains = [replace(train, epochs=4, batch=20) for train in trains]
+        trains = [replace(train, epochs=4, batch_size=20) for train in trains]
         alone, beside = both_ways(lambda: Hidden(tiny), lesson_of(), trains, [1, 1, 1])
         assert max(apart(a, b) for a, b in zip(alone, beside, strict=True)) < 1e-5
 
 
 def test_what_may_not_train_side_by_side(tiny):
-    lesson, train = lesson_of(), Train(epochs=1)
+    lesson, train = lesson_of(), TrainConfig(epochs=1)
     two = [begun(Linear(tiny.image, Columns(), solver="fit"), lesson, 1) for _ in range(2)]
     with pytest.raises(ValueError, match="may differ in lr, weight_decay and seed only"):
-        next(fit_side_by_side(two, lesson, [train, replace(train, batch=4)], [1, 1]))
+        next(fit_vmapped(two, lesson, [train, replace(train, batch_size=4)], [1, 1]))
     with pytest.raises(ValueError, match="CoOp does not train side by side"):
-        next(fit_side_by_side([CoOp(tiny)], lesson, [train], [1]))
-    assert at_once(two[0], Train(batch=128)) > 1000
-    assert at_once(MADE["vpt"](tiny), Train(batch=4)) == 32
-    assert at_once(MADE["vpt"](tiny), Train(batch=64)) == 1  # where it would be slower
+        next(fit_vmapped([CoOp(tiny)], lesson, [train], [1]))
+    assert count_vmapped_runs(two[0], TrainConfig(batch_size=128)) > 1000
+    assert count_vmapped_runs(MADE["vpt"](tiny), TrainConfig(batch_size=4)) == 32
+    assert count_vmapped_runs(MADE["vpt"](tiny), TrainConfig(batch_size=64)) == 1  # where it would be slower
 
 
 def test_settings_side_by_side_go_on_with_the_same_bits(tiny):
     lesson, seeds = lesson_of(), [1, 1, 2]
-    trains = [Train(epochs=4, batch=8, lr=lr, weight_decay=wd, select="val", **VPTS) for lr, wd in RATES]
+    trains = [
+        TrainConfig(epochs=4, batch_size=8, lr=lr, weight_decay=wd, model_selection="val", **VPTS) for lr, wd in RATES
+    ]
     whole, standings = [begun(Hidden(tiny), lesson, s) for s in seeds], []
-    for step in fit_side_by_side(whole, lesson, trains, seeds):
-        standings.append(step.side.standing())
+    for step in fit_vmapped(whole, lesson, trains, seeds):
+        standings.append(step.trainer.state())
     for stop in (1, 2, 5):
         again = [begun(Hidden(tiny), lesson, s) for s in seeds]
-        left = list(fit_side_by_side(again, lesson, trains, seeds, standings[stop]))
+        left = list(fit_vmapped(again, lesson, trains, seeds, standings[stop]))
         assert len(left) == len(standings) - stop - 1
         for a, b in zip(whole, again, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def test_a_setting_that_is_not_finite_is_out_and_the_others_go_on(tiny):
-    lesson, train = lesson_of(), Train(epochs=5, batch=8, warmup=0, lr=0.1)
+    lesson, train = lesson_of(), TrainConfig(epochs=5, batch_size=8, warmup=0, lr=0.1)
     trains = [train, replace(train, lr=1e30), replace(train, lr=0.01)]
     methods = [begun(Hidden(tiny), lesson, 1) for _ in trains]
-    steps = list(fit_side_by_side(methods, lesson, trains, [1, 1, 1]))
-    assert steps[-1].side.out == {1}
+    steps = list(fit_vmapped(methods, lesson, trains, [1, 1, 1]))
+    assert steps[-1].trainer.failed == {1}
     assert [math.isnan(loss) for loss in steps[-1].losses] == [False, True, False]
     alone = begun(Hidden(tiny), lesson, 1)
     list(fit(alone, lesson, trains[2], 1))
@@ -157,11 +161,15 @@ def test_a_setting_that_is_not_finite_is_out_and_the_others_go_on(tiny):
 
 
 def test_the_schedule_of_vpt():
-    train = Train(epochs=100, lr=2.5, schedule="cosine-rest", warmup=10, warmup_kind="linear", warmup_lr=0.0)
+    train = TrainConfig(
+        epochs=100, lr=2.5, schedule="cosine-after-warmup", warmup=10, warmup_kind="linear", warmup_lr=0.0
+    )
     for e in range(100):
         wanted = e / 10 if e < 10 else 0.5 * (1 + math.cos(math.pi * (e - 10) / (100 - 10)))
-        assert math.isclose(rate(train, e, 8 * e, 100, 800), 2.5 * wanted, rel_tol=1e-12, abs_tol=1e-15)
-    assert rate(train, 0, 0, 100, 800) == 0.0
+        assert math.isclose(
+            compute_learning_rate(train, e, 8 * e, 100, 800), 2.5 * wanted, rel_tol=1e-12, abs_tol=1e-15
+        )
+    assert compute_learning_rate(train, 0, 0, 100, 800) == 0.0
 
 
 def test_the_images_of_a_search_and_of_the_final_runs(pictures):
@@ -177,64 +185,72 @@ def test_the_images_of_a_search_and_of_the_final_runs(pictures):
     bare = replace(data, val=None)
     [final], [hunt] = VTAB(bare).stages(), VTAB(bare, "search").stages()
     assert final.lesson.train == data.train
-    assert hunt.tests["val"].count() == [1, 1]  # a tenth of six of each
+    assert hunt.tests["val"].count_per_class() == [1, 1]  # a tenth of six of each
     assert {*hunt.lesson.train.items} | {*hunt.tests["val"].items} == {*data.train.items}
-    assert hunt.tests["val"] == VTAB(bare, "search", seed=7).parts[1]
+    assert hunt.tests["val"] == VTAB(bare, "search", seed=7).splits[1]
     assert "a tenth of each class of train is held out" in VTAB(bare).protocol["note"]
-    with pytest.raises(ValueError, match="part is 'search' or 'final'"):
+    with pytest.raises(ValueError, match=r"task.phase is 'search' or 'final'"):
         VTAB(bare, "test")
 
 
 def mine(tmp_path, name="linear", dataset="digits", *more, **how):
     """A study of a few settings, and its folder."""
-    given = ["train.epochs=3", "train.batch=64", "search.train.lr=[1.0,0.25]", "search.train.weight_decay=[0.01,0]"]
-    about = study(name, dataset, overrides=[*given, *more], backbone="glyph/random", **how)
-    return about, about.place(tmp_path)
+    given = [
+        "train.epochs=3",
+        "train.batch_size=64",
+        "search.train.lr=[1.0,0.25]",
+        "search.train.weight_decay=[0.01,0]",
+    ]
+    about = build_study(name, dataset, overrides=[*given, *more], backbone="glyph/random", **how)
+    return about, about.get_folder(tmp_path)
 
 
 def test_the_last_epoch_on_validation_images_chooses(tiny, tmp_path):
     about, place = mine(tmp_path)
-    assert [(s.values["train.lr"], s.plan["train"]["lr"]) for s in about.settings[::2]] == [(1.0, 0.25), (0.25, 0.0625)]
-    chosen = search(about, place, tiny)
-    lines = place.lines()
+    assert [(s.values["train.lr"], s.config.train["lr"]) for s in about.settings[::2]] == [
+        (1.0, 0.25),
+        (0.25, 0.0625),
+    ]
+    chosen = run_search(about, place, tiny)
+    lines = place.read_entries()
     assert len(lines) == 4
-    assert {line["side_by_side"] for line in lines.values()} == {4}
+    assert {line["vmapped"] for line in lines.values()} == {4}
     for s in about.settings:
         task, method = VTAB("digits", "search"), Linear(tiny.image, Columns("kaiming", -4.595), solver="fit")
         [stage] = task.stages()
-        list(fit(begun(method, stage.lesson, s.plan["seed"]), stage.lesson, s.train, s.plan["seed"]))
+        list(fit(begun(method, stage.lesson, s.config.seed), stage.lesson, s.config.train_config, s.config.seed))
         from vlprompt.engine.evaluate import evaluate
 
-        wanted = evaluate(method, stage.tests["val"]).numbers["accuracy"]
+        wanted = evaluate(method, stage.tests["val"]).metrics["accuracy"]
         assert lines[s.key]["accuracy"] == pytest.approx(wanted)
     assert chosen["accuracy"] == max(line["accuracy"] for line in lines.values())
-    plans = about.final(chosen)
-    assert [p["seed"] for p in plans] == [p["task"]["seed"] for p in plans] == [42, 44, 82, 100, 800]
-    assert {p["task"]["part"] for p in plans} == {"final"}
-    assert search(about, place, None) == chosen  # only read
+    plans = about.build_final_configs(chosen)
+    assert [p.seed for p in plans] == [p.task["seed"] for p in plans] == [42, 44, 82, 100, 800]
+    assert {p.task["phase"] for p in plans} == {"final"}
+    assert run_search(about, place, None) == chosen  # only read
 
 
 def test_of_equally_good_settings_the_smaller_ones(tiny, tmp_path):
     about, place = mine(tmp_path, "linear", "digits")
     place.path.mkdir()
     for accuracies, wanted in (([9, 8, 9, 9], (0.25, 0)), ([9, 9, 8, None], (1.0, 0)), ([8, 8, 9, 8], (0.25, 0.01))):
-        place.grid.write_text("")
+        place.grid_path.write_text("")
         place.chosen_path.unlink(missing_ok=True)
-        place.add(
+        place.add_entries(
             [{"key": s.key, "accuracy": a, "seconds": 0.0} for s, a in zip(about.settings, accuracies, strict=True)]
         )
-        values = search(about, place, tiny)["values"]
+        values = run_search(about, place, tiny)["values"]
         assert (values["train.lr"], values["train.weight_decay"]) == wanted
 
 
 def test_one_setting_that_is_not_finite_does_not_end_a_search(tiny, tmp_path):
-    about, place = mine(tmp_path, "linear", "digits", "search.train.lr=[1.0e+38,0.25]", "method.unit=true")
-    chosen = search(about, place, tiny)
+    about, place = mine(tmp_path, "linear", "digits", "search.train.lr=[1.0e+38,0.25]", "method.normalize=true")
+    chosen = run_search(about, place, tiny)
     assert chosen["values"]["train.lr"] == 0.25
-    assert chosen["out"] == sum(line["accuracy"] is None for line in place.lines().values()) == 2
+    assert chosen["non_finite"] == sum(line["accuracy"] is None for line in place.read_entries().values()) == 2
     about, place = mine(tmp_path, "coop", "digits", "search.train.lr=[1.0e+38]", "train.warmup=0", "train.epochs=4")
-    with pytest.raises(NotFinite, match="no setting of digits came to a number"):
-        search(about, place, tiny)
+    with pytest.raises(NonFiniteError, match="no setting of digits came to a number"):
+        run_search(about, place, tiny)
 
 
 def test_what_is_the_same_is_trained_once(tiny, tmp_path, monkeypatch):
@@ -243,17 +259,17 @@ def test_what_is_the_same_is_trained_once(tiny, tmp_path, monkeypatch):
     about, place = mine(tmp_path, "linear", "digits", "method.solver=lbfgs")  # it knows neither of the two
     solved = []
     monkeypatch.setattr(Linear, "_solve", lambda self, lesson, head: solved.append(1))
-    assert search(about, place, tiny)["settings"] == 4
-    assert len(place.lines()) == 4
+    assert run_search(about, place, tiny)["n_settings"] == 4
+    assert len(place.read_entries()) == 4
     assert len(solved) == 2  # one to see that it trains nothing, one to be judged
 
 
 def test_other_settings_than_rates_are_searched_one_by_one(tiny, tmp_path):
-    more = ["search.method.n_tokens=[1,2]", "search.train.weight_decay=[0.0]", "train.epochs=1", "train.batch=512"]
+    more = ["search.method.n_tokens=[1,2]", "search.train.weight_decay=[0.0]", "train.epochs=1", "train.batch_size=512"]
     about, place = mine(tmp_path, "vpt", "digits", *more)
-    assert sorted(s.plan["method"]["n_tokens"] for s in about.settings) == [1, 1, 2, 2]
-    search(about, place, tiny)
-    assert {line["side_by_side"] for line in place.lines().values()} == {1}
+    assert sorted(s.config.method["n_tokens"] for s in about.settings) == [1, 1, 2, 2]
+    run_search(about, place, tiny)
+    assert {line["vmapped"] for line in place.read_entries().values()} == {1}
     assert sorted(p.name for p in place.path.iterdir()) == ["chosen.json", "grid.jsonl", "search.yaml"]
 
 
@@ -273,10 +289,10 @@ def test_a_search_never_decodes_a_test_image(tiny, tmp_path, monkeypatch):
         raise AssertionError("a test image was looked at")
 
     opened = VTAB("digits").data
-    test = replace(opened.test, items=tuple(Item(i.key, broken, i.name) for i in opened.test.items))
+    test = replace(opened.test, items=tuple(ImageItem(i.key, broken, i.name) for i in opened.test.items))
     monkeypatch.setattr(VTAB, "data", replace(opened, test=test))
     about, place = mine(tmp_path)
-    assert search(about, place, tiny)["accuracy"] > 0
+    assert run_search(about, place, tiny)["accuracy"] > 0
     [final] = VTAB("digits").stages()
     with pytest.raises(AssertionError, match="a test image was looked at"):
         tiny.image(next(final.tests["test"].batches(2)).inputs)
@@ -286,17 +302,26 @@ def test_a_grid_of_linear_heads_encodes_each_image_once(tiny, tmp_path):
     images, net = [], tiny.image.net
     tiny.image.net = lambda pixels: images.append(len(pixels)) or net(pixels)
     wide = ["search.train.lr=[50,25,10,5,2.5,1,0.5,0.25,0.1,0.05]", "search.train.weight_decay=[0.01,0.001,0.0001,0]"]
-    about, place = mine(tmp_path, "linear", "digits", *wide, "train.epochs=20", "train.batch=128")
-    search(about, place, tiny)
-    train, val, _ = VTAB("digits").parts
+    about, place = mine(tmp_path, "linear", "digits", *wide, "train.epochs=20", "train.batch_size=128")
+    run_search(about, place, tiny)
+    train, val, _ = VTAB("digits").splits
     naive = 40 * (20 * len(train) + len(val))  # every setting encodes every image at every epoch
     assert sum(images) < len(train) + len(val) + 20 * tiny.image.pass_size
     assert naive > 300 * sum(images)
 
 
 TASKS = ["vtab_svhn", "vtab_camelyon", "vtab_kitti"]
-SETTINGS = ["--seed", "1,2", "--backbone", "glyph/random", "--save-every", "0", "train.epochs=12", "train.batch=16",
-            "search.train.lr=[10,1]"]  # fmt: skip
+SETTINGS = [
+    "--seed",
+    "1,2",
+    "--backbone",
+    "glyph/random",
+    "--save-every",
+    "0",
+    "train.epochs=12",
+    "train.batch_size=16",
+    "search.train.lr=[10,1]",
+]
 
 
 def command(root, out):
@@ -332,7 +357,7 @@ def test_one_command_searches_trains_and_scores_and_goes_on_when_killed(tmp_path
     monkeypatch.setenv("VLPROMPT_DATA", "")  # --root writes it
     root = vtab_root(tmp_path / "root", TASKS)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    killed_when(root, killed, "*/side.safetensors")  # in a search
+    killed_when(root, killed, "*/vmap_state.safetensors")  # in a search
     killed_when(root, killed, "*/last.safetensors")  # in a final run
     assert type_all(*command(root, killed))[0] == 0
     code, text, printed = type_all(*command(root, whole))
@@ -341,7 +366,7 @@ def test_one_command_searches_trains_and_scores_and_goes_on_when_killed(tmp_path
     assert len(outcome(whole)) == len(TASKS) * (2 + 2 * 2)
     assert "natural lacks vtab_cifar100, vtab_caltech101" in text
     assert type_all(*command(root, whole))[2].splitlines()[-20:] == printed.splitlines()[-20:]
-    assert type_all("table", whole, "--groups", "vtab", "--json", "t.json", "--markdown", "t.md")[0] == 0
+    assert type_all("table", whole, "--benchmark", "vtab", "--json", "t.json", "--markdown", "t.md")[0] == 0
     [row] = json.loads((tmp_path / "t.json").read_text())
     assert row["mean_natural"] is row["mean_of_group_means"] is row["mean_of_19_tasks"] is None
     scores = [json.loads(p.read_text())["summary"]["accuracy"] for p in whole.glob("linear-vtab_svhn-*/result.json")]
@@ -360,7 +385,7 @@ def results_of(accuracies, method="linear", seeds=(1, 2), **settings):
     for name, accuracy in accuracies.items():
         for i, seed in enumerate(seeds):
             config = {"backbone": "glyph", "method": {"name": method, **settings}, "seed": seed,
-                      "task": {"name": "vtab", "dataset": f"/data/{name}", "part": "final", "seed": seed},
+                      "task": {"name": "vtab", "dataset": f"/data/{name}", "phase": "final", "seed": seed},
                       "train": {"lr": accuracy / 100}}  # fmt: skip
             cost = {"seconds": 1.0, "trained_parameters": 10, "peak_memory_mb": 5.0, "trained_percent": 0.5}
             yield Result(config, [], {"accuracy": accuracy + i}, cost, {}, {})
@@ -369,11 +394,15 @@ def results_of(accuracies, method="linear", seeds=(1, 2), **settings):
 def test_means_of_groups():
     """VTAB's score is the mean of the means of groups, which is not that of the tasks."""
     whole = {"a": 10.0, "b": 20.0, "c": 30.0, "d": 80.0}
-    [score] = benchmarks.scores([*results_of(whole)], "set", GROUPS)
-    assert {k: c.mean for k, c in score.of_groups.items()} == {"near": 20.5, "far": 80.5}
-    assert (score.groups_mean.mean, score.groups_mean.spread, score.groups_mean.n) == (50.5, 0.5, 2)
-    assert score.tasks_mean.mean == 35.5
-    told = json.loads(benchmarks.render([score], "set", GROUPS, "json"))[0]
+    [score] = benchmarks.score_benchmark([*results_of(whole)], "set", GROUPS)
+    assert {k: c.mean for k, c in score.group_means.items()} == {"near": 20.5, "far": 80.5}
+    assert (score.mean_of_group_means.mean, score.mean_of_group_means.std, score.mean_of_group_means.n) == (
+        50.5,
+        0.5,
+        2,
+    )
+    assert score.mean_of_tasks.mean == 35.5
+    told = json.loads(benchmarks.render_benchmark([score], "set", GROUPS, "json"))[0]
     assert (told["mean_of_group_means"], told["mean_of_4_tasks"], told["trained_percent"]) == (50.5, 35.5, 0.5)
     assert told["stored_bytes"] is None
 
@@ -383,9 +412,9 @@ def test_runs_with_other_looks_are_not_mixed():
     from dataclasses import replace as changed
 
     two = [*results_of({"a": 10.0, "b": 20.0, "c": 30.0, "d": 80.0})]
-    two += [changed(r, config={**r.config, "look": {"size": [16, 16]}}) for r in results_of({"a": 10.0})]
-    found = {score.variant: score for score in benchmarks.scores(two, "set", GROUPS)}
-    assert {variant: len(score.tasks) for variant, score in found.items()} == {"size=": 4, "size=[16, 16]": 1}
+    two += [changed(r, config={**r.config, "preprocess": {"size": [16, 16]}}) for r in results_of({"a": 10.0})]
+    found = {score.variant: score for score in benchmarks.score_benchmark(two, "set", GROUPS)}
+    assert {variant: len(score.task_accuracies) for variant, score in found.items()} == {"size=": 4, "size=[16, 16]": 1}
 
 
 def test_fgvc_trains_on_train_alone():
@@ -398,11 +427,11 @@ def test_fgvc_trains_on_train_alone():
 
 def test_a_group_that_lacks_a_task_has_no_mean():
     some = [*results_of({"a": 10.0, "c": 30.0, "d": 80.0})]
-    [score] = benchmarks.scores(some, "set", GROUPS)
-    assert score.of_groups["near"] is score.groups_mean is score.tasks_mean is None
-    assert score.of_groups["far"].mean == 80.5
-    assert benchmarks.lacking([score]) == ["linear: near lacks b"]
-    assert "linear: near lacks b" in benchmarks.render([score], "set", GROUPS, "markdown")
+    [score] = benchmarks.score_benchmark(some, "set", GROUPS)
+    assert score.group_means["near"] is score.mean_of_group_means is score.mean_of_tasks is None
+    assert score.group_means["far"].mean == 80.5
+    assert benchmarks.explain_missing_means([score]) == ["linear: near lacks b"]
+    assert "linear: near lacks b" in benchmarks.render_benchmark([score], "set", GROUPS, "markdown")
 
 
 def test_settings_that_were_not_chosen_apart_are_not_mixed():
@@ -410,12 +439,15 @@ def test_settings_that_were_not_chosen_apart_are_not_mixed():
     deep = [*results_of({"a": 10.0, "b": 20.0, "c": 30.0}, "vpt", deep=True, n_tokens=5)]
     deep += results_of({"d": 40.0}, "vpt", deep=True, n_tokens=10)
     flat = [*results_of({"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}, "vpt", deep=False, n_tokens=10)]
-    found = benchmarks.scores([*deep, *flat], "set", GROUPS)
-    assert [(s.name, s.groups_mean.mean) for s in found] == [("vpt (deep=true)", 30.5), ("vpt (deep=false)", 3.5)]
-    [score] = benchmarks.scores([*results_of({"a": 1.0, "d": 2.0}), *results_of({"a": 5.0})], "set", GROUPS)
-    assert score.several == ["a"]
-    assert "a" not in score.tasks
-    assert "runs of several settings, or on other images, on a" in benchmarks.lacking([score])[1]
+    found = benchmarks.score_benchmark([*deep, *flat], "set", GROUPS)
+    assert [(s.label, s.mean_of_group_means.mean) for s in found] == [
+        ("vpt (deep=true)", 30.5),
+        ("vpt (deep=false)", 3.5),
+    ]
+    [score] = benchmarks.score_benchmark([*results_of({"a": 1.0, "d": 2.0}), *results_of({"a": 5.0})], "set", GROUPS)
+    assert score.ambiguous_tasks == ["a"]
+    assert "a" not in score.task_accuracies
+    assert "runs of several settings, or on other images, on a" in benchmarks.explain_missing_means([score])[1]
 
 
 def test_other_images_than_those_of_the_search_are_told(tmp_path, type_all, monkeypatch):
@@ -443,17 +475,17 @@ def test_other_images_than_those_of_the_search_are_told(tmp_path, type_all, monk
 
 
 def test_results_on_other_test_images_are_rows_of_their_own():
-    from vlprompt.results.tables.summary import rows
+    from vlprompt.results.tables.summary import build_rows
 
     config = {"backbone": "glyph", "method": {"name": "coop"}, "train": {}, "seed": 1,
               "task": {"name": "few_shot", "dataset": "a", "shots": 1, "seed": 1}}  # fmt: skip
     cost = {"seconds": 1.0, "trained_parameters": 10, "peak_memory_mb": 5.0}
     two = [Result({**config, "seed": seed}, [], {"accuracy": 10.0 * seed}, cost, {}, {"test": test})
            for seed, test in ((1, "old"), (2, "new"))]  # fmt: skip
-    assert sorted((row.variant, row.numbers["accuracy"].mean) for row in rows(two)) == [
+    assert sorted((row.variant, row.metrics["accuracy"].mean) for row in build_rows(two)) == [
         ("test=new", 20.0),
         ("test=old", 10.0),
     ]
     two[1].protocol["test"] = "old"
-    [row] = rows(two)
-    assert (row.variant, row.numbers["accuracy"].mean) == ("", 15.0)
+    [row] = build_rows(two)
+    assert (row.variant, row.metrics["accuracy"].mean) == ("", 15.0)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from replays import MADE
 
-from vlprompt.backbones.glyph import twin
+from vlprompt.backbones.glyph import build_tiny_clip
 from vlprompt.core.prompt import Prompt
 from vlprompt.engine.loop import fit
-from vlprompt.engine.train_config import Train
-from vlprompt.layers.cuda_graphs import MOST, Graphs
-from vlprompt.runtime.memory import Tracked
-from vlprompt.runtime.seeding import generator
+from vlprompt.engine.train_config import TrainConfig
+from vlprompt.layers.cuda_graphs import MAX_RECORDED_PASSES, CudaGraphCache
+from vlprompt.runtime.memory import TensorMemoryTracker
+from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import FewShot
 
 
@@ -41,7 +41,7 @@ class Twin:
 @pytest.fixture
 def graphs():
     Twin.made = 0
-    return Graphs(Twin)
+    return CudaGraphCache(Twin)
 
 
 def make(prompt):
@@ -115,7 +115,7 @@ def test_a_gradient_that_is_gone_is_an_error(graphs):
     out = passed(graphs, given)
     torch.autograd.grad(out, given[0], retain_graph=True)
     passed(graphs, given)
-    with pytest.raises(RuntimeError, match=r"take all gradients of a step before the next.*train\.graphs=false"):
+    with pytest.raises(RuntimeError, match=r"Take all gradients of a step before the next.*train\.cuda_graphs=false"):
         torch.autograd.grad(out, given[0])
 
 
@@ -125,39 +125,39 @@ def test_what_is_not_recorded(graphs):
         with torch.no_grad():
             passed(graphs, given)
         passed(graphs, [t.detach() for t in given])
-        with Tracked():  # who counts what is made sees all of it
+        with TensorMemoryTracker():  # who counts what is made sees all of it
             passed(graphs, given)
         graphs(lambda p: p.tokens[0].sum(), "parts", Prompt({0: given[0]}, {}, {"0/q": lambda given, made: made}))
     for size in range(1, 70):  # each its own shape, none comes again
         passed(graphs, tensors(size))
     assert Twin.made == 0
-    assert len(graphs.kinds) <= 64
+    assert len(graphs.slots_by_kind) <= 64
 
 
 def test_few_are_kept(graphs):
     for _ in range(3):
-        for kind in range(MOST + 2):
+        for kind in range(MAX_RECORDED_PASSES + 2):
             given = tensors()
             out = passed(graphs, given, kind)
             assert torch.equal(torch.autograd.grad(out, given[0])[0], torch.autograd.grad(plain(given), given[0])[0])
-    assert sum(kept is not None for kept in graphs.kinds.values()) == MOST
+    assert sum(kept is not None for kept in graphs.slots_by_kind.values()) == MAX_RECORDED_PASSES
 
 
 @pytest.mark.parametrize("name", ["coop", "cocoop", "maple", "kgcoop"])
 def test_recorded_texts_train_the_same(name, monkeypatch):
     """Through the tower: bit for bit, over steps of two sizes and terms with gradients of their own."""
     lesson, found = FewShot("digits", shots=2).lesson, []
-    for graphs in (None, Graphs(Twin)):
-        clip = twin("cpu")
-        monkeypatch.setattr(clip.text, "graphs", graphs)
+    for graphs in (None, CudaGraphCache(Twin)):
+        clip = build_tiny_clip("cpu")
+        monkeypatch.setattr(clip.text, "cuda_graphs", graphs)
         method = MADE[name](clip)
-        method.begin(lesson, generator(0))
-        steps = fit(method, lesson, Train(epochs=3, batch=8, micro_batch=3, lr=0.01, warmup=0))
+        method.begin_lesson(lesson, make_generator(0))
+        steps = fit(method, lesson, TrainConfig(epochs=3, batch_size=8, micro_batch_size=3, lr=0.01, warmup=0))
         found.append([s.loss for s in steps])
     assert found[0] == found[1]
     assert Twin.made
     made = Twin.made
-    for _ in fit(method, lesson, Train(epochs=3, batch=8, graphs=False)):
+    for _ in fit(method, lesson, TrainConfig(epochs=3, batch_size=8, cuda_graphs=False)):
         pass
     assert made == Twin.made
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from open_clip.model import CustomTextCLIP
 from written_out import NAMES, TEMPLATES, Whole, library, near
 
-from vlprompt.backbones.glyph import twin
-from vlprompt.backbones.open_clip.towers import wrap
-from vlprompt.backbones.towers.text import bare
+from vlprompt.backbones.glyph import build_tiny_clip
+from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.core.images import Images
 from vlprompt.core.prompt import Prompt
+from vlprompt.core.templates import as_templated_text
 
 TEXTS = ["a photo of a dog.", "cat", "the U.S. flag, in colour", "C++", "a", "Queen Anne's lace and a {{curly}} brace"]
 VARIANTS = {
@@ -35,12 +35,12 @@ SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_walk_is_open_clips_forward(name):
     model, tokenizer = library(VARIANTS[name])
-    clip = wrap(model, tokenizer, "x")
-    pixels = torch.randn(3, 3, *clip.image.look.size)
+    clip = wrap_clip(model, tokenizer, "x")
+    pixels = torch.randn(3, 3, *clip.image.preprocessing.size)
     assert clip.image.depth == clip.text.depth == 3
     with torch.no_grad():
         near(clip.image(images(pixels, name)), model.encode_image(pixels))
-        near(clip.text(TEXTS)[0], model.encode_text(tokenizer([bare(t) for t in TEXTS])))
+        near(clip.text(TEXTS)[0], model.encode_text(tokenizer([as_templated_text(t).words for t in TEXTS])))
         assert math.isclose(clip.scale, float(model.logit_scale.exp()), rel_tol=1e-6)
         text = clip.text(TEXTS)[0]
         unit = text.div(text.norm(dim=-1, keepdim=True))
@@ -55,13 +55,13 @@ def test_the_walk_is_open_clips_forward(name):
 )
 def test_text_towers_apart_from_the_model(changes):
     model, tokenizer = library({"text_cfg": changes}, CustomTextCLIP)
-    clip = wrap(model, tokenizer, "x")
+    clip = wrap_clip(model, tokenizer, "x")
     with torch.no_grad():
-        near(clip.text(TEXTS)[0], model.encode_text(tokenizer([bare(t) for t in TEXTS])))
+        near(clip.text(TEXTS)[0], model.encode_text(tokenizer([as_templated_text(t).words for t in TEXTS])))
     ctx = torch.randn(2, 4, clip.text.dim, requires_grad=True)
     found = clip.text(TEXTS, Prompt(tokens={0: ctx}))
     assert found.shape == (2, len(TEXTS), 64)
-    words = clip.text.table[torch.tensor(clip.text.words.encode("a photo of a"))][
+    words = clip.text.token_embeddings[torch.tensor(clip.text.tokenizer.encode("a photo of a"))][
         None
     ]  # soft tokens that are words are those words
     near(clip.text(["{4} dog."], Prompt(tokens={0: words})).detach(), clip.text(["a photo of a dog."]).detach())
@@ -90,8 +90,8 @@ def opaque_models():
 @pytest.mark.parametrize("name", ["resnet", "timm", "attention pool of two kinds", "norm of queries"])
 def test_other_image_towers_are_used_as_they_are(name):
     model, tokenizer = dict(opaque_models())[name]
-    clip = wrap(model, tokenizer, "open_clip:RN50/x")
-    pixels = torch.randn(3, 3, *clip.image.look.size)
+    clip = wrap_clip(model, tokenizer, "open_clip:RN50/x")
+    pixels = torch.randn(3, 3, *clip.image.preprocessing.size)
     with torch.no_grad():
         found = model.encode_image(pixels)
         near(clip.image(images(pixels, name)), found[0] if isinstance(found, tuple) else found)
@@ -172,9 +172,9 @@ def test_prompts_in_an_image_tower(double, case, each):
     ):
         near(a, b, 1e-11)
     if layers:
-        near(clip.image(images(pixels), prompt, read="prompts"), rows[:, 1:4], 1e-12)
+        near(clip.image(images(pixels), prompt, output="prompts"), rows[:, 1:4], 1e-12)
     near(
-        clip.image(images(pixels), prompt, read="tokens"),
+        clip.image(images(pixels), prompt, output="tokens"),
         rows[:, 1 + 3 * bool(layers) :] if layers else rows[:, 1:],
         1e-12,
     )
@@ -182,7 +182,7 @@ def test_prompts_in_an_image_tower(double, case, each):
 
 def test_prompt_rows_do_not_count_in_an_average():
     model, tokenizer = library({"vision_cfg": {"pool_type": "avg"}})
-    clip = wrap(model.double(), tokenizer, "x")
+    clip = wrap_clip(model.double(), tokenizer, "x")
     pixels, t = torch.randn(2, 3, 32, 32).double(), torch.randn(1, 3, 64).double()
     rows, v = written_out(model, pixels, {0: t})
     near(clip.image(images(pixels), Prompt(tokens={0: t})), rows[:, 4:].mean(1) @ v.proj, 1e-12)
@@ -200,7 +200,9 @@ def test_a_part_that_mixes_rows_sees_all_of_them(double):
             return made + given.mean(1, keepdim=True)
 
     tokens = {i: torch.randn(1, 3, 64).double() for i in range(3)}
-    clip.image(images(torch.randn(2, 3, 32, 32).double()), Prompt(tokens, beside={f"{i}/mlp": Mix() for i in range(3)}))
+    clip.image(
+        images(torch.randn(2, 3, 32, 32).double()), Prompt(tokens, adapters={f"{i}/mlp": Mix() for i in range(3)})
+    )
     assert seen == [20, 20, 20]
 
 
@@ -217,7 +219,7 @@ def test_a_part_that_mixes_rows_sees_all_of_them(double):
     seed=st.integers(0, 99),
 )
 def test_shared_prefix_is_exact(double, names, template, p, contexts, deep, own, prefix, worth, seed):
-    from vlprompt.layers.class_texts import holes
+    from vlprompt.layers.class_texts import fill_class_texts
 
     _, clip = double
     torch.manual_seed(seed)
@@ -225,12 +227,12 @@ def test_shared_prefix_is_exact(double, names, template, p, contexts, deep, own,
     tokens = {i: torch.randn(shape).double().requires_grad_() for i in range(deep + 1)}
     kv = {1: tuple(torch.randn(contexts, 3, 2, 16).double().requires_grad_() for _ in "kv")} if prefix else {}
     leaves = [*tokens.values(), *(t for pair in kv.values() for t in pair)]
-    texts = holes(template, names, p)
-    clip.text.worth = worth  # texts are padded where another group would save fewer rows
+    texts = fill_class_texts(template, names, p)
+    clip.text.group_overhead = worth  # texts are padded where another group would save fewer rows
     try:
         fast, slow = clip.text(texts, Prompt(tokens, kv)), clip.text(texts, Prompt(tokens, kv, {"0/q": Whole()}))
     finally:
-        clip.text.worth = 0
+        clip.text.group_overhead = 0
     assert fast.shape == (contexts, len(names), 64)
     near(fast, slow, 1e-12)
     direction = torch.randn_like(fast)
@@ -248,7 +250,7 @@ def test_a_prefix_of_words_is_run_once(double):
 
     clip.text(
         [f"a photo of the {n}." for n in ("dog", "cat", "golden retriever")],
-        Prompt(beside={"0/up": count, "2/up": count}),
+        Prompt(adapters={"0/up": count, "2/up": count}),
     )
     assert seen == [
         5 + 3 + 3 + 4,
@@ -273,8 +275,8 @@ def test_a_bare_tower_computes_a_feature_once(tiny):
 
 def test_a_features_bits_do_not_depend_on_its_neighbours():
     x = torch.randn(9, 3, 32, 32)
-    whole = twin().image(images(x))
-    other = twin().image
+    whole = build_tiny_clip().image(images(x))
+    other = build_tiny_clip().image
     alone = torch.cat([other(Images(lambda look, places, i=i: x[i : i + 1], [f"image/{i}"])) for i in (4, 0, 8)])
     assert torch.equal(whole[[4, 0, 8]], alone)
 
@@ -290,9 +292,12 @@ def test_tokens_reach_the_pixels_not_the_store(tiny):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (Prompt(tokens={0: torch.zeros(1, 2, 64), 1: torch.zeros(1, 3, 64)}), r"lengths \[2, 3\]"),
-        (Prompt(tokens={3: torch.zeros(1, 2, 64)}), "layer 3, but this tower's layers are 0..2"),
-        (Prompt(beside={"7/q": lambda g, m: m}), "layer 7"),
+        (
+            Prompt(tokens={0: torch.zeros(1, 2, 64), 1: torch.zeros(1, 3, 64)}),
+            r"one length for all layers, got \[2, 3\]",
+        ),
+        (Prompt(tokens={3: torch.zeros(1, 2, 64)}), "expected layers 0..2 of this tower, got layer 3"),
+        (Prompt(adapters={"7/q": lambda g, m: m}), "layer 7"),
         (Prompt(tokens={0: torch.zeros(1, 4, 2, 64)}), "one set per class"),
     ],
 )
@@ -304,16 +309,16 @@ def test_prompts_that_do_not_fit(tiny, prompt, message):
 def test_texts_that_do_not_fit(tiny):
     t = torch.zeros(1, 38, 48)
     with pytest.raises(
-        ValueError, match=r"fills 42 places, but the context has 40: use at most 36 prompt tokens \(n_ctx\)"
+        ValueError, match=r"expected at most 40 tokens, got 42 .*Use at most 36 prompt tokens \(n_ctx\)"
     ):
         tiny.text(["big dog"], Prompt(tokens={0: t}))
-    with pytest.raises(ValueError, match="has 3 holes for prompt tokens, but the prompt has 4"):
+    with pytest.raises(ValueError, match="expected places for 4 prompt tokens, got 3"):
         tiny.text(["{3} dog"], Prompt(tokens={0: torch.zeros(1, 4, 48)}))
     with pytest.raises(ValueError, match="must begin at layer 0"):
         tiny.text(["dog"], Prompt(tokens={1: torch.zeros(1, 4, 48)}))
-    with pytest.raises(ValueError, match="tokens for 5 classes, but there are 2 texts"):
+    with pytest.raises(ValueError, match="expected tokens for 2 texts, got tokens for 5 classes"):
         tiny.text(["a", "b"], Prompt(tokens={0: torch.zeros(1, 5, 4, 48)}))
-    with pytest.raises(ValueError, match="no site 'queries'; it has norm, norm1"):
+    with pytest.raises(ValueError, match=r"expected one of norm, norm1.*, got 'queries'"):
         tiny.text.sites("queries")
 
 

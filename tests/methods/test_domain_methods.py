@@ -10,19 +10,19 @@ import torch.nn.functional as F
 from conftest import golden, images, relative
 
 from vlprompt import methods as m
-from vlprompt.backbones.open_clip.towers import wrap
+from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.core.batch import Batch, Split, Unlabelled
-from vlprompt.core.images import Item, View, picked
+from vlprompt.core.images import Augmentation, ImageItem, build_images
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.loop import Loop, fit
-from vlprompt.engine.train_config import Train
-from vlprompt.layers.heads import Linear, Texts
-from vlprompt.runtime.seeding import generator
+from vlprompt.engine.train_config import TrainConfig
+from vlprompt.layers.heads import LinearHead, TextHead
+from vlprompt.runtime.seeding import make_generator
 
 NONE = torch.empty(0, dtype=torch.long)
 NAMES, DOMAINS = ("cat", "red fox", "yak"), ("art", "clip {4}", "real_world")
 LABELS, OF = torch.tensor([0, 1, 2, 2, 1]), torch.tensor([0, 1, 0, 1, 1])
-DAPL = {"prompt_learner.ctx": "ctx", "prompt_learner.domain_vectors": "domain"}
+DAPL = {"prompt_learner.ctx": "ctx", "prompt_learner.domain_vectors": "domain_ctx"}
 
 
 def beside(pixels, names, tag):
@@ -32,11 +32,11 @@ def beside(pixels, names, tag):
 def items(pixels, tag):
     """As items that can be picked; a view is the picture rolled by its seed."""
     roll = lambda x, view: x if view is None else x.roll(view.seed % 7 + 1, -1)  # noqa: E731
-    return tuple(Item(f"{tag}/{i}", lambda look, view, x=x: roll(x, view)) for i, x in enumerate(pixels))
+    return tuple(ImageItem(f"{tag}/{i}", lambda look, view, x=x: roll(x, view)) for i, x in enumerate(pixels))
 
 
 def pictures(count, tag, dtype=torch.float32):
-    return torch.randn(count, 3, 32, 32, generator=generator(tag)).to(dtype)
+    return torch.randn(count, 3, 32, 32, generator=make_generator(tag)).to(dtype)
 
 
 def taught(sources=5, targets=7, domains=("art", "real_world"), names=NAMES, **more):
@@ -51,26 +51,26 @@ def taught(sources=5, targets=7, domains=("art", "real_world"), names=NAMES, **m
 
 def begun(method, lesson=None, spread=True):
     """With values that tell more than the small initial ones."""
-    method.begin(lesson or taught(), generator(0))
+    method.begin_lesson(lesson or taught(), make_generator(0))
     with torch.no_grad():
         for i, p in enumerate(method.parameters()):
-            p += 0.3 * torch.randn(p.shape, generator=generator("spread", i)) if spread else 0
+            p += 0.3 * torch.randn(p.shape, generator=make_generator("spread", i)) if spread else 0
     return method
 
 
 def whole(lesson):
     """All images of a lesson as one batch."""
     labelled = list(lesson.train.batches(100))
-    batch = labelled[0] if labelled else Batch(picked([], []), NONE, lesson.train.names)
+    batch = labelled[0] if labelled else Batch(build_images([], []), NONE, lesson.train.names)
     return replace(batch, unlabelled=next(lesson.unlabelled.batches(100)) if lesson.unlabelled else None)
 
 
 def gradient(method, batch):
     """As the training loop makes it."""
-    fixed = method.fixed(batch.names)
+    fixed = method.precompute(batch.names)
     parameters = [p for p in method.parameters() if p.requires_grad]
     found = {}
-    for name, (value, _) in method.train().terms(batch, fixed)[0].items():
+    for name, (value, _) in method.train().loss_terms(batch, fixed)[0].items():
         found[name] = torch.autograd.grad(
             value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -81,10 +81,17 @@ def dapl(clip, case):
     told, arrays = golden(case)
     h, names = told["hyperparameters"], tuple(told["classnames"])
     method = m.DAPL(
-        clip, h["N_CTX"], h["N_DMX"], h["U"], h["TAU"], h["T"], h["CSC"], text="{ctx} {name} , a {domain} image.."
+        clip,
+        h["N_CTX"],
+        h["N_DMX"],
+        h["U"],
+        h["TAU"],
+        h["T"],
+        h["CSC"],
+        context_template="{ctx} {name} , a {domain} image..",
     )
     domains = (*h["source_domains"], *h["target_domains"])
-    method.begin(Lesson(Split((), (), names), domains=domains), generator(0))
+    method.begin_lesson(Lesson(Split((), (), names), domains=domains), make_generator(0))
     with torch.no_grad():
         for theirs, ours in DAPL.items():
             getattr(method, ours).copy_(arrays[f"param.{theirs}"])
@@ -94,17 +101,17 @@ def dapl(clip, case):
 
 def blocks(method, inputs, fixed):
     """Logits by the source's texts, by the target's and by the frozen ones, side by side as the authors have them."""
-    texts = [method.encoded(0, fixed), method.encoded(1, fixed), fixed.plain]
+    texts = [method.encode_domain(0, fixed), method.encode_domain(1, fixed), fixed.zero_shot_text]
     return method.clip.logits(method.clip.image(inputs), torch.cat(texts)), torch.cat(texts)
 
 
 @pytest.mark.parametrize("case", ["dapl-csc", "dapl-unified"])
 def test_the_authors_dapl(golden_clip, case):
     method, batch, arrays = dapl(golden_clip, case)
-    fixed, target = method.fixed(batch.names), batch.unlabelled.inputs
-    terms, out = method.train().terms(batch, fixed)
+    fixed, target = method.precompute(batch.names), batch.unlabelled.inputs
+    terms, out = method.train().loss_terms(batch, fixed)
     sum(value for value, _ in terms.values()).backward()
-    p, sure = method.guess(target, fixed)
+    p, sure = method.pseudo_labels(target, fixed)
     assert torch.equal(sure.float(), arrays["mask"])
     assert 0 < sure.sum() < len(sure)
     assert torch.equal(p.argmax(1), arrays["pseudo_label"])
@@ -113,7 +120,7 @@ def test_the_authors_dapl(golden_clip, case):
     classes = len(batch.names)
     errors = {
         "text": relative(texts, arrays["text_features_raw"]),
-        "image": relative(out.image, arrays["image_features_raw"]),
+        "image": relative(out.image_features, arrays["image_features_raw"]),
         "source": relative(out.logits, arrays["logits_x_all"][:, :classes]),
         "logits_x": relative(logits, arrays["logits_x_all"]),
         "logits_u": relative(blocks(method, target, fixed)[0], arrays["logits_u_all"]),
@@ -133,7 +140,7 @@ def test_the_authors_dapl(golden_clip, case):
 
 
 def dapl_of(clip, **more):
-    return m.DAPL(clip, **{"n_ctx": 3, "n_domain": 2, "threshold": 0.47, **more})
+    return m.DAPL(clip, **{"n_ctx": 3, "n_domain_ctx": 2, "threshold": 0.47, **more})
 
 
 def unit(x):
@@ -158,11 +165,11 @@ def long_dapl(model, method, pixels, targets, domains, of):
 
     scale, c = model.logit_scale.exp(), len(NAMES)
     rows = [long_texts(model, [f"{n}, a {d} image." for n in NAMES], torch.cat([method.ctx, own]))
-            for d, own in zip(domains, method.domain, strict=True)]  # fmt: skip
+            for d, own in zip(domains, method.domain_ctx, strict=True)]  # fmt: skip
     plain = model.encode_text(SimpleTokenizer()([f"a photo of a {n}." for n in NAMES]))
     every = unit(torch.cat([*rows, plain]))
     logits, other = (scale * unit(model.encode_image(x)) @ every.T for x in (pixels, targets))
-    places = range(len(domains)) if method.over == "both" else None
+    places = range(len(domains)) if method.softmax_over == "all" else None
     losses = []
     for row, label, k in zip(logits, LABELS, of, strict=True):
         mine = [row[d * c : d * c + c] for d in (places or [k])]
@@ -184,40 +191,44 @@ def exact(golden_model):
     from open_clip.tokenizer import SimpleTokenizer
 
     model = copy.deepcopy(golden_model).double()
-    return model, wrap(model, SimpleTokenizer(), "golden64")
+    return model, wrap_clip(model, SimpleTokenizer(), "golden64")
 
 
-@pytest.mark.parametrize(("over", "domains"), [("domain", DOMAINS[::2]), ("both", DOMAINS[::2]), ("domain", DOMAINS),
-                                               ("both", DOMAINS)])  # fmt: skip
+@pytest.mark.parametrize(("over", "domains"), [("domain", DOMAINS[::2]), ("all", DOMAINS[::2]), ("domain", DOMAINS),
+                                               ("all", DOMAINS)])  # fmt: skip
 def test_dapl_is_the_long_way_written_out(exact, over, domains):
     """Texts of 77 tokens in double precision, one source or two: the loss and its gradient."""
     model, clip = exact
-    method = dapl_of(clip, over=over, weight=0.7, temperature=0.8)
-    begun(method, taught(domains=domains).empty()).double()
+    method = dapl_of(clip, softmax_over=over, weight=0.7, temperature=0.8)
+    begun(method, taught(domains=domains).without_items()).double()
     pixels, targets = pictures(5, "twin x", torch.float64), pictures(7, "twin u", torch.float64)
     batch = Batch(images(pixels, "twin x"), LABELS, NAMES, OF if len(domains) > 2 else None,
                   beside(targets, NAMES, "twin u"))  # fmt: skip
-    fixed, of = method.fixed(NAMES), OF.tolist() if len(domains) > 2 else [0] * 5
-    terms, _ = method.train().terms(batch, fixed)
+    fixed, of = method.precompute(NAMES), OF.tolist() if len(domains) > 2 else [0] * 5
+    terms, _ = method.train().loss_terms(batch, fixed)
     loss, mine = long_dapl(model, method, pixels, targets, domains, of), sum(value for value, _ in terms.values())
     assert mine.item() == pytest.approx(loss.item(), rel=1e-6)  # a loss is float32
-    for a, b in zip(*(torch.autograd.grad(x, [method.ctx, method.domain]) for x in (mine, loss)), strict=True):
+    for a, b in zip(*(torch.autograd.grad(x, [method.ctx, method.domain_ctx]) for x in (mine, loss)), strict=True):
         assert relative(a, b) < 1e-5
     for k, d in enumerate(domains):
-        short, tokens = method.encoded(k, fixed), torch.cat([method.ctx, method.domain[k]])
+        short, tokens = method.encode_domain(k, fixed), torch.cat([method.ctx, method.domain_ctx[k]])
         assert relative(short, long_texts(model, [f"{n}, a {d} image." for n in NAMES], tokens)) < 1e-12
 
 
 def test_nothing_comes_from_a_target_that_nobody_is_sure_of(golden_clip):
     with pytest.warns(
-        UserWarning, match=r"method.threshold is 0.999, and the highest probability .* is 0\.\d+;"
+        UserWarning,
+        match=r"method.threshold is 0.999, and the highest probability .* is 0\.\d+: .* Lower method\.threshold",
     ) as told:
         method = begun(dapl_of(golden_clip, threshold=0.999))
     assert len(told) == 1
     batch = whole(taught())
-    most = max(float(method.guess(batch.unlabelled.inputs, method.fixed(NAMES))[0].max(1).values[i]) for i in range(7))
+    most = max(
+        float(method.pseudo_labels(batch.unlabelled.inputs, method.precompute(NAMES))[0].max(1).values[i])
+        for i in range(7)
+    )
     assert f"{most:.6f}" in str(told[0].message)
-    terms, _ = method.train().terms(batch, method.fixed(NAMES))
+    terms, _ = method.train().loss_terms(batch, method.precompute(NAMES))
     assert (terms["target"][0].item(), terms["target"][1]) == (0.0, 0)
     alone = gradient(method, replace(batch, unlabelled=None))
     for a, b in zip(gradient(method, batch), alone, strict=True):
@@ -226,7 +237,7 @@ def test_nothing_comes_from_a_target_that_nobody_is_sure_of(golden_clip):
     assert float(alone[1][-1].abs().sum()) == 0  # the target's tokens
     nothing = replace(taught(), train=Split((), (), NAMES))
     before = [p.detach().clone() for p in method.parameters()]
-    list(fit(method, nothing, Train(epochs=2, batch=3, warmup=0, weight_decay=0.0)))
+    list(fit(method, nothing, TrainConfig(epochs=2, batch_size=3, warmup=0, weight_decay=0.0)))
     assert all(torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True))
 
 
@@ -237,15 +248,15 @@ def test_a_target_that_it_is_sure_of_is_no_warning(golden_clip, recwarn):
 
 SEVERAL = {
     "dapl": lambda clip: dapl_of(clip),
-    "dapl over both": lambda clip: dapl_of(clip, over="both"),
+    "dapl over both": lambda clip: dapl_of(clip, softmax_over="all"),
     "kgcoop around dapl": lambda clip: m.KgCoOp(dapl_of(clip)),
     "entropy around coop": lambda clip: m.Entropy(m.CoOp(clip, 3)),
     "entropy around kgcoop": lambda clip: m.Entropy(m.KgCoOp(m.CoOp(clip, 3))),
     "entropy around dapl": lambda clip: m.Entropy(dapl_of(clip)),
-    "entropy around vpt": lambda clip: m.Entropy(m.VPT(clip.image, Linear(), 2, dropout=0.0)),
-    "entropy around lora": lambda clip: m.Entropy(m.LoRA(clip.image, Texts(clip), 2)),
+    "entropy around vpt": lambda clip: m.Entropy(m.VPT(clip.image, LinearHead(), 2, dropout=0.0)),
+    "entropy around lora": lambda clip: m.Entropy(m.LoRA(clip.image, TextHead(clip), 2)),
     "entropy around maple": lambda clip: m.Entropy(m.MaPLe(clip, depth=2)),
-    "dann": lambda clip: m.DANN(clip.image, Linear(), 8, 16),
+    "dann": lambda clip: m.DANN(clip.image, LinearHead(), 8, 16),
 }
 
 
@@ -256,7 +267,7 @@ def test_parts_of_a_batch_add_up(golden_clip, name, sources, targets):
     lesson = taught(domains=DOMAINS)
     method = begun(SEVERAL[name](golden_clip), lesson).train()
     batch = replace(whole(taught(sources, targets, DOMAINS)), progress=0.4)
-    found = [Loop(method, lesson, Train(micro_batch=k), 1).gradients(batch) for k in (None, 2)]
+    found = [Loop(method, lesson, TrainConfig(micro_batch_size=k), 1).compute_gradients(batch) for k in (None, 2)]
     assert found[0][0].keys() == found[1][0].keys()
     if name == "kgcoop around dapl" and targets > sources:
         return  # a part without a source's images keeps the target's texts near
@@ -270,11 +281,11 @@ def test_parts_of_a_batch_add_up(golden_clip, name, sources, targets):
 def test_it_learns_without_a_source(golden_clip, name):
     lesson = replace(taught(), train=Split((), (), NAMES))
     method = begun(SEVERAL[name](golden_clip), lesson)
-    terms, out = method.train().terms(whole(lesson), method.fixed(NAMES))
+    terms, out = method.train().loss_terms(whole(lesson), method.precompute(NAMES))
     assert out.logits.shape == (7, 3)
     assert "ce" not in terms
     assert sum(float(g.abs().sum()) for g in gradient(method, whole(lesson))) > 0
-    losses = [s.loss for s in fit(method, lesson, Train(epochs=20, batch=7, lr=0.001, warmup=0))]
+    losses = [s.loss for s in fit(method, lesson, TrainConfig(epochs=20, batch_size=7, lr=0.001, warmup=0))]
     assert losses[-1] < losses[0]
 
 
@@ -300,37 +311,37 @@ def test_texts_are_encoded_once_a_step(golden_clip, name, domains, passes):
     clip = replace(golden_clip, text=Counted(golden_clip.text))
     lesson = taught(domains=domains)
     method = begun(SEVERAL[name](clip), lesson)
-    fixed = method.fixed(NAMES)
+    fixed = method.precompute(NAMES)
     clip.text.passes = 0
-    method.train().terms(whole(lesson), fixed)
+    method.train().loss_terms(whole(lesson), fixed)
     assert clip.text.passes == passes
     clip.text.passes = 0
-    method.terms(replace(whole(lesson), unlabelled=None), fixed)
+    method.loss_terms(replace(whole(lesson), unlabelled=None), fixed)
     assert clip.text.passes == (passes - 1 if "dapl" in name else passes)  # the target's are not asked for
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_later_lessons_of_dapl_keep_and_add(golden_clip, own):
-    method = begun(dapl_of(golden_clip, own=own, threshold=0.0))
+    method = begun(dapl_of(golden_clip, class_specific=own, threshold=0.0))
     old, x = copy.deepcopy(method.state_dict()), images(pictures(4, "later"), "later")
-    first = method.eval()(x, method.prepare(NAMES, method.fixed(NAMES))).logits
+    first = method.eval()(x, method.prepare(NAMES, method.precompute(NAMES))).logits
     lesson = taught(domains=("art", "real_world"), index=1, total=3)
-    method.begin(lesson, generator(1))
-    assert torch.equal(first, method(x, method.prepare(NAMES, method.fixed(NAMES))).logits)
-    target = method.encoded(1, method.fixed(NAMES))
+    method.begin_lesson(lesson, make_generator(1))
+    assert torch.equal(first, method(x, method.prepare(NAMES, method.precompute(NAMES))).logits)
+    target = method.encode_domain(1, method.precompute(NAMES))
     more = taught(domains=("real_world", "sketch"), names=(*NAMES, "emu"), index=2, total=3)
-    method.begin(more, generator(2))
-    assert torch.equal(method.domain[:2], old["domain"])
-    assert len(method.domain) == 3
+    method.begin_lesson(more, make_generator(2))
+    assert torch.equal(method.domain_ctx[:2], old["domain_ctx"])
+    assert len(method.domain_ctx) == 3
     assert torch.equal(method.ctx[:3], old["ctx"])
     assert method.ctx.shape == ((4, 3, golden_clip.text.dim) if own else old["ctx"].shape)
-    assert torch.equal(method.encoded(0, method.fixed(NAMES)), target)
+    assert torch.equal(method.encode_domain(0, method.precompute(NAMES)), target)
     names = (*NAMES, "emu")
-    third = method(x, method.prepare(names, method.fixed(names))).logits
+    third = method(x, method.prepare(names, method.precompute(names))).logits
     assert not torch.allclose(first, third[:, :3])  # the target is another domain now
-    again = dapl_of(golden_clip, own=own, threshold=0.0)
+    again = dapl_of(golden_clip, class_specific=own, threshold=0.0)
     again.restore([taught(), lesson, more], method.state_dict())
-    assert torch.equal(again.eval()(x, again.prepare(names, again.fixed(names))).logits, third)
+    assert torch.equal(again.eval()(x, again.prepare(names, again.precompute(names))).logits, third)
 
 
 def test_upl_takes_the_surest_images_of_each_class(golden_clip, golden_model):
@@ -348,22 +359,22 @@ def test_upl_takes_the_surest_images_of_each_class(golden_clip, golden_model):
     wanted = {f"target/{i}": c for c, found in sure.items() for _, i in sorted(found)[:2]}
     assert any(len(found) > 2 for found in sure.values())
     method = m.UPL(m.CoOp(golden_clip, 3), 2, template)
-    method.begin(lesson, generator(0))
-    train = method.taught(lesson).train
+    method.begin_lesson(lesson, make_generator(0))
+    train = method.training_lesson(lesson).train
     assert dict(zip([item.key for item in train.items], train.labels, strict=True)) == wanted
-    assert method.taught(lesson).unlabelled is None
+    assert method.training_lesson(lesson).unlabelled is None
     every = [*lesson.unlabelled.items, lesson.train.items[0]]
-    for view in (None, View("crop", 3)):
-        _, chosen = method.guess(picked(every, [view] * 10), method.fixed(NAMES))
+    for view in (None, Augmentation("crop", 3)):
+        _, chosen = method.pseudo_labels(build_images(every, [view] * 10), method.precompute(NAMES))
         assert chosen.tolist() == [item.key in wanted for item in every]
     inner = m.CoOp(golden_clip, 3)
-    inner.begin(lesson, generator(0))
+    inner.begin_lesson(lesson, make_generator(0))
     train = replace(lesson, train=train, unlabelled=None)
-    mine, plain = ([s.loss for s in fit(*given, Train(epochs=3, batch=4, lr=0.1, warmup=0))]
+    mine, plain = ([s.loss for s in fit(*given, TrainConfig(epochs=3, batch_size=4, lr=0.1, warmup=0))]
                    for given in ((method, lesson), (inner, train)))  # fmt: skip
     assert mine == plain
-    with pytest.warns(UserWarning, match="no unlabelled image is taken for 'anvil': 1 of 4 classes"):
-        m.UPL(m.CoOp(golden_clip, 3)).begin(_without(golden_clip, "anvil"), generator(0))
+    with pytest.warns(UserWarning, match="no confident pseudo-label for 'anvil': 1 of 4 classes"):
+        m.UPL(m.CoOp(golden_clip, 3)).begin_lesson(_without(golden_clip, "anvil"), make_generator(0))
 
 
 def _without(clip, name):
@@ -381,29 +392,29 @@ def _without(clip, name):
 def test_entropy_by_hand(golden_clip, diversity):
     method, batch = begun(m.Entropy(m.CoOp(golden_clip, 3), 0.3, diversity)), whole(taught())
     inner = method.method
-    answer = lambda x: inner(x, inner.prepare(NAMES, inner.fixed(NAMES))).logits  # noqa: E731
+    answer = lambda x: inner(x, inner.prepare(NAMES, inner.precompute(NAMES))).logits  # noqa: E731
     loss = F.cross_entropy(answer(batch.inputs), LABELS)
     p = answer(batch.unlabelled.inputs).softmax(1)
     loss = loss - 0.3 * sum((q * q.log()).sum() for q in p) / len(p)
     mean = sum(p) / len(p)
     loss = loss + 0.3 * diversity * (mean * mean.log()).sum()
     wanted = torch.autograd.grad(loss, inner.ctx)
-    terms = method.train().terms(batch, method.fixed(NAMES))[0]
+    terms = method.train().loss_terms(batch, method.precompute(NAMES))[0]
     assert sum(value for value, _ in terms.values()).item() == pytest.approx(loss.item(), rel=1e-5)
     assert relative(gradient(method, batch)[0], wanted[0]) < 1e-4
-    assert method.whole_batch == bool(diversity)
+    assert method.needs_whole_batch == bool(diversity)
 
 
 @pytest.mark.parametrize("domains", [DOMAINS[::2], DOMAINS])
 def test_dann_turns_the_gradient_of_the_discriminator(golden_clip, domains):
     """Two passes backward, the second with the sign turned by hand for all but the discriminator."""
-    method = begun(m.DANN(golden_clip.image, Linear(), 8, 16, weight=0.5), taught(domains=domains))
+    method = begun(m.DANN(golden_clip.image, LinearHead(), 8, 16, weight=0.5), taught(domains=domains))
     for progress in (0.0, 0.3):
         batch = replace(whole(taught(domains=domains)), progress=progress)
         x, u = (golden_clip.image(i) for i in (batch.inputs, batch.unlabelled.inputs))
-        down, up, critic = method.adapter.down, method.adapter.up, method.critic
+        down, up, critic = method.adapter.down, method.adapter.up, method.discriminator
         changed = [f + (f @ down.weight.T + down.bias).relu() @ up.weight.T + up.bias for f in (x, u)]
-        ce = F.cross_entropy(changed[0] @ method.reader.weight.T + method.reader.bias, LABELS)
+        ce = F.cross_entropy(changed[0] @ method.head.weight.T + method.head.bias, LABELS)
         told = (torch.cat(changed) @ critic[0].weight.T + critic[0].bias).relu() @ critic[2].weight.T + critic[2].bias
         sources = OF if len(domains) > 2 else torch.zeros(5).long()
         domain = F.cross_entropy(told, torch.cat([sources, torch.full((7,), len(domains) - 1)]))
@@ -412,70 +423,73 @@ def test_dann_turns_the_gradient_of_the_discriminator(golden_clip, domains):
             loss, list(named.values()), retain_graph=True, allow_unused=True, materialize_grads=True,
         ), strict=True)) for loss in (ce, domain))  # fmt: skip
         for name, mine in zip(named, gradient(method, batch), strict=True):
-            wanted = first[name] + second[name] * (1 if name.startswith("critic") else -turn)
+            wanted = first[name] + second[name] * (1 if name.startswith("discriminator") else -turn)
             assert torch.allclose(mine, wanted, rtol=1e-4, atol=1e-6), name
-        terms = method.terms(batch, method.fixed(NAMES))[0]
+        terms = method.loss_terms(batch, method.precompute(NAMES))[0]
         assert {name: rows for name, (_, rows) in terms.items()} == {"ce": 5, "domain": 12}
 
 
 def test_dann_begins_as_zero_shot_on_class_texts(golden_clip):
-    method, x = begun(m.DANN(golden_clip.image, Texts(golden_clip), 8, 16), spread=False), images(pictures(4, "y"), "y")
+    method, x = (
+        begun(m.DANN(golden_clip.image, TextHead(golden_clip), 8, 16), spread=False),
+        images(pictures(4, "y"), "y"),
+    )
     plain = m.ZeroShot(golden_clip)
-    found = [one.eval()(x, one.prepare(NAMES, one.fixed(NAMES))).logits for one in (method, plain)]
+    found = [one.eval()(x, one.prepare(NAMES, one.precompute(NAMES))).logits for one in (method, plain)]
     assert torch.allclose(*found, atol=1e-4)
 
 
 @pytest.mark.parametrize(("make", "lesson", "said"), [
-    ("dapl", {"targets": 0, "domains": ()}, "no target here: run it with --source and --target"),
-    ("dapl", {"targets": 0, "domains": ("art",)}, "no target here"),
-    ("dapl", {"domains": ("real_world",)}, "2 domains or more, .*, but this lesson has 'real_world'"),
-    ("dann", {"targets": 0, "domains": ("art", "real_world")}, "only one kind: adapt to both at once"),
+    ("dapl", {"targets": 0, "domains": ()}, "got no target. Run it with --source and --target"),
+    ("dapl", {"targets": 0, "domains": ("art",)}, "got no target"),
+    ("dapl", {"domains": ("real_world",)}, "expected at least 2 domains, .*, got 'real_world'. Run it with --source"),
+    ("dann", {"targets": 0, "domains": ("art", "real_world")}, "got only one kind. Set task.setting=adapt"),
     ("dann", {"sources": 0}, "only one kind"),
-    ("entropy around coop", {"targets": 0, "domains": ("art",)}, "no target here"),
+    ("entropy around coop", {"targets": 0, "domains": ("art",)}, "got no target"),
 ])  # fmt: skip
 def test_what_has_nothing_to_adapt_to_is_refused(golden_clip, make, lesson, said):
     with pytest.raises(ValueError, match=said):
-        SEVERAL[make](golden_clip).begin(taught(**lesson), generator(0))
+        SEVERAL[make](golden_clip).begin_lesson(taught(**lesson), make_generator(0))
 
 
 def test_what_upl_cant_use_is_refused(golden_clip):
     upl = m.UPL(m.CoOp(golden_clip, 3))
     for lesson, said in (
-        ({"domains": ()}, "no target here"),
-        ({}, "the target's images alone, and this lesson has none"),
+        ({"domains": ()}, "got no target"),
+        ({}, "expected unlabelled images of the target, got labelled images alone.*--source none"),
     ):
         with pytest.raises(ValueError, match=said):
-            upl.begin(taught(targets=0, **lesson), generator(0))
-    with pytest.raises(ValueError, match="DAPL learns from unlabelled ones: take a method that learns from labels"):
-        m.UPL(dapl_of(golden_clip)).begin(taught(), generator(0))
-    upl.begin(taught().empty(), generator(0))  # as a saved state is restored
+            upl.begin_lesson(taught(targets=0, **lesson), make_generator(0))
+    with pytest.raises(ValueError, match=r"got DAPL, which learns from unlabelled images. Use a method"):
+        m.UPL(dapl_of(golden_clip)).begin_lesson(taught(), make_generator(0))
+    upl.begin_lesson(taught().without_items(), make_generator(0))  # as a saved state is restored
 
 
 def test_domains_that_are_all_trained_on_have_no_target(golden_clip):
     """Generalisation names its sources only, as many as they are; a source alone waits for its target."""
     lesson = taught(targets=0, domains=DOMAINS)
-    dapl_of(golden_clip).begin(lesson, generator(0))  # nothing is trained on of the third: it comes later
-    with pytest.raises(ValueError, match="no target here"):
-        dapl_of(golden_clip).begin(replace(lesson, domains=DOMAINS[:2]), generator(0))
+    dapl_of(golden_clip).begin_lesson(lesson, make_generator(0))  # nothing is trained on of the third: it comes later
+    with pytest.raises(ValueError, match="got no target"):
+        dapl_of(golden_clip).begin_lesson(replace(lesson, domains=DOMAINS[:2]), make_generator(0))
 
 
 @pytest.mark.parametrize(("make", "said"), [
-    (lambda clip: dapl_of(clip, threshold=-0.1), "method.threshold must be at least 0"),
-    (lambda clip: dapl_of(clip, temperature=0.0), "method.temperature must be above 0"),
-    (lambda clip: m.UPL(m.CoOp(clip), 0), "method.k must be at least 1"),
-    (lambda clip: m.Entropy(m.CoOp(clip), -1.0), "method.weight must be at least 0"),
-    (lambda clip: m.DANN(clip.image, Linear(), 0), "method.hidden must be at least 1"),
+    (lambda clip: dapl_of(clip, threshold=-0.1), "method.threshold: expected at least 0"),
+    (lambda clip: dapl_of(clip, temperature=0.0), "method.temperature: expected a value above 0, got 0.0"),
+    (lambda clip: m.UPL(m.CoOp(clip), 0), "method.images_per_class: expected at least 1"),
+    (lambda clip: m.Entropy(m.CoOp(clip), -1.0), "method.weight: expected at least 0"),
+    (lambda clip: m.DANN(clip.image, LinearHead(), 0), "method.bottleneck_dim: expected at least 1"),
 ])  # fmt: skip
 def test_settings_out_of_their_range(golden_clip, make, said):
     with pytest.raises(ValueError, match=said):
-        make(golden_clip).begin(taught(), generator(0))
+        make(golden_clip).begin_lesson(taught(), make_generator(0))
 
 
 def test_what_is_added_around_is_about_the_images_that_were_answered(golden_clip):
     """Those of the target where a batch has no others."""
     lesson = replace(taught(), train=Split((), (), NAMES))
     method, batch = begun(m.ProGrad(dapl_of(golden_clip)), lesson), whole(lesson)
-    terms, out = method.train().terms(batch, method.fixed(NAMES))
-    plain = golden_clip.logits(golden_clip.image(batch.unlabelled.inputs), method.own(NAMES)).softmax(1)
+    terms, out = method.train().loss_terms(batch, method.precompute(NAMES))
+    plain = golden_clip.logits(golden_clip.image(batch.unlabelled.inputs), method.reference_texts(NAMES)).softmax(1)
     assert terms["kl"][0].item() == pytest.approx(F.cross_entropy(out.logits, plain).item(), rel=1e-5)
     assert terms["kl"][1] == 7

@@ -8,9 +8,9 @@ from conftest import golden, images, relative
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Batch, Split
-from vlprompt.core.class_names import Name
+from vlprompt.core.class_names import ClassName
 from vlprompt.core.stage import Lesson
-from vlprompt.layers.class_texts import templates
+from vlprompt.layers.class_texts import load_templates
 
 CTX = "prompt_learner.ctx"
 TEXTS = {"end": "{ctx} {name}.", "middle": "{ctx} {name} {ctx}.", "front": "{name} {ctx}."}
@@ -23,7 +23,10 @@ def hand_written(text):
 def coop(clip, h, told):
     text = TEXTS[h.get("CLASS_TOKEN_POSITION", "end")]
     return m.CoOp(
-        clip, h.get("n_ctx_effective", h.get("N_CTX")), text=text, own=bool(h.get("CSC")) and not h.get("CTX_INIT")
+        clip,
+        h.get("n_ctx_effective", h.get("N_CTX")),
+        context_template=text,
+        class_specific=bool(h.get("CSC")) and not h.get("CTX_INIT"),
     )
 
 
@@ -40,7 +43,7 @@ def promptsrc(clip, h, told):
 def clip_lora(clip, h, told):
     sides = ("image", "text") if h["encoder"] == "both" else ("image",)
     sites = tuple("out" if p == "o" else p for p in h["params"])
-    return m.CLIPLoRA(clip, sides, sites, rank=h["r"], alpha=h["alpha"], dropout=0.0, scale=100.0)
+    return m.CLIPLoRA(clip, sides, sites, rank=h["r"], alpha=h["alpha"], dropout=0.0, logit_scale=100.0)
 
 
 MAKE = {
@@ -68,18 +71,20 @@ def ours(method, theirs):
     if theirs.endswith(("w_lora_A", "w_lora_B")):
         layer, site = parts[parts.index("resblocks") + 1], parts[-2]
         site = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "out"}[site]
-        part = method.parts["image" if parts[0] == "visual" else "text"][f"{layer}/{site}"]
+        part = method.adapters["image" if parts[0] == "visual" else "text"][f"{layer}/{site}"]
         return part.down if theirs.endswith("A") else part.up
     if "compound_prompts_text" in parts:
         return method.ctx[int(parts[-1]) + 1]
     if "proj" in parts:
-        return getattr(method.maps[0], parts[-1])
+        return getattr(method.projections[0], parts[-1])
     if "compound_prompt_projections" in parts:
-        return getattr(method.maps[int(parts[2]) + 1], parts[-1])
+        return getattr(method.projections[int(parts[2]) + 1], parts[-1])
     if theirs == "image_encoder.VPT":
-        return inner.tokens[0]
+        return inner.image_tokens[0]
     if parts[-1] == "VPT_shallow":
-        return (inner.tokens if parts[0] == "image_encoder" else inner.ctx)[int(parts[parts.index("resblocks") + 1])]
+        return (inner.image_tokens if parts[0] == "image_encoder" else inner.ctx)[
+            int(parts[parts.index("resblocks") + 1])
+        ]
     raise KeyError(theirs)
 
 
@@ -88,7 +93,7 @@ def begun(case, clip):
     told, arrays = golden(case)
     names = tuple(told["classnames"])
     method = MAKE[case.partition("-")[0]](clip, told["hyperparameters"], told)
-    method.begin(Lesson(Split((), (), names)), torch.Generator().manual_seed(0))
+    method.begin_lesson(Lesson(Split((), (), names)), torch.Generator().manual_seed(0))
     pairs = {k.removeprefix("param."): ours(method, k.removeprefix("param.")) for k in arrays if k.startswith("param.")}
     with torch.no_grad():
         for name, parameter in pairs.items():
@@ -98,18 +103,18 @@ def begun(case, clip):
 
 
 def answer(method, batch):
-    return method.eval()(batch.inputs, method.prepare(batch.names, method.fixed(batch.names)))
+    return method.eval()(batch.inputs, method.prepare(batch.names, method.precompute(batch.names)))
 
 
 def merged(method, batch):
     """Terms, the answer, and the gradient as the training loop makes it."""
-    found, out = method.train().terms(batch, method.fixed(batch.names))
+    found, out = method.train().loss_terms(batch, method.precompute(batch.names))
     parameters = list(method.parameters())
     grads = {
         name: list(torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True))
         for name, (value, _) in found.items()
     }
-    for p, g in zip(parameters, method.merge(grads), strict=True):
+    for p, g in zip(parameters, method.merge_gradients(grads), strict=True):
         p.grad = g
     return {name: float(value.detach()) for name, (value, _) in found.items()}, out
 
@@ -133,7 +138,7 @@ def test_the_authors_numbers(golden_clip, case):
         "loss": relative(loss, arrays["loss_ce" if projected else "loss"]),
         "logits": relative(out.logits, arrays["logits"]),
     }
-    for key, value in (("text_features_raw", out.text), ("image_features_raw", out.image)):
+    for key, value in (("text_features_raw", out.text_features), ("image_features_raw", out.image_features)):
         if key in arrays and not (key[0] == "i" and "adapter_out" in arrays):
             errors[key] = relative(value, arrays[key])
     for name, p in pairs.items():
@@ -160,7 +165,7 @@ def test_the_projection_of_prograd_depends_on_the_angle(golden_clip):
 @pytest.mark.parametrize("case", ["promptsrc-default", "promptsrc-mixed"])
 def test_the_terms_of_promptsrc(golden_clip, case):
     method, _, batch, arrays, told = begun(case, golden_clip)
-    assert {hand_written(t) for t in told["templates"]} == set(templates("imagenet-60"))
+    assert {hand_written(t) for t in told["templates"]} == set(load_templates("imagenet-60"))
     terms, _ = merged(method, batch)
     theirs = {k: float(v) for k, v in arrays.items() if k.startswith("loss") and v.ndim == 0}
     for value in terms.values():
@@ -183,10 +188,10 @@ def test_the_averaging_of_promptsrc(golden_clip):
 
 
 def test_tip_adapter(golden_clip):
-    from vlprompt.core.images import Item
+    from vlprompt.core.images import ImageItem
 
     told, arrays = golden("tipadapter")
-    h, names = told["hyperparameters"], tuple(Name(n) for n in told["classnames"])
+    h, names = told["hyperparameters"], tuple(ClassName(n) for n in told["classnames"])
     views = arrays["cache_images_view1"], arrays["cache_images_view2"]
     counts = {}
 
@@ -195,16 +200,16 @@ def test_tip_adapter(golden_clip):
             counts[i] = counts.get(i, -1) + 1
             return views[counts[i]][i]
 
-        return Item(f"tip/{i}", pixels)
+        return ImageItem(f"tip/{i}", pixels)
 
     labels = tuple(arrays["cache_labels"].tolist())
     train = Split(tuple(item(i) for i in range(len(labels))), labels, names, augment="crop")
     method = m.TipAdapter(
         golden_clip, h["alpha"], h["beta"], True, 2, None, 100.0, [hand_written(t) for t in h["templates"]]
     )
-    method.begin(Lesson(train), torch.Generator().manual_seed(0))
+    method.begin_lesson(Lesson(train), torch.Generator().manual_seed(0))
     assert relative(method.keys, arrays["cache_keys"].T) < 1e-4
-    text, values = method.fixed(names)
+    text, values = method.precompute(names)
     assert torch.equal(values, arrays["cache_values"])
     assert relative(golden_clip.unit(text), arrays["clip_weights"].T) < 1e-4
     test = Batch(images(arrays["images"], "tip test"), arrays["labels"], names)
@@ -221,8 +226,8 @@ def test_tip_adapter(golden_clip):
 
 def test_initial_words_are_the_authors(golden_clip):
     told, arrays = golden("coop-ctxinit")
-    method = m.CoOp(golden_clip, init="a photo of a")
-    method.begin(Lesson(Split((), (), tuple(told["classnames"]))), torch.Generator())
+    method = m.CoOp(golden_clip, init_text="a photo of a")
+    method.begin_lesson(Lesson(Split((), (), tuple(told["classnames"]))), torch.Generator())
     assert torch.equal(method.ctx.detach(), arrays[f"param.{CTX}"])
 
 
@@ -233,5 +238,5 @@ def test_zero_shot(golden_clip):
     out = answer(m.ZeroShot(golden_clip), batch)
     text = golden_clip.text([f"a photo of a {n.replace('_', ' ')}." for n in names])[0]
     assert relative(text, arrays["text_features_raw"]) < 1e-4
-    assert relative(out.image, arrays["image_features_raw"]) < 1e-4
+    assert relative(out.image_features, arrays["image_features_raw"]) < 1e-4
     assert relative(out.logits, arrays["logits"]) < 1e-4

@@ -9,17 +9,17 @@ from conftest import golden, images, relative
 from torch import nn
 
 from vlprompt import methods as m
-from vlprompt.backbones.timm.blocks import timm_image
+from vlprompt.backbones.timm.blocks import build_timm_tower
 from vlprompt.core.batch import Batch, Split
-from vlprompt.core.class_names import Name
-from vlprompt.core.images import Item, Look
+from vlprompt.core.class_names import ClassName
+from vlprompt.core.images import ImageItem, Preprocessing
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
-from vlprompt.layers.frozen_maps import same
-from vlprompt.layers.heads import Cosine, Linear
-from vlprompt.runtime.seeding import generator
+from vlprompt.layers.frozen_maps import identity
+from vlprompt.layers.heads import CosineHead, LinearHead
+from vlprompt.runtime.seeding import make_generator
 
-NAMES = tuple(Name(f"class {i}", str(i)) for i in range(7))
+NAMES = tuple(ClassName(f"class {i}", str(i)) for i in range(7))
 
 
 def trunk_of():
@@ -38,7 +38,7 @@ def trunk():
 
 def as_tower(trunk, key="golden-vit"):
     frozen = copy.deepcopy(trunk).requires_grad_(False)
-    return timm_image(frozen, same, 48, Look((32, 32)), key, torch.device("cpu"))
+    return build_timm_tower(frozen, identity, 48, Preprocessing((32, 32)), key, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -56,25 +56,25 @@ LABELS = torch.tensor([3, 0, 6, 1])
 
 def begun(method, pixels=None):
     pixels = golden("vit-plain")[1]["images"] if pixels is None else pixels
-    items = tuple(Item(f"vit/{i}", lambda look, view, i=i: pixels[i]) for i in range(len(pixels)))
-    method.begin(Lesson(Split(items, tuple(LABELS.tolist()), NAMES)), generator(0))
+    items = tuple(ImageItem(f"vit/{i}", lambda look, view, i=i: pixels[i]) for i in range(len(pixels)))
+    method.begin_lesson(Lesson(Split(items, tuple(LABELS.tolist()), NAMES)), make_generator(0))
     return method.train()
 
 
 def loss_of(method, pixels, labels=LABELS, tag="vit"):
-    terms, out = method.terms(Batch(images(pixels, tag), labels, NAMES), method.fixed(NAMES))
+    terms, out = method.loss_terms(Batch(images(pixels, tag), labels, NAMES), method.precompute(NAMES))
     return sum(value for value, _ in terms.values()), out
 
 
 def answer(method, pixels, tag="vit"):
     method.eval()
     with torch.no_grad():
-        return method(images(pixels, tag), method.prepare(NAMES, method.fixed(NAMES))).logits
+        return method(images(pixels, tag), method.prepare(NAMES, method.precompute(NAMES))).logits
 
 
 def shaken(method):
     """Away from where it starts, so that nothing is zero."""
-    g = generator("shaken")
+    g = make_generator("shaken")
     for p in method.parameters():
         p.data += 0.1 * torch.randn(p.shape, generator=g)
     return method
@@ -92,13 +92,13 @@ def naive(trunk, x, attn=lambda i, x, y, a: a, mlp=lambda i, x, y, a: a):
 
 
 def head(method, features):
-    return F.linear(features, method.reader.weight, method.reader.bias)
+    return F.linear(features, method.head.weight, method.head.bias)
 
 
 def test_the_plain_tower(tower, pixels):
     _, gold = golden("vit-plain")
     assert relative(tower(images(pixels, "plain")), gold["cls"]) < 1e-5
-    assert relative(tower(images(pixels, "plain"), read="tokens"), gold["tokens"][:, 1:]) < 1e-5
+    assert relative(tower(images(pixels, "plain"), output="tokens"), gold["tokens"][:, 1:]) < 1e-5
 
 
 # the authors' own numbers
@@ -113,9 +113,9 @@ def put(method, arrays, kind, check=None):
         elif parts[-1] == "deep_prompt_embeddings":
             places, gold = [(method.tokens, slice(1, None))], gold[:, None]
         elif "prompt_proj" in parts:
-            places = [(getattr(method.map, parts[-1]), slice(None))]
+            places = [(getattr(method.projection, parts[-1]), slice(None))]
         elif "head" in parts:
-            places = [(getattr(method.reader, parts[-1]), slice(None))]
+            places = [(getattr(method.head, parts[-1]), slice(None))]
         else:
             places = ssf_places(method, parts)
         each = gold.chunk(len(places))
@@ -139,7 +139,7 @@ def ssf_places(method, parts):
     else:
         names = ("up", "down") if "mlp" in parts else ("norm1", "norm2")
         sites = [f"{layer}/{names[int(n) - 1]}"]
-    return [(getattr(method.parts[s], what), slice(None)) for s in sites]
+    return [(getattr(method.adapters[s], what), slice(None)) for s in sites]
 
 
 @pytest.mark.parametrize("name", ["vpt-shallow", "vpt-deep", "vpt-deep-project", "ssf"])
@@ -147,9 +147,9 @@ def test_golden(tower, name):
     told, arrays = golden(name)
     h = told["hyperparameters"]
     if name == "ssf":
-        method = m.SSF(tower, Linear())
+        method = m.SSF(tower, LinearHead())
     else:
-        method = m.VPT(tower, Linear(), h["NUM_TOKENS"], h["DEEP"], 0.0, h.get("PROJECT"))
+        method = m.VPT(tower, LinearHead(), h["NUM_TOKENS"], h["DEEP"], 0.0, h.get("PROJECT"))
     begun(method)
     put(method, arrays, "param")
     assert relative(answer(method, arrays["images"], name), arrays["logits"]) < 1e-4
@@ -164,22 +164,22 @@ def test_golden(tower, name):
 
 
 def test_vpt_starts_as_the_authors_say(tower):
-    method = begun(m.VPT(tower, Linear("kaiming", -4.595), n_tokens=50))
+    method = begun(m.VPT(tower, LinearHead("kaiming", -4.595), n_tokens=50))
     bound = (6 / (3 * 8 * 8 + 48)) ** 0.5
     assert method.tokens.shape == (4, 1, 50, 48)
     assert 0.98 * bound < method.tokens.abs().max() <= bound
-    assert float(method.reader.weight.detach().std()) == pytest.approx((2 / 7) ** 0.5, rel=0.1)
-    assert torch.equal(method.reader.bias, torch.full((7,), -4.595))
-    assert method.groups()[1]["weight_decay"] == 0.0
-    assert method.groups()[1]["params"][0] is method.reader.bias
-    narrow = begun(m.VPT(tower, Linear(), n_tokens=50, project=10))
+    assert float(method.head.weight.detach().std()) == pytest.approx((2 / 7) ** 0.5, rel=0.1)
+    assert torch.equal(method.head.bias, torch.full((7,), -4.595))
+    assert method.param_groups()[1]["weight_decay"] == 0.0
+    assert method.param_groups()[1]["params"][0] is method.head.bias
+    narrow = begun(m.VPT(tower, LinearHead(), n_tokens=50, token_dim=10))
     bound = (6 / (3 * 8 * 8 + 10)) ** 0.5
     assert 0.98 * bound < narrow.tokens.abs().max() <= bound
-    assert float(narrow.map.weight.detach().std()) == pytest.approx((2 / 48) ** 0.5, rel=0.1)
+    assert float(narrow.projection.weight.detach().std()) == pytest.approx((2 / 48) ** 0.5, rel=0.1)
 
 
 def test_prompt_dropout_draws_a_mask_for_each_image_and_rests_at_test(tower, pixels):
-    method = begun(m.VPT(tower, Linear(), n_tokens=5, dropout=0.5))
+    method = begun(m.VPT(tower, LinearHead(), n_tokens=5, dropout=0.5))
     tokens = method.prompt(3).tokens[1]
     assert tokens.shape == (3, 5, 48)
     assert not torch.equal(tokens[0] == 0, tokens[1] == 0)
@@ -188,11 +188,11 @@ def test_prompt_dropout_draws_a_mask_for_each_image_and_rests_at_test(tower, pix
 
 
 def test_vpt_and_bias_is_vpt_on_a_tower_with_those_biases(tower, trunk, pixels):
-    method = shaken(begun(m.VPT(tower, Linear(), n_tokens=3, dropout=0.0, bias=True)))
+    method = shaken(begun(m.VPT(tower, LinearHead(), n_tokens=3, dropout=0.0, bias=True)))
     moved = copy.deepcopy(trunk)
     shift_biases(moved, method.shifts)
-    plain = begun(m.VPT(as_tower(moved, "moved"), Linear(), n_tokens=3, dropout=0.0))
-    plain.tokens.data, plain.reader = method.tokens.data, method.reader
+    plain = begun(m.VPT(as_tower(moved, "moved"), LinearHead(), n_tokens=3, dropout=0.0))
+    plain.tokens.data, plain.head = method.tokens.data, method.head
     assert relative(answer(method, pixels), answer(plain, pixels)) < 1e-4
 
 
@@ -208,16 +208,16 @@ class AllRows(nn.Module):
 @pytest.mark.parametrize("rows", [1, 4])
 def test_tokens_that_are_keys_and_values_only_give_what_whole_rows_give(tower, pixels, rows):
     """With a prefix in front of them, a shift beside them, a layer that keeps them, and one set for all or for each."""
-    g = generator("whole")
+    g = make_generator("whole")
     draw = lambda *shape: torch.randn(shape, generator=g)  # noqa: E731
     tokens = {0: draw(rows, 3, 48), 1: draw(rows, 3, 48), 3: draw(rows, 3, 48)}
     prefix = {i: (draw(r, 3, 2, 16), draw(r, 3, 2, 16)) for i, r in ((0, 1), (1, 4), (3, 4))}
-    part = m.BitFit(tower, Linear(), sites=("norm1", "k", "v", "up"))
+    part = m.BitFit(tower, LinearHead(), sites=("norm1", "k", "v", "up"))
     beside = dict(shaken(begun(part)).shifts.items())
     few = tower(images(pixels, "few"), Prompt(tokens, prefix, beside))
     whole = tower(images(pixels, "whole"), Prompt(tokens, prefix, beside | {"0/attn": AllRows()}))
     assert relative(few, whole) < 1e-5
-    assert relative(few, tower(images(pixels, "without"), Prompt(tokens, beside=beside))) > 1e-3
+    assert relative(few, tower(images(pixels, "without"), Prompt(tokens, adapters=beside))) > 1e-3
 
 
 # twins of the rivals
@@ -235,7 +235,7 @@ def shift_biases(trunk, shifts):
 
 
 def test_bitfit(tower, trunk, pixels):
-    method, twin = shaken(begun(m.BitFit(tower, Linear()))), copy.deepcopy(trunk)
+    method, twin = shaken(begun(m.BitFit(tower, LinearHead()))), copy.deepcopy(trunk)
     shift_biases(twin, method.shifts)
     logits = head(method, naive(twin, pixels))
     F.cross_entropy(logits, LABELS).backward()
@@ -254,11 +254,11 @@ def test_bitfit(tower, trunk, pixels):
 @pytest.mark.parametrize(("scaling", "scale"), [("alpha/r", 3 / 2), ("alpha/sqrt(r)", 3 / 2**0.5)])
 def test_lora(tower, trunk, pixels, scaling, scale):
     sites = ("q", "v", "out", "up", "down")
-    method = shaken(begun(m.LoRA(tower, Linear(), 2, 3.0, sites, layers=(1, 3), scaling=scaling)))
-    assert set(method.parts) == {f"{i}/{s}" for i in (1, 3) for s in sites}
+    method = shaken(begun(m.LoRA(tower, LinearHead(), 2, 3.0, sites, layers=(1, 3), scaling=scaling)))
+    assert set(method.adapters) == {f"{i}/{s}" for i in (1, 3) for s in sites}
     twin = copy.deepcopy(trunk)
     with torch.no_grad():
-        for site, part in method.parts.items():
+        for site, part in method.adapters.items():
             i, kind = site.split("/")
             b = twin.blocks[int(i)]
             rows = {"q": slice(0, 48), "v": slice(96, 144)}.get(kind, slice(None))
@@ -269,13 +269,13 @@ def test_lora(tower, trunk, pixels, scaling, scale):
 
 @pytest.mark.parametrize("design", ["houlsby", "pfeiffer"])
 def test_adapter(tower, trunk, pixels, design):
-    method = begun(m.Adapter(tower, Linear(), design, reduction=4))
-    assert all(not p.up.weight.any() and p.down.weight.any() for p in method.parts.values())
+    method = begun(m.Adapter(tower, LinearHead(), design, reduction=4))
+    assert all(not p.up.weight.any() and p.down.weight.any() for p in method.adapters.values())
     shaken(method)
 
     def behind(kind):
         def f(i, x, y, a):
-            part = method.parts[f"{i}/{kind}"]
+            part = method.adapters[f"{i}/{kind}"]
             hidden = F.gelu(a @ part.down.weight.T + part.down.bias)
             assert hidden.shape[-1] == 12
             return a + hidden @ part.up.weight.T + part.up.bias
@@ -283,24 +283,24 @@ def test_adapter(tower, trunk, pixels, design):
         return f
 
     more = {"attn": behind("attn")} if design == "houlsby" else {}
-    assert len(method.parts) == (8 if more else 4)
+    assert len(method.adapters) == (8 if more else 4)
     logits = head(method, naive(trunk, pixels, mlp=behind("mlp"), **more))
     assert relative(loss_of(method, pixels)[1].logits, logits) < 1e-4
 
 
 def test_adaptformer(tower, trunk, pixels):
-    method = shaken(begun(m.AdaptFormer(tower, Linear(), hidden=6, scale=0.3, dropout=0.0)))
+    method = shaken(begun(m.AdaptFormer(tower, LinearHead(), bottleneck_dim=6, scale=0.3, dropout=0.0)))
 
     def beside(i, x, y, a):
-        part = method.parts[f"{i}/mlp+"]
+        part = method.adapters[f"{i}/mlp+"]
         return a + 0.3 * (F.relu(x @ part.down.weight.T + part.down.bias) @ part.up.weight.T + part.up.bias)
 
     assert relative(loss_of(method, pixels)[1].logits, head(method, naive(trunk, pixels, mlp=beside))) < 1e-4
 
 
 def test_convpass(tower, trunk, pixels):
-    method = begun(m.Convpass(tower, Linear(), hidden=6, scale=0.5, dropout=0.0))
-    first = method.parts["0/attn"]
+    method = begun(m.Convpass(tower, LinearHead(), bottleneck_dim=6, scale=0.5, dropout=0.0))
+    first = method.adapters["0/attn"]
     x = torch.randn(2, 17, 6)
     kernel = first.conv.weight.detach()
     assert torch.equal(kernel[:, :, 1, 1], torch.eye(6))
@@ -310,7 +310,7 @@ def test_convpass(tower, trunk, pixels):
 
     def bypass(kind):
         def f(i, x, y, a):
-            p = method.parts[f"{i}/{kind}"]
+            p = method.adapters[f"{i}/{kind}"]
             act = lambda t: t * torch.sigmoid(1.702 * t)  # noqa: E731
             h = act(F.linear(y, p.down.weight, p.down.bias))
             square = h[:, 1:].reshape(len(h), 4, 4, 6).permute(0, 3, 1, 2)
@@ -333,49 +333,49 @@ def test_convpass(tower, trunk, pixels):
 
 
 def test_mlp(tower, trunk, pixels):
-    method = begun(m.MLP(tower, Linear(), layers=3, dropout=0.0))
+    method = begun(m.MLP(tower, LinearHead(), n_layers=3, dropout=0.0))
     net = nn.Sequential(*(nn.Sequential(nn.Linear(48, 48), nn.ReLU(), nn.BatchNorm1d(48)) for _ in range(2)))
     theirs = [p for block in net for p in (*block[0].parameters(), *block[2].parameters())]
-    for a, b in zip(theirs, method.hidden.parameters(), strict=True):
+    for a, b in zip(theirs, method.hidden_layers.parameters(), strict=True):
         a.data = b.data.clone()
     for _ in range(2):  # the running means too
         x = net(naive(trunk, pixels))
         assert relative(loss_of(method, pixels)[1].logits, head(method, x)) < 1e-4
     assert relative(answer(method, pixels), head(method, net.eval()(naive(trunk, pixels)))) < 1e-4
-    with pytest.raises(ValueError, match="a batch of one image has nothing to normalise over"):
+    with pytest.raises(ValueError, match=r"at least 2 images.* normalises over a batch, got a batch of 1. Set another"):
         loss_of(method.train(), pixels[:1], LABELS[:1])
 
 
 def test_side_tuning(tower, trunk, pixels):
-    method = begun(m.SideTuning(tower, Linear(), width=4))
+    method = begun(m.SideTuning(tower, LinearHead(), width=4))
     assert not method.blend.any()
     shaken(method)
     x = pixels
-    for conv, norm in zip(method.side[::3], method.side[1::3], strict=True):
+    for conv, norm in zip(method.side_network[::3], method.side_network[1::3], strict=True):
         x = F.conv2d(x, conv.weight, stride=2, padding=1)
         x = F.relu(F.group_norm(x, 1, norm.weight, norm.bias))
-    side = x.mean((2, 3)) @ method.out.weight.T
+    side = x.mean((2, 3)) @ method.projection.weight.T
     a = float(method.blend.detach().sigmoid())
     logits = head(method, a * naive(trunk, pixels) + (1 - a) * side)
     assert relative(loss_of(method, pixels)[1].logits, logits) < 1e-4
 
 
 def test_cosine_head(tower, trunk, pixels):
-    method = begun(m.Linear(tower, Cosine(8.0), solver="fit"))
-    x, w = naive(trunk, pixels), method.reader.weight
+    method = begun(m.Linear(tower, CosineHead(8.0), solver="fit"))
+    x, w = naive(trunk, pixels), method.head.weight
     assert relative(loss_of(method, pixels)[1].logits, 8.0 * F.cosine_similarity(x[:, None], w[None], dim=-1)) < 1e-4
-    assert {n for n, _ in method.named_parameters()} == {"reader.weight", "reader.gain"}
-    with pytest.raises(ValueError, match="lbfgs solves a linear head"):
-        begun(m.Linear(tower, Cosine()))
+    assert {n for n, _ in method.named_parameters()} == {"head.weight", "head.gain"}
+    with pytest.raises(ValueError, match=r"got 'lbfgs', which solves a linear head. Set method.solver=fit"):
+        begun(m.Linear(tower, CosineHead()))
 
 
 def gradients_of_twin(twin, method, pixels):
     F.cross_entropy(head(method, naive(twin, pixels)), LABELS).backward()
-    head_grads = method.reader.weight.grad.clone()
+    head_grads = method.head.weight.grad.clone()
     method.zero_grad()
     loss, out = loss_of(method, pixels)
     loss.backward()
-    assert relative(method.reader.weight.grad, head_grads) < 1e-4
+    assert relative(method.head.weight.grad, head_grads) < 1e-4
     return out
 
 
@@ -390,7 +390,7 @@ def check_block(mine, theirs):
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_partial(tower, trunk, pixels, k):
-    method, twin = begun(m.Partial(tower, Linear(), blocks=k)), copy.deepcopy(trunk)
+    method, twin = begun(m.Partial(tower, LinearHead(), n_blocks=k)), copy.deepcopy(trunk)
     assert len(method.upper.layers) == k
     gradients_of_twin(twin, method, pixels)
     for mine, theirs in zip(method.upper.layers, twin.blocks[4 - k :], strict=True):
@@ -398,31 +398,31 @@ def test_partial(tower, trunk, pixels, k):
     assert relative(method.upper.norm.weight.grad, twin.norm.weight.grad) < 1e-4
     trained = sum(p.numel() for b in twin.blocks[4 - k :] for p in b.parameters()) + 2 * 48
     assert sum(p.numel() for p in method.upper.parameters()) == trained
-    with pytest.raises(ValueError, match=r"method\.blocks is 9, but the tower has 4 blocks"):
-        begun(m.Partial(tower, Linear(), blocks=9))
+    with pytest.raises(ValueError, match=r"method\.n_blocks: expected at most 4, the blocks of the tower, got 9"):
+        begun(m.Partial(tower, LinearHead(), n_blocks=9))
 
 
 def test_partial_keeps_what_comes_before_its_cut(tower, pixels, monkeypatch):
-    method, passes = begun(m.Partial(tower, Linear(), blocks=1)), []
-    encode = method.below.encode
-    monkeypatch.setattr(method.below, "encode", lambda x: passes.append(1) or encode(x))
+    method, passes = begun(m.Partial(tower, LinearHead(), n_blocks=1)), []
+    encode = method.lower.encode
+    monkeypatch.setattr(method.lower, "encode", lambda x: passes.append(1) or encode(x))
     for _ in range(3):
         loss_of(method, pixels, tag="kept")
     assert len(passes) == 1
-    assert method.below.key != tower.key  # what is kept are other things than features
+    assert method.lower.key != tower.key  # what is kept are other things than features
 
 
 def test_full(tower, trunk, pixels):
-    method, twin = begun(m.Full(tower, Linear())), copy.deepcopy(trunk)
+    method, twin = begun(m.Full(tower, LinearHead())), copy.deepcopy(trunk)
     gradients_of_twin(twin, method, pixels)
-    for mine, theirs in zip(method.copy.layers, twin.blocks, strict=True):
+    for mine, theirs in zip(method.trained_tower.layers, twin.blocks, strict=True):
         check_block(mine, theirs)
-    assert relative(method.copy.embed.weight.grad, twin.patch_embed.proj.weight.grad.flatten(1)) < 1e-4
-    assert relative(method.copy.positions.grad, twin.pos_embed.grad[0]) < 1e-4
-    assert relative(method.copy.special.grad, twin.cls_token.grad[0]) < 1e-4
-    assert sum(p.numel() for p in method.copy.parameters()) == sum(p.numel() for p in twin.parameters())
+    assert relative(method.trained_tower.embed.weight.grad, twin.patch_embed.proj.weight.grad.flatten(1)) < 1e-4
+    assert relative(method.trained_tower.position_embeddings.grad, twin.pos_embed.grad[0]) < 1e-4
+    assert relative(method.trained_tower.special_tokens.grad, twin.cls_token.grad[0]) < 1e-4
+    assert sum(p.numel() for p in method.trained_tower.parameters()) == sum(p.numel() for p in twin.parameters())
     before = tower(images(pixels, "before full"))
-    for p in method.copy.parameters():
+    for p in method.trained_tower.parameters():
         p.data -= p.grad
     assert not torch.allclose(answer(method, pixels), head(method, before))
     assert torch.equal(tower(images(pixels, "after full")), before)
@@ -435,23 +435,23 @@ def test_full(tower, trunk, pixels):
 def test_parts_fold_into_the_weights(trunk, pixels, make):
     """In float64 the merged tower and the parts beside the bare one give the same; a test uses the merged one."""
     tower = as_tower(copy.deepcopy(trunk).double(), "double")
-    method = shaken(begun(make(tower, Linear())).double())
+    method = shaken(begun(make(tower, LinearHead())).double())
     x = pixels.double()
     beside = tower(images(x, "beside"), method.prompt(4))
     merged = tower.merged(method.prompt(4))
     assert float((merged(images(x, "merged")) - beside).detach().abs().max()) < 1e-12
     assert float((tower(images(x, "bare")) - beside).detach().abs().max()) > 1e-3
-    prepared = method.eval().prepare(NAMES, method.fixed(NAMES))
+    prepared = method.eval().prepare(NAMES, method.precompute(NAMES))
     assert prepared[0] is tower
     with torch.no_grad():
-        assert method.prepare(NAMES, method.fixed(NAMES))[0] is not tower
+        assert method.prepare(NAMES, method.precompute(NAMES))[0] is not tower
     assert torch.allclose(answer(method, x), head(method, beside).detach(), atol=1e-10)
 
 
 def test_decay_spares_vectors(tower):
     """SSF's scales would shrink the tower's signal; the authors' optimizers spare them too."""
-    for method in (m.SSF(tower, Linear()), m.BitFit(tower, Linear()), m.Full(tower, Linear())):
-        matrices, vectors = begun(method).groups()
+    for method in (m.SSF(tower, LinearHead()), m.BitFit(tower, LinearHead()), m.Full(tower, LinearHead())):
+        matrices, vectors = begun(method).param_groups()
         assert vectors["weight_decay"] == 0.0
         assert all(p.ndim < 2 for p in vectors["params"])
         assert all(p.ndim > 1 for p in matrices["params"])
@@ -460,38 +460,39 @@ def test_decay_spares_vectors(tower):
 
 @pytest.mark.parametrize("method", [m.SSF, m.BitFit])
 def test_sites_that_cannot_be_folded_are_said_before_training(tower, method):
-    with pytest.raises(ValueError, match=r"has no weights of its own to fold into \(site 0/attn\)"):
-        begun(method(tower, Linear(), sites=("attn",)))
+    with pytest.raises(ValueError, match=r"0/attn: expected a linear map or a norm, got a map without weights"):
+        begun(method(tower, LinearHead(), sites=("attn",)))
 
 
 def test_what_is_kept_stays_of_use_when_there_is_not_room_for_all():
     """Epoch after epoch in one order: what went at random leaves some, where the oldest would leave nothing."""
-    from vlprompt.backbones.cache.memory import EACH, Kept
+    from vlprompt.backbones.cache.memory import FeatureCache
+    from vlprompt.runtime.bounded_cache import ENTRY_OVERHEAD_BYTES
 
-    kept, hits = Kept(most=20 * (4 + EACH)), 0
+    kept, hits = FeatureCache(max_bytes=20 * (4 + ENTRY_OVERHEAD_BYTES)), 0
     for _ in range(20):
         for i in range(30):
             if kept.get(str(i)) is None:
-                kept.keep(str(i), torch.zeros(1))
+                kept.add_computed(str(i), torch.zeros(1))
             else:
                 hits += 1
     assert len(kept) == 20
-    assert kept.bytes == 20 * (4 + EACH)
+    assert kept.used_bytes == 20 * (4 + ENTRY_OVERHEAD_BYTES)
     assert hits > 20 * 30 * 0.3
 
 
 def test_layers_that_the_tower_has_not_are_refused(tower):
-    with pytest.raises(ValueError, match=r"method\.layers has 99, but the tower has layers 0 to 3"):
-        begun(m.LoRA(tower, Linear(), layers=(0, 99)))
+    with pytest.raises(ValueError, match=r"method\.layers: expected layers 0 to 3 of the tower, got 99"):
+        begun(m.LoRA(tower, LinearHead(), layers=(0, 99)))
 
 
 def test_what_cannot_be_folded_is_refused(tower):
-    with pytest.raises(ValueError, match=r"_Behind can't be folded into weights \(site 0/mlp\)"):
-        tower.merged(begun(m.Adapter(tower, Linear())).prompt(1))
-    with pytest.raises(ValueError, match="tokens and prefixes can't be folded"):
+    with pytest.raises(ValueError, match=r"_SequentialAdapter can't be merged into weights \(site 0/mlp\)"):
+        tower.merged(begun(m.Adapter(tower, LinearHead())).prompt(1))
+    with pytest.raises(ValueError, match=r"got tokens or prefixes, which can't be merged into weights. Leave them out"):
         tower.merged(Prompt(tokens={0: torch.zeros(1, 2, 48)}))
-    with pytest.raises(ValueError, match=r"method\.sites names 'norm1', which is no linear map"):
-        begun(m.LoRA(tower, Linear(), sites=("norm1",)))
+    with pytest.raises(ValueError, match=r"method\.sites: expected linear maps \(q k v .*\), got 'norm1'"):
+        begun(m.LoRA(tower, LinearHead(), sites=("norm1",)))
 
 
 @pytest.mark.parametrize("images_in_a_batch", [1, 4])
@@ -500,10 +501,10 @@ def test_constant_prompts_cost_keys_and_values_once(tower, pixels, images_in_a_b
     from torch.utils.flop_counter import FlopCounterMode
 
     def count(n):
-        method = begun(m.VPT(tower, Linear(), n_tokens=n, dropout=0.0)).eval().requires_grad_(False)
+        method = begun(m.VPT(tower, LinearHead(), n_tokens=n, dropout=0.0)).eval().requires_grad_(False)
         with torch.no_grad(), FlopCounterMode(display=False) as counted:
             x = images(pixels[:images_in_a_batch], f"flops{n}")
-            method(x, method.prepare(NAMES, method.fixed(NAMES)))
+            method(x, method.prepare(NAMES, method.precompute(NAMES)))
         found = counted.get_flop_counts()["Global"]
         return sum(v for k, v in found.items() if "attention" not in str(k) and "bmm" not in str(k))
 
@@ -548,23 +549,23 @@ def test_a_head_for_other_classes_is_refused(type_in, pictures, tmp_path):
     run = next((tmp_path / "runs").glob("lora-*"))
     status, said = type_in("eval", run, "digits")
     assert status == 2
-    assert "a linear head has no column for" in said
+    assert "linear head: no weights for class" in said
 
 
 def test_a_table_tells_heads_apart_by_their_names(type_in, pictures):
     words = ("run", "linear", pictures, "--backbone", "glyph-vit/random", "--shots", "2", "method.solver=fit")
     for reader in ("linear", "cosine", "{name: cosine, scale: 4.0}"):
-        assert type_in(*words, "train.epochs=1", f"method.reader={reader}")[0] == 0
+        assert type_in(*words, "train.epochs=1", f"method.head={reader}")[0] == 0
     said = type_in("table", "runs")[1]
-    assert "(reader=linear)" in said
-    assert "(reader={'name': 'cosine', 'scale': 4.0})" in said
+    assert "(head=linear)" in said
+    assert "(head={'name': 'cosine', 'scale': 4.0})" in said
 
 
 def test_show_tells_the_heads(type_in):
-    from vlprompt.config.sources import READERS
+    from vlprompt.config.sources import HEADS
 
     said = type_in("show", "ssf")[1]
-    assert f"reader: Reader = linear ({', '.join(READERS)})" in said
+    assert f"head: Head = linear ({', '.join(HEADS)})" in said
     assert "tower" not in said.partition("Arguments")[2].partition("Recipe")[0]
 
 
@@ -578,12 +579,12 @@ def test_weights_that_are_no_numbers_are_told(type_in, pictures, tmp_path):
     backbone = f"timm:test_vit@{tmp_path / 'nan.safetensors'}"
     status, said = type_in("run", "linear", pictures, "--backbone", backbone, "--shots", "2")
     assert status == 2
-    assert "nan.safetensors makes features that are no numbers: its weights are broken" in said
+    assert "nan.safetensors: expected finite features, got NaN or infinite values. Its weights are broken" in said
 
 
 def test_more_blocks_than_there_are_is_said_of_the_setting(type_in, pictures):
-    words = ("run", "partial", pictures, "--backbone", "glyph-vit/random", "--shots", "2", "method.blocks=99")
-    assert "method.blocks is 99, but the tower has 3 blocks" in type_in(*words)[1]
+    words = ("run", "partial", pictures, "--backbone", "glyph-vit/random", "--shots", "2", "method.n_blocks=99")
+    assert "method.n_blocks: expected at most 3, the blocks of the tower, got 99" in type_in(*words)[1]
 
 
 def test_a_table_tells_rows_apart_by_the_method_alone_where_that_is_enough(type_in, pictures):

@@ -8,23 +8,23 @@ import torch
 
 import vlprompt
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name
+from vlprompt.core.class_names import ClassName
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
-from vlprompt.core.texts import Passage, Passages
-from vlprompt.engine.evaluate import answers, evaluate
+from vlprompt.core.texts import TextBatch, TextItem
+from vlprompt.engine.evaluate import evaluate, iter_logits
 from vlprompt.methods import ChainOfThought, InContext
-from vlprompt.methods._answer_extraction import class_in, found_in
-from vlprompt.methods._demonstrations import filled
+from vlprompt.methods._answer_extraction import find_answer, find_class
+from vlprompt.methods._demonstrations import render_template
 
 TEMPLATE = "{text} It was {mask}."
-NAMES = (Name("negative", words=("terrible",)), Name("positive", words=("great",)))
+NAMES = (ClassName("negative", words=("terrible",)), ClassName("positive", words=("great",)))
 TEXTS = ["the fox", "a lazy dog jumps", "shares fell", "the final after extra time", "warm and funny", "too long",
          "good", "the price of oil rose", "boring", "well played"]  # fmt: skip
 
 
 def split(texts=TEXTS, tag="train", names=NAMES, template=TEMPLATE):
-    items = tuple(Passage(f"{tag}/{i} {t}", {"text": t}, template, "{text}") for i, t in enumerate(texts))
+    items = tuple(TextItem(f"{tag}/{i} {t}", {"text": t}, template, "{text}") for i, t in enumerate(texts))
     return Split(items, tuple(i % len(names) for i in range(len(items))), names)
 
 
@@ -35,17 +35,17 @@ def towers(tmp_path_factory):
 
 
 def begun(method, train=None, seed=0):
-    method.begin(Lesson(split() if train is None else train), torch.Generator().manual_seed(seed))
+    method.begin_lesson(Lesson(split() if train is None else train), torch.Generator().manual_seed(seed))
     return method.eval()
 
 
 def scores(method, test, size=100):
-    return torch.cat(list(answers(method, test, size)))
+    return torch.cat(list(iter_logits(method, test, size)))
 
 
 def shown(method):
     """The texts of what stands before the test, as the method keeps them."""
-    return [(item.fields["text"], item.response) for item in method.prepare(NAMES, method.fixed(NAMES))[0].items]
+    return [(item.fields["text"], item.response) for item in method.prepare(NAMES, method.precompute(NAMES))[0].items]
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def test_scores_are_those_of_plain_transformers_one_by_one(towers, family, shots
 @pytest.mark.parametrize("score", ["sum", "mean"])
 def test_choices_of_several_tokens_are_scored_one_by_one_too(towers, score):
     lm, choices = towers["llama"], ("quite good after all", "comma separated")
-    names = tuple(Name(str(k), words=(choice,)) for k, choice in enumerate(choices))
+    names = tuple(ClassName(str(k), words=(choice,)) for k, choice in enumerate(choices))
     method = begun(InContext(lm, 2, score=score), split(names=names))
     before = "\n\n".join(f"{text} It was {said}." for text, said in shown(method))
     twin = one_by_one(lm, before, [f"{text} It was" for text in TEXTS], choices, "\n\n")
@@ -90,10 +90,10 @@ def test_choices_of_several_tokens_are_scored_one_by_one_too(towers, score):
 
 def test_a_prompt_that_was_learned_stands_before_the_demonstrations(towers):
     lm, soft = towers["llama"], torch.randn(1, 3, 48)
-    test = Passages(split(tag="test").items[:2], plain=False, after=True)
+    test = TextBatch(split(tag="test").items[:2], is_plain=False, follows_prefix=True)
     with torch.no_grad():
-        past = lm.past("a fox It was great.\n\n", Prompt(tokens={0: soft}))
-        got = lm.vocabulary(lm(test, past, read="mask"))
+        past = lm.encode_prefix("a fox It was great.\n\n", Prompt(tokens={0: soft}))
+        got = lm.vocabulary_logits(lm(test, past, output="mask"))
         for i, text in enumerate(TEXTS[:2]):
             encode = lambda text, special: lm.tokenizer(text, add_special_tokens=special)["input_ids"]  # noqa: E731
             ids = [*encode("a fox It was great.\n\n", True), *encode(f"{text} It was", False)]
@@ -104,9 +104,11 @@ def test_a_prompt_that_was_learned_stands_before_the_demonstrations(towers):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
 @pytest.mark.parametrize("demonstrations", ["random", "retrieved"])
 def test_an_answer_does_not_depend_on_what_stands_beside_it(towers, family, demonstrations):
-    names = (Name("good"), Name("bad"))
+    names = (ClassName("good"), ClassName("bad"))
     test = split([*TEXTS[:5], TEXTS[0]], "test", names)
-    method = begun(InContext(towers[family], 3, demonstrations=demonstrations, score="calibrated"), split(names=names))
+    method = begun(
+        InContext(towers[family], 3, demonstration_selection=demonstrations, score="calibrated"), split(names=names)
+    )
     together, alone = scores(method, test), scores(method, test, 1)
     assert (together - alone).abs().max() < 1e-5
     assert (together[0] - together[5]).abs().max() < 1e-5
@@ -115,7 +117,7 @@ def test_an_answer_does_not_depend_on_what_stands_beside_it(towers, family, demo
 
 @pytest.mark.parametrize("family", ["bert", "t5"])
 def test_models_that_read_from_both_sides_have_the_demonstrations_in_the_text(towers, family):
-    lm, names = towers[family], (Name("good"), Name("bad"))
+    lm, names = towers[family], (ClassName("good"), ClassName("bad"))
     train = split(names=names)
     method = begun(InContext(lm, 2), train)
     before = "\n\n".join(f"{text} It was {said}." for text, said in shown(method))
@@ -127,11 +129,11 @@ def test_models_that_read_from_both_sides_have_the_demonstrations_in_the_text(to
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # with and without a token that begins a text
 def test_retrieved_demonstrations_behind_an_instruction_are_read_as_one_text(towers, family):
     lm, test = towers[family], split(["a lazy dog jumps", "shares fell"], "test")
-    method = begun(InContext(lm, 2, instruction="Is it good?", demonstrations="retrieved"))
-    demonstrations, words = method.prepare(NAMES, method.fixed(NAMES))
+    method = begun(InContext(lm, 2, instruction="Is it good?", demonstration_selection="retrieved"))
+    demonstrations, words = method.prepare(NAMES, method.precompute(NAMES))
     with torch.no_grad():
-        features = [torch.nn.functional.normalize(lm(Passages(s.items)), dim=-1) for s in (test, split())]
-        got = method(Passages(test.items), (demonstrations, words)).logits
+        features = [torch.nn.functional.normalize(lm(TextBatch(s.items)), dim=-1) for s in (test, split())]
+        got = method(TextBatch(test.items), (demonstrations, words)).logits
     for i, like in enumerate(features[0] @ features[1].T):
         far, near = like.topk(2).indices.flip(0).tolist()  # the nearest stands last
         assert TEXTS[near] == test.items[i].fields["text"]
@@ -146,9 +148,9 @@ def test_another_seed_draws_other_demonstrations_and_balanced_has_as_many_of_eac
     assert drawn[0] == drawn[1] != drawn[2]
     few = Split(split([text[:6] for text in TEXTS]).items, (0,) * 7 + (1,) * 3, NAMES)
     for seed in range(5):
-        said = [word for _, word in shown(begun(InContext(lm, 6, demonstrations="balanced"), few, seed))]
+        said = [word for _, word in shown(begun(InContext(lm, 6, demonstration_selection="balanced"), few, seed))]
         assert sorted(said) == ["great"] * 3 + ["terrible"] * 3
-    said = [word for _, word in shown(begun(InContext(lm, 8, demonstrations="balanced"), few))]
+    said = [word for _, word in shown(begun(InContext(lm, 8, demonstration_selection="balanced"), few))]
     assert said.count("great") == 3  # all that it has
 
 
@@ -163,32 +165,34 @@ def test_calibration_divides_by_what_is_said_of_texts_without_content(towers):
 @pytest.mark.parametrize("demonstrations", ["random", "retrieved"])
 def test_it_comes_back_from_its_state_without_data(towers, demonstrations):
     train = split(["{a} brace", "ünï", *TEXTS])
-    method = begun(InContext(towers["llama"], 3, demonstrations=demonstrations), train)
-    again = InContext(towers["llama"], 3, demonstrations=demonstrations)
+    method = begun(InContext(towers["llama"], 3, demonstration_selection=demonstrations), train)
+    again = InContext(towers["llama"], 3, demonstration_selection=demonstrations)
     again.restore([Lesson(train)], method.state_dict())
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in method.state_dict().items())
     assert torch.equal(scores(method, split(tag="test")), scores(again, split(tag="test")))
 
 
 def test_a_text_is_written_out_as_its_template_says():
-    item = Passage("k", {"a": "one", "b": "two {x}"}, "", "", response="yes")
-    assert filled(item, "{a} {sep}{b}? {mask}!") == "one\ntwo {x}? yes!"
-    assert filled(item, "{{}} {b}") == "{} two {x} yes"
-    with pytest.raises(ValueError, match=r"\{c\}, but the text 'k' has the fields a, b"):
-        filled(item, "{c} {mask}")
+    item = TextItem("k", {"a": "one", "b": "two {x}"}, "", "", response="yes")
+    assert render_template(item, "{a} {sep}{b}? {mask}!") == "one\ntwo {x}? yes!"
+    assert render_template(item, "{{}} {b}") == "{} two {x} yes"
+    with pytest.raises(
+        ValueError, match=r"expected a field of the text 'k' \(a, b\), got \{c\}. Use one of its fields"
+    ):
+        render_template(item, "{c} {mask}")
 
 
 def test_texts_that_are_answered_by_text_are_rated_and_written_behind_demonstrations(towers):
-    items = tuple(Passage(f"r{i}", {"text": t}, "{text} It was {mask}", "{text}", response="great")
+    items = tuple(TextItem(f"r{i}", {"text": t}, "{text} It was {mask}", "{text}", response="great")
                   for i, t in enumerate(TEXTS))  # fmt: skip
-    answered = Split(items, (0,) * len(items), (Name("response"),), info={"write": 4})
+    answered = Split(items, (0,) * len(items), (ClassName("response"),), info={"max_new_tokens": 4})
     method = begun(InContext(towers["llama"], 2), answered)
-    found = evaluate(method, answered, batch=3).numbers
+    found = evaluate(method, answered, batch_size=3).metrics
     before = "\n\n".join(f"{text} It was {said}" for text, said in shown(method))
     twin = one_by_one(towers["llama"], before, [f"{text} It was" for text in TEXTS], ["great</s>"], "\n\n")
-    tokens = len(towers["llama"].targets(Passages(items[:1], plain=False))[0])
+    tokens = len(towers["llama"].response_tokens(TextBatch(items[:1], is_plain=False))[0])
     assert found["perplexity"] == pytest.approx(float((-twin.mean() / tokens).exp()), rel=1e-4)
-    wanted = method.write(Passages(items), max_new_tokens=4)
+    wanted = method.generate(TextBatch(items), max_new_tokens=4)
     assert found["exact_match"] == 100 * sum(text == "great" for text in wanted) / len(items)
 
 
@@ -199,21 +203,23 @@ def test_texts_that_are_answered_by_text_are_rated_and_written_behind_demonstrat
     ("The answer is (18)\nQ: 19", "18"),
 ])  # fmt: skip
 def test_an_answer_in_text_is_what_follows_answer_is_or_the_last_number(text, answer):
-    assert found_in(text) == answer
+    assert find_answer(text) == answer
 
 
 def test_a_pattern_says_what_an_answer_looks_like():
-    assert found_in("#### 3 and #### 4", r"#### (\d)") == "4"
-    assert found_in("3", r"#### \d") is None
-    with pytest.raises(ValueError, match=r"method.pattern='\(' is no regular expression"):
-        found_in("", "(")
+    assert find_answer("#### 3 and #### 4", r"#### (\d)") == "4"
+    assert find_answer("3", r"#### \d") is None
+    with pytest.raises(
+        ValueError, match=r"method.answer_pattern: expected a regular expression, got '\('.*Correct the pattern"
+    ):
+        find_answer("", "(")
 
 
 @pytest.mark.parametrize(("text", "place"), [
     ("It is Great, no: terrible", 0), ("terrible ... so GREAT.", 1), ("greatest", None), ("not great", 2), ("", None),
 ])  # fmt: skip
 def test_a_class_in_text_is_the_last_whole_word_that_stands_for_one(text, place):
-    assert class_in(text, [["terrible", "bad"], ["great"], ["not great"]]) == place
+    assert find_class(text, [["terrible", "bad"], ["great"], ["not great"]]) == place
 
 
 EXAMPLES = [{"question": "is 2 {even}?", "rationale": "2 is 1 + 1.", "answer": "yes"},
@@ -235,85 +241,122 @@ def written(lm, texts, n):
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_chains_are_those_that_plain_transformers_write(towers, family):
-    lm, inputs = towers[family], Passages(split(tag="test").items[:3])
-    method = begun(ChainOfThought(lm, examples=EXAMPLES, length=6))
+    lm, inputs = towers[family], TextBatch(split(tag="test").items[:3])
+    method = begun(ChainOfThought(lm, examples=EXAMPLES, max_new_tokens=6))
     before = ("Q: is 2 {even}?\nA: 2 is 1 + 1. The answer is yes.\n\n"
               "Q: and 3?\nA: 3 is odd. The answer is no.", )  # fmt: skip
     texts = [(*before, f"\n\nQ: {text}\nA:") for text in TEXTS[:3]]
     texts = texts if lm.kind == "causal" else [("".join(parts),) for parts in texts]
-    assert method.thoughts(inputs) == [[text] for text in written(lm, texts, 6)]
-    bare = begun(ChainOfThought(lm, length=6, answer=4))
+    assert method.generate_chains(inputs) == [[text] for text in written(lm, texts, 6)]
+    bare = begun(ChainOfThought(lm, max_new_tokens=6, max_answer_tokens=4))
     first = written(lm, [(f"Q: {text}\nA: Let's think step by step.",) for text in TEXTS[:3]], 6)
     second = [(f"Q: {text}\nA: Let's think step by step. {chain}\nTherefore, the answer is",)
               for text, chain in zip(TEXTS, first, strict=False)]  # fmt: skip
     last = written(lm, second, 4)
-    assert bare.thoughts(inputs) == [[text] for text in last]
-    assert bare.write(inputs, max_new_tokens=6) == [found_in(f"The answer is {text}") or "" for text in last]
-    assert any(bare.write(inputs))
+    assert bare.generate_chains(inputs) == [[text] for text in last]
+    assert bare.generate(inputs, max_new_tokens=6) == [find_answer(f"The answer is {text}") or "" for text in last]
+    assert any(bare.generate(inputs))
 
 
 def test_the_class_that_is_found_is_the_answer_and_what_is_not_found_is_told(towers):
     lm, test = towers["llama"], split(tag="test")
-    method = begun(ChainOfThought(lm, examples=EXAMPLES, length=6))
-    said = [re.findall(r"\w+", text) for [text] in method.thoughts(Passages(test.items))]
+    method = begun(ChainOfThought(lm, examples=EXAMPLES, max_new_tokens=6))
+    said = [re.findall(r"\w+", text) for [text] in method.generate_chains(TextBatch(test.items))]
     word = next(words[-1] for words in said if words)
-    names = (Name("other", words=("no such word",)), Name("said", words=(word,)))
+    names = (ClassName("other", words=("no such word",)), ClassName("said", words=(word,)))
     right = [any(one.lower() == word.lower() for one in words) for words in said]
     assert 0 < sum(right) < len(right)
     labelled = Split(test.items, (1,) * len(test), names)
     assert scores(method, labelled).tolist() == [[0.0, float(one)] for one in right]
-    found = evaluate(method, labelled).numbers
+    found = evaluate(method, labelled).metrics
     assert found["unanswered"] == pytest.approx(100 * (1 - sum(right) / len(right)))
     assert found["accuracy"] == pytest.approx(100 * sum(right) / len(right))
-    assert evaluate(method, Split(test.items, (0,) * len(test), names)).numbers["accuracy"] == 0  # silence is no class
+    assert evaluate(method, Split(test.items, (0,) * len(test), names)).metrics["accuracy"] == 0  # silence is no class
 
 
 def test_samples_are_drawn_from_the_runs_seed_for_each_text_alone_and_vote(towers):
     lm, test = towers["llama"], split(tag="test")
-    made = lambda seed: begun(ChainOfThought(lm, examples=EXAMPLES, length=6, samples=3), seed=seed)  # noqa: E731
-    inputs, state = Passages(test.items[:3]), torch.get_rng_state()
-    ways = made(0).thoughts(inputs)
+    made = lambda seed: begun(ChainOfThought(lm, examples=EXAMPLES, max_new_tokens=6, n_samples=3), seed=seed)  # noqa: E731
+    inputs, state = TextBatch(test.items[:3]), torch.get_rng_state()
+    ways = made(0).generate_chains(inputs)
     assert torch.equal(torch.get_rng_state(), state)
     assert [len(some) for some in ways] == [3, 3, 3]
     assert len({text for some in ways for text in some}) > 3
-    assert made(0).thoughts(inputs.part(1, 2)) == ways[1:2]
-    assert made(1).thoughts(inputs) != ways
-    again = ChainOfThought(lm, examples=EXAMPLES, length=6, samples=3)
+    assert made(0).generate_chains(inputs.slice(1, 2)) == ways[1:2]
+    assert made(1).generate_chains(inputs) != ways
+    again = ChainOfThought(lm, examples=EXAMPLES, max_new_tokens=6, n_samples=3)
     again.restore([Lesson(split())], made(0).state_dict())
-    assert again.thoughts(inputs) == ways
-    words = [[found_in(text, r"^\W*(\w+)") for text in some] for some in ways]
-    again.pattern = r"^\W*(\w+)"
-    assert again.write(inputs) == [max(some, key=some.count) or "" for some in words]
+    assert again.generate_chains(inputs) == ways
+    words = [[find_answer(text, r"^\W*(\w+)") for text in some] for some in ways]
+    again.answer_pattern = r"^\W*(\w+)"
+    assert again.generate(inputs) == [max(some, key=some.count) or "" for some in words]
 
 
 def test_rationales_of_the_dataset_are_shown_and_answers_in_text_are_compared(towers):
-    items = tuple(Passage(f"q{i}", {"text": t, "rationale": f"because {i}."}, "", "{text}", response=str(i))
+    items = tuple(TextItem(f"q{i}", {"text": t, "rationale": f"because {i}."}, "", "{text}", response=str(i))
                   for i, t in enumerate(TEXTS))  # fmt: skip
-    answered = Split(items, (0,) * len(items), (Name("response"),), info={"write": 5})
+    answered = Split(items, (0,) * len(items), (ClassName("response"),), info={"max_new_tokens": 5})
     method = begun(ChainOfThought(towers["llama"], shots=2), answered)
-    [first, _] = [filled(item, item.template) for item in method._shown().items]
+    [first, _] = [render_template(item, item.template) for item in method.build_demonstrations().items]
     number = TEXTS.index(first[len("Q: ") :].partition("\n")[0])
     assert first == f"Q: {TEXTS[number]}\nA: because {number}. The answer is {number}."
-    found = evaluate(method, answered).numbers
+    found = evaluate(method, answered).metrics
     assert set(found) == {"exact_match", "token_f1"}
     silent = Split(items, answered.labels, answered.names)
     with pytest.raises(ValueError, match="writes answers and rates none: set"):
         evaluate(method, silent)
 
 
-@pytest.mark.parametrize(("family", "cls", "given", "words"), [
-    ("llama", InContext, {"shots": 11}, "shots=11 demonstrations are asked for, and there are 10 training texts"),
-    ("llama", InContext, {"shots": -1}, "method.shots must be at least 0, not -1"),
-    ("llama", InContext, {"shots": 8, "instruction": "very " * 9}, r"128 positions.*\d fit; set method.shots=\d"),
-    ("llama", InContext, {"shots": 1, "template": "{txt} {mask}"}, r"\{txt\}, but the text .* has the fields text"),
-    ("llama", InContext, {"words": {"negative": ["bad"]}}, "words says nothing for the class 'positive'"),
-    ("llama", InContext, {"words": {"negative": ["a"], "positive": ["a"]}}, "'negative' and 'positive' are both said"),
-    ("bert", InContext, {"words": {"negative": ["quite bad"], "positive": ["a"]}}, "'quite bad' has several tokens"),
-    ("bert", ChainOfThought, {}, "is an encoder, which writes nothing"),
-    ("llama", ChainOfThought, {"shots": 1}, "0 of 10 training texts have a field rationale: give method.examples"),
-    ("llama", ChainOfThought, {"examples": [{"question": "a"}]}, r"examples\[0\] has question; give question, rat"),
-    ("llama", ChainOfThought, {"samples": 0}, "method.samples must be at least 1, not 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "cls", "given", "words"),
+    [
+        (
+            "llama",
+            InContext,
+            {"shots": 11},
+            (
+                r"method\.shots: expected at most 10, the number of training texts, got 11\. Set "
+                r"a lower method\.shots, or a higher task\.shots"
+            ),
+        ),
+        ("llama", InContext, {"shots": -1}, "method.shots: expected at least 0, got -1"),
+        ("llama", InContext, {"shots": 8, "instruction": "very " * 9}, r"128 positions.*\d fit\. Set method.shots=\d"),
+        ("llama", InContext, {"shots": 1, "template": "{txt} {mask}"}, r"a field of the text .* \(text\), got \{txt\}"),
+        ("llama", InContext, {"label_words": {"negative": ["bad"]}}, "got none for the class 'positive'"),
+        (
+            "llama",
+            InContext,
+            {"label_words": {"negative": ["a"], "positive": ["a"]}},
+            "'negative' and 'positive', got 'a' for both. Give them other words",
+        ),
+        (
+            "bert",
+            InContext,
+            {"label_words": {"negative": ["quite bad"], "positive": ["a"]}},
+            "an encoder, which fills one place, got 'quite bad'",
+        ),
+        ("bert", ChainOfThought, {}, "expected a model that generates text, got an encoder. Choose a causal model"),
+        (
+            "llama",
+            ChainOfThought,
+            {"shots": 1},
+            (
+                r"shots: expected 1 training texts with a field rationale, got 0 of 10\. "
+                r"Give method\.examples, or set method\.shots=0"
+            ),
+        ),
+        (
+            "llama",
+            ChainOfThought,
+            {"examples": [{"question": "a"}]},
+            (
+                r"examples\[0\]: expected the keys question, rationale and "
+                r"answer, got question\. Give question, rat"
+            ),
+        ),
+        ("llama", ChainOfThought, {"n_samples": 0}, "method.n_samples: expected at least 1, got 0"),
+    ],
+)
 def test_errors_say_what_to_do(towers, family, cls, given, words):
     with pytest.raises(ValueError, match=words):
         scores(begun(cls(towers[family], **given)), split(tag="test"))
@@ -321,6 +364,6 @@ def test_errors_say_what_to_do(towers, family, cls, given, words):
 
 def test_a_restored_method_without_its_demonstrations_is_refused(towers):
     for method in (InContext(towers["llama"], 2), ChainOfThought(towers["llama"], 2)):
-        method.begin(Lesson(Split((), (), NAMES)), torch.Generator())
-        with pytest.raises(ValueError, match="shots=2, and there are"):
+        method.begin_lesson(Lesson(Split((), (), NAMES)), torch.Generator())
+        with pytest.raises(ValueError, match="shots: expected at most 0, the number of training texts, got 2"):
             scores(method, split(tag="test"))

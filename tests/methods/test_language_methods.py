@@ -8,35 +8,36 @@ import pytest
 import torch
 from opinions import SHOWN, data, texts
 
-from vlprompt.config.build import build_method, find, hints
-from vlprompt.config.resolve import complete, grid
-from vlprompt.config.sources import Source
+from vlprompt.config.build import build_method, get_constructor_types, resolve_class
+from vlprompt.config.resolve import complete_arguments, resolve_grid
+from vlprompt.config.sources import LayeredConfig
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name
+from vlprompt.core.class_names import ClassName
 from vlprompt.core.stage import Lesson
-from vlprompt.core.texts import Passage, Passages
-from vlprompt.engine.evaluate import answers, evaluate
-from vlprompt.engine.evaluate_text import overlap
+from vlprompt.core.texts import TextBatch, TextItem
+from vlprompt.engine.evaluate import evaluate, iter_logits
+from vlprompt.engine.evaluate_text import compute_token_f1
 from vlprompt.engine.loop import fit
-from vlprompt.engine.train_config import Train
+from vlprompt.engine.train_config import TrainConfig
+from vlprompt.experiments.events import StepDone
 from vlprompt.experiments.runner import run
-from vlprompt.runtime.seeding import generator
+from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Text
 
 FAMILIES = ("llama", "qwen2", "gpt2", "bert", "roberta", "t5")
 SMALL = {  # settings that fit tiny models
     "prompt_tuning": {"n_tokens": 4},
-    "p_tuning": {"n_tokens": 4, "hidden": 24, "text": "{ctx} {text} {ctx} It was {mask}"},
-    "prefix_tuning": {"n_tokens": 4, "hidden": 32},
+    "p_tuning": {"n_tokens": 4, "hidden_dim": 24, "template": "{ctx} {text} {ctx} It was {mask}"},
+    "prefix_tuning": {"n_tokens": 4, "hidden_dim": 32},
     "lora": {"rank": 4, "sites": ["q", "v", "up", "down"]},
     "adapter": {"design": "houlsby"},
-    "adaptformer": {"hidden": 8, "dropout": 0.0},
+    "adaptformer": {"bottleneck_dim": 8, "dropout": 0.0},
     "linear": {"solver": "fit"},
     "mlp": {"dropout": 0.0},
-    "ranpac": {"width": 64},
+    "ranpac": {"projection_dim": 64},
 }
 TRAINED = [*SMALL, "ssf", "bitfit", "full", "nearest_mean"]
-CLASSES = ("linear", "cosine", "sentences", "words", "soft_words")
+CLASSES = ("linear", "cosine", "sentences", "verbalizer", "soft_verbalizer")
 READERS = {**dict.fromkeys(CLASSES, "class"), "tags": "tags", "response": "response"}
 NO_BIASES = "has no biases there"
 REFUSED = {  # (method, family, reader) -> why; None stands for all
@@ -49,18 +50,18 @@ REFUSED = {  # (method, family, reader) -> why; None stands for all
 
 
 def make(name, tower, reader="linear", **more):
-    cls = find("method", name)
+    cls = resolve_class("method", name)
     given = {**SMALL.get(name, {}), **more}
-    if reader != "words" and reader != "soft_words" and name == "p_tuning":
-        given["text"] = None
-    if "reader" in hints(cls):
-        given["reader"] = {"name": reader}
-    return build_method({"name": name, **complete("method", cls, given, Source([]))}, tower)
+    if reader != "verbalizer" and reader != "soft_verbalizer" and name == "p_tuning":
+        given["template"] = None
+    if "head" in get_constructor_types(cls):
+        given["head"] = {"name": reader}
+    return build_method({"name": name, **complete_arguments("method", cls, given, LayeredConfig([]))}, tower)
 
 
 def begun_with(name, tower, reader, lesson):
     method = make(name, tower, reader)
-    method.begin(lesson, generator(0))
+    method.begin_lesson(lesson, make_generator(0))
     return method
 
 
@@ -78,7 +79,7 @@ CELLS = [
     for m in TRAINED
     for f in FAMILIES
     for r in READERS
-    if r == "linear" or "reader" in hints(find("method", m))
+    if r == "linear" or "head" in get_constructor_types(resolve_class("method", m))
 ]
 
 
@@ -87,7 +88,7 @@ def test_matrix(name, family, reader, lm):
     """Two steps: the loss is finite, gradients are in the method alone, the state comes back without data."""
     if name == "mlp" and reader in ("tags", "response"):
         pytest.skip("a deep head over each word or token is nobody's method")
-    if name == "linear" and reader in ("words", "response"):
+    if name == "linear" and reader in ("verbalizer", "response"):
         pytest.skip("a verbalizer over a frozen state has nothing to train")
     tower, kind = lm(family), READERS[reader]
     lesson = Lesson(data(kind).train, data(kind).val)
@@ -95,10 +96,12 @@ def test_matrix(name, family, reader, lm):
     method, why = make(name, tower, reader), refused(name, family, reader)
 
     def two_steps():
-        method.begin(lesson, generator(0))
+        method.begin_lesson(lesson, make_generator(0))
         return [
             step.loss
-            for step in fit(method, lesson, Train(iterations=2, batch=8, lr=0.01, warmup=0, optimizer="adamw"))
+            for step in fit(
+                method, lesson, TrainConfig(iterations=2, batch_size=8, lr=0.01, warmup=0, optimizer="adamw")
+            )
         ]
 
     if why:
@@ -109,14 +112,14 @@ def test_matrix(name, family, reader, lm):
     assert all(map(math.isfinite, losses))
     assert all(torch.equal(a, b) for a, b in zip(before, tower.net.state_dict().values(), strict=True))
     assert not any(p.requires_grad or p.grad is not None for p in tower.net.parameters())
-    method.end(lesson)
+    method.end_lesson(lesson)
     again = make(name, tower, reader)
     again.restore([lesson], copy.deepcopy(method.state_dict()))
     test = texts(10, 5, kind)
     if kind == "class":
-        assert torch.equal(torch.cat(list(answers(method, test))), torch.cat(list(answers(again, test))))
-    scores = evaluate(method, test).numbers
-    assert scores == evaluate(again, test).numbers
+        assert torch.equal(torch.cat(list(iter_logits(method, test))), torch.cat(list(iter_logits(again, test))))
+    scores = evaluate(method, test).metrics
+    assert scores == evaluate(again, test).metrics
     assert all(map(math.isfinite, scores.values()))
 
 
@@ -128,13 +131,13 @@ def test_at_least_four_in_five_cells_run():
 def test_every_parameter_gets_a_gradient(name, lm):
     family = "qwen2" if name in ("bitfit", "full") else "gpt2"
     method, lesson = make(name, lm(family)), Lesson(data().train)
-    method.begin(lesson, generator(0))
-    unused = ("copy.weights.lm_head/weight",)  # a linear head reads the feature
-    live = {n: p for n, p in method.named_parameters() if n not in (*method.dormant, *unused)}
+    method.begin_lesson(lesson, make_generator(0))
+    unused = ("trained_tower.weights.lm_head/weight",)  # a linear head reads the feature
+    live = {n: p for n, p in method.named_parameters() if n not in (*method.parameters_without_grad, *unused)}
     seen = set()
     for batch in lesson.train.batches(12):
         method.zero_grad()
-        terms, _ = method.terms(batch, method.fixed(batch.names))
+        terms, _ = method.loss_terms(batch, method.precompute(batch.names))
         if not live:
             return
         sum(value for value, _ in terms.values()).backward()
@@ -149,10 +152,10 @@ def test_every_parameter_gets_a_gradient(name, lm):
 def test_it_learns(name, family, lm):
     """Twelve texts by heart; tokens before the text can't turn a random model's answers far."""
     lr = {"lora": 0.005, "prefix_tuning": 0.3, "prompt_tuning": 0.1, "full": 0.001}[name]
-    method = make(name, lm(family), "words", **({"hidden": None} if name == "prefix_tuning" else {}))
-    lesson = Lesson(data().train.of(range(12)))
-    method.begin(lesson, generator(0))
-    how = Train(epochs=40, batch=12, lr=lr, warmup=0, optimizer="adamw", schedule="constant")
+    method = make(name, lm(family), "verbalizer", **({"hidden_dim": None} if name == "prefix_tuning" else {}))
+    lesson = Lesson(data().train.select(range(12)))
+    method.begin_lesson(lesson, make_generator(0))
+    how = TrainConfig(epochs=40, batch_size=12, lr=lr, warmup=0, optimizer="adamw", schedule="constant")
     losses = [s.loss for s in fit(method, lesson, how)]
     assert losses[-1] < (0.999 if name == "prompt_tuning" else 0.7) * losses[0]
 
@@ -161,12 +164,12 @@ def test_it_learns(name, family, lm):
 @pytest.mark.parametrize("name", ["lora", "prefix_tuning", "prompt_tuning", "ssf"])
 def test_micro_batches_and_checkpointing_give_the_same(name, family, lm):
     found = []
-    for how in ({}, {"micro_batch": 3}, {"checkpointing": True}):
-        method, lesson = make(name, lm(family), "soft_words"), Lesson(data().train)
-        method.begin(lesson, generator(0))
-        list(fit(method, lesson, Train(iterations=3, batch=8, lr=0.1, warmup=0, **how)))
+    for how in ({}, {"micro_batch_size": 3}, {"activation_checkpointing": True}):
+        method, lesson = make(name, lm(family), "soft_verbalizer"), Lesson(data().train)
+        method.begin_lesson(lesson, make_generator(0))
+        list(fit(method, lesson, TrainConfig(iterations=3, batch_size=8, lr=0.1, warmup=0, **how)))
         found.append(torch.cat([p.detach().flatten() for p in method.parameters()]))
-        assert not lm(family).checkpointing
+        assert not lm(family).activation_checkpointing
     for other in found[1:]:
         assert torch.allclose(found[0], other, atol=1e-4)
 
@@ -177,7 +180,7 @@ def test_starts(name, lm):
     states = []
     for seed in (1, 1, 2):
         method = make(name, lm("llama"))
-        method.begin(Lesson(data().train), generator(seed))
+        method.begin_lesson(Lesson(data().train), make_generator(seed))
         states.append(torch.cat([t.flatten() for t in method.state_dict().values()]))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
@@ -185,47 +188,47 @@ def test_starts(name, lm):
 
 def test_prompt_tuning_starts_from_words(lm):
     tower, lesson = lm("llama"), Lesson(data().train)
-    method = make("prompt_tuning", tower, init="text", text="It was great", n_tokens=7)
-    method.begin(lesson, generator(0))
-    words = tower.embedded("It was great")
+    method = make("prompt_tuning", tower, init="text", init_text="It was great", n_tokens=7)
+    method.begin_lesson(lesson, make_generator(0))
+    words = tower.embed_text("It was great")
     assert torch.equal(method.tokens, words.repeat(7, 1)[:7])
     method = make("prompt_tuning", tower, init="vocabulary")
-    method.begin(lesson, generator(0))
+    method.begin_lesson(lesson, make_generator(0))
     table = tower.net.get_input_embeddings().weight
     assert all((row == table).all(1).any() for row in method.tokens)
-    for wrong in ({"init": "text"}, {"init": "random", "text": "x"}):
-        with pytest.raises(ValueError, match="belong together"):
-            make("prompt_tuning", tower, **wrong).begin(lesson, generator(0))
+    for wrong in ({"init": "text"}, {"init": "random", "init_text": "x"}):
+        with pytest.raises(ValueError, match=r"exactly with method.init=text, got .*Set both, or neither"):
+            make("prompt_tuning", tower, **wrong).begin_lesson(lesson, make_generator(0))
 
 
 def test_where_a_prefix_stands(lm):
-    method = make("prefix_tuning", lm("t5"), places=["dec", "cross"])
-    method.begin(Lesson(data().train), generator(0))
+    method = make("prefix_tuning", lm("t5"), attentions=["dec", "cross"])
+    method.begin_lesson(Lesson(data().train), make_generator(0))
     assert sorted(map(str, method.prompt(1).prefix)) == sorted(f"{p}/{i}" for p in ("dec", "cross") for i in range(3))
-    with pytest.raises(ValueError, match="are enc, dec, cross"):
-        make("prefix_tuning", lm("t5"), places=["middle"]).begin(Lesson(data().train), generator(0))
-    with pytest.raises(ValueError, match="has one stack"):
-        make("prefix_tuning", lm("bert"), places=["enc"]).begin(Lesson(data().train), generator(0))
+    with pytest.raises(ValueError, match="expected some of enc, dec, cross, got 'middle'"):
+        make("prefix_tuning", lm("t5"), attentions=["middle"]).begin_lesson(Lesson(data().train), make_generator(0))
+    with pytest.raises(ValueError, match=r"has one stack, got .*Leave method.attentions out"):
+        make("prefix_tuning", lm("bert"), attentions=["enc"]).begin_lesson(Lesson(data().train), make_generator(0))
 
 
 def test_a_verbalizer_by_hand(lm):
     """The logit of a class is the mean of its words' logits at the answer's place."""
     for family in ("llama", "bert", "t5"):
         tower = lm(family)
-        method = make("linear", tower, "words")
-        method.begin(Lesson(data().train), generator(0))
+        method = make("linear", tower, "verbalizer")
+        method.begin_lesson(Lesson(data().train), make_generator(0))
         test = texts(4, 9)
-        found = torch.cat(list(answers(method, test)))
-        states = tower(next(test.batches(4)).inputs.form(), read="mask")
-        every = tower.vocabulary(states)
+        found = torch.cat(list(iter_logits(method, test)))
+        states = tower(next(test.batches(4)).inputs.with_template(), output="mask")
+        every = tower.vocabulary_logits(states)
         for c, name in enumerate(test.names):
-            first = [ids[0] for ids in tower.spelled(name.words, SHOWN)]
+            first = [ids[0] for ids in tower.tokenize_answers(name.words, SHOWN)]
             assert torch.allclose(found[:, c], every[:, first].mean(1), atol=1e-5)
-    asked = Text(data(), prompt="{text}\n{mask}")  # a word has no space before it where the template has none
+    asked = Text(data(), prompt_template="{text}\n{mask}")  # a word has no space before it where the template has none
     stage = next(asked.stages())
     tower = lm("gpt2")
-    found = torch.cat(list(answers(begun_with("linear", tower, "words", stage.lesson), stage.tests["test"])))
-    row = tower.writer.row(Passages(stage.tests["test"].items[:1]).form(), 0, 0, 0)
+    found = torch.cat(list(iter_logits(begun_with("linear", tower, "verbalizer", stage.lesson), stage.tests["test"])))
+    row = tower.template_tokenizer.tokenize(TextBatch(stage.tests["test"].items[:1]).with_template(), 0, 0, 0)
     logits = tower.net(torch.tensor([row.ids])).logits[0, -1]
     firsts = [[tower.tokenizer(word)["input_ids"][0] for word in name.words] for name in stage.lesson.train.names]
     assert torch.allclose(found[0], torch.stack([logits[first].mean() for first in firsts]), atol=1e-4)
@@ -234,60 +237,64 @@ def test_a_verbalizer_by_hand(lm):
 def test_words_that_say_nothing_or_the_same(lm):
     tower, lesson = lm("llama"), Lesson(data().train)
     for words, why in (
-        ({"negative": ["bad"]}, "says nothing for the class 'positive'; it has negative"),
+        ({"negative": ["bad"]}, "got none for the class 'positive' .has negative"),
         ({"negative": ["great"], "positive": ["great"]}, "begin with the same token"),
     ):
-        method = make("lora", tower, "words")
-        method.reader.words = words
-        method.begin(lesson, generator(0))
+        method = make("lora", tower, "verbalizer")
+        method.head.words = words
+        method.begin_lesson(lesson, make_generator(0))
         with pytest.raises(ValueError, match=why):
             evaluate(method, lesson.train)
 
 
 def test_a_reader_for_another_answer(lm):
     for kind, wanted in (("tags", "tags"), ("response", "response")):
-        with pytest.raises(ValueError, match=f"method.reader={wanted}"):
-            run(make("lora", lm("llama")), Text(data(kind)), Train(epochs=0))
-        with pytest.raises(ValueError, match=f"method.reader={wanted}"):  # before anything is trained
-            make("lora", lm("llama")).begin(Lesson(texts(4, 1, kind)), generator(0))
+        with pytest.raises(ValueError, match=f"method.head={wanted}"):
+            run(make("lora", lm("llama")), Text(data(kind)), TrainConfig(epochs=0))
+        with pytest.raises(ValueError, match=f"method.head={wanted}"):  # before anything is trained
+            make("lora", lm("llama")).begin_lesson(Lesson(texts(4, 1, kind)), make_generator(0))
     writes = make("lora", lm("llama"), "response")
-    with pytest.raises(ValueError, match=r"method\.reader=words or linear"):
-        writes.begin(Lesson(texts(4, 1)), generator(0))
-    writes.begin(Lesson(texts(4, 1, "response")), generator(0))
-    with pytest.raises(ValueError, match=r"method\.reader=words or linear"):
+    with pytest.raises(ValueError, match=r"method\.head=verbalizer or linear"):
+        writes.begin_lesson(Lesson(texts(4, 1)), make_generator(0))
+    writes.begin_lesson(Lesson(texts(4, 1, "response")), make_generator(0))
+    with pytest.raises(ValueError, match=r"method\.head=verbalizer or linear"):
         evaluate(writes, texts(4, 1))
-    with pytest.raises(ValueError, match="have no classes of words"):
-        run(make("lora", lm("llama"), "tags"), Text(data()), Train(epochs=1))
+    with pytest.raises(ValueError, match=r"whose words have no classes.*Take a dataset"):
+        run(make("lora", lm("llama"), "tags"), Text(data()), TrainConfig(epochs=1))
 
 
 def test_texts_and_images_are_not_mixed_up(lm):
-    from vlprompt.backbones.glyph import twin
+    from vlprompt.backbones.glyph import build_tiny_clip
     from vlprompt.tasks import FewShot
 
-    with pytest.raises(ValueError, match=r"has images, and hf:.* is a language model: take --backbone glyph"):
+    with pytest.raises(
+        ValueError, match=r"expected texts for hf:.* is a language model, got images. Set --backbone glyph"
+    ):
         run(make("lora", lm("llama")), FewShot("digits", 1))
-    with pytest.raises(ValueError, match=r"has texts, and glyph/random is a tower of images: take --backbone hf:"):
-        run(make("lora", twin()), Text(data()))
+    with pytest.raises(
+        ValueError, match=r"expected images for glyph/random, which is an image tower, got texts. Set --backbone hf:"
+    ):
+        run(make("lora", build_tiny_clip()), Text(data()))
     with pytest.raises(ValueError, match="has images, and the task text is for texts"):
         run(make("lora", lm("llama")), Text("digits"))
     with pytest.raises(ValueError, match="coop needs a CLIP"):
         build_method({"name": "coop"}, lm("llama"))
     with pytest.raises(ValueError, match="looks at images, and hf:"):
-        build_method({"name": "vpt", "reader": {"name": "linear"}}, lm("llama"))
+        build_method({"name": "vpt", "head": {"name": "linear"}}, lm("llama"))
     with pytest.raises(ValueError, match="needs a language model, which glyph/random is not"):
-        build_method({"name": "prefix_tuning", "reader": {"name": "linear"}}, twin())
+        build_method({"name": "prefix_tuning", "head": {"name": "linear"}}, build_tiny_clip())
 
 
 def test_perplexity_and_what_is_written_by_hand(lm):
     tower, test = lm("gpt2"), texts(6, 4, "response")
     method = make("lora", tower, "response")
-    method.begin(Lesson(test), generator(0))
-    told = evaluate(method, Split(test.items, test.labels, test.names, info={"write": 3})).numbers
-    inputs = next(test.batches(6)).inputs.form()
+    method.begin_lesson(Lesson(test), make_generator(0))
+    told = evaluate(method, Split(test.items, test.labels, test.names, info={"max_new_tokens": 3})).metrics
+    inputs = next(test.batches(6)).inputs.with_template()
     losses, hits = [], []
-    for i, target in enumerate(tower.targets(inputs)):
-        row = tower.writer.row(inputs, i, 0, 0)
-        logits = tower.net(torch.tensor([row.ids])).logits[0, row.begin - 1 : -1]
+    for i, target in enumerate(tower.response_tokens(inputs)):
+        row = tower.template_tokenizer.tokenize(inputs, i, 0, 0)
+        logits = tower.net(torch.tensor([row.ids])).logits[0, row.answer_start - 1 : -1]
         losses += (-logits.log_softmax(-1)[range(len(target)), target]).tolist()
         hits += (logits.argmax(-1) == torch.tensor(target)).tolist()
     assert math.isclose(told["perplexity"], math.exp(sum(losses) / len(losses)), rel_tol=1e-4)
@@ -298,55 +305,55 @@ def test_perplexity_and_what_is_written_by_hand(lm):
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("prompt_tuning", {}), ("prefix_tuning", {}), ("p_tuning", {"text": "{text}\n{ctx}{mask}"})]
+    ("name", "more"), [("prompt_tuning", {}), ("prefix_tuning", {}), ("p_tuning", {"template": "{text}\n{ctx}{mask}"})]
 )
 def test_what_a_response_should_be_is_what_the_model_was_shown(name, more, lm):
     """By the method's template, and cut where the prompt leaves no more room."""
     tower = lm("gpt2")
     items = tuple(
-        Passage(f"{name} {n}", {"text": "file " * n}, "{text}", "{text}", response="The end " * 60) for n in (3, 40)
+        TextItem(f"{name} {n}", {"text": "file " * n}, "{text}", "{text}", response="The end " * 60) for n in (3, 40)
     )
     short = replace(items[0], key=f"{name} short", response="The end")
-    split = Split((*items, short), (0, 0, 0), (Name("response"),))
+    split = Split((*items, short), (0, 0, 0), (ClassName("response"),))
     method = make(name, tower, "response")
     for setting, value in more.items():
         setattr(method, setting, value)
-    method.begin(Lesson(split), generator(0))
+    method.begin_lesson(Lesson(split), make_generator(0))
     inputs = next(split.batches(3)).inputs
     out = method(inputs, method.prepare(split.names, None))
-    shown, prompt = method.shown(inputs), method.prompt(3)
-    rows = [tower.writer.row(shown, i, prompt.length, tower.shift(prompt)) for i in range(3)]
-    assert out.target.tolist() == [token for row in rows for token in row.ids[row.begin :]]
-    assert len(out.logits) == len(out.target)
-    method.terms(next(split.batches(3)), None)
+    shown, prompt = method.prepare_inputs(inputs), method.prompt(3)
+    rows = [tower.template_tokenizer.tokenize(shown, i, prompt.length, tower.position_shift(prompt)) for i in range(3)]
+    assert out.targets.tolist() == [token for row in rows for token in row.ids[row.answer_start :]]
+    assert len(out.logits) == len(out.targets)
+    method.loss_terms(next(split.batches(3)), None)
 
 
 def test_full_writes_by_its_own_weights(lm):
     method = make("full", lm("gpt2"), "response")
     test = texts(4, 4, "response")
-    method.begin(Lesson(test), generator(0))
+    method.begin_lesson(Lesson(test), make_generator(0))
     inputs = next(test.batches(4)).inputs
-    before = method.write(inputs, max_new_tokens=5)
+    before = method.generate(inputs, max_new_tokens=5)
     with torch.no_grad():
-        for p in method.copy.parameters():
-            p.add_(0.5 * torch.randn(p.shape, generator=generator("another")))
-    assert method.write(inputs, max_new_tokens=5) != before
+        for p in method.trained_tower.parameters():
+            p.add_(0.5 * torch.randn(p.shape, generator=make_generator("another")))
+    assert method.generate(inputs, max_new_tokens=5) != before
 
 
 def test_a_run_is_resumed_where_it_was_stopped(lm, tmp_path):
     """Stopped in the middle by an error from outside, it ends in the same prompt bit for bit."""
-    about = Text(data()), Train(epochs=4, batch=8, lr=0.01, optimizer="adamw", warmup=0)
+    about = Text(data()), TrainConfig(epochs=4, batch_size=8, lr=0.01, optimizer="adamw", warmup=0)
     whole = run(make("prefix_tuning", lm("llama")), *about, tmp_path / "whole", save_every=0)
 
     class Stop(Exception):
         pass
 
-    def watch(what, done, total, note):
-        if what == "training" and done == 9:
+    def watch(event):
+        if isinstance(event, StepDone) and event.step == 9:
             raise Stop
 
     with pytest.raises(Stop):
-        run(make("prefix_tuning", lm("llama")), *about, tmp_path / "parts", save_every=0, watch=watch)
+        run(make("prefix_tuning", lm("llama")), *about, tmp_path / "parts", save_every=0, on_event=watch)
     again = run(make("prefix_tuning", lm("llama")), *about, tmp_path / "parts", save_every=0)
     assert again.scores == whole.scores
     assert (tmp_path / "whole" / "prompt.safetensors").read_bytes() == (
@@ -355,11 +362,11 @@ def test_a_run_is_resumed_where_it_was_stopped(lm, tmp_path):
 
 
 def test_a_reader_by_its_name_and_a_setting_of_it(tmp_path):
-    """method.reader=response method.reader.packing=true, in either order of sources."""
-    how = ["method.reader=response", "method.reader.packing=true"]
-    [plan] = grid(["lora"], [None], [1], dataset="signatures", backbone="hf:x", overrides=how)
-    assert plan["task"]["name"] == "text"
-    assert plan["method"]["reader"] == {"name": "response", "template": None, "packing": True}
+    """method.head=response method.head.packing=true, in either order of sources."""
+    how = ["method.head=response", "method.head.packing=true"]
+    [plan] = resolve_grid(["lora"], [None], [1], dataset="signatures", backbone="hf:x", overrides=how)
+    assert plan.task["name"] == "text"
+    assert plan.method["head"] == {"name": "response", "template": None, "packing": True}
 
 
 @pytest.mark.parametrize("kind", ["tags", "response"])
@@ -370,12 +377,12 @@ def test_shots_of_texts_without_classes(kind):
 
 def test_what_a_benchmark_tells_beside_accuracy():
     """By hand: 3 of 4 positives found with 1 false one, of 8."""
-    from vlprompt.metrics import named_metric
+    from vlprompt.metrics import benchmark_metric
 
     labels, said = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0]), torch.tensor([1, 1, 1, 0, 1, 0, 0, 0])
-    assert named_metric("f1", said, labels) == {"f1": pytest.approx(75.0)}
-    assert named_metric("matthews", said, labels) == {"matthews": pytest.approx(50.0)}
-    assert named_metric("accuracy", said, labels) == named_metric(None, said, labels) == {}
+    assert benchmark_metric("f1", said, labels) == {"f1": pytest.approx(75.0)}
+    assert benchmark_metric("matthews", said, labels) == {"matthews": pytest.approx(50.0)}
+    assert benchmark_metric("accuracy", said, labels) == benchmark_metric(None, said, labels) == {}
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "prefix_tuning", "adapter"])
@@ -383,30 +390,44 @@ def test_what_was_learned_is_written(name, lm):
     """Responses by heart come back through generation, from the trained weights and the prompt."""
     lr = {"lora": 0.02, "prefix_tuning": 0.3, "full": 0.002, "adapter": 0.02}[name]
     for family in ("llama", "t5"):
-        method = make(name, lm(family), "response", **({"hidden": None} if name == "prefix_tuning" else {}))
+        method = make(name, lm(family), "response", **({"hidden_dim": None} if name == "prefix_tuning" else {}))
         split = texts(12, 1, "response")
-        method.begin(Lesson(split), generator(0))
-        list(fit(method, Lesson(split), Train(epochs=60, batch=12, lr=lr, warmup=0, optimizer="adamw")))
-        told = evaluate(method, Split(split.items, split.labels, split.names, info={"write": 6})).numbers
+        method.begin_lesson(Lesson(split), make_generator(0))
+        list(fit(method, Lesson(split), TrainConfig(epochs=60, batch_size=12, lr=lr, warmup=0, optimizer="adamw")))
+        told = evaluate(method, Split(split.items, split.labels, split.names, info={"max_new_tokens": 6})).metrics
         assert told["token_accuracy"] > 90
         assert told["exact_match"] > 75
 
 
 def test_a_warm_up_as_long_as_the_training_is_told(lm):
-    how = Train(iterations=5, batch=8, warmup=20, warmup_kind="linear", warmup_lr=0.0, per="iteration")
+    how = TrainConfig(
+        iterations=5, batch_size=8, warmup=20, warmup_kind="linear", warmup_lr=0.0, schedule_unit="iteration"
+    )
     result = run(make("lora", lm("llama")), Text(data()), how)
-    assert "20 iterations are the whole training" in result.protocol["cut"]["train.warmup"]
+    assert "20 iterations are the whole training" in result.protocol["clipped_settings"]["train.warmup"]
 
 
 def test_what_a_task_shows():
     """tests: evenly spaced; cut, prompt and plain are those of every text."""
     whole = data().test
-    task = Text(data(), tests=6, cut="start", prompt="{text}: {mask}", plain="Text: {text}")
+    task = Text(
+        data(),
+        max_test_texts=6,
+        truncation_side="start",
+        prompt_template="{text}: {mask}",
+        plain_template="Text: {text}",
+    )
     assert [item.key for item in task.test.items] == [item.key for item in whole.items[::4]]
     items = [*task.test.items, *task.lesson.train.items]
-    assert {(item.cut, item.template, item.plain) for item in items} == {("start", "{text}: {mask}", "Text: {text}")}
+    assert {(item.truncation_side, item.template, item.plain_template) for item in items} == {
+        ("start", "{text}: {mask}", "Text: {text}")
+    }
 
 
 def test_the_words_that_two_texts_share():
-    assert overlap("The big  file", "the file") == pytest.approx(0.8)
-    assert (overlap("a b", "c"), overlap("", ""), overlap("a a", "a")) == (0.0, 1.0, pytest.approx(2 / 3))
+    assert compute_token_f1("The big  file", "the file") == pytest.approx(0.8)
+    assert (compute_token_f1("a b", "c"), compute_token_f1("", ""), compute_token_f1("a a", "a")) == (
+        0.0,
+        1.0,
+        pytest.approx(2 / 3),
+    )

@@ -9,16 +9,16 @@ from conftest import images, relative
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Batch, Split
-from vlprompt.core.class_names import Name
-from vlprompt.core.images import Item
+from vlprompt.core.class_names import ClassName
+from vlprompt.core.images import ImageItem
 from vlprompt.core.stage import Lesson
-from vlprompt.layers.heads import Linear, Texts
-from vlprompt.runtime.seeding import generator
+from vlprompt.layers.heads import LinearHead, TextHead
+from vlprompt.runtime.seeding import make_generator
 
 NAMES = (
-    Name("cat", hand="a photo of a {name}, a type of pet."),
-    Name("red fox", hand="a photo of a {name}, a type of pet."),
-    Name("yak", hand="a photo of a {name}, a type of pet."),
+    ClassName("cat", template="a photo of a {name}, a type of pet."),
+    ClassName("red fox", template="a photo of a {name}, a type of pet."),
+    ClassName("yak", template="a photo of a {name}, a type of pet."),
 )
 HAND = [f"a photo of a {n}, a type of pet." for n in NAMES]
 LABELS = torch.tensor([0, 1, 2, 2, 1])
@@ -26,7 +26,7 @@ LABELS = torch.tensor([0, 1, 2, 2, 1])
 
 @pytest.fixture
 def pixels():
-    return torch.randn(5, 3, 32, 32, generator=generator("twins"))
+    return torch.randn(5, 3, 32, 32, generator=make_generator("twins"))
 
 
 @pytest.fixture
@@ -42,27 +42,27 @@ def unit(x):
 
 
 def split(pixels, labels=LABELS, names=NAMES):
-    items = tuple(Item(f"twin/{i}", lambda look, view, i=i: pixels[i]) for i in range(len(pixels)))
+    items = tuple(ImageItem(f"twin/{i}", lambda look, view, i=i: pixels[i]) for i in range(len(pixels)))
     return Split(items, tuple(labels.tolist()), names)
 
 
 def begun(method, pixels):
-    method.begin(Lesson(split(pixels)), generator(0))
+    method.begin_lesson(Lesson(split(pixels)), make_generator(0))
     return method
 
 
 def answer(method, inputs, names=NAMES):
-    return method.eval()(inputs, method.prepare(names, method.fixed(names))).logits
+    return method.eval()(inputs, method.prepare(names, method.precompute(names))).logits
 
 
 def loss_of(method, pixels, tag):
     batch = Batch(images(pixels, tag), LABELS, NAMES)
-    return sum(value for value, _ in method.train().terms(batch, method.fixed(NAMES))[0].values())
+    return sum(value for value, _ in method.train().loss_terms(batch, method.precompute(NAMES))[0].values())
 
 
 def test_taskres(golden_clip, golden_model, encode, pixels):
     method = begun(m.TaskRes(golden_clip, alpha=0.3), pixels)
-    method.residual.data = torch.randn(3, golden_clip.width, generator=generator(1))
+    method.residual.data = torch.randn(3, golden_clip.feature_dim, generator=make_generator(1))
     with torch.no_grad():
         weights = encode(HAND) + 0.3 * method.residual
         mine = golden_model.logit_scale.exp() * unit(golden_model.encode_image(pixels)) @ unit(weights).T
@@ -76,8 +76,8 @@ def test_clap(golden_clip, golden_model, encode, pixels):
         x, text = golden_model.encode_image(pixels), encode(HAND)
         sure = (scale * unit(x) @ unit(text).T).softmax(-1)
     firm = [sum(float(sure[i, c]) for i in range(5) if LABELS[i] == c) / int((c == LABELS).sum()) for c in range(3)]
-    assert torch.allclose(method.firm, torch.tensor(firm), rtol=1e-4)
-    moved = text + 0.1 * torch.randn(text.shape, generator=generator(2))
+    assert torch.allclose(method.penalty_weights, torch.tensor(firm), rtol=1e-4)
+    moved = text + 0.1 * torch.randn(text.shape, generator=make_generator(2))
     method.prototypes.data = moved.clone()
     w = moved.clone().requires_grad_()
     near = sum(firm[c] * ((w[c] - text[c]) ** 2).sum() for c in range(3)) / 3
@@ -94,8 +94,8 @@ def test_cross_modal(golden_clip, golden_model, encode, pixels):
     with torch.no_grad():
         x, text = unit(golden_model.encode_image(pixels)), unit(encode(HAND))
     assert relative(method.weight, text) < 1e-4
-    head = torch.nn.Linear(golden_clip.width, 3, bias=False)
-    head.weight.data = text + 0.1 * torch.randn(text.shape, generator=generator(3))
+    head = torch.nn.Linear(golden_clip.feature_dim, 3, bias=False)
+    head.weight.data = text + 0.1 * torch.randn(text.shape, generator=make_generator(3))
     method.weight.data = head.weight.data.clone()
     scale = float(golden_model.logit_scale.exp())
     loss = 0.5 * F.cross_entropy(scale * head(x), LABELS) + 0.5 * F.cross_entropy(scale * head(text), torch.arange(3))
@@ -106,12 +106,12 @@ def test_cross_modal(golden_clip, golden_model, encode, pixels):
     assert relative(method.weight.grad, head.weight.grad) < 1e-4
 
 
-@pytest.mark.parametrize("make", [m.TaskRes, m.CLAP, m.CrossModal, lambda clip: m.TipAdapter(clip, search=None)])
+@pytest.mark.parametrize("make", [m.TaskRes, m.CLAP, m.CrossModal, lambda clip: m.TipAdapter(clip, search_scale=None)])
 def test_a_class_that_was_not_trained_answers_by_its_text(golden_clip, pixels, make):
     method = begun(make(golden_clip), pixels)
     for p in method.parameters():
-        p.data += 0.3 * torch.randn(p.shape, generator=generator(4))
-    new = (Name("snow leopard"), NAMES[1], Name("teapot"))
+        p.data += 0.3 * torch.randn(p.shape, generator=make_generator(4))
+    new = (ClassName("snow leopard"), NAMES[1], ClassName("teapot"))
     inputs = images(pixels, "unseen")
     found, plain = answer(method, inputs, new), answer(m.ZeroShot(golden_clip), inputs, new)
     assert torch.allclose(found[:, [0, 2]], plain[:, [0, 2]], atol=1e-3)
@@ -120,7 +120,7 @@ def test_a_class_that_was_not_trained_answers_by_its_text(golden_clip, pixels, m
 
 def test_tpt_is_one_image_at_a_time(golden_clip, golden_model, pixels):
     """The authors' loop: a fresh context and AdamW for each image, the surest views, the entropy of the mean."""
-    method = begun(m.TPT(golden_clip, views=15, keep=0.25, lr=0.05), pixels)
+    method = begun(m.TPT(golden_clip, augmentations=15, confident_fraction=0.25, lr=0.05), pixels)
     inputs = images(pixels, "tpt")
     mine = answer(method, inputs)
     texts, twin = [f"{{4}} {n}." for n in NAMES], []
@@ -158,7 +158,7 @@ def naive_vpt(visual, pixels, tokens):
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_vpt_with_class_texts_and_with_a_linear_head(golden_clip, golden_model, encode, pixels, deep):
-    method = begun(m.VPT(golden_clip.image, Texts(golden_clip), n_tokens=3, deep=deep, dropout=0.0), pixels)
+    method = begun(m.VPT(golden_clip.image, TextHead(golden_clip), n_tokens=3, deep=deep, dropout=0.0), pixels)
     assert len(method.tokens) == (golden_clip.image.depth if deep else 1)
     twin = method.tokens.detach().clone().requires_grad_()
     with torch.no_grad():
@@ -169,11 +169,9 @@ def test_vpt_with_class_texts_and_with_a_linear_head(golden_clip, golden_model, 
     mine.backward()
     assert relative(answer(method, images(pixels, "vpt")), logits.detach()) < 1e-4
     assert relative(method.tokens.grad, twin.grad) < 1e-4
-    head = begun(m.VPT(golden_clip.image, Linear(), n_tokens=3, deep=deep, dropout=0.0), pixels)
+    head = begun(m.VPT(golden_clip.image, LinearHead(), n_tokens=3, deep=deep, dropout=0.0), pixels)
     features = naive_vpt(golden_model.visual, pixels, head.tokens.detach())
-    assert (
-        relative(answer(head, images(pixels, "vpt")), F.linear(features, head.reader.weight, head.reader.bias)) < 1e-4
-    )
+    assert relative(answer(head, images(pixels, "vpt")), F.linear(features, head.head.weight, head.head.bias)) < 1e-4
 
 
 def test_wrappers_go_around_each_other_and_around_other_designs(golden_clip, pixels):
@@ -181,93 +179,93 @@ def test_wrappers_go_around_each_other_and_around_other_designs(golden_clip, pix
     inner = m.CoCoOp(golden_clip, 2)
     whole = begun(m.KgCoOp(m.ProGrad(inner), weight=4.0), pixels)
     batch = Batch(images(pixels, "around"), LABELS, NAMES)
-    terms, out = whole.terms(batch, whole.fixed(NAMES))
+    terms, out = whole.loss_terms(batch, whole.precompute(NAMES))
     assert set(terms) == {"ce", "kl", "near"}
-    alone, plain = inner.terms(batch, inner.fixed(NAMES))
+    alone, plain = inner.loss_terms(batch, inner.precompute(NAMES))
     assert torch.equal(terms["ce"][0], alone["ce"][0])
     assert torch.equal(out.logits, plain.logits)
     text = golden_clip.text(HAND)[0]
-    near = 4.0 * (1 - F.cosine_similarity(plain.text, text, dim=-1).mean())
+    near = 4.0 * (1 - F.cosine_similarity(plain.text_features, text, dim=-1).mean())
     assert relative(terms["near"][0], near.detach()) < 1e-4
 
     class WithoutTexts(m.ZeroShot):
         def forward(self, inputs, prepared):
-            return super().forward(inputs, prepared)._replace(text=None)
+            return super().forward(inputs, prepared)._replace(text_features=None)
 
     wrong = begun(m.KgCoOp(WithoutTexts(golden_clip)), pixels)
-    with pytest.raises(ValueError, match="has none; give it a method whose classes are texts"):
-        wrong.terms(batch, wrong.fixed(NAMES))
-    with pytest.raises(ValueError, match="holds none; give it a method on a CLIP"):
-        m.KgCoOp(m.VPT(golden_clip.image, Linear())).own(NAMES)
+    with pytest.raises(ValueError, match=r"expected a method with text features.*Pass one whose classes are texts"):
+        wrong.loss_terms(batch, wrong.precompute(NAMES))
+    with pytest.raises(ValueError, match=r"expected a method on a CLIP, got .*Pass one that has a frozen CLIP"):
+        m.KgCoOp(m.VPT(golden_clip.image, LinearHead())).reference_texts(NAMES)
 
 
 def test_promptsrc_around_image_prompts_with_class_texts(golden_clip, pixels):
     method = begun(
-        m.PromptSRC(m.VPT(golden_clip.image, Texts(golden_clip), dropout=0.0), template="imagenet-7"), pixels
+        m.PromptSRC(m.VPT(golden_clip.image, TextHead(golden_clip), dropout=0.0), template="imagenet-7"), pixels
     )
-    terms, _ = method.terms(Batch(images(pixels, "src"), LABELS, NAMES), method.fixed(NAMES))
+    terms, _ = method.loss_terms(Batch(images(pixels, "src"), LABELS, NAMES), method.precompute(NAMES))
     assert {name for name, (value, _) in terms.items() if value.requires_grad} == {"ce", "answers", "image"}
 
 
 def test_depths_beyond_the_tower_are_cut_and_told(golden_clip, pixels):
     method = begun(m.MaPLe(golden_clip, depth=9), pixels)
-    assert len(method.ctx) == len(method.maps) == 3
-    assert dict(method.cuts) == {"depth": "9 cut to 3, all that the tower has"}
-    assert all(torch.equal(method.maps[1].weight, f.weight) for f in method.maps[2:])
-    with pytest.raises(ValueError, match=r"method\.depth must be at least 1, not 0"):
+    assert len(method.ctx) == len(method.projections) == 3
+    assert dict(method.clipped_settings) == {"depth": "clipped from 9 to 3 (the tower has 3 layers)"}
+    assert all(torch.equal(method.projections[1].weight, f.weight) for f in method.projections[2:])
+    with pytest.raises(ValueError, match=r"method\.depth: expected at least 1, got 0"):
         begun(m.MaPLe(golden_clip, depth=0), pixels)
 
 
 def test_tip_adapter_chooses_on_validation_images(golden_clip, pixels):
     """The first best point of the authors' grid, found by looking at every one of them."""
-    val = split(torch.randn(9, 3, 32, 32, generator=generator("val")), torch.arange(9) % 3)
-    method = m.TipAdapter(golden_clip, views=1, search=(7.0, 3.0))
-    method.begin(Lesson(split(pixels), val), generator(0))
+    val = split(torch.randn(9, 3, 32, 32, generator=make_generator("val")), torch.arange(9) % 3)
+    method = m.TipAdapter(golden_clip, augmentations=1, search_scale=(7.0, 3.0))
+    method.begin_lesson(Lesson(split(pixels), val), make_generator(0))
     before = copy.deepcopy(method)
-    method.end(Lesson(split(pixels), val))
+    method.end_lesson(Lesson(split(pixels), val))
     best, where = -1.0, None
     inputs = next(val.batches(9)).inputs
-    prepared = before.prepare(NAMES, before.fixed(NAMES))
+    prepared = before.prepare(NAMES, before.precompute(NAMES))
     for i in range(200):
         for k in range(20):
             alpha, beta = k * (3 - 0.1) / 20 + 0.1, i * (7 - 0.1) / 200 + 0.1
-            before.chosen = torch.tensor([alpha, beta])
+            before.alpha_beta = torch.tensor([alpha, beta])
             right = (before(inputs, prepared).logits.argmax(1) == torch.tensor(val.labels)).float().mean()
             if right > best:
                 best, where = float(right), (alpha, beta)
-    assert torch.allclose(method.chosen, torch.tensor(where), atol=1e-5)
+    assert torch.allclose(method.alpha_beta, torch.tensor(where), atol=1e-5)
     unchanged = m.TipAdapter(golden_clip, 2.0, 3.0)
-    unchanged.begin(Lesson(split(pixels)), generator(0))
-    unchanged.end(Lesson(split(pixels)))
-    assert unchanged.chosen.tolist() == [2.0, 3.0]
+    unchanged.begin_lesson(Lesson(split(pixels)), make_generator(0))
+    unchanged.end_lesson(Lesson(split(pixels)))
+    assert unchanged.alpha_beta.tolist() == [2.0, 3.0]
 
 
 def test_low_rank_updates_stand_where_they_are_asked_for(golden_clip, pixels):
     method = begun(m.CLIPLoRA(golden_clip, ("image",), ("out", "up"), layers=(1,)), pixels)
-    assert set(method.parts) == {"image"}
-    assert set(method.parts["image"]) == {"1/out", "1/up"}
-    with pytest.raises(ValueError, match="layers 0 to 2, none of"):
+    assert set(method.adapters) == {"image"}
+    assert set(method.adapters["image"]) == {"1/out", "1/up"}
+    with pytest.raises(ValueError, match=r"method.layers: expected layers 0 to 2 .* got "):
         begun(m.CLIPLoRA(golden_clip, layers=(7,)), pixels)
 
 
 def test_descriptions_of_classes(golden_clip, encode, pixels, tmp_path):
     path = tmp_path / "texts.json"
     path.write_text('{"cat": ["a cat with {whiskers}", "a small cat"], "red_fox": "a fox", "Yak": ["a yak"]}')
-    found = m.ZeroShot(golden_clip, descriptions=str(path)).fixed(NAMES)
+    found = m.ZeroShot(golden_clip, descriptions=str(path)).precompute(NAMES)
     with torch.no_grad():
         texts = unit(encode(["a cat with {whiskers}", "a small cat", "a fox", "a yak"]))
     assert relative(found, torch.stack([texts[:2].mean(0), texts[2], texts[3]])) < 1e-4
-    form = m.ZeroShot(golden_clip, "{name}, which is {description}", str(path)).fixed(NAMES)
+    form = m.ZeroShot(golden_clip, "{name}, which is {description}", str(path)).precompute(NAMES)
     with torch.no_grad():
         assert relative(form[2:], unit(encode(["yak, which is a yak"]))) < 1e-4
-    with pytest.raises(ValueError, match="no description of 'teapot'"):
-        m.ZeroShot(golden_clip, descriptions=str(path)).fixed((Name("teapot"),))
-    with pytest.raises(ValueError, match="there is no file of descriptions"):
-        m.ZeroShot(golden_clip, descriptions=str(tmp_path / "none.json")).fixed(NAMES)
+    with pytest.raises(ValueError, match="expected a description of 'teapot', got none"):
+        m.ZeroShot(golden_clip, descriptions=str(path)).precompute((ClassName("teapot"),))
+    with pytest.raises(ValueError, match=r"method.descriptions: expected a file of descriptions, got "):
+        m.ZeroShot(golden_clip, descriptions=str(tmp_path / "none.json")).precompute(NAMES)
 
 
 def test_template_ensembles(golden_clip, encode, pixels):
-    found = m.ZeroShot(golden_clip, "imagenet-7").fixed(NAMES)
+    found = m.ZeroShot(golden_clip, "imagenet-7").precompute(NAMES)
     from open_clip.zero_shot_metadata import SIMPLE_IMAGENET_TEMPLATES
 
     with torch.no_grad():
@@ -280,7 +278,7 @@ def test_template_ensembles(golden_clip, encode, pixels):
 @pytest.mark.parametrize("make", [m.IVLP, m.MaPLe])
 def test_words_begin_the_first_layer_alone(golden_clip, pixels, make):
     method = begun(make(golden_clip, depth_text=3) if make is m.IVLP else make(golden_clip, depth=3), pixels)
-    words = golden_clip.text.context(None, method.init)
+    words = golden_clip.text.init_context(None, method.init_text)
     assert torch.equal(method.ctx[0].detach(), words)
     later = torch.cat([c.detach().flatten() for c in list(method.ctx)[1:]])
     assert 0.015 < float(later.std()) < 0.025
@@ -288,14 +286,16 @@ def test_words_begin_the_first_layer_alone(golden_clip, pixels, make):
 
 
 def test_prompts_in_one_tower_alone(golden_clip, pixels):
-    text, image = (begun(m.IVLP(golden_clip, **n), pixels) for n in ({"n_image": 0}, {"n_text": 0}))
-    assert (len(text.tokens), len(image.ctx)) == (0, 0)
+    text, image = (begun(m.IVLP(golden_clip, **n), pixels) for n in ({"n_image_tokens": 0}, {"n_text_tokens": 0}))
+    assert (len(text.image_tokens), len(image.ctx)) == (0, 0)
     inputs = images(pixels, "alone")
     plain = answer(m.ZeroShot(golden_clip), inputs)
-    assert torch.equal(text(inputs, text.prepare(NAMES, text.fixed(NAMES))).image, golden_clip.image(inputs))
+    assert torch.equal(
+        text(inputs, text.prepare(NAMES, text.precompute(NAMES))).image_features, golden_clip.image(inputs)
+    )
     for p in image.parameters():
         p.data.zero_()
-    assert image(inputs, image.prepare(NAMES, image.fixed(NAMES))).logits.shape == plain.shape
-    assert torch.equal(image.fixed(NAMES), golden_clip.text(HAND)[0])
-    with pytest.raises(ValueError, match="ivlp needs tokens in one tower at least"):
+    assert image(inputs, image.prepare(NAMES, image.precompute(NAMES))).logits.shape == plain.shape
+    assert torch.equal(image.precompute(NAMES), golden_clip.text(HAND)[0])
+    with pytest.raises(ValueError, match="ivlp: expected tokens in at least one tower, got 0 in both"):
         begun(m.IVLP(golden_clip, 0, 0), pixels)

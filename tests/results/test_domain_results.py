@@ -9,16 +9,15 @@ import pytest
 import yaml
 from conftest import keep
 
-from vlprompt.experiments.paper_recipes import reference
-from vlprompt.results.plots.all_plots import draw
-from vlprompt.results.plots.domains import matrices, pseudo
-from vlprompt.results.published.compare import compare
+from vlprompt.experiments.paper_recipes import load_reference
+from vlprompt.results.plots.all_plots import draw_all_plots
+from vlprompt.results.plots.domains import plot_pair_matrices, plot_pseudo_labels
+from vlprompt.results.published.compare import compare_results
 from vlprompt.results.published.reference import read_reference
 from vlprompt.results.run_folder import Result
-from vlprompt.results.tables.domains import grids
-from vlprompt.results.tables.formats import render
-from vlprompt.results.tables.summary import rows
-from vlprompt.runtime.paths import configs_folder
+from vlprompt.results.tables.all_tables import build_tables, render_results
+from vlprompt.results.tables.summary import build_rows
+from vlprompt.runtime.paths import find_configs_folder
 
 mpl.use("Agg")
 HOME = ("Art", "Clipart", "Product", "Real World")
@@ -30,14 +29,26 @@ CHOICES = {"last": "last epoch", "val": "best epoch on validation images",
 def domain(method="dapl", source="Art", target="Clipart", seed=1, at=60.0, pseudo=True, **changes):
     """A result in the format of the task domain, at `at` + its seed, 5 above zero-shot; the second epoch is best."""
     sources = [source] if isinstance(source, str) else list(source)
-    task = {"name": "domain", "dataset": "office_home", "source": source, "target": target, "setting": "adapt",
-            "transductive": None, "val": 0.1, "classes": None, "shots": None, "seed": seed, "track": True,
-            "augment": None, "skip_broken": False}  # fmt: skip
+    task = {
+        "name": "domain",
+        "dataset": "office_home",
+        "source": source,
+        "target": target,
+        "setting": "adapt",
+        "transductive": None,
+        "val_fraction": 0.1,
+        "classes": None,
+        "shots": None,
+        "seed": seed,
+        "epoch_metrics": True,
+        "augment": None,
+        "skip_broken": False,
+    }
     protocol = {"dataset": "office_home", "sources": sources, "target": target, "setting": "adapt",
                 "transductive": True, "train": "t", "test": f"h-{target}", "split": "literature", "classes": 65,
                 "template": "a photo of a {name}.", "zero_shot_template": "a photo of a {name}.", "augment": "none",
                 "backbone_key": "w", "metrics": {"accuracy": "of the target's test"}}  # fmt: skip
-    train = {"lr": 0.1, "select": "last", "precision": "fp32"}
+    train = {"lr": 0.1, "model_selection": "last", "precision": "fp32"}
     config = {"backbone": "glyph", "method": {"name": method}, "task": task, "train": train, "seed": seed}
     for key, value in changes.items():
         part = task if key in task else train if key in train else config if key in config else config["method"]
@@ -46,7 +57,7 @@ def domain(method="dapl", source="Art", target="Clipart", seed=1, at=60.0, pseud
             task[key] = value
     if "->" in protocol["dataset"]:  # two datasets, which the task names as source and target
         task["dataset"] = None
-    protocol["selection"] = CHOICES[train["select"]]
+    protocol["selection"] = CHOICES[train["model_selection"]]
     top = at + seed
     summary = {"accuracy": top, "class_mean": top - 1, "source": 90.0, "zero_shot": top - 5, "gain": 5.0}
     scores = {"target": {"accuracy": top, "class_mean": top - 1}, "source": {"accuracy": 90.0},
@@ -56,7 +67,7 @@ def domain(method="dapl", source="Art", target="Clipart", seed=1, at=60.0, pseud
                "target": top + d} for e, d in enumerate((-2.0, 2.0, 0.0))]  # fmt: skip
     if pseudo:
         summary |= {"coverage": 70.0 + seed, "precision": 85.0}
-        scores["pseudo"] = {"coverage": 70.0 + seed, "precision": 85.0}
+        scores["pseudo_labels"] = {"coverage": 70.0 + seed, "precision": 85.0}
         rules["agreement"] = top
         for e, told in enumerate(epochs):
             told |= {"coverage": 50.0 + 10 * e + seed, "precision": 90.0 - 2 * e, "agreement": 80.0}
@@ -75,23 +86,23 @@ def home(method="dapl", pairs=PAIRS, seeds=(1, 2, 3), **changes):
 
 
 def cells(grid):
-    return {line[0]: dict(zip(grid.head, line, strict=True)) for line in grid.lines}
+    return {line[0]: dict(zip(grid.header, line, strict=True)) for line in grid.rows}
 
 
 def test_pairs_are_columns_and_their_mean_is_over_seeds():
-    pairs, means, rules = grids(rows([*home(), *home("zero_shot", pseudo=False, at=50.0)]))
+    pairs, means, rules = build_tables(build_rows([*home(), *home("zero_shot", pseudo=False, at=50.0)]))
     assert pairs.title == "domain on office_home, adapt, glyph: accuracy on the target's test"
-    assert pairs.head == ["method", "A -> C", "A -> P", "A -> R", "C -> A", "C -> P", "C -> R", "P -> A", "P -> C",
+    assert pairs.header == ["method", "A -> C", "A -> P", "A -> R", "C -> A", "C -> P", "C -> R", "P -> A", "P -> C",
                           "P -> R", "R -> A", "R -> C", "R -> P", "mean"]  # fmt: skip
-    assert [line[0] for line in pairs.lines] == ["zero_shot", "dapl"]
+    assert [line[0] for line in pairs.rows] == ["zero_shot", "dapl"]
     assert cells(pairs)["dapl"]["A -> C"] == "62.0±0.8"
     assert cells(pairs)["dapl"]["R -> P"] == "73.0±0.8"
     assert cells(pairs)["dapl"]["mean"] == "67.5±0.8"  # 60 + 5.5 + 2; of the means of the seeds, not of 36 numbers
-    assert pairs.notes == ("domains: A = Art, C = Clipart, P = Product, R = Real World",
+    assert pairs.footnotes == ("domains: A = Art, C = Clipart, P = Product, R = Real World",
                            "mean: over the 12 pairs for each seed, then over seeds")  # fmt: skip
-    assert means.head == ["method", "accuracy", "class mean", "source", "zero shot", "gain", "coverage", "precision",
+    assert means.header == ["method", "accuracy", "class mean", "source", "zero shot", "gain", "coverage", "precision",
                           "n", "trained", "%", "s", "MB"]  # fmt: skip
-    assert means.lines[1][1:9] == [
+    assert means.rows[1][1:9] == [
         "67.5±0.8",
         "66.5±0.8",
         "90.0±0.0",
@@ -102,30 +113,30 @@ def test_pairs_are_columns_and_their_mean_is_over_seeds():
         "3",
     ]
     assert (cells(means)["zero_shot"]["coverage"], cells(means)["zero_shot"]["gain"]) == ("", "0.0±0.0")
-    assert rules.head == ["method", "last", "val", "entropy", "agreement", "oracle*"]
-    assert rules.lines == [["dapl", "67.5±0.8", "65.5±0.8", "66.5±0.8", "67.5±0.8", "69.5±0.8"]]
-    assert any("looks at the target's test labels" in note for note in rules.notes)
+    assert rules.header == ["method", "last", "val", "entropy", "agreement", "oracle*"]
+    assert rules.rows == [["dapl", "67.5±0.8", "65.5±0.8", "66.5±0.8", "67.5±0.8", "69.5±0.8"]]
+    assert any("looks at the target's test labels" in note for note in rules.footnotes)
 
 
 def test_a_missing_pair_empties_the_mean_and_is_named():
-    pairs, means, _ = grids(rows([*home(), *home("coop", pairs=PAIRS[:-2])]))
+    pairs, means, _ = build_tables(build_rows([*home(), *home("coop", pairs=PAIRS[:-2])]))
     assert cells(pairs)["coop"]["A -> C"] == "62.0±0.8"
     assert (cells(pairs)["coop"]["mean"], cells(pairs)["coop"]["R -> P"]) == ("", "")
     assert cells(means)["coop"]["accuracy"] == ""
     told = "no mean for coop: no finished run of R -> C, R -> P"
-    assert told in pairs.notes
-    assert told in means.notes
+    assert told in pairs.footnotes
+    assert told in means.footnotes
 
 
 def test_pairs_of_other_seeds_have_no_spread():
     some = [*home(pairs=PAIRS[:11]), *home(pairs=PAIRS[11:], seeds=(1,))]
-    assert cells(grids(rows(some))[0])["dapl"]["mean"] == "67.4"
+    assert cells(build_tables(build_rows(some))[0])["dapl"]["mean"] == "67.4"
 
 
 def test_a_number_that_one_seed_lacks_has_no_mean():
     some = home()
     del some[5].summary["source"]
-    means = cells(grids(rows(some))[1])["dapl"]
+    means = cells(build_tables(build_rows(some))[1])["dapl"]
     assert (means["source"], means["accuracy"]) == ("", "67.5±0.8")
 
 
@@ -133,27 +144,39 @@ def test_no_row_is_lost_where_nothing_tells_two_apart():
     some = [*home(seeds=(1,)), *home(seeds=(1,), at=70)]
     for r in some[12:]:
         r.config["task"]["dataset"] = "elsewhere/office_home"
-    assert [(line[0], line[-1]) for line in grids(rows(some))[0].lines] == [("dapl", "66.5"), ("dapl", "76.5")]
+    assert [(line[0], line[-1]) for line in build_tables(build_rows(some))[0].rows] == [
+        ("dapl", "66.5"),
+        ("dapl", "76.5"),
+    ]
 
 
 def test_an_oracle_is_marked_in_every_table_and_form():
-    found = rows([*home("coop"), *home("coop", select="oracle"), *home("maple", select="oracle")])
-    for grid in grids(found):
-        assert [line[0] for line in grid.lines] == ["coop (select=last)", "coop (select=oracle)*", "maple*"]
-        assert "protocol" not in grid.head  # the star tells it; no letter does so again
-        assert any(note.startswith("*: an oracle") for note in grid.notes)
-    assert "| maple* |" in render(found, "markdown")
-    told = json.loads(render(found, "json"))
+    found = build_rows(
+        [*home("coop"), *home("coop", model_selection="oracle"), *home("maple", model_selection="oracle")]
+    )
+    for grid in build_tables(found):
+        assert [line[0] for line in grid.rows] == [
+            "coop (model_selection=last)",
+            "coop (model_selection=oracle)*",
+            "maple*",
+        ]
+        assert "protocol" not in grid.header  # the star tells it; no letter does so again
+        assert any(note.startswith("*: an oracle") for note in grid.footnotes)
+    assert "| maple* |" in render_results(found, "markdown")
+    told = json.loads(render_results(found, "json"))
     assert {(r["method"], r["variant"], r["is_oracle"]) for r in told} == {
-        ("coop", "select=last", False), ("coop", "select=oracle", True), ("maple", "", True)}  # fmt: skip
-    flat = list(csv.DictReader(render(found, "csv").splitlines()))
+        ("coop", "model_selection=last", False),
+        ("coop", "model_selection=oracle", True),
+        ("maple", "", True),
+    }
+    flat = list(csv.DictReader(render_results(found, "csv").splitlines()))
     assert {(r["method"], r["is_oracle"]) for r in flat} == {("coop", "False"), ("coop", "True"), ("maple", "True")}
 
 
 def test_no_star_without_an_oracle():
-    pairs, means, _ = grids(rows([*home("coop"), *home("coop", select="val")]))
-    assert [line[0] for line in pairs.lines] == ["coop (select=last)", "coop (select=val)"]
-    assert not any(note.startswith("*") for grid in (pairs, means) for note in grid.notes)
+    pairs, means, _ = build_tables(build_rows([*home("coop"), *home("coop", model_selection="val")]))
+    assert [line[0] for line in pairs.rows] == ["coop (model_selection=last)", "coop (model_selection=val)"]
+    assert not any(note.startswith("*") for grid in (pairs, means) for note in grid.footnotes)
 
 
 def test_a_narrow_terminal_cuts_no_number(type_all, tmp_path, monkeypatch):
@@ -168,10 +191,10 @@ def test_a_narrow_terminal_cuts_no_number(type_all, tmp_path, monkeypatch):
 PROTOCOLS = {
     "transductive": ({"transductive": False}, "transductive=false"),
     "classes": ({"classes": "shared"}, "task.classes=shared (others all)"),
-    "val": ({"val": 0.2}, "task.val=0.2 (others 0.1)"),
+    "val": ({"val_fraction": 0.2}, "task.val_fraction=0.2 (others 0.1)"),
     "shots": ({"shots": 8}, "task.shots=8 (others all)"),
     "template": ({"zero_shot_template": "a {name}."}, "zero_shot_template a {name}. (others a photo of a {name}.)"),
-    "selection": ({"select": "val"}, "selection best epoch on validation images (others last epoch)"),
+    "selection": ({"model_selection": "val"}, "selection best epoch on validation images (others last epoch)"),
     "test": ({"test": "other"}, "other test images of the target"),
 }
 
@@ -180,25 +203,29 @@ PROTOCOLS = {
 def test_a_protocol_that_differs_gets_one_letter_for_all_pairs(case):
     changes, told = PROTOCOLS[case]
     some = [*home("a"), *home("b"), *home("odd", **changes)]
-    for grid in grids(rows(some)):
-        assert [line[:2] for line in grid.lines] == [["a", ""], ["b", ""], ["odd", "a"]]
-        assert grid.notes[0] == f"a: {told}"
-    flat = list(csv.DictReader(render(rows(some), "csv").splitlines()))
+    for grid in build_tables(build_rows(some)):
+        assert [line[:2] for line in grid.rows] == [["a", ""], ["b", ""], ["odd", "a"]]
+        assert grid.footnotes[0] == f"a: {told}"
+    flat = list(csv.DictReader(render_results(build_rows(some), "csv").splitlines()))
     assert {(r["method"], r["protocol"], r["differs"]) for r in flat} == {
         ("a", "", ""), ("b", "", ""), ("odd", "a", told)}  # fmt: skip
 
 
 def test_what_differs_on_some_pairs_says_on_which():
     some = [*home("a"), *home("b"), *home("odd", pairs=PAIRS[1:]), *home("odd", pairs=PAIRS[:1], test="g")]
-    assert grids(rows(some))[0].notes[0] == "a: other test images of the target on A -> C"
-    assert not [n for n in grids(rows([*home("a"), *home("zero_shot", select="val")]))[0].notes if n[:2] == "a:"]
+    assert build_tables(build_rows(some))[0].footnotes[0] == "a: other test images of the target on A -> C"
+    assert not [
+        n
+        for n in build_tables(build_rows([*home("a"), *home("zero_shot", model_selection="val")]))[0].footnotes
+        if n[:2] == "a:"
+    ]
 
 
 def test_rows_of_one_method_are_told_apart_but_not_by_their_pair():
     some = [*home(tau=0.5), *home(tau=0.6), *home("coop"), *home(shots=4, tau=0.5)]
-    lines = [line[0] for line in grids(rows(some))[0].lines]
+    lines = [line[0] for line in build_tables(build_rows(some))[0].rows]
     assert lines == ["coop", "dapl (tau=0.5)", "dapl (tau=0.5, shots=4)", "dapl (tau=0.6)"]
-    assert all(cell for line in grids(rows(some))[0].lines for cell in (line[0], *line[2:]))
+    assert all(cell for line in build_tables(build_rows(some))[0].rows for cell in (line[0], *line[2:]))
 
 
 def test_every_setting_has_tables_of_its_own():
@@ -206,7 +233,7 @@ def test_every_setting_has_tables_of_its_own():
     some = [domain(source=rest(t), target=t) for t in HOME]
     some += [domain(source=rest(t), target=t, setting="generalise", pseudo=False) for t in HOME]
     some += [domain(), domain(setting="source_free"), domain(dataset="office_31")]
-    made = grids(rows(some))
+    made = build_tables(build_rows(some))
     assert list(dict.fromkeys(g.title.split(": ")[0] for g in made)) == [
         "domain on office_31, adapt, Art -> Clipart, glyph",
         "domain on office_home, adapt, Art -> Clipart, glyph",
@@ -215,22 +242,22 @@ def test_every_setting_has_tables_of_its_own():
         "domain on office_home, source-free, Art -> Clipart, glyph",
     ]
     several = next(g for g in made if "several" in g.title)
-    assert several.head == ["method", *HOME, "mean"]
-    assert made[0].head[:2] == ["method", "accuracy"]  # one pair has no table of pairs
+    assert several.header == ["method", *HOME, "mean"]
+    assert made[0].header[:2] == ["method", "accuracy"]  # one pair has no table of pairs
 
 
 def test_letters_that_are_not_clear_are_whole_names():
     some = [domain(source=s, target=t) for s, t in permutations(("clipart", "cartoon", "photo"), 2)]
-    assert grids(rows(some))[0].head[1:3] == ["cartoon -> clipart", "cartoon -> photo"]
+    assert build_tables(build_rows(some))[0].header[1:3] == ["cartoon -> clipart", "cartoon -> photo"]
     two = [domain(source="Art", target=["Clipart", "Product"][i], seed=1) for i in (0, 1)]
-    assert grids(rows(two))[0].head == ["method", "Art -> Clipart", "Art -> Product", "mean"]
+    assert build_tables(build_rows(two))[0].header == ["method", "Art -> Clipart", "Art -> Product", "mean"]
 
 
 def test_two_datasets_are_a_dataset_of_their_own():
     some = [domain(source="glyphs", target="digits", dataset="glyphs -> digits", seed=s) for s in (1, 2)]
-    means, rules = grids(rows(some))
+    means, rules = build_tables(build_rows(some))
     assert means.title == "domain on glyphs -> digits, adapt, glyph: numbers of the target"
-    assert means.lines[0][:2] == ["dapl", "61.5±0.5"]
+    assert means.rows[0][:2] == ["dapl", "61.5±0.5"]
     assert rules.title.startswith("domain on glyphs -> digits, adapt, glyph: which epoch")
 
 
@@ -257,7 +284,9 @@ def test_every_form_has_pairs_and_their_mean(type_all, tmp_path, monkeypatch):
 
 
 def test_pseudo_labels_over_epochs():
-    figure = pseudo(rows([*home(), *home("zero_shot", pseudo=False), *home("upl", select="oracle")]))
+    figure = plot_pseudo_labels(
+        build_rows([*home(), *home("zero_shot", pseudo=False), *home("upl", model_selection="oracle")])
+    )
     panels = [a for a in figure.axes if a.lines]
     assert [a.get_title() for a in panels] == ["dapl, mean over 12 pairs", "upl*, mean over 12 pairs"]
     curves = {line.get_label(): list(line.get_ydata()) for line in panels[0].lines}
@@ -274,8 +303,8 @@ def test_pseudo_labels_over_epochs():
 
 
 def test_few_pairs_have_a_panel_each():
-    figure = pseudo(
-        rows([*home(pairs=PAIRS[:2]), domain(source="glyphs", target="digits", dataset="glyphs -> digits")])
+    figure = plot_pseudo_labels(
+        build_rows([*home(pairs=PAIRS[:2]), domain(source="glyphs", target="digits", dataset="glyphs -> digits")])
     )
     assert [a.get_title() for a in figure.axes if a.lines] == [
         "dapl\nglyphs -> digits, adapt",
@@ -286,7 +315,9 @@ def test_few_pairs_have_a_panel_each():
 
 
 def test_every_method_on_every_pair():
-    figure = matrices(rows([*home(pairs=PAIRS[:3]), *home("zero_shot", pairs=PAIRS[:2], at=55, pseudo=False)]))
+    figure = plot_pair_matrices(
+        build_rows([*home(pairs=PAIRS[:3]), *home("zero_shot", pairs=PAIRS[:2], at=55, pseudo=False)])
+    )
     axis = next(a for a in figure.axes if a.images)
     assert [t.get_text() for t in axis.get_yticklabels()] == ["zero_shot", "dapl"]
     assert [t.get_text() for t in axis.get_xticklabels()] == ["A -> C", "A -> P", "A -> R", "mean"]
@@ -296,7 +327,7 @@ def test_every_method_on_every_pair():
     without = home(pairs=PAIRS[:3])
     for r in without:
         del r.summary["gain"], r.summary["zero_shot"]
-    figure = matrices(rows(without))
+    figure = plot_pair_matrices(build_rows(without))
     assert [a.get_ylabel() for a in figure.axes] == ["", "accuracy, %"]
     assert figure.axes[0].images[0].get_array().tolist() == [[62, 63, 64, 63]]
 
@@ -306,27 +337,27 @@ def test_plot_draws_what_there_is(type_in, tmp_path):
     assert type_in("plot", "runs") == (0, "wrote runs/pseudo.png wrote runs/pairs.png")
     assert (tmp_path / "runs" / "pairs.png").read_bytes()[:4] == b"\x89PNG"
     keep(tmp_path / "coop", *home("coop", pseudo=False, shots=4))  # of few shots, and yet no few-shot run
-    assert type_in("plot", "coop", "--picture", "my.png")[1] == "wrote my.png"
+    assert type_in("plot", "coop", "--figure", "my.png")[1] == "wrote my.png"
     with pytest.raises(ValueError, match="no run here has pseudo-labels"):
-        pseudo(rows(home("coop", pseudo=False)))
+        plot_pseudo_labels(build_rows(home("coop", pseudo=False)))
     with pytest.raises(ValueError, match="no few-shot runs"):
-        draw([], tmp_path)
+        draw_all_plots([], tmp_path)
 
 
-KNOWN = reference()
+KNOWN = load_reference()
 DOMAINS = [e for e in KNOWN.entries if e.task == "domain"]
 B16 = "open_clip:ViT-B-16/openai"
 
 
 def set_beside(results, title):
     """Pairs with the numbers of one title, by a recipe that our settings always agree with."""
-    found, _ = compare(results, KNOWN, lambda ours, theirs: ours.config)
+    found, _ = compare_results(results, KNOWN, lambda ours, theirs: ours.config)
     return [p for p in found if p.theirs.title == title]
 
 
 def test_published_domains_have_their_protocol():
     own = {(e.dataset, e.backbone): e for e in DOMAINS if e.title == "DAPL"}
-    assert {k: e.numbers for k, e in own.items()} == {
+    assert {k: e.metrics for k, e in own.items()} == {
         ("office_home", "ViT-B-16/openai"): {"accuracy": 84.4}, ("office_home", "RN50/openai"): {"accuracy": 74.5},
         ("visda2017", "ViT-B-16/openai"): {"class_mean": 89.8}, ("visda2017", "RN101/openai"): {"class_mean": 86.9},
         ("mini_domainnet", "ViT-B-16/openai"): {"accuracy": 85.8},
@@ -335,34 +366,34 @@ def test_published_domains_have_their_protocol():
     assert all("the epoch is chosen by the target's test labels" in e.protocol["defects"] for e in own.values())
     assert {e.dataset: e.protocol["pairs"] for e in DOMAINS} == {
         "office_home": 12, "office31": 6, "visda2017": 1, "mini_domainnet": 12}  # fmt: skip
-    again = {(e.method, e.dataset): e.numbers for e in DOMAINS if "PDA" in e.title}
+    again = {(e.method, e.dataset): e.metrics for e in DOMAINS if "PDA" in e.title}
     assert again["dapl", "office31"] == {"accuracy": 81.2}
     assert again["coop", "visda2017"] == {"class_mean": 82.7}
 
 
 def test_our_mean_over_pairs_is_set_beside_theirs():
     [pair] = set_beside(home("zero_shot", backbone=B16, pseudo=False), "CLIP by PDA's authors")
-    assert (pair.number, pair.published, pair.reasons) == ("accuracy", 82.1, ())
-    assert str(pair.mine) == "67.5±0.8"
+    assert (pair.metric, pair.published_value, pair.reasons) == ("accuracy", 82.1, ())
+    assert str(pair.our_value) == "67.5±0.8"
     visda = {"dataset": "visda2017", "source": "synthetic", "target": "real", "backbone": B16}
     [pair] = set_beside([domain("zero_shot", **visda)], "CLIP by DAPL's authors")
-    assert (pair.number, pair.mine.mean, pair.published) == ("class_mean", 60.0, 88.7)
+    assert (pair.metric, pair.our_value.mean, pair.published_value) == ("class_mean", 60.0, 88.7)
 
 
 DEFECTS = (
     "theirs: the epoch is chosen by the target's test labels",
     "theirs: the learning rate goes up and down every 50 steps: a schedule of epochs is stepped by batches",
 )
-SAME = {"backbone": B16, "val": 0, "precision": "fp16", "select": "oracle"}
+SAME = {"backbone": B16, "val_fraction": 0, "precision": "fp16", "model_selection": "oracle"}
 REASONS = {
     "pairs": ({"pairs": PAIRS[:3]}, "mean over 3 pairs, theirs over 12"),
-    "val": ({"val": 0.1}, "0.1 of the source images held out, theirs 0"),
+    "val": ({"val_fraction": 0.1}, "0.1 of the source images held out, theirs 0"),
     "weights": (
         {"backbone": "open_clip:ViT-B-16/laion2b"},
         "backbone open_clip:ViT-B-16/laion2b, theirs ViT-B-16/openai",
     ),
     "selection": (
-        {"select": "last"},
+        {"model_selection": "last"},
         "model chosen by last epoch, theirs by best epoch on the target's test labels (an oracle)",
     ),
     "test": (
@@ -370,7 +401,7 @@ REASONS = {
         "tested on other images than it adapts to, theirs tested on the images it adapts to",
     ),
     "shots": ({"shots": 8}, "8 shots, theirs all"),
-    "split": ({"split": "own"}, "split not the literature's"),
+    "split": ({"split": "custom"}, "split not the literature's"),
 }
 
 
@@ -384,7 +415,7 @@ def test_every_difference_from_a_published_protocol_is_a_reason(case):
 
 
 def test_what_is_not_told_of_theirs_is_a_reason():
-    [pair] = set_beside(home("coop", **SAME | {"select": "last"}, pseudo=False), "CoOp by PDA's authors")
+    [pair] = set_beside(home("coop", **SAME | {"model_selection": "last"}, pseudo=False), "CoOp by PDA's authors")
     assert pair.reasons == ("not told of theirs: selection",)
     mini = {"dataset": "mini_domainnet", "backbone": B16}
     [pair] = set_beside(home("zero_shot", **mini), "CLIP by DAPL's authors")
@@ -396,21 +427,21 @@ def test_other_settings_have_no_counterpart():
         assert not set_beside(home(**SAME | changes), "DAPL")
     assert not set_beside([domain(source=HOME[:3], target=HOME[3], **SAME)], "DAPL")
     two = domain(source="glyphs", target="digits", dataset="glyphs -> digits")
-    alone = compare([two], KNOWN, lambda ours, theirs: ours.config)[1]
+    alone = compare_results([two], KNOWN, lambda ours, theirs: ours.config)[1]
     assert [o.dataset for o in alone] == ["glyphs -> digits"]
     back = domain(source="digits", target="glyphs", dataset="digits -> glyphs")
-    alone = compare([two, back], KNOWN, lambda ours, theirs: ours.config)[1]
-    assert [len(o.parts) for o in alone] == [1, 1]
+    alone = compare_results([two, back], KNOWN, lambda ours, theirs: ours.config)[1]
+    assert [len(o.members) for o in alone] == [1, 1]
 
 
 def test_what_the_protocol_speaks_of_is_no_other_setting():
     """The recipe knows no pair; what the protocol does not speak of stays a reason."""
     for more, other in (
-        ({"source": None, "target": None, "val": 0, "transductive": True}, False),
+        ({"source": None, "target": None, "val_fraction": 0, "transductive": True}, False),
         ({"augment": "x"}, True),
     ):
         recipe = lambda ours, _, more=more: ours.config | {"task": ours.config["task"] | more}  # noqa: E731
-        found = compare(home(**SAME), KNOWN, recipe)[0]
+        found = compare_results(home(**SAME), KNOWN, recipe)[0]
         assert found
         assert all(any(r.startswith("other settings") for r in p.reasons) == other for p in found), more
 
@@ -419,24 +450,24 @@ def test_pairs_of_other_seeds_are_told_and_counted_where_they_agree():
     some = [*home(pairs=PAIRS[:11], **SAME), *home(pairs=PAIRS[11:], seeds=(1,), **SAME)]
     pair = next(p for p in set_beside(some, "DAPL") if p.theirs.backbone == "ViT-B-16/openai")
     assert "the pairs were run with different seeds" in pair.reasons
-    assert (pair.mine.mean, pair.mine.n) == (pytest.approx(66.5), 1)
+    assert (pair.our_value.mean, pair.our_value.n) == (pytest.approx(66.5), 1)
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"stages": 3}, "a protocol has no 'stages'"),
-        ({"setting": "few"}, "protocol.setting is 'few'; the choices are"),
-        ({"sources": 1}, "protocol.sources is 1"),
-        ({"transductive": "yes"}, "protocol.transductive is 'yes'"),
-        ({"pairs": None}, "protocol.pairs is None"),
-        ({"val": 2}, "protocol.val is 2"),
-        ({"defects": "none"}, "protocol.defects is 'none'"),
-        (None, "the protocol does not say 'defects'"),
+        ({"stages": 3}, "protocol: unknown key 'stages'; "),
+        ({"setting": "few"}, "protocol.setting: expected one of .*, got 'few'"),
+        ({"sources": 1}, "protocol.sources: expected .*, got 1"),
+        ({"transductive": "yes"}, "protocol.transductive: expected .*, got 'yes'"),
+        ({"pairs": None}, "protocol.pairs: expected .*, got None"),
+        ({"val_fraction": 2}, "protocol.val_fraction: expected .*, got 2"),
+        ({"defects": "none"}, "protocol.defects: expected .*, got 'none'"),
+        (None, "protocol: the key 'defects' is missing. Write null"),
     ],
 )
 def test_a_broken_protocol_is_told(tmp_path, change, told):
-    held = yaml.safe_load((configs_folder() / "reference" / "domains.yaml").read_text())
+    held = yaml.safe_load((find_configs_folder() / "reference" / "domains.yaml").read_text())
     held["published"] = held["published"][:1]
     held["protocol"] = {} if change is None else held["protocol"] | change
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(held))
@@ -445,14 +476,14 @@ def test_a_broken_protocol_is_told(tmp_path, change, told):
 
 
 def test_domains_against_published(type_in, tmp_path):
-    keep(tmp_path / "runs", *home("coop", backbone=B16, select="oracle"), *home("upl", backbone=B16))
+    keep(tmp_path / "runs", *home("coop", backbone=B16, model_selection="oracle"), *home("upl", backbone=B16))
     code, text = type_in("table", "runs", "--against", "published", "--json", "j.json", "--markdown", "m.md")
     assert code == 0
     assert "office_home (12 pairs) coop* all accuracy 67.5±0.8 83.90 -16.4 [1]" in text
     assert "nothing published for: upl (domain on office_home)" in text
     assert "- *: an oracle" in (tmp_path / "m.md").read_text()
     [row] = json.loads((tmp_path / "j.json").read_text())
-    assert (row["oracle"], row["comparable"], row["published"]) == (True, False, 83.9)
+    assert (row["is_oracle"], row["comparable"], row["published"]) == (True, False, 83.9)
 
 
 def test_a_mean_never_mixes_settings():
@@ -460,15 +491,15 @@ def test_a_mean_never_mixes_settings():
     others = [r for r in home("coop") if r.config["task"]["target"] != "Art"]
     for r in others:
         r.config["train"]["epochs"] = 3
-    first = grids(rows([*some, *others]))[0]
-    assert len({line[0] for line in first.lines}) == 2
-    assert any("epochs=3" in line[0] for line in first.lines)
-    assert all(line[-1] == "" for line in first.lines)  # neither has all pairs
+    first = build_tables(build_rows([*some, *others]))[0]
+    assert len({line[0] for line in first.rows}) == 2
+    assert any("epochs=3" in line[0] for line in first.rows)
+    assert all(line[-1] == "" for line in first.rows)  # neither has all pairs
 
 
 def test_a_seed_that_one_pair_lacks_is_told():
     some = home("coop")
     gone = next(r for r in some if r.config["seed"] == 2)
-    first = grids(rows([r for r in some if r is not gone]))[0]
-    assert any("unequal seeds" in note and note.endswith(" 2") for note in first.notes)
-    assert not any("unequal seeds" in note for note in grids(rows(some))[0].notes)
+    first = build_tables(build_rows([r for r in some if r is not gone]))[0]
+    assert any("unequal seeds" in note and note.endswith(" 2") for note in first.footnotes)
+    assert not any("unequal seeds" in note for note in build_tables(build_rows(some))[0].footnotes)

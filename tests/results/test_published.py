@@ -9,16 +9,16 @@ import yaml
 
 from vlprompt.cli.app import main
 from vlprompt.cli.listing import describe_method
-from vlprompt.config.resolve import grid
-from vlprompt.experiments.paper_recipes import paired, reference
+from vlprompt.config.resolve import resolve_grid
+from vlprompt.experiments.paper_recipes import compare_with_published, load_reference
 from vlprompt.metrics import harmonic_mean
 from vlprompt.results.published.reference import read_reference
-from vlprompt.results.run_folder import read_all
-from vlprompt.runtime.paths import configs_folder
+from vlprompt.results.run_folder import read_runs
+from vlprompt.runtime.paths import find_configs_folder
 
 B16 = "open_clip:ViT-B-16/openai"
-KNOWN = reference()
-ELEVEN = KNOWN.eleven["base_to_new"]
+KNOWN = load_reference()
+ELEVEN = KNOWN.averaged_datasets["base_to_new"]
 TABLE = "PromptKD repository"
 
 
@@ -29,7 +29,7 @@ def entries(task, method, shots=None):
 
 def table(task, method):
     """{dataset: entry} of the full table of a method."""
-    return {e.dataset: e for e in entries(task, method) if e.origin.text.startswith((TABLE, "APE repository"))}
+    return {e.dataset: e for e in entries(task, method) if e.source.text.startswith((TABLE, "APE repository"))}
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "coop", "cocoop", "maple", "promptsrc", "promptkd"])
@@ -37,40 +37,40 @@ def test_base_to_new_adds_up(method):
     rows = table("base_to_new", method)
     assert set(rows) == {*ELEVEN, "average"}
     for name in ("base", "new"):
-        mean = sum(rows[d].numbers[name] for d in ELEVEN) / 11
-        assert mean == pytest.approx(rows["average"].numbers[name], abs=0.006), name
+        mean = sum(rows[d].metrics[name] for d in ELEVEN) / 11
+        assert mean == pytest.approx(rows["average"].metrics[name], abs=0.006), name
     differs = {"promptkd": {"stanford_cars", "ucf101"}}.get(method, set())
-    assert {d for d, e in rows.items() if e.harmonic_differs} == differs
+    assert {d for d, e in rows.items() if e.has_other_harmonic} == differs
 
 
 def test_harmonic_means_are_those_of_base_and_new():
     """To the rounding of what is printed: two digits of base, new and the mean itself."""
     checked = 0
-    for e in (e for e in KNOWN.entries if {"base", "new", "harmonic"} <= set(e.numbers)):
-        apart = abs(harmonic_mean(e.numbers["base"], e.numbers["new"]) - e.numbers["harmonic"])
-        assert (apart > 0.011) == e.harmonic_differs, (e.title, e.dataset, apart)
+    for e in (e for e in KNOWN.entries if {"base", "new", "harmonic"} <= set(e.metrics)):
+        apart = abs(harmonic_mean(e.metrics["base"], e.metrics["new"]) - e.metrics["harmonic"])
+        assert (apart > 0.011) == e.has_other_harmonic, (e.title, e.dataset, apart)
         checked += 1
     assert checked == 6 * 12 + 18
 
 
 def test_transfer_and_few_shot_add_up():
-    whole = [e for e in KNOWN.entries if e.targets and set(e.targets) <= set(e.numbers)]
+    whole = [e for e in KNOWN.entries if e.targets and set(e.targets) <= set(e.metrics)]
     assert [e.method for e in whole if len(e.targets) == 10] == ["coop", "cocoop", "maple", "promptsrc"]
     assert [e.method for e in whole if len(e.targets) == 4] == ["coop", "cocoop", "maple", "tpt", "tpt+coop"]
     for e in whole:
-        assert sum(e.numbers[t] for t in e.targets) / len(e.targets) == pytest.approx(e.numbers["average"], abs=0.0051)
-    coop = {e.dataset: e.numbers["accuracy"] for e in entries("few_shot", "coop", 16) if e.backbone == "RN50/openai"}
+        assert sum(e.metrics[t] for t in e.targets) / len(e.targets) == pytest.approx(e.metrics["average"], abs=0.0051)
+    coop = {e.dataset: e.metrics["accuracy"] for e in entries("few_shot", "coop", 16) if e.backbone == "RN50/openai"}
     assert sum(coop[d] for d in ELEVEN) / 11 == pytest.approx(coop["average"], abs=0.006)
     tip = [e for e in entries("few_shot", "tip_adapter") if e.backbone == "RN50/openai" and e.arguments["finetune"]]
-    assert [e.numbers["accuracy"] for e in tip] == [64.60, 66.65, 69.67, 72.45, 75.83]
+    assert [e.metrics["accuracy"] for e in tip] == [64.60, 66.65, 69.67, 72.45, 75.83]
 
 
 def test_weak_evidence_is_told():
     for e in KNOWN.entries:
-        weak = any(word in e.origin.how for word in ("memory", "plot", "not told"))
-        assert weak != e.origin.verified, e
-        assert (e.tolerance > 0) == ("plot" in e.origin.how), e
-    sizes = yaml.safe_load((configs_folder() / "reference" / "datasets.yaml").read_text())
+        weak = any(word in e.source.extraction for word in ("memory", "plot", "not told"))
+        assert weak != e.source.is_verified, e
+        assert (e.tolerance > 0) == ("plot" in e.source.extraction), e
+    sizes = yaml.safe_load((find_configs_folder() / "reference" / "datasets.yaml").read_text())
     assert set(sizes) == {*ELEVEN, "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
 
 
@@ -89,15 +89,21 @@ def test_the_reference_is_no_task_and_no_recipe(capsys):
     [
         (lambda held: held | {"backbones": 1}, "unknown key 'backbones'"),
         (lambda held: held | {"published": [{"title": "X", "method": "x", "sorce": "a"}]}, "X: unknown key 'sorce'"),
-        (lambda held: held | {"published": [{"title": "X", "method": "x"}]}, "X: the key 'source' is missing"),
-        (lambda held: held | {"published": [held["published"][0] | {"source": "b"}]}, "there is no source 'b'"),
+        (lambda held: held | {"published": [{"title": "X", "method": "x"}]}, "X: the key 'source' is missing. Add it"),
+        (
+            lambda held: held | {"published": [held["published"][0] | {"source": "b"}]},
+            "source: expected one of .*, got 'b'",
+        ),
         (lambda held: held | {"published": [held["published"][0] | {"rows": {"dtd": [1, 2]}}]}, "a row has 2 numbers"),
-        (lambda held: held | {"published": [held["published"][0] | {"rows": {"dtd": {"ece": 2}}}]}, "no number 'ece'"),
-        (lambda held: {}, "there are no published numbers under"),
+        (
+            lambda held: held | {"published": [held["published"][0] | {"rows": {"dtd": {"ece": 2}}}]},
+            "unknown number 'ece'; there are",
+        ),
+        (lambda held: {}, "expected files of published numbers, got none. They are those of configs/reference/"),
     ],
 )
 def test_a_broken_reference_is_told(tmp_path, change, told):
-    held = yaml.safe_load((configs_folder() / "reference" / "few_shot.yaml").read_text())
+    held = yaml.safe_load((find_configs_folder() / "reference" / "few_shot.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(change(held)))
     with pytest.raises(ValueError, match=told):
         read_reference(tmp_path)
@@ -117,11 +123,13 @@ def write_run(root, config, summary, **changes):
 
 def planned(dataset, method="coop", shots=16, seed=1, task="base_to_new", backbone=B16, more=()):
     settings = ["train.precision=fp16", *more]
-    return grid([method], [shots], [seed], dataset=dataset, task=task, backbone=backbone, overrides=settings)[0]
+    return resolve_grid([method], [shots], [seed], dataset=dataset, task=task, backbone=backbone, overrides=settings)[
+        0
+    ].to_dict()
 
 
 def pairs_of(root):
-    return paired(read_all(root)[0])[0]
+    return compare_with_published(read_runs(root)[0])[0]
 
 
 def test_the_average_is_that_of_the_literature(tmp_path):
@@ -129,17 +137,17 @@ def test_the_average_is_that_of_the_literature(tmp_path):
     rows = table("base_to_new", "coop")
     for dataset in ELEVEN:
         for seed, off in ((1, -1.0), (2, 1.0)):  # seeds so far apart that the mean of their harmonic means is another
-            base, new = rows[dataset].numbers["base"] + off, rows[dataset].numbers["new"] - 9 * off
+            base, new = rows[dataset].metrics["base"] + off, rows[dataset].metrics["new"] - 9 * off
             write_run(tmp_path, planned(dataset, seed=seed), {"base": base, "new": new, "harmonic": 0.0, "joint": 1.0})
     found = pairs_of(tmp_path)
-    assert all(not p.reasons for p in found if p.theirs.origin.verified)
-    mean = {p.number: p for p in found if p.ours.dataset == "average" and p.theirs.origin.text.startswith(TABLE)}
-    assert {k: round(p.published, 2) for k, p in mean.items()} == {"base": 82.69, "new": 63.22, "harmonic": 71.66}
+    assert all(not p.reasons for p in found if p.theirs.source.is_verified)
+    mean = {p.metric: p for p in found if p.ours.dataset == "average" and p.theirs.source.text.startswith(TABLE)}
+    assert {k: round(p.published_value, 2) for k, p in mean.items()} == {"base": 82.69, "new": 63.22, "harmonic": 71.66}
     assert all(abs(p.difference) < 0.01 for p in mean.values())
-    assert mean["base"].mine.spread == pytest.approx(1.0)
-    assert str(mean["base"].mine) == "82.7±1.0"
+    assert mean["base"].our_value.std == pytest.approx(1.0)
+    assert str(mean["base"].our_value) == "82.7±1.0"
     others = {
-        p.theirs.origin.text: p.published for p in found if p.ours.dataset == "average" and p.number == "harmonic"
+        p.theirs.source.text: p.published_value for p in found if p.ours.dataset == "average" and p.metric == "harmonic"
     }
     assert sorted(others.values()) == [71.66, 71.66, 74.60, 74.84, 75.04, 75.18]
     assert len({p.ours.dataset for p in found}) == 12
@@ -152,7 +160,7 @@ def test_the_average_needs_seeds_in_common_for_a_spread(tmp_path):
     for i, dataset in enumerate(ELEVEN):
         write_run(tmp_path, planned(dataset, task="few_shot", seed=1 + i % 2), {"accuracy": 50.0 + i})
     [mean, *_] = [p for p in pairs_of(tmp_path) if p.ours.dataset == "average"]
-    assert (mean.mine.mean, mean.mine.n) == (55.0, 1)
+    assert (mean.our_value.mean, mean.our_value.n) == (55.0, 1)
     assert "the datasets were run with different seeds" in mean.reasons
     assert "the published number: read off a plot, +-0.3" in mean.reasons
     assert not any("backbone" in reason for reason in mean.reasons)  # of two backbones ours is taken
@@ -161,13 +169,17 @@ def test_the_average_needs_seeds_in_common_for_a_spread(tmp_path):
 REASONS = {
     "backbone": ({"backbone": "open_clip:ViT-B-32/openai"}, {}, "backbone open_clip:ViT-B-32/openai, theirs ViT-B-16"),
     "a file": ({"backbone": "open_clip:ViT-B-16@x.pt"}, {}, "backbone open_clip:ViT-B-16@x.pt, theirs ViT-B-16"),
-    "split": ({}, {"split": "own"}, "split not the literature's"),
+    "split": ({}, {"split": "custom"}, "split not the literature's"),
     "selection": ({}, {"selection": "best on val"}, "model chosen by best on val, theirs by last epoch"),
     "precision": ({"more": ["train.precision=fp32"]}, {}, "precision fp32, theirs fp16"),
     "shots": ({"shots": 4}, {}, "4 shots, theirs 16"),
-    "method": ({"more": ["method.init=null"]}, {}, "other settings than the paper's: method.init=null"),
+    "method": ({"more": ["method.init_text=null"]}, {}, "other settings than the paper's: method.init_text=null"),
     "train": ({"more": ["train.epochs=9"]}, {}, "other settings than the paper's: train.epochs=9 (theirs 200)"),
-    "task": ({"more": ["task.base=[a, b]"]}, {}, "other settings than the paper's: task.base=['a', 'b']"),
+    "task": (
+        {"more": ["task.base_classes=[a, b]"]},
+        {},
+        "other settings than the paper's: task.base_classes=['a', 'b']",
+    ),
 }
 
 
@@ -183,7 +195,10 @@ def test_what_is_not_comparable_is_told(tmp_path, case):
 
 
 def test_what_does_not_matter_is_not_told(tmp_path):
-    same = {"backbone": "open_clip:ViT-B-16-quickgelu/openai", "more": ["train.micro_batch=4", "task.skip_broken=true"]}
+    same = {
+        "backbone": "open_clip:ViT-B-16-quickgelu/openai",
+        "more": ["train.micro_batch_size=4", "task.skip_broken=true"],
+    }
     write_run(tmp_path, planned("dtd", **same), {"base": 79.0, "new": 41.0, "harmonic": 54.0})
     write_run(tmp_path, planned("dtd", "zero_shot", shots=4), {"base": 53.0, "new": 60.0, "harmonic": 56.0})
     assert {p.reasons for p in pairs_of(tmp_path)} == {()}
@@ -204,7 +219,7 @@ def test_variants_of_a_method_are_told_apart(tmp_path, finetune, theirs):
             tmp_path, planned(dataset, "tip_adapter", task="few_shot", backbone=rn50, more=more), {"accuracy": 70.0}
         )
     [mean] = pairs_of(tmp_path)
-    assert mean.published == theirs
+    assert mean.published_value == theirs
     assert [reason[:15] for reason in mean.reasons] == ["model chosen by"]  # theirs looked at the test images
 
 
@@ -217,22 +232,22 @@ def test_seeds_that_were_tested_on_other_images(tmp_path):
 
 def test_transfer(tmp_path):
     """One run on ImageNet may be tested on the ten targets and the four other ImageNets; each average is its own."""
-    [coop] = [e for e in entries("transfer", "coop", 16) if len(e.targets) == 10 and "caltech101" in e.numbers]
-    [shift] = [e for e in entries("transfer", "coop", 16) if "imagenet_a" in e.numbers]
+    [coop] = [e for e in entries("transfer", "coop", 16) if len(e.targets) == 10 and "caltech101" in e.metrics]
+    [shift] = [e for e in entries("transfer", "coop", 16) if "imagenet_a" in e.metrics]
     targets = [*coop.targets, *shift.targets]
     config = planned("imagenet", task="transfer", more=[f"task.targets={json.dumps(targets)}"])
-    numbers = {"source": 70.0, "average": 1.0} | {t: (coop.numbers | shift.numbers)[t] + 1.0 for t in targets}
+    numbers = {"source": 70.0, "average": 1.0} | {t: (coop.metrics | shift.metrics)[t] + 1.0 for t in targets}
     write_run(tmp_path, config, numbers)
-    found = {(p.theirs.origin.text, p.number): p for p in pairs_of(tmp_path)}
-    assert found[coop.origin.text, "average"].difference == pytest.approx(1.0, abs=0.006)
-    assert found[shift.origin.text, "average"].difference == pytest.approx(1.0, abs=0.006)
-    assert found[coop.origin.text, "eurosat"].difference == pytest.approx(1.0)
-    assert found[coop.origin.text, "source"].difference == pytest.approx(70.0 - 71.51)
-    assert found["DePT's re-run", "average"].published == 64.40
+    found = {(p.theirs.source.text, p.metric): p for p in pairs_of(tmp_path)}
+    assert found[coop.source.text, "average"].difference == pytest.approx(1.0, abs=0.006)
+    assert found[shift.source.text, "average"].difference == pytest.approx(1.0, abs=0.006)
+    assert found[coop.source.text, "eurosat"].difference == pytest.approx(1.0)
+    assert found[coop.source.text, "source"].difference == pytest.approx(70.0 - 71.51)
+    assert found["DePT's re-run", "average"].published_value == 64.40
     assert {p.reasons for p in found.values()} == {()}
     config["task"]["targets"] = ["eurosat"]
     write_run(tmp_path / "few", config, {"source": 70.0, "eurosat": 45.0, "average": 45.0})
-    assert {p.number for p in pairs_of(tmp_path / "few")} == {"source", "eurosat"}
+    assert {p.metric for p in pairs_of(tmp_path / "few")} == {"source", "eurosat"}
 
 
 def test_table_against_published(type_in, tmp_path, pictures, monkeypatch):
@@ -248,7 +263,7 @@ def test_table_against_published(type_in, tmp_path, pictures, monkeypatch):
     assert "1 numbers have a published counterpart, 0 of them comparable" in text
     assert "nothing published for: zero_shot (few_shot on digits), zero_shot (few_shot on eurosat)" in text
     [row] = json.loads((tmp_path / "j.json").read_text())
-    assert (row["method"], row["dataset"], row["number"], row["published"]) == ("coop", "eurosat", "accuracy", 83.27)
+    assert (row["method"], row["dataset"], row["metric"], row["published"]) == ("coop", "eurosat", "accuracy", 83.27)
     assert row["difference"] == pytest.approx(row["ours"] - 83.27)
     assert row["n"] == 2
     assert not row["comparable"]
@@ -265,7 +280,7 @@ def test_table_against_published(type_in, tmp_path, pictures, monkeypatch):
     assert text.count("83.27") == 1
     code, text = type_in("table", "runs", "--against", "puplished")
     assert code == 2
-    assert "--against knows no 'puplished'; did you mean 'published'?" in text
+    assert "--against: expected published, got 'puplished'; did you mean 'published'?" in text
     assert "the choices are published" in type_in("table", "runs", "--against", "x")[1]
     assert "against published" not in type_in("table", "runs")[1]
     monkeypatch.setenv("COLUMNS", "40")  # nothing is cut off where the terminal is narrow

@@ -17,51 +17,81 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from vlprompt.backbones.cache.memory import Kept
+from vlprompt.backbones.cache.memory import FeatureCache
 from vlprompt.methods import CoOp
 from vlprompt.runtime import collectives, distributed
 
 BIN, TESTS = Path(sys.executable).parent, Path(__file__).parents[1]
 TORCHRUN = [BIN / "torchrun", "--standalone", "--no-python", "--nproc-per-node"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300", "VLPROMPT_FEATURES": "none"}
-SMALL = ["train.epochs=2", "train.batch=5", "train.warmup=0", "train.drop_last=false"]  # 5 images can't be halved
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300", "VLPROMPT_FEATURE_CACHE": "none"}
+SMALL = ["train.epochs=2", "train.batch_size=5", "train.warmup=0", "train.drop_last=false"]  # 5 images can't be halved
 STREAM = {"task": "continual", "shots": None, "backbone": "glyph-vit/random"}
 # few images, so that little but the processes' start takes time; digits has 9 batches to be tested
 FOLDER = {"dataset": "{folder}/paper", "shots": 4}
 QUICK = [
-    {"method": "coop", "settings": SMALL, **FOLDER},
-    {"method": "cocoop", "settings": [*SMALL, "train.micro_batch=2", "train.optimizer=adam", "train.lr=0.01"],
-     **FOLDER},
-    {"method": "vpt", "backbone": "glyph-vit/random", "settings": [*SMALL, "method.dropout=0", "task.augment=crop"]},
-    {"method": "tip_adapter", "settings": ["method.finetune=true", "train.epochs=1", "train.batch=1", "train.lr=0.01"],
-     **FOLDER, "shots": 1},
-    {"method": "l2p", "settings": [*SMALL, "task.stages=2", "method.frequency=true", "method.init=[-1,1]",
-                                   "task.shots=6", "method.size=6", "method.top=2"], **STREAM},
-    {"method": "dapl", "dataset": "{folder}", "source": "paper", "target": "night", "task": "domain",
-     "settings": [*SMALL, "train.lr=0.05", "method.n_ctx=2", "method.threshold=0.1", "method.n_domain=2",
-                  "train.select=entropy"]},
-]  # fmt: skip
+    {"method": "coop", "overrides": SMALL, **FOLDER},
+    {
+        "method": "cocoop",
+        "overrides": [*SMALL, "train.micro_batch_size=2", "train.optimizer=adam", "train.lr=0.01"],
+        **FOLDER,
+    },
+    {"method": "vpt", "backbone": "glyph-vit/random", "overrides": [*SMALL, "method.dropout=0", "task.augment=crop"]},
+    {
+        "method": "tip_adapter",
+        "overrides": ["method.finetune=true", "train.epochs=1", "train.batch_size=1", "train.lr=0.01"],
+        **FOLDER,
+        "shots": 1,
+    },
+    {
+        "method": "l2p",
+        "overrides": [
+            *SMALL,
+            "task.stages=2",
+            "method.penalize_frequency=true",
+            "method.init_range=[-1,1]",
+            "task.shots=6",
+            "method.pool_size=6",
+            "method.top_k=2",
+        ],
+        **STREAM,
+    },
+    {
+        "method": "dapl",
+        "dataset": "{folder}",
+        "source": "paper",
+        "target": "night",
+        "task": "domain",
+        "overrides": [
+            *SMALL,
+            "train.lr=0.05",
+            "method.n_ctx=2",
+            "method.threshold=0.1",
+            "method.n_domain_ctx=2",
+            "train.model_selection=entropy",
+        ],
+    },
+]
 
 
 STREAM_SMALL = [*SMALL, "task.stages=2", "task.shots=6"]
 HEAD = {**FOLDER, "backbone": "glyph-vit/random"}
 ADAPT = {"dataset": "{folder}", "source": "paper", "target": "night", "task": "domain"}
 SLOW = [
-    *({"method": name, "settings": [], **FOLDER} for name in ("zero_shot", "tip_adapter", "nearest_mean", "linear")),
-    *({"method": name, "settings": [*SMALL, "task.augment=crop"], **FOLDER}
+    *({"method": name, "overrides": [], **FOLDER} for name in ("zero_shot", "tip_adapter", "nearest_mean", "linear")),
+    *({"method": name, "overrides": [*SMALL, "task.augment=crop"], **FOLDER}
       for name in ("kgcoop", "prograd", "clap", "cross_modal", "taskres", "clip_adapter")),
-    {"method": "promptsrc", "settings": [*SMALL, "train.batch=2"], **FOLDER},
-    {"method": "coop", "settings": [*SMALL, "train.select=val", "train.clip=0.1"], **FOLDER},
-    {"method": "tpt", "settings": ["method.views=3"], **FOLDER},
+    {"method": "promptsrc", "overrides": [*SMALL, "train.batch_size=2"], **FOLDER},
+    {"method": "coop", "overrides": [*SMALL, "train.model_selection=val", "train.grad_clip=0.1"], **FOLDER},
+    {"method": "tpt", "overrides": ["method.augmentations=3"], **FOLDER},
     # Adam would make steps of what is left of a gradient that is zero, that of the keys' bias
-    *({"method": name, "settings": [*SMALL, "train.optimizer=sgd"], **HEAD}
+    *({"method": name, "overrides": [*SMALL, "train.optimizer=sgd"], **HEAD}
       for name in ("lora", "partial", "bitfit", "side_tuning")),
-    {"method": "ranpac", "settings": ["method.width=50", "task.stages=2", "task.shots=6"], **STREAM},
-    *({"method": name, "settings": STREAM_SMALL, **STREAM} for name in ("dualprompt", "s_prompts")),
-    {"method": "coda_prompt", "settings": [*STREAM_SMALL, "method.size=6"], **STREAM},
-    {"method": "upl", "backbone": "glyph", "settings": [*SMALL, "method.method=coop"], **ADAPT},
-    {"method": "dann", "settings": [*SMALL, "method.reader=linear"], **ADAPT},
-    {"method": "entropy", "settings": [*SMALL, "method.method=coop"], **ADAPT},
+    {"method": "ranpac", "overrides": ["method.projection_dim=50", "task.stages=2", "task.shots=6"], **STREAM},
+    *({"method": name, "overrides": STREAM_SMALL, **STREAM} for name in ("dualprompt", "s_prompts")),
+    {"method": "coda_prompt", "overrides": [*STREAM_SMALL, "method.pool_size=6"], **STREAM},
+    {"method": "upl", "backbone": "glyph", "overrides": [*SMALL, "method.method=coop"], **ADAPT},
+    {"method": "dann", "overrides": [*SMALL, "method.head=linear"], **ADAPT},
+    {"method": "entropy", "overrides": [*SMALL, "method.method=coop"], **ADAPT},
 ]  # fmt: skip
 
 
@@ -119,7 +149,7 @@ def both(tmp_path, plans, folder):
     """
     plans = json.loads(json.dumps(plans).replace("{folder}", str(folder)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLPROMPT_FEATURES", "none")  # a store would have each process make its own fixed input
+        patch.setenv("VLPROMPT_FEATURE_CACHE", "none")  # a store would have each process make its own fixed input
         computed = several.make(tmp_path / "one", plans)
     status, said = together(sys.executable, TESTS / "several.py", tmp_path / "two", json.dumps(plans), 1)
     assert len(list((tmp_path / "two").glob("*/*/result.json"))) == len(plans), said
@@ -134,7 +164,7 @@ def test_two_processes_come_to_what_one_comes_to_and_end_together(tmp_path, fold
         assert_same(one, two)
     assert sum(shares) == alone, "every feature is computed once in the world"
     assert min(shares) > 0.4 * alone
-    assert pairs[4][1][2]["counts"].sum() == 2 * 2 * 60  # prompts an image, epochs, images
+    assert pairs[4][1][2]["selection_counts"].sum() == 2 * 2 * 60  # prompts an image, epochs, images
     assert not list((tmp_path / "two").glob("*/*/last.safetensors"))
     assert said.count("ValueError: process 1 can't go on") == 1  # and nobody waits, nor tells of lost connections
     assert "Lost" not in said
@@ -164,11 +194,11 @@ def texts(tmp_path_factory):
 def test_language_models(tmp_path, texts):
     data, model = texts
     text = {"dataset": str(data), "backbone": f"hf:{model}", "task": "text", "shots": 5}
-    small = ["train.epochs=2", "train.batch=3", "train.warmup=0", "train.lr=0.01"]
+    small = ["train.epochs=2", "train.batch_size=3", "train.warmup=0", "train.lr=0.01"]
     plans = [
-        {"method": "prefix_tuning", "settings": [*small, "method.dropout=0"], **text},
-        {"method": "lora", "settings": [*small, "method.reader=words"], **text},
-        {"method": "linear", "settings": [], **text},
+        {"method": "prefix_tuning", "overrides": [*small, "method.dropout=0"], **text},
+        {"method": "lora", "overrides": [*small, "method.head=verbalizer"], **text},
+        {"method": "linear", "overrides": [], **text},
     ]
     for one, two in both(tmp_path, plans, "")[0]:
         assert_same(one, two)
@@ -179,7 +209,7 @@ def test_language_models(tmp_path, texts):
 METHODS = """
 import os, signal, time
 import torch
-from vlprompt import world
+from vlprompt.runtime import distributed
 from vlprompt.methods import CoOp
 
 class Dropped(CoOp):  # draws random numbers, and takes its time
@@ -189,18 +219,18 @@ class Dropped(CoOp):  # draws random numbers, and takes its time
         return torch.nn.functional.dropout(text, 0.1, self.training)
 
 class Broken(CoOp):
-    def terms(self, batch, fixed):
-        if batch.step == 3 and world.rank() == 1 and os.environ["HOW"] == "error":
+    def loss_terms(self, batch, fixed):
+        if batch.step == 3 and distributed.get_rank() == 1 and os.environ["HOW"] == "error":
             raise ValueError("this process can't go on")
-        if batch.step == 3 and world.rank() == 1 and os.environ["HOW"] == "bug":
+        if batch.step == 3 and distributed.get_rank() == 1 and os.environ["HOW"] == "bug":
             raise KeyError("a mistake of ours")
-        if batch.step == 3 and world.rank() == 0 and os.environ["HOW"] == "kill":
+        if batch.step == 3 and distributed.get_rank() == 0 and os.environ["HOW"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if os.environ["HOW"] == "nan":
-            found, out = super().terms(batch, fixed)
-            bad = float("nan") if batch.step == 3 and world.rank() == 1 else 1.0
+            found, out = super().loss_terms(batch, fixed)
+            bad = float("nan") if batch.step == 3 and distributed.get_rank() == 1 else 1.0
             return {name: (mean * bad, rows) for name, (mean, rows) in found.items()}, out
-        return super().terms(batch, fixed)
+        return super().loss_terms(batch, fixed)
 """
 
 
@@ -211,7 +241,7 @@ def home(tmp_path):
 
 
 def command(folder, method, *more):
-    about = "--backbone glyph/random --shots 4 --seed 1 --device cpu train.batch=8 train.warmup=0 method.n_ctx=2"
+    about = "--backbone glyph/random --shots 4 --seed 1 --device cpu train.batch_size=8 train.warmup=0 method.n_ctx=2"
     return ["run", method, "digits", *about.split(), "--out", folder, *more]
 
 
@@ -283,7 +313,7 @@ def test_a_run_of_two_processes_goes_on_with_one(tmp_path, home, monkeypatch, ty
 @pytest.fixture
 def environment(monkeypatch):
     def make(**told):
-        for name in ("WORLD_SIZE", *distributed.NEEDED):
+        for name in ("WORLD_SIZE", *distributed.REQUIRED_VARIABLES):
             monkeypatch.delenv(name, raising=False)
         for name, value in told.items():
             monkeypatch.setenv(name, value)
@@ -341,36 +371,39 @@ def test_one_process_of_one_is_alone(environment, type_in, tmp_path):
 class Drifting(CoOp):
     """Keeps a mean of what it has seen."""
 
-    def begin(self, lesson, generator):
-        super().begin(lesson, generator)
+    def begin_lesson(self, lesson, generator):
+        super().begin_lesson(lesson, generator)
         self.register_buffer("mean", torch.zeros(()))
 
-    def terms(self, batch, fixed):
+    def loss_terms(self, batch, fixed):
         self.mean.mul_(0.9).add_(0.1 * batch.labels.float().mean())
-        return super().terms(batch, fixed)
+        return super().loss_terms(batch, fixed)
 
 
 @pytest.mark.slow
 def test_methods_that_need_the_whole_batch_are_refused(tmp_path, folder):
-    plans = {"mlp": "MLP normalises over the whole batch", "test_world:Drifting": "Drifting changes its buffer mean"}
+    plans = {
+        "mlp": "MLP normalises over the whole batch",
+        "test_distributed:Drifting": "Drifting changes its buffer mean",
+    }
     for method, wanted in plans.items():
-        plan = {"method": method, "dataset": f"{folder}/paper", "settings": SMALL}
+        plan = {"method": method, "dataset": f"{folder}/paper", "overrides": SMALL}
         plan |= {"backbone": "glyph-vit/random"} if method == "mlp" else {}
-        paths = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+        paths = {"PYTHONPATH": os.pathsep.join([str(TESTS / "runtime"), str(TESTS), str(TESTS.parent)])}
         status, said = together(sys.executable, TESTS / "several.py", tmp_path / method, json.dumps([plan]), **paths)
         assert status
         assert said.count(f"ValueError: {wanted}") == 1, said
 
 
 def test_a_store_says_what_is_new_and_takes_what_others_have():
-    mine, other = Kept(), Kept()
-    collectives.fresh([mine])
-    mine.keep("a", torch.ones(3))
-    mine.keep("b", torch.zeros(3))
-    mine.keep("c", torch.zeros(2, 2))
-    told = collectives.fresh([mine])
+    mine, other = FeatureCache(), FeatureCache()
+    collectives.collect_new_features([mine])
+    mine.add_computed("a", torch.ones(3))
+    mine.add_computed("b", torch.zeros(3))
+    mine.add_computed("c", torch.zeros(2, 2))
+    told = collectives.collect_new_features([mine])
     assert [(some.keys, tuple(some.tensors.shape)) for some in told[0]] == [(["a", "b"], (2, 3)), (["c"], (1, 2, 2))]
-    assert collectives.fresh([mine]) == [[]]
-    collectives.hear([other], [[[]], told])  # the first is its own
+    assert collectives.collect_new_features([mine]) == [[]]
+    collectives.add_remote_features([other], [[[]], told])  # the first is its own
     assert torch.equal(other.get("a"), torch.ones(3))
-    assert collectives.fresh([other]) == [[]], "what was heard is not told again"
+    assert collectives.collect_new_features([other]) == [[]], "what was heard is not told again"

@@ -16,13 +16,14 @@ from PIL import Image
 
 import vlprompt
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name, ids
-from vlprompt.core.images import Item
-from vlprompt.data.builtin.digits import arrays
+from vlprompt.core.class_names import ClassName, class_ids
+from vlprompt.core.images import ImageItem
+from vlprompt.data.builtin.digits import load_digit_arrays
 from vlprompt.data.loading import open_data
-from vlprompt.engine.evaluate import answers, evaluate
-from vlprompt.experiments.restore import restored
-from vlprompt.layers.heads import Linear as Head
+from vlprompt.engine.evaluate import evaluate, iter_logits
+from vlprompt.experiments.events import StepDone
+from vlprompt.experiments.restore import restore_method
+from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import (
     L2P,
     CODAPrompt,
@@ -35,13 +36,15 @@ from vlprompt.methods import (
     TipAdapter,
     ZeroShot,
 )
-from vlprompt.metrics import OF_STREAM, of_stream
-from vlprompt.results.run_folder import Folder
-from vlprompt.runtime.errors import UnknownClass
+from vlprompt.metrics import CONTINUAL_METRICS, continual_summary
+from vlprompt.results.run_folder import RunFolder
+from vlprompt.runtime.errors import UnknownClassError
 from vlprompt.tasks import Continual
 
-TRAIN = vlprompt.Train(epochs=2, batch=16, optimizer="adam", lr=0.01, schedule="constant", warmup=0, drop_last=False)
-ONCE = vlprompt.Train(**{**vars(TRAIN), "epochs": 1})
+TRAIN = vlprompt.TrainConfig(
+    epochs=2, batch_size=16, optimizer="adam", lr=0.01, schedule="constant", warmup=0, drop_last=False
+)
+ONCE = vlprompt.TrainConfig(**{**vars(TRAIN), "epochs": 1})
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def vit():
 def domains(tmp_path_factory):
     """A table of pictures of ten classes in three domains: handwritten digits, dark, and darker ones."""
     root = tmp_path_factory.mktemp("domains")
-    pictures, labels = arrays()
+    pictures, labels = load_digit_arrays()
     with (root / "data.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "class", "split", "domain"])
@@ -65,7 +68,7 @@ def domains(tmp_path_factory):
 
 
 def linear(vit):
-    return Linear(vit, Head(), solver="fit")
+    return Linear(vit, LinearHead(), solver="fit")
 
 
 def key_set(split):
@@ -79,7 +82,7 @@ def test_classes_come_once_and_tests_are_of_all_so_far():
     task = Continual("digits", stages=4)
     stages = list(task.stages())
     assert [len(s.lesson.train.names) for s in stages] == [3, 3, 2, 2]
-    met = [i for s in stages for i in ids(s.lesson.train.names)]
+    met = [i for s in stages for i in class_ids(s.lesson.train.names)]
     assert met == list(map(str, range(10)))
     whole = open_data("digits")
     assert set().union(*(key_set(s.lesson.train) for s in stages)) == key_set(whole.train) | key_set(whole.val)
@@ -92,27 +95,27 @@ def test_classes_come_once_and_tests_are_of_all_so_far():
     assert key_set(stages[-1].tests["seen"]) == key_set(whole.test)
     truth = dict(zip((i.key for i in whole.test.items), whole.test.labels, strict=True))
     seen = stages[1].tests["seen"]
-    assert ids(seen.names) == tuple("012345")
-    assert [int(ids(seen.names)[label]) for label in seen.labels] == [truth[i.key] for i in seen.items]
+    assert class_ids(seen.names) == tuple("012345")
+    assert [int(class_ids(seen.names)[label]) for label in seen.labels] == [truth[i.key] for i in seen.items]
     assert seen.domains == tuple(label // 3 for label in seen.labels)
-    assert ids(stages[0].ahead["next"].names) == tuple("012345")
-    assert set(stages[0].ahead["next"].labels) == {3, 4, 5}
-    assert not stages[-1].ahead
-    assert not stages[1].before
+    assert class_ids(stages[0].future_tests["next"].names) == tuple("012345")
+    assert set(stages[0].future_tests["next"].labels) == {3, 4, 5}
+    assert not stages[-1].future_tests
+    assert not stages[1].initial_tests
 
 
 def test_orders():
     natural, seeded, again, other = (
-        [ids(s.train.names) for s in Continual("digits", stages=5, order=order, seed=seed).lessons()]
+        [class_ids(s.train.names) for s in Continual("digits", stages=5, order=order, seed=seed).lessons()]
         for order, seed in (("natural", 1), ("seeded", 1), ("seeded", 1), ("seeded", 2))
     )
     assert natural[0] == ("0", "1")
     assert seeded == again != other
     assert sorted(sum(seeded, ())) == list("0123456789")
     given = Continual("digits", stages=2, order=list("9876543210"))
-    assert [ids(s.train.names) for s in given.lessons()] == [tuple("98765"), tuple("43210")]
+    assert [class_ids(s.train.names) for s in given.lessons()] == [tuple("98765"), tuple("43210")]
     named = Continual("digits", stages=[["7"], ["1", "2"]])
-    assert [ids(s.train.names) for s in named.lessons()] == [("7",), ("1", "2")]
+    assert [class_ids(s.train.names) for s in named.lessons()] == [("7",), ("1", "2")]
     assert len(list(named.stages())[-1].tests["seen"].names) == 3
 
 
@@ -130,8 +133,8 @@ def test_stages_whose_classes_are_told_have_an_order_too():
 
 def test_without_a_mask_training_knows_all_classes_so_far():
     first, second, *_ = Continual("digits", stages=5, mask=False).lessons()
-    assert ids(first.train.names) == ("0", "1")
-    assert ids(second.train.names) == ("0", "1", "2", "3")
+    assert class_ids(first.train.names) == ("0", "1")
+    assert class_ids(second.train.names) == ("0", "1", "2", "3")
     assert set(second.train.labels) == {2, 3}
 
 
@@ -157,7 +160,7 @@ def test_domains_that_only_the_test_has_are_one_test_for_all(domains, tmp_path):
     task = Continual(str(tmp_path / "data.csv"), kind="domain_incremental")
     stages = list(task.stages())
     assert [len(s.tests["seen"]) for s in stages] == [120] * 3
-    assert not any(s.ahead or s.before for s in stages)
+    assert not any(s.future_tests or s.initial_tests for s in stages)
     rows = [{"seen": {"accuracy": a, "calibration_error": 1.0}} for a in (10.0, 20.0, 60.0)]
     assert task.summary(rows) == {"accuracy": 60, "overall": 60, "incremental": 30, "calibration_error": 1.0}
 
@@ -175,11 +178,13 @@ def test_a_stage_that_can_not_be_tested_is_refused_at_once(domains, tmp_path):
 def test_a_task_free_stream_is_one_lesson_in_its_own_order():
     [stage] = Continual("digits", stages=5, kind="task_free", seed=3).stages()
     lesson, whole = stage.lesson, open_data("digits")
-    assert not lesson.announced
+    assert not lesson.has_task_boundaries
     assert (lesson.index, lesson.total) == (0, 1)
     assert len(lesson.train) == len(whole.train) + len(whole.val) == len(key_set(lesson.train))
     [seeded] = Continual("digits", stages=5, kind="task_free", order="seeded").lessons()
-    assert ids(seeded.train.names) == ids(lesson.train.names) == tuple("0123456789")  # tells nothing of the order
+    assert (
+        class_ids(seeded.train.names) == class_ids(lesson.train.names) == tuple("0123456789")
+    )  # tells nothing of the order
     groups = torch.tensor(lesson.train.labels) // 2
     centres = [float((groups == k).nonzero().double().mean()) for k in range(5)]
     assert centres == sorted(centres)
@@ -197,12 +202,12 @@ def test_task_free_training_sees_each_image_once_and_in_order(vit):
     order = []
 
     class Watching(Linear):
-        def terms(self, batch, fixed):
+        def loss_terms(self, batch, fixed):
             order.extend(batch.inputs.keys)
-            return super().terms(batch, fixed)
+            return super().loss_terms(batch, fixed)
 
     task = Continual("digits", stages=5, kind="task_free", shots=6)
-    vlprompt.run(Watching(vit, Head(), solver="fit"), task, ONCE)
+    vlprompt.run(Watching(vit, LinearHead(), solver="fit"), task, ONCE)
     assert order == [item.key for item in next(task.lessons()).train.items]
 
 
@@ -211,23 +216,26 @@ def test_a_memory_is_bounded_balanced_and_keeps_what_it_had():
     assert lessons[0].memory is None
     held = [lesson.memory for lesson in lessons[1:]]
     assert [len(m) for m in held] == [20, 20, 18, 16]
-    assert [m.count() for m in held] == [[10] * 2, [5] * 4, [3] * 6, [2] * 8]
+    assert [m.count_per_class() for m in held] == [[10] * 2, [5] * 4, [3] * 6, [2] * 8]
     for before, after in pairwise(held):
         old = {i.key for i, label in zip(after.items, after.labels, strict=True) if label < len(before.names)}
         assert old <= key_set(before)
     other = list(Continual("digits", stages=5, buffer=20, seed=2).lessons())[1].memory
     assert key_set(other) != key_set(held[0])
-    seen = lessons[2].seen
-    assert ids(seen.names) == ("4", "5", "0", "1", "2", "3")
-    truth = {f"digits/{i}": str(label) for i, label in enumerate(arrays()[1])}
-    assert all(ids(seen.names)[label] == truth[i.name] for i, label in zip(seen.items, seen.labels, strict=True))
+    seen = lessons[2].train_with_memory
+    assert class_ids(seen.names) == ("4", "5", "0", "1", "2", "3")
+    truth = {f"digits/{i}": str(label) for i, label in enumerate(load_digit_arrays()[1])}
+    assert all(class_ids(seen.names)[label] == truth[i.name] for i, label in zip(seen.items, seen.labels, strict=True))
 
 
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        (lambda vit: Linear(vit, Head()), "set method.solver=fit"),
-        (lambda vit: SPrompts(vit, Head()), "can't be prompts for each"),
+        (lambda vit: Linear(vit, LinearHead()), r"got 'lbfgs', .*Set method\.solver=fit"),
+        (
+            lambda vit: SPrompts(vit, LinearHead()),
+            "prompts of each lesson, got a stream without them. Use l2p, or dualprompt with",
+        ),
     ],
 )
 def test_what_needs_more_than_one_look_refuses_a_task_free_stream(method, said, vit):
@@ -236,24 +244,24 @@ def test_what_needs_more_than_one_look_refuses_a_task_free_stream(method, said, 
 
 
 def test_a_task_of_one_lesson_has_nothing_to_pause_after(vit):
-    with pytest.raises(ValueError, match="leave out --until-task"):
-        vlprompt.run(NearestMean(vit), vlprompt.tasks.FewShot("digits", shots=1), until=1)
+    with pytest.raises(ValueError, match="leave out --max-lessons"):
+        vlprompt.run(NearestMean(vit), vlprompt.tasks.FewShot("digits", shots=1), max_lessons=1)
 
 
 def test_what_is_kept_is_trained_on(vit):
     met = {}
 
     class Watching(Linear):
-        def begin(self, lesson, generator):
-            super().begin(lesson, generator)
+        def begin_lesson(self, lesson, generator):
+            super().begin_lesson(lesson, generator)
             self.lesson = lesson
 
-        def terms(self, batch, fixed):
+        def loss_terms(self, batch, fixed):
             met.setdefault(self.lesson.index, set()).update(batch.inputs.keys)
-            return super().terms(batch, fixed)
+            return super().loss_terms(batch, fixed)
 
     task = Continual("digits", stages=3, shots=4, buffer=6)
-    vlprompt.run(Watching(vit, Head(), solver="fit"), task, TRAIN)
+    vlprompt.run(Watching(vit, LinearHead(), solver="fit"), task, TRAIN)
     for lesson in task.lessons():
         assert met[lesson.index] == key_set(lesson.train) | (key_set(lesson.memory) if lesson.memory else set())
 
@@ -267,7 +275,7 @@ def test_joint_is_one_lesson_with_the_tests_of_all_tasks(vit):
 
 
 def test_one_lesson_says_nothing_of_which_lesson_was_chosen(vit):
-    method = SPrompts(vit, Head(), length=1)
+    method = SPrompts(vit, LinearHead(), prompt_length=1)
     result = vlprompt.run(method, Continual("digits", stages=5, shots=2, joint=True), ONCE)
     assert "chosen" not in result.summary
     assert not any("chosen" in test for test in result.scores[0].values())
@@ -305,12 +313,12 @@ def reached(thing, seen=None):
 class Hostile(NearestMean):
     """Looks for all that a lesson leads to."""
 
-    def begin(self, lesson, generator):
-        super().begin(lesson, generator)
+    def begin_lesson(self, lesson, generator):
+        super().begin_lesson(lesson, generator)
         if len(lesson.train):
             every = list(reached(lesson).values())
-            self.items = {x.key for x in every if isinstance(x, Item)}
-            self.names = {x.id for x in every if isinstance(x, Name)}
+            self.items = {x.key for x in every if isinstance(x, ImageItem)}
+            self.names = {x.id for x in every if isinstance(x, ClassName)}
             self.splits = [x for x in every if isinstance(x, Split)]
             self.texts = {x for x in every if type(x) is str}
 
@@ -324,16 +332,16 @@ def test_a_lesson_leads_to_nothing_but_itself(kind, buffer, vit, domains):
     method = Hostile(vit)
     for stage in task.stages():
         lesson = stage.lesson
-        method.begin(lesson, torch.Generator())
+        method.begin_lesson(lesson, torch.Generator())
         mine = [s for s in (lesson.train, lesson.val, lesson.memory) if s is not None]
         assert method.items == set().union(*map(key_set, mine))
         assert not method.items & key_set(whole.test)
-        assert method.names == {i for s in mine for i in ids(s.names)}
+        assert method.names == {i for s in mine for i in class_ids(s.names)}
         assert len(method.splits) == len(mine)
         if kind == "domain_incremental":
             assert not {"plain", "dark", "darker"} & method.texts
         else:
-            strange = {f"digit {k}" for k in range(10)} - {i for s in mine for i in ids(s.names)}
+            strange = {f"digit {k}" for k in range(10)} - {i for s in mine for i in class_ids(s.names)}
             assert not strange & method.texts
 
 
@@ -348,7 +356,7 @@ def test_every_number_of_a_stream_by_hand():
 
     start = {"start 1": {"accuracy": 15.0}, "start 2": {"accuracy": 5.0}}
     scores = [row(90.0, ahead=20.0, **start), row(70.0, 80.0, ahead=10.0), row(75.0, 85.0, 40.0)]
-    found = of_stream(scores, [1, 1, 2])
+    found = continual_summary(scores, [1, 1, 2])
     assert found == pytest.approx({
         "accuracy": (75 + 85 + 40) / 3,
         "overall": (75 + 85 + 2 * 40) / 4,
@@ -361,7 +369,7 @@ def test_every_number_of_a_stream_by_hand():
         "identity": (76 + 86 + 2 * 41) / 4,
         "calibration_error": 4.0,
     })  # fmt: skip
-    assert list(found) == [k for k in OF_STREAM if k in found]
+    assert list(found) == [k for k in CONTINUAL_METRICS if k in found]
 
 
 def test_forward_transfer_is_of_methods_that_can_answer_before_they_learn(vit, domains):
@@ -378,16 +386,16 @@ def test_a_row_of_the_matrix_is_what_each_task_alone_would_give(vit):
     result = vlprompt.run(method, task, TRAIN)
     last = list(task.stages())[-1].tests["seen"]
     for k in range(3):
-        part = last.of([i for i, d in enumerate(last.domains) if d == k])
-        found = evaluate(method, part).numbers["accuracy"]
+        part = last.select([i for i, d in enumerate(last.domains) if d == k])
+        found = evaluate(method, part).metrics["accuracy"]
         row = result.scores[-1][f"seen/{k}"]
         assert (row["accuracy"], row["images"]) == (pytest.approx(found), len(part))
-        predicted = torch.cat(list(answers(method, part))).argmax(1)
+        predicted = torch.cat(list(iter_logits(method, part))).argmax(1)
         of_task = sum({0: 4, 1: 3, 2: 3}[d] for d in range(k)), sum({0: 4, 1: 3, 2: 3}[d] for d in range(k + 1))
         right = ((predicted >= of_task[0]) & (predicted < of_task[1])).double().mean()
         assert row["identity"] == pytest.approx(100 * float(right))
     assert [s["parameters"] for s in result.stages] == [65 * n for n in (4, 7, 10)]
-    assert result.stages[-1]["bytes"] == 4 * 65 * 10
+    assert result.stages[-1]["state_bytes"] == 4 * 65 * 10
 
 
 def test_test_queries_are_made_once_for_all_lessons():
@@ -461,8 +469,8 @@ def test_domains_without_a_common_class_are_no_stream_of_domains(tmp_path):
 
 def test_a_method_on_a_tower_says_so_when_it_gets_a_clip():
     clip = vlprompt.load("glyph/random")
-    with pytest.raises(ValueError, match=r"L2P stands on an image tower, not on a CLIP: give it clip\.image"):
-        vlprompt.run(L2P(clip, Head()), Continual("digits", stages=5, shots=2), TRAIN)
+    with pytest.raises(ValueError, match=r"L2P: expected an image tower, got a Clip\. Pass clip\.image\."):
+        vlprompt.run(L2P(clip, LinearHead()), Continual("digits", stages=5, shots=2), TRAIN)
 
 
 def test_a_class_alone_in_a_masked_stage_is_told(type_in, vit):
@@ -476,13 +484,13 @@ def test_a_class_alone_in_a_masked_stage_is_told(type_in, vit):
     vlprompt.run(method, Continual("digits", stages=[["0"], ["1"]], shots=4), TRAIN)
     losses = []
     vlprompt.run(method, Continual("digits", stages=[["0"]], shots=4), TRAIN,
-                 watch=lambda what, done, total, note: losses.append(note))  # fmt: skip
-    assert {note.split()[1] for note in losses if note.startswith("loss")} == {"0.000"}
+                 on_event=lambda event: losses.append(event.loss) if isinstance(event, StepDone) else None)  # fmt: skip
+    assert {f"{loss:.3f}" for loss in losses} == {"0.000"}
 
 
 def test_another_class_order_or_method_does_not_resume(vit, tmp_path):
     task = Continual("digits", stages=5, shots=2)
-    vlprompt.run(linear(vit), task, TRAIN, tmp_path, until=2)
+    vlprompt.run(linear(vit), task, TRAIN, tmp_path, max_lessons=2)
     for method, other in (
         (linear(vit), Continual("digits", stages=5, shots=2, order="seeded")),
         (NearestMean(vit), task),
@@ -502,13 +510,13 @@ STREAMS = {
 
 MAKERS = {
     "linear": lambda clip: linear(clip.image),
-    "coop": lambda clip: CoOp(clip, n_ctx=2, own=True),
+    "coop": lambda clip: CoOp(clip, n_ctx=2, class_specific=True),
     "nearest_mean": lambda clip: NearestMean(clip.image),
-    "l2p": lambda clip: L2P(clip.image, Head(), size=4, length=1, top=2, frequency=True),
-    "dualprompt": lambda clip: DualPrompt(clip.image, Head(), 1, 2, (0,), (1,)),
-    "coda_prompt": lambda clip: CODAPrompt(clip.image, Head(), size=6, length=2, layers=1),
-    "s_prompts": lambda clip: SPrompts(clip.image, Head(), length=1, k=2),
-    "ranpac": lambda clip: RanPAC(clip.image, width=50),
+    "l2p": lambda clip: L2P(clip.image, LinearHead(), pool_size=4, prompt_length=1, top_k=2, penalize_frequency=True),
+    "dualprompt": lambda clip: DualPrompt(clip.image, LinearHead(), 1, 2, (0,), (1,)),
+    "coda_prompt": lambda clip: CODAPrompt(clip.image, LinearHead(), pool_size=6, prompt_length=2, n_layers=1),
+    "s_prompts": lambda clip: SPrompts(clip.image, LinearHead(), prompt_length=1, n_centroids=2),
+    "ranpac": lambda clip: RanPAC(clip.image, projection_dim=50),
     "tip_adapter": lambda clip: TipAdapter(clip),
     "tip_adapter_f": lambda clip: TipAdapter(clip, finetune=True),
 }
@@ -521,7 +529,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(name, stream, tmp_path):
     clip, moments = vlprompt.load("glyph/random"), []
     task, train = Continual("digits", shots=4, **STREAMS[stream]), ONCE if stream == "free" else TRAIN
     make = lambda: MAKERS[name](clip)  # noqa: E731
-    vlprompt.run(make(), task, train, tmp_path / "whole", watch=lambda *told: moments.append(told))
+    vlprompt.run(make(), task, train, tmp_path / "whole", on_event=lambda *told: moments.append(told))
     every = len(moments)  # also later than the first save of a method that has no steps
     interrupted(make, task, train, tmp_path / "parts", [1, every // 2, 3, every // 3, 2, every // 2, every // 4])
     same_but_for_time(tmp_path / "whole", tmp_path / "parts")
@@ -539,12 +547,12 @@ def test_killed_in_a_stream(tmp_path):
 def test_a_pause_after_so_many_lessons(type_in, tmp_path, vit):
     words = "run linear --task continual dataset=digits task.stages=5 task.shots=3 --backbone glyph-vit/random"
     words = [*words.split(), "method.solver=fit", "train.epochs=3", "train.warmup=0", "-o", tmp_path / "a"]
-    status, told = type_in(*words, "--until-task", "2")
+    status, told = type_in(*words, "--max-lessons", "2")
     assert not status
     assert "paused after 2 of 5 lessons" in told
-    assert "the same command without --until-task goes on" in told
+    assert "the same command without --max-lessons goes on" in told
     [folder] = (tmp_path / "a").iterdir()
-    assert Folder(folder).done() is None
+    assert RunFolder(folder).read_result() is None
     begun = (folder / "steps.jsonl").read_text().splitlines()
     assert {json.loads(line)["stage"] for line in begun} == {0, 1}
     assert type_in(*words)[0] == 0
@@ -556,11 +564,11 @@ def test_a_pause_after_so_many_lessons(type_in, tmp_path, vit):
 
 def test_what_a_stream_learned_is_taken_up_again(tmp_path):
     clip = vlprompt.load("glyph/random")
-    method, task = CoOp(clip, n_ctx=2, own=True), Continual("digits", stages=4, shots=4, order="seeded")
+    method, task = CoOp(clip, n_ctx=2, class_specific=True), Continual("digits", stages=4, shots=4, order="seeded")
     result = vlprompt.run(method, task, TRAIN, tmp_path)
-    again, names = restored(tmp_path)
-    assert [[i] for i in ids(names)] == [[i] for part in task.protocol["class_order"] for i in part]
-    found = evaluate(again, open_data("digits").test).numbers
+    again, names = restore_method(tmp_path)
+    assert [[i] for i in class_ids(names)] == [[i] for part in task.protocol["class_order"] for i in part]
+    found = evaluate(again, open_data("digits").test).metrics
     assert found["accuracy"] == pytest.approx(result.summary["overall"])
 
 
@@ -573,6 +581,6 @@ def test_one_object_can_run_again(vit):
 def test_a_head_says_which_class_it_never_met(vit):
     method = NearestMean(vit)
     lesson = next(Continual("digits", stages=5).lessons())
-    method.begin(lesson, torch.Generator())
-    with pytest.raises(UnknownClass, match="has no column for '5'"):
-        method.fixed((Name("5"),))
+    method.begin_lesson(lesson, torch.Generator())
+    with pytest.raises(UnknownClassError, match=r"no weights for class '5'.*Evaluate on the training classes"):
+        method.precompute((ClassName("5"),))

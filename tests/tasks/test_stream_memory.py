@@ -8,20 +8,23 @@ import pytest
 SCRIPT = """
 import sys, torch, vlprompt
 from vlprompt import methods
-from vlprompt.data.found import Data
-from vlprompt.readers import Linear
-from vlprompt.stage import Item, Name, Split, generator
+from vlprompt.data.dataset import Data
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import ClassName
+from vlprompt.core.images import ImageItem
+from vlprompt.layers.heads import LinearHead
+from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Continual
 
 torch.set_num_threads(1)
-LESSONS, NAMES = 100, (Name("low"), Name("high"))
+LESSONS, NAMES = 100, (ClassName("low"), ClassName("high"))
 
 def pixels(part, domain, i, look, view):
-    return torch.randn(3, 32, 32, generator=generator(part, domain, i)) * 0.1 + (i % 2) + domain / LESSONS
+    return torch.randn(3, 32, 32, generator=make_generator(part, domain, i)) * 0.1 + (i % 2) + domain / LESSONS
 
 def split(part, many):
     places = [(d, i) for d in range(LESSONS) for i in range(many)]
-    items = tuple(Item(f"{part}/{d}/{i}", lambda look, view, d=d, i=i: pixels(part, d, i, look, view)) for d, i in places)
+    items = tuple(ImageItem(f"{part}/{d}/{i}", lambda look, view, d=d, i=i: pixels(part, d, i, look, view)) for d, i in places)
     info = {"domains": [f"domain {d:03}" for d in range(LESSONS)]}
     return Split(items, tuple(i % 2 for _, i in places), NAMES, tuple(d for d, _ in places), info=info)
 
@@ -36,10 +39,10 @@ class Measured(Continual):
             yield stage
 
 vit = vlprompt.load("glyph-vit/random")
-method = {"l2p": lambda: methods.L2P(vit, Linear(), size=4, length=1, top=2), "nearest_mean": lambda: methods.NearestMean(vit),
-          "linear": lambda: methods.Linear(vit, Linear(), solver="fit")}[sys.argv[1]]()
+method = {"l2p": lambda: methods.L2P(vit, LinearHead(), pool_size=4, prompt_length=1, top_k=2), "nearest_mean": lambda: methods.NearestMean(vit),
+          "linear": lambda: methods.Linear(vit, LinearHead(), solver="fit")}[sys.argv[1]]()
 data = Data("synthetic", split("train", 16), None, split("test", 4), "a {name} picture.", "made here")
-train = vlprompt.Train(epochs=2, batch=8, optimizer="adam", lr=0.001, schedule="constant", warmup=0)
+train = vlprompt.TrainConfig(epochs=2, batch_size=8, optimizer="adam", lr=0.001, schedule="constant", warmup=0)
 result = vlprompt.run(method, Measured(data, kind="domain_incremental"), train, sys.argv[2])
 print("accuracy", result.summary["accuracy"], flush=True)
 """  # noqa: E501

@@ -75,7 +75,7 @@ def test_rows_are_kept_until_they_are_asked_anew(tmp_path):
     assert first.returncode == 0, first.stderr
     ((key, row),) = kept(tmp_path / "table.jsonl")
     assert key[:2] == ["startup", "vlprompt --help"]
-    assert 0 < row["least"] <= row["seconds"] <= row["most"]
+    assert 0 < row["min"] <= row["seconds"] <= row["max"]
     assert out.read_text() == first.stdout
     assert f"| vlprompt --help | 1 | {row['seconds']:.2f} |" in first.stdout
     with (tmp_path / "table.jsonl").open("a") as file:
@@ -116,18 +116,20 @@ def test_a_row_is_made_anew_when_the_code_changes(tool, tmp_path, monkeypatch):
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("pass")
-    (tmp_path / "tools" / "bench" / "epoch.py").write_text("from bench import text\nfrom bench.rows import number")
+    (tmp_path / "tools" / "bench" / "epoch.py").write_text(
+        "from bench import text\nfrom bench.rows import make_number_column"
+    )
     monkeypatch.setattr(rows, "HERE", tmp_path / "tools" / "bench")
-    found = [rows.code("text")]
+    found = [rows.hash_code("text")]
     for name in ("vlprompt/layers/block.py", "vlprompt/backbones/towers/text.py", "tools/bench/text.py"):
-        epoch = rows.code("epoch")
+        epoch = rows.hash_code("epoch")
         (tmp_path / name).write_text("other")
-        found.append(rows.code("text"))
+        found.append(rows.hash_code("text"))
     assert len(set(found)) == 4
     (tmp_path / "tools" / "bench" / "vpt.py").write_text("of another table")
     (tmp_path / "tools" / "bench" / "rows.py").write_text("how tables look")
-    assert rows.code("text") == found[-1]
-    assert rows.code("epoch") != epoch  # it is made with the settings of text
+    assert rows.hash_code("text") == found[-1]
+    assert rows.hash_code("epoch") != epoch  # it is made with the settings of text
 
 
 def test_a_row_that_failed_says_why_and_is_made_again(tmp_path):
@@ -146,43 +148,51 @@ def test_a_row_that_failed_says_why_and_is_made_again(tmp_path):
 @pytest.mark.parametrize("what", TARGETED)
 def test_every_target_is_of_a_case(tool, what):
     rows, module = tool("bench.rows"), tool(f"bench.{what}")
-    assert module.WANTED.keys() <= module.CASES.keys()
+    assert module.TARGETS.keys() <= module.CASES.keys()
     assert getattr(module, "ROUNDS", {}).keys() <= module.CASES.keys()
-    for wanted in module.WANTED.values():
-        assert all(rows.WANTED.fullmatch(one) for one in wanted)
+    for wanted in module.TARGETS.values():
+        assert all(rows.TARGET_PATTERN.fullmatch(one) for one in wanted)
 
 
 def test_targets_are_judged(tool):
     rows = tool("bench.rows")
-    row = {"what": "text", "case": "a", "threads": 1, "ratio": 27.9, "share": 0.8, "mb": 614.0}
-    told = rows.answers(("ratio >= 28", "share >= 0.8, 1 thread", "mb <= 614", "share >= 0.5, 2 threads"), row)
+    row = {"table": "text", "case": "a", "threads": 1, "ratio": 27.9, "fraction_of_matmul_rate": 0.8, "mb": 614.0}
+    told = rows.judge_row(
+        (
+            "ratio >= 28",
+            "fraction_of_matmul_rate >= 0.8, 1 thread",
+            "mb <= 614",
+            "fraction_of_matmul_rate >= 0.5, 2 threads",
+        ),
+        row,
+    )
     assert told == [
         ("at least 28.0x", "27.9x", False),
         ("at least 80% of the matrix speed", "80% of the matrix speed", True),
         ("at most 614 MB", "614 MB", True),
     ]
-    lines = rows.reached([row], {("text", "a"): ("ratio >= 28",)})
+    lines = rows.render_targets([row], {("text", "a"): ("ratio >= 28",)})
     assert lines[-1] == "| text: a | 1 | at least 28.0x | 27.9x | **no** |"
 
 
 def test_all_is_one_row_for_each_target_and_number_of_threads(tool):
     main = tool("bench.__main__")
-    jobs = main.plan(main.options_of(["all"]))
+    jobs = main.plan_jobs(main.parse_options(["all"]))
     for what in TARGETED:
-        module, mine = tool(f"bench.{what}"), [job for job in jobs if job.what == what]
-        threads = [1] if getattr(module, "ONE_THREAD", False) else [1, 2]
-        assert {(j.case, j.threads) for j in mine} == {(case, t) for case in module.WANTED for t in threads}
+        module, mine = tool(f"bench.{what}"), [job for job in jobs if job.table == what]
+        threads = [1] if getattr(module, "SINGLE_THREADED", False) else [1, 2]
+        assert {(j.case, j.threads) for j in mine} == {(case, t) for case in module.TARGETS for t in threads}
     assert len(set(jobs)) == len(jobs)
-    assert main.options_of(["all"]).out.name == "all-cpu.md"
+    assert main.parse_options(["all"]).out.name == "all-cpu.md"
 
 
 def test_the_short_form_is_small(tool):
     main = tool("bench.__main__")
-    jobs = main.plan(main.options_of(["all", "--short"]))
-    assert {"text", "vpt", "epoch", "startup"} <= {job.what for job in jobs}
+    jobs = main.plan_jobs(main.parse_options(["all", "--short"]))
+    assert {"text", "vpt", "epoch", "startup"} <= {job.table for job in jobs}
     assert {(job.threads, job.rounds) for job in jobs} == {(1, 3)}
-    assert all("30 classes" in job.case for job in jobs if job.what in ("text", "epoch"))
-    assert main.options_of(["all", "--short"]).out is None
+    assert all("30 classes" in job.case for job in jobs if job.table in ("text", "epoch"))
+    assert main.parse_options(["all", "--short"]).out is None
 
 
 def test_measure_counts_operations_and_takes_turns(tool):
@@ -190,42 +200,44 @@ def test_measure_counts_operations_and_takes_turns(tool):
     a, took = torch.randn(300, 300), []
 
     class Setting:
-        fast = written_out = often = 1
+        fast = reference = n_repeats = 1
 
-        def work(self, form):
+        def run_variant(self, form):
             took.append(form)
             for _ in range(1 if form == "fast" else 40):
                 a @ a
 
-        def same(self):
-            self.work("fast")
-            self.work("written_out")
+        def measure_difference(self):
+            self.run_variant("fast")
+            self.run_variant("reference")
             return 1e-7
 
-    row = measure.measure(Setting(), "cpu", 3)
-    assert took[3:] == ["fast", "written_out"] * 3
-    assert (row["flops"], row["counted"], row["same"]) == (2 * 300**3, 40, 1e-7)
-    assert row["least"] <= row["ratio"] <= row["most"]
+    row = measure.measure_benchmark(Setting(), "cpu", 3)
+    assert took[3:] == ["fast", "reference"] * 3
+    assert (row["flops"], row["flop_ratio"], row["difference"]) == (2 * 300**3, 40, 1e-7)
+    assert row["min"] <= row["ratio"] <= row["max"]
     assert 5 < row["ratio"] < 300
-    assert 0.05 < row["share"] < 20
+    assert 0.05 < row["fraction_of_matmul_rate"] < 20
 
 
 def test_memory_is_what_the_work_holds():
     code = """
 import torch
-from bench.measure import memory
+from bench.measure import measure_peak_memory
 large = torch.ones(2**22)
 del large  # from now on MBs are parts of the heap
 spent, last = [torch.ones(2**18) for _ in range(100)], torch.ones(2**18)
 del spent  # 100 MB of the heap that are free again are no part of what is held
-print(memory(lambda: [torch.ones(2**18) for _ in range(64)], "cpu"))
+print(measure_peak_memory(lambda: [torch.ones(2**18) for _ in range(64)], "cpu"))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=TOOLS, capture_output=True, text=True, check=True)
     assert 63 < float(done.stdout) < 75
 
 
 def test_a_measurement_ends_with_the_tool_that_asked_for_it(tmp_path):
-    inner = "import os, bench.measure as b; print(os.getpid(), flush=True)\nwhile True: b.clock(lambda: None, 'cpu')"
+    inner = (
+        "import os, bench.measure as b; print(os.getpid(), flush=True)\nwhile True: b.time_call(lambda: None, 'cpu')"
+    )
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     with (tmp_path / "said").open("w+") as said:
         tool = subprocess.Popen([sys.executable, "-c", outer], cwd=TOOLS, stdout=said, stderr=subprocess.DEVNULL)
@@ -255,9 +267,9 @@ def running(pid):
 def test_exponents_and_names(tool):
     scaling = tool("bench.scaling")
     sizes = (10, 30, 100, 1000)
-    assert scaling.slope(sizes, [3 * n**1.5 for n in sizes]) == pytest.approx(1.5)
-    assert scaling.slope(sizes, [7.0] * 4) == pytest.approx(0)
-    names = scaling.invented(4000)
+    assert scaling.fit_exponent(sizes, [3 * n**1.5 for n in sizes]) == pytest.approx(1.5)
+    assert scaling.fit_exponent(sizes, [7.0] * 4) == pytest.approx(0)
+    names = scaling.invent_names(4000)
     assert len(set(names)) == 4000
     tokenizer = import_module("open_clip").get_tokenizer("ViT-B-16")
     assert {len(tokenizer.encode(name)) for name in names} == {2, 3, 4}
@@ -265,26 +277,29 @@ def test_exponents_and_names(tool):
 
 def test_growth_is_told_and_drawn(tool, tmp_path):
     scaling = tool("bench.scaling")
-    row = {"what": "scaling", "case": "coop, 16 tokens, 32 images", "threads": 1, "grows": "classes"}
+    row = {"table": "scaling", "case": "coop, 16 tokens, 32 images", "threads": 1, "grows": "classes"}
     row |= {"sizes": [10, 100, 1000], "seconds": [0.1, 0.5, 5.0], "mb": [10.0, 100.0, 1000.0]}
     row |= {"seconds_fit": 0.85, "seconds_end": 1.0, "mb_fit": 1.0, "mb_end": 1.0}
-    lines = scaling.beside([row], tmp_path / "scaling.md")
+    lines = scaling.render_details([row], tmp_path / "scaling.md")
     assert "| coop, 16 tokens, 32 images | 1000 classes | 5.0000 | 1000 |" in lines
     assert lines[-1] == "![time and memory as sizes grow](scaling.png)"
     assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"
-    told = tool("bench.rows").table([row], scaling.COLUMNS, {})
+    told = tool("bench.rows").render_table([row], scaling.COLUMNS, {})
     assert told[-1] == "| coop, 16 tokens, 32 images | 1 | classes | 10 | 1000 | 0.85 | 1.00 | 1.00 | 1.00 |"
 
 
 def test_the_digits_are_read_without_what_takes_seconds_to_load():
-    code = "import sys; from vlprompt.data.builtin.digits import arrays; arrays(); print('sklearn' in sys.modules)"
+    code = (
+        "import sys; from vlprompt.data.builtin.digits import load_digit_arrays; load_digit_arrays(); "
+        "print('sklearn' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
     from sklearn.datasets import load_digits
 
-    from vlprompt.data.builtin.digits import arrays
+    from vlprompt.data.builtin.digits import load_digit_arrays
 
-    pictures, labels = arrays()
+    pictures, labels = load_digit_arrays()
     assert (pictures == (load_digits().images * (255 / 16)).round()).all()
     assert (labels == load_digits().target).all()
     assert labels.dtype == load_digits().target.dtype
@@ -304,6 +319,6 @@ def test_both_forms_are_one(what, case, tmp_path):
     done = bench(what, "--short", "--rounds", "1", "--case", case, "--out", tmp_path / "t.md")
     assert done.returncode == 0, done.stderr
     ((_, row),) = kept(tmp_path / "t.jsonl")
-    assert row["same"] < 1e-4
+    assert row["difference"] < 1e-4
     assert row["ratio"] > 1
-    assert row["counted"] > 1
+    assert row["flop_ratio"] > 1

@@ -11,19 +11,27 @@ import time
 from pathlib import Path
 
 import pytest
+from cost_estimate import (
+    DatasetSize,
+    MeasuredCosts,
+    compute_workload,
+    find_dataset_size,
+    has_trainable_parameters,
+    measure_costs,
+)
 from miniatures import Miniature
 from PIL import Image
 
-from vlprompt.config.resolve import grid
-from vlprompt.data.cards import card_classes, read_card
-from vlprompt.experiments.paper_recipes import paired, reference
-from vlprompt.results.run_folder import read_all
+from vlprompt.config.resolve import resolve_grid
+from vlprompt.data.cards import load_card, load_card_classes
+from vlprompt.experiments.memory_plan import CostModel
+from vlprompt.experiments.paper_recipes import compare_with_published, load_reference
+from vlprompt.results.run_folder import read_runs
+from vlprompt.runtime.settings import SETTINGS
 
 TOOL = Path(__file__).parents[2] / "tools" / "reproduce.py"
-sys.path.insert(0, str(TOOL.parent))
-from cost_estimate import Line, Price, Size, price, size_of, trains, work  # noqa: E402
 
-ELEVEN = reference().eleven["base_to_new"]
+ELEVEN = load_reference().averaged_datasets["base_to_new"]
 TINY = ["--backbone", "glyph/random", "--methods", "zero_shot", "coop", "--shots", "2", "--seeds", "1,2"]
 QUICK = ["--set", "train.epochs=1", "--out", "runs"]
 
@@ -42,7 +50,7 @@ def reproduce(tool, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("VLPROMPT_DATA", raising=False)
-    monkeypatch.setattr(tool, "out", tool.Console(width=200))
+    monkeypatch.setattr(tool, "console", tool.Console(width=200))
 
     def called(*words):
         status = tool.main([str(w) for w in words])
@@ -82,11 +90,11 @@ def laid_out_and_run(reproduce, names, tmp_path, pictures, monkeypatch):
     words = ["--table", "base-to-new", *TINY, "--seeds", "1", "--shots", "1", *QUICK, "--datasets", *names]
     status, text = reproduce(*words)
     assert status == 0, text
-    results, left = read_all(tmp_path / "runs")
+    results, left = read_runs(tmp_path / "runs")
     assert (len(results), left) == (2 * len(names), [])
     for result in results:
-        assert result.protocol["split"] == "own"  # a miniature does not have the literature's sizes
-        assert len(result.classes[0]["joint"]) == len(card_classes(read_card(result.protocol["dataset"])))
+        assert result.protocol["split"] == "custom"  # a miniature does not have the literature's sizes
+        assert len(result.class_accuracy[0]["joint"]) == len(load_card_classes(load_card(result.protocol["dataset"])))
     return text
 
 
@@ -105,8 +113,8 @@ def test_layouts_of_all_eleven_make_the_whole_table(reproduce, tmp_path, picture
 
 def shown(root):
     """The comparison without what differs from run to run."""
-    found = [p.flat() for p in paired(read_all(root)[0])[0]]
-    return [(p["dataset"], p["method"], p["number"], p["ours"], p["ours_sd"], p["n"], p["published"]) for p in found]
+    found = [p.to_flat_dict() for p in compare_with_published(read_runs(root)[0])[0]]
+    return [(p["dataset"], p["method"], p["metric"], p["ours"], p["ours_std"], p["n"], p["published"]) for p in found]
 
 
 def test_plan_run_and_run_again(reproduce, eleven, tmp_path):
@@ -160,7 +168,7 @@ def test_what_is_wrong_is_told(reproduce):
     words = ["--table", "base-to-new", "--backbone", "glyph/random", "--plan"]
     assert reproduce(*words, "--methods", "coopp") == (2, "error: there is no method 'coopp'; did you mean 'coop'?")
     status, text = reproduce(*words, "--seeds", "one")
-    assert (status, "--seeds takes whole numbers" in text) == (2, True)
+    assert (status, "--seeds: expected whole numbers" in text) == (2, True)
     status, text = reproduce(*words, "--set", "train.epoch=1")
     assert (status, "did you mean 'epochs'?" in text) == (2, True)
 
@@ -169,7 +177,7 @@ def test_what_is_wrong_is_told(reproduce):
 def test_a_kill_in_the_middle(reproduce, eleven, tmp_path):
     """Killed while a prompt learns, after other runs were done; the same command ends with the same table."""
     words = ["--table", "base-to-new", *TINY, "--datasets", str(eleven[0])]
-    words += ["--set", "train.epochs=25", "--set", "train.lr=0.1", "--set", "train.batch=2"]
+    words += ["--set", "train.epochs=25", "--set", "train.lr=0.1", "--set", "train.batch_size=2"]
     assert reproduce(*words, "--out", "whole")[0] == 0
     command = [sys.executable, TOOL, *words, "--out", "killed", "--save-every", "0.02"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -197,7 +205,7 @@ def test_a_kill_in_the_middle(reproduce, eleven, tmp_path):
 
 def planned(method, dataset, task="base_to_new", shots=16, more=()):
     backbone = "open_clip:ViT-B-16/openai"
-    return grid([method], [shots], [1], dataset=dataset, task=task, backbone=backbone, overrides=more)[0]
+    return resolve_grid([method], [shots], [1], dataset=dataset, task=task, backbone=backbone, overrides=more)[0]
 
 
 STEPS = [  # iterations, not epochs, with short last batches dropped
@@ -211,49 +219,57 @@ STEPS = [  # iterations, not epochs, with short last batches dropped
 
 @pytest.mark.parametrize(("method", "dataset", "images", "steps"), STEPS)
 def test_steps_are_counted(method, dataset, images, steps):
-    found = work(planned(method, dataset), {dataset: size_of(dataset)}, trains=True)
+    found = compute_workload(planned(method, dataset), {dataset: find_dataset_size(dataset)}, has_training=True)
     assert (found.images, found.steps) == (images, steps)
 
 
 def test_images_are_counted():
     """Classes with few images, halves of an odd number, bases by name, all images, targets."""
-    size = Size(5, 50, (3, 20, 20, 20, 20), ("a", "b", "c", "d", "e"))
-    found = work(planned("coop", "x"), {"x": size}, trains=True)
+    size = DatasetSize(5, 50, (3, 20, 20, 20, 20), ("a", "b", "c", "d", "e"))
+    found = compute_workload(planned("coop", "x"), {"x": size}, has_training=True)
     assert (found.images, found.classes, found.tests) == (3 + 16 + 16, 3, ((50, 5), (30, 3), (20, 2)))
-    found = work(planned("coop", "x", more=["task.base=[a, e]"]), {"x": size}, trains=False)
+    found = compute_workload(planned("coop", "x", more=["task.base_classes=[a, e]"]), {"x": size}, has_training=False)
     assert (found.images, found.steps, found.tests) == (3 + 16, 0, ((50, 5), (20, 2), (30, 3)))
-    every = work(
-        planned("coop", "x", "few_shot", more=["task.shots=null", "train.epochs=2", "train.batch=80"]),
+    every = compute_workload(
+        planned("coop", "x", "few_shot", more=["task.shots=null", "train.epochs=2", "train.batch_size=80"]),
         {"x": size},
-        trains=True,
+        has_training=True,
     )
     assert (every.images, every.steps) == (83, 2)
-    sizes = {"x": size, "y": Size(7, 70)}
-    assert work(planned("coop", "x", "transfer", more=["task.targets=[y]"]), sizes, trains=True).tests == (
+    sizes = {"x": size, "y": DatasetSize(7, 70)}
+    assert compute_workload(
+        planned("coop", "x", "transfer", more=["task.targets=[y]"]), sizes, has_training=True
+    ).tests == (
         (50, 5),
         (70, 7),
     )
-    unknown = work(planned("coop", "z"), {"z": size_of("z")}, trains=True)
+    unknown = compute_workload(planned("coop", "z"), {"z": find_dataset_size("z")}, has_training=True)
     assert (unknown.images, unknown.steps) == (0, 0)
-    assert "there is no dataset 'z'" in size_of("z").missing
-    assert size_of("digits").classes == 10
+    assert "there is no dataset 'z'" in find_dataset_size("z").missing_reason
+    assert find_dataset_size("digits").classes == 10
 
 
 def test_prices(tiny):
     """A line through two measured points; a step and a test that were measured; what is not trained has no steps."""
-    assert Line.through(1.0, 4.0)(70) == pytest.approx(7.0)
-    assert Line.through(4.0, 1.0)(70) == pytest.approx(4.0)  # noise of the clock is no negative price
+    assert CostModel.fit({(10, 1): 1.0, (40, 1): 4.0})(70) == pytest.approx(7.0)
+    assert CostModel.fit({(10, 1): 4.0, (40, 1): 1.0})(70) == pytest.approx(
+        4.0
+    )  # noise of the clock is no negative price
     plan = planned("coop", "eurosat")
-    found = work(plan, {"eurosat": size_of("eurosat")}, trains=True)
-    flat = [Line(x, 0.0) for x in (2.0, 3.0, 0.5, 100.0)]
-    assert Price(*flat).seconds(found) == 400 * 2.0 + 3 * 3.0 + 2 * 8100 * 0.5
-    assert Price(*flat).megabytes(found) == 100.0
-    cost = price(plan, tiny)
+    found = compute_workload(plan, {"eurosat": find_dataset_size("eurosat")}, has_training=True)
+    flat = [CostModel(x) for x in (2.0, 3.0, 0.5, 100.0)]
+    assert MeasuredCosts(*flat).estimate_seconds(found) == 400 * 2.0 + 3 * 3.0 + 2 * 8100 * 0.5
+    assert MeasuredCosts(*flat).estimate_megabytes(found) == 100.0
+    cost = measure_costs(plan, tiny)
     assert cost.step(10) > 0
     assert cost.image(10) > 0
-    assert cost.megabytes(found) > 10
-    assert [trains({"name": m}, tiny) for m in ("zero_shot", "coop", "nearest_mean")] == [False, True, False]
-    assert price(planned("zero_shot", "eurosat"), tiny).step(40) == 0.0
+    assert cost.estimate_megabytes(found) > 10
+    assert [has_trainable_parameters({"name": m}, tiny) for m in ("zero_shot", "coop", "nearest_mean")] == [
+        False,
+        True,
+        False,
+    ]
+    assert measure_costs(planned("zero_shot", "eurosat"), tiny).step(40) == 0.0
 
 
 def test_a_calibrated_plan(reproduce):
@@ -262,6 +278,6 @@ def test_a_calibrated_plan(reproduce):
     assert status == 0
     assert "measuring a step of coop" in text
     assert " here time = steps x" in text
-    assert os.environ.pop("VLPROMPT_DATA") == "nowhere"
+    assert SETTINGS.data_root == Path("nowhere")
     assert json.dumps("eurosat coop 16 3 0 80 400 16,200")[1:-1] in text
     assert "?" not in text.partition(" here time =")[0]

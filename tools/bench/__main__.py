@@ -30,33 +30,48 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])  # `python tools/bench` puts this folder there; its modules are bench.NAME
 
 from bench import rows as row_store  # noqa: E402
-from bench.rows import Rows  # noqa: E402
+from bench.rows import RowStore  # noqa: E402
 
-ALL = ("text", "image", "vpt", "epoch", "startup", "memory", "plan")
-KINDS = (*ALL, "scaling", "heads", "streams", "dapl", "lm", "icl")
-MORE = "more"  # the lines that some tables have below them
+DEFAULT_TABLES = ("text", "image", "vpt", "epoch", "startup", "memory", "plan")
+TABLES = (*DEFAULT_TABLES, "scaling", "heads", "streams", "dapl", "lm", "icl")
+EXTRA = "extra"  # the lines that some tables have below them
 
 
 @dataclass(frozen=True)
 class Job:
     """One row to make: of which table, case and setting; memory: also the peak of each form."""
 
-    what: str
+    table: str
     case: str
     threads: int
     device: str
     rounds: int
-    memory: bool = False
+    measures_memory: bool = False
 
-    def key(self):
+    def make_key(self):
         """Tells a row that is kept from one that must be made."""
-        return [self.what, self.case, self.threads, self.device, self.rounds, self.memory, machine(self.device),
-                row_store.code(self.what)]  # fmt: skip
+        return [
+            self.table,
+            self.case,
+            self.threads,
+            self.device,
+            self.rounds,
+            self.measures_memory,
+            describe_machine(self.device),
+            row_store.hash_code(self.table),
+        ]
 
-    def asked(self, form=None):
+    def run_subprocess(self, variant=None):
         """The row, made in a fresh process; with a form only its memory. RuntimeError with what went wrong."""
-        command = [sys.executable, __file__, self.what, "--case", self.case, "--threads", self.threads]
-        command += ["--device", self.device, "--rounds", self.rounds, "--here", *(["--form", form] if form else [])]
+        command = [sys.executable, __file__, self.table, "--case", self.case, "--threads", self.threads]
+        command += [
+            "--device",
+            self.device,
+            "--rounds",
+            self.rounds,
+            "--worker",
+            *(["--variant", variant] if variant else []),
+        ]
         env = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=env)
         if done.returncode < 0:
@@ -65,48 +80,52 @@ class Job:
             raise RuntimeError((done.stderr.strip() or "no word").splitlines()[-1])
         return json.loads(done.stdout.splitlines()[-1])
 
-    def row(self):
-        found = {"what": self.what, "case": self.case, "threads": self.threads, "date": str(datetime.date.today())}
+    def measure_row(self):
+        found = {"table": self.table, "case": self.case, "threads": self.threads, "date": str(datetime.date.today())}
         try:
-            found |= self.asked()
+            found |= self.run_subprocess()
         except RuntimeError as error:
             return found | {"failed": str(error)}
-        for form in ("written_out", "fast") if self.memory else ():
+        for form in ("reference", "fast") if self.measures_memory else ():
             try:
-                found[f"{form}_mb"] = self.asked(form)
+                found[f"{form}_mb"] = self.run_subprocess(form)
             except RuntimeError as error:
                 found[f"{form}_mb"] = str(error)
         return found
 
 
-def here(job, form):
+def run_worker(job, variant):
     """What the fresh process prints: a row, or the memory of a form."""
-    bench = module(job.what)
+    bench = import_benchmark(job.table)
     if (torch := sys.modules.get("torch")) is not None:  # the start-up of other processes is measured without it
         torch.set_num_threads(job.threads)
-    if job.case == MORE:
-        return {"lines": bench.more(job.device)}
-    if hasattr(bench, "row"):
-        return bench.row(job.case, job.device, job.rounds)
+    if job.case == EXTRA:
+        return {"lines": bench.extra(job.device)}
+    if hasattr(bench, "measure_row"):
+        return bench.measure_row(job.case, job.device, job.rounds)
     import torch
 
-    from bench.measure import measure, memory
+    from bench.measure import measure_benchmark, measure_peak_memory
 
-    setting = bench.Setting(job.case, job.device, torch.float32)
-    return memory(lambda: setting.work(form), job.device) if form else measure(setting, job.device, job.rounds)
+    setting = bench.build_benchmark(job.case, job.device, torch.float32)
+    return (
+        measure_peak_memory(lambda: setting.run_variant(variant), job.device)
+        if variant
+        else measure_benchmark(setting, job.device, job.rounds)
+    )
 
 
-def module(what):
-    return importlib.import_module(f"bench.{what}")
+def import_benchmark(table):
+    return importlib.import_module(f"bench.{table}")
 
 
-def cuda():
+def has_cuda():
     import torch
 
     return torch.cuda.is_available()
 
 
-def machine(device):
+def describe_machine(device):
     if device == "cuda":
         import torch
 
@@ -117,69 +136,73 @@ def machine(device):
     return f"{name}, {os.cpu_count()} cores"
 
 
-def head(device, dates):
+def format_header(device, dates):
     """A line on machine, versions, commit, allocator and the dates of the rows."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     loaded = ", ".join(Path(name).name for name in os.environ.get("LD_PRELOAD", "").replace(":", " ").split())
     words = " ".join(f"'{word}'" if " " in word else word for word in sys.argv[1:])
-    where = f"{machine(device)}, torch {version('torch')}, commit {commit}, {' and '.join(dates)}"
+    where = f"{describe_machine(device)}, torch {version('torch')}, commit {commit}, {' and '.join(dates)}"
     return f"`tools/bench {words}`: {where}; both forms in one process, by one allocator ({loaded or 'the usual'})."
 
 
-def cases_of(what, options):
+def select_cases(table, options):
     """The cases of a table: those asked for, the short ones, or all (in `all`: those of which something is wanted)."""
-    bench, many = module(what), options.what == "all"
+    bench, many = import_benchmark(table), options.what == "all"
     short = getattr(bench, "SHORT", {})
     if options.case:
         return options.case
     if options.short:
         return list(short)
-    return [case for case in bench.CASES if not many or case in getattr(bench, "WANTED", {})]
+    return [case for case in bench.CASES if not many or case in getattr(bench, "TARGETS", {})]
 
 
-def plan(options):
+def plan_jobs(options):
     """All jobs. In `all` what is the same with any number of threads is made with one."""
     many, jobs = options.what == "all", []
-    for what in [kind for kind in ALL if importlib.util.find_spec(f"bench.{kind}")] if many else [options.what]:
-        bench = module(what)
-        alone = many and getattr(bench, "ONE_THREAD", False)
+    for what in (
+        [kind for kind in DEFAULT_TABLES if importlib.util.find_spec(f"bench.{kind}")] if many else [options.what]
+    ):
+        bench = import_benchmark(what)
+        alone = many and getattr(bench, "SINGLE_THREADED", False)
         for threads in options.threads[:1] if alone else options.threads:
-            for case in cases_of(what, options):
+            for case in select_cases(what, options):
                 rounds = options.rounds or (3 if options.short else getattr(bench, "ROUNDS", {}).get(case, 3))
-                memory = not many and not options.short and not hasattr(bench, "row")
+                memory = not many and not options.short and not hasattr(bench, "measure_row")
                 jobs.append(Job(what, case, threads, options.device, rounds, memory))
-            if hasattr(bench, MORE) and not options.case and not many:
-                jobs.append(Job(what, MORE, threads, options.device, 1))
+            if hasattr(bench, EXTRA) and not options.case and not many:
+                jobs.append(Job(what, EXTRA, threads, options.device, 1))
     return jobs
 
 
-def written(rows, options):
+def render_report(rows, options):
     """All lines: what is wanted and reached, then a table of each kind."""
-    lines, targets = [head(options.device, sorted({row["date"] for row in rows})), ""], {}
-    for what in dict.fromkeys(row["what"] for row in rows):
-        targets |= {(what, case): wanted for case, wanted in getattr(module(what), "WANTED", {}).items()}
-    lines += [*row_store.reached(rows, targets), ""] if options.what == "all" else []
-    for what in dict.fromkeys(row["what"] for row in rows):
-        bench, mine = module(what), [row for row in rows if row["what"] == what]
+    lines, targets = [format_header(options.device, sorted({row["date"] for row in rows})), ""], {}
+    for what in dict.fromkeys(row["table"] for row in rows):
+        targets |= {(what, case): wanted for case, wanted in getattr(import_benchmark(what), "TARGETS", {}).items()}
+    lines += [*row_store.render_targets(rows, targets), ""] if options.what == "all" else []
+    for what in dict.fromkeys(row["table"] for row in rows):
+        bench, mine = import_benchmark(what), [row for row in rows if row["table"] == what]
         lines += [f"## {what}", "", *bench.__doc__.splitlines()[2:], ""] if options.what == "all" else []
         if plain := [row for row in mine if "lines" not in row]:
-            columns, wanted = getattr(bench, "COLUMNS", row_store.TIMED), getattr(bench, "WANTED", {})
-            lines += [*row_store.table(plain, columns, wanted), ""]
+            columns, wanted = getattr(bench, "COLUMNS", row_store.TIMING_COLUMNS), getattr(bench, "TARGETS", {})
+            lines += [*row_store.render_table(plain, columns, wanted), ""]
         lines += [line for row in mine for line in row.get("lines", ())]
-        lines += bench.beside(plain, options.out) if hasattr(bench, "beside") else []
+        lines += bench.render_details(plain, options.out) if hasattr(bench, "render_details") else []
     return lines
 
 
-def numbers(text):
+def parse_thread_counts(text):
     return [int(part) for part in text.split(",")]
 
 
-def options_of(words):
+def parse_options(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*KINDS, "all"], metavar="WHAT", help=f"{', '.join(KINDS)} or all")
+    parser.add_argument("what", choices=[*TABLES, "all"], metavar="WHAT", help=f"{', '.join(TABLES)} or all")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=numbers, help="one number or several: 1,2 (default 1; of all 1,2)")
+    parser.add_argument(
+        "--threads", type=parse_thread_counts, help="one number or several: 1,2 (default 1; of all 1,2)"
+    )
     parser.add_argument(
         "--rounds", type=int, help="how often the forms take turns (default: as the cases say, mostly 3)"
     )
@@ -189,50 +212,50 @@ def options_of(words):
                         "beside it, so that the same command goes on where it was stopped (default of all: "
                         "tools/results/all-DEVICE.md)")  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="make all rows anew")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--form", choices=["fast", "written_out"], help=argparse.SUPPRESS)
-    options = parser.parse_args(words)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--variant", choices=["fast", "reference"], help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
     many = options.what == "all"
     options.threads = options.threads or ([1, 2] if many and not options.short and options.device == "cpu" else [1])
     if (options.rounds is not None and options.rounds < 1) or min(options.threads) < 1:
         parser.error("--rounds and --threads are at least 1")
     if many and options.case:
         parser.error("--case is of one table; name it instead of all")
-    if options.device == "cuda" and not options.here and not cuda():
+    if options.device == "cuda" and not options.worker and not has_cuda():
         parser.error("there is no CUDA device here; leave --device out")
     if many and options.out is None and not options.short:
         options.out = Path(__file__).parents[1] / "results" / f"all-{options.device}.md"
-    if options.short and not many and not hasattr(module(options.what), "SHORT"):
+    if options.short and not many and not hasattr(import_benchmark(options.what), "SHORT"):
         parser.error(f"{options.what} has no short form")
-    every = {} if many else module(options.what).CASES | getattr(module(options.what), "SHORT", {})
-    if strange := [case for case in options.case or () if case not in every and not options.here]:
+    every = {} if many else import_benchmark(options.what).CASES | getattr(import_benchmark(options.what), "SHORT", {})
+    if strange := [case for case in options.case or () if case not in every and not options.worker]:
         parser.error(f"there is no case {strange[0]!r}; there are {', '.join(map(repr, every))}")
     return options
 
 
-def main(words=None):
-    options = options_of(words)
-    if options.here:
+def main(arguments=None):
+    options = parse_options(arguments)
+    if options.worker:
         job = Job(options.what, options.case[0], options.threads[0], options.device, options.rounds)
-        print(json.dumps(here(job, options.form)))
+        print(json.dumps(run_worker(job, options.variant)))
         return
-    jobs, rows, began = plan(options), [], time.monotonic()
-    kept = Rows(options.out and options.out.with_suffix(".jsonl"), options.fresh)
+    jobs, rows, began = plan_jobs(options), [], time.monotonic()
+    kept = RowStore(options.out and options.out.with_suffix(".jsonl"), options.fresh)
     for i, job in enumerate(jobs):
-        name = f"[{i + 1}/{len(jobs)}] {job.what}: {job.case}, {job.threads} thread{'s' * (job.threads > 1)}"
+        name = f"[{i + 1}/{len(jobs)}] {job.table}: {job.case}, {job.threads} thread{'s' * (job.threads > 1)}"
         print(name, end=" ", file=sys.stderr, flush=True)
-        if (row := kept.get(job.key())) is not None:
+        if (row := kept.get(job.make_key())) is not None:
             told = "kept from before"
         else:
-            since, row = time.monotonic(), job.row()
+            since, row = time.monotonic(), job.measure_row()
             told = row.get("failed") or f"{time.monotonic() - since:.0f} s"
             if "failed" not in row:
-                kept.keep(job.key(), row)
+                kept.add(job.make_key(), row)
         print(f"... {told} ({(time.monotonic() - began) / 60:.1f} min in all)", file=sys.stderr, flush=True)
         rows.append(row)
         if options.out:
-            options.out.write_text("\n".join(written(rows, options)).rstrip() + "\n", "utf-8")
-    print("\n".join(written(rows, options)).rstrip())
+            options.out.write_text("\n".join(render_report(rows, options)).rstrip() + "\n", "utf-8")
+    print("\n".join(render_report(rows, options)).rstrip())
     sys.exit(any("failed" in row for row in rows))
 
 

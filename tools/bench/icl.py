@@ -12,25 +12,25 @@ import tempfile
 import torch
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name
+from vlprompt.core.class_names import ClassName
 from vlprompt.core.stage import Lesson
-from vlprompt.core.texts import Passage
-from vlprompt.engine.evaluate import answers
+from vlprompt.core.texts import TextItem
+from vlprompt.engine.evaluate import iter_logits
 from vlprompt.methods import InContext
-from vlprompt.methods._demonstrations import from_bytes
-from vlprompt.runtime.seeding import generator
+from vlprompt.methods._demonstration_items import decode_items
+from vlprompt.runtime.seeding import make_generator
 
-FOUR = ("aaaa", "bbbb", "cccc", "dddd")
+FOUR_CHOICES = ("aaaa", "bbbb", "cccc", "dddd")
 CASES = {
     "one token, 2 classes": (32, ("x", "y")),
-    "four tokens, 4 classes": (16, FOUR),
-    "written, 16 tokens": (16, FOUR),
+    "four tokens, 4 classes": (16, FOUR_CHOICES),
+    "written, 16 tokens": (16, FOUR_CHOICES),
 }
-HOW = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
-SHOTS, SIZE, CHUNK = 16, 48, 16  # demonstrations, characters of a text, rows of a pass
+GENERATION_OPTIONS = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
+N_DEMONSTRATIONS, TEXT_LENGTH, BATCH_SIZE = 16, 48, 16  # demonstrations, characters of a text, rows of a pass
 
 
-def byte_tokenizer():
+def build_byte_tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -40,16 +40,16 @@ def byte_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", model_max_length=4096)
 
 
-class Setting:
+class InContextBenchmark:
     """One case: texts, choices, and the model as a tower and on its own."""
 
     def __init__(self, case, device, dtype):
         import transformers
 
-        from vlprompt.backbones.hf.loading import wrap
+        from vlprompt.backbones.hf.loading import wrap_language_model
 
-        (self.texts, self.choices), self.writes = CASES[case], case.startswith("written")
-        self.tokenizer, self.device = byte_tokenizer(), torch.device(device)
+        (self.n_texts, self.choices), self.is_generation = CASES[case], case.startswith("written")
+        self.tokenizer, self.device = build_byte_tokenizer(), torch.device(device)
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
             vocab_size=len(self.tokenizer), hidden_size=256, intermediate_size=688, num_hidden_layers=6,
@@ -59,68 +59,83 @@ class Setting:
             p.data.mul_(3.0 if p.ndim > 1 else 1.0)
         with tempfile.TemporaryDirectory() as folder:  # a twin with its own attention, as transformers loads it
             net.save_pretrained(folder)
-            self.net = transformers.LlamaForCausalLM.from_pretrained(folder, attn_implementation="sdpa").to(device)
-        self.net.eval()
-        names = tuple(Name(choice) for choice in self.choices)
+            self.reference_model = transformers.LlamaForCausalLM.from_pretrained(folder, attn_implementation="sdpa").to(
+                device
+            )
+        self.reference_model.eval()
+        names = tuple(ClassName(choice) for choice in self.choices)
         letters = "abcdefghijklmnopqrstuvwxyz     "
 
         def items(tag, n):
-            drawn = torch.randint(len(letters), (n, SIZE), generator=generator("icl", tag)).tolist()
+            drawn = torch.randint(len(letters), (n, TEXT_LENGTH), generator=make_generator("icl", tag)).tolist()
             words = ["q" + "".join(letters[k] for k in row).strip() for row in drawn]
-            return tuple(Passage(f"{tag}/{i}", {"text": t}, "{text}:{mask}", "{text}") for i, t in enumerate(words))
+            return tuple(TextItem(f"{tag}/{i}", {"text": t}, "{text}:{mask}", "{text}") for i, t in enumerate(words))
 
-        self.train = Split(items("train", 64), tuple(i % len(names) for i in range(64)), names)
-        self.test = Split(items("test", self.texts), (0,) * self.texts, names)
-        self.method = InContext(wrap(net, self.tokenizer, "causal", "bench", device), SHOTS, demonstrations="balanced")
-        self.method.begin(Lesson(self.train), generator(0))
+        self.train_split = Split(items("train", 64), tuple(i % len(names) for i in range(64)), names)
+        self.test_split = Split(items("test", self.n_texts), (0,) * self.n_texts, names)
+        self.method = InContext(
+            wrap_language_model(net, self.tokenizer, "causal", "bench", device),
+            N_DEMONSTRATIONS,
+            demonstration_selection="balanced",
+        )
+        self.method.begin_lesson(Lesson(self.train_split), make_generator(0))
 
     def fast(self):
-        self.method.made = None  # the demonstrations are read anew
-        if self.writes:
-            return self.method.eval().write(next(self.test.batches(self.texts)).inputs, **HOW)
-        return torch.cat(list(answers(self.method, self.test)))
+        self.method._demonstrations = None  # the demonstrations are read anew
+        if self.is_generation:
+            return self.method.eval().generate(next(self.test_split.batches(self.n_texts)).inputs, **GENERATION_OPTIONS)
+        return torch.cat(list(iter_logits(self.method, self.test_split)))
 
     @torch.no_grad()
-    def written_out(self):
+    def reference(self):
         ids = lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-        before = ids("\n\n".join(f"{item.fields['text']}:{item.response}" for item in from_bytes(self.method.kept)))
-        if self.writes:
-            return self._written(before, ids)
-        said = self.method.lm.spelled(self.choices, "{text}:{mask}")
+        before = ids(
+            "\n\n".join(
+                f"{item.fields['text']}:{item.response}" for item in decode_items(self.method.encoded_demonstrations)
+            )
+        )
+        if self.is_generation:
+            return self._generate_reference(before, ids)
+        said = self.method.lm.tokenize_answers(self.choices, "{text}:{mask}")
         every = [[]] if all(len(tokens) == 1 for tokens in said) else said
-        rows = [(before + ids(f"\n\n{item.fields['text']}:"), tokens) for item in self.test.items for tokens in every]
+        rows = [
+            (before + ids(f"\n\n{item.fields['text']}:"), tokens) for item in self.test_split.items for tokens in every
+        ]
         found = []
-        for begin in range(0, len(rows), CHUNK):
-            some = rows[begin : begin + CHUNK]
+        for begin in range(0, len(rows), BATCH_SIZE):
+            some = rows[begin : begin + BATCH_SIZE]
             n = max(len(context) + len(tokens) for context, tokens in some)
             padded = [[*context, *tokens, *[0] * (n - len(context) - len(tokens))] for context, tokens in some]
             mask = [[1] * (len(context) + len(tokens)) for context, tokens in some]
             mask = torch.tensor([[*row, *[0] * (n - len(row))] for row in mask], device=self.device)
-            x = self.net.model(input_ids=torch.tensor(padded, device=self.device), attention_mask=mask,
+            x = self.reference_model.model(input_ids=torch.tensor(padded, device=self.device), attention_mask=mask,
                                use_cache=False).last_hidden_state  # fmt: skip
             for (context, tokens), states in zip(some, x, strict=True):
                 at = len(context) - 1
-                p = self.net.lm_head(states[at : at + max(1, len(tokens))]).log_softmax(-1)
+                p = self.reference_model.lm_head(states[at : at + max(1, len(tokens))]).log_softmax(-1)
                 if tokens:
                     found.append(sum(p[k, token] for k, token in enumerate(tokens)))
                 else:
                     found += [p[0, one[0]] for one in said]
-        return torch.stack(found).view(len(self.test), len(self.choices)).cpu()
+        return torch.stack(found).view(len(self.test_split), len(self.choices)).cpu()
 
-    def _written(self, before, ids):
-        rows = [before + ids(f"\n\n{item.fields['text']}:") for item in self.test.items]
+    def _generate_reference(self, context_ids, encode):
+        rows = [context_ids + encode(f"\n\n{item.fields['text']}:") for item in self.test_split.items]
         n = max(map(len, rows))
         given = torch.tensor([[0] * (n - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor([[0] * (n - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        made = self.net.generate(input_ids=given, attention_mask=mask, **HOW)[:, n:]
+        made = self.reference_model.generate(input_ids=given, attention_mask=mask, **GENERATION_OPTIONS)[:, n:]
         texts = self.tokenizer.batch_decode(made, skip_special_tokens=True)
         return [text.strip().split(self.method.separator)[0].strip() for text in texts]
 
-    def same(self):
-        mine, theirs = self.fast(), self.written_out()
-        if self.writes:
+    def measure_difference(self):
+        mine, theirs = self.fast(), self.reference()
+        if self.is_generation:
             return sum(a != b for a, b in zip(mine, theirs, strict=True)) / len(mine)
         return float((mine - theirs).abs().max() / theirs.abs().max())
 
-    def work(self, form):
-        getattr(self, form)()
+    def run_variant(self, variant):
+        getattr(self, variant)()
+
+
+build_benchmark = InContextBenchmark

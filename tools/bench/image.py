@@ -19,22 +19,22 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from bench.rows import number
-from vlprompt.backbones.timm.blocks import timm_image
+from bench.rows import make_number_column
+from vlprompt.backbones.timm.blocks import build_timm_tower
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name
-from vlprompt.core.images import Look, View
+from vlprompt.core.class_names import ClassName
+from vlprompt.core.images import Augmentation, Preprocessing
 from vlprompt.core.stage import Lesson
-from vlprompt.data.images.cache import HELD, most
-from vlprompt.data.images.decoding import file_item, open_picture, pixels
-from vlprompt.data.images.prefetch import ahead
+from vlprompt.data.images.cache import IMAGE_CACHE, default_max_bytes
+from vlprompt.data.images.decoding import build_file_item, open_image, preprocess_image
+from vlprompt.data.images.prefetch import prefetch_images
 from vlprompt.engine.loop import fit
-from vlprompt.engine.train_config import Train
-from vlprompt.layers.frozen_maps import same
-from vlprompt.layers.heads import Linear
+from vlprompt.engine.train_config import TrainConfig
+from vlprompt.layers.frozen_maps import identity
+from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import VPT
 from vlprompt.runtime import threads
-from vlprompt.runtime.seeding import generator
+from vlprompt.runtime.seeding import make_generator
 
 CASES = {  # name -> work, augmentation, whether nothing was kept before, images on a CPU and on a GPU
     "pixels, first epoch": ("pixels", "none", True, 256, 2048),
@@ -46,25 +46,25 @@ CASES = {  # name -> work, augmentation, whether nothing was kept before, images
     "VPT-deep, 10 prompts, crop-flip, training, later epoch": ("vpt", "crop-flip", False, 16, 1024),
 }
 SHORT = {case: CASES[case] for case in ("pixels, later epoch",)}
-BATCH, CLASSES = {"cpu": 8, "cuda": 64}, 10
+BATCH_SIZES, CLASSES = {"cpu": 8, "cuda": 64}, 10
 COLUMNS = {
-    "written out images/s": number("written_out_rate:.3g"),
-    "vlprompt images/s": number("fast_rate:.3g"),
-    "ratio (of rounds)": lambda row: f"**{row['ratio']:.2f}** ({row['least']:.2f}-{row['most']:.2f})",
-    "written out processor ms": number("written_out_ms:.2f"),
-    "vlprompt processor ms": number("fast_ms:.2f"),
-    "same": number("same:.0e"),
+    "written out images/s": make_number_column("reference_rate:.3g"),
+    "vlprompt images/s": make_number_column("fast_rate:.3g"),
+    "ratio (of rounds)": lambda row: f"**{row['ratio']:.2f}** ({row['min']:.2f}-{row['max']:.2f})",
+    "written out processor ms": make_number_column("reference_ms:.2f"),
+    "vlprompt processor ms": make_number_column("fast_ms:.2f"),
+    "same": make_number_column("difference:.0e"),
 }
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LOOK = Look((224, 224), MEAN, STD)
+PREPROCESSING = Preprocessing((224, 224), MEAN, STD)
 
 
-def photographs(folder, n):
+def write_photographs(folder, n_images):
     """So many JPEG files, each another part of one of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
     random, arrays = np.random.default_rng(0), load_sample_images().images
-    for i in range(n):
+    for i in range(n_images):
         width = int(random.integers(380, 569))
         x, y = random.integers(0, 641 - width), random.integers(0, 428 - width * 3 // 4)
         shown = Image.fromarray(arrays[i % 2]).crop((x, y, x + width, y + width * 3 // 4))
@@ -72,7 +72,7 @@ def photographs(folder, n):
     return sorted(folder.glob("*.jpg"))
 
 
-def transform(augment):
+def build_transform(augment):
     from torchvision import transforms as T
 
     cubic = T.InterpolationMode.BICUBIC
@@ -82,106 +82,117 @@ def transform(augment):
     return T.Compose([*first, T.ToTensor(), T.Normalize(MEAN, STD)])
 
 
-class Setting:
+class ImageBenchmark:
     """One case: the files, and the tower or the method that takes their pixels."""
 
     def __init__(self, case, device, folder):
-        self.kind, self.augment, self.anew, *counts = CASES[case]
-        self.device, self.size = device, BATCH[device]
-        self.files, self.epochs = photographs(folder, counts[device == "cuda"]), 0
-        self.transform, names = transform(self.augment), tuple(Name(str(i)) for i in range(CLASSES))
+        self.workload, self.augment, self.is_cold, *counts = CASES[case]
+        self.device, self.batch_size = device, BATCH_SIZES[device]
+        self.files, self.epoch = write_photographs(folder, counts[device == "cuda"]), 0
+        self.transform, names = build_transform(self.augment), tuple(ClassName(str(i)) for i in range(CLASSES))
         self.labels = torch.arange(len(self.files)) % CLASSES
-        items = tuple(file_item(path, path.name) for path in self.files)
+        items = tuple(build_file_item(path, path.name) for path in self.files)
         self.split = Split(items, tuple(self.labels.tolist()), names, augment=self.augment)
-        if self.kind == "pixels":
+        if self.workload == "pixels":
             return
         import timm
 
         torch.manual_seed(0)
         trunk = timm.create_model("vit_base_patch16_224", num_classes=0).to(device).eval().requires_grad_(False)
-        self.tower = timm_image(trunk, same, 768, LOOK, "bench", torch.device(device))
-        self.method = VPT(self.tower, Linear(), n_tokens=10, deep=True, dropout=0.0)
-        self.method.begin(Lesson(self.split), generator(0))
+        self.tower = build_timm_tower(trunk, identity, 768, PREPROCESSING, "bench", torch.device(device))
+        self.method = VPT(self.tower, LinearHead(), n_tokens=10, deep=True, dropout=0.0)
+        self.method.begin_lesson(Lesson(self.split), make_generator(0))
         self.method.to(device)
 
-    def decoded(self, files):
+    def decode(self, files):
         """The written-out form's pixels, image by image."""
         return torch.stack([self.transform(Image.open(path).convert("RGB")) for path in files])
 
-    def batches(self):
-        return [self.files[i : i + self.size] for i in range(0, len(self.files), self.size)]
+    def split_files(self):
+        return [self.files[i : i + self.batch_size] for i in range(0, len(self.files), self.batch_size)]
 
     def fast(self):
-        self.epochs += 1
-        if self.anew:
-            HELD.use(0)
-            HELD.use(most())
-        if self.kind == "vpt":
-            train = Train(epochs=1, batch=self.size, lr=1e-6, warmup=0, drop_last=False)
-            return [step.loss for step in fit(self.method, Lesson(self.split), train, seed=self.epochs)]
-        if self.kind == "features":
-            self.tower.kept = type(self.tower.kept)()
-            return torch.cat([self.tower(batch.inputs) for batch in ahead(self.split.batches(self.size))])
-        seed = None if self.augment == "none" else self.epochs
-        return [batch.inputs.pixels(LOOK) for batch in ahead(self.split.batches(self.size, seed=seed))]
+        self.epoch += 1
+        if self.is_cold:
+            IMAGE_CACHE.set_max_bytes(0)
+            IMAGE_CACHE.set_max_bytes(default_max_bytes())
+        if self.workload == "vpt":
+            train = TrainConfig(epochs=1, batch_size=self.batch_size, lr=1e-6, warmup=0, drop_last=False)
+            return [step.loss for step in fit(self.method, Lesson(self.split), train, seed=self.epoch)]
+        if self.workload == "features":
+            self.tower.feature_cache = type(self.tower.feature_cache)()
+            return torch.cat(
+                [self.tower(batch.inputs) for batch in prefetch_images(self.split.batches(self.batch_size))]
+            )
+        seed = None if self.augment == "none" else self.epoch
+        return [
+            batch.inputs.pixels(PREPROCESSING)
+            for batch in prefetch_images(self.split.batches(self.batch_size, seed=seed))
+        ]
 
-    def written_out(self):
+    def reference(self):
         found = []
-        for k, files in enumerate(self.batches()):
-            x = self.decoded(files)
-            if self.kind == "features":
+        for k, files in enumerate(self.split_files()):
+            x = self.decode(files)
+            if self.workload == "features":
                 with torch.no_grad():
                     x = self.tower.encode(x.to(self.device))
-            if self.kind == "vpt":
-                features = self.tower._pass(x.to(self.device), self._prompt(), "pooled")
-                labels = self.labels[k * self.size :][: len(files)].to(self.device)
-                x = F.cross_entropy(self.method.reader(features, self.method.fixed(self.split.names)), labels)
+            if self.workload == "vpt":
+                features = self.tower._encode_with_prompt(x.to(self.device), self._build_prompt(), "pooled")
+                labels = self.labels[k * self.batch_size :][: len(files)].to(self.device)
+                x = F.cross_entropy(self.method.head(features, self.method.precompute(self.split.names)), labels)
                 parameters = list(self.method.parameters())
                 for p, g in zip(parameters, torch.autograd.grad(x, parameters), strict=True):
                     p.data -= 1e-6 * g
             found.append(x)
         return found
 
-    def _prompt(self):
+    def _build_prompt(self):
         from vlprompt.core.prompt import Prompt
 
         return Prompt(tokens=dict(enumerate(self.method.tokens)))
 
-    def same(self):
-        if self.kind == "vpt":
+    def measure_difference(self):
+        if self.workload == "vpt":
             return None  # its pixels are those of the rows above
-        if self.kind == "pixels" and self.augment != "none":
-            items, view = self.split.items[:16], View(self.augment, 5)
-            mine = torch.stack([item.pixels(LOOK, view) for item in items for _ in range(2)])[1::2]
-            theirs = torch.stack([pixels(open_picture(path), LOOK, view) for path in self.files[:16]])
+        if self.workload == "pixels" and self.augment != "none":
+            items, view = self.split.items[:16], Augmentation(self.augment, 5)
+            mine = torch.stack([item.pixels(PREPROCESSING, view) for item in items for _ in range(2)])[1::2]
+            theirs = torch.stack([preprocess_image(open_image(path), PREPROCESSING, view) for path in self.files[:16]])
         else:
-            mine, theirs = (
-                x if isinstance(x, torch.Tensor) else torch.cat(x) for x in (self.fast(), self.written_out())
-            )
+            mine, theirs = (x if isinstance(x, torch.Tensor) else torch.cat(x) for x in (self.fast(), self.reference()))
         return float((mine - theirs).abs().max() / theirs.abs().max())
 
 
-def timed(work, device):
+def time_wall_and_cpu(call, device):
     """Seconds on the wall, and of the processor."""
     wall, processor = time.perf_counter(), time.process_time()
-    work()
+    call()
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def row(case, device, rounds):
-    threads.use(torch.get_num_threads())
+def measure_row(case, device, rounds):
+    threads.set_workers(torch.get_num_threads())
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(case, device, Path(folder))
-        difference = setting.same()
-        setting.fast(), setting.written_out()  # once, so that the files have been read
-        fast, slow = zip(*((timed(setting.fast, device), timed(setting.written_out, device)) for _ in range(rounds)),
-                         strict=True)  # fmt: skip
-    n, found = len(setting.files), {"same": difference}
-    for name, times in (("fast", fast), ("written_out", slow)):
+        setting = ImageBenchmark(case, device, Path(folder))
+        difference = setting.measure_difference()
+        setting.fast(), setting.reference()  # once, so that the files have been read
+        fast, slow = zip(
+            *(
+                (time_wall_and_cpu(setting.fast, device), time_wall_and_cpu(setting.reference, device))
+                for _ in range(rounds)
+            ),
+            strict=True,
+        )
+    n, found = len(setting.files), {"difference": difference}
+    for name, times in (("fast", fast), ("reference", slow)):
         walls, processors = zip(*times, strict=True)
         found |= {name: statistics.median(walls), f"{name}_rate": n / statistics.median(walls)}
         found[f"{name}_ms"] = 1000 * statistics.median(processors) / n
     ratios = [b[0] / a[0] for a, b in zip(fast, slow, strict=True)]
-    return found | {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    return found | {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+build_benchmark = ImageBenchmark

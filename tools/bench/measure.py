@@ -17,31 +17,31 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-FORMS = ("fast", "written_out", "bare", "first")
-STARTER = os.getppid()
+VARIANTS = ("fast", "reference", "tower_only", "cold")
+PARENT_PID = os.getppid()
 
 
-def clock(work, device):
+def time_call(call, device):
     """Seconds of a piece of work."""
-    if os.getppid() != STARTER:  # the tool was killed: an orphan would only disturb the next one
+    if os.getppid() != PARENT_PID:  # the tool was killed: an orphan would only disturb the next one
         sys.exit("the process that asked for this is gone")
     now = time.perf_counter if device == "cuda" else time.process_time
     began = now()
-    work()
+    call()
     if device == "cuda":
         torch.cuda.synchronize()
     return (now() - began) / (1 if device == "cuda" else torch.get_num_threads())
 
 
-def matrix_rate(device):
+def measure_matmul_rate(device):
     """Floating-point operations a second of one large float32 product."""
     size = 1024 if device == "cpu" else 8192
     a = torch.randn(size, size, device=device)
-    clock(lambda: a @ a, device)
-    return 2 * size**3 / statistics.median(clock(lambda: a @ a, device) for _ in range(10))
+    time_call(lambda: a @ a, device)
+    return 2 * size**3 / statistics.median(time_call(lambda: a @ a, device) for _ in range(10))
 
 
-class Counter(TorchDispatchMode):
+class FlopCounter(TorchDispatchMode):
     """Counts floating-point operations by torch's own formulas; torch's own counter can't look into every backward."""
 
     flops = 0
@@ -53,42 +53,43 @@ class Counter(TorchDispatchMode):
         return found
 
 
-def counted(work):
+def count_flops(call):
     """What a piece of work gives, and how many floating-point operations its matrix products are."""
-    with Counter() as counter:
-        found = work()
+    with FlopCounter() as counter:
+        found = call()
     return found, counter.flops
 
 
-def measure(setting, device, rounds):
+def measure_benchmark(benchmark, device, rounds):
     """A row: medians of seconds, the ratio with the least and the largest of a round, operations, share, difference."""
-    same, both = counted(setting.same)  # each form once
-    _, flops = counted(lambda: setting.work("fast"))
+    difference, both = count_flops(benchmark.measure_difference)  # each form once
+    _, flops = count_flops(lambda: benchmark.run_variant("fast"))
     for _ in range(2 if device == "cuda" else 0):  # a pass that comes again is recorded, which is not what is timed
-        setting.work("fast")
-    forms = [form for form in FORMS if hasattr(setting, form)]
+        benchmark.run_variant("fast")
+    forms = [form for form in VARIANTS if hasattr(benchmark, form)]
     times, rates = {form: [] for form in forms}, []
     for _ in range(rounds):
-        rates.append(matrix_rate(device))
+        rates.append(measure_matmul_rate(device))
         for form in forms:
-            often = getattr(setting, "often", 3) if form in ("fast", "bare") else 1
-            work = lambda form=form: setting.work(form)  # noqa: E731
-            times[form].append(statistics.median(clock(work, device) for _ in range(often)))
-    ratios = [slow / fast for slow, fast in zip(times["written_out"], times["fast"], strict=True)]
+            often = getattr(benchmark, "n_repeats", 3) if form in ("fast", "tower_only") else 1
+            work = lambda form=form: benchmark.run_variant(form)  # noqa: E731
+            times[form].append(statistics.median(time_call(work, device) for _ in range(often)))
+    ratios = [slow / fast for slow, fast in zip(times["reference"], times["fast"], strict=True)]
     found = {form: statistics.median(t) for form, t in times.items()}
-    found |= {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    found |= {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     rate = statistics.median(rates)
-    found |= {"flops": flops, "rate": rate, "share": flops / found["fast"] / rate, "same": same}
-    return found | ({"counted": both / flops - 1} if flops else {})
+    found |= {"flops": flops, "matmul_rate": rate, "fraction_of_matmul_rate": flops / found["fast"] / rate}
+    found["difference"] = difference
+    return found | ({"flop_ratio": both / flops - 1} if flops else {})
 
 
-def memory(work, device):
+def measure_peak_memory(call, device):
     """MB (2**20 bytes) that a piece of work holds at its peak above what the process held before; once a process."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        work()
+        call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)  # what is free but still held would hide a part of the peak
@@ -99,5 +100,5 @@ def memory(work, device):
         return int(next(line for line in lines if line.startswith(key)).split()[1])
 
     before = held("VmRSS")
-    work()
+    call()
     return (held("VmHWM") - before) / 2**10

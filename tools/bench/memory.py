@@ -17,55 +17,61 @@ from pathlib import Path
 import torch
 
 from bench import text, vpt
-from bench.measure import memory
-from bench.rows import number
+from bench.measure import measure_peak_memory
+from bench.rows import make_number_column
 from vlprompt.core.batch import Batch, Split
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.loop import Loop
-from vlprompt.engine.train_config import Train
+from vlprompt.engine.train_config import TrainConfig
 from vlprompt.methods import CoCoOp, CoOp
 
-THOUSAND = CoOp, {"n_ctx": 16}, 1000, 32
-PEAK = "whole run, coop, 1000 classes"
+COOP_1000_CLASSES = CoOp, {"n_ctx": 16}, 1000, 32
+WHOLE_RUN = "whole run, coop, 1000 classes"
 CASES = {  # name -> what a step is of, and how it is made; or the form of a step of VPT
-    "coop, 1000 classes": (THOUSAND, {}),
-    "coop, 1000 classes, checkpointing": (THOUSAND, {"checkpointing": True}),
+    "coop, 1000 classes": (COOP_1000_CLASSES, {}),
+    "coop, 1000 classes, checkpointing": (COOP_1000_CLASSES, {"activation_checkpointing": True}),
     "cocoop, 100 classes, 32 images in micro-batches of 4": (
-        (CoCoOp, {"n_ctx": 4}, 100, 32), {"micro_batch": 4}),
+        (CoCoOp, {"n_ctx": 4}, 100, 32), {"micro_batch_size": 4}),
     "vpt-deep, 50 prompts, 8 images": "fast",
-    "vpt-deep, 50 prompts, 8 images, written out": "written_out",
-    PEAK: None,
+    "vpt-deep, 50 prompts, 8 images, written out": "reference",
+    WHOLE_RUN: None,
 }  # fmt: skip
-WANTED = {  # GB of 2**30 bytes
+TARGETS = {  # GB of 2**30 bytes
     "coop, 1000 classes": ("mb <= 1536",),
     "coop, 1000 classes, checkpointing": ("mb <= 614",),
     "cocoop, 100 classes, 32 images in micro-batches of 4": ("mb <= 614",),
-    PEAK: ("mb <= 3072",),
+    WHOLE_RUN: ("mb <= 3072",),
 }
 ROUNDS = dict.fromkeys(CASES, 1)
-ONE_THREAD = True
-COLUMNS = {"MB": number("mb:.0f"), "s": number("seconds:.1f"), "accuracy": number("accuracy:.1f")}
+SINGLE_THREADED = True
+COLUMNS = {
+    "MB": make_number_column("mb:.0f"),
+    "s": make_number_column("seconds:.1f"),
+    "accuracy": make_number_column("accuracy:.1f"),
+}
 
 
-def step(spec, device, micro_batch=None, checkpointing=False):
+def build_step(spec, device, micro_batch_size=None, activation_checkpointing=False):
     """A training step of a method as work without arguments."""
-    setting, size = text.Setting(spec, device, torch.float32), spec[-1]
-    train = Train(batch=size, micro_batch=micro_batch, checkpointing=checkpointing)
+    setting, size = text.TextBenchmark(spec, device, torch.float32), spec[-1]
+    train = TrainConfig(
+        batch_size=size, micro_batch_size=micro_batch_size, activation_checkpointing=activation_checkpointing
+    )
     loop = Loop(setting.method, Lesson(Split((), (), setting.names)), train, 0)
     batch = Batch(setting.images, setting.labels, setting.names)
-    return lambda: loop.take(batch, 1e-6)
+    return lambda: loop.take_step(batch, 1e-6)
 
 
-def whole(device):
+def measure_whole_run(device):
     """A run in a process of its own, with the threads that it takes by itself."""
     from PIL import Image
 
     command = [str(Path(sys.executable).with_name("vlprompt")), "run", "coop", "images", "--out", "runs"]
     command += ["--backbone", "open_clip:ViT-B-16/random", "--shots", "1", "--seed", "1", "--device", device]
-    command += ["method.n_ctx=16", "train.iterations=2", "train.batch=32"]
+    command += ["method.n_ctx=16", "train.iterations=2", "train.batch_size=32"]
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     with tempfile.TemporaryDirectory() as folder:
-        names = list(dict.fromkeys(name.replace("/", "or") for name in text.imagenet()))
+        names = list(dict.fromkeys(name.replace("/", "or") for name in text.load_imagenet_names()))
         names += [f"toy {name}" for name in names[: 1000 - len(names)]]  # two names of ImageNet are there twice
         for part in ("train", "test"):
             for k, name in enumerate(names):
@@ -88,14 +94,14 @@ def whole(device):
     return {"mb": held, "seconds": seconds, "accuracy": found["summary"]["accuracy"]}
 
 
-def row(case, device, rounds):
+def measure_row(case, device, rounds):
     how = CASES[case]
     if how is None:
-        return whole(device)
+        return measure_whole_run(device)
     if isinstance(how, str):
-        setting = vpt.Setting("deep, 50 prompts, step", device, torch.float32)
-        work = lambda: setting.work(how)  # noqa: E731
+        setting = vpt.VPTBenchmark("deep, 50 prompts, step", device, torch.float32)
+        work = lambda: setting.run_variant(how)  # noqa: E731
     else:
-        work = step(how[0], device, **how[1])
+        work = build_step(how[0], device, **how[1])
     began = time.monotonic()
-    return {"mb": memory(work, device), "seconds": time.monotonic() - began}
+    return {"mb": measure_peak_memory(work, device), "seconds": time.monotonic() - began}

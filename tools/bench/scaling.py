@@ -15,7 +15,7 @@ import statistics
 import torch
 
 from bench import text
-from bench.measure import clock, memory
+from bench.measure import measure_peak_memory, time_call
 from vlprompt.core.images import Images
 from vlprompt.methods import CoCoOp, CoOp
 
@@ -35,7 +35,7 @@ CASES = {  # name -> what grows, its sizes, and what a step of such a size is of
         "prompt tokens", (1, 2, 4, 8, 16, 32, 64), lambda n: (CoOp, {"n_ctx": n}, 100, 32)),
     "image features": ("images", (8, 16, 32, 64, 128), None),
 }  # fmt: skip
-LONG = 4.0  # seconds of passes beyond the first
+MAX_REPEAT_SECONDS = 4.0  # seconds of passes beyond the first
 COLUMNS = {
     "what grows": lambda row: row["grows"],
     "from": lambda row: str(row["sizes"][0]),
@@ -47,65 +47,65 @@ COLUMNS = {
 }
 
 
-def invented(n):
+def invent_names(n_names):
     """So many names of two to four words, all different."""
     base, found = len(WORDS), []
-    for i in range(n):
+    for i in range(n_names):
         digits = [i % base, i // base % base, (7 * i + 3) % base, (11 * i + 5) % base]
         found.append(" ".join(WORDS[d] for d in digits[: 2 + i % 3]))
     return found
 
 
-def slope(sizes, values):
+def fit_exponent(sizes, values):
     """Of the line by least squares through the logarithms."""
     x, y = [math.log(n) for n in sizes], [math.log(max(v, 1e-9)) for v in values]
     mx, my = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
 
 
-def works(case, device):
+def iter_workloads(case, device):
     """(size, work) of each size, one after another; the model is the same."""
     _, sizes, spec = CASES[case]
-    setting = text.Setting((CoOp, {"n_ctx": 16}, 10, 1), device, torch.float32)
+    setting = text.TextBenchmark((CoOp, {"n_ctx": 16}, 10, 1), device, torch.float32)
     if spec is None:
-        tower = setting.whole.image
+        tower = setting.full_clip.image
         for n in sizes:
-            pixels = torch.randn(n, 3, *tower.look.size)
+            pixels = torch.randn(n, 3, *tower.preprocessing.size)
             images = Images(lambda look, places, pixels=pixels: pixels[list(places)], [None] * n)
             yield n, lambda images=images: tower(images)
         return
     for n in sizes:
-        setting.set(spec(n), names=invented(spec(n)[2]))
-        yield n, lambda: setting.work("fast")
+        setting.configure(spec(n), names=invent_names(spec(n)[2]))
+        yield n, lambda: setting.run_variant("fast")
 
 
-def row(case, device, rounds):
+def measure_row(case, device, rounds):
     sizes, seconds, mb = [], [], []
-    for n, work in works(case, device):
-        once = clock(lambda work=work: mb.append(memory(work, device)), device)
-        again = [clock(work, device) for _ in range(max(1, min(2 * rounds, int(LONG / once))))]
+    for n, work in iter_workloads(case, device):
+        once = time_call(lambda work=work: mb.append(measure_peak_memory(work, device)), device)
+        again = [time_call(work, device) for _ in range(max(1, min(2 * rounds, int(MAX_REPEAT_SECONDS / once))))]
         sizes.append(n)
         seconds.append(statistics.median(again))
     found = {"grows": CASES[case][0], "sizes": sizes, "seconds": seconds, "mb": mb}
     for of, values in (("seconds", seconds), ("mb", mb)):
-        found |= {f"{of}_fit": slope(sizes, values), f"{of}_end": slope(sizes[-2:], values[-2:])}
+        found |= {f"{of}_fit": fit_exponent(sizes, values), f"{of}_end": fit_exponent(sizes[-2:], values[-2:])}
     return found
 
 
-def beside(rows, out):
+def render_details(rows, output_path):
     """A table of all points, and where there is a file to write, the picture of them beside it."""
     done = [row for row in rows if "sizes" in row]
     lines = ["| work | size | s | MB |", "|---|---:|---:|---:|"]
     for row in done:
         points = zip(row["sizes"], row["seconds"], row["mb"], strict=True)
         lines += [f"| {row['case']} | {n} {row['grows']} | {s:.4f} | {mb:.0f} |" for n, s, mb in points]
-    if out is None or not done:
+    if output_path is None or not done:
         return lines
-    draw(done, out.with_suffix(".png"))
-    return [*lines, "", f"![time and memory as sizes grow]({out.with_suffix('.png').name})"]
+    draw_plot(done, output_path.with_suffix(".png"))
+    return [*lines, "", f"![time and memory as sizes grow]({output_path.with_suffix('.png').name})"]
 
 
-def draw(rows, path):
+def draw_plot(rows, path):
     import matplotlib
 
     matplotlib.use("Agg")

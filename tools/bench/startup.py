@@ -14,35 +14,35 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.rows import number
+from bench.rows import make_number_column
 
 RUN, HELP = "vlprompt run, to the first step", "vlprompt --help"
 CASES = {RUN: "", HELP: ""}
 SHORT = CASES
-WANTED = {RUN: ("above <= 2",), HELP: ("seconds <= 0.5",)}
+TARGETS = {RUN: ("above <= 2",), HELP: ("seconds <= 0.5",)}
 ROUNDS = dict.fromkeys(CASES, 5)
-ONE_THREAD = True
+SINGLE_THREADED = True
 COLUMNS = {
-    "s": number("seconds:.2f"),
-    "least": number("least:.2f"),
-    "most": number("most:.2f"),
-    "processor s": number("processor:.2f"),
-    "import open_clip s": number("library:.2f"),
-    "its processor s": number("library_processor:.2f"),
-    "above s": number("above:.2f"),
-    "above, processor s": number("above_processor:.2f"),
+    "s": make_number_column("seconds:.2f"),
+    "least": make_number_column("min:.2f"),
+    "most": make_number_column("max:.2f"),
+    "processor s": make_number_column("processor:.2f"),
+    "import open_clip s": make_number_column("library:.2f"),
+    "its processor s": make_number_column("library_processor:.2f"),
+    "above s": make_number_column("above:.2f"),
+    "above, processor s": make_number_column("above_processor:.2f"),
 }
 COMMAND = str(Path(sys.executable).with_name("vlprompt"))
 
 
-def timed(command, until=None):
-    """Seconds on the clock and of the processor, of a command to its end, or until `until()`; then it is ended."""
+def time_command(command, is_done=None):
+    """Seconds on the clock and of the processor, of a command to its end, or until `is_done()`; then it is ended."""
     with tempfile.TemporaryFile("w+") as said:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
         ended = seconds = 0.0
-        if until is not None:
-            while not until() and not ended:
+        if is_done is not None:
+            while not is_done() and not ended:
                 ended, status, used = os.wait4(process.pid, os.WNOHANG)
                 time.sleep(0.005)
             seconds = time.perf_counter() - began
@@ -51,31 +51,31 @@ def timed(command, until=None):
         if not ended:
             _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        if (process.returncode and not seconds) or (ended and not until()):
+        if (process.returncode and not seconds) or (ended and not is_done()):
             said.seek(0)
             raise SystemExit(f"{' '.join(command[:3])} ended with {process.returncode}: {said.read()[-500:]}")
     return seconds or time.perf_counter() - began, used.ru_utime + used.ru_stime
 
 
-def first_step(device):
+def time_first_step(device):
     with tempfile.TemporaryDirectory() as folder:
         command = [COMMAND, "run", "coop", "digits", "--shots", "1", "train.epochs=1", "--device", device]
-        return timed(
+        return time_command(
             [*command, "--out", folder],
             lambda: any(path.stat().st_size for path in Path(folder).glob("*/steps.jsonl")),
         )
 
 
-def row(case, device, rounds):
+def measure_row(case, device, rounds):
     if case == HELP:
-        work = lambda: timed([COMMAND, "--help"])  # noqa: E731
+        work = lambda: time_command([COMMAND, "--help"])  # noqa: E731
     else:
-        work = lambda: first_step(device)  # noqa: E731
-    library = lambda: timed([sys.executable, "-c", "import open_clip"]) if case == RUN else (0.0, 0.0)  # noqa: E731
+        work = lambda: time_first_step(device)  # noqa: E731
+    library = lambda: time_command([sys.executable, "-c", "import open_clip"]) if case == RUN else (0.0, 0.0)  # noqa: E731
     work(), library()  # so that the files have been read
     mine, theirs = zip(*((work(), library()) for _ in range(rounds)), strict=True)
     seconds, processor = zip(*mine, strict=True)
-    found = {"seconds": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
+    found = {"seconds": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
     found["processor"] = statistics.median(processor)
     if case == RUN:
         clock, used = zip(*theirs, strict=True)

@@ -10,18 +10,18 @@ epochs, after each lesson a test of all sixteen-image tests so far, on a ViT-Ti/
 import torch
 import torch.nn.functional as F
 
-from vlprompt.backbones.timm.blocks import timm_image
+from vlprompt.backbones.timm.blocks import build_timm_tower
 from vlprompt.core.batch import Batch, Split
-from vlprompt.core.class_names import Name
-from vlprompt.core.images import Images, Item, Look
+from vlprompt.core.class_names import ClassName
+from vlprompt.core.images import ImageItem, Images, Preprocessing
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.evaluate import evaluate
 from vlprompt.engine.loop import fit
-from vlprompt.engine.train_config import Train
-from vlprompt.layers.frozen_maps import same
-from vlprompt.layers.heads import Linear
+from vlprompt.engine.train_config import TrainConfig
+from vlprompt.layers.frozen_maps import identity
+from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import L2P, CODAPrompt, DualPrompt
-from vlprompt.runtime.seeding import generator
+from vlprompt.runtime.seeding import make_generator
 
 CASES = {  # name -> method, whether queries are kept
     "l2p, step": (L2P, True),
@@ -30,53 +30,65 @@ CASES = {  # name -> method, whether queries are kept
     "coda_prompt, step": (CODAPrompt, True),
     "l2p, stream of 5 lessons": (L2P, True),
 }
-SIZE, CLASSES, LESSONS, EPOCHS = 16, 100, 5, 2
-TRAIN = Train(epochs=EPOCHS, batch=SIZE, optimizer="sgd", lr=1e-6, momentum=0, weight_decay=0, schedule="constant",
-              warmup=0)  # fmt: skip
+BATCH_SIZE, N_CLASSES, N_LESSONS, N_EPOCHS = 16, 100, 5, 2
+TRAIN_CONFIG = TrainConfig(
+    epochs=N_EPOCHS,
+    batch_size=BATCH_SIZE,
+    optimizer="sgd",
+    lr=1e-6,
+    momentum=0,
+    weight_decay=0,
+    schedule="constant",
+    warmup=0,
+)
 
 
-class Setting:
+class ContinualBenchmark:
     """One case: the method and its written-out form on the same trunk, images, labels and initial values."""
 
-    often = 1
+    n_repeats = 1
 
     def __init__(self, case, device, dtype):
         import timm
 
         kind, kept = CASES[case]
-        self.stream = "stream" in case
+        self.is_stream = "stream" in case
         torch.manual_seed(0)
-        name = "vit_tiny_patch16_224" if self.stream else "vit_base_patch16_224"
+        name = "vit_tiny_patch16_224" if self.is_stream else "vit_base_patch16_224"
         self.trunk = timm.create_model(name, num_classes=0).to(device, dtype).eval().requires_grad_(False)
         self.dim, self.device = self.trunk.num_features, torch.device(device)
-        self.tower = timm_image(self.trunk, same, self.dim, Look((224, 224)), "bench", self.device)
-        self.names = tuple(Name(str(i)) for i in range(CLASSES))
-        self.lessons = [self._split(f"train{k}") for k in range(LESSONS)] if self.stream else [self._split("train")]
-        self.tests = [self._split(f"test{k}") for k in range(LESSONS)] if self.stream else []
-        self.method = kind(self.tower, Linear())
-        self.method.begin(Lesson(Split((), (), self.names)), generator(0))
+        self.tower = build_timm_tower(self.trunk, identity, self.dim, Preprocessing((224, 224)), "bench", self.device)
+        self.names = tuple(ClassName(str(i)) for i in range(N_CLASSES))
+        self.lessons = (
+            [self._build_split(f"train{k}") for k in range(N_LESSONS)]
+            if self.is_stream
+            else [self._build_split("train")]
+        )
+        self.tests = [self._build_split(f"test{k}") for k in range(N_LESSONS)] if self.is_stream else []
+        self.method = kind(self.tower, LinearHead())
+        self.method.begin_lesson(Lesson(Split((), (), self.names)), make_generator(0))
         self.method.to(dtype).train()
-        self.batch = next(self.lessons[0].batches(SIZE))
-        pixels = self.batch.inputs.pixels(self.tower.look).to(device)
+        self.batch = next(self.lessons[0].batches(BATCH_SIZE))
+        pixels = self.batch.inputs.pixels(self.tower.preprocessing).to(device)
         self.pixels, self.labels = pixels, self.batch.labels.to(device)
         if not kept:
             self.batch = Batch(
-                Images(lambda look, places: pixels[list(places)], [None] * SIZE), self.labels, self.names
+                Images(lambda look, places: pixels[list(places)], [None] * BATCH_SIZE), self.labels, self.names
             )
-        self.columns = self.method.fixed(self.names)
+        self.fixed = self.method.precompute(self.names)
 
-    def _split(self, tag):
+    def _build_split(self, tag):
         def item(i):
-            pixels = torch.randn(3, 224, 224, generator=generator(tag, i))
-            return Item(f"{tag}/{i}", lambda look, view: pixels)
+            pixels = torch.randn(3, 224, 224, generator=make_generator(tag, i))
+            return ImageItem(f"{tag}/{i}", lambda look, view: pixels)
 
-        return Split(tuple(item(i) for i in range(SIZE)), tuple(range(SIZE)), self.names)
+        return Split(tuple(item(i) for i in range(BATCH_SIZE)), tuple(range(BATCH_SIZE)), self.names)
 
     def fast(self):
-        terms, _ = self.method.terms(self.batch, self.columns)
+        terms, _ = self.method.loss_terms(self.batch, self.fixed)
         return sum(value for value, _ in terms.values())
 
-    def blocks(self, x, prefix):
+    def run_blocks(self, x, prefix):
         """All rows of all blocks; prefix: layer -> keys, values (B, P, D)."""
         for i, block in enumerate(self.trunk.blocks):
             y = block.norm1(x)
@@ -89,69 +101,75 @@ class Setting:
             x = x + block.mlp(block.norm2(x))
         return self.trunk.norm(x)
 
-    def answer(self, pixels):
+    def compute_logits(self, pixels):
         """Logits (B, C) and the method's own term, in two passes."""
         m, t = self.method, self.trunk
         with torch.no_grad():
-            query = self.blocks(t._pos_embed(t.patch_embed(pixels)), {})[:, 0]
+            query = self.run_blocks(t._pos_embed(t.patch_embed(pixels)), {})[:, 0]
         x, prefix, term = t._pos_embed(t.patch_embed(pixels)), {}, 0.0
         if isinstance(m, L2P):
             like = F.normalize(query, dim=-1) @ F.normalize(m.keys, dim=-1).T
-            best = like.topk(m.top)
+            best = like.topk(m.top_k)
             x = torch.cat([m.pool[best.indices].flatten(1, 2), x], 1)
-            term = -m.pull * best.values.sum(1).mean()
+            term = -m.pull_weight * best.values.sum(1).mean()
         elif isinstance(m, DualPrompt):
             like = F.normalize(query, dim=-1) @ F.normalize(m.keys[0][:, 0], dim=-1).T
-            term = -m.pull * like[:, 0].mean()
-            every = {**dict(zip(m.general_layers, m.shared, strict=True)),
-                     **dict(zip(m.expert_layers, m.experts[0][0], strict=True))}  # fmt: skip
+            term = -m.pull_weight * like[:, 0].mean()
+            every = {**dict(zip(m.general_layers, m.general_prompts, strict=True)),
+                     **dict(zip(m.expert_layers, m.expert_prompts[0][0], strict=True))}  # fmt: skip
             prefix = {i: [part.expand(len(pixels), -1, -1) for part in kv] for i, kv in every.items()}
         else:
-            for i, (pool, keys, focus) in enumerate(zip(m.pool[0], m.keys[0], m.focus[0], strict=True)):
+            for i, (pool, keys, focus) in enumerate(
+                zip(m.components[0], m.keys[0], m.attention_vectors[0], strict=True)
+            ):
                 seen = torch.einsum("bd,kd->bkd", query, focus)
                 weights = torch.einsum("bkd,kd->bk", F.normalize(seen, dim=2), F.normalize(keys, dim=1))
                 prefix[i] = torch.einsum("bk,kld->bld", weights, pool).chunk(2, 1)
                 for rows in (pool.flatten(1), keys, focus):
-                    term = term + m.ortho * ((rows @ rows.T - torch.eye(len(rows), device=rows.device)) ** 2).mean()
-        x = self.blocks(x, prefix)
-        feature = x[:, : m.top * m.length].mean(1) if isinstance(m, L2P) else x[:, 0]
-        return F.linear(feature, m.reader.weight, m.reader.bias), term
+                    term = (
+                        term
+                        + m.orthogonality_weight
+                        * ((rows @ rows.T - torch.eye(len(rows), device=rows.device)) ** 2).mean()
+                    )
+        x = self.run_blocks(x, prefix)
+        feature = x[:, : m.top_k * m.prompt_length].mean(1) if isinstance(m, L2P) else x[:, 0]
+        return F.linear(feature, m.head.weight, m.head.bias), term
 
-    def written_out(self):
-        logits, term = self.answer(self.pixels)
+    def reference(self):
+        logits, term = self.compute_logits(self.pixels)
         return F.cross_entropy(logits, self.labels) + term
 
-    def gradients(self, form):
-        return torch.autograd.grad(form(), list(self.method.parameters()))
+    def compute_gradients(self, compute_loss):
+        return torch.autograd.grad(compute_loss(), list(self.method.parameters()))
 
-    def same(self):
-        if self.stream:
-            return abs(self.streamed("fast") - self.streamed("written_out")) / 100
-        pairs = zip(self.gradients(self.fast), self.gradients(self.written_out), strict=True)
+    def measure_difference(self):
+        if self.is_stream:
+            return abs(self.run_stream("fast") - self.run_stream("reference")) / 100
+        pairs = zip(self.compute_gradients(self.fast), self.compute_gradients(self.reference), strict=True)
         return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
-    def work(self, form):
-        if self.stream:
-            self.streamed(form)
+    def run_variant(self, variant):
+        if self.is_stream:
+            self.run_stream(variant)
             return
-        gradients = self.gradients(getattr(self, form))
+        gradients = self.compute_gradients(getattr(self, variant))
         with torch.no_grad():
             for p, g in zip(self.method.parameters(), gradients, strict=True):
                 p -= 1e-6 * g
 
-    def streamed(self, form):
+    def run_stream(self, variant):
         """All lessons and their tests -> mean accuracy of the last row."""
-        self.tower.kept.__init__()
+        self.tower.feature_cache.__init__()
         right = []
         for k, lesson in enumerate(self.lessons):
-            if form == "fast":
-                for _ in fit(self.method, Lesson(lesson, index=k, total=LESSONS), TRAIN):
+            if variant == "fast":
+                for _ in fit(self.method, Lesson(lesson, index=k, total=N_LESSONS), TRAIN_CONFIG):
                     pass
-                right = [evaluate(self.method, test).numbers["accuracy"] for test in self.tests[: k + 1]]
+                right = [evaluate(self.method, test).metrics["accuracy"] for test in self.tests[: k + 1]]
                 continue
-            for _ in range(EPOCHS):
-                batch = next(lesson.batches(SIZE))
-                logits, term = self.answer(batch.inputs.pixels(self.tower.look).to(self.device))
+            for _ in range(N_EPOCHS):
+                batch = next(lesson.batches(BATCH_SIZE))
+                logits, term = self.compute_logits(batch.inputs.pixels(self.tower.preprocessing).to(self.device))
                 loss = F.cross_entropy(logits, batch.labels.to(self.device)) + term
                 with torch.no_grad():
                     for p, g in zip(
@@ -159,7 +177,18 @@ class Setting:
                     ):
                         p -= 1e-6 * g
             with torch.no_grad():
-                found = [(self.answer(b.inputs.pixels(self.tower.look).to(self.device))[0].argmax(1).cpu() == b.labels)
-                         for test in self.tests[: k + 1] for b in test.batches(SIZE)]  # fmt: skip
+                found = [
+                    (
+                        self.compute_logits(b.inputs.pixels(self.tower.preprocessing).to(self.device))[0]
+                        .argmax(1)
+                        .cpu()
+                        == b.labels
+                    )
+                    for test in self.tests[: k + 1]
+                    for b in test.batches(BATCH_SIZE)
+                ]
             right = [100 * float(one.float().mean()) for one in found]
         return sum(right) / len(right)
+
+
+build_benchmark = ContinualBenchmark

@@ -15,18 +15,18 @@ import torch.nn.functional as F
 import yaml
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name
+from vlprompt.core.class_names import ClassName
 from vlprompt.core.images import Images
 from vlprompt.core.method import Output
 from vlprompt.core.stage import Lesson
 from vlprompt.methods import IVLP, CoCoOp, CoOp, MaPLe, PromptSRC
-from vlprompt.runtime.seeding import generator
+from vlprompt.runtime.seeding import make_generator
 
 CASES = {  # name -> method, its arguments, classes, images a step
     "coop, 100 classes": (CoOp, {"n_ctx": 16}, 100, 32),
-    "coop, 100 classes, middle": (CoOp, {"n_ctx": 16, "text": "{ctx} {name} {ctx}."}, 100, 32),
-    "coop, 100 classes, front": (CoOp, {"n_ctx": 16, "text": "{name} {ctx}."}, 100, 32),
-    "coop, 100 classes, own": (CoOp, {"n_ctx": 16, "own": True}, 100, 32),
+    "coop, 100 classes, middle": (CoOp, {"n_ctx": 16, "context_template": "{ctx} {name} {ctx}."}, 100, 32),
+    "coop, 100 classes, front": (CoOp, {"n_ctx": 16, "context_template": "{name} {ctx}."}, 100, 32),
+    "coop, 100 classes, own": (CoOp, {"n_ctx": 16, "class_specific": True}, 100, 32),
     "cocoop, 100 classes, 1 image": (CoCoOp, {"n_ctx": 4}, 100, 1),
     "cocoop, 100 classes, 4 images": (CoCoOp, {"n_ctx": 4}, 100, 4),
     "maple, 100 classes, text part": (MaPLe, {"n_ctx": 2}, 100, 4),
@@ -37,8 +37,8 @@ SHORT = {
     "coop, 30 classes": (CoOp, {"n_ctx": 16}, 30, 32),
     "cocoop, 30 classes, 1 image": (CoCoOp, {"n_ctx": 4}, 30, 1),
 }
-WANTED = dict.fromkeys(CASES, ("ratio >= 28",)) | {
-    "coop, 100 classes": ("ratio >= 28", "share >= 0.8, 1 thread"),
+TARGETS = dict.fromkeys(CASES, ("ratio >= 28",)) | {
+    "coop, 100 classes": ("ratio >= 28", "fraction_of_matmul_rate >= 0.8, 1 thread"),
     "coop, 100 classes, middle": ("ratio >= 9",),
     "coop, 100 classes, front": ("ratio >= 5",),
     "coop, 100 classes, own": ("ratio >= 5",),
@@ -46,68 +46,74 @@ WANTED = dict.fromkeys(CASES, ("ratio >= 28",)) | {
 ROUNDS = {"cocoop, 100 classes, 4 images": 2}  # written out, it takes more than a minute
 
 
-def cifar():
+def load_cifar_names():
     """The names of CIFAR-100's classes, which have 3.2 tokens with the dot and the end; those of ImageNet have 4.2."""
-    card = yaml.safe_load((Path(__file__).parents[1] / "datasets" / "vtab_cifar100.yaml").read_text("utf-8"))
+    card = yaml.safe_load((Path(__file__).parents[2] / "datasets" / "vtab_cifar100.yaml").read_text("utf-8"))
     return [name.replace("_", " ") for name in card["classes"]]
 
 
-def imagenet():
+def load_imagenet_names():
     """The names of ImageNet's 1000 classes."""
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     return IMAGENET_CLASSNAMES
 
 
-CASES["coop, 100 classes of ImageNet"] = (CoOp, {"n_ctx": 16}, 100, 32, imagenet)
+CASES["coop, 100 classes of ImageNet"] = (CoOp, {"n_ctx": 16}, 100, 32, load_imagenet_names)
 
 
-class Known:
+class KnownFeatureTower:
     """An image tower whose features are given, by the images' places: only the text side is measured."""
 
     def __init__(self, tower, features):
-        self.width, self.device, self.features = tower.width, tower.device, features
+        self.feature_dim, self.device, self.features = tower.feature_dim, tower.device, features
         self.dim, self.depth = tower.dim, tower.depth
 
     def __call__(self, images, prompt=None):
         return self.features[[int(key) for key in images.keys]]
 
 
-class Setting:
+class TextBenchmark:
     """One case: our method and the written-out form on the same model, names, features, labels and initial values.
 
-    known: whether the features of the images are given; the image tower is the model's own otherwise.
+    with_known_features: whether the features of the images are given; the image tower is the model's own otherwise.
     """
 
-    def __init__(self, case, device, dtype, known=True):
+    def __init__(self, case, device, dtype, with_known_features=True):
         import open_clip
 
-        from vlprompt.backbones.open_clip.towers import wrap
+        from vlprompt.backbones.open_clip.towers import wrap_clip
 
         torch.manual_seed(0)
         self.model = open_clip.create_model("ViT-B-16-quickgelu").to(dtype)
         self.tokenizer, self.device, self.dtype = open_clip.get_tokenizer("ViT-B-16"), device, dtype
-        self.whole = wrap(self.model, self.tokenizer, "bench", device)
-        self.set((CASES | SHORT)[case] if isinstance(case, str) else case, known)
+        self.full_clip = wrap_clip(self.model, self.tokenizer, "bench", device)
+        self.configure((CASES | SHORT)[case] if isinstance(case, str) else case, with_known_features)
 
-    def set(self, spec, known=True, names=None):
+    def configure(self, spec, with_known_features=True, names=None):
         """Another case on the same model; names: by default so many of CIFAR-100's, or of ImageNet's."""
         cls, self.options, classes, size, *source = spec
-        every = [] if names else (source[0] if source else cifar if classes <= 100 else imagenet)()
+        every = (
+            [] if names else (source[0] if source else load_cifar_names if classes <= 100 else load_imagenet_names)()
+        )
         names = names or [every[i * (len(every) // classes)] for i in range(classes)]
-        self.names = tuple(Name(name, str(i)) for i, name in enumerate(names))
+        self.names = tuple(ClassName(name, str(i)) for i, name in enumerate(names))
         self.features = torch.randn(size, 512, dtype=self.dtype, device=self.device)
-        self.labels, self.scale = torch.arange(size, device=self.device) % classes, self.whole.scale
-        known = Known(self.whole.image, self.features) if known else self.whole.image
-        self.clip = replace(self.whole, image=known)
+        self.labels, self.scale = torch.arange(size, device=self.device) % classes, self.full_clip.scale
+        with_known_features = (
+            KnownFeatureTower(self.full_clip.image, self.features) if with_known_features else self.full_clip.image
+        )
+        self.clip = replace(self.full_clip, image=with_known_features)
         self.method = cls(self.clip, **self.options)
-        self.method.begin(Lesson(Split((), (), self.names)), generator(0))
+        self.method.begin_lesson(Lesson(Split((), (), self.names)), make_generator(0))
         self.method.to(self.dtype)
-        self.inner = getattr(self.method, "method", self.method)
+        self.inner_method = getattr(self.method, "method", self.method)
         with torch.no_grad():
-            self.fixed = self.method.fixed(self.names)
-        deep = isinstance(self.inner, MaPLe | IVLP)  # of MaPLe's only the text side: its maps end in the image tower
-        self.parameters = list(self.inner.ctx if deep else self.method.parameters())
+            self.fixed = self.method.precompute(self.names)
+        deep = isinstance(
+            self.inner_method, MaPLe | IVLP
+        )  # of MaPLe's only the text side: its maps end in the image tower
+        self.parameters = list(self.inner_method.ctx if deep else self.method.parameters())
         self.images = Images(lambda look, places: self.features[list(places)], [str(i) for i in range(size)])
         words = "X " * self.options["n_ctx"] + "of a " * (cls is MaPLe)
         self.ids = self.tokenizer([f"{words}{name}." for name in self.names]).to(self.device)
@@ -117,20 +123,22 @@ class Setting:
     def fast(self):
         return self.method(self.images, self.method.prepare(self.names, self.fixed))
 
-    def written_out(self):
-        ctx = self.inner.ctx
-        if isinstance(self.inner, CoCoOp):
-            shifts = self.inner.meta(F.normalize(self.features, dim=-1))
+    def reference(self):
+        ctx = self.inner_method.ctx
+        if isinstance(self.inner_method, CoCoOp):
+            shifts = self.inner_method.meta(F.normalize(self.features, dim=-1))
             pairs = zip(self.features, shifts, strict=True)
-            return Output(torch.cat([self._logits(x[None], self._texts(ctx + shift)) for x, shift in pairs]))
-        text = self._texts(ctx) if isinstance(ctx, torch.Tensor) else self._texts(ctx[0], ctx[1:])
-        return Output(self._logits(self.features, text), text=text)
+            return Output(
+                torch.cat([self._compute_logits(x[None], self._encode_texts(ctx + shift)) for x, shift in pairs])
+            )
+        text = self._encode_texts(ctx) if isinstance(ctx, torch.Tensor) else self._encode_texts(ctx[0], ctx[1:])
+        return Output(self._compute_logits(self.features, text), text_features=text)
 
-    def _logits(self, features, text):
+    def _compute_logits(self, features, text):
         return self.scale * F.normalize(features, dim=-1) @ F.normalize(text, dim=-1).T
 
-    def _texts(self, ctx, later=()):
-        n, text = ctx.shape[-2], self.options.get("text", "{ctx} {name}.")
+    def _encode_texts(self, ctx, later_tokens=()):
+        n, text = ctx.shape[-2], self.options.get("context_template", "{ctx} {name}.")
         ctx = ctx if ctx.ndim == 3 else ctx.expand(len(self.names), -1, -1)
         if self.embedded is None:
             self.embedded = self.model.token_embedding(self.ids)
@@ -143,26 +151,29 @@ class Setting:
             x = torch.stack([torch.cat([s, c[:before], r[:k], c[before:], r[k:]]) for s, c, r, k in rows])
         x, mask = x + self.model.positional_embedding, self.model.attn_mask
         for i, block in enumerate(self.model.transformer.resblocks):
-            if 0 < i <= len(later):
-                x = torch.cat([x[:, :1], later[i - 1].expand(len(x), -1, -1), x[:, 1 + n :]], 1)
+            if 0 < i <= len(later_tokens):
+                x = torch.cat([x[:, :1], later_tokens[i - 1].expand(len(x), -1, -1), x[:, 1 + n :]], 1)
             x = block(x, attn_mask=mask)
         return self.model.ln_final(x)[torch.arange(len(x)), self.ids.argmax(-1)] @ self.model.text_projection
 
-    def loss(self, out):
+    def compute_loss(self, output):
         near = 0.0
         if isinstance(self.method, PromptSRC):  # its term on the texts; those on images and answers need the images
-            near = self.method.text_weight * (F.normalize(out.text, dim=-1) - self.fixed[1]).abs().mean()
-        return F.cross_entropy(out.logits, self.labels) + near
+            near = self.method.text_weight * (F.normalize(output.text_features, dim=-1) - self.fixed[1]).abs().mean()
+        return F.cross_entropy(output.logits, self.labels) + near
 
-    def gradients(self, form):
-        return torch.autograd.grad(self.loss(form()), self.parameters)
+    def compute_gradients(self, run):
+        return torch.autograd.grad(self.compute_loss(run()), self.parameters)
 
-    def same(self):
-        fast, slow = self.gradients(self.fast), self.gradients(self.written_out)
+    def measure_difference(self):
+        fast, slow = self.compute_gradients(self.fast), self.compute_gradients(self.reference)
         return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(fast, slow, strict=True))
 
-    def work(self, form):
-        gradients = self.gradients(getattr(self, form))
+    def run_variant(self, variant):
+        gradients = self.compute_gradients(getattr(self, variant))
         with torch.no_grad():
             for p, g in zip(self.parameters, gradients, strict=True):
                 p -= 1e-6 * g
+
+
+build_benchmark = TextBenchmark

@@ -8,15 +8,15 @@ classes, backward to prompts and head, SGD. A test: the forward pass of constant
 import torch
 import torch.nn.functional as F
 
-from vlprompt.backbones.timm.blocks import timm_image
+from vlprompt.backbones.timm.blocks import build_timm_tower
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name
-from vlprompt.core.images import Images, Look
+from vlprompt.core.class_names import ClassName
+from vlprompt.core.images import Images, Preprocessing
 from vlprompt.core.stage import Lesson
-from vlprompt.layers.frozen_maps import same
-from vlprompt.layers.heads import Linear
+from vlprompt.layers.frozen_maps import identity
+from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import VPT
-from vlprompt.runtime.seeding import generator
+from vlprompt.runtime.seeding import make_generator
 
 CASES = {  # name -> tokens, deep, trains
     "deep, 10 prompts, step": (10, True, True),
@@ -27,43 +27,45 @@ CASES = {  # name -> tokens, deep, trains
     "deep, 100 prompts, test": (100, True, False),
 }
 SHORT = {"deep, 50 prompts, 2 images, step": (50, True, True, 2)}
-WANTED = {"deep, 50 prompts, step": ("ratio >= 1.38",), "deep, 100 prompts, step": ("ratio >= 1.73",)}
-ROUNDS = dict.fromkeys(WANTED, 5)
-SIZE, CLASSES = 8, 100
+TARGETS = {"deep, 50 prompts, step": ("ratio >= 1.38",), "deep, 100 prompts, step": ("ratio >= 1.73",)}
+ROUNDS = dict.fromkeys(TARGETS, 5)
+BATCH_SIZE, N_CLASSES = 8, 100
 
 
-class Setting:
+class VPTBenchmark:
     """One case: VPT and the written-out form on the same trunk, images, labels and initial values."""
 
-    often = 1
+    n_repeats = 1
 
     def __init__(self, case, device, dtype):
         import timm
 
-        n, deep, self.trains, *fewer = (CASES | SHORT)[case]
-        size = fewer[0] if fewer else SIZE
+        n, deep, self.is_training, *fewer = (CASES | SHORT)[case]
+        size = fewer[0] if fewer else BATCH_SIZE
         torch.manual_seed(0)
         self.trunk = timm.create_model("vit_base_patch16_224", num_classes=0).to(device, dtype)
         self.trunk.eval().requires_grad_(False)
-        names = tuple(Name(str(i)) for i in range(CLASSES))
-        self.tower = timm_image(self.trunk, same, 768, Look((224, 224)), "bench", torch.device(device))
-        self.method = VPT(self.tower, Linear(), n_tokens=n, deep=deep, dropout=0.0)
-        self.method.begin(Lesson(Split((), (), names)), generator(0))
-        self.method.to(dtype).train(self.trains)
+        names = tuple(ClassName(str(i)) for i in range(N_CLASSES))
+        self.tower = build_timm_tower(
+            self.trunk, identity, 768, Preprocessing((224, 224)), "bench", torch.device(device)
+        )
+        self.method = VPT(self.tower, LinearHead(), n_tokens=n, deep=deep, dropout=0.0)
+        self.method.begin_lesson(Lesson(Split((), (), names)), make_generator(0))
+        self.method.to(dtype).train(self.is_training)
         self.pixels = torch.randn(size, 3, 224, 224, device=device, dtype=dtype)
         self.labels = torch.arange(size, device=device)
         self.images = Images(lambda look, places: self.pixels, [None] * size)
-        self.columns = self.method.fixed(names)
+        self.fixed = self.method.precompute(names)
         self.parameters = list(self.method.parameters())
-        if self.trains:
+        if self.is_training:
             return
         self.method.requires_grad_(False)
-        self.bare = lambda: self.tower.encode(self.pixels)
+        self.tower_only = lambda: self.tower.encode(self.pixels)
 
     def fast(self):
-        return self.method(self.images, (self.tower, self.columns)).logits
+        return self.method(self.images, (self.tower, self.fixed)).logits
 
-    def written_out(self):
+    def reference(self):
         t, tokens, p = self.trunk, self.method.tokens, self.method.n_tokens
         x = t._pos_embed(t.patch_embed(self.pixels))
         x = torch.cat([x[:, :1], tokens[0].expand(len(x), -1, -1), x[:, 1:]], 1)
@@ -75,26 +77,29 @@ class Setting:
             a = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
             x = x + block.attn.proj(a.transpose(1, 2).flatten(2))
             x = x + block.mlp(block.norm2(x))
-        return F.linear(t.norm(x)[:, 0], self.method.reader.weight, self.method.reader.bias)
+        return F.linear(t.norm(x)[:, 0], self.method.head.weight, self.method.head.bias)
 
-    def gradients(self, form):
-        return torch.autograd.grad(F.cross_entropy(form(), self.labels), self.parameters)
+    def compute_gradients(self, run):
+        return torch.autograd.grad(F.cross_entropy(run(), self.labels), self.parameters)
 
-    def same(self):
-        if not self.trains:
+    def measure_difference(self):
+        if not self.is_training:
             with torch.no_grad():
-                mine, theirs = self.fast(), self.written_out()
+                mine, theirs = self.fast(), self.reference()
             return float((mine - theirs).abs().max() / theirs.abs().max())
-        pairs = zip(self.gradients(self.fast), self.gradients(self.written_out), strict=True)
+        pairs = zip(self.compute_gradients(self.fast), self.compute_gradients(self.reference), strict=True)
         return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
-    def work(self, form):
-        made = getattr(self, form)
-        if not self.trains:
+    def run_variant(self, variant):
+        made = getattr(self, variant)
+        if not self.is_training:
             with torch.no_grad():
                 made()
             return
-        gradients = self.gradients(made)
+        gradients = self.compute_gradients(made)
         with torch.no_grad():
             for p, g in zip(self.parameters, gradients, strict=True):
                 p -= 1e-6 * g
+
+
+build_benchmark = VPTBenchmark

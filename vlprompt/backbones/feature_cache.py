@@ -1,135 +1,121 @@
-"""Which features a backbone keeps on the disk, where, and what is there."""
+"""Attach the disk feature cache to a backbone, and list what the cache contains."""
 
-import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from vlprompt.backbones.cache.disk import FORMAT, MOST, Shelf, Store
-from vlprompt.backbones.cache.segment_file import SUFFIX, Broken, Segment, read_about
+from vlprompt.backbones.cache.disk import FORMAT_VERSION, CacheNamespace, DiskCache
+from vlprompt.backbones.cache.memory import CachedTextTower
+from vlprompt.backbones.cache.segment_file import SUFFIX, CorruptSegmentError, Segment, read_metadata
 from vlprompt.backbones.towers.image import ImageTower
-from vlprompt.backbones.towers.input_size import by
-from vlprompt.core.images import Images, Look
-from vlprompt.core.towers import Backbone, Clip, tower_of
+from vlprompt.backbones.towers.input_size import format_size
+from vlprompt.core.images import Images, Preprocessing
+from vlprompt.core.towers import Backbone, Clip, find_input_tower
+from vlprompt.runtime.settings import SETTINGS
 
-WHERE, SIZE = "VLPROMPT_FEATURES", "VLPROMPT_FEATURES_GB"
-TEXTS = ("a photo of a cat.", "the quick brown fox")  # any would do
-
-
-def usual() -> Path | None:
-    """Where the command line keeps features: VLPROMPT_FEATURES ("none": nowhere), else in the user's cache folder."""
-    if told := os.environ.get(WHERE):
-        return None if told == "none" else Path(told).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path("~/.cache").expanduser()) / "vlprompt" / "features"
+PROBE_TEXTS = ("a photo of a cat.", "the quick brown fox")  # any fixed texts would do
 
 
-def most() -> int:
-    """Bytes: VLPROMPT_FEATURES_GB, else 10 GB; ValueError for what is no number of them."""
-    told = os.environ.get(SIZE)
-    try:
-        size = MOST if not told else int(float(told) * 10**9)
-    except (ValueError, OverflowError):
-        size = -1
-    if size < 0:
-        raise ValueError(f"{SIZE} is {told!r}; it is how many GB of features are kept, such as 10 or 0.5")
-    return size
+def attach_disk_cache(backbone: Backbone, folder: str | Path | None) -> Backbone:
+    """Cache the frozen features of a newly loaded backbone on the disk, and return it.
 
-
-def shelved(backbone: Backbone, folder: str | Path | None) -> Backbone:
-    """A backbone that was just loaded, its frozen features kept in a folder from now on (None: in memory only).
-
-    Of language models nothing is kept.
+    Args:
+        backbone: is changed in place. Features of language models are not cached on the disk.
+        folder: the cache folder; None for a cache in memory only.
     """
-    tower = tower_of(backbone)
+    tower = find_input_tower(backbone)
     if folder is None or not isinstance(tower, ImageTower):
         return backbone
-    store = Store(Path(folder).expanduser().absolute(), most())
-    tower.kept = tower.kept.like(lambda found: _of_images(store, found), tower)
+    disk_cache = DiskCache(Path(folder).expanduser().absolute(), SETTINGS.get_cache_bytes())
+    tower.feature_cache = tower.feature_cache.new_with_namespace(lambda t: _image_namespace(disk_cache, t), tower)
     if isinstance(backbone, Clip):
-        text: Any = backbone.text
-        text.shelf = _of_texts(store, text)
+        text = cast(CachedTextTower, backbone.text)
+        text.disk_namespace = _text_namespace(disk_cache, text)
     return backbone
 
 
-def _of_images(store: Store, tower: ImageTower) -> Shelf:
+def _image_namespace(disk_cache: DiskCache, tower: ImageTower) -> CacheNamespace:
     def probe() -> Tensor:
-        def fixed(look: Look, places: Any) -> Tensor:
-            each = 3 * look.size[0] * look.size[1]
-            return (torch.arange(each) * 7919 % 256 / 255).reshape(1, 3, *look.size)
+        def decode_fixed(preprocessing: Preprocessing, indices: Any) -> Tensor:
+            n_values = 3 * preprocessing.size[0] * preprocessing.size[1]
+            return (torch.arange(n_values) * 7919 % 256 / 255).reshape(1, 3, *preprocessing.size)
 
-        return tower.computed(Images(fixed, [None]), [0])
+        return tower.compute_features(Images(decode_fixed, [None]), [0])
 
-    about = {"tower": tower.key, "of": "images", "look": asdict(tower.look), "device": tower.device.type}
-    return Shelf(store, about | _versions("pillow", "torchvision"), probe, tower.device)
-
-
-def _of_texts(store: Store, tower: Any) -> Shelf:
-    about = {"tower": tower.key, "of": "texts", "device": tower.device.type}
-    call: Any = type(tower).__call__  # its own, which is not looked up
-    return Shelf(store, about | _versions(), lambda: call.__wrapped__(tower, TEXTS), tower.device)
+    preprocessing = asdict(tower.preprocessing)
+    metadata = {"tower": tower.key, "of": "images", "preprocess": preprocessing, "device": tower.device.type}
+    return CacheNamespace(disk_cache, metadata | _read_versions("pillow", "torchvision"), probe, tower.device)
 
 
-def _versions(*packages: str) -> dict[str, Any]:
-    """Of what decodes pictures; what runs the tower is told by what it makes."""
-    found: dict[str, Any] = {"format": FORMAT}
+def _text_namespace(disk_cache: DiskCache, tower: CachedTextTower) -> CacheNamespace:
+    metadata = {"tower": tower.key, "of": "texts", "device": tower.device.type} | _read_versions()
+    text_tower_class: Any = type(tower)
+    uncached_call = text_tower_class.__call__.__wrapped__
+    return CacheNamespace(disk_cache, metadata, lambda: uncached_call(tower, PROBE_TEXTS), tower.device)
+
+
+def _read_versions(*packages: str) -> dict[str, Any]:
+    """Return the versions of the packages that decode images; a change of the model's library shows in the probe."""
+    versions: dict[str, Any] = {"format": FORMAT_VERSION}
     for package in packages:
         try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # it came in another way
-            found[package] = None
-    return found
+            versions[package] = version(package)
+        except PackageNotFoundError:  # installed without metadata
+            versions[package] = None
+    return versions
 
 
 @dataclass(frozen=True)
-class Held:
-    """A shelf on the disk: what made its features, how many there are, bytes, last use (seconds since 1970)."""
+class CachedNamespace:
+    """A namespace on the disk: its metadata, number of features, bytes, and last use (seconds since 1970)."""
 
     path: Path
-    about: dict[str, Any]
-    rows: int
-    bytes: int
-    used: float
+    metadata: dict[str, Any]
+    n_rows: int
+    n_bytes: int
+    last_used: float
 
     @property
     def name(self) -> str:
-        """The tower: what was loaded, and the hash of its weights."""
-        return str(self.about.get("tower", "unknown"))
+        """The tower's key: its spec and a hash of its weights."""
+        return str(self.metadata.get("tower", "unknown"))
 
     @property
-    def of(self) -> str:
-        """What it looked at, and of images how."""
-        look = self.about.get("look")
-        if look is None:
-            return str(self.about.get("of", "unknown"))
-        return f"{by(look['size'])} {look['resize']} {look['crop']:g} {look['interpolation']}"
+    def description(self) -> str:
+        """The kind of inputs; of images the preprocessing."""
+        preprocess = self.metadata.get("preprocess")
+        if preprocess is None:
+            return str(self.metadata.get("of", "unknown"))
+        size, crop = format_size(preprocess["size"]), f"{preprocess['crop']:g}"
+        return f"{size} {preprocess['resize']} {crop} {preprocess['interpolation']}"
 
     @property
     def device(self) -> str:
-        return str(self.about.get("device", "unknown"))
+        return str(self.metadata.get("device", "unknown"))
 
     def clear(self) -> None:
-        """Remove it; what is not ours stays."""
-        for pattern in (f"*{SUFFIX}", ".*.part", "about.json"):
+        """Remove the namespace's files and, unless others lie there, its folder."""
+        for pattern in (f"*{SUFFIX}", ".*.part", "metadata.json"):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)
-        with suppress(OSError):  # another process has just written into it
+        with suppress(OSError):  # other files, or another process has just written
             self.path.rmdir()
 
 
-def held(root: Path) -> list[Held]:
-    """All shelves of a store, the last used first."""
-    found = list[Held]()
-    for about in root.glob("*-*/about.json"):
-        rows, size, used = 0, 0, about.stat().st_mtime
-        for file in about.parent.glob(f"*{SUFFIX}"):
-            with suppress(Broken, OSError):
-                rows, stat = rows + Segment(file).rows, file.stat()
-                size, used = size + stat.st_size, max(used, stat.st_mtime)
-        found.append(Held(about.parent, read_about(about), rows, size, used))
-    return sorted(found, key=lambda one: -one.used)
+def list_namespaces(root: Path) -> list[CachedNamespace]:
+    """Return all namespaces of a disk cache, the last used first."""
+    namespaces = list[CachedNamespace]()
+    for metadata_path in root.glob("*-*/metadata.json"):
+        n_rows, n_bytes, last_used = 0, 0, metadata_path.stat().st_mtime
+        for file in metadata_path.parent.glob(f"*{SUFFIX}"):
+            with suppress(CorruptSegmentError, OSError):
+                n_rows, stat = n_rows + Segment(file).n_rows, file.stat()
+                n_bytes, last_used = n_bytes + stat.st_size, max(last_used, stat.st_mtime)
+        metadata = read_metadata(metadata_path)
+        namespaces.append(CachedNamespace(metadata_path.parent, metadata, n_rows, n_bytes, last_used))
+    return sorted(namespaces, key=lambda namespace: -namespace.last_used)

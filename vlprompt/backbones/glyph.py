@@ -1,4 +1,4 @@
-"""The embedded CLIP, and a tiny random one of the same kind for tests."""
+"""The embedded CLIP, and a tiny random one for tests."""
 
 import json
 from importlib.resources import files
@@ -7,79 +7,83 @@ from typing import Any
 
 import torch
 
-from vlprompt.backbones.open_clip.towers import wrap, wrap_image
+from vlprompt.backbones.open_clip.towers import wrap_clip, wrap_image_tower
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.towers import Clip
 
-TINY = {
+TINY_CONFIG = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "head_width": 16},
     "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 3},
 }
 
 
-def build(path: Path) -> Any:
-    """The open_clip CLIP in a file that tools/pretrain_glyph.py wrote.
+def read_model(path: Path) -> Any:
+    """Read an open_clip CLIP from a file of tools/pretrain_glyph.py.
 
-    Words it never met get rows drawn with a fixed seed.
+    The file has the embeddings of the tokens seen in training only; all others are drawn with a fixed seed.
     """
     from open_clip.model import CLIP
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     with safe_open(str(path), "pt") as file:
-        made = json.loads(file.metadata()["glyph"])
-    config = made["config"]
+        metadata = json.loads(file.metadata()["glyph"])
+    config = metadata["config"]
     state = {k: v if k == "token_embedding.ids" else v.float() for k, v in load_file(str(path)).items()}
-    rows, places = state.pop("token_embedding.rows"), state.pop("token_embedding.ids").long()
+    rows, ids = state.pop("token_embedding.rows"), state.pop("token_embedding.ids").long()
     shape = config["text_cfg"]["vocab_size"], rows.shape[1]
-    table = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
-    table[places] = rows
+    embeddings = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    embeddings[ids] = rows
     model = CLIP(**config)
-    model.load_state_dict(state | {"token_embedding.weight": table}, strict=True)
+    model.load_state_dict(state | {"token_embedding.weight": embeddings}, strict=True)
     visual: Any = model.visual
-    visual.preprocess_cfg = {"size": visual.image_size, "mean": [made["mean"]] * 3, "std": [made["std"]] * 3}
+    mean, std = [metadata["mean"]] * 3, [metadata["std"]] * 3
+    visual.preprocess_cfg = {"size": visual.image_size, "mean": mean, "std": std}
     return model
 
 
-def _tokenizer(model: Any) -> Any:
+def _build_tokenizer(model: Any) -> Any:
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer(context_length=model.context_length)
 
 
-def embedded(device: str = "cpu") -> Clip:
-    """The CLIP that ships with the package: 1.4 M parameters, trained on rendered glyphs.
+def load_glyph(device: str = "cpu") -> Clip:
+    """Load the embedded CLIP: 1.4 M parameters, trained on rendered glyphs (model card: glyph.md)."""
+    model = _read_embedded_model()
+    return wrap_clip(model, _build_tokenizer(model), "glyph", device)
 
-    The model card beside it, glyph.md, says what it knows.
+
+def _read_embedded_model() -> Any:
+    return read_model(Path(str(files("vlprompt.backbones") / "glyph.safetensors")))
+
+
+def load_glyph_vit(device: str = "cpu", random: bool = False) -> ImageTower:
+    """Load the image tower of the embedded CLIP, or of the random one, without its projection: a small ViT."""
+    model = _build_tiny_model(0) if random else _read_embedded_model()
+    return wrap_image_tower(model.visual, "glyph-vit/random" if random else "glyph-vit", device)
+
+
+def build_tiny_clip(device: str = "cpu", seed: int = 0, **changes: Any) -> Clip:
+    """Build a tiny CLIP with random weights.
+
+    Args:
+        device: the device of its towers.
+        seed: the same seed gives the same weights.
+        changes: merged into open_clip's configuration.
     """
-    model = _embedded()
-    return wrap(model, _tokenizer(model), "glyph", device)
+    model = _build_tiny_model(seed, **changes)
+    return wrap_clip(model, _build_tokenizer(model), "glyph/random", device)
 
 
-def _embedded() -> Any:
-    return build(Path(str(files("vlprompt.backbones") / "glyph.safetensors")))
-
-
-def vit(device: str = "cpu", random: bool = False) -> ImageTower:
-    """The image tower of the embedded CLIP, or of the random one, alone and without its projection: a small ViT."""
-    model = _random(0) if random else _embedded()
-    return wrap_image(model.visual, "glyph-vit/random" if random else "glyph-vit", device)
-
-
-def twin(device: str = "cpu", seed: int = 0, **changes: Any) -> Clip:
-    """A tiny CLIP with random weights, always the same; `changes` are merged into open_clip's configuration."""
-    model = _random(seed, **changes)
-    return wrap(model, _tokenizer(model), "glyph/random", device)
-
-
-def _random(seed: int, **changes: Any) -> Any:
+def _build_tiny_model(seed: int, **changes: Any) -> Any:
     from open_clip.model import CLIP
 
     config: dict[str, Any] = {
-        k: {**v, **changes.get(k, {})} if isinstance(v, dict) else changes.get(k, v) for k, v in TINY.items()
+        k: {**v, **changes.get(k, {})} if isinstance(v, dict) else changes.get(k, v) for k, v in TINY_CONFIG.items()
     }
-    config |= {k: v for k, v in changes.items() if k not in TINY}
+    config |= {k: v for k, v in changes.items() if k not in TINY_CONFIG}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CLIP(**config)

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP of transformers as towers, from a folder or the Hugging Face hub; only here are they touched."""
+"""The adapter of CLIP and SigLIP of transformers, from a folder or the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Any
@@ -7,183 +7,242 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vlprompt.backbones.towers.freeze import activation, count, fingerprint, freeze, patches
+from vlprompt.backbones.towers.freeze import (
+    build_patch_unfold,
+    convert_activation,
+    count_parameters,
+    fingerprint,
+    freeze,
+)
 from vlprompt.backbones.towers.image import ViT
-from vlprompt.backbones.towers.text import TextTower, Words, whole_words
-from vlprompt.core.images import Look
+from vlprompt.backbones.towers.text import TextTokenizer, TransformerTextTower, wrap_hf_tokenizer
+from vlprompt.core.images import Preprocessing
 from vlprompt.core.towers import Clip
 from vlprompt.layers.block import Block
-from vlprompt.layers.frozen_maps import linear, same
+from vlprompt.layers.frozen_maps import freeze_linear, identity
 
-FILES = (  # what a folder must have: one of each line
+REQUIRED_FILES = (  # one file of each line must be in a folder
     ("config.json",),
     ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
     ("tokenizer.json", "vocab.json and merges.txt", "spiece.model", "tokenizer.model"),
     ("preprocessor_config.json", "processor_config.json"),
 )
-INTERPOLATION = {2: "bilinear", 3: "bicubic"}  # of PIL
+PIL_INTERPOLATION = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
-def hf_clip(name: str, *, spec: str, device: str) -> Clip:
-    """A CLIPModel or SiglipModel by its folder or its name on the hub ("openai/clip-vit-base-patch16").
+def load_hf_clip(name: str, *, spec: str, device: str) -> Clip:
+    """Load a CLIPModel or SiglipModel (SigLIP 2 of one resolution is one too).
 
-    SigLIP 2 of one resolution is a SiglipModel too. Raises ValueError for another kind of model, for a folder that is
-    not there or for weights that are not whole, and OSError where files can't be had, saying which to put where.
+    Args:
+        name: a folder, or a name on the hub such as "openai/clip-vit-base-patch16".
+        spec: the backbone's full spec.
+        device: the device of the towers.
+
+    Raises:
+        ValueError: for another kind of model, a folder that does not exist, or incomplete weights.
+        OSError: if files are missing; the message says which files to put where.
     """
     try:
         import transformers
     except ImportError as error:
         raise ValueError(f"{spec!r} needs transformers: pip install transformers") from error
-    _check_place(name)
+    _check_source(name)
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        kind = config.model_type
-        if kind not in ("clip", "siglip"):
-            naflex = "; SigLIP 2 with one resolution, such as google/siglip2-base-patch16-224, is read"
-            raise ValueError(
-                f"{name!r} is a model of type {kind!r}, but hf_clip reads 'clip' (CLIPModel) and 'siglip' "
-                f"(SiglipModel){naflex if kind == 'siglip2' else ''}"
-            )
-        cls: Any = transformers.CLIPModel if kind == "clip" else transformers.SiglipModel
-        model, told = cls.from_pretrained(name, output_loading_info=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        processor = transformers.AutoImageProcessor.from_pretrained(name)
-    except (RuntimeError, SafetensorError) as error:  # tensors of other shapes, a file that is cut off
+        model, missing, tokenizer, processor = _read_pretrained(transformers, name)
+    except (RuntimeError, SafetensorError) as error:  # tensors of other shapes, a truncated file
         cause = " ".join(str(error).split())[:300]
-        raise ValueError(f"the weights of {name!r} are not those of its config.json: {cause}") from error
-    except OSError as error:
-        cause = " ".join(str(error).split())[:300]
-        remedy = f"get {_wanted()} of https://huggingface.co/{name} on another machine, put them into one folder"
-        remedy = f'. Without a network: {remedy} and use "hf_clip:path/to/that/folder"'
-        raise OSError(f"could not load {name} ({cause}){'' if Path(name).is_dir() else remedy}") from error
-    if missing := sorted(told["missing_keys"]):
         raise ValueError(
-            f"the weights of {name!r} are not whole: {missing[0]!r} and {len(missing) - 1} more are missing"
+            f"{name!r}: expected weights of its config.json, got others ({cause}). "
+            "Get config.json and weights together."
+        ) from error
+    except OSError as error:
+        raise OSError(_describe_load_failure(name, error)) from error
+    if missing:
+        raise ValueError(
+            f"{name!r}: expected complete weights, but {missing[0]!r} and {len(missing) - 1} more are missing. "
+            "Get the files again."
         )
-    return wrap(model, tokenizer, processor, spec, device)
+    return wrap_hf_clip(model, tokenizer, processor, spec, device)
 
 
-def _wanted() -> str:
-    return ", ".join(" or ".join(names[:2]) for names in FILES)
+def _read_pretrained(transformers: Any, name: str) -> tuple[Any, list[str], Any, Any]:
+    """Return model, names of missing weights, tokenizer and image processor; ValueError for another kind of model."""
+    kind = transformers.AutoConfig.from_pretrained(name).model_type
+    if kind not in ("clip", "siglip"):
+        hint = " or a SigLIP 2 of one resolution, such as google/siglip2-base-patch16-224" if kind == "siglip2" else ""
+        raise ValueError(
+            f"{name!r}: expected a model of type 'clip' (CLIPModel) or 'siglip' (SiglipModel), got {kind!r}. "
+            f"Use such a model{hint}."
+        )
+    cls: Any = transformers.CLIPModel if kind == "clip" else transformers.SiglipModel
+    model, info = cls.from_pretrained(name, output_loading_info=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    return model, sorted(info["missing_keys"]), tokenizer, transformers.AutoImageProcessor.from_pretrained(name)
 
 
-def _check_place(name: str) -> None:
-    """ValueError for what can be no name, OSError for a folder that lacks a file."""
+def _describe_load_failure(name: str, error: OSError) -> str:
+    cause = " ".join(str(error).split())[:300]
+    if Path(name).is_dir():
+        return f"could not load {name} ({cause})"
+    return (
+        f"could not load {name} ({cause}). Without a network: get {_describe_required_files()} of "
+        f"https://huggingface.co/{name} on another machine, put them into one folder and use "
+        '"hf_clip:path/to/that/folder".'
+    )
+
+
+def _describe_required_files() -> str:
+    return ", ".join(" or ".join(names[:2]) for names in REQUIRED_FILES)
+
+
+def _check_source(name: str) -> None:
+    """Raise ValueError for an impossible name, OSError for a folder that lacks a file."""
     folder = Path(name)
     if folder.is_dir():
-        if lacking := [names for names in FILES if not any(_there(folder, n) for n in names)]:
-            raise OSError(f"the folder {name!r} has no {' or '.join(lacking[0])}; it must have {_wanted()}")
+        for names in REQUIRED_FILES:
+            if not any(_has_files(folder, files) for files in names):
+                raise OSError(
+                    f"the folder {name!r} has no {' or '.join(names)}. It must have {_describe_required_files()}."
+                )
     elif name.count("/") != 1 or name[0] in "./~":
-        raise ValueError(f"there is no folder {name!r}, and a name on the Hugging Face hub is OWNER/NAME")
+        raise ValueError(
+            f"hf_clip: expected a folder or OWNER/NAME on the Hugging Face hub, got {name!r}, and there is no such "
+            "folder. Check the path."
+        )
 
 
-def _there(folder: Path, files: str) -> bool:
+def _has_files(folder: Path, files: str) -> bool:
     return all((folder / file).is_file() for file in files.split(" and "))
 
 
-def wrap(model: Any, tokenizer: Any, processor: Any, spec: str, device: str | torch.device = "cpu") -> Clip:
-    """A CLIPModel or SiglipModel, its tokenizer and its image processor as a Clip; the model is frozen, in float32."""
+def wrap_hf_clip(model: Any, tokenizer: Any, processor: Any, spec: str, device: str | torch.device = "cpu") -> Clip:
+    """Freeze a CLIPModel or SiglipModel in float32 and wrap it, its tokenizer and image processor as a Clip."""
     device = torch.device(device)
     model = freeze(model.float(), device)
-    key, siglip = f"{spec}#{fingerprint(model)}", model.config.model_type == "siglip"
-    bias = float(model.logit_bias) if siglip else 0.0
-    image = _image(model, siglip, _look(processor, model.config.vision_config.image_size), key, device)
-    image.size = count(model.vision_model) + (0 if siglip else count(model.visual_projection))
-    text, scale = _text(model, siglip, tokenizer, key, device), float(model.logit_scale.exp())
-    return Clip(image, text, scale, spec, bias, count(model))
+    key, is_siglip = f"{spec}#{fingerprint(model)}", model.config.model_type == "siglip"
+    preprocessing = _read_preprocessing(processor, model.config.vision_config.image_size)
+    image = _build_image_tower(model, is_siglip, preprocessing, key, device)
+    n_projection_parameters = 0 if is_siglip else count_parameters(model.visual_projection)
+    image.n_parameters = count_parameters(model.vision_model) + n_projection_parameters
+    text, scale = _build_text_tower(model, is_siglip, tokenizer, key, device), float(model.logit_scale.exp())
+    return Clip(image, text, scale, spec, float(model.logit_bias) if is_siglip else 0.0, count_parameters(model))
 
 
-def _block(b: Any) -> Block:
-    a, up, down = b.self_attn, b.mlp.fc1, b.mlp.fc2
-    each = [a.q_proj, a.k_proj, a.v_proj]
-    weight, bias = (torch.cat([getattr(f, part).detach() for f in each]) for part in ("weight", "bias"))
-    q, k, v = (linear(*one) for one in zip(weight.chunk(3), bias.chunk(3), strict=True))
-    return Block(a.num_heads, up.in_features, up.out_features, b.layer_norm1, q, k, v, linear(a.out_proj),
-                 b.layer_norm2, linear(up), activation(b.mlp.activation_fn), linear(down),
-                 qkv=linear(weight, bias))  # fmt: skip
+def _convert_block(b: Any) -> Block:
+    attn, up, down = b.self_attn, b.mlp.fc1, b.mlp.fc2
+    qkv_layers = [attn.q_proj, attn.k_proj, attn.v_proj]
+    weight, bias = (torch.cat([getattr(layer, name).detach() for layer in qkv_layers]) for name in ("weight", "bias"))
+    q, k, v = (freeze_linear(w, b) for w, b in zip(weight.chunk(3), bias.chunk(3), strict=True))
+    return Block(
+        attn.num_heads,
+        up.in_features,
+        up.out_features,
+        b.layer_norm1,
+        q,
+        k,
+        v,
+        freeze_linear(attn.out_proj),
+        b.layer_norm2,
+        freeze_linear(up),
+        convert_activation(b.mlp.activation_fn),
+        freeze_linear(down),
+        qkv=freeze_linear(weight, bias),
+    )
 
 
-def _look(processor: Any, side: int) -> Look:
-    """What the image processor does, as a Look; ValueError where it does anything else."""
-    told = processor.to_dict()
-    size, crop = dict(told["size"]), dict(told.get("crop_size") or {})
-    shortest = size.get("shortest_edge")
+def _read_preprocessing(processor: Any, image_size: int) -> Preprocessing:
+    """Return what an image processor does; ValueError if it does anything that Preprocessing does not express."""
+    config = processor.to_dict()
+    size, crop = dict(config["size"]), dict(config.get("crop_size") or {})
+    shortest, square = size.get("shortest_edge"), {"height": image_size, "width": image_size}
     if shortest:
-        known, resize = told.get("do_center_crop") and crop == {"height": shortest, "width": shortest}, "shortest"
+        is_known = shortest == image_size and bool(config.get("do_center_crop")) and crop == square
     else:
-        known, resize = size == {"height": side, "width": side} and not told.get("do_center_crop"), "squash"
-    known = known and told.get("do_resize", True) and told.get("resample") in INTERPOLATION
-    known = known and told.get("do_rescale", True) and abs(255 * told.get("rescale_factor", 1 / 255) - 1) < 1e-6
-    if not known or (shortest or side) != side:
+        is_known = size == square and not config.get("do_center_crop")
+    is_known = is_known and config.get("do_resize", True) and config.get("resample") in PIL_INTERPOLATION
+    is_rescaled = config.get("do_rescale", True) and abs(255 * config.get("rescale_factor", 1 / 255) - 1) < 1e-6
+    if not (is_known and is_rescaled):
         keys = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_rescale", "rescale_factor")
         raise ValueError(
-            f"the image processor of this model is not one that vlprompt knows: "
-            f"{', '.join(f'{key} {told.get(key)}' for key in keys)}; it knows the shortest edge and a centre cut "
-            f"of that size, or height and width, {side} as in config.json, bilinear (2) or bicubic (3)"
+            f"image processor: expected the shortest edge and a centre crop of {image_size}, or height and width of "
+            f"{image_size} as in config.json, bilinear (2) or bicubic (3), got "
+            f"{', '.join(f'{key} {config.get(key)}' for key in keys)}. Change preprocessor_config.json."
         )
-    normal = told.get("do_normalize", True)
-    mean, std = (tuple(told["image_mean"]), tuple(told["image_std"])) if normal else ((0.0,) * 3, (1.0,) * 3)
-    return Look((side, side), mean, std, INTERPOLATION[told["resample"]], resize)
+    is_normalized = config.get("do_normalize", True)
+    mean = tuple(config["image_mean"]) if is_normalized else (0.0,) * 3
+    std = tuple(config["image_std"]) if is_normalized else (1.0,) * 3
+    interpolation, resize = PIL_INTERPOLATION[config["resample"]], "shortest" if shortest else "squash"
+    return Preprocessing((image_size, image_size), mean, std, interpolation, resize)
 
 
-def _image(model: Any, siglip: bool, look: Look, key: str, device: torch.device) -> ViT:
+def _build_image_tower(
+    model: Any, is_siglip: bool, preprocessing: Preprocessing, key: str, device: torch.device
+) -> ViT:
     vision = model.vision_model
     conv, positions = vision.embeddings.patch_embedding, vision.embeddings.position_embedding.weight.detach()
-    if siglip and getattr(vision, "head", None) is None:
-        raise ValueError(f"the image tower of {key.split('#')[0]} has no pooling head, so it makes no feature")
-    special = positions[:0] if siglip else vision.embeddings.class_embedding.detach()[None]
-    patch, side = conv.kernel_size[0], look.size[0] // conv.kernel_size[0]
+    if is_siglip and getattr(vision, "head", None) is None:
+        raise ValueError(
+            f"{key.split('#')[0]}: expected an image tower with a pooling head, got none. Use another model."
+        )
+    special = positions[:0] if is_siglip else vision.embeddings.class_embedding.detach()[None]
+    patch, side = conv.kernel_size[0], preprocessing.size[0] // conv.kernel_size[0]
 
-    def class_row(x: Tensor) -> Tensor:
+    def pool_class_token(x: Tensor) -> Tensor:
         return x[:, 0]
 
     return ViT(
-        [_block(b) for b in vision.encoder.layers],
-        unfold=patches(patch),
-        embed=linear(conv.weight.detach().flatten(1), None if conv.bias is None else conv.bias.detach()),
-        special=special,
-        positions=positions,
-        pre=same if siglip else vision.pre_layrnorm,
+        [_convert_block(b) for b in vision.encoder.layers],
+        unfold=build_patch_unfold(patch),
+        embed=freeze_linear(conv.weight.detach().flatten(1), None if conv.bias is None else conv.bias.detach()),
+        special_tokens=special,
+        position_embeddings=positions,
+        pre_norm=identity if is_siglip else vision.pre_layrnorm,
         norm=vision.post_layernorm,
-        pool=vision.head if siglip else class_row,  # SigLIP's head attends to all patches, and to no prompt row
-        project=same if siglip else linear(model.visual_projection),
-        read=None if siglip else 1,
-        norm_last=False,
-        width=positions.shape[1] if siglip else model.visual_projection.out_features,
-        patch=patch,
+        pool=vision.head if is_siglip else pool_class_token,  # SigLIP's head attends to patches, not to prompts
+        project=identity if is_siglip else freeze_linear(model.visual_projection),
+        n_pooled_tokens=None if is_siglip else 1,
+        is_norm_after_pool=False,
+        feature_dim=positions.shape[1] if is_siglip else model.visual_projection.out_features,
+        patch_size=patch,
         grid=(side, side),
-        look=look,
+        preprocessing=preprocessing,
         key=key,
         device=device,
     )
 
 
-def _text(model: Any, siglip: bool, tokenizer: Any, key: str, device: torch.device) -> TextTower:
-    text, words = model.text_model, whole_words(tokenizer)
-    if not siglip:
-        _check_end(words, tokenizer, model.config.text_config.eos_token_id)
-    head = text.head if siglip else model.text_projection
+def _build_text_tower(
+    model: Any, is_siglip: bool, tokenizer: Any, key: str, device: torch.device
+) -> TransformerTextTower:
+    text, text_tokenizer = model.text_model, wrap_hf_tokenizer(tokenizer)
+    if not is_siglip:
+        _check_end_token(text_tokenizer, tokenizer, model.config.text_config.eos_token_id)
+    head = text.head if is_siglip else model.text_projection
     length = min(tokenizer.model_max_length, text.embeddings.position_embedding.num_embeddings)
-    return TextTower(
-        [_block(b) for b in text.encoder.layers],
-        words=words,
-        table=text.embeddings.token_embedding.weight.detach(),
+    return TransformerTextTower(
+        [_convert_block(b) for b in text.encoder.layers],
+        tokenizer=text_tokenizer,
+        token_embeddings=text.embeddings.token_embedding.weight.detach(),
         positions=text.embeddings.position_embedding.weight.detach()[:length],
         norm=text.final_layer_norm,
-        project=linear(head),
-        causal=not siglip,
-        read="last" if siglip else "end",  # SigLIP's texts are filled up to the whole context, without a mask
-        width=head.out_features,
+        project=freeze_linear(head),
+        is_causal=not is_siglip,
+        pooling="last" if is_siglip else "end",  # SigLIP's texts are padded to the context length, without a mask
+        feature_dim=head.out_features,
         key=key,
         device=device,
     )
 
 
-def _check_end(words: Words, tokenizer: Any, eos: int) -> None:
-    """CLIPModel reads the first `eos` of a text, and where its configuration says 2 (old files) the highest id."""
-    wanted = max(tokenizer.get_vocab().values()) if eos == 2 else eos
-    if words.end != (wanted,):
+def _check_end_token(text_tokenizer: TextTokenizer, tokenizer: Any, eos_token_id: int) -> None:
+    """Raise ValueError if texts do not end with the token that CLIPModel pools.
+
+    That is the first `eos_token_id` of a text or, where the configuration says 2 (old files), its highest id.
+    """
+    pooled_id = max(tokenizer.get_vocab().values()) if eos_token_id == 2 else eos_token_id
+    if text_tokenizer.end_ids != (pooled_id,):
         raise ValueError(
-            f"this CLIPModel reads a text where token {wanted} stands (eos_token_id {eos} in config.json), but its "
-            f"tokenizer ends a text with {list(words.end)}: take the tokenizer that the model was trained with"
+            f"tokenizer: expected texts that end with token {pooled_id}, which this CLIPModel pools (eos_token_id "
+            f"{eos_token_id} in config.json), got {list(text_tokenizer.end_ids)}. "
+            "Use the tokenizer that the model was trained with."
         )

@@ -1,25 +1,30 @@
-"""Pixels as features: the control that shows what a pretrained tower adds."""
+"""Pixels as features: the baseline that shows what a pretrained tower adds."""
 
 import torch
 
 from vlprompt.backbones.towers.image import ImageTower
-from vlprompt.backbones.towers.opaque import OpaqueText
-from vlprompt.core.images import Look
+from vlprompt.backbones.towers.opaque import OpaqueTextTower
+from vlprompt.core.images import Preprocessing
 from vlprompt.core.towers import Clip
 
 
-def pixels(side: str, device: str) -> Clip:
-    """Features (B, 3 * side²) in 0..1, of the image at side x side (default 8); it has no texts."""
-    if side and not side.isdigit():
-        raise ValueError(f"'pixels:{side}' is no size: write 'pixels' or for example 'pixels:16'")
-    n, where = int(side or 8), torch.device(device)
-    spec = f"pixels:{n}"
+def load_pixels(size: str, device: str) -> Clip:
+    """Return a backbone without texts whose features (B, 3 * side²) are the pixels at side x side, in 0..1.
 
-    def no_text(texts: list[str]) -> torch.Tensor:
+    Args:
+        size: the side, in digits; "" for 8.
+        device: the device of the features.
+    """
+    if size and not size.isdigit():
+        raise ValueError(f"backbone: expected a number of pixels after 'pixels:', got {size!r}. Write pixels:16, say.")
+    side, torch_device = int(size or 8), torch.device(device)
+    spec, feature_dim = f"pixels:{side}", 3 * side * side
+
+    def refuse_texts(texts: list[str]) -> torch.Tensor:
         raise ValueError(
-            f"the backbone {spec!r} has no text tower; "
-            "use it with a method that needs none, such as linear or nearest_mean"
+            f"backbone {spec!r}: expected a text tower, got none. "
+            "Use it with a method that needs no texts, such as linear or nearest_mean."
         )
 
-    image = ImageTower(lambda x: x.flatten(1), 3 * n * n, Look((n, n)), spec, where)
-    return Clip(image, OpaqueText(no_text, 3 * n * n, spec, where), 1.0, spec)
+    image = ImageTower(lambda x: x.flatten(1), feature_dim, Preprocessing((side, side)), spec, torch_device)
+    return Clip(image, OpaqueTextTower(refuse_texts, feature_dim, spec, torch_device), 1.0, spec)

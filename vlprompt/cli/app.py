@@ -6,13 +6,16 @@ import typer
 from rich.console import Console
 
 from vlprompt.cli.data import app as data_app
+from vlprompt.cli.eval import evaluate
+from vlprompt.cli.export import export
 from vlprompt.cli.features import features
-from vlprompt.cli.options import one_alone
-from vlprompt.cli.predict import eval_, predict
-from vlprompt.cli.results import export, plot, table
+from vlprompt.cli.options import reject_extra_processes
+from vlprompt.cli.plot import plot
+from vlprompt.cli.predict import predict
 from vlprompt.cli.run import run
 from vlprompt.cli.search import search
-from vlprompt.runtime.errors import explained
+from vlprompt.cli.table import table
+from vlprompt.runtime.errors import explain_error
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,14 +25,14 @@ app = typer.Typer(
     help="Prompt learning on frozen vision-language and language models. "
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
-app.callback()(one_alone)
+app.callback()(reject_extra_processes)
 app.add_typer(data_app, name="data")
 data_app.command()(features)
 for command in (run, predict, search, table, plot, export):
     app.command()(command)
-app.command("eval")(eval_)
-out, err = Console(), Console(stderr=True)
-STOPPED = "stopped; the same command goes on from here"
+app.command("eval")(evaluate)
+console, error_console = Console(), Console(stderr=True)
+INTERRUPTED_MESSAGE = "stopped; the same command goes on from here"
 
 
 @app.command()
@@ -38,33 +41,33 @@ def show(method: Annotated[str, typer.Argument(help="A method's name; `vlprompt 
     from vlprompt.cli.listing import describe_method
 
     for line in describe_method(method):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="methods, tasks, datasets, backbones or looks.")]) -> None:
+def list_(kind: Annotated[str, typer.Argument(help="methods, tasks, datasets, backbones or preprocess.")]) -> None:
     """Name what there is."""
-    from vlprompt.cli.listing import listing
+    from vlprompt.cli.listing import list_entries
 
-    for line in listing(what):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in list_entries(kind):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; a mistake in the input ends in one line and exit status 2, without a traceback."""
+    """Run a command; an error in the input ends in one line and exit status 2, without a traceback."""
     try:
         status: Any = app(arguments, standalone_mode=False)
     except (KeyboardInterrupt, Exception) as error:
-        # typer carries a click of its own in newer versions, so usage errors are known by what they can do
+        # newer versions of typer carry their own click, so usage errors are recognised by their attributes
         if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-            err.print(STOPPED)
+            error_console.print(INTERRUPTED_MESSAGE)
             raise SystemExit(130) from None
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()  # pyright: ignore[reportAttributeAccessIssue]
             raise SystemExit(error.exit_code) from None  # pyright: ignore[reportAttributeAccessIssue]
-        if (told := explained(error)) is None:
+        if (message := explain_error(error)) is None:
             raise
-        err.print("[bold red]error:[/]", end=" ")
-        err.print(told, markup=False, highlight=False, soft_wrap=True)
+        error_console.print("[bold red]error:[/]", end=" ")
+        error_console.print(message, markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
     raise SystemExit(status if isinstance(status, int) else 0)

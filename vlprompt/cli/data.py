@@ -1,243 +1,295 @@
 """The commands `vlprompt data ...`. Heavy libraries are imported by the commands that use them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from vlprompt.cli.options import Root, use_root
+from vlprompt.cli.options import RootOption, set_data_root
+
+if TYPE_CHECKING:
+    from vlprompt.data.cards import Card
+    from vlprompt.data.dataset import Data
 
 app = typer.Typer(no_args_is_help=True, help="Get datasets, check them, look at them, keep their splits.")
-out = Console()
-Name = Annotated[
+console = Console()
+DatasetArgument = Annotated[
     str, typer.Argument(help="A dataset: a card's name, or a folder or file of images or texts.", metavar="NAME")
 ]
-OnlyThere = Annotated[bool, typer.Option("--only-there", help="Take the classes that have images; miss no others.")]
-Picture = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--picture", help="Draw samples of the classes into this PNG."),
+AllowMissingClassesOption = Annotated[
+    bool, typer.Option("--allow-missing-classes", help="Take the classes that have images; miss no others.")
+]
+FigureOption = Annotated[
+    Path | None,
+    typer.Option("--figure", help="Draw samples of the classes into this PNG."),
 ]
 
 
 @app.command("list")
-def list_(root: Root = None) -> None:
+def list_(root: RootOption = None) -> None:
     """All datasets with a card, and whether they are here."""
     from rich.table import Table
 
-    from vlprompt.data.cards import card_ids, cards, read_card
-    from vlprompt.data.inspection import is_here
+    from vlprompt.data.cards import list_cards, load_card
+    from vlprompt.data.inspection import is_available
 
-    use_root(root)
+    set_data_root(root)
     table = Table("name", "classes", "train / val / test", "hand-written text", "here", box=None, pad_edge=False)
-    for name in cards():
-        card = read_card(name)
-        sizes = card.get("sizes", {})
+    for name in list_cards():
+        card = load_card(name)
+        sizes = card.sizes
         parts = ("train", "val", "test")
         told = " / ".join(f"{sizes[part]:,}" if part in sizes else "-" for part in parts)
-        kind = card["text"]["answer"] if "text" in card else "class"
+        kind = card.text.answer if card.kind == "text" else "class"
         if sizes and not set(sizes) & set(parts):
             told = f"{sum(sizes.values()):,} in {len(sizes)} domains"
-        here = "yes" if is_here(card) else "no"
-        many = str(len(card_ids(card))) if kind == "class" else kind
-        table.add_row(name, many, told if sizes else "", " ".join(card["template"].split()), here)
-    out.print(table, highlight=False)
+        here = "yes" if is_available(card) else "no"
+        many = str(len(card.listed_classes())) if kind == "class" else kind
+        table.add_row(name, many, told if sizes else "", " ".join(card.template.split()), here)
+    console.print(table, highlight=False)
 
 
 @app.command()
 def prepare(
-    name: Name,
-    root: Root = None,
+    name: DatasetArgument,
+    root: RootOption = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch what is missing.")] = False,
-    base: Annotated[
-        Optional[str],  # noqa: UP045
+    mirror: Annotated[
+        str | None,
         typer.Option("--from", help="A folder or address with files of the same names, instead of the card's."),
     ] = None,
-    only_there: OnlyThere = False,
+    allow_missing_classes: AllowMissingClassesOption = False,
 ) -> None:
     """Unpack a dataset into its folder and check it; files are downloaded only when --download is given."""
-    from vlprompt.data.cards import is_card, read_card
-    from vlprompt.data.inspection import is_here
-    from vlprompt.data.readers.hub import get_hub, open_hub
+    from vlprompt.data.cards import is_card, load_card
+    from vlprompt.data.inspection import is_available
+    from vlprompt.data.loading import open_data
+    from vlprompt.data.readers.hub import download_torchvision
+    from vlprompt.data.sources import HubName
 
-    use_root(root)
+    set_data_root(root)
     if name.startswith("torchvision:"):
-        out.print(f"{name} is here: {len(open_hub(name, download=download).train)} images to learn from")
+        if download:
+            download_torchvision(HubName("torchvision", name.partition(":")[2]))
+        console.print(f"{name} is here: {len(open_data(name).train)} images to learn from")
         return
     if not is_card(name):
         raise ValueError(f"{name!r} is no card; only datasets with a card can be prepared: `vlprompt data list`")
-    card = read_card(name)
-    if "loader" in card:
-        out.print(f"{name} comes with vlprompt; there is nothing to get", highlight=False)
+    card = load_card(name)
+    if card.kind == "loader" or (card.kind == "text" and card.loader is not None):
+        console.print(f"{name} comes with vlprompt; there is nothing to get", highlight=False)
         return
-    for one in map(str, card["members"].values() if "members" in card else [name]):
+    for one in card.members.values() if card.kind == "members" else [name]:
         if one.startswith("torchvision:") and download:
-            get_hub(one)
+            download_torchvision(HubName("torchvision", one.partition(":")[2]))
         elif is_card(one):
-            _get(one, download, base)
-    if not is_here(card):
+            _prepare_files(one, download, mirror)
+    if not is_available(card):
         raise typer.Exit(1)
-    _tell(name, only_there, decode=False)
+    _report_dataset(name, allow_missing_classes, with_decoding=False)
 
 
-def _get(name: str, download: bool, base: str | None) -> None:
+def _prepare_files(name: str, download: bool, mirror: str | None) -> None:
     """Unpacks and, when it may, fetches the files of a card, and says what is missing."""
     from vlprompt.data import download as downloads
-    from vlprompt.data.cards import read_card
-    from vlprompt.data.inspection import is_here
-    from vlprompt.data.locations import folder_of
-    from vlprompt.data.readers.hub import get_hub
+    from vlprompt.data.cards import load_card
+    from vlprompt.data.inspection import is_available
+    from vlprompt.data.locations import dataset_folder
+    from vlprompt.data.readers.hub import download_torchvision
+    from vlprompt.data.sources import HubName
 
-    card = read_card(name)
-    if "loader" in card or "members" in card:
+    card = load_card(name)
+    if card.kind == "loader" or card.kind == "members":
         return
-    if "text" in card:
-        from vlprompt.data.text.card import prepared
+    if card.kind == "text":
+        from vlprompt.data.text.card import prepare_texts
 
-        for line in prepared(card, name, download, base):
-            out.print(line, soft_wrap=True, markup=False)
+        for line in [] if card.loader is not None else prepare_texts(card, download, mirror):
+            console.print(line, soft_wrap=True, markup=False)
         return
-    folder, left = folder_of(card), []
-    if "hub" in card:
-        if base is not None:
+    folder, left = dataset_folder(card.folder), []
+    if card.kind == "hub":
+        if mirror is not None:
             raise ValueError(f"{name} is fetched by torchvision, which takes it from nowhere else; leave out --from")
         if download:
-            get_hub(card["hub"])
-        elif not is_here(card):
-            out.print(f"missing: {folder}  <- {card['hub']}", soft_wrap=True, markup=False)
+            download_torchvision(HubName("torchvision", card.hub.partition(":")[2]))
+        elif not is_available(card):
+            console.print(f"missing: {folder}  <- {card.hub}", soft_wrap=True, markup=False)
     else:
-        with _progress() as watch:
-            left = downloads.prepare(card, folder, download, base, watch)
+        with _show_progress() as watch:
+            left = downloads.prepare_files(card, folder, download, mirror, watch)
         for step in left:
             came = step.url or "an archive above"
-            told = f"missing: {folder / step.gives}  <- {folder / step.file}  <- {came}"
-            out.print(told, soft_wrap=True, markup=False)
-        short = left or any(not (folder / path).exists() for path in (card["images"], *card.get("lists", ())))
-        if "by_hand" in card and short:
-            out.print(f"by hand: {card['by_hand']}; all into {folder}", soft_wrap=True, markup=False)
-    if not download and (left or ("hub" in card and not is_here(card))):
-        out.print(f"licence: {card['licence']}. Fetch with: vlprompt data prepare {name} --download", soft_wrap=True)
+            told = f"missing: {folder / step.produces}  <- {folder / step.file}  <- {came}"
+            console.print(told, soft_wrap=True, markup=False)
+        short = left or any(not (folder / path).exists() for path in (card.images, *card.lists))
+        if card.manual_download is not None and short:
+            console.print(f"by hand: {card.manual_download}; all into {folder}", soft_wrap=True, markup=False)
+    if not download and (left or (card.kind == "hub" and not is_available(card))):
+        console.print(f"licence: {card.licence}. Fetch with: vlprompt data prepare {name} --download", soft_wrap=True)
 
 
 @app.command()
-def check(name: Name, root: Root = None, only_there: OnlyThere = False, picture: Picture = None) -> None:
+def check(
+    name: DatasetArgument,
+    root: RootOption = None,
+    allow_missing_classes: AllowMissingClassesOption = False,
+    figure: FigureOption = None,
+) -> None:
     """Count, compare with the card, open every image; exit status 1 when something is wrong."""
-    use_root(root)
-    _tell(name, only_there, decode=True, picture=picture)
+    set_data_root(root)
+    _report_dataset(name, allow_missing_classes, with_decoding=True, figure=figure)
 
 
 @app.command()
-def show(name: Name, root: Root = None, only_there: OnlyThere = False, picture: Picture = None) -> None:
-    """What a dataset is: its card, and what is here of it; with --picture also samples of its classes."""
-    from vlprompt.data.cards import is_card, read_card
-    from vlprompt.data.inspection import is_here, stream
+def show(
+    name: DatasetArgument,
+    root: RootOption = None,
+    allow_missing_classes: AllowMissingClassesOption = False,
+    figure: FigureOption = None,
+) -> None:
+    """What a dataset is: its card, and what is here of it; with --figure also samples of its classes."""
+    from vlprompt.data.cards import is_card, load_card
+    from vlprompt.data.inspection import is_available
     from vlprompt.data.loading import open_data
-    from vlprompt.data.locations import folder_of, source_of
-    from vlprompt.data.readers.card_folder import classes_of
-    from vlprompt.data.report import splits
-    from vlprompt.data.text.card import wanted_files
-    from vlprompt.data.text.inspection import described, is_text
 
-    use_root(root)
-    card = read_card(name) if is_card(name) else {}
-    lines = [(key, str(card[key])) for key in ("title", "source", "licence", "template", "note") if key in card]
-    if "layout" in card:
-        names = list(classes_of(card).values())
-        some = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
-        if isinstance(card["classes"], int) and not (folder_of(card) / card["images"]).is_dir():
-            some = "the data name them"
-        lines += [("classes", f"{len(names)}: {some}"), ("folder", str(folder_of(card))), ("from", source_of(card))]
-        lines += [("split", told)] if (told := card.get("split") or ", ".join(card.get("lists", ()))) else []
-        lines += [("sizes", ", ".join(f"{part} {n:,}" for part, n in card["sizes"].items()))] if "sizes" in card else []
-    if "text" in card and "loader" not in card:
-        lines += [("files", wanted_files(card))]
-    if "members" in card:
-        lines += [("members", ", ".join(f"{member}: {one}" for member, one in card["members"].items()))]
-    if card and picture is None and not is_here(card):
-        get = " --download" if {"downloads", "hub", "members"} & set(card) else ""
-        lines += [("stages", str(card["stages"]))] if "stages" in card else []
-        lines += [("domains", ", ".join(card["domains"].values()))] if "domains" in card else []
-        lines.append(("here", f"no: vlprompt data prepare {name}{get}"))
+    set_data_root(root)
+    card = load_card(name) if is_card(name) else None
+    lines = [] if card is None else _describe_card(card)
+    if card is not None and figure is None and not is_available(card):
+        lines += _describe_missing(card, name)
     else:
-        data = open_data(name, only_there=only_there)
-        lines += [("here", ", ".join(f"{part} {len(split):,}" for part, split in splits(data).items()))]
-        lines += [("hash", data.hash())] + ([("made", data.note)] if data.note != card.get("note", "") else [])
-        if not card:
-            some = ", ".join(map(str, data.test.names[:6])) + (" ..." if len(data.test.names) > 6 else "")
-            lines += [("classes", f"{len(data.test.names)}: {some}"), ("template", data.template)]
-        told = described(data) if is_text(data) else stream(data)
-        lines += [(key, told) for key, _, told in (line.partition(": ") for line in told)]
-        _draw(data, picture)
+        data = open_data(name, allow_missing_classes=allow_missing_classes)
+        lines += _describe_data(data, card)
+        _draw_samples(data, figure)
     for key, value in lines:
-        out.print(f"{key:9} {value}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"{key:9} {value}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:6])) + (" ..." if len(names) > 6 else "")
+
+
+def _describe_card(card: "Card") -> list[tuple[str, str]]:
+    """What a card says, as (key, text) lines."""
+    from vlprompt.data.locations import dataset_folder, describe_source
+    from vlprompt.data.readers.card_folder import find_classes
+    from vlprompt.data.text.card import describe_required_files
+
+    keys = ("title", "source", "licence", "template", "note")
+    lines = [(key, getattr(card, key)) for key in keys if getattr(card, key, "")]
+    if card.kind == "layout":
+        folder, names = dataset_folder(card.folder), list(find_classes(card).values())
+        is_named_by_data = card.is_counted and not (folder / card.images).is_dir()
+        examples = "the data name them" if is_named_by_data else _shorten(names)
+        lines += [("classes", f"{len(names)}: {examples}"), ("folder", str(folder)), ("from", describe_source(card))]
+        lines += [("split", split)] if (split := card.split or ", ".join(card.lists)) else []
+        lines += [("sizes", ", ".join(f"{part} {n:,}" for part, n in card.sizes.items()))] if card.sizes else []
+    if card.kind == "text" and card.loader is None:
+        lines += [("files", describe_required_files(card))]
+    if card.kind == "members":
+        lines += [("members", ", ".join(f"{member}: {source}" for member, source in card.members.items()))]
+    return lines
+
+
+def _describe_missing(card: "Card", name: str) -> list[tuple[str, str]]:
+    """The lines of a card whose data are not here."""
+    lines = list[tuple[str, str]]()
+    if card.kind != "text":
+        lines += [("stages", str(card.stages))] if card.stages is not None else []
+        lines += [("domains", ", ".join(card.domain_words))] if card.domain_words else []
+    download = " --download" if any(getattr(card, key, None) for key in ("downloads", "hub", "members")) else ""
+    return [*lines, ("here", f"no: vlprompt data prepare {name}{download}")]
+
+
+def _describe_data(data: "Data", card: "Card | None") -> list[tuple[str, str]]:
+    """What lies here of a dataset, as (key, text) lines."""
+    from vlprompt.data.inspection import describe_stream
+    from vlprompt.data.report import nonempty_splits
+    from vlprompt.data.text.inspection import describe_texts, is_text_dataset
+
+    lines = [("here", ", ".join(f"{part} {len(split):,}" for part, split in nonempty_splits(data).items()))]
+    lines += [("hash", data.hash())] + ([("made", data.note)] if data.note != getattr(card, "note", "") else [])
+    if card is None:
+        names = data.test.names
+        lines += [("classes", f"{len(names)}: {_shorten(names)}"), ("template", data.template)]
+    description = describe_texts(data) if is_text_dataset(data) else describe_stream(data)
+    return lines + [(key, text) for key, _, text in (line.partition(": ") for line in description)]
 
 
 @app.command()
 def split(
-    name: Name,
-    save: Annotated[Path, typer.Option("--save", help="The JSON file to write; a folder: split_vlprompt.json in it.")],
-    root: Root = None,
-    only_there: OnlyThere = False,
+    name: DatasetArgument,
+    output: Annotated[
+        Path, typer.Option("--save", help="The JSON file to write; a folder: split_vlprompt.json in it.")
+    ],
+    root: RootOption = None,
+    allow_missing_classes: AllowMissingClassesOption = False,
 ) -> None:
     """Keep the split of a dataset as a portable file: put into the dataset's folder it is read back exactly."""
-    from vlprompt.data.cards import is_card, read_card
+    from vlprompt.data.cards import is_card, load_card
     from vlprompt.data.loading import open_data
-    from vlprompt.data.readers.split_file import OWN, write_split
+    from vlprompt.data.readers.split_file import SAVED_SPLIT_FILE, write_split_file
     from vlprompt.data.text.inspection import refuse_texts
 
-    use_root(root)
-    if name.endswith(".npz") or (is_card(name) and "layout" not in read_card(name)):
+    set_data_root(root)
+    if name.endswith(".npz") or (is_card(name) and load_card(name).kind != "layout"):
         raise ValueError(f"{name!r} is no folder of files, so its split can't be kept as a list of files")
-    path = save / OWN if save.is_dir() else save
-    data = open_data(name, only_there=only_there)
+    path = output / SAVED_SPLIT_FILE if output.is_dir() else output
+    data = open_data(name, allow_missing_classes=allow_missing_classes)
     refuse_texts(data, "a split file")
-    told = write_split(data, path)
-    out.print(f"wrote {path}, hash {told}", soft_wrap=True, markup=False, highlight=False)
+    told = write_split_file(data, path)
+    console.print(f"wrote {path}, hash {told}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _tell(name: str, only_there: bool, decode: bool, picture: Path | None = None) -> None:
+def _report_dataset(name: str, allow_missing_classes: bool, with_decoding: bool, figure: Path | None = None) -> None:
     """Checks and prints what was found; leaves with status 1 when something is wrong."""
-    from vlprompt.data.inspection import check as look
-    from vlprompt.data.text.inspection import is_text
+    from vlprompt.data.inspection import inspect_dataset as look
+    from vlprompt.data.text.inspection import is_text_dataset
 
-    with _progress() as watch:
-        found = look(name, None, only_there, decode, lambda done, total: watch("opening images", done, total))
+    with _show_progress() as watch:
+        found = look(
+            name, None, allow_missing_classes, with_decoding, lambda done, total: watch("opening images", done, total)
+        )
     counts = ", ".join(f"{part} {n:,}" for part, n in found.counts.items())
     many = len(found.data.test.names)
     classes = f"{many} classes; " if many > 1 else ""  # texts that are answered by text have none
     lines = [f"{found.data.name}: {counts}; {classes}hash {found.data.hash()}"]
-    lines += [found.data.note] * bool(found.data.note) + found.told
+    lines += [found.data.note] * bool(found.data.note) + found.remarks
     for line in lines:
-        out.print(line, soft_wrap=True, markup=False, highlight=False)
-    for line in found.wrong:
-        out.print(f"wrong: {line}", soft_wrap=True, markup=False, highlight=False, style="red")
-    _draw(found.data, picture)
-    if found.wrong:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for line in found.problems:
+        console.print(f"wrong: {line}", soft_wrap=True, markup=False, highlight=False, style="red")
+    _draw_samples(found.data, figure)
+    if found.problems:
         raise typer.Exit(1)
-    whole = "every text can be read" if is_text(found.data) else "every image can be opened"
-    out.print(whole if decode else "ready", highlight=False)
+    whole = "every text can be read" if is_text_dataset(found.data) else "every image can be opened"
+    console.print(whole if with_decoding else "ready", highlight=False)
 
 
-def _draw(data: Any, picture: Path | None) -> None:
-    if picture is None:
+def _draw_samples(data: Any, figure: Path | None) -> None:
+    if figure is None:
         return
-    from vlprompt.data.inspection import samples
+    from vlprompt.data.inspection import sample_images
     from vlprompt.data.text.inspection import refuse_texts
-    from vlprompt.results.plots.shots import predictions
+    from vlprompt.results.plots.shots import plot_predictions
 
-    refuse_texts(data, "--picture")
-    pictures, captions = samples(data)
-    out.print(f"wrote {predictions(pictures, captions, [None] * len(captions), picture)}", soft_wrap=True, markup=False)
+    refuse_texts(data, "--figure")
+    pictures, captions = sample_images(data)
+    console.print(
+        f"wrote {plot_predictions(pictures, captions, [None] * len(captions), figure)}", soft_wrap=True, markup=False
+    )
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def _show_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on a terminal, silence elsewhere."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     with Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-                  console=out, transient=True, disable=not out.is_terminal) as bar:  # fmt: skip
+                  console=console, transient=True, disable=not console.is_terminal) as bar:  # fmt: skip
         task = bar.add_task("", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)

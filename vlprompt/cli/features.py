@@ -1,46 +1,53 @@
-"""The command `vlprompt data features`, and the option --features. Heavy libraries are imported when they are used."""
+"""The command `vlprompt data features`."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-out = Console()
+from vlprompt.runtime.settings import SETTINGS
+
+console = Console()
 
 
 def features(
     folder: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Argument(help="Where they are; default: VLPROMPT_FEATURES, else the user's cache folder.", metavar="DIR"),
+        Path | None,
+        typer.Argument(
+            help="Where they are; default: VLPROMPT_FEATURE_CACHE, else the user's cache folder.", metavar="DIR"
+        ),
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Remove them.")] = False,
     tower: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Only of towers whose name has this in it."),
     ] = None,
 ) -> None:
-    """The frozen features that are kept: of which tower and look, how many, how large, when last used."""
+    """Cached features of frozen towers: of which tower and preprocessing, how many, how large, when last used."""
     import time
 
     from rich.table import Table
 
     from vlprompt.backbones import feature_cache
 
-    root = folder or feature_cache.usual()
+    root = folder or SETTINGS.get_cache_folder()
     if root is None:
-        raise ValueError("no features are kept: VLPROMPT_FEATURES is none; name a folder")
-    found = [one for one in feature_cache.held(root) if tower is None or tower in one.name]
+        raise ValueError("VLPROMPT_FEATURE_CACHE: expected a folder, got none. Name the folder of the features.")
+    namespaces = [n for n in feature_cache.list_namespaces(root) if tower is None or tower in n.name]
     if clear:
-        for one in found:
-            one.clear()
+        for namespace in namespaces:
+            namespace.clear()
     table = Table("tower", "of", "device", "rows", "MB", "last used", box=None, pad_edge=False)
-    for one in found:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
-        table.add_row(one.name, one.of, one.device, f"{one.rows:,}", f"{one.bytes / 1e6:,.1f}", when)
-    if found:
-        out.print(table, highlight=False)
-    size = sum(one.bytes for one in found) / 1e6
-    told = f"{sum(one.rows for one in found):,} features, {size:,.1f} MB"
-    told = f"removed {told} from {root}" if clear else f"{told} of at most {feature_cache.most() / 1e6:,.0f} in {root}"
-    out.print(told, highlight=False, markup=False, soft_wrap=True)
+    for n in namespaces:
+        last_used = time.strftime("%Y-%m-%d %H:%M", time.localtime(n.last_used))
+        table.add_row(n.name, n.description, n.device, f"{n.n_rows:,}", f"{n.n_bytes / 1e6:,.1f}", last_used)
+    if namespaces:
+        console.print(table, highlight=False)
+    n_megabytes = sum(n.n_bytes for n in namespaces) / 1e6
+    total = f"{sum(n.n_rows for n in namespaces):,} features, {n_megabytes:,.1f} MB"
+    if clear:
+        text = f"removed {total} from {root}"
+    else:
+        text = f"{total} of at most {SETTINGS.get_cache_bytes() / 1e6:,.0f} in {root}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

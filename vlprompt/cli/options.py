@@ -1,115 +1,131 @@
-"""Options of the command line that say how the machine is used; no result depends on them."""
+"""Options that several commands have, each declared once, and what they set in the process."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from vlprompt.runtime import distributed
+from vlprompt.runtime.settings import SETTINGS
+
+# what is run, and where its results go
+BackboneOption = Annotated[
+    str | None,
+    typer.Option(
+        help="glyph (default), open_clip:NAME/TAG, open_clip:NAME@FILE, hf_clip:OWNER/NAME, pixels; without "
+        "texts glyph-vit, timm:NAME/TAG, timm:NAME@FILE; hf:FOLDER a language model. All: vlprompt list backbones."
+    ),
+]
+SeedOption = Annotated[
+    str | None,
+    typer.Option(help="Random seed; several with commas. Default: 1, of a search search.seeds of the recipe if any."),
+]
+ConfigFileOption = Annotated[Path | None, typer.Option("-c", "--config", help="A YAML file of settings.")]
+RunsFolderOption = Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.")]
+SaveEveryOption = Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")]
+DEFAULT_RUNS_FOLDER, DEFAULT_SAVE_EVERY = Path("runs"), 5.0
+
+# runs that are there
+RunsArgument = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
+RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
+MovedBackboneOption = Annotated[
+    str | None,
+    typer.Option("--backbone", help="Where the backbone is now, if not where it was; the weights must be the same."),
+]
+
+# how the machine is used; no result depends on these
+SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Where datasets with a card lie; default: VLPROMPT_DATA, else ./data.")
+]
+FeatureCacheOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where frozen features are cached, shared by runs; none: nowhere. Default: VLPROMPT_FEATURE_CACHE, else "
+        "the user's cache folder.",
+        metavar="DIR|none",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(help="CPU threads: by default all, but one for the embedded CLIP, which more only slow."),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(help="Threads that decode images: by default one for each CPU, 16 at most; 0 or 1: no extra thread."),
+]
+ImageCacheOption = Annotated[
+    float | None,
+    typer.Option(help="GB for decoded images: by default 1, or an eighth of a small memory; 0: no cache."),
+]
+MemoryLimitOption = Annotated[
+    float | None,
+    typer.Option(help="GB that the process (on a GPU: its tensors) may take in all; default: what is free."),
+]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many processes there must be; torchrun --nproc-per-node N starts N of them."),
+]
 
 
-def numbers(text: str | None, what: str) -> list[int | None]:
-    """ "1,2,4" -> [1, 2, 4]; nothing -> [None]."""
+def parse_integers(text: str | None, option: str) -> list[int | None]:
+    """Parse "1,2,4" to [1, 2, 4], and no text to [None]."""
     if text is None:
         return [None]
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(
-            f"--{what} takes whole numbers with commas between them, such as 1,2,4; got {text!r}"
+            f"--{option}: expected whole numbers with commas between them, such as 1,2,4, got {text!r}"
         ) from None
 
 
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out image files that can't be decoded.")]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]  # noqa: UP045
-Root = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--root", help="Where datasets with a card lie; default: VLPROMPT_DATA, else ./data."),
-]
-
-
-def use_root(root: Path | None) -> None:
-    """The place of datasets is the machine's business, not a run's, so it goes into the environment."""
+def set_data_root(root: Path | None) -> None:
+    """Set the folder of datasets for this process."""
     if root is not None:
-        os.environ["VLPROMPT_DATA"] = str(root.expanduser())
+        SETTINGS.data_root = root.expanduser()
 
 
-Features = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        help="Where frozen features are kept, shared by runs; none: nowhere. Default: VLPROMPT_FEATURES, else the "
-        "user's cache folder.",
-        metavar="DIR|none",
-    ),
-]
-
-
-def use_features(folder: str | None) -> None:
-    """The place of features is the machine's business, not a run's, so it goes into the environment."""
+def set_feature_cache(folder: str | None) -> None:
+    """Set the folder of the feature cache for this process."""
     if folder is not None:
-        os.environ["VLPROMPT_FEATURES"] = folder
+        SETTINGS.feature_cache = folder
 
 
-Threads = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(help="CPU threads: by default all, but one for the embedded CLIP, which more only slow."),
-]
-Workers = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(
-        help="Threads that decode images: by default one for each CPU, 16 at most; 0 or 1: none of their own."
-    ),
-]
-PictureMemory = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option(help="GB for decoded images: by default 1, or an eighth of a small memory; 0 keeps none."),
-]
-Memory = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option(help="GB that the process (on a GPU: its tensors) may take in all; default: what is free."),
-]
-
-
-def use_memory(gigabytes: float | None) -> None:
-    """ValueError for no number of GB (2**30 bytes)."""
+def set_memory_limit(gigabytes: float | None) -> None:
+    """Limit the memory of the process, in GB (2**30 bytes)."""
     if gigabytes is not None:
         from vlprompt.runtime import memory
 
-        memory.limit(gigabytes)
+        memory.set_limit(gigabytes)
 
 
-def use_pictures(workers: int | None, memory: float | None) -> None:
-    """Decode by so many threads and keep so many GB (2**30 bytes) of it; ValueError for what can't be."""
-    if memory is not None and not 0 <= memory < float("inf"):
-        raise ValueError(f"--picture-memory is a number of GB from 0 on, such as 0.5; got {memory}")
+def set_image_decoding(workers: int | None, cache_gigabytes: float | None) -> None:
+    """Set the number of decoding threads and the size of the cache of decoded images, in GB (2**30 bytes)."""
+    if cache_gigabytes is not None and not 0 <= cache_gigabytes < float("inf"):
+        raise ValueError(f"--image-cache: expected a number of GB from 0 on, such as 0.5, got {cache_gigabytes}")
     if workers is not None:
         from vlprompt.runtime import threads
 
-        threads.use(workers)
-    if memory is not None:
-        from vlprompt.data.images.cache import HELD
+        threads.set_workers(workers)
+    if cache_gigabytes is not None:
+        from vlprompt.data.images.cache import IMAGE_CACHE
 
-        HELD.use(int(memory * 2**30))
-
-
-Processes = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="How many processes there must be; torchrun --nproc-per-node N starts N of them."),
-]
+        IMAGE_CACHE.set_max_bytes(int(cache_gigabytes * 2**30))
 
 
 @contextmanager
-def together(device: str | None, processes: int | None, out: Console) -> Iterator[tuple[str | None, Console]]:
-    """The device of this process and where it writes: of several only the first is seen."""
-    with distributed.opened(device, processes) as own:
-        yield own, out if distributed.first() else Console(quiet=True)
+def join_processes(device: str | None, processes: int | None, console: Console) -> Iterator[tuple[str | None, Console]]:
+    """Open the process group; yield the device of this process, and a console for the first process only."""
+    with distributed.open_process_group(device, processes) as process_device:
+        yield process_device, console if distributed.is_main_process() else Console(quiet=True)
 
 
-def one_alone(context: typer.Context) -> None:
-    """Commands other than `run` are done by one process."""
+def reject_extra_processes(context: typer.Context) -> None:
+    """Refuse torchrun for all commands but `run`."""
     if context.invoked_subcommand not in (None, "run"):
-        distributed.alone(f"vlprompt {context.invoked_subcommand}")
+        distributed.require_single_process(f"vlprompt {context.invoked_subcommand}")

@@ -1,20 +1,35 @@
 """The command `vlprompt search`. Heavy libraries are imported when it runs."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from vlprompt.cli.options import Device, Features, Root, SkipBroken, use_features, use_root
+from vlprompt.cli.options import (
+    DEFAULT_RUNS_FOLDER,
+    DEFAULT_SAVE_EVERY,
+    BackboneOption,
+    ConfigFileOption,
+    DeviceOption,
+    FeatureCacheOption,
+    RootOption,
+    RunsFolderOption,
+    SaveEveryOption,
+    SeedOption,
+    SkipBrokenOption,
+    ThreadsOption,
+    set_data_root,
+    set_feature_cache,
+)
 
 if TYPE_CHECKING:
     from vlprompt.experiments.search import Study
+    from vlprompt.experiments.sweep import SweepOptions
     from vlprompt.results.run_folder import Result
 
 
-out = Console()
+console = Console()
 
 
 def search(
@@ -26,114 +41,113 @@ def search(
             metavar="DATASET|SET[,...]",
         ),
     ],
-    settings: Annotated[
-        Optional[list[str]],  # noqa: UP045
+    overrides: Annotated[
+        list[str] | None,
         typer.Argument(help="Settings, and lists to search: 'search.train.lr=[0.1,0.01]'.", metavar="[KEY=VALUE]..."),
     ] = None,
-    backbone: Annotated[Optional[str], typer.Option(help="glyph (default), open_clip:NAME/TAG ...")] = None,  # noqa: UP045
-    seed: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Seeds of the final runs, with commas; default: search.seeds of the recipe, else 1."),
-    ] = None,
-    config: Annotated[Optional[Path], typer.Option("-c", "--config", help="A YAML file of settings.")] = None,  # noqa: UP045
-    runs: Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.")] = Path("runs"),
-    device: Device = None,
-    root: Root = None,
-    skip_broken: SkipBroken = False,
-    save_every: Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")] = 5.0,
-    threads: Annotated[Optional[int], typer.Option(help="CPU threads.")] = None,  # noqa: UP045
-    features: Features = None,
+    backbone: BackboneOption = None,
+    seed: SeedOption = None,
+    config_file: ConfigFileOption = None,
+    runs_folder: RunsFolderOption = DEFAULT_RUNS_FOLDER,
+    device: DeviceOption = None,
+    root: RootOption = None,
+    skip_broken: SkipBrokenOption = False,
+    save_every: SaveEveryOption = DEFAULT_SAVE_EVERY,
+    threads: ThreadsOption = None,
+    feature_cache: FeatureCacheOption = None,
 ) -> None:
     """Search settings on validation images, then train with the best on all images, seed by seed, and test.
 
     The grid is the `search` section of configs/vtab/<method>.yaml, of the -c file and of key=value. What is done is not
     done again, and what was stopped goes on where it was.
     """
-    from vlprompt.cli.options import numbers
-    from vlprompt.results.tables.summary import rows
-    from vlprompt.results.tables.terminal import scored, show_scores, show_table
+    from vlprompt.cli.display.terminal import show_benchmark_scores, show_results
+    from vlprompt.cli.options import parse_integers
+    from vlprompt.experiments.sweep import SweepOptions
+    from vlprompt.results.tables.benchmarks import score_benchmarks
+    from vlprompt.results.tables.summary import build_rows
 
-    use_root(root)
-    use_features(features)
-    given = [w for w in settings or [] if w]
+    set_data_root(root)
+    set_feature_cache(feature_cache)
+    given = [w for w in overrides or [] if w]
     if strange := [w for w in given if "=" not in w]:
         raise ValueError(f"datasets are one word with commas between them; settings are key=value; got {strange[0]!r}")
     given += ["task.skip_broken=true"] if skip_broken else []
-    seeds = [n for n in numbers(seed, "seed") if n is not None]
+    seeds = [n for n in parse_integers(seed, "seed") if n is not None]
+    options = SweepOptions(runs_folder, device, threads, save_every)
     results: list[Result] = []
     failed: dict[str, Exception] = {}
     clips: dict[str, Any] = {}
     for name in method.split(","):
-        for dataset in _each(datasets):
-            how = {"backbone": backbone, "file": config, "overrides": given}
+        for dataset in _expand_datasets(datasets):
+            how = {"backbone": backbone, "config_file": config_file, "overrides": given}
             try:
-                results += _one(name, dataset, seeds, how, clips, runs, device, save_every, threads)
+                results += _search_dataset(name, dataset, seeds, how, clips, options)
             except (ValueError, OSError, ArithmeticError) as error:
                 failed[f"{name} on {dataset}"] = error
-                out.print(f"{name} on {dataset}: [red]failed[/]", soft_wrap=True)
-    scores = scored(results)
+                console.print(f"{name} on {dataset}: [red]failed[/]", soft_wrap=True)
+    scores = score_benchmarks(results)
     if scores:
-        show_scores(scores, out)
+        show_benchmark_scores(scores, console)
     elif results:
-        show_table(rows(results), out)
+        show_results(build_rows(results), console)
     if failed:
         (first, error), *others = failed.items()
         raise ValueError(f"{first}: {error}" + (f"; failed too: {', '.join(n for n, _ in others)}" if others else ""))
 
 
-def _each(text: str) -> Sequence[str]:
+def _expand_datasets(text: str) -> Sequence[str]:
     """Datasets, those of a set in its place."""
-    from vlprompt.data.dataset_groups import members
+    from vlprompt.data.dataset_groups import list_benchmark_datasets
 
-    return [one for word in text.split(",") if word for one in (members(word) or [word])]
+    return [one for word in text.split(",") if word for one in (list_benchmark_datasets(word) or [word])]
 
 
-def _one(method: str, dataset: str, seeds: list[int], how: dict[str, Any], clips: dict[str, Any], runs: Path,
-         device: str | None, save_every: float, threads: int | None) -> "list[Result]":  # fmt: skip
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+def _search_dataset(
+    method: str,
+    dataset: str,
+    seeds: list[int],
+    settings: dict[str, Any],
+    backbones: dict[str, Any],
+    options: "SweepOptions",
+) -> "list[Result]":
+    from vlprompt.cli.display.progress import ProgressDisplay
     from vlprompt.config.build import build_task
-    from vlprompt.experiments.search import search as solve
-    from vlprompt.experiments.search import study
-    from vlprompt.experiments.sweep import loaded, place, run_all
+    from vlprompt.experiments.search import build_study, run_search
+    from vlprompt.experiments.sweep import LoadedBackbones, read_results, run_configs
 
-    about = study(method, dataset, seeds, **how)
-    where, note = about.place(runs), about.task.protocol["note"]  # what is wrong with the data comes before a backbone
-    if note:
-        out.print(f"{dataset}: {note}", style="yellow", soft_wrap=True)
-    chosen = about.chosen(where)
+    study, runs_folder = build_study(method, dataset, seeds, **settings), options.runs_folder
+    folder = study.get_folder(runs_folder)
+    if note := study.task.protocol["note"]:  # opens the data, so that their errors come before a backbone is loaded
+        console.print(f"{dataset}: {note}", style="yellow", soft_wrap=True)
+    chosen = study.read_chosen(folder)
     if chosen is None:
-        clip = loaded(about.settings[0].plan, clips, device, threads)
-        bars = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
-        with Progress(*bars, console=out) as progress:
-            bar = progress.add_task(f"{dataset}: searching {len(about.settings)} settings", total=1, note="")
-
-            def watch(doing: str, done: int, total: int, note: str) -> None:
-                progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")
-
-            chosen = solve(about, where, clip, save_every, watch)
-    out.print(_said(method, dataset, about, chosen), highlight=False, soft_wrap=True)
-    plans = about.final(chosen)
-    found = [place(runs, plan).done() for plan in plans]
-    if any(found):
-        now = build_task(plans[0]["task"]).protocol["test"]
-        if other := [r for r in found if r is not None and r.protocol["test"] != now]:
+        backbone = LoadedBackbones(options, backbones).load(study.settings[0].config)
+        with ProgressDisplay(console) as display:
+            chosen = run_search(study, folder, backbone, options.save_every, display)
+    console.print(_format_choice(method, dataset, study, chosen), highlight=False, soft_wrap=True)
+    configs = study.build_final_configs(chosen)
+    finished = [result for result in read_results(runs_folder, configs) if result is not None]
+    if finished:
+        test_images = build_task(configs[0].task).protocol["test"]
+        if other := [result for result in finished if result.protocol["test"] != test_images]:
             raise ValueError(
-                f"{len(other)} runs in {str(runs)!r} were tested on other images of {dataset}; give another --out"
+                f"{len(other)} runs in {str(runs_folder)!r} were tested on other images of {dataset}; give another "
+                "--out"
             )
-    if not all(found):
-        found = run_all(plans, found, runs, device, save_every, threads, out, clips=clips)
-    return [result for result in found if result is not None]
+    with ProgressDisplay(console) as display:
+        results = run_configs(configs, options, display, backbones=backbones)
+    return [result for result in results if result is not None]
 
 
-def _said(method: str, dataset: str, about: "Study", chosen: dict[str, Any]) -> str:
+def _format_choice(method: str, dataset: str, study: "Study", chosen: dict[str, Any]) -> str:
     if chosen["accuracy"] is None:
         return f"{method} on {dataset}: one setting, nothing to choose"
-    train, scale = chosen["config"]["train"], about.told.get("scale_lr")
+    train, scale = chosen["config"]["train"], study.search_space.get("lr_base_batch_size")
     values = ", ".join(f"{k.partition('.')[2]} {v}" for k, v in chosen["values"].items())
     if scale and "train.lr" in chosen["values"]:
-        values += f" (the lr is times {train['batch']}/{scale}: {train['lr']:.4g})"
-    out_of = f", {chosen['out']} of them not finite" if chosen["out"] else ""
+        values += f" (the lr is times {train['batch_size']}/{scale}: {train['lr']:.4g})"
+    out_of = f", {chosen['non_finite']} of them not finite" if chosen["non_finite"] else ""
     tied = f", {chosen['tied']} more as good" if chosen["tied"] else ""
-    return (f"{method} on {dataset}: {chosen['settings']} settings{out_of} [dim]({chosen['seconds']:.1f} s)[/]; "
+    return (f"{method} on {dataset}: {chosen['n_settings']} settings{out_of} [dim]({chosen['seconds']:.1f} s)[/]; "
             f"validation {chosen['accuracy']:.1f}{tied} with {values}")  # fmt: skip

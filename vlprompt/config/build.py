@@ -1,61 +1,71 @@
-"""YAML and key=value to constructor arguments. Configuration is nothing else: no defaults of its own, no registry."""
+"""Build methods, heads and tasks from resolved configurations."""
 
-import inspect
 import sys
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from vlprompt import methods, tasks
-from vlprompt.config.sources import READERS, WORDS
+from vlprompt.config.sources import HEADS, LANGUAGE_HEADS, Settings
 from vlprompt.layers import heads, verbalizers
-from vlprompt.runtime.errors import nearest
+from vlprompt.runtime.errors import suggest_nearest
 
 if TYPE_CHECKING:
     from vlprompt.core.method import Method
     from vlprompt.core.towers import Backbone
+    from vlprompt.tasks import Task
+
+NESTED_KINDS = {"Method": "method", "Head": "head"}  # types of arguments that are built from settings themselves
 
 
-def find(kind: str, name: str) -> type:
-    """A method's or a task's class by its short name, or a stranger's by module:Class.
+def resolve_class(kind: str, name: str) -> type:
+    """Return the class of a method, task or head.
 
-    ValueError with the nearest name.
+    Args:
+        kind: "method", "task" or "head".
+        name: its short name, or module:Class for one that is not ours.
+
+    Raises:
+        ValueError: with the nearest name, or why the class can't be imported.
     """
-    packages: dict[str, dict[str, str]] = {"method": methods.found(), "task": tasks.found(), "reader": READERS}
     if ":" in name:
-        module, _, cls = name.partition(":")
-        sys.path.insert(
-            0, str(Path.cwd())
-        )  # a console script does not look here; only for this import (a trap: datasets/)
-        try:
-            if isinstance(found := getattr(import_module(module), cls), type):
-                return found
-            raise ImportError(f"{cls} is not a class")
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"there is no {kind} {name!r} (module:Class) to import from here: {error}") from error
-        finally:
-            sys.path.remove(str(Path.cwd()))
-    if name not in packages[kind]:
-        raise ValueError(f"there is no {kind} {name!r}; {nearest(name, list(packages[kind]))}")
-    places: dict[str, Any] = {"method": methods, "task": tasks, "reader": verbalizers if name in WORDS else heads}
-    return getattr(places[kind], packages[kind][name])
+        return _import_class(kind, name)
+    classes = {"method": methods.find_classes, "task": tasks.find_classes, "head": lambda: HEADS}[kind]()
+    if name not in classes:
+        raise ValueError(f"there is no {kind} {name!r}; {suggest_nearest(name, list(classes))}")
+    modules = {"method": methods, "task": tasks, "head": verbalizers if name in LANGUAGE_HEADS else heads}
+    return getattr(modules[kind], classes[name])
 
 
-def hints(cls: type) -> dict[str, Any]:
-    """The annotated arguments of a constructor (or the fields of a dataclass)."""
-    known = get_type_hints(cls.__init__)
-    return {name: known.get(name, Any) for name in inspect.signature(cls).parameters}
+def _import_class(kind: str, name: str) -> type:
+    module, _, class_name = name.partition(":")
+    # a console script does not search the working folder; it is added for this import only, because a folder named
+    # datasets/ in it would hide the package of that name from transformers
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        if isinstance(cls := getattr(import_module(module), class_name), type):
+            return cls
+        raise ImportError(f"{class_name} is not a class")
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"there is no {kind} {name!r} (module:Class) to import from here: {error}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
 
 
-PARTS = {"Method": "method", "Reader": "reader"}  # arguments that are themselves made from settings
+def get_constructor_types(cls: type) -> dict[str, Any]:
+    """Return the annotations of a constructor's arguments (or of a dataclass's fields)."""
+    hints = get_type_hints(cls.__init__)
+    return {name: hints.get(name, Any) for name in signature(cls).parameters}
 
 
-def _part(annotation: Any) -> str | None:
-    return PARTS.get(getattr(annotation, "__name__", ""))
+def get_nested_kind(annotation: Any) -> str | None:
+    """Return "method" or "head" where an argument is one."""
+    return NESTED_KINDS.get(getattr(annotation, "__name__", ""))
 
 
-def _frozen(name: str, annotation: Any) -> str | None:
-    """Which part of the backbone an argument is: it is annotated so, or a stranger just calls it clip, tower or lm."""
+def get_backbone_kind(name: str, annotation: Any) -> str | None:
+    """Return which part of the backbone an argument takes: by its annotation, or its name where it has none."""
     from vlprompt.core.towers import AnyTower
 
     kind = "AnyTower" if annotation == AnyTower else getattr(annotation, "__name__", "")
@@ -64,40 +74,57 @@ def _frozen(name: str, annotation: Any) -> str | None:
     return {"clip": "Clip", "tower": "AnyTower", "lm": "LanguageTower"}.get(name) if annotation is Any else None
 
 
-def build_method(about: dict[str, Any], backbone: "Backbone", kind: str = "method") -> "Method":
-    """The method (or a reader) of a resolved configuration on a backbone; ValueError where it needs texts too."""
-    from vlprompt.core.towers import Clip, LanguageTower, tower_of
+def require_backbone_kind(method: str, kind: str, backbone: "Backbone") -> None:
+    """ValueError where a method needs another kind of backbone."""
+    from vlprompt.core.towers import Clip, LanguageTower
 
-    cls = find(kind, about["name"])
-    given: dict[str, Any] = {k: v for k, v in about.items() if k != "name"}
-    for name, annotation in hints(cls).items():
-        if (frozen := _frozen(name, annotation)) is not None:
-            if frozen == "Clip" and not isinstance(backbone, Clip):
-                raise ValueError(
-                    f"{about['name']} needs a CLIP, image and text tower; {backbone.spec} has no texts: take "
-                    "--backbone glyph or open_clip:NAME/TAG, or a method on an image tower, such as vpt with "
-                    "method.reader=linear"
-                )
-            if frozen == "LanguageTower" and not isinstance(backbone, LanguageTower):
-                raise ValueError(
-                    f"{about['name']} needs a language model, which {backbone.spec} is not: take --backbone "
-                    "hf:FOLDER or hf:OWNER/NAME, and a dataset of texts"
-                )
-            if frozen == "VisionTower" and isinstance(backbone, LanguageTower):
-                raise ValueError(
-                    f"{about['name']} looks at images, and {backbone.spec} is a language model: take --backbone "
-                    "glyph, or a method that reads texts, such as prefix_tuning or lora"
-                )
-            given[name] = backbone if frozen == "Clip" else tower_of(backbone)
-        elif (part := _part(annotation)) is not None:
-            given[name] = build_method(given[name], backbone, part)
-    return cls(**given)
+    if kind == "Clip" and not isinstance(backbone, Clip):
+        raise ValueError(
+            f"{method} needs a CLIP, image and text tower; {backbone.spec} has no texts: take "
+            "--backbone glyph or open_clip:NAME/TAG, or a method on an image tower, such as vpt with "
+            "method.head=linear"
+        )
+    if kind == "LanguageTower" and not isinstance(backbone, LanguageTower):
+        raise ValueError(
+            f"{method} needs a language model, which {backbone.spec} is not: take --backbone "
+            "hf:FOLDER or hf:OWNER/NAME, and a dataset of texts"
+        )
+    if kind == "VisionTower" and isinstance(backbone, LanguageTower):
+        raise ValueError(
+            f"{method} looks at images, and {backbone.spec} is a language model: take --backbone "
+            "glyph, or a method that reads texts, such as prefix_tuning or lora"
+        )
 
 
-def build_task(about: dict[str, Any]) -> Any:
-    return find("task", about["name"])(**{k: v for k, v in about.items() if k != "name"})
+def build_method(config: Settings, backbone: "Backbone", kind: str = "method") -> "Method":
+    """Build a method (or a head) on a backbone.
+
+    Args:
+        config: its name and all constructor arguments but the backbone.
+        kind: "method" or "head".
+
+    Raises:
+        ValueError: where it needs another kind of backbone.
+    """
+    from vlprompt.core.towers import find_input_tower
+
+    cls = resolve_class(kind, config["name"])
+    arguments: dict[str, Any] = {k: v for k, v in config.items() if k != "name"}
+    for name, annotation in get_constructor_types(cls).items():
+        if (backbone_kind := get_backbone_kind(name, annotation)) is not None:
+            require_backbone_kind(config["name"], backbone_kind, backbone)
+            arguments[name] = backbone if backbone_kind == "Clip" else find_input_tower(backbone)
+        elif (part := get_nested_kind(annotation)) is not None:
+            arguments[name] = build_method(arguments[name], backbone, part)
+    return cls(**arguments)
 
 
-def _adapts(method: str) -> bool:
-    """Whether a method is for unlabelled images of another domain, so that no other task suits it."""
-    return bool(method) and getattr(find("method", method), "adapts", False) is True
+def build_task(config: Settings) -> "Task":
+    """Build a task from its name and constructor arguments; its data are opened when they are first needed."""
+    cls = resolve_class("task", config["name"])
+    return cast("Task", cls(**{k: v for k, v in config.items() if k != "name"}))
+
+
+def is_adaptation_method(method: str) -> bool:
+    """Return whether a method needs unlabelled images of another domain, so that no other task suits it."""
+    return bool(method) and getattr(resolve_class("method", method), "needs_unlabelled", False) is True

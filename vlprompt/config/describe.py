@@ -1,76 +1,78 @@
-"""What a run is told by: its configuration, and the machine that it ran on."""
+"""Components back to configuration: the name of a class and the arguments that it was constructed with."""
 
-import hashlib
 import inspect
-import json
-import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vlprompt.core.head import Reader
-from vlprompt.core.introspection import backbone_of
+from vlprompt.config.run_config import Arguments, RunConfig
+from vlprompt.config.sources import HEADS
+from vlprompt.core.head import Head
 from vlprompt.core.method import Method
-from vlprompt.core.towers import Clip, Tower, VisionTower, tower_of
-from vlprompt.engine.train_config import Train
+from vlprompt.core.towers import Clip, Tower, VisionTower, find_input_tower
+from vlprompt.engine.train_config import TrainConfig
 from vlprompt.tasks import Task
 
 
-def arguments(cls: type, value_of: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """{argument: value} of a constructor, in its order; frozen backbones are named apart and left out."""
-    found = {}
+def collect_arguments(cls: type, get_value: Callable[[str, Any], Any]) -> Arguments:
+    """Return {argument: plain value} in the order of the constructor, without frozen backbones.
+
+    Args:
+        cls: the class.
+        get_value: gives the value of an argument from its name and default.
+    """
+    arguments = {}
     for name, parameter in inspect.signature(cls).parameters.items():
-        value = value_of(name, parameter.default)
+        value = get_value(name, parameter.default)
         if not isinstance(value, (Clip, Tower)) and value is not inspect.Parameter.empty:
-            found[name] = plain(value)
-    return found
+            arguments[name] = to_plain_value(value)
+    return arguments
 
 
-def plain(value: Any) -> Any:
-    """What YAML and JSON can hold."""
-    if isinstance(value, (Method, Reader)):
+def to_plain_value(value: Any) -> Any:
+    """Convert a value to what YAML and JSON can hold."""
+    if isinstance(value, (Method, Head)):
         return describe(value)
     if isinstance(value, tuple | list):
-        return [plain(v) for v in value]
+        return [to_plain_value(v) for v in value]
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
+        return {k: to_plain_value(v) for k, v in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
 def title(cls: type) -> str:
-    """The name of a class in a configuration: its file for ours, module:Class for a stranger's."""
+    """Return the name of a class in a configuration: the file of one of ours, else module:Class."""
     folder, _, file = cls.__module__.rpartition(".")
-    if issubclass(cls, Reader) and cls.__module__ in ("vlprompt.layers.heads", "vlprompt.layers.verbalizers"):
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+    if issubclass(cls, Head) and cls.__module__ in ("vlprompt.layers.heads", "vlprompt.layers.verbalizers"):
+        return next(name for name, head in HEADS.items() if head == cls.__name__)
     return file if folder in ("vlprompt.methods", "vlprompt.tasks") else f"{cls.__module__}:{cls.__qualname__}"
 
 
-def describe(thing: Any) -> dict[str, Any]:
-    """A method or a task as configuration: its name and its constructor's arguments, stored under their names."""
+def describe(component: object) -> Arguments:
+    """Return a method, head or task as configuration: its name and its constructor's arguments."""
 
-    def stored(name: str, default: Any) -> Any:
-        value = getattr(thing, name)
-        return getattr(thing, f"{name}_") if inspect.ismethod(value) else value  # a method has that name already
+    def get_stored(name: str, default: Any) -> Any:
+        value = getattr(component, name)
+        # where a function of the class has the argument's name, the value is stored with an underscore
+        return getattr(component, f"{name}_") if inspect.ismethod(value) else value
 
-    return {"name": title(type(thing))} | arguments(type(thing), stored)
-
-
-def key_of(config: dict[str, Any]) -> str:
-    """The hash of a configuration."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
+    return {"name": title(type(component))} | collect_arguments(type(component), get_stored)
 
 
-def configuration(method: Method, task: Task, train: Train, seed: int) -> dict[str, Any]:
-    """What tells a run from others; `look` is in it where one was asked for."""
-    backbone = backbone_of(method)
-    image = None if backbone is None else tower_of(backbone)
-    look = image.look if isinstance(image, VisionTower) and image.asked else None
-    return {
-        "backbone": "" if backbone is None else backbone.spec,
-        **({"look": plain(asdict(look))} if look else {}),
-        "method": describe(method),
-        "task": describe(task),
-        "train": plain(asdict(train)),
-        "seed": seed,
-    }
+def describe_run(method: Method, task: Task, config: TrainConfig | RunConfig, seed: int) -> RunConfig:
+    """Return the configuration of a run on the backbone that the method has.
+
+    Args:
+        config: one that was resolved already, or the training alone; method and task are then described from what
+            they store.
+    """
+    if not isinstance(config, RunConfig):
+        train = to_plain_value(asdict(config))
+        config = RunConfig("", describe(method), describe(task), train, seed)
+    backbone = method.backbone
+    tower = None if backbone is None else find_input_tower(backbone)
+    preprocess = None
+    if isinstance(tower, VisionTower) and tower.has_custom_preprocessing:
+        preprocess = to_plain_value(asdict(tower.preprocessing))
+    return replace(config, backbone="" if backbone is None else backbone.spec, preprocess=preprocess, seed=seed)

@@ -1,4 +1,4 @@
-"""YAML and key=value to constructor arguments. Configuration is nothing else: no defaults of its own, no registry."""
+"""Resolve layered settings to the configurations of runs, checked against the constructors and complete."""
 
 import inspect
 from collections.abc import Sequence
@@ -6,132 +6,196 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from vlprompt.config.build import _adapts, _frozen, _part, find, hints
-from vlprompt.config.sources import Source, override, read
-from vlprompt.core.towers import HELD
-from vlprompt.runtime.errors import nearest
-from vlprompt.runtime.paths import configs_folder
+from vlprompt.config.build import (
+    get_backbone_kind,
+    get_constructor_types,
+    get_nested_kind,
+    is_adaptation_method,
+    resolve_class,
+)
+from vlprompt.config.run_config import Arguments, RunConfig
+from vlprompt.config.sources import LayeredConfig, Settings, parse_override, read_yaml
+from vlprompt.core.towers import WEIGHT_PRECISIONS
+from vlprompt.runtime.errors import suggest_nearest
+from vlprompt.runtime.paths import find_configs_folder
 
 
-def recipes(task: str, method: str, backbone: str) -> list[Path]:
-    """configs/<task>/<method>.yaml, the paper's values; <task>/<backbone>.yaml and <task>/<backbone>/<method>.yaml."""
-    root, kind = configs_folder() / task, backbone.partition(":")[0].removesuffix("/random")
-    kind = "hf" if kind in HELD else kind
-    chosen = [root / f"{method}.yaml", root / f"{kind}.yaml", root / kind / f"{method}.yaml"]
-    return [path for path in chosen if path.is_file()]
+def find_recipes(task: str, method: str, backbone: str) -> list[Path]:
+    """Return the recipes that apply, in the order in which later ones win.
+
+    They are configs/<task>/<method>.yaml, the paper's values; <task>/<backbone>.yaml; <task>/<backbone>/<method>.yaml.
+    """
+    root, kind = find_configs_folder() / task, backbone.partition(":")[0].removesuffix("/random")
+    kind = "hf" if kind in WEIGHT_PRECISIONS else kind
+    candidates = [root / f"{method}.yaml", root / f"{kind}.yaml", root / kind / f"{method}.yaml"]
+    return [path for path in candidates if path.is_file()]
 
 
-def complete(kind: str, cls: type, given: dict[str, Any], source: Source) -> dict[str, Any]:
-    """All arguments of a class but its frozen backbone, checked against their annotations, defaults filled in."""
+def complete_arguments(kind: str, cls: type, values: Settings, config: LayeredConfig) -> Arguments:
+    """Check the settings of a class against its annotations and fill in defaults.
+
+    Args:
+        kind: where they stand, such as "method" or "method.head".
+        cls: the class; the arguments that take its frozen backbone are left out.
+        values: settings; a "name" is ignored.
+        config: where the settings come from, for error messages.
+
+    Raises:
+        ValueError: for an unknown key, a value of the wrong type or a missing one; it names origin and key.
+    """
+    from vlprompt.config.describe import to_plain_value
+
+    types = get_constructor_types(cls)
+    fields = _build_fields(cls, types)
+    parts = {name: part for name, annotation in types.items() if (part := get_nested_kind(annotation)) is not None}
+    values = {
+        key: {"name": value} if key in parts and isinstance(value, str) else value
+        for key, value in values.items()
+        if key != "name"
+    }
+    for name in values:
+        if name not in fields:
+            hint = suggest_nearest(name, list(fields))
+            raise ValueError(f"{config.find_origin(f'{kind}.{name}')}: unknown key '{kind}.{name}'; {hint}")
+    arguments = _validate_values(kind, cls, fields, values, config)
+    for name, part in parts.items():
+        if isinstance(arguments.get(name), dict):
+            arguments[name] = _complete_part(f"{kind}.{name}", part, arguments[name], config)
+    return {name: to_plain_value(value) for name, value in arguments.items()}
+
+
+def _build_fields(cls: type, types: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return name -> (type, default) for a pydantic model; `...` marks a required one."""
+    fields: dict[str, tuple[Any, Any]] = {}
+    for name, annotation in types.items():
+        if get_backbone_kind(name, annotation):
+            continue
+        part, default = get_nested_kind(annotation), inspect.signature(cls).parameters[name].default
+        if default is inspect.Parameter.empty:
+            default = {"name": "linear"} if part == "head" else ...  # a head is linear by default
+        fields[name] = (Arguments if part else annotation, default)
+    return fields
+
+
+def _validate_values(
+    kind: str, cls: type, fields: dict[str, tuple[Any, Any]], values: Settings, config: LayeredConfig
+) -> Arguments:
     from pydantic import ConfigDict, ValidationError, create_model
 
-    from vlprompt.config.describe import plain
-
-    fields: dict[str, Any] = {}
-    known = hints(cls)
-    for name, annotation in known.items():
-        if _frozen(name, annotation):
-            continue
-        default = inspect.signature(cls).parameters[name].default
-        if default is inspect.Parameter.empty:
-            default = {"name": "linear"} if _part(annotation) == "reader" else ...  # what a head is, if nobody says
-        fields[name] = (dict[str, Any] if _part(annotation) else annotation, default)
-    parts = {name: part for name, annotation in known.items() if (part := _part(annotation)) is not None}
-    given = {
-        k: {"name": v} if k in parts and isinstance(v, str) else v for k, v in given.items() if k != "name"
-    }  # a name alone stands for settings
-    for name in given:
-        if name not in fields:
-            hint = nearest(name, list(fields))
-            raise ValueError(f"{source.said(f'{kind}.{name}')}: unknown key '{kind}.{name}'; {hint}")
+    definitions: dict[str, Any] = fields
     try:
-        model = create_model(cls.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)(**given)
+        model_type = create_model(cls.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **definitions)
+        model = model_type(**values)
     except ValidationError as error:
-        first = max(error.errors(), key=lambda one: len(one["loc"]))  # of several forms the one that came furthest
+        first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union the alternative that came furthest
         key = ".".join([kind, *(str(part) for part in first["loc"] if "[" not in str(part))])
-        came = "nothing" if first["type"] == "missing" else repr(first["input"])
-        quoted = first["type"] == "string_type" and len(first["loc"]) > 1
-        hint = """ (numbers that are names need quotes: 'task.order=["1","2"]')""" if quoted else ""
+        value = "nothing" if first["type"] == "missing" else repr(first["input"])
+        needs_quotes = first["type"] == "string_type" and len(first["loc"]) > 1
+        hint = """ (numbers that are names need quotes: 'task.order=["1","2"]')""" if needs_quotes else ""
         raise ValueError(
-            f"{source.said(key)}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}; got {came}{hint}"
+            f"{config.find_origin(key)}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}; got {value}{hint}"
         ) from error
-    values = {name: getattr(model, name) for name in fields}
-    for name, part in parts.items():
-        if isinstance(values.get(name), dict):
-            if not values[name].get("name"):
-                raise ValueError(f"{source.said(f'{kind}.{name}')}: {kind}.{name} needs a name, such as {{name: coop}}")
-            inner = find(part, values[name]["name"])
-            values[name] = {"name": values[name]["name"], **complete(f"{kind}.{name}", inner, values[name], source)}
-    return {name: plain(value) for name, value in values.items()}
+    return {name: getattr(model, name) for name in fields}
 
 
-def resolve(source: Source) -> dict[str, Any]:
-    """A whole configuration of one run, as `described.configuration` writes it."""
+def _complete_part(key: str, kind: str, values: Settings, config: LayeredConfig) -> Arguments:
+    """Complete the settings of a method or head that is an argument of another method."""
+    if not values.get("name"):
+        raise ValueError(f"{config.find_origin(key)}: {key} needs a name, such as {{name: coop}}")
+    cls = resolve_class(kind, values["name"])
+    return {"name": values["name"], **complete_arguments(key, cls, values, config)}
+
+
+def resolve(config: LayeredConfig) -> RunConfig:
+    """Check layered settings and complete them to the configuration of one run."""
     from vlprompt.config.describe import title
-    from vlprompt.engine.train_config import Train
 
-    values = source.values
+    values = config.values
     for section in ("method", "task"):
         if not values.get(section, {}).get("name"):
             raise ValueError(
                 f"no {section} was named: give it on the command line or as '{section}: {{name: ...}}' in a file"
             )
-    if not isinstance(values.get("seed", 1), int):
-        raise ValueError(f"{source.said('seed')}: seed: input should be a valid integer; got {values['seed']!r}")
-    seed, cls, task = (
-        values.get("seed", 1),
-        find("method", values["method"]["name"]),
-        find("task", values["task"]["name"]),
+    seed = values.get("seed", 1)
+    if not isinstance(seed, int):
+        raise ValueError(f"{config.find_origin('seed')}: seed: input should be a valid integer; got {seed!r}")
+    method, task = (resolve_class(section, values[section]["name"]) for section in ("method", "task"))
+    task_arguments = complete_arguments("task", task, {"seed": seed} | values["task"], config)
+    run_config = RunConfig(
+        backbone=values.get("backbone", "glyph"),
+        preprocess=values.get("preprocess"),
+        method={"name": title(method), **complete_arguments("method", method, values["method"], config)},
+        task={"name": title(task), **task_arguments},
+        train=_resolve_training(values.get("train", {}), task_arguments.get("shots"), config),
+        seed=seed,
     )
-    about_task = complete("task", task, {"seed": seed} | values["task"], source)
-    about_train = dict(values.get("train", {}))
+    run_config.validate()
+    return run_config
+
+
+def _resolve_training(values: Settings, shots: int | None, config: LayeredConfig) -> Arguments:
+    """Complete the settings of training; a recipe may give epochs or iterations by the number of shots."""
+    from vlprompt.engine.train_config import TrainConfig
+
+    values = dict(values)
     for key in ("epochs", "iterations"):
-        if isinstance(by_shots := about_train.get(key), dict):
-            shots = about_task.get("shots")
+        if isinstance(by_shots := values.get(key), dict):
             if shots not in by_shots:
                 raise ValueError(
-                    f"{source.said(f'train.{key}')}: train.{key} has no entry for {shots} shots; "
+                    f"{config.find_origin(f'train.{key}')}: train.{key} has no entry for {shots} shots; "
                     f"it has {', '.join(map(str, by_shots))}"
                 )
-            about_train[key] = by_shots[shots]
-    train = complete("train", Train, about_train, source)
-    Train(**train)  # says which value is out of its range
-    return {
-        "backbone": values.get("backbone", "glyph"),
-        **({"look": values["look"]} if "look" in values else {}),
-        "method": {"name": title(cls), **complete("method", cls, values["method"], source)},
-        "task": {"name": title(task), **about_task},
-        "train": train,
-        "seed": seed,
+            values[key] = by_shots[shots]
+    return complete_arguments("train", TrainConfig, values, config)
+
+
+def load_layered_config(
+    method: str | None,
+    shots: int | None = None,
+    seed: int | None = None,
+    *,
+    dataset: str | None = None,
+    task: str | None = None,
+    backbone: str | None = None,
+    config_file: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> LayeredConfig:
+    """Collect the settings of one run. Later wins: recipe < file < options < key=value.
+
+    Args:
+        config_file: a YAML file of settings.
+        overrides: key=value texts, such as "train.lr=0.1".
+    """
+    task_options = {"dataset": dataset, "name": task, "shots": shots}
+    options: Settings = {
+        "method": {"name": method} if method else {},
+        "task": {key: value for key, value in task_options.items() if value is not None},
     }
-
-
-def layered(name: str | None, shots: int | None = None, seed: int | None = None, *, dataset: str | None = None,
-            task: str | None = None, backbone: str | None = None, file: Path | None = None,
-            overrides: Sequence[str] = ()) -> Source:  # fmt: skip
-    """The settings of one run before they are resolved. Later wins: recipe < file < options < key=value."""
-    about = {"dataset": dataset, "name": task, "shots": shots}
-    options: dict[str, Any] = {"method": {"name": name} if name else {}}
-    options["task"] = {key: value for key, value in about.items() if value is not None}
     options |= {key: value for key, value in (("backbone", backbone), ("seed", seed)) if value is not None}
-    given = [(read(file), str(file))] if file is not None else []
-    given += [(options, "the command line"), *((override(text), f"the option {text!r}") for text in overrides)]
-    mine = Source(given).values
-    chosen = mine["method"].get("name", "")
-    of_texts = mine.get("backbone", "").partition(":")[0] in HELD
-    kind = mine["task"].get("name") or ("domain" if _adapts(chosen) else "text" if of_texts else "few_shot")
-    paths = recipes(kind, chosen, mine.get("backbone", "glyph"))
-    below: list[tuple[dict[str, Any], str]] = [({"task": {"name": kind}}, "the defaults")]
-    for path in paths:
-        recipe = read(path)
-        of_datasets = recipe.pop("datasets", {})  # what a recipe says otherwise for some datasets
-        below.append((recipe, str(path)))
-        if (own := of_datasets.get(mine["task"].get("dataset"))) is not None:
-            below.append((own, f"{path} (datasets)"))
-    return Source([*below, *given])
+    layers = [(read_yaml(config_file), str(config_file))] if config_file is not None else []
+    layers += [(options, "the command line"), *((parse_override(text), f"the option {text!r}") for text in overrides)]
+    return LayeredConfig([*_load_recipes(LayeredConfig(layers).values), *layers])
 
 
-def grid(method: Sequence[str | None], shots: Sequence[int | None], seeds: Sequence[int | None],
-         **how: Any) -> list[dict[str, Any]]:  # fmt: skip
-    """Resolved configurations of all combinations; the rest as `layered` takes it."""
-    return [resolve(layered(name, k, seed, **how)) for name, k, seed in product(method, shots, seeds)]
+def _load_recipes(values: Settings) -> list[tuple[Settings, str]]:
+    """Return the layers below the user's settings: the default task and the recipes of task, method and backbone."""
+    method, backbone, task = values["method"].get("name", ""), values.get("backbone", ""), values["task"]
+    kind = task.get("name")
+    if not kind:
+        is_language_model = backbone.partition(":")[0] in WEIGHT_PRECISIONS
+        kind = "domain" if is_adaptation_method(method) else "text" if is_language_model else "few_shot"
+    layers: list[tuple[Settings, str]] = [({"task": {"name": kind}}, "the defaults")]
+    for path in find_recipes(kind, method, backbone or "glyph"):
+        recipe = read_yaml(path)
+        by_dataset = recipe.pop("datasets", {})  # other settings for certain datasets
+        layers.append((recipe, str(path)))
+        if (settings := by_dataset.get(task.get("dataset"))) is not None:
+            layers.append((settings, f"{path} (datasets)"))
+    return layers
+
+
+def resolve_grid(
+    methods: Sequence[str | None], shots: Sequence[int | None], seeds: Sequence[int | None], **options: Any
+) -> list[RunConfig]:
+    """Resolve all combinations; `options` are those of `load_layered_config`."""
+    return [resolve(load_layered_config(name, k, seed, **options)) for name, k, seed in product(methods, shots, seeds)]

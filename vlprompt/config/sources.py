@@ -1,109 +1,150 @@
-"""Settings from files and key=value, merged, each remembered with where it came from."""
+"""Settings from files and key=value, merged, each with the file or option that it came from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlprompt.runtime.errors import nearest
+from vlprompt.runtime.errors import suggest_nearest
 
-WORDS = {"words": "Words", "soft_words": "SoftWords", "response": "Response", "tags": "Tags",
-         "sentences": "Sentences"}  # of language models  # fmt: skip
-READERS = {"linear": "Linear", "cosine": "Cosine", "texts": "Texts", **WORDS}
-SECTIONS = ("backbone", "look", "method", "task", "train", "seed", "search")
+LANGUAGE_HEADS = {  # heads that read a language model's vocabulary
+    "verbalizer": "Verbalizer",
+    "soft_verbalizer": "SoftVerbalizer",
+    "response": "ResponseHead",
+    "tags": "TagHead",
+    "sentences": "SentenceHead",
+}
+HEADS = {"linear": "LinearHead", "cosine": "CosineHead", "texts": "TextHead", **LANGUAGE_HEADS}
+SECTIONS = ("backbone", "preprocess", "method", "task", "train", "seed", "search")
+Settings = dict[str, Any]  # a section, or nested sections
 
 
-class Source:
-    """Merged configuration that remembers which file or option gave each key."""
+class LayeredConfig:
+    """Merged settings that remember which file or option gave each key.
 
-    def __init__(self, layers: Sequence[tuple[dict[str, Any], str]]) -> None:
-        self.values: dict[str, Any] = {}
-        self.origin: dict[str, str] = {}
+    Args:
+        layers: (settings, origin) pairs; later layers win.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Settings, str]]) -> None:
+        self.values: Settings = {}
+        self.origins: dict[str, str] = {}
         for values, origin in layers:
-            self.add(values, origin)
+            self.add_layer(values, origin)
 
-    def add(self, values: dict[str, Any], origin: str) -> None:
+    def add_layer(self, values: Settings, origin: str) -> None:
+        """Merge settings over the present ones.
+
+        Raises:
+            ValueError: for an unknown section, or a section that is no mapping.
+        """
         if unknown := [k for k in values if k not in SECTIONS]:
-            raise ValueError(f"{origin}: unknown key {unknown[0]!r}; {nearest(str(unknown[0]), SECTIONS)}")
-        from omegaconf import OmegaConf
-
-        for section in ("method", "task"):
-            if isinstance(values.get(section), str):
-                values = values | {section: {"name": values[section]}}
-        if isinstance(given := values.get("method"), dict):  # a part by its name alone
-            parts = {part: {"name": given[part]} for part in ("reader", "method") if isinstance(given.get(part), str)}
-            values = values | {"method": given | parts}
-        if isinstance(values.get("search"), dict):
-            values = values | {"search": _nested(values["search"])}
+            raise ValueError(f"{origin}: unknown key {unknown[0]!r}; {suggest_nearest(str(unknown[0]), SECTIONS)}")
+        values = _expand_names(values)
         if wrong := [k for k in ("method", "task", "train", "search") if not isinstance(values.get(k, {}), dict)]:
             raise ValueError(
-                f"{origin}: {wrong[0]} takes settings, such as {wrong[0]}.NAME=VALUE; got {values[wrong[0]]!r}"
+                f"{origin}: {wrong[0]}: expected settings, got {values[wrong[0]]!r}. "
+                f"Write them as {wrong[0]}.NAME=VALUE."
             )
-        merged = OmegaConf.merge(OmegaConf.create(_kept(self.values, values)), OmegaConf.create(values))
-        self.values = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
-        for key in _paths(values):
-            self.origin[key] = origin
+        self.values = merge_settings(_drop_replaced_settings(self.values, values), values)
+        self.origins |= dict.fromkeys(_iter_key_paths(values), origin)
 
-    def said(self, key: str) -> str:
-        """Where a key came from, for an error message."""
-        while key and key not in self.origin:
+    def find_origin(self, key: str) -> str:
+        """Return where a key came from, for an error message."""
+        while key and key not in self.origins:
             key = key.rpartition(".")[0]
-        return self.origin.get(key, "the defaults")
+        return self.origins.get(key, "the defaults")
 
 
-def _kept(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The old settings without those of a method (or reader) that the new ones replace by one of another name."""
-    found = dict(old)
-    for key, value in new.items():
-        if isinstance(value, dict) and isinstance(before := old.get(key), dict):
-            renamed = "name" in value and "name" in before and value["name"] != before["name"]
-            found[key] = {} if renamed else _kept(before, value)
-    return found
+def merge_settings(base: Settings, update: Settings) -> Settings:
+    """Merge nested mappings into new ones; other values of `update` replace those of `base`."""
+    merged = dict(base)
+    for key, value in update.items():
+        below = base.get(key)
+        merged[key] = (
+            merge_settings(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
+        )
+    return merged
 
 
-def _nested(values: dict[str, Any]) -> dict[str, Any]:
+def _expand_names(values: Settings) -> Settings:
+    """Write a method, task or head given by its name alone as {"name": ...}, and dotted search keys as nested ones."""
+    for section in ("method", "task"):
+        if isinstance(values.get(section), str):
+            values = values | {section: {"name": values[section]}}
+    if isinstance(method := values.get("method"), dict):
+        parts = {part: {"name": method[part]} for part in ("head", "method") if isinstance(method.get(part), str)}
+        values = values | {"method": method | parts}
+    if isinstance(values.get("search"), dict):
+        values = values | {"search": _nest_keys(values["search"])}
+    return values
+
+
+def _drop_replaced_settings(base: Settings, update: Settings) -> Settings:
+    """Return `base` without the settings of a method (or head) that `update` replaces by one of another name."""
+    remaining = dict(base)
+    for key, value in update.items():
+        if isinstance(value, dict) and isinstance(below := base.get(key), dict):
+            is_renamed = "name" in value and "name" in below and value["name"] != below["name"]
+            remaining[key] = {} if is_renamed else _drop_replaced_settings(below, value)
+    return remaining
+
+
+def _nest_keys(values: Settings) -> Settings:
     """{"train.lr": x} -> {"train": {"lr": x}}, at any depth."""
-    found: dict[str, Any] = {}
+    nested: Settings = {}
     for key, value in values.items():
-        *above, last = str(key).split(".")
-        inner = found
-        for part in above:
-            inner = inner.setdefault(part, {})
-        inner[last] = inner.get(last, {}) | _nested(value) if isinstance(value, dict) else value
-    return found
+        *sections, name = str(key).split(".")
+        section = nested
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = section.get(name, {}) | _nest_keys(value) if isinstance(value, dict) else value
+    return nested
 
 
-def _paths(values: dict[str, Any], above: str = "") -> list[str]:
-    found = []
+def _iter_key_paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
-        found.append(f"{above}{key}")
+        yield f"{prefix}{key}"
         if isinstance(value, dict):
-            found += _paths(value, f"{above}{key}.")
-    return found
+            yield from _iter_key_paths(value, f"{prefix}{key}.")
 
 
-def read(path: Path) -> dict[str, Any]:
+def iter_flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ("section.key", value) of every value that is no mapping."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from iter_flat_settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def read_yaml(path: Path) -> Settings:
+    """Read a file of settings.
+
+    Raises:
+        ValueError: if there is no such file, or it is not YAML, or holds no mapping.
+    """
     import yaml
 
     if not path.is_file():
         raise ValueError(f"there is no configuration file {str(path)!r}")
     try:
-        found = yaml.safe_load(path.read_text("utf-8")) or {}
+        values = yaml.safe_load(path.read_text("utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold keys ({', '.join(SECTIONS)}), not a {type(found).__name__}")
-    return found
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected keys ({', '.join(SECTIONS)}), got a {type(values).__name__}")
+    return values
 
 
-def override(text: str) -> dict[str, Any]:
+def parse_override(text: str) -> Settings:
     """ "method.n_ctx=4" -> {"method": {"n_ctx": 4}}; the value is read as YAML where it is YAML."""
     import yaml
 
     key, _, value = text.partition("=")
     try:
-        found = yaml.safe_load(value)
+        setting = yaml.safe_load(value)
     except yaml.YAMLError:
-        found = value
+        setting = value
     for part in reversed(key.split(".")):
-        found = {part: found}
-    return found  # type: ignore[return-value]
+        setting = {part: setting}
+    return setting  # type: ignore[return-value]

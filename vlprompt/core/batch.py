@@ -1,27 +1,38 @@
-"""Values that flow from data to methods: batches, splits, lessons and stages (images: images.py, names: name.py)."""
+"""Splits of items with labels, and the batches that are made of them."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from vlprompt.core.class_names import Names, ids
-from vlprompt.core.images import Images, Item, View, picked
-from vlprompt.core.texts import Passage, Passages
-from vlprompt.runtime.seeding import generator, number
+from vlprompt.core.class_names import Names, class_ids
+from vlprompt.core.images import Augmentation, ImageItem, build_images
+from vlprompt.core.texts import TextBatch, TextItem
+from vlprompt.runtime.seeding import derive_seed, make_generator
+
+Item: TypeAlias = Any  # ImageItem or TextItem; a split has one kind, which its users know
+Inputs: TypeAlias = Any  # Images or TextBatch, likewise
+BATCHES_PER_LENGTH_GROUP = 50  # batches among which texts are sorted by length
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: Images or Passages; labels (B,) are places in `names`; domains (B,); progress of training in 0..1.
+    """A batch of inputs with labels, perhaps with unlabelled images.
 
-    unlabelled: images without labels, seen beside the others. Either may be without images, never both.
+    Args:
+        inputs: images or texts; may be empty if there are unlabelled ones.
+        labels: (B,), indices into `names`.
+        names: class names.
+        domains: (B,), indices of domains.
+        unlabelled: images without labels, for methods that learn from them.
+        step: number of the training step.
+        progress: of the training, from 0 to 1.
     """
 
-    inputs: Any
+    inputs: Inputs
     labels: Tensor
     names: Names
     domains: Tensor | None = None
@@ -30,32 +41,42 @@ class Batch:
     progress: float = 0.0
 
     @property
-    def rows(self) -> int:
-        """How many images it is about: the labelled ones, or where there are none the others."""
+    def n_items(self) -> int:
+        """The number of labelled items, or of unlabelled ones if there are no others."""
         return len(self.inputs) or (0 if self.unlabelled is None else len(self.unlabelled.inputs))
 
-    def split(self, size: int | None) -> "list[Batch]":
-        """Micro-batches of at most `size` items, and as many unlabelled ones, that make up this one."""
-        most = max(len(self.inputs), 0 if self.unlabelled is None else len(self.unlabelled.inputs))
-        if size is None or size >= most:
+    def micro_batches(self, size: int | None) -> "list[Batch]":
+        """Split into micro-batches of at most `size` items and as many unlabelled ones."""
+        n = max(len(self.inputs), 0 if self.unlabelled is None else len(self.unlabelled.inputs))
+        if size is None or size >= n:
             return [self]
-        return [self._part(begin, begin + size) for begin in range(0, most, size)]
+        return [self._slice(begin, begin + size) for begin in range(0, n, size)]
 
-    def _part(self, begin: int, end: int) -> "Batch":
-        beside = None if self.unlabelled is None else self.unlabelled._part(begin, end)
-        return replace(self, inputs=self.inputs.part(begin, end), labels=self.labels[begin:end],
-                       domains=None if self.domains is None else self.domains[begin:end],
-                       unlabelled=beside if beside is not None and len(beside.inputs) else None)  # fmt: skip
+    def _slice(self, begin: int, end: int) -> "Batch":
+        unlabelled = None if self.unlabelled is None else self.unlabelled._slice(begin, end)
+        return replace(
+            self,
+            inputs=self.inputs.slice(begin, end),
+            labels=self.labels[begin:end],
+            domains=None if self.domains is None else self.domains[begin:end],
+            unlabelled=unlabelled if unlabelled is not None and len(unlabelled.inputs) else None,
+        )
 
 
 @dataclass(frozen=True)
 class Split:
-    """Items with labels (places in `names`), a domain each where there are domains, and how training views are made.
+    """Items with labels.
 
-    Items are images or passages; of passages that are answered by text or word by word, the labels say nothing.
+    Args:
+        items: images or texts.
+        labels: indices into `names`; meaningless for texts with responses or tags.
+        names: class names.
+        domains: the index of each item's domain.
+        augment: kind of augmentation in training, "none" for none.
+        info: facts about the split, for the result.
     """
 
-    items: tuple[Any, ...]
+    items: tuple[Item, ...]
     labels: tuple[int, ...]
     names: Names
     domains: tuple[int, ...] | None = None
@@ -65,93 +86,99 @@ class Split:
     def __len__(self) -> int:
         return len(self.items)
 
-    def of(self, places: Sequence[int]) -> "Split":
-        """The items at these places."""
-        domains = None if self.domains is None else tuple(self.domains[i] for i in places)
+    def select(self, indices: Sequence[int]) -> "Split":
+        """Return the items at these indices."""
         return replace(
             self,
-            items=tuple(self.items[i] for i in places),
-            labels=tuple(self.labels[i] for i in places),
-            domains=domains,
+            items=tuple(self.items[i] for i in indices),
+            labels=tuple(self.labels[i] for i in indices),
+            domains=None if self.domains is None else tuple(self.domains[i] for i in indices),
         )
 
-    def classes(self, wanted: Sequence[int]) -> "Split":
-        """Only these classes, renumbered in the order given."""
-        new = {old: i for i, old in enumerate(wanted)}
-        kept = self.of([i for i, label in enumerate(self.labels) if label in new])
-        return replace(
-            kept, labels=tuple(new[label] for label in kept.labels), names=tuple(self.names[i] for i in wanted)
-        )
+    def select_classes(self, class_indices: Sequence[int]) -> "Split":
+        """Return the items of these classes, renumbered in the given order."""
+        renumbered = {label: i for i, label in enumerate(class_indices)}
+        selected = self.select([i for i, label in enumerate(self.labels) if label in renumbered])
+        labels = tuple(renumbered[label] for label in selected.labels)
+        return replace(selected, labels=labels, names=tuple(self.names[i] for i in class_indices))
 
-    def plus(self, more: "Split") -> "Split":
-        """The items of both, among its own names and then those that only the other has."""
-        known = ids(self.names)
-        names = (*self.names, *(n for n, i in zip(more.names, ids(more.names), strict=True) if i not in known))
-        place = {i: label for label, i in enumerate(ids(names))}
-        labels = (*self.labels, *(place[ids(more.names)[label]] for label in more.labels))
-        domains = None if self.domains is None or more.domains is None else self.domains + more.domains
-        return replace(self, items=self.items + more.items, labels=labels, names=names, domains=domains)
+    def concat(self, other: "Split") -> "Split":
+        """Return the items of both, with names that only the other has behind those of this split."""
+        known_ids, other_ids = class_ids(self.names), class_ids(other.names)
+        names = (*self.names, *(n for n, i in zip(other.names, other_ids, strict=True) if i not in known_ids))
+        label_of_id = {i: label for label, i in enumerate(class_ids(names))}
+        labels = (*self.labels, *(label_of_id[other_ids[label]] for label in other.labels))
+        domains = None if self.domains is None or other.domains is None else self.domains + other.domains
+        return replace(self, items=self.items + other.items, labels=labels, names=names, domains=domains)
 
-    def count(self) -> list[int]:
-        """Items per class."""
+    def count_per_class(self) -> list[int]:
+        """Count the items of each class."""
         counts = [0] * len(self.names)
         for label in self.labels:
             counts[label] += 1
         return counts
 
     def hash(self) -> str:
-        """Tells this split from another, wherever its files lie: names of items, labels, names and ids, in order."""
-        told = (
+        """Hash the names of items, labels, class names, ids and domains, in order; independent of where files lie."""
+        content = (
             [item.name for item in self.items],
             self.labels,
             [str(n) for n in self.names],
-            ids(self.names),
+            class_ids(self.names),
             self.domains,
         )
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
     def batches(
         self,
-        size: int,
+        batch_size: int,
         *,
         seed: int | None = None,
         epoch: int = 0,
-        views: int | None = None,
+        n_augmentations: int | None = None,
         drop_last: bool = False,
         shuffle: bool = True,
     ) -> Iterator[Batch]:
-        """Batches in order and without augmentation (seed None), or augmented and shuffled by (seed, epoch).
+        """Yield batches: augmented and shuffled by (seed, epoch), or plain and in order without a seed.
 
-        An augmented view is a pure function of (seed, item, epoch modulo `views`). drop_last drops a short last batch,
-        unless it is the only one.
+        An augmentation is a pure function of (seed, item, epoch modulo n_augmentations).
+
+        Args:
+            batch_size: items per batch.
+            seed: of the order and the augmentations; None for evaluation.
+            epoch: number of the epoch.
+            n_augmentations: augmentations per image, None for a new one in each epoch.
+            drop_last: drop a short last batch, unless it is the only one.
+            shuffle: False keeps the order.
         """
-        order, view = list(range(len(self))), None
+        order, seed_and_epoch = list(range(len(self))), None
         if seed is not None:
             if shuffle:
-                order = torch.randperm(len(self), generator=generator(seed, "order", epoch)).tolist()
-                order = by_length(self.items, order, size, seed, epoch)
-            view = None if self.augment == "none" else (seed, epoch if views is None else epoch % views)
-        for begin in range(0, len(order), size):
-            chosen = order[begin : begin + size]
-            if drop_last and begin and len(chosen) < size:
+                order = torch.randperm(len(self), generator=make_generator(seed, "order", epoch)).tolist()
+                order = group_by_length(self.items, order, batch_size, seed, epoch)
+            if self.augment != "none":
+                seed_and_epoch = (seed, epoch if n_augmentations is None else epoch % n_augmentations)
+        for begin in range(0, len(order), batch_size):
+            indices = order[begin : begin + batch_size]
+            if drop_last and begin and len(indices) < batch_size:
                 return
-            yield self._batch(chosen, view)
+            yield self._build_batch(indices, seed_and_epoch)
 
-    def _batch(self, chosen: list[int], view: tuple[int, int] | None) -> Batch:
-        items = [self.items[i] for i in chosen]
-        images = inputs_of(items, [view and View(self.augment, number(*view, item.name)) for item in items])
-        domains = None if self.domains is None else torch.tensor([self.domains[i] for i in chosen])
-        return Batch(images, torch.tensor([self.labels[i] for i in chosen]), self.names, domains)
+    def _build_batch(self, indices: list[int], seed_and_epoch: tuple[int, int] | None) -> Batch:
+        items = [self.items[i] for i in indices]
+        inputs = build_inputs(items, _draw_augmentations(items, self.augment, seed_and_epoch))
+        domains = None if self.domains is None else torch.tensor([self.domains[i] for i in indices])
+        return Batch(inputs, torch.tensor([self.labels[i] for i in indices]), self.names, domains)
 
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Images of which nobody says what they show; they are among the classes `names`.
+    """Images without labels, of the classes `names`.
 
-    Not even their keys, their names or their order tell, if `data.hidden` made them.
+    If `data.splits.label_hiding` made them, neither keys nor names nor order reveal a label.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[ImageItem, ...]
     names: Names
     augment: str = "none"
 
@@ -159,53 +186,70 @@ class Unlabelled:
         return len(self.items)
 
     def hash(self) -> str:
-        """Tells these images from others, wherever they lie."""
+        """Hash the names of items; independent of where files lie."""
         return hashlib.sha256(repr([item.name for item in self.items]).encode()).hexdigest()[:16]
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All of them in order, as they are."""
-        for begin in range(0, len(self), size):
-            items = self.items[begin : begin + size]
-            yield self._batch(items, [None] * len(items))
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield batches in order, without augmentation."""
+        for begin in range(0, len(self), batch_size):
+            yield self._build_batch(self.items[begin : begin + batch_size], None)
 
-    def drawn(self, size: int, seed: int, views: int | None = None, step: int = 0) -> Iterator[Batch]:
-        """Batches without an end, from the step-th on: pass after pass, each in an order of its own.
+    def sample_batches(
+        self, batch_size: int, seed: int, n_augmentations: int | None = None, step: int = 0
+    ) -> Iterator[Batch]:
+        """Yield batches without an end: epoch after epoch, each in an order of its own, without short batches.
 
-        What does not fill a batch is left to the next pass. A view is a pure function of (seed, item, pass modulo
-        `views`).
+        An augmentation is a pure function of (seed, item, epoch modulo n_augmentations).
+
+        Args:
+            batch_size: images per batch, clipped to the number of images.
+            seed: of the orders and the augmentations.
+            n_augmentations: augmentations per image, None for a new one in each epoch.
+            step: number of the first batch.
         """
-        size = min(size, len(self))
-        each = len(self) // size
+        batch_size = min(batch_size, len(self))
+        batches_per_epoch = len(self) // batch_size
         while True:
-            turn, place = divmod(step, each)
-            order = torch.randperm(len(self), generator=generator(seed, "order of the unlabelled", turn)).tolist()
-            for k in range(place, each):
-                items = [self.items[i] for i in order[k * size : (k + 1) * size]]
-                view = (seed, turn if views is None else turn % views)
-                plain = self.augment == "none"
-                yield self._batch(items, [None if plain else View(self.augment, number(*view, i.name)) for i in items])
+            epoch, first = divmod(step, batches_per_epoch)
+            order = torch.randperm(len(self), generator=make_generator(seed, "order of the unlabelled", epoch)).tolist()
+            seed_and_epoch = (seed, epoch if n_augmentations is None else epoch % n_augmentations)
+            for k in range(first, batches_per_epoch):
+                items = [self.items[i] for i in order[k * batch_size : (k + 1) * batch_size]]
+                yield self._build_batch(items, None if self.augment == "none" else seed_and_epoch)
                 step += 1
 
-    def _batch(self, items: Sequence[Item], views: Sequence[View | None]) -> Batch:
-        return Batch(picked(items, views), torch.empty(0, dtype=torch.long), self.names)
+    def _build_batch(self, items: Sequence[ImageItem], seed_and_epoch: tuple[int, int] | None) -> Batch:
+        images = build_images(items, _draw_augmentations(items, self.augment, seed_and_epoch))
+        return Batch(images, torch.empty(0, dtype=torch.long), self.names)
 
 
-def inputs_of(items: Sequence[Any], views: Sequence[View | None]) -> Images | Passages:
-    """What a tower is given: images, each in its view, or passages."""
-    return Passages(tuple(items)) if items and isinstance(items[0], Passage) else picked(items, views)
+def _draw_augmentations(
+    items: Sequence[Item], kind: str, seed_and_epoch: tuple[int, int] | None
+) -> list[Augmentation | None]:
+    if seed_and_epoch is None:
+        return [None] * len(items)
+    return [Augmentation(kind, derive_seed(*seed_and_epoch, item.name)) for item in items]
 
 
-def by_length(items: Sequence[Any], order: list[int], size: int, *seed: int) -> list[int]:
-    """An order of passages in which those of a batch are of like length: sorted within every 50 batches.
+def build_inputs(items: Sequence[Item], augmentations: Sequence[Augmentation | None]) -> Inputs:
+    """Build the inputs of a tower: images with their augmentations, or texts."""
+    if items and isinstance(items[0], TextItem):
+        return TextBatch(tuple(items))
+    return build_images(items, augmentations)
 
-    The batches themselves stand in a random order, a short one last, which is of any length: what is dropped with it is
-    not always the longest texts. Images stay as they are.
+
+def group_by_length(items: Sequence[Item], order: list[int], batch_size: int, *seed: int) -> list[int]:
+    """Reorder texts so that those of a batch have similar lengths; the order of images stays.
+
+    Texts are sorted within every 50 batches, and batches shuffled. A short last batch is not sorted, so that dropping
+    it does not always drop the longest texts.
     """
-    if not items or not isinstance(items[0], Passage):
+    if not items or not isinstance(items[0], TextItem):
         return order
-    whole, batches = len(order) // size * size, list[list[int]]()
-    for begin in range(0, whole, 50 * size):
-        some = sorted(order[begin : min(begin + 50 * size, whole)], key=lambda i: items[i].size)
-        batches += [some[at : at + size] for at in range(0, len(some), size)]
-    mixed = torch.randperm(len(batches), generator=generator("batches", *seed)).tolist()
-    return [i for k in mixed for i in batches[k]] + order[whole:]
+    n_full, group_size = len(order) // batch_size * batch_size, BATCHES_PER_LENGTH_GROUP * batch_size
+    batches = list[list[int]]()
+    for begin in range(0, n_full, group_size):
+        group = sorted(order[begin : min(begin + group_size, n_full)], key=lambda i: items[i].n_characters)
+        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+    batch_order = torch.randperm(len(batches), generator=make_generator("batches", *seed)).tolist()
+    return [i for k in batch_order for i in batches[k]] + order[n_full:]

@@ -1,43 +1,48 @@
-"""Class names as values: what texts show, what tells two classes apart, and how their dataset words them."""
+"""Class names: strings with an id, a template and label words."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
+
+DEFAULT_TEMPLATE = "a photo of a {name}."
 
 
-class Name(str):
+class ClassName(str):
     """A class name as texts show it.
 
-    id: tells the class from every other (two may share a name); hand: the hand-written template of its dataset; words:
-    what a language model says for it, the best first (none: the name itself).
+    Args:
+        text: the name.
+        id: identifies the class, as two classes may share a name; by default the name.
+        template: the hand-written template of its dataset.
+        words: label words for a language model, the best first; by default the name.
     """
 
-    __slots__ = ("hand", "id", "words")
+    __slots__ = ("id", "template", "words")
     id: str
-    hand: str | None
+    template: str | None
     words: tuple[str, ...]
 
-    def __new__(cls, text: str, id: str | None = None, hand: str | None = None, words: Sequence[str] = ()) -> "Name":
+    def __new__(
+        cls, text: str, id: str | None = None, template: str | None = None, words: Sequence[str] = ()
+    ) -> "ClassName":
         name = super().__new__(cls, text)
-        name.id, name.hand, name.words = text if id is None else id, hand, tuple(words)
+        name.id, name.template, name.words = text if id is None else id, template, tuple(words)
         return name
 
     # pickle gives these to __new__, which takes more arguments than str's does
     def __getnewargs__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
     ) -> tuple[str, str, str | None, tuple[str, ...]]:
-        return str(self), self.id, self.hand, self.words
+        return str(self), self.id, self.template, self.words
 
 
-Names = tuple[str, ...]
+Names: TypeAlias = tuple[str, ...]
 
 
-def named(name: str) -> Name:
-    """A plain string as a Name."""
-    return name if isinstance(name, Name) else Name(name)
+def as_class_name(name: str) -> ClassName:
+    """Return a plain string as a ClassName."""
+    return name if isinstance(name, ClassName) else ClassName(name)
 
 
-def ids(names: Sequence[str]) -> Names:
-    """What tells the classes apart; a plain string is its own id."""
+def class_ids(names: Sequence[str]) -> Names:
+    """Return the ids of class names; a plain string is its own id."""
     return tuple(getattr(name, "id", str(name)) for name in names)
-
-
-PLAIN = "a photo of a {name}."

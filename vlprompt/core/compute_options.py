@@ -1,47 +1,50 @@
-"""How a tower computes its passes: the same numbers with less memory, or in less time."""
+"""How towers compute their passes: the same numbers with less memory, or in less time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor
 
-Step = Callable[..., Tensor]  # one block on some rows, as tower.step
+BlockFn: TypeAlias = Callable[..., Tensor]  # runs one block on some rows, as layers.block.run_block does
 
 
 @dataclass(frozen=True)
-class How:
-    """checkpointing: what a layer made is made again going back, instead of being kept (exact; about a third slower).
+class ComputeOptions:
+    """Options of how blocks are run.
 
-    chunk: so many texts at once (None: all), each chunk made again going back (exact). compile: torch.compile of each
-    layer, equal up to rounding. graphs: on a GPU, passes of texts that come again are recorded and replayed
-    (graphs.py), where nothing else is asked for.
+    Args:
+        activation_checkpointing: recompute layer activations in the backward pass instead of storing them (exact;
+            about 30% slower).
+        text_micro_batch: texts per pass, recomputed in the backward pass (exact); None for all at once.
+        compile: torch.compile each layer (equal up to rounding).
+        cuda_graphs: on a GPU, record repeated passes of texts and replay them, unless another option is set.
     """
 
-    checkpointing: bool = False
-    chunk: int | None = None
+    activation_checkpointing: bool = False
+    text_micro_batch: int | None = None
     compile: bool = False
-    graphs: bool = True
+    cuda_graphs: bool = True
 
-    def by(self, step: Step) -> Step:
-        """A block's step in this way."""
-        step = compiled(step) if self.compile else step
-        return partial(again, step) if self.checkpointing else step
-
-
-PLAINLY = How()
+    def wrap_block_fn(self, block_fn: BlockFn) -> BlockFn:
+        """Apply the options to the function that runs one block."""
+        block_fn = compile_block_fn(block_fn) if self.compile else block_fn
+        return partial(recompute_in_backward, block_fn) if self.activation_checkpointing else block_fn
 
 
-def again(make: Step, *given: Any) -> Tensor:
-    """make(*given), which keeps nothing of what it does and is made again when its gradient is asked for."""
+DEFAULT_COMPUTE_OPTIONS = ComputeOptions()
+
+
+def recompute_in_backward(fn: BlockFn, *args: Any) -> Tensor:
+    """Call fn(*args) without storing activations; they are recomputed in the backward pass."""
     from torch.utils.checkpoint import checkpoint
 
-    return cast(Tensor, checkpoint(make, *given, use_reentrant=False))
+    return cast(Tensor, checkpoint(fn, *args, use_reentrant=False))
 
 
 @lru_cache
-def compiled(step: Step) -> Step:
+def compile_block_fn(block_fn: BlockFn) -> BlockFn:
     import torch
 
-    return torch.compile(step)
+    return torch.compile(block_fn)

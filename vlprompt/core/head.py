@@ -1,4 +1,4 @@
-"""Readers: what comes out. They turn features into logits over the names that are asked for."""
+"""Contract of heads, which turn features into logits over class names."""
 
 import inspect
 from collections.abc import Callable
@@ -12,39 +12,46 @@ from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 
 
-class Reader(nn.Module):
-    """Features (B, E) -> logits (B, C); the same life as a Method: begin, fixed, prepare, forward.
+class Head(nn.Module):
+    """Features (B, E) -> logits (B, C), in the phases of a Method: begin_lesson, precompute, prepare, forward.
 
-    The constructor only stores its arguments, under their own names. read: what it wants of the tower.
+    The constructor only stores its arguments, under their own names.
+
+    Attributes:
+        output: what it needs of the tower: "pooled", "tokens", "mask" ...
+        reads_class_texts: whether `prepare` returns text features of the classes (C, E).
     """
 
-    read: str = "pooled"
-    reads_class_texts: bool = False  # whether what it prepares are the texts of the classes (C, E)
+    output: str = "pooled"
+    reads_class_texts: bool = False
 
-    def asked(self, inputs: Any) -> Any:
-        """The inputs as the tower shall see them: of passages, by which template."""
+    def prepare_inputs(self, inputs: Any) -> Any:
+        """Return the inputs as the tower should see them: texts with the head's template."""
         return inputs
 
-    def target(self, inputs: Any, prompt: Callable[[], Prompt]) -> Tensor | None:
-        """What the rows of its logits should be (R,), where the labels of a batch don't say it.
+    def compute_targets(self, inputs: Any, make_prompt: Callable[[], Prompt]) -> Tensor | None:
+        """Return the targets (R,) of its logits' rows if they are not the labels of the batch.
 
-        inputs: as the tower saw them; prompt: makes what went in with them, which takes room from a response.
+        Args:
+            inputs: as the tower saw them.
+            make_prompt: makes the prompt of that pass, whose tokens leave less room for a response.
         """
         return None
 
-    def anew(self) -> "Reader":
-        """Another with the same settings, which has met nothing yet."""
+    def clone_untrained(self) -> "Head":
+        """Return an untrained head with the same settings."""
         return type(self)(**{name: getattr(self, name) for name in inspect.signature(type(self)).parameters})
 
-    def begin(self, lesson: Lesson, generator: torch.Generator, width: int, device: torch.device) -> None:
-        """Called for every lesson: create at the first, grow later."""
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator, feature_dim: int, device: torch.device) -> None:
+        """Create parameters at the first lesson, grow later."""
 
-    def fixed(self, names: Names) -> Any:
-        """What needs no gradient and no image, once per list of names."""
+    def precompute(self, names: Names) -> Any:
+        """Compute what needs neither gradient nor inputs. Called once per list of class names."""
         return None
 
     def prepare(self, names: Names, fixed: Any) -> Any:
+        """Compute the input-independent part, with gradients, from what `precompute` returned."""
         return fixed
 
     def forward(self, features: Tensor, prepared: Any) -> Tensor:
-        raise NotImplementedError("a Reader says how features become logits")
+        raise NotImplementedError(f"{type(self).__name__}: expected forward(features, prepared). Define it.")

@@ -1,34 +1,41 @@
-"""Images as values: how a tower wants its pixels, augmented views, items that can be decoded, batches of them."""
+"""Images as values: preprocessing, augmentations, items that can be decoded, and batches of them."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from vlprompt.runtime import threads
-from vlprompt.runtime.seeding import number
+from vlprompt.runtime.seeding import derive_seed
 
-LASTING = "lasting:"  # begins the keys that mean the same picture in any process, so that features last with them
-
-
-def lasting(*parts: object) -> str:
-    """A key that means the same picture in any process, as long as there is one."""
-    return LASTING + "|".join(map(str, parts))
+PERSISTENT_PREFIX = "lasting:"  # begins keys that mean the same image in any process, so that features outlive one
 
 
-def lasts(key: str) -> bool:
-    return key.startswith(LASTING)
+def persistent_key(*parts: object) -> str:
+    """Return a key that means the same image in any process."""
+    return PERSISTENT_PREFIX + "|".join(map(str, parts))
+
+
+def is_persistent(key: str) -> bool:
+    return key.startswith(PERSISTENT_PREFIX)
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a tower wants its pixels: size (h, w), mean and std per channel, and how a picture is brought to that size.
+class Preprocessing:
+    """How an image becomes the pixels that a tower expects.
 
-    resize: "shortest" (then the centre is cut out) or "squash"; interpolation: "bicubic" or "bilinear"; crop: the share
-    of the resized side that is cut out (224 of 256 is 0.875); antialias: False samples the picture at points.
+    Args:
+        size: (h, w) of the pixels.
+        mean: per channel.
+        std: per channel.
+        interpolation: "bicubic" or "bilinear".
+        resize: "shortest" (then the centre is cropped) or "squash".
+        crop: fraction of the resized side that is cropped (224 of 256 is 0.875).
+        antialias: False samples the image at points.
     """
 
     size: tuple[int, int]
@@ -41,153 +48,182 @@ class Look:
 
 
 @dataclass(frozen=True)
-class View:
-    """One augmented sight of an image: the kind of augmentation and the number that all its randomness comes from."""
+class Augmentation:
+    """One augmentation of an image: its kind, and the seed of all its randomness."""
 
-    augment: str
+    kind: str
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An image that can be decoded: `pixels(look, view)` -> (3, h, w), `key` tells it from any other image.
+DecodeFn: TypeAlias = Callable[[Preprocessing, Augmentation | None], Tensor]  # -> (3, h, w)
 
-    A key that `lasting` made does so in all processes; any other is good for this one only.
-    name: where it stands in its dataset, the same on every machine; it goes into the hash of a split and into the seed
-    of a view. Without one it is the key.
+
+@dataclass(frozen=True, slots=True)
+class ImageItem:
+    """An image that can be decoded.
+
+    Args:
+        key: identifies the image; in all processes if `persistent_key` made it, else in this one only.
+        pixels: decodes it to (3, h, w).
+        name: its place in the dataset, the same on every machine; it goes into the hash of a split and the seed of an
+            augmentation. By default the key.
     """
 
     key: str
-    pixels: Callable[[Look, View | None], Tensor]
+    pixels: DecodeFn
     name: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
-            object.__setattr__(self, "name", self.key.removeprefix(LASTING))
+            object.__setattr__(self, "name", self.key.removeprefix(PERSISTENT_PREFIX))
 
-    def once(self, look: Look, view: View | None) -> Tensor:
-        """The same pixels, for who will not ask for them again: nothing is kept that only this sight needs."""
-        return getattr(self.pixels, "once", self.pixels)(look, view)
+    def decode_once(self, preprocessing: Preprocessing, augmentation: Augmentation | None) -> Tensor:
+        """Return the same pixels without caching what only this augmentation needs."""
+        decode: DecodeFn = getattr(self.pixels, "decode_once", self.pixels)
+        return decode(preprocessing, augmentation)
 
 
 class Images:
-    """B images that know their keys (None: drawn anew, never stored) and are decoded at most once for a look.
+    """B images, each preprocessing of which is decoded at most once.
 
-    again: makes another view of the same images, for methods that look several times.
+    Args:
+        decode_fn: (preprocessing, indices) -> pixels (n, 3, h, w).
+        keys: of the images; None for one whose features are never cached.
+        augment_fn: (kind, index) -> other augmentations of the same images, for methods that use several.
     """
 
     def __init__(
         self,
-        decode: Callable[[Look, Sequence[int]], Tensor],
+        decode_fn: Callable[[Preprocessing, Sequence[int]], Tensor],
         keys: Sequence[str | None],
-        again: "Callable[[str, int], Images] | None" = None,
+        augment_fn: "Callable[[str, int], Images] | None" = None,
     ):
-        self.keys, self._decode, self._again = tuple(keys), decode, again
-        self._done: dict[Look, Tensor] = {}
+        self.keys, self._decode_fn, self._augment_fn = tuple(keys), decode_fn, augment_fn
+        self._decoded: dict[Preprocessing, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def pixels(self, look: Look) -> Tensor:
-        """(B, 3, h, w), normalised as the look says."""
-        if look not in self._done:
-            self._done[look] = self.some(look, range(len(self)))
-        return self._done[look]
+    def pixels(self, preprocessing: Preprocessing) -> Tensor:
+        """Return normalised pixels (B, 3, h, w)."""
+        if preprocessing not in self._decoded:
+            self._decoded[preprocessing] = self.decode(preprocessing, range(len(self)))
+        return self._decoded[preprocessing]
 
-    def view(self, augment: str, k: int) -> "Images":
-        """The k-th augmented view of each image, always the same one; ValueError where only pixels are there."""
-        if self._again is None:
-            raise ValueError("these images are pixels, so they have no other views; give them as files or pictures")
-        return self._again(augment, k)
+    def augment(self, kind: str, index: int) -> "Images":
+        """Return the augmentation of each image with this index, always the same one; ValueError for plain pixels."""
+        if self._augment_fn is None:
+            raise ValueError(
+                f"augmentation {kind!r}: expected images of files or PIL images, got pixels, which can't be augmented. "
+                "Give them as files or PIL images."
+            )
+        return self._augment_fn(kind, index)
 
-    def some(self, look: Look, places: Sequence[int], once: bool = False) -> Tensor:
-        """The pixels of some of them; nothing else is decoded. once: who asks will not ask again."""
-        return self._done[look][list(places)] if look in self._done else self._decode(look, places)
+    def decode(self, preprocessing: Preprocessing, indices: Sequence[int], single_use: bool = False) -> Tensor:
+        """Decode the images at these indices only; single_use: they will not be needed again."""
+        if preprocessing in self._decoded:
+            return self._decoded[preprocessing][list(indices)]
+        return self._decode_fn(preprocessing, indices)
 
-    def start(self, look: Look, places: Sequence[int], once: bool = False) -> None:
-        """Have some of them decoded meanwhile, where it has paid; `some` and `pixels` then wait for them."""
+    def prefetch(self, preprocessing: Preprocessing, indices: Sequence[int], single_use: bool = False) -> None:
+        """Start decoding these images in other threads, if that has paid; `decode` and `pixels` then wait for them."""
 
-    def part(self, begin: int, end: int) -> "Images":
-        """Those from `begin` to before `end`."""
-        return _Part(self, begin, end)
-
-
-class _Part(Images):
-    """Neighbours among other images."""
-
-    def __init__(self, whole: Images, begin: int, end: int):
-        super().__init__(whole.some, whole.keys[begin:end], lambda augment, k: whole.view(augment, k).part(begin, end))
-        self.whole, self.begin = whole, begin
-
-    def some(self, look: Look, places: Sequence[int], once: bool = False) -> Tensor:
-        if look in self._done:
-            return self._done[look][list(places)]
-        return self.whole.some(look, [self.begin + p for p in places], once)
-
-    def start(self, look: Look, places: Sequence[int], once: bool = False) -> None:
-        self.whole.start(look, [self.begin + p for p in places], once)
+    def slice(self, begin: int, end: int) -> "Images":
+        return _ImageSlice(self, begin, end)
 
 
-Asked = dict[tuple[Look, bool], list[int]]  # look and once -> places
+class _ImageSlice(Images):
+    """Consecutive images of others."""
+
+    def __init__(self, parent: Images, begin: int, end: int):
+        super().__init__(
+            parent.decode, parent.keys[begin:end], lambda kind, index: parent.augment(kind, index).slice(begin, end)
+        )
+        self.parent, self.begin = parent, begin
+
+    def decode(self, preprocessing: Preprocessing, indices: Sequence[int], single_use: bool = False) -> Tensor:
+        if preprocessing in self._decoded:
+            return self._decoded[preprocessing][list(indices)]
+        return self.parent.decode(preprocessing, [self.begin + i for i in indices], single_use)
+
+    def prefetch(self, preprocessing: Preprocessing, indices: Sequence[int], single_use: bool = False) -> None:
+        self.parent.prefetch(preprocessing, [self.begin + i for i in indices], single_use)
 
 
-class Pictures(Images):
-    """Images of items, each in its view (None: as it is), which the workers decode.
+DecodeRequests: TypeAlias = dict[tuple[Preprocessing, bool], list[int]]  # (preprocessing, single_use) -> indices
 
-    asked: what was asked of them, where it was worth a thread.
+
+class LazyImages(Images):
+    """Images of items with an augmentation each (None: plain), decoded by worker threads.
+
+    `requests` are those that were worth a thread, to be replayed on the next batch.
     """
 
-    def __init__(self, items: Sequence[Item], views: Sequence[View | None]):
-        both = tuple(zip(items, views, strict=True))
-        keys = [item.key if v is None else f"{item.key}|{v.augment}|{v.seed}" for item, v in both]
-        one = partial(_seen, both)  # not a method: a circle would keep the pixels until Python looks for circles
-        decode = lambda look, places: torch.stack([one(p, look, False) for p in places])  # noqa: E731
-        super().__init__(decode, keys, lambda augment, k: picked(items, [_again(i, augment, k) for i in items]))
-        self._one, self._begun, self.asked = one, dict[Look, dict[int, Future[Tensor]]](), Asked()
-        self._pays = False
+    def __init__(self, items: Sequence[ImageItem], augmentations: Sequence[Augmentation | None]):
+        pairs = tuple(zip(items, augmentations, strict=True))
+        decode_item = partial(_decode_pair, pairs)  # not a method: a reference cycle would keep the pixels alive
 
-    def some(self, look: Look, places: Sequence[int], once: bool = False) -> Tensor:
-        if look in self._done:
-            return self._done[look][list(places)]
-        begun = self._begun.get(look, {})
-        ahead = {p: begun.pop(p) for p in places if p in begun}
-        rest = [p for p in places if p not in ahead]
-        made, worth = threads.each(lambda p: self._one(p, look, once), rest)
-        self._pays = self._pays or worth
-        if self._pays:
-            self.asked.setdefault((look, once), []).extend(places)
-        found = dict(zip(rest, made, strict=True)) | {p: one.result() for p, one in ahead.items()}
-        return torch.stack([found[p] for p in places])
+        def decode(preprocessing: Preprocessing, indices: Sequence[int]) -> Tensor:
+            return torch.stack([decode_item(i, preprocessing, False) for i in indices])
 
-    def start(self, look: Look, places: Sequence[int], once: bool = False) -> None:
-        begun = self._begun.setdefault(look, {})
-        for p in places if self._pays and look not in self._done else ():
-            if p not in begun and (one := threads.start(self._one, p, look, once)) is not None:
-                begun[p] = one
+        def augment(kind: str, index: int) -> Images:
+            return build_images(items, [_indexed_augmentation(item, kind, index) for item in items])
 
-    def follow(self, asked: Asked) -> None:
-        """Start what was asked of others, at the same places."""
-        self._pays = self._pays or bool(asked)
-        for (look, once), places in asked.items():
-            self.start(look, sorted({p for p in places if p < len(self)}), once)
+        keys = [item.key if a is None else f"{item.key}|{a.kind}|{a.seed}" for item, a in pairs]
+        super().__init__(decode, keys, augment)
+        self._decode_item = decode_item
+        self._pending, self.requests = dict[Preprocessing, dict[int, Future[Tensor]]](), DecodeRequests()
+        self._is_worth_prefetching = False
 
-    def leave(self) -> None:
-        """What was started and not begun is not done; nobody will ask for it."""
-        for begun in self._begun.values():
-            for one in begun.values():
-                one.cancel()
-        self._begun.clear()
+    def decode(self, preprocessing: Preprocessing, indices: Sequence[int], single_use: bool = False) -> Tensor:
+        if preprocessing in self._decoded:
+            return self._decoded[preprocessing][list(indices)]
+        pending = self._pending.get(preprocessing, {})
+        prefetched = {i: pending.pop(i) for i in indices if i in pending}
+        missing = [i for i in indices if i not in prefetched]
+        decoded, pays = threads.map_indices(lambda i: self._decode_item(i, preprocessing, single_use), missing)
+        self._is_worth_prefetching = self._is_worth_prefetching or pays
+        if self._is_worth_prefetching:
+            self.requests.setdefault((preprocessing, single_use), []).extend(indices)
+        pixels = dict(zip(missing, decoded, strict=True)) | {i: future.result() for i, future in prefetched.items()}
+        return torch.stack([pixels[i] for i in indices])
+
+    def prefetch(self, preprocessing: Preprocessing, indices: Sequence[int], single_use: bool = False) -> None:
+        pending = self._pending.setdefault(preprocessing, {})
+        if not self._is_worth_prefetching or preprocessing in self._decoded:
+            return
+        for i in indices:
+            if i in pending:
+                continue
+            future = threads.submit(self._decode_item, i, preprocessing, single_use)
+            if future is not None:
+                pending[i] = future
+
+    def prefetch_like(self, requests: DecodeRequests) -> None:
+        """Prefetch the images at the indices that were requested of another batch."""
+        self._is_worth_prefetching = self._is_worth_prefetching or bool(requests)
+        for (preprocessing, single_use), indices in requests.items():
+            self.prefetch(preprocessing, sorted({i for i in indices if i < len(self)}), single_use)
+
+    def cancel_prefetch(self) -> None:
+        """Cancel what was submitted and is not running yet."""
+        for pending in self._pending.values():
+            for future in pending.values():
+                future.cancel()
+        self._pending.clear()
 
 
-def _seen(both: "Sequence[tuple[Item, View | None]]", place: int, look: Look, once: bool) -> Tensor:
-    item, view = both[place]
-    return item.once(look, view) if once else item.pixels(look, view)
+def _decode_pair(
+    pairs: Sequence[tuple[ImageItem, Augmentation | None]], index: int, preprocessing: Preprocessing, single_use: bool
+) -> Tensor:
+    item, augmentation = pairs[index]
+    return (item.decode_once if single_use else item.pixels)(preprocessing, augmentation)
 
 
-def _again(item: Item, augment: str, k: int) -> View:
-    return View(augment, number("view", k, item.name))
+def _indexed_augmentation(item: ImageItem, kind: str, index: int) -> Augmentation:
+    return Augmentation(kind, derive_seed("view", index, item.name))
 
 
-def picked(items: Sequence[Item], views: Sequence[View | None]) -> Images:
-    """Images of items, each in its view (None: as it is)."""
-    return Pictures(items, views)
+def build_images(items: Sequence[ImageItem], augmentations: Sequence[Augmentation | None]) -> Images:
+    """Build images of items with an augmentation each (None: plain)."""
+    return LazyImages(items, augmentations)

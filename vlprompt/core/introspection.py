@@ -1,71 +1,86 @@
-"""What a method holds, and how its towers compute."""
+"""Apply compute options to the towers of a method, and list their feature caches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from vlprompt.core.compute_options import PLAINLY, How
-from vlprompt.core.towers import Backbone, Clip, LanguageTower, Tower, VisionTower
-from vlprompt.runtime.memory import give_back
+from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS, ComputeOptions
+from vlprompt.core.towers import Clip, FeatureStore, LanguageTower, Tower, VisionTower
+from vlprompt.runtime.memory import return_freed_memory
+
+
+@runtime_checkable
+class ConfigurableTower(Protocol):
+    """A block-wise tower, whose compute options may be set."""
+
+    compute_options: ComputeOptions
+    depth: int
 
 
 @contextmanager
-def computed(method: nn.Module, how: How) -> Iterator[None]:
-    """The towers of a method compute in this way while this lasts; ValueError where none of them can."""
-    towers = _towers(method) if how != PLAINLY else []
-    speech = [t for t in towers if isinstance(t, LanguageTower)]
-    walked = [t for t in towers if t not in speech and t.depth]
-    texts = [t for t in walked if not isinstance(t, VisionTower)]
-    for asked, able, what in ((how.checkpointing, walked or speech, "checkpointing"), (how.compile, walked, "compile"),
-                              (how.chunk, texts, "chunk")):  # fmt: skip
-        if asked and not able:
-            whose = "the texts of a CLIP" if what == "chunk" else "towers that are walked block by block"
-            raise ValueError(f"train.{what} is for {whose}, and {type(method).__name__} stands on none: leave it out")
-    if how.checkpointing or how.chunk:
-        give_back()
+def apply_compute_options(method: nn.Module, options: ComputeOptions) -> Iterator[None]:
+    """Apply compute options to the method's towers inside the with-block.
+
+    Raises:
+        ValueError: if an option is set that no tower of the method supports.
+    """
+    towers = [] if options == DEFAULT_COMPUTE_OPTIONS else _unique_towers(method)
+    language = [t for t in towers if isinstance(t, LanguageTower)]
+    blockwise = [t for t in towers if t not in language and isinstance(t, ConfigurableTower) and t.depth]
+    _require_support(method, options, language, blockwise)
+    if options.activation_checkpointing or options.text_micro_batch:
+        return_freed_memory()
     try:
-        for tower in walked:
-            tower.how = how
-        for tower in speech:
-            tower.checkpointing = how.checkpointing
+        _set_options(language, blockwise, options)
         yield
     finally:
-        for tower in walked:
-            tower.how = PLAINLY
-        for tower in speech:
-            tower.checkpointing = False
+        _set_options(language, blockwise, DEFAULT_COMPUTE_OPTIONS)
 
 
-def _towers(method: nn.Module) -> list[Any]:
-    """The towers that a method holds, each once, but such as can only be used as they are."""
-    every = (t for t in parts_held(method) if isinstance(t, LanguageTower) or hasattr(t, "how"))
-    return list({id(t): t for t in every}.values())
+def feature_caches(method: nn.Module) -> list[FeatureStore]:
+    """The feature caches of a method's towers, each once, in an order that is the same in every process."""
+    caches = (vars(tower).get("feature_cache") for tower in _iter_towers(method) if isinstance(tower, Tower))
+    return list({id(cache): cache for cache in caches if cache is not None}.values())
 
 
-def parts_held(method: nn.Module) -> Iterator[Any]:
-    """As `held`, with both towers in place of a CLIP."""
-    return (t for value in held(method) for t in ((value.image, value.text) if isinstance(value, Clip) else (value,)))
+def _require_support(
+    method: nn.Module,
+    options: ComputeOptions,
+    language: Sequence[LanguageTower],
+    blockwise: Sequence[ConfigurableTower],
+) -> None:
+    texts = [tower for tower in blockwise if not isinstance(tower, VisionTower)]
+    for option, value, towers in (
+        ("activation_checkpointing", options.activation_checkpointing, [*blockwise, *language]),
+        ("compile", options.compile, blockwise),
+        ("text_micro_batch", options.text_micro_batch, texts),
+    ):
+        if value and not towers:
+            needed = "a CLIP's text tower" if option == "text_micro_batch" else "a block-wise tower"
+            raise ValueError(
+                f"train.{option}: expected a method on {needed}, got {type(method).__name__}. Leave {option} out."
+            )
 
 
-def held(method: nn.Module) -> Iterator[Any]:
-    """All that its parts store and that is no Module of its own: backbones, settings."""
-    return (value for part in method.modules() for value in vars(part).values())
+def _set_options(
+    language: Sequence[LanguageTower], blockwise: Sequence[ConfigurableTower], options: ComputeOptions
+) -> None:
+    for tower in blockwise:
+        tower.compute_options = options
+    for tower in language:
+        tower.activation_checkpointing = options.activation_checkpointing
 
 
-def clip_of(method: nn.Module) -> Clip | None:
-    """The CLIP that a method holds, or what is inside it."""
-    return next((value for value in held(method) if isinstance(value, Clip)), None)
+def _unique_towers(method: nn.Module) -> list[object]:
+    """Towers that take compute options, each once."""
+    towers = (t for t in _iter_towers(method) if isinstance(t, LanguageTower | ConfigurableTower))
+    return list({id(tower): tower for tower in towers}.values())
 
 
-def backbone_of(method: nn.Module) -> Backbone | None:
-    """The CLIP that a method holds, or what is inside it; where there is none, its image tower or language model."""
-    kinds = (VisionTower, LanguageTower)
-    return clip_of(method) or next((value for value in held(method) if isinstance(value, kinds)), None)
-
-
-def kept_of(method: nn.Module) -> list[Any]:
-    """Where the towers of a method keep features, each once, in an order that is the same in every process."""
-    found = (vars(tower).get("kept") for tower in parts_held(method) if isinstance(tower, Tower))
-    return list({id(kept): kept for kept in found if kept is not None}.values())
+def _iter_towers(method: nn.Module) -> Iterator[object]:
+    """All values that a method and its parts store, with both towers in place of a Clip."""
+    for part in method.modules():
+        for value in vars(part).values():
+            yield from (value.image, value.text) if isinstance(value, Clip) else (value,)

@@ -1,7 +1,7 @@
-"""Method: a small Module that holds only what is trained, and says what goes into a tower and what comes out."""
+"""Contract of methods: small Modules that hold only what is trained, make Prompts, and answer."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -9,197 +9,224 @@ from torch import Tensor, nn
 
 from vlprompt.core.batch import Batch
 from vlprompt.core.class_names import Names
-from vlprompt.core.head import Reader
+from vlprompt.core.head import Head
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.stage import Lesson
-from vlprompt.core.texts import answered, other_reader
-from vlprompt.core.towers import VisionTower
+from vlprompt.core.texts import find_answer_kind, head_mismatch_message
+from vlprompt.core.towers import Backbone, Clip, LanguageTower, VisionTower
 
 
 class Output(NamedTuple):
-    """logits (B, C); penalty; and what the logits came from: image (B, E), text (C, E) or (B, C, E), un-normalised.
+    """An answer to B inputs, and what it came from.
 
-    used: of methods with a pool, the share (B, M) that each prompt has in an answer (rows add up to 1); lesson: of
-    methods that guess it among several, the number (B,) of the lesson that an image is taken to belong to. target: what
-    the rows of logits should be, (R,), where only the reader knows: of texts that are answered by text or word by word.
-    silent: of methods that may find no answer, whether they found none (B,).
+    Args:
+        logits: (B, C).
+        penalty: a loss term.
+        image_features: (B, E), not normalised.
+        text_features: (C, E) or (B, C, E), not normalised.
+        prompt_usage: of methods with a pool, the fraction (B, M) of each prompt in an answer; rows add up to 1.
+        predicted_lesson: of methods that infer it, the lesson (B,) that an image is assigned to.
+        targets: (R,), targets of the rows of logits if only the head knows them (responses, tags of words).
+        unanswered: (B,), whether a method that may find no answer found none.
     """
 
     logits: Tensor
     penalty: Tensor | float = 0.0
-    image: Tensor | None = None
-    text: Tensor | None = None
-    used: Tensor | None = None
-    lesson: Tensor | None = None
-    target: Tensor | None = None
-    silent: Tensor | None = None
+    image_features: Tensor | None = None
+    text_features: Tensor | None = None
+    prompt_usage: Tensor | None = None
+    predicted_lesson: Tensor | None = None
+    targets: Tensor | None = None
+    unanswered: Tensor | None = None
 
 
-Terms = dict[str, tuple[Tensor, float]]  # name -> (mean, over how many rows)
+LossTerms: TypeAlias = dict[str, tuple[Tensor, float]]  # name -> (mean, number of rows it is over)
 
 
 class Method(nn.Module):
-    """The constructor only stores its arguments, under their own names: they are the configuration.
+    """A method. The constructor only stores its arguments, under their own names: they are its configuration.
 
-    `dormant` names parameters that may have no gradient in a step (unselected prompts of a pool); `counted` buffers to
-    which `terms` adds something for each image, the only ones that it may change. `side_by_side`: the
-    images that a step may hold, of all settings that train together (train/side.py), for that to pay; 0 for never, a
-    million for what trains on features alone. It promises that `fixed` needs nothing trained and that `terms` is torch
-    operations whose shapes and branches depend on no value of a tensor; dropout and buffers changed in place are fine.
+    Vmapped training needs a `precompute` without trained tensors, and `loss_terms` of torch operations whose shapes and
+    branches depend on no tensor's values; dropout and buffers changed in place are fine.
+
+    Attributes:
+        parameters_without_grad: parameters that may have no gradient in a step (unselected prompts of a pool).
+        accumulating_buffers: buffers to which `loss_terms` adds something per image, the only ones it may change.
+        needs_whole_batch: whether a step can't be made of micro-batches (batch norms).
+        max_vmap_images: images per step, over all settings, up to which vmapped training pays; 0 for never.
+        needs_unlabelled: whether it learns from unlabelled images.
+        clipped_settings: settings that were clipped, for the result; replaced, never written into.
     """
 
-    dormant: tuple[str, ...] = ()
-    counted: tuple[str, ...] = ()
-    whole_batch: bool = False  # whether a step can't be made of micro-batches (batch norms)
-    side_by_side: int = 0
-    adapts: bool = False  # whether it learns from unlabelled images
-    cuts: Mapping[str, str] = {}  # replaced, never written into
+    parameters_without_grad: tuple[str, ...] = ()
+    accumulating_buffers: tuple[str, ...] = ()
+    needs_whole_batch: bool = False
+    max_vmap_images: int = 0
+    needs_unlabelled: bool = False
+    clipped_settings: Mapping[str, str] = {}
 
-    def _reader(self) -> Reader | None:
-        return self._modules.get("reader")  # type: ignore[return-value]  # a class attribute would hide the Module
+    @property
+    def backbone(self) -> Backbone | None:
+        """The frozen backbone: a Clip that it or a part of it stores, else an image tower or a language model."""
+        stored = [value for part in self.modules() for value in vars(part).values()]
+        clip = next((value for value in stored if isinstance(value, Clip)), None)
+        return clip or next((value for value in stored if isinstance(value, VisionTower | LanguageTower)), None)
 
-    def at_least(self, **bounds: float) -> None:
-        """ValueError for a setting below its bound."""
+    @backbone.setter
+    def backbone(self, backbone: Backbone) -> None:
+        vars(self)["backbone"] = backbone  # a constructor stores its arguments, whatever they are called
+
+    def _head(self) -> Head | None:
+        return self._modules.get("head")  # type: ignore[return-value]  # a class attribute would hide the Module
+
+    def require_at_least(self, **bounds: float) -> None:
+        """Raise ValueError for a setting below its bound."""
         for setting, bound in bounds.items():
             if (value := getattr(self, setting)) < bound:
-                raise ValueError(f"method.{setting} must be at least {bound}, not {value}")
+                raise ValueError(f"method.{setting}: expected at least {bound}, got {value}. Set a larger value.")
 
-    def within(self, setting: str, most: int) -> int:
-        """A setting that counts layers, cut to what the tower has; what was cut is told in the result."""
-        self.at_least(**{setting: 1})
-        wanted = getattr(self, setting)
-        if wanted > most:
-            self.cuts = {**self.cuts, setting: f"{wanted} cut to {most}, all that the tower has"}
-        return min(wanted, most)
+    def clip_to_depth(self, setting: str, depth: int) -> int:
+        """Return a setting that counts layers, clipped to the tower's depth and noted in `clipped_settings`."""
+        self.require_at_least(**{setting: 1})
+        value = getattr(self, setting)
+        if value > depth:
+            note = f"clipped from {value} to {depth} (the tower has {depth} layers)"
+            self.clipped_settings = {**self.clipped_settings, setting: note}
+        return min(value, depth)
 
-    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        """For every lesson: initial values, heads, pools, caches. The optimizer is made after this.
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
+        """Set initial values, heads, pools and caches. Called for every lesson, before the optimizer is made.
 
-        The first lesson (index 0) begins anew, whatever was learned before; later ones keep it and add to it.
+        Lesson 0 begins anew, whatever was learned before; later lessons keep it and add to it.
         """
 
-    def taught(self, lesson: Lesson) -> Lesson:
-        """What it trains on of a lesson that it has begun: all of it, or what it makes of the unlabelled images."""
+    def training_lesson(self, lesson: Lesson) -> Lesson:
+        """Return the lesson to train on. Override it to add pseudo-labelled images."""
         return lesson
 
-    def guess(self, inputs: Any, fixed: Any) -> tuple[Tensor, Tensor] | None:
-        """What it takes unlabelled images to be: probabilities (B, C), and which (B,) it is sure of and learns from.
+    def pseudo_labels(self, inputs: Any, fixed: Any) -> tuple[Tensor, Tensor] | None:
+        """Return probabilities (B, C) of unlabelled images, and which (B,) are confident enough to learn from.
 
         None for a method without pseudo-labels.
         """
         return None
 
-    def fixed(self, names: Names) -> Any:
-        """Frozen texts, columns ...: once per list of names, without a gradient."""
-        reader = self._reader()
-        return None if reader is None else reader.fixed(names)
+    def precompute(self, names: Names) -> Any:
+        """Precompute what depends on class names only and needs no gradient. Called once per list of class names."""
+        head = self._head()
+        return None if head is None else head.precompute(names)
 
     def prepare(self, names: Names, fixed: Any) -> Any:
-        """What needs no image: once per evaluation, at each step in training."""
-        reader = self._reader()
-        return fixed if reader is None else reader.prepare(names, fixed)
+        """Compute the input-independent part, with gradients: once per training step, once per evaluation."""
+        head = self._head()
+        return fixed if head is None else head.prepare(names, fixed)
 
     def forward(self, inputs: Any, prepared: Any) -> Output:
-        """The answer, and nothing that only training needs."""
+        """Answer, without what only training needs."""
         raise NotImplementedError(
             f"{type(self).__name__} says nothing about its answer: define forward(inputs, prepared)"
         )
 
-    def terms(self, batch: Batch, fixed: Any) -> tuple[Terms, Output]:
-        """The loss as named means with the rows they are over, so that micro-batches and devices add up exactly."""
+    def loss_terms(self, batch: Batch, fixed: Any) -> tuple[LossTerms, Output]:
+        """Return the loss as named means with the rows they are over: micro-batches and processes add up exactly."""
         out = self(batch.inputs, self.prepare(batch.names, fixed))
-        right = batch.labels if out.target is None else out.target
-        found: Terms = {"ce": (F.cross_entropy(out.logits.float(), right.to(out.logits.device)), len(right))}
+        targets = batch.labels if out.targets is None else out.targets
+        cross_entropy = F.cross_entropy(out.logits.float(), targets.to(out.logits.device))
+        terms: LossTerms = {"ce": (cross_entropy, len(targets))}
         if isinstance(out.penalty, Tensor):
-            found["penalty"] = out.penalty, len(batch.labels)
-        return found, out
+            terms["penalty"] = out.penalty, len(batch.labels)
+        return terms, out
 
-    def merge(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
-        """How the gradients of the terms join, one list per term in the order of parameters(): their sum."""
+    def merge_gradients(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
+        """Merge the gradients of the terms, one list per term in the order of parameters(): by default their sum."""
         return [g[0] if len(g) == 1 else torch.stack(g).sum(0) for g in zip(*grads.values(), strict=True)]
 
-    def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimizer, without what is frozen: it may have a gradient from an earlier lesson."""
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return parameter groups without frozen parameters, which may have a gradient from an earlier lesson."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def end_step(self, step: int, steps: int) -> None:
-        """After each step of the optimizer, the first of which is 1; its gradients are still there."""
+        """Called after each optimizer step, counted from 1; its gradients are still there."""
 
     def end_epoch(self, epoch: int, epochs: int) -> None:
-        """After each epoch (averaging over epochs, for example); what it keeps are buffers."""
+        """Called after each epoch (to average over epochs, for example); its state are buffers."""
 
-    def end(self, lesson: Lesson) -> None:
-        """After training on a lesson (a search on validation, a ridge's choice)."""
+    def end_lesson(self, lesson: Lesson) -> None:
+        """Called after training on a lesson (to search on validation, or to choose a ridge)."""
 
     def restore(self, lessons: Sequence[Lesson], state: dict[str, Tensor]) -> None:
-        """Ready with a saved state, without data: begin the lessons that made it, without their items, then load."""
+        """Load a saved state without data: begin the lessons that made it, without items, then load."""
         for lesson in lessons:
-            self.begin(lesson.empty(), torch.Generator())
+            self.begin_lesson(lesson.without_items(), torch.Generator())
         self.load_state_dict(state)
 
 
-class OnTower(Method):
-    """A Method on one tower, of images or of texts, that a reader reads.
+class TowerMethod(Method):
+    """A Method on one tower with one head.
 
-    `build` makes what is trained, `prompt` puts it in.
+    `build` creates what is trained, `prompt` injects it.
 
-    merges: its parts are folded into the weights of an image tower for a test, so that it costs what the bare tower
-    does.
+    Attributes:
+        is_mergeable: whether its adapters are merged into the weights of an image tower for evaluation, at the cost of
+            the plain tower.
     """
 
     tower: Any
-    reader: Reader
-    merges: bool = False
+    head: Head
+    is_mergeable: bool = False
 
     def build(self, generator: torch.Generator) -> None:
-        """Initial values of all but the reader, at the first lesson."""
+        """Create all trained tensors but the head's, at the first lesson."""
 
-    def prompt(self, images: int) -> Prompt:
-        """What goes into the tower for so many images."""
+    def prompt(self, n: int) -> Prompt:
+        """Return the prompt for a batch of n."""
         return NOTHING
 
-    def features(self, inputs: Any, tower: Any) -> Tensor:
-        """What the reader reads, (B, E) or (R, E); `tower` is the frozen one, perhaps with the parts in it."""
+    def compute_features(self, inputs: Any, tower: Any) -> Tensor:
+        """Return what the head takes, (B, E) or (R, E); `tower` may be the merged one."""
         prompt = NOTHING if tower is not self.tower else self.prompt(len(inputs))
-        return tower(self.shown(inputs), prompt, read=self.reader.read)
+        return tower(self.prepare_inputs(inputs), prompt, output=self.head.output)
 
-    def shown(self, inputs: Any) -> Any:
-        """The inputs as the tower sees them: as the reader wants them."""
-        return self.reader.asked(inputs)
+    def prepare_inputs(self, inputs: Any) -> Any:
+        """Return the inputs as the tower should see them, by default as the head asks."""
+        return self.head.prepare_inputs(inputs)
 
-    def _fits(self, items: Sequence[Any]) -> None:
-        """ValueError where the reader can't read how these items are answered."""
-        kind, read = answered(items), self.reader.read
-        if items and ((kind == "response") != (read == "response") or (kind == "tags" and read != "words")):
-            raise ValueError(other_reader(kind))
+    def _require_readable(self, items: Sequence[Any]) -> None:
+        """Raise ValueError if the head does not fit how these items are answered."""
+        kind, output = find_answer_kind(items), self.head.output
+        if items and ((kind == "response") != (output == "response") or (kind == "tags" and output != "words")):
+            raise ValueError(head_mismatch_message(kind))
 
-    def write(self, inputs: Any, **settings: Any) -> list[str]:
-        """What a language model writes for each of the passages; settings: those of transformers' `generate`."""
-        return self.tower.generate(self.shown(inputs), self.prompt(len(inputs)), **settings)
+    def generate(self, inputs: Any, **settings: Any) -> list[str]:
+        """Return a language model's responses; settings are those of transformers' `generate`."""
+        return self.tower.generate(self.prepare_inputs(inputs), self.prompt(len(inputs)), **settings)
 
-    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self._fits(lesson.train.items)  # said before it is trained
-        self.reader.begin(lesson, generator, self.tower.width, self.tower.device)
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self._require_readable(lesson.train.items)
+        self.head.begin_lesson(lesson, generator, self.tower.feature_dim, self.tower.device)
         if not lesson.index:
             self.build(generator)
-            if self.merges and isinstance(self.tower, VisionTower):
-                self.tower.merged(self.prompt(1))  # what can't be folded is said before it is trained
+            if self.is_mergeable and isinstance(self.tower, VisionTower):
+                self.tower.merged(self.prompt(1))  # fails before the training, not after it
 
     def prepare(self, names: Names, fixed: Any) -> Any:
-        folds = (
-            self.merges and not self.training and not torch.is_grad_enabled() and isinstance(self.tower, VisionTower)
-        )
-        return self.tower.merged(self.prompt(1)) if folds else self.tower, self.reader.prepare(names, fixed)
+        evaluates = not self.training and not torch.is_grad_enabled()
+        merges = self.is_mergeable and evaluates and isinstance(self.tower, VisionTower)
+        return self.tower.merged(self.prompt(1)) if merges else self.tower, self.head.prepare(names, fixed)
 
     def forward(self, inputs: Any, prepared: Any) -> Output:
-        tower, read = prepared
-        self._fits(getattr(inputs, "items", ()))
-        image = self.features(inputs, tower)
-        return Output(self.reader(image, read), image=image, text=read if self.reader.reads_class_texts else None,
-                      target=self.reader.target(self.shown(inputs), lambda: self.prompt(len(inputs))))  # fmt: skip
+        tower, head_state = prepared
+        self._require_readable(getattr(inputs, "items", ()))
+        features = self.compute_features(inputs, tower)
+        return Output(
+            self.head(features, head_state),
+            image_features=features,
+            text_features=head_state if self.head.reads_class_texts else None,
+            targets=self.head.compute_targets(self.prepare_inputs(inputs), lambda: self.prompt(len(inputs))),
+        )
 
-    def groups(self) -> list[dict[str, Any]]:
-        """All parameters; no weight decay on vectors (biases, shifts, scales, norms), as the field has it."""
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return all parameters, without weight decay on vectors (biases, shifts, scales, norms), as is common."""
         trained = [p for p in self.parameters() if p.requires_grad]
         vectors = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}
         return [group for group in ({"params": [p for p in trained if p.ndim > 1]}, vectors) if group["params"]]

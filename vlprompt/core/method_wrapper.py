@@ -1,4 +1,4 @@
-"""Around: a Method that takes a Method, whatever it is, and adds to what it learns from."""
+"""MethodWrapper: a Method around any other Method, with loss terms of its own."""
 
 from typing import Any
 
@@ -7,59 +7,64 @@ from torch import Tensor
 
 from vlprompt.core.batch import Batch
 from vlprompt.core.class_names import Names
-from vlprompt.core.introspection import clip_of
-from vlprompt.core.method import Method, Output, Terms
+from vlprompt.core.method import LossTerms, Method, Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 
 
-class Around(Method):
-    """A Method that takes a Method: everything goes on to it, and `extra` adds terms from the same Output."""
+class MethodWrapper(Method):
+    """A Method that delegates everything to an inner method; `extra_terms` adds loss terms from the same Output."""
 
     method: Method
 
     @property
     def clip(self) -> Clip:
-        """The CLIP of the method inside; ValueError when it has none."""
-        found = clip_of(self.method)
-        if found is None:
+        """The Clip of the inner method; ValueError if it has none."""
+        backbone = self.method.backbone
+        if not isinstance(backbone, Clip):
             raise ValueError(
-                f"{type(self).__name__} compares with a frozen CLIP, but {type(self.method).__name__} holds none; "
-                "give it a method on a CLIP, such as coop"
+                f"{type(self).__name__}: expected a method on a CLIP, got {type(self.method).__name__}. "
+                "Pass one that has a frozen CLIP to compare with, such as coop."
             )
-        return found
+        return backbone
 
-    def text(self, out: Output) -> Tensor:
-        """The text features of the method inside, (C, E) or (B, C, E); ValueError when its answer has none."""
-        if out.text is None:
+    def require_text_features(self, out: Output) -> Tensor:
+        """Return the text features of an answer, (C, E) or (B, C, E); ValueError if it has none."""
+        if out.text_features is None:
             raise ValueError(
-                f"{type(self).__name__} keeps text features near the frozen ones, but the answer of "
-                f"{type(self.method).__name__} has none; give it a method whose classes are texts, such as coop"
+                f"{type(self).__name__}: expected a method with text features of the classes, got "
+                f"{type(self.method).__name__}. Pass one whose classes are texts, such as coop."
             )
-        return out.text
+        return out.text_features
 
     @property
-    def adapts(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.method.adapts
+    def needs_unlabelled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.method.needs_unlabelled
 
-    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self.method.begin(lesson, generator)
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self.method.begin_lesson(lesson, generator)
 
-    def taught(self, lesson: Lesson) -> Lesson:
-        return self.method.taught(lesson)
+    def training_lesson(self, lesson: Lesson) -> Lesson:
+        return self.method.training_lesson(lesson)
 
-    def guess(self, inputs: Any, fixed: Any) -> tuple[Tensor, Tensor] | None:
-        return self.method.guess(inputs, fixed[0])
+    def pseudo_labels(self, inputs: Any, fixed: Any) -> tuple[Tensor, Tensor] | None:
+        return self.method.pseudo_labels(inputs, fixed[0])
 
-    def own(self, names: Names) -> Any:
-        """Its own frozen texts."""
+    def reference_texts(self, names: Names) -> Any:
+        """Compute the frozen texts that `extra_terms` compares with."""
 
-    def extra(self, batch: Batch, out: Output, own: Any) -> dict[str, Tensor]:
-        """Terms to add, means over the images of the batch that `out` is about."""
+    def extra_terms(self, batch: Batch, out: Output, reference: Any) -> dict[str, Tensor]:
+        """Return loss terms to add, means over the images that `out` is about.
+
+        Args:
+            batch: those images.
+            out: the answer of the inner method.
+            reference: what `reference_texts` returned.
+        """
         return {}
 
-    def fixed(self, names: Names) -> Any:
-        return self.method.fixed(names), self.own(names)
+    def precompute(self, names: Names) -> Any:
+        return self.method.precompute(names), self.reference_texts(names)
 
     def prepare(self, names: Names, fixed: Any) -> Any:
         return self.method.prepare(names, fixed[0])
@@ -67,17 +72,18 @@ class Around(Method):
     def forward(self, inputs: Any, prepared: Any) -> Output:
         return self.method(inputs, prepared)
 
-    def terms(self, batch: Batch, fixed: Any) -> tuple[Terms, Output]:
-        found, out = self.method.terms(batch, fixed[0])
-        about = batch if len(batch.inputs) or batch.unlabelled is None else batch.unlabelled
-        rows = float(batch.rows)
-        return found | {name: (value, rows) for name, value in self.extra(about, out, fixed[1]).items()}, out
+    def loss_terms(self, batch: Batch, fixed: Any) -> tuple[LossTerms, Output]:
+        terms, out = self.method.loss_terms(batch, fixed[0])
+        answered = batch if len(batch.inputs) or batch.unlabelled is None else batch.unlabelled
+        n_rows = float(batch.n_items)
+        extra_terms = self.extra_terms(answered, out, fixed[1])
+        return terms | {name: (value, n_rows) for name, value in extra_terms.items()}, out
 
-    def merge(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
-        return self.method.merge(grads)
+    def merge_gradients(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
+        return self.method.merge_gradients(grads)
 
-    def groups(self) -> list[dict[str, Any]]:
-        return self.method.groups()
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.method.param_groups()
 
     def end_step(self, step: int, steps: int) -> None:
         self.method.end_step(step, steps)
@@ -85,5 +91,5 @@ class Around(Method):
     def end_epoch(self, epoch: int, epochs: int) -> None:
         self.method.end_epoch(epoch, epochs)
 
-    def end(self, lesson: Lesson) -> None:
-        self.method.end(lesson)
+    def end_lesson(self, lesson: Lesson) -> None:
+        self.method.end_lesson(lesson)

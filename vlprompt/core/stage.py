@@ -1,4 +1,4 @@
-"""Values that flow from data to methods: batches, splits, lessons and stages (images: images.py, names: name.py)."""
+"""Lessons, which methods learn from, and stages, which a task yields."""
 
 from dataclasses import dataclass, field, replace
 
@@ -7,12 +7,18 @@ from vlprompt.core.batch import Split, Unlabelled
 
 @dataclass(frozen=True)
 class Lesson:
-    """All that a method is ever shown of a stage.
+    """All that a method sees of a stage.
 
-    unlabelled: images of the domain to adapt to; train may then be without images. domains: the names of the domains,
-    in the order of `Batch.domains`, that of the unlabelled images the last. memory: items of earlier lessons that were
-    kept to be rehearsed. index, total: which of how many lessons. announced: False for a stream whose images come in
-    their own order, each once, without a word on where one task ends.
+    Args:
+        train: labelled items; may be empty if there are unlabelled ones.
+        val: validation items.
+        unlabelled: images of the domain to adapt to.
+        memory: items of earlier lessons, for rehearsal.
+        domains: names of the domains in the order of `Batch.domains`; the last one is that of the unlabelled images.
+        index: number of the lesson, from 0.
+        total: number of lessons, None if unknown.
+        has_task_boundaries: False for a stream whose images come in their own order, each once, without a sign of
+            where one task ends.
     """
 
     train: Split
@@ -22,32 +28,36 @@ class Lesson:
     domains: tuple[str, ...] = ()
     index: int = 0
     total: int | None = 1
-    announced: bool = True
+    has_task_boundaries: bool = True
 
     @property
-    def seen(self) -> Split:
-        """What is trained on: the lesson's items and those that were kept."""
-        return self.train if self.memory is None else self.train.plus(self.memory)
+    def train_with_memory(self) -> Split:
+        """The training items and those for rehearsal."""
+        return self.train if self.memory is None else self.train.concat(self.memory)
 
-    def empty(self) -> "Lesson":
-        """The same without items: what a method needs to have the shape that this lesson gave it."""
+    def without_items(self) -> "Lesson":
+        """Return the lesson without items: what a method needs to have the shape that this lesson gave it."""
         return replace(self, train=Split((), (), self.train.names), val=None, unlabelled=None, memory=None)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A lesson and its tests by name; the tests are the evaluator's alone.
+    """A lesson and its tests, which only the evaluator sees.
 
-    ahead: tests of what is still to come, after the lesson; before: tests that are made before the first lesson. Both
-    are only for methods that can answer about classes they never met. truth: the lesson's unlabelled images with their
-    labels, only to judge what was made of them. track: the test "target" is judged after each epoch too; compared: a
-    zero-shot CLIP takes the tests beside the method.
+    Args:
+        lesson: what the method learns from.
+        tests: splits by name.
+        future_tests: tests of later stages, run after the lesson, for methods that can answer about unseen classes.
+        initial_tests: tests run before the first lesson, for such methods.
+        labelled_target: the unlabelled images with their labels, only to judge pseudo-labels.
+        needs_epoch_metrics: whether the test "target" is run after each epoch.
+        needs_zero_shot: whether a zero-shot CLIP takes the tests as well.
     """
 
     lesson: Lesson
     tests: dict[str, Split]
-    ahead: dict[str, Split] = field(default_factory=dict)
-    before: dict[str, Split] = field(default_factory=dict)
-    truth: Split | None = None
-    track: bool = False
-    compared: bool = False
+    future_tests: dict[str, Split] = field(default_factory=dict)
+    initial_tests: dict[str, Split] = field(default_factory=dict)
+    labelled_target: Split | None = None
+    needs_epoch_metrics: bool = False
+    needs_zero_shot: bool = False

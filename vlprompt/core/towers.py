@@ -1,130 +1,178 @@
-"""What a method stands on: a CLIP, an image tower alone, or a language model."""
+"""Contracts of frozen towers (image, text, language model), and the Clip that joins two of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from vlprompt.core.images import Look
+from vlprompt.core.images import Preprocessing
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.stage import Stage
-from vlprompt.core.texts import Passage, Passages
+from vlprompt.core.texts import TextBatch, TextItem
 
-HELD = {"hf": "fp32", "hf-bf16": "bf16", "hf-int8": "int8", "hf-nf4": "nf4"}  # how a spec wants the weights held
+# precision of the frozen weights, by the scheme of a backbone's name
+WEIGHT_PRECISIONS = {"hf": "fp32", "hf-bf16": "bf16", "hf-int8": "int8", "hf-nf4": "nf4"}
 
 
 @runtime_checkable
 class Tower(Protocol):
-    """A frozen network that takes a Prompt; not a Module, so that it can't be trained, saved or moved by mistake."""
+    """A frozen network that takes a Prompt. Not an nn.Module: it can't be trained, saved or moved by mistake."""
 
     dim: int
     depth: int
-    heads: int
+    n_heads: int
     head_dim: int
-    width: int  # E, of what it reads out
-    key: str  # tells these weights from others
+    feature_dim: int  # E
+    key: str  # identifies the weights
     device: torch.device
 
-    def __call__(self, inputs: Any, /, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor: ...
-    def sites(self, *names: str) -> dict[str, tuple[int, int]]: ...
+    def __call__(self, inputs: Any, /, prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor: ...
+    def sites(self, *kinds: str) -> dict[str, tuple[int, int]]: ...
+    def require_blocks(self) -> None: ...  # ValueError for an opaque tower
 
 
 class TextTower(Tower, Protocol):
-    def context(
-        self, n: int | None = None, init: str | None = None, generator: torch.Generator | None = None
+    """The text tower of a CLIP: C texts after each of R contexts -> features (R, C, E)."""
+
+    def init_context(
+        self, n_tokens: int | None = None, init: str | None = None, generator: torch.Generator | None = None
     ) -> Tensor: ...
 
 
 @runtime_checkable
 class VisionTower(Tower, Protocol):
-    """A tower that reads images."""
+    """An image tower."""
 
-    look: Look
-    asked: bool  # whether the look was asked for, instead of the one that its weights were trained with
-    spec: str  # what `load` was asked for
-    size: int  # frozen parameters
-    notes: Mapping[str, str]  # what a result tells of how the weights were made to fit
-    special: int  # class and register tokens, the rows before the patches
-    grid: tuple[int, int]  # of patches
-    positions: Tensor  # (S + N, D), added to special tokens and patches; empty where there are none to add
+    preprocessing: Preprocessing
+    has_custom_preprocessing: bool  # whether another one was set than that of the weights
+    spec: str  # the name that was loaded
+    n_parameters: int  # frozen parameters
+    notes: Mapping[str, str]  # how the weights were adapted, for the result
+    n_special_tokens: int  # class and register tokens, before the patches
+    grid: tuple[int, int]  # patches per column and row
+    position_embeddings: Tensor  # (S + N, D), added to special tokens and patches; empty if there are none
 
-    def at(self, look: Look) -> "VisionTower": ...
+    def with_preprocessing(self, preprocessing: Preprocessing) -> "VisionTower": ...
     def merged(self, prompt: Prompt) -> "VisionTower": ...
-    def cut(self, k: int) -> "tuple[VisionTower, nn.Module]": ...
-    def copy(self) -> nn.Module: ...
+    def split_at(self, k: int) -> "tuple[VisionTower, nn.Module]": ...
+    def trainable_copy(self) -> nn.Module: ...
 
 
 @runtime_checkable
 class LanguageTower(Tower, Protocol):
-    """A tower that reads passages.
+    """A language model.
 
-    Called with read="pooled" it gives features (B, E); "mask" the states (B, E) at the answer's place; "response" the
-    states (R, E) before each token of all responses, one after the other; "words" the states (R, E) of the first token
-    of each word. States are what the model's own head reads, before the map into the vocabulary.
+    Outputs are "pooled": features (B, E); "mask": states (B, E) at the place of the answer; "response": states (R, E)
+    before each token of all responses, one after the other; "words": states (R, E) of the first token of each word.
+    States are what the model's own head takes, before the projection to the vocabulary.
     """
 
     kind: Literal["causal", "encoder", "seq2seq"]
-    base: str  # how the frozen weights are held: fp32, bf16, int8 or nf4
-    layers: tuple[int | str, ...]  # where a prefix may stand
-    biases: frozenset[str]  # the sites whose maps have one
-    spec: str  # what `load` was asked for
-    size: int  # frozen parameters
-    room: int | None  # positions, None where there is no bound
-    notes: dict[str, str]  # what a result tells of it; grows where texts are cut
-    checkpointing: bool  # whether what a layer made is made again going back, instead of being kept
+    weight_precision: str  # fp32, bf16, int8 or nf4
+    prefix_layers: tuple[int | str, ...]  # layers that take a prefix
+    sites_with_bias: frozenset[str]
+    spec: str  # the name that was loaded
+    n_parameters: int  # frozen parameters
+    max_positions: int | None  # None: unbounded
+    notes: dict[str, str]  # for the result; grows where texts are truncated
+    activation_checkpointing: bool  # whether layers are recomputed in the backward pass
 
-    def spelled(self, words: Sequence[str], template: str | None = None) -> list[list[int]]: ...  # tokens of answers
-    def unembed(self, ids: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]: ...  # rows of the vocabulary
-    def vocabulary(self, states: Tensor, ids: Sequence[int] | None = None) -> Tensor: ...  # (R, E) -> logits (R, V)
-    def targets(self, inputs: Passages, prompt: Prompt = NOTHING) -> list[list[int]]: ...  # the tokens of each response
-    def embedded(self, text: str) -> Tensor: ...  # the embeddings (N, D) of a text's tokens
-    def drawn(self, n: int, generator: Generator) -> Tensor: ...  # the embeddings (n, D) of random words
-    def past(
-        self, text: str, prompt: Prompt = NOTHING, after: bool = False
-    ) -> Prompt: ...  # a text that everyone has read, as a prefix; after: behind another such
-    def generate(self, inputs: Passages, prompt: Prompt = NOTHING, **settings: Any) -> list[str]: ...
+    def tokenize_answers(self, words: Sequence[str], template: str | None = None) -> list[list[int]]: ...
+    def get_output_embeddings(self, ids: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]:
+        """Weights (V, E) and bias (V,) of the vocabulary's rows."""
+        ...
+
+    def vocabulary_logits(self, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+        """States (R, E) -> logits (R, V)."""
+        ...
+
+    def response_tokens(self, inputs: TextBatch, prompt: Prompt = NOTHING) -> list[list[int]]: ...
+    def embed_text(self, text: str) -> Tensor:
+        """Embeddings (N, D) of a text's tokens."""
+        ...
+
+    def sample_token_embeddings(self, n: int, generator: Generator) -> Tensor:
+        """Embeddings (n, D) of random tokens."""
+        ...
+
+    def encode_prefix(self, text: str, prompt: Prompt = NOTHING, follows_prefix: bool = False) -> Prompt:
+        """Run a text once and return it as a prefix; follows_prefix: it stands behind another one."""
+        ...
+
+    def generate(self, inputs: TextBatch, prompt: Prompt = NOTHING, **settings: Any) -> list[str]: ...
     def merged(self, prompt: Prompt) -> "LanguageTower": ...
-    def adapted(self, config: Mapping[str, Any], seed: int) -> "Adapted": ...  # by PEFT's configuration
-    def save(self, prompt: Prompt, folder: Path, told: Mapping[str, Any]) -> None: ...  # as PEFT's files
-    def save_merged(self, prompt: Prompt, folder: Path) -> None: ...  # the whole model, with a prompt's parts in it
-    def copy(self) -> nn.Module: ...
+    def with_peft_adapter(self, config: Mapping[str, Any], seed: int) -> "AdaptedLanguageModel": ...
+    def save_as_peft(self, prompt: Prompt, folder: Path, metadata: Mapping[str, Any]) -> None: ...
+    def save_merged(self, prompt: Prompt, folder: Path) -> None:
+        """Save the model with the prompt's adapters merged into its weights."""
+        ...
+
+    def trainable_copy(self) -> nn.Module: ...
 
 
-class Adapted(Protocol):
-    """A language model with an adapter of PEFT: what is asked, what is trained, and what else a resume needs."""
+class AdaptedLanguageModel(Protocol):
+    """A language model with an adapter of PEFT."""
 
     @property
     def tower(self) -> LanguageTower: ...
     @property
-    def trained(self) -> Mapping[str, nn.Parameter]: ...
+    def trainable_parameters(self) -> Mapping[str, nn.Parameter]: ...
     @property
-    def state(self) -> Mapping[str, Tensor]: ...
-    def prompt(self) -> Prompt: ...  # what goes into the tower, of the types that have a prompt
-    def train(self, mode: bool) -> None: ...  # its dropout
-    def penalty(self) -> Tensor | None: ...  # a term of the loss
-    def stepped(self, step: int, total: int) -> None: ...  # after each step of the optimizer, from 1
-    def save(self, folder: Path, told: Mapping[str, Any]) -> None: ...  # in PEFT's own files
-    def save_merged(self, folder: Path) -> None: ...  # the whole model, with the adapter in its weights
+    def extra_state(self) -> Mapping[str, Tensor]: ...  # what a resumed training needs besides
+    def prompt(self) -> Prompt: ...  # of PEFT types that have a prompt
+    def train(self, mode: bool) -> None: ...
+    def penalty(self) -> Tensor | None: ...  # a loss term
+    def end_step(self, step: int, steps: int) -> None: ...  # steps count from 1
+    def save(self, folder: Path, metadata: Mapping[str, Any]) -> None: ...  # in PEFT's format
+    def save_merged(self, folder: Path) -> None: ...
+
+
+class HitCounts(Protocol):
+    """Lookups of a feature cache."""
+
+    hits: int
+    misses: int
+
+
+class FeatureStore(Protocol):
+    """What a tower has computed, by key; `unshared` are features that the other processes do not have yet."""
+
+    unshared: dict[str, Tensor] | None
+
+    @property
+    def counts(self) -> HitCounts: ...
+    def get(self, key: str | None) -> Tensor | None: ...
+    def add(self, key: str, tensor: Tensor) -> None: ...
+    def flush(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Two towers into one space. Features leave them un-normalised; a norm is taken here and nowhere else."""
+    """An image tower and a text tower with one joint space; their features are not normalised.
+
+    Args:
+        image: the image tower.
+        text: the text tower.
+        scale: exp of the learned log temperature.
+        spec: the name that was loaded.
+        bias: added to every logit by sigmoid losses (SigLIP); no ranking or softmax depends on it.
+        n_parameters: frozen parameters of both towers.
+    """
 
     image: Tower
     text: TextTower
-    scale: float  # exp of the learned log temperature
-    spec: str  # what `load` was asked for
-    bias: float = 0.0  # what sigmoid losses (SigLIP) add to every logit; no ranking or softmax sees it
-    size: int = 0  # frozen parameters of both towers
+    scale: float
+    spec: str
+    bias: float = 0.0
+    n_parameters: int = 0
 
     @property
-    def width(self) -> int:
-        return self.image.width
+    def feature_dim(self) -> int:
+        return self.image.feature_dim
 
     @property
     def device(self) -> torch.device:
@@ -135,9 +183,9 @@ class Clip:
         return F.normalize(x, dim=-1)
 
     def logits(self, image: Tensor, text: Tensor, scale: float | None = None) -> Tensor:
-        """image (B, E), text (C, E) or (B, C, E), normalised here -> scaled cosines (B, C).
+        """Scaled cosines (B, C) of image features (B, E) and text features (C, E) or (B, C, E), normalised here.
 
-        The bias belongs to the learned scale: it is added unless another scale is asked for.
+        The bias belongs to the learned scale: it is added unless another scale is given.
         """
         bias, scale = (self.bias, self.scale) if scale is None else (0.0, scale)
         image, text = self.unit(image), self.unit(text)
@@ -145,43 +193,46 @@ class Clip:
         return logits + bias if bias else logits
 
 
-AnyTower = VisionTower | LanguageTower  # what a method takes that does not mind what it reads
+AnyTower: TypeAlias = VisionTower | LanguageTower
+Backbone: TypeAlias = Clip | AnyTower
 
 
-Backbone = Clip | AnyTower
-
-
-def tower_of(backbone: Backbone) -> AnyTower:
-    """The tower that reads the inputs: of a CLIP that of its images."""
+def find_input_tower(backbone: Backbone) -> AnyTower:
+    """Return the tower that takes the inputs: a Clip's image tower, or the tower itself."""
     return cast(VisionTower, backbone.image) if isinstance(backbone, Clip) else backbone
 
 
-def kept_of(backbone: Backbone | None) -> Any:
-    """What its tower keeps of the features that it made, with `counts` and `flush()`; None where it keeps nothing."""
-    return None if backbone is None else getattr(tower_of(backbone), "kept", None)
+def find_feature_cache(backbone: Backbone | None) -> FeatureStore | None:
+    """Return the feature cache of the input tower, None if it has none."""
+    return None if backbone is None else getattr(find_input_tower(backbone), "feature_cache", None)
 
 
-def look_of(backbone: Backbone) -> Look:
-    """How its images are looked at; ValueError for a language model."""
-    tower = tower_of(backbone)
+def find_preprocessing(backbone: Backbone) -> Preprocessing:
+    """Return the preprocessing of a backbone's images; ValueError for a language model."""
+    tower = find_input_tower(backbone)
     if isinstance(tower, LanguageTower):
-        raise ValueError(f"{tower.spec} reads texts and looks at no images: leave `look` out")
-    return tower.look
+        raise ValueError(f"preprocess: expected an image tower, got {tower.spec}. Leave preprocess out.")
+    return tower.preprocessing
 
 
-def seen(backbone: Backbone, look: Look) -> Backbone:
-    """The backbone with another look at its images; ValueError for a size that its image tower can't take."""
-    look_of(backbone)
-    image = cast(VisionTower, tower_of(backbone)).at(look)
+def with_preprocessing(backbone: Backbone, preprocessing: Preprocessing) -> Backbone:
+    """Return the backbone with other preprocessing; ValueError for a size that its image tower can't take."""
+    find_preprocessing(backbone)
+    image = cast(VisionTower, find_input_tower(backbone)).with_preprocessing(preprocessing)
     return replace(backbone, image=image) if isinstance(backbone, Clip) else image
 
 
-def fits(backbone: Backbone | None, stage: Stage) -> None:
-    """ValueError for texts before a tower that looks at images, and for images before one that reads."""
-    shown = [item for split in (stage.lesson.train, *stage.tests.values()) for item in split.items[:1]]
-    texts, reads = any(isinstance(item, Passage) for item in shown), isinstance(backbone, LanguageTower)
-    if backbone is None or not shown or texts == reads:
+def validate_stage_inputs(backbone: Backbone | None, stage: Stage) -> None:
+    """Raise ValueError for texts and an image tower, or for images and a language model."""
+    items = [item for split in (stage.lesson.train, *stage.tests.values()) for item in split.items[:1]]
+    has_texts, takes_texts = any(isinstance(item, TextItem) for item in items), isinstance(backbone, LanguageTower)
+    if backbone is None or not items or has_texts == takes_texts:
         return
-    what, remedy = ("texts", "hf:FOLDER or hf:OWNER/NAME") if texts else ("images", "glyph or open_clip:NAME/TAG")
-    kind = "a language model" if reads else "a tower of images"
-    raise ValueError(f"the dataset has {what}, and {backbone.spec} is {kind}: take --backbone {remedy}, or other data")
+    if takes_texts:
+        kind, expected, got, remedy = "a language model", "texts", "images", "glyph or open_clip:NAME/TAG"
+    else:
+        kind, expected, got, remedy = "an image tower", "images", "texts", "hf:FOLDER or hf:OWNER/NAME"
+    raise ValueError(
+        f"dataset: expected {expected} for {backbone.spec}, which is {kind}, got {got}. "
+        f"Set --backbone {remedy}, or take other data."
+    )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Data", "from_huggingface", "from_torchvision", "open_data"]
-_HOMES = {
+_EXPORTS = {
     "Data": "dataset",
     "from_huggingface": "readers.python_objects",
     "from_torchvision": "readers.python_objects",
@@ -19,6 +19,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"vlprompt.data.{_HOMES[name]}"), name)
+    if name in _EXPORTS:
+        return getattr(import_module(f"vlprompt.data.{_EXPORTS[name]}"), name)
     raise AttributeError(f"module 'vlprompt.data' has no attribute {name!r}; it has {', '.join(__all__)}")

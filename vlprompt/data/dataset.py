@@ -1,80 +1,71 @@
-"""What every reader of a dataset gives: classes in label order and rows; and the data that is made of them."""
+"""What readers return, class names with records of each split, and the data that are built from it."""
 
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name, Names, ids
-from vlprompt.core.images import Item, Look
-from vlprompt.data.images.decoding import file_item
+from vlprompt.core.class_names import DEFAULT_TEMPLATE, ClassName, Names, class_ids
+from vlprompt.core.images import ImageItem, Preprocessing
+from vlprompt.data.images.decoding import build_file_item
+
+PROBE_PREPROCESSING = Preprocessing((8, 8))  # enough to know that an image can be decoded
+FOLDER_HINT = "A class needs at least 3 images, 10 or more are better."
 
 
-def class_names(classes: dict[str, str], where: str, hand: str | None = None) -> tuple[Name, ...]:
-    """Names from {id: name}; ValueError for an empty one, a warning for two alike."""
-    names = []
-    for key, name in classes.items():
-        text = unicodedata.normalize("NFC", str(name)).strip()
-        if not text.replace("_", " ").strip():
-            raise ValueError(f"{where}: the class {key!r} has an empty name; give it a name that a caption can hold")
-        names.append(Name(text, str(key), hand))
-    told_alike(names, where)
-    return tuple(names)
-
-
-def told_alike(names: Sequence[str], where: str) -> None:
-    """A warning for names that are alike."""
-    if alike := sorted({str(n) for n in names if names.count(n) > 1}):
-        warnings.warn(
-            f"{where}: several classes are called {', '.join(map(repr, alike))}; their texts are the same", stacklevel=4
-        )
-
-
-def plain(name: str) -> str:
-    """What stays of a name when case, spaces, _ and - say nothing: "Real World", real_world and RealWorld are alike."""
-    folded = unicodedata.normalize("NFC", name).strip().casefold()
-    return re.sub(r"[\s_-]", "", folded) or folded
-
-
-LEAST = Look((8, 8))  # enough to know that an image can be decoded
-
-
-class Row(NamedTuple):
-    """One image: its path inside the dataset (what its item is found by), the id of its class, perhaps a domain."""
+class ImageRecord(NamedTuple):
+    """One image: its path in the dataset, from which its item is built, its class id and perhaps its domain."""
 
     path: str
-    id: str
+    class_id: str
     domain: str | None = None
 
 
 @dataclass(frozen=True)
-class Found:
-    """names in label order (Name.id is what rows call a class by), rows of each part, how an item is made of a path.
+class RawDataset:
+    """What a reader returns.
 
-    sparse: a class may lack images in a part, since published lists leave it so; it needs some in any part. domains: in
-    the order in which they are met (default: sorted). stages: in how many a stream meets the classes, or which in each.
+    Args:
+        names: class names in label order; records name a class by its id.
+        records: records of each split.
+        build_item: builds the item of a path.
+        note: how the splits were made, for results.
+        info: facts that go into `Split.info`.
+        incomplete_splits: a class may lack images in a split, as published lists leave it; it needs some in any split.
+        domains: the order of the domains (default: sorted).
+        stages: the number of stages of a stream, or the class ids of each stage.
+        name: the name of the dataset.
+        template: the prompt template of the dataset.
+        augment: the augmentation of training images.
+        where: how errors name the dataset (default: its name).
+        hint: the remedy that errors end with.
     """
 
     names: Names
-    parts: Mapping[str, Sequence[Row]]
-    item: Callable[[str], Item]
+    records: Mapping[str, Sequence[ImageRecord]]
+    build_item: Callable[[str], ImageItem]
     note: str = ""
     info: dict[str, object] = field(default_factory=dict)
-    sparse: bool = False
+    incomplete_splits: bool = False
     domains: Sequence[str] = ()
     stages: int | list[list[str]] | None = None
+    name: str = ""
+    template: str = DEFAULT_TEMPLATE
+    augment: str = "crop-flip"
+    where: str = ""
+    hint: str = FOLDER_HINT
 
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset that was opened: its splits, its template, and what a result must say of it.
+    """An opened dataset: its splits, its template, and the note for results.
 
-    val may be missing, and train may be empty (a set that is only for tests).
+    val may be None, and train may be empty (a dataset that is only for tests).
     """
 
     name: str
@@ -85,111 +76,195 @@ class Data:
     note: str
 
     def hash(self) -> str:
-        """Tells it from other data: the hashes of its splits."""
+        """Return the joined hashes of the splits, which tell the data from any other."""
         return "-".join(split.hash()[:6] for split in (self.train, self.val, self.test) if split is not None)
 
 
-def item_of(images: Path, path: str) -> Item:
-    return file_item(images / path, path)
+def build_class_names(classes: Mapping[str, str], where: str, template: str | None = None) -> tuple[ClassName, ...]:
+    """Build class names in label order.
 
+    Args:
+        classes: {id: name}.
+        where: the dataset, for errors and warnings.
+        template: the prompt template of the dataset.
 
-def under(images: Path) -> Callable[[str], Item]:
-    """Items of files below a folder."""
-    return partial(item_of, images)
-
-
-def made(name: str, found: Found, template: str, augment: str, where: str, hint: str, *,
-         skip_broken: bool = False, only_there: bool = False) -> Data:  # fmt: skip
-    """The splits of what was found.
-
-    where and hint: how errors begin and end. skip_broken: leave out files that are missing or can't be decoded.
-    only_there: leave out classes without images instead of a ValueError.
+    Raises:
+        ValueError: for an empty name. Equal names are only warned about.
     """
+    names = []
+    for key, name in classes.items():
+        text = unicodedata.normalize("NFC", str(name)).strip()
+        if not text.replace("_", " ").strip():
+            raise ValueError(f"{where}: the class {key!r} has an empty name. Name it as a prompt should show it.")
+        names.append(ClassName(text, str(key), template))
+    warn_duplicate_names(names, where)
+    return tuple(names)
 
-    places = {key: i for i, key in enumerate(ids(found.names))}
-    if "test" not in found.parts:
-        raise ValueError(f"{where} has no test images; {hint}")
-    strange = sorted({row.id for of_part in found.parts.values() for row in of_part} - set(places))
-    if strange:
-        raise ValueError(
-            f"{where}: the data name the class {strange[0]!r}, which is not among its {len(places)} classes"
+
+def warn_duplicate_names(names: Sequence[str], where: str) -> None:
+    """Warn of classes that share a name."""
+    if repeated := sorted({str(name) for name in names if names.count(name) > 1}):
+        warnings.warn(
+            f"{where}: several classes are called {', '.join(map(repr, repeated))}, so their texts are the same. "
+            "Rename one to silence this.",
+            stacklevel=4,
         )
-    rows, items, left = _items(found, where, hint, skip_broken)
-    names, note = found.names, found.note
-    if left:
-        some = ", ".join(Path(p).name for p in left[:5]) + " ..." * (len(left) > 5)
-        note = joined(note, f"{len(left)} broken files left out ({some})")
-    lacking: dict[str, str] = {}  # id -> the first part that has none
-    every = {row.id for of_part in rows.values() for row in of_part}
-    for part in ("train", "test"):
-        if part in found.parts:
-            has = every if found.sparse else {row.id for row in rows[part]}
-            for key in places:
-                if key not in has:
-                    lacking.setdefault(key, part)
-    if lacking and not only_there:
-        part = "train" if "train" in lacking.values() else "test"
-        short = [str(n) for n, key in zip(names, places, strict=True) if lacking.get(key) == part]
-        told = ", ".join(map(repr, short[:8])) + " ..." * (len(short) > 8)
-        raise ValueError(f"{where} has too few images for {part}: none in {len(short)} of {len(names)} classes "
-                         f"({told}); {hint}")  # fmt: skip
-    if lacking:
-        kept = [i for key, i in places.items() if key not in lacking]
-        names = tuple(names[i] for i in kept)
-        note = joined(note, f"only the {len(kept)} of {len(places)} classes that have images")
-        if len(kept) < 2:
-            raise ValueError(
-                f"{where} has images of {len(kept)} class{'es' * (len(kept) != 1)} only; two classes are the least"
-            )
-        places = {key: i for i, key in enumerate(ids(names))}
-    there = {row.domain for of_part in rows.values() for row in of_part if row.domain is not None}
-    domains = [domain for domain in found.domains or sorted(there, key=_counted) if domain in there]
-    stages = found.stages
-    if isinstance(stages, list):
-        stages = [kept for stage in stages if (kept := [key for key in stage if key in places])]
-    info = found.info | ({"domains": domains} if domains else {}) | ({"stages": stages} if stages is not None else {})
+
+
+def normalize_name(name: str) -> str:
+    """Drop case, spaces, _ and - of a name: "Real World", real_world and RealWorld become equal."""
+    folded = unicodedata.normalize("NFC", name).strip().casefold()
+    return re.sub(r"[\s_-]", "", folded) or folded
+
+
+def build_folder_item(images: Path, path: str) -> ImageItem:
+    """Build the item of a file below a folder."""
+    return build_file_item(images / path, path)
+
+
+def make_item_builder(images: Path) -> Callable[[str], ImageItem]:
+    """Return a function that builds items of files below a folder."""
+    return partial(build_folder_item, images)
+
+
+def join_notes(*notes: str) -> str:
+    """Join the notes that are not empty."""
+    return "; ".join(note for note in notes if note)
+
+
+def shorten_list(texts: Iterable[object], max_items: int, separator: str = ", ") -> str:
+    """Join the first texts, with "..." where there are more."""
+    shown = list(map(str, texts))
+    return separator.join(shown[:max_items]) + " ..." * (len(shown) > max_items)
+
+
+def build_dataset(raw: RawDataset, *, skip_broken: bool = False, allow_missing_classes: bool = False) -> Data:
+    """Build the splits of what a reader returned.
+
+    Args:
+        raw: names and records.
+        skip_broken: leave out files that are missing or cannot be decoded.
+        allow_missing_classes: leave out classes without images.
+
+    Raises:
+        ValueError: for data without test images, unknown classes, missing files and classes without images.
+    """
+    where = raw.where or raw.name
+    _require_known_classes(raw, where)
+    records, items, broken = _collect_items(raw, where, skip_broken)
+    note = raw.note
+    if broken:
+        broken_names = shorten_list((Path(path).name for path in broken), 5)
+        note = join_notes(note, f"{len(broken)} broken files left out ({broken_names})")
+    names = _select_classes(raw, records, where, allow_missing_classes)
+    if len(names) < len(raw.names):
+        note = join_notes(note, f"only the {len(names)} of {len(raw.names)} classes that have images")
+    labels = {key: label for label, key in enumerate(class_ids(names))}
+    domains = _order_domains(raw, records)
+    info = raw.info | ({"domains": domains} if domains else {}) | _select_stages(raw.stages, labels)
     splits = {}
-    for part, of_part in rows.items():
-        kept = [(row, item) for row, item in zip(of_part, items[part], strict=True) if row.id in places]
-        which = tuple(domains.index(row.domain) for row, _ in kept if row.domain is not None) if domains else None
-        splits[part] = Split(tuple(item for _, item in kept), tuple(places[row.id] for row, _ in kept), names, which,
-                             augment, info)  # fmt: skip
-    train = splits.get("train", Split((), (), names, augment=augment, info=info))
-    return Data(name, train, splits.get("val"), splits["test"], template, note)
+    for part, part_records in records.items():
+        pairs = [pair for pair in zip(part_records, items[part], strict=True) if pair[0].class_id in labels]
+        splits[part] = Split(
+            items=tuple(item for _, item in pairs),
+            labels=tuple(labels[record.class_id] for record, _ in pairs),
+            names=names,
+            domains=tuple(domains.index(r.domain) for r, _ in pairs if r.domain is not None) if domains else None,
+            augment=raw.augment,
+            info=info,
+        )
+    train = splits.get("train", Split((), (), names, augment=raw.augment, info=info))
+    return Data(raw.name, train, splits.get("val"), splits["test"], raw.template, note)
 
 
-def _items(
-    found: Found, where: str, hint: str, skip_broken: bool
-) -> tuple[dict[str, list[Row]], dict[str, list[Item]], list[str]]:
-    """Rows and items of each part, and the paths that were left out; ValueError for files that are not there."""
-    rows: dict[str, list[Row]] = {part: [] for part in found.parts}
-    items: dict[str, list[Item]] = {part: [] for part in found.parts}
+def _require_known_classes(raw: RawDataset, where: str) -> None:
+    """Raise ValueError for data without a test split and for records of a class that there is not."""
+    if "test" not in raw.records:
+        raise ValueError(f"{where}: expected test images, got none. {raw.hint}")
+    known = set(class_ids(raw.names))
+    unknown = sorted({record.class_id for records in raw.records.values() for record in records} - known)
+    if unknown:
+        raise ValueError(f"{where}: the data name the class {unknown[0]!r}, which is not among its {len(known)} "
+                         "classes. Correct the lists of the data.")  # fmt: skip
+
+
+def _collect_items(
+    raw: RawDataset, where: str, skip_broken: bool
+) -> tuple[dict[str, list[ImageRecord]], dict[str, list[ImageItem]], list[str]]:
+    """Return records and items of each split, and the paths that were left out; ValueError for missing files."""
+    records: dict[str, list[ImageRecord]] = {part: [] for part in raw.records}
+    items: dict[str, list[ImageItem]] = {part: [] for part in raw.records}
     missing, broken = list[str](), list[str]()
-    for part, of_part in found.parts.items():
-        for row in of_part:
+    for part, part_records in raw.records.items():
+        for record in part_records:
             try:
-                item = found.item(row.path)
+                item = raw.build_item(record.path)
                 if skip_broken:
-                    item.once(LEAST, None)
+                    item.decode_once(PROBE_PREPROCESSING, None)
             except (FileNotFoundError, NotADirectoryError):
-                missing.append(row.path)
+                missing.append(record.path)
             except ValueError:
-                broken.append(row.path)
+                broken.append(record.path)
             else:
-                rows[part].append(row)
+                records[part].append(record)
                 items[part].append(item)
     if missing and not skip_broken:
-        told = ", ".join(missing[:3]) + " ..." * (len(missing) > 3)
-        are = "1 image that is" if len(missing) == 1 else f"{len(missing)} images that are"
-        rest = hint if "prepare" in hint else "put them back or take them off its list"
-        raise ValueError(f"{where} names {are} not there ({told}); {rest}, or run without such files by --skip-broken")
-    return rows, items, sorted(missing + broken)
+        count = "1 image that is" if len(missing) == 1 else f"{len(missing)} images that are"
+        remedy = raw.hint if "prepare" in raw.hint else "Put them back or remove them from the list."
+        raise ValueError(
+            f"{where} names {count} not there ({shorten_list(missing, 3)}). {remedy} "
+            "Or run without such files by --skip-broken."
+        )
+    return records, items, sorted(missing + broken)
 
 
-def _counted(domain: str) -> list[object]:
-    """What sorts s2 before s10."""
+def _select_classes(
+    raw: RawDataset, records: Mapping[str, Sequence[ImageRecord]], where: str, allow_missing_classes: bool
+) -> Names:
+    """Return the names of the classes that have images in train and in test.
+
+    Raises:
+        ValueError: where some have none and that is not allowed, and where fewer than two classes are left.
+    """
+    all_ids = {record.class_id for part_records in records.values() for record in part_records}
+    lacking: dict[str, str] = {}  # class id -> the first split without images of it
+    for part in ("train", "test"):
+        if part in raw.records:
+            ids = all_ids if raw.incomplete_splits else {record.class_id for record in records[part]}
+            for key in class_ids(raw.names):
+                if key not in ids:
+                    lacking.setdefault(key, part)
+    if not lacking:
+        return raw.names
+    if not allow_missing_classes:
+        part = "train" if "train" in lacking.values() else "test"
+        empty = [str(n) for n, key in zip(raw.names, class_ids(raw.names), strict=True) if lacking.get(key) == part]
+        raise ValueError(
+            f"{where} has too few images for {part}: none in {len(empty)} of {len(raw.names)} classes "
+            f"({shorten_list(map(repr, empty), 8)}). {raw.hint}"
+        )
+    names = tuple(n for n, key in zip(raw.names, class_ids(raw.names), strict=True) if key not in lacking)
+    if len(names) < 2:
+        plural = "es" * (len(names) != 1)
+        raise ValueError(
+            f"{where}: expected images of at least 2 classes, has images of {len(names)} class{plural} only"
+        )
+    return names
+
+
+def _order_domains(raw: RawDataset, records: Mapping[str, Sequence[ImageRecord]]) -> list[str]:
+    present = {record.domain for part_records in records.values() for record in part_records}
+    names = {domain for domain in present if domain is not None}
+    return [domain for domain in raw.domains or sorted(names, key=_natural_sort_key) if domain in names]
+
+
+def _select_stages(stages: int | list[list[str]] | None, labels: Mapping[str, int]) -> dict[str, object]:
+    """Return the stages without the classes that were left out."""
+    if isinstance(stages, list):
+        return {"stages": [ids for stage in stages if (ids := [key for key in stage if key in labels])]}
+    return {} if stages is None else {"stages": stages}
+
+
+def _natural_sort_key(domain: str) -> list[object]:
+    """Sort s2 before s10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", domain)]
-
-
-def joined(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)

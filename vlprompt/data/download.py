@@ -1,4 +1,4 @@
-"""Getting the files of a dataset: only when asked, what is there already is kept, and nothing is ever half there."""
+"""Download and unpack the files of a dataset: only when asked, never twice, and nothing is ever half there."""
 
 import hashlib
 import http.client
@@ -11,175 +11,181 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
-Watch = Callable[[str, int, int], None]  # what, bytes done, bytes in all (0: not known)
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-KEYS = {"url", "file", "md5", "strip", "into", "gives"}
+if TYPE_CHECKING:
+    from vlprompt.data.card_schema import Download, LayoutCard
+
+ProgressCallback = Callable[[str, int, int], None]  # activity, bytes done, bytes in all (0: unknown)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One file: where it is fetched (None: an earlier archive holds it), what it is called, and what it gives.
+def read_download_steps(card: "LayoutCard", mirror: str | None = None) -> "list[Download]":
+    """Return what a card says to download; `mirror` is a folder or address with files of the same names."""
+    if mirror is None:
+        return card.downloads
+    base = mirror if "://" in mirror else Path(mirror).expanduser().resolve().as_uri()
+    return [
+        step if step.url is None else step.model_copy(update={"url": f"{base.rstrip('/')}/{step.file}"})
+        for step in card.downloads
+    ]
 
-    strip: how many folders are taken off the paths in an archive; into: where it is unpacked; both under the dataset's
-    folder, as is `gives`, whose presence means that the step is done.
+
+def prepare_files(
+    card: "LayoutCard", folder: Path, download: bool, mirror: str | None, on_progress: ProgressCallback
+) -> "list[Download]":
+    """Unpack what is there and download the rest where that is allowed.
+
+    Args:
+        card: the card whose files are prepared.
+        folder: the folder of the dataset.
+        download: whether missing files are downloaded.
+        mirror: a folder or address with files of the same names.
+        on_progress: called while files are downloaded, checked and unpacked.
+
+    Returns:
+        The steps that could not be done.
+
+    Raises:
+        OSError: for a failed download, with the place where the file goes when it is fetched by hand.
+        ValueError: for a wrong checksum and for an archive that is broken or would write outside its folder.
     """
-
-    gives: str
-    file: str
-    url: str | None = None
-    md5: str | None = None
-    strip: int = 0
-    into: str = "."
-
-    @property
-    def archive(self) -> bool:
-        return self.file.endswith(ARCHIVES)
-
-
-def steps(card: dict[str, Any], base: str | None = None) -> list[Step]:
-    """What a card says to download; base: a folder or address that holds files of the same names."""
-    found = []
-    for told in card.get("downloads", ()):
-        if strange := set(told) - KEYS:
-            raise ValueError(f"a download on the card has the unknown key {min(strange)!r}; it has {', '.join(KEYS)}")
-        url = told.get("url")
-        file = told.get("file") or PurePosixPath(url).name
-        if base is not None and url is not None:
-            whole = base if "://" in base else Path(base).expanduser().resolve().as_uri()
-            url = f"{whole.rstrip('/')}/{file}"
-        found.append(Step(**{**told, "url": url, "file": file}))
-    return found
-
-
-def prepare(card: dict[str, Any], folder: Path, download: bool, base: str | None, watch: Watch) -> list[Step]:
-    """Unpacks what is there and, when it may, downloads the rest; gives the steps that could not be done.
-
-    OSError for what can't be had, with the place where the file goes when it is fetched by hand; ValueError for a file
-    with another checksum and for an archive that is broken or would write outside its folder.
-    """
-    left, every = [], steps(card, base)
-    for step in every:
-        after = [later.gives for later in every if later.file == step.gives]  # what an archive in an archive gives
-        if any((folder / path).exists() for path in (step.gives, *after)):
+    undone, steps = [], read_download_steps(card, mirror)
+    for step in steps:
+        contents = [later.produces for later in steps if later.file == step.produces]  # of an archive in an archive
+        if any((folder / path).exists() for path in (step.produces, *contents)):
             continue
         path = folder / step.file
         if not path.is_file():
             if step.url is None or not download:
-                left.append(step)
+                undone.append(step)
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            fetch(step.url, path, watch, card.get("by_hand", ""))
-        if step.md5 is not None and (came := md5_of(path, watch)) != step.md5:
+            download_file(step.url, path, on_progress, card.manual_download or "")
+        if step.md5 is not None and (md5 := compute_md5(path, on_progress)) != step.md5:
             raise ValueError(
-                f"{str(path)!r} has the md5 {came}, not {step.md5}: it is broken or another version; "
-                "remove it and give the same command again"
+                f"{str(path)!r} has the md5 {md5}, not {step.md5}: it is broken or another version. "
+                "Remove it and give the same command again."
             )
-        if step.archive:
-            watch(f"unpacking {step.file}", 0, 0)
+        if step.is_archive:
+            on_progress(f"unpacking {step.file}", 0, 0)
             unpack(path, folder, step)
-        if not (folder / step.gives).exists():
-            raise ValueError(f"{str(path)!r} does not hold {step.gives}; it is not the file that the card means")
-    return left
+        if not (folder / step.produces).exists():
+            raise ValueError(f"{str(path)!r} does not hold {step.produces}; it is not the file that the card means")
+    return undone
 
 
-def fetch(url: str, path: Path, watch: Watch, advice: str = "") -> None:
-    """A file from an address; it bears its name only when it is whole, and a part that came before is continued.
+def download_file(url: str, path: Path, on_progress: ProgressCallback, manual_hint: str = "") -> None:
+    """Download a file; it gets its name only when it is complete, and an earlier part is continued.
 
-    advice: what the error says besides, of how to come by the file.
+    Args:
+        url: the address.
+        path: where the file goes.
+        on_progress: called after each block.
+        manual_hint: how else the file can be had, for the error.
+
+    Raises:
+        OSError: for a failed download.
     """
     part = path.with_name(f"{path.name}.part")
-    have = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "vlprompt"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            if answer.headers.get("Content-Type", "").startswith("text/html") and not path.name.endswith(".html"):
-                raise OSError("a web page came instead of the file")
-            have = have if getattr(answer, "status", None) == 206 else 0
-            total = have + int(answer.headers.get("Content-Length") or 0)
-            with part.open("ab" if have else "wb") as file:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    have += len(block)
-                    watch(f"fetching {path.name}", have, total)
-            if have < total:
-                raise OSError(f"only {have} of {total} bytes came")
+        _download_part(url, part, path.name, on_progress)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError) and error.code == 416:
-            part.unlink(missing_ok=True)  # more than the whole file: begin again next time
+            part.unlink(missing_ok=True)  # more than the complete file: begin again next time
         raise OSError(
-            f"could not get {url} ({error}); what has come is kept, the same command goes on from there. "
+            f"could not get {url} ({error}); what has come stays, the same command goes on from there. "
             f"Or fetch it another way, put it at {str(path)!r} and give the same command again"
-            + (f" ({advice})" if advice else "")
+            + (f" ({manual_hint})" if manual_hint else "")
         ) from error
     part.replace(path)
 
 
-def md5_of(path: Path, watch: Watch) -> str:
-    found, total, done = hashlib.md5(usedforsecurity=False), path.stat().st_size, 0
+def _download_part(url: str, part: Path, name: str, on_progress: ProgressCallback) -> None:
+    """Download into a part file, from where it ends; OSError where not all has come."""
+    n_bytes = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "vlprompt"})
+    if n_bytes:
+        request.add_header("Range", f"bytes={n_bytes}-")
+    with urllib.request.urlopen(request, timeout=60) as response:
+        if response.headers.get("Content-Type", "").startswith("text/html") and not name.endswith(".html"):
+            raise OSError("a web page came instead of the file")
+        n_bytes = n_bytes if getattr(response, "status", None) == 206 else 0
+        total = n_bytes + int(response.headers.get("Content-Length") or 0)
+        with part.open("ab" if n_bytes else "wb") as file:
+            while block := response.read(1 << 20):
+                file.write(block)
+                n_bytes += len(block)
+                on_progress(f"fetching {name}", n_bytes, total)
+        if n_bytes < total:
+            raise OSError(f"only {n_bytes} of {total} bytes came")
+
+
+def compute_md5(path: Path, on_progress: ProgressCallback) -> str:
+    """Return the md5 of a file."""
+    digest, total, n_bytes = hashlib.md5(usedforsecurity=False), path.stat().st_size, 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
-            found.update(block)
-            done += len(block)
-            watch(f"checking {path.name}", done, total)
-    return found.hexdigest()
+            digest.update(block)
+            n_bytes += len(block)
+            on_progress(f"checking {path.name}", n_bytes, total)
+    return digest.hexdigest()
 
 
-def unpack(path: Path, folder: Path, step: Step) -> None:
-    """An archive beside its place first, then moved there, what the step gives last."""
-    beside = folder / f".{path.name}.unpacking"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+def unpack(path: Path, folder: Path, step: "Download") -> None:
+    """Unpack an archive into a temporary folder and move it into place, what the step produces last.
+
+    Raises:
+        ValueError: for an archive that is broken or would write outside its folder.
+    """
+    temporary = folder / f".{path.name}.unpacking"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
         if path.name.endswith(".zip"):
-            _unzip(path, beside, step.strip)
+            _unzip(path, temporary, step.strip_components)
         else:
             with tarfile.open(path) as archive:
-                archive.extractall(beside, members=_stripped(archive, step.strip), filter="data")
-        into = folder / step.into
-        if not into.exists():
-            beside.replace(into)
+                archive.extractall(temporary, members=_strip_members(archive, step.strip_components), filter="data")
+        target = folder / step.extract_to
+        if not target.exists():
+            temporary.replace(target)
             return
-        first = PurePosixPath(step.gives).parts[0]
-        for made in sorted(beside.iterdir(), key=lambda p: p.name == first):
-            if not (into / made.name).exists():
-                made.replace(into / made.name)
+        last = PurePosixPath(step.produces).parts[0]
+        for path_inside in sorted(temporary.iterdir(), key=lambda p: p.name == last):
+            if not (target / path_inside.name).exists():
+                path_inside.replace(target / path_inside.name)
     except tarfile.FilterError as error:
-        raise ValueError(f"{str(path)!r} would write outside its folder ({error}); it is not unpacked") from error
+        raise ValueError(f"{str(path)!r} would write outside its folder ({error}). It is not unpacked.") from error
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(
-            f"{str(path)!r} is broken or no archive ({error}); remove it and give the same command again"
+            f"{str(path)!r} is broken or no archive ({error}). Remove it and give the same command again."
         ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _stripped(archive: tarfile.TarFile, strip: int) -> Iterator[tarfile.TarInfo]:
+def _strip_members(archive: tarfile.TarFile, strip_components: int) -> Iterator[tarfile.TarInfo]:
     for member in archive:
         parts = PurePosixPath(member.name).parts
-        if len(parts) > strip:
-            name = str(PurePosixPath(*parts[strip:]))
-            changed = member.replace(name=name, deep=False)
+        if len(parts) > strip_components:
+            name = str(PurePosixPath(*parts[strip_components:]))
+            stripped = member.replace(name=name, deep=False)
             if member.islnk():
-                changed.linkname = str(PurePosixPath(*PurePosixPath(member.linkname).parts[strip:]))
-            yield changed
+                stripped.linkname = str(PurePosixPath(*PurePosixPath(member.linkname).parts[strip_components:]))
+            yield stripped
 
 
-def _unzip(path: Path, folder: Path, strip: int) -> None:
+def _unzip(path: Path, folder: Path, strip_components: int) -> None:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             parts = PurePosixPath(info.filename).parts
             unsafe = ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename
             if unsafe or "\\" in info.filename or stat.S_ISLNK(info.external_attr >> 16):
-                raise ValueError(f"{str(path)!r} would write outside its folder ({info.filename}); it is not unpacked")
-            if len(parts) <= strip or info.is_dir():
+                raise ValueError(f"{str(path)!r} would write outside its folder ({info.filename}). It is not unpacked.")
+            if len(parts) <= strip_components or info.is_dir():
                 continue
-            place = folder.joinpath(*parts[strip:])
-            os.makedirs(place.parent, exist_ok=True)
-            with archive.open(info) as source, place.open("wb") as target:
+            path_inside = folder.joinpath(*parts[strip_components:])
+            os.makedirs(path_inside.parent, exist_ok=True)
+            with archive.open(info) as source, path_inside.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)

@@ -1,77 +1,107 @@
-"""Looking at a dataset: what is there against what its card says, and a few of its images."""
+"""Inspect a dataset: compare it with its card, decode its images, sample a few of them."""
 
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import ids
-from vlprompt.data.cards import card_classes, card_ids, is_card, read_card
-from vlprompt.data.dataset import LEAST, Data
-from vlprompt.data.loading import open_data
-from vlprompt.data.locations import data_root, folder_of
-from vlprompt.data.readers.card_folder import classes_of
-from vlprompt.data.report import PARTS, Report, splits
+from vlprompt.core.class_names import class_ids
+from vlprompt.core.images import Preprocessing
+from vlprompt.data.cards import is_card, load_card, load_card_classes
+from vlprompt.data.dataset import PROBE_PREPROCESSING, Data, shorten_list
+from vlprompt.data.loading import open_source
+from vlprompt.data.locations import data_root, dataset_folder
+from vlprompt.data.readers.card_folder import find_classes
+from vlprompt.data.report import DatasetReport, nonempty_splits
+from vlprompt.data.sources import HubName, UserPath, resolve_source
+from vlprompt.data.splits.names import SPLIT_NAMES
+
+if TYPE_CHECKING:
+    from vlprompt.data.card_schema import ImageCard
+    from vlprompt.data.cards import Card
+
+ProgressCallback = Callable[[int, int], None]  # images done, images in all
 
 
-def check(
+def inspect_dataset(
     dataset: str,
     root: str | Path | None = None,
-    only_there: bool = False,
+    allow_missing_classes: bool = False,
     decode: bool = True,
-    watch: Callable[[int, int], None] | None = None,
-) -> Report:
-    """Opens a dataset with the classes that have images, and compares; decode: opens every image.
+    on_progress: ProgressCallback | None = None,
+) -> DatasetReport:
+    """Open a dataset with the classes that have images and compare it with its card.
 
-    only_there: that classes are missing is then not wrong. Texts were all read when they were opened. ValueError and
-    OSError as open_data has them.
+    Args:
+        dataset: as `open_data` takes it.
+        root: the folder of all datasets.
+        allow_missing_classes: missing classes are a remark and not a problem.
+        decode: decode every image.
+        on_progress: called while images are decoded.
+
+    Raises:
+        ValueError: as `open_data` does.
+        OSError: as `open_data` does.
     """
-    data = open_data(dataset, root=root, only_there=True)
+    source = resolve_source(dataset)
+    data = open_source(source, root=root, allow_missing_classes=True)
+    card = None if isinstance(source, HubName | UserPath | Data) else source
     if "answer" in data.test.info:
-        from vlprompt.data.text.inspection import compare
+        from vlprompt.data.text.inspection import inspect_texts
 
-        return compare(dataset, data, only_there)
-    parts = splits(data)
-    counts = {part: len(split) for part, split in parts.items()}
-    card: dict[str, Any] = read_card(dataset) if is_card(dataset) else {}
-    classes = (classes_of(card, root) if "layout" in card else card_classes(card)) if card else {}
-    if "members" in card:
-        classes = dict(zip(ids(data.test.names), data.test.names, strict=True))
-    missing = tuple(name for key, name in classes.items() if key not in ids(data.test.names))
-    many = max(len(classes), len(card_ids(card))) if card else 0  # a card may count classes that only the data name
-    missing += ("of unknown name",) * (many - len(classes))
-    expected = card.get("sizes", {})
-    wrong, told = list[str](), list[str]()
+        return inspect_texts(card if card is not None and card.kind == "text" else None, data, allow_missing_classes)
+    problems, remarks = list[str](), list[str]()
+    missing, n_classes = ((), 0) if card is None else _find_missing_classes(cast("ImageCard", card), data, root)
     if missing:
-        some = ", ".join(missing[:20]) + " ..." * (len(missing) > 20)
-        line = f"{len(missing)} of {many} classes have no images: {some}"
-        (told if only_there else wrong).append(line)
-    if "val" not in expected and {"train", "val"} <= counts.keys():  # our val is a share of the train that it counts
-        counts = {"train": counts["train"] + counts["val"], "test": counts["test"]}
-    if expected and not set(expected) & set(PARTS):  # the card counts the images of each domain
-        named: Any = data.test.info.get("domains", [])
-        of_domain = Counter(named[k] for split in parts.values() for k in split.domains or ())
-        counts = {domain: of_domain[domain] for domain in expected}
-    if expected and counts != expected and not missing:
-        theirs = "not the literature's split" not in data.note
-        (wrong if theirs else told).append(
-            f"the card has {_sizes(expected)} images in {'/'.join(expected)}, here are {_sizes(counts)}"
-        )
-    alike = sorted({str(name) for name in data.test.names if data.test.names.count(name) > 1})
-    if alike:
-        told.append(f"several classes are called {', '.join(alike)}; they are told apart by their ids")
-    broken = _broken(parts, watch) if decode else ()
+        line = f"{len(missing)} of {n_classes} classes have no images: {shorten_list(missing, 20)}"
+        (remarks if allow_missing_classes else problems).append(line)
+    expected = {} if card is None else card.sizes
+    if expected and not missing and (line := _compare_sizes(data, expected)):
+        is_expected = "not the literature's split" in data.note
+        (remarks if is_expected else problems).append(line)
+    if repeated := sorted({str(name) for name in data.test.names if data.test.names.count(name) > 1}):
+        remarks.append(f"several classes are called {', '.join(repeated)}; they are told apart by their ids")
+    splits = nonempty_splits(data)
+    broken = _find_broken_files(splits, on_progress) if decode else ()
     if broken:
-        some = ", ".join(broken[:20]) + " ..." * (len(broken) > 20)
-        wrong.append(
-            f"{len(broken)} images can't be decoded: {some}; replace them, or run without them by --skip-broken"
+        problems.append(
+            f"{len(broken)} images can't be decoded: {shorten_list(broken, 20)}; replace them, or run without them by "
+            "--skip-broken"
         )
-    return Report(data, {k: len(v) for k, v in parts.items()}, expected, missing, broken, wrong, told + stream(data))
+    counts = {part: len(split) for part, split in splits.items()}
+    return DatasetReport(data, counts, expected, missing, broken, problems, remarks + describe_stream(data))
 
 
-def stream(data: Data) -> list[str]:
-    """How the data can be met, where they say so: lines of stages, of domains with their images, of their use."""
+def _find_missing_classes(card: "ImageCard", data: Data, root: str | Path | None) -> tuple[tuple[str, ...], int]:
+    """Return the names of a card's classes that have no images, and the number of its classes."""
+    present = class_ids(data.test.names)
+    if card.kind == "members":
+        classes = dict(zip(present, map(str, data.test.names), strict=True))
+    else:
+        classes = find_classes(card, root) if card.kind == "layout" else load_card_classes(card)
+    missing = tuple(name for key, name in classes.items() if key not in present)
+    n_classes = max(len(classes), len(card.listed_classes()))
+    return missing + ("of unknown name",) * (n_classes - len(classes)), n_classes  # that only the data name
+
+
+def _compare_sizes(data: Data, expected: dict[str, int]) -> str:
+    """Say how many items the card has and how many are here; "" where they are equal."""
+    splits = nonempty_splits(data)
+    counts = {part: len(split) for part, split in splits.items()}
+    if "val" not in expected and {"train", "val"} <= counts.keys():  # our val is a fraction of the train that it counts
+        counts = {"train": counts["train"] + counts["val"], "test": counts["test"]}
+    if not set(expected) & set(SPLIT_NAMES):  # the card counts the images of each domain
+        domains = cast(list[str], data.test.info.get("domains", []))
+        by_domain = Counter(domains[k] for split in splits.values() for k in split.domains or ())
+        counts = {domain: by_domain[domain] for domain in expected}
+    if counts == expected:
+        return ""
+    return f"the card has {_format_sizes(expected)} images in {'/'.join(expected)}, here are {_format_sizes(counts)}"
+
+
+def describe_stream(data: Data) -> list[str]:
+    """Return lines on stages, on domains with their images, and on transductive use, where the data have them."""
     lines, info = list[str](), data.test.info
     stages, domains = info.get("stages"), info.get("domains")
     if isinstance(stages, list):
@@ -79,9 +109,9 @@ def stream(data: Data) -> list[str]:
     elif stages is not None:
         lines.append(f"stages: {stages}, of {len(data.test.names)} classes in all")
     if isinstance(domains, list):
-        counts = {part: Counter(split.domains) for part, split in splits(data).items()}
-        told = (f"{name} {_sizes({p: c[k] for p, c in counts.items()})}" for k, name in enumerate(domains))
-        lines.append(f"domains: {', '.join(told)} in {'/'.join(counts)}")
+        counts = {part: Counter(split.domains) for part, split in nonempty_splits(data).items()}
+        sizes = (f"{name} {_format_sizes({p: c[k] for p, c in counts.items()})}" for k, name in enumerate(domains))
+        lines.append(f"domains: {', '.join(sizes)} in {'/'.join(counts)}")
     if info.get("transductive"):
         lines.append(
             "transductive: all images of a domain are adapted to and tested on; only other tasks take the parts"
@@ -89,61 +119,62 @@ def stream(data: Data) -> list[str]:
     return lines
 
 
-def _sizes(counts: dict[str, int]) -> str:
+def _format_sizes(counts: dict[str, int]) -> str:
     return "/".join(f"{n:,}" for n in counts.values())
 
 
-def _broken(parts: dict[str, Split], watch: Callable[[int, int], None] | None) -> tuple[str, ...]:
-    every = [item for split in parts.values() for item in split.items]
-    found = []
-    for done, item in enumerate(every, 1):
+def _find_broken_files(splits: dict[str, Split], on_progress: ProgressCallback | None) -> tuple[str, ...]:
+    items = [item for split in splits.values() for item in split.items]
+    broken = []
+    for n_done, item in enumerate(items, 1):
         try:
-            item.once(LEAST, None)
+            item.decode_once(PROBE_PREPROCESSING, None)
         except (ValueError, OSError):
-            found.append(item.name)
-        if watch is not None and (done % 50 == 0 or done == len(every)):
-            watch(done, len(every))
-    return tuple(found)
+            broken.append(item.name)
+        if on_progress is not None and (n_done % 50 == 0 or n_done == len(items)):
+            on_progress(n_done, len(items))
+    return tuple(broken)
 
 
-def samples(data: Data, most: int = 40) -> tuple[list[Any], list[str]]:
-    """Pictures (h, w, 3) of 0..1 from as many classes as fit, spread over all of them, and the name of each class.
+def sample_images(data: Data, max_images: int = 40) -> tuple[list[Any], list[str]]:
+    """Return images (h, w, 3) of 0..1 from as many classes as fit, spread over all of them, and their captions.
 
     A few from each where there are few classes. The items come from train, or from test where there is no train.
     """
-    from vlprompt.core.images import Look
-
     split = data.train if len(data.train) else data.test
     n = len(split.names)
-    chosen = range(n) if n <= most else [i * n // most for i in range(most)]
-    each = max(1, min(4, most // n))
-    of_class: dict[int, list[int]] = {}
-    for place, label in enumerate(split.labels):
-        of_class.setdefault(label, []).append(place)
-    pictures, captions = [], []
-    for label in chosen:
-        places = of_class.get(label, [])
-        for place in places[:: max(1, len(places) // each)][:each]:
-            pixels = split.items[place].pixels(Look((96, 96)), None)
-            pictures.append(pixels.clamp(0, 1).permute(1, 2, 0).numpy())
+    labels = range(n) if n <= max_images else [i * n // max_images for i in range(max_images)]
+    images_per_class = max(1, min(4, max_images // n))
+    indices_by_label: dict[int, list[int]] = {}
+    for index, label in enumerate(split.labels):
+        indices_by_label.setdefault(label, []).append(index)
+    images, captions = [], []
+    for label in labels:
+        indices = indices_by_label.get(label, [])
+        for index in indices[:: max(1, len(indices) // images_per_class)][:images_per_class]:
+            pixels = split.items[index].pixels(Preprocessing((96, 96)), None)
+            images.append(pixels.clamp(0, 1).permute(1, 2, 0).numpy())
             captions.append(f"{label} {str(split.names[label]).replace('_', ' ')}")
-    return pictures, captions
+    return images, captions
 
 
-def is_here(card: dict[str, Any], root: str | Path | None = None) -> bool:
-    """Whether its data lie on this machine; of a member that a library reads this is known when it is opened."""
-    if "text" in card:
-        from vlprompt.data.text.card import texts_here
+def is_available(card: "Card", root: str | Path | None = None) -> bool:
+    """Whether the data of a card lie on this machine. Members that a library reads count as available."""
+    match card.kind:
+        case "text":
+            from vlprompt.data.text.card import is_text_card_available
 
-        return texts_here(card, root)
-    if "members" in card:
-        return all(_is_here(str(member), root) for member in card["members"].values())
-    if "hub" in card:
-        return folder_of(card, root).exists()
-    return "loader" in card or (folder_of(card, root) / card["images"]).is_dir()
+            return is_text_card_available(card, root)
+        case "members":
+            return all(_is_member_available(member, root) for member in card.members.values())
+        case "hub":
+            return dataset_folder(card.folder, root).exists()
+        case "layout":
+            return (dataset_folder(card.folder, root) / card.images).is_dir()
+    return True
 
 
-def _is_here(member: str, root: str | Path | None) -> bool:
+def _is_member_available(member: str, root: str | Path | None) -> bool:
     if is_card(member):
-        return "members" not in (card := read_card(member)) and is_here(card, root)
+        return (card := load_card(member)).kind != "members" and is_available(card, root)
     return member.startswith("torchvision:") or (data_root(root) / member).exists()

@@ -1,13 +1,23 @@
-"""Dataset cards: what a dataset is and how its splits are made; a user's own files need none."""
+"""Open a dataset by its name or path: find its source, read it, build its splits."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from vlprompt.core.class_names import PLAIN, Name, ids
-from vlprompt.data.cards import HUBS, card_ids, is_card, read_card
-from vlprompt.data.dataset import Data, joined, made
-from vlprompt.data.images.decoding import AUGMENTS
-from vlprompt.data.readers.user_path import find
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import ClassName, class_ids
+from vlprompt.data.dataset import Data, RawDataset, build_dataset
+from vlprompt.data.images.decoding import AUGMENTATIONS
+from vlprompt.data.readers.card import note_missing_classes, read_card
+from vlprompt.data.readers.hub import read_hub_name
+from vlprompt.data.readers.user_path import read_user_path
+from vlprompt.data.sources import DatasetSource, HubName, UserPath, resolve_source
+
+if TYPE_CHECKING:
+    from vlprompt.data.card_schema import ImageCard
+
+    ImageSource = ImageCard | HubName | UserPath
 
 
 def open_data(
@@ -15,87 +25,104 @@ def open_data(
     augment: str | None = None,
     skip_broken: bool = False,
     root: str | Path | None = None,
-    only_there: bool = False,
+    allow_missing_classes: bool = False,
     template: str | None = None,
 ) -> Data:
-    """A dataset by the name of its card, or files: a folder of images, .csv, .jsonl, .npz, a split .json, a card .yaml.
+    """Open a dataset of images or texts.
 
-    Or a name that a library knows: torchvision:CIFAR10, huggingface:OWNER/NAME (hubs.py); or texts (text_cards.py),
-    whose splits hold passages, whose template has {mask} instead of {name} and which have no augmentation.
+    Args:
+        dataset: the name of a card, a card .yaml, a folder of images, a file (.csv, .tsv, .jsonl, .npz, a split .json),
+            a name that a library knows (torchvision:CIFAR10, huggingface:OWNER/NAME), or texts (data/text/files.py). A
+            folder has a sub-folder per class, with or without train/ and test/ above, or a sub-folder per domain with
+            the classes in it.
+        augment: an augmentation (one of AUGMENTATIONS) instead of the card's; texts have none.
+        skip_broken: leave out files that cannot be decoded.
+        root: the folder of datasets with a card (default: the environment's VLPROMPT_DATA, else ./data).
+        allow_missing_classes: take the classes that have images instead of raising for those that have none.
+        template: a prompt template with {name} instead of the card's; for texts one with {mask}.
 
-    The folder has a sub-folder per class, with or without train/ and test/ above, or a sub-folder per domain with the
-    classes in it. augment: one of images.AUGMENTS instead of what the card says. skip_broken: leave out files that
-    can't be decoded. root: where datasets with a card lie (default: the environment's VLPROMPT_DATA, else ./data).
-    only_there: take the classes that have images instead of a ValueError for those that have none. template:
-    hand-written text with {name} instead of the card's. ValueError for what is none of these and for what is wrong in
-    it.
+    Raises:
+        ValueError: for what is none of these and for what is wrong in it.
+        OSError: for files that are not on this machine.
     """
-    from vlprompt.data.text.card import texts_of
+    require_augmentation(augment)
+    source = resolve_source(dataset)
+    return open_source(source, augment, skip_broken, root, allow_missing_classes, template)
 
-    if augment not in (None, *AUGMENTS):
-        raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")
-    how = {"skip_broken": skip_broken, "only_there": only_there}
-    if (texts := texts_of(dataset, augment, root, template, how)) is not None:
-        return texts
+
+def open_source(
+    source: DatasetSource,
+    augment: str | None = None,
+    skip_broken: bool = False,
+    root: str | Path | None = None,
+    allow_missing_classes: bool = False,
+    template: str | None = None,
+) -> Data:
+    """Open a source as `open_data` does, which explains the arguments; data that are open are returned as they are."""
+    from vlprompt.data.text.card import check_text_use, is_text_source, open_text_source
+
+    if isinstance(source, Data):
+        return source
+    if is_text_source(source):
+        return check_text_use(open_text_source(source, root, template, skip_broken, allow_missing_classes), augment)
     if template is not None and "{name}" not in template:
-        raise ValueError(f"the template {template!r} has no {{name}} where the class stands")
-    if is_card(dataset):
-        data = _from_card(dataset, augment, root, how)
-        return data if template is None else with_template(data, template)
-    if dataset.startswith(HUBS):
-        from vlprompt.data.readers.hub import open_hub
-
-        return open_hub(dataset, root, augment, template)
-    found, where, hint = find(dataset)
-    name = Path(dataset).expanduser().absolute().name
-    data = made(name, found, template or PLAIN, augment or "crop-flip", where, hint, **how)
+        raise ValueError(
+            f"template: expected a text with {{name}} where the class stands, got {template!r}, which has no {{name}}"
+        )
+    source = cast("ImageSource", source)
+    raw = read_source(source, root)
+    if not isinstance(source, HubName | UserPath):
+        raw = note_missing_classes(raw, source, allow_missing_classes)
+    raw = raw if augment is None else replace(raw, augment=augment)
+    data = build_dataset(raw, skip_broken=skip_broken, allow_missing_classes=allow_missing_classes)
     return data if template is None else with_template(data, template)
 
 
-def named(dataset: str | Data) -> str:
-    """How a configuration calls a dataset: by what opens it again, or by name and hash where only Python can."""
+def read_source(source: "ImageSource", root: str | Path | None = None) -> RawDataset:
+    """Read images by the reader of the source's kind."""
+    if isinstance(source, HubName):
+        return read_hub_name(source, root)
+    if isinstance(source, UserPath):
+        return read_user_path(source, root)
+    return read_card(source, root)
+
+
+def identify_dataset(dataset: str | Data) -> str:
+    """Return how a configuration names a dataset: by what opens it again, or by name and hash where only Python can."""
     return f"{dataset.name}#{dataset.hash()}" if isinstance(dataset, Data) else dataset
 
 
-def given(dataset: str | Data, augment: str | None, skip_broken: bool, texts: bool = False) -> Data:
-    """A dataset by its name or file, or Data that was opened already, perhaps with other views.
+def resolve_dataset(dataset: str | Data, augment: str | None, skip_broken: bool, allow_texts: bool = False) -> Data:
+    """Open a dataset, or take data that are open, perhaps with another augmentation.
 
-    texts: whether it may be one of texts; ValueError where it may not.
+    Raises:
+        ValueError: for texts unless `allow_texts`.
     """
-    from vlprompt.data.text.card import as_texts
+    from vlprompt.data.text.card import check_text_use
 
     data = dataset if isinstance(dataset, Data) else open_data(dataset, augment, skip_broken)
-    if augment not in (None, *AUGMENTS):
-        raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")
+    require_augmentation(augment)
     if "answer" in data.test.info:
-        return as_texts(data, augment, texts)
+        return check_text_use(data, augment, allow_texts)
     if augment is None or data is not dataset:
         return data
-    parts = {part: getattr(data, part) for part in ("train", "val", "test")}
-    return replace(data, **{k: replace(split, augment=augment) for k, split in parts.items() if split is not None})
+    return _replace_splits(data, lambda split: replace(split, augment=augment))
+
+
+def require_augmentation(augment: str | None) -> None:
+    """Raise ValueError for an augmentation that there is not."""
+    if augment not in (None, *AUGMENTATIONS):
+        raise ValueError(f"augment: there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTATIONS)}")
 
 
 def with_template(data: Data, template: str) -> Data:
-    """The same data with another hand-written text."""
-    names = tuple(Name(str(n), key, template) for n, key in zip(data.test.names, ids(data.test.names), strict=True))
-    parts = {part: getattr(data, part) for part in ("train", "val", "test")}
-    splits = {part: replace(split, names=names) for part, split in parts.items() if split is not None}
-    return replace(data, template=template, **splits)
-
-
-def _from_card(dataset: str, augment: str | None, root: str | Path | None, how: dict[str, bool]) -> Data:
-    from vlprompt.data.readers.card import read_data
-
-    card, name = read_card(dataset), Path(dataset).stem
-    get = f"prepare {dataset}`, by hand" if not {"downloads", "hub"} & set(card) else f"prepare {dataset} --download`"
-    hint = (
-        f"get the rest (`vlprompt data {get}), or take only the classes that are there: "
-        "`vlprompt data check --only-there`, in Python open_data(..., only_there=True), which a task takes"
+    """Return the same data with another prompt template."""
+    names = tuple(
+        ClassName(str(n), key, template) for n, key in zip(data.test.names, class_ids(data.test.names), strict=True)
     )
-    found = read_data(dataset, card, root)
-    if len(found.names) < (many := len(card_ids(card))):
-        here = f"only {len(found.names)} of {many} classes"
-        if not how["only_there"]:
-            raise ValueError(f"{name}: {here} are here; {hint}")
-        found = replace(found, note=joined(found.note, f"{here} are there"))
-    return made(name, found, card["template"], augment or card.get("augment", "crop-flip"), name, hint, **how)
+    return replace(_replace_splits(data, lambda split: replace(split, names=names)), template=template)
+
+
+def _replace_splits(data: Data, change: Callable[[Split], Split]) -> Data:
+    val = None if data.val is None else change(data.val)
+    return replace(data, train=change(data.train), val=val, test=change(data.test))

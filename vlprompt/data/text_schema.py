@@ -1,64 +1,73 @@
-"""Rows of text as passages: what the columns of a text dataset mean, and every way a row can be wrong."""
+"""What the columns of a text dataset mean: fields, answers and templates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vlprompt.core.class_names import Name, Names
-from vlprompt.core.texts import pieces
-from vlprompt.runtime.errors import nearest
-
-ANSWERS = {"class": "label", "response": "response", "tags": "tags", "messages": "messages"}  # and its column's key
+from vlprompt.core.class_names import ClassName, Names
+from vlprompt.core.texts import parse_template
+from vlprompt.runtime.errors import suggest_nearest
 
 
-class Told(NamedTuple):
-    """One row: where it stands, for errors; what its passage is called; its columns."""
+class TextRow(NamedTuple):
+    """One row of a table: where it stands, for errors; the name of its item; its columns."""
 
-    where: str
-    name: str
-    row: Mapping[str, Any]
+    location: str
+    item_name: str
+    columns: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Meaning:
+class TextSchema:
     """What the columns of a text dataset mean.
 
-    answer: "class" (a label for the text), "response" (a text to be written), "tags" (a label for each word of the
-    field words) or "messages" (a conversation, whose last message is the response). fields: {ours: column}. column:
-    that of the answer. templates: a row takes the first whose fields it has all. plain: default the template where a
-    text is to be written, else all fields that are not blank with {sep} between them. names: the classes of texts or
-    words. ValueError for templates that can't be.
+    Args:
+        answer: "class" (a label for the text), "response" (a text to be written), "tags" (a label for each word of the
+            field words) or "messages" (a conversation, whose last message is the response).
+        fields: {our name: column}.
+        answer_column: the column of the answer.
+        templates: a row takes the first whose fields it has all.
+        plain_template: the text without the answer's place (default: the template where a text is to be written, else
+            all fields that are not blank with {sep} between them).
+        names: the classes of texts or words.
+
+    Raises:
+        ValueError: for templates that do not fit the fields and the answer.
     """
 
     answer: str
     fields: Mapping[str, str]
-    column: str
+    answer_column: str
     templates: tuple[str, ...]
-    plain: str | None = None
-    names: Names = (Name("response"),)
+    plain_template: str | None = None
+    names: Names = (ClassName("response"),)
 
     def __post_init__(self) -> None:
         for field in self.fields:
             if field in ("mask", "sep", "ctx") or field.isdecimal() or set(field) & set("{}"):
-                raise ValueError(f"a field can't be called {field!r}, which templates use otherwise; rename it")
+                raise ValueError(f"a field can't be called {field!r}, which templates use otherwise. Rename it.")
         for template in self.templates:
             if self._has_mask(template) != (self.answer == "class"):
-                what = (
+                fault = (
                     "no {mask}, where the word for the class stands"
                     if self.answer == "class"
                     else "{mask}, but no class is asked"
                 )
-                raise ValueError(f"the template {template!r} has {what}; for example {self._example()!r}")
-        if self.plain is not None and self._has_mask(self.plain):
-            raise ValueError(f"plain is a text without the answer's place, but {self.plain!r} has {{mask}}")
+                raise ValueError(f"the template {template!r} has {fault}; for example {self._example_template()!r}")
+        if self.plain_template is not None and self._has_mask(self.plain_template):
+            raise ValueError(
+                f"the plain template is a text without the answer's place, but {self.plain_template!r} has {{mask}}"
+            )
 
     def _has_mask(self, template: str) -> bool:
-        """Whether it asks for a class; ValueError for a field that there is not."""
-        shown = pieces(template)
-        for piece in shown:
+        """Whether a template asks for a class; ValueError for an unknown field."""
+        pieces = parse_template(template)
+        for piece in pieces:
             if piece.kind == "field" and piece.text not in self.fields:
-                raise ValueError(f"the template {template!r} has {{{piece.text}}}; {nearest(piece.text, self.fields)}")
-        return any(piece.kind == "mask" for piece in shown)
+                raise ValueError(
+                    f"the template {template!r} has {{{piece.text}}}; {suggest_nearest(piece.text, self.fields)}"
+                )
+        return any(piece.kind == "mask" for piece in pieces)
 
-    def _example(self) -> str:
+    def _example_template(self) -> str:
         return " ".join(f"{{{field}}}" for field in self.fields) + (" It is {mask}." if self.answer == "class" else "")

@@ -1,4 +1,4 @@
-"""What a training sees, and in what order."""
+"""The batches of an epoch: what a training sees, and in what order."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,66 +7,82 @@ from itertools import islice
 import torch
 
 from vlprompt.core.batch import Batch
-from vlprompt.core.images import picked
+from vlprompt.core.images import build_images
 from vlprompt.core.stage import Lesson
-from vlprompt.data.images.prefetch import ahead
-from vlprompt.engine.model_selection import UNSEEN
-from vlprompt.engine.train_config import Train
+from vlprompt.data.images.prefetch import prefetch_images
+from vlprompt.engine.model_selection import UNLABELLED_CRITERIA
+from vlprompt.engine.train_config import TrainConfig
 
 
-class Order:
-    """The batches of a lesson: a pure function of (seed, epoch).
+class EpochBatches:
+    """The batches of a lesson, a pure function of (seed, epoch).
 
-    beside: whether unlabelled images come with them, in passes of their own that go on from epoch to epoch. Without
-    labelled images an epoch is a pass of the unlabelled ones.
+    Args:
+        with_unlabelled: add unlabelled images to each batch, in passes of their own that go on from epoch to epoch.
+            Without labelled images an epoch is one pass over the unlabelled ones.
     """
 
-    def __init__(self, lesson: Lesson, train: Train, seed: int, beside: bool):
-        self.seen, self.train, self.seed, self.announced = lesson.seen, train, seed, lesson.announced
-        self.unseen = lesson.unlabelled if beside and lesson.unlabelled else None
+    def __init__(self, lesson: Lesson, config: TrainConfig, seed: int, with_unlabelled: bool):
+        self.labelled, self.config, self.seed = lesson.train_with_memory, config, seed
+        self.shuffle = lesson.has_task_boundaries  # a task-free stream has an order of its own
+        self.unlabelled = lesson.unlabelled if with_unlabelled and lesson.unlabelled else None
 
     def __len__(self) -> int:
-        """Images in an epoch."""
-        return len(self.seen) or (0 if self.unseen is None else len(self.unseen))
+        """Items in an epoch."""
+        return len(self.labelled) or (0 if self.unlabelled is None else len(self.unlabelled))
 
-    def epoch(self, epoch: int, steps: int) -> Iterator[Batch]:
-        """The batches of an epoch of so many steps, each decoded while the one before it is computed."""
-        return ahead(self._epoch(epoch, steps))
+    def iter_epoch(self, epoch: int, n_steps: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch of n_steps, each decoded while the one before it is computed."""
+        return prefetch_images(self._iter_epoch(epoch, n_steps))
 
-    def _epoch(self, epoch: int, steps: int) -> Iterator[Batch]:
-        train = self.train
-        batches = self.seen.batches(train.batch, seed=self.seed, epoch=epoch, views=train.views,
-                                    drop_last=train.drop_last, shuffle=self.announced)  # fmt: skip
-        if self.unseen is None:
+    def _iter_epoch(self, epoch: int, n_steps: int) -> Iterator[Batch]:
+        config = self.config
+        batches = self.labelled.batches(
+            config.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            n_augmentations=config.augmentations,
+            drop_last=config.drop_last,
+            shuffle=self.shuffle,
+        )
+        if self.unlabelled is None:
             yield from batches
             return
-        beside = self.unseen.drawn(train.batch, self.seed, train.views, epoch * steps)
-        if len(self.seen):
-            yield from (replace(batch, unlabelled=next(beside)) for batch in batches)
+        unlabelled = self.unlabelled.sample_batches(config.batch_size, self.seed, config.augmentations, epoch * n_steps)
+        if len(self.labelled):
+            yield from (replace(batch, unlabelled=next(unlabelled)) for batch in batches)
             return
-        nothing = Batch(picked([], []), torch.empty(0, dtype=torch.long), self.seen.names)
-        yield from (replace(nothing, unlabelled=batch) for batch in islice(beside, steps))
+        empty = Batch(build_images([], []), torch.empty(0, dtype=torch.long), self.labelled.names)
+        yield from (replace(empty, unlabelled=batch) for batch in islice(unlabelled, n_steps))
 
 
-def check(lesson: Lesson, train: Train, judged: bool = False) -> None:
-    """ValueError for a lesson without images, or without what selects; judged: by somebody who knows more than it."""
+def validate_lesson(lesson: Lesson, config: TrainConfig, has_epoch_scorer: bool = False) -> None:
+    """Raise ValueError for a lesson without images, or without what train.model_selection compares.
+
+    Args:
+        has_epoch_scorer: whether epochs are scored by the caller, who may know more than the lesson (the oracle).
+    """
     if not len(lesson.train) and not lesson.unlabelled:
         raise ValueError("the lesson has no training images")
-    if train.select == "val" and (lesson.val is None or not len(lesson.val)):
+    if config.model_selection == "val" and (lesson.val is None or not len(lesson.val)):
         raise ValueError(
-            "train.select=val needs validation images, and there are none: use select=last, in a stream, which trains "
-            "on them, task.with_val=false, where the source is gone select=entropy, density or agreement"
+            "train.model_selection=val needs validation images, and there are none: use train.model_selection=last, "
+            "in a stream, which trains on them, task.with_val=false, where the source is gone "
+            "train.model_selection=entropy, density or agreement"
         )
-    if train.select in UNSEEN and not lesson.unlabelled:
+    if config.model_selection in UNLABELLED_CRITERIA and not lesson.unlabelled:
         raise ValueError(
-            f"train.select={train.select} looks at unlabelled images of a target, and there are none: use select=last "
-            "or val, or adapt to a target by --source and --target"
+            f"train.model_selection={config.model_selection} looks at unlabelled images of a target, and there are "
+            "none: use train.model_selection=last or val, or adapt to a target by --source and --target"
         )
-    if train.select == "oracle" and not judged:
-        raise ValueError("train.select=oracle takes the test labels of a target, and there is none: use select=val")
-    if not lesson.announced and (train.epochs != 1 or train.iterations is not None):
-        how = f"epochs={train.epochs}" if train.iterations is None else f"iterations={train.iterations}"
+    if config.model_selection == "oracle" and not has_epoch_scorer:
         raise ValueError(
-            f"a task-free stream gives each image once, in its own order, and train.{how} is something else: "
+            "train.model_selection=oracle takes the test labels of a target, and there is none: use "
+            "train.model_selection=val"
+        )
+    if not lesson.has_task_boundaries and (config.epochs != 1 or config.iterations is not None):
+        setting = f"epochs={config.epochs}" if config.iterations is None else f"iterations={config.iterations}"
+        raise ValueError(
+            f"a task-free stream gives each image once, in its own order, and train.{setting} is something else: "
             "say train.epochs=1 train.iterations=null train.warmup=0"
         )

@@ -1,4 +1,4 @@
-"""Scores of a split, and the answers behind them; nothing here is differentiated."""
+"""Evaluate a method on a split: outputs batch by batch, and the scores they come to. No gradients are computed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,120 +7,172 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlprompt.core.batch import Split, Unlabelled
-from vlprompt.core.class_names import ids
-from vlprompt.core.introspection import kept_of
+from vlprompt.core.batch import Batch, Split, Unlabelled
+from vlprompt.core.class_names import class_ids
+from vlprompt.core.introspection import feature_caches
 from vlprompt.core.method import Method, Output
-from vlprompt.core.texts import answered
-from vlprompt.data.images.prefetch import ahead
-from vlprompt.engine.evaluate_text import numbers
-from vlprompt.metrics import accuracy, classified, effective_number, homes, named_metric, per_class
+from vlprompt.core.texts import find_answer_kind
+from vlprompt.data.images.prefetch import prefetch_images
+from vlprompt.engine.evaluate_text import evaluate_texts
+from vlprompt.metrics import (
+    accuracy,
+    benchmark_metric,
+    classification_scores,
+    effective_prompts,
+    find_class_domains,
+    per_class_accuracy,
+)
 from vlprompt.runtime import collectives
 
 
 @torch.no_grad()
-def outputs(method: Method, split: Split | Unlabelled, batch: int = 100, micro_batch: int | None = None,
-            prepared: Any = None) -> Iterator[Output]:  # fmt: skip
-    """Answers to images in order, in eval mode, on the CPU, without features.
+def iter_outputs(
+    method: Method,
+    split: Split | Unlabelled,
+    batch_size: int = 100,
+    micro_batch_size: int | None = None,
+    prepared: Any = None,
+) -> Iterator[Output]:
+    """Yield the outputs of a split in order, in eval mode, on the CPU, without features.
 
-    Of several processes each answers some batches, and all have all answers. Texts are prepared once; prepared: they
-    were already, for the names of the split.
+    In a process group each process computes some of the batches, and every process receives all outputs.
+
+    Args:
+        micro_batch_size: items per forward pass (None: the whole batch); the outputs are the same.
+        prepared: what `method.prepare` returned for the names of the split; default: prepared here, once.
     """
-    was = method.training
+    was_training = method.training
     method.eval()
     try:
-        ready = method.prepare(split.names, method.fixed(split.names)) if prepared is None else prepared
-        answer = lambda whole: _joined([method(part.inputs, ready) for part in whole.split(micro_batch)])  # noqa: E731
-        yield from collectives.shared(ahead(split.batches(batch)), answer, kept_of(method))
+        if prepared is None:
+            prepared = method.prepare(split.names, method.precompute(split.names))
+
+        def compute(batch: Batch) -> Output:
+            return _concatenate_outputs(
+                [method(part.inputs, prepared) for part in batch.micro_batches(micro_batch_size)]
+            )
+
+        batches = prefetch_images(split.batches(batch_size))
+        yield from collectives.map_distributed(batches, compute, feature_caches(method))
     finally:
-        method.train(was)
+        method.train(was_training)
 
 
-def _joined(parts: Sequence[Output]) -> Output:
-    """The answers of several batches, on the CPU."""
+def _concatenate_outputs(outputs: Sequence[Output]) -> Output:
+    def concatenate(name: str) -> Tensor | None:
+        tensors = [getattr(output, name) for output in outputs]
+        return None if tensors[0] is None else torch.cat([t.cpu() for t in tensors])
 
-    def of(name: str) -> Tensor | None:
-        found = [getattr(part, name) for part in parts]
-        return None if found[0] is None else torch.cat([t.cpu() for t in found])
+    return Output(
+        torch.cat([output.logits.float().cpu() for output in outputs]),
+        prompt_usage=concatenate("prompt_usage"),
+        predicted_lesson=concatenate("predicted_lesson"),
+        unanswered=concatenate("unanswered"),
+    )
 
-    return Output(torch.cat([part.logits.float().cpu() for part in parts]), used=of("used"), lesson=of("lesson"),
-                  silent=of("silent"))  # fmt: skip
 
-
-def answers(method: Method, split: Split | Unlabelled, batch: int = 100, micro_batch: int | None = None,
-            prepared: Any = None) -> Iterator[Tensor]:  # fmt: skip
-    """Logits (B, C) of images in order, as `outputs` gives them."""
-    return (out.logits for out in outputs(method, split, batch, micro_batch, prepared))
+def iter_logits(
+    method: Method,
+    split: Split | Unlabelled,
+    batch_size: int = 100,
+    micro_batch_size: int | None = None,
+    prepared: Any = None,
+) -> Iterator[Tensor]:
+    """Yield logits (B, C) of a split in order; arguments as in `iter_outputs`."""
+    return (output.logits for output in iter_outputs(method, split, batch_size, micro_batch_size, prepared))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a split's answers come to, in percent: numbers by name, and the accuracy of each class by its id.
+    """Scores of a split, in percent.
 
-    parts: of each domain, by its name, accuracy and images; where no class is in two domains also identity, the share
-    of its images whose answer is a class of that domain; where a method guesses the lesson also chosen, how often it is
-    the domain's number. used: the mean share of each prompt of a pool, of each domain and of all (None).
+    Args:
+        metrics: metrics by name.
+        class_accuracy: class id -> accuracy; classes without items are left out.
+        domain_metrics: domain name -> accuracy and images. Where no class is in two domains also identity, the
+            fraction of the domain's images that are predicted as a class of that domain; where the method predicts the
+            lesson also chosen, the fraction whose predicted lesson is the domain's number.
+        prompt_usage: mean usage (M,) of each prompt of a pool, of every domain by its name and of all images (None).
     """
 
-    numbers: dict[str, float]
-    classes: dict[str, float]
-    parts: dict[str, dict[str, float]] = field(default_factory=dict)
-    used: dict[str | None, list[float]] = field(default_factory=dict)
+    metrics: dict[str, float]
+    class_accuracy: dict[str, float]
+    domain_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    prompt_usage: dict[str | None, list[float]] = field(default_factory=dict)
 
 
 def evaluate(
     method: Method,
     split: Split,
-    batch: int = 100,
-    micro_batch: int | None = None,
-    watch: Callable[[int, int], None] | None = None,
+    batch_size: int = 100,
+    micro_batch_size: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """accuracy, class_mean (mean of the accuracies per class), macro_f1 and calibration_error; of pools prompts_used.
+    """Evaluate a method on a split.
 
-    Of methods that may find no answer also unanswered, the share of those, which are wrong. Of texts that are
-    answered by text or word by word, what evaluate_text says.
+    Metrics are accuracy, class_mean (mean of the per-class accuracies), macro_f1 and calibration_error; of prompt pools
+    also prompts_used; of methods that may find no answer also unanswered (counted as wrong); of texts with responses or
+    tags what `evaluate_texts` returns.
 
-    watch: called with the images done and their number. ValueError for an empty split.
+    Args:
+        on_progress: called after each batch with (items done, items in all).
+
+    Raises:
+        ValueError: for an empty split.
     """
     if not len(split):
-        raise ValueError("there is nothing to evaluate: the split has no images")
-    if answered(split.items) != "class":
-        was = method.training
+        raise ValueError("evaluate: expected a split with images, got an empty one. Take another split or fewer parts.")
+    if find_answer_kind(split.items) != "class":
+        was_training = method.training
         try:
-            return Scores(numbers(method.eval(), split, batch, micro_batch, watch), {})
+            return Scores(evaluate_texts(method.eval(), split, batch_size, micro_batch_size, on_progress), {})
         finally:
-            method.train(was)
-    found, done = list[Output](), 0
-    for part in outputs(method, split, batch, micro_batch):
-        found.append(part)
-        done += len(part.logits)
-        if watch:
-            watch(done, len(split))
-    whole, labels, classes = _joined(found), torch.tensor(split.labels), len(split.names)
-    logits, used, lesson = whole.logits, whole.used, whole.lesson
-    predicted = logits.argmax(1)
-    if whole.silent is not None:
-        predicted[whole.silent] = classes  # none of them
-    told = classified(predicted, logits.softmax(1), labels, classes)
-    if whole.silent is not None:
-        told["unanswered"] = 100 * float(whole.silent.double().mean())
-    if used is not None:
-        told["prompts_used"] = effective_number(used.mean(0))
-    told |= named_metric(split.info.get("metric"), predicted, labels)
-    each = per_class(predicted, labels, classes).tolist()
-    of_classes = {i: value for i, value in zip(ids(split.names), each, strict=True) if value == value}
-    shares: dict[str | None, list[float]] = {} if used is None else {None: used.mean(0).tolist()}
-    parts = dict[str, dict[str, float]]()
+            method.train(was_training)
+    outputs, n_done = list[Output](), 0
+    for output in iter_outputs(method, split, batch_size, micro_batch_size):
+        outputs.append(output)
+        n_done += len(output.logits)
+        if on_progress:
+            on_progress(n_done, len(split))
+    return _score_outputs(_concatenate_outputs(outputs), split)
+
+
+def _score_outputs(output: Output, split: Split) -> Scores:
+    """The scores of a split's outputs (N, C)."""
+    labels, n_classes, usage = torch.tensor(split.labels), len(split.names), output.prompt_usage
+    predicted = output.logits.argmax(1)
+    if output.unanswered is not None:
+        predicted[output.unanswered] = n_classes  # no class: wrong for every label
+    metrics = classification_scores(predicted, output.logits.softmax(1), labels, n_classes)
+    if output.unanswered is not None:
+        metrics["unanswered"] = 100 * float(output.unanswered.double().mean())
+    if usage is not None:
+        metrics["prompts_used"] = effective_prompts(usage.mean(0))
+    metrics |= benchmark_metric(split.info.get("metric"), predicted, labels)
+    accuracies = zip(class_ids(split.names), per_class_accuracy(predicted, labels, n_classes).tolist(), strict=True)
+    class_accuracy = {class_id: value for class_id, value in accuracies if value == value}  # NaN: no items
+    prompt_usage: dict[str | None, list[float]] = {} if usage is None else {None: usage.mean(0).tolist()}
+    domain_metrics = dict[str, dict[str, float]]()
     if split.domains is not None:
-        domains = torch.tensor(split.domains)
-        names, home = split.info.get("domains"), homes(labels, domains, classes)
-        for k in sorted(set(split.domains)):
-            here, name = domains == k, str(names[k]) if isinstance(names, list | tuple) else str(k)
-            parts[name] = {"accuracy": accuracy(predicted[here], labels[here]), "images": int(here.sum())}
-            if home is not None:
-                parts[name]["identity"] = accuracy(home[predicted[here]], domains[here])
-            if lesson is not None:
-                parts[name]["chosen"] = accuracy(lesson[here], domains[here])
-            if used is not None:
-                shares[name] = used[here].mean(0).tolist()
-    return Scores(told, of_classes, parts, shares)
+        domain_metrics, usage_by_domain = _score_domains(output, predicted, labels, split)
+        prompt_usage |= usage_by_domain
+    return Scores(metrics, class_accuracy, domain_metrics, prompt_usage)
+
+
+def _score_domains(
+    output: Output, predicted: Tensor, labels: Tensor, split: Split
+) -> tuple[dict[str, dict[str, float]], dict[str | None, list[float]]]:
+    """Metrics and prompt usage of each domain of a split, by the domain's name."""
+    domains, names = torch.tensor(split.domains), split.info.get("domains")
+    class_domains = find_class_domains(labels, domains, len(split.names))
+    metrics, usage = dict[str, dict[str, float]](), dict[str | None, list[float]]()
+    for k in sorted(set(split.domains or ())):
+        in_domain, name = domains == k, str(names[k]) if isinstance(names, list | tuple) else str(k)
+        metrics[name] = {"accuracy": accuracy(predicted[in_domain], labels[in_domain]), "images": int(in_domain.sum())}
+        if class_domains is not None:
+            metrics[name]["identity"] = accuracy(class_domains[predicted[in_domain]], domains[in_domain])
+        if output.predicted_lesson is not None:
+            metrics[name]["chosen"] = accuracy(output.predicted_lesson[in_domain], domains[in_domain])
+        if output.prompt_usage is not None:
+            usage[name] = output.prompt_usage[in_domain].mean(0).tolist()
+    return metrics, usage

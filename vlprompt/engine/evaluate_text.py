@@ -1,4 +1,4 @@
-"""Scores of texts that are answered by text or word by word; nothing here is differentiated."""
+"""Evaluate texts that are answered by a response or tagged word by word. No gradients are computed."""
 
 import math
 from collections import Counter
@@ -9,99 +9,111 @@ import torch
 import torch.nn.functional as F
 
 from vlprompt.core.batch import Batch, Split
-from vlprompt.core.introspection import kept_of
+from vlprompt.core.introspection import feature_caches
 from vlprompt.core.method import Method
-from vlprompt.core.texts import answered, other_reader
-from vlprompt.metrics import classified
+from vlprompt.core.texts import find_answer_kind, head_mismatch_message
+from vlprompt.metrics import classification_scores
 from vlprompt.runtime import collectives
 
-Watch = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
-class _Answered(NamedTuple):
-    """What came of some texts: of words their logits and tags, of responses sums over tokens and what was written."""
+class _TextOutputs(NamedTuple):
+    """Outputs of some texts: logits and targets of tagged words; of responses sums over tokens, and generated texts."""
 
-    texts: int
+    n_texts: int
     logits: torch.Tensor | None
-    target: torch.Tensor | None
+    targets: torch.Tensor | None
     loss: float = 0.0
-    hits: int = 0
-    tokens: int = 0
-    said: Sequence[str] = ()
+    n_correct: int = 0
+    n_tokens: int = 0
+    generated: Sequence[str] = ()
 
 
 @torch.no_grad()
-def numbers(method: Method, split: Split, batch: int, micro_batch: int | None, watch: Watch | None) -> dict[str, float]:
-    """Of words: accuracy, class_mean, macro_f1 and calibration_error in percent, over all words.
+def evaluate_texts(
+    method: Method, split: Split, batch_size: int, micro_batch_size: int | None, on_progress: ProgressCallback | None
+) -> dict[str, float]:
+    """Evaluate texts with tags or responses.
 
-    Of responses: perplexity (per token, the end of the response among them) and token_accuracy (percent of tokens that
-    are the likeliest, given those before), of methods that rate them; with `write` tokens also exact_match and token_f1
-    of what is written, as SQuAD's script has them but for articles and punctuation, which stay.
+    Returns:
+        Of tags: accuracy, class_mean, macro_f1 and calibration_error in percent, over all words. Of responses:
+        perplexity (per token, the end of the response included) and token_accuracy (percent of tokens that are the
+        likeliest given those before), for methods that score them; with task.max_new_tokens also exact_match and
+        token_f1 of the generated texts, as in SQuAD's script except that articles and punctuation stay.
     """
-    found, right, losses, done = list[torch.Tensor](), list[torch.Tensor](), 0.0, 0
-    said = list[str]()
-    hits = tokens = 0
-    ready = method.prepare(split.names, method.fixed(split.names))
-    kind, limit = answered(split.items), int(split.info.get("write", 0))  # type: ignore[call-overload]
+    prepared = method.prepare(split.names, method.precompute(split.names))
+    kind, limit = find_answer_kind(split.items), int(split.info.get("max_new_tokens", 0))  # type: ignore[call-overload]
 
-    def answer(whole: Batch) -> list[_Answered]:
-        made = list[_Answered]()
-        for part in whole.split(micro_batch):
-            out = method(part.inputs, ready)
-            if out.target is None:
-                raise ValueError(other_reader(kind))
-            logits, target = out.logits.float(), out.target.to(out.logits.device)
-            if kind == "tags":
-                made.append(_Answered(len(part.inputs), logits.cpu(), target.cpu()))
-                continue
-            loss = float(F.cross_entropy(logits, target, reduction="sum"))
-            hits = int((logits.argmax(1) == target).sum())
-            texts = _written(method, part.inputs, limit) if limit else []
-            made.append(_Answered(len(part.inputs), None, None, loss, hits, len(target), texts))
-        return made
+    def compute(batch: Batch) -> list[_TextOutputs]:
+        parts = batch.micro_batches(micro_batch_size)
+        return [_compute_text_outputs(method, part, prepared, kind, limit) for part in parts]
 
-    for some in collectives.shared(split.batches(batch), answer, kept_of(method)):
-        for one in some:
-            if one.logits is not None and one.target is not None:
-                found.append(one.logits)
-                right.append(one.target)
-            losses, hits, tokens, said = losses + one.loss, hits + one.hits, tokens + one.tokens, [*said, *one.said]
-        done += sum(one.texts for one in some)
-        if watch:
-            watch(done, len(split))
+    outputs, n_done = list[_TextOutputs](), 0
+    for computed in collectives.map_distributed(split.batches(batch_size), compute, feature_caches(method)):
+        outputs += computed
+        n_done += sum(one.n_texts for one in computed)
+        if on_progress:
+            on_progress(n_done, len(split))
     if kind == "tags":
-        logits, labels, classes = torch.cat(found), torch.cat(right), len(split.names)
-        return classified(logits.argmax(1), logits.softmax(1), labels, classes)
-    scores = dict[str, float]()
-    if tokens:
-        scores |= {"perplexity": math.exp(min(losses / tokens, 700.0)), "token_accuracy": 100 * hits / tokens}
+        logits = torch.cat([one.logits for one in outputs if one.logits is not None])
+        labels = torch.cat([one.targets for one in outputs if one.targets is not None])
+        return classification_scores(logits.argmax(1), logits.softmax(1), labels, len(split.names))
+    return _score_responses(method, split, outputs, limit)
+
+
+def _compute_text_outputs(method: Method, batch: Batch, prepared: Any, kind: str, limit: int) -> _TextOutputs:
+    """The outputs of one micro-batch, on the CPU."""
+    output = method(batch.inputs, prepared)
+    if output.targets is None:
+        raise ValueError(head_mismatch_message(kind))
+    logits, targets = output.logits.float(), output.targets.to(output.logits.device)
+    if kind == "tags":
+        return _TextOutputs(len(batch.inputs), logits.cpu(), targets.cpu())
+    loss = float(F.cross_entropy(logits, targets, reduction="sum"))
+    n_correct = int((logits.argmax(1) == targets).sum())
+    generated = _generate(method, batch.inputs, limit) if limit else []
+    return _TextOutputs(len(batch.inputs), None, None, loss, n_correct, len(targets), generated)
+
+
+def _score_responses(method: Method, split: Split, outputs: Sequence[_TextOutputs], limit: int) -> dict[str, float]:
+    n_tokens = sum(one.n_tokens for one in outputs)
+    metrics = dict[str, float]()
+    if n_tokens:
+        loss = 0.0
+        for one in outputs:  # not sum(), which compensates rounding from Python 3.12 on: the bits would differ
+            loss += one.loss
+        metrics["perplexity"] = math.exp(min(loss / n_tokens, 700.0))
+        metrics["token_accuracy"] = 100 * sum(one.n_correct for one in outputs) / n_tokens
     elif not limit:
         raise ValueError(
-            f"{type(method).__name__} writes answers and rates none: set task.write, the tokens that each may take"
+            f"{type(method).__name__} writes answers and rates none: set task.max_new_tokens, the tokens that each "
+            "may take"
         )
     if limit:
-        pairs = list(zip(said, [str(item.response) for item in split.items], strict=True))
-        scores["exact_match"] = 100 * sum(plain(a) == plain(b) for a, b in pairs) / len(pairs)
-        scores["token_f1"] = 100 * sum(overlap(a, b) for a, b in pairs) / len(pairs)
-    return scores
+        generated = [text for one in outputs for text in one.generated]
+        pairs = list(zip(generated, [str(item.response) for item in split.items], strict=True))
+        metrics["exact_match"] = 100 * sum(normalize_text(a) == normalize_text(b) for a, b in pairs) / len(pairs)
+        metrics["token_f1"] = 100 * sum(compute_token_f1(a, b) for a, b in pairs) / len(pairs)
+    return metrics
 
 
-def _written(method: Method, inputs: Any, limit: int) -> list[str]:
-    write = getattr(method, "write", None)
+def _generate(method: Method, inputs: Any, max_new_tokens: int) -> list[str]:
+    write = getattr(method, "generate", None)
     if write is None:
         raise ValueError(
-            f"{type(method).__name__} writes nothing: set task.write=0, or take a method on a language model"
+            f"{type(method).__name__} writes nothing: set task.max_new_tokens=0, or take a method on a language model"
         )
-    return write(inputs, max_new_tokens=limit)
+    return write(inputs, max_new_tokens=max_new_tokens)
 
 
-def plain(text: str) -> str:
-    """In lower case, with single spaces."""
+def normalize_text(text: str) -> str:
+    """Lower the case and collapse white space."""
     return " ".join(text.lower().split())
 
 
-def overlap(said: str, wanted: str) -> float:
-    """The F1 of the words of two texts, as bags."""
-    a, b = plain(said).split(), plain(wanted).split()
+def compute_token_f1(prediction: str, reference: str) -> float:
+    """Compute the F1 between the words of two texts, as bags of words."""
+    a, b = normalize_text(prediction).split(), normalize_text(reference).split()
     both = sum((Counter(a) & Counter(b)).values())
     return 2 * both / (len(a) + len(b)) if both else float(a == b)

@@ -1,4 +1,4 @@
-"""fit: one lesson, one loop, a generator; the caller's for loop is the callback."""
+"""Train a method on one lesson: `fit` is a generator, so the caller's for loop is the callback."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -10,41 +10,56 @@ import torch
 from torch import Tensor
 
 from vlprompt.core.batch import Batch
-from vlprompt.core.class_names import Names, ids
-from vlprompt.core.introspection import computed
+from vlprompt.core.class_names import Names, class_ids
+from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
 from vlprompt.engine import optimizers
-from vlprompt.engine.data_parallel import Shares
-from vlprompt.engine.epoch_batches import Order, check
-from vlprompt.engine.model_selection import criteria
-from vlprompt.engine.train_config import Train, rate
+from vlprompt.engine.data_parallel import GradientSync
+from vlprompt.engine.epoch_batches import EpochBatches, validate_lesson
+from vlprompt.engine.model_selection import compute_selection_scores
+from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.runtime import collectives
-from vlprompt.runtime.seeding import number
+from vlprompt.runtime.seeding import derive_seed
 
 
 @dataclass
 class State:
-    """Everything that a resume needs: tensors (parameters, optimizer, random states) and where the loop stands."""
+    """Everything that a resume needs.
+
+    Args:
+        epoch: epoch of the next step, from 0.
+        batch_index: batches of this epoch that are done.
+        step: steps that are done.
+        best_score: score of the best epoch so far, where model selection compares epochs.
+        tensors: parameters and buffers, optimizer state, random states, the best parameters.
+        scaler: state of the gradient scaler (fp16).
+    """
 
     epoch: int = 0
-    place: int = 0  # batches of this epoch that are done
+    batch_index: int = 0
     step: int = 0
-    best: float | None = None  # score of the state that is kept, where one is
+    best_score: float | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step that was taken: its number (from 1), terms of the loss, learning rate.
+    """One finished optimizer step.
 
-    `loop.state()` is what to save after it.
+    Args:
+        epoch: from 0.
+        step: from 1.
+        total_steps: of the whole training.
+        terms: name -> mean of each loss term.
+        lr: learning rate of the step.
+        loop: `loop.state()` is what to save after this step.
     """
 
     epoch: int
     step: int
-    steps: int
+    total_steps: int
     terms: dict[str, float]
     lr: float
     loop: "Loop"
@@ -54,183 +69,236 @@ class Step:
         return sum(self.terms.values())
 
 
-class NotFinite(ArithmeticError):
-    """A loss or a gradient that is not a number; the parameters are those of before the step."""
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is not finite; the parameters are those from before the step."""
 
 
 class Loop:
-    """The state of one training: method, optimizer, scaler and cursor."""
+    """One training: method, optimizer, scaler, and the cursor that says where it stands."""
 
-    def __init__(self, method: Method, lesson: Lesson, train: Train, seed: int):
-        self.method, self.lesson, self.train, self.seed = method, lesson, train, seed
-        if train.micro_batch is not None and any(getattr(part, "whole_batch", False) for part in method.modules()):
+    def __init__(self, method: Method, lesson: Lesson, config: TrainConfig, seed: int):
+        self.method, self.lesson, self.config, self.seed = method, lesson, config, seed
+        needs_whole_batch = any(getattr(part, "needs_whole_batch", False) for part in method.modules())
+        if config.micro_batch_size is not None and needs_whole_batch:
             raise ValueError(
-                f"train.micro_batch={train.micro_batch} would change what {type(method).__name__} learns: it "
-                "normalises over the whole batch; leave micro_batch out and take a smaller train.batch"
+                f"train.micro_batch_size={config.micro_batch_size} would change what {type(method).__name__} learns: "
+                "it normalises over the whole batch; leave train.micro_batch_size out and take a smaller "
+                "train.batch_size"
             )
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        self.optimizer = optimizers.optimizer(method.groups(), train, self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.precision == "fp16")
+        self.optimizer = optimizers.build_optimizer(method.param_groups(), config, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.cursor = State()
         self.fixed: dict[object, Any] = {}
-        self.shares = Shares(method, self.parameters, number(seed, lesson.index))
-        self.begun = 0  # the step at which this epoch began
-        self.best: dict[str, Tensor] = {}
+        self.gradient_sync = GradientSync(method, self.parameters, derive_seed(seed, lesson.index))
+        self.epoch_start_step = 0
+        self.best_state: dict[str, Tensor] = {}
 
     def state(self) -> State:
-        """A copy of all that the next step depends on."""
+        """Copy everything that the next step depends on."""
         tensors = {f"method/{k}": v.detach().clone() for k, v in self.method.state_dict().items()}
-        tensors |= {f"optimizer/{k}": v for k, v in optimizers.saved(self.optimizer).items()}
-        tensors |= {f"best/{k}": v for k, v in self.best.items()}
+        tensors |= {f"optimizer/{k}": v for k, v in optimizers.export_optimizer_state(self.optimizer).items()}
+        tensors |= {f"best/{k}": v for k, v in self.best_state.items()}
         tensors["random/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
         return replace(self.cursor, tensors=tensors, scaler=self.scaler.state_dict())
 
     def load(self, state: State) -> None:
-        """Go on from a state of the same method and lesson."""
+        """Restore a state of the same method and lesson."""
         self.method.load_state_dict({k[7:]: v for k, v in state.tensors.items() if k.startswith("method/")})
-        optimizers.load(self.optimizer, {k[10:]: v for k, v in state.tensors.items() if k.startswith("optimizer/")})
+        optimizers.load_optimizer_state(
+            self.optimizer, {k[10:]: v for k, v in state.tensors.items() if k.startswith("optimizer/")}
+        )
         torch.set_rng_state(state.tensors["random/cpu"].cpu())
         if "random/cuda" in state.tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(state.tensors["random/cuda"].cpu(), self.device)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
-        self.best = {k[5:]: v for k, v in state.tensors.items() if k.startswith("best/")}
-        self.cursor = State(state.epoch, state.place, state.step, state.best)
+        self.best_state = {k[5:]: v for k, v in state.tensors.items() if k.startswith("best/")}
+        self.cursor = State(state.epoch, state.batch_index, state.step, state.best_score)
 
-    def judge(self, scores: Mapping[str, float], last: bool) -> None:
-        """Keep this state if its score is the best so far; after the last epoch go back to the best."""
-        if (score := scores.get(self.train.select)) is None:
+    def update_best(self, scores: Mapping[str, float], is_last: bool) -> None:
+        """Remember the parameters of the best epoch so far; after the last epoch restore them."""
+        if (score := scores.get(self.config.model_selection)) is None:
             raise ValueError(
-                f"train.select={self.train.select} can't be told here: agreement needs a method with pseudo-labels or "
-                "one on a CLIP, whose zero-shot answers they are, the oracle a target; use select=last, or val"
+                f"train.model_selection={self.config.model_selection} can't be told here: agreement needs a method "
+                "with pseudo-labels or one on a CLIP, whose zero-shot answers they are, the oracle a target; use "
+                "train.model_selection=last, or val"
             )
-        if self.cursor.best is None or score > self.cursor.best:
-            self.cursor.best = score
-            self.best = {k: v.detach().clone() for k, v in self.method.state_dict().items()}
-        if last:
-            self.method.load_state_dict(self.best)
+        if self.cursor.best_score is None or score > self.cursor.best_score:
+            self.cursor.best_score = score
+            self.best_state = {k: v.detach().clone() for k, v in self.method.state_dict().items()}
+        if is_last:
+            self.method.load_state_dict(self.best_state)
 
-    def known(self, names: Names) -> Any:
-        """What the method holds fixed for these names, made once."""
-        key = (names, ids(names))  # two classes may share a name
+    def precompute(self, names: Names) -> Any:
+        """Call `method.precompute` once per list of class names."""
+        key = (names, class_ids(names))  # two classes may share a name
         if key not in self.fixed:
             with torch.no_grad():
-                self.fixed[key] = self.method.fixed(names)
+                self.fixed[key] = self.method.precompute(names)
         return self.fixed[key]
 
-    def gradients(self, batch: Batch) -> tuple[dict[str, float], list[Tensor]]:
-        """Terms, and the merged gradient: sums over micro-batches, divided by the rows that each term is over."""
-        fixed = self.known(batch.names)
+    def compute_gradients(self, batch: Batch) -> tuple[dict[str, float], list[Tensor]]:
+        """Compute the loss terms and the merged gradient of a batch.
+
+        Terms are means with the number of rows they are over. Micro-batches and processes add up sums and counts, which
+        are divided once, so that the result is that of the whole batch.
+
+        Returns:
+            name -> mean of each term, and one gradient for each of `parameters`.
+        """
+        fixed = self.precompute(batch.names)
         sums: dict[str, list[Tensor]] = {}
         counts: dict[str, float] = {}
         values: dict[str, float] = {}
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.train.precision)
-        for part in self.shares.parts(batch, self.train.micro_batch):
-            half = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
-            with computed(self.method, self.train.how), half:
-                terms, _ = self.method.terms(part, fixed)
-            for i, (name, (mean, rows)) in enumerate(terms.items()):
-                values[name] = values.get(name, 0.0) + float(mean.detach()) * float(rows)
-                counts[name] = counts.get(name, 0.0) + float(rows)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
+        for part in self.gradient_sync.split_batch(batch, self.config.micro_batch_size):
+            autocast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+            with apply_compute_options(self.method, self.config.compute_options), autocast:
+                terms, _ = self.method.loss_terms(part, fixed)
+            for i, (name, (mean, n_rows)) in enumerate(terms.items()):
+                values[name] = values.get(name, 0.0) + float(mean.detach()) * float(n_rows)
+                counts[name] = counts.get(name, 0.0) + float(n_rows)
                 if not mean.requires_grad:
                     continue
-                keep = i < len(terms) - 1
-                total = self.scaler.scale(mean * rows)
-                new = torch.autograd.grad(
-                    total, self.parameters, retain_graph=keep, allow_unused=True, materialize_grads=True
+                grads = torch.autograd.grad(
+                    self.scaler.scale(mean * n_rows),
+                    self.parameters,
+                    retain_graph=i < len(terms) - 1,
+                    allow_unused=True,
+                    materialize_grads=True,
                 )
-                sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else list(new)
-        values, counts, sums = self.shares.joined((values, counts, sums))
+                sums[name] = [a + b for a, b in zip(sums[name], grads, strict=True)] if name in sums else list(grads)
+        values, counts, sums = self.gradient_sync.reduce_sums((values, counts, sums))
         means = {name: value / max(counts[name], 1.0) for name, value in values.items()}
-        return means, self.method.merge(
+        return means, self.method.merge_gradients(
             {name: [g / max(counts[name], 1.0) for g in grads] for name, grads in sums.items()}
         )
 
-    def take(self, batch: Batch, lr: float) -> dict[str, float]:
-        """One step of the optimizer; NotFinite, and nothing changed, when a number is not finite."""
-        terms, grads = self.gradients(batch)
-        self.apply(terms, grads, lr)
+    def take_step(self, batch: Batch, lr: float) -> dict[str, float]:
+        """Take one optimizer step on a batch.
+
+        Raises:
+            NonFiniteError: for a loss or gradient that is not finite; nothing has changed then.
+        """
+        terms, grads = self.compute_gradients(batch)
+        self.apply_gradients(terms, grads, lr)
         return terms
 
-    def apply(self, terms: dict[str, float], grads: list[Tensor], lr: float) -> None:
-        """The step itself, by gradients in the order of `parameters`."""
-        bad = next((name for name, value in terms.items() if not math.isfinite(value)), None)
-        if bad is None and not self.scaler.is_enabled() and not all(map(finite, grads)):
-            bad = "gradient"
-        if bad is not None:
-            raise NotFinite(
-                f"the {bad} is not finite at step {self.cursor.step + 1} (epoch {self.cursor.epoch}, "
+    def apply_gradients(self, terms: dict[str, float], grads: list[Tensor], lr: float) -> None:
+        """Clip, unscale and apply gradients that are given in the order of `parameters`."""
+        culprit = next((name for name, value in terms.items() if not math.isfinite(value)), None)
+        if culprit is None and not self.scaler.is_enabled() and not all(map(is_finite, grads)):
+            culprit = "gradient"
+        if culprit is not None:
+            raise NonFiniteError(
+                f"the {culprit} is not finite at step {self.cursor.step + 1} (epoch {self.cursor.epoch}, "
                 f"learning rate {lr:.3g}, terms {terms}); the parameters of the step before are kept. "
-                "Lower train.lr, set train.clip=1, or train.precision=fp32"
+                "Lower train.lr, set train.grad_clip=1, or train.precision=fp32"
             )
         for p, g in zip(self.parameters, grads, strict=True):
             p.grad = g
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
-        if self.train.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.train.clip)
+        if self.config.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
 
-def finite(x: Tensor) -> bool:
-    """Whether all of its numbers are; their sum says so in one pass, but where it overflows."""
+def is_finite(x: Tensor) -> bool:
+    """Whether all numbers are finite. The sum says so in one pass, except where it overflows."""
     return bool(x.sum().isfinite()) or bool(x.isfinite().all())
 
 
-Judge = Callable[[Loop], Mapping[str, float]]  # after an epoch: a score for each rule of `select`, higher is better
+# after an epoch: a score for each rule of train.model_selection, higher is better
+EpochScorer = Callable[[Loop], Mapping[str, float]]
 
 
-def fit(method: Method, lesson: Lesson, train: Train, seed: int = 1, resume: State | None = None,
-        judge: Judge | None = None) -> Iterator[Step]:  # fmt: skip
-    """Train a method that has begun a lesson; yields after each step. A method without parameters has nothing to fit.
+def fit(
+    method: Method,
+    lesson: Lesson,
+    config: TrainConfig,
+    seed: int = 1,
+    resume: State | None = None,
+    score_epoch: EpochScorer | None = None,
+) -> Iterator[Step]:
+    """Train a method that has begun a lesson, and yield after each step.
 
-    The order of the images and their views are pure functions of (seed, epoch); with `resume` the loop goes on exactly
-    where the state was taken. judge: is asked after each epoch, and may know rules that a lesson can't (the oracle).
-    ValueError for a lesson without images (without labels, for a method that needs them; or without those by which
-    `select` chooses), NotFinite for a loss that is not a number.
+    The order of the items and their augmentations are pure functions of (seed, epoch). A method without trainable
+    parameters yields nothing.
+
+    Args:
+        resume: the state to go on from, exactly where it was taken.
+        score_epoch: scores an epoch in place of `compute_selection_scores`; it may know rules that need more than the
+            lesson (the oracle).
+
+    Raises:
+        ValueError: for a lesson without images, without labels for a method that needs them, or without what
+            train.model_selection compares.
+        NonFiniteError: for a loss or gradient that is not finite.
     """
     method.train()
-    if lesson.unlabelled and not len(lesson.train) and not method.adapts and train.epochs and method.state_dict():
+    _require_labels(method, lesson, config)
+    if not any(p.requires_grad for p in method.parameters()) or not config.epochs:
+        return
+    validate_lesson(lesson, config, score_epoch is not None)
+    loop = Loop(method, lesson, config, seed)
+    torch.manual_seed(derive_seed(seed, "training", lesson.index))
+    if resume is not None:
+        loop.load(resume)
+    order = EpochBatches(
+        method.training_lesson(lesson), config, derive_seed(seed, lesson.index), method.needs_unlabelled
+    )
+    steps, epochs, total_steps = config.count_steps(len(order))
+    _note_endless_warmup(method, config, epochs, total_steps)
+    while loop.cursor.step < total_steps:
+        epoch, n_done, loop.epoch_start_step = loop.cursor.epoch, loop.cursor.batch_index, loop.cursor.epoch * steps
+        for index, batch in enumerate(order.iter_epoch(epoch, steps)):
+            step = epoch * steps + index
+            if index < n_done or step >= total_steps:
+                continue
+            lr = compute_learning_rate(config, epoch, step, epochs, total_steps)
+            terms = loop.take_step(replace(batch, step=step, progress=step / total_steps), lr)
+            method.end_step(step + 1, total_steps)
+            loop.cursor.batch_index, loop.cursor.step = index + 1, step + 1
+            if index + 1 == steps or step + 1 == total_steps:
+                _end_epoch(loop, epoch, epochs, score_epoch, is_last=step + 1 == total_steps)
+            yield Step(epoch, step + 1, total_steps, terms, lr, loop)
+
+
+def _end_epoch(loop: Loop, epoch: int, epochs: int, score_epoch: EpochScorer | None, is_last: bool) -> None:
+    method, config = loop.method, loop.config
+    method.end_epoch(epoch, epochs)
+    collectives.require_same_state(method.state_dict(), f"after epoch {epoch + 1}")
+    loop.cursor.epoch, loop.cursor.batch_index = epoch + 1, 0
+    rules = [] if config.model_selection == "last" else [config.model_selection]
+    if score_epoch:
+        scores = score_epoch(loop)
+    else:
+        scores = compute_selection_scores(method, loop.lesson, rules, config.micro_batch_size)
+    if rules:
+        loop.update_best(scores, is_last)
+
+
+def _require_labels(method: Method, lesson: Lesson, config: TrainConfig) -> None:
+    """ValueError for a lesson of unlabelled images only, where the method would train on labels."""
+    is_unlabelled = bool(lesson.unlabelled) and not len(lesson.train)
+    if is_unlabelled and not method.needs_unlabelled and config.epochs and method.state_dict():
         raise ValueError(
             f"{type(method).__name__} learns from labels alone, and this lesson has only unlabelled images: name a "
             "source by --source, or take a method that learns from them, such as entropy around this one"
         )
-    if not any(p.requires_grad for p in method.parameters()) or not train.epochs:
-        return
-    check(lesson, train, judge is not None)
-    loop = Loop(method, lesson, train, seed)
-    torch.manual_seed(number(seed, "training", lesson.index))
-    if resume is not None:
-        loop.load(resume)
-    order = Order(method.taught(lesson), train, number(seed, lesson.index), method.adapts)
-    steps, epochs, total = train.length(len(order))
-    if train.warmup_kind == "linear" and train.warmup >= (epochs if train.per == "epoch" else total):
-        unit = "epochs" if train.per == "epoch" else "iterations"
-        method.cuts = {
-            **method.cuts,
-            "train.warmup": f"{train.warmup} {unit} are the whole training: lr is never reached",
-        }
-    while loop.cursor.step < total:
-        epoch, done, loop.begun = loop.cursor.epoch, loop.cursor.place, loop.cursor.epoch * steps
-        for place, batch in enumerate(order.epoch(epoch, steps)):
-            step = epoch * steps + place
-            if place < done or step >= total:
-                continue
-            lr = rate(train, epoch, step, epochs, total)
-            terms = loop.take(replace(batch, step=step, progress=step / total), lr)
-            method.end_step(step + 1, total)
-            loop.cursor.place, loop.cursor.step = place + 1, step + 1
-            if place + 1 == steps or step + 1 == total:
-                method.end_epoch(epoch, epochs)
-                collectives.check_same(method.state_dict(), f"after epoch {epoch + 1}")
-                loop.cursor.epoch, loop.cursor.place = epoch + 1, 0
-                rules = [] if train.select == "last" else [train.select]
-                scores = judge(loop) if judge else criteria(method, lesson, rules, train.micro_batch)
-                if rules:
-                    loop.judge(scores, last=step + 1 == total)
-            yield Step(epoch, step + 1, total, terms, lr, loop)
+
+
+def _note_endless_warmup(method: Method, config: TrainConfig, epochs: int, total_steps: int) -> None:
+    """Note in the result that a linear warm-up takes the whole training, so that lr is never reached."""
+    length = epochs if config.schedule_unit == "epoch" else total_steps
+    if config.warmup_kind == "linear" and config.warmup >= length:
+        unit = "epochs" if config.schedule_unit == "epoch" else "iterations"
+        note = f"{config.warmup} {unit} are the whole training: lr is never reached"
+        method.clipped_settings = {**method.clipped_settings, "train.warmup": note}

@@ -1,6 +1,6 @@
-"""Which state of a training to keep: numbers by which epochs are compared, higher is better; only one knows labels.
+"""Model selection: the scores by which epochs are compared, higher is better.
 
-val: accuracy on validation images of what is trained on. The others look at the unlabelled images: entropy (Morerio et
+val: accuracy on validation images. The others read the unlabelled images of the target: entropy (Morerio et
 al., ICLR 2018, arXiv:1711.10288), density (soft neighbourhood density; Saito et al., ICCV 2021, arXiv:2108.10860),
 agreement (with the pseudo-labels).
 """
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from vlprompt.core.batch import Unlabelled
-from vlprompt.core.introspection import backbone_of, clip_of
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
-from vlprompt.engine.evaluate import answers
-from vlprompt.layers.class_texts import hand
+from vlprompt.core.towers import Clip
+from vlprompt.engine.evaluate import iter_logits
+from vlprompt.layers.class_texts import encode_class_texts
 from vlprompt.metrics import accuracy, entropy, neighbourhood_density
 from vlprompt.runtime import collectives
 
-SURE = 0.5  # from which probability on a zero-shot answer counts as a pseudo-label where a method has none of its own
-UNSEEN = ("entropy", "density", "agreement")  # rules that look at the unlabelled images
-SELECTION = {
+CONFIDENCE_THRESHOLD = 0.5  # probability from which a zero-shot prediction counts as a pseudo-label
+UNLABELLED_CRITERIA = ("entropy", "density", "agreement")  # rules that read the unlabelled images
+SELECTION_DESCRIPTIONS = {
     "last": "last epoch",
     "val": "best epoch on validation images",
     "entropy": "epoch of the lowest entropy on the unlabelled images",
@@ -33,55 +33,70 @@ SELECTION = {
 
 
 @torch.no_grad()
-def pseudo_labels(
-    method: Method, unlabelled: Unlabelled, fixed: Any, micro_batch: int | None = None
+def collect_pseudo_labels(
+    method: Method, unlabelled: Unlabelled, fixed: Any, micro_batch_size: int | None = None
 ) -> tuple[Tensor, Tensor] | None:
-    """What unlabelled images are taken to be, (N, C) and (N,): probabilities, and of which it is sure.
+    """Pseudo-label unlabelled images by the method itself, else by the zero-shot CLIP of its backbone.
 
-    By the method itself, else by the zero-shot CLIP that it stands on, sure from a probability of 0.5 on; None where
-    neither is there.
+    Returns:
+        Probabilities (N, C) and whether each is confident (N,); None where neither the method nor a CLIP can tell.
     """
-    clip, text, found = clip_of(method), None, []
-    with collectives.alike():
-        for whole in unlabelled.batches(100):
-            for part in whole.split(micro_batch):
-                guess = method.guess(part.inputs, fixed)
-                if guess is None:
-                    if clip is None:
+    clip, text, outputs = method.backbone, None, []
+    with collectives.in_lockstep():
+        for batch in unlabelled.batches(100):
+            for part in batch.micro_batches(micro_batch_size):
+                output = method.pseudo_labels(part.inputs, fixed)
+                if output is None:
+                    if not isinstance(clip, Clip):
                         return None
-                    text = hand(clip, unlabelled.names, None) if text is None else text
+                    text = encode_class_texts(clip, unlabelled.names, None) if text is None else text
                     p = clip.logits(clip.image(part.inputs), text).float().softmax(-1)
-                    guess = p, p.max(-1).values >= SURE
-                found.append(guess)
-    return torch.cat([p for p, _ in found]).cpu(), torch.cat([sure for _, sure in found]).cpu()
+                    output = p, p.max(-1).values >= CONFIDENCE_THRESHOLD
+                outputs.append(output)
+    return torch.cat([p for p, _ in outputs]).cpu(), torch.cat([confident for _, confident in outputs]).cpu()
 
 
 @torch.no_grad()
-def criteria(method: Method, lesson: Lesson, rules: Sequence[str], micro_batch: int | None = None, fixed: Any = None,
-             prepared: Any = None, seen: Tensor | None = None) -> dict[str, float]:  # fmt: skip
-    """The numbers asked for, of a method as it is now; without those that can't be had.
+def compute_selection_scores(
+    method: Method,
+    lesson: Lesson,
+    criteria: Sequence[str],
+    micro_batch_size: int | None = None,
+    fixed: Any = None,
+    prepared: Any = None,
+    unlabelled_logits: Tensor | None = None,
+) -> dict[str, float]:
+    """Score a method as it is now by each criterion; criteria that the lesson has no data for are left out.
 
-    fixed, prepared: what the method holds for the lesson's names, if it is there already; seen: its answers (N, C) to
-    the unlabelled images.
+    Args:
+        fixed: `method.precompute` of the lesson's names, if it is there already.
+        prepared: `method.prepare` of them, if it is there already.
+        unlabelled_logits: logits (N, C) of the unlabelled images, if they are there already.
     """
-    found = dict[str, float]()
-    if not rules:
-        return found
-    fixed = method.fixed(lesson.train.names) if fixed is None else fixed
-    if "val" in rules and lesson.val is not None:
-        logits = torch.cat(list(answers(method, lesson.val, micro_batch=micro_batch, prepared=prepared)))
-        found["val"] = accuracy(logits.argmax(1), torch.tensor(lesson.val.labels))
-    if not lesson.unlabelled or not set(rules) & set(UNSEEN):
-        return found
-    if seen is None:
-        seen = torch.cat(list(answers(method, lesson.unlabelled, micro_batch=micro_batch, prepared=prepared)))
-    p = seen.softmax(1)
-    if "entropy" in rules:
-        found["entropy"] = -float(entropy(p.double()).mean())
-    if "density" in rules:
-        backbone = backbone_of(method)  # where N x N products are fast, if anywhere
-        found["density"] = neighbourhood_density(p if backbone is None else p.to(backbone.device))
-    if "agreement" in rules and (guess := pseudo_labels(method, lesson.unlabelled, fixed, micro_batch)) is not None:
-        guessed, sure = guess
-        found["agreement"] = accuracy(p.argmax(1)[sure], guessed.argmax(1)[sure]) if bool(sure.any()) else 0.0
-    return found
+    scores = dict[str, float]()
+    if not criteria:
+        return scores
+    fixed = method.precompute(lesson.train.names) if fixed is None else fixed
+    if "val" in criteria and lesson.val is not None:
+        logits = torch.cat(list(iter_logits(method, lesson.val, micro_batch_size=micro_batch_size, prepared=prepared)))
+        scores["val"] = accuracy(logits.argmax(1), torch.tensor(lesson.val.labels))
+    if not lesson.unlabelled or not set(criteria) & set(UNLABELLED_CRITERIA):
+        return scores
+    if unlabelled_logits is None:
+        unlabelled_logits = torch.cat(
+            list(iter_logits(method, lesson.unlabelled, micro_batch_size=micro_batch_size, prepared=prepared))
+        )
+    p = unlabelled_logits.softmax(1)
+    if "entropy" in criteria:
+        scores["entropy"] = -float(entropy(p.double()).mean())
+    if "density" in criteria:
+        backbone = method.backbone  # where N x N products are fast, if anywhere
+        scores["density"] = neighbourhood_density(p if backbone is None else p.to(backbone.device))
+    pseudo_labels = (
+        collect_pseudo_labels(method, lesson.unlabelled, fixed, micro_batch_size) if "agreement" in criteria else None
+    )
+    if pseudo_labels is not None:
+        labels, confident = pseudo_labels[0].argmax(1), pseudo_labels[1]
+        has_any = bool(confident.any())
+        scores["agreement"] = accuracy(p.argmax(1)[confident], labels[confident]) if has_any else 0.0
+    return scores

@@ -1,91 +1,129 @@
-"""How to train: settings, and the learning rate of a step."""
+"""Settings of a training, and the learning rate of a step."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from vlprompt.core.compute_options import How
+from vlprompt.core.compute_options import ComputeOptions
+
+MINIMUM = {
+    "epochs": 0,
+    "batch_size": 1,
+    "micro_batch_size": 1,
+    "warmup": 0,
+    "augmentations": 1,
+    "momentum": 0,
+    "weight_decay": 0,
+    "warmup_lr": 0,
+    "min_lr": 0,
+    "iterations": 1,
+    "text_micro_batch": 1,
+}
+POSITIVE = ("lr", "eps", "grad_clip")
 
 
 @dataclass(frozen=True)
-class Train:
-    """How to train. The defaults are those of the CoOp family (SGD, cosine per epoch after one epoch at 1e-5).
+class TrainConfig:
+    """Settings of a training; in YAML the section `train`.
 
-    epochs: 0 trains nothing; iterations: steps in all, instead of epochs. batch, micro_batch: images a step, and at
-    once (None: all; the gradient is the same). lr, momentum (sgd), betas, eps (adam, adamw), weight_decay: the
-    optimizer's (paged_adamw: AdamW that makes room on a CUDA GPU, by bitsandbytes). schedule, per: cosine (its period
-    is all epochs, as the CoOp family has it), cosine-rest (what is left of them after the warm-up, as VPT has it) or
-    constant, stepped per epoch or per iteration, down to min_lr. warmup: epochs or iterations, at warmup_lr throughout
-    (constant) or rising from it to lr (linear). clip: greatest norm of the gradient. precision: of the forward pass;
-    parameters stay float32. drop_last: drop an incomplete last batch, unless it is the only one. views: how many
-    augmented views of an image exist (None: one per epoch). select: what is kept, the "last" epoch or the one that is
-    best (the first of equally good ones) on validation images ("val"), in an adaptation by entropy, density or
-    agreement on the target's images (criteria.py), or by its test labels ("oracle").
-    checkpointing: what the layers made is made again going back, instead of being kept. chunk: texts of so many classes
-    at once (None: all), made again going back. compile: layers by torch.compile. graphs: on a GPU, passes of texts
-    that come again are recorded and replayed, which keeps what they make in memory.
+    The defaults are those of the CoOp family: SGD, a cosine stepped per epoch after one epoch at 1e-5.
+
+    Args:
+        epochs: passes over the training items; 0 trains nothing.
+        iterations: steps in all, instead of epochs.
+        batch_size: items per optimizer step.
+        micro_batch_size: items per forward and backward pass (None: the batch); the gradient is the same.
+        optimizer: paged_adamw is AdamW with states that move to CPU memory when a CUDA GPU is full (bitsandbytes).
+        lr: learning rate after the warm-up.
+        momentum: of sgd.
+        betas: of adam and adamw.
+        eps: of adam and adamw.
+        weight_decay: of every optimizer.
+        schedule: cosine (its period is all epochs, as in the CoOp family), cosine-after-warmup (its period is what is
+            left after the warm-up, as in VPT) or constant.
+        schedule_unit: whether the schedule is stepped per epoch or per iteration.
+        warmup: length of the warm-up, in schedule units.
+        warmup_kind: at warmup_lr throughout (constant), or rising from warmup_lr to lr (linear).
+        warmup_lr: learning rate of the warm-up.
+        min_lr: where the cosine ends.
+        grad_clip: largest norm of the gradient (None: no clipping).
+        precision: of the forward pass; parameters stay float32.
+        activation_checkpointing: recompute layer activations in the backward pass instead of storing them.
+        text_micro_batch: class texts encoded at once and recomputed in the backward pass (None: all, stored).
+        compile: compile the layers with torch.compile.
+        cuda_graphs: on a GPU, record passes of texts that come again and replay them; their outputs stay in memory.
+        drop_last: drop an incomplete last batch, unless it is the only one.
+        augmentations: how many augmented views of an image exist (None: one per epoch).
+        model_selection: which parameters remain: those of the last epoch, or of the epoch that is best (the first of
+            equally good ones) on validation images (val), in a domain adaptation by entropy, density or agreement on
+            the target's images (engine/model_selection.py), or by its test labels (oracle).
+
+    Raises:
+        ValueError: for a value out of its range, with its key.
     """
 
     epochs: int = 50
     iterations: int | None = None
-    batch: int = 32
-    micro_batch: int | None = None
+    batch_size: int = 32
+    micro_batch_size: int | None = None
     optimizer: Literal["sgd", "adam", "adamw", "paged_adamw"] = "sgd"
     lr: float = 0.002
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 5e-4
-    schedule: Literal["cosine", "cosine-rest", "constant"] = "cosine"
-    per: Literal["epoch", "iteration"] = "epoch"
+    schedule: Literal["cosine", "cosine-after-warmup", "constant"] = "cosine"
+    schedule_unit: Literal["epoch", "iteration"] = "epoch"
     warmup: int = 1
     warmup_kind: Literal["constant", "linear"] = "constant"
     warmup_lr: float = 1e-5
     min_lr: float = 0.0
-    clip: float | None = None
+    grad_clip: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    checkpointing: bool = False
-    chunk: int | None = None
+    activation_checkpointing: bool = False
+    text_micro_batch: int | None = None
     compile: bool = False
-    graphs: bool = True
+    cuda_graphs: bool = True
     drop_last: bool = True
-    views: int | None = None
-    select: Literal["last", "val", "entropy", "density", "agreement", "oracle"] = "last"
+    augmentations: int | None = None
+    model_selection: Literal["last", "val", "entropy", "density", "agreement", "oracle"] = "last"
 
     def __post_init__(self) -> None:
-        least = {"epochs": 0, "batch": 1, "micro_batch": 1, "warmup": 0, "views": 1, "momentum": 0, "weight_decay": 0}
-        least |= {"warmup_lr": 0, "min_lr": 0, "iterations": 1, "chunk": 1}
-        for name, value in ((name, getattr(self, name)) for name in (*least, "lr", "eps", "clip")):
-            if value is not None and name in least and not value >= least[name]:
-                raise ValueError(f"train.{name} must be at least {least[name]}, not {value}")
-            if value is not None and name not in least and not value > 0:
+        for name, minimum in MINIMUM.items():
+            if (value := getattr(self, name)) is not None and not value >= minimum:
+                raise ValueError(f"train.{name} must be at least {minimum}, not {value}")
+        for name in POSITIVE:
+            if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"train.{name} must be above 0, not {value}")
 
     @property
-    def how(self) -> How:
-        return How(self.checkpointing, self.chunk, self.compile, self.graphs)
+    def compute_options(self) -> ComputeOptions:
+        return ComputeOptions(self.activation_checkpointing, self.text_micro_batch, self.compile, self.cuda_graphs)
 
-    def length(self, images: int) -> tuple[int, int, int]:
-        """Steps in an epoch of so many images, epochs, and steps in all."""
-        steps = images // self.batch if self.drop_last and images >= self.batch else -(-images // self.batch)
+    def count_steps(self, n_images: int) -> tuple[int, int, int]:
+        """Count (steps per epoch, epochs, steps in all) of a training on n_images."""
+        drops_last = self.drop_last and n_images >= self.batch_size
+        steps = n_images // self.batch_size if drops_last else -(-n_images // self.batch_size)
         if self.iterations is None:
             return steps, self.epochs, self.epochs * steps
         return steps, -(-self.iterations // steps), self.iterations
 
 
-def rate(train: Train, epoch: int, step: int, epochs: int, total: int) -> float:
-    """The learning rate of a step, of `total` in `epochs`.
+def compute_learning_rate(config: TrainConfig, epoch: int, step: int, n_epochs: int, n_steps: int) -> float:
+    """Compute the learning rate of one step (0-based), of n_steps in n_epochs.
 
-    With per="epoch" and warmup=1 this is what the CoOp family trains with: 1e-5 in epoch 0, then
-    lr (1 + cos(pi (e - 1) / epochs)) / 2, which never reaches min_lr. VPT trains with schedule="cosine-rest",
+    With schedule_unit="epoch" and warmup=1 these are the rates of the CoOp family: 1e-5 in epoch 0, then
+    lr (1 + cos(pi (e - 1) / epochs)) / 2, which never reaches min_lr. VPT trains with schedule="cosine-after-warmup",
     warmup=10, warmup_kind="linear" and warmup_lr=0, so that its epoch 0 changes nothing.
     """
-    now, whole = (epoch, epochs) if train.per == "epoch" else (step, total)
-    if now < train.warmup:
-        if train.warmup_kind == "constant":
-            return train.warmup_lr
-        return train.warmup_lr + (train.lr - train.warmup_lr) * now / train.warmup
-    if train.schedule == "constant":
-        return train.lr
-    period = whole - train.warmup if train.schedule == "cosine-rest" else whole
-    return train.min_lr + (train.lr - train.min_lr) * (1 + math.cos(math.pi * (now - train.warmup) / period)) / 2
+    position, length = (epoch, n_epochs) if config.schedule_unit == "epoch" else (step, n_steps)
+    if position < config.warmup:
+        if config.warmup_kind == "constant":
+            return config.warmup_lr
+        return config.warmup_lr + (config.lr - config.warmup_lr) * position / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    period = length - config.warmup if config.schedule == "cosine-after-warmup" else length
+    return (
+        config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * (position - config.warmup) / period)) / 2
+    )

@@ -17,62 +17,62 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vlprompt.core.batch import Batch
-from vlprompt.core.method import Method, Terms
+from vlprompt.core.method import LossTerms, Method
 from vlprompt.core.stage import Lesson
-from vlprompt.engine.epoch_batches import check
-from vlprompt.engine.loop import Loop, NotFinite, State
-from vlprompt.engine.model_selection import criteria
-from vlprompt.engine.train_config import Train, rate
+from vlprompt.engine.epoch_batches import validate_lesson
+from vlprompt.engine.loop import Loop, NonFiniteError, State
+from vlprompt.engine.model_selection import compute_selection_scores
+from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.runtime import distributed
-from vlprompt.runtime.seeding import number
+from vlprompt.runtime.seeding import derive_seed
 
-PAYS = 8  # settings; fewer are as quick one after another
+MIN_VMAPPED_RUNS = 8  # settings; fewer are as quick one after another
 
 
 @dataclass
-class Standing:
+class VmapState:
     """Where several settings stand: a state of each, and the places of those whose numbers were not finite."""
 
     states: list[State]
-    out: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
-class Together:
+class VmapStep:
     """One step that all settings took: its number (from 1) and losses, nan for a setting that is out.
 
-    `side.standing()` is what to save after it.
+    `trainer.state()` is what to save after it.
     """
 
     step: int
-    steps: int
+    total_steps: int
     losses: list[float]
-    side: "Side"
+    trainer: "VmapTrainer"
 
 
-class _Terms(nn.Module):
+class _LossTerms(nn.Module):
     """The terms of a method as what a Module calls its forward, so that it can be given other parameters."""
 
     def __init__(self, method: Method):
         super().__init__()
         self.method = method
 
-    def forward(self, batch: Batch, fixed: Any) -> Terms:
-        return self.method.terms(batch, fixed)[0]
+    def forward(self, batch: Batch, fixed: Any) -> LossTerms:
+        return self.method.loss_terms(batch, fixed)[0]
 
 
-def _stacked(each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _stack_tensors(tensors_by_run: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors of all settings as one (S, ...); what the settings hold becomes a view of their place in it."""
     found = {}
-    for name in each[0]:
-        found[name] = torch.stack([mine[name].detach() for mine in each])
-        for place, mine in enumerate(each):
+    for name in tensors_by_run[0]:
+        found[name] = torch.stack([mine[name].detach() for mine in tensors_by_run])
+        for place, mine in enumerate(tensors_by_run):
             mine[name].data = found[name][place]
     return found
 
 
 @contextmanager
-def _tiny_is_zero() -> Iterator[None]:
+def _flush_denormals() -> Iterator[None]:
     """Numbers below 1e-38 are zero: gradients of a head that is sure of itself are full of them, and they are slow."""
     was = not bool(torch.tensor(1e-40) * 1)
     torch.set_flush_denormal(True)
@@ -82,32 +82,32 @@ def _tiny_is_zero() -> Iterator[None]:
         torch.set_flush_denormal(was)
 
 
-class Group:
-    """Settings of one seed; `places`: of its settings among all."""
+class SeedGroup:
+    """Settings of one seed; `indices`: of its settings among all."""
 
     def __init__(self, loops: dict[int, Loop], seed: int, lesson: Lesson):
-        self.places, self.loops, self.seed = [*loops], [*loops.values()], seed
-        self.device, self.train = self.loops[0].device, self.loops[0].train
-        models = [_Terms(loop.method) for loop in self.loops]
-        self.model, self.wanted = models[0], [k for k, p in models[0].named_parameters() if p.requires_grad]
-        self.parameters = _stacked([dict(model.named_parameters()) for model in models])
-        self.buffers = _stacked([dict(model.named_buffers()) for model in models])
-        torch.manual_seed(number(seed, "training", lesson.index))
-        self.random = self._random()
+        self.indices, self.loops, self.seed = [*loops], [*loops.values()], seed
+        self.device, self.config = self.loops[0].device, self.loops[0].config
+        models = [_LossTerms(loop.method) for loop in self.loops]
+        self.model, self.trainable_names = models[0], [k for k, p in models[0].named_parameters() if p.requires_grad]
+        self.parameters = _stack_tensors([dict(model.named_parameters()) for model in models])
+        self.buffers = _stack_tensors([dict(model.named_buffers()) for model in models])
+        torch.manual_seed(derive_seed(seed, "training", lesson.index))
+        self.random_state = self._capture_random_state()
 
-    def _random(self) -> dict[str, Tensor]:
+    def _capture_random_state(self) -> dict[str, Tensor]:
         found = {"random/cpu": torch.get_rng_state()}
         return found | ({"random/cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
 
-    def gradients(self, batch: Batch) -> list[tuple[dict[str, float], list[Tensor]]]:
-        """Terms and merged gradient of each setting, as `Loop.gradients` has them of one."""
-        fixed, leaves = self.loops[0].known(batch.names), {k: v.detach() for k, v in self.parameters.items()}
-        wanted = [leaves[k].requires_grad_() for k in self.wanted]
+    def compute_gradients(self, batch: Batch) -> list[tuple[dict[str, float], list[Tensor]]]:
+        """Terms and merged gradient of each setting, as `Loop.compute_gradients` has them of one."""
+        fixed, leaves = self.loops[0].precompute(batch.names), {k: v.detach() for k, v in self.parameters.items()}
+        wanted = [leaves[k].requires_grad_() for k in self.trainable_names]
         sums: dict[str, list[Tensor]] = {}
         values: dict[str, Tensor] = {}
         counts: dict[str, float] = {}
-        dtype = torch.bfloat16 if self.train.precision == "bf16" else None
-        for part in batch.split(self.train.micro_batch):
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else None
+        for part in batch.micro_batches(self.config.micro_batch_size):
             rows: dict[str, float] = {}
 
             def terms(parameters: Any, buffers: Any, part: Batch = part, rows: dict[str, float] = rows) -> Any:
@@ -124,114 +124,131 @@ class Group:
                 counts[name] = counts.get(name, 0.0) + rows[name]
                 if total.requires_grad:
                     keep = i < len(means) - 1
-                    with _tiny_is_zero():
+                    with _flush_denormals():
                         new = torch.autograd.grad(
                             total.sum(), wanted, retain_graph=keep, allow_unused=True, materialize_grads=True
                         )
                     sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else list(new)
         told = {name: (value / max(counts[name], 1.0)).tolist() for name, value in values.items()}
         grads = {name: [g / max(counts[name], 1.0) for g in found] for name, found in sums.items()}
-        merged = [loop.method.merge({name: [g[s] for g in found] for name, found in grads.items()})
+        merged = [loop.method.merge_gradients({name: [g[s] for g in found] for name, found in grads.items()})
                   for s, loop in enumerate(self.loops)]  # fmt: skip
         return [({name: value[s] for name, value in told.items()}, mine) for s, mine in enumerate(merged)]
 
-    def take(self, batch: Batch, rates: Sequence[float], out: set[int]) -> dict[int, float]:
+    def take_step(self, batch: Batch, learning_rates: Sequence[float], failed: set[int]) -> dict[int, float]:
         """One step of each setting, and its loss; one whose numbers are not finite is out and stays as it was."""
-        torch.set_rng_state(self.random["random/cpu"])
-        if "random/cuda" in self.random:
-            torch.cuda.set_rng_state(self.random["random/cuda"], self.device)
+        torch.set_rng_state(self.random_state["random/cpu"])
+        if "random/cuda" in self.random_state:
+            torch.cuda.set_rng_state(self.random_state["random/cuda"], self.device)
         losses = {}
-        for place, loop, (terms, grads) in zip(self.places, self.loops, self.gradients(batch), strict=True):
+        for place, loop, (terms, grads) in zip(self.indices, self.loops, self.compute_gradients(batch), strict=True):
             try:
-                if place not in out:
-                    loop.apply(terms, grads, rates[place])
-            except NotFinite:
-                out.add(place)
-            losses[place] = math.nan if place in out else sum(terms.values())
-        self.random = self._random()
+                if place not in failed:
+                    loop.apply_gradients(terms, grads, learning_rates[place])
+            except NonFiniteError:
+                failed.add(place)
+            losses[place] = math.nan if place in failed else sum(terms.values())
+        self.random_state = self._capture_random_state()
         return losses
 
 
-class Side:
+class VmapTrainer:
     """All settings, in groups by seed."""
 
-    def __init__(self, loops: Sequence[Loop], lesson: Lesson, resume: Standing | None):
+    def __init__(self, loops: Sequence[Loop], lesson: Lesson, resume: VmapState | None):
         self.loops, seeds = loops, dict.fromkeys(loop.seed for loop in loops)
         mine = {seed: {i: loop for i, loop in enumerate(loops) if loop.seed == seed} for seed in seeds}
-        self.groups, self.out = [Group(some, seed, lesson) for seed, some in mine.items()], set[int]()
+        self.groups, self.failed = [SeedGroup(some, seed, lesson) for seed, some in mine.items()], set[int]()
         if resume is not None:
-            self.out = set(resume.out)
+            self.failed = set(resume.failed)
             for loop, state in zip(loops, resume.states, strict=True):
                 loop.load(state)
             for group in self.groups:
-                kept = resume.states[group.places[0]].tensors
-                group.random = {name: kept[name].cpu() for name in group.random}
+                kept = resume.states[group.indices[0]].tensors
+                group.random_state = {name: kept[name].cpu() for name in group.random_state}
 
-    def standing(self) -> Standing:
+    def state(self) -> VmapState:
         """A copy of all that the next step depends on."""
         states = [loop.state() for loop in self.loops]
         for group in self.groups:
-            for place in group.places:
-                states[place].tensors |= {name: kept.clone() for name, kept in group.random.items()}
-        return Standing(states, set(self.out))
+            for place in group.indices:
+                states[place].tensors |= {name: kept.clone() for name, kept in group.random_state.items()}
+        return VmapState(states, set(self.failed))
 
 
-def check_side(methods: Sequence[Method], trains: Sequence[Train]) -> None:
+def validate_vmap(methods: Sequence[Method], configs: Sequence[TrainConfig]) -> None:
     """ValueError for settings that can't be trained side by side."""
-    if distributed.size() > 1:
+    if distributed.get_world_size() > 1:
         raise ValueError("settings side by side are trained by one process: search without torchrun")
-    if len({type(method) for method in methods}) != 1 or len(methods) != len(trains):
-        raise ValueError("settings side by side are of one method, and each needs its own Train")
-    if not methods[0].side_by_side:
-        raise ValueError(f"{type(methods[0]).__name__} does not train side by side (side_by_side is 0); use fit")
-    if any(replace(train, lr=trains[0].lr, weight_decay=trains[0].weight_decay) != trains[0] for train in trains):
+    if len({type(method) for method in methods}) != 1 or len(methods) != len(configs):
+        raise ValueError("settings side by side are of one method, and each needs its own TrainConfig")
+    if not methods[0].max_vmap_images:
+        raise ValueError(f"{type(methods[0]).__name__} does not train side by side (max_vmap_images is 0); use fit")
+    if any(replace(train, lr=configs[0].lr, weight_decay=configs[0].weight_decay) != configs[0] for train in configs):
         raise ValueError("settings side by side may differ in lr, weight_decay and seed only")
-    if trains[0].precision == "fp16":
+    if configs[0].precision == "fp16":
         raise ValueError("settings side by side have no scaler of the loss each; use train.precision=bf16 or fp32")
 
 
-def fit_side_by_side(methods: Sequence[Method], lesson: Lesson, trains: Sequence[Train], seeds: Sequence[int],
-                     resume: Standing | None = None) -> Iterator[Together]:  # fmt: skip
-    """Train methods that have begun a lesson, alike but for lr, weight decay and seed; yields after each step.
+def fit_vmapped(methods: Sequence[Method], lesson: Lesson, configs: Sequence[TrainConfig], seeds: Sequence[int],
+                     resume: VmapState | None = None) -> Iterator[VmapStep]:  # fmt: skip
+    """Train several copies of a method at once that differ in lr, weight decay and seed only; yield after each step.
 
-    Each ends as `fit(method, lesson, train, seed)` would leave it, to rounding, and those of one seed draw the same
-    dropout as it would. A setting whose numbers are not finite is out, and the others go on. ValueError for settings
-    that can't be trained so.
+    Each ends as `fit(method, lesson, config, seed)` would leave it, up to rounding, and copies of one seed draw the
+    same dropout. A copy whose numbers are not finite drops out, and the others go on.
+
+    Raises:
+        ValueError: for settings that can't be trained this way.
     """
-    check_side(methods, trains)
+    validate_vmap(methods, configs)
     for method in methods:
         method.train()
-    train = trains[0]
-    if not any(p.requires_grad for p in methods[0].parameters()) or not train.epochs:
+    config = configs[0]
+    if not any(p.requires_grad for p in methods[0].parameters()) or not config.epochs:
         return
-    check(lesson, train)
-    loops = [Loop(method, lesson, mine, seed) for method, mine, seed in zip(methods, trains, seeds, strict=True)]
-    side = Side(loops, lesson, resume)
-    steps, epochs, total = train.length(len(lesson.train))
+    validate_lesson(lesson, config)
+    loops = [Loop(method, lesson, own, seed) for method, own, seed in zip(methods, configs, seeds, strict=True)]
+    trainer = VmapTrainer(loops, lesson, resume)
+    steps, epochs, total_steps = config.count_steps(len(lesson.train))
     cursor = loops[0].cursor
-    while cursor.step < total:
-        epoch, done = cursor.epoch, cursor.place
-        how = {"epoch": epoch, "views": train.views, "drop_last": train.drop_last}
-        order = [lesson.train.batches(train.batch, seed=number(g.seed, lesson.index), **how) for g in side.groups]
-        for place, batches in enumerate(zip(*order, strict=True)):
-            step = epoch * steps + place
-            if place < done or step >= total:
+    while cursor.step < total_steps:
+        epoch, n_done = cursor.epoch, cursor.batch_index
+        options = {"epoch": epoch, "n_augmentations": config.augmentations, "drop_last": config.drop_last}
+        seeds_of_groups = [derive_seed(group.seed, lesson.index) for group in trainer.groups]
+        batches_of_groups = [lesson.train.batches(config.batch_size, seed=seed, **options) for seed in seeds_of_groups]
+        for index, batches in enumerate(zip(*batches_of_groups, strict=True)):
+            step = epoch * steps + index
+            if index < n_done or step >= total_steps:
                 continue
-            rates, losses = [rate(loop.train, epoch, step, epochs, total) for loop in loops], dict[int, float]()
-            for group, batch in zip(side.groups, batches, strict=True):
-                losses |= group.take(replace(batch, step=step, progress=step / total), rates, side.out)
-            end = place + 1 == steps or step + 1 == total
+            rates = [compute_learning_rate(loop.config, epoch, step, epochs, total_steps) for loop in loops]
+            losses = dict[int, float]()
+            for group, batch in zip(trainer.groups, batches, strict=True):
+                batch = replace(batch, step=step, progress=step / total_steps)
+                losses |= group.take_step(batch, rates, trainer.failed)
+            ends_epoch = index + 1 == steps or step + 1 == total_steps
             for loop in loops:
-                loop.cursor.epoch, loop.cursor.place, loop.cursor.step = epoch + end, 0 if end else place + 1, step + 1
-                if end:
-                    loop.method.end_epoch(epoch, epochs)
-                if end and train.select != "last":
-                    loop.judge(criteria(loop.method, lesson, [train.select], train.micro_batch), last=step + 1 == total)
+                _advance(loop, index, step, epochs, ends_epoch, is_last=step + 1 == total_steps)
             cursor = loops[0].cursor
-            yield Together(step + 1, total, [losses[i] for i in range(len(loops))], side)
+            yield VmapStep(step + 1, total_steps, [losses[i] for i in range(len(loops))], trainer)
 
 
-def at_once(method: Method, train: Train) -> int:
-    """How many settings to train side by side: as many as the method's promise covers at this batch; 1 below PAYS."""
-    many = method.side_by_side // train.batch if train.precision != "fp16" else 1
-    return many if many >= PAYS else 1
+def _advance(loop: Loop, index: int, step: int, epochs: int, ends_epoch: bool, is_last: bool) -> None:
+    """Move the cursor of one copy past a step, and end its epoch."""
+    config, epoch = loop.config, loop.cursor.epoch
+    loop.cursor.epoch, loop.cursor.step = epoch + ends_epoch, step + 1
+    loop.cursor.batch_index = 0 if ends_epoch else index + 1
+    if not ends_epoch:
+        return
+    loop.method.end_epoch(epoch, epochs)
+    if config.model_selection != "last":
+        rules = [config.model_selection]
+        scores = compute_selection_scores(loop.method, loop.lesson, rules, config.micro_batch_size)
+        loop.update_best(scores, is_last)
+
+
+def count_vmapped_runs(method: Method, config: TrainConfig) -> int:
+    """Count the settings to train at once: as many as the method allows at this batch size; 1 below
+    MIN_VMAPPED_RUNS.
+    """
+    n_runs = method.max_vmap_images // config.batch_size if config.precision != "fp16" else 1
+    return n_runs if n_runs >= MIN_VMAPPED_RUNS else 1

@@ -1,100 +1,123 @@
-"""What an adaptation is judged by while it goes on, and what it is compared with; the labels of a target end here."""
+"""Metrics of an adaptation while it trains, and baselines of its scores; only here are labels of a target used."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
+from torch import Tensor
 
-from vlprompt.core.batch import Split
-from vlprompt.core.introspection import clip_of
+from vlprompt.core.batch import Batch, Split, Unlabelled
 from vlprompt.core.method import Method
-from vlprompt.core.stage import Stage
-from vlprompt.engine.evaluate import answers, evaluate
+from vlprompt.core.stage import Lesson, Stage
+from vlprompt.core.towers import Clip
+from vlprompt.engine.evaluate import evaluate, iter_logits
 from vlprompt.engine.loop import Loop
-from vlprompt.engine.model_selection import UNSEEN, criteria
-from vlprompt.engine.train_config import Train
+from vlprompt.engine.model_selection import UNLABELLED_CRITERIA, compute_selection_scores
+from vlprompt.engine.train_config import TrainConfig
 from vlprompt.methods.zero_shot import ZeroShot
 from vlprompt.metrics import accuracy
 from vlprompt.runtime import collectives
-from vlprompt.runtime.seeding import number
+from vlprompt.runtime.seeding import derive_seed
 
-RULES = ("val", *UNSEEN)  # that a method could be chosen by without the target's labels
-Record = dict[str, float]
+LABEL_FREE_RULES = ("val", *UNLABELLED_CRITERIA)  # rules of model selection that need no label of the target
+EpochRecord = dict[str, float]
 
 
 @torch.no_grad()
-def epoch_record(stage: Stage, train: Train, seed: int, loop: Loop) -> Record:
-    """Of the epoch that has just ended: each rule's score, the test's accuracy, and how good its pseudo-labels were.
+def record_epoch(stage: Stage, config: TrainConfig, seed: int, loop: Loop) -> EpochRecord:
+    """Score the epoch that has just ended.
 
-    Percent, but entropy and density (nats); epoch and step count from 1.
+    Returns:
+        The score of each selection rule (percent, but entropy and density in nats), `target` (test accuracy),
+        `coverage` and `precision` of the pseudo-labels where there are some, and `epoch` and `step`, from 1.
     """
     method, lesson, test = loop.method, stage.lesson, stage.tests["target"]
-    was = method.training
+    was_training = method.training
     method.eval()
     names = lesson.train.names  # those of the target too
-    fixed = loop.known(names)
-    how: dict[str, Any] = {"micro_batch": train.micro_batch, "prepared": method.prepare(names, fixed)}
-    unseen = lesson.unlabelled
-    seen = None if unseen is None else torch.cat(list(answers(method, unseen, **how)))
-    found = {"epoch": float(loop.cursor.epoch), "step": float(loop.cursor.step)}
-    found |= criteria(method, lesson, RULES, fixed=fixed, seen=seen, **how)
-    if seen is None or stage.truth is not test:  # transductive: these were all of them
-        seen = torch.cat(list(answers(method, test, **how)))
-    found["target"] = accuracy(seen.argmax(1), torch.tensor(test.labels))
-    if stage.truth is not None:
-        found |= _pseudo(stage.truth, stage, train, seed, loop)
-    method.train(was)
-    return found
+    fixed = loop.precompute(names)
+    prepared, micro_batch_size = method.prepare(names, fixed), config.micro_batch_size
+
+    def compute_logits(split: Split | Unlabelled) -> Tensor:
+        return torch.cat(list(iter_logits(method, split, micro_batch_size=micro_batch_size, prepared=prepared)))
+
+    logits = None if lesson.unlabelled is None else compute_logits(lesson.unlabelled)
+    record = {"epoch": float(loop.cursor.epoch), "step": float(loop.cursor.step)}
+    record |= compute_selection_scores(
+        method,
+        lesson,
+        LABEL_FREE_RULES,
+        fixed=fixed,
+        unlabelled_logits=logits,
+        micro_batch_size=micro_batch_size,
+        prepared=prepared,
+    )
+    if logits is None or stage.labelled_target is not test:  # else the task is transductive: these are the test images
+        logits = compute_logits(test)
+    record["target"] = accuracy(logits.argmax(1), torch.tensor(test.labels))
+    if stage.labelled_target is not None:
+        record |= _score_pseudo_labels(stage.labelled_target, lesson, config, seed, loop)
+    method.train(was_training)
+    return record
 
 
-def _pseudo(truth: Split, stage: Stage, train: Train, seed: int, loop: Loop) -> Record:
-    """Coverage and precision of the method's own pseudo-labels, on the views of this epoch if it learns from views."""
-    method, lesson = loop.method, stage.lesson
-    assert lesson.unlabelled is not None, "there is a truth of it"
+def _score_pseudo_labels(truth: Split, lesson: Lesson, config: TrainConfig, seed: int, loop: Loop) -> EpochRecord:
+    """Return coverage and precision of the pseudo-labels, on the augmentations of this epoch if it trains on them."""
     labels = {item.key: label for item, label in zip(truth.items, truth.labels, strict=True)}
-    fixed = loop.known(lesson.train.names)
-    if method.taught(lesson).unlabelled is None:
-        batches = lesson.unlabelled.batches(100)
-    else:
-        steps = loop.cursor.step - loop.begun
-        drawn = lesson.unlabelled.drawn(train.batch, number(seed, lesson.index), train.views, loop.begun)
-        batches = (next(drawn) for _ in range(steps))
-    right, kept, every = 0, 0, 0
-    with collectives.alike():
-        for whole in batches:
-            for part in whole.split(train.micro_batch):
-                guess = method.guess(part.inputs, fixed)
-                if guess is None:
+    fixed = loop.precompute(lesson.train.names)
+    batches = _iter_unlabelled_batches(lesson, config, seed, loop)
+    n_correct, n_confident, n_images = 0, 0, 0
+    with collectives.in_lockstep():
+        for batch in batches:
+            for part in batch.micro_batches(config.micro_batch_size):
+                pseudo_labels = loop.method.pseudo_labels(part.inputs, fixed)
+                if pseudo_labels is None:
                     return {}
-                p, sure = (t.cpu() for t in guess)
-                told = torch.tensor([labels[str(key).partition("|")[0]] for key in part.inputs.keys])
-                every, kept = every + len(told), kept + int(sure.sum())
-                right += int((p.argmax(1) == told)[sure].sum())
-    return {"coverage": 100 * kept / every} | ({"precision": 100 * right / kept} if kept else {})
+                probabilities, is_confident = (tensor.cpu() for tensor in pseudo_labels)
+                targets = torch.tensor([labels[str(key).partition("|")[0]] for key in part.inputs.keys])
+                n_images, n_confident = n_images + len(targets), n_confident + int(is_confident.sum())
+                n_correct += int((probabilities.argmax(1) == targets)[is_confident].sum())
+    precision = {"precision": 100 * n_correct / n_confident} if n_confident else {}
+    return {"coverage": 100 * n_confident / n_images} | precision
 
 
-def kept_by(records: Sequence[Record]) -> Record:
-    """The test accuracy of the epoch that each rule would keep; `oracle` is the best there was."""
+def _iter_unlabelled_batches(lesson: Lesson, config: TrainConfig, seed: int, loop: Loop) -> Iterator[Batch]:
+    """Return the unlabelled images as the epoch that has just ended had them."""
+    assert lesson.unlabelled is not None, "there are labels of it"
+    if loop.method.training_lesson(lesson).unlabelled is None:
+        return lesson.unlabelled.batches(100)
+    n_steps = loop.cursor.step - loop.epoch_start_step
+    batches = lesson.unlabelled.sample_batches(
+        config.batch_size, derive_seed(seed, lesson.index), config.augmentations, loop.epoch_start_step
+    )
+    return islice(batches, n_steps)
+
+
+def score_selection_rules(records: Sequence[EpochRecord]) -> EpochRecord:
+    """Return the test accuracy of the epoch that each rule selects; `oracle` is the best of all."""
     targets = [record["target"] for record in records]
-    found = {"last": targets[-1], "oracle": max(targets)}
-    for rule in RULES:
+    scores = {"last": targets[-1], "oracle": max(targets)}
+    for rule in LABEL_FREE_RULES:
         if all(rule in record for record in records):
-            found[rule] = max(records, key=lambda record: record[rule])["target"]  # the first of equally good ones
-    return found
+            scores[rule] = max(records, key=lambda record: record[rule])["target"]  # the first of equally good ones
+    return scores
 
 
-def beside(method: Method, stage: Stage, records: Sequence[Record], micro_batch: int | None) -> dict[str, Record]:
-    """What an adaptation's scores are read beside; nothing of other stages.
+def evaluate_baselines(
+    method: Method, stage: Stage, records: Sequence[EpochRecord], micro_batch_size: int | None
+) -> dict[str, EpochRecord]:
+    """Return what the scores of an adaptation are compared with; {} for other stages.
 
-    zero_shot (of the target, zero_shot source): the frozen CLIP that the method stands on, by the hand-written texts of
-    the dataset; rules: what each would have kept; pseudo: coverage and precision in the last epoch.
+    Returns:
+        `zero_shot` (of the target; "zero_shot source"): the frozen CLIP with the prompt templates of the dataset.
+        `rules`: the accuracy that each selection rule would give. `pseudo_labels`: those of the last epoch.
     """
-    found, clip = dict[str, Record](), clip_of(method)
-    if stage.compared and clip is not None:
+    baselines, clip = dict[str, EpochRecord](), method.backbone
+    if stage.needs_zero_shot and isinstance(clip, Clip):
         for name, test in stage.tests.items():
-            numbers = evaluate(ZeroShot(clip), test, micro_batch=micro_batch).numbers
-            found["zero_shot" if name == "target" else f"zero_shot {name}"] = numbers
+            metrics = evaluate(ZeroShot(clip), test, micro_batch_size=micro_batch_size).metrics
+            baselines["zero_shot" if name == "target" else f"zero_shot {name}"] = metrics
     if records:
-        found["rules"] = kept_by(records)
-        found["pseudo"] = {k: v for k, v in records[-1].items() if k in ("coverage", "precision")}
-    return {name: numbers for name, numbers in found.items() if numbers}
+        baselines["rules"] = score_selection_rules(records)
+        baselines["pseudo_labels"] = {k: v for k, v in records[-1].items() if k in ("coverage", "precision")}
+    return {name: metrics for name, metrics in baselines.items() if metrics}

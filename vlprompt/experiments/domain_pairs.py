@@ -1,67 +1,60 @@
 """From which domains to which: one command may mean many pairs."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
-from vlprompt.results.comparability import DOMAIN
+Pair = tuple[str | list[str] | None, str | None]  # source and target
 
 
-def ways_of(
-    source: str | None, target: str | None, method: str | None, settings: Sequence[str], how: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """The arguments of `config.grid` for each pair of domains that was asked for; one for any other task.
+def expand_domain_pairs(task: dict[str, Any], source: str | None = None, target: str | None = None) -> list[list[str]]:
+    """Return the key=value settings of each pair of domains.
 
-    source: one domain, several at once with commas, "rest", or "none" for a target alone; None: each in turn. target:
-    several with commas are taken in turn; None: each in turn. ValueError for --source or --target with another task,
-    and where every domain is a source.
+    Args:
+        task: the settings of a domain task, with the source and target of files and recipes.
+        source: one domain, several at once with commas, "rest", or "none" for a target alone; None for each in turn.
+        target: one domain, or several in turn with commas; None for each in turn.
+
+    Raises:
+        ValueError: where every domain is a source.
     """
-    from vlprompt.config.resolve import layered
-
-    if source is not None or target is not None:
-        if how["task"] not in (None, DOMAIN):
-            raise ValueError(f"--source and --target are of the task {DOMAIN}, not of {how['task']}; leave them out")
-        how = how | {"task": DOMAIN}
-    task = layered(method, **how, overrides=settings).values["task"]
-    if task["name"] != DOMAIN:
-        return [how | {"overrides": settings}]
-    how = how | {"task": DOMAIN}
-    sources, targets = _named(task.get("source") if source is None else source), _named(target or task.get("target"))
-    if not all(isinstance(one, str) for one in (*sources, *targets)):
-        return [how | {"overrides": settings}]  # what is wrong is told where settings are read
-    found = []
-    for one, other in _pairs(task, sources, targets):
-        options = [f"task.source={json.dumps(one, ensure_ascii=False)}"] if one or sources else []
-        options += [f"task.target={json.dumps(other, ensure_ascii=False)}"] if other else []
-        found.append(how | {"overrides": [*settings, *options]})
-    return found
+    sources = _split_names(task.get("source") if source is None else source)
+    targets = _split_names(target or task.get("target"))
+    if not all(isinstance(name, str) for name in (*sources, *targets)):
+        return [[]]  # the settings are checked where they are resolved
+    pairs = []
+    for source_domains, target_domain in _list_pairs(task, sources, targets):
+        has_source = bool(source_domains or sources)
+        settings = [f"task.source={json.dumps(source_domains, ensure_ascii=False)}"] if has_source else []
+        settings += [f"task.target={json.dumps(target_domain, ensure_ascii=False)}"] if target_domain else []
+        pairs.append(settings)
+    return pairs
 
 
-def _named(told: Any) -> list[Any]:
-    """Names as they are told: one, several with commas or as a list."""
-    if isinstance(told, str):
-        return [name.strip() for name in told.split(",")]
-    return told if isinstance(told, list) else [] if told is None else [told]
+def _split_names(value: Any) -> list[Any]:
+    """Return names given as one, several with commas, or a list."""
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(",")]
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _pairs(task: dict[str, Any], sources: list[str], targets: list[str]) -> list[tuple[Any, str | None]]:
-    """(source, target) of each run; all ordered pairs of the dataset's domains where neither is named."""
-    asked = None if sources in ([], ["none"]) else sources[0] if len(sources) == 1 else sources
+def _list_pairs(task: dict[str, Any], sources: list[str], targets: list[str]) -> list[Pair]:
+    """Return (source, target) of each run; all ordered pairs of the dataset's domains where neither is named."""
+    source = None if sources in ([], ["none"]) else sources[0] if len(sources) == 1 else sources
     if task.get("dataset") is None or (targets and sources):
-        return [(asked, one) for one in targets or [None]]
+        return [(source, target) for target in targets or [None]]
     from vlprompt.data.loading import open_data
-    from vlprompt.data.splits.domains import domains_in, pairs_in
+    from vlprompt.data.splits.domains import list_domain_pairs, list_domains
 
     data = open_data(task["dataset"], skip_broken=bool(task.get("skip_broken", False)))
-    every = domains_in(data)
-    if len(every) < 2:
-        return [(asked, targets[0] if targets else None)]  # the task says what is wrong
+    domains = list_domains(data)
+    if len(domains) < 2:
+        return [(source, targets[0] if targets else None)]  # the task itself rejects it
     if sources == ["none"]:
-        return [(None, one) for one in every]
+        return [(None, target) for target in domains]
     if not sources and task.get("setting") != "generalise":
-        chosen = pairs_in(data) if not targets else [(a, b) for b in targets for a in every if a != b]
-        return list[tuple[Any, str | None]](chosen)
-    found: list[tuple[Any, str | None]] = [(asked or "rest", one) for one in targets or every if one not in sources]
-    if not found:
+        pairs = list_domain_pairs(data) if not targets else [(a, b) for b in targets for a in domains if a != b]
+        return list[Pair](pairs)
+    rest: list[Pair] = [(source or "rest", target) for target in targets or domains if target not in sources]
+    if not rest:
         raise ValueError(f"{', '.join(sources)} are all the domains there are, so none is left to be the target")
-    return found
+    return rest

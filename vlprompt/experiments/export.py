@@ -1,61 +1,94 @@
-"""What a run has learned on a language model, written for other programs: PEFT's files, or a whole merged model."""
+"""Export what a run has learned on a language model: PEFT's files, or a whole merged model."""
 
 from pathlib import Path
 from typing import Any
 
-from vlprompt.core.introspection import backbone_of
-from vlprompt.core.method import OnTower
-from vlprompt.core.texts import pieces
+from vlprompt.core.class_names import Names
+from vlprompt.core.method import TowerMethod
+from vlprompt.core.texts import parse_template
 from vlprompt.core.towers import LanguageTower
-from vlprompt.experiments.restore import restored
-from vlprompt.results.run_folder import Folder, tensors_as_bytes, write
+from vlprompt.experiments.restore import restore_method
+from vlprompt.results.run_folder import RunFolder, serialize_tensors, write_atomically
 
-HEAD = "head.safetensors"
+HEAD_FILE = "head.safetensors"
 
 
-def export(run: Path, folder: Path, backbone: str | None = None, device: str | None = None,
-           merge: bool = False) -> list[str]:  # fmt: skip
-    """Writes the adapter of a finished run (merge: the whole model with it) into a folder; gives what to tell of it.
+def export_run(
+    run_folder: Path, output_folder: Path, backbone: str | None = None, device: str | None = None, merge: bool = False
+) -> list[str]:
+    """Write the adapter of a finished run; a trained head goes into head.safetensors.
 
-    A head that was trained goes into head.safetensors beside it. ValueError for a run whose method PEFT has no form
-    for, a prompt whose tokens stand elsewhere than before the text, or a merge that would not be exact; OSError where
-    the folder can't be written or holds something.
+    Args:
+        run_folder: of the run.
+        output_folder: new or empty.
+        backbone: where the run's backbone is now; default where it was.
+        device: as `load` takes it.
+        merge: write the whole model with the adapter in its weights.
+
+    Returns:
+        Lines that say what was written.
+
+    Raises:
+        ValueError: for a method that PEFT has no form for, soft tokens elsewhere than before the text, or a merge that
+            would not be exact.
+        OSError: where the folder can't be written or holds something.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OSError(f"{str(folder)!r} is there and not an empty folder: name another")
-    method, names = restored(run, backbone, device)
-    lm, about = backbone_of(method), Folder(run).prompt()[1]["config"]
-    name = about["method"]["name"]
-    if not isinstance(lm, LanguageTower) or not isinstance(method, OnTower):
-        raise ValueError(f"{name} in {str(run)!r} is no adapter of a language model, so it can't be exported")
+    if output_folder.exists() and (not output_folder.is_dir() or any(output_folder.iterdir())):
+        raise OSError(f"{str(output_folder)!r} is there and not an empty folder: name another")
+    method, names = restore_method(run_folder, backbone, device)
+    lm, config = method.backbone, RunFolder(run_folder).read_learned_state()[1]["config"]
+    if not isinstance(lm, LanguageTower) or not isinstance(method, TowerMethod):
+        name = config["method"]["name"]
+        raise ValueError(f"{name} in {str(run_folder)!r} is no adapter of a language model, so it can't be exported")
     if not merge:
-        _before(about)
-    told = {"weights": lm.key.partition("#")[2], "backbone": about["backbone"], "method": name}
-    adapted = getattr(method, "adapted", None)
-    if adapted is None:
-        prompt = method.prompt(1)
-        lm.save_merged(prompt, folder) if merge else lm.save(prompt, folder, told)
-    else:
-        adapted.save_merged(folder) if merge else adapted.save(folder, told)
-    what = "the whole model with the adapter in its weights" if merge else "the adapter in PEFT's files"
-    lines = [f"wrote {what} into {folder}"]
-    if merge and lm.base != "fp32":
-        lines.append(f"its weights are float32: those of the {lm.base} base were made so before the merge")
-    if state := method.reader.state_dict():
-        about_head = {"names": [str(n) for n in names], "reader": about["method"]["reader"]}
-        write(folder / HEAD, tensors_as_bytes(state, about_head))
-        lines.append(f"its head is in {folder / HEAD}: PEFT has no place for it")
+        _require_leading_tokens(config)
+    _write_adapter(method, lm, output_folder, config, merge)
+    content = "the whole model with the adapter in its weights" if merge else "the adapter in PEFT's files"
+    lines = [f"wrote {content} into {output_folder}"]
+    if merge and lm.weight_precision != "fp32":
+        lines.append(f"its weights are float32: those of the {lm.weight_precision} base were made so before the merge")
+    if head_path := _write_head(method, names, output_folder, config):
+        lines.append(f"its head is in {head_path}: PEFT has no place for it")
     return lines
 
 
-def _before(about: dict[str, Any]) -> None:
+def _write_adapter(
+    method: TowerMethod, lm: LanguageTower, output_folder: Path, config: dict[str, Any], merge: bool
+) -> None:
+    base = {
+        "weights": lm.key.partition("#")[2],
+        "backbone": config["backbone"],
+        "method": config["method"]["name"],
+    }
+    adapted = getattr(method, "adapter", None)
+    if adapted is not None:
+        adapted.save_merged(output_folder) if merge else adapted.save(output_folder, base)
+    elif merge:
+        lm.save_merged(method.prompt(1), output_folder)
+    else:
+        lm.save_as_peft(method.prompt(1), output_folder, base)
+
+
+def _write_head(method: TowerMethod, names: Names, output_folder: Path, config: dict[str, Any]) -> Path | None:
+    """Write the state of a trained head; None where it has none."""
+    if not (state := method.head.state_dict()):
+        return None
+    metadata = {"names": [str(n) for n in names], "head": config["method"]["head"]}
+    write_atomically(output_folder / HEAD_FILE, serialize_tensors(state, metadata))
+    return output_folder / HEAD_FILE
+
+
+def _require_leading_tokens(config: dict[str, Any]) -> None:
     """ValueError where soft tokens don't stand before the text, as PEFT has them."""
-    reader = about["method"].get("reader") or {}
-    for template in (about["method"].get("text"), reader.get("template"), about["task"].get("template")):
-        if about["method"]["name"] not in ("prompt_tuning", "p_tuning") or not template or "{" not in template:
+    if config["method"]["name"] not in ("prompt_tuning", "p_tuning"):
+        return
+    head = config["method"].get("head") or {}
+    for template in (config["method"].get("template"), head.get("template"), config["task"].get("template")):
+        if not template or "{" not in template:
             continue
-        found = [piece for piece in pieces(template, 1) if piece.kind == "tokens"]
-        if found and (len(found) > 1 or pieces(template, 1)[0] != found[0]):
+        pieces = parse_template(template, 1)
+        tokens = [piece for piece in pieces if piece.kind == "tokens"]
+        if tokens and (len(tokens) > 1 or pieces[0] != tokens[0]):
             raise ValueError(
                 f"the soft tokens of this run stand at places of the text ({template!r}), and PEFT has them before it"
             )

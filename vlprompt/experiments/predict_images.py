@@ -1,8 +1,9 @@
-"""Using what a run has learned: predictions on image files, tests on other datasets."""
+"""Predict images by what a run has learned, and test it on other datasets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,101 +11,157 @@ from torch import Tensor
 from vlprompt.config.build import build_task
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import Names
-from vlprompt.core.images import Look
+from vlprompt.core.images import Preprocessing
+from vlprompt.core.method import Method
 from vlprompt.data.dataset import Data
-from vlprompt.data.images.decoding import file_item, open_picture
-from vlprompt.data.loading import given
-from vlprompt.data.splits.label_hiding import unlabelled
-from vlprompt.engine.evaluate import answers, evaluate
-from vlprompt.engine.model_selection import pseudo_labels
-from vlprompt.experiments.restore import restored
+from vlprompt.data.images.decoding import build_file_item, open_image
+from vlprompt.data.loading import resolve_dataset
+from vlprompt.data.splits.label_hiding import drop_labels
+from vlprompt.engine.evaluate import evaluate, iter_logits
+from vlprompt.engine.model_selection import collect_pseudo_labels
+from vlprompt.experiments.restore import restore_method
 from vlprompt.results.comparability import DOMAIN
-from vlprompt.results.plots.shots import predictions
-from vlprompt.results.run_folder import Folder
+from vlprompt.results.plots.shots import plot_predictions
+from vlprompt.results.run_folder import RunFolder
+from vlprompt.tasks.text import Text
+
+MAX_DRAWN_IMAGES = 40
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ImagePrediction:
     """Probabilities of the classes, best first."""
 
     path: Path
-    ranked: tuple[tuple[str, float], ...]
+    ranked_classes: tuple[tuple[str, float], ...]
 
 
-def evaluate_on(folder: Path, dataset: str | Data | None, backbone: str | None, device: str | None, skip_broken: bool,
-                picture: Path | None = None) -> dict[str, float]:  # fmt: skip
-    """Scores in percent on the test split of a dataset, among its classes; default: on what the run was tested on.
+def evaluate_run(
+    folder: Path,
+    dataset: str | Data | None,
+    backbone: str | None,
+    device: str | None,
+    skip_broken: bool,
+    figure_path: Path | None = None,
+) -> dict[str, float]:
+    """Score a run on the test split of a dataset, among its classes (percent).
 
-    That is the target of a run on domains. `picture`: where to draw 40 of its images.
+    Args:
+        folder: of the run.
+        dataset: None for what the run was tested on (the target of a run on domains).
+        backbone: where the run's backbone is now; None for where it was.
+        device: as `load` takes it.
+        skip_broken: leave out images that can't be decoded.
+        figure_path: where to draw some of its images.
     """
-    task = Folder(folder).prompt()[1]["config"]["task"]
+    task = RunFolder(folder).read_learned_state()[1]["config"]["task"]
+    if task["name"] == "text" and figure_path is not None:
+        raise ValueError(f"the run in {str(folder)!r} is about texts, of which no picture can be drawn")
+    test = _open_test(task, dataset, skip_broken)
+    method, _ = restore_method(folder, backbone, device)
+    metrics = evaluate(method, test).metrics
+    if figure_path is not None:
+        _draw_test(method, test, task["name"] == DOMAIN, figure_path)
+    return metrics
+
+
+def _open_test(task: dict[str, Any], dataset: str | Data | None, skip_broken: bool) -> Split:
     if task["name"] == "text":
-        if picture is not None:
-            raise ValueError(f"the run in {str(folder)!r} is about texts, of which no picture can be drawn")
-        about = task | {"skip_broken": skip_broken}
-        if dataset is not None:  # which is shown as it says itself
-            about |= {"dataset": dataset, "prompt": None, "plain": None}
-        test = build_task(about).test
-        return evaluate(restored(folder, backbone, device)[0], test).numbers
-    of_domains = task["name"] == DOMAIN
-    if dataset is None and of_domains:
+        settings = task | {"skip_broken": skip_broken}
+        if dataset is not None:  # with its own templates
+            settings |= {"dataset": dataset, "prompt_template": None, "plain_template": None}
+        return cast(Text, build_task(settings)).test
+    if dataset is None and task["name"] == DOMAIN:
         [*_, stage] = build_task(task | {"skip_broken": skip_broken}).stages()
-        test = stage.tests["target"]
-    else:
-        test = given(task["dataset"] if dataset is None else dataset, None, skip_broken).test
-    method, _ = restored(folder, backbone, device)
-    scores = evaluate(method, test)
-    if picture is not None:
-        shown = test.of([i * len(test) // 40 for i in range(40)] if len(test) > 40 else range(len(test)))
-        probabilities, labels = torch.cat(list(answers(method, shown))).softmax(1), torch.tensor(shown.labels)
-        captions, right = _said(probabilities, shown.names), (probabilities.argmax(1) == labels).tolist()
-        if of_domains and (guess := pseudo_labels(method, unlabelled(shown), method.fixed(shown.names))) is not None:
-            known = guess[1] if bool(guess[1].any()) else ~guess[1]  # UPL learns from images, of which none is here
-            told = zip(captions, _said(guess[0], shown.names), known.tolist(), strict=True)
-            what = "pseudo" if method.adapts else "zero-shot"
-            captions = [f"{mine}\n{what} {theirs if sure else f'({theirs})'}" for mine, theirs, sure in told]
-        captions = [caption if good else f"{caption}\nis {shown.names[label]}"
-                    for caption, good, label in zip(captions, right, shown.labels, strict=True)]  # fmt: skip
-        pictures = [item.pixels(Look((96, 96)), None).clamp(0, 1).permute(1, 2, 0).numpy() for item in shown.items]
-        predictions(pictures, captions, right, picture)
-    return scores.numbers
+        return stage.tests["target"]
+    return resolve_dataset(task["dataset"] if dataset is None else dataset, None, skip_broken).test
 
 
-def _said(probabilities: Tensor, names: Names) -> list[str]:
-    """The surest class of each row (N, C), with its probability."""
+def _draw_test(method: Method, test: Split, is_domain: bool, path: Path) -> None:
+    """Draw images of a test with what is predicted, and with pseudo-labels where the method gives some."""
+    n, limit = len(test), MAX_DRAWN_IMAGES
+    drawn = test.select([i * n // limit for i in range(limit)] if n > limit else range(n))
+    probabilities, labels = torch.cat(list(iter_logits(method, drawn))).softmax(1), torch.tensor(drawn.labels)
+    captions, is_correct = _format_top_classes(probabilities, drawn.names), (probabilities.argmax(1) == labels).tolist()
+    if is_domain:
+        pseudo_labels = _format_pseudo_labels(method, drawn)
+        captions = [f"{a}\n{b}" for a, b in zip(captions, pseudo_labels, strict=True)] if pseudo_labels else captions
+    captions = [
+        caption if correct else f"{caption}\nis {drawn.names[label]}"
+        for caption, correct, label in zip(captions, is_correct, drawn.labels, strict=True)
+    ]
+    pixels = [item.pixels(Preprocessing((96, 96)), None).clamp(0, 1) for item in drawn.items]
+    plot_predictions([image.permute(1, 2, 0).numpy() for image in pixels], captions, is_correct, path)
+
+
+def _format_pseudo_labels(method: Method, split: Split) -> list[str]:
+    """Return the pseudo-label of each image, in parentheses where the method would not train on it; [] without any."""
+    pseudo_labels = collect_pseudo_labels(method, drop_labels(split), method.precompute(split.names))
+    if pseudo_labels is None:
+        return []
+    probabilities, is_confident = pseudo_labels
+    if not bool(is_confident.any()):  # the images that UPL trains on are not among these
+        is_confident = ~is_confident
+    kind = "pseudo" if method.needs_unlabelled else "zero-shot"
+    classes = zip(_format_top_classes(probabilities, split.names), is_confident.tolist(), strict=True)
+    return [f"{kind} {text if confident else f'({text})'}" for text, confident in classes]
+
+
+def _format_top_classes(probabilities: Tensor, names: Names) -> list[str]:
+    """Return the most probable class of each row (N, C), with its probability."""
     return [f"{names[int(k)]} {float(p):.2f}" for p, k in zip(*probabilities.max(1), strict=True)]
 
 
-def predict_files(
+def rank_classes(probabilities: Tensor, names: Names) -> tuple[tuple[str, float], ...]:
+    """Return the classes with their probabilities (C,), best first."""
+    order = probabilities.argsort(descending=True).tolist()
+    return tuple((str(names[i]), float(probabilities[i])) for i in order)
+
+
+def predict_images(
     folder: Path, images: Sequence[Path], backbone: str | None, device: str | None, skip_broken: bool
-) -> list[Prediction]:
-    """Probabilities for image files; ValueError that names the first that can't be read, unless they may be skipped."""
-    if Folder(folder).prompt()[1]["config"]["task"]["name"] == "text":
+) -> list[ImagePrediction]:
+    """Predict the classes of image files.
+
+    Args:
+        folder: of the run.
+        images: the files.
+        backbone: where the run's backbone is now; None for where it was.
+        device: as `load` takes it.
+        skip_broken: leave out files that can't be read.
+
+    Raises:
+        ValueError: for the first file that can't be read, or a run on texts.
+    """
+    if RunFolder(folder).read_learned_state()[1]["config"]["task"]["name"] == "text":
         raise ValueError(
             f"the run in {str(folder)!r} is about texts: give them by --text, or a file of them (.txt, .jsonl), not "
             f"{str(images[0])!r}"
         )
-    good = []
+    paths = _find_readable(images, skip_broken)
+    if not paths:
+        return []
+    method, names = restore_method(folder, backbone, device)
+    split = Split(tuple(build_file_item(path) for path in paths), (0,) * len(paths), names)
+    probabilities: Tensor = torch.cat(list(iter_logits(method, split))).softmax(1)
+    return [ImagePrediction(path, rank_classes(row, names)) for path, row in zip(paths, probabilities, strict=True)]
+
+
+def _find_readable(images: Sequence[Path], skip_broken: bool) -> list[Path]:
+    paths = []
     for path in images:
         try:
-            open_picture(path)
-            good.append(path)
+            open_image(path)
+            paths.append(path)
         except ValueError:
             if not skip_broken:
                 raise
-    if not good:
-        return []
-    method, names = restored(folder, backbone, device)
-    split = Split(tuple(file_item(p) for p in good), (0,) * len(good), names)
-    probabilities: Tensor = torch.cat(list(answers(method, split))).softmax(1)
-    found = []
-    for path, row in zip(good, probabilities, strict=True):
-        order = row.argsort(descending=True).tolist()
-        found.append(Prediction(path, tuple((str(names[i]), float(row[i])) for i in order)))
-    return found
+    return paths
 
 
-def draw(found: Sequence[Prediction], path: Path) -> Path:
-    """The images in a grid, with what was predicted under each."""
-    pictures = [open_picture(p.path) for p in found]
-    return predictions(pictures, [f"{p.ranked[0][0]} {p.ranked[0][1]:.2f}" for p in found], [None] * len(found), path)
+def draw_predictions(predictions: Sequence[ImagePrediction], path: Path) -> Path:
+    """Draw the images in a grid, each with its predicted class."""
+    images = [open_image(prediction.path) for prediction in predictions]
+    best = [prediction.ranked_classes[0] for prediction in predictions]
+    captions = [f"{name} {probability:.2f}" for name, probability in best]
+    return plot_predictions(images, captions, [None] * len(predictions), path)

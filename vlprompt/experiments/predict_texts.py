@@ -1,4 +1,4 @@
-"""Using what a run on texts has learned: answers to new texts, as classes or in words."""
+"""Predict texts by what a run has learned: classes, or responses in words."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,97 +9,112 @@ from typing import Any
 import torch
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Names
-from vlprompt.core.texts import Passage, Passages, pieces
-from vlprompt.engine.evaluate import answers
-from vlprompt.experiments.restore import restored
-from vlprompt.results.run_folder import Folder
+from vlprompt.core.method import Method
+from vlprompt.core.texts import TextBatch, TextItem, parse_template
+from vlprompt.engine.evaluate import iter_logits
+from vlprompt.experiments.predict_images import rank_classes
+from vlprompt.experiments.restore import restore_method
+from vlprompt.results.run_folder import RunFolder
 
-Given = str | Mapping[str, str]  # a text, or its fields by name
+TextInput = str | Mapping[str, str]  # a text, or its fields by name
+GENERATION_BATCH_SIZE = 100
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a run says of a text: the classes with their probabilities, best first, or a response."""
+class TextPrediction:
+    """The classes of a text with their probabilities, best first, or a response."""
 
-    given: Given
-    ranked: tuple[tuple[str, float], ...] = ()
+    text_input: TextInput
+    ranked_classes: tuple[tuple[str, float], ...] = ()
     response: str | None = None
 
 
-def told_of(folder: Path) -> dict[str, Any]:
-    """How a run showed its texts: template, plain and answer; {} of a run on images."""
-    result = Folder(folder).done()
-    known = {} if result is None else result.protocol
-    return {key: known[key] for key in ("template", "plain", "answer")} if "answer" in known else {}
+def read_text_protocol(folder: Path) -> dict[str, Any]:
+    """Return the template, plain_template and answer of a run on texts; {} for a run on images."""
+    result = RunFolder(folder).read_result()
+    protocol = {} if result is None else result.protocol
+    return {key: protocol[key] for key in ("template", "plain_template", "answer")} if "answer" in protocol else {}
 
 
-def texts_in(path: Path) -> list[Given]:
-    """The texts of a file: a line each (.txt), or on each line a JSON string or an object of named fields (.jsonl).
+def read_texts(path: Path) -> list[TextInput]:
+    """Read a file of texts: one on each line (.txt), or a JSON string or object of named fields on each (.jsonl).
 
-    ValueError that names the line for one that is blank or no such JSON.
+    Raises:
+        ValueError: with the line that is blank or no such JSON.
     """
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"{str(path)!r} is no file of texts: give a .txt with a text on each line, or a .jsonl")
-    found = list[Given]()
     try:
         lines = path.read_text("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(path)!r} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
-    for k, line in enumerate(lines, 1):
-        if not line.strip():
-            raise ValueError(f"line {k} of {str(path)!r} is blank: take it out, or give a text")
-        try:
-            given: Any = line if path.suffix == ".txt" else json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {k} of {str(path)!r} is no JSON: {error}") from error
-        if not isinstance(given, str | dict):
-            raise ValueError(f"line {k} of {str(path)!r} must be a string or an object of fields, not {line[:50]}")
-        found.append(given if isinstance(given, str) else {str(name): str(text) for name, text in given.items()})
-    return found
+    return [_parse_line(line, f"line {k} of {str(path)!r}", path.suffix == ".jsonl") for k, line in enumerate(lines, 1)]
+
+
+def _parse_line(line: str, location: str, is_json: bool) -> TextInput:
+    if not line.strip():
+        raise ValueError(f"{location} is blank: take it out, or give a text")
+    try:
+        value: Any = json.loads(line) if is_json else line
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{location} is no JSON: {error}") from error
+    if not isinstance(value, str | dict):
+        raise ValueError(f"{location} must be a string or an object of fields, not {line[:50]}")
+    return value if isinstance(value, str) else {str(name): str(text) for name, text in value.items()}
 
 
 def predict_texts(
-    folder: Path, given: Sequence[Given], backbone: str | None = None, device: str | None = None
-) -> list[Answer]:
-    """Probabilities of the classes, or what is written; ValueError for texts without the fields that the run showed."""
-    told = told_of(folder)
-    Folder(folder).prompt()  # says it where the run is not finished
-    if not told:
+    folder: Path, text_inputs: Sequence[TextInput], backbone: str | None = None, device: str | None = None
+) -> list[TextPrediction]:
+    """Predict the classes of texts, or write their responses.
+
+    Args:
+        folder: of the run.
+        text_inputs: texts, or their fields by name.
+        backbone: where the run's backbone is now; default where it was.
+        device: as `load` takes it.
+
+    Raises:
+        ValueError: for texts without the fields of the run's template, or a run that can't answer single texts.
+    """
+    protocol = read_text_protocol(folder)
+    config = RunFolder(folder).read_learned_state()[1]["config"]  # ValueError for a run that is not finished
+    if not protocol:
         raise ValueError(f"the run in {str(folder)!r} is about images: give it image files, not texts")
-    if told["answer"] == "tags":
+    if protocol["answer"] == "tags":
         raise ValueError(f"the run in {str(folder)!r} classifies words: test it by `vlprompt eval` on a dataset")
-    items = tuple(_passage(k, one, told) for k, one in enumerate(given))
-    method, names = restored(folder, backbone, device)
-    if told["answer"] == "class":
-        return _classes(given, torch.cat(list(answers(method, Split(items, (0,) * len(items), names)))), names)
-    if (write := getattr(method, "write", None)) is None:
+    items = tuple(_build_text_item(k, text, protocol) for k, text in enumerate(text_inputs))
+    method, names = restore_method(folder, backbone, device)
+    if protocol["answer"] == "class":
+        logits = torch.cat(list(iter_logits(method, Split(items, (0,) * len(items), names))))
+        ranked = [rank_classes(row, names) for row in logits.softmax(1)]
+        return [TextPrediction(text, classes) for text, classes in zip(text_inputs, ranked, strict=True)]
+    responses = _generate(method, items, folder, config["task"].get("max_new_tokens"))
+    return [TextPrediction(text, response=response) for text, response in zip(text_inputs, responses, strict=True)]
+
+
+def _generate(method: Method, items: tuple[TextItem, ...], folder: Path, max_new_tokens: int | None) -> list[str]:
+    generate = getattr(method, "generate", None)
+    if generate is None:
         raise ValueError(f"the method of {str(folder)!r}, {type(method).__name__}, writes nothing")
-    most = Folder(folder).prompt()[1]["config"]["task"].get("write")
-    how = {"max_new_tokens": most} if most else {}
-    said = [text for k in range(0, len(items), 100) for text in write(Passages(items[k : k + 100]), **how)]
-    return [Answer(one, response=text) for one, text in zip(given, said, strict=True)]
+    options = {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
+    batches = (items[k : k + GENERATION_BATCH_SIZE] for k in range(0, len(items), GENERATION_BATCH_SIZE))
+    return [text for batch in batches for text in generate(TextBatch(batch), **options)]
 
 
-def _passage(k: int, given: Given, told: dict[str, Any]) -> Passage:
-    shown = [piece.text for form in ("template", "plain") for piece in pieces(told[form]) if piece.kind == "field"]
-    names = list(dict.fromkeys(shown))
-    if isinstance(given, str) and len(names) > 1:
+def _build_text_item(index: int, text_input: TextInput, protocol: dict[str, Any]) -> TextItem:
+    pieces = [piece for form in ("template", "plain_template") for piece in parse_template(protocol[form])]
+    names = list(dict.fromkeys(piece.text for piece in pieces if piece.kind == "field"))
+    if isinstance(text_input, str) and len(names) > 1:
         raise ValueError(
             f"this run reads texts with the fields {', '.join(names)}: give a .jsonl file with an object of them on "
             "each line"
         )
-    fields = {names[0]: given} if isinstance(given, str) else dict(given)
-    if lacking := [name for name in names if not fields.get(name, "").strip()]:
-        came = ", ".join(name for name, text in fields.items() if text.strip()) or "nothing"
-        raise ValueError(f"text {k + 1} has no {lacking[0]!r}: it has {came}, and the run shows {', '.join(names)}")
+    fields = {names[0]: text_input} if isinstance(text_input, str) else dict(text_input)
+    if missing := [name for name in names if not fields.get(name, "").strip()]:
+        present = ", ".join(name for name, text in fields.items() if text.strip()) or "nothing"
+        raise ValueError(
+            f"text {index + 1} has no {missing[0]!r}: it has {present}, and the run shows {', '.join(names)}"
+        )
     key = json.dumps(fields, sort_keys=True)
-    return Passage(key, fields, told["template"], told["plain"], name=f"text {k + 1}")
-
-
-def _classes(given: Sequence[Given], logits: torch.Tensor, names: Names) -> list[Answer]:
-    found = []
-    for one, row in zip(given, logits.softmax(1), strict=True):
-        order = row.argsort(descending=True).tolist()
-        found.append(Answer(one, tuple((str(names[i]), float(row[i])) for i in order)))
-    return found
+    return TextItem(key, fields, protocol["template"], protocol["plain_template"], name=f"text {index + 1}")

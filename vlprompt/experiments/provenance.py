@@ -1,4 +1,4 @@
-"""What a run is told by: its configuration, and the machine that it ran on."""
+"""What a result says of the machine it was made on, and a learned state of the lessons it was learned from."""
 
 import platform
 import subprocess
@@ -8,39 +8,53 @@ from typing import Any
 
 import torch
 
-from vlprompt.core.class_names import named
+from vlprompt.core.class_names import as_class_name
 from vlprompt.core.stage import Lesson
 from vlprompt.runtime import distributed
 
+PACKAGES = ("vlprompt", "torch", "torchvision", "open_clip_torch", "timm")
 
-def _version(package: str) -> str | None:
+
+def _find_version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:  # a checkout that was put on the path, not installed
+    except PackageNotFoundError:  # a checkout on the path that is not installed
         return None
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    here = Path(__file__).parents[2]
-    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    commit = found.stdout.strip() if (here / ".git").exists() and not found.returncode else None
+def _find_commit() -> str | None:
+    """Return the commit of the checkout that the code is in."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    return None if process.returncode else process.stdout.strip()
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return the versions and hardware of a run."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    versions = {
-        package: _version(package) for package in ("vlprompt", "torch", "torchvision", "open_clip_torch", "timm")
-    }
     return {
         "python": platform.python_version(),
-        **versions,
+        **{package: _find_version(package) for package in PACKAGES},
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
-        "processes": distributed.size(),
-        "git": commit,
+        "processes": distributed.get_world_size(),
+        "git_commit": _find_commit(),
     }
 
 
-def learned_from(key: str, lessons: list[Lesson], config: dict[str, Any]) -> dict[str, Any]:
-    """What a learned state must say of itself, to be taken up again; the classes of all lessons above all."""
-    names = [[[str(n), n.id, n.hand, n.words] for n in map(named, lesson.train.names)] for lesson in lessons]
-    about = {"lessons": names, "total": lessons[0].total, "announced": lessons[0].announced}
-    about["domains"] = [list(lesson.domains) for lesson in lessons]
-    return {"config": config, "backbone_key": key, **about}
+def describe_learned_state(backbone_key: str, lessons: list[Lesson], config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a learned state needs to be restored: above all the classes of every lesson."""
+    names = [
+        [[str(n), n.id, n.template, n.words] for n in map(as_class_name, lesson.train.names)] for lesson in lessons
+    ]
+    return {
+        "config": config,
+        "backbone_key": backbone_key,
+        "lessons": names,
+        "total": lessons[0].total,
+        "has_task_boundaries": lessons[0].has_task_boundaries,
+        "domains": [list(lesson.domains) for lesson in lessons],
+    }

@@ -1,50 +1,64 @@
-"""Using what a run has learned: predictions on image files, tests on other datasets."""
+"""Restore the method of a finished run, for predictions, tests on other data and export."""
 
 from pathlib import Path
+from typing import Any
 
-from vlprompt.backbones import opened
-from vlprompt.backbones.feature_cache import shelved, usual
+from vlprompt.backbones import load_backbone
+from vlprompt.backbones.feature_cache import attach_disk_cache
 from vlprompt.config.build import build_method
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name, Names, named
+from vlprompt.core.class_names import ClassName, Names, as_class_name
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
-from vlprompt.core.towers import look_of, seen, tower_of
-from vlprompt.data.images.preprocess_presets import look
-from vlprompt.results.run_folder import Folder
+from vlprompt.core.towers import find_input_tower, find_preprocessing, with_preprocessing
+from vlprompt.data.images.preprocess_presets import resolve_preprocessing
+from vlprompt.results.run_folder import RunFolder
+from vlprompt.runtime.settings import SETTINGS
 
 
-def restored(folder: Path, backbone: str | None = None, device: str | None = None) -> tuple[Method, Names]:
-    """The method of a finished run, with what it has learned, and the classes it was trained on.
+def restore_method(folder: Path, backbone: str | None = None, device: str | None = None) -> tuple[Method, Names]:
+    """Return the method of a finished run with its learned state, and the classes it was trained on.
 
-    ValueError when the run is not finished, when the backbone's weights are not those it was trained with, or when the
-    saved state does not fit the method.
+    Args:
+        folder: of the run.
+        backbone: where its backbone is now; default that of the run.
+        device: as `load` takes it.
+
+    Raises:
+        ValueError: when the run is not finished, the backbone has other weights, or the state does not fit the method.
     """
-    state, told = Folder(folder).prompt()
-    config = told["config"]
-    frozen = shelved(opened(backbone or config["backbone"], device), usual())  # the result has told its notes
-    if "look" in config:
-        frozen = seen(frozen, look(config["look"], look_of(frozen)))
-    key, where = tower_of(frozen).key, tower_of(frozen).device
-    if key.partition("#")[2] != told["backbone_key"].partition("#")[2]:
+    state, metadata = RunFolder(folder).read_learned_state()
+    config = metadata["config"]
+    spec = backbone or config["backbone"]
+    # its notes were shown with the run's result
+    frozen = attach_disk_cache(load_backbone(spec, device), SETTINGS.get_cache_folder())
+    if "preprocess" in config:
+        frozen = with_preprocessing(frozen, resolve_preprocessing(config["preprocess"], find_preprocessing(frozen)))
+    tower = find_input_tower(frozen)
+    if tower.key.partition("#")[2] != metadata["backbone_key"].partition("#")[2]:
         raise ValueError(
-            f"the prompt in {str(folder)!r} was learned on {told['backbone_key']}, "
-            f"but {backbone or config['backbone']} holds other weights ({key}); "
-            "name the right ones by --backbone"
+            f"the prompt in {str(folder)!r} was learned on {metadata['backbone_key']}, "
+            f"but {spec} holds other weights ({tower.key}); name the right ones by --backbone"
         )
-    order = {key: told[key] for key in ("total", "announced") if key in told}
-    every = told["lessons"] if "lessons" in told else [told["names"]]  # runs from before there were streams
-    classes = [tuple(Name(*name) for name in names) for names in every]
-    domains = told.get("domains", [()] * len(classes))
-    lessons = [Lesson(Split((), (), names), index=i, domains=tuple(of), **order)
-               for i, (names, of) in enumerate(zip(classes, domains, strict=True))]  # fmt: skip
-    names = tuple({n.id: n for lesson in lessons for n in map(named, lesson.train.names)}.values())
+    lessons = _read_lessons(metadata)
     method = build_method(config["method"], frozen)
     try:
-        method.restore(lessons, {k: v.to(where) for k, v in state.items()})
+        method.restore(lessons, {name: tensor.to(tower.device) for name, tensor in state.items()})
     except RuntimeError as error:
         cause = " ".join(str(error).split())
         raise ValueError(
             f"the learned state in {str(folder)!r} does not fit the method {config['method']['name']}: {cause}"
         ) from error
-    return method.eval(), names
+    by_id = {name.id: name for lesson in lessons for name in map(as_class_name, lesson.train.names)}
+    return method.eval(), tuple(by_id.values())
+
+
+def _read_lessons(metadata: dict[str, Any]) -> list[Lesson]:
+    """Return the lessons that the state was learned from, without their items."""
+    stream = {key: metadata[key] for key in ("total", "has_task_boundaries") if key in metadata}
+    names_by_lesson = [tuple(ClassName(*name) for name in names) for names in metadata["lessons"]]
+    domains_by_lesson = metadata.get("domains", [()] * len(names_by_lesson))
+    return [
+        Lesson(Split((), (), names), index=index, domains=tuple(domains), **stream)
+        for index, (names, domains) in enumerate(zip(names_by_lesson, domains_by_lesson, strict=True))
+    ]

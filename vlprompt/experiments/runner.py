@@ -1,7 +1,7 @@
-"""run: a method and a task, joined; the few lines between data and results."""
+"""run: train and test a method on a task, resumably, and write one folder."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,230 +10,341 @@ from typing import Any
 
 import torch
 
-from vlprompt.backbones.cache.stats import Counted
-from vlprompt.config.describe import configuration, plain
+from vlprompt.backbones.cache.stats import CacheStats
+from vlprompt.config.describe import describe_run, to_plain_value
+from vlprompt.config.run_config import RunConfig
 from vlprompt.core.batch import Split
-from vlprompt.core.compute_options import How
-from vlprompt.core.introspection import backbone_of, computed
+from vlprompt.core.compute_options import ComputeOptions
+from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson, Stage
-from vlprompt.core.towers import Clip, VisionTower, fits, kept_of, tower_of
-from vlprompt.engine.evaluate import evaluate
-from vlprompt.engine.loop import Loop, NotFinite, State, fit
-from vlprompt.engine.model_selection import SELECTION
-from vlprompt.engine.train_config import Train
-from vlprompt.experiments.adaptation_metrics import beside, epoch_record
-from vlprompt.experiments.provenance import environment, learned_from
-from vlprompt.results.run_folder import Folder, Result, tensors_as_bytes
-from vlprompt.results.step_log import Log
+from vlprompt.core.towers import Clip, VisionTower, find_feature_cache, find_input_tower, validate_stage_inputs
+from vlprompt.engine.evaluate import Scores, evaluate
+from vlprompt.engine.loop import Loop, NonFiniteError, State, Step, fit
+from vlprompt.engine.model_selection import SELECTION_DESCRIPTIONS
+from vlprompt.engine.train_config import TrainConfig
+from vlprompt.experiments.adaptation_metrics import evaluate_baselines, record_epoch
+from vlprompt.experiments.events import EvaluationProgress, Listener, StepDone
+from vlprompt.experiments.provenance import describe_environment, describe_learned_state
+from vlprompt.results.run_folder import Result, RunFolder, serialize_tensors
+from vlprompt.results.step_log import StepLog
 from vlprompt.runtime import collectives, distributed, memory
-from vlprompt.runtime.errors import UnknownClass
-from vlprompt.runtime.seeding import generator
+from vlprompt.runtime.errors import UnknownClassError
+from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Task
 
-Watch = Callable[[str, int, int, str], None]
-SPARED = ("micro_batch", "chunk", "checkpointing")
-NONE: Mapping[str, Any] = MappingProxyType({})
+MEMORY_SETTINGS = ("micro_batch_size", "text_micro_batch", "activation_checkpointing")
+NO_OVERRIDES: Mapping[str, Any] = MappingProxyType({})
+TestScores = dict[str, dict[str, float]]  # metrics by test
 
 
-def run(method: Method, task: Task, train: Train | None = None, folder: str | Path | None = None,
-        seed: int | None = None, *, save_every: float = 5.0, watch: Watch | None = None,
-        until: int | None = None, spare: Mapping[str, Any] = NONE) -> Result:  # fmt: skip
+def run(
+    method: Method,
+    task: Task,
+    config: TrainConfig | RunConfig | None = None,
+    folder: str | Path | None = None,
+    seed: int | None = None,
+    *,
+    save_every: float = 5.0,
+    on_event: Listener | None = None,
+    max_lessons: int | None = None,
+    memory_overrides: Mapping[str, Any] = NO_OVERRIDES,
+) -> Result:
     """Train and test a method on a task.
 
-    train: default `Train()`. folder: where to write (None: nowhere); a folder that holds this very run is resumed, or
-    its result given at once. seed: of initial values, order and views; default the task's. save_every: seconds between
-    two saved states. watch: called after each step and each batch of a test with (what, done, of how many, note).
-    until: stop after so many lessons; the result is of those, says so under protocol["paused"] and is not written, and
-    the same call without `until` goes on. spare: settings of training that change what it holds and nothing that it
-    learns (micro_batch, chunk, checkpointing), as plan.py chooses them; they are in the result, not in what tells a run
-    from others. Raises NotFinite for a loss that is not a number, after saving the last good
-    state.
+    Args:
+        method: on its backbone, as it was constructed.
+        task: what to train and test on.
+        config: of the training, default `TrainConfig()`; or the resolved configuration that method and task were
+            built from.
+        folder: where to write, None for nowhere. A folder that holds this very run is resumed, or its result is
+            returned at once.
+        seed: of initial values, order and augmentations; default that of a `RunConfig`, else the task's.
+        save_every: seconds between two saved states.
+        on_event: called after each step and each batch of a test.
+        max_lessons: pause after this number of lessons. The result is of those, says so under protocol["paused"] and
+            is not written; the same call without `max_lessons` goes on.
+        memory_overrides: settings of training that change what it holds in memory and nothing that it learns
+            (micro_batch_size, text_micro_batch, activation_checkpointing), as memory_plan.py chooses them. They are
+            in the result, not in the configuration.
+
+    Raises:
+        ValueError: for a folder that holds another run, or a method that does not suit the backbone or the task.
+        NonFiniteError: for a loss that is not a number, after the last good state was saved.
     """
-    train, seed = train or Train(), task.seed if seed is None else seed
+    _require_image_towers(method)
+    if max_lessons is not None and max_lessons < 1:
+        raise ValueError(f"max_lessons: expected at least 1, got {max_lessons}")
+    if unknown := set(memory_overrides) - set(MEMORY_SETTINGS):
+        raise ValueError(
+            f"memory_overrides: expected {', '.join(MEMORY_SETTINGS)}, got {', '.join(sorted(unknown))}. "
+            "Set it in the configuration."
+        )
+    config = config or TrainConfig()
+    if seed is None:
+        seed = config.seed if isinstance(config, RunConfig) else task.seed
+    run_config = describe_run(method, task, config, seed)
+    train = config.train_config if isinstance(config, RunConfig) else config
+    run_folder = None if folder is None or not distributed.is_main_process() else RunFolder(Path(folder))
+    job = _Run(
+        method,
+        task,
+        replace(train, **memory_overrides),
+        run_config,
+        run_folder,
+        save_every,
+        on_event,
+        max_lessons,
+        dict(memory_overrides),
+    )
+    config_dict = run_config.to_dict()
+
+    def read_result() -> Result | None:
+        return distributed.broadcast_from_main(lambda: run_folder and run_folder.read_result())
+
+    result = read_result()
+    if result is not None and result.config == config_dict:
+        return result
+    with nullcontext() if run_folder is None else run_folder.open(config_dict):
+        return read_result() or job.execute()
+
+
+def _require_image_towers(method: Method) -> None:
+    """ValueError where a method that needs an image tower was given a CLIP."""
     if any(isinstance(getattr(part, "tower", None), Clip) for part in method.modules()):
-        raise ValueError(f"{type(method).__name__} stands on an image tower, not on a CLIP: give it clip.image")
-    if until is not None and until < 1:
-        raise ValueError(f"a run can pause after 1 lesson or more, not after {until}")
-    if strange := set(spare) - set(SPARED):
-        raise ValueError(f"spare may say {', '.join(SPARED)}, not {', '.join(sorted(strange))}")
-    config = configuration(method, task, train, seed)
-    place = None if folder is None or not distributed.first() else Folder(Path(folder))
-    one = _Run(method, task, replace(train, **spare), seed, config, place, save_every, watch, until, dict(spare))
-    done = distributed.of_first(lambda: place and place.done())
-    if done is not None and done.config == config:
-        return done
-    with nullcontext() if place is None else place.opened(config):
-        return distributed.of_first(lambda: place and place.done()) or one.go()
+        raise ValueError(f"{type(method).__name__}: expected an image tower, got a Clip. Pass clip.image.")
 
 
 @dataclass
-class _Told:
-    """What a saved state says of the run: `stage` is where it goes on, `begun` whether that stage was being trained."""
+class _RunProgress:
+    """What a saved state says of the run: the stage where it goes on, and whether that stage was being trained."""
 
-    stage: int = 0
-    begun: bool = False
-    scores: list[dict[str, dict[str, float]]] = field(default_factory=list)
-    classes: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    next_stage: int = 0
+    is_training: bool = False
+    scores: list[TestScores] = field(default_factory=list)
+    class_accuracy: list[TestScores] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)  # of the stage that is being trained
     seconds: float = 0.0
-    log: int = 0
-    trained: int = 0
-    features: list[int] = field(default_factory=lambda: [0, 0])  # computed, and found
+    log_bytes: int = 0
+    trained_parameters: int = 0
+    cache_counts: list[int] = field(default_factory=lambda: [0, 0])  # misses, hits
 
 
 @dataclass
 class _Run:
     method: Method
     task: Task
-    train: Train
-    seed: int
-    config: dict[str, Any]
-    place: Folder | None
+    train_config: TrainConfig
+    run_config: RunConfig
+    folder: RunFolder | None
     save_every: float
-    watch: Watch | None
-    until: int | None
-    spare: dict[str, Any]
+    on_event: Listener | None
+    max_lessons: int | None
+    memory_overrides: dict[str, Any]
 
-    def go(self) -> Result:
-        saved = distributed.of_first(lambda: self.place.load() if self.place else None)
-        self.told, state = (_Told(**saved[1]), saved[0]) if saved else (_Told(), None)
-        self.began, self.spent, lessons, paused = time.monotonic(), self.told.seconds, list[Lesson](), ""
-        backbone = backbone_of(self.method)
-        memory.forget(torch.device("cpu") if backbone is None else backbone.device)
-        self.features = Counted(kept_of(backbone), self.told.features)
-        with torch.random.fork_rng(), Log(self.place, self.told.log) as self.log:
+    def execute(self) -> Result:
+        saved = distributed.broadcast_from_main(lambda: self.folder.load_state() if self.folder else None)
+        self.progress, state = (_RunProgress(**saved[1]), saved[0]) if saved else (_RunProgress(), None)
+        self.start_time, self.previous_seconds = time.monotonic(), self.progress.seconds
+        backbone = self.method.backbone
+        memory.reset_peak(torch.device("cpu") if backbone is None else backbone.device)
+        self.cache_stats = CacheStats(find_feature_cache(backbone), self.progress.cache_counts)
+        lessons, pause = list[Lesson](), ""
+        with torch.random.fork_rng(), StepLog(self.folder, self.progress.log_bytes) as self.step_log:
             for index, stage in enumerate(self.task.stages()):
-                fits(backbone, stage)
-                if learns := self._learns(stage.lesson):
-                    lessons.append(stage.lesson.empty())
-                if index < self.told.stage:
-                    if learns:  # only the shape that it gave the method
-                        self._begin(lessons[-1], index)
+                validate_stage_inputs(backbone, stage)
+                if needs_training := self._needs_training(stage.lesson):
+                    lessons.append(stage.lesson.without_items())
+                if index < self.progress.next_stage:
+                    if needs_training:  # for the shapes that the lesson gives the method
+                        self._begin_lesson(lessons[-1], index)
                     continue
-                if self.until is not None and stage.lesson.total == 1:
-                    raise ValueError("there is one lesson only, so nothing to pause after: leave out --until-task")
-                if self.until is not None and index >= self.until:
-                    paused = f"after {index} of {stage.lesson.total} lessons"
+                if pause := self._describe_pause(index, stage.lesson):
                     break
-                self._stage(index, stage, state)
+                self._run_stage(index, stage, state)
                 state = None
-        return self._result(lessons, paused)
+        return self._build_result(lessons, pause)
 
-    def _learns(self, lesson: Lesson) -> bool:
-        """Whether a lesson is one for the method: after the source only what adapts begins one without labels."""
-        return not lesson.index or bool(len(lesson.train)) or not lesson.unlabelled or self.method.adapts
+    def _describe_pause(self, index: int, lesson: Lesson) -> str:
+        """Return where the run pauses, "" where it goes on."""
+        if self.max_lessons is None:
+            return ""
+        if lesson.total == 1:
+            raise ValueError("there is one lesson only, so nothing to pause after: leave out --max-lessons")
+        return f"after {index} of {lesson.total} lessons" if index >= self.max_lessons else ""
 
-    def _stage(self, index: int, stage: Stage, state: State | None) -> None:
-        """Learn a lesson, test, and save what came of it; `state` is where a run was stopped."""
-        told, lesson, start = self.told, stage.lesson, time.monotonic()
-        scores, classes = dict[str, dict[str, float]](), dict[str, dict[str, float]]()
-        if state is not None and not told.begun:
+    def _needs_training(self, lesson: Lesson) -> bool:
+        """Return whether the method begins a lesson: after the source only methods that adapt begin unlabelled ones."""
+        return not lesson.index or bool(len(lesson.train)) or not lesson.unlabelled or self.method.needs_unlabelled
+
+    def _run_stage(self, index: int, stage: Stage, state: State | None) -> None:
+        """Train on a lesson, test, and save; `state` is where a run was stopped."""
+        progress, lesson, start = self.progress, stage.lesson, time.monotonic()
+        scores: TestScores = {}
+        if state is not None and not progress.is_training:
             self.method.load_state_dict({k.removeprefix("method/"): v for k, v in state.tensors.items()})
             state = None
-        if stage.before:
-            self._begin(lesson.empty(), index)
-            scores |= self._ahead(stage.before)
-        if self._learns(lesson):
-            self._begin(lesson, index)
-            told.trained = max(told.trained, sum(p.numel() for p in self.method.parameters()))
-            told.begun = True
-            self._learn(stage, state)
-            with collectives.as_one(self.method):
-                self.method.end(lesson)
-        used = dict[str, list[float]]()
-        for name, test in stage.tests.items():
-            found = self._test(name, test)
-            scores |= {name: found.numbers, **{f"{name}/{k}": part for k, part in found.parts.items()}}
-            classes[name] = found.classes
-            used |= {name if k is None else f"{name}/{k}": share for k, share in found.used.items()}
-        scores |= self._ahead(stage.ahead) | beside(self.method, stage, told.epochs, self.train.micro_batch)
-        about: dict[str, Any] = {"parameters": sum(p.numel() for p in self.method.parameters())}
-        about["bytes"] = sum(t.nbytes for t in self.method.state_dict().values())
-        about |= {"seconds": time.monotonic() - start} | ({"used": used} if used else {})
-        about |= {"epochs": told.epochs} if told.epochs else {}
-        told.scores, told.classes = [*told.scores, scores], [*told.classes, classes]
-        told.stages, told.stage, told.begun, told.epochs = [*told.stages, about], index + 1, False, []
-        self.features.flush()
+        if stage.initial_tests:
+            self._begin_lesson(lesson.without_items(), index)
+            scores |= self._evaluate_unseen(stage.initial_tests)
+        if self._needs_training(lesson):
+            self._begin_lesson(lesson, index)
+            n_parameters = self._count_parameters()
+            progress.trained_parameters = max(progress.trained_parameters, n_parameters)
+            progress.is_training = True
+            self._train_stage(stage, state)
+            with collectives.synchronize_state(self.method):
+                self.method.end_lesson(lesson)
+        test_scores, class_accuracy, prompt_usage = self._evaluate_tests(stage)
+        scores |= test_scores
+        scores |= self._evaluate_unseen(stage.future_tests)
+        scores |= evaluate_baselines(self.method, stage, progress.epochs, self.train_config.micro_batch_size)
+        progress.scores = [*progress.scores, scores]
+        progress.class_accuracy = [*progress.class_accuracy, class_accuracy]
+        progress.stages = [*progress.stages, self._describe_stage(time.monotonic() - start, prompt_usage)]
+        progress.next_stage, progress.is_training, progress.epochs = index + 1, False, []
+        self.cache_stats.flush()
         if lesson.total != index + 1:
-            self._save(State(tensors={f"method/{k}": v.detach() for k, v in self.method.state_dict().items()}))
+            self._save_state(State(tensors={f"method/{k}": v.detach() for k, v in self.method.state_dict().items()}))
 
-    def _begin(self, lesson: Lesson, index: int) -> None:
-        with collectives.as_one(self.method):
-            self.method.begin(lesson, generator(self.seed, "begin", index))
+    def _describe_stage(self, seconds: float, prompt_usage: dict[str, list[float]]) -> dict[str, Any]:
+        return {
+            "parameters": self._count_parameters(),
+            "state_bytes": sum(t.nbytes for t in self.method.state_dict().values()),
+            "seconds": seconds,
+            **({"prompt_usage": prompt_usage} if prompt_usage else {}),
+            **({"epochs": self.progress.epochs} if self.progress.epochs else {}),
+        }
 
-    def _learn(self, stage: Stage, resume: State | None) -> None:
-        last, step, lesson, train = time.monotonic(), None, stage.lesson, self.train
+    def _count_parameters(self) -> int:
+        return sum(p.numel() for p in self.method.parameters())
+
+    def _begin_lesson(self, lesson: Lesson, index: int) -> None:
+        with collectives.synchronize_state(self.method):
+            self.method.begin_lesson(lesson, make_generator(self.run_config.seed, "begin", index))
+
+    def _train_stage(self, stage: Stage, resume_state: State | None) -> None:
+        lesson, train, seed = stage.lesson, self.train_config, self.run_config.seed
         if lesson.domains and lesson.total != 1 and not lesson.unlabelled:  # a source, before the target comes
-            if train.select == "val":
-                raise ValueError("train.select=val needs source images, gone in task.setting=source_free: take entropy")
-            train = replace(train, select="last")
+            if train.model_selection == "val":
+                raise ValueError(
+                    "train.model_selection=val needs source images, gone in task.setting=source_free: take entropy"
+                )
+            train = replace(train, model_selection="last")
 
-        def judge(loop: Loop) -> dict[str, float]:
-            self.told.epochs = [*self.told.epochs, epoch_record(stage, train, self.seed, loop)]
-            return {**self.told.epochs[-1], "oracle": self.told.epochs[-1]["target"]}
+        def record(loop: Loop) -> dict[str, float]:
+            epoch = record_epoch(stage, train, seed, loop)
+            self.progress.epochs = [*self.progress.epochs, epoch]
+            return {**epoch, "oracle": epoch["target"]}
 
+        last_saved, step = time.monotonic(), None
+        on_epoch = record if stage.needs_epoch_metrics else None
         try:
-            for step in fit(self.method, lesson, train, self.seed, resume, judge if stage.track else None):
-                about = {"stage": lesson.index, "epoch": step.epoch, "step": step.step, "lr": step.lr}
-                self.log.write({**about, **step.terms})
-                if self.place is not None and time.monotonic() - last >= self.save_every:
-                    self._save(step.loop.state())
-                    last = time.monotonic()
-                if self.watch:
-                    what = "training" if lesson.total == 1 else f"lesson {lesson.index + 1}/{lesson.total}"
-                    self.watch(what, step.step, step.steps, f"loss {step.loss:.3f}  lr {step.lr:.1e}")
+            for step in fit(self.method, lesson, train, seed, resume_state, on_epoch):
+                values = {"stage": lesson.index, "epoch": step.epoch, "step": step.step, "lr": step.lr}
+                self.step_log.write({**values, **step.terms})
+                if self.folder is not None and time.monotonic() - last_saved >= self.save_every:
+                    self._save_state(step.loop.state())
+                    last_saved = time.monotonic()
+                self._report_step(step, lesson)
             if step is not None:
-                self._save(step.loop.state())  # the tests may take long
-        except NotFinite:
+                self._save_state(step.loop.state())  # the tests may take long
+        except NonFiniteError:
             if step is not None:
-                self._save(step.loop.state())
+                self._save_state(step.loop.state())
             raise
 
-    def _test(self, name: str, test: Split) -> Any:
-        watch = self.watch and (lambda done, total: self.watch and self.watch(f"testing {name}", done, total, ""))
-        with computed(self.method, How(chunk=self.train.chunk)):
-            return evaluate(self.method, test, micro_batch=self.train.micro_batch, watch=watch)
+    def _report_step(self, step: Step, lesson: Lesson) -> None:
+        if self.on_event:
+            self.on_event(StepDone(step.step, step.total_steps, step.loss, step.lr, lesson.index, lesson.total))
 
-    def _ahead(self, tests: dict[str, Split]) -> dict[str, dict[str, float]]:
-        """Scores of what a method has not met yet; none of those that it can't answer."""
+    def _evaluate_test(self, name: str, test: Split) -> Scores:
+        def report(n_done: int, n_images: int) -> None:
+            if self.on_event:
+                self.on_event(EvaluationProgress(name, n_done, n_images))
+
+        options = ComputeOptions(text_micro_batch=self.train_config.text_micro_batch)
+        with apply_compute_options(self.method, options):
+            return evaluate(self.method, test, micro_batch_size=self.train_config.micro_batch_size, on_progress=report)
+
+    def _evaluate_tests(self, stage: Stage) -> tuple[TestScores, TestScores, dict[str, list[float]]]:
+        """Return metrics by test (and domain), accuracy by class, and how much each prompt was used."""
+        scores, class_accuracy, prompt_usage = TestScores(), TestScores(), dict[str, list[float]]()
+        for name, test in stage.tests.items():
+            outcome = self._evaluate_test(name, test)
+            scores |= {name: outcome.metrics, **{f"{name}/{k}": part for k, part in outcome.domain_metrics.items()}}
+            class_accuracy[name] = outcome.class_accuracy
+            prompt_usage |= {name if k is None else f"{name}/{k}": usage for k, usage in outcome.prompt_usage.items()}
+        return scores, class_accuracy, prompt_usage
+
+    def _evaluate_unseen(self, tests: dict[str, Split]) -> TestScores:
+        """Return scores on tests of later lessons; {} where the method can't answer one of them."""
         scores = {}
         for name, test in tests.items():
             try:
-                scores[name] = self._test(name, test).numbers
-            except UnknownClass:
+                scores[name] = self._evaluate_test(name, test).metrics
+            except UnknownClassError:
                 return {}
         return scores
 
-    def _save(self, state: State) -> None:
-        if self.place is not None:
-            self.log.flush()
-            self.told.features = self.features.counts()
-            self.told.seconds, self.told.log = self.spent + time.monotonic() - self.began, self.log.size
-            self.place.save(state, asdict(self.told))
+    def _measure_seconds(self) -> float:
+        return self.previous_seconds + time.monotonic() - self.start_time
 
-    def _result(self, lessons: list[Lesson], paused: str) -> Result:
-        told, method, backbone = self.told, self.method, backbone_of(self.method)
-        tower = None if backbone is None else tower_of(backbone)
+    def _save_state(self, state: State) -> None:
+        if self.folder is not None:
+            self.step_log.flush()
+            self.progress.cache_counts = self.cache_stats.counts()
+            self.progress.seconds, self.progress.log_bytes = self._measure_seconds(), self.step_log.n_bytes
+            self.folder.save_state(state, asdict(self.progress))
+
+    def _build_result(self, lessons: list[Lesson], pause: str) -> Result:
+        progress, backbone = self.progress, self.method.backbone
+        tower = None if backbone is None else find_input_tower(backbone)
         device, key = (torch.device("cpu"), "") if tower is None else (tower.device, tower.key)
-        cost = {"seconds": self.spent + time.monotonic() - self.began, "trained_parameters": told.trained}
-        if backbone is not None and backbone.size:
-            cost["trained_percent"] = 100 * told.trained / backbone.size
-        cost["peak_memory_mb"] = max(distributed.gather(memory.peak(device)))
-        cost |= self.features.cost()
-        learned = tensors_as_bytes(method.state_dict(), learned_from(key, lessons, self.config))
+        config = self.run_config.to_dict()
+        cost: dict[str, float] = {
+            "seconds": self._measure_seconds(),
+            "trained_parameters": progress.trained_parameters,
+        }
+        if backbone is not None and backbone.n_parameters:
+            cost["trained_percent"] = 100 * progress.trained_parameters / backbone.n_parameters
+        cost["peak_memory_mb"] = max(distributed.all_gather(memory.measure_peak(device)))
+        cost |= self.cache_stats.cost()
+        learned = serialize_tensors(self.method.state_dict(), describe_learned_state(key, lessons, config))
         cost["stored_bytes"] = len(learned)
-        cuts = {setting: how for part in method.modules() for setting, how in getattr(part, "cuts", {}).items()}
-        protocol = {**self.task.protocol, "selection": SELECTION[self.train.select], "backbone_key": key, "cut": cuts}
-        if tower is not None:
-            protocol |= {"transform": plain(asdict(tower.look))} if isinstance(tower, VisionTower) else {}
-            protocol |= {"cut": {**tower.notes, **cuts}}
-        if told.trained and protocol.get("augment", "none") != "none":
-            protocol["views"] = self.train.views or "one per epoch"
-        protocol |= {"paused": paused} if paused else {}
-        around = environment(device) | ({"spare": self.spare} if self.spare else {})
-        result = Result(self.config, told.scores, self.task.summary(told.scores), cost, around, protocol,
-                        told.classes, told.stages)  # fmt: skip
-        place = None if paused else self.place
-        return distributed.of_first(lambda: result if place is None else place.finish(result, learned))
+        environment = describe_environment(device)
+        environment |= {"memory_overrides": self.memory_overrides} if self.memory_overrides else {}
+        result = Result(
+            config,
+            progress.scores,
+            self.task.summary(progress.scores),
+            cost,
+            environment,
+            self._describe_protocol(pause),
+            progress.class_accuracy,
+            progress.stages,
+        )
+        folder = None if pause else self.folder
+        return distributed.broadcast_from_main(lambda: result if folder is None else folder.finish(result, learned))
+
+    def _describe_protocol(self, pause: str) -> dict[str, Any]:
+        """Return what must agree where results are compared."""
+        backbone = self.method.backbone
+        tower = None if backbone is None else find_input_tower(backbone)
+        clipped = {
+            setting: how
+            for part in self.method.modules()
+            for setting, how in getattr(part, "clipped_settings", {}).items()
+        }
+        protocol = {
+            **self.task.protocol,
+            "selection": SELECTION_DESCRIPTIONS[self.train_config.model_selection],
+            "backbone_key": "" if tower is None else tower.key,
+            "clipped_settings": clipped if tower is None else {**tower.notes, **clipped},
+        }
+        if isinstance(tower, VisionTower):
+            protocol["preprocess"] = to_plain_value(asdict(tower.preprocessing))
+        if self.progress.trained_parameters and protocol.get("augment", "none") != "none":
+            protocol["augmentations"] = self.train_config.augmentations or "one per epoch"
+        return protocol | ({"paused": pause} if pause else {})

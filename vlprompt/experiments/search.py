@@ -1,10 +1,10 @@
-"""Search: which settings are best on validation images, dataset by dataset, and the runs by those that were chosen."""
+"""Search for the settings that are best on validation images, dataset by dataset."""
 
 import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -13,141 +13,182 @@ from typing import Any
 import torch
 
 from vlprompt.config.build import build_method, build_task
-from vlprompt.config.describe import key_of
-from vlprompt.config.resolve import layered, resolve
+from vlprompt.config.resolve import load_layered_config, resolve
+from vlprompt.config.run_config import RunConfig, hash_config
+from vlprompt.config.sources import Settings, iter_flat_settings
+from vlprompt.core.stage import Stage
 from vlprompt.core.towers import Backbone
 from vlprompt.engine.evaluate import evaluate
-from vlprompt.engine.loop import NotFinite
-from vlprompt.engine.train_config import Train
-from vlprompt.engine.vmap_training import at_once, fit_side_by_side
-from vlprompt.experiments.runner import Watch, run
-from vlprompt.results.search_folder import Searched
-from vlprompt.runtime.seeding import generator
+from vlprompt.engine.loop import NonFiniteError
+from vlprompt.engine.vmap_training import count_vmapped_runs, fit_vmapped
+from vlprompt.experiments.events import Listener, SearchStarted, VmapStepDone, ignore_event
+from vlprompt.experiments.runner import run
+from vlprompt.results.search_folder import SearchFolder
+from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Task
 
-OWN = ("train.lr", "train.weight_decay")  # what settings that train side by side may differ in
-OTHERS = ("scale_lr", "seed", "seeds")  # keys of `search` that are no lists of values
+VMAP_KEYS = ("train.lr", "train.weight_decay")  # what settings that train vmapped may differ in
+SEARCH_OPTIONS = ("lr_base_batch_size", "seed", "seeds")  # keys of `search` that are no lists of values
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One point of the grid: its values as the grid has them, and the whole configuration of its run."""
+class GridPoint:
+    """One point of the grid.
+
+    Args:
+        values: as the grid has them.
+        config: the configuration of its run.
+    """
 
     values: dict[str, Any]
-    plan: dict[str, Any]
+    config: RunConfig
 
     @property
     def key(self) -> str:
-        return key_of(self.plan)
+        return self.config.hash
 
     @property
-    def family(self) -> str:
-        """What it has in common with those that may train beside it."""
-        train = {k: v for k, v in self.plan["train"].items() if f"train.{k}" not in OWN}
-        return key_of({**self.plan, "train": train})
-
-    @property
-    def train(self) -> Train:
-        return Train(**self.plan["train"])
+    def vmap_group(self) -> str:
+        """What it has in common with the points that it may train with in one vmapped pass."""
+        train = {k: v for k, v in self.config.train.items() if f"train.{k}" not in VMAP_KEYS}
+        return hash_config({**self.config.to_dict(), "train": train})
 
 
 @dataclass(frozen=True)
 class Study:
-    """All settings of a method on a dataset, each once; told: the grid itself; seeds: of the final runs."""
+    """The grid of a method on a dataset.
+
+    Args:
+        dataset: its name.
+        settings: the points, each once.
+        search_space: the `search` section that they come from.
+        final_seeds: of the runs with the chosen point.
+    """
 
     dataset: str
-    settings: list[Setting]
-    told: dict[str, Any]
-    seeds: list[int]
+    settings: list[GridPoint]
+    search_space: dict[str, Any]
+    final_seeds: list[int]
 
     @property
     def config(self) -> dict[str, Any]:
-        return {**self.settings[0].plan, "search": self.told}
+        return {**self.settings[0].config.to_dict(), "search": self.search_space}
 
     @cached_property
     def task(self) -> Task:
-        """What all settings are trained and judged on."""
-        return build_task(self.settings[0].plan["task"])
+        """What all points are trained and judged on."""
+        return build_task(self.settings[0].config.task)
 
-    def chosen(self, place: Searched) -> dict[str, Any] | None:
-        """What was chosen before, None where nothing was; ValueError where the search began on other images."""
-        if (began := place.began()) is not None and began.get("images") != self.images:
+    def read_chosen(self, folder: SearchFolder) -> dict[str, Any] | None:
+        """Return what was chosen before, None where nothing was.
+
+        Raises:
+            ValueError: where the search began on other images.
+        """
+        config = folder.read_config()
+        if config is not None and config.get("images") != self.image_hashes:
             raise ValueError(
-                f"the images of {self.dataset} are not those of the search in {str(place.path)!r}: "
+                f"the images of {self.dataset} are not those of the search in {str(folder.path)!r}: "
                 "give another --out, or remove that folder and the runs beside it"
             )
-        return place.chosen()
+        return folder.read_chosen()
 
     @cached_property
-    def images(self) -> dict[str, str]:
-        """The hashes of the images that settings are trained on and judged by."""
+    def image_hashes(self) -> dict[str, str]:
+        """The hashes of the images that points are trained on and judged by."""
         protocol = self.task.protocol
         return {part: protocol[part] for part in ("train", "test")}
 
-    def place(self, runs: Path) -> Searched:
-        method = self.settings[0].plan["method"]["name"].rpartition(":")[2]
-        config = {"config": self.config, "settings": [s.key for s in self.settings]}
-        return Searched(runs / f"search-{method}-{Path(self.dataset).name}-{key_of(config)}")
+    def get_folder(self, runs_folder: Path) -> SearchFolder:
+        method = self.settings[0].config.method["name"].rpartition(":")[2]
+        config = {"config": self.config, "settings": [point.key for point in self.settings]}
+        return SearchFolder(runs_folder / f"search-{method}-{Path(self.dataset).name}-{hash_config(config)}")
 
-    def final(self, chosen: dict[str, Any]) -> list[dict[str, Any]]:
-        """Configurations of the runs that train with the chosen setting and are tested."""
-        [plan] = [s.plan for s in self.settings if s.key == chosen["key"]]
-        return [{**plan, "task": {**plan["task"], "part": "final", "seed": s}, "seed": s} for s in self.seeds]
-
-
-def _flat(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
+    def build_final_configs(self, chosen: dict[str, Any]) -> list[RunConfig]:
+        """Return the configurations of the runs that train with the chosen point and are tested."""
+        [config] = [point.config for point in self.settings if point.key == chosen["key"]]
+        return [
+            replace(config, task={**config.task, "phase": "final", "seed": seed}, seed=seed)
+            for seed in self.final_seeds
+        ]
 
 
-def study(method: str | None, dataset: str | None, seeds: Sequence[int] | None = None, *, task: str = "vtab",
-          overrides: Sequence[str] = (), **how: Any) -> Study:  # fmt: skip
-    """The grid of a method on a dataset: the product of the lists under `search` in its recipe, file and key=value.
+def build_study(
+    method: str | None,
+    dataset: str | None,
+    seeds: Sequence[int] | None = None,
+    *,
+    task: str = "vtab",
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> Study:
+    """Build the grid of a method on a dataset: the product of the lists under `search` in recipe, file and key=value.
 
-    scale_lr: learning rates of the grid are for so many images a step, and are scaled by the batch; seed: of the
-    search, default the first of seeds; seeds: of the final runs, where none are given. ValueError for a key that can't
-    be searched.
+    Besides those lists `search` may hold lr_base_batch_size (the batch size that the learning rates of the grid are
+    for, from which they are scaled to the actual one), seed (of the search, default the first of the seeds) and seeds
+    (of the final runs, where none are given).
+
+    Args:
+        seeds: of the final runs.
+        **options: as `load_layered_config` takes them.
+
+    Raises:
+        ValueError: for a key that can't be searched, or one without values.
     """
-    how = {"dataset": dataset, "task": task, **how}
-    given = [*overrides, "task.part=search"]
-    told = dict(_flat(layered(method, overrides=given, **how).values.get("search", {})))
-    axes = {k: v if isinstance(v, list) else [v] for k, v in told.items() if k not in OTHERS}
-    if strange := [k for k in axes if k.partition(".")[0] not in ("train", "method") or "." not in k]:
+    options = {"dataset": dataset, "task": task, **options}
+    overrides = [*overrides, "task.phase=search"]
+    space = load_layered_config(method, overrides=overrides, **options).values.get("search", {})
+    flat = dict(iter_flat_settings(space))
+    axes = _read_axes(flat)
+    final_seeds = list(seeds or flat.get("seeds") or [1])
+    seed = flat.get("seed", final_seeds[0])
+    base_batch_size = flat.get("lr_base_batch_size")
+    points: dict[str, GridPoint] = {}
+    configs: dict[tuple[str, ...], RunConfig] = {}
+    for values in _iter_grid(axes):
+        structure = tuple(f"{k}={json.dumps(v)}" for k, v in values.items() if k not in VMAP_KEYS)
+        if structure not in configs:
+            layers = load_layered_config(method, seed=seed, overrides=[*overrides, *structure], **options)
+            configs[structure] = resolve(layers)
+        point = GridPoint(values, _set_rates(configs[structure], values, base_batch_size))
+        point.config.validate()
+        points.setdefault(point.key, point)
+    settings = list(points.values())
+    # the final seeds are no part of a search
+    search_space = {k: v for k, v in flat.items() if k != "seeds"} | {"seed": seed}
+    return Study(settings[0].config.task["dataset"], settings, search_space, final_seeds)
+
+
+def _read_axes(space: Settings) -> dict[str, list[Any]]:
+    """Return the lists of values to search, by their key."""
+    axes = {k: v if isinstance(v, list) else [v] for k, v in space.items() if k not in SEARCH_OPTIONS}
+    if unknown := [k for k in axes if k.partition(".")[0] not in ("train", "method") or "." not in k]:
         raise ValueError(
-            f"search.{strange[0]} can't be searched: write search.train.NAME or search.method.NAME and a list of "
-            f"values, for example search.train.lr=[0.1,0.01]; besides there are {', '.join(OTHERS)}"
+            f"search.{unknown[0]} can't be searched: write search.train.NAME or search.method.NAME and a list of "
+            f"values, for example search.train.lr=[0.1,0.01]; besides there are {', '.join(SEARCH_OPTIONS)}"
         )
     if empty := [k for k, v in axes.items() if not v]:
         raise ValueError(f"search.{empty[0]} has no values; give a list, or leave it out")
-    scale, final = told.get("scale_lr"), list(seeds or told.get("seeds") or [1])
-    seed = told.get("seed", final[0])
-    axes.setdefault("train.lr", [None])
-    axes.setdefault("train.weight_decay", [None])
-    found: dict[str, Setting] = {}
-    resolved: dict[str, dict[str, Any]] = {}
+    for key in VMAP_KEYS:
+        axes.setdefault(key, [None])
+    return axes
+
+
+def _iter_grid(axes: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     for combination in product(*axes.values()):
-        values = {k: v for k, v in zip(axes, combination, strict=True) if v is not None or k not in OWN}
-        others = [f"{k}={json.dumps(v)}" for k, v in values.items() if k not in OWN]
-        own = {k.partition(".")[2]: _number(k, v) for k, v in values.items() if k in OWN}
-        if (base := str(others)) not in resolved:
-            source = layered(method, seed=seed, overrides=[*given, *others], **how)
-            resolved[base] = resolve(source)
-        plan = resolved[base]
-        if scale and "lr" in own:
-            own["lr"] = own["lr"] * plan["train"]["batch"] / scale
-        plan = {**plan, "train": {**plan["train"], **own}}
-        setting = Setting(values, plan)
-        _ = setting.train  # says which value is out of its range
-        found.setdefault(setting.key, setting)
-    every = [*found.values()]
-    told = {k: v for k, v in told.items() if k != "seeds"} | {"seed": seed}  # final seeds are no part of a search
-    return Study(every[0].plan["task"]["dataset"], every, told, final)
+        values = zip(axes, combination, strict=True)
+        yield {k: v for k, v in values if v is not None or k not in VMAP_KEYS}
 
 
-def _number(key: str, value: Any) -> float:
+def _set_rates(config: RunConfig, values: dict[str, Any], base_batch_size: int | None) -> RunConfig:
+    """Return a configuration with the learning rate and weight decay of a point."""
+    rates = {k.partition(".")[2]: _parse_number(k, v) for k, v in values.items() if k in VMAP_KEYS}
+    if base_batch_size and "lr" in rates:
+        rates["lr"] = rates["lr"] * config.train["batch_size"] / base_batch_size
+    return replace(config, train={**config.train, **rates})
+
+
+def _parse_number(key: str, value: Any) -> float:
     try:
         if isinstance(value, bool):
             raise ValueError("a truth value")
@@ -156,96 +197,146 @@ def _number(key: str, value: Any) -> float:
         raise ValueError(f"search.{key} takes a list of numbers; got {value!r}") from error
 
 
-def search(study: Study, place: Searched, clip: Backbone, save_every: float = 5.0,
-           watch: Watch | None = None) -> dict[str, Any]:  # fmt: skip
-    """The setting whose last epoch is best on the validation images; what is done in the folder is not done again.
+def run_search(
+    study: Study, folder: SearchFolder, backbone: Backbone, save_every: float = 5.0, on_event: Listener = ignore_event
+) -> dict[str, Any]:
+    """Train all points and choose the one whose last epoch is best on the validation images.
 
-    Of equally good ones the smaller learning rate, then the smaller weight decay. A setting whose loss is not a number
-    is out; NotFinite when all are.
+    Of equally good ones it takes the smaller learning rate, then the smaller weight decay. A point whose loss is not a
+    number is out. What is done in the folder is not done again.
+
+    Args:
+        study: the grid.
+        folder: where the search is written.
+        backbone: of the method.
+        save_every: seconds between two saved states.
+        on_event: hears of each step.
+
+    Returns:
+        The key, values and configuration of the chosen point, its accuracy, and counts of points.
+
+    Raises:
+        NonFiniteError: when the loss of every point is not a number.
     """
-    if (chosen := study.chosen(place)) is not None:
+    if (chosen := study.read_chosen(folder)) is not None:
         return chosen
-    with place.opened({**study.config, "images": study.images}):
-        settings = study.settings
-        if len(settings) > 1:
-            _solve_all(settings, study.task, place, clip, save_every, watch)
-        lines = place.lines()
-        good = [s for s in settings if len(settings) == 1 or lines[s.key]["accuracy"] is not None]
-        if not good:
-            raise NotFinite(f"no setting of {study.dataset} came to a number; give smaller learning rates to search")
-
-        def rank(s: Setting) -> tuple[float, float, float]:
-            score = lines[s.key]["accuracy"] if s.key in lines else 0.0
-            return -score, s.plan["train"]["lr"], s.plan["train"]["weight_decay"]
-
-        best = min(good, key=rank)
-        told = {"key": best.key, "values": best.values, "config": best.plan, "settings": len(settings)}
-        told |= {"accuracy": lines[best.key]["accuracy"] if lines else None, "out": len(settings) - len(good)}
-        told |= {"tied": sum(rank(s)[0] == rank(best)[0] for s in good) - 1}
-        place.finish({**told, "seconds": sum(line["seconds"] for line in lines.values())})
-    return {**told, "seconds": sum(line["seconds"] for line in lines.values())}
+    with folder.open({**study.config, "images": study.image_hashes}):
+        if len(study.settings) > 1:
+            on_event(SearchStarted(study.dataset, len(study.settings)))
+            _Search(study.task, folder, backbone, save_every, on_event).evaluate(study.settings)
+        chosen = _choose(study, folder.read_entries())
+        folder.finish(chosen)
+    return chosen
 
 
-def _solve_all(settings: list[Setting], task: Task, place: Searched, clip: Backbone, save_every: float,
-               watch: Watch | None) -> None:  # fmt: skip
-    families: dict[str, list[Setting]] = {}
-    for setting in settings:
-        families.setdefault(setting.family, []).append(setting)
-    [stage] = task.stages()
-    for of_family in families.values():
-        method = build_method(of_family[0].plan["method"], clip)
-        method.begin(stage.lesson, generator(of_family[0].plan["seed"], "begin", 0))
-        trains = any(p.requires_grad for p in method.parameters()) and of_family[0].train.epochs
-        many = at_once(method, of_family[0].train) if trains else 1
-        del method  # it may be as large as the tower
-        chunks = [of_family[i : i + many] for i in range(0, len(of_family), many)] if trains else [of_family]
-        for chunk in chunks:
-            if all(s.key in place.lines() for s in chunk):
-                continue
-            together = len(chunk) if len(chunk) > 1 and trains else 1
-            solve = _side_by_side if together > 1 else _by_itself
-            scores, seconds = solve(chunk if trains else chunk[:1], task, place, clip, save_every, watch)
-            scores = scores if trains else scores * len(chunk)
-            place.add([{"key": s.key, "values": s.values, "lr": s.plan["train"]["lr"],
-                        "weight_decay": s.plan["train"]["weight_decay"], "accuracy": score,
-                        "seconds": seconds / len(chunk), "side_by_side": together}
-                       for s, score in zip(chunk, scores, strict=True)])  # fmt: skip
-            shutil.rmtree(place.now, ignore_errors=True)
-            place.side.unlink(missing_ok=True)
+def _choose(study: Study, entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the best point of a grid whose points are all done (a grid of one is not judged)."""
+    points = study.settings
+    finite = [p for p in points if len(points) == 1 or entries[p.key]["accuracy"] is not None]
+    if not finite:
+        raise NonFiniteError(f"no setting of {study.dataset} came to a number; give smaller learning rates to search")
+
+    def rank(point: GridPoint) -> tuple[float, float, float]:
+        accuracy = entries[point.key]["accuracy"] if point.key in entries else 0.0
+        return -accuracy, point.config.train["lr"], point.config.train["weight_decay"]
+
+    best = min(finite, key=rank)
+    return {
+        "key": best.key,
+        "values": best.values,
+        "config": best.config.to_dict(),
+        "n_settings": len(points),
+        "accuracy": entries[best.key]["accuracy"] if entries else None,
+        "non_finite": len(points) - len(finite),
+        "tied": sum(rank(point)[0] == rank(best)[0] for point in finite) - 1,
+        "seconds": sum(entry["seconds"] for entry in entries.values()),
+    }
 
 
-def _side_by_side(chunk: list[Setting], task: Task, place: Searched, clip: Backbone, save_every: float,
-                  watch: Watch | None) -> tuple[list[float | None], float]:  # fmt: skip
-    keys, seeds, began = [s.key for s in chunk], [s.plan["seed"] for s in chunk], time.monotonic()
-    (resume, spent), [stage] = place.load(keys), task.stages()
-    methods = [build_method(s.plan["method"], clip) for s in chunk]
-    for method, seed in zip(methods, seeds, strict=True):
-        method.begin(stage.lesson, generator(seed, "begin", 0))
-    last, step, scores = time.monotonic(), None, list[float | None]()
-    with torch.random.fork_rng():
-        for step in fit_side_by_side(methods, stage.lesson, [s.train for s in chunk], seeds, resume):
-            if time.monotonic() - last >= save_every:
-                place.save(step.side.standing(), keys, spent + time.monotonic() - began)
-                last = time.monotonic()
-            if watch:
-                watch(f"{len(chunk)} settings side by side", step.step, step.steps, "")
-        out = step.side.out if step is not None else resume.out if resume is not None else set()
-        for i, method in enumerate(methods):
-            method.end(stage.lesson)
-            micro, found = chunk[i].train.micro_batch, None
-            if i not in out:
-                found = evaluate(method, stage.tests["val"], micro_batch=micro).numbers["accuracy"]
-            scores.append(found)
-    return scores, spent + time.monotonic() - began
+@dataclass
+class _Search:
+    task: Task
+    folder: SearchFolder
+    backbone: Backbone
+    save_every: float
+    on_event: Listener
 
+    def evaluate(self, points: list[GridPoint]) -> None:
+        """Train all points that are not done, as many in one vmapped pass as fit, and write their entries."""
+        groups: dict[str, list[GridPoint]] = {}
+        for point in points:
+            groups.setdefault(point.vmap_group, []).append(point)
+        [stage] = self.task.stages()
+        for group in groups.values():
+            n_vmapped = self._count_vmapped(group[0], stage)
+            trains, size = n_vmapped > 0, n_vmapped or len(group)
+            for chunk in (group[i : i + size] for i in range(0, len(group), size)):
+                if not all(point.key in self.folder.read_entries() for point in chunk):
+                    self._evaluate_chunk(chunk, stage, trains)
 
-def _by_itself(chunk: list[Setting], task: Task, place: Searched, clip: Backbone, save_every: float,
-               watch: Watch | None) -> tuple[list[float | None], float]:  # fmt: skip
-    [setting] = chunk
-    method, seed = build_method(setting.plan["method"], clip), setting.plan["seed"]
-    began, where = time.monotonic(), place.now / setting.key
-    try:
-        result = run(method, task, setting.train, where, seed, save_every=save_every, watch=watch)
-    except NotFinite:
-        return [None], time.monotonic() - began
-    return [result.scores[-1]["val"]["accuracy"]], result.cost["seconds"]
+    def _count_vmapped(self, point: GridPoint, stage: Stage) -> int:
+        """Return how many points of a group train at once; 0 for a method without training, whose points are equal."""
+        method, train = build_method(point.config.method, self.backbone), point.config.train_config
+        method.begin_lesson(stage.lesson, make_generator(point.config.seed, "begin", 0))
+        has_training = any(p.requires_grad for p in method.parameters()) and train.epochs
+        return count_vmapped_runs(method, train) if has_training else 0
+
+    def _evaluate_chunk(self, points: list[GridPoint], stage: Stage, trains: bool) -> None:
+        n_vmapped = len(points) if trains else 1
+        if n_vmapped > 1:
+            scores, seconds = self._train_vmapped(points, stage)
+        else:
+            score, seconds = self._train_single(points[0])
+            scores = [score] * len(points)
+        self.folder.add_entries(
+            [
+                {
+                    "key": point.key,
+                    "values": point.values,
+                    "lr": point.config.train["lr"],
+                    "weight_decay": point.config.train["weight_decay"],
+                    "accuracy": score,
+                    "seconds": seconds / len(points),
+                    "vmapped": n_vmapped,
+                }
+                for point, score in zip(points, scores, strict=True)
+            ]
+        )
+        shutil.rmtree(self.folder.current_run_path, ignore_errors=True)
+        self.folder.vmap_state_path.unlink(missing_ok=True)
+
+    def _train_vmapped(self, points: list[GridPoint], stage: Stage) -> tuple[list[float | None], float]:
+        """Return the validation accuracy of each point, None for one that is not finite, and the seconds of all."""
+        start, keys, seeds = time.monotonic(), [p.key for p in points], [p.config.seed for p in points]
+        resume_state, previous_seconds = self.folder.load_vmap_state(keys)
+        methods = [build_method(point.config.method, self.backbone) for point in points]
+        for method, seed in zip(methods, seeds, strict=True):
+            method.begin_lesson(stage.lesson, make_generator(seed, "begin", 0))
+        last_saved, step = time.monotonic(), None
+        with torch.random.fork_rng():
+            configs = [point.config.train_config for point in points]
+            for step in fit_vmapped(methods, stage.lesson, configs, seeds, resume_state):
+                if time.monotonic() - last_saved >= self.save_every:
+                    seconds = previous_seconds + time.monotonic() - start
+                    self.folder.save_vmap_state(step.trainer.state(), keys, seconds)
+                    last_saved = time.monotonic()
+                self.on_event(VmapStepDone(len(points), step.step, step.total_steps))
+            failed = step.trainer.failed if step is not None else resume_state.failed if resume_state else set()
+            scores = list[float | None]()
+            for i, method in enumerate(methods):
+                method.end_lesson(stage.lesson)
+                micro_batch_size, test = configs[i].micro_batch_size, stage.tests["val"]
+                is_finite = i not in failed
+                metrics = evaluate(method, test, micro_batch_size=micro_batch_size).metrics if is_finite else None
+                scores.append(None if metrics is None else metrics["accuracy"])
+        return scores, previous_seconds + time.monotonic() - start
+
+    def _train_single(self, point: GridPoint) -> tuple[float | None, float]:
+        """Return the validation accuracy of a point, None for one that is not finite, and its seconds."""
+        start, config = time.monotonic(), point.config
+        method, folder = build_method(config.method, self.backbone), self.folder.current_run_path / point.key
+        try:
+            result = run(method, self.task, config, folder, save_every=self.save_every, on_event=self.on_event)
+        except NonFiniteError:
+            return None, time.monotonic() - start
+        return result.scores[-1]["val"]["accuracy"], result.cost["seconds"]

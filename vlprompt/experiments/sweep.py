@@ -1,231 +1,285 @@
-"""Many runs by one command: progress while they go, the table when they are done."""
+"""Many runs by one command: resolve their configurations, and make those that are not finished."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from vlprompt.experiments.domain_pairs import ways_of
-from vlprompt.results.comparability import DOMAIN, STREAM
-from vlprompt.results.run_folder import Folder, Result
-from vlprompt.results.tables.summary import rows
-from vlprompt.results.tables.terminal import show_table
+from vlprompt.config.build import build_method, build_task
+from vlprompt.config.resolve import load_layered_config, resolve_grid
+from vlprompt.config.run_config import RunConfig
+from vlprompt.experiments.domain_pairs import expand_domain_pairs
+from vlprompt.experiments.events import (
+    Listener,
+    Notice,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SweepStarted,
+    ignore_event,
+)
+from vlprompt.results.comparability import CONTINUAL, DOMAIN
+from vlprompt.results.run_folder import Result, RunFolder
 from vlprompt.runtime import distributed
+from vlprompt.runtime.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from vlprompt.core.towers import Backbone
+    from vlprompt.experiments.memory_plan import MemoryPlan
+    from vlprompt.tasks import Task
+
+# backbones whose passes are so short that a second thread only waits for the first
+SINGLE_THREADED_BACKBONES = ("glyph", "glyph/random", "glyph-vit", "glyph-vit/random", "pixels")
 
 
-def sweep(
+@dataclass(frozen=True)
+class SweepOptions:
+    """How and where runs are made; nothing that they learn depends on it.
+
+    Args:
+        runs_folder: where the folder of each run goes.
+        device: as `load` takes it.
+        threads: CPU threads; None for torch's default, but one for the embedded backbones.
+        save_every: seconds between two saved states.
+        max_lessons: pause streams after this number of lessons.
+    """
+
+    runs_folder: Path
+    device: str | None = None
+    threads: int | None = None
+    save_every: float = 5.0
+    max_lessons: int | None = None
+
+
+@dataclass
+class LoadedBackbones:
+    """Backbones by name, each loaded once; those that differ in preprocessing only share their weights.
+
+    Args:
+        options: on which device, with how many threads.
+        backbones: those that are loaded already.
+    """
+
+    options: SweepOptions
+    backbones: "dict[str, Backbone]" = field(default_factory=dict)
+
+    def load(self, config: RunConfig) -> "Backbone":
+        """Return the backbone of a run, and set the threads that suit it."""
+        import torch
+
+        from vlprompt.core.towers import find_preprocessing, with_preprocessing
+        from vlprompt.data.images.preprocess_presets import resolve_preprocessing
+
+        if self.options.threads or config.backbone.partition(":")[0] in SINGLE_THREADED_BACKBONES:
+            torch.set_num_threads(self.options.threads or 1)
+        backbone = self._load_once(config.backbone)
+        if config.preprocess is None:
+            return backbone
+        key = f"{config.backbone} {json.dumps(config.preprocess)}"
+        if key not in self.backbones:
+            preprocessing = resolve_preprocessing(config.preprocess, find_preprocessing(backbone))
+            self.backbones[key] = with_preprocessing(backbone, preprocessing)
+        return self.backbones[key]
+
+    def _load_once(self, name: str) -> "Backbone":
+        from vlprompt.backbones import load_backbone
+        from vlprompt.backbones.feature_cache import attach_disk_cache
+
+        if name not in self.backbones:  # without its notes, which are shown with each result
+            backbone = load_backbone(name, self.options.device)
+            self.backbones[name] = attach_disk_cache(backbone, SETTINGS.get_cache_folder())
+        return self.backbones[name]
+
+
+def resolve_sweep(
     methods: Sequence[str | None],
     shots: Sequence[int | None],
     seeds: Sequence[int | None],
     *,
-    dataset: str | None,
-    task: str | None,
     source: str | None = None,
     target: str | None = None,
-    backbone: str | None,
-    file: Path | None,
-    settings: Sequence[str],
-    runs: Path,
-    device: str | None,
-    save_every: float,
-    threads: int | None,
-    out: Console,
-    until: int | None = None,
-) -> list[Result]:
-    """Every combination, one after another; those that are done are only read.
+    task: str | None = None,
+    **options: Any,
+) -> list[RunConfig]:
+    """Resolve all combinations of methods, shots, seeds and pairs of domains.
 
-    Prints the table and gives the results.
+    Args:
+        methods: None for the one that a file of settings names.
+        source: of domains: one, several with commas, "rest" or "none"; None for each in turn.
+        target: of domains: one, or several in turn with commas; None for each in turn.
+        task: its name; None for the one of a file, or that suits the methods.
+        **options: dataset, backbone, config_file and overrides, as `load_layered_config` takes them.
+
+    Raises:
+        ValueError: for settings that can't be resolved, or domains with another task.
     """
-    from vlprompt.config.resolve import grid, layered
+    if source is not None or target is not None:
+        if task not in (None, DOMAIN):
+            raise ValueError(f"--source and --target are of the task {DOMAIN}, not of {task}; leave them out")
+        task = DOMAIN
+    tasks = [load_layered_config(method, task=task, **options).values["task"] for method in methods]
+    kinds = {settings["name"] for settings in tasks}
+    if len(kinds) > 1 and DOMAIN in kinds:  # no task was named, and one of the methods allows only this one
+        task = DOMAIN
+        tasks = [load_layered_config(method, task=task, **options).values["task"] for method in methods]
+    overrides = options.pop("overrides", ())
+    configs = list[RunConfig]()
+    for method, settings in zip(methods, tasks, strict=True):
+        is_domain = settings["name"] == DOMAIN
+        for pair in expand_domain_pairs(settings, source, target) if is_domain else [[]]:
+            name = DOMAIN if is_domain else task
+            configs += resolve_grid([method], shots, seeds, task=name, overrides=[*overrides, *pair], **options)
+    return configs
 
-    how: dict[str, Any] = {"dataset": dataset, "task": task, "backbone": backbone, "file": file}
-    kinds = {layered(method, **how, overrides=settings).values["task"]["name"] for method in methods}
-    if len(kinds) > 1 and DOMAIN in kinds:  # nobody named a task, and one of the methods allows only this one
-        how["task"] = DOMAIN
-    plans = [plan for method in methods for way in ways_of(source, target, method, settings, how)
-             for plan in grid([method], shots, seeds, **way)]  # fmt: skip
-    found = distributed.of_first(lambda: [place(runs, plan).done() for plan in plans])
-    if not all(found):
-        found = run_all(plans, found, runs, device, save_every, threads, out, until=until)
-    results = [result for result in found if result is not None]
-    if paused := [r for r in results if "paused" in r.protocol]:
-        several = f"{len(paused)} runs" if len(paused) > 1 else "the run"
-        out.print(f"{several} paused; the same command without --until-task goes on", style="yellow")
-        results = [r for r in results if r not in paused]
-    if results or not paused:
-        show_table(rows(results), out)
-    out.print(f"{len(results)} run{'s' * (len(results) != 1)} under {runs}/", style="dim")
+
+def get_run_folder(runs_folder: Path, config: RunConfig) -> RunFolder:
+    """runs/<method>-<dataset>-<shots>shot-seed<seed>-<hash>; only the hash distinguishes runs for certain."""
+    method = config.method["name"].rpartition(":")[2]
+    size = _format_data_size(config.task, "")
+    name = f"{method}-{_format_dataset_name(config.task)}-{size}-seed{config.seed}-{config.hash}"
+    return RunFolder(runs_folder / name)
+
+
+def read_results(runs_folder: Path, configs: Sequence[RunConfig]) -> list[Result | None]:
+    """Return the results of finished runs, None for the others; all processes get what the first one reads."""
+    return distributed.broadcast_from_main(
+        lambda: [get_run_folder(runs_folder, config).read_result() for config in configs]
+    )
+
+
+def run_configs(
+    configs: Sequence[RunConfig],
+    options: SweepOptions,
+    on_event: Listener = ignore_event,
+    *,
+    backbones: "dict[str, Backbone] | None" = None,
+    failures: dict[int, Exception] | None = None,
+) -> list[Result | None]:
+    """Make the runs that are not finished, one after another.
+
+    Args:
+        configs: what to run.
+        options: how and where.
+        on_event: hears of each run, step and test.
+        backbones: those by name that are loaded already; others are added.
+        failures: if given, errors are written there by the index of the run and the other runs go on.
+
+    Returns:
+        The result of each; None for one that failed.
+    """
+    results = read_results(options.runs_folder, configs)
+    if all(results):
+        return results
+    sweep = _Sweep(options, on_event, LoadedBackbones(options, {} if backbones is None else backbones))
+    has_many_datasets = len({_format_dataset_name(config.task) for config in configs}) > 1
+    on_event(SweepStarted(len(configs), sum(result is not None for result in results)))
+    for index, config in enumerate(configs):
+        if results[index] is not None:
+            continue
+        name = f"{config.method['name']} {_format_data_size(config.task)}, seed {config.seed}"
+        name = f"{_format_dataset_name(config.task)}: {name}" if has_many_datasets else name
+        on_event(RunStarted(name, config))
+        try:
+            result = results[index] = sweep.run_one(name, config)
+        except Exception as error:
+            if failures is None:
+                raise
+            failures[index] = error
+            on_event(RunFailed(name, error))
+        else:
+            on_event(RunFinished(name, result))
     return results
 
 
-def place(runs: Path, plan: dict[str, Any]) -> Folder:
-    """runs/<method>-<dataset>-<shots>shot-seed<seed>-<hash of the configuration>; only the hash tells runs apart."""
-    from vlprompt.config.describe import key_of
+@dataclass
+class _Sweep:
+    options: SweepOptions
+    on_event: Listener
+    backbones: LoadedBackbones
+    memory_plans: "dict[str, MemoryPlan]" = field(default_factory=dict)  # runs that differ by their seed share one
 
-    method = plan["method"]["name"].rpartition(":")[2]
-    return Folder(runs / f"{method}-{_dataset(plan)}-{_size(plan['task'], '')}-seed{plan['seed']}-{key_of(plan)}")
+    def run_one(self, name: str, config: RunConfig) -> Result:
+        from vlprompt.experiments.runner import run
+
+        with distributed.local_main_process_first():
+            task = build_task(config.task)
+            protocol = task.protocol  # opens the data, so that their errors come before a backbone is loaded
+        for text in _iter_warnings(protocol):
+            self.on_event(Notice(name, text))
+        with distributed.local_main_process_first():
+            backbone = self.backbones.load(config)
+        method = build_method(config.method, backbone)
+        return run(
+            method,
+            task,
+            config,
+            get_run_folder(self.options.runs_folder, config).path,
+            save_every=self.options.save_every,
+            on_event=self.on_event,
+            max_lessons=self.options.max_lessons,
+            memory_overrides=self._choose_memory_overrides(name, config, task, backbone),
+        )
+
+    def _choose_memory_overrides(
+        self, name: str, config: RunConfig, task: "Task", backbone: "Backbone"
+    ) -> dict[str, Any]:
+        """Return the settings by which a run fits into the memory, and report its cost where that was measured."""
+        from vlprompt.experiments.memory_plan import plan_memory
+
+        if distributed.get_world_size() > 1:
+            return {}
+        stage = next(iter(task.stages()))
+        n_test_images = sum(len(test) for test in stage.tests.values())
+        sizes = len(stage.lesson.train.names), len(stage.lesson.train), n_test_images
+        key = json.dumps([config.backbone, config.preprocess, config.method, config.train, *sizes])
+        if key in self.memory_plans:
+            return self.memory_plans[key].overrides
+
+        def build() -> Any:
+            return build_method(config.method, backbone)
+
+        try:
+            plan = self.memory_plans[key] = plan_memory(build, stage.lesson, config.train_config, n_test_images)
+        except ValueError as error:  # a few images may be too few for a method; another mistake stops the run itself
+            text = f"memory and time: not measured before the run ({error})"
+            self.on_event(Notice(name, text, is_warning=False))
+            return {}
+        if plan.seconds or not plan.fits:
+            self.on_event(Notice(name, f"about {plan}", is_warning=bool(plan.overrides) or not plan.fits))
+        return plan.overrides
 
 
-def _size(task: dict[str, Any], space: str = " ") -> str:
-    """How much of the data a run has: shots, or the lessons of a stream."""
+def _iter_warnings(protocol: dict[str, Any]) -> Iterator[str]:
+    """Yield what a user should know of the data of a task."""
+    if small := protocol.get("undersized_classes"):
+        yield f"{len(small)} classes have fewer images ({', '.join(small[:5])}); all of theirs are taken"
+    yield from protocol.get("warnings", [])
+
+
+def _format_data_size(task: dict[str, Any], separator: str = " ") -> str:
+    """Format how much data a run has: shots, or the lessons of a stream."""
     k, stages = task.get("shots"), task.get("stages")
-    if task["name"] == STREAM and k is None:
-        return "stream" if stages is None else f"{stages if isinstance(stages, int) else len(stages)}{space}stages"
+    if task["name"] == CONTINUAL and k is None:
+        return "stream" if stages is None else f"{stages if isinstance(stages, int) else len(stages)}{separator}stages"
     if task["name"] == DOMAIN and k is None:
         return task["setting"].replace("_", "-")
-    return f"{k if k is not None else 'all'}{space}shot" + ("s" if space and k != 1 else "")
+    return f"{k if k is not None else 'all'}{separator}shot" + ("s" if separator and k != 1 else "")
 
 
-SMALL = (
-    "glyph",
-    "glyph/random",
-    "glyph-vit",
-    "glyph-vit/random",
-    "pixels",
-)  # their passes are so short that a second thread only waits for the first
+def _format_dataset_name(task: dict[str, Any]) -> str:
+    """Format the data of a run for the name of its folder."""
 
+    def shorten(dataset: object) -> str:
+        return Path(str(dataset)).name.replace(" ", "_")
 
-def run_all(plans: list[dict[str, Any]], found: list[Result | None], runs: Path, device: str | None, save_every: float,
-            threads: int | None, out: Console, *, clips: dict[str, Any] | None = None,
-            failed: dict[int, Exception] | None = None, until: int | None = None) -> list[Result | None]:  # fmt: skip
-    """The results of all plans, in place of every None of `found`; clips: backbones by name that are loaded already.
-
-    until: after how many lessons of a stream to pause. With `failed` a run that fails is written there, by its place in
-    the plans, and the others go on; else it is raised.
-    """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    clips, known = {} if clips is None else clips, dict[str, Any]()
-    several = len({_dataset(plan) for plan in plans}) > 1
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=out) as progress:
-        every = progress.add_task("runs", total=len(plans), completed=sum(r is not None for r in found), note="")
-        for i, plan in enumerate(plans):
-            if found[i] is not None:
-                continue
-            name = f"{plan['method']['name']} {_size(plan['task'])}, seed {plan['seed']}"
-            name = f"{_dataset(plan)}: {name}" if several else name
-            bar = progress.add_task(name, total=1, note=f"loading {plan['backbone']}")
-            try:
-                result = found[i] = _run_one(
-                    plan, name, clips, known, runs, device, save_every, threads, until, progress, bar
-                )
-                if cut := "; ".join(f"{k} {how}" for k, how in result.protocol["cut"].items()):
-                    progress.console.print(f"{name}: {cut}", style="yellow", soft_wrap=True)
-                scores = "chosen by the oracle  " * ("oracle" in result.protocol["selection"])
-                scores += "  ".join(f"{k} {v:.1f}" for k, v in result.summary.items())
-                paused = f"[yellow]paused {result.protocol['paused']}[/]  " if "paused" in result.protocol else ""
-                told = f"{name}: {paused}{scores} [dim]({result.cost['seconds']:.1f} s)[/]"
-            except Exception as error:
-                if failed is None:
-                    raise
-                failed[i], told = error, f"{name}: [red]failed[/]"
-            progress.remove_task(bar)
-            progress.console.print(told, highlight=False, soft_wrap=True)
-            progress.advance(every)
-    return found
-
-
-def _dataset(plan: dict[str, Any]) -> str:
-    """What a run is about, as a part of its folder's name."""
-    task = plan["task"]
-    base = lambda one: Path(str(one)).name.replace(" ", "_")  # noqa: E731
     if task["name"] != DOMAIN:
-        return base(task.get("dataset", task["name"]))
-    source = (
-        task["source"]
-        if isinstance(task["source"], list)
-        else [task["source"] or ("none" if task["setting"] == "source_free" else "rest")]
-    )
-    pair = f"{'+'.join(map(base, source))}-to-{base(task['target'])}"
-    return f"{base(task['dataset'])}-{pair}" if task["dataset"] else pair
+        return shorten(task.get("dataset", task["name"]))
+    source = task["source"]
+    sources = source if isinstance(source, list) else [source or _describe_missing_source(task["setting"])]
+    pair = f"{'+'.join(map(shorten, sources))}-to-{shorten(task['target'])}"
+    return f"{shorten(task['dataset'])}-{pair}" if task["dataset"] else pair
 
 
-def loaded(plan: dict[str, Any], clips: dict[str, Any], device: str | None, threads: int | None) -> Any:
-    """The backbone of a plan, loaded once for all, and the threads that suit it."""
-    import torch
-
-    if threads or plan["backbone"].partition(":")[0] in SMALL:
-        torch.set_num_threads(threads or 1)
-    return _backbone(plan, clips, device)
-
-
-def _run_one(plan: dict[str, Any], name: str, clips: dict[str, Any], known: dict[str, Any], runs: Path,
-             device: str | None, save_every: float, threads: int | None, until: int | None, progress: Any,
-             bar: Any) -> Result:  # fmt: skip
-    from vlprompt.config.build import build_method, build_task
-    from vlprompt.engine.train_config import Train
-    from vlprompt.experiments.runner import run
-
-    with distributed.in_turn():
-        task = build_task(plan["task"])
-        told = task.protocol  # opens the data: what is wrong with it is told before a backbone is loaded
-    if short := told.get("short"):
-        few = f"{len(short)} classes have fewer images ({', '.join(short[:5])}); all of theirs are taken"
-        progress.console.print(f"{name}: {few}", style="yellow", soft_wrap=True)
-    for warning in told.get("warnings", []):
-        progress.console.print(f"{name}: {warning}", style="yellow", soft_wrap=True)
-    with distributed.in_turn():
-        backbone = loaded(plan, clips, device, threads)
-    method = build_method(plan["method"], backbone)
-
-    def watch(doing: str, done: int, total: int, note: str) -> None:
-        progress.update(bar, completed=done, total=total, note=f"{doing}  {note}")
-
-    where, train = place(runs, plan).path, Train(**plan["train"])
-    spare = _spared(plan, task, backbone, train, known, lambda text, style: progress.console.print(
-        f"{name}: {text}", style=style, soft_wrap=True, highlight=False))  # fmt: skip
-    return run(method, task, train, where, plan["seed"], save_every=save_every, watch=watch, until=until, spare=spare)
-
-
-def _spared(plan: dict[str, Any], task: Any, backbone: Any, train: Any, known: dict[str, Any],
-            tell: Callable[[str, str], None]) -> Any:  # fmt: skip
-    """The settings by which a run fits into the memory; what it will take is told, where that was measured.
-
-    known: what was told of runs that differ by their seed only.
-    """
-    from vlprompt.config.build import build_method
-    from vlprompt.experiments.memory_plan import plan as planned
-
-    if distributed.size() > 1:
-        return {}
-    stage = next(iter(task.stages()))
-    tested = sum(len(test) for test in stage.tests.values())
-    sizes = len(stage.lesson.train.names), len(stage.lesson.train), tested
-    key = json.dumps([plan["backbone"], plan.get("look"), plan["method"], plan["train"], *sizes])
-    if key in known:
-        return known[key].chosen
-    try:
-        found = known[key] = planned(lambda: build_method(plan["method"], backbone), stage.lesson, train, tested)
-    except ValueError as error:  # a few images may be too few for a method; if it is not that, the run will say it
-        tell(f"what it takes could not be measured beforehand ({error})", "dim")
-        return {}
-    if found.seconds or not found.fits:
-        tell(f"about {found}", "yellow" if found.chosen or not found.fits else "dim")
-    return found.chosen
-
-
-def _backbone(plan: dict[str, Any], clips: dict[str, Any], device: str | None) -> Any:
-    """Loaded once for all plans; each look keeps its features for all plans, too."""
-    from vlprompt.backbones import opened
-    from vlprompt.backbones.feature_cache import shelved, usual
-    from vlprompt.core.towers import look_of, seen
-    from vlprompt.data.images.preprocess_presets import look
-
-    spec, given = plan["backbone"], plan.get("look")
-    if spec not in clips:
-        clips[spec] = shelved(opened(spec, device), usual())  # its notes are printed with each result
-    if given is None:
-        return clips[spec]
-    key = f"{spec} {json.dumps(given)}"
-    if key not in clips:
-        clips[key] = seen(clips[spec], look(given, look_of(clips[spec])))
-    return clips[key]
+def _describe_missing_source(setting: str) -> str:
+    return "none" if setting == "source_free" else "rest"

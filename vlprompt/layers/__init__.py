@@ -1,1 +1,1 @@
-"""Frozen maths and trainable parts that methods and towers are made of."""
+"""Frozen maths and trainable parts of methods and towers."""

@@ -1,4 +1,4 @@
-"""What two methods or more use."""
+"""Trainable modules at the sites of frozen maps, and how they are initialised."""
 
 import math
 from collections.abc import Sequence
@@ -8,37 +8,40 @@ from torch import Tensor, nn
 
 from vlprompt.core.towers import AnyTower, Clip, LanguageTower
 
-MAPS = ("patch", "norm1", "q", "k", "v", "out", "norm2", "up", "down", "norm")  # the maps of a ViT that have biases
+# the maps of a ViT that have biases
+VIT_MAP_SITES = ("patch", "norm1", "q", "k", "v", "out", "norm2", "up", "down", "norm")
 
 
-def dense(fan_in: int, fan_out: int, generator: torch.Generator, device: torch.device, bias: bool = True) -> nn.Linear:
-    """A linear layer with torch's usual initial bounds, drawn from a generator on the CPU."""
+def make_linear(
+    fan_in: int, fan_out: int, generator: torch.Generator, device: torch.device, bias: bool = True
+) -> nn.Linear:
+    """Make a linear layer with torch's usual initial bounds, drawn from a generator on the CPU."""
     layer = nn.Linear(fan_in, fan_out, bias=bias)
     for tensor in (layer.weight, layer.bias) if bias else (layer.weight,):
         tensor.data.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * fan_in**-0.5)
     return layer.to(device)
 
 
-def uniform(shape: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Values between low and high, drawn from a generator on the CPU."""
+def draw_uniform(shape: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Draw values between low and high from a generator on the CPU."""
     return (low + high) / 2 + (high - low) / 2 * (torch.rand(tuple(shape), generator=generator) * 2 - 1)
 
 
-def cosines(x: Tensor, y: Tensor) -> Tensor:
+def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
     """x (B, E) and y (M, E) -> (B, M)."""
     return Clip.unit(x) @ Clip.unit(y).T
 
 
-def hold(module: nn.Module, name: str, value: Tensor, learned: bool) -> None:
-    """A tensor of the state: a parameter where it is learned, else a buffer."""
-    if learned:
+def register_tensor(module: nn.Module, name: str, value: Tensor, is_trainable: bool) -> None:
+    """Register a tensor of the state: a parameter if it is trained, else a buffer."""
+    if is_trainable:
         setattr(module, name, nn.Parameter(value))
     else:
         module.register_buffer(name, value)
 
 
-class Shift(nn.Module):
-    """made + bias (fan_out,), beside any map; starts at zero."""
+class BiasAdapter(nn.Module):
+    """Add a bias (fan_out,) to the output of any map; it starts at zero."""
 
     def __init__(self, width: int, device: torch.device):
         super().__init__()
@@ -51,34 +54,52 @@ class Shift(nn.Module):
         return weight, self.bias if bias is None else bias + self.bias
 
 
-def maps_of(tower: AnyTower, sites: Sequence[str] | None) -> dict[str, tuple[int, int]]:
-    """The sites of these kinds; None: of all maps that the tower has."""
-    if sites is None and isinstance(tower, LanguageTower):
-        kinds = {site.split("/")[-1] for site in tower.sites()}
-        sites = [kind for kind in (*MAPS, "gate") if kind in kinds]
-    return tower.sites(*(MAPS if sites is None else sites))
+def find_map_sites(tower: AnyTower, kinds: Sequence[str] | None) -> dict[str, tuple[int, int]]:
+    """Return the sites of these kinds with their widths; None for all maps that the tower has."""
+    if kinds is None and isinstance(tower, LanguageTower):
+        known_kinds = {site.split("/")[-1] for site in tower.sites()}
+        kinds = [kind for kind in (*VIT_MAP_SITES, "gate") if kind in known_kinds]
+    return tower.sites(*(VIT_MAP_SITES if kinds is None else kinds))
 
 
-def shifts(tower: AnyTower, sites: Sequence[str] | None) -> nn.ModuleDict:
-    """A Shift at each of these kinds of site; of a language model where its maps have biases."""
-    found = maps_of(tower, sites)
+def build_bias_adapters(tower: AnyTower, kinds: Sequence[str] | None) -> nn.ModuleDict:
+    """Build a BiasAdapter at each site of these kinds; in a language model, where the maps have biases."""
+    sites = find_map_sites(tower, kinds)
     if isinstance(tower, LanguageTower):
-        found = {site: fans for site, fans in found.items() if site in tower.biases}
-        if not found:
-            raise ValueError(f"{tower.spec} has no biases there, so there are none to train: take ssf, lora or adapter")
-    return nn.ModuleDict({site: Shift(out, tower.device) for site, (_, out) in found.items()})
+        sites = {site: fans for site, fans in sites.items() if site in tower.sites_with_bias}
+        if not sites:
+            raise ValueError(
+                f"method.sites: expected sites with biases, got {tower.spec}, which has no biases there. "
+                "Take another method, such as ssf, lora or adapter."
+            )
+    return nn.ModuleDict({site: BiasAdapter(fan_out, tower.device) for site, (_, fan_out) in sites.items()})
 
 
 class Bottleneck(nn.Module):
-    """x (B, N, D) -> up(dropout(act(down(x)))) with `hidden` units; up starts at zero, so it begins as nothing.
+    """x (B, N, D) -> up(dropout(act(down(x)))); up starts at zero, so it begins as nothing.
 
-    std: of down's initial weights, None for torch's usual bounds; biases start at zero.
+    Args:
+        width: D.
+        hidden: units of the bottleneck.
+        act: its activation.
+        std: of down's initial weights, None for torch's usual bounds; biases start at zero.
+        dropout: of hidden units.
+        generator: of the initial values.
+        device: of the weights.
     """
 
-    def __init__(self, width: int, hidden: int, act: nn.Module, std: float | None, dropout: float,
-                 generator: torch.Generator, device: torch.device):  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        act: nn.Module,
+        std: float | None,
+        dropout: float,
+        generator: torch.Generator,
+        device: torch.device,
+    ):
         super().__init__()
-        self.down, self.up = dense(width, hidden, generator, device), nn.Linear(hidden, width, device=device)
+        self.down, self.up = make_linear(width, hidden, generator, device), nn.Linear(hidden, width, device=device)
         if std is not None:
             self.down.weight.data.copy_(torch.randn(hidden, width, generator=generator) * std)
         for tensor in (self.down.bias, self.up.weight, self.up.bias):
@@ -89,14 +110,29 @@ class Bottleneck(nn.Module):
         return self.up(self.dropout(self.act(self.down(x))))
 
 
-class LowRank(nn.Module):
-    """What stands beside a frozen map: made + scale * up(down(given)); up (fan_out, rank) starts at zero.
+class LowRankAdapter(nn.Module):
+    """made + scale * up(down(given)), with down (rank, fan_in) and up (fan_out, rank), which starts at zero.
 
-    down (rank, fan_in) has the initial values of Hu et al., ICLR 2022 (arXiv:2106.09685).
+    down has the initial values of Hu et al., ICLR 2022 (arXiv:2106.09685).
+
+    Args:
+        fans: (fan_in, fan_out) of the frozen map.
+        rank: of the update.
+        scale: of the update.
+        dropout: of the input.
+        generator: of the initial values.
+        device: of the weights.
     """
 
-    def __init__(self, fans: tuple[int, int], rank: int, scale: float, dropout: float, generator: torch.Generator,
-                 device: torch.device):  # fmt: skip
+    def __init__(
+        self,
+        fans: tuple[int, int],
+        rank: int,
+        scale: float,
+        dropout: float,
+        generator: torch.Generator,
+        device: torch.device,
+    ):
         super().__init__()
         (fan_in, fan_out), bound = fans, 1 / math.sqrt(fans[0])
         down = (torch.rand(rank, fan_in, generator=generator) * 2 - 1) * bound
@@ -109,6 +145,7 @@ class LowRank(nn.Module):
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if weight.ndim != 2:
             raise ValueError(
-                "a low-rank update belongs beside a linear map, not beside a norm: its weights can't hold it"
+                f"LowRankAdapter: expected a linear map with a weight (out, in), got a weight of {weight.ndim} "
+                "dimensions, as norms have. Put it at a linear map."
             )
         return weight + self.scale * self.up @ self.down, bias

@@ -1,7 +1,8 @@
-"""The one primitive: attention over keys that begin before the queries do, and the same with keys that many share."""
+"""Attention with a prefix of keys and values, and attention of many texts behind shared keys."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -10,113 +11,168 @@ from torch.autograd.function import once_differentiable
 
 from vlprompt.core.prompt import KV
 
-Groups = tuple[tuple[int, int], ...]  # (texts, rows a text)
-Seen = tuple[Tensor | None, ...] | None  # of each group: its rows (texts, rows) that may be seen (None: all)
+TextGroups: TypeAlias = tuple[tuple[int, int], ...]  # (texts, rows per text)
+GroupVisibility: TypeAlias = tuple[Tensor | None, ...] | None  # visible rows (texts, rows) of each group (None: all)
 
 
-def heads(x: Tensor, h: int) -> Tensor:
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """(B, N, H * Dh) -> (B, H, N, Dh)."""
-    return x.unflatten(-1, (h, -1)).transpose(1, 2)
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 
-def join(first: KV | None, k: Tensor, v: Tensor) -> KV:
-    """Keys and values (B, H, N, Dh) with a prefix (1 or B, H, P, Dh) in front."""
-    if first is None:
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, N, Dh) -> (B, N, H * Dh)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def prepend_prefix(prefix: KV | None, k: Tensor, v: Tensor) -> KV:
+    """Put a prefix (1 or B, H, P, Dh) in front of keys and values (B, H, N, Dh)."""
+    if prefix is None:
         return k, v
-    k1, v1 = (p.to(t.dtype).expand(len(t), -1, -1, -1) for p, t in zip(first, (k, v), strict=True))
+    k1, v1 = (p.to(t.dtype).expand(len(t), -1, -1, -1) for p, t in zip(prefix, (k, v), strict=True))
     return torch.cat([k1, k], 2), torch.cat([v1, v], 2)
 
 
-def take(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Rows of x (B, N, D): all (None), the same for everyone (r,), or each its own (B, r)."""
-    if rows is None:
+def select_positions(x: Tensor, positions: Tensor | None) -> Tensor:
+    """Select rows of x (B, N, D): all (None), the same ones of each sequence (r,), or different ones (B, r)."""
+    if positions is None:
         return x
-    return x[:, rows] if rows.ndim == 1 else torch.take_along_dim(x, rows[..., None], 1)
+    return x[:, positions] if positions.ndim == 1 else torch.take_along_dim(x, positions[..., None], 1)
 
 
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    first: KV | None = None,
+    prefix: KV | None = None,
     causal: bool = False,
-    rows: Tensor | None = None,
-    seen: Tensor | None = None,
+    positions: Tensor | None = None,
+    visible: Tensor | None = None,
 ) -> Tensor:
-    """q (B, H, r, Dh) are the rows `rows` of N queries; k and v (B, H, N, Dh); everyone sees all of `first`.
+    """Compute attention; every query sees the whole prefix.
 
-    seen (B, N): the keys that anyone may see (None: all). -> (B, H, r, Dh).
+    Args:
+        q: (B, H, r, Dh), the queries of the rows `positions` of N.
+        k: (B, H, N, Dh).
+        v: (B, H, N, Dh).
+        prefix: keys and values (1 or B, H, P, Dh) in front of k and v.
+        causal: whether a row sees only itself and the rows before it.
+        positions: (r,) or (B, r), None for all N rows.
+        visible: (B, N), the keys that may be seen (None: all).
+
+    Returns:
+        (B, H, r, Dh).
     """
     n, mask = k.shape[2], None
-    k, v = join(first, k, v)
+    k, v = prepend_prefix(prefix, k, v)
     if causal:
         mask = torch.ones(n, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - n)
-        mask = mask if rows is None else mask[rows] if rows.ndim == 1 else mask[rows][:, None]
-    if seen is not None:
-        keys = F.pad(seen, (k.shape[2] - n, 0), value=True)[:, None, None]
-        mask = keys if mask is None else mask & keys
+        mask = mask if positions is None else mask[positions] if positions.ndim == 1 else mask[positions][:, None]
+    if visible is not None:
+        visible_keys = F.pad(visible, (k.shape[2] - n, 0), value=True)[:, None, None]
+        mask = visible_keys if mask is None else mask & visible_keys
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-class _Shared(torch.autograd.Function):
-    """What `attend_shared` is, with its derivative: nothing is kept but the probabilities."""
+class _TextGroup(NamedTuple):
+    """The rows of a group of n texts of one length l: q (R, H, n, r, Dh) with r = l or 1, k and v (R, H, n, l, Dh)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class _SharedPrefixAttention(torch.autograd.Function):
+    """`attend_shared` with its derivative; only the probabilities are saved for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, ks: Tensor, vs: Tensor, groups: Groups, seen: Seen):
-        scale, s, causal = q.shape[-1] ** -0.5, ks.shape[2], seen is None
-        before, found, kept = (q @ ks.mT).split(_rows(groups, causal), 2), [], []
-        cuts = zip(before, seen or [None] * len(groups), *_cut(q, k, v, groups, causal), strict=True)
-        for mine, there, mq, mk, mv in cuts:
-            own = mq @ mk.mT  # (R, H, n, r, l)
-            if causal and own.shape[-1] > 1:
-                own.masked_fill_(torch.ones(own.shape[-2:], dtype=torch.bool, device=q.device).triu(1), -math.inf)
-            elif there is not None:
-                own.masked_fill_(~there[:, None], -math.inf)
-            scores = torch.cat([mine.unflatten(2, own.shape[2:4]), own], -1).mul_(scale)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, ks: Tensor, vs: Tensor, groups: TextGroups, visible: GroupVisibility
+    ):
+        scale, s, causal = q.shape[-1] ** -0.5, ks.shape[2], visible is None
+        shared_scores = (q @ ks.mT).split(_queries_per_group(groups, causal), 2)
+        outputs, probabilities = list[Tensor](), list[Tensor]()
+        for shared, text_visible, group in zip(
+            shared_scores, visible or [None] * len(groups), _split_by_group(q, k, v, groups, causal), strict=True
+        ):
+            text = _masked_scores(group, causal, text_visible)  # (R, H, n, r, l)
+            scores = torch.cat([shared.unflatten(2, text.shape[2:4]), text], -1).mul_(scale)
             p = scores.softmax(-1, torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-            found.append(((p[..., :s].flatten(2, 3) @ vs).unflatten(2, own.shape[2:4]) + p[..., s:] @ mv).flatten(2, 3))
-            kept.append(p)
-        ctx.save_for_backward(q, k, v, ks, vs, *kept)
+            shared_output = (p[..., :s].flatten(2, 3) @ vs).unflatten(2, text.shape[2:4])
+            outputs.append((shared_output + p[..., s:] @ group.v).flatten(2, 3))
+            probabilities.append(p)
+        ctx.save_for_backward(q, k, v, ks, vs, *probabilities)
         ctx.groups, ctx.causal = groups, causal
-        return torch.cat(found, 2)
+        return torch.cat(outputs, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, ks, vs, *kept = ctx.saved_tensors
+        q, k, v, ks, vs, *probabilities = ctx.saved_tensors
         groups, causal, scale, s = ctx.groups, ctx.causal, q.shape[-1] ** -0.5, ks.shape[2]
-        before, (gs, _, _) = (g @ vs.mT).split(_rows(groups, causal), 2), _cut(g, k, v, groups, causal)
-        dq, dk, dv, shared = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
-        for mine, mg, p, mq, mk, mv in zip(before, gs, kept, *_cut(q, k, v, groups, causal), strict=True):
-            dp = torch.cat([mine.unflatten(2, p.shape[2:4]), mg @ mv.mT], -1)
+        shared_grads = (g @ vs.mT).split(_queries_per_group(groups, causal), 2)
+        dq, dk, dv, ds_shared = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+        for dp_shared, output_grad, p, group in zip(
+            shared_grads,
+            _split_by_group(g, k, v, groups, causal),
+            probabilities,
+            _split_by_group(q, k, v, groups, causal),
+            strict=True,
+        ):
+            dp = torch.cat([dp_shared.unflatten(2, p.shape[2:4]), output_grad.q @ group.v.mT], -1)
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype).mul_(scale)
-            own = ds[..., s:]
-            dq.append((own @ mk).flatten(2, 3))
-            dk.append((own.mT @ mq).flatten(2, 3))
-            dv.append((p[..., s:].mT @ mg).flatten(2, 3))
-            shared.append(ds[..., :s].flatten(2, 3))
-        ds, p = torch.cat(shared, 2), torch.cat([p[..., :s].flatten(2, 3) for p in kept], 2)
+            ds_text = ds[..., s:]
+            dq.append((ds_text @ group.k).flatten(2, 3))
+            dk.append((ds_text.mT @ group.q).flatten(2, 3))
+            dv.append((p[..., s:].mT @ output_grad.q).flatten(2, 3))
+            ds_shared.append(ds[..., :s].flatten(2, 3))
+        ds, p = torch.cat(ds_shared, 2), torch.cat([p[..., :s].flatten(2, 3) for p in probabilities], 2)
         return torch.cat(dq, 2) + ds @ ks, torch.cat(dk, 2), torch.cat(dv, 2), ds.mT @ q, p.mT @ g, None, None
 
 
-def _rows(groups: Groups, causal: bool) -> list[int]:
-    """How many queries each group has: one for each of its rows, or one for each text."""
+def _masked_scores(group: _TextGroup, causal: bool, visible: Tensor | None) -> Tensor:
+    """Scores (R, H, n, r, l) of a group's queries and its texts' keys."""
+    scores = group.q @ group.k.mT
+    if causal and scores.shape[-1] > 1:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores.masked_fill_(future, -math.inf)
+    elif visible is not None:
+        scores.masked_fill_(~visible[:, None], -math.inf)
+    return scores
+
+
+def _queries_per_group(groups: TextGroups, causal: bool) -> list[int]:
+    """Count the queries of each group: one per row, or one per text."""
     return [n * (l if causal else 1) for n, l in groups]
 
 
-def _cut(q: Tensor, k: Tensor, v: Tensor, groups: Groups, causal: bool) -> tuple[list[Tensor], ...]:
-    """Each as groups of texts of one length, (R, H, n, r or l, Dh)."""
-    own = [n * l for n, l in groups]
-    cuts = (q, _rows(groups, causal)), (k, own), (v, own)
-    return tuple([t.unflatten(2, (n, -1)) for t, (n, _) in zip(x.split(sizes, 2), groups, strict=True)]
-                 for x, sizes in cuts)  # fmt: skip
+def _split_by_group(q: Tensor, k: Tensor, v: Tensor, groups: TextGroups, causal: bool) -> list[_TextGroup]:
+    def split(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        parts = x.split(list(sizes), 2)
+        return [part.unflatten(2, (n, -1)) for part, (n, _) in zip(parts, groups, strict=True)]
+
+    rows = [n * l for n, l in groups]
+    parts = zip(split(q, _queries_per_group(groups, causal)), split(k, rows), split(v, rows), strict=True)
+    return [_TextGroup(*part) for part in parts]
 
 
-def attend_shared(q: Tensor, k: Tensor, v: Tensor, shared: KV, groups: Groups, seen: Seen = None) -> Tensor:
-    """Texts in groups (n texts of l rows) that see the same `shared` keys, then their own; nothing is copied for one.
+def attend_shared(
+    q: Tensor, k: Tensor, v: Tensor, shared: KV, groups: TextGroups, visible: GroupVisibility = None
+) -> Tensor:
+    """Compute attention of many texts that see the same shared keys, then their own; nothing is copied per text.
 
-    q (R, H, T, Dh) sees what stands before it (seen None), or has one row a text that sees all of its own that are
-    `seen`; k, v (R, H, T, Dh); shared (R, H, P, Dh) each. -> as q. It can be differentiated once.
+    It can be differentiated once.
+
+    Args:
+        q: (R, H, T, Dh): all rows, each of which sees the rows before it (visible None), or one row per text.
+        k: (R, H, T, Dh).
+        v: (R, H, T, Dh).
+        shared: keys and values (R, H, P, Dh).
+        groups: (texts, rows per text) of consecutive texts of one length.
+        visible: of one row per text, the rows (texts, rows) of each group that it sees (None: all).
+
+    Returns:
+        A tensor of q's shape.
     """
     with torch.autocast(q.device.type, enabled=False):
-        return _Shared.apply(q, k, v, *(t.to(q.dtype) for t in shared), groups, seen)  # pyright: ignore[reportReturnType]
+        return _SharedPrefixAttention.apply(q, k, v, *(t.to(q.dtype) for t in shared), groups, visible)  # pyright: ignore[reportReturnType]

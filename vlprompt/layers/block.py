@@ -1,109 +1,148 @@
-"""A frozen transformer block as named maps, the walk through blocks with a Prompt, and what a tower is."""
+"""A frozen transformer block as named maps, and the walk through blocks with a Prompt."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from vlprompt.core.compute_options import Step
+from vlprompt.core.compute_options import BlockFn
 from vlprompt.core.prompt import KV, NOTHING, Prompt
-from vlprompt.layers.attention import attend, heads, join, take
-from vlprompt.layers.frozen_maps import Map, same
+from vlprompt.layers.attention import attend, merge_heads, prepend_prefix, select_positions, split_heads
+from vlprompt.layers.frozen_maps import FrozenMap, identity
 
-Attend = Callable[[Tensor, Tensor, Tensor, KV | None, Tensor | None], Tensor]
-# where new rows begin; or rows (r,) that are there and which token each holds; or rows (B, P), their own for each of B
-Slot = int | tuple[Tensor, Tensor]
+# (q, k, v, prefix, positions of the queries) -> output, all (B, H, rows, Dh)
+AttentionFn: TypeAlias = Callable[[Tensor, Tensor, Tensor, KV | None, Tensor | None], Tensor]
+# an int: tokens become new rows from there on; else existing rows and the index of the token in each, (r,) for all
+# sequences, or (B, P) with different rows per sequence
+TokenSlot: TypeAlias = int | tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Block:
-    """The frozen maps of a pre-norm block; widths (D) and (hidden) are those of q and up.
+    """The frozen maps of a pre-norm block.
 
-    gate: the hidden rows are act(gate) * up instead of act(up) (SwiGLU). inner and mid: norms before out and down.
+    Args:
+        n_heads: H.
+        dim: D, the width of q.
+        hidden_dim: the width of up.
+        norm1: the norm before attention.
+        q: queries.
+        k: keys.
+        v: values.
+        out: the projection of attention's output.
+        norm2: the norm before the MLP.
+        up: the first layer of the MLP.
+        act: its activation.
+        down: its last layer.
+        layer_scale1: applied to attention's branch.
+        layer_scale2: applied to the MLP's branch.
+        qkv: q, k and v in one product, used where none of them has an adapter.
+        gate: makes hidden rows act(gate) * up instead of act(up) (SwiGLU).
+        attn_inner_norm: the norm before out.
+        mlp_inner_norm: the norm before down.
     """
 
-    heads: int
+    n_heads: int
     dim: int
-    hidden: int
-    norm1: Map
-    q: Map
-    k: Map
-    v: Map
-    out: Map
-    norm2: Map
-    up: Map
-    act: Map
-    down: Map
-    scale1: Map = same
-    scale2: Map = same
-    qkv: Map | None = None  # q, k and v in one product, side by side; used where no part stands beside them
-    gate: Map | None = None
-    inner: Map = same
-    mid: Map = same
+    hidden_dim: int
+    norm1: FrozenMap
+    q: FrozenMap
+    k: FrozenMap
+    v: FrozenMap
+    out: FrozenMap
+    norm2: FrozenMap
+    up: FrozenMap
+    act: FrozenMap
+    down: FrozenMap
+    layer_scale1: FrozenMap = identity
+    layer_scale2: FrozenMap = identity
+    qkv: FrozenMap | None = None
+    gate: FrozenMap | None = None
+    attn_inner_norm: FrozenMap = identity
+    mlp_inner_norm: FrozenMap = identity
 
     def sites(self, i: int) -> dict[str, tuple[int, int]]:
-        """Where a part may stand in this block, with the widths of what it is given and of what was made."""
-        d, wide = self.dim, self.hidden
+        """Return the sites of this block, the i-th, with the widths of their inputs and outputs."""
+        d, hidden = self.dim, self.hidden_dim
         fans = dict.fromkeys(("norm1", "q", "k", "v", "out", "norm2", "attn", "mlp", "attn+", "mlp+"), (d, d))
-        fans |= {"up": (d, wide), "down": (wide, d)} | ({} if self.gate is None else {"gate": (d, wide)})
+        fans |= {"up": (d, hidden), "down": (hidden, d)} | ({} if self.gate is None else {"gate": (d, hidden)})
         return {f"{i}/{name}": fan for name, fan in fans.items()}
 
 
-def everyone(causal: bool, seen: Tensor | None = None) -> Attend:
-    """Attention of rows (B, N, D) that belong to one sequence each; seen (B, N): the rows that may be seen."""
+def make_attention(causal: bool, visible: Tensor | None = None) -> AttentionFn:
+    """Return attention between the rows of each sequence; visible (B, N): rows that may be seen (None: all)."""
 
-    def full(q: Tensor, k: Tensor, v: Tensor, first: KV | None, rows: Tensor | None) -> Tensor:
-        return attend(q, k, v, first, causal, rows, seen)
+    def attention(q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Tensor | None) -> Tensor:
+        return attend(q, k, v, prefix, causal, positions, visible)
 
-    return full
+    return attention
 
 
-def insert(x: Tensor, slot: Slot, tokens: Tensor) -> Tensor:
-    """x (B, N, D) with tokens (1 or B, P, D) at `slot`: new rows for an int, else in rows that are there."""
+def insert_tokens(x: Tensor, slot: TokenSlot, tokens: Tensor) -> Tensor:
+    """Put tokens (1 or B, P, D) into x (B, N, D): as new rows at an int slot, else into existing rows."""
     t = tokens.to(x.dtype).expand(len(x), -1, -1)
     if isinstance(slot, int):
         return torch.cat([x[:, :slot], t, x[:, slot:]], 1)
-    rows, which = slot
+    rows, token_indices = slot
     if rows.ndim == 2:
         return x.scatter(1, rows[..., None].expand_as(t), t)
-    return x.index_copy(1, rows, t[:, which])
+    return x.index_copy(1, rows, t[:, token_indices])
 
 
-def seen_only(block: Block, i: int, tokens: Tensor, prompt: Prompt) -> KV:
-    """Keys and values (R, H, P, Dh) of tokens (R, P, D) that attention sees in this block and nothing else reads."""
-    y, first = prompt.part(f"{i}/norm1", tokens, block.norm1(tokens)), prompt.prefix.get(i)
-    k, v = (prompt.part(f"{i}/{site}", y, f(y)) for site, f in (("k", block.k), ("v", block.v)))
-    r = max(len(y), len(first[0]) if first else 1)
-    return join(first, *(heads(t.expand(r, -1, -1), block.heads) for t in (k, v)))
+def compute_prompt_kv(block: Block, i: int, tokens: Tensor, prompt: Prompt) -> KV:
+    """Compute keys and values (R, H, P, Dh) of tokens (R, P, D) that only the attention of this block reads."""
+    y, prefix = prompt.apply_adapter(f"{i}/norm1", tokens, block.norm1(tokens)), prompt.prefix.get(i)
+    k, v = (prompt.apply_adapter(f"{i}/{site}", y, f(y)) for site, f in (("k", block.k), ("v", block.v)))
+    n_contexts = max(len(y), len(prefix[0]) if prefix else 1)
+    return prepend_prefix(prefix, *(split_heads(t.expand(n_contexts, -1, -1), block.n_heads) for t in (k, v)))
 
 
-def step(block: Block, i: int, x: Tensor, prompt: Prompt, attention: Attend, rows: Tensor | None,
-         first: KV | None, qkv: Tensor | None = None) -> Tensor:  # fmt: skip
-    """One block on x (B, N, D) for the rows asked for (None: all) -> (B, r, D).
+def run_block(
+    block: Block,
+    i: int,
+    x: Tensor,
+    prompt: Prompt,
+    attention: AttentionFn,
+    positions: Tensor | None,
+    prefix: KV | None,
+    qkv: Tensor | None = None,
+) -> Tensor:
+    """Run one block and return only some positions.
 
-    Every row gives keys and values, after those of `first`. qkv (B, N, 3 D): what the rows' queries, keys and values
-    are, where they are made already.
+    Args:
+        block: the block.
+        i: its number, for the sites of adapters.
+        x: (B, N, D); all rows give keys and values.
+        prompt: its adapters are applied.
+        attention: computes attention.
+        positions: (r,) or (B, r), the rows to return; None for all.
+        prefix: keys and values in front of those of x.
+        qkv: (B, N, 3 D), queries, keys and values of x if they were computed before.
+
+    Returns:
+        (B, r, D).
     """
 
-    def made(site: str, given: Tensor, result: Tensor) -> Tensor:
-        return prompt.part(f"{i}/{site}", given, result)
+    def adapt(site: str, given: Tensor, made: Tensor) -> Tensor:
+        return prompt.apply_adapter(f"{i}/{site}", given, made)
 
-    y, alone = made("norm1", x, block.norm1(x)), not any(f"{i}/{site}" in prompt.beside for site in "qkv")
-    if qkv is None and rows is None and block.qkv is not None and alone:
+    y, is_plain = adapt("norm1", x, block.norm1(x)), not any(f"{i}/{site}" in prompt.adapters for site in "qkv")
+    if qkv is None and positions is None and block.qkv is not None and is_plain:
         qkv = block.qkv(y)
     if qkv is not None:
-        q, k, v = (heads(t, block.heads) for t in qkv.chunk(3, -1))
+        q, k, v = (split_heads(t, block.n_heads) for t in qkv.chunk(3, -1))
     else:
-        k, v = (heads(made(site, y, f(y)), block.heads) for site, f in (("k", block.k), ("v", block.v)))
-        x, y = take(x, rows), take(y, rows)
-        q = heads(made("q", y, block.q(y)), block.heads)
-    a = block.inner(attention(q, k, v, first, rows).transpose(1, 2).flatten(2))
-    x = x + block.scale1(made("attn+", x, made("attn", y, made("out", a, block.out(a)))))
-    y = made("norm2", x, block.norm2(x))
-    h = made("up", y, block.up(y))
-    h = block.mid(block.act(h) if block.gate is None else block.act(made("gate", y, block.gate(y))) * h)
-    return x + block.scale2(made("mlp+", x, made("mlp", y, made("down", h, block.down(h)))))
+        k, v = (split_heads(adapt(site, y, f(y)), block.n_heads) for site, f in (("k", block.k), ("v", block.v)))
+        x, y = select_positions(x, positions), select_positions(y, positions)
+        q = split_heads(adapt("q", y, block.q(y)), block.n_heads)
+    a = block.attn_inner_norm(merge_heads(attention(q, k, v, prefix, positions)))
+    x = x + block.layer_scale1(adapt("attn+", x, adapt("attn", y, adapt("out", a, block.out(a)))))
+    y = adapt("norm2", x, block.norm2(x))
+    h = adapt("up", y, block.up(y))
+    h = block.mlp_inner_norm(block.act(h) if block.gate is None else block.act(adapt("gate", y, block.gate(y))) * h)
+    return x + block.layer_scale2(adapt("mlp+", x, adapt("mlp", y, adapt("down", h, block.down(h)))))
 
 
 def walk(
@@ -111,68 +150,83 @@ def walk(
     x: Tensor,
     prompt: Prompt = NOTHING,
     *,
-    attention: Attend,
-    slot: Slot = 1,
-    rows: Tensor | None = None,
-    prompts: bool = False,
+    attention: AttentionFn,
+    slot: TokenSlot = 1,
+    positions: Tensor | None = None,
+    return_prompt: bool = False,
     qkv: Tensor | None = None,
-    by: Step = step,
+    block_fn: BlockFn = run_block,
 ) -> Tensor:
-    """x (B, N, D) through the blocks -> its rows asked for (None: all), or the prompt's (prompts); (B, r, D).
+    """Run frozen blocks with a prompt and return only the positions that are read.
 
-    slot: an int where tokens get rows of their own, seen by every row; otherwise x holds tokens[0] already. Rows that
-    nobody will read are not computed: the last block makes those that are read, and tokens that the next layer
-    replaces, or nobody reads after the last, are keys and values only. A part that mixes rows turns this off. qkv: as
-    `step` takes it, of the first block. by: how a block is computed, `step` or `step` in another way (how.py).
+    Positions nobody reads are never computed: the last block computes only those that are read, and tokens that the
+    next layer replaces, or nobody reads after the last one, are keys and values only. An adapter that mixes rows turns
+    this off.
+
+    Args:
+        blocks: the blocks.
+        x: embeddings (B, N, D).
+        prompt: tokens, prefix and adapters.
+        attention: computes attention.
+        slot: an int where tokens become rows of their own, seen by every row; otherwise x has tokens[0] in it already.
+        positions: (r,) or (B, r), indices of x's rows to return; None for all.
+        return_prompt: return the rows of tokens at an int slot instead.
+        qkv: (B, N, 3 D), queries, keys and values of the first block if they were computed before.
+        block_fn: `run_block`, or the same with compute options.
+
+    Returns:
+        (B, r, D).
     """
-    p, skip, last = prompt.length, not prompt.mixes_rows, len(blocks) - 1
-    apart, inside = isinstance(slot, int), False  # inside: rows of tokens stand among x's own
+    p, skips, last = prompt.length, not prompt.mixes_rows, len(blocks) - 1
+    inserts, has_token_rows = isinstance(slot, int), False  # has_token_rows: x has rows of tokens now
 
-    def at(rows: Tensor | None) -> Tensor | None:
-        """Where these of x's own rows stand now."""
-        if not (inside and isinstance(slot, int)):
+    def current_positions(rows: Tensor | None) -> Tensor | None:
+        """Where these rows of the given x are now."""
+        if not (has_token_rows and isinstance(slot, int)):
             return rows
-        own = torch.arange(x.shape[1] - p, device=x.device) if rows is None else rows
-        return torch.where(own < slot, own, own + p)
+        rows = torch.arange(x.shape[1] - p, device=x.device) if rows is None else rows
+        return torch.where(rows < slot, rows, rows + p)
 
-    def read() -> Tensor | None:
-        return torch.arange(slot, slot + p, device=x.device) if prompts and isinstance(slot, int) else at(rows)
+    def output_positions() -> Tensor | None:
+        if return_prompt and isinstance(slot, int):
+            return torch.arange(slot, slot + p, device=x.device)
+        return current_positions(positions)
 
     for i, block in enumerate(blocks):
-        first, tokens, want = prompt.prefix.get(i), prompt.tokens.get(i), None
-        leave = apart and skip and (i + 1 in prompt.tokens or (i == last and not prompts))
-        if tokens is not None and apart:
-            x, inside = x if not inside else take(x, at(None)), False
-            if leave:
-                first = seen_only(block, i, tokens.to(x.dtype), prompt)
+        prefix, tokens, needed = prompt.prefix.get(i), prompt.tokens.get(i), None
+        drops_tokens = inserts and skips and (i + 1 in prompt.tokens or (i == last and not return_prompt))
+        if tokens is not None and inserts:
+            x, has_token_rows = select_positions(x, current_positions(None)) if has_token_rows else x, False
+            if drops_tokens:
+                prefix = compute_prompt_kv(block, i, tokens.to(x.dtype), prompt)
             else:
-                x, inside = insert(x, slot, tokens), True
+                x, has_token_rows = insert_tokens(x, slot, tokens), True
         elif tokens is not None and i:
-            x = insert(x, slot, tokens)
-        if skip and i == last:
-            want = read()
-        elif leave:
-            want = at(None)
-        x = by(block, i, x, prompt, attention, want, first, qkv if i == 0 and want is None else None)
-        inside = inside and not leave
-    return x if skip else take(x, read())
+            x = insert_tokens(x, slot, tokens)
+        if skips and i == last:
+            needed = output_positions()
+        elif drops_tokens:
+            needed = current_positions(None)
+        x = block_fn(block, i, x, prompt, attention, needed, prefix, qkv if i == 0 and needed is None else None)
+        has_token_rows = has_token_rows and not drops_tokens
+    return x if skips else select_positions(x, output_positions())
 
 
-def check(prompt: Prompt, depth: int) -> None:
-    """ValueError when a prompt names a layer that a tower of this depth has not."""
-    layers = [*prompt.tokens, *prompt.prefix, *(site.split("/")[0] for site in prompt.beside if "/" in site)]
+def validate_prompt_layers(prompt: Prompt, depth: int) -> None:
+    """Raise ValueError if a prompt names a layer that a tower of this depth does not have."""
+    layers = [*prompt.tokens, *prompt.prefix, *(site.split("/")[0] for site in prompt.adapters if "/" in site)]
     if beyond := [i for i in layers if not 0 <= int(i) < depth]:
-        raise ValueError(f"the prompt has something for layer {beyond[0]}, but this tower's layers are 0..{depth - 1}")
+        raise ValueError(f"Prompt: expected layers 0..{depth - 1} of this tower, got layer {beyond[0]}. Leave it out.")
 
 
 def find_sites(
-    blocks: Sequence[Block], names: tuple[str, ...], extra: dict[str, tuple[int, int]]
+    blocks: Sequence[Block], kinds: tuple[str, ...], extra_sites: dict[str, tuple[int, int]]
 ) -> dict[str, tuple[int, int]]:
-    """{"0/q": (fan_in, fan_out), ...} for the kinds of site asked for; ValueError for one that there is none of."""
-    every = dict(extra)
+    """Return {"0/q": (fan_in, fan_out), ...} for these kinds of site; ValueError for a kind that does not exist."""
+    sites = dict(extra_sites)
     for i, block in enumerate(blocks):
-        every |= block.sites(i)
-    kinds = list(dict.fromkeys(site.split("/")[-1] for site in every))
-    if unknown := [name for name in names if name not in kinds]:
-        raise ValueError(f"this tower has no site {unknown[0]!r}; it has {', '.join(kinds)}")
-    return {site: fan for site, fan in every.items() if site.split("/")[-1] in names}
+        sites |= block.sites(i)
+    known_kinds = list(dict.fromkeys(site.split("/")[-1] for site in sites))
+    if unknown := [kind for kind in kinds if kind not in known_kinds]:
+        raise ValueError(f"site: expected one of {', '.join(known_kinds)}, got {unknown[0]!r}. Take one that there is.")
+    return {site: fan for site, fan in sites.items() if site.split("/")[-1] in kinds}

@@ -1,69 +1,91 @@
-"""What two methods or more use."""
+"""Texts of classes: templates filled with class names, and their features."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from vlprompt.core.class_names import PLAIN, ids
+from vlprompt.core.class_names import DEFAULT_TEMPLATE, class_ids
+from vlprompt.core.templates import PromptTemplate
 from vlprompt.core.towers import Clip
 
-Template = str | list[str] | None  # one, several or a set by name; None: the hand-written one of each name's dataset
+# a template, several, or the name of a set; None: that of each name's dataset
+TemplateChoice: TypeAlias = str | list[str] | None
+TEMPLATE_SETS = {"imagenet-80": 80, "imagenet-60": 60, "imagenet-7": 7}
 
 
-def holes(template: str | None, names: Sequence[str], n: int = 0) -> list[str]:
-    """One text per name: "{ctx} {name}." -> "{16} dog."
+def fill_class_texts(template: str | None, names: Sequence[str], n_tokens: int = 0) -> list[str]:
+    """Fill a template with class names: "{ctx} {name}." with 16 tokens -> "{16} dog.", a TemplatedText each.
 
-    Without a template each name has that of its dataset, or "a photo of a {name}.". Of several {ctx} each takes n // k
-    tokens and the last one the rest. Underscores in names become spaces and their braces are escaped. ValueError for a
-    template without {name}.
+    Underscores in names become spaces.
+
+    Args:
+        template: a template with {name}; None for that of each name's dataset, or "a photo of a {name}.".
+        names: class names.
+        n_tokens: soft tokens that all k {ctx} share: n // k each, and the rest for the last one.
+
+    Raises:
+        ValueError: if a template has no {name}.
     """
-    clean = (name.replace("_", " ").replace("{", "{{").replace("}", "}}") for name in names)
-    chosen = [getattr(name, "hand", None) or PLAIN if template is None else template for name in names]
-    ready = {t: _counted(t, n) for t in dict.fromkeys(chosen)}
-    return [ready[t].replace("{name}", name) for t, name in zip(chosen, clean, strict=True)]
+    if template is None:
+        templates = [getattr(name, "template", None) or DEFAULT_TEMPLATE for name in names]
+    else:
+        templates = [template] * len(names)
+    parsed = {t: _parse_class_template(t, n_tokens) for t in dict.fromkeys(templates)}
+    return [parsed[t].fill({"name": name.replace("_", " ")}) for t, name in zip(templates, names, strict=True)]
 
 
-def _counted(template: str, n: int) -> str:
-    k = template.count("{ctx}")
-    if "{name}" not in template:
+def _parse_class_template(template: str, n_tokens: int) -> PromptTemplate:
+    parsed = PromptTemplate.parse(template, n_tokens)
+    if "name" not in parsed.fields:
         raise ValueError(
-            f'the template {template!r} has no place for the class: write for example "a photo of a {{name}}."'
+            f"template: expected a place for the class, {{name}}, got {template!r}. "
+            'Write for example "a photo of a {name}.".'
         )
-    for i in range(k):
-        template = template.replace("{ctx}", f"{{{n // k if i < k - 1 else n - n // k * (k - 1)}}}", 1)
-    return template
+    return parsed
 
 
-def hand(clip: Clip, names: Sequence[str], template: Template, unit: bool = False) -> Tensor:
-    """Text features (C, E) of hand-written templates: their mean, of normalised features (unit) or of raw ones."""
-    every = [clip.text(holes(t, names))[0] for t in templates(template)]
-    return torch.stack([clip.unit(x) for x in every] if unit else every).mean(0)
+def encode_class_texts(clip: Clip, names: Sequence[str], template: TemplateChoice, normalize: bool = False) -> Tensor:
+    """Compute the mean text features (C, E) over templates.
+
+    Args:
+        clip: the CLIP.
+        names: class names.
+        template: a template, several, or the name of a set.
+        normalize: take the mean of normalised features.
+    """
+    features = [clip.text(fill_class_texts(t, names))[0] for t in load_templates(template)]
+    return torch.stack([clip.unit(x) for x in features] if normalize else features).mean(0)
 
 
-def rows(table: Tensor, known: Sequence[str], names: Sequence[str], default: Tensor) -> Tensor:
-    """Rows (C, E) of a table (M, E) whose rows are the classes `known`; a class it has none of gets its default's."""
-    place = {i: k for k, i in enumerate(known)}
-    chosen = torch.tensor([place.get(i, -1) for i in ids(names)], device=table.device)
+def select_class_rows(table: Tensor, known_ids: Sequence[str], names: Sequence[str], default: Tensor) -> Tensor:
+    """Select rows (C, E) of a table by class.
+
+    Args:
+        table: (M, E), a row for each of `known_ids`.
+        known_ids: ids of the table's classes.
+        names: the classes to select.
+        default: (C, E), the rows of classes that the table does not have.
+    """
+    row_of_id = {i: row for row, i in enumerate(known_ids)}
+    rows = torch.tensor([row_of_id.get(i, -1) for i in class_ids(names)], device=table.device)
     if len(table) == 0:
         return default
-    return torch.where((chosen >= 0)[:, None], table[chosen], default)
+    return torch.where((rows >= 0)[:, None], table[rows], default)
 
 
-ENSEMBLES = {"imagenet-80": 80, "imagenet-60": 60, "imagenet-7": 7}
-
-
-def templates(chosen: str | Sequence[str] | None) -> Sequence[str | None]:
-    """One template, several, or the name of a set: texts with {name} where the class stands; None stays None.
+def load_templates(choice: str | Sequence[str] | None) -> Sequence[str | None]:
+    """Return one template, several, or those of a set; None stays None.
 
     imagenet-80: the 80 of Radford et al., 2021 (arXiv:2103.00020); imagenet-7: the seven that its authors found to do
     as well; imagenet-60: the first 60 of the 80, which PromptSRC's code uses.
     """
-    if chosen is None or (isinstance(chosen, str) and chosen not in ENSEMBLES):
-        return [chosen]
-    if not isinstance(chosen, str):
-        return list(chosen)
+    if choice is None or (isinstance(choice, str) and choice not in TEMPLATE_SETS):
+        return [choice]
+    if not isinstance(choice, str):
+        return list(choice)
     from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
-    made = SIMPLE_IMAGENET_TEMPLATES if chosen == "imagenet-7" else OPENAI_IMAGENET_TEMPLATES
-    return [write("{name}") for write in made[: ENSEMBLES[chosen]]]
+    writers = SIMPLE_IMAGENET_TEMPLATES if choice == "imagenet-7" else OPENAI_IMAGENET_TEMPLATES
+    return [write("{name}") for write in writers[: TEMPLATE_SETS[choice]]]

@@ -1,9 +1,9 @@
-"""Passes on a GPU that are recorded once and replayed (CUDA graphs): one start instead of thousands of small ones."""
+"""Passes on a GPU that are recorded once and replayed (CUDA graphs): one launch instead of thousands of small ones."""
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,121 +12,145 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vlprompt.core.prompt import Prompt
 
-MOST = 4  # recorded passes that are kept; what one makes stays in memory
-NOTED = 64  # kinds of pass that are remembered; one that comes again is recorded
+MAX_RECORDED_PASSES = 4  # each keeps the memory of one pass
+MAX_KNOWN_KINDS = 64  # kinds of pass that are remembered; one that occurs again is recorded
 
 
-class Recorded:
-    """make(*given) and its derivative as two graphs, with memory of their own that each replay writes over.
+class Replayable(Protocol):
+    """A pass that can be replayed with other inputs, and its derivative."""
 
-    What make reads beside that must be held by make, which is held here.
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor: ...
+    def backward(self, grad_output: Tensor) -> list[Tensor | None]: ...
+
+
+class RecordedPass:
+    """fn(*inputs) and its derivative as two graphs, with memory of their own that each replay overwrites.
+
+    Whatever else fn reads must be referenced by fn, which is referenced here.
     """
 
-    def __init__(self, make: Callable[..., Tensor], given: Sequence[Tensor]):
-        self.make, self.given = make, [t.detach().clone().requires_grad_(t.requires_grad) for t in given]
-        learned, stream = [t for t in self.given if t.requires_grad], torch.cuda.Stream()
-        self.forth, self.back = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        torch.cuda.empty_cache()  # what passes before it held can't be used in a recording
+    def __init__(self, fn: Callable[..., Tensor], inputs: Sequence[Tensor]):
+        self.fn, self.inputs = fn, [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
+        trained, stream = [t for t in self.inputs if t.requires_grad], torch.cuda.Stream()
+        self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()  # a recording can't use the memory of passes before it
         stream.wait_stream(torch.cuda.current_stream())
-        # casts of weights that autocast keeps would be written over by replays
+        # replays would overwrite the casts of weights that autocast caches
         with torch.autocast("cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), False):
-            with torch.cuda.stream(stream):  # libraries set themselves up in the first pass, which no graph can record
-                out = make(*self.given)
-                torch.autograd.grad(out, learned, torch.ones_like(out), allow_unused=True)
+            with torch.cuda.stream(stream):  # libraries initialise in the first pass, which no graph can record
+                out = fn(*self.inputs)
+                torch.autograd.grad(out, trained, torch.ones_like(out), allow_unused=True)
                 del out
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(self.forth, stream=stream):
-                out = make(*self.given)
-            self.g = torch.zeros_like(out)
-            with torch.cuda.graph(self.back, pool=self.forth.pool(), stream=stream):
-                # retained, or the graph would write over what it reads, and could be replayed for one loss only
-                found = torch.autograd.grad(out, learned, self.g, retain_graph=True, allow_unused=True)
-            grads = iter(found)
-        self.out, self.grads = out.detach(), [next(grads) if t.requires_grad else None for t in self.given]
+            with torch.cuda.graph(self.forward_graph, stream=stream):
+                out = fn(*self.inputs)
+            self.grad_output = torch.zeros_like(out)
+            with torch.cuda.graph(self.backward_graph, pool=self.forward_graph.pool(), stream=stream):
+                # retained, or the graph would overwrite what it reads, and could be replayed for one loss only
+                grads = torch.autograd.grad(out, trained, self.grad_output, retain_graph=True, allow_unused=True)
+        remaining = iter(grads)
+        self.output = out.detach()
+        self.input_grads = [next(remaining) if t.requires_grad else None for t in self.inputs]
 
-    def forward(self, given: Sequence[Tensor]) -> Tensor:
-        for mine, t in zip(self.given, given, strict=True):
-            mine.copy_(t)
-        self.forth.replay()
-        return self.out.clone()
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        for static_input, t in zip(self.inputs, inputs, strict=True):
+            static_input.copy_(t)
+        self.forward_graph.replay()
+        return self.output.clone()
 
-    def backward(self, g: Tensor) -> list[Tensor | None]:
-        self.g.copy_(g)
-        self.back.replay()
-        return [None if grad is None else grad.clone() for grad in self.grads]
+    def backward(self, grad_output: Tensor) -> list[Tensor | None]:
+        self.grad_output.copy_(grad_output)
+        self.backward_graph.replay()
+        return [None if grad is None else grad.clone() for grad in self.input_grads]
 
 
-class _Kept:
-    """A recorded pass and the one run of it whose gradient may still be asked for."""
+class _PassSlot:
+    """A recorded pass and its last run, whose gradient may still be needed."""
 
-    def __init__(self, recorded: Any):
-        self.recorded, self.waits = recorded, False
-        self.run: weakref.ref[Any] | None = None
+    def __init__(self, recorded: Replayable):
+        self.recorded_pass, self.is_awaiting_backward = recorded, False
+        self.last_run: weakref.ref[Any] | None = None
 
     @property
-    def free(self) -> bool:
-        return not self.waits or self.run is None or self.run() is None
+    def is_free(self) -> bool:
+        return not self.is_awaiting_backward or self.last_run is None or self.last_run() is None
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kept: _Kept, *given: Tensor):
-        ctx.kept, kept.run, kept.waits = kept, weakref.ref(ctx), True
-        return kept.recorded.forward(given)
+    def forward(ctx: Any, slot: _PassSlot, *inputs: Tensor):
+        ctx.slot, slot.last_run, slot.is_awaiting_backward = slot, weakref.ref(ctx), True
+        return slot.recorded_pass.forward(inputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        kept: _Kept = ctx.kept
-        if kept.run is None or kept.run() is not ctx:
+        slot: _PassSlot = ctx.slot
+        if slot.last_run is None or slot.last_run() is not ctx:
             raise RuntimeError(
-                "a gradient of texts was asked for again, after these texts had been passed again: what it needs is "
-                "gone; take all gradients of a step before the next, or train with train.graphs=false"
+                "CUDA graphs: expected one backward pass of these texts before their next forward pass, got another "
+                "after it, when what it needs is gone. Take all gradients of a step before the next, or set "
+                "train.cuda_graphs=false."
             )
-        kept.waits = False
-        return None, *kept.recorded.backward(g)
+        slot.is_awaiting_backward = False
+        return None, *slot.recorded_pass.backward(g)
 
 
-class Graphs:
-    """Passes of a tower, by their kind: made as they are the first time, then recorded, then replayed.
+class CudaGraphCache:
+    """Passes of a tower by their kind: run plainly the first time, then recorded, then replayed.
 
-    A pass whose run before is still waiting for its gradient is made as it is: a replay would write over what that
-    needs. So nothing differs but the time, and the memory that recorded passes keep.
+    A pass whose last run still waits for its gradient is run plainly, as a replay would overwrite what that needs. So
+    nothing differs but time, and the memory that recorded passes keep.
     """
 
-    def __init__(self, record: Callable[..., Any] = Recorded):
-        self.record, self.kinds = record, dict[Hashable, _Kept | None]()
+    def __init__(self, record_fn: Callable[..., Replayable] = RecordedPass):
+        self.record_fn, self.slots_by_kind = record_fn, dict[Hashable, _PassSlot | None]()
 
-    def __call__(self, make: Callable[[Prompt], Tensor], kind: Hashable, prompt: Prompt) -> Tensor:
-        """make(prompt), for a prompt of tensors only; kind: what else it depends on."""
-        given = [*prompt.tokens.values(), *(t for kv in prompt.prefix.values() for t in kv)]
-        learns = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-        counted = _get_current_dispatch_mode() is not None  # who counts operations wants to see them
-        if not learns or counted or len(prompt.beside):
-            return make(prompt)
-        cast = given[0].device.type
-        cast = torch.get_autocast_dtype(cast) if torch.is_autocast_enabled(cast) else None
-        shapes = tuple((t.shape, t.dtype, t.requires_grad) for t in given)
-        kind = kind, tuple(prompt.tokens), tuple(prompt.prefix), shapes, cast
-        if kind not in self.kinds:
-            self.kinds[kind] = None
-            while len(self.kinds) > NOTED:
-                del self.kinds[next(iter(self.kinds))]
-            return make(prompt)
-        kept = self.kinds.pop(kind)
-        if kept is None:
-            recorded = [k for k, v in self.kinds.items() if v is not None]
-            if len(recorded) >= MOST:
-                del self.kinds[recorded[0]]
-            kept = _Kept(self.record(partial(_made, make, tuple(prompt.tokens), tuple(prompt.prefix)), given))
-        self.kinds[kind] = kept  # the last one used is dropped last
-        return _Replay.apply(kept, *given) if kept.free else make(prompt)  # pyright: ignore[reportReturnType]
+    def __call__(self, fn: Callable[[Prompt], Tensor], kind: Hashable, prompt: Prompt) -> Tensor:
+        """Compute fn(prompt).
+
+        Args:
+            fn: the pass.
+            kind: all that the pass depends on besides the prompt.
+            prompt: tensors only; a prompt with adapters is run plainly.
+        """
+        inputs = [*prompt.tokens.values(), *(t for kv in prompt.prefix.values() for t in kv)]
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+        is_traced = _get_current_dispatch_mode() is not None  # a mode that counts operations must see them
+        if not needs_grad or is_traced or len(prompt.adapters):
+            return fn(prompt)
+        kind = self._describe_pass(kind, prompt, inputs)
+        if kind not in self.slots_by_kind:
+            self._remember(kind)
+            return fn(prompt)
+        slot = self.slots_by_kind.pop(kind) or self._record(fn, prompt, inputs)
+        self.slots_by_kind[kind] = slot  # at the end: the last one used is dropped last
+        return _Replay.apply(slot, *inputs) if slot.is_free else fn(prompt)  # pyright: ignore[reportReturnType]
+
+    @staticmethod
+    def _describe_pass(kind: Hashable, prompt: Prompt, inputs: Sequence[Tensor]) -> Hashable:
+        device = inputs[0].device.type
+        autocast_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        shapes = tuple((t.shape, t.dtype, t.requires_grad) for t in inputs)
+        return kind, tuple(prompt.tokens), tuple(prompt.prefix), shapes, autocast_dtype
+
+    def _remember(self, kind: Hashable) -> None:
+        self.slots_by_kind[kind] = None
+        while len(self.slots_by_kind) > MAX_KNOWN_KINDS:
+            del self.slots_by_kind[next(iter(self.slots_by_kind))]
+
+    def _record(self, fn: Callable[[Prompt], Tensor], prompt: Prompt, inputs: Sequence[Tensor]) -> _PassSlot:
+        recorded = [kind for kind, slot in self.slots_by_kind.items() if slot is not None]
+        if len(recorded) >= MAX_RECORDED_PASSES:
+            del self.slots_by_kind[recorded[0]]
+        call = partial(_call_with_tensors, fn, tuple(prompt.tokens), tuple(prompt.prefix))
+        return _PassSlot(self.record_fn(call, inputs))
 
 
-def _made(
-    make: Callable[[Prompt], Tensor], tokens: Sequence[int], prefix: Sequence[int | str], *given: Tensor
+def _call_with_tensors(
+    fn: Callable[[Prompt], Tensor], tokens: Sequence[int], prefix: Sequence[int | str], *tensors: Tensor
 ) -> Tensor:
-    """make of the prompt of these tensors."""
+    """Call fn with the prompt of these tensors."""
     n = len(tokens)
-    pairs = zip(given[n::2], given[n + 1 :: 2], strict=True)
-    return make(Prompt(dict(zip(tokens, given[:n], strict=True)), dict(zip(prefix, pairs, strict=True))))
+    pairs = zip(tensors[n::2], tensors[n + 1 :: 2], strict=True)
+    return fn(Prompt(dict(zip(tokens, tensors[:n], strict=True)), dict(zip(prefix, pairs, strict=True))))

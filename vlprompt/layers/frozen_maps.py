@@ -1,21 +1,22 @@
-"""The maps that a frozen block is made of, as values that hold their weights."""
+"""The maps of frozen blocks, as values that hold their weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Map = Callable[[Tensor], Tensor]
+FrozenMap: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def same(x: Tensor) -> Tensor:
+def identity(x: Tensor) -> Tensor:
     return x
 
 
 @dataclass(frozen=True)
-class Affine:
-    """y -> y W' + b, with the weight (out, in) held apart from any Module."""
+class FrozenLinear:
+    """y -> y W' + b, with a weight (out, in) outside of any Module."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -25,7 +26,7 @@ class Affine:
 
 
 @dataclass(frozen=True)
-class Scale:
+class FrozenScale:
     """y -> y * gain, layer scale."""
 
     gain: Tensor
@@ -34,7 +35,8 @@ class Scale:
         return y * self.gain
 
 
-def linear(layer_or_weight: nn.Linear | Tensor, bias: Tensor | None = None) -> Affine:
+def freeze_linear(layer_or_weight: nn.Linear | Tensor, bias: Tensor | None = None) -> FrozenLinear:
+    """Return a FrozenLinear of a layer, or of a weight and a bias."""
     if isinstance(layer_or_weight, nn.Linear):
-        return Affine(layer_or_weight.weight, layer_or_weight.bias)
-    return Affine(layer_or_weight, bias)
+        return FrozenLinear(layer_or_weight.weight, layer_or_weight.bias)
+    return FrozenLinear(layer_or_weight, bias)

@@ -1,4 +1,4 @@
-"""Readers: what comes out. They turn features into logits over the names that are asked for."""
+"""Heads of images and texts: linear, cosine, and the class texts of a CLIP."""
 
 import math
 from collections.abc import Sequence
@@ -8,111 +8,130 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.core.class_names import Names, ids
-from vlprompt.core.head import Reader
+from vlprompt.core.class_names import Names, class_ids
+from vlprompt.core.head import Head
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
-from vlprompt.layers.class_texts import Template, hand
-from vlprompt.runtime.errors import UnknownClass
+from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts
+from vlprompt.runtime.errors import UnknownClassError
 
 
-class Columns(Reader):
-    """One row of weights (C, E) per class that it has met; the names asked for choose the rows.
-
-    New ones come with every lesson that brings new ids.
-    """
+class ClassWeightHead(Head):
+    """A head with one row of weights (C, E) per known class, selected by class name; new classes add rows."""
 
     weight: Tensor
-    ids: Names = ()
+    class_ids: Names = ()
 
-    def new(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
-        """Initial values of the parameters by name, for (new classes, width)."""
-        raise NotImplementedError("Columns say what a new class begins with")
+    def init_parameters(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return initial values of the parameters by name, for (new classes, width)."""
+        raise NotImplementedError(f"{type(self).__name__}: expected a method init_parameters. Define initial values.")
 
-    def begin(self, lesson: Lesson, generator: torch.Generator, width: int, device: torch.device) -> None:
-        known = self.ids if lesson.index else ()
-        new = [i for i in ids(lesson.train.names) if i not in known]
-        for name, value in self.new((len(new), width), generator).items():
-            old = [getattr(self, name).detach()] if known else []
-            setattr(self, name, nn.Parameter(torch.cat([*old, value.to(device)])))
-        self.ids = (*known, *new)
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator, feature_dim: int, device: torch.device) -> None:
+        known = self.class_ids if lesson.index else ()
+        added = [i for i in class_ids(lesson.train.names) if i not in known]
+        for name, value in self.init_parameters((len(added), feature_dim), generator).items():
+            rows = [getattr(self, name).detach()] if known else []
+            setattr(self, name, nn.Parameter(torch.cat([*rows, value.to(device)])))
+        self.class_ids = (*known, *added)
 
-    def places(self, names: Names) -> Tensor:
-        """The rows (C,) of these names; ValueError for a class it never met."""
-        return columns(self.ids, names, f"a {type(self).__name__.lower()} head").to(self.weight.device)
+    def class_indices(self, names: Names) -> Tensor:
+        """Return the rows (C,) of these names; UnknownClassError for an unknown class."""
+        owner = f"{type(self).__name__.removesuffix('Head').lower()} head"
+        return find_class_indices(self.class_ids, names, owner).to(self.weight.device)
 
-    def fixed(self, names: Names) -> Tensor | slice:
-        """The rows of these names; a slice where they are all in order, which then are not copied at each step."""
-        found = self.places(names)
-        return slice(None) if found.tolist() == list(range(len(self.ids))) else found
+    def precompute(self, names: Names) -> Tensor | slice:
+        """Return the rows of these names; a slice for all rows in order, which copies none at each step."""
+        indices = self.class_indices(names)
+        return slice(None) if indices.tolist() == list(range(len(self.class_ids))) else indices
 
 
-class Linear(Columns):
-    """A linear head; its bias is not decayed.
+class LinearHead(ClassWeightHead):
+    """A linear head; its bias has no weight decay.
 
-    std: of the initial weights, or "kaiming" for sqrt(2 / C), the fan-out of VPT's head (arXiv:2203.12119); start: of
-    the biases, -4.595 = -log(99) in VPT.
+    Args:
+        std: of the initial weights, or "kaiming" for sqrt(2 / C), the fan-out of VPT's head (arXiv:2203.12119).
+        bias_init: initial value of the biases, -4.595 = -log(99) in VPT.
     """
 
     bias: Tensor
 
-    def __init__(self, std: float | Literal["kaiming"] = 0.01, start: float = 0.0):
+    def __init__(self, std: float | Literal["kaiming"] = 0.01, bias_init: float = 0.0):
         super().__init__()
-        self.std, self.start = std, start
+        self.std, self.bias_init = std, bias_init
 
-    def new(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def init_parameters(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
         std = self.std if isinstance(self.std, float | int) else math.sqrt(2 / max(shape[0], 1))
-        return {"weight": torch.randn(shape, generator=generator) * std, "bias": torch.full(shape[:1], self.start)}
+        return {"weight": torch.randn(shape, generator=generator) * std, "bias": torch.full(shape[:1], self.bias_init)}
 
     def forward(self, features: Tensor, prepared: Tensor | slice) -> Tensor:
         return F.linear(features, self.weight[prepared], self.bias[prepared])
 
 
-class Cosine(Columns):
-    """Cosines to one vector per class, times a scale that is learned with them; no bias.
+class CosineHead(ClassWeightHead):
+    """Cosines to one vector per class, times a learned scale; no bias.
 
-    Gidaris and Komodakis, CVPR 2018, arXiv:1804.09458. scale: what it starts from, 10 in the paper.
+    Gidaris and Komodakis, CVPR 2018, arXiv:1804.09458.
+
+    Args:
+        scale: its initial value, 10 in the paper.
     """
 
     def __init__(self, scale: float = 10.0):
         super().__init__()
         self.scale = scale
 
-    def begin(self, lesson: Lesson, generator: torch.Generator, width: int, device: torch.device) -> None:
-        super().begin(lesson, generator, width, device)
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator, feature_dim: int, device: torch.device) -> None:
+        super().begin_lesson(lesson, generator, feature_dim, device)
         if not lesson.index:
             self.gain = nn.Parameter(torch.tensor(self.scale, device=device))
 
-    def new(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+    def init_parameters(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
         return {"weight": torch.randn(shape, generator=generator) * (2 / shape[1]) ** 0.5}
 
     def forward(self, features: Tensor, prepared: Tensor | slice) -> Tensor:
         return self.gain * Clip.unit(features) @ Clip.unit(self.weight[prepared]).T
 
 
-class Texts(Reader):
-    """The class texts of a frozen CLIP: scaled cosines. template: as in ZeroShot; default the dataset's own."""
+class TextHead(Head):
+    """Scaled cosines to the class texts of a frozen CLIP.
+
+    Args:
+        clip: the CLIP.
+        template: as in ZeroShot; None for that of the dataset.
+    """
 
     reads_class_texts = True
 
-    def __init__(self, clip: Clip, template: Template = None):
+    def __init__(self, clip: Clip, template: TemplateChoice = None):
         super().__init__()
         self.clip, self.template = clip, template
 
-    def fixed(self, names: Names) -> Tensor:
-        return hand(self.clip, names, self.template, unit=True)  # (C, E)
+    def precompute(self, names: Names) -> Tensor:
+        return encode_class_texts(self.clip, names, self.template, normalize=True)  # (C, E)
 
     def forward(self, features: Tensor, prepared: Tensor) -> Tensor:
         return self.clip.logits(features, prepared)
 
 
-def columns(known: Sequence[str], names: Names, what: str) -> Tensor:
-    """Places in `known` of the classes named; UnknownClass when one is not there."""
-    place = {i: k for k, i in enumerate(known)}
-    if strange := [str(n) for n, i in zip(names, ids(names), strict=True) if i not in place]:
-        raise UnknownClass(
-            f"{what} has no column for {', '.join(map(repr, strange[:5]))}{' ...' * (len(strange) > 5)}: "
-            f"it was trained on {', '.join(map(repr, known[:5]))}{' ...' * (len(known) > 5)}; "
-            "test it on those classes, or take a method that reads names (coop)"
+def find_class_indices(known_ids: Sequence[str], names: Names, owner: str) -> Tensor:
+    """Return the indices (C,) of names among known classes.
+
+    Args:
+        known_ids: ids of the known classes.
+        names: the classes to find.
+        owner: whose classes they are, for the error.
+
+    Raises:
+        UnknownClassError: if a class is unknown.
+    """
+    index_of_id, ids = {i: index for index, i in enumerate(known_ids)}, class_ids(names)
+    if unknown := [str(name) for name, i in zip(names, ids, strict=True) if i not in index_of_id]:
+        raise UnknownClassError(
+            f"{owner}: no weights for class {_quote(unknown)} (trained on {_quote(known_ids)}). Evaluate on the "
+            "training classes, or use a method with class texts, such as coop."
         )
-    return torch.tensor([place[i] for i in ids(names)])
+    return torch.tensor([index_of_id[i] for i in ids])
+
+
+def _quote(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + " ..." * (len(names) > 5)

@@ -1,155 +1,185 @@
-"""Demonstrations: texts with their answers, chosen, kept as bytes, and read once before the texts to be answered."""
+"""Demonstrations in front of texts, encoded once as a prefix where the language model is causal."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
+from vlprompt.core.method import Method
 from vlprompt.core.prompt import NOTHING, Prompt
-from vlprompt.core.texts import Passage, Passages, pieces
+from vlprompt.core.texts import TextBatch, TextItem, parse_template
 from vlprompt.core.towers import LanguageTower
+from vlprompt.methods._demonstration_items import decode_items, encode_items
 
 
-def drawn(labels: Sequence[int], shots: int, how: Literal["random", "balanced"], generator: Generator) -> list[int]:
-    """Places of `shots` items in a random order; balanced: class by class in turn, as long as each has some.
-
-    ValueError where there are fewer.
-    """
-    if shots > len(labels):
-        raise ValueError(
-            f"method.shots={shots} demonstrations are asked for, and there are {len(labels)} training texts: take "
-            "fewer, or more texts by task.shots"
-        )
-    order = torch.randperm(len(labels), generator=generator).tolist()
-    if how == "random":
-        return order[:shots]
-    turn, met = dict[int, int](), dict[int, int]()
-    for place in order:  # its turn: how many of its class come before it
-        turn[place] = met[labels[place]] = met.get(labels[place], -1) + 1
-    chosen = sorted(order, key=lambda place: turn[place])[:shots]  # stable, so the order within a turn is random
-    return [chosen[k] for k in torch.randperm(shots, generator=generator).tolist()]
-
-
-def as_bytes(items: Sequence[Passage]) -> Tensor:
-    """Passages as a tensor of bytes (uint8), to be kept in a state."""
-    return torch.frombuffer(bytearray(json.dumps([asdict(item) for item in items]).encode()), dtype=torch.uint8)
-
-
-def from_bytes(kept: Tensor) -> tuple[Passage, ...]:
-    """The passages that `as_bytes` has kept."""
-    return tuple(Passage(**told) for told in json.loads(bytes(kept.tolist())))
-
-
-def examples(given: Sequence[Mapping[str, str]], answer: str) -> list[Passage]:
-    """Demonstrations that were written by hand, each {question, rationale, answer}; ValueError for others.
-
-    answer: the part of their template behind the question.
-    """
-    found = list[Passage]()
-    for k, one in enumerate(given):
-        if set(one) != {"question", "rationale", "answer"}:
-            raise ValueError(
-                f"method.examples[{k}] has {', '.join(one) or 'nothing'}; give question, rationale and answer"
-            )
-        found.append(Passage(f"example/{k}", dict(one), f"Q: {{question}}\nA:{answer}", "{question}", one["answer"]))
-    return found
-
-
-def escaped(text: str) -> str:
-    """A text as a template that shows just it."""
+def escape_braces(text: str) -> str:
+    """Escape a text so that, as a template, it renders to itself."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def filled(item: Passage, template: str) -> str:
-    """A passage written out by a template, with its response at {mask}, or behind it all; soft tokens are left out.
+def render_template(item: TextItem, template: str) -> str:
+    """Render an item with its response at {mask}, or at the end if there is no {mask}; soft tokens are left out.
 
-    ValueError for a field that it has not.
+    Raises:
+        ValueError: if the template names a field that the item lacks, or the item is a conversation.
     """
-    text, said = "", item.response or ""
-    for piece in pieces(template):
+    text, pieces = "", parse_template(template)
+    for piece in pieces:
         if piece.kind == "field" and piece.text not in item.fields:
             raise ValueError(
-                f"the template has {{{piece.text}}}, but the text {item.name!r} has the fields {', '.join(item.fields)}"
+                f"template: expected a field of the text {item.name!r} ({', '.join(item.fields)}), got "
+                f"{{{piece.text}}}. Use one of its fields."
             )
         if piece.kind == "field" and piece.text == "messages":
-            raise ValueError("conversations can't be shown as demonstrations: take rows with a prompt and a response")
+            raise ValueError(
+                "demonstrations: expected a prompt and a response, got a conversation. Use rows with a prompt and a "
+                "response."
+            )
         if piece.kind == "sep":
             text = text.rstrip() + "\n"
         else:
-            text += {"field": item.fields.get(piece.text, ""), "mask": said, "words": piece.text}.get(piece.kind, "")
-    return text if any(piece.kind == "mask" for piece in pieces(template)) else f"{text} {said}"
+            values = {"field": item.fields.get(piece.text, ""), "mask": item.response or "", "words": piece.text}
+            text += values.get(piece.kind, "")
+    return text if any(piece.kind == "mask" for piece in pieces) else f"{text} {item.response or ''}"
 
 
 @dataclass(frozen=True)
-class Before:
-    """What stands before texts: read already, as the prefix of a causal model, or written in front of each.
+class Preamble:
+    """What precedes texts: an encoded prefix of a causal model, and words in front of each text.
 
-    text: what is written in front; after: it follows what was read.
+    Attributes:
+        prompt: the encoded prefix.
+        text: written in front of each text.
+        follows_prefix: whether `text` continues the encoded prefix.
     """
 
     prompt: Prompt = NOTHING
     text: str = ""
-    after: bool = False
+    follows_prefix: bool = False
 
-    def shown(self, inputs: Passages, template: str | None = None) -> Passages:
-        """The passages behind it, by one template or each by its own."""
-        items = [replace(item, template=escaped(self.text) + (template or item.template)) for item in inputs.items]
-        return replace(inputs, items=tuple(items), template=None, plain=False, n=0, after=self.after)
+    def prepend_to(self, inputs: TextBatch, template: str | None = None) -> TextBatch:
+        """Return the texts behind this preamble, rendered by `template` or by the template of each item."""
+        front = escape_braces(self.text)
+        items = tuple(replace(item, template=front + (template or item.template)) for item in inputs.items)
+        return replace(
+            inputs, items=items, template=None, is_plain=False, n_soft_tokens=0, follows_prefix=self.follows_prefix
+        )
 
 
 class Demonstrations:
-    """Demonstrations before texts.
+    """Demonstrations in front of texts.
 
-    items: with their responses; template: how they are shown (default: each by its own); instruction: before them all;
-    separator: between all parts; near: how many of them are shown, the nearest to each text by the model's own feature
-    and the nearest last (0: all of them, which a causal model reads here, once for all texts). ValueError where they
-    leave no room for a text as long as the longest of them, saying how many do.
+    Args:
+        lm: frozen language model.
+        items: the demonstrations, with their responses.
+        template: how they are rendered; default the template of each item.
+        instruction: text in front of them all.
+        separator: text between all parts.
+        n_nearest: number of demonstrations for each text, those with the most similar features of `lm`, the nearest
+            last. 0: all of them, which a causal model encodes here once for all texts.
+
+    Raises:
+        ValueError: if they leave no room for a text as long as the longest demonstration; it names the shots that fit.
     """
 
-    def __init__(self, lm: LanguageTower, items: Sequence[Passage], template: str | None = None, instruction: str = "",
-                 separator: str = "\n\n", near: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        lm: LanguageTower,
+        items: Sequence[TextItem],
+        template: str | None = None,
+        instruction: str = "",
+        separator: str = "\n\n",
+        n_nearest: int = 0,
+    ):
         self.lm, self.items, self.template = lm, items, template
-        self.instruction, self.separator, self.near = instruction, separator, near
-        self.features = _unit(lm(Passages(tuple(items)))) if near else None  # (N, E)
-        self.base = self._before(() if near else items, NOTHING)
+        self.instruction, self.separator, self.n_nearest = instruction, separator, n_nearest
+        self.features = _normalize(lm(TextBatch(tuple(items)))) if n_nearest else None  # (N, E)
+        self.base_preamble = self._build_preamble(() if n_nearest else items, NOTHING)
 
-    def groups(self, inputs: Passages) -> Iterator[tuple[Before, list[int]]]:
-        """What stands before texts, and the places of those that share it and are shown by one template."""
-        found, near = dict[tuple[str, tuple[int, ...]], list[int]](), list[tuple[int, ...]]([()] * len(inputs))
+    def iter_groups(self, inputs: TextBatch) -> Iterator[tuple[Preamble, list[int]]]:
+        """Yield each preamble with the indices of the texts that share it and one template."""
+        groups, nearest = dict[tuple[str, tuple[int, ...]], list[int]](), list[tuple[int, ...]]([()] * len(inputs))
         if self.features is not None:
-            like = _unit(self.lm(inputs.form(plain=True))) @ self.features.T  # (B, N)
-            near = [tuple(row) for row in like.topk(self.near).indices.flip(1).tolist()]
+            similarity = _normalize(self.lm(inputs.with_template(is_plain=True))) @ self.features.T  # (B, N)
+            nearest = [tuple(row) for row in similarity.topk(self.n_nearest).indices.flip(1).tolist()]
         for i, item in enumerate(inputs.items):
-            found.setdefault((self.template or item.template, near[i]), []).append(i)
-        for (_, some), places in found.items():  # one after the other, for what was read takes memory
-            yield self._before([self.items[k] for k in some], self.base.prompt) if some else self.base, places
+            groups.setdefault((self.template or item.template, nearest[i]), []).append(i)
+        for (_, neighbours), indices in groups.items():  # one at a time, because an encoded prefix takes memory
+            preamble = self.base_preamble
+            if neighbours:
+                preamble = self._build_preamble([self.items[k] for k in neighbours], preamble.prompt)
+            yield preamble, indices
 
-    def _before(self, items: Sequence[Passage], first: Prompt) -> Before:
-        """first: the instruction, where it was read already."""
-        lm, between = self.lm, self.separator
-        shown = [filled(item, self.template or item.template) for item in items]
-        whole = between.join([*([self.instruction] if self.instruction else []), *shown])
-        if not whole:
-            return Before()
-        if lm.room is not None and shown:
-            sizes = [len(lm.embedded(between + text)) for text in shown]
-            room = lm.room - len(lm.embedded(self.instruction)) - max(sizes) - 2  # special tokens at either end
-            if sum(sizes) > room:
-                fit = sum(sum(sizes[: k + 1]) <= room for k in range(len(sizes)))
-                raise ValueError(
-                    f"{lm.spec} has {lm.room} positions, too few for {len(shown)} demonstrations of {sum(sizes)} "
-                    f"tokens and a text as long as the longest: {fit} fit; set method.shots={fit}, or shorten them"
-                )
+    def _build_preamble(self, items: Sequence[TextItem], instruction_prompt: Prompt) -> Preamble:
+        lm, separator = self.lm, self.separator
+        rendered = [render_template(item, self.template or item.template) for item in items]
+        text = separator.join([*([self.instruction] if self.instruction else []), *rendered])
+        if not text:
+            return Preamble()
+        self._require_room(rendered)
         if lm.kind != "causal":
-            return Before(text=whole + between)
-        if first:
-            return Before(lm.past("".join(between + text for text in shown), first, after=True), between, True)
-        return Before(lm.past(whole), between, True)
+            return Preamble(text=text + separator)
+        if not instruction_prompt:
+            return Preamble(lm.encode_prefix(text), separator, True)
+        rest = "".join(separator + part for part in rendered)
+        return Preamble(lm.encode_prefix(rest, instruction_prompt, follows_prefix=True), separator, True)
+
+    def _require_room(self, rendered: Sequence[str]) -> None:
+        lm = self.lm
+        if lm.max_positions is None or not rendered:
+            return
+        sizes = [len(lm.embed_text(self.separator + text)) for text in rendered]
+        special_tokens = 2  # one at either end
+        room = lm.max_positions - len(lm.embed_text(self.instruction)) - max(sizes) - special_tokens
+        if sum(sizes) > room:
+            n_fit = sum(sum(sizes[: k + 1]) <= room for k in range(len(sizes)))
+            raise ValueError(
+                f"{lm.spec}: expected demonstrations and a text as long as the longest within {lm.max_positions} "
+                f"positions, got {len(rendered)} demonstrations of {sum(sizes)} tokens, of which {n_fit} fit. "
+                f"Set method.shots={n_fit}, or shorten them."
+            )
 
 
-def _unit(features: Tensor) -> Tensor:
+class DemonstrationMethod(Method):
+    """A frozen language model whose state is the demonstrations that it is shown."""
+
+    lm: LanguageTower
+    shots: int
+    instruction: str
+    separator: str
+    encoded_demonstrations: Tensor
+    _demonstrations: Demonstrations | None = None  # so that an encoded prefix is not encoded again for generation
+
+    def store_items(self, items: Sequence[TextItem]) -> None:
+        self._demonstrations = None
+        self.register_buffer("encoded_demonstrations", encode_items(items))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take the number of bytes from the saved state."""
+        if (saved := state_dict.get(f"{prefix}encoded_demonstrations")) is not None:
+            self.encoded_demonstrations, self._demonstrations = self.encoded_demonstrations.new_empty(saved.shape), None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    @torch.no_grad()
+    def build_demonstrations(self, template: str | None = None, n_nearest: int = 0) -> Demonstrations:
+        """Return the demonstrations, encoded on first use."""
+        if self._demonstrations is None:
+            items = decode_items(self.encoded_demonstrations)
+            if len(items) < self.shots:
+                raise ValueError(
+                    f"method.shots: expected at most {len(items)}, the number of training texts, got {self.shots}. "
+                    "Set a lower method.shots, or choose a dataset with more training texts."
+                )
+            self._demonstrations = Demonstrations(self.lm, items, template, self.instruction, self.separator, n_nearest)
+        return self._demonstrations
+
+    def cut_at_separator(self, text: str) -> str:
+        """Drop what was generated after the point where another demonstration would begin."""
+        return text.split(self.separator)[0] if self.separator else text
+
+
+def _normalize(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1)

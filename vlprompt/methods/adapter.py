@@ -1,7 +1,7 @@
 """Adapters: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019, arXiv:1902.00751.
 
-A bottleneck with a residual connection changes what a sub-layer gives, before it joins the stream: after attention and
-after the MLP of every block (Houlsby), or after the MLP only (Pfeiffer et al., AdapterFusion, EACL 2021,
+A bottleneck with a residual connection changes the output of a sub-layer before it joins the stream: after attention
+and after the MLP of every block (Houlsby), or after the MLP only (Pfeiffer et al., AdapterFusion, EACL 2021,
 arXiv:2005.00247). It starts as the identity: zero up-projection, normal down-projection. Sites: attn and mlp, or mlp.
 
 Differs from the papers in: norms are not trained; in towers with layer scale the bottleneck joins before it. In VPT's
@@ -17,38 +17,48 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.head import Reader
-from vlprompt.core.method import OnTower
+from vlprompt.core.head import Head
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import AnyTower
 from vlprompt.layers.adapters import Bottleneck
 
 
-class _Behind(Bottleneck):
-    """made + bottleneck(made)."""
+class _SequentialAdapter(Bottleneck):
+    """outputs + bottleneck(outputs)."""
 
-    def forward(self, given: Tensor, made: Tensor) -> Tensor:  # type: ignore[override]
-        return made + super().forward(made)
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:  # type: ignore[override]
+        return outputs + super().forward(outputs)
 
 
-class Adapter(OnTower):
-    """Bottlenecks behind the sub-layers of an image tower or a language model.
+class Adapter(TowerMethod):
+    """Bottlenecks after the sub-layers of an image tower or a language model.
 
-    design: "houlsby" (attention and MLP) or "pfeiffer" (MLP); reduction: the tower's width over the bottleneck's;
-    std: of the initial down-projection.
+    Args:
+        tower: frozen image tower or language model.
+        head: maps features to class logits.
+        design: "houlsby" (after attention and MLP) or "pfeiffer" (after MLP).
+        reduction: the tower's width over the bottleneck's.
+        init_std: of the initial down-projection.
     """
 
-    def __init__(self, tower: AnyTower, reader: Reader, design: Literal["houlsby", "pfeiffer"] = "pfeiffer",
-                 reduction: int = 8, std: float = 0.01):  # fmt: skip
+    def __init__(
+        self,
+        tower: AnyTower,
+        head: Head,
+        design: Literal["houlsby", "pfeiffer"] = "pfeiffer",
+        reduction: int = 8,
+        init_std: float = 0.01,
+    ):
         super().__init__()
-        self.tower, self.reader, self.design, self.reduction, self.std = tower, reader, design, reduction, std
+        self.tower, self.head, self.design, self.reduction, self.init_std = tower, head, design, reduction, init_std
 
     def build(self, generator: torch.Generator) -> None:
-        self.at_least(reduction=1, std=0)
-        found = self.tower.sites(*(("attn", "mlp") if self.design == "houlsby" else ("mlp",)))
-        wide, device = max(1, self.tower.dim // self.reduction), self.tower.device
-        make = lambda d: _Behind(d, wide, nn.GELU(), self.std, 0.0, generator, device)  # noqa: E731
-        self.parts = nn.ModuleDict({site: make(out) for site, (_, out) in found.items()})
+        self.require_at_least(reduction=1, init_std=0)
+        sites = self.tower.sites(*(("attn", "mlp") if self.design == "houlsby" else ("mlp",)))
+        bottleneck_dim = max(1, self.tower.dim // self.reduction)
+        options = (bottleneck_dim, nn.GELU(), self.init_std, 0.0, generator, self.tower.device)
+        self.adapters = nn.ModuleDict({site: _SequentialAdapter(d, *options) for site, (_, d) in sites.items()})
 
-    def prompt(self, images: int) -> Prompt:
-        return Prompt(beside=self.parts)
+    def prompt(self, n: int) -> Prompt:
+        return Prompt(adapters=self.adapters)

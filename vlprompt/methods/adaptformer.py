@@ -1,47 +1,61 @@
 """AdaptFormer: Chen et al., NeurIPS 2022, arXiv:2205.13535.
 
 The paper is "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition". A scaled bottleneck runs
-beside the MLP of every block, on the residual stream as it comes in, without a norm. Sites: mlp+.
+in parallel to the MLP of every block, on the residual stream as it comes in, without a norm. Sites: mlp+.
 
-Differs from the authors' code in: the head has no batch norm in front (take any reader); the last epoch is
+Differs from the authors' code in: the head has no batch norm in front (choose any head); the last epoch is
 tested, where their scripts report the best epoch on the test images. In towers with layer scale the bottleneck joins
-before it, as every part here does.
+before it, as every adapter here does.
 
 Expected (FGVC, ViT-B/16 of IN-21k): 88.48 (V-PETL's table).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.head import Reader
-from vlprompt.core.method import OnTower
+from vlprompt.core.head import Head
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import AnyTower
 from vlprompt.layers.adapters import Bottleneck
 
 
-class _Parallel(Bottleneck):
-    """made + scale * bottleneck(given)."""
+class _ParallelAdapter(Bottleneck):
+    """outputs + scale * bottleneck(inputs)."""
 
-    scale: float
+    def __init__(self, scale: float, *args: Any):
+        super().__init__(*args)
+        self.scale = scale
 
-    def forward(self, given: Tensor, made: Tensor) -> Tensor:  # type: ignore[override]
-        return made + self.scale * super().forward(given)
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:  # type: ignore[override]
+        return outputs + self.scale * super().forward(inputs)
 
 
-class AdaptFormer(OnTower):
-    """Bottlenecks beside the MLPs of a tower; hidden: their width, scale: of what they add, dropout: inside."""
+class AdaptFormer(TowerMethod):
+    """Bottlenecks parallel to the MLPs of a tower.
 
-    def __init__(self, tower: AnyTower, reader: Reader, hidden: int = 64, scale: float = 0.1, dropout: float = 0.1):
+    Args:
+        tower: frozen image tower or language model.
+        head: maps features to class logits.
+        bottleneck_dim: width of the bottlenecks.
+        scale: factor of what they add.
+        dropout: inside the bottlenecks.
+    """
+
+    def __init__(self, tower: AnyTower, head: Head, bottleneck_dim: int = 64, scale: float = 0.1, dropout: float = 0.1):
         super().__init__()
-        self.tower, self.reader, self.hidden, self.scale, self.dropout = tower, reader, hidden, scale, dropout
+        self.tower, self.head, self.bottleneck_dim = tower, head, bottleneck_dim
+        self.scale, self.dropout = scale, dropout
 
     def build(self, generator: torch.Generator) -> None:
-        self.at_least(hidden=1, dropout=0)
-        self.parts = nn.ModuleDict()
-        for site, (_, out) in self.tower.sites("mlp+").items():
-            part = _Parallel(out, self.hidden, nn.ReLU(), None, self.dropout, generator, self.tower.device)
-            part.scale, self.parts[site] = self.scale, part
+        self.require_at_least(bottleneck_dim=1, dropout=0)
+        options = (self.bottleneck_dim, nn.ReLU(), None, self.dropout, generator, self.tower.device)
+        sites = self.tower.sites("mlp+")
+        self.adapters = nn.ModuleDict(
+            {site: _ParallelAdapter(self.scale, d, *options) for site, (_, d) in sites.items()}
+        )
 
-    def prompt(self, images: int) -> Prompt:
-        return Prompt(beside=self.parts)
+    def prompt(self, n: int) -> Prompt:
+        return Prompt(adapters=self.adapters)

@@ -1,12 +1,12 @@
 """BitFit: Ben Zaken et al., "BitFit: Simple Parameter-efficient Fine-tuning", ACL 2022, arXiv:2106.10199.
 
-Only biases are trained: a shift stands beside every frozen map, which is the same as training the map's bias. It is
+Only biases are trained: the output of every frozen map gets a shift, which is the same as training its bias. It is
 the row "Bias" of VPT's tables (arXiv:2203.12119), where the code calls it TinyTL. Sites: patch, norm and, per layer,
 norm1 q k v out norm2 up down.
 
 Differs from the paper in: a map that has no bias gets one; the gates of gated MLPs and CLIP's first norm get none;
 there is no weight decay on shifts (VPT's code has none on biases either). A shift of k changes no answer (the softmax
-takes it away), so it gets no gradient.
+cancels it), so it gets no gradient.
 
 Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 73.30, 78.25, 44.09; FGVC 88.41 (Table 1 of
 VPT).
@@ -14,25 +14,32 @@ VPT).
 
 import torch
 
-from vlprompt.core.head import Reader
-from vlprompt.core.method import OnTower
+from vlprompt.core.head import Head
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import AnyTower
-from vlprompt.layers.adapters import shifts
+from vlprompt.layers.adapters import build_bias_adapters
 
 
-class BitFit(OnTower):
-    """A trained shift beside the maps of an image tower or a language model; `sites`: kinds of them, default all."""
+class BitFit(TowerMethod):
+    """A trained shift of the outputs of frozen linear maps and norms.
 
-    merges = True
+    Args:
+        tower: frozen image tower or language model.
+        head: maps features to class logits.
+        sites: kinds of sites that get a shift; default all.
+    """
 
-    def __init__(self, tower: AnyTower, reader: Reader, sites: tuple[str, ...] | None = None):
+    is_mergeable = True
+
+    def __init__(self, tower: AnyTower, head: Head, sites: tuple[str, ...] | None = None):
         super().__init__()
-        self.tower, self.reader, self.sites = tower, reader, None if sites is None else tuple(sites)
-        self.dormant = tuple(f"shifts.{i}/k.bias" for i in getattr(tower, "layers", range(tower.depth)))
+        self.tower, self.head, self.sites = tower, head, None if sites is None else tuple(sites)
+        layers = getattr(tower, "prefix_layers", range(tower.depth))
+        self.parameters_without_grad = tuple(f"shifts.{i}/k.bias" for i in layers)
 
     def build(self, generator: torch.Generator) -> None:
-        self.shifts = shifts(self.tower, self.sites)
+        self.shifts = build_bias_adapters(self.tower, self.sites)
 
-    def prompt(self, images: int) -> Prompt:
-        return Prompt(beside=self.shifts)
+    def prompt(self, n: int) -> Prompt:
+        return Prompt(adapters=self.shifts)

@@ -1,9 +1,9 @@
 """CODA-Prompt: Smith et al., CVPR 2023, arXiv:2211.13218.
 
 The paper is "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual Learning". The
-prompt of an image is a weighted sum of components; a weight is the cosine between a key and the image's frozen
-feature, looked at through a learned attention vector. Each lesson brings components of its own and leaves the earlier
-ones as they are. Sites: prefixes of the image tower at the first layers.
+prompt of an image is a weighted sum of components; a weight is the cosine between a key and the image's frozen feature,
+weighted by a learned attention vector. Each lesson adds components and leaves the earlier ones as they are. Sites:
+prefixes of the image tower at the first layers.
 
 The weights of all components are two matrix products, (q (A * K)^T) / sqrt(q^2 (A^2)^T) with K of unit length, instead
 of B x M x E products; the same numbers.
@@ -23,107 +23,121 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.head import Reader
+from vlprompt.core.head import Head
 from vlprompt.core.images import Images
-from vlprompt.core.method import OnTower, Output
+from vlprompt.core.method import Output, TowerMethod
 from vlprompt.core.prompt import KV, Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip, VisionTower
-from vlprompt.layers.attention import heads
+from vlprompt.layers.attention import split_heads
 
 
-class CODAPrompt(OnTower):
-    """Components weighted by attention.
+class CODAPrompt(TowerMethod):
+    """Prefixes that are attention-weighted sums of components.
 
-    size: components of all lessons together (M), shared out; length: of a prefix, half keys and half values (0: none);
-    layers: the first so many have prefixes, cut to the tower's; ortho: weight of the penalty on components, keys and
-    attention vectors that are not orthonormal.
+    Args:
+        tower: frozen image tower.
+        head: maps features to class logits.
+        pool_size: number of components of all lessons together (M), divided evenly.
+        prompt_length: of a prefix, half keys and half values (0: none).
+        n_layers: number of first layers with prefixes, clipped to the tower's depth.
+        orthogonality_weight: of the penalty on components, keys and attention vectors that are not orthonormal.
     """
 
-    def __init__(self, tower: VisionTower, reader: Reader, size: int = 100, length: int = 8, layers: int = 5,
-                 ortho: float = 0.1):  # fmt: skip
+    def __init__(
+        self,
+        tower: VisionTower,
+        head: Head,
+        pool_size: int = 100,
+        prompt_length: int = 8,
+        n_layers: int = 5,
+        orthogonality_weight: float = 0.1,
+    ):
         super().__init__()
-        self.tower, self.reader, self.size, self.length = tower, reader, size, length
-        self.layers, self.ortho = layers, ortho
+        self.tower, self.head, self.pool_size, self.prompt_length = tower, head, pool_size, prompt_length
+        self.n_layers, self.orthogonality_weight = n_layers, orthogonality_weight
 
-    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self.at_least(size=1, length=0, ortho=0)
-        if self.length % 2:
-            raise ValueError(f"method.length={self.length} must be even: half of a prefix is keys, half is values")
-        if self.length:
-            self.tower.sites("patch")  # a tower without blocks says so
-            self.check(lesson)
-        super().begin(lesson, generator)
-        if self.length:
-            self.grow(lesson, generator)
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self.require_at_least(pool_size=1, prompt_length=0, orthogonality_weight=0)
+        if self.prompt_length % 2:
+            raise ValueError(
+                f"method.prompt_length: expected an even number, half keys and half values, got {self.prompt_length}. "
+                "Set an even method.prompt_length."
+            )
+        if self.prompt_length:
+            self.tower.require_blocks()
+            self.validate(lesson)
+        super().begin_lesson(lesson, generator)
+        if self.prompt_length:
+            self.add_components(lesson, generator)
 
-    def check(self, lesson: Lesson) -> None:
-        """ValueError for components that can't be shared out, or can't be orthogonal."""
-        most = min(self.tower.width, self.length * self.tower.dim)
+    def validate(self, lesson: Lesson) -> None:
+        """Check that the components can be divided among the lessons and can be orthogonal; ValueError if not."""
+        n_dims = min(self.tower.feature_dim, self.prompt_length * self.tower.dim)
         if lesson.total is None:
             raise ValueError(
-                "CODA-Prompt shares its components out over the lessons, but this stream does not say how many there "
-                "are; take l2p, or dualprompt with method.size"
+                "coda_prompt: expected a stream with a known number of lessons, among which the components are "
+                "divided, got an unknown number. Use l2p, or dualprompt with method.pool_size."
             )
-        if self.size < lesson.total:
+        if self.pool_size < lesson.total:
             raise ValueError(
-                f"{self.size} components are too few for {lesson.total} lessons: set a greater method.size"
+                f"method.pool_size: expected at least {lesson.total}, one component for each lesson, got "
+                f"{self.pool_size}. Set a higher method.pool_size."
             )
-        if self.size > most:
+        if self.pool_size > n_dims:
             raise ValueError(
-                f"{self.size} components can't be orthogonal in {most} dimensions: set method.size to at most {most}"
+                f"method.pool_size: expected at most {n_dims}, the dimensions in which components can be orthogonal, "
+                f"got {self.pool_size}. Set method.pool_size to at most {n_dims}."
             )
 
     def build(self, generator: torch.Generator) -> None:
-        self.depth = self.within("layers", self.tower.depth)
-        self.pool, self.keys, self.focus = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        self.depth = self.clip_to_depth("n_layers", self.tower.depth)
+        self.components, self.keys, self.attention_vectors = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
 
-    def grow(self, lesson: Lesson, generator: torch.Generator) -> None:
-        """This lesson's components (layers, m, P, D), keys and attention vectors (layers, m, E)."""
-        assert lesson.total is not None, "check has looked"
-        more = self.size // lesson.total + (lesson.index < self.size % lesson.total)
-        shapes = ((self.length, self.tower.dim), (self.tower.width,), (self.tower.width,))
-        for held, shape in zip((self.pool, self.keys, self.focus), shapes, strict=True):
-            past = [p.detach().flatten(2).cpu() for p in held]
-            drawn = torch.randn(self.depth, more, *shape, generator=generator).flatten(2)
-            new = orthonormal(torch.cat([*past, drawn], 1))[:, -more:].unflatten(-1, shape)
-            held.requires_grad_(False)
-            held.append(nn.Parameter(new.to(self.tower.device)))
+    def add_components(self, lesson: Lesson, generator: torch.Generator) -> None:
+        """Add this lesson's components (layers, m, P, D), keys and attention vectors (layers, m, E)."""
+        assert lesson.total is not None, "validate() has checked"
+        m = self.pool_size // lesson.total + (lesson.index < self.pool_size % lesson.total)
+        shapes = ((self.prompt_length, self.tower.dim), (self.tower.feature_dim,), (self.tower.feature_dim,))
+        for params, shape in zip((self.components, self.keys, self.attention_vectors), shapes, strict=True):
+            earlier = [p.detach().flatten(2).cpu() for p in params]
+            drawn = torch.randn(self.depth, m, *shape, generator=generator).flatten(2)
+            added = orthonormalize(torch.cat([*earlier, drawn], 1))[:, -m:].unflatten(-1, shape)
+            params.requires_grad_(False)
+            params.append(nn.Parameter(added.to(self.tower.device)))
 
-    def weights(self, query: Tensor) -> Tensor:
-        """cos(q * A, K) of images (B, E) -> (layers, B, M)."""
-        keys, focus = torch.cat(list(self.keys), 1), torch.cat(list(self.focus), 1)
-        along = query @ (focus * Clip.unit(keys)).mT
-        return along / (query.square() @ focus.square().mT).clamp(min=1e-24).sqrt()
+    def compute_weights(self, query: Tensor) -> Tensor:
+        """Compute cos(q * A, K) of image features (B, E) -> (layers, B, M)."""
+        keys, attention = torch.cat(list(self.keys), 1), torch.cat(list(self.attention_vectors), 1)
+        dots = query @ (attention * Clip.unit(keys)).mT
+        return dots / (query.square() @ attention.square().mT).clamp(min=1e-24).sqrt()
 
-    def penalty(self) -> Tensor:
-        """How far components, keys and attention vectors are from orthonormal: mean squares, summed over layers."""
+    def compute_penalty(self) -> Tensor:
+        """Compute the weighted mean square distance from orthonormality, summed over layers and kinds of vectors."""
         total = torch.zeros((), device=self.tower.device)
-        for held in (self.pool, self.keys, self.focus):
-            x = torch.cat(list(held), 1).flatten(2)  # (layers, M, E)
+        for params in (self.components, self.keys, self.attention_vectors):
+            x = torch.cat(list(params), 1).flatten(2)  # (layers, M, E)
             total = total + (x @ x.mT - torch.eye(x.shape[1], device=x.device)).square().mean((1, 2)).sum()
-        return self.ortho * total
+        return self.orthogonality_weight * total
 
     def forward(self, inputs: Images, prepared: tuple[VisionTower, Any]) -> Output:
-        query = self.tower(inputs)  # (B, E), bare: from the feature store
-        if not self.length:
-            return Output(self.reader(query, prepared[1]), image=query)
-        weights = self.weights(query)
-        made = weights @ torch.cat(list(self.pool), 1).flatten(2)  # (layers, B, P * D)
-        keys, values = made.unflatten(-1, (2, self.length // 2, -1)).unbind(2)  # (layers, B, P / 2, D)
-        h = self.tower.heads
+        query = self.tower(inputs)  # (B, E), without a prompt: from the feature cache
+        if not self.prompt_length:
+            return Output(self.head(query, prepared[1]), image_features=query)
+        weights, h = self.compute_weights(query), self.tower.n_heads
+        prompts = weights @ torch.cat(list(self.components), 1).flatten(2)  # (layers, B, P * D)
+        kv = prompts.unflatten(-1, (2, self.prompt_length // 2, -1)).unbind(2)  # (layers, B, P / 2, D) each
         prefix: dict[int | str, KV] = {
-            i: (heads(k, h), heads(v, h)) for i, (k, v) in enumerate(zip(keys, values, strict=True))
+            i: (split_heads(k, h), split_heads(v, h)) for i, (k, v) in enumerate(zip(*kv, strict=True))
         }
         image = self.tower(inputs, Prompt(prefix=prefix))
-        share = weights.detach().abs().mean(0)  # (B, M)
-        penalty = self.penalty() if self.ortho and self.training else 0.0
-        return Output(
-            self.reader(image, prepared[1]), penalty, image, used=share / share.sum(-1, keepdim=True).clamp(min=1e-12)
-        )
+        usage = weights.detach().abs().mean(0)  # (B, M)
+        usage = usage / usage.sum(-1, keepdim=True).clamp(min=1e-12)
+        penalty = self.compute_penalty() if self.orthogonality_weight and self.training else 0.0
+        return Output(self.head(image, prepared[1]), penalty, image, prompt_usage=usage)
 
 
-def orthonormal(rows: Tensor) -> Tensor:
+def orthonormalize(rows: Tensor) -> Tensor:
     """Gram-Schmidt: each row (..., m, E) less its part in the span of those before it, of unit length."""
     q, r = torch.linalg.qr(rows.double().mT)
     return (q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]).mT.to(rows.dtype)

@@ -1,7 +1,7 @@
 """Cross-modal linear probe: Lin et al., "Multimodality Helps Unimodality", CVPR 2023, arXiv:2301.06267.
 
 The class texts are further training samples of a linear head on normalised features, which starts from them: CLIP puts
-both into one space. Sites: none; it stands on the features.
+both into one space. Sites: none; it reads the features.
 
 Differs from the authors' code in: every step sees the texts of all classes, not a random batch of them (its mean);
 no search over learning rates. From the paper in: a class without a column (new classes) answers by its text.
@@ -14,51 +14,60 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.core.batch import Batch
-from vlprompt.core.class_names import Names, ids
+from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import Images
-from vlprompt.core.method import Method, Output, Terms
+from vlprompt.core.method import LossTerms, Method, Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
-from vlprompt.layers.class_texts import Template, hand, rows
+from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts, select_class_rows
 
 
 class CrossModal(Method):
-    """A linear head that learns from images and texts.
+    """A linear head that learns from images and class texts.
 
-    share: of the texts in the loss; the images have the rest; scale: of the logits, None for the CLIP's own; template:
-    the class texts, default the dataset's own.
+    Args:
+        clip: frozen CLIP.
+        text_weight: of the texts in the loss; the images have the rest.
+        logit_scale: of the logits; default the CLIP's own.
+        template: of the class texts; default the dataset's own.
     """
 
-    def __init__(self, clip: Clip, share: float = 0.5, scale: float | None = None, template: Template = None):
+    def __init__(
+        self, clip: Clip, text_weight: float = 0.5, logit_scale: float | None = None, template: TemplateChoice = None
+    ):
         super().__init__()
-        self.clip, self.share, self.scale, self.template = clip, share, scale, template
-        self.ids: Names = ()
+        self.clip, self.text_weight, self.logit_scale, self.template = clip, text_weight, logit_scale, template
+        self.class_ids: Names = ()
 
     @torch.no_grad()
-    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        names, known = lesson.train.names, self.ids if lesson.index else ()
-        new = tuple(n for n, i in zip(names, ids(names), strict=True) if i not in known)
-        old = [self.weight.detach()] if known else []
-        texts = [self.fixed(new)] if new else []
-        self.ids, self.weight = (*known, *ids(new)), nn.Parameter(torch.cat([*old, *texts]))  # (C, E)
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
+        names, known_ids = lesson.train.names, self.class_ids if lesson.index else ()
+        added = tuple(name for name, i in zip(names, class_ids(names), strict=True) if i not in known_ids)
+        weights = [self.weight.detach()] if known_ids else []
+        weights += [self.precompute(added)] if added else []
+        self.class_ids, self.weight = (*known_ids, *class_ids(added)), nn.Parameter(torch.cat(weights))  # (C, E)
 
-    def fixed(self, names: Names) -> Tensor:
-        return self.clip.unit(hand(self.clip, names, self.template, unit=True))  # (C, E)
+    @property
+    def scale(self) -> float | Tensor:
+        return self.clip.scale if self.logit_scale is None else self.logit_scale
+
+    def precompute(self, names: Names) -> Tensor:
+        return self.clip.unit(encode_class_texts(self.clip, names, self.template, normalize=True))  # (C, E)
 
     def prepare(self, names: Names, fixed: Tensor) -> Tensor:
-        return rows(self.weight, self.ids, names, fixed)
+        return select_class_rows(self.weight, self.class_ids, names, fixed)
 
     def forward(self, inputs: Images, prepared: Tensor) -> Output:
         image = self.clip.image(inputs)  # (B, E)
-        scale = self.clip.scale if self.scale is None else self.scale
-        return Output(scale * self.clip.unit(image) @ prepared.T, image=image, text=prepared)
+        return Output(self.scale * self.clip.unit(image) @ prepared.T, image_features=image, text_features=prepared)
 
-    def terms(self, batch: Batch, fixed: Tensor) -> tuple[Terms, Output]:
-        head = self.prepare(batch.names, fixed)
-        out, scale = self(batch.inputs, head), self.clip.scale if self.scale is None else self.scale
-        labels = batch.labels.to(fixed.device)
-        own = torch.arange(len(fixed), device=fixed.device)  # each text is of its own class
+    def loss_terms(self, batch: Batch, fixed: Tensor) -> tuple[LossTerms, Output]:
+        weight = self.prepare(batch.names, fixed)
+        out, labels = self(batch.inputs, weight), batch.labels.to(fixed.device)
+        text_labels = torch.arange(len(fixed), device=fixed.device)  # one text for each class
+        image_loss = F.cross_entropy(out.logits.float(), labels)
+        text_loss = F.cross_entropy(self.scale * fixed @ weight.T, text_labels)
         return {
-            "ce": ((1 - self.share) * F.cross_entropy(out.logits.float(), labels), len(labels)),
-            "text": (self.share * F.cross_entropy(scale * fixed @ head.T, own), len(labels)),
+            "ce": ((1 - self.text_weight) * image_loss, len(labels)),
+            "text": (self.text_weight * text_loss, len(labels)),
         }, out

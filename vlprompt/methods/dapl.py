@@ -1,154 +1,150 @@
 """DAPL: Ge et al., "Domain Adaptation via Prompt Learning", arXiv:2202.06687.
 
-Every domain has learned tokens of its own after the learned context that all share, and its name in the text; images of
-a source are judged by their domain's texts and their labels, those of the target by its texts and by what the frozen
-CLIP takes them to be, where it is sure. Tests take the target's texts. Sites: soft tokens at layer 0 of the text tower.
+Every domain has learned tokens of its own after a learned context shared by all, and its name in the text; images of a
+source are classified by their domain's texts and trained with their labels, those of the target by its texts and with
+confident pseudo-labels of the frozen CLIP. Tests take the target's texts. Sites: tokens at layer 0 of the text tower.
 
-Differs from the authors' code in: a step in which no target image is sure learns from the source alone (theirs divides
+Differs from the authors' code in: a step without a confident target image learns from the source alone (theirs divides
 by zero); a domain's texts are encoded once a step, the frozen ones once; several sources, each with its own tokens and
-texts; a recipe's schedule is stepped per epoch (theirs, made for epochs, at every iteration); the text ends in one
+texts; a recipe's schedule is stepped per epoch (theirs, written for epochs, at every iteration); the text ends in one
 period (theirs in two; the recipe has them); float32; no epoch is chosen by the target's test labels. From the paper in:
-the softmax is over one domain's classes, as in the code; over="both" takes those of all domains, as its equation is
-read.
+the softmax is over one domain's classes, as in the code; softmax_over="all" takes all domains', as in its equation.
 
 Expected (Office-Home, mean of 12 pairs, the authors' README): RN50 74.5 (CLIP 72.0), ViT-B/16 84.4 (CLIP 82.4);
 VisDA-2017, mean per class: RN101 86.9 (CLIP 84.4), ViT-B/16 89.8 (CLIP 88.7); all at the best epoch on target labels.
 """
 
-import warnings
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.core.batch import Batch, Unlabelled
-from vlprompt.core.class_names import Names, ids
+from vlprompt.core.batch import Batch
+from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import Images
-from vlprompt.core.method import Method, Output, Terms
+from vlprompt.core.method import LossTerms, Method, Output
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
-from vlprompt.layers.class_texts import Template, hand, holes
-from vlprompt.layers.heads import columns
-from vlprompt.methods._adaptation import needs_target
+from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts, fill_class_texts
+from vlprompt.layers.heads import find_class_indices
+from vlprompt.methods._adaptation import require_positive, require_target, warn_if_unconfident, zero_shot_probabilities
 
 
-class _Fixed(NamedTuple):
-    """texts: of each domain, its classes; plain (C, E): of CLIP as it is; chosen: which contexts."""
-
-    texts: list[list[str]]
-    plain: Tensor
-    chosen: Tensor | None
+class _FixedTexts(NamedTuple):
+    domain_texts: list[list[str]]  # of each domain, its classes
+    zero_shot_text: Tensor  # (C, E)
+    context_indices: Tensor | None  # of class-specific contexts
 
 
 class DAPL(Method):
-    """A context that all domains share, tokens for each domain, and pseudo-labels on the target.
+    """A shared context, tokens of each domain, and pseudo-labels on the target.
 
-    n_ctx, n_domain: tokens of the context (M1 in the paper) and of a domain (M2); weight: of the target's term;
-    threshold: the probability from which on a pseudo-label is learned from (tau); temperature: of the pseudo-labels;
-    own: a context for each class, such a prompt knows no new classes; over: the softmax is over the classes of one
-    "domain" or over those of "both", all domains of the lesson; text: where context, class and domain stand; template:
-    the text that makes the pseudo-labels, None for the dataset's own.
+    Args:
+        clip: frozen CLIP.
+        n_ctx, n_domain_ctx: tokens of the context (M1 in the paper) and of a domain (M2).
+        weight: of the target's loss.
+        threshold: least probability of a pseudo-label that is trained on (tau).
+        temperature: of the pseudo-labels.
+        class_specific: whether each class has its own context; such a prompt cannot classify new classes.
+        softmax_over: the classes of one "domain", or of "all" domains of the lesson.
+        context_template: where context, class name and domain stand.
+        template: of the pseudo-labelling class texts; None: the dataset's own.
     """
 
-    adapts = True
+    needs_unlabelled = True
 
-    def __init__(self, clip: Clip, n_ctx: int = 16, n_domain: int = 16, weight: float = 1.0, threshold: float = 0.5,
-                 temperature: float = 1.0, own: bool = False, over: Literal["domain", "both"] = "domain",
-                 text: str = "{ctx} {name}, a {domain} image.",
-                 template: Template = "a photo of a {name}."):  # fmt: skip
+    def __init__(self, clip: Clip, n_ctx: int = 16, n_domain_ctx: int = 16, weight: float = 1.0, threshold: float = 0.5,
+                 temperature: float = 1.0, class_specific: bool = False,
+                 softmax_over: Literal["domain", "all"] = "domain",
+                 context_template: str = "{ctx} {name}, a {domain} image.",
+                 template: TemplateChoice = "a photo of a {name}."):  # fmt: skip
         super().__init__()
-        self.clip, self.n_ctx, self.n_domain, self.weight, self.threshold = clip, n_ctx, n_domain, weight, threshold
-        self.temperature, self.own, self.over, self.text, self.template = temperature, own, over, text, template
-        self.ids: Names = ()
-        self.domains: Names = ()
+        self.clip, self.n_ctx, self.n_domain_ctx, self.weight = clip, n_ctx, n_domain_ctx, weight
+        self.threshold, self.temperature, self.class_specific = threshold, temperature, class_specific
+        self.softmax_over, self.context_template, self.template = softmax_over, context_template, template
+        self.class_ids, self.domain_names = (), ()
 
-    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self.at_least(weight=0, threshold=0)
-        if self.temperature <= 0:
-            raise ValueError(f"method.temperature must be above 0, not {self.temperature}")
-        needs_target(self, lesson, domains=2)
-        known, met = (self.ids, self.domains) if lesson.index else ((), ())
-        draw = lambda n: self.clip.text.context(n, None, generator)  # noqa: E731
-        if self.own:
-            new = [i for i in ids(lesson.train.names) if i not in known]
-            old = [*self.ctx.detach()] if known else []
-            self.ctx, self.ids = nn.Parameter(torch.stack([*old, *(draw(self.n_ctx) for _ in new)])), (*known, *new)
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self.require_at_least(weight=0, threshold=0)
+        require_positive(self, "temperature")
+        require_target(self, lesson, min_domains=2)
+        known_ids, known_domains = (self.class_ids, self.domain_names) if lesson.index else ((), ())
+        draw = partial(self.clip.text.init_context, generator=generator)
+        if self.class_specific:
+            added_ids = [i for i in class_ids(lesson.train.names) if i not in known_ids]
+            earlier = [*self.ctx.detach()] if known_ids else []
+            self.ctx = nn.Parameter(torch.stack([*earlier, *(draw(self.n_ctx) for _ in added_ids)]))  # (C, P, D)
+            self.class_ids = (*known_ids, *added_ids)
         elif not lesson.index:
-            self.ctx = nn.Parameter(draw(self.n_ctx))  # (P, D), or (C, P, D) of each class
-        more = [d for d in dict.fromkeys(lesson.domains) if d not in met]
-        old = [*self.domain.detach()] if met else []
-        self.domain, self.domains = (
-            nn.Parameter(torch.stack([*old, *(draw(self.n_domain) for _ in more)])),
-            (*met, *more),
-        )
-        self.here = lesson.domains  # the last one is the target
+            self.ctx = nn.Parameter(draw(self.n_ctx))  # (P, D)
+        added_domains = [d for d in dict.fromkeys(lesson.domains) if d not in known_domains]
+        earlier = [*self.domain_ctx.detach()] if known_domains else []
+        self.domain_ctx = nn.Parameter(torch.stack([*earlier, *(draw(self.n_domain_ctx) for _ in added_domains)]))
+        self.domain_names = (*known_domains, *added_domains)
+        self.lesson_domains = lesson.domains  # the last one is the target
         if lesson.unlabelled:
-            self._heard(lesson.unlabelled)
+            warn_if_unconfident(self, lesson.unlabelled, self.threshold)
 
-    @torch.no_grad()
-    def _heard(self, target: Unlabelled) -> None:
-        """Warns of a target of which no image is sure."""
-        plain = self.fixed(target.names)
-        most = max(float(self.guess(batch.inputs, plain)[0].max()) for batch in target.batches(100))
-        if most < self.threshold:
-            warnings.warn(
-                f"no image of the target is learned from: method.threshold is {self.threshold}, and the highest "
-                f"probability of a pseudo-label is {most:.6f}; lower the threshold, or method.temperature",
-                stacklevel=4,
-            )
+    def precompute(self, names: Names) -> _FixedTexts:
+        indices = None
+        if self.class_specific:
+            indices = find_class_indices(self.class_ids, names, "a class-specific context").to(self.ctx.device)
+        n_tokens = self.n_ctx + self.n_domain_ctx
+        domains = [domain.replace("{", "{{").replace("}", "}}") for domain in self.lesson_domains]
+        texts = [fill_class_texts(self.context_template.replace("{domain}", d), names, n_tokens) for d in domains]
+        return _FixedTexts(texts, encode_class_texts(self.clip, names, self.template), indices)
 
-    def fixed(self, names: Names) -> _Fixed:
-        chosen = columns(self.ids, names, "a class-specific context").to(self.ctx.device) if self.own else None
-        n = self.n_ctx + self.n_domain
-        of = lambda d: self.text.replace("{domain}", d.replace("{", "{{").replace("}", "}}"))  # noqa: E731
-        texts = [holes(of(domain), names, n) for domain in self.here]
-        return _Fixed(texts, hand(self.clip, names, self.template), chosen)
+    def encode_domain(self, domain_index: int, fixed: _FixedTexts) -> Tensor:
+        """Encode the class texts (C, E) of a domain of the lesson."""
+        ctx = self.ctx if fixed.context_indices is None else self.ctx[fixed.context_indices]
+        domain_ctx = self.domain_ctx[self.domain_names.index(self.lesson_domains[domain_index])]
+        tokens = torch.cat([ctx, domain_ctx.expand(*ctx.shape[:-2], -1, -1)], -2)
+        return self.clip.text(fixed.domain_texts[domain_index], Prompt(tokens={0: tokens[None]}))[0]
 
-    def encoded(self, k: int, fixed: _Fixed) -> Tensor:
-        """The texts (C, E) of the lesson's k-th domain."""
-        ctx = self.ctx if fixed.chosen is None else self.ctx[fixed.chosen]
-        tokens = self.domain[self.domains.index(self.here[k])].expand(*ctx.shape[:-2], -1, -1)
-        return self.clip.text(fixed.texts[k], Prompt(tokens={0: torch.cat([ctx, tokens], -2)[None]}))[0]
-
-    def prepare(self, names: Names, fixed: _Fixed) -> Tensor:
-        return self.encoded(len(self.here) - 1, fixed)
+    def prepare(self, names: Names, fixed: _FixedTexts) -> Tensor:
+        return self.encode_domain(len(self.lesson_domains) - 1, fixed)
 
     def forward(self, inputs: Images, prepared: Tensor) -> Output:
         image = self.clip.image(inputs)  # (B, E)
-        return Output(self.clip.logits(image, prepared), image=image, text=prepared)
+        return Output(self.clip.logits(image, prepared), image_features=image, text_features=prepared)
 
-    def guess(self, inputs: Images, fixed: _Fixed) -> tuple[Tensor, Tensor]:
-        p = (self.clip.logits(self.clip.image(inputs), fixed.plain).float() / self.temperature).softmax(-1)
+    def pseudo_labels(self, inputs: Images, fixed: _FixedTexts) -> tuple[Tensor, Tensor]:
+        p = zero_shot_probabilities(self.clip, inputs, fixed.zero_shot_text, self.temperature)
         return p, p.max(-1).values >= self.threshold
 
-    def judged(self, inputs: Images, domain: Tensor, labels: Tensor, texts: dict[int, Tensor]) -> tuple[Tensor, Output]:
-        """The loss (B,) of images of domains (B,), and their answers, each by the texts of its own domain."""
+    def compute_losses(
+        self, inputs: Images, domains: Tensor, labels: Tensor, texts: dict[int, Tensor]
+    ) -> tuple[Tensor, Output]:
+        """Classify images by the texts of their own domains (B,), and compute their losses (B,)."""
         image, device = self.clip.image(inputs), self.clip.device  # (B, E)
-        of, classes = {k: place for place, k in enumerate(texts)}, len(next(iter(texts.values())))
-        place = torch.tensor([of[k] for k in domain.tolist()], device=device)
-        every = self.clip.logits(image, torch.cat([*texts.values()])).unflatten(1, (len(texts), classes))  # (B, K, C)
-        logits, labels = every[torch.arange(len(image), device=device), place], labels.to(device)
-        text = texts[int(domain[0])] if len(domain.unique()) == 1 else torch.stack([*texts.values()])[place]
-        if self.over == "both":
-            loss = F.cross_entropy(every.flatten(1).float(), place * classes + labels, reduction="none")
+        positions, n_classes = {k: i for i, k in enumerate(texts)}, len(next(iter(texts.values())))
+        k = torch.tensor([positions[domain] for domain in domains.tolist()], device=device)
+        all_logits = self.clip.logits(image, torch.cat([*texts.values()])).unflatten(1, (len(texts), n_classes))
+        logits, labels = all_logits[torch.arange(len(image), device=device), k], labels.to(device)  # of (B, K, C)
+        text = texts[int(domains[0])] if len(domains.unique()) == 1 else torch.stack([*texts.values()])[k]
+        if self.softmax_over == "all":
+            loss = F.cross_entropy(all_logits.flatten(1).float(), k * n_classes + labels, reduction="none")
         else:
             loss = F.cross_entropy(logits.float(), labels, reduction="none")
-        return loss, Output(logits, image=image, text=text)
+        return loss, Output(logits, image_features=image, text_features=text)
 
-    def terms(self, batch: Batch, fixed: _Fixed) -> tuple[Terms, Output]:
-        beside, target, found, out = batch.unlabelled, len(self.here) - 1, Terms(), None
-        domain = torch.zeros(len(batch.inputs)).long() if batch.domains is None else batch.domains
-        used = {*domain.tolist(), *([] if beside is None else [target])}
-        texts = {k: self.encoded(k, fixed) for k in range(target + 1) if k in used or self.over == "both"}
+    def loss_terms(self, batch: Batch, fixed: _FixedTexts) -> tuple[LossTerms, Output]:
+        unlabelled, target, terms, out = batch.unlabelled, len(self.lesson_domains) - 1, LossTerms(), None
+        domains = torch.zeros(len(batch.inputs)).long() if batch.domains is None else batch.domains
+        used = {*domains.tolist(), *([] if unlabelled is None else [target])}
+        texts = {k: self.encode_domain(k, fixed) for k in range(target + 1) if k in used or self.softmax_over == "all"}
         if len(batch.inputs):
-            each, out = self.judged(batch.inputs, domain, batch.labels, texts)
-            found["ce"] = each.mean(), len(each)
-        if beside is not None:
-            p, sure = self.guess(beside.inputs, fixed)
-            each, answer = self.judged(beside.inputs, torch.full((len(p),), target), p.argmax(-1), texts)
-            found["target"] = self.weight * (each * sure).sum() / max(int(sure.sum()), 1), float(sure.sum())
-            out = out or answer
+            losses, out = self.compute_losses(batch.inputs, domains, batch.labels, texts)
+            terms["ce"] = losses.mean(), len(losses)
+        if unlabelled is not None:
+            p, is_confident = self.pseudo_labels(unlabelled.inputs, fixed)
+            target_domain = torch.full((len(p),), target)
+            losses, target_out = self.compute_losses(unlabelled.inputs, target_domain, p.argmax(-1), texts)
+            n = int(is_confident.sum())
+            terms["target"] = self.weight * (losses * is_confident).sum() / max(n, 1), float(n)
+            out = out or target_out
         assert out is not None, "a batch has images"
-        return found, out
+        return terms, out

@@ -1,9 +1,9 @@
 """Full fine-tuning: every weight of the image tower is trained, with a head.
 
 The baseline of VPT (Jia et al., ECCV 2022, arXiv:2203.12119), and the one method whose state is as large as the tower.
-Sites: none; it trains `tower.copy()`.
+Sites: none; it trains `tower.trainable_copy()`.
 
-Differs from the authors' code in: weight decay is what train.weight_decay says, on matrices (there AdamW's is 0.01
+Differs from the authors' code in: weight decay is train.weight_decay, on matrices (there AdamW's is 0.01
 whatever was searched, on norms too, and 0 turns the optimizer into SGD); no dropout in the backbone (0.1 there); on
 other towers than theirs, attention pools (SigLIP, CoCa) stay frozen.
 
@@ -16,29 +16,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlprompt.core.head import Reader
-from vlprompt.core.method import OnTower
+from vlprompt.core.head import Head
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.towers import AnyTower, LanguageTower
-from vlprompt.layers.verbalizers import Response, Words
+from vlprompt.layers.verbalizers import ResponseHead, Verbalizer
 
 
-class Full(OnTower):
-    """A trainable copy of an image tower or a language model, and any reader."""
+class Full(TowerMethod):
+    """A trainable copy of an image tower or a language model.
 
-    def __init__(self, tower: AnyTower, reader: Reader):
+    Args:
+        tower: image tower or language model; only its copy is trained.
+        head: maps features to class logits.
+    """
+
+    def __init__(self, tower: AnyTower, head: Head):
         super().__init__()
-        self.tower, self.reader = tower, reader
+        self.tower, self.head = tower, head
 
     def build(self, generator: torch.Generator) -> None:
-        self.copy = self.tower.copy()
-        if isinstance(self.reader, Words | Response):  # the words of a model that is trained are its own
-            self.reader.lm = self.copy.tower
+        self.trained_tower = self.tower.trainable_copy()
+        if isinstance(self.head, Verbalizer | ResponseHead):  # it reads the vocabulary of the trained copy
+            self.head.lm = self.trained_tower.tower
 
-    def features(self, inputs: Any, tower: AnyTower) -> Tensor:
+    def compute_features(self, inputs: Any, tower: AnyTower) -> Tensor:
         if isinstance(tower, LanguageTower):
-            return self.copy(self.shown(inputs), read=self.reader.read)
-        return self.copy(inputs.pixels(tower.look).to(tower.device))
+            return self.trained_tower(self.prepare_inputs(inputs), output=self.head.output)
+        return self.trained_tower(inputs.pixels(tower.preprocessing).to(tower.device))
 
-    def write(self, inputs: Any, **settings: Any) -> list[str]:
-        """What the trained copy writes."""
-        return self.copy.tower.generate(self.shown(inputs), **settings)
+    def generate(self, inputs: Any, **settings: Any) -> list[str]:
+        """Generate with the trained copy."""
+        return self.trained_tower.tower.generate(self.prepare_inputs(inputs), **settings)

@@ -1,7 +1,7 @@
 """LoRA: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685.
 
-A low-rank update stands beside frozen linear maps: y = W x + scale * up(down(x)), up starting at zero; for serving it
-goes into the weights, exactly. On image towers it is a common rival of VPT. Sites: q and v as in the paper, or any
+Frozen linear maps get a low-rank update: y = W x + scale * up(down(x)), up starting at zero; for serving it is merged
+into the weights, exactly. On image towers it is a common rival of VPT. Sites: q and v as in the paper, or any
 others. (CLIP-LoRA, on both towers of a CLIP, is clip_lora.)
 
 Differs from the paper in: the first factor starts within torch's uniform bounds, as in the authors' code, and not from
@@ -16,26 +16,34 @@ from typing import Literal
 import torch
 from torch import nn
 
-from vlprompt.core.head import Reader
-from vlprompt.core.method import OnTower
+from vlprompt.core.head import Head
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import AnyTower
-from vlprompt.layers.adapters import LowRank
+from vlprompt.layers.adapters import LowRankAdapter
+from vlprompt.methods._low_rank import require_linear_sites
 
 
-class LoRA(OnTower):
-    """Low-rank updates beside the linear maps of an image tower or a language model.
+class LoRA(TowerMethod):
+    """Low-rank updates of the linear maps of an image tower or a language model.
 
-    sites: kinds of maps (q k v out up down gate patch); layers: which, None for all; rank: of an update; alpha: an
-    update is alpha / rank times up down x, or alpha / sqrt(rank) (scaling); dropout: on its input.
+    Args:
+        tower: frozen image tower or language model.
+        head: maps features to class logits.
+        rank: of an update.
+        alpha: an update is alpha / rank times up down x, or alpha / sqrt(rank) (`scaling`).
+        sites: kinds of linear maps (q k v out up down gate patch).
+        layers: indices of layers; default all.
+        scaling: "alpha/r" or "alpha/sqrt(r)".
+        dropout: on the input of an update.
     """
 
-    merges = True
+    is_mergeable = True
 
     def __init__(
         self,
         tower: AnyTower,
-        reader: Reader,
+        head: Head,
         rank: int = 8,
         alpha: float = 8.0,
         sites: tuple[str, ...] = ("q", "v"),
@@ -44,24 +52,24 @@ class LoRA(OnTower):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.tower, self.reader, self.rank, self.alpha, self.sites = tower, reader, rank, alpha, tuple(sites)
+        self.tower, self.head, self.rank, self.alpha, self.sites = tower, head, rank, alpha, tuple(sites)
         self.layers, self.scaling, self.dropout = layers, scaling, dropout
 
     def build(self, generator: torch.Generator) -> None:
-        self.at_least(rank=1, dropout=0)
-        if norms := [site for site in self.sites if not site.isalpha() or site in ("attn", "mlp", "norm")]:
-            raise ValueError(
-                f"method.sites names {norms[0]!r}, which is no linear map: take q k v out up down or patch"
-            )
+        self.require_at_least(rank=1, dropout=0)
+        require_linear_sites(self.sites)
         scale = self.alpha / (self.rank if self.scaling == "alpha/r" else self.rank**0.5)
-        found = {site: fans for site, fans in self.tower.sites(*self.sites).items() if self._wanted(site)}
+        sites = {site: fans for site, fans in self.tower.sites(*self.sites).items() if self._is_selected(site)}
         if beyond := [i for i in self.layers or () if not 0 <= i < self.tower.depth]:
-            raise ValueError(f"method.layers has {beyond[0]}, but the tower has layers 0 to {self.tower.depth - 1}")
-        make = lambda fans: LowRank(fans, self.rank, scale, self.dropout, generator, self.tower.device)  # noqa: E731
-        self.parts = nn.ModuleDict({site: make(fans) for site, fans in found.items()})
+            raise ValueError(
+                f"method.layers: expected layers 0 to {self.tower.depth - 1} of the tower, got {beyond[0]}. Set "
+                "method.layers to some of these."
+            )
+        options = (self.rank, scale, self.dropout, generator, self.tower.device)
+        self.adapters = nn.ModuleDict({site: LowRankAdapter(fans, *options) for site, fans in sites.items()})
 
-    def _wanted(self, site: str) -> bool:
+    def _is_selected(self, site: str) -> bool:
         return self.layers is None or "/" not in site or int(site.split("/")[-2]) in self.layers
 
-    def prompt(self, images: int) -> Prompt:
-        return Prompt(beside=self.parts)
+    def prompt(self, n: int) -> Prompt:
+        return Prompt(adapters=self.adapters)

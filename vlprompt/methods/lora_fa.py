@@ -1,8 +1,8 @@
 """LoRA-FA: Zhang et al., "LoRA-FA: Memory-efficient Low-rank Adaptation", 2023, arXiv:2308.03303.
 
 LoRA whose first factor stays as it was drawn: y = W x + scale * up(down(x)), and only up is trained. Half of the
-parameters of LoRA or fewer, and of the input of a map nothing is kept for going back but down(x). Sites: q and v, or
-any other linear maps.
+parameters of LoRA or fewer, and of the input of a map the backward pass stores only down(x). Sites: q and v, or any
+other linear maps.
 
 Differs from the paper in: the first factor is drawn within torch's uniform bounds, as PEFT draws it, and not from a
 normal distribution; the gradient is used as it is, not corrected for the frozen factor (the later version of the paper
@@ -16,47 +16,57 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlprompt.core.head import Reader
-from vlprompt.core.method import OnTower
+from vlprompt.core.head import Head
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import AnyTower
-from vlprompt.layers.adapters import LowRank
+from vlprompt.layers.adapters import LowRankAdapter
+from vlprompt.methods._low_rank import require_linear_sites
 
 
-class _HalfFrozen(LowRank):
-    """A low-rank update whose first factor is no parameter."""
+class _FrozenDownLowRank(LowRankAdapter):
+    """A low-rank update whose first factor is a buffer, not a parameter."""
 
-    def __init__(self, *given: Any):
-        super().__init__(*given)
+    def __init__(self, *args: Any):
+        super().__init__(*args)
         down = self.down.data
         del self.down
         self.register_buffer("down", down)
 
 
-class LoRAFA(OnTower):
-    """Low-rank updates with a frozen first factor, beside the linear maps of an image tower or a language model.
+class LoRAFA(TowerMethod):
+    """Low-rank updates with a frozen first factor, of the linear maps of an image tower or a language model.
 
-    sites: kinds of maps (q k v out up down gate patch); rank: of an update; alpha: an update is alpha / rank times up
-    down x; dropout: on its input.
+    Args:
+        tower: frozen image tower or language model.
+        head: maps features to class logits.
+        rank: of an update.
+        alpha: an update is alpha / rank times up down x.
+        sites: kinds of linear maps (q k v out up down gate patch).
+        dropout: on the input of an update.
     """
 
-    merges = True
+    is_mergeable = True
 
-    def __init__(self, tower: AnyTower, reader: Reader, rank: int = 8, alpha: float = 16.0,
-                 sites: tuple[str, ...] = ("q", "v"), dropout: float = 0.0):  # fmt: skip
+    def __init__(
+        self,
+        tower: AnyTower,
+        head: Head,
+        rank: int = 8,
+        alpha: float = 16.0,
+        sites: tuple[str, ...] = ("q", "v"),
+        dropout: float = 0.0,
+    ):
         super().__init__()
-        self.tower, self.reader, self.rank, self.alpha = tower, reader, rank, alpha
+        self.tower, self.head, self.rank, self.alpha = tower, head, rank, alpha
         self.sites, self.dropout = tuple(sites), dropout
 
     def build(self, generator: torch.Generator) -> None:
-        self.at_least(rank=1, dropout=0)
-        if other := [site for site in self.sites if not site.isalpha() or site in ("attn", "mlp", "norm")]:
-            raise ValueError(
-                f"method.sites names {other[0]!r}, which is no linear map: take q k v out up down or patch"
-            )
-        scale, device = self.alpha / self.rank, self.tower.device
-        make = lambda fans: _HalfFrozen(fans, self.rank, scale, self.dropout, generator, device)  # noqa: E731
-        self.parts = nn.ModuleDict({site: make(fans) for site, fans in self.tower.sites(*self.sites).items()})
+        self.require_at_least(rank=1, dropout=0)
+        require_linear_sites(self.sites)
+        options = (self.rank, self.alpha / self.rank, self.dropout, generator, self.tower.device)
+        sites = self.tower.sites(*self.sites)
+        self.adapters = nn.ModuleDict({site: _FrozenDownLowRank(fans, *options) for site, fans in sites.items()})
 
-    def prompt(self, images: int) -> Prompt:
-        return Prompt(beside=self.parts)
+    def prompt(self, n: int) -> Prompt:
+        return Prompt(adapters=self.adapters)

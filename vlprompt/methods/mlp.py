@@ -14,32 +14,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.head import Reader
-from vlprompt.core.method import OnTower
+from vlprompt.core.head import Head
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.towers import AnyTower
-from vlprompt.layers.adapters import dense
+from vlprompt.layers.adapters import make_linear
 
 
-class MLP(OnTower):
-    """A perceptron on the image feature; layers: k, the head included; dropout: after each hidden layer."""
+class MLP(TowerMethod):
+    """A perceptron on the frozen feature.
 
-    whole_batch, side_by_side = True, 10**6
+    Args:
+        tower: frozen image tower or language model.
+        head: the last layer.
+        n_layers: number of layers (k), the head included.
+        dropout: after each hidden layer.
+    """
 
-    def __init__(self, tower: AnyTower, reader: Reader, layers: int = 3, dropout: float = 0.1):
+    needs_whole_batch, max_vmap_images = True, 10**6
+
+    def __init__(self, tower: AnyTower, head: Head, n_layers: int = 3, dropout: float = 0.1):
         super().__init__()
-        self.tower, self.reader, self.layers, self.dropout = tower, reader, layers, dropout
+        self.tower, self.head, self.n_layers, self.dropout = tower, head, n_layers, dropout
 
     def build(self, generator: torch.Generator) -> None:
-        self.at_least(layers=1, dropout=0)
-        e, device = self.tower.width, self.tower.device
-        self.hidden = nn.Sequential()
-        for _ in range(self.layers - 1):
-            self.hidden.extend([dense(e, e, generator, device), nn.ReLU(), nn.BatchNorm1d(e, device=device)])
-            self.hidden.append(nn.Dropout(self.dropout))
+        self.require_at_least(n_layers=1, dropout=0)
+        e, device = self.tower.feature_dim, self.tower.device
+        self.hidden_layers = nn.Sequential()
+        for _ in range(self.n_layers - 1):
+            linear, norm = make_linear(e, e, generator, device), nn.BatchNorm1d(e, device=device)
+            self.hidden_layers.extend([linear, nn.ReLU(), norm, nn.Dropout(self.dropout)])
 
-    def features(self, inputs: Any, tower: AnyTower) -> Tensor:
-        if self.training and len(inputs) == 1 and self.layers > 1:
+    def compute_features(self, inputs: Any, tower: AnyTower) -> Tensor:
+        if self.training and len(inputs) == 1 and self.n_layers > 1:
             raise ValueError(
-                "a batch of one image has nothing to normalise over: set another train.batch, or train.drop_last=true"
+                "train.batch_size: expected batches of at least 2 images, because batch norm normalises over a batch, "
+                "got a batch of 1. Set another train.batch_size, or train.drop_last=true."
             )
-        return self.hidden(tower(self.shown(inputs), read=self.reader.read))
+        return self.hidden_layers(tower(self.prepare_inputs(inputs), output=self.head.output))

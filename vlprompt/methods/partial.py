@@ -1,12 +1,12 @@
 """Partial-k: fine-tuning the last k blocks: Yosinski et al., "How transferable are features", NeurIPS 2014.
 
 arXiv:1411.1792. A baseline of VPT (arXiv:2203.12119): the last k blocks of the tower and its last norm are trained,
-with a head. Sites: none; what the blocks below give is kept (605 kB an
-image for a ViT-B/16), so up to 3500 images it is computed once.
+with a head. Sites: none; the output of the blocks below is cached (605 kB an image for a ViT-B/16), so up to 3500
+images it is computed once.
 
-Differs from the authors' code in: the last norm is trained on every tower (there a wrong name keeps it frozen on MAE
-and MoCo-v3); weight decay is what train.weight_decay says, on matrices (there AdamW's is 0.01 whatever was searched,
-on norms too).
+Differs from the authors' code in: the last norm is trained on every tower (there a wrong name leaves it frozen on MAE
+and MoCo-v3); weight decay is train.weight_decay, on matrices (there AdamW's is 0.01 whatever was searched, on norms
+too).
 
 Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 69.44, 78.53, 34.17; FGVC 82.63 (Table 1 of
 VPT, Partial-1).
@@ -15,24 +15,33 @@ VPT, Partial-1).
 import torch
 from torch import Tensor
 
-from vlprompt.core.head import Reader
+from vlprompt.core.head import Head
 from vlprompt.core.images import Images
-from vlprompt.core.method import OnTower
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.towers import VisionTower
 
 
-class Partial(OnTower):
-    """The last `blocks` blocks of an image tower, trained."""
+class Partial(TowerMethod):
+    """The last blocks of an image tower, trained.
 
-    def __init__(self, tower: VisionTower, reader: Reader, blocks: int = 1):
+    Args:
+        tower: image tower; only a copy of its last blocks is trained.
+        head: maps features to class logits.
+        n_blocks: number of trained blocks (k).
+    """
+
+    def __init__(self, tower: VisionTower, head: Head, n_blocks: int = 1):
         super().__init__()
-        self.tower, self.reader, self.blocks = tower, reader, blocks
+        self.tower, self.head, self.n_blocks = tower, head, n_blocks
 
     def build(self, generator: torch.Generator) -> None:
-        self.at_least(blocks=1)
-        if self.blocks > self.tower.depth > 0:
-            raise ValueError(f"method.blocks is {self.blocks}, but the tower has {self.tower.depth} blocks")
-        self.below, self.upper = self.tower.cut(self.blocks)
+        self.require_at_least(n_blocks=1)
+        if self.n_blocks > self.tower.depth > 0:
+            raise ValueError(
+                f"method.n_blocks: expected at most {self.tower.depth}, the blocks of the tower, got {self.n_blocks}. "
+                "Lower method.n_blocks."
+            )
+        self.lower, self.upper = self.tower.split_at(self.n_blocks)
 
-    def features(self, inputs: Images, tower: VisionTower) -> Tensor:
-        return self.upper(self.below(inputs))
+    def compute_features(self, inputs: Images, tower: VisionTower) -> Tensor:
+        return self.upper(self.lower(inputs))

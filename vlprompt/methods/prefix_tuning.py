@@ -1,11 +1,11 @@
 """Prefix tuning: Li and Liang, "Optimizing Continuous Prompts for Generation", ACL 2021, arXiv:2101.00190.
 
-Keys and values that every layer sees before its own. In training a small network makes them of embeddings; without it
-(hidden=null) they are learned as they are, deep prompt tuning: P-Tuning v2, Liu et al., ACL 2022, arXiv:2110.07602.
-Sites: prefixes of all layers; of an encoder-decoder those of encoder, decoder and cross-attention.
+Keys and values that every layer attends to before its own. In training a small network computes them from embeddings;
+without it (hidden_dim=null) they are learned directly, deep prompt tuning: P-Tuning v2, Liu et al., ACL 2022,
+arXiv:2110.07602. Sites: prefixes of all layers; of an encoder-decoder those of encoder, decoder and cross-attention.
 
-Differs from the papers in: the embeddings come from one generator, as torch draws them, and P-Tuning v2 reads classes
-by any reader; words of the text count their positions behind the prefix, as in PEFT and in the authors' code.
+Differs from the papers in: the embeddings come from one generator, as torch draws them, and P-Tuning v2 takes any head;
+words of the text count their positions behind the prefix, as in PEFT and in the authors' code.
 
 Expected (P-Tuning v2's README, best epoch on the development set): RoBERTa-large BoolQ 84.0, COPA 92.0, RTE 86.6, WiC
 73.7, WSC 64.4; BERT-large BoolQ 74.3, RTE 80.1. OpenPrompt's prefix tuning, T5-base on WebNLG: BLEU 55.8 to 57.4.
@@ -16,59 +16,78 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.head import Reader
-from vlprompt.core.method import OnTower
+from vlprompt.core.head import Head
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import KV, Prompt
 from vlprompt.core.towers import LanguageTower
-from vlprompt.layers.adapters import dense
+from vlprompt.layers.adapters import make_linear
 
 
-class PrefixTuning(OnTower):
-    """Trained keys and values before those of a text.
+class PrefixTuning(TowerMethod):
+    """Trained keys and values in front of those of a text.
 
-    n_tokens: the length of the prefix; hidden: width of the network that makes it, of the model's width, null for none
-    (P-Tuning v2); dropout: on the keys and values, in training; places: of an encoder-decoder, which attentions see it
-    ("enc", "dec", "cross"; default all).
+    Args:
+        lm: frozen language model.
+        head: maps features to class logits.
+        n_tokens: length of the prefix (P).
+        hidden_dim: width of the network that computes it from embeddings of the model's width; None: no network, as in
+            P-Tuning v2.
+        dropout: on the keys and values, in training.
+        attentions: of an encoder-decoder, those that get a prefix ("enc", "dec", "cross"); default all.
     """
 
-    def __init__(self, lm: LanguageTower, reader: Reader, n_tokens: int = 10, hidden: int | None = 512,
-                 dropout: float = 0.0, places: tuple[str, ...] | None = None):  # fmt: skip
+    def __init__(
+        self,
+        lm: LanguageTower,
+        head: Head,
+        n_tokens: int = 10,
+        hidden_dim: int | None = 512,
+        dropout: float = 0.0,
+        attentions: tuple[str, ...] | None = None,
+    ):
         super().__init__()
         self.lm = self.tower = lm
-        self.reader, self.n_tokens, self.hidden, self.dropout = reader, n_tokens, hidden, dropout
-        self.drop, self.places = nn.Dropout(dropout), None if places is None else tuple(places)
+        self.head, self.n_tokens, self.hidden_dim, self.dropout = head, n_tokens, hidden_dim, dropout
+        self.dropout_layer, self.attentions = nn.Dropout(dropout), None if attentions is None else tuple(attentions)
 
-    def layers(self) -> list[int | str]:
-        """Where the prefix stands."""
-        stacks = list(dict.fromkeys(str(layer).split("/")[0] for layer in self.lm.layers if isinstance(layer, str)))
-        if self.places is None or not stacks:
-            if self.places is not None:
-                raise ValueError(f"method.places is for encoder-decoders; {self.lm.spec} has one stack: leave it out")
-            return list(self.lm.layers)
-        if strange := [place for place in self.places if place not in stacks]:
-            raise ValueError(f"method.places has {strange[0]!r}; this model's are {', '.join(stacks)}")
-        return [layer for layer in self.lm.layers if str(layer).split("/")[0] in self.places]
+    def prefix_layers(self) -> list[int | str]:
+        """Return the layers that get a prefix; ValueError if `method.attentions` does not fit the model."""
+        layers = list(self.lm.prefix_layers)
+        if self.attentions is None:
+            return layers
+        stacks = list(dict.fromkeys(str(layer).split("/")[0] for layer in layers if isinstance(layer, str)))
+        if not stacks:
+            raise ValueError(
+                f"method.attentions: expected no value for {self.lm.spec}, which has one stack, got "
+                f"{list(self.attentions)}. Leave method.attentions out."
+            )
+        if unknown := [name for name in self.attentions if name not in stacks]:
+            raise ValueError(
+                f"method.attentions: expected some of {', '.join(stacks)}, got {unknown[0]!r}. Take some of these."
+            )
+        return [layer for layer in layers if str(layer).split("/")[0] in self.attentions]
 
     def build(self, generator: torch.Generator) -> None:
-        self.at_least(n_tokens=1, dropout=0)
-        wide, device = len(self.layers()) * 2 * self.lm.heads * self.lm.head_dim, self.lm.device
-        first = wide if self.hidden is None else self.lm.dim
-        self.seed = nn.Parameter(torch.randn(self.n_tokens, first, generator=generator).to(device))
-        if self.hidden is not None:
-            self.at_least(hidden=1)
-            maps = dense(first, self.hidden, generator, device), dense(self.hidden, wide, generator, device)
-            self.net = nn.Sequential(maps[0], nn.Tanh(), maps[1])
+        self.require_at_least(n_tokens=1, dropout=0)
+        flat_dim, device = len(self.prefix_layers()) * 2 * self.lm.n_heads * self.lm.head_dim, self.lm.device
+        embedding_dim = flat_dim if self.hidden_dim is None else self.lm.dim
+        self.embeddings = nn.Parameter(torch.randn(self.n_tokens, embedding_dim, generator=generator).to(device))
+        if self.hidden_dim is not None:
+            self.require_at_least(hidden_dim=1)
+            down = make_linear(embedding_dim, self.hidden_dim, generator, device)
+            up = make_linear(self.hidden_dim, flat_dim, generator, device)
+            self.net = nn.Sequential(down, nn.Tanh(), up)
 
-    def flat(self) -> Tensor:
-        """Keys and values of all layers, (P, layers * 2 * H * Dh), as PEFT orders them."""
-        return self.seed if self.hidden is None else self.net(self.seed)
+    def flat_prefix(self) -> Tensor:
+        """Compute the keys and values of all layers, (P, layers * 2 * H * Dh), in PEFT's order."""
+        return self.embeddings if self.hidden_dim is None else self.net(self.embeddings)
 
-    def prefix(self) -> Mapping[int | str, KV]:
-        """layer -> keys and values (1, H, P, Dh)."""
-        layers = self.layers()
-        each = self.flat().view(1, self.n_tokens, len(layers) * 2, self.lm.heads, self.lm.head_dim)
-        k_and_v = self.drop(each).permute(2, 0, 3, 1, 4).split(2)  # a layer's (2, 1, H, P, Dh)
-        return {layer: (kv[0], kv[1]) for layer, kv in zip(layers, k_and_v, strict=True)}
+    def build_prefix(self) -> Mapping[int | str, KV]:
+        """Map each layer to its keys and values (1, H, P, Dh)."""
+        layers = self.prefix_layers()
+        flat = self.flat_prefix().view(1, self.n_tokens, len(layers) * 2, self.lm.n_heads, self.lm.head_dim)
+        pairs = self.dropout_layer(flat).permute(2, 0, 3, 1, 4).split(2)  # of each layer (2, 1, H, P, Dh)
+        return {layer: (pair[0], pair[1]) for layer, pair in zip(layers, pairs, strict=True)}
 
-    def prompt(self, images: int) -> Prompt:
-        return Prompt(prefix=self.prefix())
+    def prompt(self, n: int) -> Prompt:
+        return Prompt(prefix=self.build_prefix())

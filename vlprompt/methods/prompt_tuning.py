@@ -15,42 +15,58 @@ OpenPrompt, T5-large-lm-adapt: BoolQ 83.3, RTE 82.0, WiC 70.1 (validation accura
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vlprompt.core.head import Reader
-from vlprompt.core.method import OnTower
+from vlprompt.core.head import Head
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import LanguageTower
 
 
-class PromptTuning(OnTower):
-    """Soft tokens before a text.
+class PromptTuning(TowerMethod):
+    """Soft tokens in front of a text.
 
-    n_tokens: how many; init: "random" (standard normal), "vocabulary" (the embeddings of words that are drawn), or
-    "text": those of the words of `text`, repeated or cut to n_tokens.
+    Args:
+        lm: frozen language model.
+        head: maps features to class logits.
+        n_tokens: number of soft tokens (P).
+        init: "random" (standard normal), "vocabulary" (embeddings of random words) or "text" (those of `init_text`).
+        init_text: words to start from, repeated or cut to n_tokens.
     """
 
-    def __init__(self, lm: LanguageTower, reader: Reader, n_tokens: int = 20,
-                 init: Literal["random", "vocabulary", "text"] = "vocabulary", text: str | None = None):  # fmt: skip
+    def __init__(
+        self,
+        lm: LanguageTower,
+        head: Head,
+        n_tokens: int = 20,
+        init: Literal["random", "vocabulary", "text"] = "vocabulary",
+        init_text: str | None = None,
+    ):
         super().__init__()
         self.lm = self.tower = lm
-        self.reader, self.n_tokens, self.init, self.text = reader, n_tokens, init, text
+        self.head, self.n_tokens, self.init, self.init_text = head, n_tokens, init, init_text
 
     def build(self, generator: torch.Generator) -> None:
-        self.at_least(n_tokens=1)
-        if (self.init == "text") != (self.text is not None):
-            raise ValueError("method.init=text and method.text belong together: give both, or neither")
-        n = self.n_tokens
-        if self.text is not None:
-            words = self.lm.embedded(self.text)
-            if not len(words):
-                raise ValueError(f"method.text={self.text!r} has no tokens to start from")
-            start = words.repeat(-(-n // len(words)), 1)[:n]
-        elif self.init == "vocabulary":
-            start = self.lm.drawn(n, generator)
-        else:
-            start = torch.randn(n, self.lm.dim, generator=generator)
-        self.tokens = nn.Parameter(start.to(self.lm.device))  # (P, D)
+        self.require_at_least(n_tokens=1)
+        self.tokens = nn.Parameter(self._initial_tokens(generator).to(self.lm.device))  # (P, D)
 
-    def prompt(self, images: int) -> Prompt:
+    def _initial_tokens(self, generator: torch.Generator) -> Tensor:
+        n = self.n_tokens
+        if (self.init == "text") != (self.init_text is not None):
+            raise ValueError(
+                "method.init_text: expected a text exactly with method.init=text, got "
+                f"method.init_text={self.init_text!r} with method.init={self.init}. Set both, or neither."
+            )
+        if self.init_text is not None:
+            words = self.lm.embed_text(self.init_text)
+            if not len(words):
+                raise ValueError(
+                    f"method.init_text: expected a text with at least one token, got {self.init_text!r}. Give words."
+                )
+            return words.repeat(-(-n // len(words)), 1)[:n]
+        if self.init == "vocabulary":
+            return self.lm.sample_token_embeddings(n, generator)
+        return torch.randn(n, self.lm.dim, generator=generator)
+
+    def prompt(self, n: int) -> Prompt:
         return Prompt(tokens={0: self.tokens[None]})

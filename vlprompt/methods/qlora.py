@@ -1,12 +1,12 @@
 """QLoRA: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023, arXiv:2305.14314.
 
-The frozen weights are held in 4 bits (NF4, their scales quantised again) and low-rank updates in float32 stand beside
-all linear maps of every layer; what a step passes back goes through the weights, dequantised map by map. Sites: q k v
-out up gate down of every layer, those that a model has.
+The frozen weights are stored in 4 bits (NF4, their scales quantised again) and all linear maps of every layer get
+low-rank updates in float32; the backward pass goes through the weights, dequantised map by map. Sites: q k v out up
+gate down of every layer, those that a model has.
 
-Differs from the paper in: dropout is off unless it is asked for (0.1 for the paper's 7B and 13B models, 0.05 above),
-and the optimizer is what train.optimizer says (there paged AdamW in 32 bits: paged_adamw, where there is CUDA); 8 bits
-are taken too. Where there is no CUDA the maps reckon in float32.
+Differs from the paper in: dropout is off by default (0.1 for the paper's 7B and 13B models, 0.05 above), and the
+optimizer is train.optimizer (there paged AdamW in 32 bits: paged_adamw, with CUDA only); 8 bits work too. Without CUDA
+the maps compute in float32.
 
 Expected (MMLU, 5-shot, mean over LLaMA 7B to 65B trained on Alpaca and FLAN v2; Table 4): bfloat16 53.0, 4-bit floats
 52.2, NF4 with double quantisation 53.1.
@@ -15,39 +15,42 @@ Expected (MMLU, 5-shot, mean over LLaMA 7B to 65B trained on Alpaca and FLAN v2;
 import torch
 from torch import nn
 
-from vlprompt.core.head import Reader
-from vlprompt.core.method import OnTower
+from vlprompt.core.head import Head
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import LanguageTower
-from vlprompt.layers.adapters import LowRank
+from vlprompt.layers.adapters import LowRankAdapter
 
-MAPS = ("q", "k", "v", "out", "up", "gate", "down")
+LINEAR_SITES = ("q", "k", "v", "out", "up", "gate", "down")
 
 
-class QLoRA(OnTower):
-    """Low-rank updates beside all linear maps of a quantised language model.
+class QLoRA(TowerMethod):
+    """Low-rank updates of all linear maps of a quantised language model.
 
-    rank: of an update; alpha: an update is alpha / rank times up down x; dropout: on its input.
+    Args:
+        lm: frozen language model in 4 or 8 bits.
+        head: maps features to class logits.
+        rank: of an update.
+        alpha: an update is alpha / rank times up down x.
+        dropout: on the input of an update.
     """
 
-    def __init__(self, lm: LanguageTower, reader: Reader, rank: int = 64, alpha: float = 16.0, dropout: float = 0.0):
+    def __init__(self, lm: LanguageTower, head: Head, rank: int = 64, alpha: float = 16.0, dropout: float = 0.0):
         super().__init__()
         self.lm = self.tower = lm
-        self.reader, self.rank, self.alpha, self.dropout = reader, rank, alpha, dropout
+        self.head, self.rank, self.alpha, self.dropout = head, rank, alpha, dropout
 
     def build(self, generator: torch.Generator) -> None:
-        self.at_least(rank=1, dropout=0)
-        if self.lm.base not in ("nf4", "int8"):
+        self.require_at_least(rank=1, dropout=0)
+        if self.lm.weight_precision not in ("nf4", "int8"):
             raise ValueError(
-                f"QLoRA stands on a quantised model, and {self.lm.spec} is held in {self.lm.base}: take --backbone "
-                f"hf-nf4:{self.lm.spec.partition(':')[2]}, or method lora"
+                f"qlora: expected a quantised model, got {self.lm.spec} in {self.lm.weight_precision}. Take "
+                f"--backbone hf-nf4:{self.lm.spec.partition(':')[2]}, or the method lora."
             )
-        there = {site.split("/")[-1] for site in self.lm.sites()}
-        found = self.lm.sites(*(kind for kind in MAPS if kind in there))
-        make = lambda fans: LowRank(  # noqa: E731
-            fans, self.rank, self.alpha / self.rank, self.dropout, generator, self.lm.device
-        )
-        self.parts = nn.ModuleDict({site: make(fans) for site, fans in found.items()})
+        kinds = {site.split("/")[-1] for site in self.lm.sites()}
+        sites = self.lm.sites(*(kind for kind in LINEAR_SITES if kind in kinds))
+        options = (self.rank, self.alpha / self.rank, self.dropout, generator, self.lm.device)
+        self.adapters = nn.ModuleDict({site: LowRankAdapter(fans, *options) for site, fans in sites.items()})
 
-    def prompt(self, images: int) -> Prompt:
-        return Prompt(beside=self.parts)
+    def prompt(self, n: int) -> Prompt:
+        return Prompt(adapters=self.adapters)

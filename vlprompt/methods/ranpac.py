@@ -20,100 +20,112 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Names, ids
+from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import Images
 from vlprompt.core.method import Method, Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import AnyTower
-from vlprompt.layers.heads import columns
+from vlprompt.layers.heads import find_class_indices
 
-GRID = tuple(10.0**e for e in range(-8, 9))
-ROWS = 256  # images at once
+PENALTY_GRID = tuple(10.0**e for e in range(-8, 9))
+BATCH_SIZE = 256  # images at once
 
 
 class RanPAC(Method):
-    """A ridge head on random projections. width: of the projection (M); penalty: lambda, None to search for it."""
+    """A ridge head on random projections.
 
-    map: Tensor
+    Args:
+        tower: frozen image tower or language model.
+        projection_dim: width of the projection (M).
+        penalty: of the ridge (lambda); None: searched.
+    """
+
+    projection: Tensor
     gram: Tensor
     cross: Tensor
-    head: Tensor
+    ridge_weights: Tensor
 
-    def __init__(self, tower: AnyTower, width: int = 10000, penalty: float | None = None):
+    def __init__(self, tower: AnyTower, projection_dim: int = 10000, penalty: float | None = None):
         super().__init__()
-        self.tower, self.width, self.penalty = tower, width, penalty
-        self.ids: Names = ()
+        self.tower, self.projection_dim, self.penalty = tower, projection_dim, penalty
+        self.class_ids: Names = ()
 
-    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self.at_least(width=1)
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self.require_at_least(projection_dim=1)
         if self.penalty is not None and self.penalty <= 0:
-            raise ValueError(f"method.penalty must be above 0 (null searches for it), not {self.penalty}")
-        train, device = lesson.train, self.tower.device
-        zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64, device=device)  # noqa: E731
+            raise ValueError(
+                f"method.penalty: expected a value above 0, or null to search for it, got {self.penalty}. Set one of "
+                "these."
+            )
+        train, options = lesson.train, {"dtype": torch.float64, "device": self.tower.device}
         if not lesson.index:
-            drawn = torch.randn(self.tower.width, self.width, generator=generator).double()
-            self.register_buffer("map", drawn.to(device))  # (E, M)
-            self.register_buffer("gram", zeros(self.width, self.width))  # G
-            self.ids = ()
-        new = [i for i in ids(train.names) if i not in self.ids]
-        old = [self.cross] if lesson.index else []
-        self.ids = (*self.ids, *new)
-        self.register_buffer("cross", torch.cat([*old, zeros(self.width, len(new))], 1))  # C: (M, classes)
-        self.register_buffer("head", torch.zeros_like(self.cross))
+            drawn = torch.randn(self.tower.feature_dim, self.projection_dim, generator=generator).double()
+            self.register_buffer("projection", drawn.to(self.tower.device))  # (E, M)
+            self.register_buffer("gram", torch.zeros(self.projection_dim, self.projection_dim, **options))  # G
+            self.class_ids = ()
+        added_ids = [i for i in class_ids(train.names) if i not in self.class_ids]
+        self.class_ids = (*self.class_ids, *added_ids)
+        earlier = [self.cross] if lesson.index else []
+        zeros = torch.zeros(self.projection_dim, len(added_ids), **options)
+        self.register_buffer("cross", torch.cat([*earlier, zeros], 1))  # the paper's C: (M, classes)
+        self.register_buffer("ridge_weights", torch.zeros_like(self.cross))
         if len(train):
-            self.add(train, generator)
+            self.add_lesson(train, generator)
 
     @torch.no_grad()
-    def add(self, train: Split, generator: torch.Generator) -> None:
-        """One more lesson's images in the sums, and the head that they give."""
-        place = columns(self.ids, train.names, "a ridge head")[torch.tensor(train.labels)].to(self.map.device)
-        x = torch.cat([self.tower(batch.inputs) for batch in train.batches(ROWS)])  # (n, E)
-        y = F.one_hot(place, len(self.ids)).double()
-        gram, cross = self.sums(x, y)
+    def add_lesson(self, train: Split, generator: torch.Generator) -> None:
+        """Add a lesson's images to the sums, and solve the head."""
+        rows = find_class_indices(self.class_ids, train.names, "a ridge head")
+        labels = rows[torch.tensor(train.labels)].to(self.projection.device)
+        x = torch.cat([self.tower(batch.inputs) for batch in train.batches(BATCH_SIZE)])  # (n, E)
+        y = F.one_hot(labels, len(self.class_ids)).double()
+        gram, cross = self.compute_sums(x, y)
         self.gram += gram
         self.cross += cross
         if (penalty := self.penalty) is None:
-            errors = self.errors(x, y, generator) if len(x) > 1 else {1.0: 0.0}
+            errors = self.compute_errors(x, y, generator) if len(x) > 1 else {1.0: 0.0}
             penalty = min(errors, key=lambda value: errors[value])
-        ridge = self.gram + penalty * torch.eye(self.width, dtype=y.dtype, device=y.device)
-        self.head.copy_(torch.linalg.solve(ridge, self.cross))
+        ridge = self.gram + penalty * torch.eye(self.projection_dim, dtype=y.dtype, device=y.device)
+        self.ridge_weights.copy_(torch.linalg.solve(ridge, self.cross))
 
-    def sums(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """h^T h and h^T y of features (n, E), a few rows at a time."""
+    def compute_sums(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute h^T h and h^T y of features (n, E), a few rows at a time."""
         gram, cross = torch.zeros_like(self.gram), torch.zeros_like(self.cross)
-        for part, right in zip(x.split(ROWS), y.split(ROWS), strict=True):
-            h = self.projected(part)
+        for x_rows, y_rows in zip(x.split(BATCH_SIZE), y.split(BATCH_SIZE), strict=True):
+            h = self.project(x_rows)
             gram += h.T @ h
-            cross += h.T @ right
+            cross += h.T @ y_rows
         return gram, cross
 
-    def errors(self, x: Tensor, y: Tensor, generator: torch.Generator) -> dict[float, float]:
-        """The squared error of each penalty on a fifth of the images (n, E), solved on the others."""
+    def compute_errors(self, x: Tensor, y: Tensor, generator: torch.Generator) -> dict[float, float]:
+        """Compute the squared error of each penalty on a fifth of the images (n, E), solved on the others."""
         order = torch.randperm(len(x), generator=generator).to(x.device)
-        kept, held = order.split([(most := max(1, int(0.8 * len(x)))), len(x) - most])
-        if most < self.width:  # (h^T h + l)^-1 h^T y = h^T (h h^T + l)^-1 y, the smaller side
-            h = self.projected(x[kept])
+        n_fit = max(1, int(0.8 * len(x)))
+        fit, val = order[:n_fit], order[n_fit:]
+        if n_fit < self.projection_dim:  # (h^T h + l)^-1 h^T y = h^T (h h^T + l)^-1 y, the smaller side
+            h = self.project(x[fit])
             values, vectors = torch.linalg.eigh(h @ h.T)
-            basis, solved = h.T @ vectors, vectors.T @ y[kept]
+            basis, solved = h.T @ vectors, vectors.T @ y[fit]
         else:
-            gram, cross = self.sums(x[kept], y[kept])
+            gram, cross = self.compute_sums(x[fit], y[fit])
             values, basis = torch.linalg.eigh(gram)
             solved = basis.T @ cross
-        found = dict.fromkeys(GRID, 0.0)
-        for part, right in zip(x[held].split(ROWS), y[held].split(ROWS), strict=True):
-            left = self.projected(part) @ basis
-            for penalty in GRID:
-                made = left @ (solved / (values.clamp(min=0) + penalty)[:, None])
-                found[penalty] += float((made - right).square().sum())
-        return found
+        errors = dict.fromkeys(PENALTY_GRID, 0.0)
+        for x_rows, y_rows in zip(x[val].split(BATCH_SIZE), y[val].split(BATCH_SIZE), strict=True):
+            projected = self.project(x_rows) @ basis
+            for penalty in PENALTY_GRID:
+                predicted = projected @ (solved / (values.clamp(min=0) + penalty)[:, None])
+                errors[penalty] += float((predicted - y_rows).square().sum())
+        return errors
 
-    def projected(self, x: Tensor) -> Tensor:
-        """Features (n, E) -> (n, M)."""
-        return (x.double() @ self.map).relu()
+    def project(self, x: Tensor) -> Tensor:
+        """Project features (n, E) -> (n, M)."""
+        return (x.double() @ self.projection).relu()
 
-    def fixed(self, names: Names) -> Tensor:
-        return self.head[:, columns(self.ids, names, "a ridge head").to(self.head.device)]
+    def precompute(self, names: Names) -> Tensor:
+        columns = find_class_indices(self.class_ids, names, "a ridge head")
+        return self.ridge_weights[:, columns.to(self.ridge_weights.device)]
 
     def forward(self, inputs: Images, prepared: Tensor) -> Output:
         image = self.tower(inputs)  # (B, E), un-normalised
-        return Output((self.projected(image) @ prepared).float(), image=image)
+        return Output((self.project(image) @ prepared).float(), image_features=image)

@@ -1,11 +1,11 @@
 """S-Prompts: Wang et al., NeurIPS 2022, arXiv:2207.12819.
 
 The paper is "S-Prompts Learning with Pre-trained Transformers: An Occam's Razor for Domain Incremental Learning". Each
-lesson has tokens and a head of its own, trained apart from all others; a test image goes to the lesson that has the
+lesson has separate tokens and a head, trained apart from all others; a test image goes to the lesson that has the
 nearest of a few k-means centres of frozen features. Sites: soft tokens of the image tower at layer 0, another set per
 image.
 
-Differs from the authors' code in: only the image side of it (their S-iPrompts; with reader=texts the class texts of a
+Differs from the authors' code in: only the image side of it (their S-iPrompts; with head=texts the class texts of a
 CLIP stay frozen, where S-liPrompts learns a text prompt for each lesson too); one weight decay for all lessons; streams
 of new classes too, there an image is offered to the lessons that know a class asked for, and the classes of the others
 can't win. As there, centres are of unit features, and near is the sum of the absolute differences. From the paper in:
@@ -23,106 +23,124 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Names, ids
-from vlprompt.core.head import Reader
+from vlprompt.core.class_names import Names, class_ids
+from vlprompt.core.head import Head
 from vlprompt.core.images import Images
-from vlprompt.core.method import OnTower, Output
+from vlprompt.core.method import Output, TowerMethod
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip, VisionTower
-from vlprompt.layers.adapters import uniform
+from vlprompt.layers.adapters import draw_uniform
 
 
-class _Asked(NamedTuple):
-    """How many names are asked for; of each lesson that may answer: number, places, names, its head's part."""
+class _LessonCandidates(NamedTuple):
+    """The names asked for, and of each lesson that may answer: its index, columns, names and its head's constants."""
 
-    names: int
+    n_names: int
     lessons: list[tuple[int, Tensor, Names, Any]]
 
 
-class SPrompts(OnTower):
-    """Tokens and a head of each lesson's own.
+class SPrompts(TowerMethod):
+    """Tokens and a head of each lesson, selected by the nearest centroid.
 
-    length: tokens (0: none, the heads read the bare feature); k: centres of a lesson.
+    Args:
+        tower: frozen image tower.
+        head: cloned for each lesson.
+        prompt_length: number of tokens (0: none, the heads read the frozen feature).
+        n_centroids: k-means centres of each lesson (k).
     """
 
-    centres: Tensor
+    centroids: Tensor
 
-    def __init__(self, tower: VisionTower, reader: Reader, length: int = 10, k: int = 5):
+    def __init__(self, tower: VisionTower, head: Head, prompt_length: int = 10, n_centroids: int = 5):
         super().__init__()
-        self.tower, self.reader, self.length, self.k = tower, reader, length, k
+        self.tower, self.head, self.prompt_length, self.n_centroids = tower, head, prompt_length, n_centroids
 
-    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self.at_least(length=0, k=1)
+    def validate(self, lesson: Lesson) -> None:
+        """Check that the settings, the tower and the stream fit; ValueError if not."""
+        self.require_at_least(prompt_length=0, n_centroids=1)
         if lesson.memory is not None and len(lesson.memory):
-            raise ValueError("S-Prompts learns each lesson apart and rehearses nothing: leave task.buffer at 0")
-        if self.length:
-            self.tower.sites("patch")  # a tower without blocks says so
-        if not lesson.announced:
             raise ValueError(
-                "this stream does not say where a lesson ends, so there can't be prompts for each: take l2p, or "
-                "dualprompt with method.size"
+                "s_prompts: expected no rehearsal, because each lesson is learned apart, got a rehearsal buffer. Set "
+                "task.buffer=0."
             )
-        if not lesson.index:
-            self.tokens, self.heads, self.met = nn.ParameterList(), nn.ModuleList(), list[Sequence[str]]()
-        self.requires_grad_(False)
-        head = self.reader.anew()
-        head.begin(replace(lesson, index=0), generator, self.tower.width, self.tower.device)
-        self.heads.append(head)
-        bound = 1 / math.sqrt(self.tower.dim) if self.length else 0.0
-        tokens = uniform((self.length, self.tower.dim), -bound, bound, generator)
-        if self.length:
-            self.tokens.append(nn.Parameter(tokens.to(self.tower.device)))  # (P, D)
-        self.met.append(ids(lesson.train.names))
-        seed = int(torch.randint(2**31, (), generator=generator))
-        old = [self.centres] if lesson.index else []
-        self.register_buffer("centres", torch.cat([*old, self.clustered(lesson.train, seed)[None]]))  # (T, k, E)
+        if self.prompt_length:
+            self.tower.require_blocks()
+        if not lesson.has_task_boundaries:
+            raise ValueError(
+                "s_prompts: expected a stream with lesson boundaries, for prompts of each lesson, got a stream without "
+                "them. Use l2p, or dualprompt with method.pool_size."
+            )
 
-    def clustered(self, train: Split, seed: int) -> Tensor:
-        """The k-means centres (k, E) of the unit features; of fewer images some are there several times."""
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self.validate(lesson)
+        if not lesson.index:
+            self.tokens, self.lesson_heads = nn.ParameterList(), nn.ModuleList()
+            self.lesson_class_ids = list[Sequence[str]]()
+        self.requires_grad_(False)
+        head = self.head.clone_untrained()
+        head.begin_lesson(replace(lesson, index=0), generator, self.tower.feature_dim, self.tower.device)
+        self.lesson_heads.append(head)
+        if self.prompt_length:
+            bound = 1 / math.sqrt(self.tower.dim)
+            tokens = draw_uniform((self.prompt_length, self.tower.dim), -bound, bound, generator)
+            self.tokens.append(nn.Parameter(tokens.to(self.tower.device)))  # (P, D)
+        self.lesson_class_ids.append(class_ids(lesson.train.names))
+        seed = int(torch.randint(2**31, (), generator=generator))
+        earlier = [self.centroids] if lesson.index else []
+        centroids = self.cluster_features(lesson.train, seed)[None]
+        self.register_buffer("centroids", torch.cat([*earlier, centroids]))  # (T, k, E)
+
+    def cluster_features(self, train: Split, seed: int) -> Tensor:
+        """Compute the k-means centres (k, E) of the unit features, repeated where there are fewer images."""
         if not len(train):
-            return torch.zeros(self.k, self.tower.width, device=self.tower.device)
+            return torch.zeros(self.n_centroids, self.tower.feature_dim, device=self.tower.device)
         from sklearn.cluster import KMeans
 
-        found = torch.cat([Clip.unit(self.tower(batch.inputs)) for batch in train.batches(256)]).cpu().double()
-        few = min(self.k, len(found.unique(dim=0)))
-        model = KMeans(few, n_init=10, random_state=seed)  # type: ignore[arg-type]
-        made = model.fit(found.numpy()).cluster_centers_
-        rows = torch.arange(self.k) % few
-        return torch.from_numpy(made)[rows].to(self.tower.device, torch.float32)
+        features = torch.cat([Clip.unit(self.tower(batch.inputs)) for batch in train.batches(256)]).cpu().double()
+        k = min(self.n_centroids, len(features.unique(dim=0)))
+        model = KMeans(k, n_init=10, random_state=seed)  # type: ignore[arg-type]
+        centres = torch.from_numpy(model.fit(features.numpy()).cluster_centers_)
+        return centres[torch.arange(self.n_centroids) % k].to(self.tower.device, torch.float32)
 
-    def head(self, lesson: int) -> Reader:
-        return cast(Reader, self.heads[lesson])
+    def get_lesson_head(self, lesson: int) -> Head:
+        return cast(Head, self.lesson_heads[lesson])
 
-    def fixed(self, names: Names) -> _Asked:
-        asked, known = ids(names), {i for met in self.met for i in met}
-        may = [d for d, met in enumerate(self.met) if not known.isdisjoint(asked) and not set(met).isdisjoint(asked)]
+    def precompute(self, names: Names) -> _LessonCandidates:
+        wanted, known = class_ids(names), {i for ids in self.lesson_class_ids for i in ids}
+        indices = [d for d, ids in enumerate(self.lesson_class_ids) if not set(ids).isdisjoint(wanted)]
         lessons = []
-        for d in may or range(len(self.met)):
-            mine = [c for c, i in enumerate(asked) if i in self.met[d] or i not in known]
-            own = tuple(names[c] for c in mine)
-            lessons.append((d, torch.tensor(mine, device=self.tower.device), own, self.head(d).fixed(own)))
-        return _Asked(len(names), lessons)
+        for d in indices or range(len(self.lesson_class_ids)):
+            columns = [c for c, i in enumerate(wanted) if i in self.lesson_class_ids[d] or i not in known]
+            head_names = tuple(names[c] for c in columns)
+            constants = self.get_lesson_head(d).precompute(head_names)
+            lessons.append((d, torch.tensor(columns, device=self.tower.device), head_names, constants))
+        return _LessonCandidates(len(names), lessons)
 
-    def prepare(self, names: Names, fixed: _Asked) -> tuple[int, list[tuple[int, Tensor, Any]]]:
-        last = len(self.heads) - 1
-        chosen = [of for of in fixed.lessons if of[0] == last] if self.training else fixed.lessons
-        return fixed.names, [(d, places, self.head(d).prepare(own, part)) for d, places, own, part in chosen]
+    def prepare(self, names: Names, fixed: _LessonCandidates) -> tuple[int, list[tuple[int, Tensor, Any]]]:
+        last = len(self.lesson_heads) - 1
+        lessons = [lesson for lesson in fixed.lessons if lesson[0] == last] if self.training else fixed.lessons
+        return fixed.n_names, [
+            (d, columns, self.get_lesson_head(d).prepare(head_names, constants))
+            for d, columns, head_names, constants in lessons
+        ]
 
     def forward(self, inputs: Images, prepared: tuple[int, list[tuple[int, Tensor, Any]]]) -> Output:
-        names, lessons = prepared
-        numbers = torch.tensor([d for d, *_ in lessons], device=self.tower.device)
-        far = torch.cdist(Clip.unit(self.tower(inputs)), self.centres[numbers].flatten(0, 1), p=1.0)  # (B, lessons * k)
-        lesson = numbers[far.argmin(1) // self.k]  # (B,)
-        prompt = NOTHING
-        if self.length:
-            every = torch.stack(list(self.tokens))  # (T, P, D)
-            prompt = Prompt(tokens={0: every[lesson] if len(lessons) > 1 else every[numbers]})
+        n_names, lessons = prepared
+        indices = torch.tensor([d for d, *_ in lessons], device=self.tower.device)
+        query = Clip.unit(self.tower(inputs))
+        distances = torch.cdist(query, self.centroids[indices].flatten(0, 1), p=1.0)  # (B, lessons * k)
+        lesson = indices[distances.argmin(1) // self.n_centroids]  # (B,)
+        prompt, n_lessons = NOTHING, len(self.lesson_heads)
+        if self.prompt_length:
+            tokens = torch.stack(list(self.tokens))  # (T, P, D)
+            prompt = Prompt(tokens={0: tokens[lesson] if len(lessons) > 1 else tokens[indices]})
         image = self.tower(inputs, prompt)  # (B, E)
-        logits = torch.full((len(image), names), -math.inf, device=image.device)
-        for d, places, part in lessons:
+        logits = torch.full((len(image), n_names), -math.inf, device=image.device)
+        for d, columns, head_input in lessons:
             rows = (lesson == d).nonzero()[:, 0]
-            made = self.head(d)(image[rows], part)
-            logits = logits.index_put((rows[:, None], places), made.to(logits.dtype))
-        used, several = nn.functional.one_hot(lesson, len(self.heads)).float(), len(self.heads) > 1
-        return Output(logits, image=image, used=used, lesson=lesson if several else None)
+            scores = self.get_lesson_head(d)(image[rows], head_input)
+            logits = logits.index_put((rows[:, None], columns), scores.to(logits.dtype))
+        usage = nn.functional.one_hot(lesson, n_lessons).float()
+        predicted = lesson if n_lessons > 1 else None
+        return Output(logits, image_features=image, prompt_usage=usage, predicted_lesson=predicted)

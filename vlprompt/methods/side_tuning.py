@@ -1,6 +1,6 @@
 """Side-tuning: Zhang et al., "Side-Tuning: A Baseline for Network Adaptation", ECCV 2020, arXiv:1912.13503.
 
-A small network sees the pixels too, and its feature is blended with the frozen one: a f(x) + (1 - a) W s(x), with
+A small network reads the pixels too, and its feature is blended with the frozen one: a f(x) + (1 - a) W s(x), with
 a = sigmoid(blend) learned from one half on. Sites: none; the frozen feature is computed once.
 
 Differs from VPT's baseline (arXiv:2203.12119) in: the side network is four convolutions of our own, trained from
@@ -14,33 +14,39 @@ VPT, with AlexNet).
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.head import Reader
+from vlprompt.core.head import Head
 from vlprompt.core.images import Images
-from vlprompt.core.method import OnTower
+from vlprompt.core.method import TowerMethod
 from vlprompt.core.towers import VisionTower
-from vlprompt.layers.adapters import dense
+from vlprompt.layers.adapters import make_linear
 
 
-class SideTuning(OnTower):
-    """A small convolutional network beside an image tower; width: channels of its first layer, doubled by each."""
+class SideTuning(TowerMethod):
+    """A small convolutional network whose feature is blended with that of an image tower.
 
-    def __init__(self, tower: VisionTower, reader: Reader, width: int = 16):
+    Args:
+        tower: frozen image tower.
+        head: maps features to class logits.
+        width: channels of the first convolution, doubled by each of the next three.
+    """
+
+    def __init__(self, tower: VisionTower, head: Head, width: int = 16):
         super().__init__()
-        self.tower, self.reader, self.width = tower, reader, width
+        self.tower, self.head, self.width = tower, head, width
 
     def build(self, generator: torch.Generator) -> None:
-        self.at_least(width=1)
+        self.require_at_least(width=1)
         device, layers, channels = self.tower.device, list[nn.Module](), 3
         for i in range(4):
             conv = nn.Conv2d(channels, self.width * 2**i, 3, stride=2, padding=1, bias=False, device=device)
-            fan = 9 * channels
-            conv.weight.data.copy_(torch.randn(conv.weight.shape, generator=generator) * (2 / fan) ** 0.5)
+            fan_in = 9 * channels
+            conv.weight.data.copy_(torch.randn(conv.weight.shape, generator=generator) * (2 / fan_in) ** 0.5)
             channels = self.width * 2**i
             layers += [conv, nn.GroupNorm(1, channels, device=device), nn.ReLU()]
-        self.side = nn.Sequential(*layers)
-        self.out = dense(channels, self.tower.width, generator, device, bias=False)
+        self.side_network = nn.Sequential(*layers)
+        self.projection = make_linear(channels, self.tower.feature_dim, generator, device, bias=False)
         self.blend = nn.Parameter(torch.zeros((), device=device))
 
-    def features(self, inputs: Images, tower: VisionTower) -> Tensor:
-        pixels, a = inputs.pixels(tower.look).to(tower.device), self.blend.sigmoid()
-        return a * tower(inputs) + (1 - a) * self.out(self.side(pixels).mean((2, 3)))
+    def compute_features(self, inputs: Images, tower: VisionTower) -> Tensor:
+        pixels, a = inputs.pixels(tower.preprocessing).to(tower.device), self.blend.sigmoid()
+        return a * tower(inputs) + (1 - a) * self.projection(self.side_network(pixels).mean((2, 3)))

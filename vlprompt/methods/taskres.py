@@ -1,7 +1,7 @@
 """TaskRes: Yu et al., "Task Residual for Tuning Vision-Language Models", CVPR 2023, arXiv:2211.10277.
 
-Each class text gets a learned vector of its own on top: t + alpha x, with x = 0 at the start. Sites: none; it stands on
-the text features.
+A learned vector is added to each class text: t + alpha x, with x = 0 at the start. Sites: none; it changes the text
+features.
 
 Differs from the authors' code in: underscores in class names become spaces; only the plain base is there (their
 enhanced base is a weight file). From the paper in: a class without a vector (new classes) answers by its text alone.
@@ -12,35 +12,41 @@ Expected (few-shot, ViT-B/16, 16 shots, mean of 11 sets): about 80.8, read off C
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.class_names import Names, ids
+from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import Images
 from vlprompt.core.method import Method, Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
-from vlprompt.layers.class_texts import Template, hand, rows
+from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts, select_class_rows
 
 
 class TaskRes(Method):
-    """A learned residual for each class text. alpha: its weight; template: the class texts, default the dataset's."""
+    """A learned residual of each class text.
 
-    def __init__(self, clip: Clip, alpha: float = 0.5, template: Template = None):
+    Args:
+        clip: frozen CLIP.
+        alpha: weight of the residuals.
+        template: of the class texts; default the dataset's own.
+    """
+
+    def __init__(self, clip: Clip, alpha: float = 0.5, template: TemplateChoice = None):
         super().__init__()
         self.clip, self.alpha, self.template = clip, alpha, template
-        self.ids: Names = ()
+        self.class_ids: Names = ()
 
-    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        known = self.ids if lesson.index else ()
-        new = [i for i in ids(lesson.train.names) if i not in known]
-        old = [self.residual.detach()] if known else []
-        zeros = torch.zeros(len(new), self.clip.width, device=self.clip.device)
-        self.ids, self.residual = (*known, *new), nn.Parameter(torch.cat([*old, zeros]))  # (C, E)
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
+        known_ids = self.class_ids if lesson.index else ()
+        added_ids = [i for i in class_ids(lesson.train.names) if i not in known_ids]
+        earlier = [self.residual.detach()] if known_ids else []
+        zeros = torch.zeros(len(added_ids), self.clip.feature_dim, device=self.clip.device)
+        self.class_ids, self.residual = (*known_ids, *added_ids), nn.Parameter(torch.cat([*earlier, zeros]))  # (C, E)
 
-    def fixed(self, names: Names) -> Tensor:
-        return hand(self.clip, names, self.template)  # (C, E), un-normalised
+    def precompute(self, names: Names) -> Tensor:
+        return encode_class_texts(self.clip, names, self.template)  # (C, E), un-normalised
 
     def prepare(self, names: Names, fixed: Tensor) -> Tensor:
-        return fixed + self.alpha * rows(self.residual, self.ids, names, torch.zeros_like(fixed))
+        return fixed + self.alpha * select_class_rows(self.residual, self.class_ids, names, torch.zeros_like(fixed))
 
     def forward(self, inputs: Images, prepared: Tensor) -> Output:
         image = self.clip.image(inputs)  # (B, E)
-        return Output(self.clip.logits(image, prepared), image=image, text=prepared)
+        return Output(self.clip.logits(image, prepared), image_features=image, text_features=prepared)

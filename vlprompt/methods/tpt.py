@@ -1,14 +1,14 @@
 """TPT: Shu et al., "Test-Time Prompt Tuning for Zero-Shot Generalization in VLMs", NeurIPS 2022, arXiv:2209.07511.
 
-For each test image by itself the context takes one step that makes the answers to its augmented views agree (the
-entropy of their mean falls), over the views that CLIP is surest about; then the image is judged and the step forgotten.
+For each test image separately the context takes one step that makes the predictions for its augmentations agree (the
+entropy of their mean falls), over the most confident of them; then the image is classified and the step undone.
 Sites: soft tokens at layer 0 of the text tower, another set per image.
 
-Differs from the authors' code in: the images of a batch take their steps side by side (the same numbers; a batch bounds
-the memory); views are pure functions of the image; augmix is torchvision's. From the paper in: nothing.
+Differs from the authors' code in: the images of a batch take their steps together (the same numbers; a batch bounds
+the memory); augmentations are pure functions of the image; augmix is torchvision's. From the paper in: nothing.
 
 Expected (domain generalisation, ViT-B/16): V2 63.45, Sketch 47.94, A 54.77, R 77.06, mean 60.81; after CoOp
-(learn=True) 66.83, 49.29, 57.95, 77.27, mean 62.84.
+(train_context=True) 66.83, 49.29, 57.95, 77.27, mean 62.84.
 """
 
 import torch
@@ -20,17 +20,22 @@ from vlprompt.core.method import Method, Output
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
-from vlprompt.layers.adapters import hold
-from vlprompt.layers.class_texts import holes
+from vlprompt.layers.adapters import register_tensor
+from vlprompt.layers.class_texts import fill_class_texts
 from vlprompt.metrics import entropy
 
 
 class TPT(Method):
-    """Context words that are tuned on each test image.
+    """Context tokens that are tuned on each test image.
 
-    n_ctx, init, text: as in CoOp; learn: train the context on the lesson first, as CoOp does; views: augmented views
-    beside the image as it is; keep: the share of them with the lowest entropy that is used; lr, weight_decay, steps: of
-    AdamW; augment: "crop-flip", "crop", or "augmix" as the authors use for fine-grained sets.
+    Args:
+        clip: frozen CLIP.
+        n_ctx, init_text, context_template: as in CoOp.
+        train_context: whether the context is first trained on the lesson, as CoOp does.
+        augmentations: number of augmentations of an image, which is used too.
+        confident_fraction: of these, those with the lowest entropy that are used.
+        lr, weight_decay, steps: of AdamW.
+        augment: "crop-flip", "crop", or "augmix" as the authors use for fine-grained sets.
     """
 
     ctx: Tensor
@@ -39,27 +44,29 @@ class TPT(Method):
         self,
         clip: Clip,
         n_ctx: int | None = None,
-        init: str | None = "a photo of a",
-        text: str = "{ctx} {name}.",
-        learn: bool = False,
-        views: int = 63,
-        keep: float = 0.1,
+        init_text: str | None = "a photo of a",
+        context_template: str = "{ctx} {name}.",
+        train_context: bool = False,
+        augmentations: int = 63,
+        confident_fraction: float = 0.1,
         lr: float = 0.005,
         weight_decay: float = 0.01,
         steps: int = 1,
         augment: str = "crop-flip",
     ):
         super().__init__()
-        self.clip, self.n_ctx, self.init, self.text, self.learn, self.views = clip, n_ctx, init, text, learn, views
-        self.keep, self.lr, self.weight_decay, self.steps, self.augment = keep, lr, weight_decay, steps, augment
+        self.clip, self.n_ctx, self.init_text, self.context_template = clip, n_ctx, init_text, context_template
+        self.train_context, self.augmentations, self.augment = train_context, augmentations, augment
+        self.confident_fraction, self.lr, self.weight_decay, self.steps = confident_fraction, lr, weight_decay, steps
 
-    def begin(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self.at_least(views=0, steps=0, keep=0)
+    def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
+        self.require_at_least(augmentations=0, steps=0, confident_fraction=0)
         if not lesson.index:
-            hold(self, "ctx", self.clip.text.context(self.n_ctx, self.init, generator), self.learn)  # (P, D)
+            ctx = self.clip.text.init_context(self.n_ctx, self.init_text, generator)  # (P, D)
+            register_tensor(self, "ctx", ctx, self.train_context)
 
-    def fixed(self, names: Names) -> list[str]:
-        return holes(self.text, names, len(self.ctx))
+    def precompute(self, names: Names) -> list[str]:
+        return fill_class_texts(self.context_template, names, len(self.ctx))
 
     def prepare(self, names: Names, fixed: list[str]) -> list[str]:
         return fixed
@@ -69,23 +76,24 @@ class TPT(Method):
         if self.training:
             text = self.clip.text(prepared, Prompt(tokens={0: self.ctx[None]}))[0]  # (C, E)
         else:
-            views = torch.stack([image, *(self.clip.image(inputs.view(self.augment, k)) for k in range(self.views))])
-            text = self.clip.text(prepared, Prompt(tokens={0: self.tuned(views, prepared)}))  # (B, C, E)
-        return Output(self.clip.logits(image, text), image=image, text=text)
+            augmented = (self.clip.image(inputs.augment(self.augment, k)) for k in range(self.augmentations))
+            ctx = self.tune_context(torch.stack([image, *augmented]), prepared)
+            text = self.clip.text(prepared, Prompt(tokens={0: ctx}))  # (B, C, E)
+        return Output(self.clip.logits(image, text), image_features=image, text_features=text)
 
-    def tuned(self, views: Tensor, texts: list[str]) -> Tensor:
-        """The context of each image after its steps (B, P, D); views (1 + V, B, E)."""
+    def tune_context(self, images: Tensor, texts: list[str]) -> Tensor:
+        """Tune the context of each image (B, P, D) on its augmentations (1 + A, B, E)."""
         with torch.enable_grad():
-            ctx = nn.Parameter(self.ctx.detach().expand(views.shape[1], -1, -1).clone())
+            ctx = nn.Parameter(self.ctx.detach().expand(images.shape[1], -1, -1).clone())
             optimizer = torch.optim.AdamW([ctx], self.lr, weight_decay=self.weight_decay)
-            chosen, seen = None, self.clip.unit(views).movedim(0, -1)  # (B, E, 1 + V)
+            chosen, features = None, self.clip.unit(images).movedim(0, -1)  # (B, E, 1 + A)
             for _ in range(self.steps):
                 text = self.clip.text(texts, Prompt(tokens={0: ctx}))  # (B, C, E)
-                logits = self.clip.scale * (self.clip.unit(text) @ seen).float().movedim(-1, 0)  # (1 + V, B, C)
-                if chosen is None:  # the surest views, chosen once
-                    count = max(1, int(len(views) * self.keep))
-                    chosen = entropy(logits.detach().softmax(-1)).argsort(0)[:count]  # (k, B)
-                kept = torch.take_along_dim(logits, chosen[..., None], 0).softmax(-1)
-                [ctx.grad] = torch.autograd.grad(entropy(kept.mean(0)).sum(), [ctx])  # each image's own, side by side
+                logits = self.clip.scale * (self.clip.unit(text) @ features).float().movedim(-1, 0)  # (1 + A, B, C)
+                if chosen is None:  # the most confident ones, chosen once
+                    n = max(1, int(len(images) * self.confident_fraction))
+                    chosen = entropy(logits.detach().softmax(-1)).argsort(0)[:n]  # (n, B)
+                p = torch.take_along_dim(logits, chosen[..., None], 0).softmax(-1)
+                [ctx.grad] = torch.autograd.grad(entropy(p.mean(0)).sum(), [ctx])  # the sum keeps images independent
                 optimizer.step()
         return ctx.detach()

@@ -21,50 +21,80 @@ from vlprompt.core.class_names import Names
 from vlprompt.core.images import Images
 from vlprompt.core.method import Method, Output
 from vlprompt.core.towers import Clip
-from vlprompt.layers.class_texts import Template, hand
+from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts
 
 
 class ZeroShot(Method):
-    """A frozen CLIP as it is.
+    """A frozen CLIP that classifies by hand-written texts.
 
-    template: a text with {name} in it, several that are averaged, or a set by name ("imagenet-80", "imagenet-7");
-    default: the dataset's own. descriptions: a JSON or YAML file {class name or id: [texts]}; a class then has its own
-    texts, as they are, or put into a template that has a {description}.
+    Args:
+        clip: frozen CLIP.
+        template: a text with {name} in it, several that are averaged, or a set by name ("imagenet-80", "imagenet-7");
+            default the dataset's own.
+        descriptions: path of a JSON or YAML file {class name or id: [texts]}; a class then has these texts, verbatim or
+            put into a template that has a {description}.
     """
 
-    def __init__(self, clip: Clip, template: Template = None, descriptions: str | None = None):
+    def __init__(self, clip: Clip, template: TemplateChoice = None, descriptions: str | None = None):
         super().__init__()
         self.clip, self.template, self.descriptions = clip, template, descriptions
 
-    def fixed(self, names: Names) -> Tensor:
+    def precompute(self, names: Names) -> Tensor:
         if self.descriptions is None:
-            return hand(self.clip, names, self.template, unit=True)
-        every = described(Path(self.descriptions), names, self.template if isinstance(self.template, str) else None)
-        features = self.clip.unit(self.clip.text([text for texts in every for text in texts])[0])
-        return torch.stack([part.mean(0) for part in features.split([len(texts) for texts in every])])  # (C, E)
+            return encode_class_texts(self.clip, names, self.template, normalize=True)
+        template = self.template if isinstance(self.template, str) else None
+        class_texts = read_descriptions(Path(self.descriptions), names, template)
+        features = self.clip.unit(self.clip.text([text for texts in class_texts for text in texts])[0])
+        return torch.stack([part.mean(0) for part in features.split([len(texts) for texts in class_texts])])  # (C, E)
 
     def forward(self, inputs: Images, prepared: Tensor) -> Output:
         image = self.clip.image(inputs)  # (B, E)
-        return Output(self.clip.logits(image, prepared), image=image, text=prepared)
+        return Output(self.clip.logits(image, prepared), image_features=image, text_features=prepared)
 
 
-def described(path: Path, names: Names, template: str | None) -> list[list[str]]:
-    """The texts of each class in a file of descriptions; ValueError for a class without any."""
+def read_descriptions(path: Path, names: Names, template: str | None) -> list[list[str]]:
+    """Read the texts of each class from a file of descriptions.
+
+    Args:
+        path: JSON or YAML file {class name or id: [texts]}.
+        names: the classes, in the order of the result.
+        template: may have {name} and {description}; without a {description} the texts are used verbatim.
+
+    Raises:
+        ValueError: if there is no such file, or a class has no description.
+    """
     import yaml
 
     if not path.is_file():
-        raise ValueError(f"there is no file of descriptions {str(path)!r}; it holds {{class name: [texts]}} as JSON")
-    found = yaml.safe_load(path.read_text("utf-8"))  # JSON is YAML
-    if not isinstance(found, dict):
-        raise ValueError(f"{str(path)!r} must hold {{class name: [texts]}}, not a {type(found).__name__}")
-    texts = {str(k).replace("_", " ").lower(): [v] if isinstance(v, str) else v for k, v in found.items()}
-    made = []
+        raise ValueError(
+            f"method.descriptions: expected a file of descriptions, got {str(path)!r}, which does not exist. Give a "
+            "JSON file of {class name: [texts]}."
+        )
+    content = yaml.safe_load(path.read_text("utf-8"))  # JSON is YAML
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"method.descriptions: expected {{class name: [texts]}} in {str(path)!r}, got a {type(content).__name__}. "
+            "Give a mapping of class names."
+        )
+    descriptions = {_normalize(str(k)): [v] if isinstance(v, str) else v for k, v in content.items()}
+    pattern = template if template and "{description}" in template else "{description}"
+    class_texts = []
     for name in names:
-        keys = (getattr(name, "id", name), name)
-        mine = next((texts[k] for k in (key.replace("_", " ").lower() for key in keys) if texts.get(k)), None)
-        if mine is None:
-            raise ValueError(f"{str(path)!r} has no description of {str(name)!r}; add one or leave descriptions out")
-        form = template if template and "{description}" in template else "{description}"
-        whole = form.replace("{name}", name.replace("_", " "))
-        made.append([whole.replace("{description}", str(t)).replace("{", "{{").replace("}", "}}") for t in mine])
-    return made
+        keys = map(_normalize, (getattr(name, "id", name), name))
+        texts = next((descriptions[key] for key in keys if descriptions.get(key)), None)
+        if texts is None:
+            raise ValueError(
+                f"{str(path)!r}: expected a description of {str(name)!r}, got none. Add one, or leave "
+                "method.descriptions out."
+            )
+        front = pattern.replace("{name}", name.replace("_", " "))
+        class_texts.append([_escape_braces(front.replace("{description}", str(text))) for text in texts])
+    return class_texts
+
+
+def _normalize(name: str) -> str:
+    return name.replace("_", " ").lower()
+
+
+def _escape_braces(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")

@@ -15,12 +15,17 @@ from torch import Tensor
 
 from vlprompt.engine.loop import State
 
-WHOLE = ("config.yaml", "last.safetensors", "prompt.safetensors", "result.json")  # files that `write` makes in a run
+ATOMIC_FILES = (
+    "config.yaml",
+    "last.safetensors",
+    "prompt.safetensors",
+    "result.json",
+)  # files that `write_atomically` makes in a run
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
-    """An OSError in here (a full disk, no permission) says which file it was and what to do."""
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Add the file and the remedy to an OSError of the with-block (a full disk, no permission)."""
     try:
         yield
     except OSError as error:
@@ -30,10 +35,10 @@ def written(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write(path: Path, data: bytes) -> None:
-    """The whole file or nothing."""
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with written(path):
+    with explain_write_errors(path):
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -46,18 +51,18 @@ def write(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def tensors_as_bytes(tensors: dict[str, Tensor], told: dict[str, Any]) -> bytes:
-    """A safetensors file whose metadata holds JSON, under one key: several would be written in any order."""
+def serialize_tensors(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
+    """Serialize to safetensors, with the metadata as JSON under one key: several would be written in any order."""
     from safetensors.torch import save
 
-    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"vlprompt": json.dumps(told)})
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"vlprompt": json.dumps(metadata)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and JSON metadata of a safetensors file; ValueError when it is broken."""
+    """Read tensors and JSON metadata of a safetensors file; ValueError if it is broken."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -72,10 +77,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: scores per stage and test, their summary, cost, environment and protocol.
+    """The result of a run, in percent, seconds and bytes.
 
-    classes: the accuracy of each class by its id, per stage and test. stages: after each lesson its parameters, bytes,
-    seconds, and how much each prompt was used. Percent, seconds, bytes.
+    Args:
+        config: the resolved configuration.
+        scores: per stage and test.
+        summary: the scores that tables show.
+        cost: seconds, parameters, memory.
+        environment: versions and hardware.
+        protocol: what makes results comparable.
+        class_accuracy: the accuracy of each class by its id, per stage and test.
+        stages: after each lesson its parameters, bytes, seconds and prompt usage.
+        folder: where it was read from.
     """
 
     config: dict[str, Any]
@@ -84,12 +97,17 @@ class Result:
     cost: dict[str, float]
     environment: dict[str, Any]
     protocol: dict[str, Any]
-    classes: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    class_accuracy: list[dict[str, dict[str, float]]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
     folder: str | None = None
 
+    @property
+    def accuracy_matrix(self) -> list[list[float]]:
+        """Accuracy (T, T) of a stream after lesson t (row) on the test images of lesson i (column), as far as seen."""
+        return [[t["accuracy"] for name, t in tests.items() if name.startswith("seen/")] for tests in self.scores]
 
-class Folder:
+
+class RunFolder:
     """What one run leaves on the disk.
 
     config.yaml, steps.jsonl, last.safetensors (to resume; goes when the run is done), prompt.safetensors (the learned
@@ -98,49 +116,47 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.result_path, self.last, self.steps = path / "result.json", path / "last.safetensors", path / "steps.jsonl"
+        self.result_path, self.state_path, self.steps_path = (
+            path / "result.json",
+            path / "last.safetensors",
+            path / "steps.jsonl",
+        )
 
     @contextmanager
-    def opened(self, config: dict[str, Any]) -> Iterator[None]:
+    def open(self, config: dict[str, Any]) -> Iterator[None]:
         """Made, claimed for this process, and holding `config`.
 
         ValueError when it holds another or a process is at work in it.
         """
         import yaml
 
-        with written(self.path):
+        with explain_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        held = claim(self.path)
-        try:
+        with lock_folder(self.path):
             known = self.path / "config.yaml"
-            if known.exists() and (found := yaml.safe_load(known.read_text("utf-8"))) != config:
-                differs = [k for k in config if not isinstance(found, dict) or found.get(k) != config[k]]
+            if known.exists() and (stored := yaml.safe_load(known.read_text("utf-8"))) != config:
+                differing = [k for k in config if not isinstance(stored, dict) or stored.get(k) != config[k]]
                 raise ValueError(
-                    f"{str(self.path)!r} holds a run of another configuration (other {', '.join(differs)}); "
+                    f"{str(self.path)!r} holds a run of another configuration (other {', '.join(differing)}); "
                     "name another folder"
                 )
-            for left in (left for name in WHOLE for left in self.path.glob(f".{name}.*")):
+            for left in (left for name in ATOMIC_FILES for left in self.path.glob(f".{name}.*")):
                 left.unlink()  # of a process that died while it wrote
             try:
-                write(known, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+                write_atomically(known, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
                 yield
             except BaseException:
-                self._discard()
+                self._discard_if_empty()
                 raise
-        finally:
-            if held is not None:
-                os.close(held)
 
-    def _discard(self) -> None:
+    def _discard_if_empty(self) -> None:
         """Leave nothing where nothing was learned; files that are not ours stay."""
-        if not self.last.exists() and not self.result_path.exists():
-            for file in (self.path / "config.yaml", self.steps):
+        if not self.state_path.exists() and not self.result_path.exists():
+            for file in (self.path / "config.yaml", self.steps_path):
                 file.unlink(missing_ok=True)
-            with suppress(OSError):
-                self.path.rmdir()
 
-    def done(self) -> Result | None:
-        """The result, if the run is finished."""
+    def read_result(self) -> Result | None:
+        """Return the result, or None if the run is not finished."""
         if not self.result_path.exists():
             return None
         try:
@@ -150,26 +166,26 @@ class Folder:
                 f"{str(self.result_path)!r} is broken ({error}); delete it and give the command again"
             ) from error
 
-    def save(self, state: State, told: dict[str, Any]) -> None:
-        """Everything a resume needs, in one file: one rename, so that it is never half."""
-        cursor = {key: getattr(state, key) for key in ("epoch", "place", "step", "best", "scaler")}
-        write(self.last, tensors_as_bytes(state.tensors, {"cursor": cursor, "told": told}))
+    def save_state(self, state: State, progress: dict[str, Any]) -> None:
+        """Write all that a resume needs into one file: a single rename is never half done."""
+        cursor = {key: getattr(state, key) for key in ("epoch", "batch_index", "step", "best_score", "scaler")}
+        write_atomically(self.state_path, serialize_tensors(state.tensors, {"cursor": cursor, "progress": progress}))
 
-    def load(self) -> tuple[State, dict[str, Any]] | None:
-        if not self.last.exists():
+    def load_state(self) -> tuple[State, dict[str, Any]] | None:
+        if not self.state_path.exists():
             return None
-        tensors, found = read_tensors(self.last)
-        return State(tensors=tensors, **found["cursor"]), found["told"]
+        tensors, metadata = read_tensors(self.state_path)
+        return State(tensors=tensors, **metadata["cursor"]), metadata["progress"]
 
     def finish(self, result: Result, learned: bytes) -> Result:
-        """The learned state, then the result; what was only there to resume goes."""
-        write(self.path / "prompt.safetensors", learned)
+        """Write the learned state, then the result, and remove what only a resume needs."""
+        write_atomically(self.path / "prompt.safetensors", learned)
         write_json(self.result_path, {k: v for k, v in asdict(result).items() if k != "folder"})
-        self.last.unlink(missing_ok=True)
+        self.state_path.unlink(missing_ok=True)
         return Result(**{**asdict(result), "folder": str(self.path)})
 
-    def prompt(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The learned state and what it was learned with; ValueError when the run is not finished."""
+    def read_learned_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the learned state and its metadata; ValueError if the run is not finished."""
         path = self.path / "prompt.safetensors"
         if not self.path.is_dir():
             raise ValueError(f"there is no run folder {str(self.path)!r}; `vlprompt table` lists those under runs/")
@@ -181,25 +197,35 @@ class Folder:
         return read_tensors(path)
 
 
-def claim(path: Path) -> int | None:
-    """A lock on the folder that goes with the process; None where the system has none."""
+@contextmanager
+def lock_folder(path: Path) -> Iterator[None]:
+    """Hold a folder for this process until the with-block ends; a process that dies releases it.
+
+    A folder that is empty at the end goes.
+
+    Raises:
+        ValueError: when another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path / ".lock", timeout=0)
     try:
-        import fcntl
-    except ImportError:
-        return None
-    held = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(held)
+        lock.acquire()
+    except Timeout as error:
         raise ValueError(f"another process is at work in {str(path)!r}; wait for it or name another folder") from error
-    return held
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # some systems can't remove an open file
+            Path(lock.lock_file).unlink()  # before the release, so that it is nobody else's
+            path.rmdir()
+        lock.release()
 
 
-def read_all(root: Path) -> tuple[list[Result], list[Path]]:
-    """All finished runs under a folder, and the folders of those that are not."""
+def read_runs(root: Path) -> tuple[list[Result], list[Path]]:
+    """Return all finished runs under a folder, and the folders of unfinished ones."""
     if not root.is_dir():
         raise ValueError(f"there is no folder {str(root)!r}; `vlprompt run` makes runs/")
     folders = sorted({p.parent for p in root.rglob("config.yaml")})
-    results = [(f, Folder(f).done()) for f in folders]
+    results = [(f, RunFolder(f).read_result()) for f in folders]
     return [r for _, r in results if r is not None], [f for f, r in results if r is None]

@@ -3,33 +3,33 @@
 import json
 from typing import Any
 
-from vlprompt.results.run_folder import Folder, written
+from vlprompt.results.run_folder import RunFolder, explain_write_errors
 
 
-class Log:
+class StepLog:
     """steps.jsonl: one line a step, cut back to what the resumed state knows."""
 
-    def __init__(self, place: Folder | None, size: int):
-        self.place, self.size, self.lines = place, size, list[bytes]()
+    def __init__(self, folder: RunFolder | None, n_bytes: int):
+        self.folder, self.n_bytes, self.pending_lines = folder, n_bytes, list[bytes]()
 
-    def __enter__(self) -> "Log":
-        if self.place is not None:
-            self.place.steps.touch()
-            with self.place.steps.open("r+b") as file:
-                file.truncate(self.size)
+    def __enter__(self) -> "StepLog":
+        if self.folder is not None:
+            self.folder.steps_path.touch()
+            with self.folder.steps_path.open("r+b") as file:
+                file.truncate(self.n_bytes)
         return self
 
     def write(self, line: dict[str, Any]) -> None:
-        self.lines.append((json.dumps(line) + "\n").encode())
-        if len(self.lines) >= 1000:
+        self.pending_lines.append((json.dumps(line) + "\n").encode())
+        if len(self.pending_lines) >= 1000:
             self.flush()
 
     def flush(self) -> None:
-        if self.place is not None and self.lines:
-            with written(self.place.steps), self.place.steps.open("ab") as file:
-                file.write(b"".join(self.lines))
-            self.size += sum(map(len, self.lines))
-        self.lines = []
+        if self.folder is not None and self.pending_lines:
+            with explain_write_errors(self.folder.steps_path), self.folder.steps_path.open("ab") as file:
+                file.write(b"".join(self.pending_lines))
+            self.n_bytes += sum(map(len, self.pending_lines))
+        self.pending_lines = []
 
     def __exit__(self, *error: object) -> None:
         self.flush()

@@ -1,9 +1,10 @@
-"""What the processes of a run compute for each other: shares of the work, and frozen features, each of them once."""
+"""Work that the processes of a run divide: items, and frozen features, each computed once."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,112 +13,149 @@ from vlprompt.runtime import distributed
 
 T = TypeVar("T")
 R = TypeVar("R")
-_state = {"alike": False}
+_state = {"lockstep": False}
 
 
-class _Some(NamedTuple):
-    """Features of one shape, stacked (n, ...) on the CPU; device: the kind that they were computed on."""
+class SharedCache(Protocol):
+    """A feature cache that notes what it computed since the last exchange, once `unshared` is no longer None."""
+
+    unshared: dict[str, Tensor] | None
+
+    def get(self, key: str) -> Tensor | None: ...
+
+    def add(self, key: str, tensor: Tensor) -> None: ...
+
+
+class _FeatureBlock(NamedTuple):
+    """Features of one shape, stacked (N, ...) on the CPU; device: the type of the one that computed them."""
 
     keys: list[str]
     tensors: Tensor
     device: str
 
 
-Fresh = list[list[_Some]]  # of each store
+NewFeatures = list[list[_FeatureBlock]]  # of each cache
 
 
-def share(many: int) -> tuple[int, int]:
-    """Where the share of this process of so many things begins and ends."""
-    return many * distributed.rank() // distributed.size(), many * (distributed.rank() + 1) // distributed.size()
+def get_rank_slice(n_items: int) -> tuple[int, int]:
+    """Return where this rank's slice of a list begins and ends."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    return n_items * rank // world_size, n_items * (rank + 1) // world_size
 
 
-def shared(items: Iterable[T], work: Callable[[T], R], kept: Sequence[Any] = ()) -> Iterator[R]:
-    """The work on each item, in order, each done by one process and told to all.
+def map_distributed(items: Iterable[T], compute: Callable[[T], R], caches: Sequence[SharedCache] = ()) -> Iterator[R]:
+    """Compute each item in one of the processes; all processes get all results, in order.
 
-    kept: stores of features; what one process computes on the way is kept by all.
+    Args:
+        items: the same in all processes.
+        compute: the work on an item.
+        caches: feature caches; what one process adds on the way, all add.
     """
-    if distributed.size() == 1:
-        yield from map(work, items)
+    world_size, rank = distributed.get_world_size(), distributed.get_rank()
+    if world_size == 1:
+        yield from map(compute, items)
         return
-    left = iter(items)
-    fresh(kept)  # from here on a store notes what is new
-    while some := list(islice(left, distributed.size())):
-        mine = [work(item) for item in some[distributed.rank() : distributed.rank() + 1]]
-        told = distributed.gather((mine, fresh(kept)))
-        hear(kept, [new for _, new in told])
-        yield from (done for few, _ in told for done in few)
+    remaining = iter(items)
+    collect_new_features(caches)  # from here on the caches note what is new
+    while group := list(islice(remaining, world_size)):
+        results = [compute(item) for item in group[rank : rank + 1]]
+        gathered = distributed.all_gather((results, collect_new_features(caches)))
+        add_remote_features(caches, [features for _, features in gathered])
+        yield from (result for rank_results, _ in gathered for result in rank_results)
 
 
-def fresh(kept: Sequence[Any]) -> Fresh:
-    """What was computed here since this was last asked, to be told to the others."""
-    found: Fresh = []
-    for one in kept:
-        new, one.fresh, by = one.fresh or {}, {}, dict[Any, list[str]]()
+def collect_new_features(caches: Sequence[SharedCache]) -> NewFeatures:
+    """Return what this process has computed since the last call, to be sent to the others."""
+    features: NewFeatures = []
+    for cache in caches:
+        new, cache.unshared = cache.unshared or {}, {}
+        keys_by_kind = dict[tuple[torch.Size, torch.dtype, str], list[str]]()
         for key, tensor in new.items():
-            by.setdefault((tensor.shape, tensor.dtype, tensor.device.type), []).append(key)
-        found.append([_Some(keys, torch.stack([new[k] for k in keys]).cpu(), of[2]) for of, keys in by.items()])
-    return found
+            keys_by_kind.setdefault((tensor.shape, tensor.dtype, tensor.device.type), []).append(key)
+        features.append(
+            [
+                _FeatureBlock(keys, torch.stack([new[key] for key in keys]).cpu(), device)
+                for (_, _, device), keys in keys_by_kind.items()
+            ]
+        )
+    return features
 
 
-def hear(kept: Sequence[Any], told: Sequence[Fresh]) -> None:
-    """Keep what the other processes have computed."""
-    for k, every in enumerate(told):
-        for one, new in zip(kept, every, strict=True) if k != distributed.rank() else ():
-            for keys, tensors, device in new:
+def add_remote_features(caches: Sequence[SharedCache], new_features: Sequence[NewFeatures]) -> None:
+    """Add what the other processes have computed.
+
+    Args:
+        caches: in the order of `collect_new_features`.
+        new_features: of each rank.
+    """
+    for rank, rank_features in enumerate(new_features):
+        if rank == distributed.get_rank():
+            continue
+        for cache, blocks in zip(caches, rank_features, strict=True):
+            for keys, tensors, device in blocks:
                 for key, tensor in zip(keys, tensors.to(device), strict=True):
-                    if one.get(key) is None:
-                        one.hold(key, tensor.clone())
+                    if cache.get(key) is None:
+                        cache.add(key, tensor.clone())
 
 
 @contextmanager
-def alike() -> Iterator[None]:
-    """While all processes do the very same, in step: features that none of them has are shared out (see `divided`)."""
-    was, _state["alike"] = _state["alike"], distributed.size() > 1
+def in_lockstep() -> Iterator[None]:
+    """Declare that all processes do the same within the with-block, so that they divide missing features.
+
+    See `compute_missing_features`.
+    """
+    previous, _state["lockstep"] = _state["lockstep"], distributed.get_world_size() > 1
     try:
         yield
     finally:
-        _state["alike"] = was
+        _state["lockstep"] = previous
 
 
-def divided(kept: Any, keys: Iterable[str | None], compute: Callable[[list[str]], object]) -> None:
-    """Within `alike`: of the features that are asked for and that somebody lacks, each process computes a part.
+def compute_missing_features(
+    cache: SharedCache, keys: Iterable[str | None], compute: Callable[[list[str]], object]
+) -> None:
+    """Within `in_lockstep`, compute a slice of the features that any process lacks in each; else do nothing.
 
-    compute: computes and keeps those of some keys.
+    Args:
+        cache: of this process.
+        keys: the features that are needed; None for images without a key.
+        compute: computes the features of some keys and adds them to the cache.
     """
-    if not _state["alike"]:
+    if not _state["lockstep"]:
         return
-    lacking = distributed.gather([key for key in dict.fromkeys(keys) if key is not None and kept.get(key) is None])
-    if every := list(dict.fromkeys(key for some in lacking for key in some)):
-        begin, end = share(len(every))
-        fresh([kept])
-        compute([key for key in every[begin:end] if kept.get(key) is None])
-        hear([kept], distributed.gather(fresh([kept])))
+    local = [key for key in dict.fromkeys(keys) if key is not None and cache.get(key) is None]
+    if missing := list(dict.fromkeys(key for rank_keys in distributed.all_gather(local) for key in rank_keys)):
+        begin, end = get_rank_slice(len(missing))
+        collect_new_features([cache])
+        compute([key for key in missing[begin:end] if cache.get(key) is None])
+        add_remote_features([cache], distributed.all_gather(collect_new_features([cache])))
 
 
 @contextmanager
-def as_one(module: nn.Module) -> Iterator[None]:
-    """`alike`, and then all have the state that the first process has made, to the last bit."""
-    with alike():
+def synchronize_state(module: nn.Module) -> Iterator[None]:
+    """Run the with-block `in_lockstep`, then copy the state of the first process to all, bit for bit."""
+    with in_lockstep():
         yield
-    if distributed.size() > 1 and (state := module.state_dict()):
-        told = distributed.of_first(lambda: {name: tensor.cpu() for name, tensor in state.items()})
-        for name, tensor in state.items() if not distributed.first() else ():
-            tensor.copy_(told[name])
+    if distributed.get_world_size() > 1 and (state := module.state_dict()):
+        main_state = distributed.broadcast_from_main(lambda: {name: tensor.cpu() for name, tensor in state.items()})
+        if not distributed.is_main_process():
+            for name, tensor in state.items():
+                tensor.copy_(main_state[name])
 
 
-def check_same(state: dict[str, Tensor], what: str) -> None:
-    """ValueError where the processes do not hold the same, to the last bit."""
-    if distributed.size() == 1:
+def require_same_state(state: dict[str, Tensor], description: str) -> None:
+    """ValueError where the processes do not have the same state, bit for bit."""
+    if distributed.get_world_size() == 1:
         return
-    import hashlib
-
-    def told(tensor: Tensor) -> str:
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return hashlib.blake2b(raw.numpy().tobytes(), digest_size=8).hexdigest()
-
-    every = distributed.gather({name: told(tensor) for name, tensor in state.items()})
-    if other := [name for name in every[0] if any(one.get(name) != every[0][name] for one in every)]:
+    digests = distributed.all_gather({name: _hash_tensor(tensor) for name, tensor in state.items()})
+    main = digests[0]
+    if different := [name for name in main if any(other.get(name) != main[name] for other in digests)]:
         raise ValueError(
-            f"the {distributed.size()} processes hold different {', '.join(other[:3])} {what}: the method keeps "
-            "something of the images that each process has seen; train it with one process"
+            f"the {distributed.get_world_size()} processes hold different {', '.join(different[:3])} {description}: "
+            "the method keeps something of the images that each process has seen; train it with one process"
         )
+
+
+def _hash_tensor(tensor: Tensor) -> str:
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.blake2b(raw.numpy().tobytes(), digest_size=8).hexdigest()

@@ -1,7 +1,7 @@
-"""The processes of one run: how many, which one this is, and what they tell each other.
+"""Process group helpers: rank, world size and collectives.
 
-`torchrun --no-python --nproc-per-node N vlprompt run ...` starts N of them. Alone nothing here costs anything: every
-function gives what it was given, and torch.distributed is not touched.
+`torchrun --no-python --nproc-per-node N vlprompt run ...` starts N processes. In a single process every function is a
+no-op and torch.distributed is not imported.
 """
 
 import atexit
@@ -13,164 +13,176 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 T = TypeVar("T")
-NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # beside WORLD_SIZE, as torchrun sets them
-PATIENCE = timedelta(hours=1)  # for a process that lives and says nothing; one that has died is noticed at once
+REQUIRED_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # besides WORLD_SIZE, as torchrun sets them
+TIMEOUT = timedelta(hours=1)  # for a process that hangs; one that has died is noticed at once
 
 
-class Lost(ConnectionError):
-    """Another process of this run is gone."""
+class ProcessLostError(ConnectionError):
+    """Another process of this run has ended."""
 
 
 @dataclass
-class _World:
+class _ProcessGroup:
     rank: int = 0
     size: int = 1
-    local: int = 0  # which of the processes on this machine
+    local_rank: int = 0  # among the processes of this machine
     store: Any = None
-    parent: int = 0  # torchrun's process id; 0 where it did not start this one
+    parent_pid: int = 0  # torchrun's process id; 0 where it did not start this one
 
 
-_now = _World()
+_group = _ProcessGroup()
 
 
-def size() -> int:
-    """How many processes there are."""
-    return _now.size
+def get_world_size() -> int:
+    """Return the number of processes."""
+    return _group.size
 
 
-def rank() -> int:
-    """Which one this is, from 0."""
-    return _now.rank
+def get_rank() -> int:
+    """Return the rank of this process, from 0."""
+    return _group.rank
 
 
-def first() -> bool:
-    """Whether this is the one that writes, prints and shows progress."""
-    return not _now.rank
+def is_main_process() -> bool:
+    """Return whether this is rank 0, which writes files, prints and shows progress."""
+    return not _group.rank
 
 
-def asked() -> int:
-    """How many processes the environment speaks of; ValueError where it does not say all that they need."""
-    told = os.environ.get("WORLD_SIZE", "1")
-    if not told.isdecimal() or not int(told):
-        raise ValueError(f"the environment says WORLD_SIZE={told}, which is no number of processes: unset it")
-    if int(told) > 1 and (missing := [name for name in NEEDED if name not in os.environ]):
+def read_world_size() -> int:
+    """Return the number of processes in the environment; ValueError where variables that they need are missing."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"the environment says WORLD_SIZE={text}, which is no number of processes: unset it")
+    n_processes = int(text)
+    if n_processes > 1 and (missing := [name for name in REQUIRED_VARIABLES if name not in os.environ]):
         raise ValueError(
-            f"the environment says WORLD_SIZE={told}, but not {', '.join(missing)}, by which they find each other: "
-            f"start them by  {_command(int(told))}  or unset WORLD_SIZE"
+            f"the environment says WORLD_SIZE={n_processes}, but not {', '.join(missing)}, by which they find "
+            f"each other: start them by  {_format_torchrun_command(n_processes)}  or unset WORLD_SIZE"
         )
-    return int(told)
+    return n_processes
 
 
-def alone(what: str) -> None:
-    """ValueError where several processes were started for something that one does; all but the first just end."""
-    if (many := asked()) > 1:
+def require_single_process(command: str) -> None:
+    """ValueError where torchrun started a command of one process; ranks other than 0 exit."""
+    if (n_processes := read_world_size()) > 1:
         if os.environ["RANK"] != "0":
             raise SystemExit(2)
-        raise ValueError(f"{what} is done by one process, and {many} were started: give the command without torchrun")
+        raise ValueError(
+            f"{command} is done by one process, and {n_processes} were started: give the command without torchrun"
+        )
 
 
-def _command(processes: int) -> str:
+def _format_torchrun_command(processes: int) -> str:
     words = " ".join(shlex.quote(word) for word in sys.argv[1:]) or "run ..."
     return f"torchrun --no-python --nproc-per-node {processes} vlprompt {words}"
 
 
 @contextmanager
-def opened(device: str | None = None, processes: int | None = None) -> Iterator[str | None]:
-    """Together with the other processes that torchrun has started, or alone; gives the device of this one.
+def open_process_group(device: str | None = None, processes: int | None = None) -> Iterator[str | None]:
+    """Join the processes that torchrun started; all of them must do the same in the with-block, in one order.
 
-    device: as `load` takes it; "cuda", or None where there is one, is another GPU for each process. processes: how many
-    there must be. ValueError where there are others, or more than GPUs. All that is done within must be done by all, in
-    one order. An error in one of them ends all; of them one tells it.
+    An error in one process ends all of them, and one reports it.
+
+    Args:
+        device: as `load` takes it; "cuda", or None on a machine with GPUs, is a GPU of its own for each process.
+        processes: how many there must be.
+
+    Yields:
+        The device of this process.
+
+    Raises:
+        ValueError: where the number of processes is another one, or there are fewer GPUs.
     """
-    global _now
-    many = asked()
-    if processes is not None and processes != many:
-        came = "one process was started" if many == 1 else f"{many} processes were started"
-        _refuse(f"--processes={processes} was asked for, and {came}: give  {_command(processes)}")
-    if many == 1:
+    global _group
+    n_processes = read_world_size()
+    if processes is not None and processes != n_processes:
+        started = "one process was started" if n_processes == 1 else f"{n_processes} processes were started"
+        _reject(f"--processes={processes} was asked for, and {started}: give  {_format_torchrun_command(processes)}")
+    if n_processes == 1:
         yield device
         return
-    device = _device(device)
-    _now, warned = _begun(device), warnings.catch_warnings()
+    device = _choose_device(device)
+    _group = _init_process_group(device)
     try:
-        with warned:
-            if not first():
-                warnings.simplefilter("ignore")  # the first one tells them
+        with warnings.catch_warnings():
+            if not is_main_process():
+                warnings.simplefilter("ignore")  # rank 0 shows them
             yield device
-        gather(None)  # nobody leaves while another still speaks
+        all_gather(None)  # no process leaves while another still communicates
     except BaseException as error:
-        _end(error)
+        _end_processes(error)
         raise
     import torch.distributed as dist
 
     dist.destroy_process_group()
-    _now = _World()
+    _group = _ProcessGroup()
 
 
-def _refuse(text: str) -> None:
-    """What all processes find wrong before they know each other; the first one tells it."""
+def _reject(text: str) -> NoReturn:
+    """End all processes by an error that each of them has found; rank 0 reports it."""
     if os.environ.get("RANK", "0") != "0":
         raise SystemExit(2)
     raise ValueError(text)
 
 
-def _device(device: str | None) -> str:
-    """The device of this process."""
+def _choose_device(device: str | None) -> str:
+    """Return the device of this process."""
     import torch
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda:"):
-        _refuse(f"several processes can't share {device}: say --device cuda, and each takes its own GPU")
+        _reject(f"several processes can't share {device}: say --device cuda, and each takes its own GPU")
     if device not in ("cpu", "cuda"):
-        _refuse(f"several processes train on CPUs or on CUDA GPUs, not on {device}: say --device cpu")
+        _reject(f"several processes train on CPUs or on CUDA GPUs, not on {device}: say --device cpu")
     if device == "cpu":
         return device
-    here, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if max(here, int(os.environ["LOCAL_RANK"]) + 1) > found:
-        _refuse(
-            f"{here} processes were started here, and there {'is' if found == 1 else 'are'} {found} CUDA "
-            f"device{'s' * (found != 1)}: start {found or 'none'} for them, or say --device cpu"
+    n_processes, n_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if max(n_processes, local_rank + 1) > n_gpus:
+        _reject(
+            f"{n_processes} processes were started here, and there {'is' if n_gpus == 1 else 'are'} {n_gpus} CUDA "
+            f"device{'s' * (n_gpus != 1)}: start {n_gpus or 'none'} for them, or say --device cpu"
         )
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return f"cuda:{os.environ['LOCAL_RANK']}"
+    torch.cuda.set_device(local_rank)
+    return f"cuda:{local_rank}"
 
 
-def _begun(device: str) -> _World:
+def _init_process_group(device: str) -> _ProcessGroup:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, rank, many = next(iter(rendezvous("env://", timeout=PATIENCE)))
+        store, rank, world_size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=many, timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the processes did not find each other ({str(error).splitlines()[0]})") from error
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    return _World(rank, many, int(os.environ["LOCAL_RANK"]), store, os.getppid() if by_torchrun else 0)
+    return _ProcessGroup(rank, world_size, int(os.environ["LOCAL_RANK"]), store, os.getppid() if by_torchrun else 0)
 
 
-def _end(error: BaseException) -> None:
-    """One process tells what went wrong, the others end at once; none waits for another any more."""
+def _end_processes(error: BaseException) -> None:
+    """Let one process report the error and end the others at once; none waits for another."""
     try:
-        speaks = _now.store.add("vlprompt/told", 1) == 1
-    except RuntimeError:  # who kept the store is gone
-        speaks = first() or not isinstance(error, Lost)
+        reports = _group.store.add("vlprompt/told", 1) == 1
+    except RuntimeError:  # the process that had the store has ended
+        reports = is_main_process() or not isinstance(error, ProcessLostError)
     status = 130 if isinstance(error, KeyboardInterrupt) else 2
-    if speaks:
-        atexit.register(_leave, status)  # after it was told; the connections' own end could wait, or abort
+    if reports:
+        atexit.register(_exit_process, status)  # after the report; closing the connections could hang or abort
     else:
-        _leave(status)
+        _exit_process(status)
 
 
-def _leave(status: int) -> None:
+def _exit_process(status: int) -> None:
     if "multiprocessing" in sys.modules:
         import multiprocessing
 
@@ -182,63 +194,63 @@ def _leave(status: int) -> None:
 
 
 @contextmanager
-def _heard() -> Iterator[None]:
-    """Whatever is said between processes is said in here; Lost where one of them is gone."""
-    if _now.parent and os.getppid() != _now.parent:
-        raise Lost("torchrun, which started these processes, is gone; the same command goes on from here")
+def _detect_lost_process() -> Iterator[None]:
+    """Turn the errors of a collective in the with-block into ProcessLostError."""
+    if _group.parent_pid and os.getppid() != _group.parent_pid:
+        raise ProcessLostError("torchrun, which started these processes, is gone; the same command goes on from here")
     try:
         yield
     except RuntimeError as error:
         cause = "" if "onnection" in str(error) else f" ({str(error).splitlines()[0]})"
-        raise Lost(
-            f"another of the {_now.size} processes has ended{cause}, without a word: the system ends one where memory "
-            "is full; the same command goes on from here"
+        raise ProcessLostError(
+            f"another of the {_group.size} processes has ended{cause}, without a word: the system ends one where "
+            "memory is full; the same command goes on from here"
         ) from error
 
 
-def gather(mine: T) -> list[T]:
-    """What each process has, in their order: anything that can be pickled, with tensors on the CPU."""
-    if _now.size == 1:
-        return [mine]
+def all_gather(value: T) -> list[T]:
+    """Return the value of each process, by rank: anything that can be pickled, with tensors on the CPU."""
+    if _group.size == 1:
+        return [value]
     import torch.distributed as dist
 
-    found: list[Any] = [None] * _now.size
-    with _heard():
-        dist.all_gather_object(found, mine)
-    return found
+    values: list[Any] = [None] * _group.size
+    with _detect_lost_process():
+        dist.all_gather_object(values, value)
+    return values
 
 
-def of_first(make: Callable[[], T]) -> T:
-    """What the first process makes, for all; the others make nothing."""
-    if _now.size == 1:
+def broadcast_from_main(make: Callable[[], T]) -> T:
+    """Return in all processes what rank 0 makes; the others make nothing."""
+    if _group.size == 1:
         return make()
     import torch.distributed as dist
 
-    told: list[Any] = [make() if first() else None]
-    with _heard():
-        dist.broadcast_object_list(told, 0)
-    return told[0]
+    values: list[Any] = [make() if is_main_process() else None]
+    with _detect_lost_process():
+        dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
 @contextmanager
-def in_turn() -> Iterator[None]:
-    """What may download or unpack: done on each machine by one process, then by the others, who find it there."""
-    if _now.local:
-        gather(None)
+def local_main_process_first() -> Iterator[None]:
+    """Run the with-block in one process of each machine first; the others then find what it downloaded or unpacked."""
+    if _group.local_rank:
+        all_gather(None)
     yield
-    if not _now.local:
-        gather(None)
+    if not _group.local_rank:
+        all_gather(None)
 
 
-def total(tensors: Sequence["Tensor"]) -> "list[Tensor]":
-    """The sums of tensors over all processes, equal to the last bit in all of them."""
-    if _now.size == 1 or not tensors:
+def all_reduce_sum(tensors: Sequence["Tensor"]) -> "list[Tensor]":
+    """Sum tensors over all processes; the sums are equal bit for bit in all of them."""
+    if _group.size == 1 or not tensors:
         return list(tensors)
     import torch
     import torch.distributed as dist
 
     flat = torch.cat([x.detach().reshape(-1) for x in tensors])
-    with _heard():
+    with _detect_lost_process():
         dist.all_reduce(flat)
     parts = flat.split([x.numel() for x in tensors])
     return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, tensors, strict=True)]

@@ -1,6 +1,7 @@
 """Folders of one class per file: named without importing them, imported when asked for."""
 
 import ast
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -8,18 +9,39 @@ from typing import Any
 
 
 @cache
-def classes(folder: Path) -> dict[str, str]:
-    """{"few_shot": "FewShot", ...}: every file of the folder and its public class."""
-    found = {}
+def find_public_classes(folder: Path) -> dict[str, str]:
+    """Return the public class of each file: {"few_shot": "FewShot", ...}."""
+    classes = {}
     for path in sorted(folder.glob("[!_]*.py")):
         body = ast.parse(path.read_text("utf-8")).body
-        found[path.stem] = next(n.name for n in body if isinstance(n, ast.ClassDef) and n.name[0] != "_")
-    return found
+        classes[path.stem] = next(n.name for n in body if isinstance(n, ast.ClassDef) and n.name[0] != "_")
+    return classes
 
 
-def attribute(package: str, folder: Path, name: str) -> Any:
-    """The class `name` of a package of such files; AttributeError with what there is."""
-    for file, cls in classes(folder).items():
-        if cls == name:
+def load_class(package: str, folder: Path, name: str) -> Any:
+    """Import a class of a package of such files.
+
+    Raises:
+        AttributeError: with the classes that there are.
+    """
+    for file, class_name in find_public_classes(folder).items():
+        if class_name == name:
             return getattr(import_module(f"{package}.{file}"), name)
-    raise AttributeError(f"{package} has no {name!r}; it has {', '.join(classes(folder).values())}")
+    raise AttributeError(f"{package} has no {name!r}; it has {', '.join(find_public_classes(folder).values())}")
+
+
+def lazy_package(
+    package: str, folder: Path
+) -> tuple[Callable[[], dict[str, str]], Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `find_classes`, `__getattr__` and `__dir__` for a package of such files.
+
+    Args:
+        package: its dotted name.
+        folder: where its files lie.
+    """
+
+    def find_classes() -> dict[str, str]:
+        """Map file names to their public classes ({"coop": "CoOp", ...}) without importing them."""
+        return find_public_classes(folder)
+
+    return find_classes, lambda name: load_class(package, folder, name), lambda: [*find_classes().values()]

@@ -1,4 +1,4 @@
-"""Peak memory of a run: of the device where it has its own, else of the process since the run began."""
+"""Memory of the process or the GPU: what is used, what is free, the peak, and the tensors of a block of code."""
 
 import ctypes
 import math
@@ -13,105 +13,106 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-HELD = Path("/proc/self/status")
-_most = {"mb": math.inf}
+from vlprompt.runtime.settings import SETTINGS
+
+PROC_STATUS = Path("/proc/self/status")
 
 
-def limit(gigabytes: float) -> None:
-    """How much the process may take in all, GB (2**30 bytes), where that is less than there is; ValueError for none."""
+def set_limit(gigabytes: float) -> None:
+    """Limit what the process may take in all (2**30 bytes), where that is less than what there is."""
     if not gigabytes > 0:
-        raise ValueError(f"--memory is a number of GB above 0, such as 3; got {gigabytes}")
-    _most["mb"] = gigabytes * 1024
+        raise ValueError(f"--memory-limit is a number of GB above 0, such as 3; got {gigabytes}")
+    SETTINGS.memory_limit_mb = gigabytes * 1024
 
 
-def limited() -> bool:
-    return _most["mb"] < math.inf
+def has_limit() -> bool:
+    return SETTINGS.memory_limit_mb < math.inf
 
 
-def forget(device: torch.device) -> None:
-    """Start to measure anew, where the system can."""
+def reset_peak(device: torch.device) -> None:
+    """Start to measure the peak anew, where the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif HELD.exists():
+    elif PROC_STATUS.exists():
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:  # not permitted in some containers; then the peak is that of the process
             return
 
 
-def peak(device: torch.device) -> float:
-    """Megabytes (2**20 bytes)."""
+def measure_peak(device: torch.device) -> float:
+    """Return the peak of a GPU's tensors, else of the process (MB of 2**20 bytes)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if HELD.exists():
-        return _line(HELD, "VmHWM")
+    if PROC_STATUS.exists():
+        return _read_megabytes(PROC_STATUS, "VmHWM")
     import resource
 
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held / 2**20 if sys.platform == "darwin" else held / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def held(device: torch.device) -> float:
-    """Megabytes that the process (or on a GPU its tensors) takes now."""
+def measure_used(device: torch.device) -> float:
+    """Return what the process (or on a GPU its tensors) takes now (MB)."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**20
-    return _line(HELD, "VmRSS") if HELD.exists() else peak(device)
+    return _read_megabytes(PROC_STATUS, "VmRSS") if PROC_STATUS.exists() else measure_peak(device)
 
 
-def free(device: torch.device) -> float:
-    """Megabytes that are to be had besides; infinite where neither the system nor a limit tells."""
-    return max(0.0, min(_there(device), _most["mb"] - held(device)))
+def measure_available(device: torch.device) -> float:
+    """Return what may be taken besides (MB); infinite where neither the system nor a limit says."""
+    return max(0.0, min(_measure_system_free(device), SETTINGS.memory_limit_mb - measure_used(device)))
 
 
-def _there(device: torch.device) -> float:
+def _measure_system_free(device: torch.device) -> float:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + cached) / 2**20
-    found = [_line(Path("/proc/meminfo"), "MemAvailable")] if Path("/proc/meminfo").exists() else []
-    most, now = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))  # of a container
-    if most.exists() and (limit := most.read_text().strip()).isdigit():
-        found.append((int(limit) - int(now.read_text())) / 2**20)
-    return min(found, default=math.inf)
+    bounds = [_read_megabytes(Path("/proc/meminfo"), "MemAvailable")] if Path("/proc/meminfo").exists() else []
+    maximum, current = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))  # of a container
+    if maximum.exists() and (limit := maximum.read_text().strip()).isdigit():
+        bounds.append((int(limit) - int(current.read_text())) / 2**20)
+    return min(bounds, default=math.inf)
 
 
-def _line(file: Path, key: str) -> float:
-    """Megabytes in a file of lines such as "VmHWM:  123 kB"."""
+def _read_megabytes(file: Path, key: str) -> float:
+    """Read a line such as "VmHWM:  123 kB"."""
     return int(next(line for line in file.read_text().splitlines() if line.startswith(key)).split()[1]) / 2**10
 
 
 @lru_cache
-def give_back() -> None:
-    """From now on a tensor of a MB or more returns to the system when it goes, where glibc would keep the room.
+def return_freed_memory() -> None:
+    """From now on return the memory of freed tensors of 1 MB or more to the system, where glibc would reuse it.
 
-    What layers leave between each other's tensors otherwise adds up to several times what is held at once.
+    The gaps that layers leave between each other's tensors otherwise add up to several times the live tensors.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
 
 
-class Tracked(TorchDispatchMode):
-    """What the tensors made while this lasts take: `held` bytes now, `most` at once; those from before don't count."""
+class TensorMemoryTracker(TorchDispatchMode):
+    """Count the bytes of the tensors made within the with-block: `current_bytes` now, `peak_bytes` at once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.most = 0
-        self._known = dict[int, int]()
+        self.current_bytes = self.peak_bytes = 0
+        self._sizes = dict[int, int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {s._cdata for s in _storages((args, kwargs))}
-        made = func(*args, **(kwargs or {}))
-        for storage in _storages(made):
-            if storage._cdata not in before and storage._cdata not in self._known:
-                self._known[storage._cdata] = size = storage.nbytes()
-                self.held += size
-                self.most = max(self.most, self.held)
-                weakref.finalize(storage, self._gone, storage._cdata)
-        return made
+        inputs = {s._cdata for s in _iter_storages((args, kwargs))}
+        output = func(*args, **(kwargs or {}))
+        for storage in _iter_storages(output):
+            if storage._cdata not in inputs and storage._cdata not in self._sizes:
+                self._sizes[storage._cdata] = size = storage.nbytes()
+                self.current_bytes += size
+                self.peak_bytes = max(self.peak_bytes, self.current_bytes)
+                weakref.finalize(storage, self._on_freed, storage._cdata)
+        return output
 
-    def _gone(self, storage: int) -> None:
-        self.held -= self._known.pop(storage, 0)
+    def _on_freed(self, storage: int) -> None:
+        self.current_bytes -= self._sizes.pop(storage, 0)
 
 
-def _storages(tree: Any) -> Iterator[Any]:
+def _iter_storages(tree: object) -> Iterator[Any]:
     return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))

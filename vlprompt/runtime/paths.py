@@ -1,15 +1,20 @@
-"""Where the files of the package lie: dataset cards and recipes, in a checkout or in a wheel."""
+"""Where the files of the package are: dataset cards and recipes, in a checkout or in a wheel."""
 
 from pathlib import Path
 
+PACKAGE_FOLDER = Path(__file__).parents[1]
+
 
 def cards_folder() -> Path:
-    """datasets/ of a checkout, or what the wheel carries of it."""
-    inside = Path(__file__).parents[1] / "_cards"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "datasets"
+    """Return datasets/ of a checkout, or its copy in the wheel."""
+    return _find_folder("_cards", "datasets")
 
 
-def configs_folder() -> Path:
-    """configs/ of a checkout, or what the wheel carries of it."""
-    inside = Path(__file__).parents[1] / "_configs"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+def find_configs_folder() -> Path:
+    """Return configs/ of a checkout, or its copy in the wheel."""
+    return _find_folder("_configs", "configs")
+
+
+def _find_folder(packaged: str, checked_out: str) -> Path:
+    folder = PACKAGE_FOLDER / packaged
+    return folder if folder.is_dir() else PACKAGE_FOLDER.parent / checked_out

@@ -1,14 +1,15 @@
-"""Images as values: how a tower wants its pixels, augmented views, items that can be decoded, batches of them."""
+"""Seeds and random generators from keys, the same in every process."""
 
 import hashlib
 
 import torch
 
 
-def number(*key: object) -> int:
-    """A 63-bit number from any key, the same in every process: where all random streams start."""
+def derive_seed(*key: object) -> int:
+    """Hash any key to a 63-bit seed, the same in every process."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
 
 
-def generator(*key: object) -> torch.Generator:
-    return torch.Generator().manual_seed(number(*key))
+def make_generator(*key: object) -> torch.Generator:
+    """Return a generator seeded by a key."""
+    return torch.Generator().manual_seed(derive_seed(*key))

@@ -1,81 +1,99 @@
-"""Threads that decode pictures: Pillow and torch let go of Python's lock while they decode and resize."""
+"""Threads that decode images: Pillow and torch release Python's lock while they decode and resize."""
 
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
-MOST = 16  # threads by default: more only wait for Python's lock
-WORTH = 2e-4  # seconds: what takes less is done where it is asked for, for handing it over takes as long
+from vlprompt.runtime.settings import SETTINGS
 
-_asked: int | None = None
-_pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
+T = TypeVar("T")
+MAX_WORKERS = 16  # threads by default: more only wait for Python's lock
+MIN_JOB_SECONDS = 2e-4  # a shorter job is done by the caller, for handing it over takes as long
 
 
-def use(n: int | None) -> None:
-    """So many threads from now on (0 or 1: all is done where it is asked for); None: one for each CPU, up to MOST.
+@dataclass
+class _Pool:
+    n_workers: int
+    process_id: int
+    executor: ThreadPoolExecutor
 
-    The processes of one machine share its CPUs. ValueError below 0.
+
+_pool: _Pool | None = None
+
+
+def set_workers(n: int | None) -> None:
+    """Set how many threads decode.
+
+    Args:
+        n: 0 or 1 for none besides the caller; None for one for each CPU, up to MAX_WORKERS, where the processes of one
+            machine share its CPUs.
     """
-    global _asked
     if n is not None and n < 0:
         raise ValueError(f"pictures are decoded by 0 threads or more, not {n}")
-    _asked = n
+    SETTINGS.decode_workers = n
 
 
-def count() -> int:
-    """How many threads there are to be."""
-    if _asked is not None:
-        return _asked
+def count_workers() -> int:
+    """Return how many threads decode."""
+    if SETTINGS.decode_workers is not None:
+        return SETTINGS.decode_workers
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(MAX_WORKERS, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def _threads() -> ThreadPoolExecutor:
-    """The pool, opened when it is first needed, when their number was changed, and in a fork, which has no threads."""
+def _get_executor() -> ThreadPoolExecutor:
+    """Return the pool: opened when first needed, when the number of threads changed, and in a fork, which has none."""
     global _pool
-    n, here = count(), os.getpid()
-    if _pool is None or _pool[0] != (n, here):
-        import torch
-
-        if _pool is not None and _pool[0][1] == here:
-            _pool[1].shutdown(wait=False)
-        pool, all_here = ThreadPoolExecutor(n, "vlprompt-decoding"), threading.Barrier(n)
-
-        def begin() -> None:
-            torch.set_num_threads(1)  # of this thread: without it each would bring as many again
-            all_here.wait()
-
-        for begun in [pool.submit(begin) for _ in range(n)]:
-            begun.result()
-        torch.set_num_threads(torch.get_num_threads())  # the last who says it says it for threads still to come
-        _pool = (n, here), pool
-    return _pool[1]
+    n_workers, process_id = count_workers(), os.getpid()
+    if _pool is None or (_pool.n_workers, _pool.process_id) != (n_workers, process_id):
+        if _pool is not None and _pool.process_id == process_id:
+            _pool.executor.shutdown(wait=False)
+        _pool = _Pool(n_workers, process_id, _start_executor(n_workers))
+    return _pool.executor
 
 
-def start(job: Callable[..., Any], *given: object) -> "Future[Any] | None":
-    """A job that a thread does meanwhile; None where there are no threads."""
-    return _threads().submit(job, *given) if count() > 1 else None
+def _start_executor(n_workers: int) -> ThreadPoolExecutor:
+    import torch
+
+    executor, barrier = ThreadPoolExecutor(n_workers, "vlprompt-decoding"), threading.Barrier(n_workers)
+
+    def begin() -> None:
+        torch.set_num_threads(1)  # of this thread: without it each would start as many again
+        barrier.wait()
+
+    for future in [executor.submit(begin) for _ in range(n_workers)]:
+        future.result()
+    torch.set_num_threads(torch.get_num_threads())  # the last call counts for threads that start later
+    return executor
 
 
-def each(job: Callable[[int], Any], places: Sequence[int]) -> tuple[list[Any], bool]:
-    """job(place) for all places, in order, and whether they were worth handing over.
+def submit(job: Callable[..., T], *arguments: object) -> "Future[T] | None":
+    """Start a job in a thread; None where there are no threads."""
+    return _get_executor().submit(job, *arguments) if count_workers() > 1 else None
 
-    The first is done here, to see. What a job raises is raised, and those not yet begun are left.
+
+def map_indices(job: Callable[[int], T], indices: Sequence[int]) -> tuple[list[T], bool]:
+    """Do a job for each index, in threads where that is worth it; the first is done here, to measure.
+
+    The error of a job is raised, and jobs that have not begun are cancelled.
+
+    Returns:
+        The results in order, and whether threads did them.
     """
-    if not places:
+    if not indices:
         return [], False
-    began = time.perf_counter()
-    first = job(places[0])
-    worth = time.perf_counter() - began > WORTH and count() > 1
-    if not worth:
-        return [first, *map(job, places[1:])], False
-    pool = _threads()
-    handed = [pool.submit(job, place) for place in places[1:]]
+    start = time.perf_counter()
+    first = job(indices[0])
+    if time.perf_counter() - start <= MIN_JOB_SECONDS or count_workers() <= 1:
+        return [first, *map(job, indices[1:])], False
+    executor = _get_executor()
+    futures = [executor.submit(job, index) for index in indices[1:]]
     try:
-        return [first, *(one.result() for one in handed)], True
+        return [first, *(future.result() for future in futures)], True
     finally:
-        for one in handed:
-            one.cancel()
+        for future in futures:
+            future.cancel()

@@ -1,4 +1,4 @@
-"""Base-to-new generalisation: train on half of the classes, test on each half by itself.
+"""Base-to-new generalisation: train on half of the classes, test on each half separately.
 
 Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022, arXiv:2203.05557.
 """
@@ -6,19 +6,27 @@ Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022
 from collections.abc import Iterator
 from functools import cached_property
 
-from vlprompt.core.class_names import ids
+from vlprompt.core.class_names import class_ids
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
-from vlprompt.data.splits.sampling import halves
+from vlprompt.data.splits.sampling import split_base_new
 from vlprompt.metrics import harmonic_mean
 from vlprompt.tasks.few_shot import FewShot
 
 
 class BaseToNew(FewShot):
-    """k shots of the base classes; tests closed to each half, and one over all classes at once (joint).
+    """Train on k shots of the base classes; test within each half, and over all classes at once (joint).
 
-    The shots are drawn from all classes and the base ones kept, as the literature does, so they are those of FewShot.
-    base: ids of the base classes; default: the first ceil(n / 2). The other arguments are FewShot's.
+    The shots are drawn from all classes and then restricted to the base classes, as in the literature, so that they
+    equal FewShot's.
+
+    Args:
+        dataset: as in FewShot.
+        shots: as in FewShot.
+        seed: as in FewShot.
+        base_classes: ids of the base classes; None for the first ceil(n / 2).
+        augment: as in FewShot.
+        skip_broken: as in FewShot.
     """
 
     def __init__(
@@ -26,38 +34,40 @@ class BaseToNew(FewShot):
         dataset: str | Data,
         shots: int | None = 16,
         seed: int = 1,
-        base: list[str] | None = None,
+        base_classes: list[str] | None = None,
         augment: str | None = None,
         skip_broken: bool = False,
     ):
         super().__init__(dataset, shots, seed, augment, skip_broken)
-        self.base = base
+        self.base_classes = base_classes
 
     @cached_property
-    def groups(self) -> tuple[list[int], list[int]]:
+    def base_and_new(self) -> tuple[list[int], list[int]]:
         """Labels of the base and of the new classes."""
-        every = ids(self.data.train.names)
-        if self.base is None:
-            return halves(len(every))
-        if strange := [i for i in self.base if i not in every]:
+        ids = class_ids(self.data.train.names)
+        if self.base_classes is None:
+            return split_base_new(len(ids))
+        if unknown := [class_id for class_id in self.base_classes if class_id not in ids]:
             raise ValueError(
-                f"{self.dataset} has no class with the id {strange[0]!r}; its ids are {', '.join(every[:20])}"
+                f"{self.dataset} has no class with the id {unknown[0]!r}; its ids are {', '.join(ids[:20])}"
             )
-        base = [every.index(i) for i in self.base]
-        new = [i for i in range(len(every)) if i not in base]
+        base = [ids.index(class_id) for class_id in self.base_classes]
+        new = [label for label in range(len(ids)) if label not in base]
         if min(len(base), len(new)) < 2 or len(set(base)) < len(base):
             raise ValueError(
-                f"base must name two classes or more, each once, and leave two or more as new; got {self.base}"
+                "task.base_classes must name two classes or more, each once, and leave two or more as new; got "
+                f"{self.base_classes}"
             )
         return base, new
 
     @cached_property
     def lesson(self) -> Lesson:
-        whole, base = super().lesson, self.groups[0]
-        return Lesson(whole.train.classes(base), None if whole.val is None else whole.val.classes(base))
+        lesson, base = super().lesson, self.base_and_new[0]
+        val = None if lesson.val is None else lesson.val.select_classes(base)
+        return Lesson(lesson.train.select_classes(base), val)
 
     def stages(self) -> Iterator[Stage]:
-        base, new = (self.data.test.classes(group) for group in self.groups)
+        base, new = (self.data.test.select_classes(group) for group in self.base_and_new)
         yield Stage(self.lesson, {"base": base, "new": new, "joint": self.data.test})
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:

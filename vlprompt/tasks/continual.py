@@ -1,7 +1,7 @@
-"""Continual learning: the training images come lesson by lesson, and after each all that was learned is tested.
+"""Continual learning: train on one lesson after another, and test on all classes or domains so far after each.
 
-Class-, domain- and task-incremental streams as van de Ven et al., Nature Machine Intelligence 2022 (arXiv:1904.07734),
-tell them apart; without boundaries as in Wang et al., CVPR 2022, arXiv:2112.08654.
+Class-, domain- and task-incremental streams as defined by van de Ven et al., Nature Machine Intelligence 2022
+(arXiv:1904.07734); streams without task boundaries as in Wang et al., CVPR 2022, arXiv:2112.08654.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,38 +10,51 @@ from functools import cached_property
 from typing import Any, Literal
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import ids
+from vlprompt.core.class_names import class_ids
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
-from vlprompt.data.splits.sampling import few_shot
-from vlprompt.data.splits.streams import blurred, domains_of, grouped, kept, ordered
-from vlprompt.metrics import OF_STREAM, of_stream
+from vlprompt.data.splits.sampling import sample_few_shot
+from vlprompt.data.splits.streams import (
+    blur_order,
+    group_into_stages,
+    list_stream_domains,
+    resolve_order,
+    update_memory,
+)
+from vlprompt.metrics import CONTINUAL_METRICS, continual_summary
 from vlprompt.tasks.few_shot import FewShot
 
-Kind = Literal["class_incremental", "domain_incremental", "task_incremental", "task_free"]
+StreamKind = Literal["class_incremental", "domain_incremental", "task_incremental", "task_free"]
 
 
 class Continual(FewShot):
-    """A dataset in lessons.
+    """A dataset presented as a sequence of lessons.
 
-    kind: class_incremental (new classes each time, answers among all so far), domain_incremental (the same classes in
-    another domain), task_incremental (new classes, answers among those of the image's task) or task_free (one pass,
-    each image once, without boundaries: classes come and go in overlapping bumps). stages: how many lessons, or the ids
-    of each one's classes (or domains); None: as the dataset has it. order: of classes or domains, where each stage's
-    are told of the stages: "natural", "seeded" or all ids (of stages "1", "2" ...). seed: of that order, of the shots,
-    of what is kept, of the training. joint: all lessons at once, as the upper bound. mask: whether training knows the
-    classes of its lesson only (False: all so far). buffer: images of earlier lessons that are kept to be trained on
-    again, equally many of each class. blur: of a task-free stream, how far the bumps reach into each other, in lengths
-    of a part. with_val: whether the validation images are trained on too, as the literature does; False keeps them for
-    train.select=val and for methods that search on them. shots: images of train per class, None for all; augment,
-    skip_broken: as in FewShot.
+    Args:
+        dataset: as in FewShot.
+        stages: the number of stages, or the ids of the classes (or domains) of each; None for the dataset's own.
+        kind: class_incremental (new classes in each stage, predictions among all classes so far), domain_incremental
+            (the same classes in another domain), task_incremental (new classes, predictions among those of the image's
+            task) or task_free (one pass without task boundaries: each image once, classes in overlapping bumps).
+        order: of the classes or domains, or of the stages if these are lists ("1", "2" ...): "natural", "seeded" or
+            all ids.
+        seed: of the order, the shots, the replay memory and the training.
+        joint: train on all lessons at once, as the upper bound.
+        mask: restrict training to the classes of the lesson; False for all classes so far.
+        buffer: the capacity of the replay memory in images, equally many of each class.
+        blur: the overlap of the tasks of a task-free stream, as a standard deviation in task lengths.
+        with_val: train on the validation images too, as the literature does; False reserves them for
+            train.model_selection=val and for methods that search on them.
+        shots: training images per class, None for all.
+        augment: as in FewShot.
+        skip_broken: as in FewShot.
     """
 
     def __init__(
         self,
         dataset: str | Data,
         stages: int | list[list[str]] | None = None,
-        kind: Kind = "class_incremental",
+        kind: StreamKind = "class_incremental",
         order: str | list[str] = "natural",
         seed: int = 1,
         joint: bool = False,
@@ -59,164 +72,186 @@ class Continual(FewShot):
 
     @cached_property
     def lesson(self) -> Lesson:
-        """All that is taught, as one."""
-        whole, val = self.data.train, self.data.val
-        if not len(whole):
+        """The training data of all stages as one lesson."""
+        train, val = self.data.train, self.data.val
+        if not len(train):
             raise ValueError(f"{self.dataset} is a test only and has no training images, so there is nothing to learn")
         if self.shots is not None:
-            whole = few_shot(whole, None, self.shots, self.seed)[0]
+            train = sample_few_shot(train, None, self.shots, self.seed)[0]
         elif self.with_val and val is not None:
-            whole = whole.plus(val)
-        return Lesson(whole, None if self.with_val else val)
+            train = train.concat(val)
+        return Lesson(train, None if self.with_val else val)
 
     @cached_property
-    def every(self) -> list[str]:
-        """The ids of what the stream is cut into: classes, or domains that are trained on."""
+    def unit_ids(self) -> list[str]:
+        """The ids of the units that stages consist of: classes, or training domains."""
         if self.kind == "domain_incremental":
-            return domains_of(self.lesson.train, self.dataset)
-        return list(ids(self.lesson.train.names))
+            return list_stream_domains(self.lesson.train, self.dataset)
+        return list(class_ids(self.lesson.train.names))
 
     @cached_property
     def groups(self) -> list[list[int]]:
-        """Places in `every` of each task, in the order of the stream; ValueErrors for what can't be."""
-        by_domain, wanted = self.kind == "domain_incremental", self.stages_
-        what = "domains" if by_domain else "classes"
-        if wanted is None:
-            wanted = len(self.every) if by_domain else self.lesson.train.info.get("stages")
-        if not isinstance(wanted, int | list | tuple):
-            raise ValueError(f"{self.dataset} does not say how many stages it has; say so by task.stages=5")
-        if (least := min(("buffer", self.buffer), ("blur", self.blur), key=lambda told: told[1]))[1] < 0:
-            raise ValueError(f"task.{least[0]} is 0 or more, not {least[1]}")
-        if self.buffer and (self.joint or self.kind == "task_free"):
-            raise ValueError("task.buffer keeps images of earlier lessons, and here there is one lesson only")
-        if by_domain and isinstance(wanted, int) and wanted != len(self.every):
-            raise ValueError(f"task.stages is {wanted}, but {self.dataset} has the domains {', '.join(self.every)}")
-        if isinstance(wanted, int):
-            groups = grouped(self.every, wanted, ordered(self.every, self.order, self.seed, what), what)
-        else:  # the classes of each are told, and the stages have an order
-            every = [str(k) for k in range(1, len(wanted) + 1)]
-            groups = grouped(self.every, wanted, [], what)
-            groups = [groups[k] for k in ordered(every, self.order, self.seed, "stages")]
-        there, tested = set(self._places(self.lesson.train)), set(self._places(self.data.test))
-        for k, group in enumerate(groups, 1):
-            named = f"stage {k} ({', '.join(self.every[i] for i in group)})"
-            if not there & set(group):
-                raise ValueError(f"{named} has no training image")
-            if not tested & set(group) and (not by_domain or max(tested) >= 0):
-                raise ValueError(f"{named} has no test image, so nothing would tell how well it was learned")
+        """The indices into `unit_ids` of each task, in stream order.
+
+        Raises:
+            ValueError: for settings that do not fit the dataset, and a task without training or test images.
+        """
+        self._validate_memory()
+        stages, what = self._resolve_stages(), "domains" if self.kind == "domain_incremental" else "classes"
+        if isinstance(stages, int):
+            order = resolve_order(self.unit_ids, self.order, self.seed, what)
+            groups = group_into_stages(self.unit_ids, stages, order, what)
+        else:  # the classes of each stage are listed, so that the order is one of stages
+            stage_ids = [str(k) for k in range(1, len(stages) + 1)]
+            groups = group_into_stages(self.unit_ids, stages, [], what)
+            groups = [groups[k] for k in resolve_order(stage_ids, self.order, self.seed, "stages")]
+        self._validate_groups(groups)
         return groups
 
-    def _places(self, split: Split) -> Sequence[int]:
-        """The place in `every` of each item's class or domain, -1 for a domain that is not trained on."""
+    def _resolve_stages(self) -> int | Sequence[Sequence[str]]:
+        by_domain, stages = self.kind == "domain_incremental", self.stages_
+        if stages is None:
+            stages = len(self.unit_ids) if by_domain else self.lesson.train.info.get("stages")
+        if not isinstance(stages, int | list | tuple):
+            raise ValueError(f"{self.dataset} does not say how many stages it has; say so by task.stages=5")
+        if by_domain and isinstance(stages, int) and stages != len(self.unit_ids):
+            raise ValueError(f"task.stages is {stages}, but {self.dataset} has the domains {', '.join(self.unit_ids)}")
+        return stages
+
+    def _validate_memory(self) -> None:
+        for key, value in (("buffer", self.buffer), ("blur", self.blur)):
+            if value < 0:
+                raise ValueError(f"task.{key} is 0 or more, not {value}")
+        if self.buffer and (self.joint or self.kind == "task_free"):
+            raise ValueError("task.buffer keeps images of earlier lessons, and here there is one lesson only")
+
+    def _validate_groups(self, groups: list[list[int]]) -> None:
+        """Raise ValueError for a task without training images, or without test images where tests are by task."""
+        trained, tested = set(self._unit_indices(self.lesson.train)), set(self._unit_indices(self.data.test))
+        needs_test = self.kind != "domain_incremental" or max(tested) >= 0
+        for k, group in enumerate(groups, 1):
+            label = f"stage {k} ({', '.join(self.unit_ids[i] for i in group)})"
+            if not trained & set(group):
+                raise ValueError(f"{label} has no training image")
+            if not tested & set(group) and needs_test:
+                raise ValueError(f"{label} has no test image, so nothing would tell how well it was learned")
+
+    def _unit_indices(self, split: Split) -> Sequence[int]:
+        """Return the index in `unit_ids` of each item's class or domain, -1 for a domain without training images."""
         if self.kind != "domain_incremental":
             return split.labels
         names: Any = split.info["domains"]
-        place = {i: self.every.index(str(name)) for i, name in enumerate(names) if str(name) in self.every}
-        return [place.get(i, -1) for i in split.domains or ()]
+        unit_by_domain = {
+            domain: self.unit_ids.index(str(name)) for domain, name in enumerate(names) if str(name) in self.unit_ids
+        }
+        return [unit_by_domain.get(domain, -1) for domain in split.domains or ()]
 
     @property
-    def _parts(self) -> dict[str, Split | None]:
+    def _splits(self) -> dict[str, Split | None]:
         return {"train": self.lesson.train, "val": self.lesson.val, "test": self.data.test}
 
     @cached_property
-    def _items(self) -> dict[str, list[list[int]]]:
-        """Of train, val and test the places of the items of each task."""
-        task = {place: k for k, group in enumerate(self.groups) for place in group}
-        found = {part: [list[int]() for _ in self.groups] for part in self._parts}
-        for part, split in self._parts.items():
-            for i, place in enumerate(() if split is None else self._places(split)):
-                if place in task:
-                    found[part][task[place]].append(i)
-        return found
+    def _item_indices(self) -> dict[str, list[list[int]]]:
+        """The indices of each task's items in train, val and test."""
+        task_by_unit = {unit: task for task, group in enumerate(self.groups) for unit in group}
+        indices = {split_name: [list[int]() for _ in self.groups] for split_name in self._splits}
+        for split_name, split in self._splits.items():
+            for i, unit in enumerate(() if split is None else self._unit_indices(split)):
+                if unit in task_by_unit:
+                    indices[split_name][task_by_unit[unit]].append(i)
+        return indices
 
     @property
-    def common(self) -> bool:
-        """Whether the test's domains are others than those of training, so that there is one test for all lessons."""
-        return not any(self._items["test"])
+    def has_shared_test(self) -> bool:
+        """Whether the test has none of the training domains, so that all stages share one test."""
+        return not any(self._item_indices["test"])
 
-    def _classes(self, tasks: Sequence[int]) -> list[int]:
-        """The classes of these tasks, in order."""
+    def _class_labels(self, tasks: Sequence[int]) -> list[int]:
+        """Return the classes of these tasks, in order."""
         if self.kind == "domain_incremental":
             return list(range(len(self.lesson.train.names)))
-        return [label for k in tasks for label in self.groups[k]]
+        return [label for task in tasks for label in self.groups[task]]
 
-    def _some(self, part: str, tasks: Sequence[int], classes: Sequence[int]) -> tuple[Split, list[int]]:
-        """The items of these tasks among these classes, knowing nothing of any other; and the task of each."""
-        split = self._parts[part]
-        assert split is not None, "val is asked for where there is one"
-        found = sorted((i, k) for k in tasks for i in self._items[part][k])
-        some = split.of([i for i, _ in found]).classes(classes)
-        return replace(some, domains=None, info={}), [k for _, k in found]
+    def _select(self, split_name: str, tasks: Sequence[int], classes: Sequence[int]) -> tuple[Split, list[int]]:
+        """Return the items of these tasks with only these class names, and the task of each item."""
+        split = self._splits[split_name]
+        assert split is not None, "val is selected only if there is one"
+        indexed_tasks = sorted((i, task) for task in tasks for i in self._item_indices[split_name][task])
+        subset = split.select([i for i, _ in indexed_tasks]).select_classes(classes)
+        return replace(subset, domains=None, info={}), [task for _, task in indexed_tasks]
 
-    def _val(self, tasks: Sequence[int], classes: Sequence[int]) -> Split | None:
-        return None if self.lesson.val is None else self._some("val", tasks, classes)[0]
+    def _select_val(self, tasks: Sequence[int], classes: Sequence[int]) -> Split | None:
+        return None if self.lesson.val is None else self._select("val", tasks, classes)[0]
 
     def lessons(self) -> Iterator[Lesson]:
-        """What is taught, one after another."""
+        """Yield the lessons in stream order."""
         total = len(self.groups)
-        every = self._classes(range(total))
+        all_classes = self._class_labels(range(total))
         if self.joint or self.kind == "task_free":
-            classes = every if self.joint else sorted(every)  # whose order tells nothing of the stream's
-            whole, tasks = self._some("train", range(total), classes)
-            whole = whole if self.joint else whole.of(blurred(tasks, self.blur, self.seed))
-            yield Lesson(whole, self._val(range(total), classes), announced=self.joint)
+            # sorted, so that the order of the classes does not reveal the stream's
+            classes = all_classes if self.joint else sorted(all_classes)
+            train, tasks = self._select("train", range(total), classes)
+            train = train if self.joint else train.select(blur_order(tasks, self.blur, self.seed))
+            yield Lesson(train, self._select_val(range(total), classes), has_task_boundaries=self.joint)
             return
         memory: Split | None = None
         for k in range(total):
-            names = self._classes([k] if self.mask else range(k + 1))
-            train = self._some("train", [k], names)[0]
-            yield Lesson(train, self._val([k], names), memory=memory or None, index=k, total=total)
-            memory = kept(memory, train, self.buffer, self.seed) if self.buffer else None
+            names = self._class_labels([k] if self.mask else range(k + 1))
+            train = self._select("train", [k], names)[0]
+            yield Lesson(train, self._select_val([k], names), memory=memory or None, index=k, total=total)
+            memory = update_memory(memory, train, self.buffer, self.seed) if self.buffer else None
 
-    def _tests(self, tasks: Sequence[int]) -> dict[str, Split]:
-        if self.common:
+    def _build_tests(self, tasks: Sequence[int]) -> dict[str, Split]:
+        if self.has_shared_test:
             return {"seen": replace(self.data.test, domains=None, info={})}
         if self.kind == "task_incremental":
-            return {f"seen/{k}": self._some("test", [k], self._classes([k]))[0] for k in tasks}
-        some, of = self._some("test", tasks, self._classes(tasks))  # its domains are the tasks
-        return {"seen": replace(some, domains=tuple(of), info={"domains": [str(k) for k in range(len(self.groups))]})}
+            return {f"seen/{k}": self._select("test", [k], self._class_labels([k]))[0] for k in tasks}
+        # the tasks become the domains of the test, so that accuracy is reported by task
+        test, task_indices = self._select("test", tasks, self._class_labels(tasks))
+        info: dict[str, object] = {"domains": [str(k) for k in range(len(self.groups))]}
+        return {"seen": replace(test, domains=tuple(task_indices), info=info)}
 
-    def _alone(self, k: int) -> Split:
-        """The test of task k just before its lesson."""
-        own = self.kind == "task_incremental"
-        return self._some("test", [k], self._classes([k] if own else range(k + 1)))[0]
+    def _stage_test(self, stage: int) -> Split:
+        """Return the test of a stage's task just before its lesson."""
+        tasks = [stage] if self.kind == "task_incremental" else range(stage + 1)
+        return self._select("test", [stage], self._class_labels(tasks))[0]
 
     def stages(self) -> Iterator[Stage]:
         total = len(self.groups)
         for lesson in self.lessons():
-            alone = lesson.total == 1 or self.common
-            ahead = {} if alone or lesson.index + 1 == total else {"next": self._alone(lesson.index + 1)}
-            before = {} if alone or lesson.index else {f"start {k}": self._alone(k) for k in range(1, total)}
-            yield Stage(lesson, self._tests(range(total if lesson.total == 1 else lesson.index + 1)), ahead, before)
+            is_single = lesson.total == 1 or self.has_shared_test
+            ahead = {} if is_single or lesson.index + 1 == total else {"next": self._stage_test(lesson.index + 1)}
+            before = {} if is_single or lesson.index else {f"start {k}": self._stage_test(k) for k in range(1, total)}
+            tests = self._build_tests(range(total if lesson.total == 1 else lesson.index + 1))
+            yield Stage(lesson, tests, ahead, before)
 
     @property
     def protocol(self) -> dict[str, Any]:
-        alone = [k for k, group in enumerate(self.groups, 1) if len(group) == 1]
-        by_class = self.kind in ("class_incremental", "task_incremental")
-        masked = self.mask and not self.joint and not self.buffer and by_class
         warnings = []
-        if masked and alone:
-            some = ", ".join(map(str, alone[:5])) + " ..." * (len(alone) > 5)
+        by_class = self.kind in ("class_incremental", "task_incremental")
+        single_class_stages = [k for k, group in enumerate(self.groups, 1) if len(group) == 1]
+        if self.mask and not self.joint and not self.buffer and by_class and single_class_stages:
+            numbers = ", ".join(map(str, single_class_stages[:5])) + " ..." * (len(single_class_stages) > 5)
             warnings.append(
-                f"stage {some}: a class alone in its lesson has a cross-entropy of zero, so training learns nothing; "
-                "say task.mask=false, or fewer stages"
+                f"stage {numbers}: a class alone in its lesson has a cross-entropy of zero, so training learns "
+                "nothing; say task.mask=false, or fewer stages"
             )
-        many = len(self._classes(range(len(self.groups) - 1)))  # all of them where domains come
-        if 0 < self.buffer < many:
+        n_classes = len(self._class_labels(range(len(self.groups) - 1)))  # all classes in a stream of domains
+        if 0 < self.buffer < n_classes:
             warnings.append(
-                f"task.buffer={self.buffer} is less than one image for each of the {many} classes before the last "
+                f"task.buffer={self.buffer} is less than one image for each of the {n_classes} classes before the last "
                 "lesson, so that nothing is rehearsed there"
             )
-        more = len(self.lesson.train) > len(self.data.train)
+        with_val = len(self.lesson.train) > len(self.data.train)
         return {
             **super().protocol,
             "kind": self.kind,
             "stages": len(self.groups),
-            "class_order": [[self.every[i] for i in group] for group in self.groups],
-            "trained_on": "train+val" if more else "train",
+            "class_order": [[self.unit_ids[i] for i in group] for group in self.groups],
+            "trained_on": "train+val" if with_val else "train",
             "warnings": warnings,
-            "metrics": OF_STREAM,
+            "metrics": CONTINUAL_METRICS,
         }
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-        return of_stream(scores, [len(found) for found in self._items["test"]])
+        return continual_summary(scores, [len(indices) for indices in self._item_indices["test"]])

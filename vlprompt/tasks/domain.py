@@ -1,4 +1,4 @@
-"""Domains: what is learned on one (or several) is used on another, whose labels nobody has.
+"""Domain adaptation and generalisation: learn on one or several source domains, test on an unlabelled target.
 
 Unsupervised adaptation sees the target's images without labels (Ganin et al., JMLR 2016, arXiv:1505.07818),
 source-free adaptation sees them only after the source is gone (Liang et al., ICML 2020, arXiv:2002.08546), and domain
@@ -11,124 +11,163 @@ from functools import cached_property
 from typing import Any, Literal
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Names, ids
+from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
-from vlprompt.data.loading import given, named
-from vlprompt.data.splits.domains import Place, domains_in, merged, place_of, same_classes, whole_of
-from vlprompt.data.splits.label_hiding import hidden, unlabelled
-from vlprompt.metrics import OF_DOMAINS, of_domains
-from vlprompt.runtime.errors import nearest
-from vlprompt.tasks.few_shot import split_of
+from vlprompt.data.loading import identify_dataset, resolve_dataset
+from vlprompt.data.splits.domains import (
+    DomainData,
+    as_single_domain,
+    list_domains,
+    match_classes,
+    merge_sources,
+    select_domain,
+)
+from vlprompt.data.splits.label_hiding import anonymize_items, drop_labels
+from vlprompt.metrics import DOMAIN_METRICS, domain_summary
+from vlprompt.runtime.errors import suggest_nearest
+from vlprompt.tasks.few_shot import get_split_origin
 
-Setting = Literal["adapt", "source_free", "generalise"]
-One = str | Data
+DomainSetting = Literal["adapt", "source_free", "generalise"]
+DatasetLike = str | Data
 
 
 class Domain:
-    """From a source to a target.
+    """Learn on source domains, and test on a target domain.
 
-    dataset: whose domains source and target are; without it they are datasets themselves, and the classes of both are
-    matched by name. source: one, several as a list, or "rest" for all others. target: one. setting: "adapt" (the
-    target's images are there without labels), "source_free" (they are, but no longer the source's; without any source
-    the method begins with the target) or "generalise" (they are not there). transductive: whether the target's test
-    images are those that were adapted to (None: as the benchmark has it). val: of a source without validation images
-    the share of each class that is held out, for train.select=val and to see how well the source is kept; 0 trains on
-    all. classes: ids of the target's classes, or "shared": those that the sources have too; None: all, and the sources
-    must have them. shots: images per class and source, None for all; seed: draws them; track: tell after each epoch
-    what every rule of selection says, the pseudo-labels' precision, and the test accuracy; augment, skip_broken: as in
-    FewShot.
+    Args:
+        dataset: the dataset with the domains; None if source and target are datasets, whose classes are matched by
+            name.
+        source: one source, a list, or "rest" for all other domains.
+        target: the target.
+        setting: "adapt" (unlabelled target images during training), "source_free" (unlabelled target images, but only
+            after the source; without a source the method starts from the target) or "generalise" (no target images).
+        transductive: whether to test on the target images that were adapted to; None follows the benchmark.
+        val_fraction: the fraction of each class to hold out of a source without validation images, for
+            train.model_selection=val and for the accuracy on the source; 0 trains on all images.
+        classes: ids of the target's classes, or "shared" for those that the sources have too; None for all, which the
+            sources must have.
+        shots: images per class and source, None for all.
+        seed: draws the shots.
+        epoch_metrics: after each epoch, record the score of every model selection rule, the precision of the
+            pseudo-labels and the test accuracy.
+        augment: as in FewShot.
+        skip_broken: as in FewShot.
     """
 
     def __init__(
         self,
-        dataset: One | None = None,
-        source: One | list[One] | None = None,
-        target: One | None = None,
-        setting: Setting = "adapt",
+        dataset: DatasetLike | None = None,
+        source: DatasetLike | list[DatasetLike] | None = None,
+        target: DatasetLike | None = None,
+        setting: DomainSetting = "adapt",
         transductive: bool | None = None,
-        val: float = 0.1,
+        val_fraction: float = 0.1,
         classes: str | list[str] | None = None,
         shots: int | None = None,
         seed: int = 1,
-        track: bool = True,
+        epoch_metrics: bool = True,
         augment: str | None = None,
         skip_broken: bool = False,
     ):
         if setting not in ("adapt", "source_free", "generalise"):
             raise ValueError(f"setting is adapt, source_free or generalise, not {setting!r}")
-        if not 0 <= val < 1:
-            raise ValueError(f"task.val is the share of a source that is held out, from 0 to below 1, not {val}")
+        if not 0 <= val_fraction < 1:
+            raise ValueError(
+                f"task.val_fraction is the share of a source that is held out, from 0 to below 1, not {val_fraction}"
+            )
         if isinstance(classes, str) and classes != "shared":
             raise ValueError(f"task.classes is 'shared' or a list of ids of the target's classes, not {classes!r}")
-        self.given = dataset, source, target
-        self.dataset, self.target = dataset and named(dataset), target and named(target)
-        self.source = [named(one) for one in source] if isinstance(source, list) else source and named(source)
-        self.setting, self.transductive, self.val, self.classes = setting, transductive, val, classes
-        self.shots, self.seed, self.track, self.augment, self.skip_broken = shots, seed, track, augment, skip_broken
+        self.arguments = dataset, source, target
+        self.dataset, self.target = dataset and identify_dataset(dataset), target and identify_dataset(target)
+        if isinstance(source, list):
+            self.source = [identify_dataset(one) for one in source]
+        else:
+            self.source = source and identify_dataset(source)
+        self.setting, self.transductive, self.val_fraction, self.classes = setting, transductive, val_fraction, classes
+        self.shots, self.seed, self.epoch_metrics = shots, seed, epoch_metrics
+        self.augment, self.skip_broken = augment, skip_broken
 
     @cached_property
     def data(self) -> Data | None:
-        """The dataset whose domains these are, if there is one."""
-        return None if self.given[0] is None else given(self.given[0], self.augment, self.skip_broken)
+        """The dataset with the domains, None if source and target are datasets."""
+        return None if self.arguments[0] is None else resolve_dataset(self.arguments[0], self.augment, self.skip_broken)
 
-    def _place(self, one: One) -> tuple[Place, Data]:
+    def _open_domain(self, dataset: DatasetLike) -> tuple[DomainData, Data]:
         if self.data is not None:
-            return place_of(self.data, named(one)), self.data
-        data = given(one, self.augment, self.skip_broken)
-        return whole_of(data), data
+            return select_domain(self.data, identify_dataset(dataset)), self.data
+        data = resolve_dataset(dataset, self.augment, self.skip_broken)
+        return as_single_domain(data), data
 
     @cached_property
-    def _target(self) -> tuple[Place, Data]:
-        data, target = self.data, self.given[2]
-        known = [] if data is None else domains_in(data)
-        if data is not None and len(known) < 2:
-            many = f"has only the domain {known[0]!r}" if known else "tells no domains"
+    def _target(self) -> tuple[DomainData, Data]:
+        data, target = self.data, self.arguments[2]
+        domains = [] if data is None else list_domains(data)
+        if data is not None and len(domains) < 2:
+            fault = f"has only the domain {domains[0]!r}" if domains else "tells no domains"
             raise ValueError(
-                f"{data.name} {many}, and from one to another needs two: a folder of domain/class/image, a card "
+                f"{data.name} {fault}, and from one to another needs two: a folder of domain/class/image, a card "
                 "with domains (vlprompt list datasets), or two datasets by --source and --target"
             )
         if target is None:
-            told = f"; {data.name} has {', '.join(known)}" if data is not None else ""
-            raise ValueError(f"there is no target: name one by --target{told}")
-        return self._place(target)
+            choices = f"; {data.name} has {', '.join(domains)}" if data is not None else ""
+            raise ValueError(f"there is no target: name one by --target{choices}")
+        return self._open_domain(target)
 
     @cached_property
-    def _sources(self) -> list[tuple[Place, Data]]:
-        source, target = self.given[1], self._target[0].name
-        known = [] if self.data is None else domains_in(self.data)
+    def _sources(self) -> list[tuple[DomainData, Data]]:
+        source, target = self.arguments[1], self._target[0].name
+        domains = [] if self.data is None else list_domains(self.data)
         if source == "rest" or (source is None and self.setting == "generalise"):
-            if not known:
+            if not domains:
                 raise ValueError("source=rest is all other domains of a dataset, and no dataset was named")
-            source = [name for name in known if name != target]
+            source = [name for name in domains if name != target]
         if not source and self.setting != "source_free":
-            told = f"; {self.data.name} has {', '.join(known)}" if self.data is not None else ""
-            raise ValueError(f"there is no source: name one by --source{told}; task.setting=source_free needs none")
-        wanted = [] if source is None else source if isinstance(source, list) else [source]
-        found = [self._place(one) for one in wanted]
-        names = [place.name for place, _ in found]
-        if twice := [name for i, name in enumerate([*names, target]) if name in [*names, target][:i]]:
-            raise ValueError(f"source and target are both {twice[0]!r}; from one domain to another needs two")
-        return found
+            choices = f"; {self.data.name} has {', '.join(domains)}" if self.data is not None else ""
+            raise ValueError(f"there is no source: name one by --source{choices}; task.setting=source_free needs none")
+        source_list = [] if source is None else source if isinstance(source, list) else [source]
+        sources = [self._open_domain(one) for one in source_list]
+        names = [*(domain.name for domain, _ in sources), target]
+        if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise ValueError(f"source and target are both {repeated[0]!r}; from one domain to another needs two")
+        return sources
 
     @cached_property
-    def _places(self) -> tuple[list[Place], Place, str]:
-        """Sources and target with the same classes, and how these were matched."""
-        target, sources = self._target[0], [place for place, _ in self._sources]
-        known, there = target.test.names, target.every.count()
-        same = [*range(len(known))], "they are of one dataset"
-        matches = [same if self.data else same_classes(source.test.names, known) for source in sources]
-        images = [source.seen.count() for source in sources]
-        mine = [{i: p for i, p in enumerate(places) if p is not None and count[p]}
-                for count, (places, _) in zip(images, matches, strict=True)]  # fmt: skip
-        has = [not sources or any(i in found for found in mine) for i in range(len(known))]
-        chosen = (
-            [i for i in range(len(known)) if has[i] and there[i]] if self.classes == "shared" else self._asked(known)
-        )
-        if unknown := [i for i in chosen if there[i] and not has[i]]:
+    def _matched_domains(self) -> tuple[list[DomainData], DomainData, str]:
+        """The sources and the target with the same classes, and the criterion that matched them."""
+        target, sources = self._target[0], [domain for domain, _ in self._sources]
+        names = target.test.names
+        identity = [*range(len(names))], "they are of one dataset"
+        matches = [identity if self.data else match_classes(source.test.names, names) for source in sources]
+        label_maps: list[dict[int, int]] = []  # {target label: source label} of the classes that a source has images of
+        for source, (source_labels, _) in zip(sources, matches, strict=True):
+            counts = source.training_images.count_per_class()
+            label_maps.append(
+                {i: label for i, label in enumerate(source_labels) if label is not None and counts[label]}
+            )
+        chosen = self._choose_classes(target, sources, label_maps)
+        chosen_names = tuple(names[i] for i in chosen)
+        matched_sources = [
+            source.select_classes({labels[i]: k for k, i in enumerate(chosen) if i in labels}, chosen_names)
+            for source, labels in zip(sources, label_maps, strict=True)
+        ]
+        matched_target = target.select_classes({i: k for k, i in enumerate(chosen)}, chosen_names)
+        return matched_sources, matched_target, ", ".join(dict.fromkeys(criterion for _, criterion in matches))
+
+    def _choose_classes(
+        self, target: DomainData, sources: list[DomainData], label_maps: list[dict[int, int]]
+    ) -> list[int]:
+        """Return the target's labels to use; ValueError if a source has no images of them, or for fewer than two."""
+        names, counts = target.test.names, target.all_images.count_per_class()
+        has_source = [not sources or any(i in labels for labels in label_maps) for i in range(len(names))]
+        if self.classes == "shared":
+            chosen = [i for i in range(len(names)) if has_source[i] and counts[i]]
+        else:
+            chosen = self._requested_classes(names)
+        if unknown := [i for i in chosen if counts[i] and not has_source[i]]:
             more = f" and {len(unknown) - 1} more" * (len(unknown) > 1)
             raise ValueError(
-                f"the target {target.name} has the class {str(known[unknown[0]])!r}{more}, of which "
+                f"the target {target.name} has the class {str(names[unknown[0]])!r}{more}, of which "
                 f"{' and '.join(source.name for source in sources)} has no images to learn from: take the classes "
                 "that both have by task.classes=shared, or name some"
             )
@@ -137,114 +176,127 @@ class Domain:
                 f"source and target have {len(chosen)} class{'es' * (len(chosen) != 1)} in common, and two are the "
                 "least; are they called alike?"
             )
-        names = tuple(known[i] for i in chosen)
-        ours = [source.taking({found[i]: k for k, i in enumerate(chosen) if i in found}, names)
-                for source, found in zip(sources, mine, strict=True)]  # fmt: skip
-        how = ", ".join(dict.fromkeys(by for _, by in matches))
-        return ours, target.taking({i: k for k, i in enumerate(chosen)}, names), how
+        return chosen
 
-    def _asked(self, known: Names) -> list[int]:
-        """The places of the target's classes that were asked for."""
+    def _requested_classes(self, names: Names) -> list[int]:
+        """Return the labels of the target's classes that `classes` lists."""
+        ids = class_ids(names)
         if self.classes is None:
-            return list(range(len(known)))
-        if strange := [i for i in self.classes if i not in ids(known)]:
+            return list(range(len(ids)))
+        if unknown := [class_id for class_id in self.classes if class_id not in ids]:
             raise ValueError(
-                f"task.classes names {strange[0]!r}, which the target has not; {nearest(strange[0], ids(known))}"
+                f"task.classes names {unknown[0]!r}, which the target has not; {suggest_nearest(unknown[0], ids)}"
             )
-        return [ids(known).index(i) for i in dict.fromkeys(self.classes)]
+        return [ids.index(class_id) for class_id in dict.fromkeys(self.classes)]
 
     @cached_property
-    def _source(self) -> tuple[Split, Split | None, Split | None]:
-        """What is taught, for validation, and what tells how well the sources are kept."""
-        parts = [place.teaching(self.val, self.shots, self.seed) for place in self._places[0]]
-        if not parts:
-            return Split((), (), self._places[1].test.names), None, None
-        train, val, test = (None if None in of else merged([s for s in of if s is not None])
-                            for of in zip(*parts, strict=True))  # fmt: skip
-        assert train is not None, "teaching gives one"
-        several = {"domains": [place.name for place in self._places[0]]} if len(parts) > 1 else {}
-        return train, val, None if test is None else replace(test, info=several)
+    def _source_splits(self) -> tuple[Split, Split | None, Split | None]:
+        """The sources' (train, val, test); test measures how well the sources are retained."""
+        sources, target, _ = self._matched_domains
+        splits = [source.source_splits(self.val_fraction, self.shots, self.seed) for source in sources]
+        if not splits:
+            return Split((), (), target.test.names), None, None
+        train, val, test = (
+            None if None in same_name else merge_sources([split for split in same_name if split is not None])
+            for same_name in zip(*splits, strict=True)
+        )
+        assert train is not None, "every source has a train split"
+        info: dict[str, object] = {"domains": [source.name for source in sources]} if len(sources) > 1 else {}
+        return train, val, None if test is None else replace(test, info=info)
 
     @cached_property
-    def _seen(self) -> tuple[Split, Split]:
-        """Of the target what is adapted to, with the labels that only the evaluator knows, and the test."""
-        place = self._places[1]
-        whole = place.whole if self.transductive is None else self.transductive
-        if whole:
-            every = hidden(place.every)
-            return every, every
-        if not len(place.test):
+    def _target_splits(self) -> tuple[Split, Split]:
+        """The target's images to adapt to, with labels for the evaluator only, and its test."""
+        target = self._matched_domains[1]
+        if target.is_transductive if self.transductive is None else self.transductive:
+            images = anonymize_items(target.all_images)
+            return images, images
+        if not len(target.test):
             raise ValueError(
-                f"the target {place.name} has no test images: add some, or say task.transductive=true to test on "
+                f"the target {target.name} has no test images: add some, or say task.transductive=true to test on "
                 "those that are adapted to"
             )
-        if not len(place.train) and self.setting != "generalise":
+        if not len(target.train) and self.setting != "generalise":
             raise ValueError(
-                f"the target {place.name} is a test only and has no images to adapt to: say task.transductive=true to "
+                f"the target {target.name} is a test only and has no images to adapt to: say task.transductive=true to "
                 "adapt to the test images themselves"
             )
-        return hidden(replace(place, test=place.test.of([])).every), hidden(place.test)
+        return anonymize_items(replace(target, test=target.test.select([])).all_images), anonymize_items(target.test)
 
     @property
-    def names_of_domains(self) -> tuple[str, ...]:
-        """Those of the sources, and that of a target that is there to adapt to, as texts call them."""
-        places = [*self._places[0], *([] if self.setting == "generalise" else [self._places[1]])]
-        words = [place.word for place in places]
-        return tuple(place.name if words.count(place.word) > 1 else place.word for place in places)
+    def domain_names(self) -> tuple[str, ...]:
+        """The names of the sources, and of a target to adapt to, as texts use them."""
+        sources, target, _ = self._matched_domains
+        domains = sources if self.setting == "generalise" else [*sources, target]
+        words = [domain.word for domain in domains]
+        return tuple(domain.name if words.count(domain.word) > 1 else domain.word for domain in domains)
 
     @property
     def template(self) -> str:
         return self._target[1].template
 
     def stages(self) -> Iterator[Stage]:
-        train, val, kept = self._source
-        truth, test = self._seen
-        tests = {"target": test} | ({} if kept is None or not len(kept) else {"source": kept})
-        lesson = Lesson(train, val, domains=self.names_of_domains)
+        train, val, source_test = self._source_splits
+        truth, test = self._target_splits
+        tests = {"target": test} | ({} if source_test is None or not len(source_test) else {"source": source_test})
+        lesson = Lesson(train, val, domains=self.domain_names)
         if self.setting == "generalise":
-            yield Stage(lesson, tests, track=self.track, compared=True)
+            yield Stage(lesson, tests, needs_epoch_metrics=self.epoch_metrics, needs_zero_shot=True)
             return
-        unseen = unlabelled(truth)
+        unlabelled = drop_labels(truth)
         if self.setting == "adapt":
-            yield Stage(replace(lesson, unlabelled=unseen), tests, truth=truth, track=self.track, compared=True)
+            yield Stage(
+                replace(lesson, unlabelled=unlabelled),
+                tests,
+                labelled_target=truth,
+                needs_epoch_metrics=self.epoch_metrics,
+                needs_zero_shot=True,
+            )
             return
-        alone = replace(lesson, train=train.of([]), val=None, unlabelled=unseen)
+        adaptation = replace(lesson, train=train.select([]), val=None, unlabelled=unlabelled)
         if len(train):
-            yield Stage(replace(lesson, total=2), tests, compared=True)
-            alone = replace(alone, index=1, total=2)
-        yield Stage(alone, tests, truth=truth, track=self.track, compared=True)
+            yield Stage(replace(lesson, total=2), tests, needs_zero_shot=True)
+            adaptation = replace(adaptation, index=1, total=2)
+        yield Stage(
+            adaptation,
+            tests,
+            labelled_target=truth,
+            needs_epoch_metrics=self.epoch_metrics,
+            needs_zero_shot=True,
+        )
 
     @property
     def protocol(self) -> dict[str, Any]:
-        (sources, target, how), (train, val, kept), (truth, test) = self._places, self._source, self._seen
-        names, adapts = [place.name for place in sources], self.setting != "generalise"
-        data = [self._target[1], *(one for _, one in self._sources)]
+        sources, target, criterion = self._matched_domains
+        train, val, source_test = self._source_splits
+        truth, test = self._target_splits
+        names, adapts = [source.name for source in sources], self.setting != "generalise"
+        datasets = [self._target[1], *(data for _, data in self._sources)]
+        name = " -> ".join(filter(None, ("+".join(names), target.name))) if self.data is None else self.data.name
         return {
-            "dataset": self.data.name
-            if self.data is not None
-            else " -> ".join(filter(None, ("+".join(names), target.name))),
+            "dataset": name,
             "sources": names,
             "target": target.name,
             "setting": self.setting,
             "transductive": adapts and truth is test,
             "train": train.hash(),
             "test": test.hash(),
-            "source_test": None if kept is None else kept.hash(),
-            "unlabelled": unlabelled(truth).hash() if adapts else None,
-            "images": len(train),
+            "source_test": None if source_test is None else source_test.hash(),
+            "unlabelled": drop_labels(truth).hash() if adapts else None,
+            "train_images": len(train),
             "val_images": 0 if val is None else len(val),
             "unlabelled_images": len(truth) if adapts else 0,
             "test_images": len(test),
-            "short": train.info.get("short", []),
+            "undersized_classes": train.info.get("undersized_classes", []),
             "classes": [str(name) for name in train.names],
-            "matched": how,
+            "class_matching": criterion,
             "augment": truth.augment,
             "template": self.template,
             "zero_shot_template": self.template,
-            "split": split_of(self._target[1]),
-            "note": "; ".join(dict.fromkeys(one.note for one in data if one.note)),
-            "metrics": OF_DOMAINS,
+            "split": get_split_origin(self._target[1]),
+            "note": "; ".join(dict.fromkeys(data.note for data in datasets if data.note)),
+            "metrics": DOMAIN_METRICS,
         }
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-        return of_domains(scores[-1])
+        return domain_summary(scores[-1])

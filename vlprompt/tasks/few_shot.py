@@ -9,21 +9,24 @@ from typing import Any
 
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
-from vlprompt.data.loading import given, named
-from vlprompt.data.splits.sampling import few_shot
+from vlprompt.data.loading import identify_dataset, resolve_dataset
+from vlprompt.data.splits.sampling import sample_few_shot
 
 
-def split_of(data: Data) -> str:
-    """Whose split it is: "literature" for the published lists, "own" otherwise."""
-    return str(data.test.info.get("split", "own"))
+def get_split_origin(data: Data) -> str:
+    """Return the origin of a split: "literature" for the published lists, "custom" otherwise."""
+    return str(data.test.info.get("split", "custom"))
 
 
 class FewShot:
-    """k shots per class, all classes.
+    """Train on k shots per class, and test on all classes.
 
-    dataset: a card's name, a folder or file of images, or Data that was opened already; shots: images per class, None
-    for all; seed: draws the shots; augment: "none", "crop", "crop-flip" instead of the card's; skip_broken: leave out
-    files that can't be decoded.
+    Args:
+        dataset: a card's name, a folder or file of images, or opened Data.
+        shots: images per class, None for all.
+        seed: draws the shots.
+        augment: "none", "crop" or "crop-flip" instead of the card's augmentation.
+        skip_broken: leave out files that can't be decoded.
     """
 
     def __init__(
@@ -34,12 +37,12 @@ class FewShot:
         augment: str | None = None,
         skip_broken: bool = False,
     ):
-        self.given, self.dataset = dataset, named(dataset)
+        self.dataset_source, self.dataset = dataset, identify_dataset(dataset)
         self.shots, self.seed, self.augment, self.skip_broken = shots, seed, augment, skip_broken
 
     @cached_property
     def data(self) -> Data:
-        return given(self.given, self.augment, self.skip_broken)
+        return resolve_dataset(self.dataset_source, self.augment, self.skip_broken)
 
     @property
     def template(self) -> str:
@@ -49,7 +52,7 @@ class FewShot:
     def lesson(self) -> Lesson:
         if self.shots is None:
             return Lesson(self.data.train, self.data.val)
-        return Lesson(*few_shot(self.data.train, self.data.val, self.shots, self.seed))
+        return Lesson(*sample_few_shot(self.data.train, self.data.val, self.shots, self.seed))
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -58,12 +61,12 @@ class FewShot:
             "dataset": self.data.name,
             "train": train.hash(),
             "test": self.data.test.hash(),
-            "images": len(train),
-            "short": train.info.get("short", []),
+            "train_images": len(train),
+            "undersized_classes": train.info.get("undersized_classes", []),
             "classes": [str(name) for name in train.names],
             "augment": train.augment,
             "template": self.data.template,
-            "split": split_of(self.data),
+            "split": get_split_origin(self.data),
             "note": self.data.note,
         }
 

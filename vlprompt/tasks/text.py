@@ -1,7 +1,7 @@
-"""Texts: classify them, whole or word by word, or learn to write the response; few-shot or on all of them.
+"""Text tasks: classification, token classification and generation, few-shot or on the full training set.
 
-How texts are shown to a language model is the template's business, what it says the verbalizer's: Schick and Schuetze,
-EACL 2021, arXiv:2001.07676; Lester et al., EMNLP 2021, arXiv:2104.08691.
+The template turns a text into the model's input, the verbalizer maps its output to classes: Schick and Schuetze, EACL
+2021, arXiv:2001.07676; Lester et al., EMNLP 2021, arXiv:2104.08691.
 """
 
 from collections.abc import Iterator
@@ -10,26 +10,30 @@ from functools import cached_property
 from typing import Any, Literal
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name
-from vlprompt.core.class_names import named as name_of
+from vlprompt.core.class_names import ClassName, as_class_name
 from vlprompt.core.stage import Lesson, Stage
-from vlprompt.core.texts import Passage, answered, pieces
+from vlprompt.core.texts import TextItem, find_answer_kind, parse_template
 from vlprompt.data.dataset import Data
-from vlprompt.data.loading import given, named
-from vlprompt.data.splits.sampling import few_shot
-from vlprompt.runtime.errors import nearest
-from vlprompt.tasks.few_shot import split_of
+from vlprompt.data.loading import identify_dataset, resolve_dataset
+from vlprompt.data.splits.sampling import sample_few_shot
+from vlprompt.runtime.errors import suggest_nearest
+from vlprompt.tasks.few_shot import get_split_origin
 
 
 class Text:
     """A dataset of texts, with or without classes.
 
-    dataset: a card's name, a file or folder of texts, or Data that was opened already; shots: texts per class (of texts
-    without classes: in all), None for all; seed: draws them; prompt: how a text is shown, with {mask} where the answer
-    stands, instead of the dataset's; plain: how a head on the feature is shown it; cut: the end of its longest field at
-    which a text too long for the model is shortened; tests: at most so many test texts, evenly spaced (None:
-    all); write: tokens that may be written for each test text whose answer is a text, to compare it with what is wanted
-    (0: only its perplexity is told).
+    Args:
+        dataset: a card's name, a file or folder of texts, or opened Data.
+        shots: texts per class, or in total for texts without classes; None for all.
+        seed: draws the shots.
+        prompt_template: replaces the dataset's template; {mask} is the position of the answer.
+        plain_template: the template for a head on the features, without {mask}.
+        truncation_side: the end of its longest field at which a text too long for the model is truncated.
+        max_test_texts: test on at most this many texts, evenly spaced; None for all.
+        max_new_tokens: tokens to generate for each test text with a response, to compare them with the reference;
+            0 reports the perplexity only.
+        skip_broken: leave out rows that can't be read.
     """
 
     def __init__(
@@ -37,72 +41,81 @@ class Text:
         dataset: str | Data,
         shots: int | None = None,
         seed: int = 1,
-        prompt: str | None = None,
-        plain: str | None = None,
-        cut: Literal["end", "start"] = "end",
-        tests: int | None = None,
-        write: int = 0,
+        prompt_template: str | None = None,
+        plain_template: str | None = None,
+        truncation_side: Literal["end", "start"] = "end",
+        max_test_texts: int | None = None,
+        max_new_tokens: int = 0,
         skip_broken: bool = False,
     ):
-        self.given, self.dataset = dataset, named(dataset)
-        self.shots, self.seed, self.cut, self.tests, self.write = shots, seed, cut, tests, write
-        self.prompt, self.plain, self.skip_broken = prompt, plain, skip_broken
+        self.dataset_source, self.dataset = dataset, identify_dataset(dataset)
+        self.shots, self.seed, self.truncation_side = shots, seed, truncation_side
+        self.max_test_texts, self.max_new_tokens = max_test_texts, max_new_tokens
+        self.prompt_template, self.plain_template, self.skip_broken = prompt_template, plain_template, skip_broken
 
     @cached_property
     def data(self) -> Data:
-        data = given(self.given, None, self.skip_broken, texts=True)
-        first = next((item for item in (*data.train.items, *data.test.items)), None)
-        if not isinstance(first, Passage):
+        data = resolve_dataset(self.dataset_source, None, self.skip_broken, allow_texts=True)
+        first = next(iter((*data.train.items, *data.test.items)), None)
+        if not isinstance(first, TextItem):
             raise ValueError(
                 f"{data.name} has images, and the task text is for texts: take --task few_shot, or a dataset of texts "
                 "(`vlprompt list datasets` names them)"
             )
-        for template in (self.prompt, self.plain):
-            for piece in () if template is None else pieces(template):
-                if piece.kind == "field" and piece.text not in first.fields:
-                    raise ValueError(
-                        f"the template {template!r} has {{{piece.text}}}; {nearest(piece.text, first.fields)}"
-                    )
-                if piece.kind == "mask" and template == self.plain:
-                    raise ValueError(f"task.plain is a text without the answer's place, but {template!r} has {{mask}}")
+        self._validate_templates(first)
         return data
 
+    def _validate_templates(self, item: TextItem) -> None:
+        for template in (self.prompt_template, self.plain_template):
+            for piece in () if template is None else parse_template(template):
+                if piece.kind == "field" and piece.text not in item.fields:
+                    raise ValueError(
+                        f"the template {template!r} has {{{piece.text}}}; {suggest_nearest(piece.text, item.fields)}"
+                    )
+                if piece.kind == "mask" and template == self.plain_template:
+                    raise ValueError(
+                        f"task.plain_template is a text without the answer's place, but {template!r} has {{mask}}"
+                    )
+
     @property
-    def _first(self) -> Passage:
-        return next(item for item in (*self.data.test.items, *self.data.train.items))
+    def _first_item(self) -> TextItem:
+        return next(iter((*self.data.test.items, *self.data.train.items)))
 
     @property
     def template(self) -> str:
-        """The hand-written one, with the answer's place."""
-        return self.prompt or self.data.template
+        """The prompt template, with {mask} at the position of the answer."""
+        return self.prompt_template or self.data.template
 
-    def _shown(self, split: Split) -> Split:
-        change: dict[str, Any] = {k: v for k, v in (("template", self.prompt), ("plain", self.plain)) if v is not None}
-        change |= {"cut": self.cut} if self.cut != "end" else {}
-        info = {**split.info, "write": self.write}
-        items = tuple(replace(item, **change) for item in split.items) if change else split.items
+    def _with_templates(self, split: Split) -> Split:
+        templates = {"template": self.prompt_template, "plain_template": self.plain_template}
+        changes: dict[str, Any] = {key: template for key, template in templates.items() if template is not None}
+        changes |= {"truncation_side": self.truncation_side} if self.truncation_side != "end" else {}
+        info = {**split.info, "max_new_tokens": self.max_new_tokens}
+        items = tuple(replace(item, **changes) for item in split.items) if changes else split.items
         names = split.names
-        if self.prompt is not None:
-            names = tuple(Name(str(n), n.id, self.prompt, n.words) for n in map(name_of, names))
+        if self.prompt_template is not None:
+            names = tuple(
+                ClassName(str(name), name.id, self.prompt_template, name.words) for name in map(as_class_name, names)
+            )
         return replace(split, items=items, names=names, info=info)
 
     @cached_property
     def lesson(self) -> Lesson:
         train, val, names = self.data.train, self.data.val, self.data.train.names
         if self.shots is not None:
-            if any(item.tags is not None for item in train.items[:1]):  # their words have classes, the texts have none
+            if any(item.tags is not None for item in train.items[:1]):  # classes of words, not of texts
                 train, val = replace(train, names=names[:1]), None if val is None else replace(val, names=names[:1])
-            train, val = few_shot(train, val, self.shots, self.seed)
+            train, val = sample_few_shot(train, val, self.shots, self.seed)
             train, val = replace(train, names=names), None if val is None else replace(val, names=names)
-        return Lesson(self._shown(train), None if val is None else self._shown(val))
+        return Lesson(self._with_templates(train), None if val is None else self._with_templates(val))
 
     @cached_property
     def test(self) -> Split:
         test = self.data.test
-        if self.tests is not None and len(test) > self.tests:
-            step = len(test) / self.tests
-            test = test.of([int(k * step) for k in range(self.tests)])
-        return self._shown(test)
+        if self.max_test_texts is not None and len(test) > self.max_test_texts:
+            step = len(test) / self.max_test_texts
+            test = test.select([int(k * step) for k in range(self.max_test_texts)])
+        return self._with_templates(test)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -111,15 +124,15 @@ class Text:
             "dataset": self.data.name,
             "train": train.hash(),
             "test": self.test.hash(),
-            "texts": len(train),
+            "train_texts": len(train),
             "test_texts": len(self.test),
-            "short": train.info.get("short", []),
+            "undersized_classes": train.info.get("undersized_classes", []),
             "classes": [str(name) for name in train.names],
             "template": self.template,
-            "plain": self._first.plain if self.plain is None else self.plain,
-            "answer": answered((self._first,)),
-            "cut_at": self.cut,
-            "split": split_of(self.data),
+            "plain_template": self._first_item.plain_template if self.plain_template is None else self.plain_template,
+            "answer": find_answer_kind((self._first_item,)),
+            "truncation_side": self.truncation_side,
+            "split": get_split_origin(self.data),
             "note": self.data.note,
         }
 

@@ -1,4 +1,4 @@
-"""Transfer: train on one dataset, test on others as they are.
+"""Transfer: train on one dataset, test on others without further training.
 
 Cross-dataset transfer and domain generalisation of Zhou et al., CVPR 2022, arXiv:2203.05557: the prompt is learned on
 ImageNet, the targets are ten other datasets, or variants of ImageNet with their own lists of classes.
@@ -11,14 +11,21 @@ from typing import Any
 from vlprompt.core.stage import Stage
 from vlprompt.data.dataset import Data
 from vlprompt.data.loading import open_data
-from vlprompt.tasks.few_shot import FewShot, split_of
+from vlprompt.tasks.few_shot import FewShot, get_split_origin
 
 
 class Transfer(FewShot):
-    """k shots of a source; the tests are the source's and those of each target, among the target's own classes.
+    """Train on k shots of a source; test on the source and on each target among the target's classes.
 
-    targets: cards or folders. The average is over the targets. The other arguments are FewShot's; `dataset` is the
-    source.
+    The summary's average is over the targets.
+
+    Args:
+        dataset: the source, as in FewShot.
+        targets: cards or folders.
+        shots: as in FewShot.
+        seed: as in FewShot.
+        augment: as in FewShot.
+        skip_broken: as in FewShot.
     """
 
     def __init__(
@@ -38,27 +45,27 @@ class Transfer(FewShot):
         self.targets = [targets] if isinstance(targets, str) else targets
 
     @cached_property
-    def others(self) -> dict[str, Data]:
-        found: dict[str, Data] = {}
+    def target_data(self) -> dict[str, Data]:
+        data_by_name: dict[str, Data] = {}
         for target in self.targets:
             data = open_data(target, self.augment, self.skip_broken)
-            if data.name in found:
+            if data.name in data_by_name:
                 raise ValueError(f"two targets are called {data.name!r}; rename a folder or name it once")
-            found[data.name] = data
-        return found
+            data_by_name[data.name] = data
+        return data_by_name
 
     @property
     def protocol(self) -> dict[str, Any]:
         targets = {
-            name: {"test": data.test.hash(), "template": data.template, "split": split_of(data)}
-            for name, data in self.others.items()
+            name: {"test": data.test.hash(), "template": data.template, "split": get_split_origin(data)}
+            for name, data in self.target_data.items()
         }
         return {**super().protocol, "targets": targets}
 
     def stages(self) -> Iterator[Stage]:
         tests = {"source": self.data.test} if len(self.data.test) else {}
-        yield Stage(self.lesson, {**tests, **{name: data.test for name, data in self.others.items()}})
+        yield Stage(self.lesson, {**tests, **{name: data.test for name, data in self.target_data.items()}})
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-        found = {test: scores[-1][test]["accuracy"] for test in ("source", *self.others) if test in scores[-1]}
-        return {**found, "average": sum(found[name] for name in self.others) / len(self.others)}
+        accuracy = {name: scores[-1][name]["accuracy"] for name in ("source", *self.target_data) if name in scores[-1]}
+        return {**accuracy, "average": sum(accuracy[name] for name in self.target_data) / len(self.target_data)}

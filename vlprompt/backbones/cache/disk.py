@@ -1,8 +1,9 @@
-"""Frozen features on the disk: computed once, shared by runs and processes, never more than a bound.
+"""Feature cache on the disk, shared by runs and processes and bounded by bytes.
 
-A store is a folder of shelves. A shelf holds what one tower makes of one look on one kind of device; its about.json
-says so, with the feature of a fixed input, so that towers that are called alike but compute another thing have shelves
-of their own. Nothing here is needed: what is broken, full or not permitted costs a warning and is computed anew.
+The cache is a folder of namespaces. A namespace has the features of one tower, preprocessing and device type;
+its metadata.json has these and the feature of a fixed probe input, so that towers of one name that compute different
+features get different namespaces. The cache is optional: files that are corrupt, full or not permitted cost a warning,
+and their features are recomputed.
 """
 
 import atexit
@@ -20,226 +21,245 @@ import torch
 from torch import Tensor
 
 from vlprompt.backbones.cache.segment_file import (
-    EACH,
+    ENTRY_BYTES,
     SUFFIX,
-    Broken,
+    CorruptSegmentError,
     Segment,
-    alone,
-    digest,
-    every_segment,
-    in_order,
-    leftovers,
-    merge,
-    read_about,
-    write,
-    write_about,
+    find_stale_parts,
+    hash_key,
+    iter_segments,
+    merge_segments,
+    read_metadata,
+    sort_digests,
+    try_lock,
+    write_metadata,
+    write_segment,
 )
+from vlprompt.runtime.settings import DEFAULT_CACHE_BYTES
 
-FORMAT = 1  # goes up whenever pixels or towers change what they make of an item
-MOST = 10 * 10**9  # bytes
-PART, WAIT = 64 * 2**20, 30.0  # bytes, seconds: when what is new is written, if nobody asks before
-MANY, LARGE = 16, 256 * 2**20  # so many segments are made one; those of so many bytes are left alone
-FRESH = 3600.0  # seconds: what was used since is not put out
-NEAR = 1e-5  # relative: how far the fixed input's feature may be off, by the order of sums on other threads
+FORMAT_VERSION = 1  # to be raised whenever decoding or a tower changes the features of an item
+FLUSH_BYTES, FLUSH_SECONDS = 64 * 2**20, 30.0  # pending bytes and seconds after which new features are written
+MAX_SMALL_SEGMENTS = 16  # more segments of one shape are merged into one
+LARGE_SEGMENT_BYTES = 256 * 2**20  # bytes from which a segment is not merged any more
+EVICTION_MIN_AGE = 3600.0  # seconds since its last use before a segment may be evicted
+PROBE_TOLERANCE = 1e-5  # relative difference of two probes of one tower: sums in another order on other threads
 
 
-class Store:
-    """A folder of shelves of at most `most` bytes; what was used longest ago goes first."""
+class DiskCache:
+    """Feature cache in a folder, bounded by `max_bytes`. Evicts the least recently used segments.
 
-    def __init__(self, root: Path, most: int = MOST):
-        self.root, self.most, self.writes = root, most, True
-        self._open = list[Shelf]()
-        atexit.register(_at_exit, weakref.ref(self))
+    Args:
+        root: the folder; it need not exist.
+        max_bytes: the bound on all segments together, those of other processes included.
+    """
+
+    def __init__(self, root: Path, max_bytes: int = DEFAULT_CACHE_BYTES):
+        self.root, self.max_bytes, self.is_writable = root, max_bytes, True
+        self._namespaces = list[CacheNamespace]()
+        atexit.register(_flush_at_exit, weakref.ref(self))
 
     def __del__(self) -> None:
         self.flush()
 
     def flush(self) -> None:
-        """Write what is new."""
-        for shelf in self._open:
-            shelf.flush()
+        """Write pending features of all namespaces."""
+        for namespace in self._namespaces:
+            namespace.flush()
 
-    def opened(self, shelf: "Shelf") -> None:
-        self._open.append(shelf)
+    def register(self, namespace: "CacheNamespace") -> None:
+        self._namespaces.append(namespace)
 
-    def stop(self, error: Exception) -> None:
-        """Go on without writing; said once."""
-        if self.writes:
-            self.writes = False
+    def stop_writing(self, error: Exception) -> None:
+        """Stop writing after an error, with one warning."""
+        if self.is_writable:
+            self.is_writable = False
             _warn(
-                f"features can't be kept in {str(self.root)!r} ({error}): the run goes on and "
-                "computes them; make room, permit writing, or name another folder or none by --features"
+                f"feature cache {str(self.root)!r}: writing failed ({error}), so new features are not cached. "
+                "Make room, permit writing, or name another folder or 'none' with --feature-cache."
             )
 
-    def room(self, wanted: int) -> bool:
-        """Whether so many bytes more fit, after what was not used for longest is gone."""
-        every = sorted(every_segment(self.root), key=lambda one: one[0].st_mtime)
-        total, now = wanted + sum(stat.st_size for stat, _ in every), time.time()
-        for stat, path in every:
-            if total <= self.most or now - stat.st_mtime < FRESH:
+    def make_room(self, n_bytes: int) -> bool:
+        """Evict the least recently used segments to fit n_bytes more; return whether they fit."""
+        segments = sorted(iter_segments(self.root), key=lambda entry: entry[0].st_mtime)
+        total, now = n_bytes + sum(stat.st_size for stat, _ in segments), time.time()
+        for stat, path in segments:
+            if total <= self.max_bytes or now - stat.st_mtime < EVICTION_MIN_AGE:
                 break
             path.unlink(missing_ok=True)
             total -= stat.st_size
-        return total <= self.most
+        return total <= self.max_bytes
 
-    def full(self) -> None:
-        if self.writes:
-            self.writes = False
+    def mark_full(self) -> None:
+        """Stop writing to a full cache, with one warning."""
+        if self.is_writable:
+            self.is_writable = False
             _warn(
-                f"the features of this run don't fit into the {self.most / 1e9:g} GB of {str(self.root)!r}, which were "
-                "all used in the last hour: new ones are not kept; set VLPROMPT_FEATURES_GB to more"
+                f"feature cache {str(self.root)!r}: its {self.max_bytes / 1e9:g} GB are full of features used in the "
+                "last hour, so new features are not cached. Set VLPROMPT_FEATURE_CACHE_GB to more."
             )
 
 
-class Shelf:
-    """Features of one tower; `about` is what they depend on, `probe` makes that of a fixed input."""
+class CacheNamespace:
+    """The features of one tower, preprocessing and device type in a disk cache.
 
-    def __init__(self, store: Store, about: dict[str, Any], probe: Callable[[], Tensor], device: torch.device):
-        self.store, self.about, self.device = store, about, device
+    Args:
+        disk_cache: the cache that the namespace belongs to.
+        metadata: all that the features depend on; JSON values.
+        probe: computes the feature of a fixed input, which identifies the computation. Called at the first access.
+        device: the device of the features returned.
+    """
+
+    def __init__(
+        self, disk_cache: DiskCache, metadata: dict[str, Any], probe: Callable[[], Tensor], device: torch.device
+    ):
+        self.disk_cache, self.metadata, self.device = disk_cache, metadata, device
         self.folder: Path | None = None
         self._probe: Callable[[], Tensor] | None = probe
-        self._segments, self._new = dict[Path, Segment](), dict[bytes, Tensor]()
-        self._left = set[Path]()
-        self._bytes, self._since, self._looked, self._changed = 0, 0.0, 0.0, -1
+        self._segments, self._pending = dict[Path, Segment](), dict[bytes, Tensor]()
+        self._ignored_paths = set[Path]()
+        self._pending_bytes, self._pending_since, self._last_scan, self._folder_mtime = 0, 0.0, 0.0, -1
 
     def get(self, key: str) -> Tensor | None:
-        """The row of a key, or None; never one whose checksum is wrong."""
-        self._find()
-        name = digest(key)
-        if (new := self._new.get(name)) is not None:
-            return new
-        found = self._among(list(self._segments.values()), name)
-        return self._among(self._arrived(), name) if found is None else found
+        """Return the feature of a key, or None; never one with a wrong checksum."""
+        self._locate_folder()
+        digest = hash_key(key)
+        if (pending := self._pending.get(digest)) is not None:
+            return pending
+        row = self._search(list(self._segments.values()), digest)
+        return self._search(self._load_new_segments(), digest) if row is None else row
 
-    def _among(self, segments: list[Segment], name: bytes) -> Tensor | None:
+    def _search(self, segments: list[Segment], key_digest: bytes) -> Tensor | None:
         for segment in segments:
             try:
-                row = segment.get(name)
-            except Broken as error:
-                self._replace([segment], error)
+                row = segment.get(key_digest)
+            except CorruptSegmentError as error:
+                self._replace_segments([segment], error)
                 continue
             if row is not None:
-                segment.use(time.time())
+                segment.touch(time.time())
                 return torch.frombuffer(row, dtype=torch.float32).reshape(segment.shape).to(self.device)
         return None
 
     def add(self, key: str, row: Tensor) -> None:
-        """Keep a row; it is written later, with others."""
-        self._find()
-        if not self.store.writes or row.dtype != torch.float32:
+        """Add a float32 feature; it is written later, together with others."""
+        self._locate_folder()
+        if not self.disk_cache.is_writable or row.dtype != torch.float32:
             return
-        self._new[digest(key)], now = row.detach(), time.monotonic()
-        self._since = self._since if self._bytes else now
-        self._bytes += row.nbytes + EACH
-        if self._bytes >= PART or now - self._since >= WAIT:
+        self._pending[hash_key(key)], now = row.detach(), time.monotonic()
+        self._pending_since = self._pending_since if self._pending_bytes else now
+        self._pending_bytes += row.nbytes + ENTRY_BYTES
+        if self._pending_bytes >= FLUSH_BYTES or now - self._pending_since >= FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is new, one segment for each shape."""
-        new, self._new, self._bytes = self._new, {}, 0
-        if not new or not self.store.writes or self.folder is None:
+        """Write pending features, one segment per shape."""
+        pending, self._pending, self._pending_bytes = self._pending, {}, 0
+        if not pending or not self.disk_cache.is_writable or self.folder is None:
             return
         try:
-            if not self.store.room(sum(row.nbytes + EACH for row in new.values())):
-                self.store.full()
+            if not self.disk_cache.make_room(sum(row.nbytes + ENTRY_BYTES for row in pending.values())):
+                self.disk_cache.mark_full()
                 return
-            write_about(self.folder, self.about)
-            for shape in {row.shape for row in new.values()}:
-                names = in_order(name for name, row in new.items() if row.shape == shape)
-                rows = (new[name].cpu().contiguous().numpy().reshape(-1).view(np.uint8).data for name in names)
-                path = write(self.folder, shape, names, rows)
+            write_metadata(self.folder, self.metadata)
+            for shape in {row.shape for row in pending.values()}:
+                digests = sort_digests(digest for digest, row in pending.items() if row.shape == shape)
+                rows = (pending[d].cpu().contiguous().numpy().reshape(-1).view(np.uint8).data for d in digests)
+                path = write_segment(self.folder, shape, digests, rows)
                 self._segments[path] = Segment(path)
-            self._tidy(self.folder)
-        except (OSError, Broken) as error:
-            self.store.stop(error)
+            self._clean_up(self.folder)
+        except (OSError, CorruptSegmentError) as error:
+            self.disk_cache.stop_writing(error)
 
-    def _find(self) -> None:
-        """The folder of a tower that makes the same of the fixed input; a new one where there is none."""
+    def _locate_folder(self) -> None:
+        """Find the folder with this metadata and probe, or name a new one."""
         if self._probe is None:
             return
-        made, self._probe = self._probe().detach().flatten()[:64].tolist(), None
-        self.about = self.about | {"probe": made}
-        base, mine = json.dumps({k: v for k, v in self.about.items() if k != "probe"}, sort_keys=True), np.array(made)
-        self.store.opened(self)
-        start = digest(base).hex()[:16]
-        for path in sorted(self.store.root.glob(f"{start}-*/about.json")):
-            other = np.array(read_about(path).get("probe", []))
-            if other.shape == mine.shape and np.abs(other - mine).max() <= NEAR * np.abs(mine).max():
-                self.folder = path.parent
-                break
-        else:
-            self.folder = self.store.root / f"{start}-{digest(repr(made)).hex()[:8]}"
-        self._arrived()
+        probe, self._probe = self._probe().detach().flatten()[:64].tolist(), None
+        base = json.dumps(self.metadata, sort_keys=True)
+        self.metadata = self.metadata | {"probe": probe}
+        self.disk_cache.register(self)
+        start = hash_key(base).hex()[:16]
+        candidates = sorted(self.disk_cache.root.glob(f"{start}-*/metadata.json"))
+        matching = (p.parent for p in candidates if _is_same_probe(probe, read_metadata(p).get("probe", [])))
+        new = self.disk_cache.root / f"{start}-{hash_key(repr(probe)).hex()[:8]}"
+        self.folder = next(matching, new)
+        self._load_new_segments()
 
-    def _arrived(self) -> list[Segment]:
-        """Segments that others have written since; looked for once a second at most."""
+    def _load_new_segments(self) -> list[Segment]:
+        """Open segments written by other processes since the last call; scans the folder once a second at most."""
         now = time.monotonic()
-        if self.folder is None or now - self._looked < 1:
+        if self.folder is None or now - self._last_scan < 1:
             return []
-        self._looked = now
+        self._last_scan = now
         try:
-            changed = self.folder.stat().st_mtime_ns
-            if changed == self._changed:
+            mtime = self.folder.stat().st_mtime_ns
+            if mtime == self._folder_mtime:
                 return []
-            self._changed, here = changed, set(self.folder.glob(f"*{SUFFIX}"))
-        except OSError:  # there is no such folder yet
+            self._folder_mtime, paths = mtime, set(self.folder.glob(f"*{SUFFIX}"))
+        except OSError:  # the folder does not exist yet
             return []
-        self._segments = {path: segment for path, segment in self._segments.items() if path in here}
-        opened = {path: self._opened(path) for path in sorted(here - self._segments.keys() - self._left)}
-        found = {path: segment for path, segment in opened.items() if segment is not None}
-        self._segments |= found
-        return list(found.values())
+        self._segments = {path: segment for path, segment in self._segments.items() if path in paths}
+        new_paths = sorted(paths - self._segments.keys() - self._ignored_paths)
+        segments = {path: segment for path in new_paths if (segment := self._open_segment(path)) is not None}
+        self._segments |= segments
+        return list(segments.values())
 
-    def _opened(self, path: Path) -> Segment | None:
+    def _open_segment(self, path: Path) -> Segment | None:
         try:
             return Segment(path)
-        except FileNotFoundError:  # made one with others meanwhile
+        except FileNotFoundError:  # merged by another process meanwhile
             return None
-        except (Broken, OSError) as error:
-            self._leave(path, error)
+        except (CorruptSegmentError, OSError) as error:
+            self._discard_segment(path, error)
             return None
 
-    def _leave(self, path: Path, error: Exception | None = None) -> None:
-        """A file is not read any more, and goes, but for one that is not ours to read; error: what is wrong with it."""
+    def _discard_segment(self, path: Path, error: Exception | None = None) -> None:
+        """Forget a segment and remove its file, unless the system refused to read it; warn if there was an error."""
         self._segments.pop(path, None)
-        self._left.add(path)
+        self._ignored_paths.add(path)
         if not isinstance(error, OSError):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         if error is not None:
-            _warn(f"the file of features {str(path)!r} is broken ({error}): what it can't give is computed again")
+            _warn(f"feature cache: {str(path)!r} is broken ({error}), its lost features are recomputed.")
 
-    def _replace(self, old: list[Segment], error: Broken | None = None) -> None:
-        """One segment of the good rows of several; error: what is known to be wrong with the first."""
-        broken, made = dict[Path, Broken](), None
+    def _replace_segments(self, segments: list[Segment], error: CorruptSegmentError | None = None) -> None:
+        """Merge the intact rows of segments into one new segment; `error` is a known defect of the first."""
+        corrupt, merged = dict[Path, CorruptSegmentError](), None
         try:
-            made, broken = merge(old[0].path.parent, old) if self.store.writes else (None, broken)
-        except (OSError, Broken) as problem:
-            self.store.stop(problem)
-            old = [] if error is None else old
-        broken |= {} if error is None else {old[0].path: error}
-        for segment in old:
-            self._leave(segment.path, broken.get(segment.path))
-        self._segments |= {} if made is None else {made: Segment(made)}
+            if self.disk_cache.is_writable:
+                merged, corrupt = merge_segments(segments[0].path.parent, segments)
+        except (OSError, CorruptSegmentError) as write_error:
+            self.disk_cache.stop_writing(write_error)
+            segments = [] if error is None else segments
+        corrupt |= {} if error is None else {segments[0].path: error}
+        for segment in segments:
+            self._discard_segment(segment.path, corrupt.get(segment.path))
+        self._segments |= {} if merged is None else {merged: Segment(merged)}
 
-    def _tidy(self, folder: Path) -> None:
-        """What dead processes left goes, and many small segments become one."""
-        with alone(self.store.root) as mine:
-            if not mine:
+    def _clean_up(self, folder: Path) -> None:
+        """Remove part files of dead processes and merge small segments, unless another process is at it."""
+        with try_lock(self.disk_cache.root) as is_locked:
+            if not is_locked:
                 return
-            for part in leftovers(folder, time.time()):
+            for part in find_stale_parts(folder, time.time()):
                 part.unlink(missing_ok=True)
-            self._looked = 0.0
-            self._arrived()
+            self._last_scan = 0.0
+            self._load_new_segments()
             for shape in {segment.shape for segment in self._segments.values()}:
-                some = [s for s in self._segments.values() if s.shape == shape and s.size < LARGE]
-                if len(some) > MANY:
-                    self._replace(some)
+                small = [s for s in self._segments.values() if s.shape == shape and s.size < LARGE_SEGMENT_BYTES]
+                if len(small) > MAX_SMALL_SEGMENTS:
+                    self._replace_segments(small)
 
 
-def _at_exit(store: weakref.ref[Store]) -> None:
-    if (alive := store()) is not None:
-        alive.flush()
+def _is_same_probe(probe: list[float], other_probe: list[float]) -> bool:
+    a, b = np.array(probe), np.array(other_probe)
+    return a.shape == b.shape and bool(np.abs(b - a).max() <= PROBE_TOLERANCE * np.abs(a).max())
+
+
+def _flush_at_exit(cache_ref: weakref.ref[DiskCache]) -> None:
+    if (cache := cache_ref()) is not None:
+        cache.flush()
 
 
 def _warn(text: str) -> None:

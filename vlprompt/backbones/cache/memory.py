@@ -1,112 +1,117 @@
-"""What a tower computed and remembers."""
+"""In-memory feature cache of a frozen tower, backed by the disk cache where there is one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from vlprompt.core.images import lasting, lasts
+from vlprompt.core.images import is_persistent, persistent_key
 from vlprompt.core.prompt import NOTHING, Prompt
+from vlprompt.runtime.bounded_cache import BoundedCache
 
 if TYPE_CHECKING:
-    from vlprompt.backbones.cache.disk import Shelf
+    from vlprompt.backbones.cache.disk import CacheNamespace
 
-
-MOST = 2**31  # bytes
-EACH = 700  # bytes of a key and of what a small tensor is besides its numbers, as measured
+DEFAULT_MAX_BYTES = 2**31  # bytes
 
 
 @dataclass
-class Counts:
-    """How many features were asked for and there, and how many were computed; of a tower and all made of it."""
+class CacheCounts:
+    """Cache hits and misses of a tower and of all towers derived from it."""
 
-    found: int = 0
-    computed: int = 0
+    hits: int = 0
+    misses: int = 0
 
 
-class Kept:
-    """Tensors by key, up to `most` bytes; then some go, at random (the oldest are what the next epoch wants first).
+class FeatureCache(BoundedCache[str, Tensor]):
+    """In-memory feature cache bounded by `max_bytes`, with an optional namespace of the disk cache behind it.
 
-    shelf: what keeps those whose keys last on the disk too.
+    Only features whose keys are persistent go to the disk.
+
+    Args:
+        max_bytes: the bound on the bytes of all features in memory.
+        counts: the hits and misses to continue; default: from 0.
     """
 
-    def __init__(self, most: int = MOST, counts: Counts | None = None):
-        self.most, self.bytes, self.counts = most, 0, counts or Counts()
-        self.shelf: Shelf | None = None
-        self._shelf_for: Callable[[Any], Shelf] | None = None
-        self.fresh: dict[str, Tensor] | None = None  # what was computed since others were told; None: there are none
-        self._tensors, self._order, self._chance = dict[str, Tensor](), list[str](), Random(0)
+    def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES, counts: CacheCounts | None = None):
+        super().__init__(max_bytes)
+        self.counts = counts or CacheCounts()
+        self.disk_namespace: CacheNamespace | None = None
+        self._open_namespace: Callable[[Any], CacheNamespace] | None = None
+        self.unshared: dict[str, Tensor] | None = None  # computed since the last exchange with other processes, if any
 
-    def like(self, shelf_for: Callable[[Any], Shelf] | None, tower: Any) -> Kept:
-        """An empty one for `tower`, whose shelf is what `shelf_for` gives; the counts are the same."""
-        made = Kept(self.most, self.counts)
-        made._shelf_for = shelf_for
-        made.shelf = None if shelf_for is None else shelf_for(tower)
-        return made
+    def new_with_namespace(self, open_namespace: Callable[[Any], CacheNamespace] | None, tower: Any) -> FeatureCache:
+        """Return an empty cache for a tower, with the same counts and the disk namespace `open_namespace(tower)`."""
+        cache = FeatureCache(self.max_bytes, self.counts)
+        cache._open_namespace = open_namespace
+        cache.disk_namespace = None if open_namespace is None else open_namespace(tower)
+        return cache
 
-    def of(self, tower: Any) -> Kept:
-        """An empty one for a tower that was made of this one's and has the same weights."""
-        return self.like(self._shelf_for, tower)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    def new_for(self, tower: Any) -> FeatureCache:
+        """Return an empty cache for a tower derived from this cache's tower, with the same weights."""
+        return self.new_with_namespace(self._open_namespace, tower)
 
     def get(self, key: str | None) -> Tensor | None:
+        """Return a feature from memory or the disk, or None, and count a hit. A key of None is never cached."""
         if key is None:
             return None
-        found = self._tensors.get(key)
-        if found is None and self.shelf is not None and lasts(key) and (found := self.shelf.get(key)) is not None:
-            self.hold(key, found)
-        self.counts.found += found is not None
-        return found
+        feature = self.lookup(key)
+        if feature is None and self.disk_namespace is not None and is_persistent(key):
+            feature = self.disk_namespace.get(key)
+            if feature is not None:
+                self.add(key, feature)
+        self.counts.hits += feature is not None
+        return feature
 
-    def keep(self, key: str, tensor: Tensor) -> None:
-        """Of a key that it has not."""
-        self.counts.computed += 1
-        self.hold(key, tensor)
-        if self.fresh is not None:
-            self.fresh[key] = tensor
-        if self.shelf is not None and lasts(key):
-            self.shelf.add(key, tensor)
+    def add_computed(self, key: str, tensor: Tensor) -> None:
+        """Add a feature computed after a miss, for other processes and the disk too, and count the miss."""
+        self.counts.misses += 1
+        self.add(key, tensor)
+        if self.unshared is not None:
+            self.unshared[key] = tensor
+        if self.disk_namespace is not None and is_persistent(key):
+            self.disk_namespace.add(key, tensor)
+
+    def add(self, key: str, tensor: Tensor) -> None:
+        """Add a feature that was computed elsewhere, to memory only."""
+        self.insert(key, tensor)
 
     def flush(self) -> None:
-        """Write what is new, of this tower and of all that share its store."""
-        if self.shelf is not None:
-            self.shelf.store.flush()
-
-    def hold(self, key: str, tensor: Tensor) -> None:
-        """What was computed elsewhere."""
-        self._tensors[key] = tensor
-        self._order.append(key)
-        self.bytes += tensor.nbytes + EACH
-        while self.bytes > self.most and len(self._order) > 1:
-            i = self._chance.randrange(len(self._order) - 1)
-            self._order[i], self._order[-1] = self._order[-1], self._order[i]
-            self.bytes -= self._tensors.pop(self._order.pop()).nbytes + EACH
+        """Write pending features of all towers that share the disk cache."""
+        if self.disk_namespace is not None:
+            self.disk_namespace.disk_cache.flush()
 
 
-def looked_up(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Around the call of a text tower: where it has a shelf, fixed texts are looked up there, a whole list at once.
+class CachedTextTower(Protocol):
+    """A text tower whose `__call__` is wrapped by `cache_fixed_texts`."""
 
-    So their bits are those of this very list. Not under autocast or with gradients, where other numbers may come.
+    key: str
+    device: torch.device
+    disk_namespace: CacheNamespace | None
+
+
+def cache_fixed_texts(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap the `__call__` of a text tower to look up fixed texts in the disk cache, one entry per list of texts.
+
+    An entry is a whole list, so its bits are those of this very list. Calls under autocast or with gradients are
+    passed through, as their numbers may differ.
     """
 
     @wraps(call)
-    def found(self: Any, texts: Sequence[str], prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
-        shelf: Shelf | None = getattr(self, "shelf", None)
-        if shelf is None or prompt or torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type):
-            return call(self, texts, prompt, read)
-        key = lasting(read, repr([str(text) for text in texts]))
-        if (before := shelf.get(key)) is not None:
-            return before.clone()
-        made = call(self, texts, prompt, read)
-        shelf.add(key, made.clone())
-        return made
+    def cached_call(self: Any, texts: Sequence[str], prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
+        namespace: CacheNamespace | None = getattr(self, "disk_namespace", None)
+        if namespace is None or prompt or torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type):
+            return call(self, texts, prompt, output)
+        key = persistent_key(output, repr([str(text) for text in texts]))
+        if (cached := namespace.get(key)) is not None:
+            return cached.clone()
+        features = call(self, texts, prompt, output)
+        namespace.add(key, features.clone())
+        return features
 
-    return found
+    return cached_call

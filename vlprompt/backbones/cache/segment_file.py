@@ -1,7 +1,7 @@
-"""Segments: immutable files of rows by digest, each row with a checksum, memory-mapped for reading.
+"""Segments: immutable, memory-mapped files of float32 rows by digest, each row with a checksum.
 
-A header (magic, number of rows, shape, a checksum of itself and the index), then the index (digests in order, as two
-arrays of 8 bytes, and checksums), then the rows.
+Layout: header (magic, number of rows, shape, checksum of header and index), index (sorted digests as two arrays of
+8 bytes each, then checksums), rows.
 """
 
 import hashlib
@@ -20,109 +20,129 @@ from uuid import uuid4
 
 import numpy as np
 
-MAGIC, MOST_DIMS = b"vlprows1", 6
-HEADER = struct.Struct(f"<8s{3 + MOST_DIMS}Q")  # magic, rows, dimensions, the shape of a row, checksum
-EACH, NUMBER = 24, 4  # bytes of an entry besides its row, and of a number (float32)
+MAGIC, MAX_DIMS = b"vlprows1", 6
+HEADER = struct.Struct(f"<8s{3 + MAX_DIMS}Q")  # magic, number of rows, dimensions, shape of a row, checksum
+ENTRY_BYTES, FLOAT_BYTES = 24, 4  # bytes of an index entry (digest and checksum), and of a float32
 SUFFIX, NODE = ".rows", hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()  # NODE: this machine
 
 
-class Broken(Exception):
-    """A file that is no whole segment, or a row that is not what was written."""
+class CorruptSegmentError(Exception):
+    """A truncated or foreign file, or a wrong checksum."""
 
 
-def digest(key: str) -> bytes:
+def hash_key(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
-def checksum(name: bytes, *parts: bytes | memoryview) -> int:
-    """Of a row under its digest, so that no row stands for another either."""
-    made = hashlib.blake2b(digest_size=8, key=name)
+def checksum(key_digest: bytes, *parts: bytes | memoryview) -> int:
+    """Return the checksum of a row, keyed by its digest so that rows can't be swapped either."""
+    row_hash = hashlib.blake2b(digest_size=8, key=key_digest)
     for part in parts:
-        made.update(part)
-    return int.from_bytes(made.digest(), "little")
+        row_hash.update(part)
+    return int.from_bytes(row_hash.digest(), "little")
 
 
-def halves(name: bytes) -> tuple[int, int]:
-    return int.from_bytes(name[:8], "little"), int.from_bytes(name[8:], "little")
+def split_digest(key_digest: bytes) -> tuple[int, int]:
+    return int.from_bytes(key_digest[:8], "little"), int.from_bytes(key_digest[8:], "little")
 
 
 class Segment:
-    """A segment that is open. Raises Broken for a file that is not whole, OSError for one that can't be read."""
+    """An open segment.
+
+    Raises:
+        CorruptSegmentError: if the file is truncated or is no segment.
+        OSError: if the file can't be read.
+    """
 
     def __init__(self, path: Path):
-        self.path, self.touched = path, 0.0
+        self.path, self.last_touched = path, 0.0
         with path.open("rb") as file:
-            head = file.read(HEADER.size)
-            if len(head) < HEADER.size or head[:8] != MAGIC:
-                raise Broken("it is no segment")
-            self.rows, dims, *sides, check = HEADER.unpack(head)[1:]
-            self.shape = tuple(sides[:dims])
-            self.each = NUMBER * math.prod(self.shape)
-            self.begin = HEADER.size + EACH * self.rows
-            self.size = self.begin + self.each * self.rows
-            if dims > MOST_DIMS or not self.rows or os.fstat(file.fileno()).st_size != self.size:
-                raise Broken("it is truncated")
+            header = file.read(HEADER.size)
+            if len(header) < HEADER.size or header[:8] != MAGIC:
+                raise CorruptSegmentError("not a segment")
+            self.n_rows, n_dims, *sizes, index_checksum = HEADER.unpack(header)[1:]
+            self.shape = tuple(sizes[:n_dims])
+            self.row_bytes = FLOAT_BYTES * math.prod(self.shape)
+            self.rows_offset = HEADER.size + ENTRY_BYTES * self.n_rows
+            self.size = self.rows_offset + self.row_bytes * self.n_rows
+            if n_dims > MAX_DIMS or not self.n_rows or os.fstat(file.fileno()).st_size != self.size:
+                raise CorruptSegmentError("truncated")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if checksum(b"", head[:-8], self._map[HEADER.size : self.begin]) != check:
-            raise Broken("its index is not what was written")
-        numbers = memoryview(self._map)[HEADER.size : self.begin].cast("Q")
-        self._first, self._second, self._checks = (numbers[k * self.rows : (k + 1) * self.rows] for k in range(3))
+        if checksum(b"", header[:-8], self._map[HEADER.size : self.rows_offset]) != index_checksum:
+            raise CorruptSegmentError("wrong checksum of its index")
+        index = memoryview(self._map)[HEADER.size : self.rows_offset].cast("Q")
+        self._first_halves, self._second_halves, self._checksums = (
+            index[k * self.n_rows : (k + 1) * self.n_rows] for k in range(3)
+        )
 
-    def get(self, name: bytes) -> bytearray | None:
-        """A copy of a row, or None; Broken where its checksum is another."""
-        if self._map.size() != self.size:  # someone cut it since: reading would end the process
-            raise Broken("it is truncated")
-        first, second = halves(name)
-        place = bisect_left(self._first, first)
-        while place < self.rows and self._first[place] == first:
-            if self._second[place] == second:
-                return bytearray(self._checked(name, place))
-            place += 1
+    def get(self, key_digest: bytes) -> bytearray | None:
+        """Return a copy of a row, or None; CorruptSegmentError if its checksum is wrong."""
+        self._require_full_size()
+        first, second = split_digest(key_digest)
+        index = bisect_left(self._first_halves, first)
+        while index < self.n_rows and self._first_halves[index] == first:
+            if self._second_halves[index] == second:
+                return bytearray(self._read_checked(key_digest, index))
+            index += 1
         return None
 
-    def _checked(self, name: bytes, place: int) -> bytes:
-        begin = self.begin + self.each * place
-        row = self._map[begin : begin + self.each]
-        if checksum(name, row) != self._checks[place]:
-            raise Broken("a row is not what was written")
+    def _require_full_size(self) -> None:
+        """Raise CorruptSegmentError if the file was truncated since: reading past its end would kill the process."""
+        if self._map.size() != self.size:
+            raise CorruptSegmentError("truncated")
+
+    def _read_checked(self, key_digest: bytes, index: int) -> bytes:
+        begin = self.rows_offset + self.row_bytes * index
+        row = self._map[begin : begin + self.row_bytes]
+        if checksum(key_digest, row) != self._checksums[index]:
+            raise CorruptSegmentError("wrong checksum of a row")
         return row
 
-    def entries(self) -> Iterator[tuple[bytes, int]]:
-        """Digests and places, in order."""
-        for place in range(self.rows):
-            yield self._first[place].to_bytes(8, "little") + self._second[place].to_bytes(8, "little"), place
+    def iter_entries(self) -> Iterator[tuple[bytes, int]]:
+        """Yield (digest, row index) in the order of digests."""
+        for index in range(self.n_rows):
+            halves = self._first_halves[index], self._second_halves[index]
+            yield b"".join(half.to_bytes(8, "little") for half in halves), index
 
-    def row(self, name: bytes, place: int) -> bytes:
-        if self._map.size() != self.size:
-            raise Broken("it is truncated")
-        return self._checked(name, place)
+    def read_row(self, key_digest: bytes, index: int) -> bytes:
+        """Return the row at an index; CorruptSegmentError if its checksum is wrong."""
+        self._require_full_size()
+        return self._read_checked(key_digest, index)
 
-    def use(self, now: float) -> None:
-        """Say, once a minute at most, that it was used: what was not for longest goes first."""
-        if now - self.touched > 60:
-            self.touched = now
+    def touch(self, now: float) -> None:
+        """Record the last use, which decides on eviction, in the file's mtime; once a minute at most."""
+        if now - self.last_touched > 60:
+            self.last_touched = now
             with suppress(OSError):
                 os.utime(self.path)
 
 
-def write(folder: Path, shape: Sequence[int], names: Sequence[bytes], rows: Iterable[bytes | memoryview]) -> Path:
-    """A new segment of rows in the order of their digests (as `in_order` has it), whole or not at all.
+def write_segment(
+    folder: Path, shape: Sequence[int], digests: Sequence[bytes], rows: Iterable[bytes | memoryview]
+) -> Path:
+    """Write a new segment atomically (temporary file + rename) and return its path.
 
-    Nothing waits for the disk: what a power cut leaves half is known by its size or its checksums.
+    There is no fsync: what a power cut leaves incomplete shows by its size or its checksums.
+
+    Args:
+        folder: the namespace's folder.
+        shape: the shape of each row.
+        digests: the rows' digests, in the order of `sort_digests`.
+        rows: the rows' bytes, in the same order.
     """
     token = uuid4().hex[:16]
     part, path = folder / f".{NODE}-{os.getpid()}-{token}.part", folder / f"{token}{SUFFIX}"
     try:
         with part.open("wb") as file:
-            head = MAGIC, len(names), len(shape), *shape, *[0] * (MOST_DIMS - len(shape))
-            index = np.empty((3, len(names)), "<u8")
-            index[:2] = np.array([halves(name) for name in names], "<u8").T
+            fields = MAGIC, len(digests), len(shape), *shape, *[0] * (MAX_DIMS - len(shape))
+            index = np.empty((3, len(digests)), "<u8")
+            index[:2] = np.array([split_digest(digest) for digest in digests], "<u8").T
             file.seek(HEADER.size + index.nbytes)
-            for place, row in enumerate(rows):
+            for i, row in enumerate(rows):
                 file.write(row)
-                index[2, place] = checksum(names[place], row)
+                index[2, i] = checksum(digests[i], row)
             file.seek(0)
-            file.write(HEADER.pack(*head, checksum(b"", HEADER.pack(*head, 0)[:-8], index.tobytes())))
+            file.write(HEADER.pack(*fields, checksum(b"", HEADER.pack(*fields, 0)[:-8], index.tobytes())))
             file.write(index.tobytes())
         part.replace(path)
     except BaseException:
@@ -132,32 +152,36 @@ def write(folder: Path, shape: Sequence[int], names: Sequence[bytes], rows: Iter
     return path
 
 
-def in_order(names: Iterable[bytes]) -> list[bytes]:
-    return sorted(names, key=halves)
+def sort_digests(digests: Iterable[bytes]) -> list[bytes]:
+    return sorted(digests, key=split_digest)
 
 
-def merge(folder: Path, segments: Sequence[Segment]) -> tuple[Path | None, dict[Path, Broken]]:
-    """One segment of the good rows of several of one shape, each once (None: there are none), and what was broken."""
-    homes, broken = dict[bytes, tuple[Segment, int]](), dict[Path, Broken]()
+def merge_segments(folder: Path, segments: Sequence[Segment]) -> tuple[Path | None, dict[Path, CorruptSegmentError]]:
+    """Merge the intact rows of segments of one shape into a new segment.
+
+    Returns:
+        The new segment's path (None if no row is intact), and the error of each corrupt segment by its path.
+    """
+    locations, corrupt = dict[bytes, tuple[Segment, int]](), dict[Path, CorruptSegmentError]()
     for segment in segments:
-        for name, place in segment.entries():
+        for digest, index in segment.iter_entries():
             try:
-                segment.row(name, place)
-                homes[name] = segment, place
-            except Broken as error:
-                broken[segment.path] = error
-    names = in_order(homes)
-    rows = (segment.row(name, place) for name in names for segment, place in [homes[name]])
-    return write(folder, segments[0].shape, names, rows) if names else None, broken
+                segment.read_row(digest, index)
+                locations[digest] = segment, index
+            except CorruptSegmentError as error:
+                corrupt[segment.path] = error
+    digests = sort_digests(locations)
+    rows = (segment.read_row(digest, index) for digest in digests for segment, index in [locations[digest]])
+    return write_segment(folder, segments[0].shape, digests, rows) if digests else None, corrupt
 
 
-def leftovers(folder: Path, now: float) -> Iterator[Path]:
-    """Parts that nobody will finish: of processes of this machine that are gone, and of others after a day."""
+def find_stale_parts(folder: Path, now: float) -> Iterator[Path]:
+    """Yield part files that nobody will finish: of this machine's dead processes, and of other machines after a day."""
     for part in folder.glob(".*.part"):
         node, _, rest = part.name[1:].partition("-")
-        number = rest.partition("-")[0]
-        if node == NODE and number.isdigit() and os.name == "posix":
-            if not _alive(int(number)):
+        process_id = rest.partition("-")[0]
+        if node == NODE and process_id.isdigit() and os.name == "posix":
+            if not _is_alive(int(process_id)):
                 yield part
         else:
             with suppress(OSError):
@@ -165,9 +189,9 @@ def leftovers(folder: Path, now: float) -> Iterator[Path]:
                     yield part
 
 
-def _alive(process: int) -> bool:
+def _is_alive(process_id: int) -> bool:
     try:
-        os.kill(process, 0)
+        os.kill(process_id, 0)
     except ProcessLookupError:
         return False
     except OSError:
@@ -176,45 +200,42 @@ def _alive(process: int) -> bool:
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[bool]:
-    """Whether no other process is tidying this store; where the system has no locks, always."""
+def try_lock(root: Path) -> Iterator[bool]:
+    """Tell whether this process is the only one to tidy the store."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(root / ".lock", timeout=0, mode=0o666)
     try:
-        import fcntl
-    except ImportError:
-        yield True
+        lock.acquire()
+    except Timeout:
+        yield False
         return
-    held = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+        yield True
     finally:
-        os.close(held)
+        lock.release()
 
 
-def every_segment(root: Path) -> Iterator[tuple[os.stat_result, Path]]:
-    """All segments of a store, each with what the system says of it."""
+def iter_segments(root: Path) -> Iterator[tuple[os.stat_result, Path]]:
+    """Yield the stat and path of each segment in a disk cache."""
     for path in root.glob(f"*-*/*{SUFFIX}"):
-        with suppress(FileNotFoundError):  # made one with others meanwhile
+        with suppress(FileNotFoundError):  # merged by another process meanwhile
             yield path.stat(), path
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """What made a shelf's features; {} where the file is broken."""
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return a namespace's metadata; {} if the file is broken."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        metadata = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
-def write_about(folder: Path, about: dict[str, Any]) -> None:
-    """Where there is none yet."""
-    path, part = folder / "about.json", folder / f".{NODE}-{os.getpid()}-about.part"
+def write_metadata(folder: Path, metadata: dict[str, Any]) -> None:
+    """Write a namespace's metadata atomically, unless it is there."""
+    path, part = folder / "metadata.json", folder / f".{NODE}-{os.getpid()}-metadata.part"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+        part.write_text(json.dumps(metadata, indent=1) + "\n", "utf-8")
         part.replace(path)

@@ -1,27 +1,33 @@
-"""How many features a run had to compute, and how many were there: its seconds mean little without."""
+"""Cache hits and misses of a run: its seconds mean little without them."""
 
 from collections.abc import Sequence
-from typing import Any
+
+from vlprompt.core.towers import FeatureStore
 
 
-class Counted:
-    """How often a run had to compute a feature of its frozen tower, and how often one was there; of views each.
+class CacheStats:
+    """Cache hits and misses of a run, one per image and augmentation, across resumes.
 
-    kept: what the tower keeps, None where it keeps nothing; before: both numbers from before the run was stopped.
+    Args:
+        feature_cache: the feature cache of the run's tower, or None.
+        previous: misses and hits from before the run was interrupted.
     """
 
-    def __init__(self, kept: Any, before: Sequence[int]):
-        self.kept, self.before = kept, [0, 0]
-        self.before = [told - now for told, now in zip(before, self.counts(), strict=True)]
+    def __init__(self, feature_cache: FeatureStore | None, previous: Sequence[int]):
+        self.feature_cache, self.offsets = feature_cache, [0, 0]
+        self.offsets = [before - now for before, now in zip(previous, self.counts(), strict=True)]
 
     def counts(self) -> list[int]:
-        now = [0, 0] if self.kept is None else [self.kept.counts.computed, self.kept.counts.found]
-        return [was + more for was, more in zip(self.before, now, strict=True)]
+        """Return [misses, hits]."""
+        counts = None if self.feature_cache is None else self.feature_cache.counts
+        current = [0, 0] if counts is None else [counts.misses, counts.hits]
+        return [offset + count for offset, count in zip(self.offsets, current, strict=True)]
 
     def cost(self) -> dict[str, int]:
-        return dict(zip(("features_computed", "features_found"), self.counts(), strict=True))
+        """Return the counts under their keys in a result's cost."""
+        return dict(zip(("feature_cache_misses", "feature_cache_hits"), self.counts(), strict=True))
 
     def flush(self) -> None:
-        """Write new features to the disk, where they are kept there."""
-        if self.kept is not None:
-            self.kept.flush()
+        """Write pending features to the disk cache, if there is one."""
+        if self.feature_cache is not None:
+            self.feature_cache.flush()

@@ -1,1 +1,1 @@
-"""Language models of transformers as frozen towers; only here are they touched."""
+"""Language models of transformers as frozen towers, and adapters of PEFT."""

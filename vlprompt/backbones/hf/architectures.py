@@ -1,4 +1,4 @@
-"""Where the maps of a transformers model stand, family by family: named by a recipe, never guessed."""
+"""Paths of the linear maps and norms of transformers models, listed per family and never guessed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,151 +6,167 @@ from typing import Any
 
 from torch import nn
 
-Ready = Callable[[Any], Any]  # a model's head without its last map: states as the vocabulary's rows read them
+HeadTransform = Callable[[Any], Any]  # model -> its head without the output embeddings, applied to states
 
 
 @dataclass(frozen=True)
-class Layers:
-    """One stack of like layers: where it is, and the paths of its maps in a layer.
+class LayerStack:
+    """One stack of equal layers.
 
-    prefix: of the layers' names ("enc" in "enc/3"); attention: the module that attends; fused: q, k and v in one map;
-    post: norms follow the sum (BERT) instead of standing before the sub-layer.
+    Args:
+        path: path of the layers in the model.
+        attention: path of the attention module in a layer.
+        maps: site -> path of its linear map or norm in a layer.
+        prefix: prefix of the layers' names ("enc" in "enc/3").
+        fused_qkv: path of the linear map that makes q, k and v together.
+        is_post_norm: whether norms follow the residual sum (BERT) instead of preceding the sub-layer.
     """
 
     path: str
     attention: str
     maps: dict[str, str]
     prefix: str = ""
-    fused: str = ""
-    post: bool = False
+    fused_qkv: str = ""
+    is_post_norm: bool = False
 
 
-def _same(net: Any) -> Any:
+def _identity_transform(net: Any) -> Any:
     return lambda x: x
 
 
-def _bert_ready(net: Any) -> Any:
+def _bert_transform(net: Any) -> Any:
     return net.cls.predictions.transform
 
 
-def _roberta_ready(net: Any) -> Any:
+def _roberta_transform(net: Any) -> Any:
     head = net.lm_head
     return lambda x: head.layer_norm(nn.functional.gelu(head.dense(x)))
 
 
-def _distilbert_ready(net: Any) -> Any:
+def _distilbert_transform(net: Any) -> Any:
     return lambda x: net.vocab_layer_norm(net.activation(net.vocab_transform(x)))
 
 
 @dataclass(frozen=True)
-class Family:
-    """A family of models: its stacks, its final norm, and how rows are made ready for the vocabulary."""
+class Architecture:
+    """A family of models.
 
-    stacks: tuple[Layers, ...]
+    Args:
+        stacks: its stacks of layers.
+        norm: path of the final norm, "" without one.
+        head_transform: the head without the output embeddings.
+        position_offset: config -> position of the first token.
+    """
+
+    stacks: tuple[LayerStack, ...]
     norm: str = ""
-    ready: Ready = _same
-    offset: Callable[[Any], int] = field(default=lambda config: 0)  # the position of the first token
+    head_transform: HeadTransform = _identity_transform
+    position_offset: Callable[[Any], int] = field(default=lambda config: 0)
 
 
-LLAMA = Layers(
+LLAMA = LayerStack(
     "layers",
     "self_attn",
     {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.o_proj",
      "up": "mlp.up_proj", "gate": "mlp.gate_proj", "down": "mlp.down_proj",
      "norm1": "input_layernorm", "norm2": "post_attention_layernorm"},
 )  # fmt: skip
-GPT2 = Layers(
+GPT2 = LayerStack(
     "h",
     "attn",
     {"out": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj", "norm1": "ln_1", "norm2": "ln_2"},
-    fused="attn.c_attn",
+    fused_qkv="attn.c_attn",
 )
-BERT = Layers(
+BERT = LayerStack(
     "encoder.layer",
     "attention.self",
     {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
      "out": "attention.output.dense", "norm1": "attention.output.LayerNorm", "up": "intermediate.dense",
      "down": "output.dense", "norm2": "output.LayerNorm"},
-    post=True,
+    is_post_norm=True,
 )  # fmt: skip
-DISTILBERT = Layers(
+DISTILBERT = LayerStack(
     "transformer.layer",
     "attention",
     {"q": "attention.q_lin", "k": "attention.k_lin", "v": "attention.v_lin", "out": "attention.out_lin",
      "norm1": "sa_layer_norm", "up": "ffn.lin1", "down": "ffn.lin2", "norm2": "output_layer_norm"},
-    post=True,
+    is_post_norm=True,
 )  # fmt: skip
 
 
-def _t5(stack: str, prefix: str, attend: str, at: int, feed: int | None) -> Layers:
+def _t5_stack(stack: str, prefix: str, attention_name: str, attention_index: int, mlp_index: int | None) -> LayerStack:
     maps = {"q": "q", "k": "k", "v": "v", "out": "o"}
-    maps = {site: f"layer.{at}.{attend}.{name}" for site, name in maps.items()} | {"norm1": f"layer.{at}.layer_norm"}
-    if feed is not None:
-        dense = f"layer.{feed}.DenseReluDense"
-        # of the gated form wi_0 is the gate; `places` takes what is there
+    maps = {site: f"layer.{attention_index}.{attention_name}.{name}" for site, name in maps.items()} | {
+        "norm1": f"layer.{attention_index}.layer_norm"
+    }
+    if mlp_index is not None:
+        dense = f"layer.{mlp_index}.DenseReluDense"
+        # in the gated variant wi_0 is the gate; find_submodule takes the path that exists
         maps |= {"up": f"{dense}.wi|{dense}.wi_1", "gate": f"{dense}.wi_0", "down": f"{dense}.wo"}
-        maps["norm2"] = f"layer.{feed}.layer_norm"
-    return Layers(f"{stack}.block", f"layer.{at}.{attend}", maps, prefix)
+        maps["norm2"] = f"layer.{mlp_index}.layer_norm"
+    return LayerStack(f"{stack}.block", f"layer.{attention_index}.{attention_name}", maps, prefix)
 
 
 T5 = (
-    _t5("encoder", "enc", "SelfAttention", 0, 1),
-    _t5("decoder", "dec", "SelfAttention", 0, 2),
-    _t5("decoder", "cross", "EncDecAttention", 1, None),
+    _t5_stack("encoder", "enc", "SelfAttention", 0, 1),
+    _t5_stack("decoder", "dec", "SelfAttention", 0, 2),
+    _t5_stack("decoder", "cross", "EncDecAttention", 1, None),
 )
-_llama = Family((LLAMA,), "norm")
-_bert = Family((BERT,), "", _bert_ready)
-_roberta = Family((BERT,), "", _roberta_ready, lambda config: config.pad_token_id + 1)
-FAMILIES = {
+_llama = Architecture((LLAMA,), "norm")
+_bert = Architecture((BERT,), "", _bert_transform)
+_roberta = Architecture((BERT,), "", _roberta_transform, lambda config: config.pad_token_id + 1)
+ARCHITECTURES = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), _llama),
-    "gpt2": Family((GPT2,), "ln_f"),
+    "gpt2": Architecture((GPT2,), "ln_f"),
     "bert": _bert,
     "roberta": _roberta,
     "xlm-roberta": _roberta,
     "camembert": _roberta,
-    "distilbert": Family((DISTILBERT,), "", _distilbert_ready),
-    **dict.fromkeys(("t5", "mt5"), Family(T5)),
+    "distilbert": Architecture((DISTILBERT,), "", _distilbert_transform),
+    **dict.fromkeys(("t5", "mt5"), Architecture(T5)),
 }
 
 
-def at(module: Any, path: str) -> Any:
-    """The submodule at a path ("a.b.0.c"), or at the first of several (with |) that is there; else None."""
-    for one in path.split("|"):
-        found = module
-        for part in one.split("."):
-            found = getattr(found, part, None) if not part.isdecimal() else found[int(part)]
-            if found is None:
+def find_submodule(module: Any, path: str) -> Any:
+    """Return the submodule at the first existing of one or more paths ("a.b.0.c|a.d"), or None."""
+    for alternative in path.split("|"):
+        submodule = module
+        for part in alternative.split("."):
+            submodule = getattr(submodule, part, None) if not part.isdecimal() else submodule[int(part)]
+            if submodule is None:
                 break
-        if found is not None:
-            return found
+        if submodule is not None:
+            return submodule
     return None
 
 
 @dataclass(frozen=True)
-class Place:
-    """One layer's sub-layers: the module that attends, its maps by kind, the fused one, and whether norms follow."""
+class LayerModules:
+    """One layer's modules: attention, linear maps and norms by site, the fused q/k/v map."""
 
     attention: nn.Module
     maps: dict[str, nn.Module]
-    fused: nn.Module | None
-    post: bool
+    fused_qkv: nn.Module | None
+    is_post_norm: bool
 
 
-def places(trunk: Any, family: Family) -> dict[int | str, Place]:
-    """Every layer by its name: 3, or "enc/3", "dec/3" and "cross/3" of an encoder-decoder."""
-    found: dict[int | str, Place] = {}
-    for stack in family.stacks:
-        for i, layer in enumerate(at(trunk, stack.path)):
-            maps = {site: made for site, path in stack.maps.items() if (made := at(layer, path)) is not None}
-            fused = at(layer, stack.fused) if stack.fused else None
-            found[f"{stack.prefix}/{i}" if stack.prefix else i] = Place(
-                at(layer, stack.attention), maps, fused, stack.post
+def find_layer_modules(trunk: Any, architecture: Architecture) -> dict[int | str, LayerModules]:
+    """Return the layers by name: 3, or "enc/3", "dec/3" and "cross/3" of an encoder-decoder."""
+    layers: dict[int | str, LayerModules] = {}
+    for stack in architecture.stacks:
+        for i, layer in enumerate(find_submodule(trunk, stack.path)):
+            maps = {
+                site: linear for site, path in stack.maps.items() if (linear := find_submodule(layer, path)) is not None
+            }
+            fused = find_submodule(layer, stack.fused_qkv) if stack.fused_qkv else None
+            layers[f"{stack.prefix}/{i}" if stack.prefix else i] = LayerModules(
+                find_submodule(layer, stack.attention), maps, fused, stack.is_post_norm
             )
-    return found
+    return layers
 
 
-def fans(module: Any) -> tuple[int, int]:
-    """Widths of what a map is given and of what it makes; of a norm its width, twice."""
+def get_fans(module: Any) -> tuple[int, int]:
+    """Return (fan_in, fan_out) of a linear map; of a norm its width, twice."""
     if hasattr(module, "in_features"):
         return module.in_features, module.out_features
     if hasattr(module, "nx"):  # Conv1D

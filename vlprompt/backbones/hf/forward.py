@@ -1,213 +1,283 @@
-"""Passes of a frozen transformers model with a Prompt: rows of tokens in, hidden rows out."""
+"""Forward passes of a frozen transformers model with a Prompt: tokenized texts in, hidden states out."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vlprompt.backbones.cache.memory import Kept
-from vlprompt.backbones.hf.architectures import Family, at, fans, places
-from vlprompt.backbones.hf.injection import injected
-from vlprompt.backbones.hf.packing import Packed
-from vlprompt.backbones.hf.tokenization import SENTINEL, Row, Writer
+from vlprompt.backbones.cache.memory import FeatureCache
+from vlprompt.backbones.hf.architectures import Architecture, find_layer_modules, find_submodule, get_fans
+from vlprompt.backbones.hf.injection import inject_prompt
+from vlprompt.backbones.hf.packing import PackedBatch
+from vlprompt.backbones.hf.tokenization import T5_SENTINEL, TemplateTokenizer, TokenizedText
 from vlprompt.core.prompt import Prompt
-from vlprompt.core.texts import Passages
-from vlprompt.layers.block import insert
+from vlprompt.core.texts import TextBatch
+from vlprompt.layers.block import insert_tokens
 
-Kind = Literal["causal", "encoder", "seq2seq"]
-POOLS = {"causal": "last", "encoder": "first", "seq2seq": "mean"}  # where a folder says nothing of it
-POOLING = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken"}  # as sentence-transformers calls them
+ModelKind = Literal["causal", "encoder", "seq2seq"]
+DEFAULT_POOLING = {
+    "causal": "last",
+    "encoder": "first",
+    "seq2seq": "mean",
+}  # without a configuration of sentence-transformers
+SENTENCE_TRANSFORMERS_POOLING = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken"}  # its names
 
 
 @dataclass
-class Padded:
-    """Rows side by side: ids, mask and types (B, N), soft (B, P) places of soft tokens."""
+class PaddedBatch:
+    """Rows padded to one length: ids, attention mask and token types (B, N), positions of soft tokens (B, P)."""
 
     ids: Tensor
-    mask: Tensor
-    types: Tensor
-    soft: Tensor
+    attention_mask: Tensor
+    token_types: Tensor
+    soft_positions: Tensor
 
 
-class Passes:
-    """A model, its tokenizer and where its maps are.
+class FrozenTransformer:
+    """A frozen model of transformers with its tokenizer.
 
-    base: how its weights are held; pool: which rows make the pooled feature, "first", "last" or "mean".
+    Args:
+        net: the model, with its head.
+        tokenizer: its fast tokenizer.
+        architecture: paths of its layers and linear maps.
+        kind: "causal", "encoder" or "seq2seq".
+        spec: the backbone as the user writes it.
+        key: identifies the weights.
+        weight_precision: storage of the weights, a value of WEIGHT_PRECISIONS.
+        pooling: tokens that make the pooled feature: "first", "last" or "mean"; "" for the default of the kind.
+        has_lm_head: whether the weights include the head over the vocabulary.
     """
 
-    lookup = True  # whether it never changes, so that the features of a text are computed once
-    checkpointing = False  # whether what a layer made is made again going back, instead of being kept
+    is_cacheable = True  # whether the weights never change, so that features of a text are computed once
+    activation_checkpointing = False  # whether activations are recomputed in the backward pass
 
-    def __init__(self, net: Any, tokenizer: Any, family: Family, kind: Kind, *, spec: str, key: str, base: str = "fp32",
-                 pool: str = "", answers: bool = True):  # fmt: skip
-        self.tokenizer, self.family = tokenizer, family
-        self.kind: Kind = kind
-        self.spec, self.key, self.base, self.answers = spec, key, base, answers
+    def __init__(
+        self,
+        net: Any,
+        tokenizer: Any,
+        architecture: Architecture,
+        kind: ModelKind,
+        *,
+        spec: str,
+        key: str,
+        weight_precision: str = "fp32",
+        pooling: str = "",
+        has_lm_head: bool = True,
+    ):
+        self.tokenizer, self.architecture = tokenizer, architecture
+        self.kind: ModelKind = kind
+        self.spec, self.key, self.weight_precision, self.has_lm_head = spec, key, weight_precision, has_lm_head
         config = net.config
-        self.moved(net)
-        self.layers: tuple[int | str, ...] = tuple(self.places)
-        self.depth = sum(isinstance(layer, int) or str(layer).startswith("enc/") for layer in self.layers)
-        self.dim = self.width = net.get_input_embeddings().weight.shape[1]
-        self.heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        self.attach_model(net)
+        self.prefix_layers: tuple[int | str, ...] = tuple(self.layer_modules)
+        self.depth = sum(isinstance(layer, int) or str(layer).startswith("enc/") for layer in self.prefix_layers)
+        self.dim = self.feature_dim = net.get_input_embeddings().weight.shape[1]
+        self.n_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self.head_dim = (
             getattr(config, "head_dim", None) or getattr(config, "d_kv", 0) or self.dim // config.num_attention_heads
         )
-        self.pool = pool or POOLS[kind]
-        bound = getattr(config, "max_position_embeddings", None)
-        self.room = None if bound is None else bound - family.offset(config)
+        self.pooling = pooling or DEFAULT_POOLING[kind]
+        n_positions = getattr(config, "max_position_embeddings", None)
+        self.max_positions = None if n_positions is None else n_positions - architecture.position_offset(config)
         if kind == "seq2seq":
-            bound = tokenizer.model_max_length
-            self.room = bound if bound < 10**6 else None
-        self.writer = Writer(tokenizer, kind, self.room, spec, getattr(config, "type_vocab_size", 0) > 1)
-        self.size = sum(p.numel() for p in net.parameters())
-        self.biases, self.every = self._biases(), self._every()  # copies with an adapter have the same
-        self.kept = Kept()
+            n_positions = tokenizer.model_max_length
+            self.max_positions = n_positions if n_positions < 10**6 else None
+        self.template_tokenizer = TemplateTokenizer(
+            tokenizer, kind, self.max_positions, spec, getattr(config, "type_vocab_size", 0) > 1
+        )
+        self.n_parameters = sum(p.numel() for p in net.parameters())
+        # copies with an adapter have the same sites
+        self.sites_with_bias, self.all_sites = self._find_biased_sites(), self._find_sites()
+        self.feature_cache = FeatureCache()
         self.notes: dict[str, str] = {}  # copies for an adapter share it
 
-    def moved(self, net: Any) -> None:
-        """Onto another model of the same shape."""
+    def attach_model(self, net: Any) -> None:
+        """Replace the model by another one of the same shape."""
         self.net, self.trunk = net, net if self.kind == "seq2seq" else net.base_model
-        self.places = places(self.trunk, self.family)
-        self.norm = at(self.trunk, self.family.norm) if self.family.norm else None
+        self.layer_modules = find_layer_modules(self.trunk, self.architecture)
+        self.norm = find_submodule(self.trunk, self.architecture.norm) if self.architecture.norm else None
         self.device: torch.device = net.get_input_embeddings().weight.device
 
-    def rows(self, inputs: Passages, prompt: Prompt, reserved: int = 0) -> list[Row]:
-        """reserved: positions that stay free behind each."""
-        rows = [self.writer.row(inputs, i, prompt.length, self.shift(prompt) + reserved) for i in range(len(inputs))]
-        self._tell(rows, inputs)
+    def tokenize(self, inputs: TextBatch, prompt: Prompt, n_reserved: int = 0) -> list[TokenizedText]:
+        """Tokenize texts for a pass with a prompt.
+
+        Args:
+            inputs: the texts.
+            prompt: the prompt; its tokens and prefix take positions.
+            n_reserved: positions to leave free after each text.
+
+        Raises:
+            ValueError: if a template does not suit its text or the model, or a text can't fit.
+        """
+        rows = [
+            self.template_tokenizer.tokenize(inputs, i, prompt.length, self.position_shift(prompt) + n_reserved)
+            for i in range(len(inputs))
+        ]
+        self._note_truncation(rows, inputs)
         return rows
 
-    def _padded(self, rows: Sequence[Row], width: int = 0) -> Padded:
-        n = max(width, *(len(row.ids) for row in rows))
-        # any id does where the mask says that nothing stands
-        fill = lambda of: torch.tensor([[*of(row), *[0] * (n - len(row.ids))] for row in rows], device=self.device)  # noqa: E731
-        soft = torch.tensor([row.soft for row in rows], device=self.device)
-        return Padded(
-            fill(lambda row: row.ids), fill(lambda row: [1] * len(row.ids)), fill(lambda row: row.types), soft
+    def _pad_batch(self, rows: Sequence[TokenizedText], min_length: int = 0) -> PaddedBatch:
+        n = max(min_length, *(len(row.ids) for row in rows))
+
+        def pad(values: Iterable[list[int]]) -> Tensor:
+            # any id will do where the attention mask is 0
+            return torch.tensor([[*v, *[0] * (n - len(v))] for v in values], device=self.device)
+
+        return PaddedBatch(
+            pad(row.ids for row in rows),
+            pad([1] * len(row.ids) for row in rows),
+            pad(row.token_types for row in rows),
+            torch.tensor([row.soft_positions for row in rows], device=self.device),
         )
 
-    def _hidden(self, rows: Sequence[Row], prompt: Prompt, width: int = 0) -> Tensor:
-        """Rows (B, N, D) after the last norm (of an encoder-decoder: of its encoder)."""
-        padded = self._padded(rows, width)
+    def _compute_hidden(self, rows: Sequence[TokenizedText], prompt: Prompt, min_length: int = 0) -> Tensor:
+        """Compute states (B, N, D) after the last norm (of an encoder-decoder: of its encoder)."""
+        padded = self._pad_batch(rows, min_length)
         x = self.net.get_input_embeddings()(padded.ids)
         if prompt.length:
-            x = insert(x, (padded.soft, padded.soft), prompt.tokens[0])
-        how: dict[str, Any] = {"inputs_embeds": x, "attention_mask": padded.mask}
-        if self.kind == "encoder" and bool(padded.types.any()):
-            how["token_type_ids"] = padded.types
-        if self.kind != "seq2seq" and (shift := self.shift(prompt)):
-            first = shift + self.family.offset(self.net.config)
-            how["position_ids"] = torch.arange(first, first + x.shape[1], device=x.device)[None].expand(len(x), -1)
+            x = insert_tokens(x, (padded.soft_positions, padded.soft_positions), prompt.tokens[0])
+        arguments: dict[str, Any] = {"inputs_embeds": x, "attention_mask": padded.attention_mask}
+        if self.kind == "encoder" and bool(padded.token_types.any()):
+            arguments["token_type_ids"] = padded.token_types
+        if self.kind != "seq2seq" and (shift := self.position_shift(prompt)):
+            first = shift + self.architecture.position_offset(self.net.config)
+            arguments["position_ids"] = torch.arange(first, first + x.shape[1], device=x.device)[None].expand(
+                len(x), -1
+            )
         if self.kind == "causal":
-            how["use_cache"] = False
+            arguments["use_cache"] = False
         trunk = self.net.get_encoder() if self.kind == "seq2seq" else self.trunk
-        with self.within(prompt):
-            return trunk(**how).last_hidden_state
+        with self.inject(prompt):
+            return trunk(**arguments).last_hidden_state
 
-    def _together(self, rows: Sequence[Row], prompt: Prompt, room: int) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Packed rows (B, N, D) of a causal model, and where each begins."""
-        packed = Packed(rows, room, self.device)
+    def _compute_packed_hidden(
+        self, rows: Sequence[TokenizedText], prompt: Prompt, max_tokens: int
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Compute states of packed rows (B, N, D) of a causal model, and the (bin, position) where each starts."""
+        packed = PackedBatch(rows, max_tokens, self.device)
         x = self.net.get_input_embeddings()(packed.ids)
         if prompt.length:
             tokens = prompt.tokens[0].to(x.dtype).expand(len(rows), -1, -1)
-            x = x.index_put(packed.soft(rows), tokens.flatten(0, 1))
-        places = packed.places + self.shift(prompt)
-        with self.within(prompt):
-            made = self.trunk(inputs_embeds=x, attention_mask=packed.mask, position_ids=places, use_cache=False)
-        return made.last_hidden_state, packed.begins
+            x = x.index_put(packed.find_soft_positions(rows), tokens.flatten(0, 1))
+        positions = packed.positions + self.position_shift(prompt)
+        with self.inject(prompt):
+            output = self.trunk(
+                inputs_embeds=x, attention_mask=packed.attention_mask, position_ids=positions, use_cache=False
+            )
+        return output.last_hidden_state, packed.starts
 
-    def _decoded(self, rows: Sequence[Row], prompt: Prompt, x: Tensor, read: str) -> list[Tensor]:
-        """States of an encoder-decoder's answer: at the place of the first word (mask), or before each token."""
+    def _compute_decoder_states(
+        self, rows: Sequence[TokenizedText], prompt: Prompt, encoder_states: Tensor, output: str
+    ) -> list[Tensor]:
+        """Compute decoder states of the answer: that of its first token (mask), or one per token (response)."""
         config = self.net.config
-        begins = [[config.decoder_start_token_id, *self.sentinel(row)] for row in rows]
-        if read == "mask" and any(row.mask < 0 for row in rows):
+        starts = [[config.decoder_start_token_id, *self.decoder_start_ids(row)] for row in rows]
+        if output == "mask" and any(row.mask_position < 0 for row in rows):
             raise ValueError("the template has no {mask}, so there is no place for the answer: give one")
-        answers = [row.answer if read == "response" else [0] for row in rows]
-        given = [Row([*begin, *answer[:-1]], [], [0]) for begin, answer in zip(begins, answers, strict=True)]
-        given = [replace(row, types=[0] * len(row.ids)) for row in given]
-        ours = self._padded(given)
+        answers = [row.answer_ids if output == "response" else [0] for row in rows]
+        decoder_ids = [[*start, *answer[:-1]] for start, answer in zip(starts, answers, strict=True)]
+        decoder_batch = self._pad_batch([TokenizedText(ids, [], [0] * len(ids)) for ids in decoder_ids])
         n = max(len(row.ids) for row in rows)
-        seen = torch.tensor([[1] * len(row.ids) + [0] * (n - len(row.ids)) for row in rows], device=x.device)
-        with self.within(prompt):
-            made = self.net.get_decoder()(input_ids=ours.ids, attention_mask=ours.mask, encoder_hidden_states=x,
-                                          encoder_attention_mask=seen, use_cache=False).last_hidden_state  # fmt: skip
+        encoder_mask = torch.tensor(
+            [[1] * len(row.ids) + [0] * (n - len(row.ids)) for row in rows], device=encoder_states.device
+        )
+        with self.inject(prompt):
+            states = self.net.get_decoder()(
+                input_ids=decoder_batch.ids,
+                attention_mask=decoder_batch.attention_mask,
+                encoder_hidden_states=encoder_states,
+                encoder_attention_mask=encoder_mask,
+                use_cache=False,
+            ).last_hidden_state
         if getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
-            made = made * config.d_model**-0.5
-        ends = zip(made, begins, answers, strict=True)
-        return [one[len(begin) - 1 : len(begin) - 1 + len(answer)] for one, begin, answer in ends]
+            states = states * config.d_model**-0.5
+        return [
+            x[len(start) - 1 : len(start) - 1 + len(answer)]
+            for x, start, answer in zip(states, starts, answers, strict=True)
+        ]
 
-    def sentinel(self, row: Row) -> list[int]:
-        """How the decoder begins an answer that has a place in the text."""
-        return [self.tokenizer.convert_tokens_to_ids(SENTINEL)] if row.mask >= 0 else []
+    def decoder_start_ids(self, row: TokenizedText) -> list[int]:
+        """Return the ids with which the decoder starts the answer of a text with a mask."""
+        return [self.tokenizer.convert_tokens_to_ids(T5_SENTINEL)] if row.mask_position >= 0 else []
 
     @contextmanager
-    def within(self, prompt: Prompt) -> Iterator[None]:
-        """The prompt's prefixes and parts are in the model; with `checkpointing` its layers keep nothing."""
-        inside = lambda: injected(self.places, self.norm, prompt)  # noqa: E731
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            with inside():
+    def inject(self, prompt: Prompt) -> Iterator[None]:
+        """Inject the prompt's prefixes and adapters inside the with-block, with activation checkpointing if set."""
+
+        def injection() -> AbstractContextManager[None]:
+            return inject_prompt(self.layer_modules, self.norm, prompt)
+
+        def run_checkpointed(run: Callable[..., Any], *args: Any) -> Any:
+            return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), injection()))
+
+        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+            with injection():
                 yield
             return
-        again = lambda run, *given: checkpoint(  # noqa: E731
-            run, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), inside())
-        )
         layers = [module for module in self.net.modules() if hasattr(type(module), "_can_checkpoint_with_cache")]
         try:
-            for layer in layers:  # the layer alone: what is in it drops nothing out
-                layer.training, layer.gradient_checkpointing, layer._gradient_checkpointing_func = True, True, again
-            with inside():
+            for layer in layers:  # train mode of the layer alone: the dropout inside it stays off
+                layer.training, layer.gradient_checkpointing = True, True
+                layer._gradient_checkpointing_func = run_checkpointed
+            with injection():
                 yield
         finally:
             for layer in layers:
                 layer.training, layer.gradient_checkpointing = False, False
                 del layer._gradient_checkpointing_func
 
-    def _tell(self, rows: Sequence[Row], inputs: Passages) -> None:
-        """Notes, for the result, that texts are cut."""
-        cut = [item for row, item in zip(rows, inputs.items, strict=True) if row.cut]
-        if cut and "texts" not in self.notes:
+    def _note_truncation(self, rows: Sequence[TokenizedText], inputs: TextBatch) -> None:
+        """Note in the result that texts were truncated."""
+        truncated = [item for row, item in zip(rows, inputs.items, strict=True) if row.is_truncated]
+        if truncated and "texts" not in self.notes:
+            first = truncated[0]
             self.notes["texts"] = (
-                f"longer than its {self.room} positions, with prompt, template and response ({cut[0].name} and perhaps "
-                f"others), are cut at the {cut[0].cut} of their longest field (task.cut), responses at half the room"
+                f"longer than its {self.max_positions} positions, with prompt, template and response ({first.name} "
+                f"and perhaps others), are cut at the {first.truncation_side} of their longest field "
+                "(task.truncation_side), responses at half the room"
             )
 
     @staticmethod
-    def shift(prompt: Prompt) -> int:
-        """How far a prefix moves the positions of what follows it."""
+    def position_shift(prompt: Prompt) -> int:
+        """Return by how much a prefix shifts the positions of the text."""
         return max((k.shape[2] for k, _ in prompt.prefix.values()), default=0)
 
-    def _biases(self) -> frozenset[str]:
-        """The sites whose maps have a bias."""
-        found = set[str]()
-        for layer, place in self.places.items():
-            found |= {f"{layer}/{kind}" for kind, m in place.maps.items() if getattr(m, "bias", None) is not None}
-            if place.fused is not None and getattr(place.fused, "bias", None) is not None:
-                found |= {f"{layer}/{kind}" for kind in "qkv"}
-        return frozenset(found | ({"norm"} if getattr(self.norm, "bias", None) is not None else set()))
+    def _find_biased_sites(self) -> frozenset[str]:
+        sites = {"norm"} if getattr(self.norm, "bias", None) is not None else set[str]()
+        for layer, modules in self.layer_modules.items():
+            sites |= {f"{layer}/{kind}" for kind, m in modules.maps.items() if getattr(m, "bias", None) is not None}
+            if modules.fused_qkv is not None and getattr(modules.fused_qkv, "bias", None) is not None:
+                sites |= {f"{layer}/{kind}" for kind in "qkv"}
+        return frozenset(sites)
 
-    def _every(self) -> dict[str, tuple[int, int]]:
-        """All sites, with the widths of what a part there is given and of what was made."""
-        found = {} if self.norm is None else {"norm": fans(self.norm)}
-        for layer, place in self.places.items():
-            found |= {f"{layer}/{kind}": fans(module) for kind, module in place.maps.items()}
-            if place.fused is not None:
-                found |= {f"{layer}/{kind}": (self.dim, fans(place.fused)[1] // 3) for kind in "qkv"}
-            subs = ("attn", "attn+", "mlp", "mlp+") if "up" in place.maps else ("attn", "attn+")
-            found |= {f"{layer}/{sub}": (self.dim, self.dim) for sub in subs}
-        return found
+    def _find_sites(self) -> dict[str, tuple[int, int]]:
+        """Find all sites with their (fan_in, fan_out)."""
+        sites = {} if self.norm is None else {"norm": get_fans(self.norm)}
+        for layer, modules in self.layer_modules.items():
+            sites |= {f"{layer}/{kind}": get_fans(module) for kind, module in modules.maps.items()}
+            if modules.fused_qkv is not None:
+                sites |= {f"{layer}/{kind}": (self.dim, get_fans(modules.fused_qkv)[1] // 3) for kind in "qkv"}
+            sublayers = ("attn", "attn+", "mlp", "mlp+") if "up" in modules.maps else ("attn", "attn+")
+            sites |= {f"{layer}/{sublayer}": (self.dim, self.dim) for sublayer in sublayers}
+        return sites
 
-    def sites(self, *names: str) -> dict[str, tuple[int, int]]:
-        """{"0/q": (fan_in, fan_out), ...} of the kinds asked for; in an encoder-decoder "enc/0/q", "dec/0/q" ...
+    def require_blocks(self) -> None:
+        """Do nothing: a transformer has blocks."""
 
-        Kinds: norm, and per layer q k v out up gate down norm1 norm2 attn mlp attn+ mlp+. ValueError for others.
+    def sites(self, *kinds: str) -> dict[str, tuple[int, int]]:
+        """Return {"0/q": (fan_in, fan_out), ...}; in an encoder-decoder "enc/0/q", "dec/0/q", "cross/0/q".
+
+        Args:
+            kinds: norm, and per layer q k v out up gate down norm1 norm2 attn mlp attn+ mlp+; none: all sites.
+
+        Raises:
+            ValueError: if the model has no site of a kind.
         """
-        every = self.every
-        names = names or tuple({site.split("/")[-1] for site in every})
-        kinds = list(dict.fromkeys(site.split("/")[-1] for site in every))
-        if unknown := [name for name in names if name not in kinds]:
-            raise ValueError(f"{self.spec} has no site {unknown[0]!r}; it has {', '.join(kinds)}")
-        return {site: fan for site, fan in every.items() if site.split("/")[-1] in names}
+        known_kinds = list(dict.fromkeys(site.split("/")[-1] for site in self.all_sites))
+        if unknown := [kind for kind in kinds if kind not in known_kinds]:
+            raise ValueError(f"{self.spec} has no site {unknown[0]!r}; it has {', '.join(known_kinds)}")
+        return {site: fans for site, fans in self.all_sites.items() if not kinds or site.split("/")[-1] in kinds}

@@ -1,5 +1,4 @@
-"""A Prompt inside a transformers model, for the time of one pass: prefixes through its attention interface, parts by
-hooks on its maps. Nothing stays behind."""
+"""Inject a Prompt into a transformers model for one pass: prefixes by its attention interface, adapters by hooks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -8,33 +7,43 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
-from vlprompt.backbones.hf.architectures import Place
-from vlprompt.core.prompt import KV, Part, Prompt
-from vlprompt.layers.attention import join
+from vlprompt.backbones.hf.architectures import LayerModules
+from vlprompt.core.prompt import KV, AdapterFn, Prompt
+from vlprompt.layers.attention import prepend_prefix
 
-ATTENTION = "vlprompt"
+ATTENTION_NAME = "vlprompt"
 
 
-def register() -> None:
-    """Makes our attention known to transformers."""
+def register_attention() -> None:
+    """Register the attention with prefixes at transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    AttentionInterface.register(ATTENTION_NAME, attend_with_prefix)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
-def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, prefix: KV | None = None,
-           position_bias: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
-    """torch's attention, with keys and values (R, H, P, Dh) that everyone sees before the model's own."""
+def attend_with_prefix(
+    module: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    prefix: KV | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Compute transformers' sdpa attention with a prefix, keys and values (B, H, P, Dh) that every token sees."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if prefix is not None:
-        n, own, p = q.shape[2], k.shape[2], prefix[0].shape[2]
+        n, n_keys, p = q.shape[2], k.shape[2], prefix[0].shape[2]
         if mask is None and n > 1 and getattr(module, "is_causal", False):
-            mask = torch.ones(1, 1, n, own, dtype=torch.bool, device=q.device).tril(own - n)
-        k, v = join(prefix, k, v)
+            mask = torch.ones(1, 1, n, n_keys, dtype=torch.bool, device=q.device).tril(n_keys - n)
+        k, v = prepend_prefix(prefix, k, v)
         if mask is not None:
             mask = F.pad(mask, (p, 0), value=True if mask.dtype == torch.bool else 0.0)
         if position_bias is not None:
@@ -44,83 +53,79 @@ def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *,
     return sdpa_attention_forward(module, q, k, v, mask, **kwargs)
 
 
-def beside(part: Part, given: Tensor, made: Tensor) -> Tensor:
-    """What a part makes; where the frozen model is in half precision the part still reckons in its own."""
-    if made.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(made.device.type):
-        return part(given.float(), made.float()).to(made.dtype)
-    return part(given, made)
+def apply_adapter(adapter: AdapterFn, inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Apply an adapter, in float32 even if the frozen model is in half precision."""
+    if outputs.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(outputs.device.type):
+        return adapter(inputs.float(), outputs.float()).to(outputs.dtype)
+    return adapter(inputs, outputs)
 
 
 @contextmanager
-def injected(layers: Mapping[int | str, Place], norm: Any, prompt: Prompt) -> Iterator[None]:
-    """The model takes the prompt's prefixes and parts while this lasts."""
+def inject_prompt(layers: Mapping[int | str, LayerModules], norm: Any, prompt: Prompt) -> Iterator[None]:
+    """Add the prompt's prefixes and adapters to the model inside the with-block."""
     with ExitStack() as hooks:
-        for layer, kv in prompt.prefix.items():
-            hooks.enter_context(_hook(layers[layer].attention.register_forward_pre_hook(_seen(kv), with_kwargs=True)))
-        by_layer: dict[int | str, dict[str, Part]] = {}
-        for site in prompt.beside:
-            layer, _, kind = site.rpartition("/")
-            if not layer:
-                hooks.enter_context(_hook(norm.register_forward_hook(_after(prompt.beside[site]))))
-                continue
-            by_layer.setdefault(int(layer) if layer.isdecimal() else layer, {})[kind] = prompt.beside[site]
-        for layer, parts in by_layer.items():
-            for handle in _on(layers[layer], parts):
-                hooks.enter_context(_hook(handle))
+        for handle in _register_hooks(layers, norm, prompt):
+            hooks.callback(handle.remove)
         yield
 
 
-@contextmanager
-def _hook(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
+def _register_hooks(layers: Mapping[int | str, LayerModules], norm: Any, prompt: Prompt) -> Iterator[RemovableHandle]:
+    for layer, kv in prompt.prefix.items():
+        yield layers[layer].attention.register_forward_pre_hook(_make_prefix_hook(kv), with_kwargs=True)
+    by_layer: dict[int | str, dict[str, AdapterFn]] = {}
+    for site in prompt.adapters:
+        layer, _, kind = site.rpartition("/")
+        if layer:
+            by_layer.setdefault(int(layer) if layer.isdecimal() else layer, {})[kind] = prompt.adapters[site]
+        else:
+            yield norm.register_forward_hook(_make_adapter_hook(prompt.adapters[site]))
+    for layer, adapters in by_layer.items():
+        yield from _register_layer_hooks(layers[layer], adapters)
 
 
-def _seen(kv: KV) -> Callable[..., Any]:
-    return lambda module, given, kwargs: (given, {**kwargs, "prefix": kv})
+def _make_prefix_hook(kv: KV) -> Callable[..., Any]:
+    return lambda module, args, kwargs: (args, {**kwargs, "prefix": kv})
 
 
-def _after(part: Part) -> Callable[..., Any]:
-    return lambda module, given, made: beside(part, given[0], made)
+def _make_adapter_hook(adapter: AdapterFn) -> Callable[..., Any]:
+    return lambda module, args, output: apply_adapter(adapter, args[0], output)
 
 
-def _on(place: Place, parts: Mapping[str, Part]) -> Iterator[Any]:
-    """Hooks for the parts of one layer: its maps, then what stands beside whole sub-layers."""
+def _register_layer_hooks(layer: LayerModules, adapters: Mapping[str, AdapterFn]) -> Iterator[RemovableHandle]:
+    """Register the adapters of one layer: those of its linear maps, then those of whole sub-layers."""
     for kind in ("norm1", "q", "k", "v", "out", "norm2", "up", "gate", "down"):
-        if kind in parts and kind in place.maps:
-            yield place.maps[kind].register_forward_hook(_after(parts[kind]))
-    mine = [parts.get(kind) for kind in "qkv"]
-    if place.fused is not None and any(mine):
-        yield place.fused.register_forward_hook(_three(mine))
+        if kind in adapters and kind in layer.maps:
+            yield layer.maps[kind].register_forward_hook(_make_adapter_hook(adapters[kind]))
+    qkv_adapters = [adapters.get(kind) for kind in "qkv"]
+    if layer.fused_qkv is not None and any(qkv_adapters):
+        yield layer.fused_qkv.register_forward_hook(_make_fused_qkv_hook(qkv_adapters))
     for sub, first, last, norm in (("attn", "q", "out", "norm1"), ("mlp", "up", "down", "norm2")):
-        if sub not in parts and f"{sub}+" not in parts:
+        if sub not in adapters and f"{sub}+" not in adapters:
             continue
-        kept: dict[str, Tensor] = {}
-        entry = place.fused if first == "q" and place.fused is not None else place.maps[first]
-        yield entry.register_forward_pre_hook(_keep(kept, sub))
-        stream = entry if place.post else place.maps[norm]
-        yield stream.register_forward_pre_hook(_keep(kept, f"{sub}+"))
+        recorded: dict[str, Tensor] = {}
+        entry = layer.fused_qkv if first == "q" and layer.fused_qkv is not None else layer.maps[first]
+        yield entry.register_forward_pre_hook(_make_recording_hook(recorded, sub))
+        stream = entry if layer.is_post_norm else layer.maps[norm]
+        yield stream.register_forward_pre_hook(_make_recording_hook(recorded, f"{sub}+"))
         for name in (sub, f"{sub}+"):
-            if name in parts:
-                yield place.maps[last].register_forward_hook(_whole(parts[name], kept, name))
+            if name in adapters:
+                yield layer.maps[last].register_forward_hook(_make_sublayer_hook(adapters[name], recorded, name))
 
 
-def _three(parts: list[Part | None]) -> Callable[..., Any]:
-    def hook(module: Any, given: tuple[Tensor], made: Tensor) -> Tensor:
-        each = made.chunk(3, -1)
-        return torch.cat([m if p is None else beside(p, given[0], m) for p, m in zip(parts, each, strict=True)], -1)
-
-    return hook
-
-
-def _keep(kept: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def hook(module: Any, given: tuple[Tensor, ...]) -> None:
-        kept[name] = given[0]
+def _make_fused_qkv_hook(adapters: list[AdapterFn | None]) -> Callable[..., Any]:
+    def hook(module: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
+        qkv = zip(adapters, output.chunk(3, -1), strict=True)
+        return torch.cat([x if adapter is None else apply_adapter(adapter, args[0], x) for adapter, x in qkv], -1)
 
     return hook
 
 
-def _whole(part: Part, kept: dict[str, Tensor], name: str) -> Callable[..., Any]:
-    return lambda module, given, made: beside(part, kept[name], made)
+def _make_recording_hook(recorded: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def hook(module: Any, args: tuple[Tensor, ...]) -> None:
+        recorded[name] = args[0]
+
+    return hook
+
+
+def _make_sublayer_hook(adapter: AdapterFn, recorded: dict[str, Tensor], name: str) -> Callable[..., Any]:
+    return lambda module, args, output: apply_adapter(adapter, recorded[name], output)

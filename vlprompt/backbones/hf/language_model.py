@@ -1,4 +1,4 @@
-"""A frozen language model as a tower: a Prompt goes in, features or states come out; rows nobody reads are not made."""
+"""A frozen language model as a tower: texts and a Prompt in, pooled features or hidden states out."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -10,162 +10,203 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.backbones.hf import export, generation
-from vlprompt.backbones.hf.forward import Passes
-from vlprompt.backbones.hf.peft_adapter import Adapted
-from vlprompt.backbones.hf.peft_format import plain
-from vlprompt.backbones.hf.tokenization import Row
-from vlprompt.backbones.hf.weight_merging import folded
+from vlprompt.backbones.hf.forward import FrozenTransformer
+from vlprompt.backbones.hf.peft_adapter import PeftAdapter
+from vlprompt.backbones.hf.peft_format import is_plain_module
+from vlprompt.backbones.hf.tokenization import TokenizedText
+from vlprompt.backbones.hf.weight_merging import build_merged_tower
 from vlprompt.core.prompt import NOTHING, Prompt
-from vlprompt.core.texts import Passages
+from vlprompt.core.texts import TextBatch
 from vlprompt.runtime import collectives
 
-READS = ("pooled", "mask", "response", "words")
-CHUNK = 16  # rows of one pass without gradients, of like length
-STEP = 32  # lengths of passes whose features are kept: multiples of this
+OUTPUTS = ("pooled", "mask", "response", "words")
+PASS_BATCH_SIZE = 16  # rows of similar length in one pass without gradients
+LENGTH_MULTIPLE = 32  # row lengths of cached features are multiples of this
 
 
-class LM(Passes):
-    """A language model of transformers; see language.LanguageTower for what it can be asked."""
+class LanguageModel(FrozenTransformer):
+    """A language model of transformers; implements core.towers.LanguageTower."""
 
-    def __call__(self, inputs: Passages, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
-        """pooled (B, E); mask (B, E); response and words (R, E), row after row.
+    def __call__(self, inputs: TextBatch, prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
+        """Compute what a head reads of each text.
 
-        ValueError for a prompt that this model has no place for.
+        Args:
+            inputs: B texts.
+            prompt: soft tokens, prefixes and adapters.
+            output: "pooled" feature, state of the "mask", of each "response" token, or of the first token of "words".
+
+        Returns:
+            (B, E) for pooled and mask; (R, E) for response and words, one text after the other.
+
+        Raises:
+            ValueError: if the model can't take the prompt or has no such output.
         """
-        self._check(prompt, read)
-        if read == "words":
-            _ = inputs.tags  # says what is wrong with texts that have none
-        rows = self.rows(inputs, prompt)
-        if not prompt and read == "pooled" and self.lookup:
-            return self._looked_up(inputs, rows)
-        found = torch.cat(self._each(rows, prompt, read, inputs.packed))
-        half = found.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(self.device.type)
-        return found.float() if half else found
+        self._check_prompt(prompt, output)
+        if output == "words":
+            _require_tags(inputs)
+        rows = self.tokenize(inputs, prompt)
+        if not prompt and output == "pooled" and self.is_cacheable:
+            return self._look_up_features(inputs, rows)
+        x = torch.cat(self._compute_outputs(rows, prompt, output, inputs.allows_packing))
+        is_half = x.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(self.device.type)
+        return x.float() if is_half else x
 
-    def _each(self, rows: Sequence[Row], prompt: Prompt, read: str, packed: bool) -> list[Tensor]:
-        """What is read of each row; without gradients in passes of rows of like length."""
-        if packed:
-            return self._packed(rows, prompt, read)
-        if torch.is_grad_enabled() or len(rows) <= CHUNK or not self._shared(prompt):
-            return self.read(rows, prompt, read)
+    def _compute_outputs(
+        self, rows: Sequence[TokenizedText], prompt: Prompt, output: str, is_packed: bool
+    ) -> list[Tensor]:
+        """Compute the outputs of each row; without gradients in batches of similar length."""
+        if is_packed:
+            return self._compute_packed_outputs(rows, prompt, output)
+        if torch.is_grad_enabled() or len(rows) <= PASS_BATCH_SIZE or not self._is_shared(prompt):
+            return self.compute_pass(rows, prompt, output)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
-        for begin in range(0, len(order), CHUNK):
-            some = order[begin : begin + CHUNK]
-            for i, made in zip(some, self.read([rows[i] for i in some], prompt, read), strict=True):
-                found[i] = made
-        return found
+        outputs: list[Tensor] = [torch.empty(0)] * len(rows)
+        for begin in range(0, len(order), PASS_BATCH_SIZE):
+            indices = order[begin : begin + PASS_BATCH_SIZE]
+            for i, x in zip(indices, self.compute_pass([rows[i] for i in indices], prompt, output), strict=True):
+                outputs[i] = x
+        return outputs
 
-    def _packed(self, rows: Sequence[Row], prompt: Prompt, read: str) -> list[Tensor]:
-        """The states of responses, with several rows in one."""
-        if self.kind != "causal" or read != "response":
-            raise ValueError("packing is for responses of causal models: set method.reader.packing=false")
+    def _compute_packed_outputs(self, rows: Sequence[TokenizedText], prompt: Prompt, output: str) -> list[Tensor]:
+        """Compute the states of responses with several texts packed in one row."""
+        if self.kind != "causal" or output != "response":
+            raise ValueError("packing is for responses of causal models: set method.head.packing=false")
         longest = max(len(row.ids) for row in rows)
-        # no more than fills the bins well: attention grows with the square of their length
-        room = max(longest, min(2 * max(longest, 128), (self.room or 1024) - self.shift(prompt)))
-        x, begins = self._together(rows, prompt, room)
-        ends = zip(rows, begins, strict=True)
-        return [x[b, at + row.begin - 1 : at + row.begin - 1 + len(row.answer)] for row, (b, at) in ends]
+        # attention grows with the square of the length: bins no longer than it takes to fill them well
+        max_tokens = max(
+            longest, min(2 * max(longest, 128), (self.max_positions or 1024) - self.position_shift(prompt))
+        )
+        x, starts = self._compute_packed_hidden(rows, prompt, max_tokens)
+        outputs = list[Tensor]()
+        for row, (b, start) in zip(rows, starts, strict=True):
+            first = start + row.answer_start - 1
+            outputs.append(x[b, first : first + len(row.answer_ids)])
+        return outputs
 
-    def _looked_up(self, inputs: Passages, rows: Sequence[Row]) -> Tensor:
-        """Features (B, E), each computed once, in passes of a fixed size: its bits don't depend on neighbours."""
-        keys = [f"{item.key}|{inputs.shown(i)}|{item.cut}" for i, item in enumerate(inputs.items)]
+    def _look_up_features(self, inputs: TextBatch, rows: Sequence[TokenizedText]) -> Tensor:
+        """Return cached features (B, E). Passes have a fixed size, so bits don't depend on the batch."""
+        keys = [f"{item.key}|{inputs.template_pieces(i)}|{item.truncation_side}" for i, item in enumerate(inputs.items)]
         row_of = dict(zip(keys, rows, strict=True))
-        collectives.divided(self.kept, keys, lambda wanted: self._computed({key: row_of[key] for key in wanted}))
-        found = {key: kept for key in keys if (kept := self.kept.get(key)) is not None}
-        found |= self._computed({key: row for key, row in row_of.items() if key not in found})
-        return torch.stack([found[key] for key in keys])
+        collectives.compute_missing_features(
+            self.feature_cache, keys, lambda missing: self._compute_and_cache({key: row_of[key] for key in missing})
+        )
+        features = {key: feature for key in keys if (feature := self.feature_cache.get(key)) is not None}
+        features |= self._compute_and_cache({key: row for key, row in row_of.items() if key not in features})
+        return torch.stack([features[key] for key in keys])
 
-    def _computed(self, rows: Mapping[str, Row]) -> dict[str, Tensor]:
-        """The features of rows by their keys, which are kept."""
-        found, widths = dict[str, Tensor](), dict[int, dict[str, Row]]()
+    def _compute_and_cache(self, rows: Mapping[str, TokenizedText]) -> dict[str, Tensor]:
+        """Compute the features of rows, add them to the cache and return them by key."""
+        features, rows_by_length = dict[str, Tensor](), dict[int, dict[str, TokenizedText]]()
         for key, row in rows.items():
-            width = STEP * (len(row.ids) // STEP + 1)  # one pad at least, so that there always is a mask
-            widths.setdefault(width if self.room is None else min(width, self.room), {})[key] = row
+            # at least one padding token, so that there always is an attention mask
+            length = LENGTH_MULTIPLE * (len(row.ids) // LENGTH_MULTIPLE + 1)
+            length = length if self.max_positions is None else min(length, self.max_positions)
+            rows_by_length.setdefault(length, {})[key] = row
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            for width, some in widths.items():
-                named, each = list(some), list(some.values())
-                for begin in range(0, len(each), CHUNK):
-                    part = each[begin : begin + CHUNK]
-                    filled = [*part, *[part[-1]] * (CHUNK - len(part))]
-                    made = self._pooled(filled, self._hidden(filled, NOTHING, width)).float()
-                    for key, feature in zip(named[begin : begin + CHUNK], made, strict=False):
-                        found[key] = feature.clone()
-                        self.kept.keep(key, found[key])
-        return found
+            for length, group in rows_by_length.items():
+                keys = list(group)
+                for begin in range(0, len(keys), PASS_BATCH_SIZE):
+                    batch_keys = keys[begin : begin + PASS_BATCH_SIZE]
+                    batch = [group[key] for key in batch_keys]
+                    batch += [batch[-1]] * (PASS_BATCH_SIZE - len(batch))
+                    x = self._pool(batch, self._compute_hidden(batch, NOTHING, length)).float()
+                    for key, feature in zip(batch_keys, x, strict=False):
+                        features[key] = feature.clone()
+                        self.feature_cache.add_computed(key, features[key])
+        return features
 
     @staticmethod
-    def _shared(prompt: Prompt) -> bool:
-        """Whether all rows have the same tokens and prefixes."""
+    def _is_shared(prompt: Prompt) -> bool:
+        """Whether all rows share the same tokens and prefixes."""
         return all(len(t) == 1 for t in prompt.tokens.values()) and all(len(k) == 1 for k, _ in prompt.prefix.values())
 
-    def _check(self, prompt: Prompt, read: str) -> None:
-        if read not in READS:
-            raise ValueError(f"a language model reads {', '.join(READS)}, not {read!r}")
+    def _check_prompt(self, prompt: Prompt, output: str) -> None:
+        if output not in OUTPUTS:
+            raise ValueError(f"output: expected one of {', '.join(OUTPUTS)}, got {output!r}.")
         if any(layer != 0 for layer in prompt.tokens):
             raise ValueError(
                 "a language model takes tokens at its first layer; later ones take a prefix (prefix_tuning)"
             )
-        if strange := [layer for layer in prompt.prefix if layer not in self.places]:
+        if unknown := [layer for layer in prompt.prefix if layer not in self.layer_modules]:
             raise ValueError(
-                f"the prompt has a prefix for layer {strange[0]!r}; this model's are {', '.join(map(str, self.layers))}"
+                f"{self.spec}: no layer {unknown[0]!r} for the prompt's prefix. Its layers are "
+                f"{', '.join(map(str, self.prefix_layers))}."
             )
-        if strange := [site for site in prompt.beside if site not in self.every]:
-            raise ValueError(f"the prompt has a part at {strange[0]!r}, where this model has no map")
-        if read == "mask" and not self.answers:
+        if unknown := [site for site in prompt.adapters if site not in self.all_sites]:
+            raise ValueError(
+                f"{self.spec}: no site {unknown[0]!r} for the prompt's adapter. See sites() for its sites."
+            )
+        if output == "mask" and not self.has_lm_head:
             raise ValueError(
                 f"{self.spec} has no head over its vocabulary, so it fills no {{mask}}: read its feature by a "
-                "linear head (method.reader=linear), or take a model with such a head"
+                "linear head (method.head=linear), or take a model with such a head"
             )
 
-    def read(self, rows: Sequence[Row], prompt: Prompt, read: str) -> list[Tensor]:
-        """What is read of each row: (1, E), or (r, E) of a response or of words."""
-        x = self._hidden(rows, prompt)
-        if self.kind == "seq2seq" and read in ("mask", "response"):
-            return self._decoded(rows, prompt, x, read)
-        if read == "pooled":
-            return list(self._pooled(rows, x).split(1))
-        where = {"mask": lambda row: [row.mask], "words": lambda row: [*row.words],
-                 "response": lambda row: range(row.begin - 1, row.begin - 1 + len(row.answer))}[read]  # fmt: skip
-        if read == "mask" and any(row.mask < 0 for row in rows):
+    def compute_pass(self, rows: Sequence[TokenizedText], prompt: Prompt, output: str) -> list[Tensor]:
+        """Compute the output of each row in one pass: (1, E), or (r, E) of a response or of words."""
+        x = self._compute_hidden(rows, prompt)
+        if self.kind == "seq2seq" and output in ("mask", "response"):
+            return self._compute_decoder_states(rows, prompt, x, output)
+        if output == "pooled":
+            return list(self._pool(rows, x).split(1))
+        if output == "mask" and any(row.mask_position < 0 for row in rows):
             raise ValueError(
                 "the template has no {mask}, no place for the answer: give one, such as '{text} It is {mask}.'"
             )
-        if read == "response" and self.kind != "causal":
+        if output == "response" and self.kind != "causal":
             raise ValueError(
                 f"{self.spec} is an encoder and writes no response: take a causal model or an encoder-decoder"
             )
-        counts = [len(where(row)) for row in rows]
-        flat = torch.tensor([k for row in rows for k in where(row)], device=x.device)
-        which = torch.repeat_interleave(torch.arange(len(rows), device=x.device), torch.tensor(counts, device=x.device))
-        states = x[which, flat]
-        return list((self.family.ready(self.net)(states) if read == "mask" else states).split(counts))
+        positions = [_output_positions(row, output) for row in rows]
+        counts = [len(row_positions) for row_positions in positions]
+        columns = torch.tensor([k for row_positions in positions for k in row_positions], device=x.device)
+        row_indices = torch.arange(len(rows), device=x.device)
+        states = x[torch.repeat_interleave(row_indices, torch.tensor(counts, device=x.device)), columns]
+        if output == "mask":
+            states = self.architecture.head_transform(self.net)(states)
+        return list(states.split(counts))
 
-    def _pooled(self, rows: Sequence[Row], x: Tensor) -> Tensor:
-        """(B, E); soft tokens never count."""
-        if self.pool == "mean":
-            own = torch.zeros(x.shape[:2], device=x.device)
+    def _pool(self, rows: Sequence[TokenizedText], x: Tensor) -> Tensor:
+        """Pool states (B, N, D) to (B, E), without soft tokens."""
+        if self.pooling == "mean":
+            weights = torch.zeros(x.shape[:2], device=x.device)
             for i, row in enumerate(rows):
-                own[i, : len(row.ids)] = 1
-                own[i, row.soft] = 0
-            return (x * own[..., None]).sum(1).div(own.sum(1, keepdim=True)).to(x.dtype)
-        end = [row.begin - 1 if self.kind == "causal" else len(row.ids) - 1 for row in rows]
-        if self.pool == "first":
-            end = [next(k for k in range(len(row.ids)) if k not in set(row.soft)) for row in rows]
-        return x[torch.arange(len(rows), device=x.device), torch.tensor(end, device=x.device)]
+                weights[i, : len(row.ids)] = 1
+                weights[i, row.soft_positions] = 0
+            return (x * weights[..., None]).sum(1).div(weights.sum(1, keepdim=True)).to(x.dtype)
+        positions = [row.answer_start - 1 if self.kind == "causal" else len(row.ids) - 1 for row in rows]
+        if self.pooling == "first":
+            positions = [next(k for k in range(len(row.ids)) if k not in set(row.soft_positions)) for row in rows]
+        return x[torch.arange(len(rows), device=x.device), torch.tensor(positions, device=x.device)]
 
-    # words
+    # vocabulary
 
-    def spelled(self, words: Sequence[str], template: str | None = None) -> list[list[int]]:
-        """The tokens of each answer as they follow a text; ValueError for one that has none."""
-        before = "" if template is None else template.partition("{mask}")[0]
-        return self.writer.spelled(list(words), before[len(before.rstrip()) :] if before else None)
+    def tokenize_answers(self, words: Sequence[str], template: str | None = None) -> list[list[int]]:
+        """Tokenize answers as continuations of a text.
 
-    def unembed(self, ids: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]:
-        """Rows (n, E) of the map into the vocabulary, and their biases (n,) where it has some; None: all."""
-        if not self.answers:
+        Args:
+            words: the answers.
+            template: its text before {mask} decides about the space before an answer.
+
+        Raises:
+            ValueError: if an answer has no tokens.
+        """
+        context = "" if template is None else template.partition("{mask}")[0]
+        space = context[len(context.rstrip()) :] if context else None
+        return self.template_tokenizer.tokenize_answers(list(words), space)
+
+    def get_output_embeddings(self, ids: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return rows (n, E) of the output embeddings and their biases (n,) or None.
+
+        Args:
+            ids: the tokens, None for all.
+
+        Raises:
+            ValueError: if the model has no head over its vocabulary.
+        """
+        if not self.has_lm_head:
             raise ValueError(
-                f"{self.spec} has no head over its vocabulary: take method.reader=linear, or a model with one"
+                f"{self.spec} has no head over its vocabulary: take method.head=linear, or a model with one"
             )
         head = self.net.get_output_embeddings()
         head = getattr(head, "base_layer", getattr(head, "original_module", head))
@@ -173,79 +214,99 @@ class LM(Passes):
         bias = getattr(head, "bias", None)
         return head.weight[rows], None if bias is None else bias[rows]
 
-    def vocabulary(self, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
-        """States (R, E) -> logits (R, n) of these tokens; None: of all."""
-        head = self.net.get_output_embeddings() if self.answers else None
-        if head is None or plain(head):
-            weight, bias = self.unembed(ids)
+    def vocabulary_logits(self, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
+        """Map states (R, E) to logits (R, n) of these tokens; None: of all."""
+        head = self.net.get_output_embeddings() if self.has_lm_head else None
+        if head is None or is_plain_module(head):
+            weight, bias = self.get_output_embeddings(ids)
             logits = F.linear(states.to(weight.dtype), weight, bias)
-        else:  # an adapter is in it
+        else:  # it has an adapter
             logits = head(states) if ids is None else head(states)[:, torch.as_tensor(ids, device=self.device)]
         cap = getattr(self.net.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def targets(self, inputs: Passages, prompt: Prompt = NOTHING) -> list[list[int]]:
-        """The tokens of each response."""
-        return [row.answer for row in self.rows(inputs, prompt)]
+    def response_tokens(self, inputs: TextBatch, prompt: Prompt = NOTHING) -> list[list[int]]:
+        """Return the tokens of each response."""
+        return [row.answer_ids for row in self.tokenize(inputs, prompt)]
 
-    def embedded(self, text: str) -> Tensor:
-        """The embeddings (N, D) of a text's tokens, without special ones."""
+    def embed_text(self, text: str) -> Tensor:
+        """Return the embeddings (N, D) of a text's tokens, without special tokens."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        places = torch.tensor(ids, dtype=torch.long, device=self.device)
-        return self.net.get_input_embeddings().weight[places].detach().float().clone()
+        indices = torch.tensor(ids, dtype=torch.long, device=self.device)
+        return self.net.get_input_embeddings().weight[indices].detach().float().clone()
 
-    def drawn(self, n: int, generator: torch.Generator) -> Tensor:
-        """The embeddings (n, D) of words drawn from the vocabulary."""
+    def sample_token_embeddings(self, n: int, generator: torch.Generator) -> Tensor:
+        """Sample embeddings (n, D) of random tokens of the vocabulary."""
         table = self.net.get_input_embeddings().weight
         ids = torch.randint(len(table), (n,), generator=generator)
         return table[ids.to(table.device)].detach().float().clone()
 
-    def past(self, text: str, prompt: Prompt = NOTHING, after: bool = False) -> Prompt:
-        """A text that everyone has read, as a prefix of every layer; causal models only. after: behind such a one."""
-        return generation.past(self, text, prompt, after)
+    def encode_prefix(self, text: str, prompt: Prompt = NOTHING, follows_prefix: bool = False) -> Prompt:
+        """Encode a text as a prefix of every layer, for all texts of a causal model.
 
-    def generate(self, inputs: Passages, prompt: Prompt = NOTHING, **settings: Any) -> list[str]:
-        """What the model writes after each passage; settings: transformers' (max_new_tokens, num_beams ...)."""
+        Args:
+            text: the text.
+            prompt: the prompt with which it is encoded.
+            follows_prefix: whether the prompt is such a prefix itself.
+        """
+        return generation.encode_shared_text(self, text, prompt, follows_prefix)
+
+    def generate(self, inputs: TextBatch, prompt: Prompt = NOTHING, **settings: Any) -> list[str]:
+        """Generate after each text; settings: those of transformers (max_new_tokens, num_beams ...)."""
         return generation.generate(self, inputs, prompt, **settings)
 
-    def merged(self, prompt: Prompt) -> "LM":
-        """A tower with the parts of the prompt in its weights; ValueError for those that can't be."""
-        self._check(prompt, "pooled")
-        return folded(self, prompt)
+    def merged(self, prompt: Prompt) -> "LanguageModel":
+        """Return a tower with the prompt's adapters merged into its weights; ValueError if that is impossible."""
+        self._check_prompt(prompt, "pooled")
+        return build_merged_tower(self, prompt)
 
-    def adapted(self, config: Mapping[str, Any], seed: int) -> Adapted:
-        """The model with an adapter of PEFT; ValueError for what PEFT or this model can't do."""
-        return Adapted(self, config, seed)
+    def with_peft_adapter(self, config: Mapping[str, Any], seed: int) -> PeftAdapter:
+        """Return the model with an adapter of PEFT; ValueError if PEFT or this model can't make it."""
+        return PeftAdapter(self, config, seed)
 
-    def save(self, prompt: Prompt, folder: Path, told: Mapping[str, Any]) -> None:
-        """A prompt as an adapter in PEFT's files; ValueError for what PEFT has no form for."""
-        export.save(self, prompt, folder, told)
+    def save_as_peft(self, prompt: Prompt, folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Save a prompt as an adapter in PEFT's files; ValueError if PEFT has no format for it."""
+        export.save_prompt(self, prompt, folder, metadata)
 
     def save_merged(self, prompt: Prompt, folder: Path) -> None:
-        """The whole model in float32 with a prompt's parts in its weights, as transformers loads it."""
-        self._check(prompt, "pooled")
-        export.save_merged(self, prompt, folder)
+        """Save the model in float32 with the prompt's adapters merged, in the files of transformers."""
+        self._check_prompt(prompt, "pooled")
+        export.save_merged_model(self, prompt, folder)
 
-    def copy(self) -> nn.Module:
-        """A trainable copy, in float32: called as the tower is."""
-        return Copy(self)
+    def trainable_copy(self) -> nn.Module:
+        """Return a trainable copy in float32, called like the tower."""
+        return TrainableLanguageModel(self)
 
 
-class Copy(nn.Module):
-    """All of a model, to be trained."""
+def _require_tags(inputs: TextBatch) -> None:
+    """Raise the error of `TextBatch.tags` for texts without tags."""
+    _ = inputs.tags
 
-    def __init__(self, tower: LM):
+
+def _output_positions(row: TokenizedText, output: str) -> Sequence[int]:
+    if output == "mask":
+        return [row.mask_position]
+    if output == "words":
+        return row.word_positions
+    first = row.answer_start - 1
+    return range(first, first + len(row.answer_ids))
+
+
+class TrainableLanguageModel(nn.Module):
+    """A trainable copy of all weights of a language model."""
+
+    def __init__(self, tower: LanguageModel):
         super().__init__()
-        self.tower: LM
-        if tower.base not in ("fp32", "bf16"):
+        self.tower: LanguageModel
+        if tower.weight_precision not in ("fp32", "bf16"):
             raise ValueError(f"the weights of {tower.spec} are quantised, so they can't be trained: take hf: instead")
         net = copy.deepcopy(tower.net).float().requires_grad_(True)
-        # by their names, each once, for a model may use one tensor in two places
+        # by name, each tensor once: models may use one tensor in two modules
         self.weights = nn.ParameterDict({name.replace(".", "/"): p for name, p in net.named_parameters()})
-        again = copy.copy(tower)
-        again.lookup = False
-        again.moved(net)
-        object.__setattr__(self, "tower", again)
+        trainable_tower = copy.copy(tower)
+        trainable_tower.is_cacheable = False
+        trainable_tower.attach_model(net)
+        object.__setattr__(self, "tower", trainable_tower)
 
-    def forward(self, inputs: Passages, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
-        return self.tower(inputs, prompt, read)
+    def forward(self, inputs: TextBatch, prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
+        return self.tower(inputs, prompt, output)

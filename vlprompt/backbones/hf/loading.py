@@ -1,4 +1,4 @@
-"""Loading a language model of transformers from a folder or the hub, as it is or in 4 or 8 bits."""
+"""Load language models of transformers from a folder or the hub, also in 4 or 8 bits."""
 
 import json
 from pathlib import Path
@@ -6,27 +6,34 @@ from typing import Any
 
 import torch
 
-from vlprompt.backbones.hf.architectures import FAMILIES
-from vlprompt.backbones.hf.forward import POOLING
-from vlprompt.backbones.hf.injection import ATTENTION, register
-from vlprompt.backbones.hf.language_model import LM
-from vlprompt.backbones.hf.logging import hush_bitsandbytes, quiet
+from vlprompt.backbones.hf.architectures import ARCHITECTURES
+from vlprompt.backbones.hf.forward import SENTENCE_TRANSFORMERS_POOLING
+from vlprompt.backbones.hf.injection import ATTENTION_NAME, register_attention
+from vlprompt.backbones.hf.language_model import LanguageModel
+from vlprompt.backbones.hf.logging import silence_bitsandbytes, silence_transformers
 from vlprompt.backbones.towers.freeze import fingerprint, freeze
-from vlprompt.core.towers import HELD
+from vlprompt.core.towers import WEIGHT_PRECISIONS
 
-FILES = (  # what a folder must have: one of each line
+REQUIRED_FILES = (  # a folder must have one file of each line
     ("config.json",),
     ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
     ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model"),
 )
 
 
-def language(name: str, *, spec: str, device: str, base: str = "fp32") -> LM:
-    """A causal model, an encoder or an encoder-decoder by its folder or its name on the hub.
+def load_language_model(name: str, *, spec: str, device: str, base: str = "fp32") -> LanguageModel:
+    """Load a causal model, an encoder or an encoder-decoder.
 
-    base: how its weights are held, a value of HELD; int8 and nf4 (QLoRA's, with double quantisation) by bitsandbytes.
-    ValueError for a family that has no recipe, a folder that is not there or weights that are not whole; OSError where
-    files can't be had, saying which to put where.
+    Args:
+        name: its folder, or its name on the hub.
+        spec: the backbone as the user writes it.
+        device: where it is placed.
+        base: precision of the weights, a value of WEIGHT_PRECISIONS; int8 and nf4 (QLoRA's, with double quantisation)
+            by bitsandbytes.
+
+    Raises:
+        ValueError: if the family is not supported, the folder does not exist, or the weights are incomplete.
+        OSError: if a file is missing or can't be downloaded.
     """
     try:
         import transformers
@@ -34,88 +41,155 @@ def language(name: str, *, spec: str, device: str, base: str = "fp32") -> LM:
         raise ValueError(f"{spec!r} needs transformers: pip install 'vlprompt[lm]'") from error
     from safetensors import SafetensorError
 
-    if base not in HELD.values():
-        raise ValueError(f"there is no base {base!r}; a language model is held as {', '.join(HELD.values())}")
-    check_place(name)
-    register()
+    if base not in WEIGHT_PRECISIONS.values():
+        raise ValueError(f"base: expected one of {', '.join(WEIGHT_PRECISIONS.values())}, got {base!r}.")
+    check_source(name)
+    register_attention()
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        cls, kind = _class(config, name)
-        how: dict[str, Any] = {"dtype": torch.bfloat16 if base == "bf16" else torch.float32}
-        if base in ("int8", "nf4"):
-            how |= {"quantization_config": quantised(base, spec), "device_map": {"": device}}
-        with quiet():
-            net, told = cls.from_pretrained(name, attn_implementation=ATTENTION, output_loading_info=True, **how)
+        model_class, kind = _find_model_class(config, name)
+        options = _loading_options(base, spec, device)
+        with silence_transformers():
+            net, loading_info = model_class.from_pretrained(name, output_loading_info=True, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except (RuntimeError, SafetensorError) as error:
-        cause = " ".join(str(error).split())[:300]
-        raise ValueError(f"the weights of {name!r} are not those of its config.json: {cause}") from error
-    except OSError as error:
-        cause = " ".join(str(error).split())[:300]
-        wanted = ", ".join(" or ".join(names[:2]) for names in FILES)
-        remedy = f"get {wanted} of {name} on another machine, put them into one folder and use hf:path/to/it"
-        raise OSError(
-            f"could not load {name} ({cause}){'' if Path(name).is_dir() else '. Without a network: ' + remedy}"
+        raise ValueError(
+            f"the weights of {name!r} are not those of its config.json: {' '.join(str(error).split())[:300]}"
         ) from error
-    heads = ("cls.", "lm_head.", "vocab_", "pooler.")
-    missing = sorted(told["missing_keys"])
-    if trunk := [key for key in missing if not key.split("bert.")[-1].startswith(heads) and not key.startswith(heads)]:
-        raise ValueError(f"the weights of {name!r} are not whole: {trunk[0]!r} and {len(trunk) - 1} more are missing")
-    for key in missing:  # drawn anew by every process; nothing reads them
+    except OSError as error:
+        raise OSError(_describe_loading_error(name, error)) from error
+    missing_keys = sorted(loading_info["missing_keys"])
+    _require_trunk_weights(name, missing_keys)
+    for key in missing_keys:  # every process initialises them differently; they are never used
         net.get_parameter(key).data.zero_()
-    answers = not [key for key in missing if "pooler." not in key]
-    return wrap(net, tokenizer, kind, spec, device, base, answers, pooling(Path(name)))
+    has_lm_head = not [key for key in missing_keys if "pooler." not in key]
+    return wrap_language_model(net, tokenizer, kind, spec, device, base, has_lm_head, read_pooling(Path(name)))
 
 
-def wrap(net: Any, tokenizer: Any, kind: Any, spec: str, device: str = "cpu", base: str = "fp32", answers: bool = True,
-         pool: str = "") -> LM:  # fmt: skip
-    """A model of transformers and its tokenizer as a tower; the model is frozen, in eval mode."""
-    register()
-    family = FAMILIES[net.config.model_type]
+def _loading_options(base: str, spec: str, device: str) -> dict[str, Any]:
+    options = {"attn_implementation": ATTENTION_NAME, "dtype": torch.bfloat16 if base == "bf16" else torch.float32}
     if base in ("int8", "nf4"):
-        net = net.eval().requires_grad_(False)
-        for module in net.modules():  # its fast form for CPUs has no gradients and rounds the weights, for good
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-    else:
-        net = freeze(net, torch.device(device))
-    if net.config._attn_implementation != ATTENTION:
-        net.set_attn_implementation(ATTENTION)
-    made = LM(net, tokenizer, family, kind, spec=spec, key=f"{spec}#{fingerprint(net)}", base=base, pool=pool,
-              answers=answers)  # fmt: skip
-    # seen in bitsandbytes 0.50.2: scales are read as if every row began a block of 64
-    if base == "nf4" and made.device.type == "cpu" and (odd := [w for w in _widths(net) if w % 64]):
-        made.notes = {
-            "4 bits": f"are read inexactly by bitsandbytes on a CPU where a map is {odd[0]} wide, no multiple of 64; "
-            "hf-int8: and hf-bf16: are not"
+        options |= {"quantization_config": build_quantization_config(base, spec), "device_map": {"": device}}
+    return options
+
+
+def _describe_loading_error(name: str, error: OSError) -> str:
+    message = f"could not load {name} ({' '.join(str(error).split())[:300]})"
+    if Path(name).is_dir():
+        return message
+    return (
+        f"{message}. Without a network: get {_describe_required_files()} of {name} on another machine, put them into "
+        "one folder and use hf:path/to/it"
+    )
+
+
+def _describe_required_files() -> str:
+    return ", ".join(" or ".join(names[:2]) for names in REQUIRED_FILES)
+
+
+def _require_trunk_weights(name: str, missing_keys: list[str]) -> None:
+    """Raise ValueError if weights other than those of heads are missing."""
+    heads = ("cls.", "lm_head.", "vocab_", "pooler.")
+    missing = [
+        key for key in missing_keys if not key.split("bert.")[-1].startswith(heads) and not key.startswith(heads)
+    ]
+    if missing:
+        raise ValueError(
+            f"the weights of {name!r} are incomplete: {missing[0]!r} and {len(missing) - 1} more are missing. Download "
+            "them again."
+        )
+
+
+def wrap_language_model(
+    net: Any,
+    tokenizer: Any,
+    kind: Any,
+    spec: str,
+    device: str = "cpu",
+    base: str = "fp32",
+    has_lm_head: bool = True,
+    pooling: str = "",
+) -> LanguageModel:
+    """Make a tower of a model of transformers and its tokenizer; the model is frozen, in eval mode.
+
+    Args:
+        net: the model, with its head.
+        tokenizer: its fast tokenizer.
+        kind: "causal", "encoder" or "seq2seq".
+        spec: the backbone as the user writes it.
+        device: where the model is placed, unless it is quantised.
+        base: precision of the weights, a value of WEIGHT_PRECISIONS.
+        has_lm_head: whether the weights include the head over the vocabulary.
+        pooling: "first", "last" or "mean"; "" for the default of the kind.
+    """
+    register_attention()
+    family = ARCHITECTURES[net.config.model_type]
+    net = _freeze_quantized(net) if base in ("int8", "nf4") else freeze(net, torch.device(device))
+    if net.config._attn_implementation != ATTENTION_NAME:
+        net.set_attn_implementation(ATTENTION_NAME)
+    tower = LanguageModel(
+        net,
+        tokenizer,
+        family,
+        kind,
+        spec=spec,
+        key=f"{spec}#{fingerprint(net)}",
+        weight_precision=base,
+        pooling=pooling,
+        has_lm_head=has_lm_head,
+    )
+    if base == "nf4" and tower.device.type == "cpu":
+        _note_inexact_widths(tower)
+    return tower
+
+
+def _freeze_quantized(net: Any) -> Any:
+    net = net.eval().requires_grad_(False)
+    for module in net.modules():  # its fast CPU kernel has no gradients and rounds the weights for good
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return net
+
+
+def _note_inexact_widths(tower: LanguageModel) -> None:
+    # bitsandbytes 0.50.2 reads scales as if every row started a block of 64
+    if odd_widths := [width for width in _quantized_input_widths(tower.net) if width % 64]:
+        tower.notes = {
+            "4 bits": f"are read inexactly by bitsandbytes on a CPU where a map is {odd_widths[0]} wide, no multiple "
+            "of 64; hf-int8: and hf-bf16: are not"
         }
-    return made
 
 
-def _widths(net: Any) -> list[int]:
-    """What the quantised maps are given, each width once."""
+def _quantized_input_widths(net: Any) -> list[int]:
+    """Return the input widths of the quantised linear maps, each once."""
     return sorted({module.in_features for module in net.modules() if hasattr(module, "support_avx512bf16_for_cpu")})
 
 
-def check_place(name: str) -> None:
-    """ValueError for what can be no name, OSError for a folder that lacks a file."""
+def check_source(name: str) -> None:
+    """Check that a name can be loaded.
+
+    Raises:
+        ValueError: if it is neither a folder nor a possible name on the hub.
+        OSError: if the folder lacks a file.
+    """
     folder = Path(name)
     if folder.is_dir():
-        if lacking := [names for names in FILES if not any((folder / file).is_file() for file in names)]:
-            wanted = ", ".join(" or ".join(names[:2]) for names in FILES)
-            raise OSError(f"the folder {name!r} has no {' or '.join(lacking[0][:2])}; it must have {wanted}")
+        if lacking := [names for names in REQUIRED_FILES if not any((folder / file).is_file() for file in names)]:
+            raise OSError(
+                f"the folder {name!r} has no {' or '.join(lacking[0][:2])}; it must have {_describe_required_files()}"
+            )
     elif name.count("/") > 1 or name[:1] in ("", ".", "/", "~"):
         raise ValueError(f"there is no folder {name!r}, and a name on the Hugging Face hub is OWNER/NAME")
 
 
-def _class(config: Any, name: str) -> tuple[Any, str]:
-    """The class that loads it, and what kind it is; ValueError for a family without a recipe."""
+def _find_model_class(config: Any, name: str) -> tuple[Any, str]:
+    """Return the class that loads a model, and its kind; ValueError if its family is not supported."""
     import transformers
 
-    if config.model_type not in FAMILIES:
+    if config.model_type not in ARCHITECTURES:
         raise ValueError(
             f"{name!r} is a model of type {config.model_type!r}, which vlprompt has no recipe for; it knows "
-            f"{', '.join(sorted(FAMILIES))}"
+            f"{', '.join(sorted(ARCHITECTURES))}"
         )
     if config.is_encoder_decoder:
         return transformers.AutoModelForSeq2SeqLM, "seq2seq"
@@ -124,17 +198,17 @@ def _class(config: Any, name: str) -> tuple[Any, str]:
     return transformers.AutoModelForMaskedLM, "encoder"
 
 
-def pooling(folder: Path) -> str:
-    """How a folder of sentence-transformers says that its feature is made; "" where it says nothing."""
+def read_pooling(folder: Path) -> str:
+    """Read the pooling from a folder of sentence-transformers; "" if it has none."""
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return ""
-    told = json.loads(path.read_text("utf-8"))
-    return next((pool for pool, key in POOLING.items() if told.get(f"pooling_mode_{key}")), "")
+    config = json.loads(path.read_text("utf-8"))
+    return next((pool for pool, key in SENTENCE_TRANSFORMERS_POOLING.items() if config.get(f"pooling_mode_{key}")), "")
 
 
-def quantised(base: str, spec: str) -> Any:
-    """How transformers asks bitsandbytes for 4 or 8 bits; ValueError where it can't be had, saying what instead."""
+def build_quantization_config(base: str, spec: str) -> Any:
+    """Build transformers' configuration of bitsandbytes for int8 or nf4; ValueError if it is not installed."""
     import importlib.util
 
     import transformers
@@ -144,9 +218,12 @@ def quantised(base: str, spec: str) -> Any:
             f"{spec!r} needs bitsandbytes and accelerate (pip install 'vlprompt[lm]'), which there are for x86-64 and "
             "arm64 CPUs and for CUDA GPUs; elsewhere take hf-bf16: (half the memory) with the same method"
         )
-    hush_bitsandbytes()
+    silence_bitsandbytes()
     if base == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                           bnb_4bit_compute_dtype=compute)  # fmt: skip
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+    )

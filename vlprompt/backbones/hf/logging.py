@@ -1,4 +1,4 @@
-"""What libraries say that nobody needs to know."""
+"""Silence log messages of libraries."""
 
 import logging
 from collections.abc import Iterator
@@ -6,21 +6,21 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' bars and reports; what is wrong with a file is an error of ours."""
+def silence_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and loading reports inside the with-block."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bars:
+        if has_bars:
             logging.enable_progress_bar()
 
 
-def hush_bitsandbytes() -> None:
-    """Before it or PEFT is imported: on a CPU it falls back to code of its own, and says so at length."""
+def silence_bitsandbytes() -> None:
+    """Silence bitsandbytes' warnings about CPU fallbacks; call it before bitsandbytes or PEFT is imported."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -1,50 +1,57 @@
-"""Several rows behind one another in one, each seeing itself alone: the same states, without rows filled up."""
+"""Pack several texts into one row, each attending only to itself: the same states without padding."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vlprompt.backbones.hf.tokenization import Row
+from vlprompt.backbones.hf.tokenization import TokenizedText
 
 
-def bins(rows: Sequence[Row], room: int) -> list[list[int]]:
-    """Which rows stand together, none longer than `room` tokens: each goes, longest first, to the first with place."""
-    found, free = list[list[int]](), list[int]()
+def assign_bins(rows: Sequence[TokenizedText], max_tokens: int) -> list[list[int]]:
+    """Assign rows to bins of at most max_tokens by first-fit decreasing; return the indices of each bin."""
+    bins, free = list[list[int]](), list[int]()
     for i in sorted(range(len(rows)), key=lambda i: -len(rows[i].ids)):
         n = len(rows[i].ids)
-        k = next((k for k, left in enumerate(free) if left >= n), None)
-        if k is None:
-            found.append([])
-            free.append(room)
-            k = len(found) - 1
-        found[k].append(i)
-        free[k] -= n
-    return found
+        b = next((b for b, n_free in enumerate(free) if n_free >= n), None)
+        if b is None:
+            bins.append([])
+            free.append(max_tokens)
+            b = len(bins) - 1
+        bins[b].append(i)
+        free[b] -= n
+    return bins
 
 
-class Packed:
-    """Rows packed into bins: ids and positions (B, N), mask (B, 1, N, N), and where each row begins (bin, token)."""
+class PackedBatch:
+    """Texts packed into rows: ids and positions (B, N), attention mask (B, 1, N, N), starts (bin, position).
 
-    def __init__(self, rows: Sequence[Row], room: int, device: torch.device):
-        packs = bins(rows, room)
-        n = max(sum(len(rows[i].ids) for i in pack) for pack in packs)
-        self.begins: list[tuple[int, int]] = [(0, 0)] * len(rows)
-        ids, places, owner = ([[fill] * n for _ in packs] for fill in (0, 0, -1))
-        for b, pack in enumerate(packs):
-            at = 0
-            for i in pack:
-                end = at + len(rows[i].ids)
-                self.begins[i] = b, at
-                ids[b][at:end], places[b][at:end], owner[b][at:end] = rows[i].ids, range(end - at), [i] * (end - at)
-                at = end
-        self.ids, self.places = torch.tensor(ids, device=device), torch.tensor(places, device=device)
-        whose = torch.tensor(owner, device=device)
-        own = (whose[:, :, None] == whose[:, None]) & torch.ones(n, n, dtype=torch.bool, device=device).tril()
-        self.mask: Tensor = own[:, None]
+    Args:
+        rows: the tokenized texts.
+        max_tokens: maximal length of a packed row.
+        device: device of the tensors.
+    """
 
-    def soft(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        """Where the soft tokens (rows * P) stand: bins and tokens."""
-        found = [(b, at + k) for row, (b, at) in zip(rows, self.begins, strict=True) for k in row.soft]
-        where = torch.tensor(found, device=self.ids.device).reshape(-1, 2)
-        return where[:, 0], where[:, 1]
+    def __init__(self, rows: Sequence[TokenizedText], max_tokens: int, device: torch.device):
+        bins = assign_bins(rows, max_tokens)
+        n = max(sum(len(rows[i].ids) for i in indices) for indices in bins)
+        self.starts: list[tuple[int, int]] = [(0, 0)] * len(rows)
+        ids, positions, row_indices = ([[padding] * n for _ in bins] for padding in (0, 0, -1))
+        for b, indices in enumerate(bins):
+            start = 0
+            for i in indices:
+                length = len(rows[i].ids)
+                span = slice(start, start + length)
+                self.starts[i] = b, start
+                ids[b][span], positions[b][span], row_indices[b][span] = rows[i].ids, range(length), [i] * length
+                start += length
+        self.ids, self.positions = torch.tensor(ids, device=device), torch.tensor(positions, device=device)
+        row_of = torch.tensor(row_indices, device=device)  # (B, N)
+        is_causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()
+        self.attention_mask: Tensor = ((row_of[:, :, None] == row_of[:, None]) & is_causal)[:, None]
+
+    def find_soft_positions(self, rows: Sequence[TokenizedText]) -> tuple[Tensor, Tensor]:
+        """Return the bins and the positions of all soft tokens, (B * P,) each."""
+        pairs = [(b, start + k) for row, (b, start) in zip(rows, self.starts, strict=True) for k in row.soft_positions]
+        indices = torch.tensor(pairs, device=self.ids.device).reshape(-1, 2)
+        return indices[:, 0], indices[:, 1]

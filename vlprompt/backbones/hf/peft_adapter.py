@@ -1,4 +1,4 @@
-"""A PEFT adapter on a frozen model: what is trained stands around the same frozen tensors; the model stays whole."""
+"""PEFT adapters on a frozen model that share its tensors and leave it unchanged."""
 
 import copy
 from collections.abc import Mapping
@@ -9,160 +9,182 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.backbones.hf import export, peft_format
-from vlprompt.backbones.hf.forward import Passes
-from vlprompt.backbones.hf.weight_merging import shared_copy
+from vlprompt.backbones.hf.forward import FrozenTransformer
+from vlprompt.backbones.hf.weight_merging import copy_sharing_tensors
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.towers import LanguageTower
 
-NAME = "default"  # PEFT's own name of the one adapter of a model
-TOKENS = ("PROMPT_TUNING", "P_TUNING")
-AROUND = (  # types that are known to leave the frozen tensors as they are, so that these can be shared
+ADAPTER_NAME = "default"  # PEFT's own name of the one adapter of a model
+SOFT_TOKEN_TYPES = ("PROMPT_TUNING", "P_TUNING")
+TENSOR_SHARING_TYPES = (  # types known not to change the frozen tensors, so that these can be shared
     "LORA", "ADALORA", "VERA", "IA3", "LN_TUNING", "LOHA", "LOKR", "OFT", "BOFT", "FOURIERFT", "HRA", "VBLORA",
     "RANDLORA", "TRAINABLE_TOKENS",
 )  # fmt: skip
 
 
-class Adapted:
+class PeftAdapter:
     """A model with an adapter of PEFT.
 
-    tower: the one to ask, with the adapter in it (for soft tokens and prefixes the frozen one, and `prompt` has them);
-    trained: all that learns, by its names in PEFT; state: what else a resume needs (of AdaLoRA: how much each value
-    matters, and which are kept).
+    Args:
+        lm: the frozen model.
+        config: arguments of PEFT's configuration and its peft_type; or `path`, the folder of an adapter to start from.
+        seed: seed of the initial values.
 
-    config: the arguments of PEFT's configuration with its peft_type; or a path, the folder of an adapter that is the
-    start. seed: of initial values. ValueError for what PEFT or this model can't do, and where PEFT is not installed.
+    Attributes:
+        tower: the model with the adapter (of soft tokens and prefixes the frozen model; `prompt` returns them).
+        trainable_parameters: by their names in PEFT.
+        extra_state: further tensors that a resumed run needs (AdaLoRA: importance of each value, active values).
+
+    Raises:
+        ValueError: if PEFT is not installed, or PEFT or the model can't make the adapter.
     """
 
-    def __init__(self, lm: Passes, config: Mapping[str, Any], seed: int):
-        peft = peft_format.library()
-        self.asked, self.seed = config, seed
-        given = copy.deepcopy(dict(config))  # PEFT writes into what it is given
-        start, self.total = given.pop("path", None), given.get("total_step")
+    def __init__(self, lm: FrozenTransformer, config: Mapping[str, Any], seed: int):
+        peft = peft_format.import_peft()
+        self.requested_config, self.seed = config, seed
+        arguments = copy.deepcopy(dict(config))  # PEFT changes its arguments
+        path, self.total_steps = arguments.pop("path", None), arguments.get("total_step")
         self.lm = lm
-        self.config = peft_format.read(lm, Path(start), given) if start else peft_format.made(lm, given)
-        self.kind = str(self.config.peft_type.value)
-        own = self.config.is_prompt_learning or self._shares()
-        net = shared_copy(lm.net) if own else copy.deepcopy(lm.net)
+        if path:
+            self.config = peft_format.read_config(lm, Path(path), arguments)
+        else:
+            self.config = peft_format.build_config(lm, arguments)
+        self.peft_type = str(self.config.peft_type.value)
+        can_share = self.config.is_prompt_learning or self._can_share_tensors()
+        net = copy_sharing_tensors(lm.net) if can_share else copy.deepcopy(lm.net)
         devices = [lm.device] if lm.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             try:
-                self.net = peft.get_peft_model(net, self.config, NAME)
+                self.net = peft.get_peft_model(net, self.config, ADAPTER_NAME)
             except (ValueError, TypeError, NotImplementedError, AttributeError, StopIteration) as error:
-                raise ValueError(peft_format.refused(lm, self.kind, error)) from error
-        if start:
-            peft_format.load(lm, self.net, Path(start))
-        self.trained: Mapping[str, nn.Parameter] = {
+                raise ValueError(peft_format.describe_peft_error(lm, self.peft_type, error)) from error
+        if path:
+            peft_format.load_weights(lm, self.net, Path(path))
+        self.trainable_parameters: Mapping[str, nn.Parameter] = {
             name: p for name, p in self.net.named_parameters() if p.requires_grad
         }
         if self.config.is_prompt_learning:
             self.tower = cast(LanguageTower, lm)
         else:
             tower = copy.copy(lm)
-            tower.lookup = False
-            tower.moved(self.net.get_base_model())
+            tower.is_cacheable = False
+            tower.attach_model(self.net.get_base_model())
             self.tower = cast(LanguageTower, tower)
-        self.layers = [module for module in self.net.modules() if not peft_format.plain(module)]
-        found = self.trained.items() if self.kind == "ADALORA" else ()
-        self.values = {name.removeprefix("base_model.model."): p for name, p in found if ".lora_" in name}
-        # how much each value matters and how that varies, and which singular values are kept
-        self.state: dict[str, Tensor] = {}
-        for name, p in self.values.items():
-            self.state |= {f"{name}.mean": torch.zeros_like(p.data), f"{name}.spread": torch.zeros_like(p.data)}
-            if "lora_E" in name:
-                self.state[f"{name}.kept"] = torch.ones(len(p), dtype=torch.bool, device=p.device)
+        self.adapted_layers = [module for module in self.net.modules() if not peft_format.is_plain_module(module)]
+        parameters = self.trainable_parameters.items() if self.peft_type == "ADALORA" else ()
+        self.adalora_parameters = {
+            name.removeprefix("base_model.model."): p for name, p in parameters if ".lora_" in name
+        }
+        self.extra_state = self._initial_adalora_state()
         self.train(False)
 
-    def _shares(self) -> bool:
-        """Whether nothing of the frozen model is changed where it stands, by initial values or by training."""
+    def _initial_adalora_state(self) -> dict[str, Tensor]:
+        """Return mean and spread of the importance of each value, and the active singular values."""
+        state = dict[str, Tensor]()
+        for name, p in self.adalora_parameters.items():
+            state |= {f"{name}.mean": torch.zeros_like(p.data), f"{name}.spread": torch.zeros_like(p.data)}
+            if "lora_E" in name:
+                state[f"{name}.kept"] = torch.ones(len(p), dtype=torch.bool, device=p.device)
+        return state
+
+    def _can_share_tensors(self) -> bool:
+        """Whether neither initialisation nor training changes the frozen tensors in place."""
         init = getattr(self.config, "init_lora_weights", True)
         return (
-            self.kind in AROUND
+            self.peft_type in TENSOR_SHARING_TYPES
             and init in (True, False, "gaussian", "orthogonal")
             and getattr(self.config, "bias", "none") == "none"
         )
 
     def prompt(self) -> Prompt:
-        """Tokens (1, P, D) or a prefix, of the types that have them."""
+        """Return the tokens (1, P, D) or the prefix of a prompt-learning type; otherwise an empty prompt."""
         if not self.config.is_prompt_learning:
             return NOTHING
-        indices: Tensor = self.net.prompt_tokens[NAME][None]
-        made: Tensor = self.net.prompt_encoder[NAME](indices.to(self.lm.device))
-        if self.kind in TOKENS:
-            return Prompt(tokens={0: made})
-        n, heads, wide = made.shape[1], self.lm.heads, self.lm.head_dim
-        kv = made.view(1, n, 2 * len(self.lm.layers), heads, wide).permute(2, 0, 3, 1, 4).split(2)
-        return Prompt(prefix={layer: (one[0], one[1]) for layer, one in zip(self.lm.layers, kv, strict=True)})
+        indices: Tensor = self.net.prompt_tokens[ADAPTER_NAME][None]
+        embeddings: Tensor = self.net.prompt_encoder[ADAPTER_NAME](indices.to(self.lm.device))
+        if self.peft_type in SOFT_TOKEN_TYPES:
+            return Prompt(tokens={0: embeddings})
+        layers = self.lm.prefix_layers
+        shape = (1, embeddings.shape[1], 2 * len(layers), self.lm.n_heads, self.lm.head_dim)
+        key_values = embeddings.view(shape).permute(2, 0, 3, 1, 4).split(2)  # per layer (2, 1, H, P, Dh)
+        return Prompt(prefix={layer: (kv[0], kv[1]) for layer, kv in zip(layers, key_values, strict=True)})
 
     def train(self, mode: bool) -> None:
-        """Dropout of the adapter; that of the frozen model stays off."""
-        for layer in self.layers:
+        """Set the adapter's dropout on or off; that of the frozen model stays off."""
+        for layer in self.adapted_layers:
             layer.training = mode
-            for name, part in layer.named_children():
+            for name, child in layer.named_children():
                 if name not in ("base_layer", "original_module"):
-                    part.train(mode)
+                    child.train(mode)
         if self.config.is_prompt_learning:
             self.net.prompt_encoder.train(mode)
 
-    # AdaLoRA: singular values that matter least go, step by step
+    # AdaLoRA: prunes the least important singular values, step by step
 
     def penalty(self) -> Tensor | None:
-        """How far AdaLoRA's vectors are from orthogonal ones, times its weight; None for the other types."""
-        if self.kind != "ADALORA":
+        """Return AdaLoRA's weighted orthogonality penalty; None for other types."""
+        if self.peft_type != "ADALORA":
             return None
-        vectors = [(name, p) for name, p in self.values.items() if "lora_E" not in name]
+        vectors = [(name, p) for name, p in self.adalora_parameters.items() if "lora_E" not in name]
         grams = [p @ p.T if "lora_A" in name else p.T @ p for name, p in vectors]
-        far = [torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)) for gram in grams]
-        return self.config.orth_reg_weight * torch.stack(far).mean()
+        distances = [torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)) for gram in grams]
+        return self.config.orth_reg_weight * torch.stack(distances).mean()
 
-    def stepped(self, step: int, total: int) -> None:
-        """After the optimizer's step number `step` (from 1) of `total`, while the gradients are there.
+    def end_step(self, step: int, steps: int) -> None:
+        """Update AdaLoRA's ranks after an optimizer step, before gradients are cleared.
 
-        ValueError where the training is not as long as the configuration says.
+        Args:
+            step: number of the step, from 1.
+            steps: number of steps of the training.
+
+        Raises:
+            ValueError: if the training is not as long as the configuration says.
         """
-        if self.kind != "ADALORA":
+        if self.peft_type != "ADALORA":
             return
-        self._timed(total)
+        self._check_schedule(steps)
         allocator = self.net.base_model.rankallocator
-        allocator.exp_avg_ipt = {name: self.state[f"{name}.mean"] for name in self.values}
-        allocator.exp_avg_unc = {name: self.state[f"{name}.spread"] for name in self.values}
-        allocator.ipt = dict.fromkeys(self.values)  # PEFT asks only which are there
-        self.config.rank_pattern = self._kept()
+        allocator.exp_avg_ipt = {name: self.extra_state[f"{name}.mean"] for name in self.adalora_parameters}
+        allocator.exp_avg_unc = {name: self.extra_state[f"{name}.spread"] for name in self.adalora_parameters}
+        allocator.ipt = dict.fromkeys(self.adalora_parameters)  # PEFT uses only the keys
+        self.config.rank_pattern = self._rank_pattern()
         self.net.base_model.update_and_allocate(step)
         for name in allocator.exp_avg_ipt:
-            self.state[f"{name}.mean"].copy_(allocator.exp_avg_ipt[name])
-            self.state[f"{name}.spread"].copy_(allocator.exp_avg_unc[name])
-        for name, kept in self.config.rank_pattern.items():
-            self.state[f"{name}.kept"].copy_(torch.tensor(kept))
+            self.extra_state[f"{name}.mean"].copy_(allocator.exp_avg_ipt[name])
+            self.extra_state[f"{name}.spread"].copy_(allocator.exp_avg_unc[name])
+        for name, is_active in self.config.rank_pattern.items():
+            self.extra_state[f"{name}.kept"].copy_(torch.tensor(is_active))
 
-    def _timed(self, total: int) -> None:
+    def _check_schedule(self, total_steps: int) -> None:
         first, last = self.config.tinit, self.config.tfinal
-        if self.total is not None and self.total != total:
+        if self.total_steps is not None and self.total_steps != total_steps:
             raise ValueError(
-                f"method.config.total_step={self.total}, but this training takes {total} steps: leave total_step out"
+                f"method.config.total_step={self.total_steps}, but this training takes {total_steps} steps: leave "
+                "total_step out"
             )
-        if first >= total - last:
+        if first >= total_steps - last:
             raise ValueError(
                 f"AdaLoRA takes nothing away for tinit={first} steps and at the end for tfinal={last}, and this "
-                f"training takes {total}: lower them, or train longer"
+                f"training takes {total_steps}: lower them, or train longer"
             )
-        self.config.total_step = total
+        self.config.total_step = total_steps
 
-    def _kept(self) -> dict[str, list[bool]]:
-        """Which singular values there still are, by PEFT's names."""
-        return {name[:-5]: mask.tolist() for name, mask in self.state.items() if name.endswith(".kept")}
+    def _rank_pattern(self) -> dict[str, list[bool]]:
+        """Return which singular values are active, by PEFT's names."""
+        return {name[:-5]: mask.tolist() for name, mask in self.extra_state.items() if name.endswith(".kept")}
 
-    def save(self, folder: Path, told: Mapping[str, Any]) -> None:
-        """adapter_config.json and adapter_model.safetensors, as PEFT loads them."""
+    def save(self, folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Write adapter_config.json and adapter_model.safetensors, as PEFT loads them."""
         from peft import get_peft_model_state_dict
 
-        config = self.net.peft_config[NAME] = copy.deepcopy(self.config)  # PEFT writes into it
-        if self.kind == "ADALORA":
-            config.rank_pattern = self._kept()
+        config = self.net.peft_config[ADAPTER_NAME] = copy.deepcopy(self.config)  # PEFT changes it
+        if self.peft_type == "ADALORA":
+            config.rank_pattern = self._rank_pattern()
         tensors = get_peft_model_state_dict(self.net, save_embedding_layers=False)
-        self.net.peft_config[NAME] = self.config
-        peft_format.write(folder, config, tensors, told)
+        self.net.peft_config[ADAPTER_NAME] = self.config
+        peft_format.write_adapter(folder, config, tensors, metadata)
 
     def save_merged(self, folder: Path) -> None:
-        """The whole model with the adapter in its weights, in float32; ValueError where that can't be exact."""
+        """Save the model in float32 with the adapter merged; ValueError if that is impossible or not exact."""
         export.save_merged_adapter(self, folder)

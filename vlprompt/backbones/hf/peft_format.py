@@ -1,4 +1,4 @@
-"""PEFT's configurations and its files, for a model that is a tower here: adapter_config.json and its tensors."""
+"""Configurations and files of PEFT adapters: adapter_config.json and adapter_model.safetensors."""
 
 import copy
 import dataclasses
@@ -9,20 +9,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlprompt.backbones.hf.forward import Passes
-from vlprompt.backbones.hf.logging import hush_bitsandbytes
-from vlprompt.runtime.errors import nearest
+from vlprompt.backbones.hf.forward import FrozenTransformer
+from vlprompt.backbones.hf.logging import silence_bitsandbytes
+from vlprompt.runtime.errors import suggest_nearest
 
-CONFIG, TENSORS, OURS = "adapter_config.json", "adapter_model.safetensors", "vlprompt.json"
-ALONE = {  # types that have no place in a pass that is made elsewhere
+CONFIG_FILE, TENSORS_FILE, METADATA_FILE = "adapter_config.json", "adapter_model.safetensors", "vlprompt.json"
+UNSUPPORTED_TYPES = {  # type -> why a tower can't run it
     **dict.fromkeys(("ADAPTION_PROMPT", "XLORA", "POLY", "SHADOW"), "it changes the passes of the model itself"),
     **dict.fromkeys(("MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE"), "its prompt depends on more than the model"),
 }
 
 
-def library() -> Any:
-    """PEFT, imported where it is used, for that takes seconds; ValueError where it is not installed."""
-    hush_bitsandbytes()
+def import_peft() -> Any:
+    """Import PEFT on first use, because it takes seconds; ValueError if it is not installed."""
+    silence_bitsandbytes()
     try:
         import peft
     except ImportError as error:
@@ -30,187 +30,228 @@ def library() -> Any:
     return peft
 
 
-def made(lm: Passes, given: dict[str, Any]) -> Any:
-    """PEFT's configuration of these arguments; ValueError for those that it does not know, or that would be guessed."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+def build_config(lm: FrozenTransformer, arguments: dict[str, Any]) -> Any:
+    """Build PEFT's configuration.
 
-    known = {kind.value: cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items() if kind.value not in ALONE}
-    kind = str(given.pop("peft_type", "")).upper()
-    if kind in ALONE:
-        raise ValueError(f"peft_type {kind} can't be used here: {ALONE[kind]}; take another type, such as LORA")
-    if kind not in known:
-        raise ValueError(f"method.config.peft_type is {kind or 'missing'}; {nearest(kind, known)}")
-    fields = {field.name for field in dataclasses.fields(known[kind])}
-    if strange := [key for key in given if key not in fields]:
-        raise ValueError(f"PEFT's {kind} has no setting {strange[0]!r}; {nearest(strange[0], fields)}")
-    if given.get("alora_invocation_tokens"):
+    Args:
+        lm: the model of the adapter.
+        arguments: peft_type and the arguments of its configuration; changed in place.
+
+    Raises:
+        ValueError: if the type or an argument is unknown, or PEFT would have to guess one.
+    """
+    peft_type = str(arguments.pop("peft_type", "")).upper()
+    config_class = _find_config_class(peft_type)
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    if unknown := [key for key in arguments if key not in fields]:
+        raise ValueError(f"PEFT's {peft_type} has no setting {unknown[0]!r}; {suggest_nearest(unknown[0], fields)}")
+    if arguments.get("alora_invocation_tokens"):
         raise ValueError(
             "activated LoRA (alora_invocation_tokens) changes the passes of the model itself: leave it out"
         )
-    _named(lm, kind, given, fields)
-    if kind == "ADALORA":
-        given.setdefault("total_step", int(given.get("tinit", 0)) + int(given.get("tfinal", 0)) + 1)
-        if int(given.get("target_r", 8)) >= int(given.get("init_r", 12)):
-            raise ValueError(
-                f"AdaLoRA goes from a mean rank of init_r={given.get('init_r', 12)} down to target_r="
-                f"{given.get('target_r', 8)}: give a higher init_r"
-            )
+    _check_target_modules(lm, peft_type, arguments, fields)
+    if peft_type == "ADALORA":
+        arguments.setdefault("total_step", int(arguments.get("tinit", 0)) + int(arguments.get("tfinal", 0)) + 1)
+        _check_adalora_ranks(arguments)
     if "fan_in_fan_out" in fields:
-        given.setdefault("fan_in_fan_out", any(hasattr(module, "nx") for module in lm.net.modules()))
+        arguments.setdefault("fan_in_fan_out", any(hasattr(module, "nx") for module in lm.net.modules()))
     try:
-        config = known[kind](**given)
+        config = config_class(**arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"method.config is not one of PEFT's {kind}: {' '.join(str(error).split())}") from error
-    return fitted(lm, config)
+        raise ValueError(f"method.config is not one of PEFT's {peft_type}: {' '.join(str(error).split())}") from error
+    return complete_config(lm, config)
 
 
-def _named(lm: Passes, kind: str, given: Mapping[str, Any], fields: set[str]) -> None:
-    """ValueError where PEFT would have to guess which maps are meant."""
-    wanted = given.get("target_modules")
-    if wanted == "all-linear":
-        raise ValueError(f"target_modules=all-linear is a guess; {maps(lm)}")
-    needed = "target_modules" in fields and kind != "TRAINABLE_TOKENS" and not given.get("target_parameters")
-    if needed and not wanted:
-        raise ValueError(f"PEFT's {kind} needs target_modules in method.config; {maps(lm)}")
-    if kind == "IA3" and "feedforward_modules" not in given:
+def _find_config_class(peft_type: str) -> Any:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    if peft_type in UNSUPPORTED_TYPES:
+        raise ValueError(
+            f"peft_type {peft_type} can't be used here: {UNSUPPORTED_TYPES[peft_type]}; take another type, such as LORA"
+        )
+    classes = {kind.value: cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    supported = {kind: cls for kind, cls in classes.items() if kind not in UNSUPPORTED_TYPES}
+    if peft_type not in supported:
+        raise ValueError(
+            f"method.config.peft_type is {peft_type or 'missing'}; {suggest_nearest(peft_type, supported)}"
+        )
+    return supported[peft_type]
+
+
+def _check_adalora_ranks(arguments: Mapping[str, Any]) -> None:
+    init_r, target_r = arguments.get("init_r", 12), arguments.get("target_r", 8)
+    if int(target_r) >= int(init_r):
+        raise ValueError(
+            f"AdaLoRA goes from a mean rank of init_r={init_r} down to target_r={target_r}: give a higher init_r"
+        )
+
+
+def _check_target_modules(
+    lm: FrozenTransformer, peft_type: str, arguments: Mapping[str, Any], fields: set[str]
+) -> None:
+    """Raise ValueError if PEFT would have to guess the target modules."""
+    target_modules = arguments.get("target_modules")
+    if target_modules == "all-linear":
+        raise ValueError(f"target_modules=all-linear is a guess; {describe_linear_maps(lm)}")
+    needed = "target_modules" in fields and peft_type != "TRAINABLE_TOKENS" and not arguments.get("target_parameters")
+    if needed and not target_modules:
+        raise ValueError(f"PEFT's {peft_type} needs target_modules in method.config; {describe_linear_maps(lm)}")
+    if peft_type == "IA3" and "feedforward_modules" not in arguments:
         raise ValueError(
             "PEFT's IA3 needs feedforward_modules in method.config: those of target_modules whose input is scaled, "
             "such as the map down of an MLP, or []"
         )
 
 
-def fitted(lm: Passes, config: Any) -> Any:
-    """A configuration for this model: what PEFT would else guess of it is told; ValueError where it does not fit."""
-    kind = str(config.peft_type.value)
-    if kind == "PREFIX_TUNING" and lm.kind == "seq2seq":
+def complete_config(lm: FrozenTransformer, config: Any) -> Any:
+    """Set what PEFT would guess about the model in a configuration; ValueError if the model can't have it."""
+    peft_type = str(config.peft_type.value)
+    if peft_type == "PREFIX_TUNING" and lm.kind == "seq2seq":
         raise ValueError(
-            "PEFT's prefix of an encoder-decoder is another thing than ours: only the decoder's own attention sees it, "
-            "layer i that of layer 2 i modulo their number, with the position bias of tokens; take method "
-            "prefix_tuning instead"
+            "PEFT's prefix of an encoder-decoder differs from ours: only the decoder's own attention sees it, layer i "
+            "that of layer 2 i modulo their number, with the position bias of tokens. Use method prefix_tuning instead."
         )
     if config.is_prompt_learning:
         config.num_transformer_submodules = 1
         config.inference_mode = False
-    if kind == "PREFIX_TUNING":
-        config.num_layers, config.num_attention_heads = len(lm.layers), lm.heads
-        config.token_dim = lm.heads * lm.head_dim
+    if peft_type == "PREFIX_TUNING":
+        config.num_layers, config.num_attention_heads = len(lm.prefix_layers), lm.n_heads
+        config.token_dim = lm.n_heads * lm.head_dim
     if config.task_type is None:
-        other = "FEATURE_EXTRACTION" if config.is_prompt_learning else None
-        config.task_type = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}.get(lm.kind, other)
-    config.base_model_name_or_path = base_of(lm)
+        encoder_task = "FEATURE_EXTRACTION" if config.is_prompt_learning else None
+        config.task_type = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}.get(lm.kind, encoder_task)
+    config.base_model_name_or_path = get_base_model_name(lm)
     return config
 
 
-def base_of(lm: Passes) -> str:
-    """The folder of a model, or its name on the hub."""
+def get_base_model_name(lm: FrozenTransformer) -> str:
+    """Return the folder of a model, or its name on the hub."""
     return lm.spec.partition(":")[2]
 
 
-def maps(lm: Passes) -> str:
-    """What the linear maps of a model are called, for a message."""
+def describe_linear_maps(lm: FrozenTransformer) -> str:
+    """Return the names of a model's linear maps, for an error message."""
     by_kind: dict[str, str] = {}
     names = {id(module): name for name, module in lm.net.named_modules()}
-    for place in lm.places.values():
-        fused = {} if place.fused is None else {"q, k and v": place.fused}
-        for kind, module in {**place.maps, **fused}.items():
+    for layer in lm.layer_modules.values():
+        fused = {} if layer.fused_qkv is None else {"q, k and v": layer.fused_qkv}
+        for kind, module in {**layer.maps, **fused}.items():
             by_kind.setdefault(kind, names[id(module)].rpartition(".")[2])
     linear = {kind: name for kind, name in by_kind.items() if not kind.startswith("norm")}
-    found = ", ".join(f"{name} ({kind})" for kind, name in linear.items())
-    return f"the linear maps of a {lm.net.config.model_type} model are {found}: name those that you want"
+    listing = ", ".join(f"{name} ({kind})" for kind, name in linear.items())
+    return f"the linear maps of a {lm.net.config.model_type} model are {listing}: name those that you want"
 
 
-def refused(lm: Passes, kind: str, error: Exception) -> str:
-    """What to say where PEFT can't make an adapter."""
+def describe_peft_error(lm: FrozenTransformer, peft_type: str, error: Exception) -> str:
+    """Return the error message if PEFT can't make an adapter."""
     cause = " ".join(str(error).split())[:300] or type(error).__name__
-    return f"PEFT makes no {kind} adapter on {lm.spec}: {cause}; {maps(lm)}"
+    return f"PEFT makes no {peft_type} adapter on {lm.spec}: {cause}; {describe_linear_maps(lm)}"
 
 
 # files
 
 
-def write(folder: Path, config: Any, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
-    """An adapter's two files, and beside them what PEFT has no place for: which weights it was made for."""
+def write_adapter(folder: Path, config: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write an adapter's two files, and our metadata (which weights it was trained on) in a third."""
     from safetensors.torch import save_file
 
     config = copy.deepcopy(config)
-    config.inference_mode = True  # as PEFT writes it
+    config.inference_mode = True  # as PEFT does
     try:
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
-        whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(whole, folder / TENSORS, metadata={"format": "pt"})
-        (folder / OURS).write_text(json.dumps(dict(told), indent=1) + "\n", "utf-8")
+        # without views, which safetensors refuses
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(copies, folder / TENSORS_FILE, metadata={"format": "pt"})
+        (folder / METADATA_FILE).write_text(json.dumps(dict(metadata), indent=1) + "\n", "utf-8")
     except OSError as error:
         raise OSError(f"could not write into {str(folder)!r} ({error}); make room or name another folder") from error
 
 
-def read(lm: Passes, folder: Path, over: dict[str, Any]) -> Any:
-    """The configuration of an adapter's folder, to go on training it; ValueError for an adapter of another model.
+def read_config(lm: FrozenTransformer, folder: Path, overrides: dict[str, Any]) -> Any:
+    """Read the configuration of a saved adapter, to continue its training.
 
-    over: settings that are to be others; base_model_name_or_path says that a base of another name is the same.
+    Args:
+        lm: the model of the adapter.
+        folder: the adapter's folder.
+        overrides: may have base_model_name_or_path, which declares a base of another name the same model.
+
+    Raises:
+        OSError: if a file is missing.
+        ValueError: if the adapter belongs to another model, its type is unsupported, or there are other overrides.
     """
     from peft import PeftConfig
 
-    if not (folder / CONFIG).is_file() or not (folder / TENSORS).is_file():
-        raise OSError(f"the folder {str(folder)!r} holds no adapter: it must have {CONFIG} and {TENSORS}")
-    told = json.loads((folder / OURS).read_text("utf-8")) if (folder / OURS).is_file() else {}
+    if not (folder / CONFIG_FILE).is_file() or not (folder / TENSORS_FILE).is_file():
+        raise OSError(f"the folder {str(folder)!r} holds no adapter: it must have {CONFIG_FILE} and {TENSORS_FILE}")
     try:
-        about = json.loads((folder / CONFIG).read_text("utf-8"))
+        saved_base = json.loads((folder / CONFIG_FILE).read_text("utf-8")).get("base_model_name_or_path")
         config: Any = PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(folder / CONFIG)!r} is no configuration of PEFT: {error}") from error
-    kind = str(getattr(config.peft_type, "value", config.peft_type))
-    if kind in ALONE:
-        raise ValueError(f"an adapter of type {kind} can't be used here: {ALONE[kind]}")
-    base = str(over.pop("base_model_name_or_path", None) or about.get("base_model_name_or_path") or "")
-    mine, weights = base_of(lm), lm.key.partition("#")[2]
-    same = told["weights"] == weights if "weights" in told else _last(base) in ("", _last(mine))
-    if not same:
-        raise ValueError(
-            f"the adapter in {str(folder)!r} was made for {base or 'other weights'}, and the backbone is {mine}: name "
-            "the right one by --backbone, or, where it is the same model, give "
-            f"base_model_name_or_path: {mine} beside the path"
-        )
+        raise ValueError(f"{str(folder / CONFIG_FILE)!r} is no configuration of PEFT: {error}") from error
+    peft_type = str(getattr(config.peft_type, "value", config.peft_type))
+    if peft_type in UNSUPPORTED_TYPES:
+        raise ValueError(f"an adapter of type {peft_type} can't be used here: {UNSUPPORTED_TYPES[peft_type]}")
+    _require_same_base(lm, folder, str(overrides.pop("base_model_name_or_path", None) or saved_base or ""))
     task = getattr(config.task_type, "value", config.task_type)
     if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and {"CAUSAL_LM": "causal", "SEQ_2_SEQ_LM": "seq2seq"}[task] != lm.kind:
         raise ValueError(f"the adapter in {str(folder)!r} is for {task}, and {lm.spec} is of another kind: {lm.kind}")
-    if over:
-        raise ValueError(f"beside a path nothing else is said of an adapter; leave {', '.join(over)} out")
-    if kind == "P_TUNING":  # its encoder is not in the file, only the tokens that it made
+    if overrides:
+        raise ValueError(
+            f"method.config: expected no other settings next to path, got {', '.join(overrides)}. Leave them out."
+        )
+    if peft_type == "P_TUNING":  # the file has no prompt encoder, only the tokens that it computed
         from peft import PromptTuningConfig
 
         config = PromptTuningConfig(num_virtual_tokens=config.num_virtual_tokens, task_type=config.task_type)
-    if kind == "PREFIX_TUNING":
+    if peft_type == "PREFIX_TUNING":
         config.prefix_projection = False  # likewise
     config.inference_mode = False
-    return fitted(lm, config)
+    return complete_config(lm, config)
 
 
-def _last(name: str) -> str:
+def _require_same_base(lm: FrozenTransformer, folder: Path, base: str) -> None:
+    """Raise ValueError for an adapter of other weights or, if these are unknown, of a model of another name."""
+    metadata = json.loads((folder / METADATA_FILE).read_text("utf-8")) if (folder / METADATA_FILE).is_file() else {}
+    name, weights = get_base_model_name(lm), lm.key.partition("#")[2]
+    if "weights" in metadata:
+        is_same = metadata["weights"] == weights
+    else:
+        is_same = _last_path_part(base) in ("", _last_path_part(name))
+    if not is_same:
+        raise ValueError(
+            f"the adapter in {str(folder)!r} was made for {base or 'other weights'}, and the backbone is {name}: name "
+            "the right one by --backbone, or, where it is the same model, give "
+            f"base_model_name_or_path: {name} next to the path"
+        )
+
+
+def _last_path_part(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2].lower()
 
 
-def load(lm: Passes, net: Any, folder: Path) -> None:
-    """An adapter's tensors into a model that has its places; ValueError where they are of another model."""
+def load_weights(lm: FrozenTransformer, net: Any, folder: Path) -> None:
+    """Load an adapter's tensors into a model with the same adapter; ValueError if they don't fit."""
     from peft import set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(folder / TENSORS, device=str(lm.device))
-        told = set_peft_model_state_dict(net, tensors)
+        tensors = load_file(folder / TENSORS_FILE, device=str(lm.device))
+        load_result = set_peft_model_state_dict(net, tensors)
     except (RuntimeError, KeyError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:300]
         raise ValueError(f"the adapter in {str(folder)!r} does not fit {lm.spec}: {cause}") from error
-    whole = net.active_peft_config.is_prompt_learning  # then it is one tensor, and it has been looked for
-    learned = {name for name, p in net.named_parameters() if p.requires_grad and not whole}
-    strange = [name for name in told.unexpected_keys if not whole or name != "prompt_embeddings"]
-    if strange := [*(name for name in told.missing_keys if name in learned), *strange]:
+    is_prompt = net.active_peft_config.is_prompt_learning  # then PEFT has checked its only tensor
+    trainable = {name for name, p in net.named_parameters() if p.requires_grad and not is_prompt}
+    missing = [name for name in load_result.missing_keys if name in trainable]
+    unexpected = [name for name in load_result.unexpected_keys if not is_prompt or name != "prompt_embeddings"]
+    if unmatched := [*missing, *unexpected]:
         raise ValueError(
-            f"the adapter in {str(folder)!r} is of another model than {lm.spec}: {strange[0]!r} has no counterpart"
+            f"the adapter in {str(folder)!r} is of another model than {lm.spec}: {unmatched[0]!r} has no counterpart"
         )
 
 
-def plain(module: nn.Module) -> bool:
-    """Whether nothing of PEFT's stands around a map."""
+def is_plain_module(module: nn.Module) -> bool:
+    """Whether PEFT has not wrapped a module."""
     return not hasattr(module, "base_layer") and not hasattr(module, "original_module")

@@ -1,247 +1,360 @@
-"""Passages to rows of tokens: templates, soft tokens' places, answers, and what is cut where a text is too long."""
+"""Tokenize templated texts for transformers models: soft-token positions, answers and truncation."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlprompt.core.texts import Passages
+from vlprompt.backbones.hf.rendered_text import EncodedText, RenderedText
+from vlprompt.core.templates import TemplatePiece
+from vlprompt.core.texts import TextBatch, TextItem
 
-LINE = "\n"
-SENTINEL = "<extra_id_0>"  # of T5: where the answer stands in the text, and how the decoder begins to give it
+LINE_END = "\n"
+T5_SENTINEL = "<extra_id_0>"  # of T5: stands for the answer in the text, and starts the decoder's answer
+CACHE_SIZE = 200_000
 
 
 @dataclass(frozen=True)
-class Row:
-    """One passage as tokens. soft: where soft tokens stand (their ids mean nothing); mask: the place of the answer.
+class TokenizedText:
+    """One text as tokens.
 
-    types: of the two segments of an encoder; answer: the tokens of the response; begin: in `ids`, where they begin (in
-    a causal model; an encoder-decoder has them apart); words: the first token of each word, the last one read of
-    those that were cut.
+    Args:
+        ids: token ids of the row; of a causal model with the answer.
+        soft_positions: positions of the soft tokens; their ids are placeholders.
+        token_types: segment of each token, for encoders with two segments.
+        mask_position: position whose state predicts the answer, -1 without one.
+        answer_ids: tokens of the response.
+        answer_start: position in `ids` of the first answer token (causal models; otherwise the length of the row).
+        word_positions: position of the first token of each word; of truncated words, the last position of the text.
+        is_truncated: whether the text or the answer was truncated.
     """
 
     ids: list[int]
-    soft: list[int]
-    types: list[int]
-    mask: int = -1
-    answer: list[int] = field(default_factory=list)
-    begin: int = -1
-    words: list[int] = field(default_factory=list)
-    cut: bool = False
+    soft_positions: list[int]
+    token_types: list[int]
+    mask_position: int = -1
+    answer_ids: list[int] = field(default_factory=list)
+    answer_start: int = -1
+    word_positions: list[int] = field(default_factory=list)
+    is_truncated: bool = False
 
 
-class Writer:
-    """Writes passages as rows for one model; what was written once is remembered.
+class TemplateTokenizer:
+    """Tokenize texts for one model, with a cache.
 
-    room: tokens that the model has positions for, None where it has no bound.
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        kind: kind of the model: "causal", "encoder" or "seq2seq".
+        max_length: number of positions of the model, None if unbounded.
+        model_name: name of the model in error messages.
+        has_segments: whether the model has embeddings for two segments.
+
+    Raises:
+        ValueError: if the tokenizer gives no character offsets.
     """
 
-    def __init__(self, tokenizer: Any, kind: str, room: int | None, what: str, segments: bool):
-        self.tokenizer, self.kind, self.room, self.what, self.segments = tokenizer, kind, room, what, segments
+    def __init__(self, tokenizer: Any, kind: str, max_length: int | None, model_name: str, has_segments: bool):
+        self.tokenizer, self.kind, self.max_length = tokenizer, kind, max_length
+        self.model_name, self.has_segments = model_name, has_segments
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
-                f"the tokenizer of {what} does not tell where its tokens stand: its folder needs a tokenizer.json"
+                f"{model_name}: expected a fast tokenizer, got {type(tokenizer).__name__}. Put a "
+                "tokenizer.json into its folder."
             )
-        self.done: dict[tuple[Any, ...], Row] = {}
+        self.cache: dict[tuple[Any, ...], TokenizedText] = {}
 
-    def row(self, inputs: Passages, i: int, soft: int, taken: int) -> Row:
-        """The i-th passage with so many soft tokens; taken: positions that a prefix needs."""
+    def tokenize(self, inputs: TextBatch, i: int, n_soft: int, n_prefix: int) -> TokenizedText:
+        """Tokenize one text of a batch.
+
+        Args:
+            inputs: the texts with their templates.
+            i: index of the text.
+            n_soft: number of soft tokens.
+            n_prefix: positions to leave free, such as those of a prefix.
+
+        Raises:
+            ValueError: if the template does not suit the text or the model, the text is empty, or it can't fit.
+        """
         item = inputs.items[i]
-        response = inputs.response(i)
-        key = (item.key, inputs.shown(i), item.cut, soft, taken, response, inputs.responses is None, inputs.after)
-        if (found := self.done.get(key)) is None:
-            if len(self.done) > 200_000:
-                self.done.clear()
-            found = self.done[key] = self._write(inputs, i, soft, taken)
-        return found
+        key = (
+            item.key,
+            inputs.template_pieces(i),
+            item.truncation_side,
+            n_soft,
+            n_prefix,
+            inputs.response_at(i),
+            inputs.responses is None,
+            inputs.follows_prefix,
+        )
+        if (row := self.cache.get(key)) is None:
+            if len(self.cache) > CACHE_SIZE:
+                self.cache.clear()
+            row = self.cache[key] = self._tokenize_template(inputs, i, n_soft, n_prefix)
+        return row
 
-    def _write(self, inputs: Passages, i: int, soft: int, taken: int) -> Row:
-        item, tokenizer = inputs.items[i], self.tokenizer
-        text, spans, holes, mask, seam = "", list[tuple[int, int, str]](), list[tuple[int, int]](), -1, -1
-        chat, after_hole, ended = False, False, False
-        for piece in inputs.shown(i):
-            if ended and piece.kind == "field":
-                raise ValueError(
-                    f"the template has the field {piece.text!r} after {{mask}}, and {self.what} reads from left to "
-                    "right: put {mask} at the end"
-                )
-            if ended:
+    def _tokenize_template(self, inputs: TextBatch, i: int, n_soft: int, n_prefix: int) -> TokenizedText:
+        rendered = self._render(inputs.items[i], inputs.template_pieces(i))
+        return self._tokenize_rendered(inputs, i, rendered, n_soft, n_prefix)
+
+    # rendering
+
+    def _render(self, item: TextItem, pieces: Sequence[TemplatePiece]) -> RenderedText:
+        """Fill the template in; of a causal model up to the answer."""
+        rendered, follows_soft_tokens = RenderedText(), False
+        for piece in pieces:
+            if self.kind == "causal" and rendered.mask_offset >= 0:
+                self._require_no_field(piece)
                 continue
             if piece.kind == "words":
-                lone = after_hole and piece.text.startswith(" ") and (not text or text[-1].isspace())
-                text += piece.text[1:] if lone else piece.text
+                rendered.append_words(piece.text, follows_soft_tokens)
             elif piece.kind == "tokens":
-                holes.append((len(text), piece.n))
+                rendered.soft_token_offsets.append((len(rendered.text), piece.n_soft_tokens))
             elif piece.kind == "mask":
-                mask = len(text)
-                ended = self.kind == "causal"
-                text += {"encoder": tokenizer.mask_token or "", "seq2seq": SENTINEL, "causal": ""}[self.kind]
-                if self.kind == "encoder" and not tokenizer.mask_token:
-                    raise ValueError(
-                        f"the tokenizer of {self.what} has no mask token, so the template can't have {{mask}}"
-                    )
+                rendered.mask_offset = len(rendered.text)
+                rendered.text += self._mask_text()
             elif piece.kind == "sep":
-                text, seam = self._seam(text)
+                rendered.text, rendered.separator_offset = self._append_separator(rendered.text)
             else:
-                if piece.text not in item.fields:
-                    raise ValueError(
-                        f"the template has {{{piece.text}}}, but the text {item.name!r} has the fields "
-                        f"{', '.join(item.fields)}"
-                    )
-                value, inside = item.fields[piece.text], [(0, len(item.fields[piece.text]))]
-                if piece.text == "messages":
-                    chat, (value, inside) = True, self._said(value)
-                spans += [(len(text) + begin, len(text) + end, piece.text) for begin, end in inside]
-                text += value
-            after_hole = piece.kind == "tokens"
-        space = text[len(text.rstrip(" \n\t")) :]  # what stands before an answer
+                self._append_field(rendered, item, piece.text)
+            follows_soft_tokens = piece.kind == "tokens"
+        rendered.answer_space = rendered.text[len(rendered.text.rstrip(" \n\t")) :]
         if self.kind == "causal":
-            text = text.rstrip(" ")  # the answer brings its space along
-        if mask < 0 and not chat:
-            space = space or " "
-        return self._rows(inputs, i, text, spans, holes, mask, seam, soft, taken, space, chat)
+            rendered.text = rendered.text.rstrip(" ")  # the answer's first token includes its space
+        if rendered.mask_offset < 0 and not rendered.is_chat:
+            rendered.answer_space = rendered.answer_space or " "
+        return rendered
 
-    def _seam(self, text: str) -> tuple[str, int]:
+    def _require_no_field(self, piece: TemplatePiece) -> None:
+        if piece.kind == "field":
+            raise ValueError(
+                f"the template has the field {piece.text!r} after {{mask}}, and {self.model_name} reads from left to "
+                "right: put {mask} at the end"
+            )
+
+    def _mask_text(self) -> str:
+        if self.kind == "encoder" and not self.tokenizer.mask_token:
+            raise ValueError(
+                f"the tokenizer of {self.model_name} has no mask token, so the template can't have {{mask}}"
+            )
+        return {"encoder": self.tokenizer.mask_token or "", "seq2seq": T5_SENTINEL, "causal": ""}[self.kind]
+
+    def _append_separator(self, text: str) -> tuple[str, int]:
+        """Return the text with a separator, and the offset of the second segment (-1 without segments)."""
         if self.kind != "encoder" or not self.tokenizer.sep_token:
             return text.rstrip() + "\n", -1
-        twice = "roberta" in type(self.tokenizer).__name__.lower() or self.tokenizer.sep_token == "</s>"
-        text = text.rstrip() + self.tokenizer.sep_token * (2 if twice else 1)
+        is_doubled = "roberta" in type(self.tokenizer).__name__.lower() or self.tokenizer.sep_token == "</s>"
+        text = text.rstrip() + self.tokenizer.sep_token * (2 if is_doubled else 1)
         return text, len(text)
 
-    def _said(self, messages: str) -> tuple[str, list[tuple[int, int]]]:
-        """A conversation as the tokenizer's own chat template writes it, up to where the answer begins.
+    def _append_field(self, rendered: RenderedText, item: TextItem, name: str) -> None:
+        if name not in item.fields:
+            raise ValueError(
+                f"the template has {{{name}}}, but the text {item.name!r} has the fields {', '.join(item.fields)}"
+            )
+        value = item.fields[name]
+        spans = [(0, len(value))]
+        if name == "messages":
+            rendered.is_chat = True
+            value, spans = self._render_chat(value)
+        rendered.append_field(name, value, spans)
 
-        And where in it each message stands, which may be cut; what the template adds may not.
+    def _render_chat(self, messages: str) -> tuple[str, list[tuple[int, int]]]:
+        """Apply the tokenizer's chat template, up to the answer.
+
+        Returns:
+            The text, and the spans of the messages in it: these may be truncated, what the template adds may not.
         """
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(
-                f"the tokenizer of {self.what} has no chat template, so it can't read messages: take the tokenizer of "
-                "an instruction-tuned model, or rows with a prompt and a response"
+                f"the tokenizer of {self.model_name} has no chat template, so it can't read messages: take the "
+                "tokenizer of an instruction-tuned model, or rows with a prompt and a response"
             )
-        told, found, at = json.loads(messages), list[tuple[int, int]](), 0
-        text = self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
-        for content in (message["content"].strip() for message in told):
-            if (begin := text.find(content, at)) >= 0:
-                at = begin + len(content)
-                found.append((begin, at))
-        return text, found or [(0, len(text))]
+        turns, spans, end = json.loads(messages), list[tuple[int, int]](), 0
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        for content in (turn["content"].strip() for turn in turns):
+            if (start := text.find(content, end)) >= 0:
+                end = start + len(content)
+                spans.append((start, end))
+        return text, spans or [(0, len(text))]
 
-    def _rows(self, inputs: Passages, i: int, text: str, spans: list[tuple[int, int, str]],
-              holes: list[tuple[int, int]], mask: int, seam: int, soft: int, taken: int, space: str,
-              chat: bool) -> Row:  # fmt: skip
-        item, tokenizer = inputs.items[i], self.tokenizer
-        made = tokenizer(
-            text,
-            add_special_tokens=not (chat or inputs.after),
+    # tokens
+
+    def _tokenize_rendered(
+        self, inputs: TextBatch, i: int, rendered: RenderedText, n_soft: int, n_prefix: int
+    ) -> TokenizedText:
+        item, is_causal = inputs.items[i], self.kind == "causal"
+        row = self._encode(item.name, rendered, inputs.follows_prefix)
+        answer_ids = self._encode_response(inputs, i, rendered.answer_space)
+        _require_soft_tokens(rendered.soft_token_offsets, n_soft)
+        answer_limit = self._limit_answer(n_prefix + n_soft + len(row.ids))
+        is_answer_truncated = answer_limit is not None and len(answer_ids) > answer_limit
+        answer_ids = answer_ids[:answer_limit]
+        n_reserved = n_prefix + n_soft + (len(answer_ids) if is_causal else 0)
+        indices, is_text_truncated = self._truncate(item.name, row, rendered, n_reserved, item.truncation_side)
+        row = row.select(indices)
+
+        insertions = _locate_soft_tokens(row, rendered, n_soft)
+        ids, soft_positions, positions = _insert_soft_tokens(row.ids, insertions)
+        mask_position = -1
+        if is_causal:
+            mask_position = len(ids) - 1
+        elif rendered.mask_offset >= 0:
+            mask_position = positions[next(row.tokens_at(rendered.mask_offset))]
+        word_positions = []
+        if item.tags is not None:
+            word_positions = _find_word_positions(item.fields["words"], row, rendered, positions)
+        return TokenizedText(
+            ids=[*ids, *answer_ids] if is_causal else ids,
+            soft_positions=soft_positions,
+            token_types=self._token_types(row, rendered, positions, len(ids) + len(answer_ids) * is_causal),
+            mask_position=mask_position,
+            answer_ids=answer_ids,
+            answer_start=len(ids),
+            word_positions=word_positions,
+            is_truncated=is_text_truncated or is_answer_truncated,
+        )
+
+    def _encode(self, name: str, rendered: RenderedText, follows_prefix: bool) -> EncodedText:
+        encoding = self.tokenizer(
+            rendered.text,
+            add_special_tokens=not (rendered.is_chat or follows_prefix),
             return_offsets_mapping=True,
             truncation=False,
             verbose=False,
         )
-        ids, places = list(made["input_ids"]), [tuple(place) for place in made["offset_mapping"]]
-        own = [number is not None for number in made.sequence_ids(0)]
-        if self.kind == "causal" and not own[-1] and own.count(True):  # no end of text before the answer
-            while not own[-1]:
-                ids, places, own = ids[:-1], places[:-1], own[:-1]
-        if not any(own):
-            raise ValueError(f"the text {item.name!r} is empty; leave it out, or give it a text")
-        given = inputs.response(i)
-        answer = [] if given is None else self.spelled([given], space)[0]
-        if given is not None and inputs.responses is None and tokenizer.eos_token_id is not None:
-            answer = [*answer, tokenizer.eos_token_id]
-        total = sum(n for _, n in holes)
-        if holes and soft and total != soft:
+        is_text = [sequence is not None for sequence in encoding.sequence_ids(0)]
+        if not any(is_text):
+            raise ValueError(f"the text {name!r} is empty. Remove it, or give it a text.")
+        # an end-of-text token must not stand before a causal model's answer
+        n = len(is_text) - is_text[::-1].index(True) if self.kind == "causal" else len(is_text)
+        offsets = [tuple(offset) for offset in encoding["offset_mapping"][:n]]
+        return EncodedText(rendered.text, list(encoding["input_ids"][:n]), offsets, is_text[:n])
+
+    def _encode_response(self, inputs: TextBatch, i: int, space: str) -> list[int]:
+        response = inputs.response_at(i)
+        if response is None:
+            return []
+        ids, end_id = self.tokenize_answers([response], space)[0], self.tokenizer.eos_token_id
+        return ids if inputs.responses is not None or end_id is None else [*ids, end_id]
+
+    def _limit_answer(self, n_text: int) -> int | None:
+        """Return the maximal number of answer tokens of a causal model: half of all positions, or what is left."""
+        if self.max_length is None or self.kind != "causal":
+            return None
+        return max(self.max_length // 2, self.max_length - n_text)
+
+    def _token_types(self, row: EncodedText, rendered: RenderedText, positions: list[int], n: int) -> list[int]:
+        if rendered.separator_offset < 0 or not self.has_segments or self.kind == "causal":
+            return [0] * n
+        start = positions[min(row.count_before(rendered.separator_offset), len(positions) - 1)]
+        return [int(k >= start) for k in range(n)]
+
+    def _truncate(
+        self, name: str, row: EncodedText, rendered: RenderedText, n_reserved: int, side: str
+    ) -> tuple[list[int], bool]:
+        """Truncate the longest field, token by token, until the row fits.
+
+        Returns:
+            The indices of the tokens that stay, and whether any was removed.
+        """
+        n = len(row.ids)
+        if self.max_length is None or n + n_reserved <= self.max_length:
+            return list(range(n)), False
+        field_tokens = [row.tokens_within(start, stop) for start, stop, _ in rendered.field_spans]
+        n_field_tokens = sum(map(len, field_tokens))
+        excess = n + n_reserved - self.max_length
+        if excess > n_field_tokens - 1:
             raise ValueError(
-                f"the template has places for {total} soft tokens, but the method brings {soft}: set "
-                "method.n_tokens, or leave the places out, for all before the text"
+                f"the text {name!r} can't be made to fit: {self.model_name} has {self.max_length} positions, and the "
+                f"prompt, the template and the response alone take {n_reserved + n - n_field_tokens}"
             )
-        whole = taken + soft + len(ids)
-        most = None if self.room is None or self.kind != "causal" else max(self.room // 2, self.room - whole)
-        short = most is not None and len(answer) > most
-        answer = answer[:most]
-        before = taken + soft + (len(answer) if self.kind == "causal" else 0)
-        keep, cut = self._shortened(item.name, ids, places, own, spans, before, item.cut)
-        ids, places, own = [ids[k] for k in keep], [places[k] for k in keep], [own[k] for k in keep]
-        front = own.index(True)
+        removed = set[int]()
+        for _ in range(excess):
+            longest = max(field_tokens, key=len)
+            removed.add(longest.pop(-1 if side == "end" else 0))
+        return [k for k in range(n) if k not in removed], True
 
-        def place(char: int) -> int:
-            """How many tokens stand before a character; one that begins with the space before it stands behind."""
-            ends = [(begin, end) for at, (begin, end) in enumerate(places) if own[at] and end > begin]
-            return front + sum(end <= char or bool(text[begin:char].strip()) for begin, end in ends)
+    def tokenize_beginning(self, text: str, is_continuation: bool = False) -> list[int]:
+        """Tokenize a text that another text follows, without special tokens at its end.
 
-        wanted = [(0, soft)] if soft and not holes else [(place(char), n) for char, n in holes if soft]
-        new, where, source = list[int](), list[int](), list[int]()
-        for k in range(len(ids) + 1):
-            for at, n in wanted:
-                if at == k:
-                    where += range(len(new), len(new) + n)
-                    new += [ids[0]] * n
-            if k < len(ids):
-                source.append(len(new))
-                new.append(ids[k])
-        types = [0] * len(new)
-        if seam >= 0 and self.segments:
-            types = [int(k >= source[min(place(seam), len(source) - 1)]) for k in range(len(new))]
-        found = -1
-        if mask >= 0 and self.kind != "causal":
-            found = source[next(k for k, (begin, end) in enumerate(places) if own[k] and begin <= mask < end)]
-        words = []
-        if item.tags is not None:
-            words = self._words(item.fields["words"], spans, places, own, source)
-        begin = len(new)
-        if self.kind == "causal":
-            new = [*new, *answer]
-            types = [0] * len(new)
-            found = begin - 1
-        return Row(new, where, types, found, answer, begin, words, cut or short)
+        Args:
+            text: the text.
+            is_continuation: whether it follows another text itself; then no special token begins it.
+        """
+        encoding = self.tokenizer(text, add_special_tokens=not is_continuation, verbose=False)
+        is_text = [sequence is not None for sequence in encoding.sequence_ids(0)]
+        return encoding["input_ids"][: len(is_text) - is_text[::-1].index(True)] if any(is_text) else []
 
-    def _words(self, text: str, spans: list[tuple[int, int, str]], places: list[Any], own: list[bool],
-               source: list[int]) -> list[int]:  # fmt: skip
-        start = next((begin for begin, _, name in spans if name == "words"), None)
-        if start is None:
-            raise ValueError("the template does not show the field {words}, whose words are to be classified")
-        last = max(source[k] for k in range(len(places)) if own[k])
-        found, at = list[int](), start
-        for word in text.split(" "):
-            found.append(next((source[k] for k, (b, e) in enumerate(places) if own[k] and b <= at < e), last))
-            at += len(word) + 1
-        return found
+    def tokenize_answers(self, answers: list[str], space: str | None = None) -> list[list[int]]:
+        """Tokenize answers as continuations of a text.
 
-    def _shortened(self, name: str, ids: list[int], places: list[Any], own: list[bool],
-                   spans: list[tuple[int, int, str]], before: int, end: str) -> tuple[list[int], bool]:  # fmt: skip
-        """Which tokens stay: those of the longest field are cut where it is said, until the row fits."""
-        keep = list(range(len(ids)))
-        if self.room is None or len(ids) + before <= self.room:
-            return keep, False
-        inside = [
-            [k for k, (b, e) in enumerate(places) if own[k] and e > b and begin <= b and e <= stop]
-            for begin, stop, _ in spans
-        ]
-        over = len(ids) + before - self.room
-        if over > sum(len(tokens) for tokens in inside) - 1:
-            raise ValueError(
-                f"the text {name!r} can't be made to fit: {self.what} has {self.room} positions, and the prompt, the "
-                f"template and the response alone take {before + len(ids) - sum(map(len, inside))}"
-            )
-        gone = set[int]()
-        for _ in range(over):
-            longest = max(inside, key=len)
-            gone.add(longest.pop(-1 if end == "end" else 0))
-        return [k for k in keep if k not in gone], True
+        Args:
+            answers: the answers.
+            space: whitespace between the text and the answer; None: one space.
 
-    def begun(self, text: str, after: bool = False) -> list[int]:
-        """The tokens of a text that something follows; after: it follows something itself, so nothing begins it."""
-        made = self.tokenizer(text, add_special_tokens=not after, verbose=False)
-        own = [number is not None for number in made.sequence_ids(0)]
-        return made["input_ids"][: len(own) - own[::-1].index(True)] if any(own) else []
+        Raises:
+            ValueError: if an answer has no tokens.
+        """
 
-    def spelled(self, words: list[str], space: str | None = None) -> list[list[int]]:
-        """The tokens of answers as they follow a text; space: what stands between the two (default: a space)."""
-        # where nothing stands between them a line's end does, for no token goes over it
-        before = {"seq2seq": "", "encoder": "a "}.get(self.kind, "a " if space is None else f"a{space or LINE}")
-        encode = lambda text: self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # noqa: E731
-        known = encode(before.rstrip(" ")) if before else []
-        whole = [encode(before + word) for word in words]
-        found = [ids[len(known) :] if ids[: len(known)] == known else encode(word)
-                 for word, ids in zip(words, whole, strict=True)]  # fmt: skip
-        if empty := [word for word, ids in zip(words, found, strict=True) if not ids]:
-            raise ValueError(f"the answer {empty[0]!r} has no tokens for {self.what}")
-        return found
+        def encode(text: str) -> list[int]:
+            return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+        # without whitespace a line end takes its place: no token crosses it
+        context = {"seq2seq": "", "encoder": "a "}.get(self.kind, "a " if space is None else f"a{space or LINE_END}")
+        context_ids = encode(context.rstrip(" ")) if context else []
+        answer_ids = list[list[int]]()
+        for answer in answers:
+            ids = encode(context + answer)
+            is_continuation = ids[: len(context_ids)] == context_ids
+            answer_ids.append(ids[len(context_ids) :] if is_continuation else encode(answer))
+        if empty := [answer for answer, ids in zip(answers, answer_ids, strict=True) if not ids]:
+            raise ValueError(f"the answer {empty[0]!r} has no tokens for {self.model_name}")
+        return answer_ids
+
+
+def _require_soft_tokens(offsets: list[tuple[int, int]], n_soft: int) -> None:
+    n_in_template = sum(n for _, n in offsets)
+    if offsets and n_soft and n_in_template != n_soft:
+        raise ValueError(
+            f"the template has places for {n_in_template} soft tokens, but the method brings {n_soft}. Set "
+            f"method.n_tokens={n_in_template}, or leave the places out to put all of them before the text."
+        )
+
+
+def _locate_soft_tokens(row: EncodedText, rendered: RenderedText, n_soft: int) -> list[tuple[int, int]]:
+    """Return (index of the token that follows, number of soft tokens); without places in the template all go first."""
+    if not n_soft:
+        return []
+    if not rendered.soft_token_offsets:
+        return [(0, n_soft)]
+    return [(row.count_before(offset), n) for offset, n in rendered.soft_token_offsets]
+
+
+def _insert_soft_tokens(ids: list[int], insertions: list[tuple[int, int]]) -> tuple[list[int], list[int], list[int]]:
+    """Insert placeholders for soft tokens.
+
+    Returns:
+        The new ids, the positions of the soft tokens, and the new position of each old token.
+    """
+    new_ids, soft_positions, positions = list[int](), list[int](), list[int]()
+    for k in range(len(ids) + 1):
+        for index, n in insertions:
+            if index == k:
+                soft_positions += range(len(new_ids), len(new_ids) + n)
+                new_ids += [ids[0]] * n
+        if k < len(ids):
+            positions.append(len(new_ids))
+            new_ids.append(ids[k])
+    return new_ids, soft_positions, positions
+
+
+def _find_word_positions(words: str, row: EncodedText, rendered: RenderedText, positions: list[int]) -> list[int]:
+    offset = next((start for start, _, name in rendered.field_spans if name == "words"), None)
+    if offset is None:
+        raise ValueError("the template does not show the field {words}, whose words are to be classified")
+    last_token = max(k for k in range(len(row.ids)) if row.is_text[k])
+    word_positions = list[int]()
+    for word in words.split(" "):
+        word_positions.append(positions[next(row.tokens_at(offset), last_token)])
+        offset += len(word) + 1
+    return word_positions

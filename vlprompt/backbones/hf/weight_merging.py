@@ -1,4 +1,4 @@
-"""Parts folded into the weights of a transformers model: the same answers from a plain model."""
+"""Merge adapters into the weights of a transformers model."""
 
 import copy
 from typing import Any, TypeVar
@@ -6,87 +6,91 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vlprompt.backbones.hf.forward import Passes
+from vlprompt.backbones.hf.forward import FrozenTransformer
 from vlprompt.core.prompt import Prompt
 
-T = TypeVar("T", bound=Passes)
+T = TypeVar("T", bound=FrozenTransformer)
 
 
-def shared_copy(net: Any) -> Any:
-    """The model's modules anew around the same tensors: they can be replaced, and the model stays as it is."""
+def copy_sharing_tensors(net: Any) -> Any:
+    """Copy a model's modules but share its tensors, so that modules can be replaced in the copy."""
     tensors = [*net.parameters(), *net.buffers()]
     return copy.deepcopy(net, {id(t): t for t in tensors})
 
 
 @torch.no_grad()
-def folded(tower: T, prompt: Prompt) -> T:
-    """A tower with the parts of a prompt in its weights; what was quantised and has a part is dequantised first.
+def build_merged_tower(tower: T, prompt: Prompt) -> T:
+    """Return a tower with a prompt's adapters merged; all other weights are shared. Quantised maps are dequantised.
 
-    Other weights are shared with the tower. ValueError for tokens, prefixes, and parts that can't be folded.
+    Raises:
+        ValueError: if the prompt has tokens, prefixes or adapters that can't be merged.
     """
     if len(prompt.tokens) or len(prompt.prefix):
-        raise ValueError("tokens and prefixes can't be folded into weights; only what stands beside a map can")
-    made = copy.copy(tower)
-    made.moved(shared_copy(tower.net))
-    names = {id(module): name for name, module in made.net.named_modules()}
-    for site in prompt.beside:
-        part = prompt.beside[site]
+        raise ValueError(
+            "tokens and prefixes can't be folded into weights, only adapters of linear maps and norms can. Leave "
+            "--merge out."
+        )
+    merged = copy.copy(tower)
+    merged.attach_model(copy_sharing_tensors(tower.net))
+    names = {id(module): name for name, module in merged.net.named_modules()}
+    for site in prompt.adapters:
+        adapter = prompt.adapters[site]
         layer, _, kind = site.rpartition("/")
-        place = made.places[int(layer) if layer.isdecimal() else layer] if layer else None
-        fused = None if place is None or kind not in ("q", "k", "v") else place.fused
-        module: Any = made.norm if place is None else place.maps.get(kind, fused)
-        if module is None or not hasattr(part, "merge"):
+        modules = merged.layer_modules[int(layer) if layer.isdecimal() else layer] if layer else None
+        fused = None if modules is None or kind not in ("q", "k", "v") else modules.fused_qkv
+        module: Any = merged.norm if modules is None else modules.maps.get(kind, fused)
+        if module is None or not hasattr(adapter, "merge"):
             raise ValueError(
-                f"{type(part).__name__} can't be folded into weights (site {site}); only updates of linear maps and "
+                f"{type(adapter).__name__} can't be folded into weights (site {site}); only updates of linear maps and "
                 "norms can be, such as LoRA, SSF"
             )
-        third = None if place is None or module is not place.fused else "qkv".index(kind)
-        fresh = _changed(module, part, third, site)
-        if fresh is not module:
-            made.net.set_submodule(names[id(module)], fresh)
-            names[id(fresh)] = names[id(module)]
-            made.moved(made.net)
-    made.kept = type(made.kept)()
-    return made
+        qkv_index = None if modules is None or module is not modules.fused_qkv else "qkv".index(kind)
+        merged_module = _merge_adapter(module, adapter, qkv_index, site)
+        if merged_module is not module:
+            merged.net.set_submodule(names[id(module)], merged_module)
+            names[id(merged_module)] = names[id(module)]
+            merged.attach_model(merged.net)
+    merged.feature_cache = type(merged.feature_cache)()
+    return merged
 
 
-def _changed(module: Any, part: Any, third: int | None, site: str) -> Any:
-    """The map with its part in it: itself, with new tensors, or a plain one instead of a quantised one."""
-    weight, bias = weights(module)
-    turned = hasattr(module, "nx")  # Conv1D holds (in, out)
-    weight = weight.T if turned else weight
-    if third is None:
-        weight, bias = part.merge(weight, bias)
+def _merge_adapter(module: Any, adapter: Any, qkv_index: int | None, site: str) -> Any:
+    """Merge an adapter into a linear map or norm; return it, or a new linear map in place of a quantised one."""
+    weight, bias = read_weights(module)
+    is_transposed = hasattr(module, "nx")  # Conv1D stores (in, out)
+    weight = weight.T if is_transposed else weight
+    if qkv_index is None:
+        weight, bias = adapter.merge(weight, bias)
     else:
-        each, shifts = list(weight.chunk(3)), [None] * 3 if bias is None else list(bias.chunk(3))
-        each[third], shifts[third] = part.merge(each[third], shifts[third])
-        weight = torch.cat(each)
-        if any(b is not None for b in shifts):
-            bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(each, shifts, strict=True)])
+        weights, biases = list(weight.chunk(3)), [None] * 3 if bias is None else list(bias.chunk(3))
+        weights[qkv_index], biases[qkv_index] = adapter.merge(weights[qkv_index], biases[qkv_index])
+        weight = torch.cat(weights)
+        if any(b is not None for b in biases):
+            bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
     if bias is not None and not hasattr(module, "bias"):
         raise ValueError(f"the norm at {site} has no bias, so a shift can't be folded into it")
-    if quantised(module):
-        fresh = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-        _set(fresh, weight, bias, torch.float32)
-        return fresh.eval()
-    _set(module, weight.T.contiguous() if turned else weight, bias, module.weight.dtype)
+    if is_quantized(module):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        _set_weights(linear, weight, bias, torch.float32)
+        return linear.eval()
+    _set_weights(module, weight.T.contiguous() if is_transposed else weight, bias, module.weight.dtype)
     return module
 
 
-def _set(module: Any, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+def _set_weights(module: Any, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
     module.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
     if bias is not None:
         module.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
 
 
-def quantised(module: Any) -> bool:
+def is_quantized(module: Any) -> bool:
     return type(module).__module__.startswith("bitsandbytes")
 
 
-def weights(module: Any) -> tuple[Tensor, Tensor | None]:
-    """The weight and the bias of a map in float32, dequantised where it is held in 4 or 8 bits."""
+def read_weights(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Return the weight and the bias of a linear map in float32, dequantised if stored in 4 or 8 bits."""
     bias = getattr(module, "bias", None)
-    if quantised(module):
+    if is_quantized(module):
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
         weight = dequantize_bnb_weight(module.weight, getattr(module, "state", None))

@@ -1,4 +1,4 @@
-"""Weights for open_clip's models: a published tag, a file, or random ones."""
+"""Load open_clip's models with the weights of a published tag or a file, or with random ones."""
 
 import logging
 import warnings
@@ -8,148 +8,158 @@ from typing import Any
 
 import torch
 
-from vlprompt.backbones.open_clip.towers import wrap
+from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.core.towers import Clip
-from vlprompt.runtime.errors import nearest
+from vlprompt.runtime.errors import suggest_nearest
 
-NUMBERS = ("input_resolution", "context_length", "vocab_size")  # stand beside the weights in OpenAI's files
+OPENAI_METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's files
 
 
-def pretrained(name: str, *, tag: str | None = None, path: Path | None = None, spec: str, device: str) -> Clip:
-    """An open_clip model with the weights of a tag ("random": none) or of a file, as a Clip."""
+def load_open_clip(name: str, *, tag: str | None = None, path: Path | None = None, spec: str, device: str) -> Clip:
+    """Load an open_clip model as a Clip.
+
+    Args:
+        name: open_clip's name of the model, "hf-hub:REPOSITORY" or "local-dir:FOLDER".
+        tag: the published weights, or "random".
+        path: a file with the weights instead.
+        spec: the backbone's full spec.
+        device: the device of the towers.
+
+    Raises:
+        ValueError: for an unknown name or tag, or a file of another model.
+        OSError: if weights or tokenizer are missing; the message says which files to put where.
+    """
     import open_clip
 
-    whole = name.startswith(
-        ("hf-hub:", "local-dir:")
-    )  # a repository or a folder with configuration, tokenizer and weights
-    if not whole and name not in (known := open_clip.list_models()):
-        raise ValueError(f"open_clip has no model {name!r}; {nearest(name, known)}")
-    if whole:
-        model = _whole(name)
+    if name.startswith(("hf-hub:", "local-dir:")):  # with configuration, tokenizer and weights
+        model = _load_repository(name)
+    elif name not in (names := open_clip.list_models()):
+        raise ValueError(f"open_clip has no model {name!r}; {suggest_nearest(name, names)}")
     elif path is not None:
-        model = _from_file(name, path)
+        model = _load_file(name, path)
     elif tag == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = _create(name)
+            model = _create_model(name)
     else:
-        model = _from_tag(name, tag or "")
-    return wrap(model, _tokenizer(name), spec, device)
+        model = _load_tag(name, tag or "")
+    return wrap_clip(model, _load_tokenizer(name), spec, device)
 
 
-def _whole(name: str) -> Any:
+def _load_repository(name: str) -> Any:
     try:
-        return _create(name)
+        return _create_model(name)
     except (RuntimeError, OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:300]
         raise OSError(
-            f"could not load {name}: {cause}. A folder for 'local-dir:' has open_clip_config.json and the weights "
-            "(open_clip_model.safetensors), as a download of the repository has them"
+            f"could not load {name}: {cause}. Put open_clip_config.json and the weights (open_clip_model.safetensors) "
+            "of a repository into a folder, and use 'open_clip:local-dir:FOLDER'."
         ) from error
 
 
-def _create(name: str, **options: Any) -> Any:
+def _create_model(name: str, **options: Any) -> Any:
     import open_clip
 
     root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)  # it warns of a random start that was asked for, and of weights that are loaded later
+    level = root.level
+    root.setLevel(logging.ERROR)  # it warns of random weights, even if they are intended or replaced later
     try:
         return open_clip.create_model(name, **options)
     finally:
-        root.setLevel(before)
+        root.setLevel(level)
 
 
-def _tokenizer(name: str) -> Any:
+def _load_tokenizer(name: str) -> Any:
     import open_clip
 
     try:
         return open_clip.get_tokenizer(name)
     except OSError as error:
         raise OSError(
-            f"the tokenizer of {name} is kept on the Hugging Face hub and could not be fetched "
-            f"({str(error).splitlines()[0]}); on a machine with network run `open_clip.get_tokenizer(...)` once "
-            "and copy its Hugging Face cache folder (HF_HOME) here"
+            f"the tokenizer of {name} on the Hugging Face hub could not be fetched ({str(error).splitlines()[0]}). "
+            f"On a machine with network run `open_clip.get_tokenizer({name!r})`, and copy its Hugging Face cache "
+            "folder (HF_HOME) here."
         ) from error
 
 
-def _from_tag(name: str, tag: str) -> Any:
+def _load_tag(name: str, tag: str) -> Any:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags and tag.replace("-", "_") not in tags:
-        raise ValueError(f"open_clip has no weights {tag!r} for {name}; {nearest(tag, [*tags, 'random'])}")
-    found = get_pretrained_cfg(name, tag)
-    quick = bool(found.get("quick_gelu"))
-    if "quickgelu" in name and not quick:
+        raise ValueError(f"open_clip has no weights {tag!r} for {name}; {suggest_nearest(tag, [*tags, 'random'])}")
+    config = get_pretrained_cfg(name, tag)
+    is_quick = bool(config.get("quick_gelu"))
+    if "quickgelu" in name and not is_quick:
         raise ValueError(
-            f"the weights {tag!r} were trained with GELU, but {name} uses QuickGELU; "
-            f"ask for open_clip:{name.removesuffix('-quickgelu')}/{tag}"
+            f"weights {tag!r}: expected a model with GELU, got {name} with QuickGELU. "
+            f"Use open_clip:{name.removesuffix('-quickgelu')}/{tag}."
         )
-    try:  # open_clip only warns when the weights want QuickGELU and the name does not say so
-        return _create(name, pretrained=tag, force_quick_gelu=quick)
+    try:  # open_clip only warns if the weights are of QuickGELU and the name is not
+        return _create_model(name, pretrained=tag, force_quick_gelu=is_quick)
     except (RuntimeError, OSError) as error:
-        source = (
-            found.get("url")
-            or f"{found.get('hf_hub', '')} on the Hugging Face hub "
-            "(open_clip_model.safetensors or open_clip_pytorch_model.bin)"
-        )
+        files = "open_clip_model.safetensors or open_clip_pytorch_model.bin"
+        source = config.get("url") or f"{config.get('hf_hub', '')} on the Hugging Face hub ({files})"
+        model_name = f"{name}-quickgelu" if is_quick and "quickgelu" not in name else name
         cause = str(error).splitlines()[0][:200]
         raise OSError(
             f"the weights {tag!r} of {name} are not here and could not be fetched ({cause}). "
             f"Without a network: get {source} on another machine, put the file anywhere and use "
-            f'"open_clip:{name}{"-quickgelu" * (quick and "quickgelu" not in name)}@path/to/that/file"'
+            f'"open_clip:{model_name}@path/to/that/file"'
         ) from error
 
 
-def _from_file(name: str, path: Path) -> Any:
+def _load_file(name: str, path: Path) -> Any:
     from open_clip.factory import load_checkpoint
 
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint file {str(path)!r} for {name}; check the path after '@'")
+        raise ValueError(f"there is no checkpoint file {str(path)!r} for {name}. Check the path after '@'.")
     try:
-        look = {"force_preprocess_cfg": _published_look(name)}
-        if state := _openai(path):  # all that OpenAI published uses QuickGELU, whatever the name says
-            model = _create(name, force_quick_gelu=True, **look)
+        options = {"force_preprocess_cfg": _find_published_preprocessing(name)}
+        if state := _read_openai_weights(path):  # all of OpenAI's weights use QuickGELU, whatever the name says
+            model = _create_model(name, force_quick_gelu=True, **options)
             model.load_state_dict(state)
         else:
-            model = _create(name, **look)
+            model = _create_model(name, **options)
             load_checkpoint(model, str(path))
-    except Exception as error:  # torch, safetensors and zip raise many kinds for a file that is not what was wanted
+    except Exception as error:  # torch, safetensors and zip raise many kinds of errors for a wrong file
         cause = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{str(path)!r} is not a checkpoint of {name}: {cause}. "
-            "Name the model whose weights the file holds before '@'"
+            "Name the model whose weights the file holds before '@'."
         ) from error
     return model
 
 
-def _published_look(name: str) -> dict[str, Any]:
-    """How all published weights of this model want their pixels, which a file doesn't say; {} where they differ."""
+def _find_published_preprocessing(name: str) -> dict[str, Any]:
+    """Return the preprocessing that all published weights of a model share, as files have none; {} if they differ."""
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
-    told = [get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
-    looks = [{k: t[k] for k in ("mean", "std", "interpolation", "resize_mode") if k in t} for t in told]
-    return looks[0] if looks and all(look == looks[0] for look in looks) else {}
+    configs = [get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    choices = [{key: config[key] for key in keys if key in config} for config in configs]
+    return choices[0] if choices and all(choice == choices[0] for choice in choices) else {}
 
 
-def _openai(path: Path) -> dict[str, torch.Tensor] | None:
-    """The weights, in float32, of a file as OpenAI made them: a TorchScript archive, or its state dict with three
-    numbers in it. None for any other file."""
+def _read_openai_weights(path: Path) -> dict[str, torch.Tensor] | None:
+    """Return the weights of OpenAI's files in float32: a TorchScript archive, or its state dict with three numbers.
+
+    None for any other file.
+    """
     if path.suffix not in (".pt", ".pth", ".jit", ".bin"):
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch wants nobody to make such files any more; these exist
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, but these files exist
         try:
             state = torch.jit.load(str(path), map_location="cpu").state_dict()
         except RuntimeError:
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except (RuntimeError, UnpicklingError):  # not such a file, or a broken one: whoever reads it next says so
+            except (RuntimeError, UnpicklingError):  # another format, or broken: the next reader reports it
                 return None
             state = state.get("state_dict", state) if isinstance(state, dict) else {}
-            if not all(number in state for number in NUMBERS):
+            if not all(key in state for key in OPENAI_METADATA_KEYS):
                 return None
-    return {k: v.float() for k, v in state.items() if k not in NUMBERS}
+    return {k: v.float() for k, v in state.items() if k not in OPENAI_METADATA_KEYS}

@@ -1,4 +1,4 @@
-"""timm's models by name, tag or file, as image towers without texts."""
+"""Load timm's models by name, tag or file as image towers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,111 +7,143 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlprompt.backbones.timm.blocks import timm_image
-from vlprompt.backbones.timm.weights import File, heads, model_of
-from vlprompt.backbones.towers.freeze import count, fingerprint, freeze
+from vlprompt.backbones.timm.blocks import build_timm_tower
+from vlprompt.backbones.timm.weights import CheckpointFile, infer_n_heads, load_model
+from vlprompt.backbones.towers.freeze import count_parameters, fingerprint, freeze
 from vlprompt.backbones.towers.image import ImageTower
-from vlprompt.core.images import Look
-from vlprompt.layers.frozen_maps import same
-from vlprompt.runtime.errors import nearest
+from vlprompt.core.images import Preprocessing
+from vlprompt.layers.frozen_maps import identity
+from vlprompt.runtime.errors import suggest_nearest
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-TRAINED = {"JAX": HALVES, "MoCo-v3": IMAGENET, "MAE": IMAGENET}  # how pixels were normalised, by the format of a file
+IMAGENET_NORMALIZATION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALF_NORMALIZATION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+NORMALIZATION_BY_FORMAT = {
+    "JAX": HALF_NORMALIZATION,
+    "MoCo-v3": IMAGENET_NORMALIZATION,
+    "MAE": IMAGENET_NORMALIZATION,
+}
 
 
-def trunk(rest: str, *, spec: str, device: str) -> ImageTower:
-    """NAME, NAME.TAG or NAME/TAG with published weights, either with @FILE, or NAME/random; no classifier.
+def load_timm(source: str, *, spec: str, device: str) -> ImageTower:
+    """Load a timm model without its classifier: block-wise if it is a ViT, else opaque.
 
-    The look is the tag's. Of a file without a tag: mean and std by its format where that tells them (Google's .npz,
-    MoCo-v3, MAE with its decoder), the rest that of timm's default tag of NAME. A ViT is walked, any other model gives
-    its pooled features only. Raises ValueError for a name that is not known, is out of date or could mean two sets of
-    weights, and for a file of another model; OSError where weights can't be had.
+    The preprocessing is the tag's. For a file without a tag, mean and std follow from its format if that determines
+    them (Google's .npz, MoCo-v3, MAE with its decoder), and the rest from timm's default tag of NAME.
+
+    Args:
+        source: NAME, NAME.TAG or NAME/TAG, either with @FILE, or NAME/random.
+        spec: the backbone's full spec.
+        device: the device of the tower.
+
+    Raises:
+        ValueError: for a name that is unknown, deprecated or ambiguous, or a file of another model.
+        OSError: if weights are missing; the message says which file to put where.
     """
-    named, at, path = rest.partition("@")
-    random = named.endswith("/random") and not at
-    name, tag = _named(named.removesuffix("/random") if random else named)
-    cfg = _cfg(name, tag)
-    look, notes, file = _look(cfg, name), dict[str, str](), None
-    if at:
-        file = File(Path(path))
-        model = model_of(file, name, tag, cfg.classifier, look.size[0])
+    model_and_tag, has_file, path = source.partition("@")
+    is_random = model_and_tag.endswith("/random") and not has_file
+    name, tag = _parse_name(model_and_tag.removesuffix("/random") if is_random else model_and_tag)
+    config = _find_pretrained_config(name, tag)
+    preprocessing, notes, file = _read_preprocessing(config, name), dict[str, str](), None
+    if has_file:
+        file = CheckpointFile(Path(path))
+        model = load_model(file, name, tag, config.classifier, preprocessing.size[0])
         if not tag:
-            look, notes = _by_file(look, file, name, cfg.tag)
-        if heads(file):
-            notes["heads"] = f"{heads(file)}, as MoCo-v3's ViT-S has them"
-    elif random:
-        model = _random(name, tag)
+            preprocessing, notes = _infer_preprocessing(preprocessing, file, name, config.tag)
+        if infer_n_heads(file):
+            notes["heads"] = f"{infer_n_heads(file)}, as MoCo-v3's ViT-S has them"
     else:
-        model = _published(name, cfg)
-    where = torch.device(device)
-    model = freeze(model.float(), where)
-    said = spec if at or random or not cfg.tag else f"timm:{name}.{cfg.tag}"  # which weights timm's default are
-    tower = _tower(model, look, f"{said}#{fingerprint(model)}", where)
-    if file and file.side not in (0, tower.look.size[0]):
-        notes["positions"] = f"for {file.side} pixels interpolated to {tower.look.size[0]}, by timm"
-    tower.spec, tower.size, tower.notes = spec, count(model), notes
-    if tower.look != look:
-        tower = tower.at(look)
-        tower.asked = False
+        model = _build_random(name, tag) if is_random else _load_published(name, config)
+    torch_device = torch.device(device)
+    model = freeze(model.float(), torch_device)
+    exact_spec = spec if has_file or is_random or not config.tag else f"timm:{name}.{config.tag}"  # timm's default tag
+    tower = _build_tower(model, preprocessing, f"{exact_spec}#{fingerprint(model)}", torch_device)
+    if file and file.image_size not in (0, tower.preprocessing.size[0]):
+        notes["positions"] = f"for {file.image_size} pixels interpolated to {tower.preprocessing.size[0]}, by timm"
+    tower.spec, tower.n_parameters, tower.notes = spec, count_parameters(model), notes
+    if tower.preprocessing != preprocessing:
+        tower = tower.with_preprocessing(preprocessing)
+        tower.has_custom_preprocessing = False
     return tower
 
 
-def _named(text: str) -> tuple[str, str]:
-    """Name and tag ("": timm's default); ValueError for what timm does not know or would silently replace."""
+def _parse_name(text: str) -> tuple[str, str]:
+    """Return name and tag ("": timm's default); ValueError for those that timm does not know or silently replaces."""
     import timm
-    from timm.models import get_arch_pretrained_cfgs, get_deprecated_models
+    from timm.models import get_deprecated_models
 
     name, _, tag = text.partition("/") if "/" in text else text.partition(".")
-    tags_of = lambda n: [full.partition(".")[2] for full in get_arch_pretrained_cfgs(n)]  # noqa: E731
-    if name in (old := get_deprecated_models()):
-        now, _, means = (old[name] or "").partition(".")
-        end = means.rpartition("_")[2]
-        others = [t for t in tags_of(now) if t.endswith(end) and t != means] if end else []
-        hint = f", or for other weights {' or '.join(f'timm:{now}.{t}' for t in others)}" if others else ""
-        hint = f"; it takes it for {old[name]}: write timm:{old[name]}{hint}" if now else ""
-        raise ValueError(f"{name!r} is a name that timm has given up{hint}")
+    deprecated = get_deprecated_models()
+    if name in deprecated:
+        raise ValueError(f"{name!r} is a name that timm has deprecated{_suggest_replacement(deprecated[name])}")
     if not name or not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}; {nearest(name, timm.list_models())}")
-    if tag and tag not in (tags := tags_of(name)):
+        raise ValueError(f"timm has no model {name!r}; {suggest_nearest(name, timm.list_models())}")
+    if tag and tag not in (tags := _list_tags(name)):
         near = [t for t in tags if t.endswith(tag)]
-        hint = f"several are called so: {' and '.join(near)}" if len(near) > 1 else nearest(tag, [*tags, "random"])
+        hint = suggest_nearest(tag, [*tags, "random"])
+        if len(near) > 1:
+            hint = f"several end with it: {' and '.join(near)}"
         raise ValueError(f"timm has no weights {tag!r} for {name}; {hint}")
     return name, tag
 
 
-def _cfg(name: str, tag: str) -> Any:
-    from timm.models import get_pretrained_cfg
-
-    found = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
-    if found is None:
-        raise ValueError(f"timm says nothing of how {name} wants its images, so it can't be taken")
-    return found
-
-
-def _look(cfg: Any, name: str) -> Look:
-    resize = {"center": "shortest", "squash": "squash"}.get(cfg.crop_mode)
-    if resize is None or cfg.input_size[0] != 3:
-        raise ValueError(f"{name} wants images of {cfg.input_size} by {cfg.crop_mode!r}, which vlprompt can't make")
-    size = (cfg.input_size[1], cfg.input_size[2])
-    return Look(size, tuple(cfg.mean), tuple(cfg.std), cfg.interpolation, resize, cfg.crop_pct)
-
-
-def _by_file(look: Look, file: File, name: str, default: str) -> tuple[Look, dict[str, str]]:
-    """The look of a file without a tag; a note where the format does not tell it and published weights differ."""
+def _list_tags(name: str) -> list[str]:
     from timm.models import get_arch_pretrained_cfgs
 
-    if file.kind:
-        return replace(look, **TRAINED[file.kind]), {}
-    every = get_arch_pretrained_cfgs(name)
-    others = [full for full, cfg in every.items() if (tuple(cfg.mean), tuple(cfg.std)) != (look.mean, look.std)]
+    return [full_name.partition(".")[2] for full_name in get_arch_pretrained_cfgs(name)]
+
+
+def _suggest_replacement(replacement: str | None) -> str:
+    """Return "; write timm:NAME.TAG" for the replacement of a deprecated name, with other weights of its training."""
+    name, _, tag = (replacement or "").partition(".")
+    if not name:
+        return ""
+    training = tag.rpartition("_")[2]
+    others = [t for t in _list_tags(name) if t.endswith(training) and t != tag] if training else []
+    hint = f", or for other weights {' or '.join(f'timm:{name}.{t}' for t in others)}" if others else ""
+    return f"; timm replaces it by {replacement}: write timm:{replacement}{hint}"
+
+
+def _find_pretrained_config(name: str, tag: str) -> Any:
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+    if config is None:
+        raise ValueError(f"timm:{name}: expected a preprocessing in timm's configuration, got none. Use another model.")
+    return config
+
+
+def _read_preprocessing(config: Any, name: str) -> Preprocessing:
+    resize = {"center": "shortest", "squash": "squash"}.get(config.crop_mode)
+    if resize is None or config.input_size[0] != 3:
+        raise ValueError(
+            f"timm:{name}: expected RGB images with crop mode 'center' or 'squash', got input size "
+            f"{config.input_size} with {config.crop_mode!r}. Use another model."
+        )
+    size = (config.input_size[1], config.input_size[2])
+    return Preprocessing(size, tuple(config.mean), tuple(config.std), config.interpolation, resize, config.crop_pct)
+
+
+def _infer_preprocessing(
+    preprocessing: Preprocessing, file: CheckpointFile, name: str, default_tag: str
+) -> tuple[Preprocessing, dict[str, str]]:
+    """Return the preprocessing of a file without a tag, and a note if it is a guess among several."""
+    from timm.models import get_arch_pretrained_cfgs
+
+    if file.format:
+        return replace(preprocessing, **NORMALIZATION_BY_FORMAT[file.format]), {}
+    others = [
+        full_name
+        for full_name, config in get_arch_pretrained_cfgs(name).items()
+        if (tuple(config.mean), tuple(config.std)) != (preprocessing.mean, preprocessing.std)
+    ]
     if not others:
-        return look, {}
-    how = f"of {name}.{default}, as the file doesn't say: mean {look.mean[0]:g}, std {look.std[0]:g}"
-    return look, {"look": f"{how}; name a tag for another, such as timm:{others[0]}@{file.path}"}
+        return preprocessing, {}
+    values = f"mean {preprocessing.mean[0]:g}, std {preprocessing.std[0]:g}"
+    note = f"of {name}.{default_tag}, as the file doesn't say: {values}"
+    return preprocessing, {"preprocess": f"{note}; name a tag for another, such as timm:{others[0]}@{file.path}"}
 
 
-def _random(name: str, tag: str) -> Any:
+def _build_random(name: str, tag: str) -> Any:
     import timm
 
     with torch.random.fork_rng(devices=[]):
@@ -119,34 +151,37 @@ def _random(name: str, tag: str) -> Any:
         return timm.create_model(name, pretrained_cfg=tag or None, num_classes=0)
 
 
-def _published(name: str, cfg: Any) -> Any:
+def _load_published(name: str, config: Any) -> Any:
     import timm
 
-    full = f"{name}.{cfg.tag}" if cfg.tag else name
-    if not cfg.has_weights:
-        raise ValueError(f"timm has no published weights for {full}; write timm:{name}/random or timm:{name}@FILE")
+    full_name = f"{name}.{config.tag}" if config.tag else name
+    if not config.has_weights:
+        raise ValueError(f"timm has no published weights for {full_name}; write timm:{name}/random or timm:{name}@FILE")
     try:
-        return timm.create_model(full, pretrained=True, num_classes=0)
+        return timm.create_model(full_name, pretrained=True, num_classes=0)
     except (RuntimeError, OSError) as error:
-        cause = " ".join(str(error).split())[:200]
-        source = f"model.safetensors of {cfg.hf_hub_id} on the Hugging Face hub" if cfg.hf_hub_id else cfg.url
+        cause, hub_id = " ".join(str(error).split())[:200], config.hf_hub_id
+        source = f"model.safetensors of {hub_id} on the Hugging Face hub" if hub_id else config.url
         raise OSError(
-            f"the weights {cfg.tag!r} of {name} are not here and could not be fetched ({cause}). Without a network: "
-            f'get {source} on another machine, put the file anywhere and use "timm:{full}@path/to/that/file"'
+            f"the weights {config.tag!r} of {name} are not here and could not be fetched ({cause}). Without a network: "
+            f'get {source} on another machine, put the file anywhere and use "timm:{full_name}@path/to/that/file"'
         ) from error
 
 
-def _tower(model: Any, look: Look, key: str, device: torch.device) -> ImageTower:
-    """Walked where it can be, for the images that the model is made for; else its pooled features."""
-    made = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    own = look if made is None else replace(look, size=tuple(made))
-    walked = timm_image(model, same, model.num_features, own, key, device)
-    return walked or ImageTower(model, _wide(model, look, key, device), look, key, device)
+def _build_tower(model: Any, preprocessing: Preprocessing, key: str, device: torch.device) -> ImageTower:
+    """Wrap a model as a block-wise tower for the image size it was built for, if possible, else as an opaque one."""
+    built_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    built_for = preprocessing if built_size is None else replace(preprocessing, size=tuple(built_size))
+    vit = build_timm_tower(model, identity, model.num_features, built_for, key, device)
+    return vit or ImageTower(model, _probe_width(model, preprocessing, key, device), preprocessing, key, device)
 
 
-def _wide(model: Any, look: Look, key: str, device: torch.device) -> int:
+def _probe_width(model: Any, preprocessing: Preprocessing, key: str, device: torch.device) -> int:
     with torch.no_grad():
-        found = model(torch.zeros(1, 3, *look.size, device=device))
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        raise ValueError(f"{key.split('#')[0]} gives no pooled feature (1, E), so it is no image tower")
-    return found.shape[1]
+        features = model(torch.zeros(1, 3, *preprocessing.size, device=device))
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        raise ValueError(
+            f"{key.split('#')[0]}: expected pooled features (B, E), got {getattr(features, 'shape', type(features))}. "
+            "Use another model."
+        )
+    return features.shape[1]

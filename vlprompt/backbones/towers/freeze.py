@@ -1,4 +1,4 @@
-"""A library's model read as frozen maps: what all adapters do to one."""
+"""Read a library's model as frozen maps: what the adapters of all libraries share."""
 
 import hashlib
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlprompt.layers.frozen_maps import Map
+from vlprompt.layers.frozen_maps import FrozenMap
 
 
 class _QuickGELU(torch.autograd.Function):
-    """x sigmoid(1.702 x) as silu(1.702 x) / 1.702, whose derivative is silu's own: one operation going back."""
+    """x sigmoid(1.702 x) as silu(1.702 x) / 1.702, whose derivative is silu's: one operation in the backward pass."""
 
-    generate_vmap_rule = True  # settings that train side by side
+    generate_vmap_rule = True  # for vmapped training
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,33 +30,34 @@ class _QuickGELU(torch.autograd.Function):
 
 
 def quick_gelu(x: Tensor) -> Tensor:
+    """Compute x sigmoid(1.702 x), the activation of OpenAI's CLIP."""
     return _QuickGELU.apply(x)[0]  # pyright: ignore[reportOptionalSubscript, reportIndexIssue]
 
 
-def activation(act: Any) -> Map:
-    """A library's activation; QuickGELU, as open_clip and transformers write it, in its faster form."""
+def convert_activation(act: Any) -> FrozenMap:
+    """Return a library's activation, with the QuickGELU of open_clip and transformers replaced by the faster form."""
     return quick_gelu if type(act).__name__ in ("QuickGELU", "QuickGELUActivation") else act
 
 
-def patches(size: int) -> Map:
-    """Pixels (B, 3, h, w) -> patches (B, N, 3 * size²), in the order of a convolution's weight."""
-    return lambda pixels: nn.functional.unfold(pixels, size, stride=size).transpose(1, 2)
+def build_patch_unfold(patch_size: int) -> FrozenMap:
+    """Return the map from pixels (B, 3, h, w) to patches (B, N, 3 * size²), in the order of a convolution's weight."""
+    return lambda pixels: nn.functional.unfold(pixels, patch_size, stride=patch_size).transpose(1, 2)
 
 
 def freeze(model: Any, device: torch.device) -> Any:
-    """The model on the device, in eval mode, without gradients."""
+    """Put a model on the device, in eval mode, without gradients, and return it."""
     return model.eval().requires_grad_(False).to(device)
 
 
-def count(model: nn.Module) -> int:
-    """The parameters of a model; buffers are none."""
+def count_parameters(model: nn.Module) -> int:
+    """Count the parameters of a model, without its buffers."""
     return sum(p.numel() for p in model.parameters())
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of all weights: what tells two towers of one shape apart."""
-    found = hashlib.sha256()
+    """Hash all weights of a model, to distinguish towers of one architecture."""
+    digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

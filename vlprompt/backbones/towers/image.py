@@ -1,4 +1,4 @@
-"""Image towers: a walked ViT, or any network as it is. Called without a prompt they look features up."""
+"""Image towers: a block-wise ViT, or any network as an opaque tower. Calls without a prompt use the feature cache."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
@@ -8,244 +8,375 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vlprompt.backbones.cache.memory import Kept
-from vlprompt.backbones.towers.input_size import by, check_numbers, check_patches, check_width, stretched
-from vlprompt.backbones.towers.trainable import Upper, Whole, lower
-from vlprompt.core.compute_options import PLAINLY
-from vlprompt.core.images import Images, Look
+from vlprompt.backbones.cache.memory import FeatureCache
+from vlprompt.backbones.towers.input_size import (
+    check_finite,
+    check_patch_multiple,
+    check_width,
+    format_size,
+    interpolate_positions,
+)
+from vlprompt.backbones.towers.trainable import TrainableTower, TrainableUpper, build_lower_blocks
+from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS
+from vlprompt.core.images import Images, Preprocessing
 from vlprompt.core.prompt import NOTHING, Prompt
-from vlprompt.layers.block import Attend, Block, check, everyone, find_sites, step, walk
-from vlprompt.layers.frozen_maps import Map, same
-from vlprompt.layers.weight_merging import fold, merged_blocks
+from vlprompt.layers.block import (
+    AttentionFn,
+    Block,
+    find_sites,
+    make_attention,
+    run_block,
+    validate_prompt_layers,
+    walk,
+)
+from vlprompt.layers.frozen_maps import FrozenMap, identity
+from vlprompt.layers.weight_merging import merge_adapter, merge_into_blocks
 from vlprompt.runtime import collectives
 
-KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
-ROWS = 512  # token rows of one pass on a CPU
+SDPA_BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+]
+CPU_TOKENS_PER_PASS = 512  # tokens of one pass on a CPU
 
 
 class ImageTower:
-    """What all image towers share: looks, and features that are computed once.
+    """A frozen network for images as an opaque tower: cached features, but no prompts.
 
-    `net` maps pixels (B, 3, h, w) to features (B, E), un-normalised. A feature is a pure function of the weights, the
-    look, the item and its view: misses are computed in passes of one fixed size and by the kernels that are usual
-    (whatever the caller chose), so its bits don't depend on its neighbours.
+    A feature is a pure function of the weights, the preprocessing, the item and its augmentation: cache misses are
+    computed in passes of one fixed size and by the default kernels (whatever the caller chose), so that its bits do not
+    depend on its batch.
+
+    Args:
+        net: pixels (B, 3, h, w) -> un-normalised features (B, E).
+        feature_dim: E.
+        preprocessing: the size, crop and normalisation of the pixels.
+        key: the spec and a hash of the weights, joined by "#".
+        device: the device of the network.
+        n_tokens: tokens of an image, from which the size of a pass follows; 0 for networks without tokens.
     """
 
-    depth, dim, heads, head_dim, special, size = 0, 0, 0, 0, 0, 0  # size: frozen parameters
+    depth, dim, n_heads, head_dim, n_special_tokens, n_parameters = 0, 0, 0, 0, 0, 0  # n_parameters: frozen ones
     grid: tuple[int, int] = (0, 0)
-    asked = False  # whether the look was asked for, instead of the one that the weights were trained with
+    has_custom_preprocessing = False  # whether a user chose the preprocessing, instead of the one of the weights
     notes: Mapping[str, str] = {}  # replaced, never written into
-    how = PLAINLY  # how the blocks are computed
+    compute_options = DEFAULT_COMPUTE_OPTIONS
 
-    def __init__(self, net: Map, width: int, look: Look, key: str, device: torch.device, tokens: int = 0):
-        self.net, self.width, self.look, self.key, self.device = net, width, look, key, device
-        self.spec = key.partition("#")[0]  # what `load` was asked for
-        pass_size = max(1, ROWS // tokens) if tokens else 8
+    def __init__(
+        self,
+        net: FrozenMap,
+        feature_dim: int,
+        preprocessing: Preprocessing,
+        key: str,
+        device: torch.device,
+        n_tokens: int = 0,
+    ):
+        self.net, self.feature_dim, self.preprocessing = net, feature_dim, preprocessing
+        self.key, self.device, self.spec = key, device, key.partition("#")[0]
+        pass_size = max(1, CPU_TOKENS_PER_PASS // n_tokens) if n_tokens else 8
         self.pass_size = pass_size if device.type == "cpu" else 32 * pass_size
-        self.kept, self.positions = Kept(), torch.empty(0, 0)
+        self.feature_cache, self.position_embeddings = FeatureCache(), torch.empty(0, 0)
 
-    def _refuse(self) -> ValueError:
+    def _unsupported_error(self) -> ValueError:
         return ValueError(
             f"the image tower of {self.key.split('#')[0]} has no blocks that vlprompt can walk, so it takes no "
-            "tokens, prefixes or parts, only its pooled feature can be read, and no block of it can be trained; "
+            "tokens, prefixes or adapters, has only pooled features, and none of its blocks can be trained; "
             "use a ViT, for example open_clip:ViT-B-16/openai, timm:vit_base_patch16_224/orig_in21k or glyph-vit"
         )
 
-    def __call__(self, images: Images, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
-        """pooled: features (B, E). An opaque tower takes no prompt: ValueError."""
-        if prompt or read != "pooled":
-            raise self._refuse()
-        return self.looked_up(images)
+    def __call__(self, images: Images, prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
+        """Return the un-normalised features (B, E); ValueError for a prompt or another output."""
+        if prompt or output != "pooled":
+            raise self._unsupported_error()
+        return self.look_up_features(images)
 
-    def looked_up(self, images: Images) -> Tensor:
-        collectives.divided(self.kept, images.keys, lambda keys: self._computed(images, keys))
-        found: dict[str, Tensor] = {}
+    def look_up_features(self, images: Images) -> Tensor:
+        """Return features (B, E) from the cache, computing and caching those that are missing.
+
+        In a run of several processes each computes its share of the missing features. Images without a key (random
+        augmentations) are always computed.
+        """
+        collectives.compute_missing_features(
+            self.feature_cache, images.keys, lambda keys: self._compute_and_cache(images, keys)
+        )
+        features: dict[str, Tensor] = {}
         missing: dict[str, int] = {}
         for i, key in enumerate(images.keys):
-            if key is not None and (before := self.kept.get(key)) is not None:
-                found[key] = before
+            if key is not None and (cached := self.feature_cache.get(key)) is not None:
+                features[key] = cached
             elif key is not None:
                 missing.setdefault(key, i)
         if missing:
-            found |= self._computed(images, missing)
-        drawn = [i for i, key in enumerate(images.keys) if key is None]
-        fresh = dict(zip(drawn, self.computed(images, drawn), strict=True)) if drawn else {}
-        return torch.stack([fresh[i] if key is None else found[key] for i, key in enumerate(images.keys)])
+            features |= self._compute_and_cache(images, missing)
+        uncached = [i for i, key in enumerate(images.keys) if key is None]
+        fresh = dict(zip(uncached, self.compute_features(images, uncached), strict=True)) if uncached else {}
+        return torch.stack([fresh[i] if key is None else features[key] for i, key in enumerate(images.keys)])
 
-    def _computed(self, images: Images, keys: Iterable[str]) -> dict[str, Tensor]:
-        """The features of some of the images, which are kept."""
-        place, wanted, found = {k: i for i, k in reversed([*enumerate(images.keys)])}, list(keys), dict[str, Tensor]()
-        for begin in range(0, len(wanted), self.pass_size):
-            some, after = (wanted[i : i + self.pass_size] for i in (begin, begin + self.pass_size))
-            features = self.computed(images, [place[key] for key in some], [place[key] for key in after])
-            for key, feature in zip(some, features, strict=True):
-                found[key] = feature
-                self.kept.keep(key, feature.clone())
-        return found
+    def _compute_and_cache(self, images: Images, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Compute and cache the features of the images with these keys, in passes; return them by key."""
+        index = {key: i for i, key in reversed([*enumerate(images.keys)])}
+        indices, features = {key: index[key] for key in keys}, dict[str, Tensor]()
+        order = list(indices)
+        for begin in range(0, len(order), self.pass_size):
+            current, following = (order[i : i + self.pass_size] for i in (begin, begin + self.pass_size))
+            rows = self.compute_features(images, [indices[k] for k in current], [indices[k] for k in following])
+            for key, feature in zip(current, rows, strict=True):
+                features[key] = feature
+                self.feature_cache.add_computed(key, feature.clone())
+        return features
 
-    def computed(self, images: Images, places: list[int], after: Sequence[int] = ()) -> Tensor:
-        """(len(places), E), through passes of one size, the last filled up; after: places whose decoding is started."""
+    def compute_features(self, images: Images, indices: list[int], next_indices: Sequence[int] = ()) -> Tensor:
+        """Compute features (len(indices), E) without the cache, in passes of one size, the last one padded.
+
+        Args:
+            images: the batch.
+            indices: which of its images.
+            next_indices: images whose decoding is started during the last pass.
+        """
         parts = []
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), sdpa_kernel(KERNELS):
-            for begin in range(0, len(places), self.pass_size):
-                some = places[begin : begin + self.pass_size]
-                pixels = images.some(self.look, some, once=True).to(self.device)
-                images.start(self.look, places[begin + self.pass_size :][: self.pass_size] or after, once=True)
-                filled = torch.cat([pixels, pixels[-1:].expand(self.pass_size - len(some), -1, -1, -1)])
-                parts.append(self.encode(filled)[: len(some)])
-                check_numbers(parts[-1], self.spec)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), sdpa_kernel(SDPA_BACKENDS):
+            for begin in range(0, len(indices), self.pass_size):
+                current = indices[begin : begin + self.pass_size]
+                following = indices[begin + self.pass_size :][: self.pass_size] or next_indices
+                pixels = images.decode(self.preprocessing, current, single_use=True).to(self.device)
+                images.prefetch(self.preprocessing, following, single_use=True)
+                padded = torch.cat([pixels, pixels[-1:].expand(self.pass_size - len(current), -1, -1, -1)])
+                parts.append(self.encode(padded)[: len(current)])
+                check_finite(parts[-1], self.spec)
         return torch.cat(parts)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w) -> features (B, E), nothing kept."""
+        """Encode pixels (B, 3, h, w) as features (B, E), without the cache."""
         return self.net(pixels)
 
-    def at(self, look: Look) -> "ImageTower":
-        """The same weights with another look; ValueError for a size that they can't take."""
-        check_width(self.net, self.width, self.look, look, self.device, self.spec)
-        return self._again(self.net, look, 0)
+    def with_preprocessing(self, preprocessing: Preprocessing) -> "ImageTower":
+        """Return a tower of the same weights with another preprocessing; ValueError for a size it does not accept."""
+        check_width(self.net, self.feature_dim, self.preprocessing, preprocessing, self.device, self.spec)
+        return self._with_preprocessing(self.net, preprocessing, 0)
 
-    def _again(self, net: Map, look: Look, tokens: int) -> Any:
-        ImageTower.__init__(found := copy(self), net, self.width, look, self.key, self.device, tokens)
-        found.spec, found.asked, found.kept = self.spec, True, self.kept.of(found)
-        return found
+    def _with_preprocessing(self, net: FrozenMap, preprocessing: Preprocessing, n_tokens: int) -> Any:
+        tower = copy(self)
+        ImageTower.__init__(tower, net, self.feature_dim, preprocessing, self.key, self.device, n_tokens)
+        tower.spec, tower.has_custom_preprocessing = self.spec, True
+        tower.feature_cache = self.feature_cache.new_for(tower)
+        return tower
 
-    def sites(self, *names: str) -> dict[str, tuple[int, int]]:
-        raise self._refuse()
+    def require_blocks(self) -> None:
+        """Raise ValueError: an opaque tower takes no prompt."""
+        raise self._unsupported_error()
+
+    def sites(self, *kinds: str) -> dict[str, tuple[int, int]]:
+        raise self._unsupported_error()
 
     def merged(self, prompt: Prompt) -> "ImageTower":
-        raise self._refuse()
+        raise self._unsupported_error()
 
-    def cut(self, k: int) -> "tuple[ImageTower, nn.Module]":
-        raise self._refuse()
+    def split_at(self, k: int) -> "tuple[ImageTower, nn.Module]":
+        raise self._unsupported_error()
 
-    def copy(self) -> nn.Module:
-        raise self._refuse()
+    def trainable_copy(self) -> nn.Module:
+        raise self._unsupported_error()
 
 
 class ViT(ImageTower):
-    """An image tower that is walked block by block.
+    """An image tower with access to its blocks: it takes prompts, and can be merged, split and copied.
 
-    unfold: pixels (B, 3, h, w) -> patches (B, N, 3 * patch²); embed: patches -> (B, N, D); special (S, D): class and
-    register tokens; positions (S + N, D); pool: rows (B, r, D) -> (B, D); project: (B, D) -> (B, E). read: how many
-    first rows the pool reads (None: all but the prompt's: they never count). norm_last: the last norm follows the pool.
-    attention: between all rows of an image, where it is not the plain one (rotary positions).
+    Args:
+        blocks: the frozen blocks.
+        unfold: pixels (B, 3, h, w) -> patches (B, N, 3 * patch²).
+        embed: patches -> tokens (B, N, D).
+        special_tokens: class and register tokens (S, D).
+        position_embeddings: (S + N, D).
+        pre_norm: the norm before the first block.
+        norm: the norm after the last block.
+        pool: rows (B, r, D) -> (B, D).
+        project: (B, D) -> (B, E).
+        n_pooled_tokens: how many of the first tokens `pool` reads; None for all. Prompt tokens are never pooled.
+        is_norm_after_pool: whether `norm` follows `pool` instead of preceding it.
+        feature_dim: E.
+        patch_size: side of a patch in pixels.
+        grid: (height, width) in patches.
+        preprocessing: the preprocessing of the weights.
+        key: the spec and a hash of the weights, joined by "#".
+        device: the device of the weights.
+        attention: the attention between all tokens of an image, if it is not the plain one (rotary positions).
     """
 
-    def __init__(self, blocks: Sequence[Block], *, unfold: Map, embed: Map, special: Tensor, positions: Tensor,
-                 pre: Map, norm: Map, pool: Map, project: Map, read: int | None, norm_last: bool, width: int,
-                 patch: int, grid: tuple[int, int], look: Look, key: str, device: torch.device,
-                 attention: Attend | None = None):  # fmt: skip
-        super().__init__(same, width, look, key, device, len(positions))
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        *,
+        unfold: FrozenMap,
+        embed: FrozenMap,
+        special_tokens: Tensor,
+        position_embeddings: Tensor,
+        pre_norm: FrozenMap,
+        norm: FrozenMap,
+        pool: FrozenMap,
+        project: FrozenMap,
+        n_pooled_tokens: int | None,
+        is_norm_after_pool: bool,
+        feature_dim: int,
+        patch_size: int,
+        grid: tuple[int, int],
+        preprocessing: Preprocessing,
+        key: str,
+        device: torch.device,
+        attention: AttentionFn | None = None,
+    ):
+        super().__init__(identity, feature_dim, preprocessing, key, device, len(position_embeddings))
         self.blocks, self.unfold, self.embed = blocks, unfold, embed
-        self.class_tokens, self.positions = special, positions
-        self.pre, self.norm, self.pool, self.project = pre, norm, pool, project
-        self.read, self.norm_last, self.attention = read, norm_last, attention or everyone(causal=False)
-        self.depth, self.dim, self.heads = len(blocks), positions.shape[1], blocks[0].heads
-        self.head_dim, self.special, self.patch, self.grid = self.dim // self.heads, len(special), patch, grid
-        self.own, self.turned = (look.size, grid, positions), attention is not None
+        self.special_tokens, self.position_embeddings = special_tokens, position_embeddings
+        self.pre_norm, self.norm, self.pool, self.project = pre_norm, norm, pool, project
+        self.n_pooled_tokens, self.is_norm_after_pool = n_pooled_tokens, is_norm_after_pool
+        self.attention, self.has_rotary_positions = attention or make_attention(causal=False), attention is not None
+        self.depth, self.dim, self.n_heads = len(blocks), position_embeddings.shape[1], blocks[0].n_heads
+        self.head_dim, self.n_special_tokens = self.dim // self.n_heads, len(special_tokens)
+        self.patch_size, self.grid = patch_size, grid
+        self.native_geometry = preprocessing.size, grid, position_embeddings
 
-    def at(self, look: Look) -> "ViT":
-        """The same weights with another look; the patches' positions are interpolated where they are too few or many.
+    def with_preprocessing(self, preprocessing: Preprocessing) -> "ViT":
+        """Return a tower of the same weights with another preprocessing, interpolating positions for another grid.
 
-        They are always made from those that the weights came with. ValueError for a size that is no multiple of the
-        patch, and for another size where positions are rotary.
+        Positions are always interpolated from those of the weights.
+
+        Raises:
+            ValueError: if the size is no multiple of the patch size, or differs where positions are rotary.
         """
-        (size, grid, positions), s = self.own, self.special
-        notes = {k: how for k, how in self.notes.items() if k != "positions"}
-        if look.size != size:
-            check_patches(look.size, self.patch, self.spec)
-            if self.turned:
-                hint = "leave look out (look=null, where a recipe has one)"
-                raise ValueError(f"{self.spec} has rotary positions, made for {by(size)} pixels: {hint}")
-            grid = (look.size[0] // self.patch, look.size[1] // self.patch)
-        if grid != self.own[1]:
-            positions = torch.cat([positions[:s], stretched(positions[s:], self.own[1], grid)])
-            notes["positions"] = f"of {by(self.own[1])} patches interpolated to {by(grid)}, as timm does"
-        found = self._again(same, look, len(positions))
-        found.positions, found.grid, found.notes = positions, grid, notes
-        return found
+        (size, grid, positions), s = self.native_geometry, self.n_special_tokens
+        notes = {k: note for k, note in self.notes.items() if k != "positions"}
+        if preprocessing.size != size:
+            check_patch_multiple(preprocessing.size, self.patch_size, self.spec)
+            if self.has_rotary_positions:
+                raise ValueError(
+                    f"preprocess.size: expected {format_size(size)} for the rotary positions of {self.spec}, got "
+                    f"{format_size(preprocessing.size)}. Leave preprocess out (preprocess=null if a recipe has one)."
+                )
+            grid = (preprocessing.size[0] // self.patch_size, preprocessing.size[1] // self.patch_size)
+        if grid != self.native_geometry[1]:
+            positions = torch.cat([positions[:s], interpolate_positions(positions[s:], self.native_geometry[1], grid)])
+            notes["positions"] = (
+                f"of {format_size(self.native_geometry[1])} patches interpolated to {format_size(grid)}, as timm does"
+            )
+        tower = self._with_preprocessing(identity, preprocessing, len(positions))
+        tower.position_embeddings, tower.grid, tower.notes = positions, grid, notes
+        return tower
 
-    def sites(self, *names: str) -> dict[str, tuple[int, int]]:
-        """{"0/q": (fan_in, fan_out), ...}.
+    def require_blocks(self) -> None:
+        """Do nothing: a ViT has blocks."""
 
-        Kinds: patch, norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+.
+    def sites(self, *kinds: str) -> dict[str, tuple[int, int]]:
+        """Return {"0/q": (fan_in, fan_out), ...} for the sites of these kinds.
+
+        Args:
+            kinds: patch, norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+.
         """
-        return find_sites(self.blocks, names, {"patch": (3 * self.patch**2, self.dim), "norm": (self.dim, self.dim)})
+        return find_sites(
+            self.blocks, kinds, {"patch": (3 * self.patch_size**2, self.dim), "norm": (self.dim, self.dim)}
+        )
 
-    def __call__(self, images: Images, prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
-        """pooled (B, E), un-normalised.
+    def __call__(self, images: Images, prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
+        """Encode images with a prompt.
 
-        Prompts (B, P, D) and tokens (B, N, D): rows after the last norm, unprojected.
+        Args:
+            images: the batch.
+            prompt: tokens, prefixes and adapters; without any, features come from the cache.
+            output: "pooled", or the states after the last norm of the "prompts" or the patch "tokens".
+
+        Returns:
+            "pooled": un-normalised (B, E); "prompts": (B, P, D); "tokens": (B, N, D).
         """
-        if not prompt and read == "pooled":
-            return self.looked_up(images)
-        return self._pass(images.pixels(self.look).to(self.device), prompt, read)
+        if not prompt and output == "pooled":
+            return self.look_up_features(images)
+        return self._encode_with_prompt(images.pixels(self.preprocessing).to(self.device), prompt, output)
 
-    def _pass(self, pixels: Tensor, prompt: Prompt, read: str) -> Tensor:
-        if read not in ("pooled", "prompts", "tokens"):
-            raise ValueError(f"an image tower reads 'pooled', 'prompts' or 'tokens', not {read!r}")
-        check(prompt, self.depth)
+    def _encode_with_prompt(self, pixels: Tensor, prompt: Prompt, output: str) -> Tensor:
+        if output not in ("pooled", "prompts", "tokens"):
+            raise ValueError(f"image tower: expected output 'pooled', 'prompts' or 'tokens', got {output!r}.")
+        validate_prompt_layers(prompt, self.depth)
         if any(t.ndim != 3 for t in prompt.tokens.values()):
             raise ValueError(
-                "an image tower takes tokens (R, P, D), one set per image or one for all; got one set per class"
+                "image tower: expected prompt tokens (R, P, D), one set per image or one for all, got one set per "
+                "class. Use class-specific tokens in the text tower only."
             )
-        if read == "prompts" and not prompt.length:
-            raise ValueError("there are no prompt rows to read: the prompt has no tokens")
-        return self.ended(*self.begun(pixels, prompt), read)
+        if output == "prompts" and not prompt.length:
+            raise ValueError("image tower: expected a prompt with tokens for output 'prompts', got none. Add tokens.")
+        return self.run_blocks(*self.embed_pixels(pixels, prompt), output)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        return self.ended(*self.begun(pixels, NOTHING), "pooled")
+        return self.run_blocks(*self.embed_pixels(pixels, NOTHING), "pooled")
 
-    def begun(self, pixels: Tensor, prompt: Prompt) -> tuple[Tensor, Prompt]:
-        """Rows (B, N, D) for the first block, and the prompt, whose tokens for it have passed the first norm too."""
+    def embed_pixels(self, pixels: Tensor, prompt: Prompt) -> tuple[Tensor, Prompt]:
+        """Return tokens (B, N, D) for the first block, and the prompt with `pre_norm` applied to its first tokens."""
         patches = self.unfold(pixels)
-        x = prompt.part("patch", patches, self.embed(patches))
-        x = self.pre(torch.cat([self.class_tokens.to(x.dtype).expand(len(x), -1, -1), x], 1) + self.positions)
+        x = prompt.apply_adapter("patch", patches, self.embed(patches))
+        x = self.pre_norm(
+            torch.cat([self.special_tokens.to(x.dtype).expand(len(x), -1, -1), x], 1) + self.position_embeddings
+        )
         if 0 in prompt.tokens:
-            tokens = {i: self.pre(t) if i == 0 else t for i, t in prompt.tokens.items()}
-            prompt = Prompt(tokens, prompt.prefix, prompt.beside)
+            tokens = {i: self.pre_norm(t) if i == 0 else t for i, t in prompt.tokens.items()}
+            prompt = Prompt(tokens, prompt.prefix, prompt.adapters)
         return x, prompt
 
-    def ended(self, x: Tensor, prompt: Prompt, read: str) -> Tensor:
-        """Rows (B, N, D) through the blocks, and what is read of them."""
-        s, few = self.special, self.read if read == "pooled" else None
-        wanted = None if few is None else torch.arange(few, device=x.device)
-        x = walk(self.blocks, x, prompt, attention=self.attention, slot=s, rows=wanted, prompts=read == "prompts",
-                 by=self.how.by(step))  # fmt: skip
-        if read == "pooled" and self.norm_last:
+    def run_blocks(self, x: Tensor, prompt: Prompt, output: str) -> Tensor:
+        """Run the blocks on tokens (B, N, D) and return the output, as `__call__` does."""
+        n_read = self.n_pooled_tokens if output == "pooled" else None
+        x = walk(
+            self.blocks,
+            x,
+            prompt,
+            attention=self.attention,
+            slot=self.n_special_tokens,
+            positions=None if n_read is None else torch.arange(n_read, device=x.device),
+            return_prompt=output == "prompts",
+            block_fn=self.compute_options.wrap_block_fn(run_block),
+        )
+        if output == "pooled" and self.is_norm_after_pool:
             x = self.pool(x)
-        x = prompt.part("norm", x, self.norm(x))
-        if read == "tokens":
-            return x[:, s:]
-        if read == "prompts":
+        x = prompt.apply_adapter("norm", x, self.norm(x))
+        if output == "tokens":
+            return x[:, self.n_special_tokens :]
+        if output == "prompts":
             return x
-        return self.project(x if self.norm_last else self.pool(x))
+        return self.project(x if self.is_norm_after_pool else self.pool(x))
 
     def merged(self, prompt: Prompt) -> "ViT":
-        """A tower with the parts of the prompt in its weights (of blocks, patches and the last norm).
+        """Return a tower with the adapters of a prompt merged into its weights (blocks, patches and last norm).
 
-        ValueError for tokens, prefixes, and parts that can't be folded (adapters).
+        Raises:
+            ValueError: for tokens, prefixes, and adapters that have no merged form.
         """
         if len(prompt.tokens) or len(prompt.prefix):
-            raise ValueError("tokens and prefixes can't be folded into weights; only what stands beside a map can")
-        check(prompt, self.depth)
-        made = copy(self)
-        made.blocks = merged_blocks(self.blocks, prompt)
-        made.embed = fold("patch", self.embed, prompt.beside["patch"]) if "patch" in prompt.beside else self.embed
-        made.norm = fold("norm", self.norm, prompt.beside["norm"]) if "norm" in prompt.beside else self.norm
-        made.kept = self.kept.like(None, made)
-        return made
+            raise ValueError(
+                "prompt: expected only adapters, got tokens or prefixes, which can't be merged into weights. "
+                "Leave them out, or call the tower with the prompt."
+            )
+        validate_prompt_layers(prompt, self.depth)
+        tower = copy(self)
+        tower.blocks = merge_into_blocks(self.blocks, prompt)
+        if "patch" in prompt.adapters:
+            tower.embed = merge_adapter("patch", self.embed, prompt.adapters["patch"])
+        if "norm" in prompt.adapters:
+            tower.norm = merge_adapter("norm", self.norm, prompt.adapters["norm"])
+        tower.feature_cache = self.feature_cache.new_with_namespace(None, tower)
+        return tower
 
-    def cut(self, k: int) -> tuple[ImageTower, Upper]:
-        """What comes before the last k blocks, whose rows (B, N, D) are kept as features are; and these, trainable."""
+    def split_at(self, k: int) -> tuple[ImageTower, TrainableUpper]:
+        """Split the tower before its last k blocks.
+
+        Returns:
+            The frozen lower part, whose tokens (B, N, D) are cached like features, and a trainable copy of the rest.
+        """
         if not 1 <= k <= self.depth:
-            raise ValueError(f"a tower of {self.depth} blocks can be cut before its last 1 to {self.depth}, not {k}")
-        rows = lower(self, self.depth - k)
-        below = ImageTower(rows, self.dim, self.look, f"{self.key}/cut{k}", self.device, len(self.positions))
-        below.kept = self.kept.of(below)
-        return below, Upper(self, self.depth - k)
+            raise ValueError(f"{self.spec}: expected 1 to {self.depth} blocks to split off, got {k}.")
+        net = build_lower_blocks(self, self.depth - k)
+        n_tokens = len(self.position_embeddings)
+        lower = ImageTower(net, self.dim, self.preprocessing, f"{self.key}/cut{k}", self.device, n_tokens)
+        lower.feature_cache = self.feature_cache.new_for(lower)
+        return lower, TrainableUpper(self, self.depth - k)
 
-    def copy(self) -> Whole:
-        """A trainable copy: pixels (B, 3, h, w) -> features (B, E)."""
-        return Whole(self)
+    def trainable_copy(self) -> TrainableTower:
+        """Return a trainable copy: pixels (B, 3, h, w) -> features (B, E)."""
+        return TrainableTower(self)

@@ -1,54 +1,83 @@
-"""Image sizes that a tower's weights were not made for: what it can take, and positions that are interpolated."""
+"""Check image sizes that a tower was not trained with, and interpolate its position embeddings."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from vlprompt.core.images import Look
-from vlprompt.layers.frozen_maps import Map
+from vlprompt.core.images import Preprocessing
+from vlprompt.layers.frozen_maps import FrozenMap
 
-Pair = tuple[int, int]
-
-
-def by(sides: Pair) -> str:
-    return f"{sides[0]}x{sides[1]}"
+Size = tuple[int, int]
 
 
-def check_width(net: Map, width: int, old: Look, new: Look, device: torch.device, spec: str) -> None:
-    """ValueError where a network that can't be looked into makes no features (B, width) of images of the new size."""
-    if new.size == old.size:
+def format_size(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def check_width(
+    net: FrozenMap,
+    width: int,
+    old_preprocessing: Preprocessing,
+    new_preprocessing: Preprocessing,
+    device: torch.device,
+    spec: str,
+) -> None:
+    """Check that an opaque network accepts images of a new size.
+
+    Args:
+        net: pixels (B, 3, h, w) -> features (B, width).
+        width: the width of the features that the tower was loaded with.
+        old_preprocessing: the preprocessing of the tower.
+        new_preprocessing: the preprocessing to check.
+        device: the device of the network.
+        spec: the backbone's spec, for the message.
+
+    Raises:
+        ValueError: if the network fails or computes features of another width.
+    """
+    if new_preprocessing.size == old_preprocessing.size:
         return
     try:
         with torch.no_grad():
-            found = net(torch.zeros(1, 3, *new.size, device=device)).shape[-1]
+            new_width = net(torch.zeros(1, 3, *new_preprocessing.size, device=device)).shape[-1]
     except (RuntimeError, AssertionError):  # libraries raise either
-        found = None
-    if found != width:
+        new_width = None
+    if new_width != width:
+        old_size, new_size = format_size(old_preprocessing.size), format_size(new_preprocessing.size)
         raise ValueError(
-            f"the image tower of {spec} makes {f'features {found} wide' if found else 'nothing'} of {by(new.size)} "
-            f"pixels, and features {width} wide of {by(old.size)}: leave look.size as it is, or take a ViT"
+            f"preprocess.size: expected a size for which {spec} computes features of width {width}, as for {old_size} "
+            f"pixels, got {new_size} with {f'width {new_width}' if new_width else 'no features'}. "
+            "Leave preprocess.size out, or use a ViT."
         )
 
 
-def check_patches(size: Pair, patch: int, spec: str) -> None:
-    """ValueError for a size that is no multiple of the patch."""
-    if any(side < patch or side % patch for side in size):
+def check_patch_multiple(size: Size, patch_size: int, spec: str) -> None:
+    """Raise ValueError unless the size (height, width) is a multiple of the patch size."""
+    if any(side < patch_size or side % patch_size for side in size):
         raise ValueError(
-            f"images of {by(size)} pixels can't be cut into patches of {patch}, as the image tower of {spec} does; "
-            f"take multiples of {patch}"
+            f"preprocess.size: expected multiples of {patch_size}, the patch size of {spec}, got {format_size(size)}. "
+            f"Set preprocess.size to multiples of {patch_size}."
         )
 
 
-def stretched(positions: Tensor, grid: Pair, to: Pair) -> Tensor:
-    """Positions (h * w, D) of a grid of patches, interpolated to another grid (bicubic, antialiased, in float32).
+def interpolate_positions(positions: Tensor, grid: Size, new_grid: Size) -> Tensor:
+    """Interpolate position embeddings to another grid of patches (bicubic, antialiased, in float32), as timm does.
 
-    It is what timm does; the authors of ViT interpolate too, bilinear.
+    The authors of ViT interpolate bilinearly.
+
+    Args:
+        positions: (h * w, D).
+        grid: (h, w) of the positions.
+        new_grid: (h, w) of the result.
     """
-    table = positions.float().unflatten(0, grid).permute(2, 0, 1)[None]  # (1, D, h, w)
-    found = nn.functional.interpolate(table, size=to, mode="bicubic", antialias=True)[0]
-    return found.permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
+    table = rearrange(positions.float(), "(h w) d -> 1 d h w", h=grid[0])
+    resized = nn.functional.interpolate(table, size=new_grid, mode="bicubic", antialias=True)
+    return rearrange(resized, "1 d h w -> (h w) d").to(positions.dtype)
 
 
-def check_numbers(features: Tensor, spec: str) -> None:
-    """ValueError for features that are no numbers."""
+def check_finite(features: Tensor, spec: str) -> None:
+    """Raise ValueError for features with NaN or infinite values."""
     if not features.isfinite().all():
-        raise ValueError(f"{spec} makes features that are no numbers: its weights are broken, get others")
+        raise ValueError(
+            f"{spec}: expected finite features, got NaN or infinite values. Its weights are broken; get others."
+        )

@@ -1,41 +1,58 @@
-"""A text encoder as it is: fixed texts only."""
+"""A text encoder without block-wise access: fixed texts only."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from vlprompt.backbones.cache.memory import looked_up
-from vlprompt.backbones.towers.text import bare
+from vlprompt.backbones.cache.memory import cache_fixed_texts
 from vlprompt.core.prompt import NOTHING, Prompt
+from vlprompt.core.templates import as_templated_text
 
 
-class OpaqueText:
-    """Any encoder of texts; it takes no prompt, so CoOp and its like can't work on it and are told so."""
+class OpaqueTextTower:
+    """Any encoder of texts, used without prompts.
 
-    depth, dim, heads, head_dim = 0, 0, 0, 0
+    Args:
+        net: C texts -> features (C, E).
+        feature_dim: E.
+        key: identifies the weights.
+        device: the device of `net`.
+    """
 
-    def __init__(self, net: Callable[[list[str]], Tensor], width: int, key: str, device: torch.device):
-        self.net, self.width, self.key, self.device = net, width, key, device
+    depth, dim, n_heads, head_dim = 0, 0, 0, 0
 
-    def _refuse(self, what: str) -> ValueError:
+    def __init__(self, net: Callable[[list[str]], Tensor], feature_dim: int, key: str, device: torch.device):
+        self.net, self.feature_dim, self.key, self.device = net, feature_dim, key, device
+
+    def _unsupported_error(self, feature: str) -> ValueError:
         return ValueError(
-            f"the text tower of {self.key.split('#')[0]} is used as it is ({what} can't be put in); "
-            'learn the context on a CLIP with its own text transformer, for example "open_clip:ViT-B-16/openai"'
+            f"text tower of {self.key.split('#')[0]}: expected a block-wise tower for {feature}, got one that only "
+            'encodes fixed texts. Use a CLIP with its own text transformer, for example "open_clip:ViT-B-16/openai".'
         )
 
-    @looked_up
-    def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
-        """C texts -> (1, C, E), un-normalised; ValueError for a prompt."""
-        if prompt or read != "pooled":
-            raise self._refuse("soft tokens, prefixes and parts")
+    @cache_fixed_texts
+    def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
+        """Encode C fixed texts.
+
+        Returns:
+            Un-normalised features (1, C, E).
+
+        Raises:
+            ValueError: if there is a prompt.
+        """
+        if prompt or output != "pooled":
+            raise self._unsupported_error("soft tokens, prefixes and adapters")
         with torch.no_grad():
-            return self.net([bare(text) for text in texts])[None]
+            return self.net([as_templated_text(text).words for text in texts])[None]
 
-    def context(
-        self, n: int | None = None, init: str | None = None, generator: torch.Generator | None = None
+    def init_context(
+        self, n_tokens: int | None = None, init: str | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        raise self._refuse("soft tokens")
+        raise self._unsupported_error("soft tokens")
 
-    def sites(self, *names: str) -> dict[str, tuple[int, int]]:
-        raise self._refuse("parts")
+    def require_blocks(self) -> None:
+        raise self._unsupported_error("soft tokens")
+
+    def sites(self, *kinds: str) -> dict[str, tuple[int, int]]:
+        raise self._unsupported_error("adapters")

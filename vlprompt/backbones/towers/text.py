@@ -1,241 +1,352 @@
-"""Text towers: causal ones behind a shared prefix, others by the full pass, and any encoder as it is."""
+"""Block-wise text towers: causal ones behind a shared prefix, others by the full pass."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vlprompt.backbones.cache.memory import looked_up
-from vlprompt.core.compute_options import PLAINLY, again
+from vlprompt.backbones.cache.memory import cache_fixed_texts
+from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS, recompute_in_backward
 from vlprompt.core.prompt import NOTHING, Prompt
-from vlprompt.layers.block import Block, check, everyone, find_sites, step, walk
-from vlprompt.layers.cuda_graphs import Graphs
-from vlprompt.layers.frozen_maps import Map
-from vlprompt.layers.shared_prefix import Layout, Row, encode, lay_out
+from vlprompt.core.templates import TemplatePiece, as_templated_text
+from vlprompt.layers.block import Block, find_sites, make_attention, run_block, validate_prompt_layers, walk
+from vlprompt.layers.cuda_graphs import CudaGraphCache
+from vlprompt.layers.frozen_maps import FrozenMap
+from vlprompt.layers.shared_prefix import PackedLayout, TokensAndSlots, encode_packed, pack_texts
 
-ROWS = 65536  # token rows of a pass without a gradient, as far as texts can be parted
-WORTH = 1000  # token rows whose products take a GPU as long as the many small operations of one more group of texts
-RECORDED = 2048  # texts of a pass, with those of all contexts, up to which starting its operations is what takes long
-# a layout, its rows before the first block (1, T, D), and their queries, keys and values there (None: not constant)
-Laid = tuple[Layout, Tensor, Tensor | None]
-HOLE = re.compile(r"\{\{|\}\}|\s*\{(\d+)\}")
+TOKENS_PER_PASS = 65536  # token rows of a pass without gradients, as far as texts can be split
+# token rows whose products take a GPU as long as the many small operations of one more group of texts
+GROUP_OVERHEAD_TOKENS = 1000
+# texts of a pass, over all contexts, up to which launching its operations is what takes long
+MAX_RECORDED_TEXTS = 2048
 
 
-def bare(text: str) -> str:
-    """The text without its holes, and with escaped braces as they are meant."""
-    return HOLE.sub(lambda m: "" if m[1] else m[0][0], text)
+class EmbeddedLayout(NamedTuple):
+    """A layout, its rows before the first block (1, T, D), and their queries, keys and values if those are constant."""
+
+    layout: PackedLayout
+    x: Tensor
+    qkv: Tensor | None
 
 
 @dataclass(frozen=True)
-class Words:
-    """A tokenizer: `encode` gives ids without special ones, which stand in `begin` and `end`; `pad` fills a context."""
+class TextTokenizer:
+    """A tokenizer of a CLIP's texts.
 
-    encode: Callable[[str], list[int]]
-    begin: tuple[int, ...]
-    end: tuple[int, ...]
-    pad: int = 0
-
-    def row(self, text: str, tokens: int) -> Row:
-        """Ids, and which prompt token stands in each place.
-
-        "{4} dog" has 4 holes; without a hole they follow the beginning.
-        """
-        if tokens and not any(m[1] for m in HOLE.finditer(text)):
-            text = f"{{{tokens}}} {text}"
-        ids, k = list(self.encode(bare(text))), 0
-        where = [-1] * len(ids)
-        for hole in (m for m in HOLE.finditer(text) if m[1]):  # after as many tokens as the words before it have alone
-            n, at = int(hole[1]), k + len(self.encode(bare(text[: hole.start()])))
-            ids[at:at], where[at:at], k = [0] * n, range(k, k + n), k + n
-        if k != tokens:
-            raise ValueError(f"the text {text!r} has {k} holes for prompt tokens, but the prompt has {tokens} tokens")
-        return [*self.begin, *ids, *self.end], [*[-1] * len(self.begin), *where, *[-1] * len(self.end)]
-
-
-def whole_words(tokenizer: Any, clean: Callable[[str], str] = str) -> Words:
-    """A tokenizer of Hugging Face as Words; clean: what is done to a text before it."""
-    whole, middle = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
-    at = next(i for i in range(len(whole)) if whole[i : i + len(middle)] == middle)
-    begin, end = tuple(whole[:at]), tuple(whole[at + len(middle) :])
-    pad = tokenizer.pad_token_id or 0
-    return Words(lambda text: tokenizer.encode(clean(text), add_special_tokens=False), begin, end, pad)
-
-
-def parted(prompt: Prompt, texts: int, most: int, own: bool) -> Iterator[tuple[int, Prompt]]:
-    """Where each chunk of at most so many texts begins, and the prompt with its texts' own tokens."""
-    for i in range(0, texts, most):
-        tokens = {layer: t[:, i : i + most] if own else t for layer, t in prompt.tokens.items()}
-        yield i, Prompt(tokens, prompt.prefix, prompt.beside)
-
-
-class TextTower:
-    """Texts -> features (R, C, E), un-normalised.
-
-    table (V, D): token embeddings; positions (L, D); project: (.., D) -> (.., E). causal: rows see only what stands
-    before them; read: which row is the text's ("end", "first" or "last" of the whole context). tail (D,): a row
-    after the context (CoCa's class token), which is then the last; positions has one more row for it.
+    Args:
+        encode: text -> ids without special tokens.
+        begin_ids: special tokens in front.
+        end_ids: special tokens behind.
+        pad_id: fills a context.
     """
 
-    def __init__(self, blocks: Sequence[Block], *, words: Words, table: Tensor, positions: Tensor, norm: Map,
-                 project: Map, causal: bool, read: str, width: int, key: str, device: torch.device,
-                 tail: Tensor | None = None):  # fmt: skip
-        self.blocks, self.words, self.table, self.positions = blocks, words, table, positions
-        self.norm, self.project, self.causal, self.read, self.width, self.key = norm, project, causal, read, width, key
-        self.depth, self.dim, self.heads, self.tail = len(blocks), table.shape[1], blocks[0].heads, tail
-        self.length = len(positions) - (tail is not None)
-        self.head_dim, self.device = self.dim // self.heads, device
-        self.worth = WORTH if device.type == "cuda" else 0
-        self.graphs = Graphs() if device.type == "cuda" else None
-        self._layout, self.how = lru_cache(64)(self._lay_out), PLAINLY
+    encode: Callable[[str], list[int]]
+    begin_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+    pad_id: int = 0
 
-    def sites(self, *names: str) -> dict[str, tuple[int, int]]:
-        """{"0/q": (fan_in, fan_out), ...}.
+    def tokenize(self, text: str, n_tokens: int) -> TokensAndSlots:
+        """Tokenize a text as one string and put soft tokens in, each after the words before it.
+
+        Args:
+            text: a text with places of soft tokens ("{4} dog."); without one they follow the beginning.
+            n_tokens: soft tokens of the prompt.
+
+        Returns:
+            Token ids, and the index of the soft token at each position (-1: none).
+        """
+        pieces = as_templated_text(text, n_tokens).pieces
+        if n_tokens and all(piece.kind == "words" for piece in pieces):
+            pieces = (TemplatePiece("tokens", n_soft_tokens=n_tokens), TemplatePiece("words", " "), *pieces)
+        words, slots, n_placed = "", list[tuple[int, int]](), 0
+        for piece in pieces:
+            if piece.kind == "words":
+                words += piece.text
+            else:  # after as many tokens as the words before it have alone
+                words = words.rstrip()
+                slots.append((n_placed + len(self.encode(words)), piece.n_soft_tokens))
+                n_placed += piece.n_soft_tokens
+        if n_placed != n_tokens:
+            raise ValueError(
+                f"text: expected places for {n_tokens} prompt tokens, got {n_placed} in {str(text)!r}. Write for "
+                f"example '{{{n_tokens}}} dog.'"
+            )
+        ids, n_placed = list(self.encode(words)), 0
+        indices = [-1] * len(ids)
+        for position, n in slots:
+            ids[position:position], indices[position:position] = [0] * n, range(n_placed, n_placed + n)
+            n_placed += n
+        begin, end = self.begin_ids, self.end_ids
+        return [*begin, *ids, *end], [*[-1] * len(begin), *indices, *[-1] * len(end)]
+
+
+def wrap_hf_tokenizer(tokenizer: Any, clean: Callable[[str], str] = str) -> TextTokenizer:
+    """Wrap a Hugging Face tokenizer; `clean` is applied to a text before it."""
+    full, word = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    start = next(i for i in range(len(full)) if full[i : i + len(word)] == word)
+    begin, end = tuple(full[:start]), tuple(full[start + len(word) :])
+    pad = tokenizer.pad_token_id or 0
+    return TextTokenizer(lambda text: tokenizer.encode(clean(text), add_special_tokens=False), begin, end, pad)
+
+
+def iter_text_micro_batches(
+    prompt: Prompt, n_texts: int, size: int, class_specific: bool
+) -> Iterator[tuple[int, Prompt]]:
+    """Yield the first text of each micro-batch, and the prompt with its texts' tokens."""
+    for i in range(0, n_texts, size):
+        tokens = {layer: t[:, i : i + size] if class_specific else t for layer, t in prompt.tokens.items()}
+        yield i, Prompt(tokens, prompt.prefix, prompt.adapters)
+
+
+class TransformerTextTower:
+    """Texts -> features (R, C, E), not normalised.
+
+    Args:
+        blocks: the blocks.
+        tokenizer: of the texts.
+        token_embeddings: (V, D).
+        positions: (L, D), with one more row for a class token.
+        norm: the last norm.
+        project: (.., D) -> (.., E).
+        is_causal: whether rows see only the rows before them.
+        pooling: the row that is read: the "end" of a text, the "first", or the "last" of the context.
+        feature_dim: E.
+        key: identifies the weights.
+        device: of the weights.
+        class_token: (D,), a row behind the context (CoCa), which then is the last.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        *,
+        tokenizer: TextTokenizer,
+        token_embeddings: Tensor,
+        positions: Tensor,
+        norm: FrozenMap,
+        project: FrozenMap,
+        is_causal: bool,
+        pooling: str,
+        feature_dim: int,
+        key: str,
+        device: torch.device,
+        class_token: Tensor | None = None,
+    ):
+        self.blocks, self.tokenizer = blocks, tokenizer
+        self.token_embeddings, self.positions, self.class_token = token_embeddings, positions, class_token
+        self.norm, self.project, self.is_causal, self.pooling = norm, project, is_causal, pooling
+        self.feature_dim, self.key, self.device = feature_dim, key, device
+        self.depth, self.dim, self.n_heads = len(blocks), token_embeddings.shape[1], blocks[0].n_heads
+        self.head_dim = self.dim // self.n_heads
+        self.context_length = len(positions) - (class_token is not None)
+        self.group_overhead = GROUP_OVERHEAD_TOKENS if device.type == "cuda" else 0
+        self.cuda_graphs = CudaGraphCache() if device.type == "cuda" else None
+        self._cached_layout, self.compute_options = lru_cache(64)(self._build_layout), DEFAULT_COMPUTE_OPTIONS
+
+    def require_blocks(self) -> None:
+        """Do nothing: a transformer has blocks."""
+
+    def sites(self, *kinds: str) -> dict[str, tuple[int, int]]:
+        """Return {"0/q": (fan_in, fan_out), ...}.
 
         Kinds: norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+.
         """
-        return find_sites(self.blocks, names, {"norm": (self.dim, self.dim)})
+        return find_sites(self.blocks, kinds, {"norm": (self.dim, self.dim)})
 
-    def context(
-        self, n: int | None = None, init: str | None = None, generator: torch.Generator | None = None
+    def init_context(
+        self, n_tokens: int | None = None, init: str | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Initial tokens (P, D): the embeddings of the words of `init`, or n drawn from N(0, 0.02) on the CPU."""
+        """Return initial soft tokens (P, D): embeddings of the words of `init`, or draws from N(0, 0.02) on the CPU."""
         if init is None:
-            if n is not None and n < 1:
-                raise ValueError(f"n_ctx, the number of prompt tokens, must be at least 1, not {n}")
-            return (torch.randn(16 if n is None else n, self.dim, generator=generator) * 0.02).to(self.device)
-        ids = self.words.encode(init.replace("_", " "))
-        if n is not None and n != len(ids):
+            n = 16 if n_tokens is None else n_tokens
+            if n < 1:
+                raise ValueError(f"method.n_ctx: expected at least 1 prompt token, got {n}. Set a larger value.")
+            return (torch.randn(n, self.dim, generator=generator) * 0.02).to(self.device)
+        ids = self.tokenizer.encode(init.replace("_", " "))
+        if n_tokens is not None and n_tokens != len(ids):
             raise ValueError(
-                f"the initial words {init!r} are {len(ids)} tokens, but n_ctx is {n}: "
-                f"leave n_ctx out, set it to {len(ids)}, or begin without words (init=null)"
+                f"method.n_ctx: expected {len(ids)}, as the initial words {init!r} are {len(ids)} tokens, got "
+                f"{n_tokens}. Leave n_ctx out, set it to {len(ids)}, or begin without words (init_text=null)."
             )
-        return self.table[torch.tensor(ids, device=self.device)].clone()
+        return self.token_embeddings[torch.tensor(ids, device=self.device)].clone()
 
-    @looked_up
-    def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, read: str = "pooled") -> Tensor:
-        """C texts after each of R contexts -> (R, C, E). Holes like {4} are where the prompt's tokens stand."""
-        if read != "pooled":
-            raise ValueError(f"a text tower reads 'pooled', not {read!r}")
+    @cache_fixed_texts
+    def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
+        """Encode C texts behind each of R contexts -> (R, C, E); soft tokens stand at places like {4}."""
+        if output != "pooled":
+            raise ValueError(f"output: expected 'pooled' of a text tower, got {output!r}. Leave it out.")
+        prompt, n_contexts, class_specific = self._normalize_prompt(prompt, len(texts))
+        is_packed = self.is_causal and self.pooling == "end" and not prompt.mixes_rows
+        encode, texts = self._encode_packed if is_packed else self._encode_padded, tuple(texts)
+        size = self._max_texts_per_pass(n_contexts, is_packed)
+        if len(texts) > size:
+            micro_batches = iter_text_micro_batches(prompt, len(texts), size, class_specific)
+            parts = [
+                recompute_in_backward(encode, texts[i : i + size], part, n_contexts, class_specific)
+                for i, part in micro_batches
+            ]
+            return self._project_features(torch.cat(parts, 1), prompt)
+        if is_packed and self._may_record(n_contexts * len(texts)):
+            return self._encode_recorded(texts, prompt, n_contexts, class_specific)
+        return self._project_features(encode(texts, prompt, n_contexts, class_specific), prompt)
+
+    def _normalize_prompt(self, prompt: Prompt, n_texts: int) -> tuple[Prompt, int, bool]:
+        """The prompt with tokens of one form, R, and whether that form is (R, C, P, D) instead of (R, P, D)."""
         if prompt.tokens and 0 not in prompt.tokens:
             raise ValueError(
-                "the tokens of a text must begin at layer 0: later layers replace what stands in the holes"
+                f"Prompt.tokens: expected tokens from layer 0 on, got layers {sorted(prompt.tokens)}. Tokens of a text "
+                "tower must begin at layer 0: later layers replace what stands there."
             )
-        check(prompt, self.depth)
-        shapes = [t.shape[0] for t in prompt.tokens.values()] + [k.shape[0] for k, _ in prompt.prefix.values()]
-        own = any(t.ndim == 4 and t.shape[1] > 1 for t in prompt.tokens.values())
-        if own and {t.shape[1] for t in prompt.tokens.values() if t.ndim == 4} != {len(texts)}:
+        validate_prompt_layers(prompt, self.depth)
+        n_contexts = [t.shape[0] for t in prompt.tokens.values()] + [k.shape[0] for k, _ in prompt.prefix.values()]
+        n_classes = {t.shape[1] for t in prompt.tokens.values() if t.ndim == 4}
+        class_specific = any(n > 1 for n in n_classes)
+        if class_specific and n_classes != {n_texts}:
             raise ValueError(
-                f"the prompt has tokens for {next(iter(prompt.tokens.values())).shape[1]} classes, "
-                f"but there are {len(texts)} texts"
+                f"Prompt.tokens: expected tokens for {n_texts} texts, got tokens for "
+                f"{next(iter(prompt.tokens.values())).shape[1]} classes. Give each text its tokens."
             )
-        tokens = {i: t if own else t.flatten(1, 2) if t.ndim == 4 else t for i, t in prompt.tokens.items()}
-        if own:
-            tokens = {i: t if t.ndim == 4 else t[:, None].expand(-1, len(texts), -1, -1) for i, t in tokens.items()}
-        prompt, contexts = Prompt(tokens, prompt.prefix, prompt.beside), max(shapes, default=1)
-        packed = self.causal and self.read == "end" and not prompt.mixes_rows
-        make, most, texts = (self._packed if packed else self._full), self._at_once(contexts, packed), tuple(texts)
-        if len(texts) > most:
-            x = torch.cat([again(make, texts[i : i + most], part, contexts, own)
-                           for i, part in parted(prompt, len(texts), most, own)], 1)  # fmt: skip
-        elif packed and self.graphs is not None and self.how == PLAINLY and contexts * len(texts) <= RECORDED:
-            laid = self._laid(texts, prompt.length, own, contexts)  # held by what is recorded
-            return self.graphs(lambda p: self._pooled(self._behind(laid, p, contexts, own), p), (texts, own), prompt)
-        else:
-            x = make(texts, prompt, contexts, own)
-        return self._pooled(x, prompt)
+        tokens = dict[int, Tensor]()
+        for i, t in prompt.tokens.items():
+            if class_specific:
+                tokens[i] = t if t.ndim == 4 else t[:, None].expand(-1, n_texts, -1, -1)
+            else:
+                tokens[i] = t.flatten(1, 2) if t.ndim == 4 else t
+        return Prompt(tokens, prompt.prefix, prompt.adapters), max(n_contexts, default=1), class_specific
 
-    def _pooled(self, x: Tensor, prompt: Prompt) -> Tensor:
-        return self.project(prompt.part("norm", x, self.norm(x)))
+    def _may_record(self, n_texts: int) -> bool:
+        is_default = self.compute_options == DEFAULT_COMPUTE_OPTIONS
+        return self.cuda_graphs is not None and is_default and n_texts <= MAX_RECORDED_TEXTS
 
-    def _at_once(self, contexts: int, packed: bool) -> int:
-        """How many texts a pass takes: as many as asked for, or without a gradient what keeps it small."""
-        rows = ROWS if self.device.type == "cpu" else 16 * ROWS
-        least = max(16, rows // (contexts * (6 if packed else self.length)))
-        found = self.how.chunk or len(self.table)
-        return found if torch.is_grad_enabled() else min(found, least)
+    def _encode_recorded(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int, class_specific: bool) -> Tensor:
+        """Encode packed texts through recorded CUDA graphs."""
+        assert self.cuda_graphs is not None
+        embedded = self._get_layout(texts, prompt.length, class_specific, n_contexts)  # the recorded pass refers to it
 
-    def rows(self, texts: Sequence[str], tokens: int) -> list[Row]:
-        rows = [self.words.row(text, tokens) for text in texts]
+        def encode(prompt: Prompt) -> Tensor:
+            return self._project_features(self._encode_layout(embedded, prompt, n_contexts, class_specific), prompt)
+
+        return self.cuda_graphs(encode, (texts, class_specific), prompt)
+
+    def _project_features(self, x: Tensor, prompt: Prompt) -> Tensor:
+        return self.project(prompt.apply_adapter("norm", x, self.norm(x)))
+
+    def _max_texts_per_pass(self, n_contexts: int, is_packed: bool) -> int:
+        """The text micro-batch, limited to a small one without gradients."""
+        rows = TOKENS_PER_PASS if self.device.type == "cpu" else 16 * TOKENS_PER_PASS
+        limit = max(16, rows // (n_contexts * (6 if is_packed else self.context_length)))
+        size = self.compute_options.text_micro_batch or len(self.token_embeddings)
+        return size if torch.is_grad_enabled() else min(size, limit)
+
+    def tokenize(self, texts: Sequence[str], n_tokens: int) -> list[TokensAndSlots]:
+        """Tokenize texts with n_tokens soft tokens each; ValueError for one that exceeds the context."""
+        rows = [self.tokenizer.tokenize(text, n_tokens) for text in texts]
         for text, (ids, _) in zip(texts, rows, strict=True):
-            if len(ids) > self.length:
+            if len(ids) > self.context_length:
+                max_tokens = max(0, n_tokens - len(ids) + self.context_length)
                 raise ValueError(
-                    f"the text {bare(text)!r} with {tokens} prompt tokens fills {len(ids)} places, "
-                    f"but the context has {self.length}: "
-                    f"use at most {max(0, tokens - len(ids) + self.length)} prompt tokens (n_ctx) in all, or "
-                    "shorter names"
+                    f"text: expected at most {self.context_length} tokens, got {len(ids)} for "
+                    f"{as_templated_text(text, n_tokens).words!r} with {n_tokens} prompt tokens. "
+                    f"Use at most {max_tokens} prompt tokens (n_ctx) in all, or shorter names."
                 )
         return rows
 
-    def _lay_out(self, texts: tuple[str, ...], tokens: int, own: bool, worth: int) -> Laid:
-        """The layout, its rows before the first block (1, T, D), and their queries, keys and values there."""
-        layout, first = lay_out(self.rows(texts, tokens), tokens, own, self.device, worth), self.blocks[0]
-        x = (self.table[layout.ids] + self.positions[layout.places])[None]
-        if not tokens or first.qkv is None:  # a pass without a prompt is made once
-            return layout, x, None
+    def _build_layout(
+        self, texts: tuple[str, ...], n_tokens: int, class_specific: bool, group_overhead: int
+    ) -> EmbeddedLayout:
+        rows, first = self.tokenize(texts, n_tokens), self.blocks[0]
+        layout = pack_texts(rows, n_tokens, class_specific, self.device, group_overhead)
+        x = (self.token_embeddings[layout.token_ids] + self.positions[layout.positions])[None]
+        if not n_tokens or first.qkv is None:  # fixed texts are encoded once, so there is nothing to reuse
+            return EmbeddedLayout(layout, x, None)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return layout, x, first.qkv(first.norm1(x))
+            return EmbeddedLayout(layout, x, first.qkv(first.norm1(x)))
 
-    def _laid(self, texts: tuple[str, ...], tokens: int, own: bool, contexts: int) -> Laid:
-        return self._layout(texts, tokens, own, self.worth // contexts)
+    def _get_layout(
+        self, texts: tuple[str, ...], n_tokens: int, class_specific: bool, n_contexts: int
+    ) -> EmbeddedLayout:
+        return self._cached_layout(texts, n_tokens, class_specific, self.group_overhead // n_contexts)
 
-    def _packed(self, texts: tuple[str, ...], prompt: Prompt, contexts: int, own: bool) -> Tensor:
-        return self._behind(self._laid(texts, prompt.length, own, contexts), prompt, contexts, own)
+    def _encode_packed(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int, class_specific: bool) -> Tensor:
+        embedded = self._get_layout(texts, prompt.length, class_specific, n_contexts)
+        return self._encode_layout(embedded, prompt, n_contexts, class_specific)
 
-    def _behind(self, laid: Laid, prompt: Prompt, contexts: int, own: bool) -> Tensor:
-        """Texts behind what they share, as they are laid out."""
-        layout, x, qkv = laid
-        x = x.expand(contexts, -1, -1)
+    def _encode_layout(
+        self, embedded_layout: EmbeddedLayout, prompt: Prompt, n_contexts: int, class_specific: bool
+    ) -> Tensor:
+        """Encode texts behind their shared prefix -> (R, C, D)."""
+        layout, x, qkv = embedded_layout
+        x = x.expand(n_contexts, -1, -1)
         if prompt.length:
-            rows, which = layout.slot
-            t = prompt.tokens[0].flatten(1, 2) if own else prompt.tokens[0]
-            x = x.index_copy(
-                1, rows, (t[:, which] + self.positions[layout.places[rows]]).to(x.dtype).expand(contexts, -1, -1)
-            )
-        return encode(self.blocks, x, layout, prompt, qkv, self.how.by(step))
+            rows, token_indices = layout.prompt_slots
+            tokens = prompt.tokens[0].flatten(1, 2) if class_specific else prompt.tokens[0]
+            placed = (tokens[:, token_indices] + self.positions[layout.positions[rows]]).to(x.dtype)
+            x = x.index_copy(1, rows, placed.expand(n_contexts, -1, -1))
+        return encode_packed(self.blocks, x, layout, prompt, qkv, self.compute_options.wrap_block_fn(run_block))
 
-    def _full(self, texts: tuple[str, ...], prompt: Prompt, contexts: int, own: bool) -> Tensor:
-        """Every text by itself: without a causal mask, or where a part mixes rows."""
-        found, c, p = self.rows(texts, prompt.length), len(texts), prompt.length
-        tail, longest = self.tail is not None, max(len(ids) for ids, _ in found)
-        whole = not self.causal or (self.read == "last" and not tail)
-        n = self.length if whole else min(longest + tail, self.length)
-        ids = torch.tensor([i + [self.words.pad] * (n - len(i)) for i, _ in found], device=self.device)
-        x = (self.table[ids] + self.positions[:n]).repeat(contexts, 1, 1)  # (R * C, N, D)
-        places = torch.tensor(
-            [[j for j, w in enumerate(where) if w >= 0] for _, where in found], device=self.device
-        ).long()
-        places = places.repeat(contexts, 1)  # (R * C, P): where each text's tokens stand
-        each = {
-            i: (t if own else t[:, None].expand(-1, c, -1, -1)).expand(contexts, -1, -1, -1).flatten(0, 1)
-            for i, t in prompt.tokens.items()
-        }
-        if p:
-            t = (each[0] + self.positions[places]).to(x.dtype)
-            x = x.scatter(1, places[..., None].expand_as(t), t)
-        prefix = {
-            i: tuple(t.expand(contexts, -1, -1, -1).repeat_interleave(c, 0) for t in kv)
-            for i, kv in prompt.prefix.items()
-        }
-        prompt = Prompt(each, prefix, prompt.beside)  # type: ignore[arg-type]
-        seen = None
-        if self.tail is not None:
-            x = torch.cat([x, (self.tail + self.positions[-1]).expand(len(x), 1, -1)], 1)
-            seen = self._seen(ids, places[:c]).repeat(contexts, 1)
-        x = walk(self.blocks, x, prompt, attention=everyone(self.causal, seen), slot=(places, places),
-                 by=self.how.by(step))  # fmt: skip
-        ends = torch.tensor([len(i) - 1 for i, _ in found], device=self.device).repeat(contexts)
-        row = {"end": ends, "first": torch.zeros_like(ends), "last": torch.full_like(ends, x.shape[1] - 1)}[self.read]
-        return x[torch.arange(len(x), device=x.device), row].unflatten(0, (contexts, c))
+    def _encode_padded(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int, class_specific: bool) -> Tensor:
+        """Encode every text by itself -> (R, C, D): without a causal mask, or if an adapter mixes rows."""
+        rows, n_texts = self.tokenize(texts, prompt.length), len(texts)
+        n_positions = self._padded_length(max(len(ids) for ids, _ in rows))
+        padded = [ids + [self.tokenizer.pad_id] * (n_positions - len(ids)) for ids, _ in rows]
+        ids = torch.tensor(padded, device=self.device)
+        x = (self.token_embeddings[ids] + self.positions[:n_positions]).repeat(n_contexts, 1, 1)  # (R * C, N, D)
+        slots = [[j for j, w in enumerate(slots) if w >= 0] for _, slots in rows]
+        slot_rows = torch.tensor(slots, device=self.device).long().repeat(n_contexts, 1)  # (R * C, P)
+        prompt = _repeat_per_text(prompt, n_contexts, n_texts, class_specific)
+        if prompt.length:
+            t = (prompt.tokens[0] + self.positions[slot_rows]).to(x.dtype)
+            x = x.scatter(1, slot_rows[..., None].expand_as(t), t)
+        visible = None
+        if self.class_token is not None:
+            x = torch.cat([x, (self.class_token + self.positions[-1]).expand(len(x), 1, -1)], 1)
+            visible = self._visible_positions(ids, slot_rows[:n_texts]).repeat(n_contexts, 1)
+        x = walk(
+            self.blocks,
+            x,
+            prompt,
+            attention=make_attention(self.is_causal, visible),
+            slot=(slot_rows, slot_rows),
+            block_fn=self.compute_options.wrap_block_fn(run_block),
+        )
+        ends = torch.tensor([len(ids) - 1 for ids, _ in rows], device=self.device).repeat(n_contexts)
+        return self._pool(x, ends).unflatten(0, (n_contexts, n_texts))
 
-    def _seen(self, ids: Tensor, places: Tensor) -> Tensor:
-        """Which of N + 1 rows CoCa lets be seen, (C, N + 1), for ids (C, N) with prompt tokens in places (C, P).
+    def _padded_length(self, max_length: int) -> int:
+        has_class_token = self.class_token is not None
+        if not self.is_causal or (self.pooling == "last" and not has_class_token):
+            return self.context_length
+        return min(max_length + has_class_token, self.context_length)
 
-        Its mask of padding stands one row late, and its weights are trained with that: the row after a pad token is
+    def _pool(self, x: Tensor, ends: Tensor) -> Tensor:
+        """Rows (B, N, D) -> the one that is read (B, D)."""
+        last = torch.full_like(ends, x.shape[1] - 1)
+        row = {"end": ends, "first": torch.zeros_like(ends), "last": last}[self.pooling]
+        return x[torch.arange(len(x), device=x.device), row]
+
+    def _visible_positions(self, ids: Tensor, slot_rows: Tensor) -> Tensor:
+        """Which of N + 1 rows CoCa lets be seen, (C, N + 1), for ids (C, N) with soft tokens at slot_rows (C, P).
+
+        Its padding mask stands one row late, and its weights are trained with that: the row after a pad token is
         hidden, so the first pad is seen and the class token doesn't see itself.
         """
-        kept = (ids != self.words.pad).scatter(1, places, True)
-        return torch.cat([kept.new_ones(len(ids), 1), kept], 1)
+        is_text = (ids != self.tokenizer.pad_id).scatter(1, slot_rows, True)
+        return torch.cat([is_text.new_ones(len(ids), 1), is_text], 1)
+
+
+def _repeat_per_text(prompt: Prompt, n_contexts: int, n_texts: int, class_specific: bool) -> Prompt:
+    """A prompt of R contexts for R * C sequences."""
+
+    def repeat_tokens(tokens: Tensor) -> Tensor:
+        per_text = tokens if class_specific else tokens[:, None].expand(-1, n_texts, -1, -1)
+        return per_text.expand(n_contexts, -1, -1, -1).flatten(0, 1)
+
+    def repeat_prefix(x: Tensor) -> Tensor:
+        return x.expand(n_contexts, -1, -1, -1).repeat_interleave(n_texts, 0)
+
+    tokens = {i: repeat_tokens(t) for i, t in prompt.tokens.items()}
+    prefix = {i: (repeat_prefix(k), repeat_prefix(v)) for i, (k, v) in prompt.prefix.items()}
+    return Prompt(tokens, prefix, prompt.adapters)

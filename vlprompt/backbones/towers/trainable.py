@@ -1,4 +1,4 @@
-"""Trainable copies of what is frozen: the exception that is asked for by name (tower.copy(), tower.cut(k))."""
+"""Trainable copies of frozen blocks and towers: `tower.trainable_copy()` and `tower.split_at(k)`."""
 
 import copy
 from collections.abc import Sequence
@@ -9,32 +9,32 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.core.prompt import NOTHING, Prompt
-from vlprompt.layers.block import Attend, Block, walk
-from vlprompt.layers.frozen_maps import Affine, Map, Scale
+from vlprompt.layers.block import AttentionFn, Block, walk
+from vlprompt.layers.frozen_maps import FrozenLinear, FrozenMap, FrozenScale
 
 
 class BlockTower(Protocol):
-    """What a trainable copy needs of a tower of images that walks block by block."""
+    """The parts of a block-wise image tower that a trainable copy needs."""
 
     blocks: Sequence[Block]
-    norm: Map
-    embed: Map
-    pre: Map
-    project: Map
-    special: int
-    class_tokens: Tensor
-    positions: Tensor
-    attention: Attend
+    norm: FrozenMap
+    embed: FrozenMap
+    pre_norm: FrozenMap
+    project: FrozenMap
+    n_special_tokens: int
+    special_tokens: Tensor
+    position_embeddings: Tensor
+    attention: AttentionFn
 
-    def begun(self, pixels: Tensor, prompt: Prompt) -> tuple[Tensor, Prompt]: ...
-    def ended(self, x: Tensor, prompt: Prompt, read: str) -> Tensor: ...
+    def embed_pixels(self, pixels: Tensor, prompt: Prompt) -> tuple[Tensor, Prompt]: ...
+    def run_blocks(self, x: Tensor, prompt: Prompt, output: str) -> Tensor: ...
     def encode(self, pixels: Tensor) -> Tensor: ...
 
 
-class Line(nn.Module):
-    """A linear map that is trained."""
+class TrainableLinear(nn.Module):
+    """A trainable copy of a frozen linear map."""
 
-    def __init__(self, frozen: Affine):
+    def __init__(self, frozen: FrozenLinear):
         super().__init__()
         self.weight = nn.Parameter(frozen.weight.detach().clone())
         self.bias = None if frozen.bias is None else nn.Parameter(frozen.bias.detach().clone())
@@ -43,10 +43,10 @@ class Line(nn.Module):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
-class Gain(nn.Module):
-    """A layer scale that is trained."""
+class TrainableScale(nn.Module):
+    """A trainable copy of a layer scale."""
 
-    def __init__(self, frozen: Scale):
+    def __init__(self, frozen: FrozenScale):
         super().__init__()
         self.gain = nn.Parameter(frozen.gain.detach().clone())
 
@@ -54,87 +54,91 @@ class Gain(nn.Module):
         return x * self.gain
 
 
-def trainable(frozen: Any) -> nn.Module | None:
-    """A copy of a map that has weights; None for what has none."""
-    if isinstance(frozen, Affine):
-        return Line(frozen)
-    if isinstance(frozen, Scale):
-        return Gain(frozen)
+def copy_trainable(frozen: object) -> nn.Module | None:
+    """Return a trainable copy of a map; None for a map without weights."""
+    if isinstance(frozen, FrozenLinear):
+        return TrainableLinear(frozen)
+    if isinstance(frozen, FrozenScale):
+        return TrainableScale(frozen)
     if isinstance(frozen, nn.Module) and any(True for _ in frozen.parameters()):
         return copy.deepcopy(frozen).requires_grad_(True)
     return None
 
 
-class Layer(nn.Module):
-    """A block that is trained; q, k and v stay packed where they were."""
+class TrainableBlock(nn.Module):
+    """A trainable copy of a block; q, k and v stay packed if they were."""
 
     def __init__(self, frozen: Block):
         super().__init__()
         self.maps, self._frozen = nn.ModuleDict(), frozen
         for field in fields(Block):
-            packed = field.name in ("q", "k", "v") and frozen.qkv is not None
-            if not packed and (made := trainable(getattr(frozen, field.name))) is not None:
-                self.maps[field.name] = made
+            is_packed = field.name in ("q", "k", "v") and frozen.qkv is not None
+            if not is_packed and (module := copy_trainable(getattr(frozen, field.name))) is not None:
+                self.maps[field.name] = module
 
-    def block(self) -> Block:
-        """The block as a value over the parameters of now."""
-        change: dict[str, Any] = dict(self.maps.items())
-        if isinstance(packed := change.get("qkv"), Line):
+    def as_block(self) -> Block:
+        """Return the block as a value over the current parameters."""
+        maps: dict[str, Any] = dict(self.maps.items())
+        if isinstance(packed := maps.get("qkv"), TrainableLinear):
             weights = packed.weight.chunk(3)
             biases = (None,) * 3 if packed.bias is None else packed.bias.chunk(3)
-            change |= {kind: Affine(w, b) for kind, w, b in zip("qkv", weights, biases, strict=True)}
-        return replace(self._frozen, **change)
+            maps |= {kind: FrozenLinear(w, b) for kind, w, b in zip("qkv", weights, biases, strict=True)}
+        return replace(self._frozen, **maps)
 
 
-class Upper(nn.Module):
-    """The blocks of a ViT from `begin` on and its last norm, trained: rows (B, N, D) -> features (B, E)."""
+class TrainableUpper(nn.Module):
+    """A trainable copy of a ViT's blocks from `first_block` on and its last norm: (B, N, D) -> features (B, E)."""
 
-    def __init__(self, tower: BlockTower, begin: int):
+    def __init__(self, tower: BlockTower, first_block: int):
         super().__init__()
         self._tower = tower
-        self.layers = nn.ModuleList(Layer(block) for block in tower.blocks[begin:])
-        self.norm = trainable(tower.norm)
+        self.layers = nn.ModuleList(TrainableBlock(block) for block in tower.blocks[first_block:])
+        self.norm = copy_trainable(tower.norm)
 
-    def now(self) -> BlockTower:
-        """The tower as a value over the parameters of now."""
-        made = copy.copy(self._tower)
-        made.blocks = [layer.block() for layer in self.layers]  # type: ignore[operator]
-        made.norm = self.norm or made.norm
-        return made
+    def as_tower(self) -> BlockTower:
+        """Return the tower as a value over the current parameters."""
+        tower = copy.copy(self._tower)
+        tower.blocks = [layer.as_block() for layer in self.layers]  # type: ignore[operator]
+        tower.norm = self.norm or tower.norm
+        return tower
 
-    def forward(self, rows: Tensor) -> Tensor:
-        return self.now().ended(rows, NOTHING, "pooled")
+    def forward(self, x: Tensor) -> Tensor:
+        return self.as_tower().run_blocks(x, NOTHING, "pooled")
 
 
-class Whole(Upper):
-    """A whole ViT, trained: patches, class and register tokens, positions, norms, blocks, projection.
+class TrainableTower(TrainableUpper):
+    """A trainable copy of a ViT: pixels (B, 3, h, w) -> features (B, E).
 
-    What a library pools by attention (SigLIP, CoCa) stays frozen. Pixels (B, 3, h, w) -> features (B, E).
+    It trains patch embedding, class and register tokens, positions, norms, blocks and projection. Attention pools
+    (SigLIP, CoCa) stay frozen.
     """
 
     def __init__(self, tower: BlockTower):
         super().__init__(tower, 0)
-        self.embed, self.pre, self.project = (trainable(f) for f in (tower.embed, tower.pre, tower.project))
-        self.special = nn.Parameter(tower.class_tokens.detach().clone()) if tower.special else None
-        self.positions = nn.Parameter(tower.positions.detach().clone()) if bool(tower.positions.any()) else None
+        self.embed, self.pre_norm, self.project = (
+            copy_trainable(f) for f in (tower.embed, tower.pre_norm, tower.project)
+        )
+        self.special_tokens = nn.Parameter(tower.special_tokens.detach().clone()) if tower.n_special_tokens else None
+        self.position_embeddings = (
+            nn.Parameter(tower.position_embeddings.detach().clone()) if bool(tower.position_embeddings.any()) else None
+        )
 
-    def now(self) -> BlockTower:
-        made = super().now()
-        for name, value in (("embed", self.embed), ("pre", self.pre), ("project", self.project),
-                            ("class_tokens", self.special), ("positions", self.positions)):  # fmt: skip
-            if value is not None:
-                setattr(made, name, value)
-        return made
+    def as_tower(self) -> BlockTower:
+        tower = super().as_tower()
+        for name in ("embed", "pre_norm", "project", "special_tokens", "position_embeddings"):
+            if (value := getattr(self, name)) is not None:
+                setattr(tower, name, value)
+        return tower
 
-    def forward(self, rows: Tensor) -> Tensor:  # they are pixels here
-        return self.now().encode(rows)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.as_tower().encode(x)
 
 
-def lower(tower: BlockTower, depth: int) -> Map:
-    """The first blocks of a ViT: pixels -> rows (B, N, D)."""
+def build_lower_blocks(tower: BlockTower, n_blocks: int) -> FrozenMap:
+    """Return the first blocks of a ViT as a map from pixels (B, 3, h, w) to tokens (B, N, D)."""
 
-    def rows(pixels: Tensor) -> Tensor:
+    def run_lower_blocks(pixels: Tensor) -> Tensor:
         with torch.no_grad():
-            return walk(tower.blocks[:depth], tower.begun(pixels, NOTHING)[0], attention=tower.attention)
+            return walk(tower.blocks[:n_blocks], tower.embed_pixels(pixels, NOTHING)[0], attention=tower.attention)
 
-    return rows
+    return run_lower_blocks

@@ -1,71 +1,80 @@
-"""Lines of code that every Python carries, of its own library: told from English, or cut into tokens."""
+"""Text datasets from the source of the standard library: code versus English, and token classification."""
 
 import ast
 import io
 import keyword
 import tokenize
 
-from vlprompt.data.builtin.docstrings import documented, first_sentence, number, parted, sources
+from vlprompt.data.builtin.docstrings import (
+    extract_first_sentence,
+    group_by_split,
+    iter_docstrings,
+    load_sources,
+    stable_hash,
+)
 
-KINDS = {tokenize.NUMBER: "number", tokenize.STRING: "string", tokenize.OP: "operator"}
-SKIPPED = (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)
+TOKEN_KINDS = {tokenize.NUMBER: "number", tokenize.STRING: "string", tokenize.OP: "operator"}
+SKIPPED_TOKENS = (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)
 
 
-def code_lines() -> list[str]:
-    """The statements of one line of 20 to 120 characters, docstrings left out, each once."""
-    found: dict[str, None] = {}
-    for source in sources():
+def list_code_lines() -> list[str]:
+    """Return the distinct one-line statements of 20 to 120 characters, without docstrings."""
+    statements: dict[str, None] = {}
+    for source in load_sources():
         lines = source.text.split("\n")
         for node in ast.walk(source.tree):
             if not isinstance(node, ast.stmt) or node.end_lineno != node.lineno:
                 continue
             text = lines[node.lineno - 1].strip()
-            told = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            if 20 <= len(text) <= 120 and text.isascii() and not told and "#" not in text:
-                found.setdefault(text)
-    return list(found)
+            is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            if 20 <= len(text) <= 120 and text.isascii() and not is_constant and "#" not in text:
+                statements.setdefault(text)
+    return list(statements)
 
 
 def doc_or_code() -> dict[str, list[dict[str, object]]]:
-    """text, label: first sentences of docstrings and as many lines of code, drawn by their hash."""
+    """Return rows (text, label): first sentences of docstrings and equally many lines of code, sampled by hash."""
     docs: dict[str, None] = {}
-    for source in sources():
-        for _, told in documented(source.tree):
-            if 20 <= len(sentence := first_sentence(told)) <= 120:
+    for source in load_sources():
+        for _, docstring in iter_docstrings(source.tree):
+            if 20 <= len(sentence := extract_first_sentence(docstring)) <= 120:
                 docs.setdefault(sentence)
-    code = sorted((line for line in code_lines() if line not in docs), key=number)[: len(docs)]
-    return parted([{"text": text, "label": kind} for kind, of in (("doc", docs), ("code", code)) for text in of],
-                  "text")  # fmt: skip
+    code = sorted((line for line in list_code_lines() if line not in docs), key=stable_hash)[: len(docs)]
+    texts_by_label = {"doc": docs, "code": code}
+    return group_by_split(
+        [{"text": text, "label": label} for label, texts in texts_by_label.items() for text in texts], "text"
+    )
 
 
-def python_tokens(most: int = 3000) -> dict[str, list[dict[str, object]]]:
-    """words, tags: the tokens of a line of code and the kind of each, of 4 to 24 tokens without spaces.
+def python_tokens(max_lines: int = 3000) -> dict[str, list[dict[str, object]]]:
+    """Return rows (words, tags): the tokens of a line of code and their kinds, 4 to 24 tokens without spaces.
 
-    `most` lines, drawn by their hash. Lines with f-strings are left out, since Python 3.12 cuts them another way.
+    At most `max_lines` lines, sampled by hash. Lines with f-strings are excluded, since Python 3.12
+    tokenises them differently.
     """
     rows: list[dict[str, object]] = []
-    for line in sorted(code_lines(), key=number):
-        if (cut := _cut(line)) is not None and 4 <= len(cut) <= 24:
-            rows.append({"line": line, "words": [word for word, _ in cut], "tags": [kind for _, kind in cut]})
-        if len(rows) == most:
+    for line in sorted(list_code_lines(), key=stable_hash):
+        if (tokens := _tokenize_line(line)) is not None and 4 <= len(tokens) <= 24:
+            rows.append({"line": line, "words": [word for word, _ in tokens], "tags": [kind for _, kind in tokens]})
+        if len(rows) == max_lines:
             break
-    return parted(rows, "line")
+    return group_by_split(rows, "line")
 
 
-def _cut(line: str) -> list[tuple[str, str]] | None:
-    """(token, kind) of a line; None for one that can't be cut alone or that has a token with a space."""
-    found = []
+def _tokenize_line(line: str) -> list[tuple[str, str]] | None:
+    """Return (token, kind) pairs; None if the line can't be tokenised on its own or a token has a space."""
+    tokens = []
     try:
         for token in tokenize.generate_tokens(io.StringIO(line).readline):
-            if token.type in SKIPPED:
+            if token.type in SKIPPED_TOKENS:
                 continue
             prefix = token.string[: min(token.string.find(quote) % 1000 for quote in "'\"")].lower()
-            if token.type not in (*KINDS, tokenize.NAME) or " " in token.string:
+            if token.type not in (*TOKEN_KINDS, tokenize.NAME) or " " in token.string:
                 return None
             if token.type == tokenize.STRING and "f" in prefix:
                 return None
-            word = "keyword" if keyword.iskeyword(token.string) else "name"
-            found.append((token.string, KINDS.get(token.type, word)))
+            word_kind = "keyword" if keyword.iskeyword(token.string) else "name"
+            tokens.append((token.string, TOKEN_KINDS.get(token.type, word_kind)))
     except (tokenize.TokenError, SyntaxError):  # such as a line that ends in a colon
         return None
-    return found
+    return tokens

@@ -1,4 +1,4 @@
-"""English that every Python carries: the docstrings of its own library, read from the source, never imported."""
+"""Text datasets from the docstrings of the standard library, read from its source files without importing them."""
 
 import ast
 import hashlib
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 MODULES = ("asyncio", "decimal", "email", "http", "logging", "multiprocessing", "tarfile", "unittest", "urllib", "xml")
-BESIDE = {"decimal": "_pydecimal"}  # where the source of a module is that is also written in C
-NAME = "[name]"  # stands for the module's own name in its texts
-SHARES = ("train",) * 7 + ("val", "test", "test")
-Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+PURE_PYTHON_SOURCES = {"decimal": "_pydecimal"}  # the Python twin of a module written in C
+MODULE_MASK = "[name]"  # replaces the module's name in its texts
+SPLIT_BY_BUCKET = ("train",) * 7 + ("val", "test", "test")
+DocumentedNode = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class Source(NamedTuple):
-    """One file of a module: its text and its syntax tree."""
+class SourceFile(NamedTuple):
+    """A source file of a module and its syntax tree."""
 
     module: str
     text: str
@@ -27,13 +27,14 @@ class Source(NamedTuple):
 
 
 @cache
-def sources() -> tuple[Source, ...]:
-    """The files of MODULES in this Python's library, tests left out; OSError where it has no sources."""
-    library, found = Path(sysconfig.get_paths()["stdlib"]), []
+def load_sources() -> tuple[SourceFile, ...]:
+    """Load the source files of MODULES without their tests; FileNotFoundError if Python ships no sources."""
+    library, sources = Path(sysconfig.get_paths()["stdlib"]), []
     for module in MODULES:
-        path = library / BESIDE.get(module, module)
-        inside = lambda file, path=path: {"test", "tests"}.isdisjoint(file.relative_to(path).parts)  # noqa: E731
-        files = filter(inside, sorted(path.rglob("*.py"))) if path.is_dir() else [path.with_suffix(".py")]
+        path = library / PURE_PYTHON_SOURCES.get(module, module)
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+        if path.is_dir():
+            files = [file for file in files if {"test", "tests"}.isdisjoint(file.relative_to(path).parts)]
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(
@@ -41,67 +42,75 @@ def sources() -> tuple[Source, ...]:
                     "library as .py files"
                 )
             text = file.read_text("utf-8")
-            found.append(Source(module, text, ast.parse(text)))
-    return tuple(found)
+            sources.append(SourceFile(module, text, ast.parse(text)))
+    return tuple(sources)
 
 
-def documented(tree: ast.Module) -> Iterator[tuple[Documented, str]]:
-    """What has a docstring, and the docstring's first paragraph in one line."""
+def iter_docstrings(tree: ast.Module) -> Iterator[tuple[DocumentedNode, str]]:
+    """Yield documented nodes and the first paragraph of their docstring on one line."""
     for node in ast.walk(tree):
-        if isinstance(node, Documented) and (told := ast.get_docstring(node, clean=False)):
-            yield node, " ".join(inspect.cleandoc(told).split("\n\n")[0].split())
+        if isinstance(node, DocumentedNode) and (docstring := ast.get_docstring(node, clean=False)):
+            yield node, " ".join(inspect.cleandoc(docstring).split("\n\n")[0].split())
 
 
-def masked(text: str, module: str) -> str:
-    """A text without the words that hold the module's name."""
-    return re.sub(rf"\w*{module}\w*", NAME, text, flags=re.IGNORECASE)
+def mask_module_name(text: str, module: str) -> str:
+    """Replace the words that contain the module's name."""
+    return re.sub(rf"\w*{module}\w*", MODULE_MASK, text, flags=re.IGNORECASE)
 
 
-def number(text: str) -> int:
-    """A number from a text, the same in every Python."""
+def stable_hash(text: str) -> int:
+    """Hash a text to an integer, the same in every process."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def part_of(text: str) -> str:
-    """7 of 10 texts are train, 1 is val, 2 are test, by the text alone."""
-    return SHARES[number(text) % 10]
+def assign_split(text: str) -> str:
+    """Assign a text to train, val or test (7 : 1 : 2) by its hash."""
+    return SPLIT_BY_BUCKET[stable_hash(text) % 10]
 
 
-def parted(rows: list[dict[str, object]], key: str) -> dict[str, list[dict[str, object]]]:
-    """Rows by part, in the order of the hash of what stands under `key`."""
-    parts: dict[str, list[dict[str, object]]] = {"train": [], "val": [], "test": []}
-    for row in sorted(rows, key=lambda row: number(str(row[key]))):
-        parts[part_of(str(row[key]))].append(row)
-    return parts
+def group_by_split(rows: list[dict[str, object]], text_key: str) -> dict[str, list[dict[str, object]]]:
+    """Group rows by split, in the order of the hash of their `text_key`."""
+    splits: dict[str, list[dict[str, object]]] = {"train": [], "val": [], "test": []}
+    for row in sorted(rows, key=lambda row: stable_hash(str(row[text_key]))):
+        splits[assign_split(str(row[text_key]))].append(row)
+    return splits
 
 
 def docstrings() -> dict[str, list[dict[str, object]]]:
-    """text, label: first paragraphs of 20 to 400 characters, and the module that they come from.
+    """Return rows (text, label): first paragraphs of 20 to 400 characters and their module.
 
-    A text that several modules have is left out.
+    A text that occurs in more than one module is excluded.
     """
-    found: dict[str, str] = {}
-    homes = Counter[str]()
-    for source in sources():
-        for text in dict.fromkeys(masked(told, source.module) for _, told in documented(source.tree)):
-            if 20 <= len(text) <= 400 and found.get(text) != source.module:
-                found[text] = source.module
-                homes[text] += 1
-    return parted([{"text": text, "label": module} for text, module in found.items() if homes[text] == 1], "text")
+    module_by_text: dict[str, str] = {}
+    n_modules = Counter[str]()
+    for source in load_sources():
+        for text in dict.fromkeys(
+            mask_module_name(docstring, source.module) for _, docstring in iter_docstrings(source.tree)
+        ):
+            if 20 <= len(text) <= 400 and module_by_text.get(text) != source.module:
+                module_by_text[text] = source.module
+                n_modules[text] += 1
+    rows: list[dict[str, object]] = [
+        {"text": text, "label": module} for text, module in module_by_text.items() if n_modules[text] == 1
+    ]
+    return group_by_split(rows, "text")
 
 
 def signatures() -> dict[str, list[dict[str, object]]]:
-    """signature, response: the head of a function and the first sentence of its docstring, 20 to 200 characters."""
-    found: dict[str, str] = {}
-    for source in sources():
-        for node, told in documented(source.tree):
-            sentence = first_sentence(told)
+    """Return rows (signature, response): functions and first sentences of 20 to 200 characters."""
+    sentence_by_signature: dict[str, str] = {}
+    for source in load_sources():
+        for node, docstring in iter_docstrings(source.tree):
+            sentence = extract_first_sentence(docstring)
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and 20 <= len(sentence) <= 200:
-                head = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
-                found.setdefault(f"{head} {node.name}({ast.unparse(node.args)}):", sentence)
-    return parted([{"signature": head, "response": sentence} for head, sentence in found.items()], "signature")
+                keyword = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
+                sentence_by_signature.setdefault(f"{keyword} {node.name}({ast.unparse(node.args)}):", sentence)
+    return group_by_split(
+        [{"signature": signature, "response": sentence} for signature, sentence in sentence_by_signature.items()],
+        "signature",
+    )
 
 
-def first_sentence(text: str) -> str:
-    """Up to the first full stop that ends a sentence."""
+def extract_first_sentence(text: str) -> str:
+    """Return the text up to the first sentence-ending mark."""
     return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]

@@ -1,63 +1,44 @@
-"""Pictures that were decoded, as bytes in memory."""
+"""In-memory cache of decoded images."""
 
 import os
 import threading
-from random import Random
 
 import numpy as np
 from PIL import Image
 
-EACH = 700  # bytes of a key and of what holds a picture besides its own bytes, as measured
+from vlprompt.runtime.bounded_cache import ENTRY_OVERHEAD_BYTES, BoundedCache
 
 
-def most() -> int:
-    """Bytes by default: 1 GB (2**30), and no more than an eighth of the machine's memory."""
-    known = hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(os.sysconf_names)
-    return min(2**30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8) if known else 2**30
+def default_max_bytes() -> int:
+    """Return the default bound of the cache in bytes: 1 GB (2**30), but no more than an eighth of the memory."""
+    has_memory_size = hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(os.sysconf_names)
+    return min(2**30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8) if has_memory_size else 2**30
 
 
-class Decoded:
-    """Pictures by key, up to `most` bytes; then some go, at random (the oldest are what the next epoch wants first).
+class DecodedImageCache(BoundedCache[object, np.ndarray]):
+    """Decoded RGB images by key, three bytes a pixel. Threads may share it."""
 
-    Only those in RGB; three bytes a pixel. Threads may share it.
-    """
-
-    def __init__(self, most: int):
-        self.most, self.bytes = most, 0
-        self._held, self._order = dict[object, np.ndarray](), list[object]()
-        self._chance, self._lock = Random(0), threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._held)
+    def __init__(self, max_bytes: int):
+        super().__init__(max_bytes)
+        self._lock = threading.Lock()
 
     def get(self, key: object) -> np.ndarray | None:
-        """Its bytes (H, W, 3), not to be written into."""
-        return self._held.get(key)
+        """Return the pixels (height, width, 3) of an image, read-only by convention, or None."""
+        return self.lookup(key)
 
-    def keep(self, key: object, picture: Image.Image) -> None:
-        width, height = picture.size
-        if picture.mode != "RGB" or 3 * width * height + EACH > self.most:
+    def add(self, key: object, image: Image.Image) -> None:
+        """Add an image, unless it is not RGB, larger than the whole cache, or there already."""
+        width, height = image.size
+        if image.mode != "RGB" or 3 * width * height + ENTRY_OVERHEAD_BYTES > self.max_bytes:
             return
-        array = np.array(picture)
+        pixels = np.array(image)
         with self._lock:
-            if key in self._held:
-                return
-            self._held[key] = array
-            self._order.append(key)
-            self.bytes += array.nbytes + EACH
-            self._shrink()
+            self.insert(key, pixels)
 
-    def use(self, most: int) -> None:
-        """At most so many bytes from now on; 0 keeps nothing."""
+    def set_max_bytes(self, max_bytes: int) -> None:
+        """Change the bound and evict down to it; 0 empties and disables the cache."""
         with self._lock:
-            self.most = most
-            self._shrink()
-
-    def _shrink(self) -> None:
-        while self.bytes > self.most:
-            i = self._chance.randrange(max(1, len(self._order) - 1))  # the newest stays
-            self._order[i], self._order[-1] = self._order[-1], self._order[i]
-            self.bytes -= self._held.pop(self._order.pop()).nbytes + EACH
+            super().set_max_bytes(max_bytes)
 
 
-HELD = Decoded(most())  # of this process
+IMAGE_CACHE = DecodedImageCache(default_max_bytes())  # of this process

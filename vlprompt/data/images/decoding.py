@@ -1,4 +1,4 @@
-"""Pictures to pixels: files and arrays as items, a tower's look, augmented views as pure functions of a number."""
+"""Decode, preprocess and augment images; augmentations are pure functions of a seed."""
 
 import math
 from collections.abc import Callable
@@ -13,19 +13,24 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vlprompt.core.images import Item, Look, View, lasting
-from vlprompt.data.images.cache import HELD
+from vlprompt.core.images import Augmentation, ImageItem, Preprocessing, persistent_key
+from vlprompt.data.images.cache import IMAGE_CACHE
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-LEAST = {"crop": 0.08, "crop-flip": 0.08, "crop-flip-half": 0.5, "augmix": 0.08}  # of the area that a crop keeps
-AUGMENTS = ("none", *LEAST, "shift-flip")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# the smallest fraction of the image area that a random crop covers
+MIN_CROP_AREA = {"crop": 0.08, "crop-flip": 0.08, "crop-flip-half": 0.5, "augmix": 0.08}
+AUGMENTATIONS = ("none", *MIN_CROP_AREA, "shift-flip")
 
 
-def open_picture(path: Path) -> Image.Image:
-    """The whole picture in RGB; ValueError that names the file when it is truncated, too large or no image."""
+def open_image(path: Path) -> Image.Image:
+    """Decode an image file as RGB.
+
+    Raises:
+        ValueError: naming the file, if it is missing, truncated, too large or not an image.
+    """
     try:
-        with Image.open(path) as picture:
-            return in_rgb(picture)
+        with Image.open(path) as image:
+            return convert_to_rgb(image)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{str(path)!r} has so many pixels that opening it could fill the memory ({error}); make it smaller or "
@@ -42,172 +47,206 @@ def open_picture(path: Path) -> Image.Image:
         ) from error
 
 
-def in_rgb(picture: Image.Image) -> Image.Image:
-    """Any picture in RGB: 16 bits of grey become 8, transparent becomes white, the rest is as Pillow does it."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        grey = np.asarray(picture, dtype=np.float64)
-        most = 65535.0 if picture.mode != "F" else 1.0 if grey.max(initial=0.0) <= 1.0 else 255.0
-        picture = Image.fromarray((grey.clip(0, most) * (255 / most)).round().astype(np.uint8))
-    if picture.has_transparency_data:
-        shown = picture.convert("RGBA")
-        if shown.getchannel("A").getextrema() != (255, 255):
-            return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
-    return picture.convert("RGB")
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to RGB: 16-bit grey is scaled to 8 bits, transparency becomes white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.asarray(image, dtype=np.float64)
+        max_value = 65535.0 if image.mode != "F" else 1.0 if grey.max(initial=0.0) <= 1.0 else 255.0
+        image = Image.fromarray((grey.clip(0, max_value) * (255 / max_value)).round().astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() != (255, 255):
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
 
 
-def files_under(folder: Path) -> list[Path]:
-    """The image files in a folder and below, sorted."""
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+def list_image_files(folder: Path) -> list[Path]:
+    """Return the image files in a folder and its subfolders, sorted."""
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
 
 
-def _crop_box(width: int, height: int, least: float, view: torch.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a random crop of `least` to 1 of the area and 3:4 to 4:3.
-
-    As torchvision's RandomResizedCrop draws.
-    """
+def _crop_box(width: int, height: int, min_area: float, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Draw (top, left, height, width) like torchvision's RandomResizedCrop, at aspect ratios of 3:4 to 4:3."""
     for _ in range(10):
-        area = width * height * (least + (1 - least) * float(torch.rand(1, generator=view)))
-        ratio = (3 / 4) * (16 / 9) ** float(torch.rand(1, generator=view))
+        area = width * height * (min_area + (1 - min_area) * float(torch.rand(1, generator=generator)))
+        ratio = (3 / 4) * (16 / 9) ** float(torch.rand(1, generator=generator))
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
-            top = int(torch.randint(0, height - h + 1, (1,), generator=view))
-            return top, int(torch.randint(0, width - w + 1, (1,), generator=view)), h, w
+            top = int(torch.randint(0, height - h + 1, (1,), generator=generator))
+            return top, int(torch.randint(0, width - w + 1, (1,), generator=generator)), h, w
     side = min(width, height)
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-class _Stream(TorchFunctionMode):
-    """Random numbers that torch would draw from the stream of all come from one of their own; in this thread only."""
+class _SeededRandomness(TorchFunctionMode):
+    """Draw torch's random numbers from a seeded generator instead of the global one, in this thread only."""
 
     def __init__(self, seed: int):
         super().__init__()
-        self.own = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        drawn = getattr(func, "__name__", "") in ("rand", "randint", "_sample_dirichlet")
-        return func(*args, **(kwargs or {}), **({"generator": self.own} if drawn else {}))
+        is_random = getattr(func, "__name__", "") in ("rand", "randint", "_sample_dirichlet")
+        return func(*args, **(kwargs or {}), **({"generator": self.generator} if is_random else {}))
 
 
-def _augmix(picture: Any, seed: int) -> Any:
-    """AugMix (Hendrycks et al., ICLR 2020, arXiv:1912.02781) at severity 1; torchvision draws from torch's stream."""
+def _apply_augmix(image: Any, seed: int) -> Any:
+    """AugMix (Hendrycks et al., ICLR 2020, arXiv:1912.02781) at severity 1, seeded."""
     from torchvision.transforms.v2 import AugMix
 
-    with _Stream(seed):
-        return AugMix(severity=1)(picture)
+    with _SeededRandomness(seed):
+        return AugMix(severity=1)(image)
 
 
-def _resized(picture: Any, look: Look) -> Any:
-    """As large as the look says before it is cut out; a tensor (3, H, W) of 0..1 where it samples at points."""
+def _resize(image: Any, preprocessing: Preprocessing) -> Any:
+    """Resize an image before the crop; without antialiasing the result is a tensor (3, H, W) in 0..1."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as T
 
-    whole = [math.floor(side / look.crop) for side in look.size]
-    square = look.resize == "squash" or picture.size[0] == picture.size[1]
-    shown = picture if look.antialias else T.pil_to_tensor(picture).float() / 255  # bytes would be rounded once more
-    mode = InterpolationMode(look.interpolation)
-    return T.resize(shown, whole if square else [min(whole)], mode, antialias=look.antialias)
+    size = [math.floor(side / preprocessing.crop) for side in preprocessing.size]
+    is_exact = preprocessing.resize == "squash" or image.size[0] == image.size[1]
+    if not preprocessing.antialias:
+        image = T.pil_to_tensor(image).float() / 255  # resizing bytes would round once more
+    mode = InterpolationMode(preprocessing.interpolation)
+    return T.resize(image, size if is_exact else [min(size)], mode, antialias=preprocessing.antialias)
 
 
-def form(look: Look, view: View | None) -> tuple[object, ...]:
-    """What all sights of one kind begin with: the picture itself, the picture resized, or what is cut out of that.
+def intermediate_key(preprocessing: Preprocessing, augmentation: Augmentation | None) -> tuple[object, ...]:
+    """Return the cache key of the last deterministic step: () for the decoded image itself, else the resize and crop.
 
-    A crop is taken from the picture itself, and one that is sampled at points has no bytes any more.
+    A random crop is taken from the decoded image, and without antialiasing the resized image is no longer in bytes, so
+    that both have the key ().
     """
-    augment = "none" if view is None else view.augment
-    if augment not in ("none", "shift-flip") or not look.antialias:
+    augment = "none" if augmentation is None else augmentation.kind
+    if augment not in ("none", "shift-flip") or not preprocessing.antialias:
         return ()
-    return augment, look.size, look.interpolation, look.resize, look.crop
+    return augment, preprocessing.size, preprocessing.interpolation, preprocessing.resize, preprocessing.crop
 
 
-def formed(picture: Image.Image, look: Look, view: View | None) -> Image.Image:
-    """A picture in that form."""
+def compute_intermediate(
+    image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation | None
+) -> Image.Image:
+    """Run the deterministic steps that `intermediate_key` names."""
     from torchvision.transforms import functional as T
 
-    if not (kind := form(look, view)):
-        return picture
-    shown: Any = _resized(picture, look)
-    if kind[0] != "shift-flip":
-        shown = T.center_crop(shown, list(look.size))
-    return shown
+    if not (key := intermediate_key(preprocessing, augmentation)):
+        return image
+    resized: Any = _resize(image, preprocessing)
+    cropped: Any = resized if key[0] == "shift-flip" else T.center_crop(resized, list(preprocessing.size))
+    return cropped
 
 
-def finished(shown: Any, look: Look, view: View | None) -> Tensor:
-    """(3, h, w), normalised, from a picture in the form of its sight (what is cut out may be its bytes, (h, w, 3))."""
+def finish_pixels(image: Any, preprocessing: Preprocessing, augmentation: Augmentation | None) -> Tensor:
+    """Apply the random steps and normalise.
+
+    Args:
+        image: the result of `compute_intermediate`, or its bytes (h, w, 3) if the augmentation is "none".
+        preprocessing: the size, crop and normalisation.
+        augmentation: the seeded augmentation, None for none.
+
+    Returns:
+        (3, h, w), normalised.
+    """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as T
 
-    mode = InterpolationMode(look.interpolation)
-    if view is not None and view.augment == "shift-flip":
-        random = torch.Generator().manual_seed(view.seed)
-        shown = shown if look.antialias else _resized(shown, look)
-        over = [max(0, have - wanted) for have, wanted in zip(T.get_dimensions(shown)[1:], look.size, strict=True)]
-        top, left = (int(torch.randint(0, n + 1, (1,), generator=random)) for n in over)
-        shown = T.crop(shown, top, left, *look.size)
-        if float(torch.rand(1, generator=random)) < 0.5:
-            shown = T.hflip(shown)
-    elif view is not None and view.augment != "none":
-        random = torch.Generator().manual_seed(view.seed)
-        width, height = shown.size
-        shown = T.resized_crop(shown, *_crop_box(width, height, LEAST[view.augment], random), list(look.size), mode)
-        if view.augment != "crop" and float(torch.rand(1, generator=random)) < 0.5:
-            shown = T.hflip(shown)
-        if view.augment == "augmix":
-            shown = _augmix(shown, view.seed)
-    elif not look.antialias:
-        shown = T.center_crop(_resized(shown, look), list(look.size))
-    if not isinstance(shown, Tensor):
-        bytes_ = torch.from_numpy(shown).permute(2, 0, 1) if isinstance(shown, np.ndarray) else T.pil_to_tensor(shown)
-        shown = torch.empty(bytes_.shape).copy_(bytes_).div_(255)
-    return (shown - torch.tensor(look.mean)[:, None, None]).div_(torch.tensor(look.std)[:, None, None])
+    mode = InterpolationMode(preprocessing.interpolation)
+    if augmentation is not None and augmentation.kind == "shift-flip":
+        generator = torch.Generator().manual_seed(augmentation.seed)
+        image = image if preprocessing.antialias else _resize(image, preprocessing)
+        sides = zip(T.get_dimensions(image)[1:], preprocessing.size, strict=True)
+        margins = [max(0, side - cropped) for side, cropped in sides]
+        top, left = (int(torch.randint(0, n + 1, (1,), generator=generator)) for n in margins)
+        image = T.crop(image, top, left, *preprocessing.size)
+        if float(torch.rand(1, generator=generator)) < 0.5:
+            image = T.hflip(image)
+    elif augmentation is not None and augmentation.kind != "none":
+        generator = torch.Generator().manual_seed(augmentation.seed)
+        width, height = image.size
+        box = _crop_box(width, height, MIN_CROP_AREA[augmentation.kind], generator)
+        image = T.resized_crop(image, *box, list(preprocessing.size), mode)
+        if augmentation.kind != "crop" and float(torch.rand(1, generator=generator)) < 0.5:
+            image = T.hflip(image)
+        if augmentation.kind == "augmix":
+            image = _apply_augmix(image, augmentation.seed)
+    elif not preprocessing.antialias:
+        image = T.center_crop(_resize(image, preprocessing), list(preprocessing.size))
+    if not isinstance(image, Tensor):
+        pixels = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) else T.pil_to_tensor(image)
+        image = torch.empty(pixels.shape).copy_(pixels).div_(255)
+    mean, std = torch.tensor(preprocessing.mean)[:, None, None], torch.tensor(preprocessing.std)[:, None, None]
+    return (image - mean).div_(std)
 
 
-def pixels(picture: Image.Image, look: Look, view: View | None = None) -> Tensor:
-    """(3, h, w), normalised.
+def preprocess_image(
+    image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation | None = None
+) -> Tensor:
+    """Preprocess and augment an image.
 
-    Without a view: resized and cut out of the middle. With one, perhaps mirrored: for "shift-flip" resized and cut out
-    at a random place (VPT on FGVC; it moves by what the look's crop leaves), otherwise a random crop that is resized.
+    Args:
+        image: an RGB image.
+        preprocessing: the size, crop and normalisation.
+        augmentation: None for resize and centre crop; "shift-flip" resizes and crops at a random position within the
+            margin that the preprocessing's crop leaves (VPT on FGVC); the others resize a random crop. All but "crop"
+            flip horizontally with probability one half.
+
+    Returns:
+        (3, h, w), normalised.
     """
-    return finished(formed(picture, look, view), look, view)
+    return finish_pixels(compute_intermediate(image, preprocessing, augmentation), preprocessing, augmentation)
 
 
 @dataclass(frozen=True, slots=True)
-class _Sights:
-    """Decodes one picture, and keeps of it what its next sight of the same kind begins with."""
+class _ImageDecoder:
+    """Decode one image, and cache its deterministic preprocessing."""
 
     key: str
-    open_it: Callable[[], Image.Image]
+    opener: Callable[[], Image.Image]
 
-    def __call__(self, look: Look, view: View | None) -> Tensor:
-        return finished(self._formed(look, view, True), look, view)
+    def __call__(self, preprocessing: Preprocessing, augmentation: Augmentation | None) -> Tensor:
+        return finish_pixels(self._load_intermediate(preprocessing, augmentation, True), preprocessing, augmentation)
 
-    def once(self, look: Look, view: View | None) -> Tensor:
-        """A view may come again as another one; a look without a view is not kept."""
-        return finished(self._formed(look, view, view is not None), look, view)
+    def decode_once(self, preprocessing: Preprocessing, augmentation: Augmentation | None) -> Tensor:
+        """Decode without caching unless there is an augmentation, whose next draw reuses the intermediate image."""
+        return finish_pixels(
+            self._load_intermediate(preprocessing, augmentation, augmentation is not None), preprocessing, augmentation
+        )
 
-    def _formed(self, look: Look, view: View | None, keep: bool) -> Any:
-        kind = form(look, view)
-        if (found := HELD.get((self.key, *kind))) is not None:
-            return found if "none" in kind else Image.fromarray(found)  # bytes are all that is left to be normalised
-        whole = HELD.get((self.key,)) if kind else None
-        found = formed(self.open_it() if whole is None else Image.fromarray(whole), look, view)
-        if keep:
-            HELD.keep((self.key, *kind), found)
-        return found
-
-
-def picture_item(key: str, open_it: Callable[[], Image.Image], name: str = "") -> Item:
-    """An item of a picture that can be opened again; `key` must change when the picture does."""
-    return Item(key, _Sights(key, open_it), name)
+    def _load_intermediate(self, preprocessing: Preprocessing, augmentation: Augmentation | None, cache: bool) -> Any:
+        key = intermediate_key(preprocessing, augmentation)
+        if (pixels := IMAGE_CACHE.get((self.key, *key))) is not None:
+            return pixels if "none" in key else Image.fromarray(pixels)  # only the normalisation is left to do
+        decoded = IMAGE_CACHE.get((self.key,)) if key else None
+        image = self.opener() if decoded is None else Image.fromarray(decoded)
+        intermediate = compute_intermediate(image, preprocessing, augmentation)
+        if cache:
+            IMAGE_CACHE.add((self.key, *key), intermediate)
+        return intermediate
 
 
-def file_item(path: Path, name: str = "") -> Item:
-    """An item of a file: its key holds the path, the size and the time of the last change.
+def build_image_item(key: str, opener: Callable[[], Image.Image], name: str = "") -> ImageItem:
+    """Return the item of an image.
 
-    name: its path inside its dataset.
+    Args:
+        key: the cache key; must change when the image does.
+        opener: decodes the image; may be called more than once.
+        name: the path inside the dataset.
+    """
+    return ImageItem(key, _ImageDecoder(key, opener), name)
+
+
+def build_file_item(path: Path, name: str = "") -> ImageItem:
+    """Return the item of an image file, keyed by path, size and modification time.
+
+    Args:
+        path: the file.
+        name: its path inside the dataset.
     """
     stat = path.stat()
-    return picture_item(lasting(path.absolute(), stat.st_size, stat.st_mtime_ns), partial(_open, str(path)), name)
+    return build_image_item(
+        persistent_key(path.absolute(), stat.st_size, stat.st_mtime_ns), partial(_open_image_path, str(path)), name
+    )
 
 
-def _open(path: str) -> Image.Image:
-    return open_picture(Path(path))
+def _open_image_path(path: str) -> Image.Image:
+    return open_image(Path(path))

@@ -1,36 +1,35 @@
-"""Batches whose pictures are decoded while the batch before is computed."""
+"""Decode the images of the next batch while the current one is processed."""
 
 from collections.abc import Iterable, Iterator
 
 from vlprompt.core.batch import Batch
-from vlprompt.core.images import Asked, Pictures
+from vlprompt.core.images import DecodeRequests, LazyImages
 
 
-def _pictures(batch: Batch | None) -> list[Pictures]:
-    """Its images and the unlabelled ones; none where they are something else."""
-    both = () if batch is None else (batch.inputs, batch.unlabelled and batch.unlabelled.inputs)
-    return [one for one in both if isinstance(one, Pictures)]
+def _lazy_images(batch: Batch | None) -> list[LazyImages]:
+    """Return the batch's labelled and unlabelled images where they are decoded lazily."""
+    inputs = () if batch is None else (batch.inputs, batch.unlabelled and batch.unlabelled.inputs)
+    return [images for images in inputs if isinstance(images, LazyImages)]
 
 
-def ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches; of each and the one after it is started what was asked of the one before.
+def prefetch_images(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the same batches; decode each and its successor ahead, replaying the requests of the previous batch.
 
-    So nothing is decoded where nobody asks for pixels, such as for features that are kept. What is wrong with a picture
-    is told when its batch asks for it.
+    Nothing is decoded for batches served from the feature cache. Decoding errors surface at their own batch.
     """
-    last, coming = list[Asked](), iter(batches)
-    batch, now, after = next(coming, None), list[Pictures](), list[Pictures]()
+    requests, iterator = list[DecodeRequests](), iter(batches)
+    batch, current_images, next_images = next(iterator, None), list[LazyImages](), list[LazyImages]()
     try:
         while batch is not None:
-            following = next(coming, None)
-            now, after = _pictures(batch), _pictures(following)
-            for these in (now, after):
-                for one, asked in zip(these, last, strict=False):
-                    one.follow(asked)
+            next_batch = next(iterator, None)
+            current_images, next_images = _lazy_images(batch), _lazy_images(next_batch)
+            for batch_images in (current_images, next_images):
+                for images, request in zip(batch_images, requests, strict=False):
+                    images.prefetch_like(request)
             yield batch
-            for one in now:
-                one.leave()
-            last, batch = [one.asked for one in now], following
-    finally:  # who stops early leaves nothing running
-        for one in (*now, *after):
-            one.leave()
+            for images in current_images:
+                images.cancel_prefetch()
+            requests, batch = [images.requests for images in current_images], next_batch
+    finally:  # a consumer that stops early leaves no decoding thread running
+        for images in (*current_images, *next_images):
+            images.cancel_prefetch()

@@ -1,74 +1,82 @@
-"""Looks by name: how the pixels of a paper's results were made, laid over the look that a tower was trained with."""
+"""Preprocessing by name or by fields: how the pixels of a paper's results were made, laid over a tower's own."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
-from vlprompt.core.images import Look
-from vlprompt.runtime.errors import nearest
-from vlprompt.runtime.paths import configs_folder
+from pydantic import Field, FiniteFloat
 
-CHOICES = {"interpolation": ("bicubic", "bilinear"), "resize": ("shortest", "squash"), "antialias": (True, False)}
-FIELDS = [field.name for field in fields(Look)]
+from vlprompt.core.images import Preprocessing
+from vlprompt.data.validation import Schema, load_yaml_mapping, validate
+from vlprompt.runtime.errors import suggest_nearest
+from vlprompt.runtime.paths import find_configs_folder
 
-
-def presets() -> list[str]:
-    """The names of the looks in configs/looks."""
-    return sorted(path.stem for path in (configs_folder() / "looks").glob("*.yaml"))
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
 
 
-def look(given: str | Mapping[str, Any], base: Look) -> Look:
-    """The look `base` with what is given instead: a preset's name, or fields and perhaps {preset: name} under them.
+class PreprocessingFields(Schema):
+    """The fields of a preprocessing that a preset or a user gives; the others stay as they are."""
 
-    size: a whole number or [height, width]; mean, std: a number or one per channel. ValueError for a name, a field or a
-    value that there is not.
+    preset: str | None = Field(None, description="the name of a preset")
+    size: PositiveInt | list[PositiveInt] | None = Field(
+        None, description="a positive whole number of pixels or [height, width]"
+    )
+    mean: FiniteFloat | list[FiniteFloat] | None = Field(None, description="a number or one per channel")
+    std: PositiveFloat | list[PositiveFloat] | None = Field(None, description="a number above 0 or one per channel")
+    interpolation: Literal["bicubic", "bilinear"] | None = Field(None, description="bicubic or bilinear")
+    resize: Literal["shortest", "squash"] | None = Field(None, description="shortest or squash")
+    antialias: bool | None = Field(None, description="true or false")
+    crop: FiniteFloat | None = Field(None, gt=0, le=1, description="the fraction that is cut out, above 0 and up to 1")
+
+
+def list_presets() -> list[str]:
+    """Return the names of the presets in configs/preprocess."""
+    return sorted(path.stem for path in (find_configs_folder() / "preprocess").glob("*.yaml"))
+
+
+def resolve_preprocessing(setting: str | Mapping[str, Any], base: Preprocessing) -> Preprocessing:
+    """Override fields of a preprocessing.
+
+    Args:
+        setting: the name of a preset, or fields and perhaps {preset: name} below them. size is a number or
+            [height, width]; mean and std are a number or one per channel.
+        base: the preprocessing of the tower.
+
+    Raises:
+        ValueError: for an unknown preset, an unknown field and a wrong value.
     """
-    told: dict[Any, Any] = {"preset": given} if isinstance(given, str) else dict(given)
-    found = base
-    if "preset" in told:
-        found = _laid(_read(told.pop("preset")), base)
-    return _laid(told, found)
+    values = {"preset": setting} if isinstance(setting, str) else dict(setting)
+    if "preset" in values:
+        base = _override_fields(_load_preset(values.pop("preset")), base, "preprocess")
+    return _override_fields(values, base, "preprocess")
 
 
-def _read(name: object) -> dict[Any, Any]:
-    import yaml
-
-    if name not in presets():
-        raise ValueError(f"there is no look {name!r}; {nearest(str(name), presets())}")
-    path = configs_folder() / "looks" / f"{name}.yaml"
-    return yaml.safe_load(path.read_text("utf-8"))
+def _load_preset(name: object) -> Mapping[Any, Any]:
+    if name not in list_presets():
+        raise ValueError(f"preprocess: expected a preset, got {name!r}; {suggest_nearest(str(name), list_presets())}")
+    return load_yaml_mapping(find_configs_folder() / "preprocess" / f"{name}.yaml")
 
 
-def _laid(told: dict[Any, Any], base: Look) -> Look:
-    return replace(base, **{key: _checked(key, value, base) for key, value in told.items()})
+def _override_fields(values: Mapping[Any, Any], base: Preprocessing, where: str) -> Preprocessing:
+    """Replace the fields that are given."""
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    fields = validate(PreprocessingFields, plain, where)
+    changes: dict[str, Any] = {key: getattr(fields, key) for key in plain if key != "preset"}
+    if "size" in changes:
+        changes["size"] = _expand(changes["size"], 2, f"{where}: size: expected [height, width]")
+    for key in {"mean", "std"} & changes.keys():
+        n_channels = len(base.mean)
+        expected = f"{where}: {key}: expected a number or one for each of {n_channels} channels"
+        changes[key] = tuple(map(float, _expand(changes[key], n_channels, expected)))
+    if "crop" in changes:
+        changes["crop"] = float(changes["crop"])
+    return replace(base, **changes)
 
 
-def _checked(key: object, value: Any, base: Look) -> Any:
-    if key not in FIELDS:
-        raise ValueError(f"a look has no {key!r}; {nearest(str(key), ['preset', *FIELDS])}")
-    if key in CHOICES:
-        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in CHOICES[str(key)]):
-            choices = ", ".join(map(str, CHOICES[str(key)]))
-            raise ValueError(f"a look's {key} is {value!r}; the choices are {choices}")
-        return value
-    if key == "size":
-        sides = list(value) if isinstance(value, list | tuple) else [value, value]
-        if len(sides) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides):
-            raise ValueError(f"a look's size is {value!r}; it is a whole number of pixels or [height, width]")
-        return tuple(sides)
-    if key == "crop":
-        if not _number(value) or not 0 < value <= 1:
-            raise ValueError(f"a look's crop is {value!r}; it is the share that is cut out, above 0 and up to 1")
-        return float(value)
-    each = list(value) if isinstance(value, list | tuple) else [value] * len(base.mean)
-    if len(each) != len(base.mean) or not all(map(_number, each)) or (key == "std" and min(each) <= 0):
-        above = ", above 0" if key == "std" else ""
-        raise ValueError(
-            f"a look's {key} is {value!r}; it is a number or one for each of {len(base.mean)} channels{above}"
-        )
-    return tuple(map(float, each))
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _expand(value: Any, n: int, expected: str) -> tuple[Any, ...]:
+    """Repeat a number n times; check the length of a list."""
+    values = tuple(value) if isinstance(value, list) else (value,) * n
+    if len(values) != n:
+        raise ValueError(f"{expected}, got {value!r}")
+    return values

@@ -1,21 +1,44 @@
-"""How published datasets lie on a disk: one file per family, named by `layout` on a card.
+"""How published datasets lie on a disk: one file per family, named by `layout` on a card."""
 
-Each has read(folder, images, ids, sizes): the dataset's folder, the folder in it that paths begin in, the ids of the
-card's classes in label order, and how many images the card says each part has; it gives {part: rows} and a note. Where
-a card only counts its classes, classes(folder, images) gives {id: name} of those that are there, in label order. The
-one that reads a card's domains is also given these, {folder: word}.
-"""
-
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
-from vlprompt.data.dataset import Row
-from vlprompt.data.splits.sampling import with_val
+from vlprompt.data.dataset import ImageRecord, shorten_list
+from vlprompt.data.splits.names import SPLIT_NAMES
+from vlprompt.data.splits.sampling import add_validation_split
 
-Parts = dict[str, list[Row]]
+SplitRecords = dict[str, list[ImageRecord]]
 
 
-def text_of(path: Path) -> str:
-    """A text file of a dataset; OSError that says what is missing."""
+class Layout(Protocol):
+    """A file of this folder: reads how one family of datasets lies on a disk."""
+
+    def read(
+        self, folder: Path, images: Path, ids: list[str], sizes: dict[str, int], **options: dict[str, str]
+    ) -> tuple[SplitRecords, str]:
+        """Return the records of each split and a note.
+
+        Args:
+            folder: the folder of the dataset.
+            images: the folder in it that paths begin in.
+            ids: the ids of the card's classes in label order.
+            sizes: how many images the card says each split has.
+            options: `domains`, {folder: word}, for a card that has them.
+        """
+        ...
+
+
+class ClassListingLayout(Layout, Protocol):
+    """A layout that names classes which the card only counts."""
+
+    def list_classes(self, folder: Path, images: Path) -> dict[str, str]:
+        """Return {class id: name} of the classes that are there, in label order."""
+        ...
+
+
+def read_required_text(path: Path) -> str:
+    """Return the text of a file of a dataset; OSError where it is missing."""
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no {path.name} in {str(path.parent)!r}; it comes with the dataset and says which image is what"
@@ -23,45 +46,50 @@ def text_of(path: Path) -> str:
     return path.read_text("utf-8")
 
 
-def lines_of(path: Path) -> list[str]:
-    return [line.strip() for line in text_of(path).splitlines() if line.strip()]
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a file that are not blank, stripped."""
+    return [line.strip() for line in read_required_text(path).splitlines() if line.strip()]
 
 
-def folders_in(images: Path) -> list[str]:
-    """The names of its folders, sorted."""
+def list_folder_names(images: Path) -> list[str]:
+    """Return the names of the sub-folders, sorted."""
     return sorted(path.name for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def held(sizes: dict[str, int]) -> float:
-    """The share of the data's own training part that the card's val is, in hundredths; a fifth if it has none."""
+def validation_fraction(sizes: Mapping[str, int]) -> float:
+    """Return the fraction of the training part that the card's val is, in hundredths; a fifth if it has none."""
     return round(sizes["val"] / (sizes["train"] + sizes["val"]), 2) if "val" in sizes else 0.2
 
 
-def arrays_of(path: Path) -> dict[str, object]:
-    """A .mat file; OSError where it is missing, ValueError where it is broken."""
+def load_mat_file(path: Path) -> dict[str, Any]:
+    """Load a .mat file; OSError where it is missing, ValueError where it is broken."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
     if not path.is_file():
-        text_of(path)
+        read_required_text(path)
     try:
         return loadmat(str(path), squeeze_me=True)
     except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
-        raise ValueError(f"{str(path)!r} is not a MATLAB file that can be read ({error}); get it again") from error
+        raise ValueError(f"{str(path)!r} is not a MATLAB file that can be read ({error}). Get it again.") from error
 
 
-def at(ids: list[str], number: object, path: Path) -> str:
-    """The class of a number from 1 on; ValueError for one that the card does not have."""
-    place = int(str(number))
-    if not 1 <= place <= len(ids):
-        raise ValueError(f"{path} has the class number {place}; the card has 1 to {len(ids)}")
-    return ids[place - 1]
+def class_id_at(ids: Sequence[str], number: object, path: Path) -> str:
+    """Return the class id of a number from 1 on; ValueError for one that the card does not have."""
+    index = int(str(number))
+    if not 1 <= index <= len(ids):
+        raise ValueError(f"{path} has the class number {index}; the card has 1 to {len(ids)}")
+    return ids[index - 1]
 
 
-def labels_of(path: Path, classes: int | None = None) -> dict[str, int]:
-    """{path: label} of lines "path label", in their order; ValueError that names the file and the line."""
-    found: dict[str, int] = {}
-    for number, line in enumerate(text_of(path).splitlines(), 1):
+def read_label_list(path: Path, n_classes: int | None = None) -> dict[str, int]:
+    """Return {path: label} of lines "path label", in their order.
+
+    Raises:
+        ValueError: for another line, a label from n_classes on, a path outside the folder and one that stands twice.
+    """
+    labels: dict[str, int] = {}
+    for number, line in enumerate(read_required_text(path).splitlines(), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -69,23 +97,30 @@ def labels_of(path: Path, classes: int | None = None) -> dict[str, int]:
         image = image.strip()
         if not image or not label.isdecimal():
             raise ValueError(f'{where} is {line!r}; a line is "path label", the label a whole number from 0')
-        if classes is not None and int(label) >= classes:
-            raise ValueError(f"{where} has the label {label}; the card has the labels 0 to {classes - 1}")
-        if image.startswith("/") or ".." in image.split("/"):  # lists may have half a million lines
+        if n_classes is not None and int(label) >= n_classes:
+            raise ValueError(f"{where} has the label {label}; the card has the labels 0 to {n_classes - 1}")
+        if image.startswith("/") or ".." in image.split("/"):  # no Path: lists may have half a million lines
             raise ValueError(f"{where}: {image!r} must be a path inside the folder of the list")
-        if image in found:
+        if image in labels:
             raise ValueError(f"{where}: {image!r} stands in the list twice")
-        found[image] = int(label)
-    if not found:
-        raise ValueError(f"{path} has no lines; get it again")
-    return found
+        labels[image] = int(label)
+    if not labels:
+        raise ValueError(f"{path} has no lines. Get it again.")
+    return labels
 
 
-def put_together(domains: dict[str, Parts], share: float) -> tuple[Parts, str]:
-    """The parts of every domain, each with a val of its own: a share of each class's train."""
-    parts, note = {part: list[Row]() for part in ("train", "val", "test")}, ""
-    for name, given in domains.items():
-        found, note = with_val(given, share)
-        for part, rows in found.items():
-            parts[part] += [row._replace(domain=name) for row in rows]
-    return parts, f"{note}, in every domain"
+def combine_domains(domains: Mapping[str, SplitRecords], val_fraction: float) -> tuple[SplitRecords, str]:
+    """Join the splits of every domain, each with its own val: a fraction of each class's train."""
+    combined: SplitRecords = {part: [] for part in SPLIT_NAMES}
+    note = ""
+    for name, records in domains.items():
+        complete, note = add_validation_split(records, val_fraction)
+        for part, part_records in complete.items():
+            combined[part] += [record._replace(domain=name) for record in part_records]
+    return combined, f"{note}, in every domain"
+
+
+def note_ignored_folders(names: Iterable[str]) -> str:
+    """Return a note that names folders which are no class; "" where there are none."""
+    names = sorted(names)
+    return f"folders that are not on the card are left out: {shorten_list(names, 4)}" if names else ""

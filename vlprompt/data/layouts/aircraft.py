@@ -2,21 +2,22 @@
 
 from pathlib import Path
 
-from vlprompt.data.dataset import Row
-from vlprompt.data.layouts import Parts, lines_of
+from vlprompt.data.dataset import ImageRecord
+from vlprompt.data.layouts import SplitRecords, read_lines
+from vlprompt.data.splits.names import SPLIT_NAMES
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    variants = lines_of(folder / "variants.txt")
-    if strange := [name for name in variants if name not in ids]:
-        raise ValueError(f"variants.txt has {strange[0]!r}, which is not on the card")
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    variants = read_lines(folder / "variants.txt")
+    if unknown := [name for name in variants if name not in ids]:
+        raise ValueError(f"variants.txt has {unknown[0]!r}, which is not on the card")
     if variants != [key for key in ids if key in variants]:
         raise ValueError(f"{folder / 'variants.txt'} has the classes in another order than the card")
-    parts = {
+    records = {
         part: [
-            Row(f"{line.split(' ', 1)[0]}.jpg", line.split(" ", 1)[1])
-            for line in lines_of(folder / f"images_variant_{part}.txt")
+            ImageRecord(f"{line.split(' ', 1)[0]}.jpg", line.split(" ", 1)[1])
+            for line in read_lines(folder / f"images_variant_{part}.txt")
         ]
-        for part in ("train", "val", "test")
+        for part in SPLIT_NAMES
     }
-    return parts, "the authors' split, which is the literature's"
+    return records, "the authors' split, which is the literature's"

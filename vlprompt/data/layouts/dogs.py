@@ -1,25 +1,26 @@
 """Stanford Dogs: Images/n02085620-Chihuahua/*.jpg, train_list.mat and test_list.mat with such paths in file_list."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vlprompt.data.dataset import Row
-from vlprompt.data.layouts import Parts, arrays_of, folders_in, held
-from vlprompt.data.splits.sampling import with_val
+from vlprompt.data.dataset import ImageRecord
+from vlprompt.data.layouts import SplitRecords, list_folder_names, load_mat_file, validation_fraction
+from vlprompt.data.splits.sampling import add_validation_split
 
 
-def classes(folder: Path, images: Path) -> dict[str, str]:
-    """{folder: name} of the classes that are there."""
-    return {key: key.split("-", 1)[-1].replace("_", " ") for key in folders_in(images)}
+def list_classes(folder: Path, images: Path) -> dict[str, str]:
+    """Return {folder: name} of the classes that are there."""
+    return {key: key.split("-", 1)[-1].replace("_", " ") for key in list_folder_names(images)}
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    def rows(file: str) -> list[Row]:
-        arrays: Any = arrays_of(folder / file)
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    def read_records(file: str) -> list[ImageRecord]:
+        arrays = load_mat_file(folder / file)
         if "file_list" not in arrays:
-            raise ValueError(f"{str(folder / file)!r} has no file_list; get it again")
-        return [Row(str(path), str(path).split("/")[0]) for path in np.atleast_1d(arrays["file_list"]).tolist()]
+            raise ValueError(f"{str(folder / file)!r} has no file_list. Get it again.")
+        return [ImageRecord(str(path), str(path).split("/")[0]) for path in np.atleast_1d(arrays["file_list"]).tolist()]
 
-    return with_val({"train": rows("train_list.mat"), "test": rows("test_list.mat")}, held(sizes))
+    return add_validation_split(
+        {"train": read_records("train_list.mat"), "test": read_records("test_list.mat")}, validation_fraction(sizes)
+    )

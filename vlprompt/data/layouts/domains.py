@@ -6,34 +6,40 @@ real_world. Other folders, such as VisDA's test/, are left out.
 
 from pathlib import Path
 
-from vlprompt.data.dataset import joined, plain
-from vlprompt.data.layouts import Parts
-from vlprompt.data.readers.domain_folders import cut_each, folders_in, inside, rows_of
+from vlprompt.data.dataset import join_notes, normalize_name
+from vlprompt.data.layouts import SplitRecords, note_ignored_folders
+from vlprompt.data.readers.domain_folders import (
+    find_class_root,
+    group_folders_by_name,
+    list_domain_records,
+    split_each_domain,
+)
 
 
 def read(
     folder: Path, images: Path, ids: list[str], sizes: dict[str, int], domains: dict[str, str]
-) -> tuple[Parts, str]:
-    rows, strange = rows_of(images, _homes(images, domains), ids)
-    parts, note = cut_each(rows)
-    some = ", ".join(strange[:4]) + " ..." * (len(strange) > 4)
-    return parts, joined(note, f"folders that are not on the card are left out: {some}" if strange else "")
+) -> tuple[SplitRecords, str]:
+    records, ignored = list_domain_records(images, _find_domain_folders(images, domains), ids)
+    splits, note = split_each_domain(records)
+    return splits, join_notes(note, note_ignored_folders(ignored))
 
 
-def _homes(images: Path, domains: dict[str, str]) -> dict[str, Path]:
-    """{word: folder of its classes}; OSError that names the domains that are not there."""
-    wanted = {plain(name) for name in domains}
-    there = folders_in(images)
-    if wanted - there.keys():  # perhaps all of them are in one that lies here
-        deeper = [folders_in(one) for alike in there.values() for one in alike]
-        there = max([there, *deeper], key=lambda found: len(wanted & found.keys()))
-    if missing := [name for name in domains if plain(name) not in there]:
+def _find_domain_folders(images: Path, domains: dict[str, str]) -> dict[str, Path]:
+    """Return {word: folder of its classes}; OSError that names the domains that are not there."""
+    names = {normalize_name(name) for name in domains}
+    folders = group_folders_by_name(images)
+    if names - folders.keys():  # perhaps all of them are one folder deeper
+        deeper = [group_folders_by_name(one) for same_name in folders.values() for one in same_name]
+        folders = max([folders, *deeper], key=lambda candidate: len(names & candidate.keys()))
+    if missing := [name for name in domains if normalize_name(name) not in folders]:
         raise FileNotFoundError(
             f"{str(images)!r} has no folder {', '.join(map(repr, missing))}; it needs one for each of the domains "
             f"{', '.join(domains)}, with a folder for each class in it"
         )
     for name in domains:
-        if len(alike := there[plain(name)]) > 1:
-            raise ValueError(f"{str(images)!r} has the domain {name!r} in {alike[0].name!r} and {alike[1].name!r}; "
-                             "keep one of them")  # fmt: skip
-    return {word: inside(there[plain(name)][0]) for name, word in domains.items()}
+        if len(same_name := folders[normalize_name(name)]) > 1:
+            raise ValueError(
+                f"{str(images)!r} has the domain {name!r} in {same_name[0].name!r} and {same_name[1].name!r}; "
+                "keep one of them"
+            )
+    return {word: find_class_root(folders[normalize_name(name)][0]) for name, word in domains.items()}

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from vlprompt.data.dataset import Row
-from vlprompt.data.layouts import Parts, lines_of
+from vlprompt.data.dataset import ImageRecord
+from vlprompt.data.layouts import SplitRecords, read_lines
+from vlprompt.data.splits.names import SPLIT_NAMES
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    parts = {
-        part: [Row(line, line.split("/")[0]) for line in lines_of(folder / "labels" / f"{part}1.txt")]
-        for part in ("train", "val", "test")
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    records = {
+        part: [ImageRecord(line, line.split("/")[0]) for line in read_lines(folder / "labels" / f"{part}1.txt")]
+        for part in SPLIT_NAMES
     }
-    return parts, "the first of the authors' ten splits (labels/*1.txt)"
+    return records, "the first of the authors' ten splits (labels/*1.txt)"

@@ -5,22 +5,26 @@ The images are jpg/image_00001.jpg ...; paths begin in jpg/ or, as VPT's, above 
 
 import json
 from pathlib import Path
-from typing import Any
 
-from vlprompt.data.dataset import Row
-from vlprompt.data.layouts import Parts, arrays_of, at, text_of
+from vlprompt.data.dataset import ImageRecord
+from vlprompt.data.layouts import SplitRecords, class_id_at, load_mat_file, read_required_text
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    labels: Any = arrays_of(folder / "imagelabels.mat")["labels"]
-    sets: Any = arrays_of(folder / "setid.mat")
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    labels = load_mat_file(folder / "imagelabels.mat")["labels"]
+    sets = load_mat_file(folder / "setid.mat")
     if (file := folder / "cat_to_name.json").is_file():
-        for number, name in json.loads(text_of(file)).items():
-            if at(ids, number, file) != name:
-                raise ValueError(f"{file} calls the class {number} {name!r}, but the card {at(ids, number, file)!r}")
-    inside = "jpg/" if images == folder else ""
-    parts = {
-        part: [Row(f"{inside}image_{i:05d}.jpg", at(ids, labels[i - 1], folder)) for i in sets[key].ravel().tolist()]
+        for number, name in json.loads(read_required_text(file)).items():
+            if class_id_at(ids, number, file) != name:
+                raise ValueError(
+                    f"{file} calls the class {number} {name!r}, but the card {class_id_at(ids, number, file)!r}"
+                )
+    subfolder = "jpg/" if images == folder else ""
+    records = {
+        part: [
+            ImageRecord(f"{subfolder}image_{i:05d}.jpg", class_id_at(ids, labels[i - 1], folder))
+            for i in sets[key].ravel().tolist()
+        ]
         for part, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid"))
     }
-    return parts, "the authors' split (setid.mat)"
+    return records, "the authors' split (setid.mat)"

@@ -5,28 +5,26 @@ Sets without a split are cut; sets that are a test only (the card's sizes say so
 
 from pathlib import Path
 
-from vlprompt.data.dataset import Row, joined
-from vlprompt.data.images.decoding import files_under
-from vlprompt.data.layouts import Parts
-from vlprompt.data.splits.sampling import cut
+from vlprompt.data.dataset import ImageRecord, join_notes
+from vlprompt.data.images.decoding import list_image_files
+from vlprompt.data.layouts import SplitRecords, list_folder_names, note_ignored_folders
+from vlprompt.data.splits.sampling import split_per_class
 
 
-def rows_of(images: Path, ids: list[str], inside: str = "") -> tuple[list[Row], str]:
-    """Rows of images/<inside>/<id>/, files sorted, and a note that names folders which are no class."""
-    there = {path.name for path in (images / inside).iterdir() if path.is_dir() and not path.name.startswith(".")}
-    rows = [
-        Row(file.relative_to(images).as_posix(), key)
+def list_class_records(images: Path, ids: list[str], subfolder: str = "") -> tuple[list[ImageRecord], str]:
+    """List the records of images/subfolder/id/, files sorted; return them and a note on folders that are no class."""
+    folders = list_folder_names(images / subfolder)
+    records = [
+        ImageRecord(file.relative_to(images).as_posix(), key)
         for key in ids
-        if key in there
-        for file in files_under(images / inside / key)
+        if key in folders
+        for file in list_image_files(images / subfolder / key)
     ]
-    left = sorted(there - set(ids))
-    some = ", ".join(left[:4]) + " ..." * (len(left) > 4)
-    return rows, f"folders that are not on the card are left out: {some}" if left else ""
+    return records, note_ignored_folders(set(folders) - set(ids))
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    rows, note = rows_of(images, ids)
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    records, note = list_class_records(images, ids)
     if set(sizes) == {"test"}:
-        return {"test": rows}, note
-    return cut(rows), joined("each class cut 50:20:30 into train, val and test", note)
+        return {"test": records}, note
+    return split_per_class(records), join_notes("each class cut 50:20:30 into train, val and test", note)

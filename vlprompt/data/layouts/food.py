@@ -3,18 +3,18 @@
 import json
 from pathlib import Path
 
-from vlprompt.data.dataset import Row
-from vlprompt.data.layouts import Parts, lines_of, text_of
-from vlprompt.data.splits.sampling import with_val
+from vlprompt.data.dataset import ImageRecord
+from vlprompt.data.layouts import SplitRecords, read_lines, read_required_text
+from vlprompt.data.splits.sampling import add_validation_split
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    def rows(part: str) -> list[Row]:
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    def read_records(part: str) -> list[ImageRecord]:
         path = folder / "meta" / f"{part}.json"
         if path.is_file():
-            names = [name for of_class in json.loads(text_of(path)).values() for name in of_class]
+            names = [name for class_names in json.loads(read_required_text(path)).values() for name in class_names]
         else:
-            names = lines_of(path.with_suffix(".txt"))
-        return [Row(f"{name}.jpg", name.split("/")[0]) for name in names]
+            names = read_lines(path.with_suffix(".txt"))
+        return [ImageRecord(f"{name}.jpg", name.split("/")[0]) for name in names]
 
-    return with_val({"train": rows("train"), "test": rows("test")})
+    return add_validation_split({"train": read_records("train"), "test": read_records("test")})

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from vlprompt.data.dataset import joined
-from vlprompt.data.layouts import Parts
-from vlprompt.data.layouts.folders import rows_of
+from vlprompt.data.dataset import join_notes
+from vlprompt.data.layouts import SplitRecords
+from vlprompt.data.layouts.folders import list_class_records
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
     for part in ("train", "val"):
         if not (images / part).is_dir():
             raise FileNotFoundError(f"{str(images)!r} has no {part}/ with a folder per class (n01440764 ...) in it")
-    (train, left), (test, strange) = rows_of(images, ids, "train"), rows_of(images, ids, "val")
-    return {"train": train, "test": test}, joined(left, strange)
+    train, train_note = list_class_records(images, ids, "train")
+    test, test_note = list_class_records(images, ids, "val")
+    return {"train": train, "test": test}, join_notes(train_note, test_note)

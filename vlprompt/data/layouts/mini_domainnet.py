@@ -5,15 +5,15 @@ Their lines are as DomainNet's, with the labels 0 to 125.
 
 from pathlib import Path
 
-from vlprompt.data.layouts import Parts, domainnet
+from vlprompt.data.layouts import SplitRecords, domainnet
 
-DOMAINS, LISTS = ("clipart", "painting", "real", "sketch"), ("splits_mini",)
-
-
-def classes(folder: Path, images: Path) -> dict[str, str]:
-    """{folder: name} of the classes that are on the lists."""
-    return domainnet.classes(folder, images, DOMAINS, LISTS)
+DOMAINS, LIST_FOLDERS = ("clipart", "painting", "real", "sketch"), ("splits_mini",)
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    return domainnet.read(folder, images, ids, sizes, DOMAINS, LISTS)
+def list_classes(folder: Path, images: Path) -> dict[str, str]:
+    """Return {folder: name} of the classes that are on the lists."""
+    return domainnet.list_classes(folder, images, DOMAINS, LIST_FOLDERS)
+
+
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    return domainnet.read(folder, images, ids, sizes, DOMAINS, LIST_FOLDERS)

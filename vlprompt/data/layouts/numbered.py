@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from vlprompt.data.dataset import Row
-from vlprompt.data.images.decoding import files_under
-from vlprompt.data.layouts import Parts
+from vlprompt.data.dataset import ImageRecord
+from vlprompt.data.images.decoding import list_image_files
+from vlprompt.data.layouts import SplitRecords
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    rows = list[Row]()
-    for place, path in sorted((int(p.name), p) for p in images.iterdir() if p.is_dir() and p.name.isdecimal()):
-        if place >= len(ids):
-            raise ValueError(f"{str(path)!r} is the label {place}; the card has 0 to {len(ids) - 1}")
-        rows += [Row(file.relative_to(images).as_posix(), ids[place]) for file in files_under(path)]
-    return {"test": rows}, ""
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    records = list[ImageRecord]()
+    for label, path in sorted((int(p.name), p) for p in images.iterdir() if p.is_dir() and p.name.isdecimal()):
+        if label >= len(ids):
+            raise ValueError(f"{str(path)!r} is the label {label}; the card has 0 to {len(ids) - 1}")
+        records += [ImageRecord(file.relative_to(images).as_posix(), ids[label]) for file in list_image_files(path)]
+    return {"test": records}, ""

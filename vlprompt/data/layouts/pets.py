@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from vlprompt.data.dataset import Row
-from vlprompt.data.layouts import Parts, at, lines_of
-from vlprompt.data.splits.sampling import with_val
+from vlprompt.data.dataset import ImageRecord
+from vlprompt.data.layouts import SplitRecords, class_id_at, read_lines
+from vlprompt.data.splits.sampling import add_validation_split
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    def rows(file: str) -> list[Row]:
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    def read_records(file: str) -> list[ImageRecord]:
         path = folder / "annotations" / file
-        words = [line.split() for line in lines_of(path) if not line.startswith("#")]
-        return [Row(f"{word[0]}.jpg", at(ids, word[1], path)) for word in words]
+        rows = [line.split() for line in read_lines(path) if not line.startswith("#")]
+        return [ImageRecord(f"{row[0]}.jpg", class_id_at(ids, row[1], path)) for row in rows]
 
-    return with_val({"train": rows("trainval.txt"), "test": rows("test.txt")})
+    return add_validation_split({"train": read_records("trainval.txt"), "test": read_records("test.txt")})

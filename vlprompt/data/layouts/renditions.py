@@ -5,35 +5,37 @@ A class is the folder that an image lies in; what stands in a path before that f
 
 from pathlib import Path, PurePosixPath
 
-from vlprompt.data.dataset import Row, joined
-from vlprompt.data.layouts import Parts, held, lines_of
-from vlprompt.data.layouts.folders import rows_of
-from vlprompt.data.splits.sampling import cut, with_val
+from vlprompt.data.dataset import ImageRecord, join_notes
+from vlprompt.data.layouts import SplitRecords, read_lines, validation_fraction
+from vlprompt.data.layouts.folders import list_class_records
+from vlprompt.data.splits.sampling import add_validation_split, split_per_class
 
-LISTS = {"train": "train.txt", "test": "test.txt"}
+LIST_FILES = {"train": "train.txt", "test": "test.txt"}
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    if not any((folder / file).is_file() for file in LISTS.values()):
-        rows, strange = rows_of(images, ids)
-        halves = cut(rows, (0.8, 0.2))
-        parts, note = with_val({"train": halves["train"], "test": halves["val"]}, held(sizes))
-        told = "each class cut 80:20 into train and test, not the literature's split, whose lists differ"
-        return parts, joined(told, note.partition("; ")[2], strange)
-    listed = {part: _listed(folder / file) for part, file in LISTS.items()}
-    if both := {row.path for row in listed["train"]} & {row.path for row in listed["test"]}:
-        raise ValueError(
-            f"{folder}: {min(both)!r} stands in train.txt and in test.txt; take lists that belong together"
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    if not any((folder / file).is_file() for file in LIST_FILES.values()):
+        records, ignored = list_class_records(images, ids)
+        halves = split_per_class(records, (0.8, 0.2))
+        splits, note = add_validation_split(
+            {"train": halves["train"], "test": halves["val"]}, validation_fraction(sizes)
         )
-    parts, note = with_val(listed, held(sizes))
-    return parts, joined("the lists train.txt and test.txt", note.partition("; ")[2])
+        origin = "each class cut 80:20 into train and test, not the literature's split, whose lists differ"
+        return splits, join_notes(origin, note.partition("; ")[2], ignored)
+    listed = {part: _read_path_list(folder / file) for part, file in LIST_FILES.items()}
+    if both := {record.path for record in listed["train"]} & {record.path for record in listed["test"]}:
+        raise ValueError(
+            f"{folder}: {min(both)!r} stands in train.txt and in test.txt. Take lists that belong together."
+        )
+    splits, note = add_validation_split(listed, validation_fraction(sizes))
+    return splits, join_notes("the lists train.txt and test.txt", note.partition("; ")[2])
 
 
-def _listed(path: Path) -> list[Row]:
-    rows = list[Row]()
-    for line in lines_of(path):
-        last = PurePosixPath(line.split()[0]).parts[-2:]
-        if len(last) < 2:
+def _read_path_list(path: Path) -> list[ImageRecord]:
+    records = list[ImageRecord]()
+    for line in read_lines(path):
+        class_and_file = PurePosixPath(line.split()[0]).parts[-2:]
+        if len(class_and_file) < 2:
             raise ValueError(f"{path} has the line {line!r}; a line is CLASS/FILE, such as n01443537/art_0.jpg")
-        rows.append(Row("/".join(last), last[0]))
-    return rows
+        records.append(ImageRecord("/".join(class_and_file), class_and_file[0]))
+    return records

@@ -5,23 +5,27 @@ A class's id is its path without the letter; its name has the words of the path 
 
 from pathlib import Path
 
-from vlprompt.data.dataset import Row
-from vlprompt.data.layouts import Parts, lines_of
-from vlprompt.data.splits.sampling import with_val
+from vlprompt.data.dataset import ImageRecord
+from vlprompt.data.layouts import SplitRecords, read_lines
+from vlprompt.data.splits.sampling import add_validation_split
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    def listed(file: str) -> list[str]:
-        return lines_of(folder / file if (folder / file).is_file() else images / file)
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    def read_list(file: str) -> list[str]:
+        return read_lines(folder / file if (folder / file).is_file() else images / file)
 
-    classes = [line.strip("/").split("/", 1)[1] for line in listed("ClassName.txt")]
-    if strange := [key for key in classes if key not in ids]:
-        raise ValueError(f"ClassName.txt has {strange[0]!r}, which is not on the card")
+    classes = [line.strip("/").split("/", 1)[1] for line in read_list("ClassName.txt")]
+    if unknown := [key for key in classes if key not in ids]:
+        raise ValueError(f"ClassName.txt has {unknown[0]!r}, which is not on the card")
     if classes != [key for key in ids if key in classes]:
         raise ValueError(f"ClassName.txt in {str(folder)!r} has the classes in another order than the card")
 
-    def rows(file: str) -> list[Row]:
-        return [Row(line.strip("/"), line.strip("/").split("/", 1)[1].rsplit("/", 1)[0]) for line in listed(file)]
+    def read_records(file: str) -> list[ImageRecord]:
+        return [
+            ImageRecord(line.strip("/"), line.strip("/").split("/", 1)[1].rsplit("/", 1)[0]) for line in read_list(file)
+        ]
 
-    parts, note = with_val({"train": rows("Training_01.txt"), "test": rows("Testing_01.txt")})
-    return parts, f"{note} (Training_01, Testing_01)"
+    splits, note = add_validation_split(
+        {"train": read_records("Training_01.txt"), "test": read_records("Testing_01.txt")}
+    )
+    return splits, f"{note} (Training_01, Testing_01)"

@@ -6,18 +6,18 @@ The images are the middle frames, UCF-101-midframes/Apply_Eye_Makeup/v_ApplyEyeM
 import re
 from pathlib import Path
 
-from vlprompt.data.dataset import Row
-from vlprompt.data.layouts import Parts, lines_of
-from vlprompt.data.splits.sampling import with_val
+from vlprompt.data.dataset import ImageRecord
+from vlprompt.data.layouts import SplitRecords, read_lines
+from vlprompt.data.splits.sampling import add_validation_split
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    def rows(file: str) -> list[Row]:
-        made = list[Row]()
-        for line in lines_of(folder / "ucfTrainTestlist" / file):
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    def read_records(file: str) -> list[ImageRecord]:
+        records = list[ImageRecord]()
+        for line in read_lines(folder / "ucfTrainTestlist" / file):
             action, video = line.split()[0].split("/")
             key = "_".join(re.findall("[A-Z][^A-Z]*", action))
-            made.append(Row(f"{key}/{Path(video).stem}.jpg", key))
-        return made
+            records.append(ImageRecord(f"{key}/{Path(video).stem}.jpg", key))
+        return records
 
-    return with_val({"train": rows("trainlist01.txt"), "test": rows("testlist01.txt")})
+    return add_validation_split({"train": read_records("trainlist01.txt"), "test": read_records("testlist01.txt")})

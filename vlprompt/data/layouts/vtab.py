@@ -6,65 +6,73 @@ train800val200.txt, which their final training takes, must be the first two toge
 from collections import Counter
 from pathlib import Path
 
-from vlprompt.data.dataset import Row, joined
-from vlprompt.data.layouts import Parts, labels_of
+from vlprompt.data.dataset import ImageRecord, join_notes
+from vlprompt.data.layouts import SplitRecords, read_label_list
 
-LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
-BOTH = "train800val200.txt"
+LIST_FILES = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
+TRAIN_VAL_LIST = "train800val200.txt"
 
 
-def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[Parts, str]:
-    for file in LISTS.values():
+def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
+    for file in LIST_FILES.values():
         if not (folder / file).is_file():
             raise FileNotFoundError(
-                f"there is no {file} in {str(folder)!r}; put the task's {', '.join(LISTS.values())} there, with a line "
-                '"path label" for each image and paths that begin in that folder'
+                f"there is no {file} in {str(folder)!r}; put the task's {', '.join(LIST_FILES.values())} there, with a "
+                'line "path label" for each image and paths that begin in that folder'
             )
-    found = {part: labels_of(folder / file, len(ids)) for part, file in LISTS.items()}
-    seen: dict[str, str] = {}
-    for part, labels in found.items():
+    labels_by_split = {part: read_label_list(folder / file, len(ids)) for part, file in LIST_FILES.items()}
+    file_of: dict[str, str] = {}
+    for part, labels in labels_by_split.items():
         for path in labels:
-            if path in seen:
+            if path in file_of:
                 raise ValueError(
-                    f"{folder}: the image {path!r} stands in {LISTS[seen[path]]} and in {LISTS[part]}; an image to "
-                    "learn from must not be one to test on"
+                    f"{folder}: the image {path!r} stands in {file_of[path]} and in {LIST_FILES[part]}. An image to "
+                    "learn from must not be one to test on."
                 )
-            seen[path] = part
-    strange = ""
-    if (folder / BOTH).is_file():
-        strange = _same(folder, labels_of(folder / BOTH, len(ids)), found["train"] | found["val"])
-    parts = {part: [Row(path, ids[label]) for path, label in labels.items()] for part, labels in found.items()}
-    note, counts = "the lists of VTAB-1k", {part: len(rows) for part, rows in parts.items()}
+            file_of[path] = LIST_FILES[part]
+    difference = ""
+    if (folder / TRAIN_VAL_LIST).is_file():
+        combined = read_label_list(folder / TRAIN_VAL_LIST, len(ids))
+        difference = _compare_lists(folder, combined, labels_by_split["train"] | labels_by_split["val"])
+    records = {
+        part: [ImageRecord(path, ids[label]) for path, label in labels.items()]
+        for part, labels in labels_by_split.items()
+    }
+    note, counts = "the lists of VTAB-1k", {part: len(part_records) for part, part_records in records.items()}
     if sizes and counts != sizes:
-        whole, here = ("/".join(f"{n:,}" for n in each.values()) for each in (sizes, counts))
-        note = f"lists of {here} images in train/val/test, where VTAB-1k has {whole}"
-    return parts, joined(note, strange)
+        expected, actual = ("/".join(f"{n:,}" for n in numbers.values()) for numbers in (sizes, counts))
+        note = f"lists of {actual} images in train/val/test, where VTAB-1k has {expected}"
+    return records, join_notes(note, difference)
 
 
-def _same(folder: Path, both: dict[str, int], wanted: dict[str, int]) -> str:
-    """Compares the long list with the two short ones; a note where copies differ in size.
+def _compare_lists(folder: Path, combined: dict[str, int], expected: dict[str, int]) -> str:
+    """Compare the long list with the two short ones; return a note where copies differ in size.
 
-    The long list names the same files, or copies of them in a folder of its own, as NOAH writes them. ValueError for
-    other images or labels.
+    The long list names the same files, or copies of them in another folder, as NOAH writes them.
+
+    Raises:
+        ValueError: for other images or labels.
     """
-    lists = f"{LISTS['train']} and {LISTS['val']}"
-    if not both.keys() & wanted.keys():
-        if Counter(both.values()) != Counter(wanted.values()):
+    lists = f"{LIST_FILES['train']} and {LIST_FILES['val']}"
+    if not combined.keys() & expected.keys():
+        if Counter(combined.values()) != Counter(expected.values()):
             raise ValueError(
-                f"{folder}: {BOTH} has other labels than {lists} together; take lists that belong together"
+                f"{folder}: {TRAIN_VAL_LIST} has other labels than {lists} together. Take lists that belong together."
             )
-        same = _sizes(folder, both) == _sizes(folder, wanted)
-        return "" if same else f"the files of {BOTH} are no copies of those of {lists}"
-    for path in sorted(both.keys() ^ wanted.keys()):
-        has, lacks = (BOTH, lists) if path in both else (lists, BOTH)
-        raise ValueError(f"{folder}: {path!r} is in {has} but not in {lacks}; take lists that belong together")
-    for path, label in both.items():
-        if label != wanted[path]:
-            raise ValueError(f"{folder}: {path!r} has the label {label} in {BOTH} and {wanted[path]} in {lists}")
+        is_copy = _count_labels_and_sizes(folder, combined) == _count_labels_and_sizes(folder, expected)
+        return "" if is_copy else f"the files of {TRAIN_VAL_LIST} are no copies of those of {lists}"
+    for path in sorted(combined.keys() ^ expected.keys()):
+        has, lacks = (TRAIN_VAL_LIST, lists) if path in combined else (lists, TRAIN_VAL_LIST)
+        raise ValueError(f"{folder}: {path!r} is in {has} but not in {lacks}. Take lists that belong together.")
+    for path, label in combined.items():
+        if label != expected[path]:
+            raise ValueError(
+                f"{folder}: {path!r} has the label {label} in {TRAIN_VAL_LIST} and {expected[path]} in {lists}"
+            )
     return ""
 
 
-def _sizes(folder: Path, labels: dict[str, int]) -> Counter[tuple[int, int]]:
-    """How often each label and size of a file comes; a file that is not there has no size."""
+def _count_labels_and_sizes(folder: Path, labels: dict[str, int]) -> Counter[tuple[int, int]]:
+    """Count each pair of label and file size; a file that is not there has the size -1."""
     files = ((folder / path, label) for path, label in labels.items())
     return Counter((label, file.stat().st_size if file.is_file() else -1) for file, label in files)

@@ -1,118 +1,172 @@
-"""What the data of a card hold: from its loader, its folder, a library or its members, and the stages of a stream."""
+"""Read the images of a card: by its loader, in its folder, by a library or from its members."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from vlprompt.core.class_names import Name, Names, ids
-from vlprompt.core.images import Item
-from vlprompt.data.builtin.image_loaders import LOADERS
-from vlprompt.data.cards import card_classes, card_ids, is_card, read_card
-from vlprompt.data.dataset import Found, Row, class_names, joined, told_alike
-from vlprompt.data.locations import data_root
-from vlprompt.data.readers.card_folder import read_place
-from vlprompt.data.readers.hub import read_hub
-from vlprompt.data.readers.user_path import find
-from vlprompt.runtime.errors import nearest
+from vlprompt.core.class_names import ClassName, class_ids
+from vlprompt.core.images import ImageItem
+from vlprompt.data.builtin.image_loaders import IMAGE_LOADERS
+from vlprompt.data.cards import is_card, load_card, load_card_classes
+from vlprompt.data.dataset import ImageRecord, RawDataset, build_class_names, join_notes, warn_duplicate_names
+from vlprompt.data.locations import ROOT_HELP, data_root
+from vlprompt.data.readers.card_folder import read_card_folder
+from vlprompt.data.readers.hub import read_torchvision
+from vlprompt.data.readers.user_path import read_user_path
+from vlprompt.data.sources import HubName, UserPath
+from vlprompt.runtime.errors import suggest_nearest
 
-
-def read_data(dataset: str, card: dict[str, Any], root: str | Path | None) -> Found:
-    """What a card's data hold, read by its loader, in its folder, by a library or from its members."""
-    if "members" in card:
-        found = read_members(dataset, card, root)
-    else:
-        names = class_names(card_classes(card), f"the card {Path(dataset).stem}", card["template"])
-        if "layout" in card:
-            found = read_place(dataset, card, names, root)
-        elif "hub" in card:
-            from vlprompt.data.readers.hub import read_hub
-
-            found = read_hub(card["hub"], root, names)
-        else:
-            found = LOADERS[card["loader"]](names)
-    stages = stages_of(dataset, card, ids(found.names)) if "stages" in card else found.stages
-    note = joined(card.get("note", ""), found.note)
-    info = found.info | {key: card[key] for key in ("domain", "transductive", "pairs") if key in card}
-    domains = tuple(card["domains"].values()) if "domains" in card else found.domains
-    return replace(found, note=note, info=info, domains=domains, sparse=card.get("sparse", False), stages=stages)
+if TYPE_CHECKING:
+    from vlprompt.data.card_schema import ImageCard, MembersCard
 
 
-def stages_of(dataset: str, card: dict[str, Any], known: Names) -> int | list[list[str]]:
-    """The stages that a card cuts its classes into, as a number or by their ids; ValueError for what is none."""
-    told, where = card["stages"], f"{Path(dataset).stem}: the card's stages"
-    if isinstance(told, int) and not isinstance(told, bool):
-        most = max(len(known), len(card_ids(card)))
-        if not 1 <= told <= most:
-            raise ValueError(f"{where} are {told}; from 1 stage up to one for each of its {most} classes can be made")
-        return told
-    if not isinstance(told, list) or not all(isinstance(stage, list) for stage in told) or not told:
-        raise ValueError(f"{where} are {told!r}; they are a number, or a list with a list of class ids for each stage")
-    stages, seen = [[str(key) for key in stage] for stage in told], dict[str, int]()
-    for place, stage in enumerate(stages):
-        if not stage:
-            raise ValueError(f"{where}: number {place} has no classes; give it some or leave it out")
-        for key in stage:
-            if key not in known:
-                raise ValueError(f"{where} name the class {key!r}; {nearest(key, known)}")
-            if key in seen:
-                raise ValueError(f"{where} have the class {key!r} in number {seen[key]} and {place}; it is met once")
-            seen[key] = place
-    return stages
+def read_card(card: "ImageCard", root: str | Path | None = None) -> RawDataset:
+    """Read the images of a card, which lie below `root`.
 
-
-def read_members(dataset: str, card: dict[str, Any], root: str | Path | None) -> Found:
-    """All their images; class ids and paths begin with the member's name, which is the domain of its images.
-
-    The stages are the members in turn. Errors name the member.
+    Raises:
+        ValueError: for data that differ from the card.
+        OSError: for data that are not on this machine.
     """
-    where = Path(dataset).stem
-    found = {str(name): _read(f"{where}, member {name}", one, root) for name, one in card["members"].items()}
-    if strange := [name for name in found if "/" in name]:
-        raise ValueError(
-            f"{where}: a member is called {strange[0]!r}; a name has no /, which parts it from its classes"
-        )
-    names = tuple(
-        Name(str(text), f"{member}/{key}", getattr(text, "hand", None) or card["template"])
-        for member, one in found.items()
-        for text, key in zip(one.names, ids(one.names), strict=True)
+    raw = replace(_read_images(card, root), name=card.name, where=card.name, hint=_missing_hint(card))
+    return replace(
+        raw,
+        note=join_notes(card.note, raw.note),
+        info=raw.info | _card_info(card),
+        domains=tuple(card.domain_words) or raw.domains,
+        incomplete_splits=card.incomplete_splits,
+        stages=raw.stages if card.stages is None else parse_stages(card, class_ids(raw.names)),
+        template=card.template,
+        augment=card.augment,
     )
-    told_alike(names, where)
-    if len(names) > card["classes"]:
-        raise ValueError(f"{where}: the members have {len(names)} classes, but the card says {card['classes']}")
-    parts: dict[str, list[Row]] = {}
-    for member, one in found.items():
-        for part, rows in one.parts.items():
-            parts.setdefault(part, []).extend(Row(f"{member}/{r.path}", f"{member}/{r.id}", member) for r in rows)
-    note = joined(*(f"{member}: {one.note}" for member, one in found.items() if one.note))
-    stages = [[f"{member}/{key}" for key in ids(one.names)] for member, one in found.items()]
-    item = partial(_item, {member: one.item for member, one in found.items()})
-    return Found(names, parts, item, note, domains=tuple(found), stages=stages)
 
 
-def _read(where: str, dataset: str, root: str | Path | None) -> Found:
-    here, path = Path(str(dataset)).expanduser(), data_root(root) / str(dataset)
+def note_missing_classes(raw: RawDataset, card: "ImageCard", allow_missing_classes: bool) -> RawDataset:
+    """Add to the note that the data name fewer classes than the card counts; ValueError unless that is allowed."""
+    n_classes = len(card.listed_classes())
+    if len(raw.names) >= n_classes:
+        return raw
+    missing = f"only {len(raw.names)} of {n_classes} classes"
+    if not allow_missing_classes:
+        raise ValueError(f"{card.name}: {missing} are here. {raw.hint}")
+    return replace(raw, note=join_notes(raw.note, f"{missing} are there"))
+
+
+def _read_images(card: "ImageCard", root: str | Path | None) -> RawDataset:
+    """Read by the kind of the card."""
+    if card.kind == "members":
+        return read_members(card, root)
+    names = build_class_names(load_card_classes(card), f"the card {card.name}", card.template)
+    if card.kind == "layout":
+        return read_card_folder(card, names, root)
+    if card.kind == "hub":
+        return read_torchvision(HubName("torchvision", card.hub.partition(":")[2]), root, names)
+    return IMAGE_LOADERS[card.loader](names)
+
+
+def _card_info(card: "ImageCard") -> dict[str, object]:
+    """Return what a card says of its data that goes into `Split.info`."""
+    return {key: getattr(card, key) for key in ("domain", "transductive", "pairs") if key in card.model_fields_set}
+
+
+def _missing_hint(card: "ImageCard") -> str:
+    by_hand = card.kind != "hub" and not getattr(card, "downloads", [])
+    get = f"prepare {card.dataset}`, by hand" if by_hand else f"prepare {card.dataset} --download`"
+    return (
+        f"Get the rest (`vlprompt data {get}), or take only the classes that are there: "
+        "`vlprompt data check --allow-missing-classes`, in Python open_data(..., allow_missing_classes=True), "
+        "which a task takes."
+    )
+
+
+def parse_stages(card: "ImageCard", ids: Sequence[str]) -> int | list[list[str]]:
+    """Return the number of stages of a card, or the class ids of each.
+
+    Raises:
+        ValueError: for a number out of range, an unknown class, a class in two stages and an empty stage.
+    """
+    stages, where = card.stages, f"{card.name}: the card's stages"
+    if isinstance(stages, int) and not isinstance(stages, bool):
+        n_classes = max(len(ids), len(card.listed_classes()))
+        if not 1 <= stages <= n_classes:
+            raise ValueError(
+                f"{where}: expected from 1 stage up to one for each of its {n_classes} classes, got {stages}"
+            )
+        return stages
+    if not isinstance(stages, list) or not all(isinstance(stage, list) for stage in stages) or not stages:
+        raise ValueError(
+            f"{where}: expected a number, or a list with a list of class ids for each stage, got {stages!r}"
+        )
+    parsed, stage_of = [[str(key) for key in stage] for stage in stages], dict[str, int]()
+    for index, stage in enumerate(parsed):
+        if not stage:
+            raise ValueError(f"{where}: number {index} has no classes. Give it some or leave it out.")
+        for key in stage:
+            if key not in ids:
+                raise ValueError(f"{where} name the class {key!r}; {suggest_nearest(key, ids)}")
+            if key in stage_of:
+                raise ValueError(
+                    f"{where} have the class {key!r} in number {stage_of[key]} and {index}. Keep one of them."
+                )
+            stage_of[key] = index
+    return parsed
+
+
+def read_members(card: "MembersCard", root: str | Path | None) -> RawDataset:
+    """Read all members of a card.
+
+    Class ids and paths begin with the member's name, which is the domain of its images; the stages are the members in
+    turn. Errors name the member.
+    """
+    members = {name: _read_member(f"{card.name}, member {name}", one, root) for name, one in card.members.items()}
+    names = tuple(
+        ClassName(str(text), f"{member}/{key}", getattr(text, "template", None) or card.template)
+        for member, raw in members.items()
+        for text, key in zip(raw.names, class_ids(raw.names), strict=True)
+    )
+    warn_duplicate_names(names, card.name)
+    if len(names) > card.classes:
+        raise ValueError(f"{card.name}: the members have {len(names)} classes, but the card says {card.classes}")
+    records: dict[str, list[ImageRecord]] = {}
+    for member, raw in members.items():
+        for part, part_records in raw.records.items():
+            records.setdefault(part, []).extend(
+                ImageRecord(f"{member}/{r.path}", f"{member}/{r.class_id}", member) for r in part_records
+            )
+    return RawDataset(
+        names,
+        records,
+        partial(_build_member_item, {member: raw.build_item for member, raw in members.items()}),
+        join_notes(*(f"{member}: {raw.note}" for member, raw in members.items() if raw.note)),
+        domains=tuple(members),
+        stages=[[f"{member}/{key}" for key in class_ids(raw.names)] for member, raw in members.items()],
+    )
+
+
+def _read_member(where: str, dataset: str, root: str | Path | None) -> RawDataset:
+    """Read one member: a card, torchvision:NAME, or a folder here or below the data root."""
+    local, below_root = Path(dataset).expanduser(), data_root(root) / dataset
     try:
-        if is_card(str(dataset)):
-            card = read_card(dataset)
-            if "members" in card:
-                raise ValueError(f"the card {dataset!r} has members itself; name those")
-            return read_data(dataset, card, root)
-        if str(dataset).startswith("torchvision:"):
-            return read_hub(dataset, root)
-        if here.exists() or path.exists():
-            return find(str(here if here.exists() else path))[0]
+        if is_card(dataset):
+            card = load_card(dataset)
+            if card.kind == "members" or card.kind == "text":
+                raise ValueError(f"the card {dataset!r} has {card.kind} itself. Name cards of images.")
+            return read_card(card, root)
+        if dataset.startswith("torchvision:"):
+            return read_torchvision(HubName("torchvision", dataset.partition(":")[2]), root)
+        if local.exists() or below_root.exists():
+            return read_user_path(UserPath(str(local if local.exists() else below_root)))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     except OSError as error:
         raise FileNotFoundError(f"{where}: {error}") from error
     raise FileNotFoundError(
-        f"{where}: {dataset!r} is no card and no torchvision:NAME, and neither here nor as {str(path)!r} is there "
-        "such a folder (they may lie under --root, else VLPROMPT_DATA, else ./data)"
+        f"{where}: {dataset!r} is no card and no torchvision:NAME, and neither here nor as {str(below_root)!r} is "
+        f"there such a folder. {ROOT_HELP}."
     )
 
 
-def _item(items: dict[str, Callable[[str], Item]], path: str) -> Item:
+def _build_member_item(item_builders: dict[str, Callable[[str], ImageItem]], path: str) -> ImageItem:
     member, _, rest = path.partition("/")
-    return replace(items[member](rest), name=path)
+    return replace(item_builders[member](rest), name=path)

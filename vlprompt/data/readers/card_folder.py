@@ -1,79 +1,85 @@
-"""Where datasets with a card lie on this machine, and how they are read there."""
+"""Read a card's folder of images: the literature's split where it is, else a saved split or the data's own lists."""
 
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-from vlprompt.core.class_names import Name, ids
-from vlprompt.data.cards import card_classes
-from vlprompt.data.dataset import Found, class_names, joined, under
-from vlprompt.data.locations import ROOT, folder_of, source_of
-from vlprompt.data.readers.split_file import OWN, read_split
-from vlprompt.data.readers.split_lists import read_lists
+from vlprompt.core.class_names import ClassName, class_ids
+from vlprompt.data.cards import load_card_classes
+from vlprompt.data.dataset import RawDataset, build_class_names, join_notes, make_item_builder
+from vlprompt.data.layouts import ClassListingLayout, Layout
+from vlprompt.data.locations import ROOT_HELP, dataset_folder, describe_source
+from vlprompt.data.readers.split_file import SAVED_SPLIT_FILE, read_split_file
+from vlprompt.data.readers.split_lists import read_split_lists
+
+if TYPE_CHECKING:
+    from vlprompt.data.card_schema import LayoutCard
 
 
-def classes_of(card: dict[str, Any], root: str | Path | None = None) -> dict[str, str]:
-    """{id: name} in label order: the card's, or the data's where the card only counts them and the data are here.
+def find_classes(card: "LayoutCard", root: str | Path | None = None) -> dict[str, str]:
+    """Return {class id: name} in label order: the card's, or the data's where the card only counts them.
 
-    ValueError where the data have more.
+    Raises:
+        ValueError: where the data have more classes than the card counts.
     """
-    folder = folder_of(card, root)
-    if not isinstance(card["classes"], int) or not (folder / card["images"]).is_dir():
-        return card_classes(card)
-    found = import_module(f"vlprompt.data.layouts.{card['layout']}").classes(folder, folder / card["images"])
-    if len(found) > card["classes"]:
+    folder = dataset_folder(card.folder, root)
+    if not isinstance(card.classes, int) or not (folder / card.images).is_dir():
+        return load_card_classes(card)
+    layout = cast(ClassListingLayout, import_module(f"vlprompt.data.layouts.{card.layout}"))
+    classes = layout.list_classes(folder, folder / card.images)
+    if len(classes) > card.classes:
         raise ValueError(
-            f"{str(folder / card['images'])!r} has {len(found)} folders of classes, but the card {card['classes']}; "
-            "remove those that are none"
+            f"{str(folder / card.images)!r} has {len(classes)} folders of classes, but the card {card.classes}. "
+            "Remove the folders that are no class."
         )
-    return found
+    return classes
 
 
-def read_place(dataset: str, card: dict[str, Any], names: tuple[Name, ...], root: str | Path | None = None) -> Found:
-    """Classes and rows of a dataset in its folder.
+def read_card_folder(card: "LayoutCard", names: tuple[ClassName, ...], root: str | Path | None = None) -> RawDataset:
+    """Read the images of a card in its folder.
 
     The literature's split file, or its lists, are taken as they are where they lie in the folder; next comes a split
-    that we saved there, then what the data's own lists say. OSError for a folder that is not there.
+    that `vlprompt data split` saved there, then what the data's own lists say.
+
+    Raises:
+        OSError: for a folder that is not there.
     """
-    folder = folder_of(card, root)
-    images = folder / card["images"]
-    if not images.is_dir():
-        what = (
-            f"there is no folder {str(folder)!r}"
-            if not folder.is_dir()
-            else f"{str(folder)!r} has no {card['images']}/"
-        )
-        raise FileNotFoundError(
-            f"{Path(dataset).stem}: {what} (datasets lie under --root, else {ROOT}, else ./data); "
-            + (
-                f"get the data by `vlprompt data prepare {dataset} --download`, from {source_of(card)}"
-                if "downloads" in card
-                else f"get the data by hand: {source_of(card)}"
-            )
-        )
-    if isinstance(card["classes"], int):
-        names = class_names(classes_of(card, root), Path(dataset).stem, card["template"])
-    theirs, lists = card.get("split"), card.get("lists", [])
-    if any((folder / file).is_file() for file in lists):
-        found = Found(
-            names, read_lists(folder, lists, list(ids(names))), under(images), f"the lists {', '.join(lists)}"
-        )
-        return _marked(found, card)
-    for file in filter(None, (theirs, OWN)):
+    folder = dataset_folder(card.folder, root)
+    images = folder / card.images
+    _require_images(card, folder, images)
+    if card.is_counted:
+        names = build_class_names(find_classes(card, root), card.name, card.template)
+    if any((folder / file).is_file() for file in card.lists):
+        records = read_split_lists(folder, card.lists, list(class_ids(names)))
+        note = f"the lists {', '.join(card.lists)}"
+        return _mark_literature_split(RawDataset(names, records, make_item_builder(images), note), card)
+    for file in filter(None, (card.split, SAVED_SPLIT_FILE)):
         if (folder / file).is_file():
-            found = read_split(folder / file, images, names)
-            return _marked(found, card) if file == theirs else found
-    layout = import_module(f"vlprompt.data.layouts.{card['layout']}")
-    more = {"domains": card["domains"]} if "domains" in card else {}
-    parts, note = layout.read(folder, images, list(ids(names)), card.get("sizes", {}), **more)
-    if published := theirs or ", ".join(lists):
-        return Found(names, parts, under(images), joined(note, f"not the literature's split, which is {published}"))
-    return _marked(Found(names, parts, under(images), note), card)
+            raw = read_split_file(folder / file, images, names)
+            return _mark_literature_split(raw, card) if file == card.split else raw
+    layout = cast(Layout, import_module(f"vlprompt.data.layouts.{card.layout}"))
+    domains = {} if card.domains is None else {"domains": card.domains}
+    records, note = layout.read(folder, images, list(class_ids(names)), card.sizes, **domains)
+    if published := card.split or ", ".join(card.lists):
+        note = join_notes(note, f"not the literature's split, which is {published}")
+        return RawDataset(names, records, make_item_builder(images), note)
+    return _mark_literature_split(RawDataset(names, records, make_item_builder(images), note), card)
 
 
-def _marked(found: Found, card: dict[str, Any]) -> Found:
-    """Told to be the literature's split where it has the literature's sizes, and shots can be drawn in its order."""
-    counts = {part: len(rows) for part, rows in found.parts.items() if rows}
-    same = counts == card.get("sizes") and not card.get("own_order", False)
-    return replace(found, info=found.info | {"split": "literature"}) if same else found
+def _require_images(card: "LayoutCard", folder: Path, images: Path) -> None:
+    """Raise FileNotFoundError, with the way to the data, where they are not on this machine."""
+    if images.is_dir():
+        return
+    lacking = f"{str(folder)!r} has no {card.images}/" if folder.is_dir() else f"there is no folder {str(folder)!r}"
+    source = describe_source(card)
+    command = f"by `vlprompt data prepare {card.dataset} --download`, from {source}"
+    remedy = command if card.downloads else f"by hand: {source}"
+    raise FileNotFoundError(f"{card.name}: {lacking}. {ROOT_HELP}; get the data {remedy}")
+
+
+def _mark_literature_split(raw: RawDataset, card: "LayoutCard") -> RawDataset:
+    """Mark the split as the literature's where it has its sizes, and its order so that the same shots are drawn."""
+    counts = {part: len(records) for part, records in raw.records.items() if records}
+    is_same = counts == card.sizes and not card.custom_order
+    return replace(raw, info=raw.info | {"split": "literature"}) if is_same else raw

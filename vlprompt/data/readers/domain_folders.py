@@ -1,4 +1,4 @@
-"""Folders of domains, domain/[images/]class/image: which they are, their classes matched by name, and their parts."""
+"""Folders of domains, domain/[images/]class/image: which they are, their classes matched by name, and their splits."""
 
 import os
 import unicodedata
@@ -6,97 +6,120 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlprompt.data.dataset import Row, plain
-from vlprompt.data.images.decoding import SUFFIXES, files_under
-from vlprompt.data.splits.sampling import cut
+from vlprompt.data.dataset import ImageRecord, normalize_name
+from vlprompt.data.images.decoding import IMAGE_SUFFIXES, list_image_files
+from vlprompt.data.splits.sampling import split_per_class
+
+FoldersByName = dict[str, list[Path]]  # normalized name -> folders of that name
 
 
-def folders_in(path: Path) -> dict[str, list[Path]]:
-    """The sub-folders by their plain names, sorted."""
-    found: dict[str, list[Path]] = {}
-    with os.scandir(path) as entries:  # says what is a folder without looking at each of its files
+def group_folders_by_name(path: Path) -> FoldersByName:
+    """Return the sub-folders by their normalized names, sorted."""
+    folders: FoldersByName = {}
+    with os.scandir(path) as entries:  # tells folders from files without a stat of each
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     for name in names:
-        found.setdefault(plain(name), []).append(path / name)
-    return found
+        folders.setdefault(normalize_name(name), []).append(path / name)
+    return folders
 
 
-def holds_images(path: Path) -> bool:
-    """Whether an image lies straight in it."""
+def has_images(path: Path) -> bool:
+    """Whether an image lies directly in a folder."""
     with os.scandir(path) as entries:
-        return any(entry.name.lower().endswith(SUFFIXES) and entry.is_file() for entry in entries)
+        return any(entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file() for entry in entries)
 
 
-def inside(domain: Path) -> Path:
-    """Where the class folders of a domain are: in it, or in its images/, as Office-31 has them."""
+def find_class_root(domain: Path) -> Path:
+    """Return where the class folders of a domain are: in it, or in its images/, as Office-31 has them."""
     images = domain / "images"
-    return images if images.is_dir() and not holds_images(images) and folders_in(images) else domain
+    return images if images.is_dir() and not has_images(images) and group_folders_by_name(images) else domain
 
 
-def homes_in(root: Path) -> dict[str, Path]:
-    """{name: folder} of the sub-folders, where they are domains; else nothing.
+def find_domain_folders(root: Path) -> dict[str, Path]:
+    """Return {name: folder} of the sub-folders, where they are domains; else nothing.
 
-    They are where there are two or more, none holds an image itself, and a folder in them is called alike in two of
+    They are where there are two or more, none holds an image itself, and a folder in them has the same name in two of
     them and in at least half.
     """
-    homes: dict[str, Path] = {}
-    often = Counter[str]()
-    for folder in (one for alike in folders_in(root).values() for one in alike):
-        home = inside(folder)
-        if holds_images(home) or not (classes := folders_in(home)):
+    class_roots: dict[str, Path] = {}
+    counts = Counter[str]()
+    for folder in (folder for folders in group_folders_by_name(root).values() for folder in folders):
+        class_root = find_class_root(folder)
+        if has_images(class_root) or not (classes := group_folders_by_name(class_root)):
             return {}
-        homes[unicodedata.normalize("NFC", folder.name).strip()] = home
-        often.update(set(classes))
-    shared = max(often.values(), default=0) >= max(2, len(homes) / 2)
-    return dict(sorted(homes.items())) if shared and len(often) > 1 else {}
+        class_roots[unicodedata.normalize("NFC", folder.name).strip()] = class_root
+        counts.update(set(classes))
+    has_shared_class = max(counts.values(), default=0) >= max(2, len(class_roots) / 2)
+    return dict(sorted(class_roots.items())) if has_shared_class and len(counts) > 1 else {}
 
 
-def class_keys(homes: Mapping[str, Path]) -> list[str]:
-    """The ids of the classes: the names of their folders in the first domain that has them."""
+def collect_class_ids(domain_folders: Mapping[str, Path]) -> list[str]:
+    """Return the ids of the classes: the names of their folders in the first domain that has them."""
     keys: dict[str, str] = {}
-    for home in homes.values():
-        for key, folders in folders_in(home).items():
-            keys.setdefault(key, unicodedata.normalize("NFC", folders[0].name).strip())
+    for class_root in domain_folders.values():
+        for name, folders in group_folders_by_name(class_root).items():
+            keys.setdefault(name, unicodedata.normalize("NFC", folders[0].name).strip())
     return sorted(keys.values())
 
 
-def rows_of(root: Path, homes: Mapping[str, Path], ids: Sequence[str], hint: str = "") -> tuple[list[Row], list[str]]:
-    """Rows of all domains, in their order and class by class, and the names of folders that are none of the classes.
+def list_domain_records(
+    root: Path, domain_folders: Mapping[str, Path], ids: Sequence[str], hint: str = ""
+) -> tuple[list[ImageRecord], list[str]]:
+    """List the records of all domains, in their order and class by class.
 
-    Paths begin at root. A class is in the folder that is called as its id but for case, spaces, _ and -. ValueError
-    that names the domain for one without classes, and also the class for a class that lies in two folders, that has no
-    images, or that only other domains have; it ends with the hint.
+    Args:
+        root: the folder that paths begin in.
+        domain_folders: {domain: the folder of its classes}.
+        ids: the classes; each is in the folder of its name, but for case, spaces, _ and -.
+        hint: how errors end.
+
+    Returns:
+        The records, and the names of folders that are none of the classes.
+
+    Raises:
+        ValueError: for a domain without classes, a class in two folders, one without images and one that only other
+            domains have; it names the domain.
     """
-    found = {domain: folders_in(home) for domain, home in homes.items()}
-    known = {plain(key): key for key in ids}
-    if len(known) < len(ids):
-        alike = next(key for key in ids if known[plain(key)] != key)
-        raise ValueError(f"the classes {alike!r} and {known[plain(alike)]!r} could not be told apart by their folders")
-    every, rows = {key for folders in found.values() for key in folders}, list[Row]()
-    for domain, folders in found.items():
-        where = f"the domain {domain!r} ({str(homes[domain])!r})"
-        if not folders.keys() & known.keys():
+    ids_by_name = {normalize_name(key): key for key in ids}
+    if len(ids_by_name) < len(ids):
+        key = next(key for key in ids if ids_by_name[normalize_name(key)] != key)
+        raise ValueError(
+            f"the classes {key!r} and {ids_by_name[normalize_name(key)]!r} could not be told apart by their folders"
+        )
+    folders = {domain: group_folders_by_name(path) for domain, path in domain_folders.items()}
+    all_names = {name for domain_classes in folders.values() for name in domain_classes}
+    records = list[ImageRecord]()
+    for domain, domain_classes in folders.items():
+        where = f"the domain {domain!r} ({str(domain_folders[domain])!r})"
+        if not domain_classes.keys() & ids_by_name.keys():
             raise ValueError(f"{where} has no folder of a class; it needs one for each, such as {ids[0]!r}{hint}")
-        for name, key in ((name, key) for name, key in known.items() if name in every):
-            if len(folders.get(name, [])) > 1:
-                raise ValueError(f"{where} has the class {key!r} in {folders[name][0].name!r} and "
-                                 f"{folders[name][1].name!r}; put them together")  # fmt: skip
-            files = sorted(f.relative_to(root).as_posix() for one in folders.get(name, []) for f in files_under(one))
+        for name, key in ((name, key) for name, key in ids_by_name.items() if name in all_names):
+            files = _list_class_files(root, domain_classes.get(name, []), f"{where} has the class {key!r}")
             if not files:
-                what = "images" if name in folders else "folder"
-                raise ValueError(f"{where} has no {what} of the class {key!r}; every domain needs every class: add its "
-                                 f"images, or remove the class from all domains{hint}")  # fmt: skip
-            rows += [Row(file, key, domain) for file in files]
-    return rows, sorted({folders[0].name for one in found.values() for k, folders in one.items() if k not in known})
+                lacking = "images" if name in domain_classes else "folder"
+                raise ValueError(
+                    f"{where} has no {lacking} of the class {key!r}; every domain needs every class: add its images, "
+                    f"or remove the class from all domains{hint}"
+                )
+            records += [ImageRecord(file, key, domain) for file in files]
+    other = {p[0].name for classes in folders.values() for name, p in classes.items() if name not in ids_by_name}
+    return records, sorted(other)
 
 
-def cut_each(rows: Sequence[Row]) -> tuple[dict[str, list[Row]], str]:
-    """Each class of each domain cut as `cut` does, domain after domain; and the note that says so."""
-    domains: dict[str | None, list[Row]] = {}
-    for row in rows:
-        domains.setdefault(row.domain, []).append(row)
-    parts: dict[str, list[Row]] = {"train": [], "val": [], "test": []}
-    for of_domain in domains.values():
-        for part, some in cut(of_domain).items():
-            parts[part] += some
-    return parts, "each class of each domain cut 50:20:30 into train, val and test"
+def _list_class_files(root: Path, folders: Sequence[Path], where: str) -> list[str]:
+    """Return the sorted paths, from root, of the images of one class in one domain; ValueError for two folders."""
+    if len(folders) > 1:
+        raise ValueError(f"{where} in {folders[0].name!r} and {folders[1].name!r}; put them together")
+    return sorted(file.relative_to(root).as_posix() for folder in folders for file in list_image_files(folder))
+
+
+def split_each_domain(records: Sequence[ImageRecord]) -> tuple[dict[str, list[ImageRecord]], str]:
+    """Split each class of each domain as `split_per_class` does, domain after domain; return records and a note."""
+    records_by_domain: dict[str | None, list[ImageRecord]] = {}
+    for record in records:
+        records_by_domain.setdefault(record.domain, []).append(record)
+    splits: dict[str, list[ImageRecord]] = {"train": [], "val": [], "test": []}
+    for domain_records in records_by_domain.values():
+        for part, part_records in split_per_class(domain_records).items():
+            splits[part] += part_records
+    return splits, "each class of each domain cut 50:20:30 into train, val and test"

@@ -1,21 +1,25 @@
-"""Datasets that are Python objects: torchvision's and Hugging Face's, and anything that is used like them."""
+"""Read datasets that are Python objects: torchvision's and Hugging Face's, and anything that is used like them."""
 
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vlprompt.core.class_names import PLAIN, Names, ids
-from vlprompt.core.images import Item
-from vlprompt.data.dataset import Data, Found, Row, class_names, made
-from vlprompt.data.images.decoding import AUGMENTS, in_rgb, picture_item
-from vlprompt.data.splits.sampling import PARTS, cut, with_val
+from vlprompt.core.class_names import DEFAULT_TEMPLATE, Names, class_ids
+from vlprompt.core.images import ImageItem
+from vlprompt.data.dataset import Data, ImageRecord, RawDataset, build_class_names, build_dataset
+from vlprompt.data.images.decoding import AUGMENTATIONS, build_image_item, convert_to_rgb
+from vlprompt.data.splits.names import SPLIT_CHOICES, parse_split_name
+from vlprompt.data.splits.sampling import add_validation_split, split_per_class
 
-NUMBERS = itertools.count()  # two objects may look alike, so their pictures get keys of their own
+OBJECT_COUNTER = itertools.count()  # two objects may look alike, so their images get keys of their own
+OBJECTS_HINT = "A class needs at least 3 images."
+ImageOpener = Callable[[], Image.Image]
 
 
 def from_torchvision(
@@ -25,29 +29,33 @@ def from_torchvision(
     *,
     names: Sequence[str] | None = None,
     name: str | None = None,
-    template: str = PLAIN,
+    template: str = DEFAULT_TEMPLATE,
     augment: str = "crop-flip",
 ) -> Data:
-    """Data of datasets that give (picture, label) by number, such as torchvision's, made without a transform.
+    """Build data from datasets that return (image, label) by index, such as torchvision's, made without a transform.
 
-    Each image holds a copy of its own pixels where the dataset has them all in memory (CIFAR, MNIST, SVHN); otherwise
-    it holds the dataset, and who digs in it finds every label. Alone, `train` is cut 50 : 20 : 30 class by class; with
-    a `test`, a fifth of it becomes val unless there is one. names: the classes in label order; default: the dataset's
-    `classes`. template: a text with {name} in it. ValueError for labels without a name and for pictures that can't be
-    shown as pictures any more.
+    Each item holds a copy of its own pixels where the dataset has them all in memory (CIFAR, MNIST, SVHN); otherwise
+    it holds the dataset, through which every label can be reached.
+
+    Args:
+        train: alone it is split 50:20:30 class by class.
+        test: with it a fifth of train becomes val, unless there is one.
+        val: the validation part.
+        names: the classes in label order (default: the dataset's `classes`).
+        name: the name of the dataset (default: that of its class).
+        template: a prompt template with {name}.
+        augment: the augmentation of training images.
+
+    Raises:
+        ValueError: for labels without a name and for images that a transform has changed into something else.
     """
-    given = {part: one for part, one in (("train", train), ("val", val), ("test", test)) if one is not None}
+    datasets = {part: one for part, one in (("train", train), ("val", val), ("test", test)) if one is not None}
     classes = names if names is not None else getattr(train, "classes", None)
     if classes is None:
         raise ValueError(f"{type(train).__name__} has no `classes`; say names=[...] in label order")
     name = name or type(train).__name__.lower()
-    return _data(name, classes, template, augment, lambda names: read_pictures(given, names, name))
-
-
-def read_pictures(given: Mapping[str, Any], names: Names, name: str) -> Found:
-    """Rows and items of such datasets by part; ValueError for labels without a name."""
-    labels = {part: _labels(one) for part, one in given.items()}
-    return _found(name, names, labels, {part: partial(_opener, one) for part, one in given.items()})
+    class_names = _build_names(name, classes, template)
+    return _build_data(read_image_datasets(datasets, class_names, name), template, augment)
 
 
 def from_huggingface(
@@ -57,98 +65,137 @@ def from_huggingface(
     *,
     names: Sequence[str] | None = None,
     name: str = "huggingface",
-    template: str = PLAIN,
+    template: str = DEFAULT_TEMPLATE,
     augment: str = "crop-flip",
 ) -> Data:
-    """Data of a Hugging Face dataset with a column of images and one of labels, or of a dictionary of its splits.
+    """Build data from a Hugging Face dataset, or from a dictionary of its splits.
 
-    Each image holds the dataset, so who digs in it finds every label. One dataset is cut 50 : 20 : 30 class by class.
-    names: the classes in label order; default: those of the label's feature. ValueError for a column that is not there
-    and for labels without names.
+    Each item holds the dataset, through which every label can be reached.
+
+    Args:
+        dataset: one dataset is split 50:20:30 class by class.
+        image: the column of images.
+        label: the column of labels.
+        names: the classes in label order (default: those of the label's feature).
+        name: the name of the dataset.
+        template: a prompt template with {name}.
+        augment: the augmentation of training images.
+
+    Raises:
+        ValueError: for a column that is not there and for labels without names.
     """
-    given: dict[str, Any] = {}
-    if isinstance(dataset, Mapping):
-        for part, one in dataset.items():
-            if str(part) not in PARTS:
-                raise ValueError(f"the split {part!r} is not train, validation or test; give only those")
-            given[PARTS[str(part)]] = one
-    else:
-        given["train"] = dataset
-    first = next(iter(given.values()))
+    splits: dict[str, Any] = {}
+    for key, one in dataset.items() if isinstance(dataset, Mapping) else [("train", dataset)]:
+        if (part := parse_split_name(key)) is None:
+            raise ValueError(f"dataset: expected the splits {SPLIT_CHOICES}, got {key!r}. Pass only those.")
+        splits[part] = one
+    return _build_data(read_columns(splits, image, label, names, name, template), template, augment)
+
+
+def read_image_datasets(datasets: Mapping[str, Any], names: Names, name: str) -> RawDataset:
+    """Read the splits of datasets that return (image, label) by index; ValueError for labels without a name."""
+    labels = {part: _read_labels(one) for part, one in datasets.items()}
+    return _build_raw_dataset(name, names, labels, {part: partial(_make_opener, one) for part, one in datasets.items()})
+
+
+def read_columns(
+    splits: Mapping[str, Any],
+    image: str,
+    label: str,
+    names: Sequence[str] | None = None,
+    name: str = "huggingface",
+    template: str = DEFAULT_TEMPLATE,
+) -> RawDataset:
+    """Read the splits of a Hugging Face dataset; `from_huggingface` explains the arguments."""
+    features = next(iter(splits.values())).features
     for column in (image, label):
-        if column not in first.features:
-            raise ValueError(f"there is no column {column!r}; the columns are {', '.join(first.features)}")
-    classes = names if names is not None else getattr(first.features[label], "names", None)
+        if column not in features:
+            raise ValueError(f"there is no column {column!r}; the columns are {', '.join(features)}")
+    classes = names if names is not None else getattr(features[label], "names", None)
     if classes is None:
         raise ValueError(f"the column {label!r} does not name its classes; say names=[...] in label order")
-    labels = {part: [int(value) for value in one[label]] for part, one in given.items()}
-    openers = {part: partial(partial, _column_of, one, image) for part, one in given.items()}
-    return _data(name, classes, template, augment, lambda names: _found(name, names, labels, openers))
+    labels = {part: [int(value) for value in one[label]] for part, one in splits.items()}
+    openers = {part: partial(partial, _open_column_image, one, image) for part, one in splits.items()}
+    return _build_raw_dataset(name, _build_names(name, classes, template), labels, openers)
 
 
-def _data(name: str, classes: Sequence[str], template: str, augment: str, read: Callable[[Names], Found]) -> Data:
-    if augment not in AUGMENTS:
-        raise ValueError(f"there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTS)}")
+def _build_names(name: str, classes: Sequence[str], template: str) -> Names:
     if "{name}" not in template:
-        raise ValueError(f"the template {template!r} has no {{name}} where the class stands")
-    names = class_names({str(i): text for i, text in enumerate(classes)}, name, template)
-    return made(name, read(names), template, augment, name, "a class needs at least 3 images")
+        raise ValueError(
+            f"template: expected a text with {{name}} where the class stands, got {template!r}, which has no {{name}}"
+        )
+    return build_class_names({str(i): text for i, text in enumerate(classes)}, name, template)
 
 
-def _found(name: str, names: Names, labels: dict[str, list[int]], openers: dict[str, Any]) -> Found:
-    for part, numbers in labels.items():
-        if strange := [number for number in numbers if not 0 <= number < len(names)]:
-            raise ValueError(f"{name}: the label {strange[0]} in {part} has no class name; there are {len(names)}")
-    keys = ids(names)
-    rows = {part: [Row(f"{part}/{i}", keys[n]) for i, n in enumerate(numbers)] for part, numbers in labels.items()}
-    if "test" in rows and "train" in rows:
-        parts, note = with_val(rows)
-    elif set(rows) == {"train"}:
-        parts, note = cut(rows["train"]), "each class cut 50:20:30 into train, val and test"
+def _build_data(raw: RawDataset, template: str, augment: str) -> Data:
+    if augment not in AUGMENTATIONS:
+        raise ValueError(f"augment: there is no augmentation {augment!r}; the choices are {', '.join(AUGMENTATIONS)}")
+    return build_dataset(replace(raw, template=template, augment=augment, hint=OBJECTS_HINT))
+
+
+def _build_raw_dataset(
+    name: str, names: Names, labels: dict[str, list[int]], openers: dict[str, Callable[[int], ImageOpener]]
+) -> RawDataset:
+    """Build records of labels by split; `openers` return what opens the image at an index."""
+    for part, part_labels in labels.items():
+        if unnamed := [label for label in part_labels if not 0 <= label < len(names)]:
+            raise ValueError(f"{name}: the label {unnamed[0]} in {part} has no class name; there are {len(names)}")
+    keys = class_ids(names)
+    records = {
+        part: [ImageRecord(f"{part}/{i}", keys[label]) for i, label in enumerate(part_labels)]
+        for part, part_labels in labels.items()
+    }
+    if "test" in records and "train" in records:
+        records, note = add_validation_split(records)
+    elif set(records) == {"train"}:
+        records, note = split_per_class(records["train"]), "each class cut 50:20:30 into train, val and test"
     else:
-        raise ValueError(f"{name} has {', '.join(rows)}; give train and test, or one dataset that is cut")
-    return Found(names, parts, partial(_item, f"{name}|{os.getpid()}|{next(NUMBERS)}", openers), note)
+        raise ValueError(f"{name}: expected train and test, or one dataset that is split, got {', '.join(records)}")
+    build_item = partial(_build_object_item, f"{name}|{os.getpid()}|{next(OBJECT_COUNTER)}", openers)
+    return RawDataset(names, records, build_item, note, name=name)
 
 
-def _item(key: str, openers: dict[str, Any], path: str) -> Item:
-    part, _, place = path.partition("/")
-    return picture_item(f"{key}|{path}", openers[part](int(place)), path)
+def _build_object_item(key: str, openers: dict[str, Callable[[int], ImageOpener]], path: str) -> ImageItem:
+    part, _, index = path.partition("/")
+    return build_image_item(f"{key}|{path}", openers[part](int(index)), path)
 
 
-def _labels(dataset: Any) -> list[int]:
-    """Of all items, from the list that most datasets keep; otherwise each item is looked at."""
-    for kept in ("targets", "_labels", "labels"):
-        found = getattr(dataset, kept, None)
-        if found is not None and len(found) == len(dataset):
-            return [int(label) for label in found]
+def _read_labels(dataset: Any) -> list[int]:
+    """Return the labels of all items, from the list that most datasets have; otherwise each item is loaded."""
+    for attribute in ("targets", "_labels", "labels"):
+        labels = getattr(dataset, attribute, None)
+        if labels is not None and len(labels) == len(dataset):
+            return [int(label) for label in labels]
     return [int(dataset[i][1]) for i in range(len(dataset))]
 
 
-def _opener(dataset: Any, place: int) -> Callable[[], Image.Image]:
-    """What opens one picture: a copy of it where all are in memory as they are shown, otherwise the dataset."""
-    held = getattr(getattr(dataset, "data", None), "shape", ())[:1] == (len(dataset),)
-    if held and getattr(dataset, "transforms", None) is None:
-        return partial(_shown, np.array(dataset[place][0]), f"{type(dataset).__name__}[{place}]")
-    return partial(_picture_of, dataset, place)
+def _make_opener(dataset: Any, index: int) -> ImageOpener:
+    """Return what opens one image: a copy of it where all are in memory as they are, otherwise the dataset."""
+    is_in_memory = getattr(getattr(dataset, "data", None), "shape", ())[:1] == (len(dataset),)
+    if is_in_memory and getattr(dataset, "transforms", None) is None:
+        return partial(_to_rgb_image, np.array(dataset[index][0]), f"{type(dataset).__name__}[{index}]")
+    return partial(_open_dataset_image, dataset, index)
 
 
-def _picture_of(dataset: Any, place: int) -> Image.Image:
-    return _shown(dataset[place][0], f"{type(dataset).__name__}[{place}]")
+def _open_dataset_image(dataset: Any, index: int) -> Image.Image:
+    return _to_rgb_image(dataset[index][0], f"{type(dataset).__name__}[{index}]")
 
 
-def _column_of(dataset: Any, column: str, place: int) -> Image.Image:
-    return _shown(dataset[place][column], f"{column} {place}")
+def _open_column_image(dataset: Any, column: str, index: int) -> Image.Image:
+    return _to_rgb_image(dataset[index][column], f"{column} {index}")
 
 
-def _shown(picture: Any, where: str) -> Image.Image:
-    """A PIL picture, uint8 array (H, W[, 3]) or tensor (3 or 1, H, W) of 0..1 or uint8, as a picture in RGB."""
-    if isinstance(picture, Image.Image):
-        return in_rgb(picture)
-    array = np.asarray(picture)
+def _to_rgb_image(image: Any, where: str) -> Image.Image:
+    """Convert a PIL image, uint8 array (H, W[, 3]) or tensor (3 or 1, H, W) of 0..1 or uint8 to RGB."""
+    if isinstance(image, Image.Image):
+        return convert_to_rgb(image)
+    array = np.asarray(image)
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3):
         array = array.transpose(1, 2, 0)  # tensors have the channels first
     if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:
         array = (array * 255).round().astype(np.uint8)
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
-        raise ValueError(f"{where} is no picture but {array.dtype} {array.shape}; make the dataset without a transform")
-    return in_rgb(Image.fromarray(array.squeeze(-1) if array.ndim == 3 and array.shape[-1] == 1 else array))
+        raise ValueError(
+            f"{where}: expected an image, got {array.dtype} {array.shape}; make the dataset without a transform"
+        )
+    return convert_to_rgb(Image.fromarray(array.squeeze(-1) if array.ndim == 3 and array.shape[-1] == 1 else array))

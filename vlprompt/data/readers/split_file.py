@@ -1,4 +1,4 @@
-"""Split files: {"train", "val", "test"} lists of [path, label, class name], as CoOp's authors published.
+"""Read and write split files: {"train", "val", "test"} lists of [path, label, class name], as CoOp's authors published.
 
 Those that we write also hold the classes as [id, name] in label order and a hash, so that a changed file is noticed.
 """
@@ -6,125 +6,164 @@ Those that we write also hold the classes as [id, name] in label order and a has
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vlprompt.core.class_names import Name, ids
-from vlprompt.data.dataset import Data, Found, Row, class_names, under
+from vlprompt.core.class_names import ClassName, class_ids
+from vlprompt.data.dataset import Data, ImageRecord, RawDataset, build_class_names, make_item_builder
+from vlprompt.data.splits.names import SPLIT_NAMES
 
-OWN = "split_vlprompt.json"
-PARTS = ("train", "val", "test")
+SAVED_SPLIT_FILE = "split_vlprompt.json"
 
 
-def read_split(path: Path, images: Path, names: tuple[Name, ...] | None = None) -> Found:
-    """Rows as the file has them, in its order; labels are places among its classes.
+class SplitEntry(NamedTuple):
+    """One image of a split file."""
 
-    images: the folder that its paths begin in; names: the classes of a card, which the file must agree with. ValueError
-    for a file that is no split, that was changed since we wrote it, that leaves a label without a name or gives it two,
-    or that numbers the classes in another order than the card.
+    path: str
+    label: int
+    name: str
+
+
+def read_split_file(path: Path, images: Path, names: tuple[ClassName, ...] | None = None) -> RawDataset:
+    """Read records as the file has them, in its order; labels are places among its classes.
+
+    Args:
+        path: the split file.
+        images: the folder that its paths begin in.
+        names: the classes of a card, with which the file must agree.
+
+    Raises:
+        ValueError: for a file that is no split, that was changed since we wrote it, that leaves a label without a name
+            or gives it two, or that numbers the classes in another order than the card.
     """
-    told = _read(path)
-    rows = {
-        part: [_checked(row, path, part, i) for i, row in enumerate(told[part])] for part in PARTS if told.get(part)
+    content = _load_split_json(path)
+    entries = {
+        part: [_parse_entry(entry, path, part, i) for i, entry in enumerate(content[part])]
+        for part in SPLIT_NAMES
+        if content.get(part)
     }
-    called: dict[int, str] = {}
-    for of_part in rows.values():
-        for file, label, name in of_part:
-            if called.setdefault(label, name) != name:
-                raise ValueError(
-                    f"{path}: the label {label} is called {called[label]!r} and {name!r} (at {file}); "
-                    "a label has one name"
-                )
-    ours = "hash" in told
-    if ours:
-        classes = {str(key): str(name) for key, name in told["classes"]}
-        if told["hash"] != content_hash(told):
-            raise ValueError(f"{path} was changed since it was written: its hash is not {told['hash']}; write it anew")
+    names_by_label = _collect_names(entries, path)
+    is_ours = "hash" in content
+    if is_ours:
+        classes = {str(key): str(name) for key, name in content["classes"]}
+        if content["hash"] != hash_content(content):
+            raise ValueError(
+                f"{path} was changed since it was written: its hash is not {content['hash']}. Write it again."
+            )
+    elif names is None:
+        classes = _classes_from_labels(names_by_label, path)
     else:
-        classes = _classes(called, path) if names is None else {}
-    keys = list(classes) if ours or names is None else list(ids(names))
-    known = list(classes.values()) if ours or names is None else [str(name) for name in names or ()]
-    for label, name in sorted(called.items()):
-        if not 0 <= label < len(known):
-            raise ValueError(
-                f"{path}: the label {label} ({name!r}) has no class: labels are places 0 to {len(known) - 1} in the "
-                "list of classes, without gaps"
-            )
-        if _plain(known[label]) != _plain(name):
-            raise ValueError(
-                f"{path} calls the label {label} {name!r}, but {'the file' if ours else 'the card'} lists "
-                f"{known[label]!r} in that place: the order of the classes is mixed up; take the split file that "
-                "belongs to this dataset"
-            )
-    if names is not None and (strange := [key for key in keys if key not in ids(names)]):
-        raise ValueError(f"{path} has the class {strange[0]!r}, which is not on the card")
-    parts = {part: [Row(file, keys[label]) for file, label, _ in of_part] for part, of_part in rows.items()}
-    note = str(told.get("note", "")) if ours else f"the split of {path.name}"
-    return Found(class_names(classes, str(path)) if names is None else names, parts, under(images), note)
+        classes = dict(zip(class_ids(names), map(str, names), strict=True))
+    _require_order(names_by_label, list(classes.values()), path, "the file" if is_ours else "the card")
+    if names is not None and (unknown := [key for key in classes if key not in class_ids(names)]):
+        raise ValueError(f"{path} has the class {unknown[0]!r}, which is not on the card")
+    keys = list(classes)
+    records = {
+        part: [ImageRecord(e.path, keys[e.label]) for e in part_entries] for part, part_entries in entries.items()
+    }
+    note = str(content.get("note", "")) if is_ours else f"the split of {path.name}"
+    names = build_class_names(classes, str(path)) if names is None else names
+    return RawDataset(names, records, make_item_builder(images), note)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _load_split_json(path: Path) -> dict[str, Any]:
     try:
-        told = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a split file ({error}); get it again") from error
-    if not isinstance(told, dict) or not isinstance(told.get("test"), list) or not told["test"]:
-        raise ValueError(f'{path} is not a split file: it must hold {{"train", "val", "test"}} lists of [path, label, '
-                         "class name]")  # fmt: skip
-    return told
+        raise ValueError(f"{path} is not a split file ({error}). Get it again.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("test"), list) or not content["test"]:
+        raise ValueError(
+            f'{path} is not a split file: it must hold {{"train", "val", "test"}} lists of [path, label, class name]'
+        )
+    return content
 
 
-def _checked(row: Any, path: Path, part: str, place: int) -> tuple[str, int, str]:
-    where = f"{path}: number {place} of {part}"
-    if not isinstance(row, list) or len(row) != 3:
-        raise ValueError(f"{where} is {row!r}; each entry is [path, label, class name]")
-    file, label, name = row
+def _parse_entry(entry: Any, path: Path, part: str, index: int) -> SplitEntry:
+    where = f"{path}: number {index} of {part}"
+    if not isinstance(entry, list) or len(entry) != 3:
+        raise ValueError(f"{where} is {entry!r}; each entry is [path, label, class name]")
+    file, label, name = entry
     if not isinstance(label, int) or isinstance(label, bool) or label < 0:
         raise ValueError(f"{where} ({file}) has the label {label!r}; labels are whole numbers from 0")
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where} ({file}): the label {label} has no class name")
     if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
         raise ValueError(f"{where}: {file!r} must be a path inside the folder of images")
-    return file, label, name
+    return SplitEntry(file, label, name)
 
 
-def _classes(called: dict[int, str], path: Path) -> dict[str, str]:
-    """{id: name} of a file without a card; the id is the name where no other class has it."""
-    if gaps := set(range(max(called) + 1)) - set(called):
+def _collect_names(entries: Mapping[str, list[SplitEntry]], path: Path) -> dict[int, str]:
+    """Return {label: name}; ValueError for a label with two names."""
+    names_by_label: dict[int, str] = {}
+    for file, label, name in (entry for part_entries in entries.values() for entry in part_entries):
+        if names_by_label.setdefault(label, name) != name:
+            raise ValueError(
+                f"{path}: the label {label} is called {names_by_label[label]!r} and {name!r} (at {file}); "
+                "a label has one name"
+            )
+    return names_by_label
+
+
+def _require_order(names_by_label: Mapping[int, str], classes: list[str], path: Path, origin: str) -> None:
+    """Raise ValueError for a label without a class and for one that the list of classes calls otherwise."""
+    for label, name in sorted(names_by_label.items()):
+        if not 0 <= label < len(classes):
+            raise ValueError(
+                f"{path}: the label {label} ({name!r}) has no class: labels are places 0 to {len(classes) - 1} in the "
+                "list of classes, without gaps"
+            )
+        if _strip_underscores(classes[label]) != _strip_underscores(name):
+            raise ValueError(
+                f"{path} calls the label {label} {name!r}, but {origin} lists {classes[label]!r} in that place: the "
+                "order of the classes is mixed up. Take the split file that belongs to this dataset."
+            )
+
+
+def _classes_from_labels(names_by_label: dict[int, str], path: Path) -> dict[str, str]:
+    """Return {id: name} of a file without a card; the id is the name where no other class has it."""
+    if gaps := set(range(max(names_by_label) + 1)) - set(names_by_label):
         raise ValueError(
             f"{path}: the label {min(gaps)} has no image and so no class name; labels go from 0 without gaps"
         )
-    every = list(called.values())
-    return {called[i] if every.count(called[i]) == 1 else f"{called[i]}#{i}": called[i] for i in range(len(called))}
+    names = list(names_by_label.values())
+    return {
+        names_by_label[i] if names.count(names_by_label[i]) == 1 else f"{names_by_label[i]}#{i}": names_by_label[i]
+        for i in range(len(names_by_label))
+    }
 
 
-def _plain(name: str) -> str:
+def _strip_underscores(name: str) -> str:
     return name.replace("_", " ").strip()
 
 
-def content_hash(told: dict[str, Any]) -> str:
-    """Of the classes and the lists alone, however the file is laid out."""
-    body = [[list(c) for c in told["classes"]], *([list(row) for row in told.get(part) or []] for part in PARTS)]
+def hash_content(content: dict[str, Any]) -> str:
+    """Hash the classes and the lists alone, however the file is laid out."""
+    body = [
+        [list(c) for c in content["classes"]],
+        *([list(row) for row in content.get(part) or []] for part in SPLIT_NAMES),
+    ]
     return hashlib.sha256(json.dumps(body, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def write_split(data: Data, path: Path) -> str:
-    """Writes the split of data whose items are files of one folder; gives its hash. Whole or not at all.
+def write_split_file(data: Data, path: Path) -> str:
+    """Write the split of data whose items are files of one folder, whole or not at all; return its hash.
 
-    ValueError for files that lie elsewhere, which no other machine would find, and for images that have domains.
+    Raises:
+        ValueError: for files that lie elsewhere, which no other machine would find, and for images with domains.
     """
     if data.test.domains is not None:
-        raise ValueError(f"the images of {data.name} have domains, which a split file can't hold; keep its own lists")
-    told: dict[str, Any] = {"dataset": data.name, "note": data.note}
-    told["classes"] = [[key, str(name)] for name, key in zip(data.test.names, ids(data.test.names), strict=True)]
-    for part in PARTS:
+        raise ValueError(f"the images of {data.name} have domains, which a split file can't hold. Keep its own lists.")
+    classes = [[key, str(name)] for name, key in zip(data.test.names, class_ids(data.test.names), strict=True)]
+    content: dict[str, Any] = {"dataset": data.name, "note": data.note, "classes": classes}
+    for part in SPLIT_NAMES:
         if (split := getattr(data, part)) is not None:
-            rows = zip(split.items, split.labels, strict=True)
-            told[part] = [[item.name, label, str(split.names[label])] for item, label in rows]
-            for place, row in enumerate(told[part]):
-                _checked(row, path, part, place)
-    told = {"hash": content_hash(told), **told}
+            pairs = zip(split.items, split.labels, strict=True)
+            content[part] = [[item.name, label, str(split.names[label])] for item, label in pairs]
+            for index, entry in enumerate(content[part]):
+                _parse_entry(entry, path, part, index)
+    content = {"hash": hash_content(content), **content}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(told, ensure_ascii=False) + "\n", "utf-8")
+    temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", "utf-8")
     temporary.replace(path)
-    return told["hash"]
+    return content["hash"]

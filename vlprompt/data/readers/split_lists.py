@@ -1,68 +1,85 @@
-"""Split lists in JSON, a file for each part: {path: label}, as VPT's authors published them for FGVC."""
+"""Read split lists in JSON, a file for each split: {path: label}, as VPT's authors published them for FGVC."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlprompt.data.dataset import Row
+from vlprompt.data.dataset import ImageRecord
+from vlprompt.data.splits.names import SPLIT_NAMES
 
-PARTS = ("train", "val", "test")
+LabelsBySplit = Mapping[str, Mapping[str, int]]  # split -> {path: label}
 
 
-def read_lists(folder: Path, files: list[str], ids: list[str]) -> dict[str, list[Row]]:
-    """Rows of train, val and test; ids: of the card's classes in label order.
+def read_split_lists(folder: Path, files: list[str], ids: list[str]) -> dict[str, list[ImageRecord]]:
+    """Read the records of train, val and test.
 
     Where paths begin with the folder of a class, that is the class, and each label must belong to one folder. Otherwise
     labels count as VPT counts them: their places among all labels, sorted; fewer labels than classes are places
-    themselves. ValueError for what is no such list, for an image in two lists and for a label that fits no class;
-    OSError for a list that is missing.
+    themselves.
+
+    Args:
+        folder: where the lists lie.
+        files: the lists of train, val and test.
+        ids: the ids of the card's classes in label order.
+
+    Raises:
+        ValueError: for what is no such list, for an image in two lists and for a label that fits no class.
+        OSError: for a list that is missing.
     """
-    told = {part: _read(folder / file) for part, file in zip(PARTS, files, strict=True)}
-    seen: dict[str, str] = {}
-    for part, file in zip(PARTS, files, strict=True):
-        for path in told[part]:
-            if path in seen:
-                raise ValueError(f"{folder}: the image {path!r} stands in {seen[path]} and in {file}; take them anew")
-            seen[path] = file
-    labels = {label for of_part in told.values() for label in of_part.values()}
-    if any(path.split("/")[0] in ids for path in seen):
-        return _by_folder(folder, told, ids)
-    places = {label: place for place, label in enumerate(sorted(labels))}
+    labels_by_split = {part: _load_label_json(folder / file) for part, file in zip(SPLIT_NAMES, files, strict=True)}
+    file_of: dict[str, str] = {}
+    for part, file in zip(SPLIT_NAMES, files, strict=True):
+        for path in labels_by_split[part]:
+            if path in file_of:
+                raise ValueError(
+                    f"{folder}: the image {path!r} stands in {file_of[path]} and in {file}. Get the lists again."
+                )
+            file_of[path] = file
+    if any(path.split("/")[0] in ids for path in file_of):
+        return _label_by_folder(folder, labels_by_split, ids)
+    labels = {label for split_labels in labels_by_split.values() for label in split_labels.values()}
+    index_of = {label: index for index, label in enumerate(sorted(labels))}
     if len(labels) != len(ids):
         if max(labels) >= len(ids):
             raise ValueError(f"{folder}: {', '.join(files)} have {len(labels)} labels; the card has {len(ids)} classes")
-        places = {label: label for label in labels}
-    return {part: [Row(path, ids[places[label]]) for path, label in of_part.items()] for part, of_part in told.items()}
+        index_of = {label: label for label in labels}
+    return {
+        part: [ImageRecord(path, ids[index_of[label]]) for path, label in split_labels.items()]
+        for part, split_labels in labels_by_split.items()
+    }
 
 
-def _by_folder(folder: Path, told: dict[str, dict[str, int]], ids: list[str]) -> dict[str, list[Row]]:
-    of_label: dict[int, str] = {}
-    for of_part in told.values():
-        for path, label in of_part.items():
+def _label_by_folder(folder: Path, labels_by_split: LabelsBySplit, ids: list[str]) -> dict[str, list[ImageRecord]]:
+    """Return records whose class is the folder that their path begins with."""
+    id_of: dict[int, str] = {}
+    for split_labels in labels_by_split.values():
+        for path, label in split_labels.items():
             key = path.split("/")[0]
             if key not in ids:
                 raise ValueError(f"{folder}: the lists name {path!r}, but there is no folder {key!r} of a class")
-            if of_label.setdefault(label, key) != key:
-                raise ValueError(
-                    f"{folder}: the lists give {path!r} and images of {of_label[label]!r} the label {label}"
-                )
-    return {part: [Row(path, path.split("/")[0]) for path in of_part] for part, of_part in told.items()}
+            if id_of.setdefault(label, key) != key:
+                raise ValueError(f"{folder}: the lists give {path!r} and images of {id_of[label]!r} the label {label}")
+    return {
+        part: [ImageRecord(path, path.split("/")[0]) for path in split_labels]
+        for part, split_labels in labels_by_split.items()
+    }
 
 
-def _read(path: Path) -> dict[str, int]:
+def _load_label_json(path: Path) -> dict[str, int]:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path.name} in {str(path.parent)!r}, but others of its lists; add it")
+        raise FileNotFoundError(f"there is no {path.name} in {str(path.parent)!r}, but others of its lists. Add it.")
     try:
-        told: Any = json.loads(path.read_text("utf-8"))
+        content: Any = json.loads(path.read_text("utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); get it again") from error
-    if not isinstance(told, dict) or not told:
-        raise ValueError(f"{path} must hold {{path: label}}; get it again")
-    found = {}
-    for image, label in told.items():
+        raise ValueError(f"{path} is not JSON ({error}). Get it again.") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} must hold {{path: label}}. Get it again.")
+    labels = {}
+    for image, label in content.items():
         if isinstance(label, bool) or not str(label).isdecimal():
             raise ValueError(f"{path}: {image!r} has the label {label!r}; labels are whole numbers from 0")
         if Path(image).is_absolute() or ".." in Path(image).parts:
             raise ValueError(f"{path}: {image!r} must be a path inside the folder of images")
-        found[image] = int(label)
-    return found
+        labels[image] = int(label)
+    return labels

@@ -1,5 +1,6 @@
-"""A file as a dataset: .csv, .tsv and .jsonl name images, .npz holds them, .json is a split file beside its images."""
+"""Read a file of images: .csv, .tsv and .jsonl name them, .npz holds them, .json is a split file beside them."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,135 +8,169 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlprompt.core.images import Item, lasting
-from vlprompt.data.dataset import Found, Row, class_names, under
-from vlprompt.data.images.decoding import picture_item
-from vlprompt.data.readers.split_file import read_split
-from vlprompt.data.splits.sampling import PARTS, cut, with_val
-from vlprompt.data.table_rows import read_rows
-from vlprompt.runtime.errors import nearest
+from vlprompt.core.images import ImageItem, persistent_key
+from vlprompt.data.dataset import ImageRecord, RawDataset, build_class_names, make_item_builder
+from vlprompt.data.images.decoding import build_image_item
+from vlprompt.data.readers.split_file import read_split_file
+from vlprompt.data.splits.names import SPLIT_CHOICES, parse_split_name
+from vlprompt.data.splits.sampling import add_validation_split, split_per_class
+from vlprompt.data.table_rows import NumberedRows, read_table_rows
+from vlprompt.runtime.errors import suggest_nearest
 
-COLUMNS = ("path", "label", "class", "name", "domain", "split")
-WANTED = (
+TABLE_COLUMNS = ("path", "label", "class", "name", "domain", "split")
+COLUMNS_HELP = (
     "it needs path and label or class (one of class and name), and may have domain and split; a file of texts has text "
     "and label, prompt and response, words and tags, or messages"
 )
+ARRAY_NAMES = ("images", "labels", "names", "split")
 
 
-def read_file(path: Path) -> Found:
-    """What a file of one of these forms holds; ValueError that names the file, the row and what was wanted there."""
-    form = path.suffix.lower()
-    if form == ".json":
-        return read_split(path, path.parent)
-    return read_npz(path) if form == ".npz" else read_table(path)
+def read_dataset_file(path: Path) -> RawDataset:
+    """Read a file by its suffix; ValueError that names the file, the row and what was expected there."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return read_split_file(path, path.parent)
+    return read_npz(path) if suffix == ".npz" else read_table(path)
 
 
-def read_table(path: Path) -> Found:
-    """A table with the columns path, label or class (or name), and perhaps domain and split.
+def read_table(path: Path) -> RawDataset:
+    """Read a table with the columns path, label or class (or name), and perhaps domain and split.
 
     Paths begin at the file's folder. A label is a whole number when there is a class column too, which names it;
-    alone it may be either. split: train, val or test; without it each class is cut 50 : 20 : 30.
+    alone it may be either. split is train, val or test; without it each class is cut 50:20:30.
     """
-    lines = read_rows(path)
+    rows = read_table_rows(path)
     if path.suffix.lower() != ".jsonl":
-        lines = [(number, {column.lower(): value for column, value in row.items()}) for number, row in lines]
-    if not lines:
-        raise ValueError(f"{path} has no rows")
-    columns = set(lines[0][1])
-    if "path" not in columns:
-        raise ValueError(f"{path} has the columns {', '.join(sorted(columns))}; {WANTED}")
-    for number, row in lines:
-        if strange := sorted(set(row) - set(COLUMNS)):
-            raise ValueError(f"{path}, row {number}: unknown column {strange[0]!r}; {nearest(strange[0], COLUMNS)}")
-        if set(row) != columns:
-            lacks = sorted(columns ^ set(row))[0]
-            raise ValueError(f"{path}, row {number}: the column {lacks!r} is not in every row")
-    texts = [column for column in ("class", "name") if column in columns]
-    if not (texts or "label" in columns) or len(texts) > 1:
-        raise ValueError(f"{path} has the columns {', '.join(sorted(columns))}; {WANTED}")
-    called: dict[str, str] = {}
-    rows: dict[str, list[Row]] = {}
-    for number, row in lines:
+        rows = [(number, {column.lower(): value for column, value in row.items()}) for number, row in rows]
+    columns = _check_columns(rows, path)
+    name_column = next((column for column in ("class", "name") if column in columns), None)
+    is_numbered = name_column is not None and "label" in columns
+    names_by_id: dict[str, str] = {}
+    records: dict[str, list[ImageRecord]] = {}
+    for number, row in rows:
         where = f"{path}, row {number}"
         for column in columns:
             if not str(row[column]).strip():
-                raise ValueError(f"{where}: {column} is empty")
-        text = str(row[texts[0] if texts else "label"]).strip()
-        key = _whole(row["label"], where) if texts and "label" in columns else text
-        if called.setdefault(key, text) != text:
-            raise ValueError(f"{where}: the label {key} is called {called[key]!r} and {text!r}; a label has one name")
-        part = str(row.get("split", "all")).strip().lower()
-        if part not in PARTS and part != "all":
-            raise ValueError(f"{where}: the split {row['split']!r} is not train, val or test")
+                raise ValueError(f"{where}: {column} is empty. Fill it in.")
+        name = str(row[name_column or "label"]).strip()
+        key = _parse_label(row["label"], where) if is_numbered else name
+        if names_by_id.setdefault(key, name) != name:
+            raise ValueError(
+                f"{where}: the label {key} is called {names_by_id[key]!r} and {name!r}; a label has one name"
+            )
+        part = _parse_part(row.get("split", "all"), where)
         domain = str(row["domain"]).strip() if "domain" in columns else None
-        rows.setdefault(PARTS.get(part, part), []).append(Row(str(row["path"]).strip(), key, domain))
-    keys = sorted(called, key=int) if all(key.isdecimal() for key in called) else sorted(called)
-    if texts and "label" in columns and keys != [str(i) for i in range(len(keys))]:
-        gap = next(i for i in range(len(keys)) if str(i) not in called)
+        records.setdefault(part, []).append(ImageRecord(str(row["path"]).strip(), key, domain))
+    names = build_class_names(_sort_classes(names_by_id, is_numbered, path), str(path))
+    records, note = _complete_splits(records, path)
+    return RawDataset(names, records, make_item_builder(path.parent), note)
+
+
+def _check_columns(rows: NumberedRows, path: Path) -> set[str]:
+    """Return the columns of a table; ValueError for an unknown, a missing or an irregular one."""
+    if not rows:
+        raise ValueError(f"{path} has no rows. Add one for each image.")
+    columns = set(rows[0][1])
+    for number, row in rows if "path" in columns else []:
+        if unknown := sorted(set(row) - set(TABLE_COLUMNS)):
+            raise ValueError(
+                f"{path}, row {number}: unknown column {unknown[0]!r}; {suggest_nearest(unknown[0], TABLE_COLUMNS)}"
+            )
+        if irregular := sorted(columns ^ set(row)):
+            raise ValueError(f"{path}, row {number}: the column {irregular[0]!r} is not in every row. Fill it in.")
+    if "path" not in columns or not columns & {"class", "name", "label"} or {"class", "name"} <= columns:
+        raise ValueError(f"{path} has the columns {', '.join(sorted(columns))}; {COLUMNS_HELP}")
+    return columns
+
+
+def _sort_classes(names_by_id: Mapping[str, str], is_numbered: bool, path: Path) -> dict[str, str]:
+    """Return {id: name} in label order: whole numbers by their size, texts by the alphabet.
+
+    Raises:
+        ValueError: for labels with gaps and for fewer than two classes.
+    """
+    keys = sorted(names_by_id, key=int) if all(key.isdecimal() for key in names_by_id) else sorted(names_by_id)
+    if is_numbered and keys != [str(i) for i in range(len(keys))]:
+        gap = next(i for i in range(len(keys)) if str(i) not in names_by_id)
         raise ValueError(f"{path}: the label {gap} has no class name; labels go from 0 to {len(keys) - 1} without gaps")
     if len(keys) < 2:
-        raise ValueError(f"{path} has only the class {called[keys[0]]!r}; two classes are the least")
-    parts, note = _parts(rows, path)
-    return Found(class_names({key: called[key] for key in keys}, str(path)), parts, under(path.parent), note)
+        raise ValueError(f"{path}: expected at least 2 classes, has only the class {names_by_id[keys[0]]!r}")
+    return {key: names_by_id[key] for key in keys}
 
 
-def _parts(rows: dict[str, list[Row]], path: Path) -> tuple[dict[str, list[Row]], str]:
-    if "all" in rows:
-        return cut(rows["all"]), "each class cut 50:20:30 into train, val and test"
-    if "test" not in rows or "train" not in rows:
-        raise ValueError(f"{path}: the column split has {', '.join(sorted(rows))}; both train and test are needed")
-    return with_val(rows)
+def _parse_part(value: object, where: str) -> str:
+    """Return the split that a cell names; "all" where there is no column of splits."""
+    if str(value).strip().lower() == "all":
+        return "all"
+    if (part := parse_split_name(value)) is None:
+        raise ValueError(f"{where}: split: expected {SPLIT_CHOICES}, got {value!r}")
+    return part
 
 
-def _whole(value: Any, where: str) -> str:
+def _complete_splits(records: dict[str, list[ImageRecord]], path: Path) -> tuple[dict[str, list[ImageRecord]], str]:
+    """Split what has no splits, add val where it is missing; return the records and a note."""
+    if "all" in records:
+        return split_per_class(records["all"]), "each class cut 50:20:30 into train, val and test"
+    if "test" not in records or "train" not in records:
+        raise ValueError(f"{path}: the column split has {', '.join(sorted(records))}; both train and test are needed")
+    return add_validation_split(records)
+
+
+def _parse_label(value: Any, where: str) -> str:
     text = str(value).strip()
     if isinstance(value, bool) or not text.isdecimal():
         raise ValueError(f"{where}: the label {value!r} is not a whole number from 0; the class column holds the names")
     return str(int(text))
 
 
-def read_npz(path: Path) -> Found:
-    """Arrays: images uint8 (N, H, W) or (N, H, W, 3), labels (N,), and perhaps names (C,) and split (N,)."""
+def read_npz(path: Path) -> RawDataset:
+    """Read arrays: images uint8 (N, H, W) or (N, H, W, 3), labels (N,), and perhaps names (C,) and split (N,)."""
+    arrays = _load_arrays(path)
+    images, labels = arrays["images"], arrays["labels"]
+    if "names" in arrays:
+        classes = [str(name) for name in arrays["names"]]
+    else:
+        classes = [str(i) for i in range(labels.max() + 1)]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        label = int(labels.min() if labels.min() < 0 else labels.max())
+        raise ValueError(f"{path}: the label {label} has no class name; there are {len(classes)}, for labels from 0")
+    stat = path.stat()
+    key = persistent_key(path.absolute(), stat.st_size, stat.st_mtime_ns)
+    parts = arrays.get("split", np.full(len(images), "all"))
+    records: dict[str, list[ImageRecord]] = {}
+    for i, (label, value) in enumerate(zip(labels.tolist(), parts.tolist(), strict=True)):
+        part = _parse_part(value, f"{path}, array split at {i}")
+        records.setdefault(part, []).append(ImageRecord(str(i), str(label)))
+    records, note = _complete_splits(records, path)
+    names = build_class_names({str(i): name for i, name in enumerate(classes)}, str(path))
+    return RawDataset(names, records, partial(_build_array_item, images, key), note)
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Load the arrays of an archive; ValueError for unknown names, missing arrays, wrong types and shapes."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is not a NumPy archive that can be read: {error}") from error
-    known = ("images", "labels", "names", "split")
-    if strange := sorted(set(arrays) - set(known)):
-        raise ValueError(f"{path}: unknown array {strange[0]!r}; {nearest(strange[0], known)}")
+        raise ValueError(
+            f"{path} is not a NumPy archive that can be read: {error}. Write it by numpy.savez."
+        ) from error
+    if unknown := sorted(set(arrays) - set(ARRAY_NAMES)):
+        raise ValueError(f"{path}: unknown array {unknown[0]!r}; {suggest_nearest(unknown[0], ARRAY_NAMES)}")
     if not {"images", "labels"} <= set(arrays):
         raise ValueError(f"{path} has the arrays {', '.join(sorted(arrays))}; it needs images and labels")
     images, labels = arrays["images"], arrays["labels"]
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
-        raise ValueError(
-            f"{path}: images are {images.dtype} {images.shape}; they must be uint8 (N, H, W) or (N, H, W, 3)"
-        )
+        raise ValueError(f"{path}: images: expected uint8 (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}")
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise ValueError(f"{path}: labels are {labels.dtype} {labels.shape}; {len(images)} whole numbers are needed")
-    classes = (
-        [str(name) for name in arrays["names"]] if "names" in arrays else [str(i) for i in range(labels.max() + 1)]
-    )
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
-        bad = int(labels.min() if labels.min() < 0 else labels.max())
-        raise ValueError(f"{path}: the label {bad} has no class name; there are {len(classes)}, for labels from 0")
-    stat = path.stat()
-    key = lasting(path.absolute(), stat.st_size, stat.st_mtime_ns)
-    parts = arrays.get("split", np.full(len(images), "all"))
-    rows: dict[str, list[Row]] = {}
-    for i, (label, part) in enumerate(zip(labels.tolist(), parts.tolist(), strict=True)):
-        if part != "all" and str(part).lower() not in PARTS:
-            raise ValueError(f"{path}: split has {part!r} at {i}; it is train, val or test")
-        rows.setdefault(PARTS.get(str(part).lower(), "all"), []).append(Row(str(i), str(label)))
-    made, note = _parts(rows, path)
-    names = class_names({str(i): name for i, name in enumerate(classes)}, str(path))
-    return Found(names, made, partial(_array_item, images, key), note)
+        raise ValueError(f"{path}: labels: expected {len(images)} whole numbers, got {labels.dtype} {labels.shape}")
+    return arrays
 
 
-def _array_item(images: np.ndarray, key: str, place: str) -> Item:
-    """It holds a copy of its own image, so that nothing leads to the others."""
-    return picture_item(f"{key}|{place}", partial(_array_picture, images[int(place)].copy()), place)
+def _build_array_item(images: np.ndarray, key: str, index: str) -> ImageItem:
+    """Build an item that holds a copy of its own image, so that nothing leads to the others."""
+    return build_image_item(f"{key}|{index}", partial(_array_to_image, images[int(index)].copy()), index)
 
 
-def _array_picture(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image).convert("RGB")
+def _array_to_image(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(array).convert("RGB")

@@ -1,4 +1,4 @@
-"""Domains: the images of one, and which classes of two datasets are the same."""
+"""Select the images of a domain, and match the classes of two datasets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,18 +6,23 @@ from functools import cached_property, reduce
 from typing import Any
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Names, named
-from vlprompt.data.dataset import Data, plain
-from vlprompt.data.splits.sampling import few_shot, held_out
-from vlprompt.runtime.errors import nearest
+from vlprompt.core.class_names import Names, as_class_name
+from vlprompt.data.dataset import Data, normalize_name
+from vlprompt.data.splits.sampling import hold_out, sample_few_shot
+from vlprompt.runtime.errors import suggest_nearest
 
 
 @dataclass(frozen=True)
-class Place:
-    """The images of one domain; val may be missing.
+class DomainData:
+    """The images of one domain.
 
-    name: of the domain, or of a dataset that is one as a whole; word: what texts call it. whole: the three parts are
-    only a cut of ours.
+    Args:
+        name: the name of the domain, or of a dataset that is a single domain.
+        word: the name of the domain in texts.
+        train: training images.
+        val: validation images, if any.
+        test: test images.
+        is_transductive: whether the benchmark adapts to and tests on all images, so that the splits are not its own.
     """
 
     name: str
@@ -25,119 +30,143 @@ class Place:
     train: Split
     val: Split | None
     test: Split
-    whole: bool
+    is_transductive: bool
 
-    def taking(self, places: Mapping[int, int], names: Names) -> "Place":
-        """Only these classes: the place of each among the names."""
+    def select_classes(self, label_map: Mapping[int, int], names: Names) -> "DomainData":
+        """Return the domain restricted to the classes of `label_map`, {label: index in names}."""
 
-        def of(split: Split) -> Split:
-            kept = split.of([i for i, label in enumerate(split.labels) if label in places])
-            return replace(kept, labels=tuple(places[label] for label in kept.labels), names=names)
+        def restrict(split: Split) -> Split:
+            subset = split.select([i for i, label in enumerate(split.labels) if label in label_map])
+            return replace(subset, labels=tuple(label_map[label] for label in subset.labels), names=names)
 
-        return replace(self, train=of(self.train), val=None if self.val is None else of(self.val), test=of(self.test))
-
-    @cached_property
-    def every(self) -> Split:
-        """All of its images."""
-        return reduce(Split.plus, [part for part in (self.train, self.val, self.test) if part is not None])
+        val = None if self.val is None else restrict(self.val)
+        return replace(self, train=restrict(self.train), val=val, test=restrict(self.test))
 
     @cached_property
-    def seen(self) -> Split:
-        """What there is to learn from: all of them, but the test where the set has one of its own."""
-        return self.every if self.whole else replace(self, test=self.test.of([])).every
+    def all_images(self) -> Split:
+        """The images of all splits."""
+        return reduce(Split.concat, [split for split in (self.train, self.val, self.test) if split is not None])
 
-    def teaching(self, share: float, shots: int | None, seed: int) -> tuple[Split, Split | None, Split | None]:
-        """As a source: what is trained on, for validation, and what tells how well the source is kept.
+    @cached_property
+    def training_images(self) -> Split:
+        """The images to learn from: all of a transductive domain, train and val otherwise."""
+        return self.all_images if self.is_transductive else replace(self, test=self.test.select([])).all_images
 
-        Where the parts are ours all images are trained on but a share of each class for both; a set with parts of its
-        own keeps them, and gives a share of train where it has no val. Without a share there is no val.
+    def source_splits(
+        self, val_fraction: float, shots: int | None, seed: int
+    ) -> tuple[Split, Split | None, Split | None]:
+        """Return (train, val, test) for use as a source domain; test measures how well the source is retained.
+
+        A transductive domain trains on all images but a held-out fraction, which serves as val and test. Other domains
+        use their own splits, and hold out a fraction of train if they have no val.
+
+        Args:
+            val_fraction: the fraction of each class to hold out; 0 trains on val too.
+            shots: images per class, None for all.
+            seed: draws the shots.
         """
-        train, val, test = (self.every, None, None) if self.whole else (self.train, self.val or None, self.test)
-        if not share and val is not None:
-            train, val = train.plus(val), None
-        elif share and val is None:
-            train, val = held_out(train, share)
+        train, val, test = (
+            (self.all_images, None, None) if self.is_transductive else (self.train, self.val or None, self.test)
+        )
+        if not val_fraction and val is not None:
+            train, val = train.concat(val), None
+        elif val_fraction and val is None:
+            train, val = hold_out(train, val_fraction)
         if shots is not None:
-            there = [i for i, images in enumerate(train.count()) if images]  # others may have what one source lacks
-            some = few_shot(train.classes(there), None, shots, seed)[0]
-            train = replace(some, labels=tuple(there[label] for label in some.labels), names=train.names)
+            # a class without images here may have some in another source
+            present = [label for label, count in enumerate(train.count_per_class()) if count]
+            sample = sample_few_shot(train.select_classes(present), None, shots, seed)[0]
+            train = replace(sample, labels=tuple(present[label] for label in sample.labels), names=train.names)
         return train, val, val if test is None else test
 
 
-def domains_in(data: Data) -> list[str]:
-    """The names of the domains of a dataset, in its own order; none where it does not tell any."""
+def list_domains(data: Data) -> list[str]:
+    """Return the names of a dataset's domains in its order; empty for a dataset without domains."""
     names = data.test.info.get("domains")
     return [str(name) for name in names] if isinstance(names, list | tuple) else []
 
 
-def pairs_in(data: Data) -> list[tuple[str, str]]:
-    """(source, target) of each pair that a benchmark is made of: those its card names, else all ordered ones."""
-    told, every = data.test.info.get("pairs"), domains_in(data)
-    if isinstance(told, list):
-        return [(source, target) for source, target in told]
-    return [(source, target) for target in every for source in every if source != target]
+def list_domain_pairs(data: Data) -> list[tuple[str, str]]:
+    """Return a benchmark's (source, target) pairs: those that its card lists, else all ordered pairs."""
+    pairs, domains = data.test.info.get("pairs"), list_domains(data)
+    if isinstance(pairs, list):
+        return [(source, target) for source, target in pairs]
+    return [(source, target) for target in domains for source in domains if source != target]
 
 
-def place_of(data: Data, name: str) -> Place:
-    """One domain of a dataset; ValueError for one that it has not."""
-    known = domains_in(data)
-    if name not in known:
-        told = (
-            nearest(name, known) if known else "it tells no domains, so it can be a source or a target as a whole only"
+def select_domain(data: Data, name: str) -> DomainData:
+    """Return one domain of a dataset; ValueError for an unknown name."""
+    domains = list_domains(data)
+    if name not in domains:
+        remedy = (
+            suggest_nearest(name, domains)
+            if domains
+            else "it tells no domains, so it can be a source or a target as a whole only"
         )
-        raise ValueError(f"{data.name} has no domain {name!r}; {told}")
-    k = known.index(name)
+        raise ValueError(f"{data.name} has no domain {name!r}; {remedy}")
+    index = domains.index(name)
 
-    return _place(data, name, name, lambda split: split.of([i for i, d in enumerate(split.domains or ()) if d == k]))
+    def select(split: Split) -> Split:
+        return split.select([i for i, domain in enumerate(split.domains or ()) if domain == index])
 
-
-def whole_of(data: Data) -> Place:
-    """A dataset as one domain."""
-    return _place(data, data.name, str(data.test.info.get("domain", data.name)), lambda split: split)
+    return _build_domain(data, name, name, select)
 
 
-def _place(data: Data, name: str, word: str, some: Callable[[Split], Split]) -> Place:
-    train, val, test = (None if split is None else replace(some(split), domains=None, info={})
-                        for split in (data.train, data.val, data.test))  # fmt: skip
-    assert train is not None, "Data has one"
-    assert test is not None, "Data has one"
-    return Place(name, word, train, val, test, bool(data.test.info.get("transductive", False)))
+def as_single_domain(data: Data) -> DomainData:
+    """Return a whole dataset as one domain."""
+    return _build_domain(data, data.name, str(data.test.info.get("domain", data.name)), lambda split: split)
 
 
-def _caption(name: str) -> str:
-    hand = named(name).hand
-    return plain((hand or "{name}").replace("{name}", name))
+def _build_domain(data: Data, name: str, word: str, select: Callable[[Split], Split]) -> DomainData:
+    def select_plain(split: Split) -> Split:
+        return replace(select(split), domains=None, info={})
+
+    val = None if data.val is None else select_plain(data.val)
+    is_transductive = bool(data.test.info.get("transductive", False))
+    return DomainData(name, word, select_plain(data.train), val, select_plain(data.test), is_transductive)
 
 
-def same_classes(theirs: Names, ours: Names) -> tuple[list[int | None], str]:
-    """For each of our classes its place among theirs (None: they have none of it), and how they were matched.
+def _normalize_caption(name: str) -> str:
+    template = as_class_name(name).template
+    return normalize_name((template or "{name}").replace("{name}", name))
 
-    By their names, else by the whole of their hand-written captions: "digit zero" in "a photo of the {name}." is "zero"
-    in "a photo of the digit {name}.". ValueError where two classes of one side could be meant.
+
+def match_classes(source_names: Names, target_names: Names) -> tuple[list[int | None], str]:
+    """Match the classes of two datasets by name, else by their filled-in templates.
+
+    For example, "digit zero" in "a photo of the {name}." matches "zero" in "a photo of the digit {name}.".
+
+    Returns:
+        For each target class the index of its source class, None where there is none; and the criterion.
+
+    Raises:
+        ValueError: if two classes of one dataset are called alike.
     """
-    best: tuple[list[int | None], str] = [None] * len(ours), "by name"
-    for how, key in (("by name", plain), ("by their captions", _caption)):
-        places = _places([key(name) for name in theirs], theirs)
-        found = [places.get(k) for k in _places([key(name) for name in ours], ours)]
-        if sum(place is not None for place in found) > sum(place is not None for place in best[0]):
-            best = found, how
+    best: tuple[list[int | None], str] = [None] * len(target_names), "by name"
+    for criterion, normalize in (("by name", normalize_name), ("by their captions", _normalize_caption)):
+        source_indices = _index_by_key([normalize(name) for name in source_names], source_names)
+        target_keys = _index_by_key([normalize(name) for name in target_names], target_names)
+        matches = [source_indices.get(key) for key in target_keys]
+        if sum(match is not None for match in matches) > sum(match is not None for match in best[0]):
+            best = matches, criterion
     return best
 
 
-def _places(keys: Sequence[str], names: Names) -> dict[str, int]:
-    if twice := [i for i, key in enumerate(keys) if key in keys[:i]]:
-        first = keys.index(keys[twice[0]])
+def _index_by_key(keys: Sequence[str], names: Names) -> dict[str, int]:
+    if repeated := [i for i, key in enumerate(keys) if key in keys[:i]]:
+        first = keys.index(keys[repeated[0]])
         raise ValueError(
-            f"the classes {str(names[first])!r} and {str(names[twice[0]])!r} of one dataset can't be told apart by "
+            f"the classes {str(names[first])!r} and {str(names[repeated[0]])!r} of one dataset can't be told apart by "
             "their names, so they can't be matched with another's; rename one"
         )
     return {key: i for i, key in enumerate(keys)}
 
 
-def merged(splits: Sequence[Split]) -> Split:
-    """Several sources as one split, the domain of each image its place among them; one has no domains."""
-    whole = reduce(Split.plus, splits)
+def merge_sources(splits: Sequence[Split]) -> Split:
+    """Concatenate source splits; an item's domain is the index of its split. A single split has no domains."""
+    merged = reduce(Split.concat, splits)
     domains = None if len(splits) == 1 else tuple(k for k, split in enumerate(splits) for _ in range(len(split)))
-    told: list[Any] = [split.info.get("short", []) for split in splits]
-    short = list(dict.fromkeys(name for names in told for name in names))
-    return replace(whole, domains=domains, info=whole.info | ({"short": short} if short else {}))
+    names_by_split: list[Any] = [split.info.get("undersized_classes", []) for split in splits]
+    undersized = list(dict.fromkeys(name for names in names_by_split for name in names))
+    info = merged.info | ({"undersized_classes": undersized} if undersized else {})
+    return replace(merged, domains=domains, info=info)

@@ -1,4 +1,4 @@
-"""Images whose labels nobody can tell from what is shown of them: not by a path, a key, a name or the order."""
+"""Hide labels: anonymise the keys, names and order of images, so that none of them reveals a class."""
 
 import hashlib
 from collections.abc import Callable
@@ -7,42 +7,44 @@ from dataclasses import replace
 from torch import Tensor
 
 from vlprompt.core.batch import Split, Unlabelled
-from vlprompt.core.images import Item, Look, View, lasting, lasts
+from vlprompt.core.images import Augmentation, ImageItem, Preprocessing, is_persistent, persistent_key
 
-_DECODERS: dict[str, Callable[[Look, View | None], Tensor]] = {}  # kept here, so that no item leads to its file
+Decoder = Callable[[Preprocessing, Augmentation | None], Tensor]
+_DECODERS: dict[str, Decoder] = {}  # a module-level table, so that no item refers to its file
 
 
-class _Pixels:
-    """Decodes an image that is known by a hash only."""
+class _HiddenDecoder:
+    """Decode an image that is identified by a hash only."""
 
     __slots__ = ("key",)
 
     def __init__(self, key: str):
         self.key = key
 
-    def __call__(self, look: Look, view: View | None) -> Tensor:
-        return _DECODERS[self.key](look, view)
+    def __call__(self, preprocessing: Preprocessing, augmentation: Augmentation | None) -> Tensor:
+        return _DECODERS[self.key](preprocessing, augmentation)
 
-    def once(self, look: Look, view: View | None) -> Tensor:
-        return getattr(decode := _DECODERS[self.key], "once", decode)(look, view)
+    def decode_once(self, preprocessing: Preprocessing, augmentation: Augmentation | None) -> Tensor:
+        decode = _DECODERS[self.key]
+        return getattr(decode, "decode_once", decode)(preprocessing, augmentation)
 
 
-def _code(text: str) -> str:
+def _hash_text(text: str) -> str:
     return hashlib.sha256(f"hidden {text}".encode()).hexdigest()[:24]
 
 
-def _item(item: Item) -> Item:
-    key = lasting(_code(item.key)) if lasts(item.key) else _code(item.key)
+def _anonymize_item(item: ImageItem) -> ImageItem:
+    key = persistent_key(_hash_text(item.key)) if is_persistent(item.key) else _hash_text(item.key)
     _DECODERS[key] = item.pixels
-    return Item(key, _Pixels(key), _code(item.name))
+    return ImageItem(key, _HiddenDecoder(key), _hash_text(item.name))
 
 
-def hidden(split: Split) -> Split:
-    """The same images and labels, with keys, names and an order that tell nothing; without domains."""
-    whole = replace(split, items=tuple(map(_item, split.items)), domains=None, info={})
-    return whole.of(sorted(range(len(whole)), key=lambda i: whole.items[i].name))
+def anonymize_items(split: Split) -> Split:
+    """Return the same images and labels without domains, with hashed keys and names, in the order of the hashes."""
+    anonymous = replace(split, items=tuple(map(_anonymize_item, split.items)), domains=None, info={})
+    return anonymous.select(sorted(range(len(anonymous)), key=lambda i: anonymous.items[i].name))
 
 
-def unlabelled(split: Split) -> Unlabelled:
-    """The images of a hidden split, without their labels."""
+def drop_labels(split: Split) -> Unlabelled:
+    """Return the images of an anonymised split without their labels."""
     return Unlabelled(split.items, split.names, split.augment)

@@ -1,28 +1,38 @@
-"""Choosing items: parts, shots, base and new classes; pure functions of a seed, by the rules of the literature."""
+"""Sample splits, shots, and base and new classes with the rules of the literature; pure functions of a seed."""
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vlprompt.core.batch import Split
-from vlprompt.data.dataset import Row
+from vlprompt.data.dataset import ImageRecord
+from vlprompt.data.splits.names import SPLIT_NAMES
 
-PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
+def add_validation_split(
+    records: dict[str, list[ImageRecord]], val_fraction: float = 0.2
+) -> tuple[dict[str, list[ImageRecord]], str]:
+    """Hold out a fraction of train as val, unless there is a val already.
 
-def with_val(rows: dict[str, list[Row]], share: float = 0.2) -> tuple[dict[str, list[Row]], str]:
-    """train and test as they are given, and a share of train as val unless there is one; and the note that says so."""
+    Returns:
+        The records by split, and a note on their origin.
+    """
     note = "train and test as the data have them"
-    if rows.get("val"):
-        return rows, note
-    part = {0.1: "a tenth", 0.2: "a fifth"}.get(share, f"{share:.0%}")
-    return {**cut(rows["train"], (1 - share, share)), "test": rows["test"]}, f"{note}; {part} of train is val"
+    if records.get("val"):
+        return records, note
+    fraction_text = {0.1: "a tenth", 0.2: "a fifth"}.get(val_fraction, f"{val_fraction:.0%}")
+    train_and_val = split_per_class(records["train"], (1 - val_fraction, val_fraction))
+    return {**train_and_val, "test": records["test"]}, f"{note}; {fraction_text} of train is val"
 
 
-def few_shot(train: Split, val: Split | None, shots: int, seed: int) -> tuple[Split, Split | None]:
-    """`shots` items per class of train and min(shots, 4) of val, drawn as CoOp's code does, bit for bit.
+def sample_few_shot(train: Split, val: Split | None, shots: int, seed: int) -> tuple[Split, Split | None]:
+    """Sample `shots` items per class of train and min(shots, 4) of val, bit for bit as CoOp's code does.
 
-    One random stream serves train and then val; classes come in the order of their first item. A class that has fewer
-    items gives all of them (and `info["short"]` names it); ValueError for shots < 1 or a class without items.
+    One random stream serves train and then val; classes come in the order of their first item. A class with fewer
+    items gives all of them and is listed in `info["undersized_classes"]`.
+
+    Raises:
+        ValueError: for shots < 1, an empty train split and a class without items.
     """
     if shots < 1:
         raise ValueError(f"shots must be at least 1, not {shots}")
@@ -31,76 +41,80 @@ def few_shot(train: Split, val: Split | None, shots: int, seed: int) -> tuple[Sp
             "this dataset is a test only and has no training images: train on another one and test on it by "
             "`vlprompt eval`, or take a method that trains nothing, with task.shots=null"
         )
-    stream = random.Random(seed)
-    if missing := [str(n) for n, c in zip(train.names, train.count(), strict=True) if not c]:
+    rng = random.Random(seed)
+    counts = [(str(name), count) for name, count in zip(train.names, train.count_per_class(), strict=True)]
+    if missing := [name for name, count in counts if not count]:
         raise ValueError(
             f"no training image for the class {missing[0]!r}{f' and {len(missing) - 1} more' if missing[1:] else ''}"
         )
-    short = [str(n) for n, c in zip(train.names, train.count(), strict=True) if c < shots]
-    drawn = train.of(_draw(train.labels, shots, stream))
-    drawn = Split(
-        drawn.items,
-        drawn.labels,
-        drawn.names,
-        drawn.domains,
-        drawn.augment,
-        drawn.info | ({"short": short} if short else {}),
-    )
-    return drawn, None if val is None else val.of(_draw(val.labels, min(shots, 4), stream))
+    sample = train.select(_sample_per_class(train.labels, shots, rng))
+    if undersized := [name for name, count in counts if count < shots]:
+        sample = replace(sample, info=sample.info | {"undersized_classes": undersized})
+    return sample, None if val is None else val.select(_sample_per_class(val.labels, min(shots, 4), rng))
 
 
-def _draw(labels: Sequence[int], shots: int, stream: random.Random) -> list[int]:
-    places: dict[int, list[int]] = {}
+def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
+    sampled = []
+    for indices in _group_by_label(labels).values():
+        sampled += rng.sample(indices, shots) if len(indices) >= shots else indices
+    return sampled
+
+
+def _group_by_label(labels: Sequence[int]) -> dict[int, list[int]]:
+    """Return the indices of each label, in the order of first occurrence."""
+    indices_by_label: dict[int, list[int]] = {}
     for i, label in enumerate(labels):
-        places.setdefault(label, []).append(i)
-    chosen = []
-    for of_class in places.values():
-        chosen += stream.sample(of_class, shots) if len(of_class) >= shots else of_class
-    return chosen
+        indices_by_label.setdefault(label, []).append(i)
+    return indices_by_label
 
 
-def halves(classes: int) -> tuple[list[int], list[int]]:
-    """Base and new classes: the first ceil(n / 2) labels and the rest."""
-    if classes < 4:
-        raise ValueError(f"base and new classes need at least 4 classes, two in each half, not {classes}")
-    middle = (classes + 1) // 2
-    return list(range(middle)), list(range(middle, classes))
+def split_base_new(n_classes: int) -> tuple[list[int], list[int]]:
+    """Return the labels of the base classes, the first ceil(n / 2), and of the new classes, the rest."""
+    if n_classes < 4:
+        raise ValueError(f"base and new classes need at least 4 classes, two in each half, not {n_classes}")
+    middle = (n_classes + 1) // 2
+    return list(range(middle)), list(range(middle, n_classes))
 
 
-def held_out(train: Split, share: float) -> tuple[Split, Split]:
-    """What stays and what is held out: this share of each class, one at least where it has two; always the same.
+def hold_out(train: Split, fraction: float) -> tuple[Split, Split]:
+    """Hold out a fraction of each class, at least one item where a class has two; deterministic.
 
-    ValueError when no class has two.
+    Returns:
+        The remaining split and the held-out split.
+
+    Raises:
+        ValueError: if no class has two items.
     """
-    places: dict[int, list[int]] = {}
-    for i, label in enumerate(train.labels):
-        places.setdefault(label, []).append(i)
-    held = set[int]()
-    for label, of_class in places.items():
-        count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
-        held |= set(random.Random(label).sample(of_class, count))
-    if not held:
+    val_indices = set[int]()
+    for label, indices in _group_by_label(train.labels).items():
+        count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
+        val_indices |= set(random.Random(label).sample(indices, count))
+    if not val_indices:
         raise ValueError("every class has one training image only, so none can be held out to validate; add some")
-    return train.of([i for i in range(len(train)) if i not in held]), train.of(sorted(held))
+    train_indices = [i for i in range(len(train)) if i not in val_indices]
+    return train.select(train_indices), train.select(sorted(val_indices))
 
 
-def cut(rows: Sequence[Row], shares: tuple[float, ...] = (0.5, 0.2, 0.3)) -> dict[str, list[Row]]:
-    """Each class cut by these shares into train, val (and test), after a shuffle that depends only on its size.
+def split_per_class(
+    records: Sequence[ImageRecord], fractions: tuple[float, ...] = (0.5, 0.2, 0.3)
+) -> dict[str, list[ImageRecord]]:
+    """Divide each class by these fractions into train, val (and test), after a shuffle seeded with its size.
 
-    50 : 20 : 30 is CoOp's rule for sets without a split, 0.8 : 0.2 its rule for a train part without val. The classes
-    come in the order of their first row.
+    50 : 20 : 30 is CoOp's rule for sets without a split, 0.8 : 0.2 its rule for a train split without val. The classes
+    come in the order of their first record.
     """
-    parts: dict[str, list[Row]] = {name: [] for name in ("train", "val", "test")[: len(shares)]}
-    classes: dict[str, list[Row]] = {}
-    for row in rows:
-        classes.setdefault(row.id, []).append(row)
-    for of_class in classes.values():
-        random.Random(len(of_class)).shuffle(of_class)
-        first = max(1, round(shares[0] * len(of_class)))
-        second = first + round(shares[1] * len(of_class)) if "test" in parts else len(of_class)
-        second = min(second, len(of_class) - 1) if "test" in parts and len(of_class) > 1 else second
-        parts["train"] += of_class[:first]
-        parts["val"] += of_class[first:second]
-        if "test" in parts:
-            parts["test"] += of_class[second:]
-    return parts
+    splits: dict[str, list[ImageRecord]] = {name: [] for name in SPLIT_NAMES[: len(fractions)]}
+    records_by_class: dict[str, list[ImageRecord]] = {}
+    for record in records:
+        records_by_class.setdefault(record.class_id, []).append(record)
+    for class_records in records_by_class.values():
+        size = len(class_records)
+        random.Random(size).shuffle(class_records)
+        train_end = max(1, round(fractions[0] * size))
+        val_end = train_end + round(fractions[1] * size) if "test" in splits else size
+        val_end = min(val_end, size - 1) if "test" in splits and size > 1 else val_end
+        splits["train"] += class_records[:train_end]
+        splits["val"] += class_records[train_end:val_end]
+        if "test" in splits:
+            splits["test"] += class_records[val_end:]
+    return splits

@@ -1,102 +1,125 @@
-"""Streams: which classes or domains come when, in what order images come, what is kept; pure functions of a seed."""
+"""Order, stages and replay memory of continual streams; pure functions of a seed."""
 
 from collections.abc import Sequence
 
 import torch
 
 from vlprompt.core.batch import Split
-from vlprompt.runtime.seeding import generator, number
+from vlprompt.runtime.seeding import derive_seed, make_generator
 
 
-def ordered(every: Sequence[str], order: str | Sequence[str], seed: int, what: str) -> list[int]:
-    """Places of classes or domains in the order asked for: "natural", "seeded", or all of them by their ids."""
+def resolve_order(ids: Sequence[str], order: str | Sequence[str], seed: int, what: str) -> list[int]:
+    """Return the indices of classes or domains in stream order.
+
+    Args:
+        ids: the ids of the classes or domains.
+        order: "natural", "seeded", or all ids as a list.
+        seed: shuffles the "seeded" order.
+        what: "classes", "domains" or "stages", for error messages.
+
+    Raises:
+        ValueError: for another order, and a list that does not name each id once.
+    """
     if order == "natural":
-        return list(range(len(every)))
+        return list(range(len(ids)))
     if order == "seeded":
-        return torch.randperm(len(every), generator=generator(seed, "order of the stream")).tolist()
+        return torch.randperm(len(ids), generator=make_generator(seed, "order of the stream")).tolist()
     if isinstance(order, str):
         raise ValueError(f"task.order is natural, seeded or a list of {what}, not {order!r}")
-    if sorted(order) != sorted(every):
-        strange = [i for i in order if i not in every] or [i for i in every if i not in order]
-        wrong = (
-            f"{strange[0]!r} is {'missing' if strange[0] in every else 'none of them'}" if strange else "one is twice"
-        )
-        raise ValueError(f"task.order must name each of the {len(every)} {what} once; {wrong}")
-    return [list(every).index(i) for i in order]
+    if sorted(order) != sorted(ids):
+        invalid = [i for i in order if i not in ids] or [i for i in ids if i not in order]
+        fault = f"{invalid[0]!r} is {'missing' if invalid[0] in ids else 'none of them'}" if invalid else "one is twice"
+        raise ValueError(f"task.order must name each of the {len(ids)} {what} once; {fault}")
+    return [list(ids).index(i) for i in order]
 
 
-def domains_of(train: Split, dataset: str) -> list[str]:
-    """The names of the domains of a split, in its own order; ValueError for data that can't be a stream of domains."""
+def list_stream_domains(train: Split, dataset: str) -> list[str]:
+    """Return the names of a split's domains in their order.
+
+    Raises:
+        ValueError: without domains, with only one, and if no class is in two domains.
+    """
     names = train.info.get("domains")
     if train.domains is None or not isinstance(names, list | tuple):
         raise ValueError(
             f"{dataset} has no domains, which task.kind=domain_incremental needs: take digit_domains, a .csv "
             "with a column domain, or a folder domain/class/image"
         )
-    found = [str(names[k]) for k in sorted(set(train.domains))]
-    if len(found) < 2:
-        raise ValueError(f"{dataset} has the domain {found[0]} only; two are the least")
+    domains = [str(names[k]) for k in sorted(set(train.domains))]
+    if len(domains) < 2:
+        raise ValueError(f"{dataset} has the domain {domains[0]} only; two are the least")
     if len(set(zip(train.labels, train.domains, strict=True))) == len(set(train.labels)):
         raise ValueError(f"no class of {dataset} is in two of its domains: leave out task.kind=domain_incremental")
-    return found
+    return domains
 
 
-def grouped(every: Sequence[str], stages: int | Sequence[Sequence[str]], order: Sequence[int],
-            what: str) -> list[list[int]]:  # fmt: skip
-    """Places of classes (or domains) of each stage: `stages` parts as even as they can be, or the parts named by ids.
+def group_into_stages(
+    ids: Sequence[str], stages: int | Sequence[Sequence[str]], order: Sequence[int], what: str
+) -> list[list[int]]:
+    """Return the indices of the classes or domains of each stage.
 
-    Where it doesn't come out even the first parts have one more. ValueError for more stages than classes, an empty
-    stage, one in two stages, and an id that there is not.
+    Args:
+        ids: the ids of the classes or domains.
+        stages: the number of stages, whose sizes differ by one at most, the larger first, or the ids of each stage.
+        order: the indices in stream order; only used with a number of stages.
+        what: "classes" or "domains", for error messages.
+
+    Raises:
+        ValueError: for more stages than classes, an empty stage, an id in two stages and an unknown id.
     """
     if isinstance(stages, int):
-        if not 1 <= stages <= len(every):
-            raise ValueError(
-                f"task.stages is {stages}, but there are {len(every)} {what}: 1 to {len(every)} are possible"
-            )
-        size, more = divmod(len(every), stages)
-        sizes = [size + (k < more) for k in range(stages)]
+        if not 1 <= stages <= len(ids):
+            raise ValueError(f"task.stages is {stages}, but there are {len(ids)} {what}: 1 to {len(ids)} are possible")
+        size, remainder = divmod(len(ids), stages)
+        sizes = [size + (k < remainder) for k in range(stages)]
         return [list(order[sum(sizes[:k]) : sum(sizes[: k + 1])]) for k in range(stages)]
     if not stages:
         raise ValueError(f"task.stages is an empty list; name the {what} of each stage, or how many stages there are")
-    met = dict[str, int]()
-    for k, part in enumerate(stages, 1):
-        if not part:
+    stage_by_id = dict[str, int]()
+    for k, stage in enumerate(stages, 1):
+        if not stage:
             raise ValueError(f"stage {k} of task.stages is empty; name its {what}, or leave the stage out")
-        for i in part:
-            if i not in every:
-                raise ValueError(f"stage {k} of task.stages names {i!r}, which is none of the {what}: {_some(every)}")
-            if i in met:
-                raise ValueError(f"task.stages has {i!r} in stage {met[i]} and in stage {k}; each comes once")
-            met[i] = k
-    return [[list(every).index(i) for i in part] for part in stages]
+        for i in stage:
+            if i not in ids:
+                raise ValueError(
+                    f"stage {k} of task.stages names {i!r}, which is none of the {what}: {_preview_ids(ids)}"
+                )
+            if i in stage_by_id:
+                raise ValueError(f"task.stages has {i!r} in stage {stage_by_id[i]} and in stage {k}; each comes once")
+            stage_by_id[i] = k
+    return [[list(ids).index(i) for i in stage] for stage in stages]
 
 
-def _some(every: Sequence[str]) -> str:
-    return ", ".join(every[:10]) + " ..." * (len(every) > 10)
+def _preview_ids(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:10]) + " ..." * (len(ids) > 10)
 
 
-def blurred(groups: Sequence[int], blur: float, seed: int) -> list[int]:
-    """Places of items in the order in which they come: a bump in time for each part, one after another.
+def blur_order(groups: Sequence[int], blur: float, seed: int) -> list[int]:
+    """Return item indices in stream order, with overlapping tasks (the Gaussian schedule of arXiv:2112.08654).
 
-    groups: the part of each item. Items of a part come at times that are normal around its middle with `blur` lengths
-    of a part as deviation (the Gaussian schedule of arXiv:2112.08654); 0 keeps the parts apart.
+    Args:
+        groups: the task of each item.
+        blur: the standard deviation of an item's time around its task, in task lengths; 0 separates the tasks.
+        seed: draws the times.
     """
-    spread = torch.randn if blur else torch.rand  # without a blur the images of a part come at random within it
-    times = torch.tensor(groups) + (blur or 1) * spread(len(groups), generator=generator(seed, "blurred stream"))
+    sample_noise = torch.randn if blur else torch.rand  # without blur, items are shuffled within their task
+    times = torch.tensor(groups) + (blur or 1) * sample_noise(
+        len(groups), generator=make_generator(seed, "blurred stream")
+    )
     return times.argsort(stable=True).tolist()
 
 
-def kept(before: Split | None, lesson: Split, most: int, seed: int) -> Split:
-    """What a memory of at most `most` items holds after one more lesson: equally many of each class that it has met.
+def update_memory(memory: Split | None, lesson: Split, capacity: int, seed: int) -> Split:
+    """Add a lesson to a replay memory of at most `capacity` items, equally many per class seen so far.
 
-    Every item has a random rank of its own, and of each class those of the least ranks are kept.
+    Every item has a random rank derived from its name; the items of the lowest ranks in each class remain.
     """
-    whole = lesson if before is None else before.plus(lesson)
-    places: dict[int, list[tuple[int, int]]] = {
-        label: [] for label in range(0 if before is None else len(before.names))
+    candidates = lesson if memory is None else memory.concat(lesson)
+    ranked_by_label: dict[int, list[tuple[int, int]]] = {
+        label: [] for label in range(0 if memory is None else len(memory.names))
     }
-    for place, (item, label) in enumerate(zip(whole.items, whole.labels, strict=True)):
-        places.setdefault(label, []).append((number(seed, "memory", item.name), place))
-    each = most // len(places)
-    chosen = whole.of([place for found in places.values() for _, place in sorted(found)[:each]])
-    return chosen.classes(list(places))
+    for i, (item, label) in enumerate(zip(candidates.items, candidates.labels, strict=True)):
+        ranked_by_label.setdefault(label, []).append((derive_seed(seed, "memory", item.name), i))
+    n_per_class = capacity // len(ranked_by_label)
+    updated = candidates.select([i for ranked in ranked_by_label.values() for _, i in sorted(ranked)[:n_per_class]])
+    return updated.select_classes(list(ranked_by_label))

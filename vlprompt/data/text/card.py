@@ -1,142 +1,186 @@
-"""Cards of text datasets: what they say, where their tables lie, and how they are read and fetched."""
+"""Locate, read and download the tables of text dataset cards."""
 
+import importlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
-from vlprompt.core.class_names import Name, Names
-from vlprompt.data.builtin.text_loaders import LOADERS
-from vlprompt.data.cards import HUBS, card_ids, is_card, read_card
-from vlprompt.data.dataset import Data, class_names
-from vlprompt.data.locations import ROOT, folder_of, source_of
-from vlprompt.data.table_rows import TABLES
-from vlprompt.data.text.dataset import shown_by, text_data
-from vlprompt.data.text.files import PARTS, is_texts, open_texts, rows_of, tables_in
-from vlprompt.data.text_card_schema import _meaning
-from vlprompt.data.text_schema import ANSWERS, Told
+from vlprompt.core.class_names import ClassName, Names
+from vlprompt.data.builtin.text_loaders import TEXT_LOADERS
+from vlprompt.data.dataset import Data, build_class_names
+from vlprompt.data.locations import ROOT_HELP, dataset_folder, describe_source
+from vlprompt.data.sources import DatasetSource, UserPath
+from vlprompt.data.table_rows import TABLE_SUFFIXES
+from vlprompt.data.text.dataset import build_text_dataset, with_text_template
+from vlprompt.data.text.files import find_split_tables, is_text_path, open_text_path, read_text_rows
+from vlprompt.data.text_schema import TextRow
 
-
-def text_names(card: Mapping[str, Any], where: str) -> Names:
-    """The classes in label order, with the words that a language model says for them."""
-    words = {str(key): [str(word) for word in some] for key, some in card.get("words", {}).items()}
-    named = class_names(card_ids(dict(card)), where, card["template"])
-    return tuple(Name(str(name), name.id, name.hand, words.get(name.id, ())) for name in named)
+if TYPE_CHECKING:
+    from vlprompt.data.text_card_schema import TextCard
 
 
-def tables_of(card: Mapping[str, Any], root: str | Path | None = None) -> dict[str, Path]:
-    """{part: file} where the tables of a card lie, or should; without any file of a part it is the .jsonl."""
-    if "file" in card:
-        return {"all": Path(card["file"])}
-    folder = folder_of(dict(card), root)
-    if "hub" not in card:
-        found = tables_in(folder) if folder.is_dir() else {}
-        return found if {"train", "test"} <= set(found) else {part: folder / f"{part}.jsonl" for part in PARTS.values()
-                                                              if part != "val"} | found  # fmt: skip
+def build_text_class_names(card: "TextCard", where: str) -> Names:
+    """Return the class names in label order, with the verbalizer words of each."""
+    words = card.class_words()
+    names = build_class_names(card.listed_classes(), where, card.template)
+    return tuple(ClassName(str(name), name.id, name.template, words.get(name.id, ())) for name in names)
+
+
+def find_card_tables(card: "TextCard", root: str | Path | None = None) -> dict[str, Path]:
+    """Return {split: file} of a card's tables, present or not; the path of a missing file ends in .jsonl."""
+    if card.file_path is not None:
+        return {"all": card.file_path}
+    folder = dataset_folder(card.folder or ".", root)
+    if card.hub is None:
+        tables = find_split_tables(folder) if folder.is_dir() else {}
+        if {"train", "test"} <= set(tables):
+            return tables
+        return {split_name: folder / f"{split_name}.jsonl" for split_name in ("train", "test")} | tables
     tables = {}
-    for part, theirs in card["hub"]["splits"].items():
-        every = [folder / f"{theirs}{form}" for form in TABLES]
-        tables[part] = next((path for path in every if path.is_file()), every[0])
+    for split_name, hub_split in card.hub.splits.items():
+        candidates = [folder / f"{hub_split}{suffix}" for suffix in TABLE_SUFFIXES]
+        tables[split_name] = next((path for path in candidates if path.is_file()), candidates[0])
     return tables
 
 
-def texts_here(card: Mapping[str, Any], root: str | Path | None = None) -> bool:
-    """Whether the tables of a card lie on this machine."""
-    return "loader" in card or all(path.is_file() for path in tables_of(card, root).values())
+def is_text_card_available(card: "TextCard", root: str | Path | None = None) -> bool:
+    """Whether all tables of a card are on this machine."""
+    return card.loader is not None or all(path.is_file() for path in find_card_tables(card, root).values())
 
 
-def wanted_files(card: Mapping[str, Any], root: str | Path | None = None) -> str:
-    """Which files a card wants and what must be in them."""
-    files = ", ".join(map(str, tables_of(card, root).values()))
-    text = card["text"]
-    columns = [*text.get("fields", {}).values(), text[ANSWERS[text["answer"]]]]
+def describe_required_files(card: "TextCard", root: str | Path | None = None) -> str:
+    """Describe the files that a card needs and their columns."""
+    files = ", ".join(map(str, find_card_tables(card, root).values()))
+    columns = [*card.text.fields.values(), card.text.column]
     return f"{files} (or .csv, .tsv) with the columns {', '.join(columns)}"
 
 
-def texts_of(dataset: str, augment: str | None, root: str | Path | None, template: str | None,
-             how: dict[str, bool]) -> Data | None:  # fmt: skip
-    """What `open_data` gives for a card or files of texts; None for what is no dataset of texts."""
-    path = Path(dataset).expanduser()
-    if is_card(dataset):
-        card = read_card(dataset)
-        data = _of_card(dataset, card, root, **how) if "text" in card else None
-        data = data if data is None or template is None else shown_by(data, template)
-    elif not dataset.startswith(HUBS) and path.exists() and is_texts(path):
-        data = open_texts(dataset, template, **how)
-    else:
-        data = None
-    return data if data is None else as_texts(data, augment)
+def is_text_source(source: DatasetSource) -> "TypeGuard[TextCard | UserPath]":
+    """Whether a source is a text card or a path of text tables."""
+    if isinstance(source, UserPath):
+        return is_text_path(source.path)
+    return getattr(source, "kind", None) == "text"
 
 
-def as_texts(data: Data, augment: str | None, wanted: bool = True) -> Data:
-    """The texts as they are; ValueError where images are wanted, or texts should be augmented."""
-    if not wanted:
-        raise ValueError(f"{data.name!r} has texts, and this task is for images: take a language model by "
-                         "--backbone hf:FOLDER (the task is then text), or a dataset of images")  # fmt: skip
+def open_text_source(
+    source: "TextCard | UserPath",
+    root: str | Path | None,
+    template: str | None,
+    skip_broken: bool,
+    allow_missing_classes: bool,
+) -> Data:
+    """Open a text dataset.
+
+    Args:
+        source: a text card, or the path of a user's own tables.
+        root: the folder of datasets; None for the default one.
+        template: replaces the dataset's template.
+        skip_broken: leave out rows that can't be read.
+        allow_missing_classes: leave out classes without texts.
+
+    Raises:
+        FileNotFoundError: if tables of the card are missing.
+        ValueError: for invalid rows, columns or templates.
+    """
+    if isinstance(source, UserPath):
+        return open_text_path(source.dataset, template, skip_broken, allow_missing_classes)
+    data = _open_text_card(source, root, skip_broken, allow_missing_classes)
+    return data if template is None else with_text_template(data, template)
+
+
+def check_text_use(data: Data, augment: str | None, allow_texts: bool = True) -> Data:
+    """Return the texts unchanged.
+
+    Raises:
+        ValueError: if the caller needs images, or asks for an augmentation.
+    """
+    if not allow_texts:
+        raise ValueError(
+            f"{data.name!r} has texts, and this task is for images: take a language model by --backbone hf:FOLDER "
+            "(the task is then text), or a dataset of images"
+        )
     if augment not in (None, "none"):
         raise ValueError(f"{data.name!r} has texts, which have no views: leave the augmentation {augment!r} out")
     return data
 
 
-def _of_card(dataset: str, card: Mapping[str, Any], root: str | Path | None, skip_broken: bool,
-             only_there: bool) -> Data:  # fmt: skip
-    """The texts of a card; OSError that says which files to put where, when they are not here."""
-    name = Path(dataset).stem
-    if "loader" in card:
-        parts: Mapping[str, list[Told]] = LOADERS[card["loader"]]()
-    elif not texts_here(card, root):
-        get = f"; or get them by `vlprompt data prepare {dataset} --download`" if "hub" in card else ""
-        place = f" (folders lie under --root, else {ROOT}, else ./data)" if "folder" in card else ""
-        raise FileNotFoundError(f"{name} is not here: put {wanted_files(card, root)} there{place}{get}")
+def _open_text_card(card: "TextCard", root: str | Path | None, skip_broken: bool, allow_missing_classes: bool) -> Data:
+    """Open the texts of a card; FileNotFoundError that names the files to add."""
+    if card.loader is not None:
+        rows: dict[str, list[TextRow]] = TEXT_LOADERS[card.loader]()
+    elif not is_text_card_available(card, root):
+        command = f"; or get them by `vlprompt data prepare {card.dataset} --download`"
+        download_hint = "" if card.hub is None else command
+        root_hint = "" if card.folder is None else f" ({ROOT_HELP})"
+        raise FileNotFoundError(
+            f"{card.name} is not here: put {describe_required_files(card, root)} there{root_hint}{download_hint}"
+        )
     else:
-        parts = {part: rows_of(path) for part, path in tables_of(card, root).items()}
-    info = {"metric": card["metric"]} if "metric" in card else {}
-    return text_data(name, parts, _meaning(card, text_names(card, f"the card {name}")), name,
-                     note=card.get("note", ""), info=info, skip_broken=skip_broken, only_there=only_there)  # fmt: skip
+        rows = {split_name: read_text_rows(path) for split_name, path in find_card_tables(card, root).items()}
+    return build_text_dataset(
+        card.name,
+        rows,
+        card.build_schema(build_text_class_names(card, f"the card {card.name}")),
+        card.name,
+        note=card.note,
+        info={} if card.metric is None else {"metric": card.metric},
+        skip_broken=skip_broken,
+        allow_missing_classes=allow_missing_classes,
+    )
 
 
-def prepared(card: Mapping[str, Any], dataset: str, download: bool, base: str | None) -> list[str]:
-    """Fetches what is missing when it may; lines that say what is missing still, and how to come by it."""
-    if base is not None:
-        raise ValueError(f"{dataset} is taken from nowhere else; leave out --from, and put {wanted_files(card)} there")
-    if download and "hub" in card:
-        _get(card, dataset)
-    if texts_here(card):
-        return []
-    get = f"Fetch with: vlprompt data prepare {dataset} --download"
-    how = f"from {source_of(dict(card))}, licence: {card['licence']}. {get}"
-    return [f"missing: {wanted_files(card)}", *([how] if "hub" in card else [])]
+def prepare_texts(card: "TextCard", download: bool, mirror: str | None) -> list[str]:
+    """Download missing tables if allowed; return lines that describe what is still missing and how to get it.
 
+    Args:
+        card: the text card.
+        download: whether to download.
+        mirror: must be None; text datasets have no mirrors.
 
-def _get(card: Mapping[str, Any], dataset: str) -> None:
-    """Fetches what is missing with the package datasets and writes it as .jsonl files, whole or not at all.
-
-    ValueError without the package, OSError for what can't be had, with the files that may be put there instead.
+    Raises:
+        ValueError: for a mirror, and if the package datasets is needed but not installed.
+        OSError: if a download fails.
     """
-    import importlib
+    if mirror is not None:
+        raise ValueError(
+            f"--from: {card.dataset} has no mirror. Leave out --from, and put {describe_required_files(card)} there."
+        )
+    if download and card.hub is not None:
+        _download_texts(card)
+    if is_text_card_available(card):
+        return []
+    missing = f"missing: {describe_required_files(card)}"
+    if card.hub is None:
+        return [missing]
+    fetch = f"Fetch with: vlprompt data prepare {card.dataset} --download"
+    return [missing, f"from {describe_source(card)}, licence: {card.licence}. {fetch}"]
 
-    hub = card["hub"]
+
+def _download_texts(card: "TextCard") -> None:
+    """Download missing tables with the package datasets and write them atomically as .jsonl files."""
+    hub = card.hub
+    assert hub is not None
     try:
-        load = importlib.import_module("datasets").load_dataset
+        load_dataset = importlib.import_module("datasets").load_dataset
     except (ImportError, AttributeError) as error:  # a folder of that name is no package
         raise ValueError(
-            f"{dataset!r} needs the package datasets: pip install 'vlprompt[huggingface]'; or put "
-            f"{wanted_files(card)} there"
+            f"{card.dataset!r} needs the package datasets: pip install 'vlprompt[huggingface]'; or put "
+            f"{describe_required_files(card)} there"
         ) from error
-    for part, path in tables_of(card).items():
+    options = {key: value for key, value in (("name", hub.name), ("revision", hub.revision)) if value is not None}
+    for split_name, path in find_card_tables(card).items():
         if path.is_file():
             continue
-        how = {key: hub[key] for key in ("name", "revision") if key in hub}
         try:
-            rows = load(hub["path"], split=hub["splits"][part], **how)
+            rows = load_dataset(hub.path, split=hub.splits[split_name], **options)
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(
-                f"{dataset} could not be fetched: {' '.join(str(error).split())[:300]}; or put "
-                f"{wanted_files(card)} there"
+                f"{card.dataset} could not be fetched: {' '.join(str(error).split())[:300]}; or put "
+                f"{describe_required_files(card)} there"
             ) from error
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
-        with beside.open("w", encoding="utf-8") as file:
+        temporary = path.with_name(f".{path.name}.part")
+        with temporary.open("w", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
-        os.replace(beside, path)
+        os.replace(temporary, path)

@@ -1,100 +1,152 @@
-"""Rows of text as data: their splits, and other templates for them."""
+"""Build datasets of texts from table rows, and replace their templates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Name, ids
-from vlprompt.core.texts import Passage
-from vlprompt.data.dataset import Data, Row, joined
-from vlprompt.data.splits.sampling import cut
-from vlprompt.data.text.rows import passage_of
-from vlprompt.data.text_schema import Meaning, Told
+from vlprompt.core.class_names import ClassName, class_ids
+from vlprompt.core.texts import TextItem
+from vlprompt.data.dataset import Data, ImageRecord, join_notes
+from vlprompt.data.splits.sampling import split_per_class
+from vlprompt.data.text.rows import build_text_item
+from vlprompt.data.text_schema import TextRow, TextSchema
+
+LabelledText = tuple[TextItem, str]  # an item and the id of its class
 
 
-def text_data(name: str, told: Mapping[str, Sequence[Told]], meaning: Meaning, where: str, *, note: str = "",
-              info: Mapping[str, object] | None = None, skip_broken: bool = False,
-              only_there: bool = False) -> Data:  # fmt: skip
-    """Splits of passages; `info["answer"]` says how they are answered, "class", "response", "tags" or "messages".
+def build_text_dataset(
+    name: str,
+    rows_by_split: Mapping[str, Sequence[TextRow]],
+    schema: TextSchema,
+    where: str,
+    *,
+    note: str = "",
+    info: Mapping[str, object] | None = None,
+    skip_broken: bool = False,
+    allow_missing_classes: bool = False,
+) -> Data:
+    """Build the splits of a text dataset; `info["answer"]` is "class", "response", "tags" or "messages".
 
-    Rows of one part, whatever its name, are cut 70:10:20 class by class, always the same way; without val a tenth of
-    train is val. skip_broken: rows that can't be read are left out, and the note counts them. only_there: so are
-    classes without texts. ValueError that names the file and the line of a row that is wrong, and for a class without
-    texts.
+    Args:
+        name: the name of the dataset.
+        rows_by_split: rows of each split. A single split, whatever its name, is divided 70:10:20 class by class,
+            always the same way; without val, a tenth of train becomes val.
+        schema: the meaning of the columns.
+        where: the source, for error messages.
+        note: what a result reports about the data.
+        info: further metadata of the splits.
+        skip_broken: leave out rows that can't be read, and count them in the note.
+        allow_missing_classes: leave out classes without texts.
+
+    Raises:
+        ValueError: for an invalid row (with its file and line), an empty split and a class without texts.
     """
-    made, left = dict[str, list[tuple[Passage, str]]](), list[str]()
-    for part, rows in told.items():
-        made[part] = []
-        for one in rows:
+    items_by_split, skipped = _parse_rows(rows_by_split, schema, where, skip_broken)
+    if skipped:
+        note = join_notes(note, f"{len(skipped)} rows left out ({', '.join(skipped[:3])}{' ...' * (len(skipped) > 3)})")
+    items_by_split, split_note = _divide_into_splits(items_by_split)
+    note = join_notes(note, split_note)
+    train_texts = {_field_pairs(item) for split_name in ("train", "val") for item, _ in items_by_split[split_name]}
+    if n_overlapping := sum(_field_pairs(item) in train_texts for item, _ in items_by_split["test"]):
+        note = join_notes(note, f"{n_overlapping} of {len(items_by_split['test'])} test texts are in train or val too")
+    label_by_id = {class_id: label for label, class_id in enumerate(class_ids(schema.names))}
+    split_info = {"answer": schema.answer, **(info or {})}
+    splits = {
+        split_name: Split(
+            tuple(item for item, _ in items),
+            tuple(label_by_id.get(class_id, 0) for _, class_id in items),
+            schema.names,
+            info=split_info,
+        )
+        for split_name, items in items_by_split.items()
+    }
+    if schema.answer == "class":
+        splits, note = _drop_empty_classes(splits, where, note, allow_missing_classes)
+    val = splits["val"] if len(splits["val"]) else None
+    return Data(name, splits["train"], val, splits["test"], schema.templates[0], note)
+
+
+def with_text_template(data: Data, template: str) -> Data:
+    """Return the same texts with another template.
+
+    Raises:
+        ValueError: if the template does not fit the fields and the answer of the texts.
+    """
+    first = data.test.items[0]
+    TextSchema(str(data.test.info["answer"]), {field: field for field in first.fields}, "", (template,))
+    names = tuple(
+        ClassName(str(name), class_id, template, getattr(name, "words", ()))
+        for name, class_id in zip(data.test.names, class_ids(data.test.names), strict=True)
+    )
+
+    def replace_template(split: Split) -> Split:
+        return replace(split, names=names, items=tuple(replace(item, template=template) for item in split.items))
+
+    return replace(
+        data,
+        template=template,
+        train=replace_template(data.train),
+        val=None if data.val is None else replace_template(data.val),
+        test=replace_template(data.test),
+    )
+
+
+def _parse_rows(
+    rows_by_split: Mapping[str, Sequence[TextRow]], schema: TextSchema, where: str, skip_broken: bool
+) -> tuple[dict[str, list[LabelledText]], list[str]]:
+    """Return the items of each split and the locations of the rows that were skipped."""
+    items_by_split, skipped = dict[str, list[LabelledText]](), list[str]()
+    for split_name, rows in rows_by_split.items():
+        items: list[LabelledText] = []
+        for row in rows:
             try:
-                made[part].append(passage_of(one, meaning))
+                items.append(build_text_item(row, schema))
             except ValueError:
                 if not skip_broken:
                     raise
-                left.append(one.where)
-        if not made[part]:
-            raise ValueError(f"{where} has no rows{f' for {part}' if len(told) > 1 else ''}; give it some")
-    if left:
-        note = joined(note, f"{len(left)} rows left out ({', '.join(left[:3])}{' ...' * (len(left) > 3)})")
-    made, how = _parts(made)
-    note = joined(note, how)
-    train = {_read(passage) for part in ("train", "val") for passage, _ in made[part]}
-    if met := sum(_read(passage) in train for passage, _ in made["test"]):
-        note = joined(note, f"{met} of {len(made['test'])} test texts are in train or val too")
-    places = {key: i for i, key in enumerate(ids(meaning.names))}
-    known = {"answer": meaning.answer, **(info or {})}
-    splits = {
-        part: Split(tuple(p for p, _ in rows), tuple(places.get(key, 0) for _, key in rows), meaning.names, info=known)
-        for part, rows in made.items()
-    }
-    if meaning.answer == "class":
-        splits, note = _there(splits, where, note, only_there)
-    val = splits["val"] if len(splits["val"]) else None
-    return Data(name, splits["train"], val, splits["test"], meaning.templates[0], note)
+                skipped.append(row.location)
+        if not items:
+            raise ValueError(f"{where} has no rows{f' for {split_name}' * (len(rows_by_split) > 1)}; give it some")
+        items_by_split[split_name] = items
+    return items_by_split, skipped
 
 
-def shown_by(data: Data, template: str) -> Data:
-    """The same texts by another template; ValueError for one that does not fit them."""
-    first = data.test.items[0]
-    Meaning(str(data.test.info["answer"]), {field: field for field in first.fields}, "", (template,))
-    names = tuple(Name(str(n), key, template, getattr(n, "words", ())) for n, key in
-                  zip(data.test.names, ids(data.test.names), strict=True))  # fmt: skip
+def _divide_into_splits(
+    items_by_split: dict[str, list[LabelledText]],
+) -> tuple[dict[str, list[LabelledText]], str]:
+    def divide(items: list[LabelledText], *fractions: float) -> dict[str, list[LabelledText]]:
+        records = [ImageRecord(str(i), class_id) for i, (_, class_id) in enumerate(items)]
+        return {
+            split_name: [items[int(record.path)] for record in split_records]
+            for split_name, split_records in split_per_class(records, fractions).items()
+        }
 
-    def again(split: Split) -> Split:
-        return replace(split, names=names, items=tuple(replace(item, template=template) for item in split.items))
-
-    val = None if data.val is None else again(data.val)
-    return replace(data, template=template, train=again(data.train), val=val, test=again(data.test))
-
-
-def _parts(made: dict[str, list[tuple[Passage, str]]]) -> tuple[dict[str, list[tuple[Passage, str]]], str]:
-    def divided(rows: list[tuple[Passage, str]], *shares: float) -> dict[str, list[tuple[Passage, str]]]:
-        cuts = cut([Row(str(i), key) for i, (_, key) in enumerate(rows)], shares)
-        return {part: [rows[int(row.path)] for row in some] for part, some in cuts.items()}
-
-    if len(made) == 1:
-        [rows] = made.values()
-        return divided(rows, 0.7, 0.1, 0.2), "each class cut 70:10:20 into train, val and test"
-    if "val" in made:
-        return made, ""
-    return {**divided(made["train"], 0.9, 0.1), "test": made["test"]}, "a tenth of train is val"
+    if len(items_by_split) == 1:
+        [items] = items_by_split.values()
+        return divide(items, 0.7, 0.1, 0.2), "each class cut 70:10:20 into train, val and test"
+    if "val" in items_by_split:
+        return items_by_split, ""
+    return {**divide(items_by_split["train"], 0.9, 0.1), "test": items_by_split["test"]}, "a tenth of train is val"
 
 
-def _there(splits: dict[str, Split], where: str, note: str, only_there: bool) -> tuple[dict[str, Split], str]:
+def _drop_empty_classes(
+    splits: dict[str, Split], where: str, note: str, allow_missing_classes: bool
+) -> tuple[dict[str, Split], str]:
     names = splits["test"].names
-    counts = {part: splits[part].count() for part in ("train", "test")}
-    kept = [i for i in range(len(names)) if all(of_class[i] for of_class in counts.values())]
-    if len(kept) == len(names):
+    counts = {split_name: splits[split_name].count_per_class() for split_name in ("train", "test")}
+    labels = [label for label in range(len(names)) if all(per_class[label] for per_class in counts.values())]
+    if len(labels) == len(names):
         return splits, note
-    lacks = next(i for i in range(len(names)) if i not in kept)
-    part = next(part for part, of_class in counts.items() if not of_class[lacks])
-    if not only_there or len(kept) < 2:
+    empty_label = next(label for label in range(len(names)) if label not in labels)
+    empty_split = next(split_name for split_name, per_class in counts.items() if not per_class[empty_label])
+    if not allow_missing_classes or len(labels) < 2:
         raise ValueError(
-            f"{where} has no text of the class {str(names[lacks])!r} for {part}; add some, or remove the class"
+            f"{where} has no text of the class {str(names[empty_label])!r} for {empty_split}; add some, or remove "
+            "the class"
         )
-    note = joined(note, f"only the {len(kept)} of {len(names)} classes that have texts")
-    return {part: split.classes(kept) for part, split in splits.items()}, note
+    note = join_notes(note, f"only the {len(labels)} of {len(names)} classes that have texts")
+    return {split_name: split.select_classes(labels) for split_name, split in splits.items()}, note
 
 
-def _read(passage: Passage) -> tuple[tuple[str, str], ...]:
-    return tuple(passage.fields.items())
+def _field_pairs(item: TextItem) -> tuple[tuple[str, str], ...]:
+    return tuple(item.fields.items())

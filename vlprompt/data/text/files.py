@@ -1,18 +1,18 @@
-"""Files of texts: tables as rows by part, and a user's own, whose columns tell what is asked."""
+"""Read tables of texts, and open a user's own, whose schema is inferred from the columns."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlprompt.core.class_names import Name, ids
-from vlprompt.data.dataset import Data, joined
-from vlprompt.data.table_rows import TABLES, read_rows
-from vlprompt.data.text.dataset import text_data
-from vlprompt.data.text.rows import label_of, list_of, no_pictures, value_of
-from vlprompt.data.text_schema import Meaning, Told
+from vlprompt.core.class_names import ClassName, class_ids
+from vlprompt.data.dataset import Data, join_notes
+from vlprompt.data.splits.names import SPLIT_CHOICES, parse_split_name
+from vlprompt.data.table_rows import TABLE_SUFFIXES, read_table_rows
+from vlprompt.data.text.dataset import build_text_dataset
+from vlprompt.data.text.rows import get_list, get_value, normalize_label, refuse_image_columns
+from vlprompt.data.text_schema import TextRow, TextSchema
 
-PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
-NO_TEXT = ("label", "class", "split", "id", "idx", "index")  # columns that a text never stands in
-ALPACA = (  # the prompts of its authors, with and without an input (github.com/tatsu-lab/stanford_alpaca)
+NON_TEXT_COLUMNS = ("label", "class", "split", "id", "idx", "index")  # columns that never hold a text
+ALPACA_TEMPLATES = (  # the prompts of its authors, with and without an input (github.com/tatsu-lab/stanford_alpaca)
     "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
     "response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n"
     "### Response:\n",
@@ -21,128 +21,173 @@ ALPACA = (  # the prompts of its authors, with and without an input (github.com/
 )
 
 
-def rows_of(path: Path) -> list[Told]:
-    """The rows of a table; a passage is called by the file and the line."""
-    found = [Told(f"{path}, row {line}", f"{path.stem}/{line}", row) for line, row in read_rows(path)]
-    if not found:
+def read_text_rows(path: Path) -> list[TextRow]:
+    """Read the rows of a table; a text is named by its file and line."""
+    rows = [TextRow(f"{path}, row {line}", f"{path.stem}/{line}", columns) for line, columns in read_table_rows(path)]
+    if not rows:
         raise ValueError(f"{path} has no rows; it needs one for each text")
-    return found
+    return rows
 
 
-def tables_in(folder: Path) -> dict[str, Path]:
-    """{part: file} of the tables that are called train, val (valid, validation, dev) and test."""
-    found: dict[str, Path] = {}
+def find_split_tables(folder: Path) -> dict[str, Path]:
+    """Return {split: file} of the tables named train, val (valid, validation, dev) and test.
+
+    Raises:
+        ValueError: for two tables of one split.
+    """
+    tables: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in TABLES and path.is_file() and (part := PARTS.get(path.stem.lower())) is not None:
-            if part in found:
-                raise ValueError(f"{str(folder)!r} has {found[part].name} and {path.name}, both for {part}; remove one")
-            found[part] = path
-    return found
+        split_name = parse_split_name(path.stem)
+        if split_name is None or path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file():
+            continue
+        if split_name in tables:
+            raise ValueError(
+                f"{str(folder)!r} has {tables[split_name].name} and {path.name}, both for {split_name}; remove one"
+            )
+        tables[split_name] = path
+    return tables
 
 
-def is_texts(path: Path) -> bool:
-    """Whether a file's columns, or those of the tables in a folder without folders, say that it holds texts."""
+def is_text_path(path: Path) -> bool:
+    """Whether a path holds texts: a table with columns of texts, or a folder of split tables without subfolders."""
     if path.is_dir():
-        return not any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir()) and bool(tables_in(path))
-    if path.suffix.lower() not in TABLES or not (rows := read_rows(path)):
+        has_subfolders = any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir())
+        return not has_subfolders and bool(find_split_tables(path))
+    if path.suffix.lower() not in TABLE_SUFFIXES or not (rows := read_table_rows(path)):
         return False
-    return _meaning([column.lower() for column in rows[0][1]], str(path)) is not None
+    return _infer_schema([column.lower() for column in rows[0][1]], str(path)) is not None
 
 
-def open_texts(dataset: str, template: str | None, skip_broken: bool, only_there: bool) -> Data:
-    """A user's own texts: one table, or a folder with train, test and perhaps val.
+def open_text_path(dataset: str, template: str | None, skip_broken: bool, allow_missing_classes: bool) -> Data:
+    """Open a user's own texts: one table, or a folder with tables train, test and optionally val.
 
-    The columns, in any case, tell what is asked: label or class (of all other columns, or of text alone where there is
-    one), words and tags, messages, prompt and response, instruction, perhaps input, and output; text and response. A
-    column split says train, val or test; id, idx and index are not looked at. ValueError for other columns.
+    The column names, in any case, determine the answer: label or class (of the column text, else of all other
+    columns), words and tags, messages, prompt and response, instruction, optionally input, and output, or text and
+    response. A column split assigns rows to train, val or test; id, idx and index are ignored.
+
+    Args:
+        dataset: the path of the table or folder.
+        template: replaces the inferred template.
+        skip_broken: leave out rows that can't be read.
+        allow_missing_classes: leave out classes without texts.
+
+    Raises:
+        ValueError: for other columns, and for a folder without train or test.
     """
     path = Path(dataset).expanduser()
-    tables = tables_in(path) if path.is_dir() else {"all": path}
-    if path.is_dir() and not {"train", "test"} <= set(tables):
-        raise ValueError(f"{str(path)!r} has {', '.join(p.name for p in tables.values())}; both train and test are "
-                         "needed, or one file, which is cut")  # fmt: skip
-    parts = {part: _lower(rows_of(table)) for part, table in tables.items()}
-    first = next(iter(parts.values()))[0]
-    meaning = _meaning(list(first.row), first.where)
-    if meaning is None:
+    rows_by_split = _read_split_rows(path)
+    rows = [row for split_rows in rows_by_split.values() for row in split_rows]
+    first = rows[0]
+    schema = _infer_schema(list(first.columns), first.location)
+    if schema is None:
         raise ValueError(
-            f"{first.where}: the columns are {', '.join(first.row)}; a file of texts has text and label, prompt and "
-            "response, words and tags, or messages"
+            f"{first.location}: the columns are {', '.join(first.columns)}; a file of texts has text and label, "
+            "prompt and response, words and tags, or messages"
         )
-    every = [one for rows in parts.values() for one in rows]
-    no_pictures(every, list(meaning.fields.values()) if meaning.answer == "class" else [])
-    if "split" in first.row and "all" in parts:
-        parts = _by_split(parts["all"])
-    names = _names(every, meaning, skip_broken)
-    templates = meaning.templates if template is None else (template,)
-    if meaning.answer == "class":
-        names = tuple(Name(str(name), key, templates[0]) for name, key in zip(names, ids(names), strict=True))
-    note = f"texts by the columns {', '.join(meaning.fields.values()) or 'messages'}"
-    note = joined(note, "" if meaning.answer == "messages" else f"answers by {meaning.column}")
-    meaning = Meaning(meaning.answer, meaning.fields, meaning.column, templates, meaning.plain, names)
-    return text_data(path.absolute().name, parts, meaning, f"{'the folder' if path.is_dir() else 'the file'} "
-                     f"{dataset!r}", note=note, skip_broken=skip_broken, only_there=only_there)  # fmt: skip
+    refuse_image_columns(rows, list(schema.fields.values()) if schema.answer == "class" else [])
+    if "split" in first.columns and "all" in rows_by_split:
+        rows_by_split = _group_rows_by_split(rows)
+    note = f"texts by the columns {', '.join(schema.fields.values()) or 'messages'}"
+    note = join_notes(note, "" if schema.answer == "messages" else f"answers by {schema.answer_column}")
+    return build_text_dataset(
+        path.absolute().name,
+        rows_by_split,
+        _complete_schema(schema, rows, template, skip_broken),
+        f"{'the folder' if path.is_dir() else 'the file'} {dataset!r}",
+        note=note,
+        skip_broken=skip_broken,
+        allow_missing_classes=allow_missing_classes,
+    )
 
 
-def _lower(rows: Sequence[Told]) -> list[Told]:
-    return [one._replace(row={column.lower(): value for column, value in one.row.items()}) for one in rows]
+def _read_split_rows(path: Path) -> dict[str, list[TextRow]]:
+    """Read a folder's tables by split, or one table as {"all": rows}."""
+    tables = find_split_tables(path) if path.is_dir() else {"all": path}
+    if path.is_dir() and not {"train", "test"} <= set(tables):
+        raise ValueError(
+            f"{str(path)!r} has {', '.join(table.name for table in tables.values())}; both train and test are "
+            "needed, or one file, which is cut"
+        )
+    return {split_name: _lowercase_columns(read_text_rows(table)) for split_name, table in tables.items()}
 
 
-def _meaning(order: Sequence[str], where: str) -> Meaning | None:
-    """What the columns ask; None for a list of images and for what asks nothing."""
-    columns = set(order)
+def _complete_schema(
+    schema: TextSchema, rows: Sequence[TextRow], template: str | None, skip_broken: bool
+) -> TextSchema:
+    """Add the class names that the rows have, and the user's template."""
+    templates = schema.templates if template is None else (template,)
+    names = _collect_class_names(rows, schema, skip_broken)
+    if schema.answer == "class":
+        names = tuple(
+            ClassName(str(name), class_id, templates[0]) for name, class_id in zip(names, class_ids(names), strict=True)
+        )
+    return TextSchema(schema.answer, schema.fields, schema.answer_column, templates, schema.plain_template, names)
+
+
+def _lowercase_columns(rows: Sequence[TextRow]) -> list[TextRow]:
+    return [row._replace(columns={column.lower(): value for column, value in row.columns.items()}) for row in rows]
+
+
+def _infer_schema(column_order: Sequence[str], where: str) -> TextSchema | None:
+    """Infer fields, answer and template from the columns; None for a list of images and unknown columns."""
+    columns = set(column_order)
     if columns & {"path", "image"}:
         return None
     if "messages" in columns:
-        return Meaning("messages", {"messages": "messages"}, "messages", ("{messages}",), "{messages}")
+        return TextSchema("messages", {"messages": "messages"}, "messages", ("{messages}",), "{messages}")
     if {"words", "tags"} <= columns:
-        return Meaning("tags", {"words": "words"}, "tags", ("{words}",), "{words}")
+        return TextSchema("tags", {"words": "words"}, "tags", ("{words}",), "{words}")
     if {"instruction", "output"} <= columns:
         fields = {column: column for column in ("instruction", "input") if column in columns}
-        return Meaning("response", fields, "output", ALPACA if "input" in fields else ALPACA[1:])
-    for asks in ("prompt", "text"):
-        if {asks, "response"} <= columns:
-            return Meaning("response", {asks: asks}, "response", (f"{{{asks}}}",))
+        return TextSchema("response", fields, "output", ALPACA_TEMPLATES if "input" in fields else ALPACA_TEMPLATES[1:])
+    for field in ("prompt", "text"):
+        if {field, "response"} <= columns:
+            return TextSchema("response", {field: field}, "response", (f"{{{field}}}",))
     label = next((column for column in ("label", "class") if column in columns), None)
-    texts = ["text"] if "text" in columns else [column for column in order if column not in NO_TEXT]
-    if label is None or not texts:
+    fields = ["text"] if "text" in columns else [column for column in column_order if column not in NON_TEXT_COLUMNS]
+    if label is None or not fields:
         return None
-    template = " ".join(f"{{{column}}}" for column in texts) + " It is {mask}."
+    template = " ".join(f"{{{column}}}" for column in fields) + " It is {mask}."
     try:
-        return Meaning("class", {column: column for column in texts}, label, (template,))
+        return TextSchema("class", {column: column for column in fields}, label, (template,))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _by_split(rows: Sequence[Told]) -> dict[str, list[Told]]:
-    parts: dict[str, list[Told]] = {}
-    for one in rows:
-        told = str(value_of(one, "split")).strip().lower()
-        if told not in PARTS:
-            raise ValueError(f"{one.where}: the split {told!r} is not train, val or test")
-        parts.setdefault(PARTS[told], []).append(one)
-    if not {"train", "test"} <= set(parts):
-        raise ValueError(f"{rows[0].where}: the column split has {', '.join(parts)}; both train and test are needed")
-    return parts
+def _group_rows_by_split(rows: Sequence[TextRow]) -> dict[str, list[TextRow]]:
+    rows_by_split: dict[str, list[TextRow]] = {}
+    for row in rows:
+        value = get_value(row, "split")
+        if (split_name := parse_split_name(value)) is None:
+            raise ValueError(f"{row.location}: split: expected {SPLIT_CHOICES}, got {value!r}")
+        rows_by_split.setdefault(split_name, []).append(row)
+    if not {"train", "test"} <= set(rows_by_split):
+        raise ValueError(
+            f"{rows[0].location}: the column split has {', '.join(rows_by_split)}; both train and test are needed"
+        )
+    return rows_by_split
 
 
-def _names(rows: Sequence[Told], meaning: Meaning, skip_broken: bool) -> tuple[Name, ...]:
-    """The classes that the rows name, sorted, whole numbers by their size; ValueError for fewer than two."""
-    if meaning.answer not in ("class", "tags"):
-        return (Name("response"),)
-    seen: dict[str, None] = {}
-    for one in rows:
-        if skip_broken and meaning.column not in one.row:
+def _collect_class_names(rows: Sequence[TextRow], schema: TextSchema, skip_broken: bool) -> tuple[ClassName, ...]:
+    """Return the classes that the rows name, sorted, integers numerically; ValueError for fewer than two."""
+    if schema.answer not in ("class", "tags"):
+        return (ClassName("response"),)
+    labels: dict[str, None] = {}
+    for row in rows:
+        if skip_broken and schema.answer_column not in row.columns:
             continue
-        labels: Sequence[object] = [value_of(one, meaning.column)]
-        for label in list_of(one, meaning.column) if meaning.answer == "tags" else labels:
-            text = "" if label is None else label_of(label)
-            if not text and not skip_broken:
-                raise ValueError(f"{one.where}: {meaning.column} is empty; every text needs a class")
-            if text:
-                seen.setdefault(text)
-    found = sorted(seen, key=int) if all(text.isdecimal() for text in seen) else sorted(seen)
-    if len(found) < 2:
-        raise ValueError(f"{rows[0].where}: the column {meaning.column} has only the class {', '.join(found)!r}; two "
-                         "classes are the least")  # fmt: skip
-    return tuple(Name(text) for text in found)
+        is_tagged = schema.answer == "tags"
+        values = get_list(row, schema.answer_column) if is_tagged else [get_value(row, schema.answer_column)]
+        for value in values:
+            label = "" if value is None else normalize_label(value)
+            if not label and not skip_broken:
+                raise ValueError(f"{row.location}: {schema.answer_column} is empty; every text needs a class")
+            if label:
+                labels.setdefault(label)
+    ordered = sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+    if len(ordered) < 2:
+        raise ValueError(
+            f"{rows[0].location}: the column {schema.answer_column} has only the class {', '.join(ordered)!r}; two "
+            "classes are the least"
+        )
+    return tuple(ClassName(label) for label in ordered)

@@ -1,132 +1,151 @@
-"""Rows of text as passages: what the columns of a text dataset mean, and every way a row can be wrong."""
+"""Parse and validate table rows of a text dataset into text items."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from vlprompt.core.class_names import Names, ids
-from vlprompt.core.texts import Passage, pieces
-from vlprompt.data.images.decoding import SUFFIXES
-from vlprompt.data.text_schema import Meaning, Told
-from vlprompt.runtime.errors import nearest
+from vlprompt.core.class_names import Names, class_ids
+from vlprompt.core.texts import TextItem, parse_template
+from vlprompt.data.images.decoding import IMAGE_SUFFIXES
+from vlprompt.data.text_schema import TextRow, TextSchema
+from vlprompt.runtime.errors import suggest_nearest
 
-LEAVE = "or leave such rows out by --skip-broken"
+SKIP_HINT = "or leave such rows out by --skip-broken"
 
 
-def passage_of(told: Told, meaning: Meaning) -> tuple[Passage, str]:
-    """A row as a passage, and the id of its class ("" where there is none)."""
-    response, tags, key = None, None, ""
-    if meaning.answer == "messages":
-        fields, response = _conversation(told, meaning.column)
-    elif meaning.answer == "tags":
-        fields, tags = _tagged(told, meaning)
+def build_text_item(row: TextRow, schema: TextSchema) -> tuple[TextItem, str]:
+    """Return the text item of a row and the id of its class ("" if it has none).
+
+    Raises:
+        ValueError: naming the file and line, if a column is missing, blank or of a wrong type.
+    """
+    response, tags, class_id = None, None, ""
+    if schema.answer == "messages":
+        fields, response = _parse_conversation(row, schema.answer_column)
+    elif schema.answer == "tags":
+        fields, tags = _parse_tagged_row(row, schema)
     else:
-        fields = {ours: text_of(told, column) for ours, column in meaning.fields.items()}
-        if meaning.answer == "class":
-            key = _class(told.where, "label", value_of(told, meaning.column), meaning.names)
+        fields = {field: get_text(row, column) for field, column in schema.fields.items()}
+        if schema.answer == "class":
+            class_id = _find_class_id(row.location, "label", get_value(row, schema.answer_column), schema.names)
         else:
-            response = text_of(told, meaning.column)
+            response = get_text(row, schema.answer_column)
             if not response.strip():
-                raise ValueError(f"{told.where}: {meaning.column} is blank; give it a text, {LEAVE}")
+                raise ValueError(f"{row.location}: {schema.answer_column} is blank; give it a text, {SKIP_HINT}")
     if not any(text.strip() for text in fields.values()):
-        raise ValueError(f"{told.where}: {' and '.join(meaning.fields.values())} blank; give a text, {LEAVE}")
-    full = {ours for ours, text in fields.items() if text.strip()}
-    shown = [{piece.text for piece in pieces(template) if piece.kind == "field"} for template in meaning.templates]
-    template = next((t for t, needs in zip(meaning.templates, shown, strict=True) if needs <= full), "")
-    template = template or meaning.templates[-1]
-    joined = "{sep}".join(f"{{{ours}}}" for ours in fields if ours in full)
-    plain = meaning.plain or (template if meaning.answer == "response" else joined)
-    number = hashlib.sha256(repr((sorted(fields.items()), response, tags)).encode()).hexdigest()[:32]
-    # the name holds what tells another text at the same place, so that the hash of a split does too
-    passage = Passage(number, fields, template, plain, response, tags,
-                      f"{told.name}-{number[:8]}")  # fmt: skip
-    return passage, key
+        raise ValueError(f"{row.location}: {' and '.join(schema.fields.values())} blank; give a text, {SKIP_HINT}")
+    nonblank = {field for field, text in fields.items() if text.strip()}
+    template = _choose_template(schema.templates, nonblank)
+    joined = "{sep}".join(f"{{{field}}}" for field in fields if field in nonblank)
+    plain_template = schema.plain_template or (template if schema.answer == "response" else joined)
+    key = hashlib.sha256(repr((sorted(fields.items()), response, tags)).encode()).hexdigest()[:32]
+    # the name includes the content hash, so that the hash of a split changes with the texts
+    name = f"{row.item_name}-{key[:8]}"
+    return TextItem(key, fields, template, plain_template, response, tags, name), class_id
 
 
-def value_of(told: Told, column: str) -> Any:
-    """What stands in a column; ValueError where there is none."""
-    if column not in told.row:
-        raise ValueError(f"{told.where}: there is no column {column!r}; there are {', '.join(told.row) or 'none'}")
-    return told.row[column]
+def _choose_template(templates: Sequence[str], nonblank: set[str]) -> str:
+    """Return the first template whose fields are all filled, else the last one."""
+    for template in templates:
+        if {piece.text for piece in parse_template(template) if piece.kind == "field"} <= nonblank:
+            return template
+    return templates[-1]
 
 
-def text_of(told: Told, column: str) -> str:
-    """The text in a column, or a number as text."""
-    value = value_of(told, column)
+def get_value(row: TextRow, column: str) -> Any:
+    """Return the value of a column; ValueError if the row has no such column."""
+    if column not in row.columns:
+        raise ValueError(f"{row.location}: there is no column {column!r}; there are {', '.join(row.columns) or 'none'}")
+    return row.columns[column]
+
+
+def get_text(row: TextRow, column: str) -> str:
+    """Return the text of a column, or its number as text."""
+    value = get_value(row, column)
     if not isinstance(value, str | int | float):
-        raise ValueError(f"{told.where}: {column} is {_short(value)}; a text is wanted, {LEAVE}")
+        raise ValueError(f"{row.location}: {column} is {_format_value(value)}; a text is wanted, {SKIP_HINT}")
     return str(value)
 
 
-def _short(value: Any) -> str:
-    told = json.dumps(value, ensure_ascii=False, default=str)
-    return told if len(told) <= 60 else f"{told[:57]}..."
+def _format_value(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def label_of(value: Any) -> str:
-    """A label as it may be compared: 1, 1.0 and "1" are one."""
+def normalize_label(value: Any) -> str:
+    """Return the comparable form of a label: 1, 1.0 and "1" are equal."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
-def _class(where: str, what: str, value: Any, names: Names) -> str:
-    """The id of a class that a row calls by its id or its name."""
-    text, keys = label_of(value), ids(names)
-    if text in keys:
+def _find_class_id(where: str, what: str, value: Any, names: Names) -> str:
+    """Return the id of the class that a row names by id or name."""
+    text, ids = normalize_label(value), class_ids(names)
+    if text in ids:
         return text
     if text in names:
-        return keys[names.index(text)]
-    told = [key if key == name else f"{key} ({name})" for key, name in zip(keys, names, strict=True)]
-    raise ValueError(f"{where}: the {what} {text!r} is none of the classes; {nearest(text, told)}, {LEAVE}")
+        return ids[names.index(text)]
+    choices = [
+        class_id if class_id == name else f"{class_id} ({name})" for class_id, name in zip(ids, names, strict=True)
+    ]
+    raise ValueError(
+        f"{where}: the {what} {text!r} is none of the classes; {suggest_nearest(text, choices)}, {SKIP_HINT}"
+    )
 
 
-def list_of(told: Told, column: str) -> list[Any]:
-    """A list, as JSON or as words with spaces between them."""
-    value = value_of(told, column)
+def get_list(row: TextRow, column: str) -> list[Any]:
+    """Return the list in a column, written as JSON or as words separated by spaces."""
+    value = get_value(row, column)
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.lstrip().startswith("[") else value.split()
         except ValueError as error:
-            raise ValueError(f"{told.where}: {column} begins as a list, but is not JSON ({error})") from error
+            raise ValueError(f"{row.location}: {column} begins as a list, but is not JSON ({error})") from error
     if not isinstance(value, list):
-        raise ValueError(f"{told.where}: {column} is {_short(value)}; a list is wanted, {LEAVE}")
+        raise ValueError(f"{row.location}: {column} is {_format_value(value)}; a list is wanted, {SKIP_HINT}")
     return value
 
 
-def _tagged(told: Told, meaning: Meaning) -> tuple[dict[str, str], tuple[int, ...]]:
-    words, tags = list_of(told, meaning.fields["words"]), list_of(told, meaning.column)
+def _parse_tagged_row(row: TextRow, schema: TextSchema) -> tuple[dict[str, str], tuple[int, ...]]:
+    words, tags = get_list(row, schema.fields["words"]), get_list(row, schema.answer_column)
     if len(words) != len(tags):
         raise ValueError(
-            f"{told.where}: {len(words)} words have {len(tags)} tags; each word has one, so give as many, {LEAVE}"
+            f"{row.location}: {len(words)} words have {len(tags)} tags; each word has one, so give as many, {SKIP_HINT}"
         )
-    if strange := [word for word in words if not isinstance(word, str) or word.split() != [word]]:
+    if invalid := [word for word in words if not isinstance(word, str) or word.split() != [word]]:
         raise ValueError(
-            f"{told.where}: {_short(strange[0])} is no word; a word has letters and no spaces in it, {LEAVE}"
+            f"{row.location}: {_format_value(invalid[0])} is no word; a word has letters and no spaces in it, "
+            f"{SKIP_HINT}"
         )
-    keys = ids(meaning.names)
-    return {"words": " ".join(words)}, tuple(keys.index(_class(told.where, "tag", tag, meaning.names)) for tag in tags)
+    ids = class_ids(schema.names)
+    return {"words": " ".join(words)}, tuple(
+        ids.index(_find_class_id(row.location, "tag", tag, schema.names)) for tag in tags
+    )
 
 
-def _conversation(told: Told, column: str) -> tuple[dict[str, str], str]:
-    messages = list_of(told, column)
+def _parse_conversation(row: TextRow, column: str) -> tuple[dict[str, str], str]:
+    messages = get_list(row, column)
     for message in messages:
-        right = isinstance(message, dict) and set(message) == {"role", "content"}
-        if not right or not isinstance(message["content"], str) or not message["content"].strip():
+        is_message = isinstance(message, dict) and set(message) == {"role", "content"}
+        if not is_message or not isinstance(message["content"], str) or not message["content"].strip():
             raise ValueError(
-                f'{told.where}: a message is {{"role": ..., "content": a text}}, not {_short(message)}, {LEAVE}'
+                f'{row.location}: a message is {{"role": ..., "content": a text}}, not {_format_value(message)}, '
+                f"{SKIP_HINT}"
             )
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
         raise ValueError(
-            f"{told.where}: the roles are {', '.join(map(str, roles)) or 'none'}; wanted are user and assistant in "
-            f"turn, perhaps a system before them, and an assistant at the end, {LEAVE}"
+            f"{row.location}: the roles are {', '.join(map(str, roles)) or 'none'}; wanted are user and assistant in "
+            f"turn, perhaps a system before them, and an assistant at the end, {SKIP_HINT}"
         )
     return {"messages": json.dumps(messages[:-1], ensure_ascii=False)}, messages[-1]["content"]
 
 
-def no_pictures(told: Sequence[Told], columns: Sequence[str]) -> None:
-    """ValueError where a column of texts names images in every row."""
+def refuse_image_columns(rows: Sequence[TextRow], columns: Sequence[str]) -> None:
+    """Raise ValueError if a text column names an image file in every row."""
     for column in columns:
-        if told and all(str(one.row.get(column, "")).lower().endswith(SUFFIXES) for one in told):
-            raise ValueError(f"{told[0].where}: {column!r} names images; the column of a list of images is called path")
+        if rows and all(str(row.columns.get(column, "")).lower().endswith(IMAGE_SUFFIXES) for row in rows):
+            raise ValueError(
+                f"{rows[0].location}: {column!r} names images; the column of a list of images is called path"
+            )

@@ -1,89 +1,109 @@
-"""Pictures: accuracy over shots, and images with what was predicted of them; and what all pictures have in common."""
+"""Figures of accuracy over shots and of images with their predictions; parts that all figures share."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlprompt.results.comparability import DOMAIN, STREAM
-from vlprompt.results.tables.summary import MAIN, Row
+from vlprompt.results.comparability import CONTINUAL, DOMAIN
+from vlprompt.results.tables.summary import MAIN_METRICS, ResultRow, format_label
 
-DASHES, MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # where there are more lines than colours
+LINE_STYLES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # where there are more lines than colours
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e")
 
 
-def over_shots(found: Sequence[Row], path: Path) -> Path:
-    """Accuracy over shots, a line per method with its spread over seeds; zero-shot as a dashed line.
+def plot_shots(rows: Sequence[ResultRow], path: Path) -> Path:
+    """Plot accuracy over shots, a line per method with its deviation over seeds; zero-shot as a dashed line.
 
-    ValueError without such runs.
+    Raises:
+        ValueError: without few-shot runs.
     """
-    plt, some = pyplot(), [r for r in found if by_shots(r)]
-    if not some:
+    plt, rows = load_pyplot(), [r for r in rows if has_shots_curve(r)]
+    if not rows:
         raise ValueError(
             "there are no few-shot runs to plot; `vlprompt run coop digits --shots 1,2,4,8,16 --seed 1,2,3` makes some"
         )
-    sets = list(dict.fromkeys(r.dataset for r in some))
-    wide = 9.6 if len({(r.method, r.backbone, r.variant) for r in some}) > len(COLOURS) else 6.4
-    figure, axes = plt.subplots(1, len(sets), figsize=(wide * len(sets), 4.4), squeeze=False, layout="constrained")
-    for axis, dataset in zip(axes[0], sets, strict=True):
-        here = [r for r in some if r.dataset == dataset]
-        kinds = list(dict.fromkeys((r.method, r.backbone, r.variant) for r in here))
-        several = len({backbone for _, backbone, _ in kinds}) > 1
-        ticks = sorted({r.shots for r in here if r.shots})
-        for i, kind in enumerate(kinds):
-            line = sorted((r for r in here if (r.method, r.backbone, r.variant) == kind), key=lambda r: r.shots or 0)
-            x, y = [r.shots for r in line], [r.numbers["accuracy"].mean for r in line]
-            label = kind[0] + (f" on {kind[1]}" if several else "") + (f" ({kind[2]})" if kind[2] else "")
-            again, place = divmod(i, len(COLOURS))
-            if kind[0] == "zero_shot":
-                axis.axhline(y[0], color="#555555", linestyle="--", linewidth=1.2, label=label)
-                continue
-            axis.errorbar(
-                x,
-                y,
-                [r.numbers["accuracy"].spread for r in line],
-                color=COLOURS[place],
-                marker=MARKS[again % len(MARKS)],
-                linestyle=DASHES[again % len(DASHES)],
-                markersize=4,
-                capsize=2,
-                label=label,
-            )
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ticks, [str(t) for t in ticks])
-        axis.set_xlabel("training images per class")
-        axis.set_ylabel("accuracy on the test split, %")
-        axis.set_title(f"{dataset}: mean and spread over {max(len(r.seeds) for r in here)} seeds", fontsize=10)
-        axis.grid(alpha=0.25)
-        if len(kinds) > len(COLOURS):
-            axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-        else:
-            axis.legend(fontsize=8, loc="lower right")
-    return saved(figure, path)
+    datasets = list(dict.fromkeys(r.dataset for r in rows))
+    width = 9.6 if len(_group_by_line(rows)) > len(COLOURS) else 6.4  # many lines have their legend beside the axes
+    size = width * len(datasets), 4.4
+    figure, axes = plt.subplots(1, len(datasets), figsize=size, squeeze=False, layout="constrained")
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        _draw_shots(axis, [r for r in rows if r.dataset == dataset])
+    return save_figure(figure, path)
 
 
-def by_shots(row: Row) -> bool:
-    """Whether a row belongs into the picture over shots."""
-    return MAIN.get(row.task) == "accuracy" and row.task not in (STREAM, DOMAIN) and bool(row.shots)
+def _draw_shots(axis: Any, rows: Sequence[ResultRow]) -> None:
+    """Draw all methods on one dataset."""
+    lines, with_backbone = _group_by_line(rows), len({r.backbone for r in rows}) > 1
+    for i, line in enumerate(lines):
+        accuracies = [r.metrics["accuracy"] for r in line]
+        label = format_label(line[0], "" if with_backbone else line[0].backbone)
+        if line[0].method == "zero_shot":
+            axis.axhline(accuracies[0].mean, color="#555555", linestyle="--", linewidth=1.2, label=label)
+            continue
+        shots, means, stds = [r.shots for r in line], [a.mean for a in accuracies], [a.std for a in accuracies]
+        axis.errorbar(shots, means, stds, markersize=4, capsize=2, label=label, **get_line_style(i))
+    ticks = sorted({r.shots for r in rows if r.shots})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [str(t) for t in ticks])
+    axis.set_xlabel("training images per class")
+    axis.set_ylabel("accuracy on the test split, %")
+    n_seeds = max(len(r.seeds) for r in rows)
+    axis.set_title(f"{rows[0].dataset}: mean and spread over {n_seeds} seeds", fontsize=10)
+    axis.grid(alpha=0.25)
+    if len(lines) > len(COLOURS):
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    else:
+        axis.legend(fontsize=8, loc="lower right")
 
 
-def predictions(pictures: Sequence[Any], captions: Sequence[str], right: Sequence[bool | None], path: Path) -> Path:
-    """A grid of PIL images with a caption under each: green when right, red when wrong, black when not known."""
-    plt = pyplot()
-    columns = min(8, len(pictures))
-    lines = -(-len(pictures) // columns)
+def _group_by_line(rows: Sequence[ResultRow]) -> list[list[ResultRow]]:
+    """Join the rows of one method, backbone and variant, sorted by shots."""
+    lines: dict[tuple[str, str, str], list[ResultRow]] = {}
+    for row in rows:
+        lines.setdefault((row.method, row.backbone, row.variant), []).append(row)
+    return [sorted(line, key=lambda r: r.shots or 0) for line in lines.values()]
+
+
+def get_line_style(index: int) -> dict[str, Any]:
+    """Return colour, marker and line style of a line; markers and line styles tell equal colours apart."""
+    cycle, colour = divmod(index, len(COLOURS))
+    return {
+        "color": COLOURS[colour],
+        "marker": MARKERS[cycle % len(MARKERS)],
+        "linestyle": LINE_STYLES[cycle % len(LINE_STYLES)],
+    }
+
+
+def format_seed_count(rows: Sequence[ResultRow]) -> str:
+    count = max(len(r.seeds) for r in rows)
+    return f"{count} seed{'s' * (count != 1)}"
+
+
+def has_shots_curve(row: ResultRow) -> bool:
+    """Whether a row belongs into the plot over shots."""
+    return MAIN_METRICS.get(row.task) == "accuracy" and row.task not in (CONTINUAL, DOMAIN) and bool(row.shots)
+
+
+def plot_predictions(
+    images: Sequence[Any], captions: Sequence[str], correct: Sequence[bool | None], path: Path
+) -> Path:
+    """Plot a grid of PIL images with captions: green if correct, red if wrong, black if not known."""
+    plt = load_pyplot()
+    columns = min(8, len(images))
+    lines = -(-len(images) // columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(1.5 * columns, 1.85 * lines), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
         axis.axis("off")
-    for axis, picture, caption, good in zip(axes.flat, pictures, captions, right, strict=False):
-        axis.imshow(picture, interpolation="nearest")
-        axis.set_title(caption, fontsize=7, color={None: "black", True: "#1a7f37", False: "#cf222e"}[good])
-    return saved(figure, path)
+    for axis, image, caption, is_correct in zip(axes.flat, images, captions, correct, strict=False):
+        axis.imshow(image, interpolation="nearest")
+        axis.set_title(caption, fontsize=7, color={None: "black", True: "#1a7f37", False: "#cf222e"}[is_correct])
+    return save_figure(figure, path)
 
 
-def pyplot() -> Any:
-    """Matplotlib's, which draws into files only."""
+def load_pyplot() -> Any:
+    """Import pyplot with the backend that draws into files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -92,16 +112,16 @@ def pyplot() -> Any:
     return plt
 
 
-def shades(middle: float, colour: float) -> Any:
-    """A tint, so that 0 is not taken for nothing, to the first colour of the plots at `colour`, and darker."""
+def build_colormap(tint_position: float, colour_position: float) -> Any:
+    """Build a map from a tint, as white would look like no value, over the plots' first colour to a dark one."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    steps = [(0.0, "#edf1fc"), (middle, "#97b1ea"), (colour, COLOURS[0]), (1.0, "#1c2f66")]
+    steps = [(0.0, "#edf1fc"), (tint_position, "#97b1ea"), (colour_position, COLOURS[0]), (1.0, "#1c2f66")]
     return LinearSegmentedColormap.from_list("shades", steps)
 
 
-def tiles(plt: Any, count: int) -> tuple[Any, list[Any]]:
-    """A figure of so many panels, three in a line."""
+def create_panels(plt: Any, count: int) -> tuple[Any, list[Any]]:
+    """Create a figure with `count` panels, three in a row."""
     columns = min(3, count)
     lines = -(-count // columns)
     size = (3.0 * columns + 1.2, 2.9 * lines + 0.2)
@@ -111,9 +131,9 @@ def tiles(plt: Any, count: int) -> tuple[Any, list[Any]]:
     return figure, list(axes.flat)
 
 
-def saved(figure: Any, path: Path) -> Path:
-    """Written as PNG, and closed."""
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    pyplot().close(figure)
+    load_pyplot().close(figure)
     return path

@@ -1,4 +1,4 @@
-"""Our results as the literature counts them: a configuration over its seeds, and averages over datasets or pairs."""
+"""Aggregate our results as the literature does: over seeds, and averages over datasets or pairs of domains."""
 
 import json
 import statistics
@@ -10,28 +10,33 @@ from typing import Any
 from vlprompt.metrics import harmonic_mean
 from vlprompt.results.comparability import DOMAIN
 from vlprompt.results.run_folder import Result
-from vlprompt.results.tables.summary import Cell
+from vlprompt.results.tables.summary import MeanStd, compute_mean_std
 
 
 @dataclass(frozen=True)
-class Ours:
-    """One configuration over its seeds on one dataset, or an average over `parts`, one of each dataset or pair.
+class AggregatedResult:
+    """One configuration over its seeds on one dataset, or an average over datasets or pairs of domains.
 
-    dataset: trained on, "average" for an average. by_seed: {seed: summary}, in percent.
+    Args:
+        protocols: one per run.
+        dataset: what it was trained on; "average" for an average over datasets.
+        by_seed: the summary of each seed, in percent.
+        members: what an average is over, one for each dataset or pair.
+        remark: why an average is not comparable; empty if it is.
     """
 
     config: dict[str, Any]
     protocols: tuple[dict[str, Any], ...]
-    trained: int
+    trained_parameters: int
     dataset: str
     by_seed: dict[int, dict[str, float]]
-    parts: "tuple[Ours, ...]" = ()
+    members: "tuple[AggregatedResult, ...]" = ()
     remark: str = ""
 
     @property
-    def oracle(self) -> bool:
+    def is_oracle(self) -> bool:
         """Whether test labels of the target chose the epoch."""
-        return self.config["train"].get("select") == "oracle"
+        return self.config["train"].get("model_selection") == "oracle"
 
     @property
     def key(self) -> tuple[str, str, int | None, str]:
@@ -39,90 +44,109 @@ class Ours:
         return task["name"], self.config["method"]["name"], task.get("shots"), self.config["backbone"]
 
     @property
-    def numbers(self) -> dict[str, Cell]:
-        return cells(self.by_seed)
+    def metrics(self) -> dict[str, MeanStd]:
+        return summarize_seeds(self.by_seed)
 
 
-def gathered(results: Sequence[Result], eleven: dict[str, tuple[str, ...]]) -> list[Ours]:
-    """Every configuration over its seeds, and by task the averages over the eleven where all of them are there.
+def aggregate_results(
+    results: Sequence[Result], averaged_datasets: dict[str, tuple[str, ...]]
+) -> list[AggregatedResult]:
+    """Aggregate runs over seeds, then average over datasets or pairs.
 
-    Of domains the averages over all pairs that there are, from one source or from several.
+    Args:
+        results: finished runs.
+        averaged_datasets: by task the datasets that its average is over; there is an average if all of them have runs.
+
+    Returns:
+        One result for each configuration and dataset, then the averages. Of the task domain only the averages over
+        pairs, separately for one and for several sources.
     """
-    grouped = _grouped(results)
-    every = [o for o in grouped if o.key[0] != DOMAIN] + _over_pairs([o for o in grouped if o.key[0] == DOMAIN])
-    return every + [mean for task, datasets in eleven.items() for mean in _averages(every, task, datasets)]
+    grouped = _group_by_config(results)
+    aggregated = [o for o in grouped if o.key[0] != DOMAIN]
+    aggregated += _average_over_pairs([o for o in grouped if o.key[0] == DOMAIN])
+    averages = [
+        average
+        for task, datasets in averaged_datasets.items()
+        for average in _average_over_datasets(aggregated, task, datasets)
+    ]
+    return aggregated + averages
 
 
-def _same(config: dict[str, Any], *but: str) -> str:
-    task = {k: v for k, v in config["task"].items() if k not in ("seed", *but)}
+def _make_group_key(config: dict[str, Any], *ignored_keys: str) -> str:
+    task = {k: v for k, v in config["task"].items() if k not in ("seed", *ignored_keys)}
     return json.dumps({k: v for k, v in config.items() if k != "seed"} | {"task": task}, sort_keys=True)
 
 
-def cells(by_seed: dict[int, dict[str, float]]) -> dict[str, Cell]:
-    """Mean and spread over seeds; the harmonic mean is that of the mean base and the mean new."""
-    found = {}
+def summarize_seeds(by_seed: dict[int, dict[str, float]]) -> dict[str, MeanStd]:
+    """Return mean and deviation over seeds; the harmonic mean is that of the mean base and the mean new accuracy."""
+    metrics = {}
     for name in next(iter(by_seed.values())):
-        values = [numbers[name] for numbers in by_seed.values() if name in numbers]
-        found[name] = Cell(statistics.fmean(values), statistics.pstdev(values), len(values))
-    if {"base", "new", "harmonic"} <= set(found):
-        found["harmonic"] = replace(found["harmonic"], mean=harmonic_mean(found["base"].mean, found["new"].mean))
-    return found
+        metrics[name] = compute_mean_std([numbers[name] for numbers in by_seed.values() if name in numbers])
+    if {"base", "new", "harmonic"} <= set(metrics):
+        harmonic = harmonic_mean(metrics["base"].mean, metrics["new"].mean)
+        metrics["harmonic"] = replace(metrics["harmonic"], mean=harmonic)
+    return metrics
 
 
-def _grouped(results: Sequence[Result]) -> list[Ours]:
+def _group_by_config(results: Sequence[Result]) -> list[AggregatedResult]:
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(_same(result.config), []).append(result)
-    found = []
-    for members in groups.values():
-        first, by_seed = members[0], {r.config["seed"]: r.summary for r in members}
-        task, trained = first.config["task"], int(first.cost["trained_parameters"])
+        groups.setdefault(_make_group_key(result.config), []).append(result)
+    aggregated = []
+    for runs in groups.values():
+        first, by_seed = runs[0], {r.config["seed"]: r.summary for r in runs}
+        task, n_trained = first.config["task"], int(first.cost["trained_parameters"])
         dataset = Path(str((first.protocol if task["name"] == DOMAIN else task).get("dataset"))).name
-        protocols = tuple(r.protocol for r in members)
-        found.append(Ours(first.config, protocols, trained, dataset, by_seed))
-    return found
+        protocols = tuple(r.protocol for r in runs)
+        aggregated.append(AggregatedResult(first.config, protocols, n_trained, dataset, by_seed))
+    return aggregated
 
 
-def _over_pairs(every: Sequence[Ours]) -> list[Ours]:
-    families: dict[tuple[Any, ...], list[Ours]] = {}
-    for ours in every:
-        several = any(len(p["sources"]) > 1 for p in ours.protocols)
-        families.setdefault((ours.dataset, several, _same(ours.config, "source", "target")), []).append(ours)
-    return [replace(_average(members, "pairs"), dataset=members[0].dataset) for members in families.values()]
+def _average_over_pairs(results: Sequence[AggregatedResult]) -> list[AggregatedResult]:
+    families: dict[tuple[Any, ...], list[AggregatedResult]] = {}
+    for ours in results:
+        has_several_sources = any(len(p["sources"]) > 1 for p in ours.protocols)
+        key = ours.dataset, has_several_sources, _make_group_key(ours.config, "source", "target")
+        families.setdefault(key, []).append(ours)
+    return [replace(_average_members(members, "pairs"), dataset=members[0].dataset) for members in families.values()]
 
 
-def _averages(every: Sequence[Ours], task: str, eleven: Sequence[str]) -> Iterator[Ours]:
-    """Averages over the eleven datasets, where all are there.
+def _average_over_datasets(
+    results: Sequence[AggregatedResult], task: str, datasets: Sequence[str]
+) -> Iterator[AggregatedResult]:
+    """Average over all datasets of a task.
 
-    One configuration per dataset makes one average, even where a recipe differs by dataset; of several on one dataset,
-    those that agree in everything else.
+    With one configuration per dataset there is one average, even if a recipe differs by dataset; with several, there
+    is one for each configuration that every dataset has.
     """
-    families: dict[tuple[Any, ...], list[Ours]] = {}
-    for ours in every:
-        if ours.key[0] == task and ours.dataset in eleven:
+    families: dict[tuple[Any, ...], list[AggregatedResult]] = {}
+    for ours in results:
+        if ours.key[0] == task and ours.dataset in datasets:
             families.setdefault(ours.key, []).append(ours)
     for family in families.values():
         groups = {"": family}
         if len(family) > len({o.dataset for o in family}):
             groups = {}
             for ours in family:
-                groups.setdefault(_same(ours.config, "dataset"), []).append(ours)
+                groups.setdefault(_make_group_key(ours.config, "dataset"), []).append(ours)
         for members in groups.values():
-            if {o.dataset for o in members} == set(eleven) and len(members) == len(eleven):
-                yield _average(members)
+            if {o.dataset for o in members} == set(datasets) and len(members) == len(datasets):
+                yield _average_members(members)
 
 
-def _average(members: Sequence[Ours], what: str = "datasets") -> Ours:
-    """Per seed over the datasets or pairs, then over seeds; only seeds that all of them have are counted."""
+def _average_members(members: Sequence[AggregatedResult], member_noun: str = "datasets") -> AggregatedResult:
+    """Average over the datasets or pairs for each seed that all of them have."""
     seeds = sorted(set.intersection(*(set(o.by_seed) for o in members)))
-    names = [k for k in members[0].numbers if all(k in o.numbers for o in members)]
-    remark = "" if all(set(o.by_seed) == set(seeds) for o in members) else f"the {what} were run with different seeds"
+    names = [k for k in members[0].metrics if all(k in o.metrics for o in members)]
+    remark = (
+        "" if all(set(o.by_seed) == set(seeds) for o in members) else f"the {member_noun} were run with different seeds"
+    )
     if seeds:
         by_seed = {s: {k: statistics.fmean(o.by_seed[s][k] for o in members) for k in names} for s in seeds}
-    else:  # a mean is still a mean, but there is no spread over seeds
-        by_seed = {0: {k: statistics.fmean(o.numbers[k].mean for o in members) for k in names}}
+    else:  # without a common seed there is a mean, but no deviation over seeds
+        by_seed = {0: {k: statistics.fmean(o.metrics[k].mean for o in members) for k in names}}
     for numbers in by_seed.values():
         if {"base", "new", "harmonic"} <= set(numbers):
             numbers["harmonic"] = harmonic_mean(numbers["base"], numbers["new"])
-    trained, protocols = max(o.trained for o in members), tuple(p for o in members for p in o.protocols)
-    return Ours(members[0].config, protocols, trained, "average", by_seed, tuple(members), remark)
+    n_trained, protocols = max(o.trained_parameters for o in members), tuple(p for o in members for p in o.protocols)
+    return AggregatedResult(members[0].config, protocols, n_trained, "average", by_seed, tuple(members), remark)

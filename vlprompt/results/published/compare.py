@@ -1,8 +1,8 @@
-"""Our results beside the published ones: every pair of numbers, their difference, and why they can't be compared.
+"""Compare our results with the published ones: pairs of numbers, their difference, and why they are not comparable.
 
-Two numbers are comparable when the backbone, the split, the shots, the precision, the choice of the model and the
-recipe are the same; each that is not is a reason. The published fp16 is half precision throughout for the CoOp family
-and autocast for others; a run with train.precision=fp16, which is autocast, counts as the same as both.
+Two numbers are comparable when backbone, split, shots, precision, model selection and recipe are the same; each
+difference is a reason. The published fp16 is half precision throughout for the CoOp family and autocast for others; a
+run with train.precision=fp16, which is autocast, counts as the same as both.
 """
 
 import json
@@ -11,36 +11,46 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlprompt.results.comparability import DOMAIN, STREAM
+from vlprompt.results.comparability import CONTINUAL, DOMAIN
 from vlprompt.results.published import domain_protocol
-from vlprompt.results.published.aggregate import Ours, cells, gathered
-from vlprompt.results.published.continual_protocol import SETTINGS, counterparts, different
-from vlprompt.results.published.entries import Published, Reference
+from vlprompt.results.published.aggregate import AggregatedResult, aggregate_results, summarize_seeds
+from vlprompt.results.published.continual_protocol import (
+    CONTINUAL_PROTOCOL_KEYS,
+    explain_continual_differences,
+    match_continual_entries,
+)
+from vlprompt.results.published.entries import PublishedResult, Reference
 from vlprompt.results.run_folder import Result
-from vlprompt.results.tables.summary import Cell
+from vlprompt.results.tables.summary import MeanStd
 
-Recipe = Callable[[Ours, Published], dict[str, Any] | str]  # the paper's configuration, or why there is none
-FREE = {"name", "dataset", "targets", "shots", "seed", "skip_broken"}  # of a task
-SAME = {"micro_batch", "precision", "select"}  # of training: changes nothing, or a reason of its own
+RecipeLookup = Callable[
+    [AggregatedResult, PublishedResult], dict[str, Any] | str
+]  # configuration, or why there is none
+UNCOMPARED_TASK_KEYS = {"name", "dataset", "targets", "shots", "seed", "skip_broken"}
+UNCOMPARED_TRAIN_KEYS = {"micro_batch_size", "precision", "model_selection"}  # no effect, or a reason of their own
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One number of ours beside one of theirs, in percent; `reasons` is empty where they can be compared."""
+class Comparison:
+    """One number of ours and the published one, in percent.
 
-    ours: Ours
-    theirs: Published
-    number: str
-    mine: Cell
-    published: float
+    Args:
+        reasons: why they are not comparable; empty if they are.
+    """
+
+    ours: AggregatedResult
+    theirs: PublishedResult
+    metric: str
+    our_value: MeanStd
+    published_value: float
     reasons: tuple[str, ...]
 
     @property
     def difference(self) -> float:
-        return self.mine.mean - self.published
+        return self.our_value.mean - self.published_value
 
-    def flat(self) -> dict[str, Any]:
-        """One level, for CSV and JSON."""
+    def to_flat_dict(self) -> dict[str, Any]:
+        """Flatten to one level, for CSV and JSON."""
         task, method, shots, backbone = self.ours.key
         return {
             "task": task,
@@ -48,106 +58,140 @@ class Pair:
             "method": method,
             "backbone": backbone,
             "shots": shots,
-            "number": self.number,
-            "ours": self.mine.mean,
-            "ours_sd": self.mine.spread,
-            "n": self.mine.n,
-            "oracle": self.ours.oracle,
-            "published": self.published,
-            "published_sd": self.theirs.spread.get(self.number),
+            "metric": self.metric,
+            "ours": self.our_value.mean,
+            "ours_std": self.our_value.std,
+            "n": self.our_value.n,
+            "is_oracle": self.ours.is_oracle,
+            "published": self.published_value,
+            "published_std": self.theirs.std.get(self.metric),
             "tolerance": self.theirs.tolerance,
             "difference": self.difference,
             "published_backbone": self.theirs.backbone,
             "published_shots": self.theirs.shots,
             "title": self.theirs.title,
-            "source": self.theirs.origin.text,
-            "how": self.theirs.origin.how,
-            "verified": self.theirs.origin.verified,
+            "source": self.theirs.source.text,
+            "extraction": self.theirs.source.extraction,
+            "is_verified": self.theirs.source.is_verified,
             "note": self.theirs.note,
             "comparable": not self.reasons,
             "reasons": list(self.reasons),
         }
 
 
-def compare(results: Sequence[Result], reference: Reference, recipe: Recipe) -> tuple[list[Pair], list[Ours]]:
-    """Pairs of all our numbers that have a published counterpart, and ours that have none.
+def compare_results(
+    results: Sequence[Result], reference: Reference, find_recipe: RecipeLookup
+) -> tuple[list[Comparison], list[AggregatedResult]]:
+    """Compare each of our numbers that has a published counterpart.
 
-    recipe: gives the configuration that the paper's recipe comes to, or says why there is none.
+    Args:
+        results: finished runs.
+        reference: the published numbers.
+        find_recipe: returns the configuration of the paper's recipe, or why there is none.
+
+    Returns:
+        The comparisons, and our results without a published counterpart.
     """
-    every = gathered(results, reference.eleven)
-    order = {dataset: i for eleven in reference.eleven.values() for i, dataset in enumerate((*eleven, "average"))}
-    every.sort(key=lambda o: (o.key[0], order.get(o.dataset, -1), o.dataset, o.key[1] != "zero_shot", *map(str, o.key)))
-    beside, alone = list[Pair](), list[Ours]()
-    for ours in every:
-        found = [pair for theirs in _counterparts(ours, reference.entries) for pair in _pairs(ours, theirs, recipe)]
-        beside += found
-        if not found and ours.dataset != "average":
-            alone.append(ours)
-    return beside, alone
+    aggregated = aggregate_results(results, reference.averaged_datasets)
+    aggregated.sort(key=_make_sort_key(reference))
+    comparisons, unmatched = list[Comparison](), list[AggregatedResult]()
+    for ours in aggregated:
+        pairs = [
+            comparison
+            for theirs in _match_entries(ours, reference.entries)
+            for comparison in _compare_entry(ours, theirs, find_recipe)
+        ]
+        comparisons += pairs
+        if not pairs and ours.dataset != "average":
+            unmatched.append(ours)
+    return comparisons, unmatched
 
 
-def _counterparts(ours: Ours, entries: Sequence[Published]) -> list[Published]:
-    """Entries of the same task, dataset and method: with our shots where there are any, then with our backbone."""
+def _make_sort_key(reference: Reference) -> Callable[[AggregatedResult], tuple[Any, ...]]:
+    """Sort by task, by dataset in the order of the literature with the average last, then zero-shot first."""
+    ranks = {
+        dataset: i
+        for datasets in reference.averaged_datasets.values()
+        for i, dataset in enumerate((*datasets, "average"))
+    }
+    return lambda ours: (
+        ours.key[0],
+        ranks.get(ours.dataset, -1),
+        ours.dataset,
+        ours.key[1] != "zero_shot",
+        *map(str, ours.key),
+    )
+
+
+def _match_entries(ours: AggregatedResult, entries: Sequence[PublishedResult]) -> list[PublishedResult]:
+    """Find entries of the same task, dataset and method; prefer those with our shots and our backbone."""
     task, method, shots, backbone = ours.key
-    found = [e for e in entries if (e.task, e.dataset, e.method) == (task, ours.dataset, method)]
-    found = [e for e in found if all(ours.config["method"].get(k) == v for k, v in e.arguments.items())]
-    found = [e for e in found if _shots_agree(shots, e)] or found
-    found = counterparts(ours, found) if task == STREAM else found
-    found = domain_protocol.counterparts(ours, found) if task == DOMAIN else found
-    return [e for e in found if _family(backbone) == _family(e.backbone)] or found
+    matches = [e for e in entries if (e.task, e.dataset, e.method) == (task, ours.dataset, method)]
+    matches = [e for e in matches if all(ours.config["method"].get(k) == v for k, v in e.arguments.items())]
+    matches = [e for e in matches if _has_same_shots(shots, e)] or matches
+    matches = match_continual_entries(ours, matches) if task == CONTINUAL else matches
+    matches = domain_protocol.match_domain_entries(ours, matches) if task == DOMAIN else matches
+    return [e for e in matches if _parse_backbone(backbone) == _parse_backbone(e.backbone)] or matches
 
 
-def _shots_agree(shots: int | None, theirs: Published) -> bool:
+def _has_same_shots(shots: int | None, theirs: PublishedResult) -> bool:
     return theirs.shots == "any" or theirs.shots == ("all" if shots is None else shots)
 
 
-def _family(backbone: str) -> tuple[str, str]:
-    """("ViT-B-16", "openai") of open_clip:ViT-B-16-quickgelu/openai; OpenAI's weights always run with QuickGELU."""
+def _parse_backbone(backbone: str) -> tuple[str, str]:
+    """Parse open_clip:ViT-B-16-quickgelu/openai to ("ViT-B-16", "openai"): OpenAI's weights always use QuickGELU."""
     name, _, tag = backbone.removeprefix("open_clip:").rpartition("/")
     return (name.removesuffix("-quickgelu"), tag) if name else (backbone, "")
 
 
-def _pairs(ours: Ours, theirs: Published, recipe: Recipe) -> Iterator[Pair]:
-    why = tuple(dict.fromkeys(_reasons(ours, theirs, recipe)))
-    numbers = ours.numbers
-    if theirs.targets and "average" in theirs.numbers:
-        some = {s: [n.get(t) for t in theirs.targets] for s, n in ours.by_seed.items()}
-        whole = {s: [v for v in values if v is not None] for s, values in some.items()}
-        numbers = {k: v for k, v in numbers.items() if k != "average"}
-        if all(len(values) == len(theirs.targets) for values in whole.values()):
-            numbers |= cells({s: {"average": statistics.fmean(values)} for s, values in whole.items()})
-    for name, value in theirs.numbers.items():
-        if name in numbers:
-            yield Pair(ours, theirs, name, numbers[name], value, why)
+def _compare_entry(ours: AggregatedResult, theirs: PublishedResult, find_recipe: RecipeLookup) -> Iterator[Comparison]:
+    reasons = tuple(dict.fromkeys(_explain_differences(ours, theirs, find_recipe)))
+    metrics = ours.metrics
+    if theirs.targets and "average" in theirs.metrics:
+        metrics = {name: value for name, value in metrics.items() if name != "average"} | _average_targets(ours, theirs)
+    for name, value in theirs.metrics.items():
+        if name in metrics:
+            yield Comparison(ours, theirs, name, metrics[name], value, reasons)
 
 
-def _reasons(ours: Ours, theirs: Published, recipe: Recipe) -> Iterator[str]:
-    """Why the two can't be compared; of an average, those of all that it is made of."""
-    if not theirs.origin.verified:
-        yield f"the published number: {theirs.origin.how}"
+def _average_targets(ours: AggregatedResult, theirs: PublishedResult) -> dict[str, MeanStd]:
+    """Average over the targets of the published transfer; empty if a seed lacks one of them."""
+    by_seed = {}
+    for seed, numbers in ours.by_seed.items():
+        values = [numbers[target] for target in theirs.targets if numbers.get(target) is not None]
+        if len(values) < len(theirs.targets):
+            return {}
+        by_seed[seed] = {"average": statistics.fmean(values)}
+    return summarize_seeds(by_seed)
+
+
+def _explain_differences(ours: AggregatedResult, theirs: PublishedResult, find_recipe: RecipeLookup) -> Iterator[str]:
+    """List why the two are not comparable; of an average, the reasons of all its members."""
+    if not theirs.source.is_verified:
+        yield f"the published number: {theirs.source.extraction}"
     if ours.remark:
         yield ours.remark
     if theirs.task == DOMAIN:
-        yield from domain_protocol.different(ours, theirs)
-    for part in ours.parts or (ours,):
-        yield from _of_protocol(part, theirs)
-        paper = recipe(part, theirs)
+        yield from domain_protocol.explain_domain_differences(ours, theirs)
+    for part in ours.members or (ours,):
+        yield from _explain_protocol_differences(part, theirs)
+        paper = find_recipe(part, theirs)
         if isinstance(paper, str):
             yield paper
-        elif differs := _differences(part, paper):
-            yield f"other settings than the paper's: {', '.join(differs)}"
+        elif differences := _list_setting_differences(part, paper):
+            yield f"other settings than the paper's: {', '.join(differences)}"
 
 
-def _of_protocol(ours: Ours, theirs: Published) -> Iterator[str]:
+def _explain_protocol_differences(ours: AggregatedResult, theirs: PublishedResult) -> Iterator[str]:
     _, _, shots, backbone = ours.key
-    if _family(backbone) != _family(theirs.backbone):
+    if _parse_backbone(backbone) != _parse_backbone(theirs.backbone):
         yield f"backbone {backbone or 'none'}, theirs {theirs.backbone}"
     others = [t for p in ours.protocols for t in p.get("targets", {}).values() if "split" in t]
     if any(p.get("split") != "literature" for p in (*ours.protocols, *others)):
         yield "split not the literature's"
     if len({json.dumps(p.get("test"), sort_keys=True) for p in ours.protocols}) > 1:
         yield f"not all seeds were tested on the same images of {ours.dataset}"
-    if not _shots_agree(shots, theirs):
+    if not _has_same_shots(shots, theirs):
         yield f"{'all' if shots is None else shots} shots, theirs {theirs.shots}"
     precision = ours.config["train"]["precision"]
     if theirs.precision is not None and precision != theirs.precision:
@@ -155,30 +199,32 @@ def _of_protocol(ours: Ours, theirs: Published) -> Iterator[str]:
     chosen = {str(p.get("selection", "not known")) for p in ours.protocols}
     if theirs.selection is not None and chosen != {theirs.selection}:
         yield f"model chosen by {' and '.join(sorted(chosen))}, theirs by {theirs.selection}"
-    if theirs.task == STREAM:
-        yield from different(ours, theirs)
+    if theirs.task == CONTINUAL:
+        yield from explain_continual_differences(ours, theirs)
 
 
-def _differences(ours: Ours, paper: dict[str, Any]) -> list[str]:
-    """Settings of the method, the task and, where something is trained, of training that are not the paper's."""
-    spoken_of = {STREAM: SETTINGS, DOMAIN: domain_protocol.SETTINGS}.get(ours.key[0], set())
-    free = {"task": FREE | spoken_of, "train": SAME, "method": set[str]()}
-    found = []
-    for section in ("method", "task", "train") if ours.trained else ("method", "task"):
-        mine, other = (_flat(c[section]) for c in (ours.config, paper))
-        for key in dict.fromkeys((*mine, *other)):
-            a, b = mine.get(key), other.get(key)
-            if key.partition(".")[0] not in free[section] and json.dumps(a) != json.dumps(b):
-                found.append(f"{section}.{key}={_short(a)} (theirs {_short(b)})")
-    return found
+def _list_setting_differences(ours: AggregatedResult, paper_config: dict[str, Any]) -> list[str]:
+    """List settings that differ from the paper's; those of training only if something is trained."""
+    task_keys = {CONTINUAL: CONTINUAL_PROTOCOL_KEYS, DOMAIN: domain_protocol.DOMAIN_PROTOCOL_KEYS}.get(
+        ours.key[0], set()
+    )
+    ignored = {"task": UNCOMPARED_TASK_KEYS | task_keys, "train": UNCOMPARED_TRAIN_KEYS, "method": set[str]()}
+    differences = []
+    for section in ("method", "task", "train") if ours.trained_parameters else ("method", "task"):
+        our_settings, their_settings = (_flatten_settings(c[section]) for c in (ours.config, paper_config))
+        for key in dict.fromkeys((*our_settings, *their_settings)):
+            a, b = our_settings.get(key), their_settings.get(key)
+            if key.partition(".")[0] not in ignored[section] and json.dumps(a) != json.dumps(b):
+                differences.append(f"{section}.{key}={_format_setting_value(a)} (theirs {_format_setting_value(b)})")
+    return differences
 
 
-def _flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
-    found = {}
+def _flatten_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
     for key, value in settings.items():
-        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
-    return found
+        flat |= _flatten_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
-def _short(value: Any) -> str:
+def _format_setting_value(value: Any) -> str:
     return "null" if value is None else str(value)

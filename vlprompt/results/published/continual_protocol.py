@@ -1,94 +1,99 @@
-"""Published numbers of streams: what is said of their protocols, and in what ours differ from them."""
+"""Protocols of the published numbers of streams, and how ours differ from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlprompt.results.published.aggregate import Ours
-    from vlprompt.results.published.entries import Published
+    from vlprompt.results.published.aggregate import AggregatedResult
+    from vlprompt.results.published.entries import PublishedResult
 
-from vlprompt.results.published.entries import held
+from vlprompt.results.published.entries import make_protocol_error, validate_protocol
 
-KINDS = ("class_incremental", "domain_incremental", "task_incremental", "task_free")
-OURS = {  # a published number -> {how it is defined: the number of ours that is defined so}
+CONTINUAL_KINDS = ("class_incremental", "domain_incremental", "task_incremental", "task_free")
+METRIC_DEFINITIONS = {  # published metric -> {its definition: our metric of that definition}
     "accuracy": {"lessons": "accuracy", "images": "overall", "stages": "incremental"},
     "forgetting": {"largest": "forgetting", "step": "forgetting_step"},
 }
-CHOICES: dict[str, tuple[Any, ...]] = {"kind": KINDS, "joint": (False, True), "buffer": (False, True)}
-CHOICES |= {k: (*of, None) for k, of in OURS.items()} | {"mask": (False, True, "any", None)}
-FIELDS = (*CHOICES, "stages", "order", "normalisation", "defects")
-SETTINGS = {"kind", "stages", "order", "joint", "mask", "buffer"}  # of the task, which the protocol speaks of
+CONTINUAL_CHOICES: dict[str, tuple[Any, ...]] = {
+    "kind": CONTINUAL_KINDS,
+    "joint": (False, True),
+    "buffer": (False, True),
+}
+CONTINUAL_CHOICES |= {k: (*of, None) for k, of in METRIC_DEFINITIONS.items()} | {"mask": (False, True, "any", None)}
+CONTINUAL_FIELDS = (*CONTINUAL_CHOICES, "stages", "order", "normalisation", "defects")
+CONTINUAL_PROTOCOL_KEYS = {"kind", "stages", "order", "joint", "mask", "buffer"}  # settings of the task in the protocol
 
 
-def checked(protocol: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The protocol of a published number, every field there; ValueError for one that lacks, is not known or is wrong.
+def validate_continual_protocol(protocol: Mapping[str, Any], location: str) -> dict[str, Any]:
+    """Check the protocol of a published number; every field is required, None if not known.
 
-    kind; joint, buffer: whether so; mask: whether, or "any"; accuracy, forgetting: a key of `OURS`; stages: how many;
-    order: natural, seeded or in words; normalisation: [mean, std]; defects: sentences. None: not known.
+    Fields: kind; joint and buffer: whether there is one; mask: whether, or "any"; accuracy and forgetting: a definition
+    of `METRIC_DEFINITIONS`; stages: their number; order: natural, seeded or in words; normalisation: [mean, std];
+    defects: sentences.
     """
-    found = held(protocol, FIELDS, CHOICES, where)
-    stages, scale = found["stages"], found["normalisation"]
+    fields = validate_protocol(protocol, CONTINUAL_FIELDS, CONTINUAL_CHOICES, location)
+    stages, order, scale = fields["stages"], fields["order"], fields["normalisation"]
     if stages is not None and (type(stages) is not int or stages < 1):
-        raise ValueError(f"{where}: protocol.stages is {stages!r}; it is a whole number from 1, or null")
-    if found["order"] is not None and not isinstance(found["order"], str):
-        raise ValueError(f"{where}: protocol.order is {found['order']!r}; it is natural, seeded, words or null")
+        raise make_protocol_error("stages", "a whole number from 1, or null", stages, location)
+    if order is not None and not isinstance(order, str):
+        raise make_protocol_error("order", "natural, seeded, words or null", order, location)
     if scale is not None and (not isinstance(scale, list) or [type(v) in (int, float) for v in scale] != [True, True]):
-        raise ValueError(f"{where}: protocol.normalisation is {scale!r}; it is [mean, std] or null")
-    return found
+        raise make_protocol_error("normalisation", "[mean, std] or null", scale, location)
+    return fields
 
 
-def renamed(numbers: Mapping[str, float], protocol: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers under the name that ours of the same definition bear; under their own where it is not known."""
-    return {OURS.get(k, {}).get(str(protocol.get(k)), k): v for k, v in numbers.items()}
+def rename_metrics(metrics: Mapping[str, float], protocol: Mapping[str, Any]) -> dict[str, float]:
+    """Rename metrics to those of ours with the same definition, where the definition is known."""
+    return {METRIC_DEFINITIONS.get(k, {}).get(str(protocol.get(k)), k): v for k, v in metrics.items()}
 
 
-def counterparts(ours: "Ours", entries: Sequence["Published"]) -> "list[Published]":
-    """Entries of the same kind, with or without a buffer and joint training as ours; of as many stages if there are."""
+def match_continual_entries(ours: "AggregatedResult", entries: Sequence["PublishedResult"]) -> "list[PublishedResult]":
+    """Find entries of the same kind, buffer and joint training as ours; prefer those with as many stages."""
     task = ours.config["task"]
-    mine = {"kind": task.get("kind"), "joint": bool(task.get("joint")), "buffer": bool(task.get("buffer"))}
-    found = [e for e in entries if {k: e.protocol[k] for k in mine} == mine]
-    return [e for e in found if e.protocol["stages"] in _stages(ours)] or found
+    setting = {"kind": task.get("kind"), "joint": bool(task.get("joint")), "buffer": bool(task.get("buffer"))}
+    matches = [e for e in entries if {k: e.protocol[k] for k in setting} == setting]
+    return [e for e in matches if e.protocol["stages"] in _collect_stage_counts(ours)] or matches
 
 
-def _stages(ours: "Ours") -> set[int | None]:
-    """How many, of all seeds; of joint training what its setting says."""
+def _collect_stage_counts(ours: "AggregatedResult") -> set[int | None]:
+    """Return the numbers of stages of all seeds; of joint training that of the setting."""
     task = ours.config["task"]
     if task.get("joint"):
-        told = task.get("stages")
-        return {len(told) if isinstance(told, list) else told}
+        stages = task.get("stages")
+        return {len(stages) if isinstance(stages, list) else stages}
     return {p.get("stages") for p in ours.protocols}
 
 
-def different(ours: "Ours", theirs: "Published") -> Iterator[str]:
-    """Why the two protocols are not the same; what is not known of theirs is a reason too."""
-    task, told = ours.config["task"], theirs.protocol
-    defined = [k for k in OURS if told[k] is None and k in theirs.numbers]
-    unknown = [k for k in ("stages", "order", "normalisation", "mask") if told[k] is None]
-    if unknown := unknown + [f"which {k}" for k in defined]:
+def explain_continual_differences(ours: "AggregatedResult", theirs: "PublishedResult") -> Iterator[str]:
+    """List how the two protocols differ; what is unknown of theirs counts as a difference."""
+    task, protocol = ours.config["task"], theirs.protocol
+    unknown = [k for k in ("stages", "order", "normalisation", "mask") if protocol[k] is None]
+    unknown += [f"which {k}" for k in METRIC_DEFINITIONS if protocol[k] is None and k in theirs.metrics]
+    if unknown:
         yield f"not told of theirs: {', '.join(unknown)}"
-    stages = _stages(ours)
-    if told["stages"] is not None and stages != {told["stages"]} and not (task.get("joint") and None in stages):
-        yield f"{' and '.join(map(str, sorted(stages, key=str)))} stages, theirs {told['stages']}"
+    stages, is_joint = _collect_stage_counts(ours), bool(task.get("joint"))
+    if protocol["stages"] is not None and stages != {protocol["stages"]} and not (is_joint and None in stages):
+        yield f"{' and '.join(map(str, sorted(stages, key=str)))} stages, theirs {protocol['stages']}"
     order = task.get("order")
     order = ", ".join(map(str, order)) if isinstance(order, list) else str(order)
-    if told["order"] not in (None, order) and not task.get("joint"):
-        yield f"order {order}, theirs {told['order']}"
-    if told["mask"] not in (None, "any", task.get("mask")):
-        yield f"answers in training are {_classes(task.get('mask'))}, theirs {_classes(told['mask'])}"
-    if told["normalisation"] is not None:
-        said = dict.fromkeys(_scale(p.get("transform") or {}, told["normalisation"]) for p in ours.protocols)
-        yield from (text for text in said if text)
-    yield from (f"theirs: {defect}" for defect in told["defects"])
+    if protocol["order"] not in (None, order) and not is_joint:
+        yield f"order {order}, theirs {protocol['order']}"
+    if protocol["mask"] not in (None, "any", task.get("mask")):
+        yield f"answers in training are {_describe_mask(task.get('mask'))}, theirs {_describe_mask(protocol['mask'])}"
+    if (scale := protocol["normalisation"]) is not None:
+        texts = dict.fromkeys(_describe_normalisation(p.get("preprocess") or {}, scale) for p in ours.protocols)
+        yield from (text for text in texts if text)
+    yield from (f"theirs: {defect}" for defect in protocol["defects"])
 
 
-def _classes(mask: Any) -> str:
+def _describe_mask(mask: Any) -> str:
     return "the lesson's classes" if mask else "all classes seen"
 
 
-def _scale(look: Mapping[str, Any], theirs: Sequence[float]) -> str:
-    """In what our normalisation is another than theirs; empty where it is the same."""
-    mine = [sorted({float(v) for v in look.get(k, [])}) for k in ("mean", "std")]
-    if mine == [[float(v)] for v in theirs]:
+def _describe_normalisation(preprocess: Mapping[str, Any], theirs: Sequence[float]) -> str:
+    """Describe how our normalisation differs from theirs; empty if it is the same."""
+    values = [sorted({float(v) for v in preprocess.get(k, [])}) for k in ("mean", "std")]
+    if values == [[float(v)] for v in theirs]:
         return ""
-    said = ", ".join(f"{k} {' '.join(f'{v:g}' for v in look.get(k, []))}" for k in ("mean", "std"))
-    return f"pixels normalised with {said}; theirs with mean {theirs[0]:g}, std {theirs[1]:g}"
+    ours = ", ".join(f"{k} {' '.join(f'{v:g}' for v in preprocess.get(k, []))}" for k in ("mean", "std"))
+    return f"pixels normalised with {ours}; theirs with mean {theirs[0]:g}, std {theirs[1]:g}"

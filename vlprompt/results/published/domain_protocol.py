@@ -1,62 +1,69 @@
-"""Published numbers of domains: what is said of their protocols, and in what ours differ from them."""
+"""Protocols of the published numbers of domains, and how ours differ from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.results.published.entries import held
+from vlprompt.results.published.entries import make_protocol_error, validate_protocol
 
 if TYPE_CHECKING:
-    from vlprompt.results.published.aggregate import Ours
-    from vlprompt.results.published.entries import Published
+    from vlprompt.results.published.aggregate import AggregatedResult
+    from vlprompt.results.published.entries import PublishedResult
 
 
-CHOICES: dict[str, tuple[Any, ...]] = {"setting": ("adapt", "source_free", "generalise"), "sources": ("one", "several")}
-CHOICES |= {"transductive": (False, True, None)}
-FIELDS = (*CHOICES, "pairs", "val", "defects")
-SETTINGS = {"setting", "source", "target", "transductive", "val", "track"}  # of the task, which the protocol speaks of
+DOMAIN_CHOICES: dict[str, tuple[Any, ...]] = {
+    "setting": ("adapt", "source_free", "generalise"),
+    "sources": ("one", "several"),
+    "transductive": (False, True, None),
+}
+DOMAIN_FIELDS = (*DOMAIN_CHOICES, "pairs", "val_fraction", "defects")
+DOMAIN_PROTOCOL_KEYS = {"setting", "source", "target", "transductive", "val_fraction", "epoch_metrics"}  # of the task
 
 
-def checked(protocol: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The protocol of a published number, every field there; ValueError for one that lacks, is not known or is wrong.
+def validate_domain_protocol(protocol: Mapping[str, Any], location: str) -> dict[str, Any]:
+    """Check the protocol of a published number; every field is required, None if not known.
 
-    setting; sources: one or several; pairs: how many the mean is over; transductive: whether the target's images to
-    learn from are those of the test; val: the share of the source that is held out; defects: sentences. None: not
-    known.
+    Fields: setting; sources: one or several; pairs: how many the mean is over; transductive: whether the target's
+    training images are those of the test; val_fraction: the fraction of the source that is held out; defects:
+    sentences.
     """
-    found = held(protocol, FIELDS, CHOICES, where)
-    if type(found["pairs"]) is not int or found["pairs"] < 1:
-        raise ValueError(f"{where}: protocol.pairs is {found['pairs']!r}; it is a whole number from 1")
-    if found["val"] is not None and (type(found["val"]) not in (int, float) or not 0 <= found["val"] < 1):
-        raise ValueError(f"{where}: protocol.val is {found['val']!r}; it is a share from 0 to below 1, or null")
-    return found
+    fields = validate_protocol(protocol, DOMAIN_FIELDS, DOMAIN_CHOICES, location)
+    pairs, fraction = fields["pairs"], fields["val_fraction"]
+    if type(pairs) is not int or pairs < 1:
+        raise make_protocol_error("pairs", "a whole number from 1", pairs, location)
+    if fraction is not None and (type(fraction) not in (int, float) or not 0 <= fraction < 1):
+        raise make_protocol_error("val_fraction", "a fraction from 0 to below 1, or null", fraction, location)
+    return fields
 
 
-def counterparts(ours: "Ours", entries: "Sequence[Published]") -> "list[Published]":
-    """Entries of the same setting, from one source or from several as ours."""
-    mine = ours.config["task"]["setting"], _sources(ours)
-    return [e for e in entries if (e.protocol["setting"], e.protocol["sources"]) == mine]
+def match_domain_entries(ours: "AggregatedResult", entries: "Sequence[PublishedResult]") -> "list[PublishedResult]":
+    """Find entries of the same setting, and of one or several sources as ours."""
+    setting = ours.config["task"]["setting"], _classify_sources(ours)
+    return [e for e in entries if (e.protocol["setting"], e.protocol["sources"]) == setting]
 
 
-def different(ours: "Ours", theirs: "Published") -> "Iterator[str]":
-    """Why the two protocols are not the same; what is not known of theirs is a reason too."""
-    told, task = theirs.protocol, ours.config["task"]
-    unknown = [k for k in ("transductive", *(("val",) if ours.trained else ())) if told[k] is None]
-    if unknown := unknown + (["selection"] if ours.trained and theirs.selection is None else []):
+def explain_domain_differences(ours: "AggregatedResult", theirs: "PublishedResult") -> "Iterator[str]":
+    """List how the two protocols differ; what is unknown of theirs counts as a difference."""
+    protocol, task = theirs.protocol, ours.config["task"]
+    required = ("transductive", "val_fraction") if ours.trained_parameters else ("transductive",)
+    unknown = [k for k in required if protocol[k] is None]
+    unknown += ["selection"] if ours.trained_parameters and theirs.selection is None else []
+    if unknown:
         yield f"not told of theirs: {', '.join(unknown)}"
-    count = len({(tuple(p["sources"]), p["target"]) for p in ours.protocols})
-    if count != told["pairs"]:
-        yield f"mean over {count} pair{'s' * (count != 1)}, theirs over {told['pairs']}"
-    for mine in sorted({p["transductive"] for p in ours.protocols} - {told["transductive"]}):
-        if told["transductive"] is not None:
-            yield f"{_seen(mine)}, theirs {_seen(told['transductive'])}"
-    if ours.trained and told["val"] not in (None, task.get("val")):
-        yield f"{task.get('val'):g} of the source images held out, theirs {told['val']:g}"
-    yield from (f"theirs: {defect}" for defect in told["defects"])
+    n_pairs = len({(tuple(p["sources"]), p["target"]) for p in ours.protocols})
+    if n_pairs != protocol["pairs"]:
+        yield f"mean over {n_pairs} pair{'s' * (n_pairs != 1)}, theirs over {protocol['pairs']}"
+    for transductive in sorted({p["transductive"] for p in ours.protocols} - {protocol["transductive"]}):
+        if protocol["transductive"] is not None:
+            published = _describe_transductive(protocol["transductive"])
+            yield f"{_describe_transductive(transductive)}, theirs {published}"
+    if ours.trained_parameters and protocol["val_fraction"] not in (None, task.get("val_fraction")):
+        yield f"{task.get('val_fraction'):g} of the source images held out, theirs {protocol['val_fraction']:g}"
+    yield from (f"theirs: {defect}" for defect in protocol["defects"])
 
 
-def _sources(ours: "Ours") -> str:
+def _classify_sources(ours: "AggregatedResult") -> str:
     return "several" if any(len(p["sources"]) > 1 for p in ours.protocols) else "one"
 
 
-def _seen(transductive: bool) -> str:
+def _describe_transductive(transductive: bool) -> str:
     return "tested on the images it adapts to" if transductive else "tested on other images than it adapts to"

@@ -1,31 +1,42 @@
-"""Published numbers: configs/reference/*.yaml read into entries, each with its source."""
+"""Published numbers and their sources."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlprompt.runtime.errors import nearest
+from vlprompt.runtime.errors import suggest_nearest
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a number was found, how it was read there, and whether that can be relied on (memory and plots can't)."""
+class NumberSource:
+    """Where a number was published.
+
+    Args:
+        text: the publication.
+        extraction: how the number was read (a table, a plot, from memory).
+        is_verified: whether it can be relied on; numbers from memory and plots can't.
+    """
 
     text: str
-    how: str
-    verified: bool
+    extraction: str
+    is_verified: bool
 
 
 @dataclass(frozen=True)
-class Published:
-    """What one source says of one method on one dataset ("average": over the eleven), in percent.
+class PublishedResult:
+    """The numbers of one source for one method on one dataset, in percent.
 
-    shots: images per class, "any" where nothing is trained, "all" for every training image. precision, selection: how
-    it was run (None: not known). arguments: those of the method that tell its variants apart. spread: standard
-    deviations by number, where known. targets: what "average" of a transfer is over. tolerance: of numbers that were
-    read off a plot. harmonic_differs: the harmonic mean is printed so, but is not that of base and new. protocol: of a
-    stream or of domains, as their `checked` has it; numbers of streams bear the names of ours.
+    Args:
+        dataset: "average" for the average over the datasets of the task.
+        shots: images per class, "any" where nothing is trained, "all" for every training image.
+        std: standard deviations by metric, where known.
+        precision: None if not known, as selection.
+        targets: what the average of a transfer is over.
+        tolerance: of numbers that were read off a plot.
+        has_other_harmonic: the printed harmonic mean is not that of base and new.
+        arguments: settings of the method that tell its variants apart.
+        protocol: of a stream or of domains; the metrics of streams have the names of ours.
     """
 
     task: str
@@ -34,44 +45,52 @@ class Published:
     dataset: str
     shots: int | str
     backbone: str
-    numbers: dict[str, float]
-    origin: Origin
-    spread: dict[str, float]
+    metrics: dict[str, float]
+    source: NumberSource
+    std: dict[str, float]
     precision: str | None = None
     selection: str | None = None
     seeds: int | None = None
     note: str = ""
     tolerance: float = 0.0
     targets: tuple[str, ...] = ()
-    harmonic_differs: bool = False
+    has_other_harmonic: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """All entries, and by task the datasets that an average is over."""
+    """All published results, and by task the datasets that an average is over."""
 
-    entries: tuple[Published, ...]
-    eleven: dict[str, tuple[str, ...]]
+    entries: tuple[PublishedResult, ...]
+    averaged_datasets: dict[str, tuple[str, ...]]
 
 
-def held(
-    protocol: Mapping[str, Any], fields: Sequence[str], choices: Mapping[str, Sequence[Any]], where: str
+def validate_protocol(
+    protocol: Mapping[str, Any], fields: Sequence[str], choices: Mapping[str, Sequence[Any]], location: str
 ) -> dict[str, Any]:
-    """A protocol that has all fields and no other, each one of its choices where it has any; else a ValueError.
+    """Check that a protocol has all fields and no other, each with one of its choices if it has any.
 
-    defects: sentences.
+    Args:
+        protocol: of a published number.
+        fields: its keys; `defects` is a list of sentences.
+        choices: the values that a field may have.
+        location: where the protocol is, for errors.
     """
-    if strange := set(protocol) - set(fields):
-        raise ValueError(f"{where}: a protocol has no {min(strange)!r}; {nearest(min(strange), fields)}")
+    if unknown := set(protocol) - set(fields):
+        nearest = suggest_nearest(min(unknown), fields)
+        raise ValueError(f"{location}: protocol: unknown key {min(unknown)!r}; {nearest}")
     if missing := set(fields) - set(protocol):
-        raise ValueError(f"{where}: the protocol does not say {min(missing)!r}; write null where it is not known")
-    for key, some in choices.items():
-        if not any(protocol[key] is c or (isinstance(c, str) and protocol[key] == c) for c in some):
-            told = ", ".join(json.dumps(c) for c in some)
-            raise ValueError(f"{where}: protocol.{key} is {protocol[key]!r}; the choices are {told}")
+        raise ValueError(f"{location}: protocol: the key {min(missing)!r} is missing. Write null if it is not known.")
+    for key, values in choices.items():
+        if not any(protocol[key] is value or (isinstance(value, str) and protocol[key] == value) for value in values):
+            raise make_protocol_error(key, f"one of {', '.join(map(json.dumps, values))}", protocol[key], location)
     defects = protocol["defects"]
     if not isinstance(defects, list) or not all(isinstance(d, str) and d for d in defects):
-        raise ValueError(f"{where}: protocol.defects is {defects!r}; it is a list of sentences")
+        raise make_protocol_error("defects", "a list of sentences", defects, location)
     return dict(protocol)
+
+
+def make_protocol_error(key: str, expected: str, value: Any, location: str) -> ValueError:
+    return ValueError(f"{location}: protocol.{key}: expected {expected}, got {value!r}.")

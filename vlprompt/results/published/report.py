@@ -1,110 +1,97 @@
-"""Our results against the published ones: on the terminal, as Markdown, CSV and JSON."""
+"""Tables of our results against the published ones."""
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from vlprompt.results.comparability import DOMAIN, Footnotes
+from vlprompt.results.published.aggregate import AggregatedResult
+from vlprompt.results.published.compare import Comparison
+from vlprompt.results.tables.domains import ORACLE_NOTE
+from vlprompt.results.tables.formats import Table, escape_latex, is_for_programs, render_records, render_tables
+from vlprompt.runtime.errors import suggest_nearest
 
-from vlprompt.results.comparability import DOMAIN, Notes
-from vlprompt.results.published.aggregate import Ours
-from vlprompt.results.published.compare import Pair
-from vlprompt.results.tables.domains import ORACLE
-from vlprompt.results.tables.terminal import whole
-from vlprompt.runtime.errors import nearest
-
-KINDS = ("published",)
-HEAD = ["dataset", "method", "shots", "number", "ours", "published", "difference", "source", "not comparable"]
-UNITS = "percent; ours: mean±standard deviation over n seeds; difference: ours - published"
-
-
-def check(kind: str) -> None:
-    """ValueError for something that results can't be set against."""
-    if kind not in KINDS:
-        raise ValueError(f"--against knows no {kind!r}; {nearest(kind, KINDS)}")
-
-
-def blocks(pairs: Sequence[Pair]) -> list[tuple[str, list[list[str]], list[str]]]:
-    """(title, lines under HEAD, footnotes), one for each task and backbone of ours."""
-    made = []
-    for key in dict.fromkeys((p.ours.key[0], p.ours.key[3]) for p in pairs):
-        sources, reasons, lines = Notes(letters=False), Notes(letters=True), []
-        for p in (p for p in pairs if (p.ours.key[0], p.ours.key[3]) == key):
-            _, method, shots, _ = p.ours.key
-            origin, about = p.theirs.origin, f"{p.theirs.title}, {p.theirs.backbone}"
-            said = "; ".join(part for part in (origin.text, about, origin.how, p.theirs.note) if part)
-            marks = " ".join(sorted(reasons.mark(reason) for reason in p.reasons))
-            cells = [str(p.mine), f"{'~' * (p.theirs.tolerance > 0)}{p.published:.2f}{_spread(p)}"]
-            cells += [f"{p.difference:+.1f}", f"[{sources.mark(said)}]", marks]
-            method += "*" * p.ours.oracle
-            lines.append([_where(p.ours), method, "all" if shots is None else str(shots), p.number, *cells])
-        notes = [f"source {line}" for line in sources.lines()]
-        stars = [ORACLE] if any(line[1].endswith("*") for line in lines) else []
-        made.append((f"{key[0]} with {key[1]}, against published", lines, notes + reasons.lines() + stars))
-    return made
+COMPARISON_TARGETS = ("published",)
+COMPARISON_HEADER = [
+    "dataset",
+    "method",
+    "shots",
+    "metric",
+    "ours",
+    "published",
+    "difference",
+    "source",
+    "not comparable",
+]
+LEFT_COLUMNS = ("dataset", "method", "metric", "not comparable")
+COMPARISON_UNITS = "percent; ours: mean±standard deviation over n seeds; difference: ours - published"
 
 
-def _where(ours: Ours) -> str:
-    """The dataset, and of a stream in how many stages, of domains over how many pairs."""
+def validate_target(target: str) -> None:
+    """Raise a ValueError for something that results can't be compared with."""
+    if target not in COMPARISON_TARGETS:
+        nearest = suggest_nearest(target, COMPARISON_TARGETS)
+        raise ValueError(f"--against: expected {' or '.join(COMPARISON_TARGETS)}, got {target!r}; {nearest}")
+
+
+def build_comparison_tables(comparisons: Sequence[Comparison]) -> list[Table]:
+    """Build one table for each task and backbone of ours."""
+    groups: dict[tuple[str, str], list[Comparison]] = {}
+    for comparison in comparisons:
+        task, _, _, backbone = comparison.ours.key
+        groups.setdefault((task, backbone), []).append(comparison)
+    return [_build_table(f"{task} with {backbone}, against published", group)
+            for (task, backbone), group in groups.items()]  # fmt: skip
+
+
+def _build_table(title: str, comparisons: Sequence[Comparison]) -> Table:
+    sources, reasons, rows = Footnotes(uses_letters=False), Footnotes(uses_letters=True), []
+    for c in comparisons:
+        _, method, shots, _ = c.ours.key
+        method += "*" * c.ours.is_oracle
+        published = f"{'~' * (c.theirs.tolerance > 0)}{c.published_value:.2f}{_format_std(c)}"
+        source = f"[{sources.add(_describe_source(c))}]"
+        marks = " ".join(sorted(reasons.add(reason) for reason in c.reasons))
+        row = [_format_dataset(c.ours), method, "all" if shots is None else str(shots), c.metric]
+        rows.append([*row, str(c.our_value), published, f"{c.difference:+.1f}", source, marks])
+    notes = [f"source {line}" for line in sources.format_lines()] + reasons.format_lines()
+    notes += [ORACLE_NOTE] if any(c.ours.is_oracle for c in comparisons) else []
+    return Table(title, COMPARISON_HEADER, rows, footnotes=tuple(notes), left_columns=LEFT_COLUMNS)
+
+
+def _describe_source(comparison: Comparison) -> str:
+    theirs = comparison.theirs
+    parts = theirs.source.text, f"{theirs.title}, {theirs.backbone}", theirs.source.extraction, theirs.note
+    return "; ".join(part for part in parts if part)
+
+
+def _format_dataset(ours: AggregatedResult) -> str:
+    """Name the dataset, with the number of stages of a stream, or the number of pairs of domains."""
     if ours.key[0] == DOMAIN:
-        return f"{ours.dataset} ({len(ours.parts)} pair{'s' * (len(ours.parts) != 1)})"
+        return f"{ours.dataset} ({len(ours.members)} pair{'s' * (len(ours.members) != 1)})"
     if ours.config["task"].get("joint"):
         return f"{ours.dataset} (joint)"
     stages = sorted({p["stages"] for p in ours.protocols if "stages" in p})
     return ours.dataset + (f" ({'-'.join(map(str, stages))} stages)" if stages else "")
 
 
-def _spread(pair: Pair) -> str:
-    spread = pair.theirs.spread.get(pair.number)
-    return "" if spread is None else f"±{spread:.2f}"
+def _format_std(comparison: Comparison) -> str:
+    std = comparison.theirs.std.get(comparison.metric)
+    return "" if std is None else f"±{std:.2f}"
 
 
-def without(alone: Sequence[Ours]) -> str:
-    """One sentence on what has no counterpart; empty where everything has."""
-    told = dict.fromkeys(f"{o.key[1]} ({o.key[0]} on {o.dataset})" for o in alone)
-    return f"nothing published for: {', '.join(told)}" if told else ""
+def describe_unmatched(unmatched: Sequence[AggregatedResult]) -> str:
+    """Name the results without a published counterpart; empty if there are none."""
+    names = dict.fromkeys(f"{ours.key[1]} ({ours.key[0]} on {ours.dataset})" for ours in unmatched)
+    return f"nothing published for: {', '.join(names)}" if names else ""
 
 
-def show(pairs: Sequence[Pair], alone: Sequence[Ours], out: Console) -> None:
-    """The comparison on the terminal; says so where there is nothing to compare."""
-    for title, lines, notes in blocks(pairs):
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
-        for name in HEAD:
-            left = name in ("dataset", "method", "number", "not comparable")
-            table.add_column(name, justify="left" if left else "right", no_wrap=True)
-        for line in lines:
-            table.add_row(*(cell.replace("[", r"\[") for cell in line))
-        whole(table, out)
-        for note in notes:
-            out.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
-        out.print()
-    good = sum(not p.reasons for p in pairs)
-    if pairs:
-        out.print(f"{len(pairs)} numbers have a published counterpart, {good} of them comparable", highlight=False)
-        out.print(UNITS, style="dim", soft_wrap=True)
-    if alone:
-        out.print(without(alone), style="dim", markup=False, soft_wrap=True)
-    if not pairs and not alone:
-        out.print("no finished runs here yet, so there is nothing to compare")
-
-
-def render(pairs: Sequence[Pair], alone: Sequence[Ours], form: str) -> str:
-    """As "markdown", "csv" or "json"; without a line where nothing has a counterpart."""
-    if form == "markdown":
-        parts = []
-        for title, lines, notes in blocks(pairs):
-            rule = ["---" if name in ("dataset", "method", "number", "not comparable") else "---:" for name in HEAD]
-            table = "\n".join(f"| {' | '.join(line)} |" for line in [HEAD, rule, *lines])
-            parts.append(f"**{title}** ({UNITS})\n\n{table}\n\n" + "\n".join(f"- {note}" for note in notes))
-        return "\n\n".join([*parts, *([without(alone)] if alone else [])]) + "\n"
-    flat = [pair.flat() for pair in pairs]
-    if form == "json":
-        return json.dumps(flat, indent=1) + "\n"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(flat[0]) if flat else [])
-    writer.writeheader()
-    writer.writerows(row | {"reasons": "; ".join(row["reasons"])} for row in flat)
-    return text.getvalue()
+def render_comparison(
+    comparisons: Sequence[Comparison], unmatched: Sequence[AggregatedResult], output_format: str
+) -> str:
+    """Write the comparison in one of `TABLE_FORMATS`."""
+    if is_for_programs(output_format):
+        return render_records([c.to_flat_dict() for c in comparisons], output_format)
+    note = describe_unmatched(unmatched)
+    text = render_tables(build_comparison_tables(comparisons), COMPARISON_UNITS, output_format) if comparisons else ""
+    if output_format == "latex":
+        note = escape_latex(note)
+    return "\n".join(part for part in (text, f"{note}\n" if note else "") if part) or "\n"

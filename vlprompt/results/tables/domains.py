@@ -1,159 +1,194 @@
-"""Tables of the task domain: each pair of domains, means over the pairs, and which epoch each rule would keep.
+"""Tables of the task domain: accuracy of each pair of domains, means over the pairs, and the epoch of each rule.
 
-A row whose epoch the target's test labels chose (an oracle) has a star in every one of them.
+A row whose epoch was chosen by the target's test labels (an oracle) has a star in every table.
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlprompt.engine.model_selection import SELECTION
-from vlprompt.results.comparability import DOMAIN, Notes, differing, facts, pair
+from vlprompt.engine.model_selection import SELECTION_DESCRIPTIONS
+from vlprompt.results.comparability import (
+    DOMAIN,
+    Footnotes,
+    collect_protocol_facts,
+    describe_protocol_differences,
+    get_domain_pair,
+)
 from vlprompt.results.run_folder import Result
-from vlprompt.results.tables import summary
-from vlprompt.results.tables.summary import COST, Cell, Grid, Row, cost_cells, flat_cells, label, mean_over, union
+from vlprompt.results.tables.formats import Table
+from vlprompt.results.tables.summary import (
+    COST_COLUMNS,
+    MeanStd,
+    ResultRow,
+    average_over_tasks,
+    find_usual_backbone,
+    flatten_stats,
+    format_cost_cells,
+    format_label,
+    merge_in_order,
+)
 
-Pair = tuple[tuple[str, ...], str]  # sources, target
-MEANS = ("accuracy", "class_mean", "source", "zero_shot", "gain", "coverage", "precision")
-RULES = tuple(SELECTION)
-ORACLE = "*: an oracle, which looks at the target's test labels to choose the epoch: a bound, and no result"
+DomainPair = tuple[tuple[str, ...], str]  # sources, target
+Getter = Callable[[Result], float | None]
+MEAN_METRICS = ("accuracy", "class_mean", "source", "zero_shot", "gain", "coverage", "precision")
+SELECTION_RULES = tuple(SELECTION_DESCRIPTIONS)
+ORACLE_NOTE = "*: an oracle, which looks at the target's test labels to choose the epoch: a bound, and no result"
 
 
 @dataclass(frozen=True)
-class Line:
+class MethodResults:
     """All pairs and seeds of one method and setting."""
 
     name: str
-    rows: dict[Pair, Row]
+    rows_by_pair: dict[DomainPair, ResultRow]
 
     @property
-    def first(self) -> Row:
-        return next(iter(self.rows.values()))
+    def first_row(self) -> ResultRow:
+        return next(iter(self.rows_by_pair.values()))
 
-    def has(self, number: Callable[[Result], float | None]) -> bool:
-        return any(number(r) is not None for row in self.rows.values() for r in row.runs)
+    def has_value(self, get_value: Getter) -> bool:
+        return any(get_value(r) is not None for row in self.rows_by_pair.values() for r in row.runs)
 
-    def mean(self, pairs: Sequence[Pair], number: Callable[[Result], float | None]) -> Cell | None:
-        """Over the pairs for each seed, then over seeds; None where a pair or a number of it lacks."""
-        return mean_over([self._seeds(p, number) for p in pairs])
+    def mean(self, pairs: Sequence[DomainPair], get_value: Getter) -> MeanStd | None:
+        """Average over the pairs for each seed, then over seeds; None if a pair or a value of it is missing."""
+        return average_over_tasks([self._collect_seed_values(p, get_value) for p in pairs])
 
-    def _seeds(self, pair: Pair, number: Callable[[Result], float | None]) -> dict[int, float] | None:
-        told = {r.config["seed"]: number(r) for r in self.rows[pair].runs} if pair in self.rows else {}
-        return None if None in told.values() else {seed: v for seed, v in told.items() if v is not None}
-
-
-def grids(found: Sequence[Row]) -> list[Grid]:
-    """Every table there is: of domains those of here, of all other tasks one per task and dataset."""
-    made = []
-    for key in dict.fromkeys(r.table for r in found):
-        some = [r for r in found if r.table == key]
-        made += _grids(some) if key[0] == DOMAIN else summary.grids(some)
-    return made
+    def _collect_seed_values(self, pair: DomainPair, get_value: Getter) -> dict[int, float] | None:
+        values: dict[int, float] = {}
+        for result in self.rows_by_pair[pair].runs if pair in self.rows_by_pair else ():
+            if (value := get_value(result)) is None:
+                return None
+            values[result.config["seed"]] = value
+        return values
 
 
-def _grids(some: Sequence[Row]) -> list[Grid]:
-    """Accuracy by pair where there are several, the means over the pairs, and the epochs that rules would keep."""
-    found, pairs, usual = lines(some), pairs_of(some), _usual(some)
-    short, meant = names(pairs)
-    letters, notes = marked(found, short)
-    lead = [[line.name, *([letters[id(line)]] if notes else [])] for line in found]
-    head = ["method", *(["protocol"] if notes else [])]
-    about = tuple(missing(found, pairs, short))
-    star = (ORACLE,) if any(line.first.oracle for line in found) else ()
-    title = f"{DOMAIN} on {some[0].dataset}, {some[0].kind.replace('_', '-')}"
-    title += (
-        f", {short[pairs[0]]}, {usual}: " if len(pairs) == 1 and short[pairs[0]] != some[0].dataset else f", {usual}: "
-    )
-    told = lambda cell: "" if cell is None else str(cell)  # noqa: E731
-    made, several = [], f"means over {len(pairs)} pairs" if len(pairs) > 1 else "numbers of the target"
-    if len(pairs) > 1:
-        cells = [[*(told(line.rows[p].numbers["accuracy"] if p in line.rows else None) for p in pairs),
-                  told(line.mean(pairs, _number("accuracy")))] for line in found]  # fmt: skip
-        explained = [
-            *([f"domains: {meant}"] if meant else []),
-            f"mean: over the {len(pairs)} pairs for each seed, then over seeds",
-        ]
-        columns = [*head, *(short[p] for p in pairs), "mean"]
-        made.append(Grid(title + "accuracy on the target's test", columns, _joined(lead, cells), 0,
-                         notes=(*notes, *explained, *star, *about)))  # fmt: skip
-    shown = [k for k in MEANS if any(line.has(_number(k)) for line in found)]
-    cells = [[*(told(line.mean(pairs, _number(k))) for k in shown), *cost_cells([*line.rows.values()])]
-             for line in found]  # fmt: skip
-    columns = [*head, *(k.replace("_", " ") for k in shown), *COST]
-    made.append(
-        Grid(title + several, columns, _joined(lead, cells), len(COST), len(shown) - 1, (*notes, *star, *about))
-    )
-    rules = [k for k in RULES if any(line.has(_rule(k)) for line in found)]
-    if rules:
-        with_any = [line for line in found if any(line.has(_rule(k)) for k in rules)]
-        cells = [[told(line.mean(pairs, _rule(k))) for k in rules] for line in with_any]
-        lead = [mine for mine, line in zip(lead, found, strict=True) if line in with_any]
-        columns = [*head, *(k + "*" * (k == "oracle") for k in rules)]
-        star = (ORACLE,) if "oracle" in rules else star
-        made.append(Grid(title + "which epoch each rule would keep, accuracy on the target's test", columns,
-                         _joined(lead, cells), 0, notes=(*notes, *star, *about)))  # fmt: skip
-    return made
+def build_domain_tables(rows: Sequence[ResultRow]) -> list[Table]:
+    """Build the tables of one setting: accuracy by pair if there are several, means over pairs, epochs of the rules."""
+    return _DomainTables(rows).build()
 
 
-def _joined(left: list[list[str]], right: list[list[str]]) -> list[list[str]]:
-    return [a + b for a, b in zip(left, right, strict=True)]
+class _DomainTables:
+    """What the tables of one setting share: methods, pairs, the first columns and the footnotes."""
+
+    def __init__(self, rows: Sequence[ResultRow]):
+        self.methods, self.pairs = group_by_method(rows), collect_pairs(rows)
+        self.labels, self.legend = abbreviate_pairs(self.pairs)
+        letters, self.notes = mark_method_protocols(self.methods, self.labels)
+        self.lead = {id(m): [m.name, *([letters[id(m)]] if self.notes else [])] for m in self.methods}
+        self.header = ["method", *(["protocol"] if self.notes else [])]
+        self.gaps = describe_missing_pairs(self.methods, self.pairs, self.labels)
+        self.oracle = [ORACLE_NOTE] if any(m.first_row.is_oracle for m in self.methods) else []
+        self.title = self._format_title(rows)
+
+    def _format_title(self, rows: Sequence[ResultRow]) -> str:
+        title = f"{DOMAIN} on {rows[0].dataset}, {rows[0].kind.replace('_', '-')}"
+        first_pair = self.labels[self.pairs[0]]
+        title += f", {first_pair}" if len(self.pairs) == 1 and first_pair != rows[0].dataset else ""
+        return f"{title}, {find_usual_backbone(rows)}: "
+
+    def build(self) -> list[Table]:
+        tables = [self._build_pair_table()] if len(self.pairs) > 1 else []
+        tables.append(self._build_mean_table())
+        rules = [k for k in SELECTION_RULES if any(m.has_value(_make_rule_getter(k)) for m in self.methods)]
+        return [*tables, self._build_rule_table(rules)] if rules else tables
+
+    def _build_pair_table(self) -> Table:
+        cells = []
+        for m in self.methods:
+            values = [m.rows_by_pair[p].metrics["accuracy"] if p in m.rows_by_pair else None for p in self.pairs]
+            mean = self._format_mean(m, _make_summary_getter("accuracy"))
+            cells.append([*self.lead[id(m)], *map(_format, values), mean])
+        legend = [f"domains: {self.legend}"] if self.legend else []
+        legend.append(f"mean: over the {len(self.pairs)} pairs for each seed, then over seeds")
+        header = [*self.header, *(self.labels[p] for p in self.pairs), "mean"]
+        notes = (*self.notes, *legend, *self.oracle, *self.gaps)
+        return Table(self.title + "accuracy on the target's test", header, cells, footnotes=notes)
+
+    def _build_mean_table(self) -> Table:
+        metrics = [k for k in MEAN_METRICS if any(m.has_value(_make_summary_getter(k)) for m in self.methods)]
+        cells = []
+        for m in self.methods:
+            numbers = [self._format_mean(m, _make_summary_getter(k)) for k in metrics]
+            cells.append([*self.lead[id(m)], *numbers, *format_cost_cells([*m.rows_by_pair.values()])])
+        header = [*self.header, *(k.replace("_", " ") for k in metrics), *COST_COLUMNS]
+        title = f"means over {len(self.pairs)} pairs" if len(self.pairs) > 1 else "numbers of the target"
+        notes = (*self.notes, *self.oracle, *self.gaps)
+        return Table(self.title + title, header, cells, len(COST_COLUMNS), len(metrics) - 1, notes)
+
+    def _build_rule_table(self, rules: Sequence[str]) -> Table:
+        methods = [m for m in self.methods if any(m.has_value(_make_rule_getter(k)) for k in rules)]
+        cells = [[*self.lead[id(m)], *(self._format_mean(m, _make_rule_getter(k)) for k in rules)] for m in methods]
+        header = [*self.header, *(k + "*" * (k == "oracle") for k in rules)]
+        notes = (*self.notes, *([ORACLE_NOTE] if "oracle" in rules else self.oracle), *self.gaps)
+        title = "which epoch each rule would keep, accuracy on the target's test"
+        return Table(self.title + title, header, cells, footnotes=notes)
+
+    def _format_mean(self, method: MethodResults, get_value: Getter) -> str:
+        return _format(method.mean(self.pairs, get_value))
 
 
-def _number(name: str) -> Callable[[Result], float | None]:
+def _format(value: MeanStd | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _make_summary_getter(name: str) -> Getter:
     return lambda result: result.summary.get(name)
 
 
-def _rule(name: str) -> Callable[[Result], Any]:
+def _make_rule_getter(name: str) -> Getter:
     return lambda result: result.scores[-1].get("rules", {}).get(name)
 
 
-def _usual(some: Sequence[Row]) -> str:
-    return Counter(r.backbone for r in some).most_common(1)[0][0]
+def group_by_method(rows: Sequence[ResultRow]) -> list[MethodResults]:
+    """Join the pairs of one method and setting, in the order of the rows of one table."""
+    methods, usual_backbone = list[MethodResults](), find_usual_backbone(rows)
+    for row in rows:
+        name, pair = format_label(row, usual_backbone), get_domain_pair(row.runs[0])
+        settings = _collect_shared_settings(row)
+        method = next(
+            (
+                m
+                for m in methods
+                if m.name == name and _collect_shared_settings(m.first_row) == settings and pair not in m.rows_by_pair
+            ),
+            None,
+        )
+        if method is None:
+            methods.append(method := MethodResults(name, {}))
+        method.rows_by_pair[pair] = row
+    return [
+        replace(m, name=_disambiguate_name(m, [other.first_row for other in methods if other.name == m.name]))
+        for m in methods
+    ]
 
 
-def lines(some: Sequence[Row]) -> list[Line]:
-    """Rows of one table, the pairs of one method and setting side by side, in the order of the rows."""
-    found, usual = list[Line](), _usual(some)
-    for row in some:
-        name, at = label(row, usual), pair(row.runs[0])
-        like = (line for line in found if line.name == name and _setting(line.first) == _setting(row))
-        line = next((line for line in like if at not in line.rows), None)
-        if line is None:
-            found.append(line := Line(name, {}))
-        line.rows[at] = row
-    return [replace(line, name=_told_apart(line, [other.first for other in found if other.name == line.name]))
-            for line in found]  # fmt: skip
+def _collect_shared_settings(row: ResultRow) -> dict[str, str]:
+    """Return the settings that runs on other pairs and seeds share, as JSON."""
+    config, own_keys = row.runs[0].config, ("task.dataset", "task.source", "task.target", "task.seed")
+    settings = {f"{s}.{k}": v for s in ("method", "task", "train") for k, v in config[s].items()}
+    return {k: json.dumps(v) for k, v in settings.items() if k not in own_keys}
 
 
-def _setting(row: Row) -> dict[str, str]:
-    """What runs on other pairs and seeds have in common."""
-    config = row.runs[0].config
-    told = {f"{s}.{k}": v for s in ("method", "task", "train") for k, v in config[s].items()}
-    return {
-        k: json.dumps(v)
-        for k, v in told.items()
-        if k not in ("task.dataset", "task.source", "task.target", "task.seed")
-    }
+def _disambiguate_name(method: MethodResults, namesakes: Sequence[ResultRow]) -> str:
+    """Add the settings in which others of the same name differ, so that no mean mixes them."""
+    settings, others = _collect_shared_settings(method.first_row), [_collect_shared_settings(r) for r in namesakes]
+    differing = [k for k in settings if len({other.get(k) for other in others}) > 1]
+    suffix = ", ".join(f"{k.partition('.')[2]}={settings[k]}" for k in differing)
+    return method.name + (f" ({suffix})" if differing else "")
 
 
-def _told_apart(line: Line, alike: Sequence[Row]) -> str:
-    """The name of a line, with the settings in which others of the same name differ: no mean may mix them."""
-    mine, every = _setting(line.first), [_setting(row) for row in alike]
-    differ = [k for k in mine if len({told.get(k) for told in every}) > 1]
-    return line.name + (f" ({', '.join(f'{k.partition(chr(46))[2]}={mine[k]}' for k in differ)})" if differ else "")
+def collect_pairs(rows: Sequence[ResultRow]) -> list[DomainPair]:
+    """Sort the pairs of a table by source if there is one, then by target."""
+    pairs = {get_domain_pair(row.runs[0]) for row in rows}
+    return sorted(pairs, key=lambda p: (p[0] if len(p[0]) == 1 else (), p[1], p[0]))
 
 
-def pairs_of(some: Sequence[Row]) -> list[Pair]:
-    """Every pair that any row of a table is about: by its source where it is one, then by its target."""
-    return sorted({pair(row.runs[0]) for row in some}, key=lambda p: (p[0] if len(p[0]) == 1 else (), p[1], p[0]))
+def abbreviate_pairs(pairs: Sequence[DomainPair]) -> tuple[dict[DomainPair, str], str]:
+    """Return a short label for each pair, and a legend for its letters, empty if the names are not abbreviated.
 
-
-def names(pairs: Sequence[Pair]) -> tuple[dict[Pair, str], str]:
-    """How each pair is called, and what its letters stand for; empty where they are whole names.
-
-    Only the target where the sources are several and every target has its own, such as all the others.
+    The label is the target only where no pair has a single source and every pair has another target.
     """
     if len({target for _, target in pairs}) == len(pairs) and all(len(sources) != 1 for sources, _ in pairs):
         return {p: p[1] for p in pairs}, ""
@@ -161,74 +196,92 @@ def names(pairs: Sequence[Pair]) -> tuple[dict[Pair, str], str]:
     letters = {d: d[:1].upper() for d in domains}
     if len(pairs) < 3 or len(set(letters.values())) < len(domains):
         letters = {d: d for d in domains}
-    meant = ", ".join(f"{letters[d]} = {d}" for d in domains if letters[d] != d)
-    return {(s, t): f"{'+'.join(letters[d] for d in s)} -> {letters[t]}".lstrip() for s, t in pairs}, meant
+    legend = ", ".join(f"{letters[d]} = {d}" for d in domains if letters[d] != d)
+    return {(s, t): f"{'+'.join(letters[d] for d in s)} -> {letters[t]}".lstrip() for s, t in pairs}, legend
 
 
-def marked(found: Sequence[Line], short: dict[Pair, str]) -> tuple[dict[int, str], list[str]]:
-    """The letter of each line, by its id, whose protocol is not that of most; what the letters mean.
+def mark_method_protocols(
+    methods: Sequence[MethodResults], pair_labels: dict[DomainPair, str]
+) -> tuple[dict[int, str], list[str]]:
+    """Return footnote letters for methods whose protocol differs from the table's majority.
 
-    What only holds for some of a line's pairs says for which.
+    Returns:
+        The letter by the id of the MethodResults, empty for the majority; and the footnotes, which name the pairs
+        where a difference does not hold for all pairs of a method.
     """
-    every = [(line, at, row) for line in found for at, row in line.rows.items()]
-    texts = differing([facts(row.runs) for _, _, row in every])
-    notes, letters = Notes(letters=True), dict[int, str]()
-    for line in found:
-        parts: dict[str, list[str]] = {}
-        for (other, at, _), text in zip(every, texts, strict=True):
-            for part in text.split("; ") if other is line and text else []:
-                parts.setdefault(part, []).append(short[at])
-        told = [part + ("" if len(on) == len(line.rows) else f" on {', '.join(on)}") for part, on in parts.items()]
-        letters[id(line)] = notes.mark("; ".join(told)) if told else ""
-    return letters, notes.lines()
+    rows = [(m, pair, row) for m in methods for pair, row in m.rows_by_pair.items()]
+    texts = describe_protocol_differences([collect_protocol_facts(row.runs) for _, _, row in rows])
+    notes, letters = Footnotes(uses_letters=True), dict[int, str]()
+    for method in methods:
+        labels_by_part: dict[str, list[str]] = {}
+        for (other, pair, _), text in zip(rows, texts, strict=True):
+            for part in text.split("; ") if other is method and text else []:
+                labels_by_part.setdefault(part, []).append(pair_labels[pair])
+        differences = [
+            part + ("" if len(labels) == len(method.rows_by_pair) else f" on {', '.join(labels)}")
+            for part, labels in labels_by_part.items()
+        ]
+        letters[id(method)] = notes.add("; ".join(differences)) if differences else ""
+    return letters, notes.format_lines()
 
 
-def missing(found: Sequence[Line], pairs: Sequence[Pair], short: dict[Pair, str]) -> list[str]:
-    """Sentences about the pairs that a line lacks, of those that others have."""
-    lack: dict[str, list[str]] = {}
-    for line in found:
-        if absent := [short[p] for p in pairs if p not in line.rows]:
-            lack.setdefault(", ".join(absent), []).append(line.name)
-    told = [f"no mean for {', '.join(of)}: no finished run of {what}" for what, of in lack.items()]
-    for line in found:
-        every = {seed for row in line.rows.values() for seed in row.seeds}
-        short_of = [f"{short[p]} {', '.join(map(str, sorted(every - {*row.seeds})))}"
-                    for p, row in line.rows.items() if every - {*row.seeds}]  # fmt: skip
-        if len(line.rows) == len(pairs) and short_of:
-            told.append(f"{line.name}: a mean of unequal seeds, without a spread; lacking are {'; '.join(short_of)}")
-    return told
+def describe_missing_pairs(
+    methods: Sequence[MethodResults], pairs: Sequence[DomainPair], pair_labels: dict[DomainPair, str]
+) -> list[str]:
+    """Name the pairs and seeds that a method lacks and others have."""
+    names_by_gap: dict[str, list[str]] = {}
+    for method in methods:
+        if absent := [pair_labels[p] for p in pairs if p not in method.rows_by_pair]:
+            names_by_gap.setdefault(", ".join(absent), []).append(method.name)
+    lines = [f"no mean for {', '.join(names)}: no finished run of {gap}" for gap, names in names_by_gap.items()]
+    for method in methods:
+        seeds = {seed for row in method.rows_by_pair.values() for seed in row.seeds}
+        missing = {p: sorted(seeds - {*row.seeds}) for p, row in method.rows_by_pair.items() if seeds - {*row.seeds}}
+        if len(method.rows_by_pair) == len(pairs) and missing:
+            gaps = "; ".join(f"{pair_labels[p]} {', '.join(map(str, numbers))}" for p, numbers in missing.items())
+            lines.append(f"{method.name}: a mean of unequal seeds, without a spread; lacking are {gaps}")
+    return lines
 
 
-def flat(some: Sequence[Row], runs: bool) -> list[dict[str, Any]]:
-    """One level for CSV and JSON: every pair of a line, then its mean over them; with each run's epochs if asked."""
-    found, pairs = lines(some), pairs_of(some)
-    short = {p: f"{'+'.join(p[0])} -> {p[1]}".lstrip() for p in pairs}
-    letters, notes = marked(found, short)
-    meant, made = dict(note.split(": ", 1) for note in notes), []
-    for line in found:
-        protocol = {"protocol": letters[id(line)], "differs": meant.get(letters[id(line)], "")} if notes else {}
-        always = {"setting": some[0].kind, "is_oracle": line.first.oracle}
-        for p in (p for p in pairs if p in line.rows):
-            row = line.rows[p]
-            about = always | {"source_domain": "+".join(p[0]), "target_domain": p[1]} | protocol | _rules(line, [p])
-            made.append(row.flat() | about | ({"runs": [_run(r) for r in row.runs]} if runs else {}))
+def flatten_domain_rows(rows: Sequence[ResultRow], with_runs: bool) -> list[dict[str, Any]]:
+    """Flatten the rows of one setting to records: every pair of a method, then the mean over its pairs.
+
+    Args:
+        rows: rows of one table.
+        with_runs: add the epochs of each run.
+    """
+    methods, pairs = group_by_method(rows), collect_pairs(rows)
+    labels = {p: f"{'+'.join(p[0])} -> {p[1]}".lstrip() for p in pairs}
+    letters, notes = mark_method_protocols(methods, labels)
+    differences, records = dict(note.split(": ", 1) for note in notes), list[dict[str, Any]]()
+    for method in methods:
+        letter, shared = letters[id(method)], {"setting": rows[0].kind, "is_oracle": method.first_row.is_oracle}
+        protocol = {"protocol": letter, "differs": differences.get(letter, "")} if notes else {}
+        for pair in (p for p in pairs if p in method.rows_by_pair):
+            row, domains = method.rows_by_pair[pair], {"source_domain": "+".join(pair[0]), "target_domain": pair[1]}
+            record = row.to_flat_dict() | shared | domains | protocol | _collect_rule_means(method, [pair])
+            records.append(record | ({"runs": [_summarize_domain_run(r) for r in row.runs]} if with_runs else {}))
         if len(pairs) > 1:
-            known = union([list(row.numbers) for row in line.rows.values()])
-            numbers = flat_cells({k: line.mean(pairs, _number(k)) for k in known})
-            seeds = {len(row.seeds) for row in line.rows.values()}
-            about = line.first.flat() | dict.fromkeys(("seconds", "peak_memory_mb", "stored_bytes"))
-            about |= {"n": seeds.pop() if len(seeds) == 1 else None} | numbers | always | protocol
-            absent = "; ".join(short[p] for p in pairs if p not in line.rows)
-            made.append(
-                about | {"source_domain": "mean", "target_domain": "mean", "missing": absent} | _rules(line, pairs)
-            )
-    return made
+            missing = "; ".join(labels[p] for p in pairs if p not in method.rows_by_pair)
+            domains = {"source_domain": "mean", "target_domain": "mean", "missing": missing}
+            mean = _flatten_mean(method, pairs) | shared | protocol | domains
+            records.append(mean | _collect_rule_means(method, pairs))
+    return records
 
 
-def _rules(line: Line, pairs: Sequence[Pair]) -> dict[str, float | None]:
-    return flat_cells({f"rule_{k}": cell for k in RULES if (cell := line.mean(pairs, _rule(k))) is not None})
+def _flatten_mean(method: MethodResults, pairs: Sequence[DomainPair]) -> dict[str, Any]:
+    metrics = merge_in_order([list(row.metrics) for row in method.rows_by_pair.values()])
+    seed_counts = {len(row.seeds) for row in method.rows_by_pair.values()}
+    record = method.first_row.to_flat_dict() | dict.fromkeys(("seconds", "peak_memory_mb", "stored_bytes"))
+    record |= {"n": seed_counts.pop() if len(seed_counts) == 1 else None}
+    return record | flatten_stats({k: method.mean(pairs, _make_summary_getter(k)) for k in metrics})
 
 
-def _run(result: Result) -> dict[str, Any]:
+def _collect_rule_means(method: MethodResults, pairs: Sequence[DomainPair]) -> dict[str, float | None]:
+    means = {f"rule_{k}": method.mean(pairs, _make_rule_getter(k)) for k in SELECTION_RULES}
+    return flatten_stats({k: mean for k, mean in means.items() if mean is not None})
+
+
+def _summarize_domain_run(result: Result) -> dict[str, Any]:
     epochs = result.stages[-1].get("epochs", []) if result.stages else []
     return {"seed": result.config["seed"], "epochs": epochs, "rules": result.scores[-1].get("rules", {})}

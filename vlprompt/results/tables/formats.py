@@ -1,65 +1,112 @@
-"""Tables over runs as Markdown, CSV and JSON."""
+"""One table value, and its writers: Markdown and LaTeX for readers, CSV and JSON for programs."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from vlprompt.results.comparability import DOMAIN, STREAM
-from vlprompt.results.run_folder import Result
-from vlprompt.results.tables.domains import flat as domains
-from vlprompt.results.tables.domains import grids
-from vlprompt.results.tables.summary import UNITS, Grid, Row, marked
+Record = Mapping[str, Any]  # one line of a CSV file, one object of a JSON file
+TABLE_FORMATS = ("markdown", "latex", "csv", "json")
+LATEX_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
 
 
-def render(found: Sequence[Row], form: str) -> str:
-    """As "markdown", "csv" or "json"."""
-    if form == "markdown":
-        return markdown(grids(found), UNITS)
-    flat = []
-    for key in dict.fromkeys(r.table for r in found):
-        some = [r for r in found if r.table == key]
-        if key[0] == DOMAIN:
-            flat += domains(some, runs=form == "json")
-            continue
-        letters, notes = marked(some)
-        meant = dict(note.split(": ", 1) for note in notes)
-        for r in some:
-            letter = letters[id(r)]
-            flat.append(r.flat() | ({"protocol": letter, "differs": meant.get(letter, "")} if notes else {}))
-            if form == "json" and r.task == STREAM:
-                flat[-1]["runs"] = [one_run(result) for result in r.runs]
-    return as_data(flat, form)
+@dataclass(frozen=True)
+class Table:
+    """A table of formatted cells. The first column is aligned left, all others right.
+
+    Args:
+        title: one line above the table.
+        header: the names of the columns.
+        rows: cells, as many per row as the header has.
+        n_cost_columns: how many of the last columns a narrow terminal drops first.
+        n_optional_columns: how many of the columns before those it drops next.
+        footnotes: lines below the table.
+        left_columns: names of further columns that are aligned left.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    n_cost_columns: int = 0
+    n_optional_columns: int = 0
+    footnotes: tuple[str, ...] = ()
+    left_columns: tuple[str, ...] = ()
+
+    def is_left_aligned(self, column: int) -> bool:
+        return column == 0 or self.header[column] in self.left_columns
+
+    def transpose(self) -> "Table":
+        """Exchange rows and columns: narrower for few methods and many tasks."""
+        first, *rows = [list(cells) for cells in zip(self.header, *self.rows, strict=True)]
+        return Table(self.title, ["", *first[1:]], rows, footnotes=self.footnotes)
 
 
-def matrix(result: Result) -> list[list[float]]:
-    """A (T, T): accuracy after lesson t (row) on the test images of lesson i (column), as far as they were seen."""
-    return [[test["accuracy"] for name, test in tests.items() if name.startswith("seen/")] for tests in result.scores]
-
-
-def one_run(result: Result) -> dict[str, Any]:
-    """A run of a stream lesson by lesson, for JSON."""
-    order = result.protocol.get("class_order")
-    about = {"seed": result.config["seed"], "class_order": order, "matrix": matrix(result), "stages": result.stages}
-    return about | {"seen": [tests["seen"]["accuracy"] for tests in result.scores if "seen" in tests]}
-
-
-def markdown(found: Sequence[Grid], units: str) -> str:
+def render_markdown(tables: Sequence[Table], units: str) -> str:
     parts = []
-    for grid in found:
-        lines = [grid.head, ["---", *["---:"] * (len(grid.head) - 1)], *grid.lines]
-        notes = "\n\n" + "\n".join(f"- {note}" for note in grid.notes) if grid.notes else ""
-        parts.append(f"**{grid.title}** ({units})\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + notes)
+    for table in tables:
+        rule = ["---" if table.is_left_aligned(i) else "---:" for i in range(len(table.header))]
+        lines = "\n".join(f"| {' | '.join(cells)} |" for cells in [table.header, rule, *table.rows])
+        notes = "\n\n" + "\n".join(f"- {note}" for note in table.footnotes) if table.footnotes else ""
+        parts.append(f"**{table.title}** ({units})\n\n{lines}{notes}")
     return "\n\n".join(parts) + "\n"
 
 
-def as_data(flat: Sequence[dict[str, Any]], form: str) -> str:
-    """Every number as "csv" or "json"."""
-    if form == "json":
-        return json.dumps(flat, indent=1) + "\n"
+def render_latex(tables: Sequence[Table], units: str) -> str:
+    """Write each table as a `table` environment with the rules of booktabs."""
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(_render_latex_table(table, units) for table in tables)
+
+
+def _render_latex_table(table: Table, units: str) -> str:
+    alignment = "".join("l" if table.is_left_aligned(i) else "r" for i in range(len(table.header)))
+    header, *rows = [" & ".join(map(escape_latex, cells)) + r" \\" for cells in [table.header, *table.rows]]
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(f'{table.title} ({units})')}}}"]
+    lines += [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
+    lines += [r"\end{tabular}", *(rf"\par\footnotesize {escape_latex(note)}" for note in table.footnotes)]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    escaped = "".join(LATEX_ESCAPES.get(character, character) for character in text)
+    return escaped.replace("->", r"$\to$")
+
+
+def render_json(records: Sequence[Record], ascii_only: bool = True) -> str:
+    return json.dumps(records, indent=1, ensure_ascii=ascii_only) + "\n"
+
+
+def render_csv(records: Sequence[Record], columns: Sequence[str] | None = None) -> str:
+    """Write records as CSV, a list in a cell joined by "; ".
+
+    Args:
+        records: the lines.
+        columns: the header; by default every key of the records, in the order of their first use.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(k for row in flat for k in row)))
+    writer = csv.DictWriter(text, columns or list(dict.fromkeys(key for record in records for key in record)))
     writer.writeheader()
-    writer.writerows(flat)
+    for record in records:
+        writer.writerow({key: "; ".join(v) if isinstance(v, list | tuple) else v for key, v in record.items()})
     return text.getvalue()
+
+
+def render_tables(tables: Sequence[Table], units: str, output_format: str) -> str:
+    """Write tables as "markdown" or "latex"."""
+    return {"markdown": render_markdown, "latex": render_latex}[output_format](tables, units)
+
+
+def render_records(records: Sequence[Record], output_format: str) -> str:
+    """Write records as "csv" or "json"."""
+    return {"csv": render_csv, "json": render_json}[output_format](records)
+
+
+def is_for_programs(output_format: str) -> bool:
+    """Whether a format takes records of plain numbers instead of tables of formatted cells."""
+    return output_format in ("csv", "json")

@@ -1,245 +1,304 @@
-"""Tables over runs: mean and spread over seeds."""
+"""Tables over runs: mean and standard deviation over seeds."""
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlprompt.metrics import harmonic_mean
-from vlprompt.results.comparability import DOMAIN, STREAM, Notes, differing, facts, same, table_of, variants
+from vlprompt.results.comparability import (
+    CONTINUAL,
+    DOMAIN,
+    Footnotes,
+    collect_protocol_facts,
+    describe_protocol_differences,
+    describe_variants,
+    get_table_key,
+    make_config_key,
+)
 from vlprompt.results.run_folder import Result
+from vlprompt.results.tables.formats import Table
 
-MAIN = {
+MAIN_METRICS = {  # the metric that a task is judged by; of other tasks the first of the summary
     "few_shot": "accuracy",
     "base_to_new": "harmonic",
     "transfer": "average",
-    STREAM: "accuracy",
+    CONTINUAL: "accuracy",
     DOMAIN: "accuracy",
-}  # the number that a task is judged by; others: the first of the summary
-UNITS = (
+}
+UNITS = (  # the deviation is divided by n, as in the field
     "percent, mean±standard deviation over n seeds; %: trained of the backbone's parameters; s: seconds a run, "
-    "MB: peak memory"  # the deviation is divided by n, as in the field
+    "MB: peak memory"
 )
+COST_COLUMNS = ["n", "trained", "%", "s", "MB"]  # seeds, trained parameters, percent trained, seconds, peak memory
+TableKey = tuple[str, str, str, int | None]  # task, dataset, kind and number of stages of a stream
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Mean and standard deviation (divided by n) of a number over n seeds."""
+class MeanStd:
+    """Mean and standard deviation (divided by n) of a metric over n seeds."""
 
     mean: float
-    spread: float
+    std: float
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f}±{self.spread:.1f}" if self.n > 1 else f"{self.mean:.1f}"
+        return f"{self.mean:.1f}±{self.std:.1f}" if self.n > 1 else f"{self.mean:.1f}"
 
 
-Seeds = dict[int, float]  # a number by seed
+SeedValues = dict[int, float]  # a metric by seed
 
 
-def mean_over(tasks: Sequence[Seeds | None]) -> Cell | None:
-    """Over tasks for each seed, then over seeds; without a spread where tasks had other seeds; None when one lacks."""
-    there = [t for t in tasks if t]
-    if len(there) < len(tasks):
+def compute_mean_std(values: Sequence[float]) -> MeanStd:
+    return MeanStd(statistics.fmean(values), statistics.pstdev(values), len(values))
+
+
+def average_over_tasks(tasks: Sequence[SeedValues | None]) -> MeanStd | None:
+    """Average over tasks for each seed, then over seeds.
+
+    Returns:
+        None if a task has no values; a mean without a deviation if the tasks have different seeds.
+    """
+    by_task = [values for values in tasks if values]
+    if len(by_task) < len(tasks):
         return None
-    if len({frozenset(t) for t in there}) > 1:
-        return Cell(statistics.fmean(statistics.fmean(t.values()) for t in there), 0.0, 1)
-    values = [statistics.fmean(t[seed] for t in there) for seed in there[0]]
-    return Cell(statistics.fmean(values), statistics.pstdev(values), len(values))
+    if len({frozenset(values) for values in by_task}) > 1:
+        return MeanStd(statistics.fmean(statistics.fmean(values.values()) for values in by_task), 0.0, 1)
+    return compute_mean_std([statistics.fmean(values[seed] for values in by_task) for seed in by_task[0]])
 
 
 @dataclass(frozen=True)
-class Row:
-    """All seeds of one configuration."""
+class ResultRow:
+    """All seeds of one configuration.
+
+    Args:
+        variant: the settings that tell apart the rows of one method.
+        trained_percent: trained of the backbone's parameters; None for an older run or a backbone without parameters.
+        stored_bytes: bytes of the learned state.
+        kind: kind of a stream (class_incremental), or setting of domains (adapt, several sources).
+        stages: number of stages of a stream.
+        runs: one result per seed.
+    """
 
     method: str
     backbone: str
     dataset: str
     task: str
     shots: int | None
-    variant: str  # arguments of the method and the task that tell apart rows of one method
+    variant: str
     seeds: tuple[int, ...]
-    numbers: dict[str, Cell]
-    trained: int
-    percent: float | None  # trained of the backbone's parameters; None: an older run, or a backbone without any
-    stored: float | None  # bytes of what was learned
+    metrics: dict[str, MeanStd]
+    trained_parameters: int
+    trained_percent: float | None
+    stored_bytes: float | None
     seconds: float
-    memory: float
-    kind: str  # of a stream, as class_incremental
-    stages: int | None  # of a stream
+    peak_memory_mb: float
+    kind: str
+    stages: int | None
     runs: tuple[Result, ...]
 
     @property
-    def table(self) -> tuple[str, str, str, int | None]:
+    def table_key(self) -> TableKey:
         """Rows of one table agree in this."""
         return self.task, self.dataset, self.kind, self.stages
 
     @property
-    def oracle(self) -> bool:
-        """Whether test labels of the target chose the epoch; such a row never stands unmarked."""
-        return any(r.config["train"].get("select") == "oracle" for r in self.runs)
+    def is_oracle(self) -> bool:
+        """Whether test labels of the target chose the epoch; such a row is always marked."""
+        return any(r.config["train"].get("model_selection") == "oracle" for r in self.runs)
 
-    def flat(self) -> dict[str, Any]:
-        """One level, for CSV and JSON."""
-        scores = flat_cells(self.numbers)
-        about = {k: getattr(self, k) for k in ("task", "dataset", "backbone", "method", "variant", "shots")}
-        about |= {"kind": self.kind, "stages": self.stages} if self.task == STREAM else {}
-        cost = {"trained_parameters": self.trained, "trained_percent": self.percent, "stored_bytes": self.stored}
-        cost |= {"seconds": self.seconds, "peak_memory_mb": self.memory}
-        return about | {"n": len(self.seeds)} | scores | cost
+    def to_flat_dict(self) -> dict[str, Any]:
+        """Flatten to one level, for CSV and JSON."""
+        config = {k: getattr(self, k) for k in ("task", "dataset", "backbone", "method", "variant", "shots")}
+        config |= {"kind": self.kind, "stages": self.stages} if self.task == CONTINUAL else {}
+        costs = ("trained_parameters", "trained_percent", "stored_bytes", "seconds", "peak_memory_mb")
+        return config | {"n": len(self.seeds)} | flatten_stats(self.metrics) | {k: getattr(self, k) for k in costs}
 
 
-def flat_cells(cells: Mapping[str, Cell | None]) -> dict[str, float | None]:
-    """Every number and its deviation, `NAME` and `NAME_sd`."""
-    return {f"{k}{end}": None if c is None else value for k, c in cells.items()
-            for end, value in (("", c and c.mean), ("_sd", c and c.spread))}  # fmt: skip
+def flatten_stats(stats: Mapping[str, MeanStd | None]) -> dict[str, float | None]:
+    """Return mean and deviation of each metric as `NAME` and `NAME_std`."""
+    flat: dict[str, float | None] = {}
+    for name, value in stats.items():
+        flat |= {name: value and value.mean, f"{name}_std": value and value.std}
+    return flat
 
 
-def rows(results: Sequence[Result]) -> list[Row]:
-    """One row per configuration, over its seeds; the harmonic mean is that of the mean base and the mean new."""
-    told, groups = variants(results), {}
+def build_rows(results: Sequence[Result]) -> list[ResultRow]:
+    """Build one row per configuration, over its seeds."""
+    variants, groups = describe_variants(results), dict[str, list[Result]]()
     for result in results:
-        groups.setdefault(same(result), []).append(result)
-    found = []
-    for key, members in groups.items():
-        config = members[0].config
-        task, dataset, kind, stages = table_of(members[0], results)
-        numbers = {}
-        for name in union([list(r.summary) for r in members]):
-            values = [r.summary[name] for r in members if name in r.summary]
-            numbers[name] = Cell(statistics.fmean(values), statistics.pstdev(values), len(values))
-        if {"base", "new", "harmonic"} <= set(numbers):
-            mean = harmonic_mean(numbers["base"].mean, numbers["new"].mean)
-            numbers["harmonic"] = Cell(mean, numbers["harmonic"].spread, numbers["harmonic"].n)
-        cost = {k: statistics.fmean(r.cost[k] for r in members) for k in ("seconds", "peak_memory_mb")}
-        row = Row(
-            method=config["method"]["name"],
-            backbone=config["backbone"],
-            dataset=dataset,
-            task=task,
-            shots=config["task"].get("shots"),
-            variant=told[key],
-            seeds=tuple(sorted(r.config["seed"] for r in members)),
-            numbers=numbers,
-            trained=int(members[0].cost["trained_parameters"]),
-            percent=members[0].cost.get("trained_percent"),
-            stored=members[0].cost.get("stored_bytes"),
-            seconds=cost["seconds"],
-            memory=cost["peak_memory_mb"],
-            kind=kind,
-            stages=stages,
-            runs=tuple(sorted(members, key=lambda r: r.config["seed"])),
-        )
-        found.append(row)
-    order = {"zero_shot": -1}
-    return sorted(
-        found,
-        key=lambda r: (r.task, r.dataset, r.kind, r.stages or 0, order.get(r.method, 0), r.backbone, r.method,
-                       r.variant, r.shots or 0),
-    )  # fmt: skip
+        groups.setdefault(make_config_key(result), []).append(result)
+    rows = [_build_row(members, variants[key], results) for key, members in groups.items()]
+    return sorted(rows, key=_get_row_sort_key)
 
 
-def union(lists: Sequence[list[str]]) -> list[str]:
-    """The names of all lists; one that only some have stands behind the name that it follows there."""
-    found = list[str]()
+def _build_row(runs: Sequence[Result], variant: str, results: Sequence[Result]) -> ResultRow:
+    config, cost = runs[0].config, runs[0].cost
+    task, dataset, kind, stages = get_table_key(runs[0], results)
+    return ResultRow(
+        method=config["method"]["name"],
+        backbone=config["backbone"],
+        dataset=dataset,
+        task=task,
+        shots=config["task"].get("shots"),
+        variant=variant,
+        seeds=tuple(sorted(r.config["seed"] for r in runs)),
+        metrics=_summarize_metrics(runs),
+        trained_parameters=int(cost["trained_parameters"]),
+        trained_percent=cost.get("trained_percent"),
+        stored_bytes=cost.get("stored_bytes"),
+        seconds=statistics.fmean(r.cost["seconds"] for r in runs),
+        peak_memory_mb=statistics.fmean(r.cost["peak_memory_mb"] for r in runs),
+        kind=kind,
+        stages=stages,
+        runs=tuple(sorted(runs, key=lambda r: r.config["seed"])),
+    )
+
+
+def _summarize_metrics(runs: Sequence[Result]) -> dict[str, MeanStd]:
+    """Return each metric over seeds; the harmonic mean is that of the mean base and the mean new accuracy."""
+    names = merge_in_order([list(r.summary) for r in runs])
+    metrics = {name: compute_mean_std([r.summary[name] for r in runs if name in r.summary]) for name in names}
+    if {"base", "new", "harmonic"} <= set(metrics):
+        mean = harmonic_mean(metrics["base"].mean, metrics["new"].mean)
+        metrics["harmonic"] = MeanStd(mean, metrics["harmonic"].std, metrics["harmonic"].n)
+    return metrics
+
+
+def _get_row_sort_key(row: ResultRow) -> tuple[Any, ...]:
+    """Zero-shot comes first in each table."""
+    rank = -1 if row.method == "zero_shot" else 0
+    table = row.task, row.dataset, row.kind, row.stages or 0
+    return *table, rank, row.backbone, row.method, row.variant, row.shots or 0
+
+
+def group_by_table(rows: Iterable[ResultRow]) -> list[list[ResultRow]]:
+    groups: dict[TableKey, list[ResultRow]] = {}
+    for row in rows:
+        groups.setdefault(row.table_key, []).append(row)
+    return list(groups.values())
+
+
+def find_usual_backbone(rows: Sequence[ResultRow]) -> str:
+    return Counter(r.backbone for r in rows).most_common(1)[0][0]
+
+
+def merge_in_order(lists: Sequence[list[str]]) -> list[str]:
+    """Merge lists of names; a name that is in one list only stands behind the name that it follows there."""
+    merged = list[str]()
     for names in lists:
-        place = 0
+        index = 0
         for name in names:
-            if name not in found:
-                found.insert(place, name)
-            place = found.index(name) + 1
-    return found
+            if name not in merged:
+                merged.insert(index, name)
+            index = merged.index(name) + 1
+    return merged
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table ready to be shown, and its footnotes.
+def build_task_tables(rows: Sequence[ResultRow]) -> list[Table]:
+    """Build one table per task and dataset, and per kind and length of a stream."""
+    return [_build_task_table(table_rows) for table_rows in group_by_table(rows)]
 
-    The last `cost` columns say what it took and may be left out where there is no room, then the `spare` before them.
+
+def _build_task_table(rows: Sequence[ResultRow]) -> Table:
+    """Use the metrics as columns, or the shots where there are several and accuracy is the only metric."""
+    metrics, shots = merge_in_order([list(r.metrics) for r in rows]), _collect_shots(rows)
+    task, is_continual = rows[0].task, rows[0].task == CONTINUAL
+    usual_backbone, main = find_usual_backbone(rows), MAIN_METRICS.get(task, metrics[0])
+    letters, notes = mark_protocols(rows)
+    protocol = ["protocol"] if notes else []
+    if main == "accuracy" and len(shots) > 1 and not is_continual:
+        title = f"{task} on {rows[0].dataset}, {usual_backbone}: {main}"
+        header = ["method", *protocol, *map(_format_shots, shots), *COST_COLUMNS]
+        cells = _format_rows_by_shots(rows, shots, letters if notes else None)
+        return Table(title, header, cells, len(COST_COLUMNS), 0, tuple(notes))
+    shots_column = [] if is_continual and shots == [None] else ["shots"]  # a stream usually has all images
+    cells = []
+    for row in _sort_by_label(rows, usual_backbone):
+        lead = [format_label(row, usual_backbone), *([letters[id(row)]] if notes else [])]
+        lead += [str(row.shots or "all")] if shots_column else []
+        cells.append([*lead, *(_format_metric(row, name) for name in metrics), *format_cost_cells([row])])
+    header = ["method", *protocol, *shots_column, *(name.replace("_", " ") for name in metrics), *COST_COLUMNS]
+    title, n_optional = _format_title(rows[0], usual_backbone), len(metrics) - 1 if is_continual else 0
+    return Table(title, header, cells, len(COST_COLUMNS), n_optional, tuple(notes))
+
+
+def _format_rows_by_shots(
+    rows: Sequence[ResultRow], shots: Sequence[int | None], letters: dict[int, str] | None
+) -> list[list[str]]:
+    usual_backbone, cells = find_usual_backbone(rows), []
+    for label in dict.fromkeys(format_label(r, usual_backbone) for r in rows):
+        by_shots = {r.shots: r for r in rows if format_label(r, usual_backbone) == label}
+        lead = [label]
+        if letters is not None:
+            lead.append(" ".join(dict.fromkeys(letters[id(r)] for r in by_shots.values() if letters[id(r)])))
+        numbers = [_format_metric(by_shots[k], "accuracy") if k in by_shots else "" for k in shots]
+        cells.append([*lead, *numbers, *format_cost_cells([*by_shots.values()])])
+    return cells
+
+
+def _sort_by_label(rows: Sequence[ResultRow], usual_backbone: str) -> list[ResultRow]:
+    """Put rows of one label together, one for each number of shots."""
+    by_label: dict[str, dict[int | None, ResultRow]] = {}
+    for row in rows:
+        by_label.setdefault(format_label(row, usual_backbone), {})[row.shots] = row
+    return [row for by_shots in by_label.values() for row in by_shots.values()]
+
+
+def _format_title(row: ResultRow, usual_backbone: str) -> str:
+    title = f"{row.task} on {row.dataset}, "
+    if row.task == CONTINUAL:
+        title += f"{row.kind.replace('_', '-')}, "
+        title += "" if row.stages is None else f"{row.stages} stage{'s' * (row.stages != 1)}, "
+    return title + usual_backbone
+
+
+def mark_protocols(rows: Sequence[ResultRow]) -> tuple[dict[int, str], list[str]]:
+    """Return footnote letters for rows whose protocol differs from the table's majority.
+
+    Returns:
+        The letter by the row's id, empty for the majority, and the footnotes.
     """
-
-    title: str
-    head: list[str]
-    lines: list[list[str]]
-    cost: int
-    spare: int = 0
-    notes: tuple[str, ...] = ()
+    notes = Footnotes(uses_letters=True)
+    texts = describe_protocol_differences([collect_protocol_facts(r.runs) for r in rows])
+    return {id(r): notes.add(text) if text else "" for r, text in zip(rows, texts, strict=True)}, notes.format_lines()
 
 
-COST = ["n", "trained", "%", "s", "MB"]  # seeds, trained parameters, their share, seconds, the process's peak memory
+def _collect_shots(rows: Sequence[ResultRow]) -> list[int | None]:
+    """Sort the numbers of shots; None, which is all images, comes last."""
+    return sorted({r.shots for r in rows}, key=lambda shots: float("inf") if shots is None else shots)
 
 
-def grids(found: Sequence[Row]) -> list[Grid]:
-    """One per task and dataset, and kind and length of a stream. Several numbers of few shots are the columns."""
-    made = []
-    for key in dict.fromkeys(r.table for r in found):
-        some = [r for r in found if r.table == key]
-        (task, dataset, kind, stages), stream = key, key[0] == STREAM
-        usual = Counter(r.backbone for r in some).most_common(1)[0][0]
-        names = union([list(r.numbers) for r in some])
-        main, shots = MAIN.get(task, names[0]), sorted({r.shots for r in some}, key=_many)
-        by_shots = main == "accuracy" and len(shots) > 1 and not stream
-        told, notes = marked(some)
-        lines = []
-        for name in dict.fromkeys(label(r, usual) for r in some):
-            mine = {r.shots: r for r in some if label(r, usual) == name}
-            letter = [" ".join(dict.fromkeys(told[id(r)] for r in mine.values() if told[id(r)]))] if notes else []
-            if by_shots:
-                cells = [str(mine[k].numbers[main]) if k in mine else "" for k in shots]
-                lines.append([name, *letter, *cells, *cost_cells([*mine.values()])])
-                continue
-            for k, r in mine.items():
-                cells = [str(r.numbers[n]) if n in r.numbers else "" for n in names]
-                lines.append(
-                    [name, *([told[id(r)]] if notes else []), *_how_many(stream, shots, k), *cells, *cost_cells([r])]
-                )
-        head = [_told(k) for k in shots] if by_shots else [n.replace("_", " ") for n in names]
-        head = [
-            "method",
-            *(["protocol"] if notes else []),
-            *([] if by_shots else _how_many(stream, shots, "shots")),
-            *head,
-        ]
-        title = f"{task} on {dataset}, {usual}" + (f": {main}" if by_shots else "")
-        if stream:
-            long = "" if stages is None else f" {stages} stage{'s' * (stages != 1)},"
-            title = f"{task} on {dataset}, {kind.replace('_', '-')},{long} {usual}"
-        made.append(Grid(title, [*head, *COST], lines, len(COST), len(names) - 1 if stream else 0, tuple(notes)))
-    return made
-
-
-def marked(some: Sequence[Row]) -> tuple[dict[int, str], list[str]]:
-    """The letter of each row of a table, by its id, whose protocol is not that of most; what the letters mean."""
-    notes = Notes(letters=True)
-    texts = differing([facts(r.runs) for r in some])
-    return {id(r): notes.mark(text) if text else "" for r, text in zip(some, texts, strict=True)}, notes.lines()
-
-
-def _many(shots: int | None) -> float:
-    return float("inf") if shots is None else shots
-
-
-def _told(shots: int | None) -> str:
+def _format_shots(shots: int | None) -> str:
     return "all" if shots is None else f"{shots} shot{'s' * (shots != 1)}"
 
 
-def _how_many(stream: bool, shots: Sequence[int | None], k: int | str | None) -> list[str]:
-    """The cell of the column "shots", which a stream that shows all images has not."""
-    return [] if stream and shots == [None] else [str(k or "all")]
+def _format_metric(row: ResultRow, name: str) -> str:
+    return str(row.metrics[name]) if name in row.metrics else ""
 
 
-def label(row: Row, usual: str) -> str:
-    """A method, the backbone where it is not the usual one, what tells it apart, and * where an oracle chose."""
-    name = row.method if row.backbone == usual else f"{row.method} on {row.backbone}"
-    return name + (f" ({row.variant})" if row.variant else "") + "*" * row.oracle
+def format_label(row: ResultRow, usual_backbone: str) -> str:
+    """Name a row in tables and plots: method, backbone where it is not the usual one, variant, and * for an oracle."""
+    name = row.method if row.backbone == usual_backbone else f"{row.method} on {row.backbone}"
+    return name + (f" ({row.variant})" if row.variant else "") + "*" * row.is_oracle
 
 
-def cost_cells(some: Sequence[Row]) -> list[str]:
-    """The cells under COST; of several rows the longest run and the highest peak."""
-    seeds = sorted({len(r.seeds) for r in some})
-    n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
-    seconds, memory = max(r.seconds for r in some), max(r.memory for r in some)
-    most = max(some, key=lambda r: r.trained)
-    share = "" if most.percent is None else f"{most.percent:.2g}" if most.percent < 1 else f"{most.percent:.1f}"
-    return [n, f"{most.trained:,}", share, f"{seconds:.1f}", f"{memory:.0f}"]
+def format_cost_cells(rows: Sequence[ResultRow]) -> list[str]:
+    """Format the cells under COST_COLUMNS; of several rows the longest run and the highest peak."""
+    seconds, memory = max(r.seconds for r in rows), max(r.peak_memory_mb for r in rows)
+    largest = max(rows, key=lambda r: r.trained_parameters)
+    percent = _format_percent(largest.trained_percent)
+    n = format_range(sorted({len(r.seeds) for r in rows}))
+    return [n, f"{largest.trained_parameters:,}", percent, f"{seconds:.1f}", f"{memory:.0f}"]
+
+
+def format_range(values: Sequence[int]) -> str:
+    """Format sorted numbers as "3", or as "1-3"; nothing for none."""
+    return f"{values[0]}-{values[-1]}" if len(values) > 1 else "".join(map(str, values))
+
+
+def _format_percent(percent: float | None) -> str:
+    if percent is None:
+        return ""
+    return f"{percent:.2g}" if percent < 1 else f"{percent:.1f}"

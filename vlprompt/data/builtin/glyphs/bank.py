@@ -1,4 +1,4 @@
-"""Masks of every glyph, from the fonts that matplotlib ships and from pen strokes."""
+"""Glyph masks from the fonts that matplotlib ships and from pen strokes."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vlprompt.data.builtin.glyphs.pens import WAYS, write
-from vlprompt.data.builtin.glyphs.words import ALIKE, LETTERS, SYMBOLS
+from vlprompt.data.builtin.glyphs.pens import DIGIT_STROKES, draw_digit
+from vlprompt.data.builtin.glyphs.words import LETTERS, SAME_IN_BOTH_CASES, SYMBOLS
 
-SIZE = 48  # pixels of a mask's side; the glyph fills 5/6 of it
+MASK_SIZE = 48  # pixels of a mask's side; the glyph fills 5/6 of it
 FONTS = [
     "DejaVuSans",
     "DejaVuSans-Bold",
@@ -35,50 +35,46 @@ FONTS = [
     "cmtt10",
 ]
 SYMBOL_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "STIXGeneral")
-RADII = (0.9, 1.6, 2.4, 3.3)  # of the pen that draws a thinned glyph anew, in mask pixels
-PENS = (2.6, 2.0, 3.4, 5.0, 6.8)  # widths of the written digits, for the same five levels
+PEN_RADII = (0.9, 1.6, 2.4, 3.3)  # of the pen that redraws a skeletonised glyph, in mask pixels
+PEN_WIDTHS = (2.6, 2.0, 3.4, 5.0, 6.8)  # widths of the written digits, for the same five levels
 
 
 @dataclass(frozen=True)
-class Bank:
-    """masks: uint8 (M, 5, SIZE, SIZE), level 0 as printed, 1..4 by thickness.
+class GlyphBank:
+    """Masks of all glyphs and their attributes.
 
-    Kind, case (0 alike, 1 lower, 2 upper) and pen: (M,).
+    Args:
+        masks: uint8 (M, 5, MASK_SIZE, MASK_SIZE), level 0 as printed, 1..4 by stroke thickness.
+        kind: class of each mask (M,).
+        case: (M,), 0 if both cases look the same, 1 lower, 2 upper.
+        is_handwritten: (M,), whether a mask is drawn from pen strokes.
     """
 
     masks: Tensor
     kind: Tensor
     case: Tensor
-    pen: Tensor
+    is_handwritten: Tensor
 
 
-def _draw(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
+def _draw_mask(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
     canvas = Image.new("L", (160, 160), 0)
     ImageDraw.Draw(canvas).text((40, 30), character, fill=255, font=font)
     box = canvas.getbbox()
     if box is None:
         return None
     glyph = canvas.crop(box)
-    scale = SIZE * 5 / 6 / max(glyph.size)
+    scale = MASK_SIZE * 5 / 6 / max(glyph.size)
     w, h = (max(3, round(side * scale)) for side in glyph.size)
-    mask = Image.new("L", (SIZE, SIZE), 0)
-    mask.paste(glyph.resize((w, h), Image.Resampling.LANCZOS), ((SIZE - w) // 2, (SIZE - h) // 2))
+    mask = Image.new("L", (MASK_SIZE, MASK_SIZE), 0)
+    mask.paste(glyph.resize((w, h), Image.Resampling.LANCZOS), ((MASK_SIZE - w) // 2, (MASK_SIZE - h) // 2))
     return np.asarray(mask)
 
 
-def thin(shapes: np.ndarray) -> np.ndarray:
-    """Skeletons of boolean shapes (M, h, w), by Zhang and Suen's parallel thinning (CACM 1984)."""
+def skeletonize(shapes: np.ndarray) -> np.ndarray:
+    """Skeletonise boolean shapes (M, h, w) by Zhang and Suen's parallel thinning (CACM 1984)."""
     x = np.pad(shapes, ((0, 0), (1, 1), (1, 1))).astype(np.uint8)
-    moves = (
-        (1, 0),
-        (1, -1),
-        (0, -1),
-        (-1, -1),
-        (-1, 0),
-        (-1, 1),
-        (0, 1),
-        (1, 1),
-    )  # neighbours N, NE, E, SE, S, SW, W, NW
+    # neighbours N, NE, E, SE, S, SW, W, NW
+    moves = ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))
     changed = True
     while changed:
         changed = False
@@ -94,48 +90,55 @@ def thin(shapes: np.ndarray) -> np.ndarray:
     return x[:, 1:-1, 1:-1]
 
 
-def _characters(have):
-    """(font, character, kind, case) of everything that is drawn; `have(font)` gives the code points of a font."""
+def _iter_characters(code_points):
+    """Yield (font, character, kind, case) of every glyph; `code_points(font)` returns a font's code points."""
     for font in FONTS:
         for digit in range(10):
             yield font, str(digit), digit, 0
         for i, letter in enumerate(LETTERS):
-            yield font, letter, 10 + i, 0 if letter in ALIKE else 1
-            yield font, letter.upper(), 10 + i, 0 if letter in ALIKE else 2
+            yield font, letter, 10 + i, 0 if letter in SAME_IN_BOTH_CASES else 1
+            yield font, letter.upper(), 10 + i, 0 if letter in SAME_IN_BOTH_CASES else 2
     for font in ("STIXGeneral", "DejaVuSans"):  # digits of the mathematical alphabets; double-struck ones are left out
         for style in (0, 2, 3, 4):
             for digit in range(10):
                 code = 0x1D7CE + 10 * style + digit
-                if code in have(font):
+                if code in code_points(font):
                     yield font, chr(code), digit, 0
     for i, characters in enumerate(SYMBOLS.values()):
         for character in characters:
             for font in SYMBOL_FONTS:
-                if ord(character) in have(font):
+                if ord(character) in code_points(font):
                     yield font, character, 36 + i, 0
 
 
 @cache
-def bank() -> Bank:
-    """All masks; drawn once per process, in a few seconds, always the same."""
+def build_bank() -> GlyphBank:
+    """Draw all masks, deterministically, once per process (a few seconds)."""
     import matplotlib
     from fontTools.ttLib import TTFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = {name: ImageFont.truetype(str(folder / f"{name}.ttf"), 64) for name in FONTS}
-    have = cache(lambda name: set(TTFont(folder / f"{name}.ttf").getBestCmap() or ()))
-    every = ((_draw(fonts[f], c), kind, case) for f, c, kind, case in _characters(have))
-    drawn = [(mask, kind, case) for mask, kind, case in every if mask is not None]
+    code_points = cache(lambda name: set(TTFont(folder / f"{name}.ttf").getBestCmap() or ()))
+    candidates = ((_draw_mask(fonts[f], c), kind, case) for f, c, kind, case in _iter_characters(code_points))
+    drawn = [(mask, kind, case) for mask, kind, case in candidates if mask is not None]
     printed = np.stack([mask for mask, _, _ in drawn])
-    bones = torch.from_numpy(thin(printed > 110)).float()[:, None]
+    bones = torch.from_numpy(skeletonize(printed > 110)).float()[:, None]
     y, x = torch.meshgrid(torch.arange(-4, 5.0), torch.arange(-4, 5.0), indexing="ij")
     levels = [torch.from_numpy(printed)[:, None]]
-    for radius in RADII:
+    for radius in PEN_RADII:
         disc = ((y**2 + x**2) <= radius**2 + 0.3).float()[None, None]
         levels.append((F.conv2d(bones, disc, padding=4) > 0).to(torch.uint8) * 255)
     rng = np.random.RandomState(0)
-    ways = [(digit, way, i) for digit in WAYS for way in range(len(WAYS[digit])) for i in range(72 // len(WAYS[digit]))]
-    written = torch.from_numpy(np.stack([write(digit, way, rng, SIZE, PENS) for digit, way, _ in ways]))
-    kinds, cases = [k for _, k, _ in drawn] + [d for d, _, _ in ways], [c for *_, c in drawn] + [0] * len(ways)
-    pen = torch.arange(len(kinds)) >= len(drawn)
-    return Bank(torch.cat([torch.cat(levels, 1), written]), torch.tensor(kinds), torch.tensor(cases), pen)
+    variants = [
+        (digit, variant, i)
+        for digit in DIGIT_STROKES
+        for variant in range(len(DIGIT_STROKES[digit]))
+        for i in range(72 // len(DIGIT_STROKES[digit]))
+    ]
+    written = np.stack([draw_digit(digit, variant, rng, MASK_SIZE, PEN_WIDTHS) for digit, variant, _ in variants])
+    kinds = [kind for _, kind, _ in drawn] + [digit for digit, _, _ in variants]
+    cases = [case for *_, case in drawn] + [0] * len(variants)
+    is_handwritten = torch.arange(len(kinds)) >= len(drawn)
+    masks = torch.cat([torch.cat(levels, 1), torch.from_numpy(written)])
+    return GlyphBank(masks, torch.tensor(kinds), torch.tensor(cases), is_handwritten)

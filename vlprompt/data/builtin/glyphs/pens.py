@@ -1,4 +1,4 @@
-"""Digits as a hand writes them: strokes through control points that are jittered for every sample."""
+"""Handwritten digits: strokes through control points that are jittered for every sample."""
 
 import math
 
@@ -19,7 +19,7 @@ def _line(*points):
     return "line", list(points)
 
 
-WAYS = {  # digit -> ways to write it -> strokes in a unit square, y downwards
+DIGIT_STROKES = {  # digit -> variants -> strokes in a unit square, y downwards
     0: [
         [_oval(0.5, 0.5, 0.42, 0.5)],
         [_oval(0.5, 0.5, 0.3, 0.5, -65)],
@@ -95,7 +95,7 @@ WAYS = {  # digit -> ways to write it -> strokes in a unit square, y downwards
 
 
 def _spline(points: np.ndarray, n: int = 10) -> np.ndarray:
-    """Catmull-Rom through the points (k, 2), n samples a segment."""
+    """Interpolate points (k, 2) with a Catmull-Rom spline, n samples per segment."""
     p = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
     t = np.linspace(0, 1, n, endpoint=False)[:, None]
     parts = []
@@ -104,10 +104,12 @@ def _spline(points: np.ndarray, n: int = 10) -> np.ndarray:
     return np.concatenate([*parts, points[-1:]])
 
 
-def write(digit: int, way: int, rng: np.random.RandomState, size: int, widths: tuple[float, ...]) -> np.ndarray:
-    """One writing of a digit at several pen widths (pixels): uint8 (widths, size, size), ink white."""
+def draw_digit(
+    digit: int, variant: int, rng: np.random.RandomState, size: int, widths: tuple[float, ...]
+) -> np.ndarray:
+    """Draw one sample of a digit at several pen widths (pixels): uint8 (widths, size, size), white on black."""
     strokes = []
-    for kind, points in WAYS[digit][way]:
+    for kind, points in DIGIT_STROKES[digit][variant]:
         p = np.array(points) + rng.randn(len(points), 2) * 0.045
         strokes.append(_spline(p) if kind == "curve" else p)
     ends = np.concatenate(strokes)

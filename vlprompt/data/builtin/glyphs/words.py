@@ -1,10 +1,10 @@
-"""What the glyphs are called: 75 classes, colours, and a small grammar of captions."""
+"""Glyph names (75 classes), colours, and a small caption grammar."""
 
 import random
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
-ALIKE = set("cijkopsuvwxz")  # upper and lower case look the same once the size is normalised
+SAME_IN_BOTH_CASES = set("cijkopsuvwxz")  # upper and lower case look the same once the size is normalised
 SYMBOLS = {  # name -> the characters that draw it
     "star": "★☆",
     "heart": "♥♡",
@@ -63,16 +63,16 @@ COLOURS = {
     "black": (0.04, 0.04, 0.04),
     "gray": (0.5, 0.5, 0.5),
 }
-MEDIUM = (("printed", "typed", "typeset"), ("handwritten", "hand drawn", "hand written"))
-QUALITY = (
+MEDIUM_WORDS = (("printed", "typed", "typeset"), ("handwritten", "hand drawn", "hand written"))
+QUALITY_WORDS = (
     ("clean", "sharp", "clear"),
     ("blurry", "blurred", "out of focus"),
     ("noisy", "grainy"),
     ("low resolution", "pixelated", "low quality"),
 )
-STROKE = {-1: ("thin",), 1: ("thick", "bold")}
-SIZE = {-1: ("small", "tiny"), 1: ("large", "big")}
-OPENINGS = (
+STROKE_WORDS = {-1: ("thin",), 1: ("thick", "bold")}
+SIZE_WORDS = {-1: ("small", "tiny"), 1: ("large", "big")}
+CAPTION_OPENINGS = (
     "a photo of {}",
     "a photo of {}",
     "a photo of {}",
@@ -96,56 +96,69 @@ OPENINGS = (
 )
 
 
-def simple(kind: int) -> str:
-    """The one caption of the first training steps: "a photo of the digit seven."."""
+def make_simple_caption(kind: int) -> str:
+    """Return the fixed caption of a class, used in the first training steps: "a photo of the digit seven."."""
     return f"a photo of the {NAMES[kind]}."
 
 
-def noun(look: dict, rng: random.Random) -> tuple[str, dict]:
-    """A noun phrase for the glyph, and which attributes it has told."""
-    kind, told = look["kind"], {"kind": look["kind"]}
+def make_noun_phrase(attributes: dict, rng: random.Random) -> tuple[str, dict]:
+    """Sample a noun phrase for a glyph.
+
+    Returns:
+        The phrase, and the attributes that it mentions.
+    """
+    kind, mentioned = attributes["kind"], {"kind": attributes["kind"]}
     if KINDS[kind] == "digit":
         word = DIGITS[kind] if rng.random() < 0.65 else str(kind)
-        first = rng.choice(("digit", "digit", "number", "number", "", "", "numeral", "figure"))
-        return f"{first} {word}".strip(), told
+        noun = rng.choice(("digit", "digit", "number", "number", "", "", "numeral", "figure"))
+        return f"{noun} {word}".strip(), mentioned
     if KINDS[kind] == "letter":
         letter = LETTERS[kind - 10]
-        if look["case"] and rng.random() < 0.4:
-            told["case"] = look["case"]
+        if attributes["case"] and rng.random() < 0.4:
+            mentioned["case"] = attributes["case"]
             cases = ("lowercase letter", "small letter", "lowercase"), ("uppercase letter", "capital letter", "capital")
-            return f"{rng.choice(cases[look['case'] - 1])} {letter}", told
-        return f"{rng.choice(('letter', 'letter', 'letter', 'character', ''))} {letter}".strip(), told
-    return (f"{rng.choice(('symbol', 'shape'))} " if rng.random() < 0.2 else "") + NAMES[kind], told
+            return f"{rng.choice(cases[attributes['case'] - 1])} {letter}", mentioned
+        return f"{rng.choice(('letter', 'letter', 'letter', 'character', ''))} {letter}".strip(), mentioned
+    return (f"{rng.choice(('symbol', 'shape'))} " if rng.random() < 0.2 else "") + NAMES[kind], mentioned
 
 
-def caption(look: dict, rng: random.Random, detail: float) -> tuple[str, dict]:
-    """A caption of a look and the attributes that it mentions; `detail` 0..1 scales how much it says."""
+def make_caption(attributes: dict, rng: random.Random, detail: float) -> tuple[str, dict]:
+    """Sample a caption.
+
+    Args:
+        attributes: the attributes of a glyph, by name.
+        rng: draws the words.
+        detail: 0..1, scales the probability of each optional attribute.
+
+    Returns:
+        The caption, and the attributes that it mentions.
+    """
     colours = list(COLOURS)
-    words, told = noun(look, rng)
+    words, mentioned = make_noun_phrase(attributes, rng)
     adjectives = []
 
-    def mention(attribute, chance, choices):
-        if choices and rng.random() < chance * detail:
-            told[attribute] = look[attribute]
+    def mention(attribute: str, probability: float, choices: tuple[str, ...] | None) -> None:
+        if choices and rng.random() < probability * detail:
+            mentioned[attribute] = attributes[attribute]
             adjectives.append(rng.choice(choices))
 
-    mention("hand", 0.30, MEDIUM[look["hand"]])
-    mention("ink", 0.30, (colours[look["ink"]],))
-    mention("stroke", 0.15, STROKE.get(look["stroke"]))
-    mention("size", 0.15, SIZE.get(look["size"]))
+    mention("hand", 0.30, MEDIUM_WORDS[attributes["hand"]])
+    mention("ink", 0.30, (colours[attributes["ink"]],))
+    mention("stroke", 0.15, STROKE_WORDS.get(attributes["stroke"]))
+    mention("size", 0.15, SIZE_WORDS.get(attributes["size"]))
     rng.shuffle(adjectives)
     article = rng.choice(("a", "the", "the", "", "one", "this"))
-    opening, late = rng.choice(OPENINGS), ""
+    opening, suffix = rng.choice(CAPTION_OPENINGS), ""
     if rng.random() < 0.22 * detail:
-        told["quality"], word = look["quality"], rng.choice(QUALITY[look["quality"]])
+        mentioned["quality"], word = attributes["quality"], rng.choice(QUALITY_WORDS[attributes["quality"]])
         if opening.startswith("a photo") and word != "out of focus" and rng.random() < 0.6:
             opening = opening.replace("a photo", f"a {word} photo", 1)
         else:
-            late = rng.choice((", ", ", it is ")) + word
+            suffix = rng.choice((", ", ", it is ")) + word
     text = opening.format(" ".join(w for w in (article, *adjectives, words) if w))
     if rng.random() < 0.22 * detail:
-        told["ground"] = look["ground"]
+        mentioned["ground"] = attributes["ground"]
         text += rng.choice((" on a {} background", " on {}", " with a {} background", ", {} background")).format(
-            colours[look["ground"]]
+            colours[attributes["ground"]]
         )
-    return text + late + ("." if rng.random() < 0.5 else ""), told
+    return text + suffix + ("." if rng.random() < 0.5 else ""), mentioned

@@ -1,0 +1,106 @@
+"""Show the events of experiments on the terminal: a progress bar for what is under way, a line for what is done."""
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from vlprompt.experiments.events import Event, RunFinished, StepDone
+    from vlprompt.results.run_folder import Result
+
+
+class ProgressDisplay:
+    """A listener of `run_configs` and `run_search`; its bars end with the with-block.
+
+    Args:
+        console: where to write.
+    """
+
+    def __init__(self, console: "Console") -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._total: TaskID | None = None  # the bar of all runs
+        self._current: TaskID | None = None  # the bar of the run, or of the search
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __call__(self, event: "Event") -> None:
+        from vlprompt.experiments import events
+
+        match event:
+            case events.SweepStarted():
+                progress = self._start(has_counts=True)
+                self._total = progress.add_task("runs", total=event.n_runs, completed=event.n_finished, note="")
+            case events.SearchStarted():
+                name = f"{event.dataset}: searching {event.n_settings} settings"
+                self._current = self._start(has_counts=False).add_task(name, total=1, note="")
+            case events.RunStarted():
+                note = f"loading {event.config.backbone}"
+                self._current = self._start(has_counts=True).add_task(event.name, total=1, note=note)
+            case events.Notice():
+                style = "yellow" if event.is_warning else "dim"
+                self._print(f"{event.name}: {event.text}", style=style)
+            case events.StepDone():
+                note = f"loss {event.loss:.3f}  lr {event.lr:.1e}"
+                self._update(event.step, event.total_steps, f"{_format_activity(event)}  {note}")
+            case events.VmapStepDone():
+                self._update(event.step, event.total_steps, f"{event.n_settings} settings side by side  ")
+            case events.EvaluationProgress():
+                self._update(event.n_done, event.n_images, f"testing {event.test}  ")
+            case events.RunFinished():
+                if clipped := _format_clipped_settings(event.result):
+                    self._print(f"{event.name}: {clipped}", style="yellow")
+                self._end_run(_format_finished_run(event))
+            case events.RunFailed():
+                self._end_run(f"{event.name}: [red]failed[/]")
+
+    def _start(self, has_counts: bool) -> "Progress":
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._progress is None:
+            counts = [TextColumn("{task.completed:.0f}/{task.total:.0f}")] if has_counts else []
+            ends = TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+            columns = TextColumn("{task.description}"), BarColumn(), *counts, *ends
+            self._progress = Progress(*columns, console=self.console)
+            self._progress.start()
+        return self._progress
+
+    def _update(self, n_done: int, total: int, note: str) -> None:
+        if self._progress is not None and self._current is not None:
+            self._progress.update(self._current, completed=n_done, total=total, note=note)
+
+    def _end_run(self, line: str) -> None:
+        if self._progress is not None and self._current is not None:
+            self._progress.remove_task(self._current)
+            self._current = None
+        self._print(line)
+        if self._progress is not None and self._total is not None:
+            self._progress.advance(self._total)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
+def _format_activity(event: "StepDone") -> str:
+    return "training" if event.n_lessons == 1 else f"lesson {event.lesson + 1}/{event.n_lessons}"
+
+
+def _format_clipped_settings(result: "Result") -> str:
+    return "; ".join(f"{setting} {how}" for setting, how in result.protocol["clipped_settings"].items())
+
+
+def _format_finished_run(event: "RunFinished") -> str:
+    result = event.result
+    scores = "chosen by the oracle  " * ("oracle" in result.protocol["selection"])
+    scores += "  ".join(f"{name} {value:.1f}" for name, value in result.summary.items())
+    paused = f"[yellow]paused {result.protocol['paused']}[/]  " if "paused" in result.protocol else ""
+    return f"{event.name}: {paused}{scores} [dim]({result.cost['seconds']:.1f} s)[/]"

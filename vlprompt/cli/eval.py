@@ -1,0 +1,54 @@
+"""The command `vlprompt eval`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vlprompt.cli.options import (
+    DeviceOption,
+    FeatureCacheOption,
+    MovedBackboneOption,
+    RootOption,
+    RunArgument,
+    SkipBrokenOption,
+    set_data_root,
+    set_feature_cache,
+)
+
+console = Console()
+
+
+def evaluate(
+    folder: RunArgument,
+    dataset: Annotated[
+        str | None,
+        typer.Argument(
+            help="A card's name, a folder or file of images; its classes are the answers. Default: what the run was "
+            "tested on."
+        ),
+    ] = None,
+    backbone: MovedBackboneOption = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            "--figure",
+            help="Also draw 40 test images with their predictions into this PNG; of a target also what the frozen CLIP "
+            "predicts, in brackets where it is not sure enough to be learned from.",
+        ),
+    ] = None,
+    device: DeviceOption = None,
+    root: RootOption = None,
+    skip_broken: SkipBrokenOption = False,
+    feature_cache: FeatureCacheOption = None,
+) -> None:
+    """Test a learned prompt on the test split of a dataset, also one with other classes."""
+    from vlprompt.experiments.predict_images import evaluate_run
+
+    set_data_root(root)
+    set_feature_cache(feature_cache)
+    for name, value in evaluate_run(folder, dataset, backbone, device, skip_broken, figure).items():
+        console.print(f"{name:18} {value:.2f}", highlight=False)
+    if figure is not None:
+        console.print(f"wrote {figure}")

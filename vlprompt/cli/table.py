@@ -1,0 +1,80 @@
+"""The command `vlprompt table`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from vlprompt.cli.options import DEFAULT_RUNS_FOLDER, RunsArgument
+
+if TYPE_CHECKING:
+    from vlprompt.results.published.aggregate import AggregatedResult
+    from vlprompt.results.published.compare import Comparison
+    from vlprompt.results.tables.benchmarks import BenchmarkScore
+    from vlprompt.results.tables.summary import ResultRow
+
+console = Console()
+
+
+def table(
+    runs_folder: RunsArgument = DEFAULT_RUNS_FOLDER,
+    markdown: Annotated[Path | None, typer.Option(help="Also write it as Markdown.")] = None,
+    latex: Annotated[Path | None, typer.Option(help="Also write it as LaTeX (booktabs).")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write every number as CSV.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write every number as JSON.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="published: compare with the published numbers; the files then hold the comparison."),
+    ] = None,
+    benchmark: Annotated[str | None, typer.Option(help="A set of datasets (vtab): group means, in files too.")] = None,
+) -> None:
+    """Mean and spread over seeds of all finished runs in a folder, with trained parameters, seconds and peak memory."""
+    from vlprompt.cli.display.terminal import show_benchmark_scores, show_comparison, show_results
+    from vlprompt.experiments.paper_recipes import compare_with_published
+    from vlprompt.results.published.report import validate_target
+    from vlprompt.results.run_folder import read_runs
+    from vlprompt.results.tables.benchmarks import score_benchmarks
+    from vlprompt.results.tables.summary import build_rows
+
+    if against is not None:
+        validate_target(against)
+    results, unfinished = read_runs(runs_folder)
+    rows, scores = build_rows(results), score_benchmarks(results, benchmark)
+    if benchmark is None:
+        show_results(rows, console)
+    show_benchmark_scores(scores, console)
+    comparison = None if against is None else compare_with_published(results)
+    if comparison is not None:
+        show_comparison(*comparison, console)
+    if unfinished:
+        names = ", ".join(path.name for path in unfinished)
+        console.print(f"not finished, give the same command again: {names}", style="yellow")
+    files = {"markdown": markdown, "latex": latex, "csv": csv, "json": json}
+    _write_files(files, rows, comparison, None if benchmark is None else scores)
+
+
+def _write_files(
+    files: dict[str, Path | None],
+    rows: "Sequence[ResultRow]",
+    comparison: "tuple[list[Comparison], list[AggregatedResult]] | None",
+    scores: "dict[str, list[BenchmarkScore]] | None",
+) -> None:
+    """Write each format that has a path: the scores of a benchmark, else the comparison, else the rows."""
+    from vlprompt.results.published.report import render_comparison
+    from vlprompt.results.run_folder import write_atomically
+    from vlprompt.results.tables.all_tables import render_results
+    from vlprompt.results.tables.benchmarks import render_benchmarks
+
+    for output_format, path in files.items():
+        if path is None:
+            continue
+        if scores is not None:
+            text = render_benchmarks(scores, output_format)
+        elif comparison is not None:
+            text = render_comparison(*comparison, output_format)
+        else:
+            text = render_results(rows, output_format)
+        write_atomically(path, text.encode())
+        console.print(f"wrote {path}")

@@ -1,0 +1,95 @@
+"""What happens in runs, sweeps and searches, as values; whoever shows, tracks or reports them listens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vlprompt.config.run_config import RunConfig
+from vlprompt.results.run_folder import Result
+
+
+@dataclass(frozen=True)
+class SweepStarted:
+    """Some of the runs are still to be made."""
+
+    n_runs: int
+    n_finished: int
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run of a sweep begins; until it ends, steps and tests are its own."""
+
+    name: str
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a user should know of a run before it trains."""
+
+    name: str
+    text: str
+    is_warning: bool = True
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A training step was taken; steps count from 1, lessons from 0."""
+
+    step: int
+    total_steps: int
+    loss: float
+    lr: float
+    lesson: int = 0
+    n_lessons: int | None = 1  # None: not known beforehand
+
+
+@dataclass(frozen=True)
+class EvaluationProgress:
+    """A batch of a test was evaluated."""
+
+    test: str
+    n_done: int
+    n_images: int
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """A run of a sweep is done, or paused after a lesson."""
+
+    name: str
+    result: Result
+
+
+@dataclass(frozen=True)
+class RunFailed:
+    """A run of a sweep ended by an error; the others go on."""
+
+    name: str
+    error: Exception
+
+
+@dataclass(frozen=True)
+class SearchStarted:
+    """The settings of a grid are about to be trained and judged."""
+
+    dataset: str
+    n_settings: int
+
+
+@dataclass(frozen=True)
+class VmapStepDone:
+    """A step was taken by several settings at once; steps count from 1."""
+
+    n_settings: int
+    step: int
+    total_steps: int
+
+
+RunEvent = StepDone | EvaluationProgress
+Event = RunEvent | SweepStarted | RunStarted | Notice | RunFinished | RunFailed | SearchStarted | VmapStepDone
+Listener = Callable[[Event], None]
+
+
+def ignore_event(event: Event) -> None:
+    """Listen to nothing."""
