@@ -10,14 +10,10 @@ from torch import Tensor
 
 from vlprompt.core.method import Method
 from vlprompt.core.prompt import NOTHING, Prompt
+from vlprompt.core.templates import escape_braces
 from vlprompt.core.texts import TextBatch, TextItem, parse_template
 from vlprompt.core.towers import LanguageTower
 from vlprompt.methods._demonstration_items import decode_items, encode_items
-
-
-def escape_braces(text: str) -> str:
-    """Escape a text so that, as a template, it renders to itself."""
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 def render_template(item: TextItem, template: str) -> str:

@@ -23,12 +23,13 @@ from vlprompt.core.batch import Split
 from vlprompt.core.class_names import Names
 from vlprompt.core.method import Output
 from vlprompt.core.stage import Lesson
+from vlprompt.core.templates import escape_braces
 from vlprompt.core.texts import TextBatch, TextItem
 from vlprompt.core.towers import LanguageTower
 from vlprompt.layers.verbalizers import find_label_words
 from vlprompt.methods._answer_extraction import compile_answer_pattern, find_answer, find_class, majority_vote
 from vlprompt.methods._demonstration_items import build_examples, sample_demonstrations
-from vlprompt.methods._demonstrations import DemonstrationMethod, escape_braces
+from vlprompt.methods._demonstrations import DemonstrationMethod
 from vlprompt.runtime.seeding import derive_seed
 
 ANSWER_TEMPLATE = " {rationale} The answer is {mask}."
@@ -120,13 +121,12 @@ class ChainOfThought(DemonstrationMethod):
         items, limit = tuple(map(self._as_question, inputs.items)), max_new_tokens or self.max_new_tokens
         has_demonstrations = bool(self.build_demonstrations().items)
         if not has_demonstrations:
-            trigger = escape_braces(self.reasoning_trigger)
-            items = tuple(replace(item, template=f"{item.template} {trigger}") for item in items)
-        questions = TextBatch(items)
+            trigger = f" {escape_braces(self.reasoning_trigger)}"
+            items = tuple(replace(item, template=item.template + trigger) for item in items)
         if self.n_samples == 1:
-            chains = [[text] for text in self._generate(questions, max_new_tokens=limit)]
+            chains = [[text] for text in self._generate(TextBatch(items), max_new_tokens=limit)]
         else:
-            chains = [self._sample(questions.slice(i, i + 1), limit) for i in range(len(items))]
+            chains = [self._sample(TextBatch((item,)), limit) for item in items]
         return chains if has_demonstrations else self._ask_for_answers(items, chains)
 
     def _ask_for_answers(self, items: Sequence[TextItem], chains: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -27,6 +27,7 @@ from vlprompt.core.images import Images
 from vlprompt.core.method import LossTerms, Method, Output
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
+from vlprompt.core.templates import escape_braces
 from vlprompt.core.towers import Clip
 from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts, fill_class_texts
 from vlprompt.layers.heads import find_class_indices
@@ -89,12 +90,11 @@ class DAPL(Method):
             warn_if_unconfident(self, lesson.unlabelled, self.threshold)
 
     def precompute(self, names: Names) -> _FixedTexts:
-        indices = None
+        indices, n_tokens = None, self.n_ctx + self.n_domain_ctx
         if self.class_specific:
             indices = find_class_indices(self.class_ids, names, "a class-specific context").to(self.ctx.device)
-        n_tokens = self.n_ctx + self.n_domain_ctx
-        domains = [domain.replace("{", "{{").replace("}", "}}") for domain in self.lesson_domains]
-        texts = [fill_class_texts(self.context_template.replace("{domain}", d), names, n_tokens) for d in domains]
+        templates = [self.context_template.replace("{domain}", escape_braces(d)) for d in self.lesson_domains]
+        texts = [fill_class_texts(template, names, n_tokens) for template in templates]
         return _FixedTexts(texts, encode_class_texts(self.clip, names, self.template), indices)
 
     def encode_domain(self, domain_index: int, fixed: _FixedTexts) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from vlprompt.core.class_names import Names
 from vlprompt.core.images import Images
 from vlprompt.core.method import Method, Output
+from vlprompt.core.templates import escape_braces
 from vlprompt.core.towers import Clip
 from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts
 
@@ -88,13 +89,9 @@ def read_descriptions(path: Path, names: Names, template: str | None) -> list[li
                 "method.descriptions out."
             )
         front = pattern.replace("{name}", name.replace("_", " "))
-        class_texts.append([_escape_braces(front.replace("{description}", str(text))) for text in texts])
+        class_texts.append([escape_braces(front.replace("{description}", str(text))) for text in texts])
     return class_texts
 
 
 def _normalize(name: str) -> str:
     return name.replace("_", " ").lower()
-
-
-def _escape_braces(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")

@@ -193,7 +193,7 @@ def _build_text_tower(
         norm=text.ln_final,
         project=project,
         is_causal=text.attn_mask is not None,
-        pooling="end" if pool in ("argmax", "eos") else str(pool),
+        pooling="end" if pool in ("argmax", "eos") else pool,
         feature_dim=width,
         key=key,
         device=device,
