@@ -478,8 +478,9 @@ def test_the_command_line_on_a_timm_vit(type_in, type_all, file, pictures, tmp_p
     assert "china" in text
     code, text = type_in("eval", folder, pictures, "--backbone", "timm:test_vit/random")
     assert code == 2
-    assert "was learned on timm:test_vit@" in text
-    assert "holds other weights (timm:test_vit/random#" in text
+    assert "was trained on (timm:test_vit@" in text
+    assert "got timm:test_vit/random with others (timm:test_vit/random#" in text
+    assert "Name the right ones by --backbone." in text
     assert type_in(*words, "--backbone", "timm:test_vit/random", "preprocess.size=[32,32]")[0] == 0
     assert type_in("table", "runs", "--json", "t.json", "--csv", "t.csv")[0] == 0
     rows = json.loads((tmp_path / "t.json").read_text())
@@ -509,7 +510,10 @@ def test_a_method_that_needs_texts_says_so(type_in, method):
     code, text = type_in("run", method, "digits", *reader, "--shots", "1", "--backbone", "timm:test_vit/random")
     assert code == 2
     named = "texts" if method == "vpt" else method
-    assert f"{named} needs a CLIP, image and text tower; timm:test_vit/random has no texts: take" in text
+    expected = (
+        f"{named}: expected a CLIP, with an image and a text tower, got timm:test_vit/random, which has no texts. "
+    )
+    assert f"{expected}Choose --backbone glyph" in text
 
 
 @pytest.mark.parametrize("backbone", ["glyph-vit", "glyph-vit/random", "timm:test_vit/random"])

@@ -117,7 +117,10 @@ def test_a_strangers_method(tmp_path):
     assert done.returncode == 0, done.stderr
     [folder] = (tmp_path / "runs").glob("Mine-digits-1shot-seed1-*")
     assert yaml.safe_load((folder / "config.yaml").read_text())["method"] == {"name": "stranger_one:Mine", "n_ctx": 3}
-    assert "there is no method 'stranger_one:Yours'" in told("stranger_one:Yours").stderr
+    assert (
+        "method: expected module:Class that can be imported from here, got 'stranger_one:Yours'"
+        in told("stranger_one:Yours").stderr
+    )
 
 
 def test_an_image_folder(type_in, tmp_path, pictures):
@@ -183,10 +186,13 @@ def test_help(command):
 
 
 BAD = {
-    "method": (["run", "coopp", "digits"], "error: there is no method 'coopp'; did you mean 'coop'?"),
+    "method": (["run", "coopp", "digits"], "error: method: expected a known name, got 'coopp'; did you mean 'coop'?"),
     "dataset": (["run", "coop", "digitz"], "error: there is no dataset 'digitz'", "did you mean 'digits'?"),
-    "no dataset": (["run", "coop"], "the command line: task.dataset: field required; got nothing"),
-    "task": (["run", "coop", "digits", "--task", "fewshot"], "there is no task 'fewshot'; did you mean 'few_shot'?"),
+    "no dataset": (["run", "coop"], "the command line: task.dataset: expected a value, got nothing"),
+    "task": (
+        ["run", "coop", "digits", "--task", "fewshot"],
+        "task: expected a known name, got 'fewshot'; did you mean 'few_shot'?",
+    ),
     "backbone": (
         ["run", "coop", "digits", "--backbone", "glyphs"],
         "there is no backbone 'glyphs'; did you mean 'glyph'?",
@@ -218,16 +224,16 @@ BAD = {
     "train key": (["run", "coop", "digits", "train.epoch=4"], "unknown key 'train.epoch'; did you mean 'epochs'?"),
     "type": (
         ["run", "coop", "digits", "train.lr=fast"],
-        "the option 'train.lr=fast': train.lr: input should be a valid number",
-        "got 'fast'",
+        "the option 'train.lr=fast': train.lr: expected a valid number",
+        "got 'fast'. Set train.lr to one.",
     ),
     "choice": (
         ["run", "coop", "digits", "train.optimizer=lion"],
-        "train.optimizer: input should be 'sgd', 'adam', 'adamw' or 'paged_adamw'; got 'lion'",
+        "train.optimizer: expected 'sgd', 'adam', 'adamw' or 'paged_adamw', got 'lion'",
     ),
     "shots": (
         ["run", "coop", "digits", "--shots", "many"],
-        "--shots: expected whole numbers with commas between them, such as 1,2,4, got 'many'",
+        "--shots: expected whole numbers separated by commas, got 'many'. Write --shots 1,2,4.",
     ),
     "n_ctx": (
         ["run", "coop", "digits", *QUICK, "method.n_ctx=60"],
@@ -252,13 +258,22 @@ BAD = {
         "method.n_ctx: expected at least 1 prompt token, got 0",
     ),
     "no shots": (["run", "coop", "digits", *QUICK, "--shots", "0"], "shots must be at least 1, not 0"),
-    "no rate": (["run", "coop", "digits", *QUICK, "train.lr=-1"], "train.lr must be above 0, not -1.0"),
-    "no batch": (["run", "coop", "digits", *QUICK, "train.batch_size=0"], "train.batch_size must be at least 1, not 0"),
+    "no rate": (
+        ["run", "coop", "digits", *QUICK, "train.lr=-1"],
+        "train.lr: expected a value above 0, got -1.0. Set a higher train.lr.",
+    ),
+    "no batch": (
+        ["run", "coop", "digits", *QUICK, "train.batch_size=0"],
+        "train.batch_size: expected at least 1, got 0. Set train.batch_size=1 or more.",
+    ),
     "method as a number": (
         ["run", "coop", "digits", "train=3"],
         "train: expected settings, got 3. Write them as train.NAME=VALUE.",
     ),
-    "no class": (["run", "os:path", "digits"], "no method 'os:path' (module:Class) to import from here: path is not"),
+    "no class": (
+        ["run", "os:path", "digits"],
+        "method: expected module:Class that can be imported from here, got 'os:path' (path is not a class)",
+    ),
     "device": (
         ["run", "coop", "digits", *QUICK, "--device", "gpu9"],
         "--device: expected a device of this machine, got 'gpu9'",
@@ -267,10 +282,10 @@ BAD = {
     "command": (["runn", "coop"], "No such command 'runn'"),
     "argument": (["list"], "Missing argument"),
     "folder": (["predict", "{learned}", "."], "'.' is a folder, not an image"),
-    "runs": (["table", "nowhere"], "there is no folder 'nowhere'"),
-    "list": (["list", "method"], "there is no list of 'method'; did you mean 'methods'?"),
-    "show": (["show", "coocop"], "there is no method 'coocop'; did you mean 'cocoop'?"),
-    "eval": (["eval", "nowhere", "digits"], "there is no run folder 'nowhere'"),
+    "runs": (["table", "nowhere"], "runs: expected a folder of runs, got 'nowhere'"),
+    "list": (["list", "method"], "got 'method'; did you mean 'methods'?"),
+    "show": (["show", "coocop"], "method: expected a known name, got 'coocop'; did you mean 'cocoop'?"),
+    "eval": (["eval", "nowhere", "digits"], "run: expected the folder of a run, got 'nowhere'"),
 }
 
 
@@ -288,17 +303,20 @@ def test_bad_input_is_told_in_one_line_with_its_remedy(type_in, case, learned, t
 def test_a_recipe_without_these_shots(type_in):
     code, text, _ = type_in("run", "coop", "digits", "--shots", "3", "--backbone", "open_clip:ViT-B-16/random")
     assert code == 2
-    assert "coop.yaml: train.epochs has no entry for 3 shots; it has 1, 2, 4, 8, 16" in text
+    assert "coop.yaml: train.epochs: expected one of the shots 1, 2, 4, 8, 16, got 3. Set train.epochs" in text
 
 
 def test_a_wrong_type_in_a_file_names_file_and_key(type_in, tmp_path):
     (tmp_path / "my.yaml").write_text("method: {name: coop, n_ctx: [1, 2]}\n")
     code, text, _ = type_in("run", "-c", "my.yaml", "digits")
     assert code == 2
-    assert "my.yaml: method.n_ctx: input should be a valid integer; got [1, 2]" in text
+    assert "my.yaml: method.n_ctx: expected a valid integer, got [1, 2]" in text
     (tmp_path / "my.yaml").write_text("method: {name: coop\n")
-    assert "my.yaml is not YAML" in type_in("run", "-c", "my.yaml", "digits")[1]
-    assert "there is no configuration file 'your.yaml'" in type_in("run", "-c", "your.yaml", "digits")[1]
+    assert "my.yaml: expected YAML, got an error" in type_in("run", "-c", "my.yaml", "digits")[1]
+    assert (
+        "--config: expected a YAML file, got 'your.yaml', which does not exist"
+        in type_in("run", "-c", "your.yaml", "digits")[1]
+    )
 
 
 def test_no_network_says_which_file_to_put_where(tmp_path):
@@ -389,14 +407,17 @@ def test_a_prompt_of_another_backbone_method_or_shape(type_in, tmp_path, learned
     picture = pictures / "china" / "00.jpg"
     code, text, _ = type_in("predict", learned, picture, "--backbone", "glyph")
     assert code == 2
-    assert "but glyph holds other weights" in text
+    assert "got glyph with others (" in text
     other = tmp_path / "other"
     shutil.copytree(learned, other)
     from vlprompt.results.run_folder import read_tensors, serialize_tensors
 
     state, told = read_tensors(learned / "prompt.safetensors")
     (other / "prompt.safetensors").write_bytes(serialize_tensors({"ctx": state["ctx"][:2]}, told))
-    assert "does not fit the method coop: Error(s) in loading state_dict" in type_in("predict", other, picture)[1]
+    assert (
+        "expected a learned state of the method coop, got an error on loading it: Error(s) in loading state_dict"
+        in type_in("predict", other, picture)[1]
+    )
     told["config"]["method"] = {
         "name": "cocoop",
         "n_ctx": 4,
@@ -405,9 +426,9 @@ def test_a_prompt_of_another_backbone_method_or_shape(type_in, tmp_path, learned
         "reduction": 16,
     }
     (other / "prompt.safetensors").write_bytes(serialize_tensors(state, told))
-    assert "does not fit the method cocoop" in type_in("predict", other, picture)[1]
+    assert "expected a learned state of the method cocoop, got" in type_in("predict", other, picture)[1]
     (other / "prompt.safetensors").write_bytes(b"half")
-    assert "is not a whole safetensors file" in type_in("predict", other, picture)[1]
+    assert "expected a complete safetensors file, got a broken one" in type_in("predict", other, picture)[1]
 
 
 def test_a_run_folder_that_is_half_written(type_in, tmp_path, learned, pictures):
@@ -417,11 +438,14 @@ def test_a_run_folder_that_is_half_written(type_in, tmp_path, learned, pictures)
     code, text, _ = type_in("table")
     assert code == 0
     assert "not finished, give the same command again: half" in text
-    assert "is not finished" in type_in("predict", root / "half", pictures / "china" / "00.jpg")[1]
+    assert (
+        "expected a finished run, got an unfinished one. Give its command again"
+        in type_in("predict", root / "half", pictures / "china" / "00.jpg")[1]
+    )
     (root / "half" / "result.json").write_text('{"config": ')
     code, text, _ = type_in("table")
     assert code == 2
-    assert "result.json' is broken" in text
+    assert "result.json': expected a result, got a broken file" in text
 
 
 def test_images_that_can_not_be_read(type_in, tmp_path, learned, pictures):
@@ -458,8 +482,8 @@ def test_no_space_left_loses_nothing(tmp_path, limit):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     told = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 2, told
-    assert "could not write" in told
-    assert "make room" in told
+    assert "expected a file that can be written, got an error" in told
+    assert "Free space" in told
     assert not list(tmp_path.rglob("result.json"))
     assert not list(tmp_path.rglob(".*.*"))
     assert subprocess.run([COMMAND, *words], cwd=tmp_path, capture_output=True, check=False).returncode == 0

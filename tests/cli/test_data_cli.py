@@ -351,7 +351,7 @@ def test_a_folder_keeps_its_split(tmp_path, pictures, type_in):
     assert (after.hash(), after.note) == (before.hash(), before.note)
     shutil.copy(tmp_path / "moved" / "china" / "00.jpg", tmp_path / "moved" / "china" / "new.jpg")
     assert open_data("moved").hash() == before.hash()  # what is added later is not in the split
-    assert "so its split can't be kept" in type_in("data", "split", "digits", "--save", "x.json")[1]
+    assert "got 'digits'. Choose such a dataset." in type_in("data", "split", "digits", "--save", "x.json")[1]
     (tmp_path / "far.csv").write_text("".join(f"{line}\n" for line in ["path,class", *absolute(pictures)]))
     assert "must be a path inside the folder" in type_in("data", "split", "far.csv", "--save", "x.json")[1]
 

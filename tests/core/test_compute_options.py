@@ -142,7 +142,7 @@ def test_a_way_that_nothing_can_go_is_refused(name, tiny):
         apply_compute_options(method, how),
     ):
         pass
-    with pytest.raises(ValueError, match=r"train\.text_micro_batch must be at least 1, not 0"):
+    with pytest.raises(ValueError, match=r"train\.text_micro_batch: expected at least 1, got 0"):
         TrainConfig(text_micro_batch=0)
 
 

@@ -73,7 +73,7 @@ def test_base_and_new_halves():
     assert len(stage.tests["base"]) + len(stage.tests["new"]) == len(open_data("digits").test)
     even = BaseToNew("digits", base_classes=["0", "2", "4", "6", "8"])
     assert [str(n) for n in next(even.stages()).tests["new"].names] == ["one", "three", "five", "seven", "nine"]
-    with pytest.raises(ValueError, match="no class with the id 'two'"):
+    with pytest.raises(ValueError, match=r"task.base_classes: expected class ids of digits .*, got 'two'\. Take some"):
         _ = BaseToNew("digits", base_classes=["two"]).base_and_new
 
 

@@ -228,7 +228,7 @@ def test_a_broken_picture_is_named_whoever_decodes_it(tmp_path):
         broken = next(batches).inputs
         with pytest.raises(ValueError, match=r"03.jpg' is truncated"):
             broken.pixels(LOOKS[0])
-    with pytest.raises(ValueError, match="0 threads or more, not -1"):
+    with pytest.raises(ValueError, match=r"--workers: expected at least 0 threads, got -1. Set --workers 0"):
         threads.set_workers(-1)
 
 
@@ -393,9 +393,9 @@ def test_a_run_is_the_same_with_threads_and_when_it_is_killed(tmp_path):
 
 def test_options(type_in):
     status, told = type_in("run", "coop", "digits", "--workers", "-1")
-    assert (status, "0 threads or more, not -1" in told) == (2, True)
+    assert (status, "--workers: expected at least 0 threads, got -1. Set --workers 0" in told) == (2, True)
     status, told = type_in("run", "coop", "digits", "--image-cache", "-1")
-    assert (status, "--image-cache: expected a number of GB from 0 on, such as 0.5, got -1.0" in told) == (2, True)
+    assert (status, "--image-cache: expected at least 0 GB, got -1.0. Set --image-cache 0.5." in told) == (2, True)
 
 
 def test_a_forked_process_has_threads_of_its_own(tmp_path):

@@ -353,7 +353,10 @@ def test_the_commands_show_texts_and_refuse_what_is_for_images(type_in, root, wr
     code, told = type_in("data", "check", "sst2")
     assert code == 1
     assert "the card has train 67,349, test 872 texts, here are train 40, test 40" in told
-    assert "no folder of files" in type_in("data", "split", "docstrings", "--save", "x.json")[1]
+    assert (
+        "expected a folder of image files, whose split is a list of files, got 'docstrings'"
+        in type_in("data", "split", "docstrings", "--save", "x.json")[1]
+    )
     path = write(reviews())
     assert "has texts, and a split file is for images" in type_in("data", "split", path, "--save", "x.json")[1]
     assert "has texts, and --figure is for images" in type_in("data", "check", path, "--figure", "x.png")[1]

@@ -111,7 +111,9 @@ def test_what_can_not_be_made_to_fit_is_said(tiny, limit):
     found = plan_memory(lambda: methods.CoOp(tiny), lesson(8, 4), TrainConfig(batch_size=4, epochs=1))
     assert not found.fits
     assert "may still not fit" in str(found) or "may not fit" in str(found)
-    with pytest.raises(ValueError, match=r"--memory-limit is a number of GB above 0, such as 3; got 0"):
+    with pytest.raises(
+        ValueError, match=r"--memory-limit: expected a number of GB above 0, got 0. Set --memory-limit 3"
+    ):
         memory.set_limit(0)
 
 
@@ -165,7 +167,7 @@ def test_a_run_says_what_was_chosen_and_learns_the_same(type_in, pictures, limit
     assert steps[0] == pytest.approx(steps[1], rel=1e-4)
     status, told = type_in(*command, "-o", "refused", "--memory-limit", "0")
     assert status == 2
-    assert "--memory-limit is a number of GB above 0" in told
+    assert "--memory-limit: expected a number of GB above 0, got 0.0. Set --memory-limit 3." in told
 
 
 def test_spare_takes_only_what_changes_no_number(tiny, pictures):

@@ -110,22 +110,23 @@ def test_texts_on_the_command_line_and_in_files(type_all, runs, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "words", "told"), [
-    ("context", ["x.png"], "is about texts: give them by --text, or a file of them (.txt, .jsonl), not 'x.png'"),
-    ("context", ["--text", "a", "x.png"], "'x.png' is no file of texts"),
+    ("context", ["x.png"],
+     "expected texts for a run on texts, got 'x.png'. Give texts by --text, or in a file (.txt, .jsonl)."),
+    ("context", ["--text", "a", "x.png"], "expected a file of texts (.txt, .jsonl), got 'x.png'. Give a .txt"),
     (
         "context",
         ["--text", "a", "--figure", "p.png"],
         "--figure: expected images, got texts to draw into 'p.png'. Leave --figure out",
     ),
     ("context", [], "predict: expected image files or texts, got none. Name images, or texts by --text"),
-    ("context", ["--text", "  "], "text 1 has no 'text': it has nothing, and the run shows text"),
-    ("context", ["blank.txt"], "line 2 of 'blank.txt' is blank"),
-    ("context", ["bad.jsonl"], "line 1 of 'bad.jsonl' is no JSON"),
-    ("context", ["list.jsonl"], "line 1 of 'list.jsonl' must be a string or an object of fields, not [1]"),
-    ("context", ["latin.txt"], "'latin.txt' is not UTF-8"),
+    ("context", ["--text", "  "], "text 1: expected the fields text, got nothing. Add 'text'."),
+    ("context", ["blank.txt"], "line 2 of 'blank.txt': expected a text, got a blank line"),
+    ("context", ["bad.jsonl"], "line 1 of 'bad.jsonl': expected JSON, got an error"),
+    ("context", ["list.jsonl"], "line 1 of 'list.jsonl': expected a JSON string or an object of fields, got [1]"),
+    ("context", ["latin.txt"], "'latin.txt': expected UTF-8, got an "),
     ("context", ["none.txt"], "none.txt"),
-    ("two", ["--text", "a"], "reads texts with the fields text, more: give a .jsonl file"),
-    ("two", ["half.jsonl"], "text 1 has no 'more': it has text, and the run shows text, more"),
+    ("two", ["--text", "a"], "expected the fields text, more, got a text without fields. Give a .jsonl file"),
+    ("two", ["half.jsonl"], "text 1: expected the fields text, more, got text. Add 'more'."),
 ])  # fmt: skip
 def test_what_can_t_be_predicted_is_said(type_in, runs, tmp_path, name, words, told):
     (tmp_path / "blank.txt").write_text("a\n\nb\n")

@@ -68,4 +68,4 @@ def test_a_second_process_keeps_out(tmp_path):
     first.kill()
     first.wait()
     assert second.returncode == 2
-    assert "another process is at work in" in " ".join(text.split())
+    assert "got one that another process has locked. Wait for it, or name another folder." in " ".join(text.split())

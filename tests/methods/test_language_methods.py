@@ -275,13 +275,17 @@ def test_texts_and_images_are_not_mixed_up(lm):
         ValueError, match=r"expected images for glyph/random, which is an image tower, got texts. Set --backbone hf:"
     ):
         run(make("lora", build_tiny_clip()), Text(data()))
-    with pytest.raises(ValueError, match="has images, and the task text is for texts"):
+    with pytest.raises(
+        ValueError, match=r"a dataset of texts for the task text, got digits, which has images\. Set --task"
+    ):
         run(make("lora", lm("llama")), Text("digits"))
-    with pytest.raises(ValueError, match="coop needs a CLIP"):
+    with pytest.raises(ValueError, match="coop: expected a CLIP"):
         build_method({"name": "coop"}, lm("llama"))
-    with pytest.raises(ValueError, match="looks at images, and hf:"):
+    with pytest.raises(ValueError, match="vpt: expected an image tower, got the language model hf:"):
         build_method({"name": "vpt", "head": {"name": "linear"}}, lm("llama"))
-    with pytest.raises(ValueError, match="needs a language model, which glyph/random is not"):
+    with pytest.raises(
+        ValueError, match=r"prefix_tuning: expected a language model, got glyph/random. Choose --backbone"
+    ):
         build_method({"name": "prefix_tuning", "head": {"name": "linear"}}, build_tiny_clip())
 
 

@@ -338,9 +338,9 @@ def test_plot_draws_what_there_is(type_in, tmp_path):
     assert (tmp_path / "runs" / "pairs.png").read_bytes()[:4] == b"\x89PNG"
     keep(tmp_path / "coop", *home("coop", pseudo=False, shots=4))  # of few shots, and yet no few-shot run
     assert type_in("plot", "coop", "--figure", "my.png")[1] == "wrote my.png"
-    with pytest.raises(ValueError, match="no run here has pseudo-labels"):
+    with pytest.raises(ValueError, match=r"expected a run with pseudo-labels, got none\. Make one by"):
         plot_pseudo_labels(build_rows(home("coop", pseudo=False)))
-    with pytest.raises(ValueError, match="no few-shot runs"):
+    with pytest.raises(ValueError, match="expected few-shot runs, got none"):
         draw_all_plots([], tmp_path)
 
 

@@ -80,7 +80,7 @@ def test_the_reference_is_no_task_and_no_recipe(capsys):
         with pytest.raises(SystemExit):
             main(command)
     printed = capsys.readouterr()
-    assert "there is no task 'reference'" in printed.err
+    assert "task: expected a known name, got 'reference'" in printed.err
     assert "reference" not in printed.out
 
 
@@ -94,7 +94,10 @@ def test_the_reference_is_no_task_and_no_recipe(capsys):
             lambda held: held | {"published": [held["published"][0] | {"source": "b"}]},
             "source: expected one of .*, got 'b'",
         ),
-        (lambda held: held | {"published": [held["published"][0] | {"rows": {"dtd": [1, 2]}}]}, "a row has 2 numbers"),
+        (
+            lambda held: held | {"published": [held["published"][0] | {"rows": {"dtd": [1, 2]}}]},
+            "expected rows of accuracy, got 2 numbers",
+        ),
         (
             lambda held: held | {"published": [held["published"][0] | {"rows": {"dtd": {"ece": 2}}}]},
             "unknown number 'ece'; there are",

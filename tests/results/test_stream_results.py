@@ -297,7 +297,7 @@ def test_plot_draws_what_there_is(type_in, tmp_path):
 
 
 def test_a_stream_of_few_shots_is_no_few_shot_run(tmp_path):
-    with pytest.raises(ValueError, match="there are no few-shot runs to plot"):
+    with pytest.raises(ValueError, match="expected few-shot runs, got none"):
         plot_shots(build_rows([stream(shots=4)]), tmp_path / "x.png")
     assert [p.name for p in draw_all_plots([stream(shots=4)], tmp_path)] == ["stages.png", "matrix.png"]
 
@@ -305,16 +305,16 @@ def test_a_stream_of_few_shots_is_no_few_shot_run(tmp_path):
 @pytest.mark.parametrize(
     ("results", "told"),
     [
-        ([], "there are no few-shot runs to plot"),
-        ([stream(joint=True)], "there are no streams of two lessons or more to plot"),
+        ([], "expected few-shot runs, got none"),
+        ([stream(joint=True)], "expected streams of at least two lessons, got none"),
     ],
 )
 def test_nothing_to_plot_is_told(tmp_path, results, told):
     with pytest.raises(ValueError, match=told):
         draw_all_plots(results, tmp_path)
     for figure, missing in (
-        (plot_accuracy_matrices, "no accuracy matrix"),
-        (plot_prompt_usage, "no run here has a pool"),
+        (plot_accuracy_matrices, "for an accuracy matrix, got none"),
+        (plot_prompt_usage, "expected a run with a pool of prompts, got none"),
     ):
         with pytest.raises(ValueError, match=missing):
             figure(build_rows(results))

@@ -249,8 +249,8 @@ def command(folder, method, *more):
 @pytest.mark.parametrize(("how", "wanted"), [
     ("error", "error: this process can't go on"),
     ("bug", "KeyError: 'a mistake of ours'"),
-    ("kill", "error: another of the 2 processes has ended"),
-    ("nan", "error: the ce is not finite at step 4"),
+    ("kill", "error: processes: expected 2, got fewer: another one has ended"),
+    ("nan", "error: ce: expected a finite value at step 4"),
 ])  # fmt: skip
 def test_what_goes_wrong_in_one_process_ends_both_and_is_told_once(tmp_path, home, how, wanted):
     words = command(tmp_path / "runs", "mine:Broken", "train.epochs=4")
@@ -282,7 +282,7 @@ def test_a_killed_torchrun_takes_its_processes_along_and_the_command_goes_on(tmp
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     said = process.communicate(timeout=200)[0]  # until its processes have closed what they write to
-    assert said.count("torchrun, which started these processes, is gone") == 1, said
+    assert said.count("torchrun: expected a running parent process, got none") == 1, said
     assert not list(stopped.glob("*/result.json"))
     status, said = together(BIN / "vlprompt", *command(stopped, "mine:Dropped", *more), **home)
     assert list(stopped.glob("*/result.json")), (status, said)
@@ -326,18 +326,20 @@ FULL = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "local
 
 
 @pytest.mark.parametrize(("told", "words", "wanted"), [
-    ({}, "run coop digits --processes 2", r"--processes=2 was asked for, and one process was started: give torchrun "
+    ({}, "run coop digits --processes 2", r"--processes: expected 2, got one process. Give torchrun "
      "--no-python --nproc-per-node 2 vlprompt"),
     ({"WORLD_SIZE": "1"}, "run coop digits --processes 3", "--nproc-per-node 3"),
-    (FULL, "run coop digits --processes 3", "--processes=3 was asked for, and 2 processes were started"),
-    ({"WORLD_SIZE": "2"}, "run coop digits", "says WORLD_SIZE=2, but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
-    ({"WORLD_SIZE": "two"}, "run coop digits", "says WORLD_SIZE=two, which is no number of processes"),
-    ({"WORLD_SIZE": "2"}, "search linear digits", "says WORLD_SIZE=2, but not RANK"),
-    (FULL, "search linear digits", "vlprompt search is done by one process, and 2 were started"),
-    (FULL, "eval runs/x", "vlprompt eval is done by one process"),
-    (FULL, "predict runs/x a.png", "vlprompt predict is done by one process"),
-    (FULL, "run coop digits --device cuda:1", "several processes can't share cuda:1: say --device cuda"),
-    (FULL, "run coop digits --device mps", "several processes train on CPUs or on CUDA GPUs, not on mps"),
+    (FULL, "run coop digits --processes 3", "--processes: expected 3, got 2 processes. Give"),
+    ({"WORLD_SIZE": "2"}, "run coop digits",
+     "expected RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT with it, got WORLD_SIZE=2 alone. Start the processes by"),
+    ({"WORLD_SIZE": "two"}, "run coop digits", "WORLD_SIZE: expected a number of processes, got two. Unset it."),
+    ({"WORLD_SIZE": "2"}, "search linear digits", "WORLD_SIZE: expected RANK"),
+    (FULL, "search linear digits", "vlprompt search: expected one process, got 2. Give the command without torchrun."),
+    (FULL, "eval runs/x", "vlprompt eval: expected one process"),
+    (FULL, "predict runs/x a.png", "vlprompt predict: expected one process"),
+    (FULL, "run coop digits --device cuda:1", "which can't share a GPU, got cuda:1. Set --device cuda"),
+    (FULL, "run coop digits --device mps",
+     "--device: expected cpu or cuda for several processes, got mps. Set --device cpu."),
 ])  # fmt: skip
 def test_another_world_than_was_asked_for(environment, type_in, told, words, wanted):
     environment(**told)
@@ -354,7 +356,9 @@ def test_another_world_than_was_asked_for(environment, type_in, told, words, wan
 def test_more_processes_than_gpus(environment, type_in):
     environment(**FULL, LOCAL_WORLD_SIZE="2")
     status, said = type_in("run", "coop", "digits", "--device", "cuda")
-    assert (status, "2 processes were started here, and there are 0 CUDA devices" in said) == (2, True), said
+    assert (status, "for each of the 2 processes of this machine, got 0 CUDA devices. Start no" in said) == (2, True), (
+        said
+    )
 
 
 def test_one_process_of_one_is_alone(environment, type_in, tmp_path):
@@ -383,8 +387,8 @@ class Drifting(CoOp):
 @pytest.mark.slow
 def test_methods_that_need_the_whole_batch_are_refused(tmp_path, folder):
     plans = {
-        "mlp": "MLP normalises over the whole batch",
-        "test_distributed:Drifting": "Drifting changes its buffer mean",
+        "mlp": "--processes: expected 1 for MLP, which normalises over the whole batch, got 2. Train",
+        "test_distributed:Drifting": "--processes: expected 1 for Drifting, which changes its buffer mean",
     }
     for method, wanted in plans.items():
         plan = {"method": method, "dataset": f"{folder}/paper", "overrides": SMALL}

@@ -171,7 +171,7 @@ def test_a_stage_that_can_not_be_tested_is_refused_at_once(domains, tmp_path):
     rows = [[f"{root}/{p}", c, s, "plain" if s == "test" and d == "dark" else d] for p, c, s, d in lines[1:]]
     with (tmp_path / "data.csv").open("w", newline="") as file:
         csv.writer(file).writerows([lines[0], *rows])
-    with pytest.raises(ValueError, match=r"stage 1 \(dark\) has no test image"):
+    with pytest.raises(ValueError, match=r"stage 1 \(dark\): expected test images, got none"):
         Continual(str(tmp_path / "data.csv"), kind="domain_incremental").protocol  # noqa: B018
 
 
@@ -192,7 +192,7 @@ def test_a_task_free_stream_is_one_lesson_in_its_own_order():
     assert first.max() > second.min()  # the bumps overlap
     [apart] = Continual("digits", stages=5, kind="task_free", blur=0).lessons()
     assert (torch.tensor(apart.train.labels).div(2).floor().diff() >= 0).all()
-    with pytest.raises(ValueError, match=r"train.epochs=2 is something else: say train.epochs=1"):
+    with pytest.raises(ValueError, match=r"got train.epochs=2. Set train.epochs=1"):
         vlprompt.run(
             CoOp(vlprompt.load("glyph/random"), n_ctx=2), Continual("digits", stages=5, kind="task_free"), TRAIN
         )
@@ -244,7 +244,7 @@ def test_what_needs_more_than_one_look_refuses_a_task_free_stream(method, said, 
 
 
 def test_a_task_of_one_lesson_has_nothing_to_pause_after(vit):
-    with pytest.raises(ValueError, match="leave out --max-lessons"):
+    with pytest.raises(ValueError, match=r"got --max-lessons=1 for one lesson\. Leave --max-lessons out"):
         vlprompt.run(NearestMean(vit), vlprompt.tasks.FewShot("digits", shots=1), max_lessons=1)
 
 
@@ -431,8 +431,11 @@ def test_test_queries_are_made_once_for_all_lessons():
             {"kind": "domain_incremental"},
             "digits has no domains, which task.kind=domain_incremental needs: take digit_domains",
         ),
-        ({"stages": 5, "buffer": 10, "joint": True}, "task.buffer keeps images of earlier lessons"),
-        ({"stages": 5, "blur": -1.0}, "task.blur is 0 or more, not -1.0"),
+        (
+            {"stages": 5, "buffer": 10, "joint": True},
+            "which has no earlier images to replay, got 10. Set task.buffer=0",
+        ),
+        ({"stages": 5, "blur": -1.0}, "task.blur: expected at least 0, got -1.0"),
     ],
 )
 def test_streams_that_can_not_be_are_refused(settings, said):
@@ -443,17 +446,17 @@ def test_streams_that_can_not_be_are_refused(settings, said):
 
 def test_ids_without_quotes_are_told(type_in):
     words = ["run", "linear", "digits", "--task", "continual", "--backbone", "glyph-vit/random"]
-    for setting, said in (("task.stages=[[0,1],[2,3]]", "input should be a valid string; got 0"),
-                          ("task.order=[3,1]", "input should be a valid string; got 3")):  # fmt: skip
+    for setting, value in (("task.stages=[[0,1],[2,3]]", 0), ("task.order=[3,1]", 3)):
         status, told = type_in(*words, setting)
         assert status == 2
-        assert said in told
+        assert f"expected a valid string, got {value}. Write numbers that are names in quotes" in told
 
 
 def test_a_memory_too_small_for_its_classes_is_told():
     assert not Continual("digits", stages=5, buffer=8).protocol["warnings"]
     [told] = Continual("digits", stages=5, buffer=7).protocol["warnings"]
-    assert told.startswith("task.buffer=7 is less than one image for each of the 8 classes before the last lesson")
+    assert told.startswith("task.buffer=7: nothing is replayed in the last lesson")
+    assert "less than one image for each of the 8 classes before it; set task.buffer=8 or more" in told
     [told] = Continual("digit_domains", kind="domain_incremental", buffer=9).protocol["warnings"]
     assert "10 classes" in told
 
@@ -479,7 +482,8 @@ def test_a_class_alone_in_a_masked_stage_is_told(type_in, vit):
     words = "run nearest_mean --task continual dataset=digits task.stages=10 task.shots=2 --backbone glyph-vit/random"
     status, told = type_in(*words.split())
     assert not status
-    assert "stage 1, 2, 3, 4, 5 ...: a class alone in its lesson has a cross-entropy of zero" in told
+    assert "stage 1, 2, 3, 4, 5 ...: nothing is learned, because the cross-entropy of a single class is zero" in told
+    assert "set task.mask=false, or fewer stages" in told
     method = linear(vit)
     vlprompt.run(method, Continual("digits", stages=[["0"], ["1"]], shots=4), TRAIN)
     losses = []
@@ -495,7 +499,9 @@ def test_another_class_order_or_method_does_not_resume(vit, tmp_path):
         (linear(vit), Continual("digits", stages=5, shots=2, order="seeded")),
         (NearestMean(vit), task),
     ):
-        with pytest.raises(ValueError, match="holds a run of another configuration"):
+        with pytest.raises(
+            ValueError, match=r"expected the same configuration, got a run with other .* Name another folder"
+        ):
             vlprompt.run(method, other, TRAIN, tmp_path)
     assert vlprompt.run(linear(vit), task, TRAIN, tmp_path).summary
 

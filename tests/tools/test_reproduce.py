@@ -166,7 +166,10 @@ def test_transfer_is_trained_once(reproduce, eleven, tmp_path):
 
 def test_what_is_wrong_is_told(reproduce):
     words = ["--table", "base-to-new", "--backbone", "glyph/random", "--plan"]
-    assert reproduce(*words, "--methods", "coopp") == (2, "error: there is no method 'coopp'; did you mean 'coop'?")
+    assert reproduce(*words, "--methods", "coopp") == (
+        2,
+        "error: method: expected a known name, got 'coopp'; did you mean 'coop'?",
+    )
     status, text = reproduce(*words, "--seeds", "one")
     assert (status, "--seeds: expected whole numbers" in text) == (2, True)
     status, text = reproduce(*words, "--set", "train.epoch=1")

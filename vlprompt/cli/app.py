@@ -37,7 +37,7 @@ INTERRUPTED_MESSAGE = "stopped; the same command goes on from here"
 
 @app.command()
 def show(method: Annotated[str, typer.Argument(help="A method's name; `vlprompt list methods` gives them.")]) -> None:
-    """What a method is: its paper, its arguments and their defaults, its recipes with their expected numbers."""
+    """Describe a method: its paper, its arguments and their defaults, its recipes and their expected numbers."""
     from vlprompt.cli.listing import describe_method
 
     for line in describe_method(method):
@@ -46,7 +46,7 @@ def show(method: Annotated[str, typer.Argument(help="A method's name; `vlprompt 
 
 @app.command("list")
 def list_(kind: Annotated[str, typer.Argument(help="methods, tasks, datasets, backbones or preprocess.")]) -> None:
-    """Name what there is."""
+    """List the methods, tasks, datasets, backbones or preprocessing presets."""
     from vlprompt.cli.listing import list_entries
 
     for line in list_entries(kind):

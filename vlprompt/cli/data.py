@@ -77,7 +77,9 @@ def prepare(
         console.print(f"{name} is here: {len(open_data(name).train)} images to learn from")
         return
     if not is_card(name):
-        raise ValueError(f"{name!r} is no card; only datasets with a card can be prepared: `vlprompt data list`")
+        raise ValueError(
+            f"data prepare: expected a dataset with a card, got {name!r}. Choose one of those of `vlprompt data list`."
+        )
     card = load_card(name)
     if card.kind == "loader" or (card.kind == "text" and card.loader is not None):
         console.print(f"{name} comes with vlprompt; there is nothing to get", highlight=False)
@@ -93,7 +95,7 @@ def prepare(
 
 
 def _prepare_files(name: str, download: bool, mirror: str | None) -> None:
-    """Unpacks and, when it may, fetches the files of a card, and says what is missing."""
+    """Unpack the files of a card, download them if `download`, and print what is missing."""
     from vlprompt.data import download as downloads
     from vlprompt.data.cards import load_card
     from vlprompt.data.inspection import is_available
@@ -113,7 +115,9 @@ def _prepare_files(name: str, download: bool, mirror: str | None) -> None:
     folder, left = dataset_folder(card.folder), []
     if card.kind == "hub":
         if mirror is not None:
-            raise ValueError(f"{name} is fetched by torchvision, which takes it from nowhere else; leave out --from")
+            raise ValueError(
+                f"--from: expected no mirror for {name}, which torchvision downloads, got {mirror!r}. Leave --from out."
+            )
         if download:
             download_torchvision(HubName("torchvision", card.hub.partition(":")[2]))
         elif not is_available(card):
@@ -151,7 +155,7 @@ def show(
     allow_missing_classes: AllowMissingClassesOption = False,
     figure: FigureOption = None,
 ) -> None:
-    """What a dataset is: its card, and what is here of it; with --figure also samples of its classes."""
+    """Describe a dataset: its card, and what is here of it; with --figure also samples of its classes."""
     from vlprompt.data.cards import is_card, load_card
     from vlprompt.data.inspection import is_available
     from vlprompt.data.loading import open_data
@@ -174,7 +178,7 @@ def _shorten(names: Sequence[str]) -> str:
 
 
 def _describe_card(card: "Card") -> list[tuple[str, str]]:
-    """What a card says, as (key, text) lines."""
+    """Describe a card as (key, text) lines."""
     from vlprompt.data.locations import dataset_folder, describe_source
     from vlprompt.data.readers.card_folder import find_classes
     from vlprompt.data.text.card import describe_required_files
@@ -196,7 +200,7 @@ def _describe_card(card: "Card") -> list[tuple[str, str]]:
 
 
 def _describe_missing(card: "Card", name: str) -> list[tuple[str, str]]:
-    """The lines of a card whose data are not here."""
+    """Describe a card whose data are not here, as (key, text) lines."""
     lines = list[tuple[str, str]]()
     if card.kind != "text":
         lines += [("stages", str(card.stages))] if card.stages is not None else []
@@ -206,7 +210,7 @@ def _describe_missing(card: "Card", name: str) -> list[tuple[str, str]]:
 
 
 def _describe_data(data: "Data", card: "Card | None") -> list[tuple[str, str]]:
-    """What lies here of a dataset, as (key, text) lines."""
+    """Describe the data of a dataset, as (key, text) lines."""
     from vlprompt.data.inspection import describe_stream
     from vlprompt.data.report import nonempty_splits
     from vlprompt.data.text.inspection import describe_texts, is_text_dataset
@@ -229,7 +233,7 @@ def split(
     root: RootOption = None,
     allow_missing_classes: AllowMissingClassesOption = False,
 ) -> None:
-    """Keep the split of a dataset as a portable file: put into the dataset's folder it is read back exactly."""
+    """Save the split of a dataset as a portable file: put into the dataset's folder it is read back exactly."""
     from vlprompt.data.cards import is_card, load_card
     from vlprompt.data.loading import open_data
     from vlprompt.data.readers.split_file import SAVED_SPLIT_FILE, write_split_file
@@ -237,7 +241,10 @@ def split(
 
     set_data_root(root)
     if name.endswith(".npz") or (is_card(name) and load_card(name).kind != "layout"):
-        raise ValueError(f"{name!r} is no folder of files, so its split can't be kept as a list of files")
+        raise ValueError(
+            f"data split: expected a folder of image files, whose split is a list of files, got {name!r}. "
+            "Choose such a dataset."
+        )
     path = output / SAVED_SPLIT_FILE if output.is_dir() else output
     data = open_data(name, allow_missing_classes=allow_missing_classes)
     refuse_texts(data, "a split file")
@@ -246,7 +253,7 @@ def split(
 
 
 def _report_dataset(name: str, allow_missing_classes: bool, with_decoding: bool, figure: Path | None = None) -> None:
-    """Checks and prints what was found; leaves with status 1 when something is wrong."""
+    """Check a dataset and print the report; exit with status 1 when something is wrong."""
     from vlprompt.data.inspection import inspect_dataset as look
     from vlprompt.data.text.inspection import is_text_dataset
 
@@ -286,7 +293,7 @@ def _draw_samples(data: Any, figure: Path | None) -> None:
 
 @contextmanager
 def _show_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal, silence elsewhere."""
+    """Show a progress bar on a terminal, nothing elsewhere."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     with Progress(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),

@@ -11,7 +11,7 @@ BACKBONE_TYPES = ("Clip", "Tower", "AnyTower", "VisionTower", "LanguageTower")
 
 
 def list_entries(kind: str) -> list[str]:
-    """One line each; ValueError for a kind that there is not."""
+    """Return one line for each entry of a kind; ValueError for an unknown kind."""
     if kind in ("methods", "tasks"):
         package = methods if kind == "methods" else tasks
         return [
@@ -38,14 +38,14 @@ def list_entries(kind: str) -> list[str]:
         from vlprompt.backbones.schemes import list_forms
 
         return [f"{form:27} {description}" for form, description in list_forms().items()]
-    raise ValueError(f"there is no list of {kind!r}; {suggest_nearest(kind, LISTS)}")
+    raise ValueError(f"list: expected {', '.join(LISTS)}, got {kind!r}; {suggest_nearest(kind, LISTS)}")
 
 
 def describe_method(name: str) -> list[str]:
     """Return the header of a method's file, its class with arguments, and its recipes."""
     classes = methods.find_classes()
     if name not in classes:
-        raise ValueError(f"there is no method {name!r}; {suggest_nearest(name, list(classes))}")
+        raise ValueError(f"method: expected a known name, got {name!r}; {suggest_nearest(name, list(classes))}")
     path = _find_class_file(methods, name)
     nodes = ast.parse(path.read_text("utf-8")).body
     cls = next(node for node in nodes if isinstance(node, ast.ClassDef) and node.name == classes[name])

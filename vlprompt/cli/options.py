@@ -80,7 +80,7 @@ def parse_integers(text: str | None, option: str) -> list[int | None]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(
-            f"--{option}: expected whole numbers with commas between them, such as 1,2,4, got {text!r}"
+            f"--{option}: expected whole numbers separated by commas, got {text!r}. Write --{option} 1,2,4."
         ) from None
 
 
@@ -107,7 +107,7 @@ def set_memory_limit(gigabytes: float | None) -> None:
 def set_image_decoding(workers: int | None, cache_gigabytes: float | None) -> None:
     """Set the number of decoding threads and the size of the cache of decoded images, in GB (2**30 bytes)."""
     if cache_gigabytes is not None and not 0 <= cache_gigabytes < float("inf"):
-        raise ValueError(f"--image-cache: expected a number of GB from 0 on, such as 0.5, got {cache_gigabytes}")
+        raise ValueError(f"--image-cache: expected at least 0 GB, got {cache_gigabytes}. Set --image-cache 0.5.")
     if workers is not None:
         from vlprompt.runtime import threads
 

@@ -104,7 +104,9 @@ def run(
     arguments = [w.removeprefix("dataset=") for w in arguments]
     plain = [w for w in arguments if "=" not in w]
     if len(plain) > 1:
-        raise ValueError(f"one dataset at a time: got {', '.join(plain)}; settings are written key=value")
+        raise ValueError(
+            f"dataset: expected one dataset, got {', '.join(plain)}. Give one dataset, and settings as key=value."
+        )
     settings = [f"task.targets=[{targets}]"] if targets else []
     settings += [f"train.augmentations={augmentations}"] if augmentations else []
     settings += [w for w in arguments if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])

@@ -71,7 +71,10 @@ def search(
     set_feature_cache(feature_cache)
     given = [w for w in overrides or [] if w]
     if strange := [w for w in given if "=" not in w]:
-        raise ValueError(f"datasets are one word with commas between them; settings are key=value; got {strange[0]!r}")
+        raise ValueError(
+            f"settings: expected key=value, got {strange[0]!r}. Separate datasets by commas, without spaces, and write "
+            "settings as key=value."
+        )
     given += ["task.skip_broken=true"] if skip_broken else []
     seeds = [n for n in parse_integers(seed, "seed") if n is not None]
     options = SweepOptions(runs_folder, device, threads, save_every)
@@ -93,11 +96,12 @@ def search(
         show_results(build_rows(results), console)
     if failed:
         (first, error), *others = failed.items()
-        raise ValueError(f"{first}: {error}" + (f"; failed too: {', '.join(n for n, _ in others)}" if others else ""))
+        more = f" Failed too: {', '.join(name for name, _ in others)}." if others else ""
+        raise ValueError(f"{first}: {error}{more}")
 
 
 def _expand_datasets(text: str) -> Sequence[str]:
-    """Datasets, those of a set in its place."""
+    """Return the datasets of a comma-separated text, with sets expanded."""
     from vlprompt.data.dataset_groups import list_benchmark_datasets
 
     return [one for word in text.split(",") if word for one in (list_benchmark_datasets(word) or [word])]
@@ -132,8 +136,8 @@ def _search_dataset(
         test_images = build_task(configs[0].task).protocol["test"]
         if other := [result for result in finished if result.protocol["test"] != test_images]:
             raise ValueError(
-                f"{len(other)} runs in {str(runs_folder)!r} were tested on other images of {dataset}; give another "
-                "--out"
+                f"--out: expected runs on the same test images of {dataset}, got {len(other)} runs on other ones in "
+                f"{str(runs_folder)!r}. Name another --out."
             )
     with ProgressDisplay(console) as display:
         results = run_configs(configs, options, display, backbones=backbones)

@@ -24,7 +24,7 @@ def resolve_class(kind: str, name: str) -> type:
 
     Args:
         kind: "method", "task" or "head".
-        name: its short name, or module:Class for one that is not ours.
+        name: its short name, or module:Class for a class outside this package.
 
     Raises:
         ValueError: with the nearest name, or why the class can't be imported.
@@ -33,7 +33,7 @@ def resolve_class(kind: str, name: str) -> type:
         return _import_class(kind, name)
     classes = {"method": methods.find_classes, "task": tasks.find_classes, "head": lambda: HEADS}[kind]()
     if name not in classes:
-        raise ValueError(f"there is no {kind} {name!r}; {suggest_nearest(name, list(classes))}")
+        raise ValueError(f"{kind}: expected a known name, got {name!r}; {suggest_nearest(name, list(classes))}")
     modules = {"method": methods, "task": tasks, "head": verbalizers if name in LANGUAGE_HEADS else heads}
     return getattr(modules[kind], classes[name])
 
@@ -48,7 +48,10 @@ def _import_class(kind: str, name: str) -> type:
             return cls
         raise ImportError(f"{class_name} is not a class")
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"there is no {kind} {name!r} (module:Class) to import from here: {error}") from error
+        raise ValueError(
+            f"{kind}: expected module:Class that can be imported from here, got {name!r} ({error}). "
+            "Correct the name, or add the module's folder to PYTHONPATH."
+        ) from error
     finally:
         sys.path.remove(str(Path.cwd()))
 
@@ -80,19 +83,19 @@ def require_backbone_kind(method: str, kind: str, backbone: "Backbone") -> None:
 
     if kind == "Clip" and not isinstance(backbone, Clip):
         raise ValueError(
-            f"{method} needs a CLIP, image and text tower; {backbone.spec} has no texts: take "
-            "--backbone glyph or open_clip:NAME/TAG, or a method on an image tower, such as vpt with "
-            "method.head=linear"
+            f"{method}: expected a CLIP, with an image and a text tower, got {backbone.spec}, which has no texts. "
+            "Choose --backbone glyph or open_clip:NAME/TAG, or a method on an image tower, such as vpt with "
+            "method.head=linear."
         )
     if kind == "LanguageTower" and not isinstance(backbone, LanguageTower):
         raise ValueError(
-            f"{method} needs a language model, which {backbone.spec} is not: take --backbone "
-            "hf:FOLDER or hf:OWNER/NAME, and a dataset of texts"
+            f"{method}: expected a language model, got {backbone.spec}. "
+            "Choose --backbone hf:FOLDER or hf:OWNER/NAME, and a dataset of texts."
         )
     if kind == "VisionTower" and isinstance(backbone, LanguageTower):
         raise ValueError(
-            f"{method} looks at images, and {backbone.spec} is a language model: take --backbone "
-            "glyph, or a method that reads texts, such as prefix_tuning or lora"
+            f"{method}: expected an image tower, got the language model {backbone.spec}. "
+            "Choose --backbone glyph, or a method that reads texts, such as prefix_tuning or lora."
         )
 
 

@@ -1,4 +1,4 @@
-"""Components back to configuration: the name of a class and the arguments that it was constructed with."""
+"""Describe components as configuration: the name of a class and its constructor's arguments."""
 
 import inspect
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def to_plain_value(value: Any) -> Any:
 
 
 def title(cls: type) -> str:
-    """Return the name of a class in a configuration: the file of one of ours, else module:Class."""
+    """Return the name of a class in a configuration: its file for a class of this package, else module:Class."""
     folder, _, file = cls.__module__.rpartition(".")
     if issubclass(cls, Head) and cls.__module__ in ("vlprompt.layers.heads", "vlprompt.layers.verbalizers"):
         return next(name for name, head in HEADS.items() if head == cls.__name__)

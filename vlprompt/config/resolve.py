@@ -91,9 +91,10 @@ def _validate_values(
         key = ".".join([kind, *(str(part) for part in first["loc"] if "[" not in str(part))])
         value = "nothing" if first["type"] == "missing" else repr(first["input"])
         needs_quotes = first["type"] == "string_type" and len(first["loc"]) > 1
-        hint = """ (numbers that are names need quotes: 'task.order=["1","2"]')""" if needs_quotes else ""
+        hint = """Write numbers that are names in quotes: 'task.order=["1","2"]'.""" if needs_quotes else ""
+        expected = "a value" if first["type"] == "missing" else first["msg"].removeprefix("Input should be ")
         raise ValueError(
-            f"{config.find_origin(key)}: {key}: {first['msg'][0].lower()}{first['msg'][1:]}; got {value}{hint}"
+            f"{config.find_origin(key)}: {key}: expected {expected}, got {value}. {hint or f'Set {key} to one.'}"
         ) from error
     return {name: getattr(model, name) for name in fields}
 
@@ -101,7 +102,7 @@ def _validate_values(
 def _complete_part(key: str, kind: str, values: Settings, config: LayeredConfig) -> Arguments:
     """Complete the settings of a method or head that is an argument of another method."""
     if not values.get("name"):
-        raise ValueError(f"{config.find_origin(key)}: {key} needs a name, such as {{name: coop}}")
+        raise ValueError(f"{config.find_origin(key)}: {key}: expected a name, got none. Set {key}={{name: coop}}.")
     cls = resolve_class(kind, values["name"])
     return {"name": values["name"], **complete_arguments(key, cls, values, config)}
 
@@ -114,11 +115,12 @@ def resolve(config: LayeredConfig) -> RunConfig:
     for section in ("method", "task"):
         if not values.get(section, {}).get("name"):
             raise ValueError(
-                f"no {section} was named: give it on the command line or as '{section}: {{name: ...}}' in a file"
+                f"{section}: expected a name, got none. "
+                f"Name it on the command line, or as '{section}: {{name: ...}}' in a file."
             )
     seed = values.get("seed", 1)
     if not isinstance(seed, int):
-        raise ValueError(f"{config.find_origin('seed')}: seed: input should be a valid integer; got {seed!r}")
+        raise ValueError(f"{config.find_origin('seed')}: seed: expected an integer, got {seed!r}. Set seed=1.")
     method, task = (resolve_class(section, values[section]["name"]) for section in ("method", "task"))
     task_arguments = complete_arguments("task", task, {"seed": seed} | values["task"], config)
     run_config = RunConfig(
@@ -142,8 +144,9 @@ def _resolve_training(values: Settings, shots: int | None, config: LayeredConfig
         if isinstance(by_shots := values.get(key), dict):
             if shots not in by_shots:
                 raise ValueError(
-                    f"{config.find_origin(f'train.{key}')}: train.{key} has no entry for {shots} shots; "
-                    f"it has {', '.join(map(str, by_shots))}"
+                    f"{config.find_origin(f'train.{key}')}: train.{key}: expected one of the shots "
+                    f"{', '.join(map(str, by_shots))}, got {shots}. Set train.{key} to a number, or task.shots to one "
+                    "of these."
                 )
             values[key] = by_shots[shots]
     return complete_arguments("train", TrainConfig, values, config)

@@ -126,13 +126,13 @@ def read_yaml(path: Path) -> Settings:
     import yaml
 
     if not path.is_file():
-        raise ValueError(f"there is no configuration file {str(path)!r}")
+        raise ValueError(f"--config: expected a YAML file, got {str(path)!r}, which does not exist. Correct the path.")
     try:
         values = yaml.safe_load(path.read_text("utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: expected YAML, got an error: {' '.join(str(error).split())}. Correct it.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected keys ({', '.join(SECTIONS)}), got a {type(values).__name__}")
+        raise ValueError(f"{path}: expected keys, got a {type(values).__name__}. Write {', '.join(SECTIONS)} as keys.")
     return values
 
 

@@ -27,8 +27,8 @@ class GradientSync:
         if distributed.get_world_size() > 1:
             if any(getattr(part, "needs_whole_batch", False) for part in method.modules()):
                 raise ValueError(
-                    f"{type(method).__name__} normalises over the whole batch, so {distributed.get_world_size()} "
-                    "processes with a share each would learn something else: train it with one process"
+                    f"--processes: expected 1 for {type(method).__name__}, which normalises over the whole batch, got "
+                    f"{distributed.get_world_size()}. Train it with one process."
                 )
             collectives.collect_new_features(self.feature_caches)  # from now on the caches record new features
 
@@ -72,8 +72,8 @@ class GradientSync:
             before, version = self.buffers_before.get(name, (None, 0))
             if name not in self.summed_buffers_before and (buffer is not before or buffer._version != version):
                 raise ValueError(
-                    f"{type(self.method).__name__} changes its buffer {name} by the images of a step, and "
-                    f"{distributed.get_world_size()} processes see a share each: train it with one process"
+                    f"--processes: expected 1 for {type(self.method).__name__}, which changes its buffer {name} by all "
+                    f"images of a step, got {distributed.get_world_size()}. Train it with one process."
                 )
         changes = [buffers[name] - before for name, before in self.summed_buffers_before.items()]
         summed = distributed.all_reduce_sum(changes)

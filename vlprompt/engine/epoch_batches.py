@@ -63,26 +63,25 @@ def validate_lesson(lesson: Lesson, config: TrainConfig, has_epoch_scorer: bool 
         has_epoch_scorer: whether epochs are scored by the caller, who may know more than the lesson (the oracle).
     """
     if not len(lesson.train) and not lesson.unlabelled:
-        raise ValueError("the lesson has no training images")
+        raise ValueError("lesson: expected training images, got none. Choose a dataset or lesson with some.")
     if config.model_selection == "val" and (lesson.val is None or not len(lesson.val)):
         raise ValueError(
-            "train.model_selection=val needs validation images, and there are none: use train.model_selection=last, "
-            "in a stream, which trains on them, task.with_val=false, where the source is gone "
-            "train.model_selection=entropy, density or agreement"
+            "train.model_selection=val: expected validation images, got none. Set train.model_selection=last; in a "
+            "stream, which trains on them, task.with_val=false; without source images train.model_selection=entropy, "
+            "density or agreement."
         )
     if config.model_selection in UNLABELLED_CRITERIA and not lesson.unlabelled:
         raise ValueError(
-            f"train.model_selection={config.model_selection} looks at unlabelled images of a target, and there are "
-            "none: use train.model_selection=last or val, or adapt to a target by --source and --target"
+            f"train.model_selection={config.model_selection}: expected unlabelled images of a target, got none. Set "
+            "train.model_selection=last or val, or adapt to a target by --source and --target."
         )
     if config.model_selection == "oracle" and not has_epoch_scorer:
         raise ValueError(
-            "train.model_selection=oracle takes the test labels of a target, and there is none: use "
-            "train.model_selection=val"
+            "train.model_selection=oracle: expected a target with test labels, got none. Set train.model_selection=val."
         )
     if not lesson.has_task_boundaries and (config.epochs != 1 or config.iterations is not None):
         setting = f"epochs={config.epochs}" if config.iterations is None else f"iterations={config.iterations}"
         raise ValueError(
-            f"a task-free stream gives each image once, in its own order, and train.{setting} is something else: "
-            "say train.epochs=1 train.iterations=null train.warmup=0"
+            f"train.epochs, train.iterations: expected one epoch of a task-free stream, which gives each image once, "
+            f"got train.{setting}. Set train.epochs=1 train.iterations=null train.warmup=0."
         )

@@ -72,7 +72,9 @@ def _compute_text_outputs(method: Method, batch: Batch, prepared: Any, kind: str
         return _TextOutputs(len(batch.inputs), logits.cpu(), targets.cpu())
     loss = float(F.cross_entropy(logits, targets, reduction="sum"))
     n_correct = int((logits.argmax(1) == targets).sum())
-    generated = _generate(method, batch.inputs, limit) if limit else []
+    generated = []
+    if limit:
+        generated = generate_texts(method, batch.inputs, f"task.max_new_tokens={limit}", max_new_tokens=limit)
     return _TextOutputs(len(batch.inputs), None, None, loss, n_correct, len(targets), generated)
 
 
@@ -87,8 +89,8 @@ def _score_responses(method: Method, split: Split, outputs: Sequence[_TextOutput
         metrics["token_accuracy"] = 100 * sum(one.n_correct for one in outputs) / n_tokens
     elif not limit:
         raise ValueError(
-            f"{type(method).__name__} writes answers and rates none: set task.max_new_tokens, the tokens that each "
-            "may take"
+            f"task.max_new_tokens: expected more than 0 for {type(method).__name__}, which generates responses and "
+            "doesn't score them, got 0. Set task.max_new_tokens to the longest response in tokens."
         )
     if limit:
         generated = [text for one in outputs for text in one.generated]
@@ -98,13 +100,25 @@ def _score_responses(method: Method, split: Split, outputs: Sequence[_TextOutput
     return metrics
 
 
-def _generate(method: Method, inputs: Any, max_new_tokens: int) -> list[str]:
-    write = getattr(method, "generate", None)
-    if write is None:
+def generate_texts(method: Method, inputs: Any, context: str, **settings: Any) -> list[str]:
+    """Generate responses with a method that can.
+
+    Args:
+        method: the method.
+        inputs: a TextBatch.
+        context: what needs the texts (a setting or a run), for the error.
+        **settings: as the method's `generate` takes them, such as max_new_tokens.
+
+    Raises:
+        ValueError: if the method does not generate text.
+    """
+    generate = getattr(method, "generate", None)
+    if generate is None:
         raise ValueError(
-            f"{type(method).__name__} writes nothing: set task.max_new_tokens=0, or take a method on a language model"
+            f"{context}: expected a method that generates text, got {type(method).__name__}. "
+            "Choose a method on a language model, or set task.max_new_tokens=0."
         )
-    return write(inputs, max_new_tokens=max_new_tokens)
+    return generate(inputs, **settings)
 
 
 def normalize_text(text: str) -> str:

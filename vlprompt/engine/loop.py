@@ -81,9 +81,9 @@ class Loop:
         needs_whole_batch = any(getattr(part, "needs_whole_batch", False) for part in method.modules())
         if config.micro_batch_size is not None and needs_whole_batch:
             raise ValueError(
-                f"train.micro_batch_size={config.micro_batch_size} would change what {type(method).__name__} learns: "
-                "it normalises over the whole batch; leave train.micro_batch_size out and take a smaller "
-                "train.batch_size"
+                f"train.micro_batch_size: expected null for {type(method).__name__}, which normalises over the whole "
+                f"batch, got {config.micro_batch_size}. Leave train.micro_batch_size out, and set a smaller "
+                "train.batch_size."
             )
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
@@ -123,9 +123,10 @@ class Loop:
         """Remember the parameters of the best epoch so far; after the last epoch restore them."""
         if (score := scores.get(self.config.model_selection)) is None:
             raise ValueError(
-                f"train.model_selection={self.config.model_selection} can't be told here: agreement needs a method "
-                "with pseudo-labels or one on a CLIP, whose zero-shot answers they are, the oracle a target; use "
-                "train.model_selection=last, or val"
+                f"train.model_selection: expected a rule that can be scored here, got {self.config.model_selection} ("
+                f"agreement needs a method with pseudo-labels or a CLIP, whose "
+                "zero-shot "
+                "predictions they are; oracle needs a target). Set train.model_selection=last, or val."
             )
         if self.cursor.best_score is None or score > self.cursor.best_score:
             self.cursor.best_score = score
@@ -195,9 +196,9 @@ class Loop:
             culprit = "gradient"
         if culprit is not None:
             raise NonFiniteError(
-                f"the {culprit} is not finite at step {self.cursor.step + 1} (epoch {self.cursor.epoch}, "
-                f"learning rate {lr:.3g}, terms {terms}); the parameters of the step before are kept. "
-                "Lower train.lr, set train.grad_clip=1, or train.precision=fp32"
+                f"{culprit}: expected a finite value at step {self.cursor.step + 1}, got terms {terms} (epoch "
+                f"{self.cursor.epoch}, learning rate {lr:.3g}); the parameters are those of the step before. "
+                "Lower train.lr, set train.grad_clip=1, or train.precision=fp32."
             )
         for p, g in zip(self.parameters, grads, strict=True):
             p.grad = g
@@ -290,8 +291,8 @@ def _require_labels(method: Method, lesson: Lesson, config: TrainConfig) -> None
     is_unlabelled = bool(lesson.unlabelled) and not len(lesson.train)
     if is_unlabelled and not method.needs_unlabelled and config.epochs and method.state_dict():
         raise ValueError(
-            f"{type(method).__name__} learns from labels alone, and this lesson has only unlabelled images: name a "
-            "source by --source, or take a method that learns from them, such as entropy around this one"
+            f"{type(method).__name__}: expected labelled images, got a lesson with unlabelled ones only. Name a source "
+            "by --source, or choose a method that learns from unlabelled images, such as entropy around this one."
         )
 
 

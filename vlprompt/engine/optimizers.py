@@ -27,15 +27,15 @@ def build_paged_adamw(
     """Build QLoRA's AdamW (32 bits), whose state moves to CPU memory when the GPU is full; ValueError without CUDA."""
     if device.type != "cuda":
         raise ValueError(
-            f"train.optimizer=paged_adamw moves its state between a CUDA GPU and the CPU, and this trains on "
-            f"{device.type}: take train.optimizer=adamw, the same without pages"
+            f"train.optimizer=paged_adamw: expected a CUDA GPU, from which its state is paged to the CPU, got "
+            f"{device.type}. Set train.optimizer=adamw, the same without paging."
         )
     try:
         from bitsandbytes.optim.adamw import PagedAdamW32bit
     except ImportError as error:
         raise ValueError(
-            "train.optimizer=paged_adamw needs bitsandbytes (pip install 'vlprompt[lm]'); adamw is the same without "
-            "pages"
+            "train.optimizer=paged_adamw: expected bitsandbytes, got no such package. "
+            "Install it by pip install 'vlprompt[lm]', or set train.optimizer=adamw, the same without paging."
         ) from error
     return PagedAdamW32bit(param_groups, config.lr, config.betas, config.eps, config.weight_decay)
 

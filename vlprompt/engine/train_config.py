@@ -91,10 +91,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, minimum in MINIMUM.items():
             if (value := getattr(self, name)) is not None and not value >= minimum:
-                raise ValueError(f"train.{name} must be at least {minimum}, not {value}")
+                raise ValueError(
+                    f"train.{name}: expected at least {minimum}, got {value}. Set train.{name}={minimum} or more."
+                )
         for name in POSITIVE:
             if (value := getattr(self, name)) is not None and not value > 0:
-                raise ValueError(f"train.{name} must be above 0, not {value}")
+                raise ValueError(f"train.{name}: expected a value above 0, got {value}. Set a higher train.{name}.")
 
     @property
     def compute_options(self) -> ComputeOptions:

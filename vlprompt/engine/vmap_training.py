@@ -177,17 +177,31 @@ class VmapTrainer:
 
 
 def validate_vmap(methods: Sequence[Method], configs: Sequence[TrainConfig]) -> None:
-    """ValueError for settings that can't be trained side by side."""
+    """ValueError for configs that can't be trained together by `fit_vmapped`."""
     if distributed.get_world_size() > 1:
-        raise ValueError("settings side by side are trained by one process: search without torchrun")
+        raise ValueError(
+            f"fit_vmapped: expected one process, got {distributed.get_world_size()}. Search without torchrun."
+        )
     if len({type(method) for method in methods}) != 1 or len(methods) != len(configs):
-        raise ValueError("settings side by side are of one method, and each needs its own TrainConfig")
+        raise ValueError(
+            f"fit_vmapped: expected copies of one method with a TrainConfig each, got {len(methods)} copies of "
+            f"{', '.join(sorted({type(method).__name__ for method in methods}))} and {len(configs)} configs. "
+            "Use fit for other methods."
+        )
     if not methods[0].max_vmap_images:
-        raise ValueError(f"{type(methods[0]).__name__} does not train side by side (max_vmap_images is 0); use fit")
+        raise ValueError(
+            f"fit_vmapped: expected a method with max_vmap_images above 0, got {type(methods[0]).__name__}. Use fit."
+        )
     if any(replace(train, lr=configs[0].lr, weight_decay=configs[0].weight_decay) != configs[0] for train in configs):
-        raise ValueError("settings side by side may differ in lr, weight_decay and seed only")
+        raise ValueError(
+            "fit_vmapped: expected configs that differ in lr, weight_decay and seed only, got other differences. "
+            "Use fit for each."
+        )
     if configs[0].precision == "fp16":
-        raise ValueError("settings side by side have no scaler of the loss each; use train.precision=bf16 or fp32")
+        raise ValueError(
+            "train.precision: expected bf16 or fp32 for vmapped runs, which share one loss scale, got fp16. "
+            "Set train.precision=bf16 or fp32."
+        )
 
 
 def fit_vmapped(methods: Sequence[Method], lesson: Lesson, configs: Sequence[TrainConfig], seeds: Sequence[int],

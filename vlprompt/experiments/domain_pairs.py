@@ -56,5 +56,8 @@ def _list_pairs(task: dict[str, Any], sources: list[str], targets: list[str]) ->
         return list[Pair](pairs)
     rest: list[Pair] = [(source or "rest", target) for target in targets or domains if target not in sources]
     if not rest:
-        raise ValueError(f"{', '.join(sources)} are all the domains there are, so none is left to be the target")
+        raise ValueError(
+            f"--source: expected at least one domain left as the target, got all of them ({', '.join(sources)}). "
+            "Name fewer sources."
+        )
     return rest

@@ -34,12 +34,15 @@ def export_run(
         OSError: where the folder can't be written or holds something.
     """
     if output_folder.exists() and (not output_folder.is_dir() or any(output_folder.iterdir())):
-        raise OSError(f"{str(output_folder)!r} is there and not an empty folder: name another")
+        raise OSError(f"--out: expected a new or empty folder, got {str(output_folder)!r}. Name another folder.")
     method, names = restore_method(run_folder, backbone, device)
     lm, config = method.backbone, RunFolder(run_folder).read_learned_state()[1]["config"]
     if not isinstance(lm, LanguageTower) or not isinstance(method, TowerMethod):
         name = config["method"]["name"]
-        raise ValueError(f"{name} in {str(run_folder)!r} is no adapter of a language model, so it can't be exported")
+        raise ValueError(
+            f"export: expected an adapter of a language model, got {name} in {str(run_folder)!r}. "
+            "Choose a run of such a method."
+        )
     if not merge:
         _require_leading_tokens(config)
     _write_adapter(method, lm, output_folder, config, merge)
@@ -90,5 +93,6 @@ def _require_leading_tokens(config: dict[str, Any]) -> None:
         tokens = [piece for piece in pieces if piece.kind == "tokens"]
         if tokens and (len(tokens) > 1 or pieces[0] != tokens[0]):
             raise ValueError(
-                f"the soft tokens of this run stand at places of the text ({template!r}), and PEFT has them before it"
+                f"template: expected soft tokens before the text, the only place that PEFT's files allow, got "
+                f"{template!r}. Train with such a template."
             )

@@ -56,7 +56,9 @@ def evaluate_run(
     """
     task = RunFolder(folder).read_learned_state()[1]["config"]["task"]
     if task["name"] == "text" and figure_path is not None:
-        raise ValueError(f"the run in {str(folder)!r} is about texts, of which no picture can be drawn")
+        raise ValueError(
+            f"--figure: expected a run on images, got {str(folder)!r}, a run on texts. Leave --figure out."
+        )
     test = _open_test(task, dataset, skip_broken)
     method, _ = restore_method(folder, backbone, device)
     metrics = evaluate(method, test).metrics
@@ -135,8 +137,9 @@ def predict_images(
     """
     if RunFolder(folder).read_learned_state()[1]["config"]["task"]["name"] == "text":
         raise ValueError(
-            f"the run in {str(folder)!r} is about texts: give them by --text, or a file of them (.txt, .jsonl), not "
-            f"{str(images[0])!r}"
+            f"{str(folder)!r}: expected texts for a run on texts, got {str(images[0])!r}. Give texts by --text, or in "
+            "a "
+            "file (.txt, .jsonl)."
         )
     paths = _find_readable(images, skip_broken)
     if not paths:

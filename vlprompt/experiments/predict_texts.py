@@ -1,4 +1,4 @@
-"""Predict texts by what a run has learned: classes, or responses in words."""
+"""Predict the classes of texts, or generate responses, with the learned state of a run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from vlprompt.core.batch import Split
 from vlprompt.core.method import Method
 from vlprompt.core.texts import TextBatch, TextItem, parse_template
 from vlprompt.engine.evaluate import iter_logits
+from vlprompt.engine.evaluate_text import generate_texts
 from vlprompt.experiments.predict_images import rank_classes
 from vlprompt.experiments.restore import restore_method
 from vlprompt.results.run_folder import RunFolder
@@ -43,30 +44,38 @@ def read_texts(path: Path) -> list[TextInput]:
         ValueError: with the line that is blank or no such JSON.
     """
     if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{str(path)!r} is no file of texts: give a .txt with a text on each line, or a .jsonl")
+        raise ValueError(
+            f"predict: expected a file of texts (.txt, .jsonl), got {str(path)!r}. Give a .txt with a text on each "
+            "line, "
+            "or a .jsonl."
+        )
     try:
         lines = path.read_text("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
+        raise ValueError(
+            f"{str(path)!r}: expected UTF-8, got an {error.reason} at byte {error.start}. Convert it to UTF-8."
+        ) from error
     return [_parse_line(line, f"line {k} of {str(path)!r}", path.suffix == ".jsonl") for k, line in enumerate(lines, 1)]
 
 
 def _parse_line(line: str, location: str, is_json: bool) -> TextInput:
     if not line.strip():
-        raise ValueError(f"{location} is blank: take it out, or give a text")
+        raise ValueError(f"{location}: expected a text, got a blank line. Remove the line, or write a text.")
     try:
         value: Any = json.loads(line) if is_json else line
     except json.JSONDecodeError as error:
-        raise ValueError(f"{location} is no JSON: {error}") from error
+        raise ValueError(f"{location}: expected JSON, got an error: {error}. Correct the line.") from error
     if not isinstance(value, str | dict):
-        raise ValueError(f"{location} must be a string or an object of fields, not {line[:50]}")
+        raise ValueError(
+            f"{location}: expected a JSON string or an object of fields, got {line[:50]}. Write one of these."
+        )
     return value if isinstance(value, str) else {str(name): str(text) for name, text in value.items()}
 
 
 def predict_texts(
     folder: Path, text_inputs: Sequence[TextInput], backbone: str | None = None, device: str | None = None
 ) -> list[TextPrediction]:
-    """Predict the classes of texts, or write their responses.
+    """Predict the classes of texts, or generate their responses.
 
     Args:
         folder: of the run.
@@ -80,9 +89,12 @@ def predict_texts(
     protocol = read_text_protocol(folder)
     config = RunFolder(folder).read_learned_state()[1]["config"]  # ValueError for a run that is not finished
     if not protocol:
-        raise ValueError(f"the run in {str(folder)!r} is about images: give it image files, not texts")
+        raise ValueError(f"{str(folder)!r}: expected image files for a run on images, got texts. Give it image files.")
     if protocol["answer"] == "tags":
-        raise ValueError(f"the run in {str(folder)!r} classifies words: test it by `vlprompt eval` on a dataset")
+        raise ValueError(
+            f"{str(folder)!r}: expected a run that classifies or answers whole texts, got one that classifies words. "
+            "Test it by `vlprompt eval` on a dataset."
+        )
     items = tuple(_build_text_item(k, text, protocol) for k, text in enumerate(text_inputs))
     method, names = restore_method(folder, backbone, device)
     if protocol["answer"] == "class":
@@ -94,12 +106,11 @@ def predict_texts(
 
 
 def _generate(method: Method, items: tuple[TextItem, ...], folder: Path, max_new_tokens: int | None) -> list[str]:
-    generate = getattr(method, "generate", None)
-    if generate is None:
-        raise ValueError(f"the method of {str(folder)!r}, {type(method).__name__}, writes nothing")
     options = {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
     batches = (items[k : k + GENERATION_BATCH_SIZE] for k in range(0, len(items), GENERATION_BATCH_SIZE))
-    return [text for batch in batches for text in generate(TextBatch(batch), **options)]
+    return [
+        text for batch in batches for text in generate_texts(method, TextBatch(batch), repr(str(folder)), **options)
+    ]
 
 
 def _build_text_item(index: int, text_input: TextInput, protocol: dict[str, Any]) -> TextItem:
@@ -107,14 +118,14 @@ def _build_text_item(index: int, text_input: TextInput, protocol: dict[str, Any]
     names = list(dict.fromkeys(piece.text for piece in pieces if piece.kind == "field"))
     if isinstance(text_input, str) and len(names) > 1:
         raise ValueError(
-            f"this run reads texts with the fields {', '.join(names)}: give a .jsonl file with an object of them on "
-            "each line"
+            f"text {index + 1}: expected the fields {', '.join(names)}, got a text without fields. Give a .jsonl file "
+            "with an object of them on each line."
         )
     fields = {names[0]: text_input} if isinstance(text_input, str) else dict(text_input)
     if missing := [name for name in names if not fields.get(name, "").strip()]:
         present = ", ".join(name for name, text in fields.items() if text.strip()) or "nothing"
         raise ValueError(
-            f"text {index + 1} has no {missing[0]!r}: it has {present}, and the run shows {', '.join(names)}"
+            f"text {index + 1}: expected the fields {', '.join(names)}, got {present}. Add {missing[0]!r}."
         )
     key = json.dumps(fields, sort_keys=True)
     return TextItem(key, fields, protocol["template"], protocol["plain_template"], name=f"text {index + 1}")

@@ -37,8 +37,8 @@ def restore_method(folder: Path, backbone: str | None = None, device: str | None
     tower = find_input_tower(frozen)
     if tower.key.partition("#")[2] != metadata["backbone_key"].partition("#")[2]:
         raise ValueError(
-            f"the prompt in {str(folder)!r} was learned on {metadata['backbone_key']}, "
-            f"but {spec} holds other weights ({tower.key}); name the right ones by --backbone"
+            f"--backbone: expected the weights that {str(folder)!r} was trained on ({metadata['backbone_key']}), got "
+            f"{spec} with others ({tower.key}). Name the right ones by --backbone."
         )
     lessons = _read_lessons(metadata)
     method = build_method(config["method"], frozen)
@@ -47,7 +47,8 @@ def restore_method(folder: Path, backbone: str | None = None, device: str | None
     except RuntimeError as error:
         cause = " ".join(str(error).split())
         raise ValueError(
-            f"the learned state in {str(folder)!r} does not fit the method {config['method']['name']}: {cause}"
+            f"{str(folder)!r}: expected a learned state of the method {config['method']['name']}, got an error on "
+            f"loading it: {cause}. Train it again with this version."
         ) from error
     by_id = {name.id: name for lesson in lessons for name in map(as_class_name, lesson.train.names)}
     return method.eval(), tuple(by_id.values())

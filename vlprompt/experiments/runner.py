@@ -74,7 +74,7 @@ def run(
     """
     _require_image_towers(method)
     if max_lessons is not None and max_lessons < 1:
-        raise ValueError(f"max_lessons: expected at least 1, got {max_lessons}")
+        raise ValueError(f"--max-lessons: expected at least 1, got {max_lessons}. Set 1 or more, or leave it out.")
     if unknown := set(memory_overrides) - set(MEMORY_SETTINGS):
         raise ValueError(
             f"memory_overrides: expected {', '.join(MEMORY_SETTINGS)}, got {', '.join(sorted(unknown))}. "
@@ -171,7 +171,11 @@ class _Run:
         if self.max_lessons is None:
             return ""
         if lesson.total == 1:
-            raise ValueError("there is one lesson only, so nothing to pause after: leave out --max-lessons")
+            raise ValueError(
+                f"--max-lessons: expected a stream of several lessons to pause, got --max-lessons={self.max_lessons} "
+                "for "
+                "one lesson. Leave --max-lessons out."
+            )
         return f"after {index} of {lesson.total} lessons" if index >= self.max_lessons else ""
 
     def _needs_training(self, lesson: Lesson) -> bool:
@@ -229,7 +233,8 @@ class _Run:
         if lesson.domains and lesson.total != 1 and not lesson.unlabelled:  # a source, before the target comes
             if train.model_selection == "val":
                 raise ValueError(
-                    "train.model_selection=val needs source images, gone in task.setting=source_free: take entropy"
+                    "train.model_selection: expected a rule without source images for task.setting=source_free, got "
+                    "val. Set train.model_selection=entropy."
                 )
             train = replace(train, model_selection="last")
 

@@ -88,8 +88,9 @@ class Study:
         config = folder.read_config()
         if config is not None and config.get("images") != self.image_hashes:
             raise ValueError(
-                f"the images of {self.dataset} are not those of the search in {str(folder.path)!r}: "
-                "give another --out, or remove that folder and the runs beside it"
+                f"--out: expected the images of the search in {str(folder.path)!r}, got other images of "
+                f"{self.dataset}. "
+                "Name another --out, or remove that folder and the runs next to it."
             )
         return folder.read_chosen()
 
@@ -164,11 +165,13 @@ def _read_axes(space: Settings) -> dict[str, list[Any]]:
     axes = {k: v if isinstance(v, list) else [v] for k, v in space.items() if k not in SEARCH_OPTIONS}
     if unknown := [k for k in axes if k.partition(".")[0] not in ("train", "method") or "." not in k]:
         raise ValueError(
-            f"search.{unknown[0]} can't be searched: write search.train.NAME or search.method.NAME and a list of "
-            f"values, for example search.train.lr=[0.1,0.01]; besides there are {', '.join(SEARCH_OPTIONS)}"
+            f"search: expected train.NAME, method.NAME or {', '.join(SEARCH_OPTIONS)}, got search.{unknown[0]}. Write "
+            "search.train.NAME or search.method.NAME and a list of values, such as search.train.lr=[0.1,0.01]."
         )
     if empty := [k for k, v in axes.items() if not v]:
-        raise ValueError(f"search.{empty[0]} has no values; give a list, or leave it out")
+        raise ValueError(
+            f"search.{empty[0]}: expected a list of values, got an empty one. Add values, or leave it out."
+        )
     for key in VMAP_KEYS:
         axes.setdefault(key, [None])
     return axes
@@ -194,7 +197,9 @@ def _parse_number(key: str, value: Any) -> float:
             raise ValueError("a truth value")
         return float(value)  # YAML reads 1e-3 as text
     except (TypeError, ValueError) as error:
-        raise ValueError(f"search.{key} takes a list of numbers; got {value!r}") from error
+        raise ValueError(
+            f"search.{key}: expected a list of numbers, got {value!r}. Write search.{key}=[0.1,0.01]."
+        ) from error
 
 
 def run_search(
@@ -234,7 +239,10 @@ def _choose(study: Study, entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
     points = study.settings
     finite = [p for p in points if len(points) == 1 or entries[p.key]["accuracy"] is not None]
     if not finite:
-        raise NonFiniteError(f"no setting of {study.dataset} came to a number; give smaller learning rates to search")
+        raise NonFiniteError(
+            f"search: expected a finite loss of at least one of {len(points)} settings on {study.dataset}, got none. "
+            "Set smaller learning rates in search.train.lr."
+        )
 
     def rank(point: GridPoint) -> tuple[float, float, float]:
         accuracy = entries[point.key]["accuracy"] if point.key in entries else 0.0

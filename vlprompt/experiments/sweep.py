@@ -116,7 +116,9 @@ def resolve_sweep(
     """
     if source is not None or target is not None:
         if task not in (None, DOMAIN):
-            raise ValueError(f"--source and --target are of the task {DOMAIN}, not of {task}; leave them out")
+            raise ValueError(
+                f"--source, --target: expected the task {DOMAIN}, got {task}. Leave them out, or set --task {DOMAIN}."
+            )
         task = DOMAIN
     tasks = [load_layered_config(method, task=task, **options).values["task"] for method in methods]
     kinds = {settings["name"] for settings in tasks}
@@ -253,7 +255,7 @@ class _Sweep:
 def _iter_warnings(protocol: dict[str, Any]) -> Iterator[str]:
     """Yield what a user should know of the data of a task."""
     if small := protocol.get("undersized_classes"):
-        yield f"{len(small)} classes have fewer images ({', '.join(small[:5])}); all of theirs are taken"
+        yield f"{len(small)} classes have fewer images than task.shots ({', '.join(small[:5])}); all of them are used"
     yield from protocol.get("warnings", [])
 
 

@@ -1,6 +1,6 @@
 """The folder of one run.
 
-Every file is written whole, beside its place, and then renamed, so that no reader meets half of one.
+Every file is written completely under a temporary name and then renamed, so that no reader sees half of one.
 """
 
 import json
@@ -30,13 +30,14 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"could not write {str(path)!r} ({error.strerror}); make room or permit writing and give the same command "
-            "again: it goes on where the last file was written"
+            f"{str(path)!r}: expected a file that can be written, got an error ({error.strerror}). Free space or "
+            "permit "
+            "writing, and give the same command again: it goes on where the last file was written."
         ) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing."""
+    """Write a file completely or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with explain_write_errors(path):
         try:
@@ -71,7 +72,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return tensors, json.loads((file.metadata() or {})["vlprompt"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{str(path)!r} is not a whole safetensors file ({error}); delete it and give the command again"
+            f"{str(path)!r}: expected a complete safetensors file, got a broken one ({error}). Delete it and give the "
+            "command again."
         ) from error
 
 
@@ -108,10 +110,10 @@ class Result:
 
 
 class RunFolder:
-    """What one run leaves on the disk.
+    """The files of one run.
 
-    config.yaml, steps.jsonl, last.safetensors (to resume; goes when the run is done), prompt.safetensors (the learned
-    state) and result.json, written last: that it exists means that the run is done.
+    config.yaml, steps.jsonl, last.safetensors (to resume; removed when the run is done), prompt.safetensors (the
+    learned state) and result.json, written last: a run is finished if it exists.
     """
 
     def __init__(self, path: Path):
@@ -124,9 +126,10 @@ class RunFolder:
 
     @contextmanager
     def open(self, config: dict[str, Any]) -> Iterator[None]:
-        """Made, claimed for this process, and holding `config`.
+        """Create the folder, lock it for this process, and write `config` into it.
 
-        ValueError when it holds another or a process is at work in it.
+        Raises:
+            ValueError: when it holds another configuration, or another process has locked it.
         """
         import yaml
 
@@ -137,8 +140,9 @@ class RunFolder:
             if known.exists() and (stored := yaml.safe_load(known.read_text("utf-8"))) != config:
                 differing = [k for k in config if not isinstance(stored, dict) or stored.get(k) != config[k]]
                 raise ValueError(
-                    f"{str(self.path)!r} holds a run of another configuration (other {', '.join(differing)}); "
-                    "name another folder"
+                    f"{str(self.path)!r}: expected the same configuration, got a run with other "
+                    f"{', '.join(differing)}. "
+                    "Name another folder."
                 )
             for left in (left for name in ATOMIC_FILES for left in self.path.glob(f".{name}.*")):
                 left.unlink()  # of a process that died while it wrote
@@ -150,7 +154,7 @@ class RunFolder:
                 raise
 
     def _discard_if_empty(self) -> None:
-        """Leave nothing where nothing was learned; files that are not ours stay."""
+        """Remove the files of a run that has learned nothing; other files stay."""
         if not self.state_path.exists() and not self.result_path.exists():
             for file in (self.path / "config.yaml", self.steps_path):
                 file.unlink(missing_ok=True)
@@ -163,7 +167,8 @@ class RunFolder:
             return Result(**json.loads(self.result_path.read_text("utf-8")), folder=str(self.path))
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(
-                f"{str(self.result_path)!r} is broken ({error}); delete it and give the command again"
+                f"{str(self.result_path)!r}: expected a result, got a broken file ({error}). Delete it and give the "
+                "command again."
             ) from error
 
     def save_state(self, state: State, progress: dict[str, Any]) -> None:
@@ -188,11 +193,15 @@ class RunFolder:
         """Return the learned state and its metadata; ValueError if the run is not finished."""
         path = self.path / "prompt.safetensors"
         if not self.path.is_dir():
-            raise ValueError(f"there is no run folder {str(self.path)!r}; `vlprompt table` lists those under runs/")
+            raise ValueError(
+                f"run: expected the folder of a run, got {str(self.path)!r}, which does not exist. "
+                "List those under runs/ by `vlprompt table`."
+            )
         if not path.exists() or not self.result_path.exists():
             raise ValueError(
-                f"the run in {str(self.path)!r} is not finished: give its command again and it goes on, "
-                "or choose another"
+                f"{str(self.path)!r}: expected a finished run, got an unfinished one. Give its command again and it "
+                "goes "
+                "on, or choose another run."
             )
         return read_tensors(path)
 
@@ -212,7 +221,10 @@ def lock_folder(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise ValueError(f"another process is at work in {str(path)!r}; wait for it or name another folder") from error
+        raise ValueError(
+            f"{str(path)!r}: expected a folder that no process uses, got one that another process has locked. "
+            "Wait for it, or name another folder."
+        ) from error
     try:
         yield
     finally:
@@ -225,7 +237,9 @@ def lock_folder(path: Path) -> Iterator[None]:
 def read_runs(root: Path) -> tuple[list[Result], list[Path]]:
     """Return all finished runs under a folder, and the folders of unfinished ones."""
     if not root.is_dir():
-        raise ValueError(f"there is no folder {str(root)!r}; `vlprompt run` makes runs/")
+        raise ValueError(
+            f"runs: expected a folder of runs, got {str(root)!r}, which does not exist. Make runs/ by `vlprompt run`."
+        )
     folders = sorted({p.parent for p in root.rglob("config.yaml")})
     results = [(f, RunFolder(f).read_result()) for f in folders]
     return [r for _, r in results if r is not None], [f for f, r in results if r is None]

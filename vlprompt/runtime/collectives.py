@@ -151,8 +151,9 @@ def require_same_state(state: dict[str, Tensor], description: str) -> None:
     main = digests[0]
     if different := [name for name in main if any(other.get(name) != main[name] for other in digests)]:
         raise ValueError(
-            f"the {distributed.get_world_size()} processes hold different {', '.join(different[:3])} {description}: "
-            "the method keeps something of the images that each process has seen; train it with one process"
+            f"--processes: expected the same state in all {distributed.get_world_size()} processes, got different "
+            f"{', '.join(different[:3])} {description}, because the method stores something of the images of its own "
+            "process. Train it with one process."
         )
 
 

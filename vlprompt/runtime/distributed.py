@@ -59,12 +59,12 @@ def read_world_size() -> int:
     """Return the number of processes in the environment; ValueError where variables that they need are missing."""
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isdecimal() or not int(text):
-        raise ValueError(f"the environment says WORLD_SIZE={text}, which is no number of processes: unset it")
+        raise ValueError(f"WORLD_SIZE: expected a number of processes, got {text}. Unset it.")
     n_processes = int(text)
     if n_processes > 1 and (missing := [name for name in REQUIRED_VARIABLES if name not in os.environ]):
         raise ValueError(
-            f"the environment says WORLD_SIZE={n_processes}, but not {', '.join(missing)}, by which they find "
-            f"each other: start them by  {_format_torchrun_command(n_processes)}  or unset WORLD_SIZE"
+            f"WORLD_SIZE: expected {', '.join(missing)} with it, got WORLD_SIZE={n_processes} alone. Start the "
+            f"processes by  {_format_torchrun_command(n_processes)}  or unset WORLD_SIZE."
         )
     return n_processes
 
@@ -74,9 +74,7 @@ def require_single_process(command: str) -> None:
     if (n_processes := read_world_size()) > 1:
         if os.environ["RANK"] != "0":
             raise SystemExit(2)
-        raise ValueError(
-            f"{command} is done by one process, and {n_processes} were started: give the command without torchrun"
-        )
+        raise ValueError(f"{command}: expected one process, got {n_processes}. Give the command without torchrun.")
 
 
 def _format_torchrun_command(processes: int) -> str:
@@ -103,8 +101,8 @@ def open_process_group(device: str | None = None, processes: int | None = None) 
     global _group
     n_processes = read_world_size()
     if processes is not None and processes != n_processes:
-        started = "one process was started" if n_processes == 1 else f"{n_processes} processes were started"
-        _reject(f"--processes={processes} was asked for, and {started}: give  {_format_torchrun_command(processes)}")
+        started = "one process" if n_processes == 1 else f"{n_processes} processes"
+        _reject(f"--processes: expected {processes}, got {started}. Give  {_format_torchrun_command(processes)}")
     if n_processes == 1:
         yield device
         return
@@ -139,17 +137,21 @@ def _choose_device(device: str | None) -> str:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda:"):
-        _reject(f"several processes can't share {device}: say --device cuda, and each takes its own GPU")
+        _reject(
+            f"--device: expected cuda for several processes, which can't share a GPU, got {device}. "
+            "Set --device cuda, and each takes its own GPU."
+        )
     if device not in ("cpu", "cuda"):
-        _reject(f"several processes train on CPUs or on CUDA GPUs, not on {device}: say --device cpu")
+        _reject(f"--device: expected cpu or cuda for several processes, got {device}. Set --device cpu.")
     if device == "cpu":
         return device
     n_processes, n_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     local_rank = int(os.environ["LOCAL_RANK"])
     if max(n_processes, local_rank + 1) > n_gpus:
         _reject(
-            f"{n_processes} processes were started here, and there {'is' if n_gpus == 1 else 'are'} {n_gpus} CUDA "
-            f"device{'s' * (n_gpus != 1)}: start {n_gpus or 'none'} for them, or say --device cpu"
+            f"--device: expected a CUDA device for each of the {n_processes} processes of this machine, got {n_gpus} "
+            f"CUDA device{'s' * (n_gpus != 1)}. Start {n_gpus or 'no'} process{'es' * (n_gpus != 1)}, or set --device "
+            "cpu."
         )
     torch.cuda.set_device(local_rank)
     return f"cuda:{local_rank}"
@@ -164,7 +166,10 @@ def _init_process_group(device: str) -> _ProcessGroup:
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the processes did not find each other ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"MASTER_ADDR, MASTER_PORT: expected an address at which all processes meet, got an error "
+            f"({str(error).splitlines()[0]}). Start the processes by torchrun, or correct the address."
+        ) from error
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     return _ProcessGroup(rank, world_size, int(os.environ["LOCAL_RANK"]), store, os.getppid() if by_torchrun else 0)
 
@@ -197,14 +202,16 @@ def _exit_process(status: int) -> None:
 def _detect_lost_process() -> Iterator[None]:
     """Turn the errors of a collective in the with-block into ProcessLostError."""
     if _group.parent_pid and os.getppid() != _group.parent_pid:
-        raise ProcessLostError("torchrun, which started these processes, is gone; the same command goes on from here")
+        raise ProcessLostError(
+            "torchrun: expected a running parent process, got none. Give the same command again; it goes on from here."
+        )
     try:
         yield
     except RuntimeError as error:
         cause = "" if "onnection" in str(error) else f" ({str(error).splitlines()[0]})"
         raise ProcessLostError(
-            f"another of the {_group.size} processes has ended{cause}, without a word: the system ends one where "
-            "memory is full; the same command goes on from here"
+            f"processes: expected {_group.size}, got fewer: another one has ended without an error message{cause}, "
+            "as the system does when memory is full. Give the same command again; it goes on from here."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What error messages share."""
+"""Helpers for error messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,7 +7,7 @@ MAX_CHOICES = 40  # to name in a message
 
 
 class UnknownClassError(ValueError):
-    """A method was asked for a class that it was not trained on and can't answer by its name."""
+    """A class that the method was not trained on, and can't predict by its name."""
 
 
 def suggest_nearest(name: str, choices: Iterable[str]) -> str:
@@ -19,7 +19,7 @@ def suggest_nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def explain_error(error: Exception) -> str | None:
-    """Return the message for a mistake in the input or too little memory; None for an error of ours."""
+    """Return the message for a mistake in the input or too little memory; None for a bug in this package."""
     if isinstance(error, ValueError | OSError | ArithmeticError):
         return str(error)
     memory_texts = "out of memory", "can't allocate memory"  # of a GPU and of a CPU
@@ -27,7 +27,7 @@ def explain_error(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or is_memory_error:
         cause = f" ({str(error).splitlines()[0]})" if str(error) else ""
         return (
-            f"there is not enough memory{cause}: take a smaller train.batch_size, train.micro_batch_size=4, "
-            "or fewer tokens (method.n_tokens, method.n_ctx)"
+            f"memory: expected enough for this run, got an error of the allocator{cause}. Set a smaller "
+            "train.batch_size, train.micro_batch_size=4, or fewer tokens (method.n_tokens, method.n_ctx)."
         )
     return None

@@ -27,7 +27,8 @@ def load_class(package: str, folder: Path, name: str) -> Any:
     for file, class_name in find_public_classes(folder).items():
         if class_name == name:
             return getattr(import_module(f"{package}.{file}"), name)
-    raise AttributeError(f"{package} has no {name!r}; it has {', '.join(find_public_classes(folder).values())}")
+    classes = ", ".join(find_public_classes(folder).values())
+    raise AttributeError(f"{package}: expected one of {classes}, got {name!r}. Import one of these.")
 
 
 def lazy_package(

@@ -21,7 +21,7 @@ PROC_STATUS = Path("/proc/self/status")
 def set_limit(gigabytes: float) -> None:
     """Limit what the process may take in all (2**30 bytes), where that is less than what there is."""
     if not gigabytes > 0:
-        raise ValueError(f"--memory-limit is a number of GB above 0, such as 3; got {gigabytes}")
+        raise ValueError(f"--memory-limit: expected a number of GB above 0, got {gigabytes}. Set --memory-limit 3.")
     SETTINGS.memory_limit_mb = gigabytes * 1024
 
 

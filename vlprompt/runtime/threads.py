@@ -33,7 +33,7 @@ def set_workers(n: int | None) -> None:
             machine share its CPUs.
     """
     if n is not None and n < 0:
-        raise ValueError(f"pictures are decoded by 0 threads or more, not {n}")
+        raise ValueError(f"--workers: expected at least 0 threads, got {n}. Set --workers 0 or more.")
     SETTINGS.decode_workers = n
 
 

@@ -49,14 +49,15 @@ class BaseToNew(FewShot):
             return split_base_new(len(ids))
         if unknown := [class_id for class_id in self.base_classes if class_id not in ids]:
             raise ValueError(
-                f"{self.dataset} has no class with the id {unknown[0]!r}; its ids are {', '.join(ids[:20])}"
+                f"task.base_classes: expected class ids of {self.dataset} ({', '.join(ids[:20])}), got "
+                f"{unknown[0]!r}. Take some of its ids."
             )
         base = [ids.index(class_id) for class_id in self.base_classes]
         new = [label for label in range(len(ids)) if label not in base]
         if min(len(base), len(new)) < 2 or len(set(base)) < len(base):
             raise ValueError(
-                "task.base_classes must name two classes or more, each once, and leave two or more as new; got "
-                f"{self.base_classes}"
+                "task.base_classes: expected at least two different classes, with at least two left as new classes, "
+                f"got {self.base_classes}. Leave task.base_classes out to take the first half."
             )
         return base, new
 

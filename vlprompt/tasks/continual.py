@@ -75,7 +75,10 @@ class Continual(FewShot):
         """The training data of all stages as one lesson."""
         train, val = self.data.train, self.data.val
         if not len(train):
-            raise ValueError(f"{self.dataset} is a test only and has no training images, so there is nothing to learn")
+            raise ValueError(
+                f"{self.dataset}: expected training images, got a dataset with a test split only. Choose another "
+                "dataset."
+            )
         if self.shots is not None:
             train = sample_few_shot(train, None, self.shots, self.seed)[0]
         elif self.with_val and val is not None:
@@ -113,17 +116,29 @@ class Continual(FewShot):
         if stages is None:
             stages = len(self.unit_ids) if by_domain else self.lesson.train.info.get("stages")
         if not isinstance(stages, int | list | tuple):
-            raise ValueError(f"{self.dataset} does not say how many stages it has; say so by task.stages=5")
+            raise ValueError(
+                f"task.stages: expected a number or a list, got {stages!r}, and {self.dataset} has no number of its "
+                "own. "
+                "Set task.stages=5."
+            )
         if by_domain and isinstance(stages, int) and stages != len(self.unit_ids):
-            raise ValueError(f"task.stages is {stages}, but {self.dataset} has the domains {', '.join(self.unit_ids)}")
+            raise ValueError(
+                f"task.stages: expected {len(self.unit_ids)}, one for each domain of {self.dataset} "
+                f"({', '.join(self.unit_ids)}), got {stages}. Set task.stages={len(self.unit_ids)}, or list the "
+                "domains "
+                "of each stage."
+            )
         return stages
 
     def _validate_memory(self) -> None:
         for key, value in (("buffer", self.buffer), ("blur", self.blur)):
             if value < 0:
-                raise ValueError(f"task.{key} is 0 or more, not {value}")
+                raise ValueError(f"task.{key}: expected at least 0, got {value}. Set task.{key}=0 or more.")
         if self.buffer and (self.joint or self.kind == "task_free"):
-            raise ValueError("task.buffer keeps images of earlier lessons, and here there is one lesson only")
+            raise ValueError(
+                f"task.buffer: expected 0 for a stream of one lesson, which has no earlier images to replay, got "
+                f"{self.buffer}. Set task.buffer=0."
+            )
 
     def _validate_groups(self, groups: list[list[int]]) -> None:
         """Raise ValueError for a task without training images, or without test images where tests are by task."""
@@ -132,9 +147,12 @@ class Continual(FewShot):
         for k, group in enumerate(groups, 1):
             label = f"stage {k} ({', '.join(self.unit_ids[i] for i in group)})"
             if not trained & set(group):
-                raise ValueError(f"{label} has no training image")
+                raise ValueError(f"{label}: expected training images, got none. Set task.stages without it.")
             if not tested & set(group) and needs_test:
-                raise ValueError(f"{label} has no test image, so nothing would tell how well it was learned")
+                raise ValueError(
+                    f"{label}: expected test images, got none, so that its accuracy can't be measured. "
+                    "Set task.stages without it."
+                )
 
     def _unit_indices(self, split: Split) -> Sequence[int]:
         """Return the index in `unit_ids` of each item's class or domain, -1 for a domain without training images."""
@@ -233,14 +251,15 @@ class Continual(FewShot):
         if self.mask and not self.joint and not self.buffer and by_class and single_class_stages:
             numbers = ", ".join(map(str, single_class_stages[:5])) + " ..." * (len(single_class_stages) > 5)
             warnings.append(
-                f"stage {numbers}: a class alone in its lesson has a cross-entropy of zero, so training learns "
-                "nothing; say task.mask=false, or fewer stages"
+                f"stage {numbers}: nothing is learned, because the cross-entropy of a single class is zero; "
+                "set task.mask=false, or fewer stages"
             )
         n_classes = len(self._class_labels(range(len(self.groups) - 1)))  # all classes in a stream of domains
         if 0 < self.buffer < n_classes:
             warnings.append(
-                f"task.buffer={self.buffer} is less than one image for each of the {n_classes} classes before the last "
-                "lesson, so that nothing is rehearsed there"
+                f"task.buffer={self.buffer}: nothing is replayed in the last lesson, because this is less than one "
+                "image "
+                f"for each of the {n_classes} classes before it; set task.buffer={n_classes} or more"
             )
         with_val = len(self.lesson.train) > len(self.data.train)
         return {

@@ -71,13 +71,19 @@ class Domain:
         skip_broken: bool = False,
     ):
         if setting not in ("adapt", "source_free", "generalise"):
-            raise ValueError(f"setting is adapt, source_free or generalise, not {setting!r}")
+            raise ValueError(
+                f"task.setting: expected adapt, source_free or generalise, got {setting!r}. Set one of these."
+            )
         if not 0 <= val_fraction < 1:
             raise ValueError(
-                f"task.val_fraction is the share of a source that is held out, from 0 to below 1, not {val_fraction}"
+                f"task.val_fraction: expected a fraction of the source from 0 to below 1, got {val_fraction}. "
+                "Set task.val_fraction=0.1, or 0 to train on all images."
             )
         if isinstance(classes, str) and classes != "shared":
-            raise ValueError(f"task.classes is 'shared' or a list of ids of the target's classes, not {classes!r}")
+            raise ValueError(
+                f"task.classes: expected 'shared' or a list of ids of the target's classes, got {classes!r}. "
+                "Set one of these."
+            )
         self.arguments = dataset, source, target
         self.dataset, self.target = dataset and identify_dataset(dataset), target and identify_dataset(target)
         if isinstance(source, list):
@@ -104,14 +110,15 @@ class Domain:
         data, target = self.data, self.arguments[2]
         domains = [] if data is None else list_domains(data)
         if data is not None and len(domains) < 2:
-            fault = f"has only the domain {domains[0]!r}" if domains else "tells no domains"
+            present = f"only the domain {domains[0]!r}" if domains else "no domains"
             raise ValueError(
-                f"{data.name} {fault}, and from one to another needs two: a folder of domain/class/image, a card "
-                "with domains (vlprompt list datasets), or two datasets by --source and --target"
+                f"task.dataset: expected at least two domains, got {data.name} with {present}. Use a folder of "
+                "domain/class/image, a card with domains (vlprompt list datasets), or two datasets by --source and "
+                "--target."
             )
         if target is None:
-            choices = f"; {data.name} has {', '.join(domains)}" if data is not None else ""
-            raise ValueError(f"there is no target: name one by --target{choices}")
+            choices = f" ({data.name} has {', '.join(domains)})" if data is not None else ""
+            raise ValueError(f"task.target: expected a domain, got none. Name one by --target{choices}.")
         return self._open_domain(target)
 
     @cached_property
@@ -120,16 +127,24 @@ class Domain:
         domains = [] if self.data is None else list_domains(self.data)
         if source == "rest" or (source is None and self.setting == "generalise"):
             if not domains:
-                raise ValueError("source=rest is all other domains of a dataset, and no dataset was named")
+                raise ValueError(
+                    "task.source: expected a dataset to take all other domains from, got source=rest without one. "
+                    "Name a dataset, or name the sources by --source."
+                )
             source = [name for name in domains if name != target]
         if not source and self.setting != "source_free":
-            choices = f"; {self.data.name} has {', '.join(domains)}" if self.data is not None else ""
-            raise ValueError(f"there is no source: name one by --source{choices}; task.setting=source_free needs none")
+            choices = f" ({self.data.name} has {', '.join(domains)})" if self.data is not None else ""
+            raise ValueError(
+                f"task.source: expected a domain, got none. Name one by --source{choices}, or set "
+                "task.setting=source_free, which needs none."
+            )
         source_list = [] if source is None else source if isinstance(source, list) else [source]
         sources = [self._open_domain(one) for one in source_list]
         names = [*(domain.name for domain, _ in sources), target]
         if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
-            raise ValueError(f"source and target are both {repeated[0]!r}; from one domain to another needs two")
+            raise ValueError(
+                f"task.source, task.target: expected different domains, got {repeated[0]!r} twice. Name it once."
+            )
         return sources
 
     @cached_property
@@ -167,14 +182,14 @@ class Domain:
         if unknown := [i for i in chosen if counts[i] and not has_source[i]]:
             more = f" and {len(unknown) - 1} more" * (len(unknown) > 1)
             raise ValueError(
-                f"the target {target.name} has the class {str(names[unknown[0]])!r}{more}, of which "
-                f"{' and '.join(source.name for source in sources)} has no images to learn from: take the classes "
-                "that both have by task.classes=shared, or name some"
+                f"task.classes: expected classes with images in {' and '.join(source.name for source in sources)}, got "
+                f"{str(names[unknown[0]])!r}{more} of the target {target.name}. Set task.classes=shared for the "
+                "classes that both have, or list some."
             )
         if len(chosen) < 2:
             raise ValueError(
-                f"source and target have {len(chosen)} class{'es' * (len(chosen) != 1)} in common, and two are the "
-                "least; are they called alike?"
+                f"task.classes: expected at least two classes that source and target share, got {len(chosen)}. "
+                "Check that they have the same names."
             )
         return chosen
 
@@ -185,7 +200,7 @@ class Domain:
             return list(range(len(ids)))
         if unknown := [class_id for class_id in self.classes if class_id not in ids]:
             raise ValueError(
-                f"task.classes names {unknown[0]!r}, which the target has not; {suggest_nearest(unknown[0], ids)}"
+                f"task.classes: expected classes of the target, got {unknown[0]!r}; {suggest_nearest(unknown[0], ids)}"
             )
         return [ids.index(class_id) for class_id in dict.fromkeys(self.classes)]
 
@@ -213,13 +228,13 @@ class Domain:
             return images, images
         if not len(target.test):
             raise ValueError(
-                f"the target {target.name} has no test images: add some, or say task.transductive=true to test on "
-                "those that are adapted to"
+                f"task.target: expected test images, got {target.name} without any. Add some, or set "
+                "task.transductive=true to test on the images that are adapted to."
             )
         if not len(target.train) and self.setting != "generalise":
             raise ValueError(
-                f"the target {target.name} is a test only and has no images to adapt to: say task.transductive=true to "
-                "adapt to the test images themselves"
+                f"task.target: expected images to adapt to, got {target.name} with a test split only. Set "
+                "task.transductive=true to adapt to the test images themselves."
             )
         return anonymize_items(replace(target, test=target.test.select([])).all_images), anonymize_items(target.test)
 

@@ -59,8 +59,8 @@ class Text:
         first = next(iter((*data.train.items, *data.test.items)), None)
         if not isinstance(first, TextItem):
             raise ValueError(
-                f"{data.name} has images, and the task text is for texts: take --task few_shot, or a dataset of texts "
-                "(`vlprompt list datasets` names them)"
+                f"task: expected a dataset of texts for the task text, got {data.name}, which has images. Set --task "
+                "few_shot, or choose a dataset of texts (`vlprompt list datasets`)."
             )
         self._validate_templates(first)
         return data
@@ -70,11 +70,12 @@ class Text:
             for piece in () if template is None else parse_template(template):
                 if piece.kind == "field" and piece.text not in item.fields:
                     raise ValueError(
-                        f"the template {template!r} has {{{piece.text}}}; {suggest_nearest(piece.text, item.fields)}"
+                        f"template: expected fields of the texts, got {{{piece.text}}} in {template!r}; "
+                        f"{suggest_nearest(piece.text, item.fields)}"
                     )
                 if piece.kind == "mask" and template == self.plain_template:
                     raise ValueError(
-                        f"task.plain_template is a text without the answer's place, but {template!r} has {{mask}}"
+                        f"task.plain_template: expected a template without {{mask}}, got {template!r}. Remove {{mask}}."
                     )
 
     @property

@@ -40,7 +40,8 @@ class Transfer(FewShot):
         super().__init__(dataset, shots, seed, augment, skip_broken)
         if not targets:
             raise ValueError(
-                "transfer needs targets: datasets or folders, such as --targets digits or task.targets=[digits,glyphs]"
+                "task.targets: expected datasets or folders, got none. "
+                "Set --targets digits or task.targets=[digits,glyphs]."
             )
         self.targets = [targets] if isinstance(targets, str) else targets
 
@@ -50,7 +51,10 @@ class Transfer(FewShot):
         for target in self.targets:
             data = open_data(target, self.augment, self.skip_broken)
             if data.name in data_by_name:
-                raise ValueError(f"two targets are called {data.name!r}; rename a folder or name it once")
+                raise ValueError(
+                    f"task.targets: expected different names, got {data.name!r} twice. Rename a folder, or list it "
+                    "once."
+                )
             data_by_name[data.name] = data
         return data_by_name
 

@@ -44,7 +44,7 @@ class VTAB:
         with_val: bool | None = None,
     ):
         if phase not in ("final", "search"):
-            raise ValueError(f"task.phase is 'search' or 'final', not {phase!r}")
+            raise ValueError(f"task.phase: expected 'search' or 'final', got {phase!r}. Set one of these.")
         self.dataset_source, self.dataset = dataset, identify_dataset(dataset)
         self.phase, self.seed, self.augment, self.skip_broken = phase, seed, augment, skip_broken
         self.with_val = with_val
@@ -64,7 +64,10 @@ class VTAB:
         """Training images, validation images, and both."""
         train, val = self.data.train, self.data.val
         if not len(train):
-            raise ValueError(f"{self.dataset} is a test only and has no training images")
+            raise ValueError(
+                f"{self.dataset}: expected training images, got a dataset with a test split only. Choose another "
+                "dataset."
+            )
         if val is not None and len(val):
             return train, val, train.concat(val)
         return *hold_out(train, VAL_FRACTION), train

@@ -27,8 +27,8 @@ def require_curves(rows: Sequence[ResultRow]) -> None:
     """Raise a ValueError without a stream of two lessons or more."""
     if not any(len(_compute_curve(r)) > 1 for r in rows):
         raise ValueError(
-            "there are no streams of two lessons or more to plot over their lessons; "
-            "`vlprompt run nearest_mean digits --task continual --seed 1,2,3` makes some"
+            "plot: expected streams of at least two lessons, got none. "
+            "Make some by `vlprompt run nearest_mean digits --task continual --seed 1,2,3`."
         )
 
 
@@ -84,8 +84,8 @@ def plot_accuracy_matrices(rows: Sequence[ResultRow]) -> Any:
     panels = [(r, matrix) for r in rows if (matrix := _average_accuracy_matrix(r))]
     if not panels:
         raise ValueError(
-            "there are no streams with a test of each lesson, so there is no accuracy matrix to draw; "
-            "`vlprompt run nearest_mean digits --task continual --seed 1,2,3` makes some"
+            "plot: expected streams with a test of each lesson for an accuracy matrix, got none. "
+            "Make some by `vlprompt run nearest_mean digits --task continual --seed 1,2,3`."
         )
     with_backbone, with_table = _needs_backbone_and_table([r for r, _ in panels])
     figure, axes = create_panels(plt, len(panels))
@@ -123,7 +123,10 @@ def plot_prompt_usage(rows: Sequence[ResultRow]) -> Any:
     plt = load_pyplot()
     panels = [(r, usage) for r in rows if (usage := _get_prompt_usage(r))]
     if not panels:
-        raise ValueError("no run here has a pool of prompts; `vlprompt run l2p digits --task continual` makes one")
+        raise ValueError(
+            "plot: expected a run with a pool of prompts, got none. Make one by `vlprompt run l2p digits --task "
+            "continual`."
+        )
     with_backbone, with_table = _needs_backbone_and_table([r for r, _ in panels])
     figure, axes = create_panels(plt, len(panels))
     maximum = 100 * max(max(line) for _, usage in panels for line in usage)

@@ -46,7 +46,8 @@ def plot_pseudo_labels(rows: Sequence[ResultRow]) -> Any:
     panels = _collect_pseudo_label_panels(rows)
     if not panels:
         raise ValueError(
-            "no run here has pseudo-labels; `vlprompt run dapl --source glyphs --target digits` makes some"
+            "plot: expected a run with pseudo-labels, got none. "
+            "Make one by `vlprompt run dapl --source glyphs --target digits`."
         )
     figure, axes = create_panels(load_pyplot(), len(panels))
     for axis, (title, panel_rows) in zip(axes, panels, strict=False):

@@ -20,7 +20,8 @@ def plot_shots(rows: Sequence[ResultRow], path: Path) -> Path:
     plt, rows = load_pyplot(), [r for r in rows if has_shots_curve(r)]
     if not rows:
         raise ValueError(
-            "there are no few-shot runs to plot; `vlprompt run coop digits --shots 1,2,4,8,16 --seed 1,2,3` makes some"
+            "plot: expected few-shot runs, got none. "
+            "Make some by `vlprompt run coop digits --shots 1,2,4,8,16 --seed 1,2,3`."
         )
     datasets = list(dict.fromkeys(r.dataset for r in rows))
     width = 9.6 if len(_group_by_line(rows)) > len(COLOURS) else 6.4  # many lines have their legend beside the axes

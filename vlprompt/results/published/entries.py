@@ -93,4 +93,4 @@ def validate_protocol(
 
 
 def make_protocol_error(key: str, expected: str, value: Any, location: str) -> ValueError:
-    return ValueError(f"{location}: protocol.{key}: expected {expected}, got {value!r}.")
+    return ValueError(f"{location}: protocol.{key}: expected {expected}, got {value!r}. Correct it.")

@@ -59,7 +59,8 @@ def _parse_entries(content: dict[str, Any], entry: dict[str, Any], path: Path) -
         raise ValueError(f"{location}: the key {min(missing)!r} is missing. Add it to the entry or to the file.")
     if fields["source"] not in content["sources"]:
         raise ValueError(
-            f"{location}: source: expected one of {', '.join(content['sources'])}, got {fields['source']!r}."
+            f"{location}: source: expected one of {', '.join(content['sources'])}, got {fields['source']!r}. Use one "
+            "of these, or add it to sources."
         )
     protocol = {**content.get("protocol", {}), **entry.get("protocol", {})}
     fields["protocol"] = _validate_task_protocol(content["task"], protocol, location)
@@ -107,7 +108,9 @@ def _parse_row(row: Any, metrics: list[str], location: str) -> tuple[dict[str, f
         row = [row]
     if isinstance(row, list) and len(row) != len(metrics):
         names = ", ".join(metrics)
-        raise ValueError(f"{location}: a row has {len(row)} numbers, expected {names}. Write null for an unknown one.")
+        raise ValueError(
+            f"{location}: expected rows of {names}, got {len(row)} numbers. Write null for an unknown one."
+        )
     numbers: dict[str, Any] = dict(zip(metrics, row, strict=True)) if isinstance(row, list) else row
     if unknown := set(numbers) - set(metrics):
         raise ValueError(f"{location}: unknown number {min(unknown)!r}; there are {', '.join(metrics)}")
