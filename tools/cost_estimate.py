@@ -1,4 +1,4 @@
-"""What runs will cost before they are made: images, steps, and by a measured step their hours and memory."""
+"""Estimate the cost of runs beforehand: images and steps, and from a measured step hours and memory."""
 
 import time
 import warnings
@@ -44,7 +44,7 @@ class DatasetSize:
 
 
 def find_dataset_size(dataset: str) -> DatasetSize:
-    """Counted where the data are here, else by configs/reference/datasets.yaml, else of nothing known (0 classes)."""
+    """Count a dataset's images, or take configs/reference/datasets.yaml; 0 classes if neither is known."""
     import yaml
 
     try:
@@ -61,7 +61,7 @@ def find_dataset_size(dataset: str) -> DatasetSize:
 
 @dataclass(frozen=True)
 class Workload:
-    """One run: training images, classes, steps, and (images, classes) of each of its tests."""
+    """The workload of a run: training images, classes, steps, and (images, classes) of each of its tests."""
 
     images: int
     classes: int
@@ -90,7 +90,7 @@ def compute_workload(config: RunConfig, sizes: dict[str, DatasetSize], has_train
 
 
 def _build_random_lesson(backbone: Backbone, classes: int, images: int) -> Lesson:
-    """Random pictures; the names are two words long."""
+    """Build a lesson of random images with class names of two words."""
     names = tuple(ClassName(f"thing {i}", str(i), "a photo of a {name}.") for i in range(classes))
 
     def pixels(look: Preprocessing, view: object) -> torch.Tensor:
@@ -101,7 +101,7 @@ def _build_random_lesson(backbone: Backbone, classes: int, images: int) -> Lesso
 
 
 def _draw_random_images(images: int) -> Images:
-    """Random pixels that no tower stores."""
+    """Build a batch of random images without keys, so that no feature is cached."""
     return Images(
         lambda look, places: torch.rand(len(places), 3, *look.size),
         [None] * images,
@@ -110,7 +110,7 @@ def _draw_random_images(images: int) -> Images:
 
 
 def has_trainable_parameters(config: dict[str, Any], backbone: Backbone) -> bool:
-    """Whether a method has anything to train."""
+    """Return whether a method has trainable parameters."""
     method = build_method(config, backbone)
     lesson = _build_random_lesson(backbone, 2, 2)
     method.begin_lesson(replace(lesson, val=lesson.train), make_generator(0))
@@ -119,7 +119,7 @@ def has_trainable_parameters(config: dict[str, Any], backbone: Backbone) -> bool
 
 @dataclass(frozen=True)
 class MeasuredCosts:
-    """Seconds of a step, of preparing a test and of a test image, and peak MB, as lines over the classes."""
+    """Seconds per step, test preparation and test image, and peak MB, each linear in the number of classes."""
 
     step: CostModel
     prepare: CostModel

@@ -54,7 +54,7 @@ EXTRA_WORDS = [
 
 
 class CaptionTokenizer:
-    """Captions as compact ids: only words of the grammar have a trained row."""
+    """Tokenize captions to compact ids: only words of the grammar have a trained embedding."""
 
     def __init__(self, rng):
         self.encode, self.rng = open_clip.get_tokenizer("ViT-B-32").encode, rng
@@ -113,7 +113,7 @@ def draw_batch(glyphs, rng, size, detail, caption_fraction):
 
 
 def load_development_digits():
-    """Real digits of the development half, for watching only."""
+    """Load the real digits of the development half, for monitoring only."""
     places = digits.split_indices()["train"] + digits.split_indices()["val"]
     x = torch.stack([pil_to_tensor(digits.open_digit(i)) for i in places])
     x = resize(x, [32, 32], InterpolationMode.BICUBIC).float() / 255
@@ -134,7 +134,7 @@ def evaluate_on_digits(model, unknown_rows, tokenizer, pixels, labels):
 
 
 def save_checkpoint(model, tokenizer, args, accuracies, path):
-    """Half precision; of the vocabulary only the rows that were trained, with their ids."""
+    """Save the weights in half precision, with only the trained rows of the token embedding and their ids."""
     state = {
         k: v.half().contiguous()
         for k, v in model.state_dict().items()

@@ -1,4 +1,4 @@
-"""Run a table of the literature: plan it, run what is missing, and set it against the published numbers.
+"""Reproduce a published table: plan it, run what is missing, and compare with the published numbers.
 
 tools/reproduce.py --table base-to-new --backbone open_clip:ViT-B-16/openai --plan --calibrate
     prints what it would run, what is done, which data are missing, and by one measured step its time and memory.
@@ -52,7 +52,7 @@ def parse_options(arguments=None):
 
 
 def select_methods_and_datasets(options, reference):
-    """Methods and datasets: as asked, or what the table has."""
+    """Return methods and datasets: those of the options, or those of the table."""
     from vlprompt import methods
 
     task = TABLES[options.table]
@@ -67,7 +67,7 @@ def select_methods_and_datasets(options, reference):
 
 
 def build_configs(options, reference):
-    """Every configuration of the table, dataset by dataset, so that its images are encoded once."""
+    """Resolve every configuration of the table, dataset by dataset, so that images are encoded once."""
     from vlprompt.cli.options import parse_integers
     from vlprompt.config.resolve import resolve_grid
 
@@ -97,14 +97,14 @@ def is_on_gpu(device):
 
 
 def get_run_state(folder):
-    """ "done", "begun" or "to do"."""
+    """Return "done", "begun" or "to do"."""
     if folder.read_result() is not None:
         return "done"
     return "begun" if folder.state_path.exists() else "to do"
 
 
 def show_plan(options, configs, sizes, backbone):
-    """One line per dataset, method and shots; then the sums, and what is missing."""
+    """Print one line per dataset, method and shots, then the totals and missing data."""
     from cost_estimate import compute_workload, has_trainable_parameters, measure_costs
 
     from vlprompt.backbones.glyph import build_tiny_clip
@@ -163,7 +163,7 @@ def show_plan(options, configs, sizes, backbone):
 
 
 def format_time_left(seconds):
-    """ "12 s", "3.4 min", "5.6 h"."""
+    """Format seconds as "12 s", "3.4 min" or "5.6 h"."""
     return (
         f"{seconds:.0f} s"
         if seconds < 90
@@ -174,13 +174,13 @@ def format_time_left(seconds):
 
 
 def list_datasets(config):
-    """The datasets of a run: what it trains on first."""
+    """List the datasets of a run, the training set first."""
     task = config.task
     return list(dict.fromkeys([task["dataset"], *(task.get("targets") or ())]))
 
 
 def run_missing(options, configs, backbone):
-    """Run what is not done; gives the exit status."""
+    """Make the unfinished runs; return the exit status."""
     from vlprompt.cli.display.progress import ProgressDisplay
     from vlprompt.cli.display.terminal import show_comparison, show_results
     from vlprompt.experiments import paper_recipes

@@ -57,10 +57,11 @@ def test_help_names_every_table_and_loads_nothing():
     ("words", "told"),
     [
         (["nothing"], "invalid choice: 'nothing'"),
-        (["startup", "--case", "run"], "there is no case 'run'; there are 'vlprompt run, to the first step'"),
-        (["startup", "--threads", "0"], "--rounds and --threads are at least 1"),
-        (["all", "--case", "vlprompt --help"], "--case is of one table; name it instead of all"),
-        (["scaling", "--short"], "scaling has no short form"),
+        (["startup", "--case", "run"], "--case: expected one of 'vlprompt run, to the first step'"),
+        (["startup", "--case", "run"], "got 'run'. Name one of these."),
+        (["startup", "--threads", "0"], "--rounds, --threads: expected at least 1, got less. Set 1 or more."),
+        (["all", "--case", "vlprompt --help"], "--case: expected one table, got all. Name the table instead of all."),
+        (["scaling", "--short"], "--short: expected a table with short cases, got scaling. Leave --short out."),
     ],
 )
 def test_what_it_refuses(words, told, tool, capsys):

@@ -1,1 +1,1 @@
-"""Speed and memory against the written-out form: one file per table."""
+"""Benchmarks of speed and memory against a reference implementation: one file per table."""

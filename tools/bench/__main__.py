@@ -1,4 +1,4 @@
-"""Speed and memory against the written-out form: tools/bench WHAT [--device cuda].
+"""Benchmark speed and memory against a reference implementation: tools/bench WHAT [--device cuda].
 
 WHAT is a table, each of which tools/bench/WHAT.py explains, or `all`: every figure of text, image, vpt, epoch, startup,
 memory and plan that something is wanted of, with one thread and with two (an hour or more), or with --short a few
@@ -39,7 +39,7 @@ EXTRA = "extra"  # the lines that some tables have below them
 
 @dataclass(frozen=True)
 class Job:
-    """One row to make: of which table, case and setting; memory: also the peak of each form."""
+    """A row to measure: its table, case and settings; `measures_memory` adds the peak memory of each form."""
 
     table: str
     case: str
@@ -49,7 +49,7 @@ class Job:
     measures_memory: bool = False
 
     def make_key(self):
-        """Tells a row that is kept from one that must be made."""
+        """Return the key under which a finished row is stored."""
         return [
             self.table,
             self.case,
@@ -62,7 +62,7 @@ class Job:
         ]
 
     def run_subprocess(self, variant=None):
-        """The row, made in a fresh process; with a form only its memory. RuntimeError with what went wrong."""
+        """Measure the row in a fresh process, or with `variant` only its memory; RuntimeError if the process fails."""
         command = [sys.executable, __file__, self.table, "--case", self.case, "--threads", self.threads]
         command += [
             "--device",
@@ -75,7 +75,7 @@ class Job:
         env = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=env)
         if done.returncode < 0:
-            raise RuntimeError(f"killed by signal {-done.returncode}, perhaps for want of memory")
+            raise RuntimeError(f"killed by signal {-done.returncode}, perhaps because memory was full")
         if done.returncode:
             raise RuntimeError((done.stderr.strip() or "no word").splitlines()[-1])
         return json.loads(done.stdout.splitlines()[-1])
@@ -95,7 +95,7 @@ class Job:
 
 
 def run_worker(job, variant):
-    """What the fresh process prints: a row, or the memory of a form."""
+    """Measure a row, or the memory of a form, in this process."""
     bench = import_benchmark(job.table)
     if (torch := sys.modules.get("torch")) is not None:  # the start-up of other processes is measured without it
         torch.set_num_threads(job.threads)
@@ -137,7 +137,7 @@ def describe_machine(device):
 
 
 def format_header(device, dates):
-    """A line on machine, versions, commit, allocator and the dates of the rows."""
+    """Format machine, versions, commit, allocator and the dates of the rows as one line."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     loaded = ", ".join(Path(name).name for name in os.environ.get("LD_PRELOAD", "").replace(":", " ").split())
@@ -147,7 +147,7 @@ def format_header(device, dates):
 
 
 def select_cases(table, options):
-    """The cases of a table: those asked for, the short ones, or all (in `all`: those of which something is wanted)."""
+    """Return the cases of a table: those of --case, the short ones, or all (for `all` those with a target)."""
     bench, many = import_benchmark(table), options.what == "all"
     short = getattr(bench, "SHORT", {})
     if options.case:
@@ -158,7 +158,7 @@ def select_cases(table, options):
 
 
 def plan_jobs(options):
-    """All jobs. In `all` what is the same with any number of threads is made with one."""
+    """List all jobs; for `all`, tables that don't depend on the number of threads are measured with one."""
     many, jobs = options.what == "all", []
     for what in (
         [kind for kind in DEFAULT_TABLES if importlib.util.find_spec(f"bench.{kind}")] if many else [options.what]
@@ -176,7 +176,7 @@ def plan_jobs(options):
 
 
 def render_report(rows, options):
-    """All lines: what is wanted and reached, then a table of each kind."""
+    """Render the report: targets and whether they are reached, then one table of each kind."""
     lines, targets = [format_header(options.device, sorted({row["date"] for row in rows})), ""], {}
     for what in dict.fromkeys(row["table"] for row in rows):
         targets |= {(what, case): wanted for case, wanted in getattr(import_benchmark(what), "TARGETS", {}).items()}
@@ -208,9 +208,12 @@ def parse_options(arguments):
     )
     parser.add_argument("--case", action="append", help="one of the cases; may be given again")
     parser.add_argument("--short", action="store_true", help="the small cases, one thread, three rounds")
-    parser.add_argument("--out", type=Path, help="also write the tables here; finished rows are kept in a .jsonl "
-                        "beside it, so that the same command goes on where it was stopped (default of all: "
-                        "tools/results/all-DEVICE.md)")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="also write the tables here; finished rows are stored in a .jsonl next to it, so that the same command "
+        "goes on where it was stopped (default of all: tools/results/all-DEVICE.md)",
+    )
     parser.add_argument("--fresh", action="store_true", help="make all rows anew")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--variant", choices=["fast", "reference"], help=argparse.SUPPRESS)
@@ -218,18 +221,18 @@ def parse_options(arguments):
     many = options.what == "all"
     options.threads = options.threads or ([1, 2] if many and not options.short and options.device == "cpu" else [1])
     if (options.rounds is not None and options.rounds < 1) or min(options.threads) < 1:
-        parser.error("--rounds and --threads are at least 1")
+        parser.error("--rounds, --threads: expected at least 1, got less. Set 1 or more.")
     if many and options.case:
-        parser.error("--case is of one table; name it instead of all")
+        parser.error("--case: expected one table, got all. Name the table instead of all.")
     if options.device == "cuda" and not options.worker and not has_cuda():
-        parser.error("there is no CUDA device here; leave --device out")
+        parser.error("--device: expected a CUDA device, got none on this machine. Leave --device out.")
     if many and options.out is None and not options.short:
         options.out = Path(__file__).parents[1] / "results" / f"all-{options.device}.md"
     if options.short and not many and not hasattr(import_benchmark(options.what), "SHORT"):
-        parser.error(f"{options.what} has no short form")
+        parser.error(f"--short: expected a table with short cases, got {options.what}. Leave --short out.")
     every = {} if many else import_benchmark(options.what).CASES | getattr(import_benchmark(options.what), "SHORT", {})
     if strange := [case for case in options.case or () if case not in every and not options.worker]:
-        parser.error(f"there is no case {strange[0]!r}; there are {', '.join(map(repr, every))}")
+        parser.error(f"--case: expected one of {', '.join(map(repr, every))}, got {strange[0]!r}. Name one of these.")
     return options
 
 

@@ -26,7 +26,7 @@ DOMAINS = ("art", "real_world")
 
 
 class DaplBenchmark:
-    """One case: the method and the written-out form on the same model, names, images, labels and initial values."""
+    """One case: the method and its reference on the same model, names, images, labels and initial values."""
 
     n_repeats = 1
 
@@ -73,7 +73,7 @@ class DaplBenchmark:
         return tuple(item(i) for i in range(n))
 
     def encode_texts(self):
-        """All 3C rows of 77 tokens, with autograd."""
+        """Encode all 3C rows of 77 tokens with autograd."""
         m, c = self.method, len(self.names)
         x = self.embedded.clone()
         for k in range(2):

@@ -66,7 +66,7 @@ class EpochBenchmark(text.TextBenchmark):
                 self.method.ctx -= lr * gradient
 
     def measure_difference(self):
-        """The difference of what an epoch changes, relative."""
+        """Return the relative difference of the parameter changes of an epoch."""
         start, found = self.method.ctx.detach().clone(), []
         for form in (lambda: self.run_epoch(self.lesson, 0.01), lambda: self.run_reference_epoch(0.01)):
             self.method.ctx.data = start.clone()

@@ -34,7 +34,7 @@ LR_AND_WEIGHT_DECAY = tuple(product((50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05
 
 
 class PartialBenchmark:
-    """A step of partial-1."""
+    """One case: a training step of partial-1."""
 
     def __init__(self, classes, device, dtype):
         import timm
@@ -90,7 +90,7 @@ class PartialBenchmark:
 
 
 class CachedImageTower:
-    """An image tower whose features are kept already."""
+    """An image tower whose features are cached already."""
 
     feature_dim, depth = 768, 0
 
@@ -102,7 +102,7 @@ class CachedImageTower:
 
 
 class LinearBenchmark:
-    """40 linear heads."""
+    """One case: training 40 linear heads."""
 
     n_repeats = 1
 

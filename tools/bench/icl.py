@@ -41,7 +41,7 @@ def build_byte_tokenizer():
 
 
 class InContextBenchmark:
-    """One case: texts, choices, and the model as a tower and on its own."""
+    """One case: texts, choices, and the model as a tower and as the plain transformers model."""
 
     def __init__(self, case, device, dtype):
         import transformers
@@ -52,8 +52,14 @@ class InContextBenchmark:
         self.tokenizer, self.device = build_byte_tokenizer(), torch.device(device)
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
-            vocab_size=len(self.tokenizer), hidden_size=256, intermediate_size=688, num_hidden_layers=6,
-            num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=4096)  # fmt: skip
+            vocab_size=len(self.tokenizer),
+            hidden_size=256,
+            intermediate_size=688,
+            num_hidden_layers=6,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            max_position_embeddings=4096,
+        )
         net = transformers.LlamaForCausalLM(config).to(device, dtype)
         for p in net.parameters():  # the usual 0.02 makes all answers alike
             p.data.mul_(3.0 if p.ndim > 1 else 1.0)
@@ -108,8 +114,8 @@ class InContextBenchmark:
             padded = [[*context, *tokens, *[0] * (n - len(context) - len(tokens))] for context, tokens in some]
             mask = [[1] * (len(context) + len(tokens)) for context, tokens in some]
             mask = torch.tensor([[*row, *[0] * (n - len(row))] for row in mask], device=self.device)
-            x = self.reference_model.model(input_ids=torch.tensor(padded, device=self.device), attention_mask=mask,
-                               use_cache=False).last_hidden_state  # fmt: skip
+            input_ids = torch.tensor(padded, device=self.device)
+            x = self.reference_model.model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
             for (context, tokens), states in zip(some, x, strict=True):
                 at = len(context) - 1
                 p = self.reference_model.lm_head(states[at : at + max(1, len(tokens))]).log_softmax(-1)

@@ -60,7 +60,7 @@ PREPROCESSING = Preprocessing((224, 224), MEAN, STD)
 
 
 def write_photographs(folder, n_images):
-    """So many JPEG files, each another part of one of scikit-learn's two photographs."""
+    """Write n JPEG files, each another crop of one of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
     random, arrays = np.random.default_rng(0), load_sample_images().images
@@ -105,7 +105,7 @@ class ImageBenchmark:
         self.method.to(device)
 
     def decode(self, files):
-        """The written-out form's pixels, image by image."""
+        """Decode with the reference implementation, image by image."""
         return torch.stack([self.transform(Image.open(path).convert("RGB")) for path in files])
 
     def split_files(self):
@@ -165,7 +165,7 @@ class ImageBenchmark:
 
 
 def time_wall_and_cpu(call, device):
-    """Seconds on the wall, and of the processor."""
+    """Return wall-clock and processor seconds."""
     wall, processor = time.perf_counter(), time.process_time()
     call()
     if device == "cuda":

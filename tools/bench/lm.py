@@ -32,7 +32,7 @@ VOCABULARY_SIZE, BATCH_SIZE = 8192, 16
 
 
 def build_tokenizer():
-    """One token a word, so that lengths are what the texts say."""
+    """A tokenizer with one token for each word, so that token counts equal word counts."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -140,7 +140,7 @@ class LanguageModelBenchmark:
         return made.train()
 
     def _pad_inputs(self):
-        """Rows as a user of PEFT pads them: on the right, labels on the responses alone."""
+        """Pad rows on the right, with labels on the responses only, as is usual with PEFT."""
         rows, n = (
             [
                 self.lm.template_tokenizer.tokenize(self.batch.inputs.with_template(), i, 0, 0)
@@ -169,7 +169,7 @@ class LanguageModelBenchmark:
         getattr(self, variant)()
 
     def measure_difference(self):
-        """The largest difference of two gradients, relative."""
+        """Return the largest relative difference of two gradients."""
         _, mine = self.loop.compute_gradients(self.batch)
         self.optimizer.zero_grad()
         self.peft_model(**self.inputs).loss.backward()
@@ -187,7 +187,7 @@ class LanguageModelBenchmark:
 
 
 def extra(device):
-    """Lines of a second table: what the frozen model and the optimizer hold, and what is stored on disk."""
+    """Render a second table: memory of the frozen model and the optimizer, and bytes on disk."""
     from safetensors.torch import save
 
     lines = ["", "| work | frozen model MB | optimizer MB | stored bytes |", "|---|---:|---:|---:|"]

@@ -1,4 +1,4 @@
-"""What tools/bench does in a fresh process: time two forms of one work against each other, or find a peak of memory.
+"""Measurements in a fresh process: time two implementations against each other, or find a peak of memory.
 
 Times are of the processor on a CPU, which other programs disturb less, divided by the threads. The forms take turns,
 so that a ratio is of times that lie beside each other.
@@ -22,7 +22,7 @@ PARENT_PID = os.getppid()
 
 
 def time_call(call, device):
-    """Seconds of a piece of work."""
+    """Return the seconds of a piece of work."""
     if os.getppid() != PARENT_PID:  # the tool was killed: an orphan would only disturb the next one
         sys.exit("the process that asked for this is gone")
     now = time.perf_counter if device == "cuda" else time.process_time
@@ -34,7 +34,7 @@ def time_call(call, device):
 
 
 def measure_matmul_rate(device):
-    """Floating-point operations a second of one large float32 product."""
+    """Measure the floating-point operations per second of one large float32 matrix product."""
     size = 1024 if device == "cpu" else 8192
     a = torch.randn(size, size, device=device)
     time_call(lambda: a @ a, device)
@@ -42,7 +42,7 @@ def measure_matmul_rate(device):
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts floating-point operations by torch's own formulas; torch's own counter can't look into every backward."""
+    """Count floating-point operations by torch's formulas; torch's own counter misses some backward passes."""
 
     flops = 0
 
@@ -54,14 +54,14 @@ class FlopCounter(TorchDispatchMode):
 
 
 def count_flops(call):
-    """What a piece of work gives, and how many floating-point operations its matrix products are."""
+    """Return the result of a piece of work and the floating-point operations of its matrix products."""
     with FlopCounter() as counter:
         found = call()
     return found, counter.flops
 
 
 def measure_benchmark(benchmark, device, rounds):
-    """A row: medians of seconds, the ratio with the least and the largest of a round, operations, share, difference."""
+    """Measure a row: median seconds, their ratio with its range over rounds, operations, matrix speed, difference."""
     difference, both = count_flops(benchmark.measure_difference)  # each form once
     _, flops = count_flops(lambda: benchmark.run_variant("fast"))
     for _ in range(2 if device == "cuda" else 0):  # a pass that comes again is recorded, which is not what is timed
@@ -84,7 +84,7 @@ def measure_benchmark(benchmark, device, rounds):
 
 
 def measure_peak_memory(call, device):
-    """MB (2**20 bytes) that a piece of work holds at its peak above what the process held before; once a process."""
+    """Measure peak memory above that of the process before, in MB (2**20 bytes); once per process."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -30,12 +30,11 @@ WHOLE_RUN = "whole run, coop, 1000 classes"
 CASES = {  # name -> what a step is of, and how it is made; or the form of a step of VPT
     "coop, 1000 classes": (COOP_1000_CLASSES, {}),
     "coop, 1000 classes, checkpointing": (COOP_1000_CLASSES, {"activation_checkpointing": True}),
-    "cocoop, 100 classes, 32 images in micro-batches of 4": (
-        (CoCoOp, {"n_ctx": 4}, 100, 32), {"micro_batch_size": 4}),
+    "cocoop, 100 classes, 32 images in micro-batches of 4": ((CoCoOp, {"n_ctx": 4}, 100, 32), {"micro_batch_size": 4}),
     "vpt-deep, 50 prompts, 8 images": "fast",
     "vpt-deep, 50 prompts, 8 images, written out": "reference",
     WHOLE_RUN: None,
-}  # fmt: skip
+}
 TARGETS = {  # GB of 2**30 bytes
     "coop, 1000 classes": ("mb <= 1536",),
     "coop, 1000 classes, checkpointing": ("mb <= 614",),
@@ -52,7 +51,7 @@ COLUMNS = {
 
 
 def build_step(spec, device, micro_batch_size=None, activation_checkpointing=False):
-    """A training step of a method as work without arguments."""
+    """Return a training step of a method as a function without arguments."""
     setting, size = text.TextBenchmark(spec, device, torch.float32), spec[-1]
     train = TrainConfig(
         batch_size=size, micro_batch_size=micro_batch_size, activation_checkpointing=activation_checkpointing
@@ -63,7 +62,7 @@ def build_step(spec, device, micro_batch_size=None, activation_checkpointing=Fal
 
 
 def measure_whole_run(device):
-    """A run in a process of its own, with the threads that it takes by itself."""
+    """Measure a run in its own process, with its default number of threads."""
     from PIL import Image
 
     command = [str(Path(sys.executable).with_name("vlprompt")), "run", "coop", "images", "--out", "runs"]

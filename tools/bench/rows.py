@@ -1,4 +1,4 @@
-"""What tools/bench keeps and shows: finished rows in a file, what is wanted of them, and Markdown tables."""
+"""Finished rows in a file, their targets, and Markdown tables."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ TARGET_PATTERN = re.compile(r"(\w+) (>=|<=) ([\d.]+)(?:, (\d+) threads?)?")
 
 
 def hash_code(table):
-    """A hash of the code that a row of one kind depends on: the library, and what of the tool makes the row."""
+    """Hash the code that a row of one table depends on: the library and the benchmark's own files."""
     mine = HERE / f"{table}.py"
     used = set(re.findall(r"^from bench(?: import |\.)(\w+)", mine.read_text("utf-8"), re.MULTILINE))
     files = [HERE / f"{name}.py" for name in {"measure", mine.stem, *used} - {"rows"}]
@@ -55,7 +55,7 @@ class RowStore:
 
 
 def make_number_column(format_spec):
-    """A column of a row's number, empty where it has none."""
+    """Return a column that formats a number of a row, empty if the row has none."""
     key = format_spec.partition(":")[0]
     return lambda row: f"{{:{format_spec.partition(':')[2]}}}".format(row[key]) if row.get(key) is not None else ""
 
@@ -75,7 +75,7 @@ def format_cold(row):
 
 
 def make_memory_column(key):
-    """A column of megabytes, or why there are none."""
+    """Return a column of megabytes, or of the reason why they are missing."""
     return lambda row: f"{v:.0f}" if isinstance(v := row.get(key, ""), float) else v
 
 
@@ -123,7 +123,7 @@ def judge_target(target, row):
 
 
 def judge_row(targets, row):
-    """All that is wanted of a row, judged."""
+    """Judge all targets of a row."""
     return [found for wanted in targets if (found := judge_target(wanted, row)) is not None]
 
 
@@ -132,7 +132,7 @@ def format_reached(reached):
 
 
 def render_table(rows, columns, targets):
-    """Lines of a Markdown table, one row each; columns in which every cell is empty are left out."""
+    """Render a Markdown table; columns in which every cell is empty are left out."""
     columns = {"work": lambda row: row["case"], "threads": make_number_column("threads:d"), **columns}
     columns["wanted"] = lambda row: "; ".join(
         f"{bound}: {format_reached(reached)}" for bound, _, reached in judge_row(targets.get(row["case"], ()), row)
@@ -143,17 +143,19 @@ def render_table(rows, columns, targets):
 
 
 def render_markdown(columns):
-    """Lines of a Markdown table of columns, by their titles."""
+    """Render a Markdown table of the columns with these titles."""
     lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
     return lines + [f"| {' | '.join(cells)} |" for cells in zip(*columns.values(), strict=True)]
 
 
 def render_targets(rows, targets):
-    """Lines of the table of all that is wanted: one row for each target of each row; none where nothing is wanted."""
+    """Render the table of targets, one line for each target of each row; no lines without targets."""
     found = [(row, *one) for row in rows for one in judge_row(targets.get((row["table"], row["case"]), ()), row)]
     if not found:
         return []
     titles = ("work", "threads", "wanted", "measured", "reached")
-    cells = [(f"{row['table']}: {row['case']}", str(row["threads"]), bound, measured, format_reached(ok))
-             for row, bound, measured, ok in found]  # fmt: skip
+    cells = [
+        (f"{row['table']}: {row['case']}", str(row["threads"]), bound, measured, format_reached(ok))
+        for row, bound, measured, ok in found
+    ]
     return render_markdown(dict(zip(titles, zip(*cells, strict=True), strict=True)))

@@ -28,13 +28,18 @@ WORDS = re.findall(  # each is one token
 )
 CASES = {  # name -> what grows, its sizes, and what a step of such a size is of
     "coop, 16 tokens, 32 images": (
-        "classes", (10, 30, 100, 300, 1000, 2000, 4000), lambda n: (CoOp, {"n_ctx": 16}, n, 32)),
-    "cocoop, 4 tokens, 100 classes": (
-        "images a step", (1, 2, 4, 8, 16, 32), lambda n: (CoCoOp, {"n_ctx": 4}, 100, n)),
+        "classes",
+        (10, 30, 100, 300, 1000, 2000, 4000),
+        lambda n: (CoOp, {"n_ctx": 16}, n, 32),
+    ),
+    "cocoop, 4 tokens, 100 classes": ("images a step", (1, 2, 4, 8, 16, 32), lambda n: (CoCoOp, {"n_ctx": 4}, 100, n)),
     "coop, 100 classes, 32 images": (
-        "prompt tokens", (1, 2, 4, 8, 16, 32, 64), lambda n: (CoOp, {"n_ctx": n}, 100, 32)),
+        "prompt tokens",
+        (1, 2, 4, 8, 16, 32, 64),
+        lambda n: (CoOp, {"n_ctx": n}, 100, 32),
+    ),
     "image features": ("images", (8, 16, 32, 64, 128), None),
-}  # fmt: skip
+}
 MAX_REPEAT_SECONDS = 4.0  # seconds of passes beyond the first
 COLUMNS = {
     "what grows": lambda row: row["grows"],
@@ -48,7 +53,7 @@ COLUMNS = {
 
 
 def invent_names(n_names):
-    """So many names of two to four words, all different."""
+    """Build n different class names of two to four words."""
     base, found = len(WORDS), []
     for i in range(n_names):
         digits = [i % base, i // base % base, (7 * i + 3) % base, (11 * i + 5) % base]
@@ -57,14 +62,14 @@ def invent_names(n_names):
 
 
 def fit_exponent(sizes, values):
-    """Of the line by least squares through the logarithms."""
+    """Return the slope of the least-squares line through the logarithms."""
     x, y = [math.log(n) for n in sizes], [math.log(max(v, 1e-9)) for v in values]
     mx, my = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
 
 
 def iter_workloads(case, device):
-    """(size, work) of each size, one after another; the model is the same."""
+    """Yield (size, work) of each size on the same model."""
     _, sizes, spec = CASES[case]
     setting = text.TextBenchmark((CoOp, {"n_ctx": 16}, 10, 1), device, torch.float32)
     if spec is None:
@@ -93,7 +98,7 @@ def measure_row(case, device, rounds):
 
 
 def render_details(rows, output_path):
-    """A table of all points, and where there is a file to write, the picture of them beside it."""
+    """Render a table of all points; with an output file also draw the figure next to it."""
     done = [row for row in rows if "sizes" in row]
     lines = ["| work | size | s | MB |", "|---|---:|---:|---:|"]
     for row in done:

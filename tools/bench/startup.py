@@ -36,7 +36,7 @@ COMMAND = str(Path(sys.executable).with_name("vlprompt"))
 
 
 def time_command(command, is_done=None):
-    """Seconds on the clock and of the processor, of a command to its end, or until `is_done()`; then it is ended."""
+    """Measure wall-clock and processor seconds of a command to its end, or until `is_done()`, which ends it."""
     with tempfile.TemporaryFile("w+") as said:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)

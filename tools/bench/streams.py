@@ -44,7 +44,7 @@ TRAIN_CONFIG = TrainConfig(
 
 
 class ContinualBenchmark:
-    """One case: the method and its written-out form on the same trunk, images, labels and initial values."""
+    """One case: the method and its reference on the same tower, images, labels and initial values."""
 
     n_repeats = 1
 
@@ -89,7 +89,7 @@ class ContinualBenchmark:
         return sum(value for value, _ in terms.values())
 
     def run_blocks(self, x, prefix):
-        """All rows of all blocks; prefix: layer -> keys, values (B, P, D)."""
+        """Compute all positions in all blocks; prefix: layer -> keys, values (B, P, D)."""
         for i, block in enumerate(self.trunk.blocks):
             y = block.norm1(x)
             q, k, v = block.attn.qkv(y).chunk(3, -1)
@@ -102,7 +102,7 @@ class ContinualBenchmark:
         return self.trunk.norm(x)
 
     def compute_logits(self, pixels):
-        """Logits (B, C) and the method's own term, in two passes."""
+        """Return logits (B, C) and the method's own loss term, in two passes."""
         m, t = self.method, self.trunk
         with torch.no_grad():
             query = self.run_blocks(t._pos_embed(t.patch_embed(pixels)), {})[:, 0]
@@ -115,8 +115,8 @@ class ContinualBenchmark:
         elif isinstance(m, DualPrompt):
             like = F.normalize(query, dim=-1) @ F.normalize(m.keys[0][:, 0], dim=-1).T
             term = -m.pull_weight * like[:, 0].mean()
-            every = {**dict(zip(m.general_layers, m.general_prompts, strict=True)),
-                     **dict(zip(m.expert_layers, m.expert_prompts[0][0], strict=True))}  # fmt: skip
+            every = dict(zip(m.general_layers, m.general_prompts, strict=True))
+            every |= dict(zip(m.expert_layers, m.expert_prompts[0][0], strict=True))
             prefix = {i: [part.expand(len(pixels), -1, -1) for part in kv] for i, kv in every.items()}
         else:
             for i, (pool, keys, focus) in enumerate(
@@ -158,7 +158,7 @@ class ContinualBenchmark:
                 p -= 1e-6 * g
 
     def run_stream(self, variant):
-        """All lessons and their tests -> mean accuracy of the last row."""
+        """Train and test all lessons; return the mean accuracy of the last row."""
         self.tower.feature_cache.__init__()
         right = []
         for k, lesson in enumerate(self.lessons):

@@ -63,7 +63,7 @@ CASES["coop, 100 classes of ImageNet"] = (CoOp, {"n_ctx": 16}, 100, 32, load_ima
 
 
 class KnownFeatureTower:
-    """An image tower whose features are given, by the images' places: only the text side is measured."""
+    """An image tower with given features, by image index, so that only the text side is measured."""
 
     def __init__(self, tower, features):
         self.feature_dim, self.device, self.features = tower.feature_dim, tower.device, features
@@ -91,7 +91,7 @@ class TextBenchmark:
         self.configure((CASES | SHORT)[case] if isinstance(case, str) else case, with_known_features)
 
     def configure(self, spec, with_known_features=True, names=None):
-        """Another case on the same model; names: by default so many of CIFAR-100's, or of ImageNet's."""
+        """Build another case on the same model; names: by default the first of CIFAR-100's, or of ImageNet's."""
         cls, self.options, classes, size, *source = spec
         every = (
             [] if names else (source[0] if source else load_cifar_names if classes <= 100 else load_imagenet_names)()

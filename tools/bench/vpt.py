@@ -33,7 +33,7 @@ BATCH_SIZE, N_CLASSES = 8, 100
 
 
 class VPTBenchmark:
-    """One case: VPT and the written-out form on the same trunk, images, labels and initial values."""
+    """One case: VPT and its reference on the same tower, images, labels and initial values."""
 
     n_repeats = 1
 

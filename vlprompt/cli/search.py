@@ -153,5 +153,7 @@ def _format_choice(method: str, dataset: str, study: "Study", chosen: dict[str, 
         values += f" (the lr is times {train['batch_size']}/{scale}: {train['lr']:.4g})"
     out_of = f", {chosen['non_finite']} of them not finite" if chosen["non_finite"] else ""
     tied = f", {chosen['tied']} more as good" if chosen["tied"] else ""
-    return (f"{method} on {dataset}: {chosen['n_settings']} settings{out_of} [dim]({chosen['seconds']:.1f} s)[/]; "
-            f"validation {chosen['accuracy']:.1f}{tied} with {values}")  # fmt: skip
+    return (
+        f"{method} on {dataset}: {chosen['n_settings']} settings{out_of} [dim]({chosen['seconds']:.1f} s)[/]; "
+        f"validation {chosen['accuracy']:.1f}{tied} with {values}"
+    )

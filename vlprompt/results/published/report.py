@@ -33,13 +33,14 @@ def validate_target(target: str) -> None:
 
 
 def build_comparison_tables(comparisons: Sequence[Comparison]) -> list[Table]:
-    """Build one table for each task and backbone of ours."""
+    """Build one table for each task and backbone of the runs."""
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for comparison in comparisons:
         task, _, _, backbone = comparison.ours.key
         groups.setdefault((task, backbone), []).append(comparison)
-    return [_build_table(f"{task} with {backbone}, against published", group)
-            for (task, backbone), group in groups.items()]  # fmt: skip
+    return [
+        _build_table(f"{task} with {backbone}, against published", group) for (task, backbone), group in groups.items()
+    ]
 
 
 def _build_table(title: str, comparisons: Sequence[Comparison]) -> Table:
