@@ -639,7 +639,8 @@ def test_a_run_is_exported_by_the_command(reader, load, folder, tmp_path, capsys
     command(tmp_path / "whole", "--merge")
     assert torch.allclose(theirs(reloaded(tmp_path / "whole", "llama"), "llama"), mine, atol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "whole")("the team")["input_ids"]
-    assert "name another" in command(tmp_path / "whole", status=2)
+    assert "expected a new or empty folder, got" in (told := command(tmp_path / "whole", status=2))
+    assert "Name another folder." in told
     assert "other weights" in command(tmp_path / "x", "--backbone", f"hf:{folder('qwen2')}", status=2)
 
 
