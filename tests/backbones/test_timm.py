@@ -479,7 +479,7 @@ def test_the_command_line_on_a_timm_vit(type_in, type_all, file, pictures, tmp_p
     code, text = type_in("eval", folder, pictures, "--backbone", "timm:test_vit/random")
     assert code == 2
     assert "was trained on (timm:test_vit@" in text
-    assert "got timm:test_vit/random with others (timm:test_vit/random#" in text
+    assert "got timm:test_vit/random with other weights (timm:test_vit/random#" in text
     assert "Name the right ones by --backbone." in text
     assert type_in(*words, "--backbone", "timm:test_vit/random", "preprocess.size=[32,32]")[0] == 0
     assert type_in("table", "runs", "--json", "t.json", "--csv", "t.csv")[0] == 0

@@ -407,7 +407,7 @@ def test_a_prompt_of_another_backbone_method_or_shape(type_in, tmp_path, learned
     picture = pictures / "china" / "00.jpg"
     code, text, _ = type_in("predict", learned, picture, "--backbone", "glyph")
     assert code == 2
-    assert "got glyph with others (" in text
+    assert "got glyph with other weights (" in text
     other = tmp_path / "other"
     shutil.copytree(learned, other)
     from vlprompt.results.run_folder import read_tensors, serialize_tensors

@@ -38,7 +38,7 @@ def restore_method(folder: Path, backbone: str | None = None, device: str | None
     if tower.key.partition("#")[2] != metadata["backbone_key"].partition("#")[2]:
         raise ValueError(
             f"--backbone: expected the weights that {str(folder)!r} was trained on ({metadata['backbone_key']}), got "
-            f"{spec} with others ({tower.key}). Name the right ones by --backbone."
+            f"{spec} with other weights ({tower.key}). Name the right ones by --backbone."
         )
     lessons = _read_lessons(metadata)
     method = build_method(config["method"], frozen)
