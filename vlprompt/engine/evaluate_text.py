@@ -3,12 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from vlprompt.core.batch import Batch, Split
+from vlprompt.core.batch import Batch, Inputs, Split
+from vlprompt.core.head import Prepared
 from vlprompt.core.introspection import feature_caches
 from vlprompt.core.method import Method
 from vlprompt.core.texts import find_answer_kind, head_mismatch_message
@@ -62,7 +63,7 @@ def evaluate_texts(
     return _score_responses(method, split, outputs, limit)
 
 
-def _compute_text_outputs(method: Method, batch: Batch, prepared: Any, kind: str, limit: int) -> _TextOutputs:
+def _compute_text_outputs(method: Method, batch: Batch, prepared: Prepared, kind: str, limit: int) -> _TextOutputs:
     """The outputs of one micro-batch, on the CPU."""
     output = method(batch.inputs, prepared)
     if output.targets is None:
@@ -98,7 +99,7 @@ def _score_responses(method: Method, split: Split, outputs: Sequence[_TextOutput
     return metrics
 
 
-def _generate(method: Method, inputs: Any, max_new_tokens: int) -> list[str]:
+def _generate(method: Method, inputs: Inputs, max_new_tokens: int) -> list[str]:
     write = getattr(method, "generate", None)
     if write is None:
         raise ValueError(

@@ -13,7 +13,6 @@ Expected (GSM8K): PaLM 540B with 8 demonstrations 56.9, without a chain 17.9 (We
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +143,7 @@ class ChainOfThought(DemonstrationMethod):
             torch.manual_seed(derive_seed(int(self.seed), inputs.items[0].name))
             return self._generate(inputs, max_new_tokens=max_new_tokens, do_sample=True, **options)
 
-    def _generate(self, inputs: TextBatch, **settings: Any) -> list[str]:
+    def _generate(self, inputs: TextBatch, **settings: object) -> list[str]:
         preamble = self.build_demonstrations().base_preamble
         texts = self.lm.generate(preamble.prepend_to(inputs), preamble.prompt, **settings)
         return [self.cut_at_separator(text) for text in texts]

@@ -18,12 +18,10 @@ Expected (class-incremental, ViT-B/16 of IN-1k, final accuracy): Split CIFAR-100
 20 76.51, 75.45, 72.37; DomainNet of 5 73.24 (the paper).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.head import Head
+from vlprompt.core.head import Head, Prepared
 from vlprompt.core.images import Images
 from vlprompt.core.method import Output, TowerMethod
 from vlprompt.core.prompt import KV, Prompt
@@ -32,7 +30,7 @@ from vlprompt.core.towers import Clip, VisionTower
 from vlprompt.layers.attention import split_heads
 
 
-class CODAPrompt(TowerMethod):
+class CODAPrompt(TowerMethod[VisionTower]):
     """Prefixes that are attention-weighted sums of components.
 
     Args:
@@ -120,7 +118,7 @@ class CODAPrompt(TowerMethod):
             total = total + (x @ x.mT - torch.eye(x.shape[1], device=x.device)).square().mean((1, 2)).sum()
         return self.orthogonality_weight * total
 
-    def forward(self, inputs: Images, prepared: tuple[VisionTower, Any]) -> Output:
+    def forward(self, inputs: Images, prepared: tuple[VisionTower, Prepared]) -> Output:
         query = self.tower(inputs)  # (B, E), without a prompt: from the feature cache
         if not self.prompt_length:
             return Output(self.head(query, prepared[1]), image_features=query)

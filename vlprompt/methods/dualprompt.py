@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.head import Head
+from vlprompt.core.head import Head, Prepared
 from vlprompt.core.images import Images
 from vlprompt.core.method import Output, TowerMethod
 from vlprompt.core.prompt import KV, Prompt
@@ -32,7 +32,7 @@ from vlprompt.layers.adapters import cosine_similarity, draw_uniform
 from vlprompt.layers.attention import split_heads
 
 
-class DualPrompt(TowerMethod):
+class DualPrompt(TowerMethod[VisionTower]):
     """General prompts and expert prompts.
 
     Args:
@@ -132,7 +132,7 @@ class DualPrompt(TowerMethod):
             return prompts[:, 0]
         return split_heads(prompts[:, 0], self.tower.n_heads), split_heads(prompts[:, 1], self.tower.n_heads)
 
-    def forward(self, inputs: Images, prepared: tuple[VisionTower, Any]) -> Output:
+    def forward(self, inputs: Images, prepared: tuple[VisionTower, Prepared]) -> Output:
         general, fields = self.general_prompts if self.general_length else (), dict[str, Any]()
         entries = {i: self.to_prompt_entry(p[None]) for i, p in zip(self.prompt_layers[0], general, strict=True)}
         if self.expert_length:

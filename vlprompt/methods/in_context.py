@@ -15,7 +15,7 @@ Expected (GPT-3 175B, SuperGLUE test, 32 demonstrations, Table 3.8 of Brown et a
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -139,7 +139,7 @@ class InContext(DemonstrationMethod):
         )
         return torch.stack([part.mean(1) for part in scores], 1)
 
-    def generate(self, inputs: TextBatch, **settings: Any) -> list[str]:
+    def generate(self, inputs: TextBatch, **settings: object) -> list[str]:
         """Generate a continuation of each text, up to where another demonstration would begin."""
         texts = [""] * len(inputs)
         for preamble, indices in self.prepare((), [])[0].iter_groups(inputs):

@@ -34,7 +34,7 @@ from vlprompt.layers.adapters import cosine_similarity, draw_uniform
 from vlprompt.layers.heads import TextHead
 
 
-class L2P(TowerMethod):
+class L2P(TowerMethod[VisionTower]):
     """A pool of prompts selected by keys.
 
     Args:

@@ -24,7 +24,7 @@ from vlprompt.layers.adapters import LowRankAdapter
 from vlprompt.methods._low_rank import require_linear_sites
 
 
-class LoRA(TowerMethod):
+class LoRA(TowerMethod[AnyTower]):
     """Low-rank updates of the linear maps of an image tower or a language model.
 
     Args:

@@ -34,7 +34,7 @@ class _FrozenDownLowRank(LowRankAdapter):
         self.register_buffer("down", down)
 
 
-class LoRAFA(TowerMethod):
+class LoRAFA(TowerMethod[AnyTower]):
     """Low-rank updates with a frozen first factor, of the linear maps of an image tower or a language model.
 
     Args:

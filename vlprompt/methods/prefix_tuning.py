@@ -23,7 +23,7 @@ from vlprompt.core.towers import LanguageTower
 from vlprompt.layers.adapters import make_linear
 
 
-class PrefixTuning(TowerMethod):
+class PrefixTuning(TowerMethod[LanguageTower]):
     """Trained keys and values in front of those of a text.
 
     Args:

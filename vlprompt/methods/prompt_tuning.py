@@ -23,7 +23,7 @@ from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import LanguageTower
 
 
-class PromptTuning(TowerMethod):
+class PromptTuning(TowerMethod[LanguageTower]):
     """Soft tokens in front of a text.
 
     Args:

@@ -24,7 +24,7 @@ from vlprompt.layers.adapters import LowRankAdapter
 LINEAR_SITES = ("q", "k", "v", "out", "up", "gate", "down")
 
 
-class QLoRA(TowerMethod):
+class QLoRA(TowerMethod[LanguageTower]):
     """Low-rank updates of all linear maps of a quantised language model.
 
     Args:

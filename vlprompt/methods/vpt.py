@@ -27,7 +27,7 @@ from vlprompt.core.towers import VisionTower
 from vlprompt.layers.adapters import VIT_MAP_SITES, build_bias_adapters, draw_uniform, make_linear
 
 
-class VPT(TowerMethod):
+class VPT(TowerMethod[VisionTower]):
     """Soft tokens in an image tower.
 
     Args:
