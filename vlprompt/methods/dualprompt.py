@@ -20,6 +20,7 @@ the vote); Split ImageNet-R of 10, expert_length=20 68.13, 4.68 (the paper). Wit
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vlprompt.core.head import Head, Prepared
@@ -29,7 +30,6 @@ from vlprompt.core.prompt import KV, Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import VisionTower
 from vlprompt.layers.adapters import cosine_similarity, draw_uniform
-from vlprompt.layers.attention import split_heads
 
 
 class DualPrompt(TowerMethod[VisionTower]):
@@ -130,7 +130,8 @@ class DualPrompt(TowerMethod[VisionTower]):
         """(R, 2, P, D) as keys and values (R, H, P, Dh); (R, 1, P, D) as tokens."""
         if self.prompt_type == "tokens":
             return prompts[:, 0]
-        return split_heads(prompts[:, 0], self.tower.n_heads), split_heads(prompts[:, 1], self.tower.n_heads)
+        keys, values = rearrange(prompts, "r kv p (h d) -> kv r h p d", h=self.tower.n_heads)
+        return keys, values
 
     def forward(self, inputs: Images, prepared: tuple[VisionTower, Prepared]) -> Output:
         general, fields = self.general_prompts if self.general_length else (), dict[str, Any]()

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vlprompt.core.batch import Split
@@ -129,7 +130,7 @@ class SPrompts(TowerMethod[VisionTower]):
         n_names, lessons = prepared
         indices = torch.tensor([d for d, *_ in lessons], device=self.tower.device)
         query = Clip.unit(self.tower(inputs))
-        distances = torch.cdist(query, self.centroids[indices].flatten(0, 1), p=1.0)  # (B, lessons * k)
+        distances = torch.cdist(query, rearrange(self.centroids[indices], "t k e -> (t k) e"), p=1.0)
         lesson = indices[distances.argmin(1) // self.n_centroids]  # (B,)
         prompt, n_lessons = NOTHING, len(self.lesson_heads)
         if self.prompt_length:
