@@ -102,6 +102,24 @@ class Method(nn.Module):
             self.clipped_settings = {**self.clipped_settings, setting: note}
         return min(value, depth)
 
+    def clip_layers(self, setting: str, depth: int) -> list[int]:
+        """Return the layers of a setting that the tower has; those that it lacks are noted in `clipped_settings`.
+
+        Raises:
+            ValueError: for a negative layer, or if the tower has none of them.
+        """
+        requested: Sequence[int] = getattr(self, setting)
+        layers = [i for i in requested if 0 <= i < depth]
+        if not layers or min(requested) < 0:
+            raise ValueError(
+                f"method.{setting}: expected layers 0 to {depth - 1} of the tower, got {list(requested)}. "
+                f"Set method.{setting} to some of these."
+            )
+        if len(layers) < len(requested):
+            note = f"clipped from {list(requested)} to {layers} (the tower has {depth} layers)"
+            self.clipped_settings = {**self.clipped_settings, setting: note}
+        return layers
+
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
         """Set initial values, heads, pools and caches. Called for every lesson, before the optimizer is made.
 

@@ -135,8 +135,10 @@ class SeedGroup:
                     sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else list(new)
         told = {name: (value / max(counts[name], 1.0)).tolist() for name, value in values.items()}
         grads = {name: [g / max(counts[name], 1.0) for g in found] for name, found in sums.items()}
-        merged = [loop.method.merge_gradients({name: [g[s] for g in found] for name, found in grads.items()})
-                  for s, loop in enumerate(self.loops)]  # fmt: skip
+        merged = [
+            loop.method.merge_gradients({name: [g[s] for g in found] for name, found in grads.items()})
+            for s, loop in enumerate(self.loops)
+        ]
         return [({name: value[s] for name, value in told.items()}, mine) for s, mine in enumerate(merged)]
 
     def take_step(self, batch: Batch, learning_rates: Sequence[float], failed: set[int]) -> dict[int, float]:
@@ -194,8 +196,13 @@ def validate_vmap(methods: Sequence[Method], configs: Sequence[TrainConfig]) -> 
         raise ValueError("settings side by side have no scaler of the loss each; use train.precision=bf16 or fp32")
 
 
-def fit_vmapped(methods: Sequence[Method], lesson: Lesson, configs: Sequence[TrainConfig], seeds: Sequence[int],
-                     resume: VmapState | None = None) -> Iterator[VmapStep]:  # fmt: skip
+def fit_vmapped(
+    methods: Sequence[Method],
+    lesson: Lesson,
+    configs: Sequence[TrainConfig],
+    seeds: Sequence[int],
+    resume: VmapState | None = None,
+) -> Iterator[VmapStep]:
     """Train several copies of a method at once that differ in lr, weight decay and seed only; yield after each step.
 
     Each ends as `fit(method, lesson, config, seed)` would leave it, up to rounding, and copies of one seed draw the

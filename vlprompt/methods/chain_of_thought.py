@@ -132,8 +132,9 @@ class ChainOfThought(DemonstrationMethod):
         end = f" {{rationale}}\n{escape_braces(self.answer_trigger)}"
         second_pass = [
             replace(i, fields={**i.fields, "rationale": text}, key=f"{i.key}/{text}", template=i.template + end)
-            for i, texts in zip(items, chains, strict=True) for text in texts
-        ]  # fmt: skip
+            for i, texts in zip(items, chains, strict=True)
+            for text in texts
+        ]
         answers = self._generate(TextBatch(tuple(second_pass)), max_new_tokens=self.max_answer_tokens)
         return [answers[k : k + self.n_samples] for k in range(0, len(answers), self.n_samples)]
 

@@ -124,8 +124,9 @@ class CODAPrompt(TowerMethod[VisionTower]):
             return Output(self.head(query, prepared[1]), image_features=query)
         weights, h = self.compute_weights(query), self.tower.n_heads
         components = rearrange(torch.cat(list(self.components), 1), "layers m p d -> layers m (p d)")
-        pattern, p = "layers b (kv p h d) -> kv layers b h p d", self.prompt_length // 2
-        keys, values = rearrange(weights @ components, pattern, kv=2, p=p, h=h)
+        keys, values = rearrange(
+            weights @ components, "layers b (kv p h d) -> kv layers b h p d", kv=2, p=self.prompt_length // 2, h=h
+        )
         prefix: dict[int | str, KV] = dict(enumerate(zip(keys, values, strict=True)))
         image = self.tower(inputs, Prompt(prefix=prefix))
         usage = weights.detach().abs().mean(0)  # (B, M)

@@ -127,8 +127,9 @@ class InContext(DemonstrationMethod):
             return scores
         template = self.template or inputs.items[0].template
         fields = [piece.text for piece in parse_template(template) if piece.kind == "field"]
-        items = tuple(TextItem(f"without content/{text}", dict.fromkeys(fields, text), template, template)
-                      for text in CONTENT_FREE_TEXTS)  # fmt: skip
+        items = tuple(
+            TextItem(f"without content/{t}", dict.fromkeys(fields, t), template, template) for t in CONTENT_FREE_TEXTS
+        )
         prior = self._class_log_probabilities(preamble.prepend_to(TextBatch(items)), preamble.prompt, label_words)
         return scores.log_softmax(1) - prior.softmax(1).mean(0).log()
 
