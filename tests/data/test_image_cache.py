@@ -362,10 +362,36 @@ def test_features_are_the_same_however_they_are_decoded(tmp_path, tiny):
     assert found[0].equal(found[1])
 
 
-def trained(root, folder, *more):
-    command = [COMMAND, "run", "vpt", root, "--backbone", "glyph-vit", "--shots", "4", "--out", folder, "--save-every"]
+METHOD = """
+import os
+from vlprompt.methods import VPT
+
+class Stopped(VPT):  # sends its process a signal at one step
+    def loss_terms(self, batch, fixed):
+        if str(batch.step) == os.environ.get("STOP_AT"):
+            os.kill(os.getpid(), int(os.environ["STOP_BY"]))
+        return super().loss_terms(batch, fixed)
+"""
+
+
+def trained(root, folder, *more, **environment):
+    (root.parent / "stopped.py").write_text(METHOD)
+    command = [
+        COMMAND,
+        "run",
+        "stopped:Stopped",
+        root,
+        "--backbone",
+        "glyph-vit",
+        "--shots",
+        "4",
+        "--out",
+        folder,
+        "--save-every",
+    ]
     command += ["0.01", "train.epochs=40", "train.batch_size=3", "method.n_tokens=2", "task.augment=augmix", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root.parent), *sys.path]), **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
 
 
 def outcome(folder):
@@ -377,17 +403,12 @@ def outcome(folder):
 def test_a_run_is_the_same_with_threads_and_when_it_is_killed(tmp_path):
     root = folder_of(tmp_path / "set", 8)
     alone = trained(root, tmp_path / "alone", "--workers", "0", "--image-cache", "0")
-    assert alone.wait(120) == 0, alone.stdout.read()
-    for stop, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
-        process, out = trained(root, tmp_path / "killed", "--workers", "3"), tmp_path / "killed"
-        for _ in range(3000):
-            if any(len(log.read_bytes()) > 2000 for log in out.glob("*/steps.jsonl")):
-                break
-            time.sleep(0.02)
-        process.send_signal(stop)
-        assert process.wait(10) == status
+    assert alone.returncode == 0, alone.stderr
+    for step, stop, status in (("30", signal.SIGINT, 130), ("50", signal.SIGKILL, -9)):
+        killed = trained(root, tmp_path / "killed", "--workers", "3", STOP_AT=step, STOP_BY=str(int(stop)))
+        assert killed.returncode == status, killed.stderr
     last = trained(root, tmp_path / "killed", "--workers", "3")
-    assert last.wait(120) == 0, last.stdout.read()
+    assert last.returncode == 0, last.stderr
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "alone")
 
 

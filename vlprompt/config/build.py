@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_type_hints
 
 from vlprompt import methods, tasks
 from vlprompt.config.sources import HEADS, LANGUAGE_HEADS, Settings
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vlprompt.core.towers import Backbone
     from vlprompt.tasks import Task
 
+Annotation: TypeAlias = Any  # a type as signatures write it: a class, a union, a Literal
 NESTED_KINDS = {"Method": "method", "Head": "head"}  # types of arguments that are built from settings themselves
 
 
@@ -56,18 +57,18 @@ def _import_class(kind: str, name: str) -> type:
         sys.path.remove(str(Path.cwd()))
 
 
-def get_constructor_types(cls: type) -> dict[str, Any]:
+def get_constructor_types(cls: type) -> dict[str, Annotation]:
     """Return the annotations of a constructor's arguments (or of a dataclass's fields)."""
     hints = get_type_hints(cls.__init__)
     return {name: hints.get(name, Any) for name in signature(cls).parameters}
 
 
-def get_nested_kind(annotation: Any) -> str | None:
+def get_nested_kind(annotation: Annotation) -> str | None:
     """Return "method" or "head" where an argument is one."""
     return NESTED_KINDS.get(getattr(annotation, "__name__", ""))
 
 
-def get_backbone_kind(name: str, annotation: Any) -> str | None:
+def get_backbone_kind(name: str, annotation: Annotation) -> str | None:
     """Return which part of the backbone an argument takes: by its annotation, or its name where it has none."""
     from vlprompt.core.towers import AnyTower
 
@@ -112,7 +113,7 @@ def build_method(config: Settings, backbone: "Backbone", kind: str = "method") -
     from vlprompt.core.towers import find_input_tower
 
     cls = resolve_class(kind, config["name"])
-    arguments: dict[str, Any] = {k: v for k, v in config.items() if k != "name"}
+    arguments: Settings = {k: v for k, v in config.items() if k != "name"}
     for name, annotation in get_constructor_types(cls).items():
         if (backbone_kind := get_backbone_kind(name, annotation)) is not None:
             require_backbone_kind(config["name"], backbone_kind, backbone)

@@ -4,10 +4,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from vlprompt.config.run_config import Arguments, RunConfig
-from vlprompt.config.sources import HEADS
+from vlprompt.config.sources import HEADS, PlainValue
 from vlprompt.core.head import Head
 from vlprompt.core.method import Method
 from vlprompt.core.towers import Clip, Tower, VisionTower, find_input_tower
@@ -15,7 +14,7 @@ from vlprompt.engine.train_config import TrainConfig
 from vlprompt.tasks import Task
 
 
-def collect_arguments(cls: type, get_value: Callable[[str, Any], Any]) -> Arguments:
+def collect_arguments(cls: type, get_value: Callable[[str, object], object]) -> Arguments:
     """Return {argument: plain value} in the order of the constructor, without frozen backbones.
 
     Args:
@@ -30,7 +29,7 @@ def collect_arguments(cls: type, get_value: Callable[[str, Any], Any]) -> Argume
     return arguments
 
 
-def to_plain_value(value: Any) -> Any:
+def to_plain_value(value: object) -> PlainValue:
     """Convert a value to what YAML and JSON can hold."""
     if isinstance(value, (Method, Head)):
         return describe(value)
@@ -52,7 +51,7 @@ def title(cls: type) -> str:
 def describe(component: object) -> Arguments:
     """Return a method, head or task as configuration: its name and its constructor's arguments."""
 
-    def get_stored(name: str, default: Any) -> Any:
+    def get_stored(name: str, default: object) -> object:
         value = getattr(component, name)
         # where a function of the class has the argument's name, the value is stored with an underscore
         return getattr(component, f"{name}_") if inspect.ismethod(value) else value

@@ -4,9 +4,10 @@ import inspect
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 from vlprompt.config.build import (
+    Annotation,
     get_backbone_kind,
     get_constructor_types,
     get_nested_kind,
@@ -14,10 +15,22 @@ from vlprompt.config.build import (
     resolve_class,
 )
 from vlprompt.config.run_config import Arguments, RunConfig
-from vlprompt.config.sources import LayeredConfig, Settings, parse_override, read_yaml
+from vlprompt.config.sources import LayeredConfig, PlainValue, Settings, parse_override, read_yaml
 from vlprompt.core.towers import WEIGHT_PRECISIONS
 from vlprompt.runtime.errors import suggest_nearest
 from vlprompt.runtime.paths import find_configs_folder
+
+FieldDefinition: TypeAlias = tuple[Annotation, PlainValue]  # type and default of a field of a pydantic model
+
+
+class LayerOptions(TypedDict, total=False):
+    """Options of `load_layered_config`."""
+
+    dataset: str | None
+    task: str | None
+    backbone: str | None
+    config_file: Path | None
+    overrides: Sequence[str]
 
 
 def find_recipes(task: str, method: str, backbone: str) -> list[Path]:
@@ -64,9 +77,9 @@ def complete_arguments(kind: str, cls: type, values: Settings, config: LayeredCo
     return {name: to_plain_value(value) for name, value in arguments.items()}
 
 
-def _build_fields(cls: type, types: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _build_fields(cls: type, types: dict[str, Annotation]) -> dict[str, FieldDefinition]:
     """Return name -> (type, default) for a pydantic model; `...` marks a required one."""
-    fields: dict[str, tuple[Any, Any]] = {}
+    fields: dict[str, FieldDefinition] = {}
     for name, annotation in types.items():
         if get_backbone_kind(name, annotation):
             continue
@@ -78,11 +91,11 @@ def _build_fields(cls: type, types: dict[str, Any]) -> dict[str, tuple[Any, Any]
 
 
 def _validate_values(
-    kind: str, cls: type, fields: dict[str, tuple[Any, Any]], values: Settings, config: LayeredConfig
+    kind: str, cls: type, fields: dict[str, FieldDefinition], values: Settings, config: LayeredConfig
 ) -> Arguments:
     from pydantic import ConfigDict, ValidationError, create_model
 
-    definitions: dict[str, Any] = fields
+    definitions: dict[str, Any] = fields  # no name of a field is one of create_model's other keywords
     try:
         model_type = create_model(cls.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **definitions)
         model = model_type(**values)
@@ -198,7 +211,10 @@ def _load_recipes(values: Settings) -> list[tuple[Settings, str]]:
 
 
 def resolve_grid(
-    methods: Sequence[str | None], shots: Sequence[int | None], seeds: Sequence[int | None], **options: Any
+    methods: Sequence[str | None],
+    shots: Sequence[int | None],
+    seeds: Sequence[int | None],
+    **options: Unpack[LayerOptions],
 ) -> list[RunConfig]:
     """Resolve all combinations; `options` are those of `load_layered_config`."""
     return [resolve(load_layered_config(name, k, seed, **options)) for name, k, seed in product(methods, shots, seeds)]

@@ -5,14 +5,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypeAlias
 
+from vlprompt.config.sources import PlainValue
 from vlprompt.engine.train_config import TrainConfig
 
-Arguments = dict[str, Any]  # constructor arguments by name, as YAML and JSON hold them
+Arguments: TypeAlias = dict[str, PlainValue]  # constructor arguments by name, as YAML and JSON hold them
 
 
-def hash_config(config: Mapping[str, Any]) -> str:
+def hash_config(config: Mapping[str, PlainValue]) -> str:
     """Hash plain settings; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -49,7 +50,7 @@ class RunConfig:
     def hash(self) -> str:
         return hash_config(self.to_dict())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Arguments:
         """Return what config.yaml and result.json hold."""
         return {
             "backbone": self.backbone,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from vlprompt.runtime.errors import suggest_nearest
 
@@ -15,7 +15,8 @@ LANGUAGE_HEADS = {  # heads that read a language model's vocabulary
 }
 HEADS = {"linear": "LinearHead", "cosine": "CosineHead", "texts": "TextHead", **LANGUAGE_HEADS}
 SECTIONS = ("backbone", "preprocess", "method", "task", "train", "seed", "search")
-Settings = dict[str, Any]  # a section, or nested sections
+PlainValue: TypeAlias = Any  # what YAML and JSON hold; its type is checked when settings are resolved
+Settings: TypeAlias = dict[str, PlainValue]  # a section, or nested sections
 
 
 class LayeredConfig:
@@ -101,14 +102,14 @@ def _nest_keys(values: Settings) -> Settings:
     return nested
 
 
-def _iter_key_paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _iter_key_paths(values: Mapping[str, PlainValue], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _iter_key_paths(value, f"{prefix}{key}.")
 
 
-def iter_flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def iter_flat_settings(values: Mapping[str, PlainValue], prefix: str = "") -> Iterator[tuple[str, PlainValue]]:
     """Yield ("section.key", value) of every value that is no mapping."""
     for key, value in values.items():
         if isinstance(value, dict):

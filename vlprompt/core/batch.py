@@ -14,7 +14,7 @@ from vlprompt.core.texts import TextBatch, TextItem
 from vlprompt.runtime.seeding import derive_seed, make_generator
 
 Item: TypeAlias = Any  # ImageItem or TextItem; a split has one kind, which its users know
-Inputs: TypeAlias = Any  # Images or TextBatch, likewise
+Inputs: TypeAlias = Any  # Images or a TextBatch, likewise; a text tower takes the texts of the classes
 BATCHES_PER_LENGTH_GROUP = 50  # batches among which texts are sorted by length
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 from torch import Tensor
 
@@ -36,7 +36,7 @@ class ComputeOptions:
 DEFAULT_COMPUTE_OPTIONS = ComputeOptions()
 
 
-def recompute_in_backward(fn: BlockFn, *args: Any) -> Tensor:
+def recompute_in_backward(fn: BlockFn, *args: object) -> Tensor:
     """Call fn(*args) without storing activations; they are recomputed in the backward pass."""
     from torch.utils.checkpoint import checkpoint
 

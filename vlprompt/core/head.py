@@ -2,14 +2,19 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from vlprompt.core.batch import Inputs
 from vlprompt.core.class_names import Names
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
+
+# opaque to all but the head or method that makes them; it may write their types
+Fixed: TypeAlias = Any  # what `precompute` returns, for `prepare` and `loss_terms`
+Prepared: TypeAlias = Any  # what `prepare` returns, for `forward`
 
 
 class Head(nn.Module):
@@ -25,11 +30,11 @@ class Head(nn.Module):
     output: str = "pooled"
     reads_class_texts: bool = False
 
-    def prepare_inputs(self, inputs: Any) -> Any:
+    def prepare_inputs(self, inputs: Inputs) -> Inputs:
         """Return the inputs as the tower should see them: texts with the head's template."""
         return inputs
 
-    def compute_targets(self, inputs: Any, make_prompt: Callable[[], Prompt]) -> Tensor | None:
+    def compute_targets(self, inputs: Inputs, make_prompt: Callable[[], Prompt]) -> Tensor | None:
         """Return the targets (R,) of its logits' rows if they are not the labels of the batch.
 
         Args:
@@ -45,13 +50,13 @@ class Head(nn.Module):
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator, feature_dim: int, device: torch.device) -> None:
         """Create parameters at the first lesson, grow later."""
 
-    def precompute(self, names: Names) -> Any:
+    def precompute(self, names: Names) -> Fixed:
         """Compute what needs neither gradient nor inputs. Called once per list of class names."""
         return None
 
-    def prepare(self, names: Names, fixed: Any) -> Any:
+    def prepare(self, names: Names, fixed: Fixed) -> Prepared:
         """Compute the input-independent part, with gradients, from what `precompute` returned."""
         return fixed
 
-    def forward(self, features: Tensor, prepared: Any) -> Tensor:
+    def forward(self, features: Tensor, prepared: Prepared) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__}: expected forward(features, prepared). Define it.")

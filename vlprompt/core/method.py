@@ -1,19 +1,19 @@
 """Contract of methods: small Modules that hold only what is trained, make Prompts, and answer."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Generic, NamedTuple, NotRequired, TypeAlias, TypedDict, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.core.batch import Batch
+from vlprompt.core.batch import Batch, Inputs, Item
 from vlprompt.core.class_names import Names
-from vlprompt.core.head import Head
+from vlprompt.core.head import Fixed, Head, Prepared
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.texts import find_answer_kind, head_mismatch_message
-from vlprompt.core.towers import Backbone, Clip, LanguageTower, VisionTower
+from vlprompt.core.towers import AnyTower, Backbone, Clip, LanguageTower, VisionTower
 
 
 class Output(NamedTuple):
@@ -41,6 +41,14 @@ class Output(NamedTuple):
 
 
 LossTerms: TypeAlias = dict[str, tuple[Tensor, float]]  # name -> (mean, number of rows it is over)
+InputTower = TypeVar("InputTower", bound=AnyTower)  # the towers that a method is for
+
+
+class ParamGroup(TypedDict):
+    """Parameters that the optimizer treats alike, with settings other than those of the training."""
+
+    params: list[nn.Parameter]
+    weight_decay: NotRequired[float]
 
 
 class Method(nn.Module):
@@ -94,6 +102,24 @@ class Method(nn.Module):
             self.clipped_settings = {**self.clipped_settings, setting: note}
         return min(value, depth)
 
+    def clip_layers(self, setting: str, depth: int) -> list[int]:
+        """Return the layers of a setting that the tower has; those that it lacks are noted in `clipped_settings`.
+
+        Raises:
+            ValueError: for a negative layer, or if the tower has none of them.
+        """
+        requested: Sequence[int] = getattr(self, setting)
+        layers = [i for i in requested if 0 <= i < depth]
+        if not layers or min(requested) < 0:
+            raise ValueError(
+                f"method.{setting}: expected layers 0 to {depth - 1} of the tower, got {list(requested)}. "
+                f"Set method.{setting} to some of these."
+            )
+        if len(layers) < len(requested):
+            note = f"clipped from {list(requested)} to {layers} (the tower has {depth} layers)"
+            self.clipped_settings = {**self.clipped_settings, setting: note}
+        return layers
+
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
         """Set initial values, heads, pools and caches. Called for every lesson, before the optimizer is made.
 
@@ -104,30 +130,30 @@ class Method(nn.Module):
         """Return the lesson to train on. Override it to add pseudo-labelled images."""
         return lesson
 
-    def pseudo_labels(self, inputs: Any, fixed: Any) -> tuple[Tensor, Tensor] | None:
+    def pseudo_labels(self, inputs: Inputs, fixed: Fixed) -> tuple[Tensor, Tensor] | None:
         """Return probabilities (B, C) of unlabelled images, and which (B,) are confident enough to learn from.
 
         None for a method without pseudo-labels.
         """
         return None
 
-    def precompute(self, names: Names) -> Any:
+    def precompute(self, names: Names) -> Fixed:
         """Precompute what depends on class names only and needs no gradient. Called once per list of class names."""
         head = self._head()
         return None if head is None else head.precompute(names)
 
-    def prepare(self, names: Names, fixed: Any) -> Any:
+    def prepare(self, names: Names, fixed: Fixed) -> Prepared:
         """Compute the input-independent part, with gradients: once per training step, once per evaluation."""
         head = self._head()
         return fixed if head is None else head.prepare(names, fixed)
 
-    def forward(self, inputs: Any, prepared: Any) -> Output:
+    def forward(self, inputs: Inputs, prepared: Prepared) -> Output:
         """Answer, without what only training needs."""
         raise NotImplementedError(
             f"{type(self).__name__} says nothing about its answer: define forward(inputs, prepared)"
         )
 
-    def loss_terms(self, batch: Batch, fixed: Any) -> tuple[LossTerms, Output]:
+    def loss_terms(self, batch: Batch, fixed: Fixed) -> tuple[LossTerms, Output]:
         """Return the loss as named means with the rows they are over: micro-batches and processes add up exactly."""
         out = self(batch.inputs, self.prepare(batch.names, fixed))
         targets = batch.labels if out.targets is None else out.targets
@@ -141,7 +167,7 @@ class Method(nn.Module):
         """Merge the gradients of the terms, one list per term in the order of parameters(): by default their sum."""
         return [g[0] if len(g) == 1 else torch.stack(g).sum(0) for g in zip(*grads.values(), strict=True)]
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """Return parameter groups without frozen parameters, which may have a gradient from an earlier lesson."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
@@ -161,7 +187,7 @@ class Method(nn.Module):
         self.load_state_dict(state)
 
 
-class TowerMethod(Method):
+class TowerMethod(Method, Generic[InputTower]):
     """A Method on one tower with one head.
 
     `build` creates what is trained, `prompt` injects it.
@@ -171,7 +197,7 @@ class TowerMethod(Method):
             the plain tower.
     """
 
-    tower: Any
+    tower: InputTower
     head: Head
     is_mergeable: bool = False
 
@@ -182,24 +208,25 @@ class TowerMethod(Method):
         """Return the prompt for a batch of n."""
         return NOTHING
 
-    def compute_features(self, inputs: Any, tower: Any) -> Tensor:
+    def compute_features(self, inputs: Inputs, tower: InputTower) -> Tensor:
         """Return what the head takes, (B, E) or (R, E); `tower` may be the merged one."""
         prompt = NOTHING if tower is not self.tower else self.prompt(len(inputs))
         return tower(self.prepare_inputs(inputs), prompt, output=self.head.output)
 
-    def prepare_inputs(self, inputs: Any) -> Any:
+    def prepare_inputs(self, inputs: Inputs) -> Inputs:
         """Return the inputs as the tower should see them, by default as the head asks."""
         return self.head.prepare_inputs(inputs)
 
-    def _require_readable(self, items: Sequence[Any]) -> None:
+    def _require_readable(self, items: Sequence[Item]) -> None:
         """Raise ValueError if the head does not fit how these items are answered."""
         kind, output = find_answer_kind(items), self.head.output
         if items and ((kind == "response") != (output == "response") or (kind == "tags" and output != "words")):
             raise ValueError(head_mismatch_message(kind))
 
-    def generate(self, inputs: Any, **settings: Any) -> list[str]:
+    def generate(self, inputs: Inputs, **settings: object) -> list[str]:
         """Return a language model's responses; settings are those of transformers' `generate`."""
-        return self.tower.generate(self.prepare_inputs(inputs), self.prompt(len(inputs)), **settings)
+        lm = cast(LanguageTower, self.tower)
+        return lm.generate(self.prepare_inputs(inputs), self.prompt(len(inputs)), **settings)
 
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
         self._require_readable(lesson.train.items)
@@ -209,12 +236,12 @@ class TowerMethod(Method):
             if self.is_mergeable and isinstance(self.tower, VisionTower):
                 self.tower.merged(self.prompt(1))  # fails before the training, not after it
 
-    def prepare(self, names: Names, fixed: Any) -> Any:
+    def prepare(self, names: Names, fixed: Fixed) -> Prepared:
         evaluates = not self.training and not torch.is_grad_enabled()
         merges = self.is_mergeable and evaluates and isinstance(self.tower, VisionTower)
         return self.tower.merged(self.prompt(1)) if merges else self.tower, self.head.prepare(names, fixed)
 
-    def forward(self, inputs: Any, prepared: Any) -> Output:
+    def forward(self, inputs: Inputs, prepared: Prepared) -> Output:
         tower, head_state = prepared
         self._require_readable(getattr(inputs, "items", ()))
         features = self.compute_features(inputs, tower)
@@ -225,8 +252,9 @@ class TowerMethod(Method):
             targets=self.head.compute_targets(self.prepare_inputs(inputs), lambda: self.prompt(len(inputs))),
         )
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         """Return all parameters, without weight decay on vectors (biases, shifts, scales, norms), as is common."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        vectors = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}
-        return [group for group in ({"params": [p for p in trained if p.ndim > 1]}, vectors) if group["params"]]
+        matrices: ParamGroup = {"params": [p for p in trained if p.ndim > 1]}
+        vectors: ParamGroup = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}
+        return [group for group in (matrices, vectors) if group["params"]]

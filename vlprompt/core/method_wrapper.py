@@ -1,13 +1,12 @@
 """MethodWrapper: a Method around any other Method, with loss terms of its own."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from vlprompt.core.batch import Batch
+from vlprompt.core.batch import Batch, Inputs
 from vlprompt.core.class_names import Names
-from vlprompt.core.method import LossTerms, Method, Output
+from vlprompt.core.head import Fixed, Prepared
+from vlprompt.core.method import LossTerms, Method, Output, ParamGroup
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 
@@ -47,13 +46,13 @@ class MethodWrapper(Method):
     def training_lesson(self, lesson: Lesson) -> Lesson:
         return self.method.training_lesson(lesson)
 
-    def pseudo_labels(self, inputs: Any, fixed: Any) -> tuple[Tensor, Tensor] | None:
+    def pseudo_labels(self, inputs: Inputs, fixed: Fixed) -> tuple[Tensor, Tensor] | None:
         return self.method.pseudo_labels(inputs, fixed[0])
 
-    def reference_texts(self, names: Names) -> Any:
+    def reference_texts(self, names: Names) -> Fixed:
         """Compute the frozen texts that `extra_terms` compares with."""
 
-    def extra_terms(self, batch: Batch, out: Output, reference: Any) -> dict[str, Tensor]:
+    def extra_terms(self, batch: Batch, out: Output, reference: Fixed) -> dict[str, Tensor]:
         """Return loss terms to add, means over the images that `out` is about.
 
         Args:
@@ -63,16 +62,16 @@ class MethodWrapper(Method):
         """
         return {}
 
-    def precompute(self, names: Names) -> Any:
+    def precompute(self, names: Names) -> Fixed:
         return self.method.precompute(names), self.reference_texts(names)
 
-    def prepare(self, names: Names, fixed: Any) -> Any:
+    def prepare(self, names: Names, fixed: Fixed) -> Prepared:
         return self.method.prepare(names, fixed[0])
 
-    def forward(self, inputs: Any, prepared: Any) -> Output:
+    def forward(self, inputs: Inputs, prepared: Prepared) -> Output:
         return self.method(inputs, prepared)
 
-    def loss_terms(self, batch: Batch, fixed: Any) -> tuple[LossTerms, Output]:
+    def loss_terms(self, batch: Batch, fixed: Fixed) -> tuple[LossTerms, Output]:
         terms, out = self.method.loss_terms(batch, fixed[0])
         answered = batch if len(batch.inputs) or batch.unlabelled is None else batch.unlabelled
         n_rows = float(batch.n_items)
@@ -82,7 +81,7 @@ class MethodWrapper(Method):
     def merge_gradients(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
         return self.method.merge_gradients(grads)
 
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[ParamGroup]:
         return self.method.param_groups()
 
     def end_step(self, step: int, steps: int) -> None:

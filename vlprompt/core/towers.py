@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from vlprompt.core.batch import Inputs
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.stage import Stage
@@ -30,7 +31,7 @@ class Tower(Protocol):
     key: str  # identifies the weights
     device: torch.device
 
-    def __call__(self, inputs: Any, /, prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor: ...
+    def __call__(self, inputs: Inputs, /, prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor: ...
     def sites(self, *kinds: str) -> dict[str, tuple[int, int]]: ...
     def require_blocks(self) -> None: ...  # ValueError for an opaque tower
 
@@ -103,10 +104,10 @@ class LanguageTower(Tower, Protocol):
         """Run a text once and return it as a prefix; follows_prefix: it stands behind another one."""
         ...
 
-    def generate(self, inputs: TextBatch, prompt: Prompt = NOTHING, **settings: Any) -> list[str]: ...
+    def generate(self, inputs: TextBatch, prompt: Prompt = NOTHING, **settings: object) -> list[str]: ...
     def merged(self, prompt: Prompt) -> "LanguageTower": ...
-    def with_peft_adapter(self, config: Mapping[str, Any], seed: int) -> "AdaptedLanguageModel": ...
-    def save_as_peft(self, prompt: Prompt, folder: Path, metadata: Mapping[str, Any]) -> None: ...
+    def with_peft_adapter(self, config: Mapping[str, object], seed: int) -> "AdaptedLanguageModel": ...
+    def save_as_peft(self, prompt: Prompt, folder: Path, metadata: Mapping[str, object]) -> None: ...
     def save_merged(self, prompt: Prompt, folder: Path) -> None:
         """Save the model with the prompt's adapters merged into its weights."""
         ...
@@ -127,7 +128,7 @@ class AdaptedLanguageModel(Protocol):
     def train(self, mode: bool) -> None: ...
     def penalty(self) -> Tensor | None: ...  # a loss term
     def end_step(self, step: int, steps: int) -> None: ...  # steps count from 1
-    def save(self, folder: Path, metadata: Mapping[str, Any]) -> None: ...  # in PEFT's format
+    def save(self, folder: Path, metadata: Mapping[str, object]) -> None: ...  # in PEFT's format
     def save_merged(self, folder: Path) -> None: ...
 
 

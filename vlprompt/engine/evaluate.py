@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlprompt.core.batch import Batch, Split, Unlabelled
 from vlprompt.core.class_names import class_ids
+from vlprompt.core.head import Prepared
 from vlprompt.core.introspection import feature_caches
 from vlprompt.core.method import Method, Output
 from vlprompt.core.texts import find_answer_kind
@@ -31,7 +31,7 @@ def iter_outputs(
     split: Split | Unlabelled,
     batch_size: int = 100,
     micro_batch_size: int | None = None,
-    prepared: Any = None,
+    prepared: Prepared = None,
 ) -> Iterator[Output]:
     """Yield the outputs of a split in order, in eval mode, on the CPU, without features.
 
@@ -76,7 +76,7 @@ def iter_logits(
     split: Split | Unlabelled,
     batch_size: int = 100,
     micro_batch_size: int | None = None,
-    prepared: Any = None,
+    prepared: Prepared = None,
 ) -> Iterator[Tensor]:
     """Yield logits (B, C) of a split in order; arguments as in `iter_outputs`."""
     return (output.logits for output in iter_outputs(method, split, batch_size, micro_batch_size, prepared))

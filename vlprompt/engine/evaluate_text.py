@@ -3,15 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from vlprompt.core.batch import Batch, Split
+from vlprompt.core.head import Prepared
 from vlprompt.core.introspection import feature_caches
 from vlprompt.core.method import Method
-from vlprompt.core.texts import find_answer_kind, head_mismatch_message
+from vlprompt.core.texts import TextBatch, find_answer_kind, head_mismatch_message
 from vlprompt.metrics import classification_scores
 from vlprompt.runtime import collectives
 
@@ -62,7 +63,7 @@ def evaluate_texts(
     return _score_responses(method, split, outputs, limit)
 
 
-def _compute_text_outputs(method: Method, batch: Batch, prepared: Any, kind: str, limit: int) -> _TextOutputs:
+def _compute_text_outputs(method: Method, batch: Batch, prepared: Prepared, kind: str, limit: int) -> _TextOutputs:
     """The outputs of one micro-batch, on the CPU."""
     output = method(batch.inputs, prepared)
     if output.targets is None:
@@ -100,7 +101,7 @@ def _score_responses(method: Method, split: Split, outputs: Sequence[_TextOutput
     return metrics
 
 
-def generate_texts(method: Method, inputs: Any, context: str, **settings: Any) -> list[str]:
+def generate_texts(method: Method, inputs: TextBatch, context: str, **settings: object) -> list[str]:
     """Generate responses with a method that can.
 
     Args:

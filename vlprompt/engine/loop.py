@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlprompt.core.batch import Batch
 from vlprompt.core.class_names import Names, class_ids
+from vlprompt.core.head import Fixed
 from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
@@ -41,7 +41,7 @@ class State:
     step: int = 0
     best_score: float | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    scaler: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Loop:
         self.optimizer = optimizers.build_optimizer(method.param_groups(), config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.cursor = State()
-        self.fixed: dict[object, Any] = {}
+        self.fixed: dict[tuple[Names, tuple[str, ...]], Fixed] = {}
         self.gradient_sync = GradientSync(method, self.parameters, derive_seed(seed, lesson.index))
         self.epoch_start_step = 0
         self.best_state: dict[str, Tensor] = {}
@@ -134,7 +134,7 @@ class Loop:
         if is_last:
             self.method.load_state_dict(self.best_state)
 
-    def precompute(self, names: Names) -> Any:
+    def precompute(self, names: Names) -> Fixed:
         """Call `method.precompute` once per list of class names."""
         key = (names, class_ids(names))  # two classes may share a name
         if key not in self.fixed:

@@ -6,12 +6,12 @@ agreement (with the pseudo-labels).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlprompt.core.batch import Unlabelled
+from vlprompt.core.head import Fixed, Prepared
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
@@ -34,7 +34,7 @@ SELECTION_DESCRIPTIONS = {
 
 @torch.no_grad()
 def collect_pseudo_labels(
-    method: Method, unlabelled: Unlabelled, fixed: Any, micro_batch_size: int | None = None
+    method: Method, unlabelled: Unlabelled, fixed: Fixed, micro_batch_size: int | None = None
 ) -> tuple[Tensor, Tensor] | None:
     """Pseudo-label unlabelled images by the method itself, else by the zero-shot CLIP of its backbone.
 
@@ -62,8 +62,8 @@ def compute_selection_scores(
     lesson: Lesson,
     criteria: Sequence[str],
     micro_batch_size: int | None = None,
-    fixed: Any = None,
-    prepared: Any = None,
+    fixed: Fixed = None,
+    prepared: Prepared = None,
     unlabelled_logits: Tensor | None = None,
 ) -> dict[str, float]:
     """Score a method as it is now by each criterion; criteria that the lesson has no data for are left out.

@@ -1,28 +1,27 @@
 """Build optimizers by name, and export and load their state as tensors."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlprompt.core.method import ParamGroup
 from vlprompt.engine.train_config import TrainConfig
 
 
-def build_optimizer(
-    param_groups: list[dict[str, Any]], config: TrainConfig, device: torch.device
-) -> torch.optim.Optimizer:
+def build_optimizer(param_groups: list[ParamGroup], config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
     """Build the optimizer that `config.optimizer` names; ValueError where this device has none of that name."""
+    groups = [dict(group) for group in param_groups]  # optimizers write their settings into them
     if config.optimizer == "sgd":
-        return torch.optim.SGD(param_groups, config.lr, config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay)
     if config.optimizer == "paged_adamw":
         return build_paged_adamw(param_groups, config, device)
     optimizer_class = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return optimizer_class(param_groups, config.lr, config.betas, config.eps, weight_decay=config.weight_decay)
+    return optimizer_class(groups, config.lr, config.betas, config.eps, weight_decay=config.weight_decay)
 
 
 def build_paged_adamw(
-    param_groups: list[dict[str, Any]], config: TrainConfig, device: torch.device
+    param_groups: list[ParamGroup], config: TrainConfig, device: torch.device
 ) -> torch.optim.Optimizer:
     """Build QLoRA's AdamW (32 bits), whose state moves to CPU memory when the GPU is full; ValueError without CUDA."""
     if device.type != "cuda":
@@ -55,7 +54,7 @@ def export_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Load what `export_optimizer_state` returned."""
-    slots: dict[int, dict[str, Any]] = {}
+    slots: dict[int, dict[str, Tensor | int]] = {}
     for name, tensor in tensors.items():
         i, _, key = name.partition("/")
         slots.setdefault(int(i), {})[key] = int(tensor) if tensor.dtype == torch.int64 else tensor

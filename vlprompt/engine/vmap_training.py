@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vlprompt.core.batch import Batch
+from vlprompt.core.head import Fixed
 from vlprompt.core.method import LossTerms, Method
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.epoch_batches import validate_lesson
@@ -26,6 +27,7 @@ from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.runtime import distributed
 from vlprompt.runtime.seeding import derive_seed
 
+Tensors: TypeAlias = dict[str, Tensor]
 MIN_VMAPPED_RUNS = 8  # settings; fewer are as quick one after another
 
 
@@ -57,7 +59,7 @@ class _LossTerms(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, batch: Batch, fixed: Any) -> LossTerms:
+    def forward(self, batch: Batch, fixed: Fixed) -> LossTerms:
         return self.method.loss_terms(batch, fixed)[0]
 
 
@@ -110,7 +112,9 @@ class SeedGroup:
         for part in batch.micro_batches(self.config.micro_batch_size):
             rows: dict[str, float] = {}
 
-            def terms(parameters: Any, buffers: Any, part: Batch = part, rows: dict[str, float] = rows) -> Any:
+            def terms(
+                parameters: Tensors, buffers: Tensors, part: Batch = part, rows: dict[str, float] = rows
+            ) -> Tensors:
                 found = functional_call(self.model, (parameters, buffers), (part, fixed))
                 rows |= {name: float(n) for name, (_, n) in found.items()}
                 return {name: mean for name, (mean, _) in found.items()}

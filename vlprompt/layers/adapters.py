@@ -122,7 +122,13 @@ class LowRankAdapter(nn.Module):
         dropout: of the input.
         generator: of the initial values.
         device: of the weights.
+
+    Attributes:
+        trains_down: whether down is a parameter, or a buffer that stays as it was drawn.
     """
+
+    trains_down: bool = True
+    down: Tensor
 
     def __init__(
         self,
@@ -136,7 +142,8 @@ class LowRankAdapter(nn.Module):
         super().__init__()
         (fan_in, fan_out), bound = fans, 1 / math.sqrt(fans[0])
         down = (torch.rand(rank, fan_in, generator=generator) * 2 - 1) * bound
-        self.down, self.up = nn.Parameter(down.to(device)), nn.Parameter(torch.zeros(fan_out, rank, device=device))
+        register_tensor(self, "down", down.to(device), self.trains_down)
+        self.up = nn.Parameter(torch.zeros(fan_out, rank, device=device))
         self.scale, self.dropout = scale, nn.Dropout(dropout)
 
     def forward(self, given: Tensor, made: Tensor) -> Tensor:

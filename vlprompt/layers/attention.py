@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -82,12 +82,29 @@ class _TextGroup(NamedTuple):
     v: Tensor
 
 
+class _SavedAttention(Protocol):
+    """What attention saves for its backward pass."""
+
+    saved_tensors: tuple[Tensor, ...]
+    groups: TextGroups
+    causal: bool
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 class _SharedPrefixAttention(torch.autograd.Function):
     """`attend_shared` with its derivative; only the probabilities are saved for the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, ks: Tensor, vs: Tensor, groups: TextGroups, visible: GroupVisibility
+        ctx: _SavedAttention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        ks: Tensor,
+        vs: Tensor,
+        groups: TextGroups,
+        visible: GroupVisibility,
     ):
         scale, s, causal = q.shape[-1] ** -0.5, ks.shape[2], visible is None
         shared_scores = (q @ ks.mT).split(_queries_per_group(groups, causal), 2)
@@ -107,7 +124,7 @@ class _SharedPrefixAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: _SavedAttention, g: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, ks, vs, *probabilities = ctx.saved_tensors
         groups, causal, scale, s = ctx.groups, ctx.causal, q.shape[-1] ** -0.5, ks.shape[2]
         shared_grads = (g @ vs.mT).split(_queries_per_group(groups, causal), 2)

@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -69,23 +69,29 @@ class _PassSlot:
 
     def __init__(self, recorded: Replayable):
         self.recorded_pass, self.is_awaiting_backward = recorded, False
-        self.last_run: weakref.ref[Any] | None = None
+        self.last_run: weakref.ref[_ReplayContext] | None = None
 
     @property
     def is_free(self) -> bool:
         return not self.is_awaiting_backward or self.last_run is None or self.last_run() is None
 
 
+class _ReplayContext(Protocol):
+    """What a replay saves for its backward pass."""
+
+    slot: _PassSlot
+
+
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, slot: _PassSlot, *inputs: Tensor):
+    def forward(ctx: _ReplayContext, slot: _PassSlot, *inputs: Tensor):
         ctx.slot, slot.last_run, slot.is_awaiting_backward = slot, weakref.ref(ctx), True
         return slot.recorded_pass.forward(inputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        slot: _PassSlot = ctx.slot
+    def backward(ctx: _ReplayContext, g: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        slot = ctx.slot
         if slot.last_run is None or slot.last_run() is not ctx:
             raise RuntimeError(
                 "CUDA graphs: expected one backward pass of these texts before their next forward pass, got another "

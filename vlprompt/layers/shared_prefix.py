@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import TypeAlias
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from vlprompt.core.compute_options import BlockFn
@@ -171,7 +172,7 @@ def encode_packed(
     Returns:
         The last row of each text, in text order, (R, C, D).
     """
-    flat = {i: t.flatten(1, 2) if t.ndim == 4 else t for i, t in prompt.tokens.items()}
+    flat = {i: rearrange(t, "r c p d -> r (c p) d") if t.ndim == 4 else t for i, t in prompt.tokens.items()}
     prompt, (slot_rows, _), first = Prompt(flat, prompt.prefix, prompt.adapters), layout.prompt_slots, blocks[0]
     if any(f"0/{site}" in prompt.adapters for site in ("norm1", "q", "k", "v")):
         qkv = None

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vlprompt.core.class_names import Names, as_class_name, class_ids
@@ -68,7 +69,8 @@ def score_answers(
     states, targets = lm(choices, prompt, output="response"), lm.response_tokens(choices, prompt)
     token_scores = _score_tokens(lm, states, [token for tokens in targets for token in tokens])
     scores = token_scores.split([len(tokens) for tokens in targets])
-    return torch.stack([s.mean() if mean else s.sum() for s in scores]).view(len(inputs), len(words))
+    word_scores = torch.stack([s.mean() if mean else s.sum() for s in scores])
+    return rearrange(word_scores, "(b c) -> b c", c=len(words))
 
 
 def _score_single_tokens(lm: LanguageTower, inputs: TextBatch, prompt: Prompt, token_ids: Sequence[int]) -> Tensor:

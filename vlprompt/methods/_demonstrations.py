@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +152,9 @@ class DemonstrationMethod(Method):
         self._demonstrations = None
         self.register_buffer("encoded_demonstrations", encode_items(items))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
+    ) -> None:
         """Take the number of bytes from the saved state."""
         if (saved := state_dict.get(f"{prefix}encoded_demonstrations")) is not None:
             self.encoded_demonstrations, self._demonstrations = self.encoded_demonstrations.new_empty(saved.shape), None

@@ -31,7 +31,7 @@ class _SequentialAdapter(Bottleneck):
         return outputs + super().forward(outputs)
 
 
-class Adapter(TowerMethod):
+class Adapter(TowerMethod[AnyTower]):
     """Bottlenecks after the sub-layers of an image tower or a language model.
 
     Args:

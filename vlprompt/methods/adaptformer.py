@@ -33,7 +33,7 @@ class _ParallelAdapter(Bottleneck):
         return outputs + self.scale * super().forward(inputs)
 
 
-class AdaptFormer(TowerMethod):
+class AdaptFormer(TowerMethod[AnyTower]):
     """Bottlenecks parallel to the MLPs of a tower.
 
     Args:

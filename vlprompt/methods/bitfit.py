@@ -21,7 +21,7 @@ from vlprompt.core.towers import AnyTower
 from vlprompt.layers.adapters import build_bias_adapters
 
 
-class BitFit(TowerMethod):
+class BitFit(TowerMethod[AnyTower]):
     """A trained shift of the outputs of frozen linear maps and norms.
 
     Args:

@@ -13,7 +13,6 @@ Expected (GSM8K): PaLM 540B with 8 demonstrations 56.9, without a chain 17.9 (We
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,8 +132,9 @@ class ChainOfThought(DemonstrationMethod):
         end = f" {{rationale}}\n{escape_braces(self.answer_trigger)}"
         second_pass = [
             replace(i, fields={**i.fields, "rationale": text}, key=f"{i.key}/{text}", template=i.template + end)
-            for i, texts in zip(items, chains, strict=True) for text in texts
-        ]  # fmt: skip
+            for i, texts in zip(items, chains, strict=True)
+            for text in texts
+        ]
         answers = self._generate(TextBatch(tuple(second_pass)), max_new_tokens=self.max_answer_tokens)
         return [answers[k : k + self.n_samples] for k in range(0, len(answers), self.n_samples)]
 
@@ -144,7 +144,7 @@ class ChainOfThought(DemonstrationMethod):
             torch.manual_seed(derive_seed(int(self.seed), inputs.items[0].name))
             return self._generate(inputs, max_new_tokens=max_new_tokens, do_sample=True, **options)
 
-    def _generate(self, inputs: TextBatch, **settings: Any) -> list[str]:
+    def _generate(self, inputs: TextBatch, **settings: object) -> list[str]:
         preamble = self.build_demonstrations().base_preamble
         texts = self.lm.generate(preamble.prepend_to(inputs), preamble.prompt, **settings)
         return [self.cut_at_separator(text) for text in texts]

@@ -18,21 +18,19 @@ Expected (class-incremental, ViT-B/16 of IN-1k, final accuracy): Split CIFAR-100
 20 76.51, 75.45, 72.37; DomainNet of 5 73.24 (the paper).
 """
 
-from typing import Any
-
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from vlprompt.core.head import Head
+from vlprompt.core.head import Head, Prepared
 from vlprompt.core.images import Images
 from vlprompt.core.method import Output, TowerMethod
 from vlprompt.core.prompt import KV, Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip, VisionTower
-from vlprompt.layers.attention import split_heads
 
 
-class CODAPrompt(TowerMethod):
+class CODAPrompt(TowerMethod[VisionTower]):
     """Prefixes that are attention-weighted sums of components.
 
     Args:
@@ -120,16 +118,16 @@ class CODAPrompt(TowerMethod):
             total = total + (x @ x.mT - torch.eye(x.shape[1], device=x.device)).square().mean((1, 2)).sum()
         return self.orthogonality_weight * total
 
-    def forward(self, inputs: Images, prepared: tuple[VisionTower, Any]) -> Output:
+    def forward(self, inputs: Images, prepared: tuple[VisionTower, Prepared]) -> Output:
         query = self.tower(inputs)  # (B, E), without a prompt: from the feature cache
         if not self.prompt_length:
             return Output(self.head(query, prepared[1]), image_features=query)
         weights, h = self.compute_weights(query), self.tower.n_heads
-        prompts = weights @ torch.cat(list(self.components), 1).flatten(2)  # (layers, B, P * D)
-        kv = prompts.unflatten(-1, (2, self.prompt_length // 2, -1)).unbind(2)  # (layers, B, P / 2, D) each
-        prefix: dict[int | str, KV] = {
-            i: (split_heads(k, h), split_heads(v, h)) for i, (k, v) in enumerate(zip(*kv, strict=True))
-        }
+        components = rearrange(torch.cat(list(self.components), 1), "layers m p d -> layers m (p d)")
+        keys, values = rearrange(
+            weights @ components, "layers b (kv p h d) -> kv layers b h p d", kv=2, p=self.prompt_length // 2, h=h
+        )
+        prefix: dict[int | str, KV] = dict(enumerate(zip(keys, values, strict=True)))
         image = self.tower(inputs, Prompt(prefix=prefix))
         usage = weights.detach().abs().mean(0)  # (B, M)
         usage = usage / usage.sum(-1, keepdim=True).clamp(min=1e-12)

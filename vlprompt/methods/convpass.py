@@ -62,7 +62,7 @@ class _ConvBypass(nn.Module):
         return outputs + self.scale * self.up(x)
 
 
-class Convpass(TowerMethod):
+class Convpass(TowerMethod[VisionTower]):
     """Convolutional bypasses in an image tower.
 
     Args:

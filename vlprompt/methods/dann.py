@@ -12,14 +12,14 @@ Expected: no number on a frozen CLIP that was checked.
 """
 
 import math
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.core.batch import Batch
-from vlprompt.core.head import Head
+from vlprompt.core.head import Fixed, Head
 from vlprompt.core.images import Images
 from vlprompt.core.method import LossTerms, Output, TowerMethod
 from vlprompt.core.stage import Lesson
@@ -28,20 +28,24 @@ from vlprompt.layers.adapters import Bottleneck, make_linear
 from vlprompt.methods._adaptation import require_target
 
 
+class _ReversalContext(Protocol):
+    weight: float
+
+
 class _GradientReversal(torch.autograd.Function):
     """The identity, whose gradient is multiplied by -weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+    def forward(ctx: _ReversalContext, x: Tensor, weight: float) -> Tensor:
         ctx.weight = weight
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: _ReversalContext, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return -ctx.weight * grad, None
 
 
-class DANN(TowerMethod):
+class DANN(TowerMethod[VisionTower]):
     """A bottleneck on the image feature, trained against a domain discriminator, and any head.
 
     Args:
@@ -90,7 +94,7 @@ class DANN(TowerMethod):
         image = tower(inputs)  # (B, E)
         return image + self.adapter(image)
 
-    def loss_terms(self, batch: Batch, fixed: Any) -> tuple[LossTerms, Output]:
+    def loss_terms(self, batch: Batch, fixed: Fixed) -> tuple[LossTerms, Output]:
         prepared, unlabelled = self.prepare(batch.names, fixed), batch.unlabelled
         terms, outputs, domains = LossTerms(), list[Output](), list[Tensor]()
         if len(batch.inputs):

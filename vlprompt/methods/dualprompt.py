@@ -17,22 +17,22 @@ the vote); Split ImageNet-R of 10, expert_length=20 68.13, 4.68 (the paper). Wit
 (issue 35 of the authors' repository).
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from vlprompt.core.head import Head
+from vlprompt.core.head import Head, Prepared
 from vlprompt.core.images import Images
 from vlprompt.core.method import Output, TowerMethod
 from vlprompt.core.prompt import KV, Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import VisionTower
 from vlprompt.layers.adapters import cosine_similarity, draw_uniform
-from vlprompt.layers.attention import split_heads
 
 
-class DualPrompt(TowerMethod):
+class DualPrompt(TowerMethod[VisionTower]):
     """General prompts and expert prompts.
 
     Args:
@@ -58,31 +58,25 @@ class DualPrompt(TowerMethod):
         self.pull_weight, self.prompt_type, self.layer_specific_keys = pull_weight, prompt_type, layer_specific_keys
         self.init_from_previous, self.init_range = init_from_previous, init_range
 
-    def resolve_layers(self, setting: str) -> list[int]:
-        """Return the layers of a setting that the tower has; ValueError if there are none."""
-        wanted, depth = getattr(self, setting), self.tower.depth
-        layers = [i for i in wanted if 0 <= i < depth]
-        if not layers or min(wanted) < 0:
-            raise ValueError(f"method.{setting}: expected layers 0 to {depth - 1} of the tower, got {list(wanted)}. "
-                             f"Set method.{setting} to some of these.")  # fmt: skip
-        if len(layers) < len(wanted):
-            message = f"clipped from {list(wanted)} to {layers} (the tower has {depth} layers)"
-            self.clipped_settings = {**self.clipped_settings, setting: message}
-        return layers
-
     def validate(self, lesson: Lesson) -> None:
         """Check that the settings agree with each other and with the stream; ValueError if not."""
         lengths = f"method.general_length={self.general_length} and method.expert_length={self.expert_length}"
         if self.expert_length and self.pool_size is None and not lesson.has_task_boundaries:
-            raise ValueError("dualprompt: expected a stream with lesson boundaries, for an expert of each lesson, got "
-                             "a stream without them. Set method.pool_size, for example 10.")  # fmt: skip
+            raise ValueError(
+                "dualprompt: expected a stream with lesson boundaries, for an expert of each lesson, got a stream "
+                "without them. Set method.pool_size, for example 10."
+            )
         if self.prompt_type == "tokens" and 0 < self.general_length != self.expert_length > 0:
-            raise ValueError("method.prompt_type=tokens: expected equal lengths of general and expert tokens, which "
-                             f"replace each other, got {lengths}. Make them equal, or one of them 0.")  # fmt: skip
+            raise ValueError(
+                "method.prompt_type=tokens: expected equal lengths of general and expert tokens, which replace each "
+                f"other, got {lengths}. Make them equal, or one of them 0."
+            )
         layers = self.general_layers * bool(self.general_length) + self.expert_layers * bool(self.expert_length)
         if repeated := [i for i in layers if layers.count(i) > 1]:
-            raise ValueError("method.general_layers, method.expert_layers: expected each layer once, got layer "
-                             f"{repeated[0]} twice. Leave it out of one of them.")  # fmt: skip
+            raise ValueError(
+                f"method.general_layers, method.expert_layers: expected each layer once, got layer {repeated[0]} "
+                "twice. Leave it out of one of them."
+            )
 
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
         bounds = {} if self.pool_size is None else {"pool_size": 1}
@@ -96,8 +90,8 @@ class DualPrompt(TowerMethod):
 
     def build(self, generator: torch.Generator) -> None:
         self.n_tensors = 2 if self.prompt_type == "prefix" else 1  # keys and values, or tokens
-        self.prompt_layers = [self.resolve_layers(f"{kind}_layers") if getattr(self, f"{kind}_length") else []
-                              for kind in ("general", "expert")]  # fmt: skip
+        settings, depth = {"general_layers": self.general_length, "expert_layers": self.expert_length}, self.tower.depth
+        self.prompt_layers = [self.clip_layers(name, depth) if length else [] for name, length in settings.items()]
         self.expert_prompts, self.keys = nn.ParameterList(), nn.ParameterList()
         if self.general_length:
             shape = len(self.prompt_layers[0]), self.n_tensors, self.general_length, self.tower.dim
@@ -130,21 +124,21 @@ class DualPrompt(TowerMethod):
         """(R, 2, P, D) as keys and values (R, H, P, Dh); (R, 1, P, D) as tokens."""
         if self.prompt_type == "tokens":
             return prompts[:, 0]
-        return split_heads(prompts[:, 0], self.tower.n_heads), split_heads(prompts[:, 1], self.tower.n_heads)
+        keys, values = rearrange(prompts, "r kv p (h d) -> kv r h p d", h=self.tower.n_heads)
+        return keys, values
 
-    def forward(self, inputs: Images, prepared: tuple[VisionTower, Any]) -> Output:
-        general, fields = self.general_prompts if self.general_length else (), dict[str, Any]()
+    def forward(self, inputs: Images, prepared: tuple[VisionTower, Prepared]) -> Output:
+        general, penalty, usage, predicted = self.general_prompts if self.general_length else (), 0.0, None, None
         entries = {i: self.to_prompt_entry(p[None]) for i, p in zip(self.prompt_layers[0], general, strict=True)}
         if self.expert_length:
             chosen, similarity = self.select_experts(self.tower(inputs))  # the query is from the feature cache
             experts, layers = torch.cat(list(self.expert_prompts)), self.prompt_layers[1]
             per_layer = chosen.expand(-1, len(layers))  # (B, layers)
             entries |= {i: self.to_prompt_entry(experts[per_layer[:, l], l]) for l, i in enumerate(layers)}
-            pull = similarity.gather(2, chosen[..., None])[..., 0].sum(1).mean()
+            penalty = -self.pull_weight * similarity.gather(2, chosen[..., None])[..., 0].sum(1).mean()
             usage = torch.zeros_like(similarity).scatter_(2, chosen[..., None], 1.0).mean(1)  # (B, M)
-            guesses = self.pool_size is None and not self.layer_specific_keys and len(self.expert_prompts) > 1
-            fields = {"penalty": -self.pull_weight * pull, "prompt_usage": usage,
-                      "predicted_lesson": chosen[:, 0] if guesses else None}  # fmt: skip
+            if self.pool_size is None and not self.layer_specific_keys and len(self.expert_prompts) > 1:
+                predicted = chosen[:, 0]
         prompt = Prompt(prefix=entries) if self.prompt_type == "prefix" else Prompt(tokens=entries)  # type: ignore[arg-type]
         image = self.tower(inputs, prompt)
-        return Output(self.head(image, prepared[1]), image_features=image, **fields)
+        return Output(self.head(image, prepared[1]), penalty, image, prompt_usage=usage, predicted_lesson=predicted)

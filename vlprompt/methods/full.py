@@ -11,18 +11,20 @@ Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 75.88,
 VPT).
 """
 
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from vlprompt.core.batch import Inputs
 from vlprompt.core.head import Head
 from vlprompt.core.method import TowerMethod
+from vlprompt.core.prompt import NOTHING
 from vlprompt.core.towers import AnyTower, LanguageTower
 from vlprompt.layers.verbalizers import ResponseHead, Verbalizer
 
 
-class Full(TowerMethod):
+class Full(TowerMethod[AnyTower]):
     """A trainable copy of an image tower or a language model.
 
     Args:
@@ -37,13 +39,18 @@ class Full(TowerMethod):
     def build(self, generator: torch.Generator) -> None:
         self.trained_tower = self.tower.trainable_copy()
         if isinstance(self.head, Verbalizer | ResponseHead):  # it reads the vocabulary of the trained copy
-            self.head.lm = self.trained_tower.tower
+            self.head.lm = self.trained_lm
 
-    def compute_features(self, inputs: Any, tower: AnyTower) -> Tensor:
+    @property
+    def trained_lm(self) -> LanguageTower:
+        """The trained copy of a language model."""
+        return cast(LanguageTower, self.trained_tower.tower)
+
+    def compute_features(self, inputs: Inputs, tower: AnyTower) -> Tensor:
         if isinstance(tower, LanguageTower):
             return self.trained_tower(self.prepare_inputs(inputs), output=self.head.output)
         return self.trained_tower(inputs.pixels(tower.preprocessing).to(tower.device))
 
-    def generate(self, inputs: Any, **settings: Any) -> list[str]:
+    def generate(self, inputs: Inputs, **settings: object) -> list[str]:
         """Generate with the trained copy."""
-        return self.trained_tower.tower.generate(self.prepare_inputs(inputs), **settings)
+        return self.trained_lm.generate(self.prepare_inputs(inputs), NOTHING, **settings)

@@ -15,7 +15,7 @@ Expected (GPT-3 175B, SuperGLUE test, 32 demonstrations, Table 3.8 of Brown et a
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -127,8 +127,9 @@ class InContext(DemonstrationMethod):
             return scores
         template = self.template or inputs.items[0].template
         fields = [piece.text for piece in parse_template(template) if piece.kind == "field"]
-        items = tuple(TextItem(f"without content/{text}", dict.fromkeys(fields, text), template, template)
-                      for text in CONTENT_FREE_TEXTS)  # fmt: skip
+        items = tuple(
+            TextItem(f"without content/{t}", dict.fromkeys(fields, t), template, template) for t in CONTENT_FREE_TEXTS
+        )
         prior = self._class_log_probabilities(preamble.prepend_to(TextBatch(items)), preamble.prompt, label_words)
         return scores.log_softmax(1) - prior.softmax(1).mean(0).log()
 
@@ -139,7 +140,7 @@ class InContext(DemonstrationMethod):
         )
         return torch.stack([part.mean(1) for part in scores], 1)
 
-    def generate(self, inputs: TextBatch, **settings: Any) -> list[str]:
+    def generate(self, inputs: TextBatch, **settings: object) -> list[str]:
         """Generate a continuation of each text, up to where another demonstration would begin."""
         texts = [""] * len(inputs)
         for preamble, indices in self.prepare((), [])[0].iter_groups(inputs):

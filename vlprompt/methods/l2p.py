@@ -22,6 +22,7 @@ from functools import partial
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vlprompt.core.head import Head
@@ -34,7 +35,7 @@ from vlprompt.layers.adapters import cosine_similarity, draw_uniform
 from vlprompt.layers.heads import TextHead
 
 
-class L2P(TowerMethod):
+class L2P(TowerMethod[VisionTower]):
     """A pool of prompts selected by keys.
 
     Args:
@@ -128,7 +129,7 @@ class L2P(TowerMethod):
             return Output(self.head(query, prepared[1]), image_features=query)
         similarity = cosine_similarity(query, self.keys)
         chosen = self.select_prompts(similarity.detach())
-        tokens = self.pool[chosen].flatten(1, 2)  # (B, N * L, D)
+        tokens = rearrange(self.pool[chosen], "b n l d -> b (n l) d")
         if self.add_position_embedding:
             tokens = tokens + self.tower.position_embeddings[0]
         image = self.tower(inputs, Prompt(tokens={0: tokens}), output=self.output)

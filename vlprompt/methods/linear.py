@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlprompt.core.batch import Split
+from vlprompt.core.batch import Inputs, Split
 from vlprompt.core.head import Head
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.stage import Lesson
@@ -27,7 +27,7 @@ from vlprompt.layers.heads import LinearHead
 C_GRID = tuple(10 ** (e / 2) for e in range(-6, 7))
 
 
-class Linear(TowerMethod):
+class Linear(TowerMethod[AnyTower]):
     """A head on the frozen feature.
 
     Args:
@@ -69,7 +69,7 @@ class Linear(TowerMethod):
             if len(lesson.train):
                 self._solve(lesson, self.head)
 
-    def compute_features(self, inputs: Any, tower: AnyTower) -> Tensor:
+    def compute_features(self, inputs: Inputs, tower: AnyTower) -> Tensor:
         image = tower(self.prepare_inputs(inputs), output=self.head.output)  # (B, E), or (R, E) of words
         return Clip.unit(image) if self.normalize else image
 

@@ -13,18 +13,12 @@ table).
 
 from typing import Literal
 
-import torch
-from torch import nn
-
 from vlprompt.core.head import Head
-from vlprompt.core.method import TowerMethod
-from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import AnyTower
-from vlprompt.layers.adapters import LowRankAdapter
-from vlprompt.methods._low_rank import require_linear_sites
+from vlprompt.methods._low_rank import LowRankMethod
 
 
-class LoRA(TowerMethod):
+class LoRA(LowRankMethod):
     """Low-rank updates of the linear maps of an image tower or a language model.
 
     Args:
@@ -51,25 +45,21 @@ class LoRA(TowerMethod):
         scaling: Literal["alpha/r", "alpha/sqrt(r)"] = "alpha/r",
         dropout: float = 0.0,
     ):
-        super().__init__()
-        self.tower, self.head, self.rank, self.alpha, self.sites = tower, head, rank, alpha, tuple(sites)
-        self.layers, self.scaling, self.dropout = layers, scaling, dropout
+        super().__init__(tower, head, rank, alpha, sites, dropout)
+        self.layers, self.scaling = layers, scaling
 
-    def build(self, generator: torch.Generator) -> None:
-        self.require_at_least(rank=1, dropout=0)
-        require_linear_sites(self.sites)
-        scale = self.alpha / (self.rank if self.scaling == "alpha/r" else self.rank**0.5)
-        sites = {site: fans for site, fans in self.tower.sites(*self.sites).items() if self._is_selected(site)}
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.rank if self.scaling == "alpha/r" else self.rank**0.5)
+
+    def find_sites(self) -> dict[str, tuple[int, int]]:
+        sites = {site: fans for site, fans in super().find_sites().items() if self._is_selected(site)}
         if beyond := [i for i in self.layers or () if not 0 <= i < self.tower.depth]:
             raise ValueError(
                 f"method.layers: expected layers 0 to {self.tower.depth - 1} of the tower, got {beyond[0]}. Set "
                 "method.layers to some of these."
             )
-        options = (self.rank, scale, self.dropout, generator, self.tower.device)
-        self.adapters = nn.ModuleDict({site: LowRankAdapter(fans, *options) for site, fans in sites.items()})
+        return sites
 
     def _is_selected(self, site: str) -> bool:
         return self.layers is None or "/" not in site or int(site.split("/")[-2]) in self.layers
-
-    def prompt(self, n: int) -> Prompt:
-        return Prompt(adapters=self.adapters)

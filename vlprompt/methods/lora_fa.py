@@ -11,30 +11,19 @@ does that, and PEFT's optimizer for it). The frozen factor is in the saved state
 Expected: on a par with LoRA (paper, RoBERTa, T5 and LLaMA), with up to 1.4 times less memory than it.
 """
 
-from typing import Any
-
-import torch
-from torch import nn
-
 from vlprompt.core.head import Head
-from vlprompt.core.method import TowerMethod
-from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import AnyTower
 from vlprompt.layers.adapters import LowRankAdapter
-from vlprompt.methods._low_rank import require_linear_sites
+from vlprompt.methods._low_rank import LowRankMethod
 
 
 class _FrozenDownLowRank(LowRankAdapter):
     """A low-rank update whose first factor is a buffer, not a parameter."""
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        down = self.down.data
-        del self.down
-        self.register_buffer("down", down)
+    trains_down = False
 
 
-class LoRAFA(TowerMethod):
+class LoRAFA(LowRankMethod):
     """Low-rank updates with a frozen first factor, of the linear maps of an image tower or a language model.
 
     Args:
@@ -47,6 +36,7 @@ class LoRAFA(TowerMethod):
     """
 
     is_mergeable = True
+    adapter_type = _FrozenDownLowRank
 
     def __init__(
         self,
@@ -57,16 +47,4 @@ class LoRAFA(TowerMethod):
         sites: tuple[str, ...] = ("q", "v"),
         dropout: float = 0.0,
     ):
-        super().__init__()
-        self.tower, self.head, self.rank, self.alpha = tower, head, rank, alpha
-        self.sites, self.dropout = tuple(sites), dropout
-
-    def build(self, generator: torch.Generator) -> None:
-        self.require_at_least(rank=1, dropout=0)
-        require_linear_sites(self.sites)
-        options = (self.rank, self.alpha / self.rank, self.dropout, generator, self.tower.device)
-        sites = self.tower.sites(*self.sites)
-        self.adapters = nn.ModuleDict({site: _FrozenDownLowRank(fans, *options) for site, fans in sites.items()})
-
-    def prompt(self, n: int) -> Prompt:
-        return Prompt(adapters=self.adapters)
+        super().__init__(tower, head, rank, alpha, sites, dropout)

@@ -9,18 +9,17 @@ Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 67.80,
 the paper, MLP-3).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from vlprompt.core.batch import Inputs
 from vlprompt.core.head import Head
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.towers import AnyTower
 from vlprompt.layers.adapters import make_linear
 
 
-class MLP(TowerMethod):
+class MLP(TowerMethod[AnyTower]):
     """A perceptron on the frozen feature.
 
     Args:
@@ -44,7 +43,7 @@ class MLP(TowerMethod):
             linear, norm = make_linear(e, e, generator, device), nn.BatchNorm1d(e, device=device)
             self.hidden_layers.extend([linear, nn.ReLU(), norm, nn.Dropout(self.dropout)])
 
-    def compute_features(self, inputs: Any, tower: AnyTower) -> Tensor:
+    def compute_features(self, inputs: Inputs, tower: AnyTower) -> Tensor:
         if self.training and len(inputs) == 1 and self.n_layers > 1:
             raise ValueError(
                 "train.batch_size: expected batches of at least 2 images, because batch norm normalises over a batch, "

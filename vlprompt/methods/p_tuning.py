@@ -12,7 +12,7 @@ Expected (authors, BERT-large on SuperGLUE, model tuned too): BoolQ 77.8, RTE 76
 """
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from vlprompt.core.head import Head
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
+from vlprompt.core.texts import TextBatch
 from vlprompt.core.towers import LanguageTower
 from vlprompt.layers.adapters import make_linear
 
 
-class PTuning(TowerMethod):
+class PTuning(TowerMethod[LanguageTower]):
     """Soft tokens from a prompt encoder, at places of the text.
 
     Args:
@@ -81,7 +82,7 @@ class PTuning(TowerMethod):
     def prompt(self, n: int) -> Prompt:
         return Prompt(tokens={0: self.encode_tokens()[None]})
 
-    def prepare_inputs(self, inputs: Any) -> Any:
+    def prepare_inputs(self, inputs: TextBatch) -> TextBatch:
         texts = self.head.prepare_inputs(inputs)
         if self.template is None:
             return texts

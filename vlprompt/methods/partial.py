@@ -21,7 +21,7 @@ from vlprompt.core.method import TowerMethod
 from vlprompt.core.towers import VisionTower
 
 
-class Partial(TowerMethod):
+class Partial(TowerMethod[VisionTower]):
     """The last blocks of an image tower, trained.
 
     Args:

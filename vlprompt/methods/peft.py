@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.core.batch import Batch
-from vlprompt.core.head import Head
+from vlprompt.core.head import Fixed, Head
 from vlprompt.core.method import LossTerms, Output, TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
@@ -27,7 +27,7 @@ from vlprompt.core.towers import AdaptedLanguageModel, LanguageTower
 from vlprompt.layers.verbalizers import ResponseHead, Verbalizer
 
 
-class Peft(TowerMethod):
+class Peft(TowerMethod[LanguageTower]):
     """An adapter of the PEFT library.
 
     Args:
@@ -75,7 +75,7 @@ class Peft(TowerMethod):
     def prompt(self, n: int) -> Prompt:
         return self.adapter.prompt()
 
-    def loss_terms(self, batch: Batch, fixed: Any) -> tuple[LossTerms, Output]:
+    def loss_terms(self, batch: Batch, fixed: Fixed) -> tuple[LossTerms, Output]:
         terms, out = super().loss_terms(batch, fixed)
         if (penalty := self.adapter.penalty()) is not None:
             terms["orthogonality"] = penalty, len(batch.labels)

@@ -14,6 +14,7 @@ Expected (P-Tuning v2's README, best epoch on the development set): RoBERTa-larg
 from collections.abc import Mapping
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vlprompt.core.head import Head
@@ -23,7 +24,7 @@ from vlprompt.core.towers import LanguageTower
 from vlprompt.layers.adapters import make_linear
 
 
-class PrefixTuning(TowerMethod):
+class PrefixTuning(TowerMethod[LanguageTower]):
     """Trained keys and values in front of those of a text.
 
     Args:
@@ -85,9 +86,9 @@ class PrefixTuning(TowerMethod):
     def build_prefix(self) -> Mapping[int | str, KV]:
         """Map each layer to its keys and values (1, H, P, Dh)."""
         layers = self.prefix_layers()
-        flat = self.flat_prefix().view(1, self.n_tokens, len(layers) * 2, self.lm.n_heads, self.lm.head_dim)
-        pairs = self.dropout_layer(flat).permute(2, 0, 3, 1, 4).split(2)  # of each layer (2, 1, H, P, Dh)
-        return {layer: (pair[0], pair[1]) for layer, pair in zip(layers, pairs, strict=True)}
+        flat = self.dropout_layer(self.flat_prefix())
+        pairs = rearrange(flat, "p (layers kv h d) -> layers kv 1 h p d", kv=2, h=self.lm.n_heads, d=self.lm.head_dim)
+        return {layer: (k, v) for layer, (k, v) in zip(layers, pairs, strict=True)}
 
     def prompt(self, n: int) -> Prompt:
         return Prompt(prefix=self.build_prefix())

@@ -15,6 +15,7 @@ OpenPrompt, T5-large-lm-adapt: BoolQ 83.3, RTE 82.0, WiC 70.1 (validation accura
 from typing import Literal
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 from vlprompt.core.head import Head
@@ -23,7 +24,7 @@ from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import LanguageTower
 
 
-class PromptTuning(TowerMethod):
+class PromptTuning(TowerMethod[LanguageTower]):
     """Soft tokens in front of a text.
 
     Args:
@@ -63,7 +64,7 @@ class PromptTuning(TowerMethod):
                 raise ValueError(
                     f"method.init_text: expected a text with at least one token, got {self.init_text!r}. Give words."
                 )
-            return words.repeat(-(-n // len(words)), 1)[:n]
+            return repeat(words, "p d -> (copies p) d", copies=-(-n // len(words)))[:n]
         if self.init == "vocabulary":
             return self.lm.sample_token_embeddings(n, generator)
         return torch.randn(n, self.lm.dim, generator=generator)

@@ -12,19 +12,14 @@ Expected (MMLU, 5-shot, mean over LLaMA 7B to 65B trained on Alpaca and FLAN v2;
 52.2, NF4 with double quantisation 53.1.
 """
 
-import torch
-from torch import nn
-
 from vlprompt.core.head import Head
-from vlprompt.core.method import TowerMethod
-from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import LanguageTower
-from vlprompt.layers.adapters import LowRankAdapter
+from vlprompt.methods._low_rank import LowRankMethod
 
 LINEAR_SITES = ("q", "k", "v", "out", "up", "gate", "down")
 
 
-class QLoRA(TowerMethod):
+class QLoRA(LowRankMethod):
     """Low-rank updates of all linear maps of a quantised language model.
 
     Args:
@@ -36,21 +31,14 @@ class QLoRA(TowerMethod):
     """
 
     def __init__(self, lm: LanguageTower, head: Head, rank: int = 64, alpha: float = 16.0, dropout: float = 0.0):
-        super().__init__()
-        self.lm = self.tower = lm
-        self.head, self.rank, self.alpha, self.dropout = head, rank, alpha, dropout
+        super().__init__(lm, head, rank, alpha, LINEAR_SITES, dropout)
+        self.lm = lm
 
-    def build(self, generator: torch.Generator) -> None:
-        self.require_at_least(rank=1, dropout=0)
+    def find_sites(self) -> dict[str, tuple[int, int]]:
         if self.lm.weight_precision not in ("nf4", "int8"):
             raise ValueError(
                 f"qlora: expected a quantised model, got {self.lm.spec} in {self.lm.weight_precision}. Take "
                 f"--backbone hf-nf4:{self.lm.spec.partition(':')[2]}, or the method lora."
             )
         kinds = {site.split("/")[-1] for site in self.lm.sites()}
-        sites = self.lm.sites(*(kind for kind in LINEAR_SITES if kind in kinds))
-        options = (self.rank, self.alpha / self.rank, self.dropout, generator, self.lm.device)
-        self.adapters = nn.ModuleDict({site: LowRankAdapter(fans, *options) for site, fans in sites.items()})
-
-    def prompt(self, n: int) -> Prompt:
-        return Prompt(adapters=self.adapters)
+        return self.lm.sites(*(kind for kind in self.sites if kind in kinds))

@@ -17,14 +17,15 @@ Expected: no published number that was checked.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import Names, class_ids
-from vlprompt.core.head import Head
+from vlprompt.core.head import Fixed, Head, Prepared
 from vlprompt.core.images import Images
 from vlprompt.core.method import Output, TowerMethod
 from vlprompt.core.prompt import NOTHING, Prompt
@@ -37,10 +38,10 @@ class _LessonCandidates(NamedTuple):
     """The names asked for, and of each lesson that may answer: its index, columns, names and its head's constants."""
 
     n_names: int
-    lessons: list[tuple[int, Tensor, Names, Any]]
+    lessons: list[tuple[int, Tensor, Names, Fixed]]
 
 
-class SPrompts(TowerMethod):
+class SPrompts(TowerMethod[VisionTower]):
     """Tokens and a head of each lesson, selected by the nearest centroid.
 
     Args:
@@ -117,7 +118,7 @@ class SPrompts(TowerMethod):
             lessons.append((d, torch.tensor(columns, device=self.tower.device), head_names, constants))
         return _LessonCandidates(len(names), lessons)
 
-    def prepare(self, names: Names, fixed: _LessonCandidates) -> tuple[int, list[tuple[int, Tensor, Any]]]:
+    def prepare(self, names: Names, fixed: _LessonCandidates) -> tuple[int, list[tuple[int, Tensor, Prepared]]]:
         last = len(self.lesson_heads) - 1
         lessons = [lesson for lesson in fixed.lessons if lesson[0] == last] if self.training else fixed.lessons
         return fixed.n_names, [
@@ -125,11 +126,11 @@ class SPrompts(TowerMethod):
             for d, columns, head_names, constants in lessons
         ]
 
-    def forward(self, inputs: Images, prepared: tuple[int, list[tuple[int, Tensor, Any]]]) -> Output:
+    def forward(self, inputs: Images, prepared: tuple[int, list[tuple[int, Tensor, Prepared]]]) -> Output:
         n_names, lessons = prepared
         indices = torch.tensor([d for d, *_ in lessons], device=self.tower.device)
         query = Clip.unit(self.tower(inputs))
-        distances = torch.cdist(query, self.centroids[indices].flatten(0, 1), p=1.0)  # (B, lessons * k)
+        distances = torch.cdist(query, rearrange(self.centroids[indices], "t k e -> (t k) e"), p=1.0)
         lesson = indices[distances.argmin(1) // self.n_centroids]  # (B,)
         prompt, n_lessons = NOTHING, len(self.lesson_heads)
         if self.prompt_length:

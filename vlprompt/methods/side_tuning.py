@@ -21,7 +21,7 @@ from vlprompt.core.towers import VisionTower
 from vlprompt.layers.adapters import make_linear
 
 
-class SideTuning(TowerMethod):
+class SideTuning(TowerMethod[VisionTower]):
     """A small convolutional network whose feature is blended with that of an image tower.
 
     Args:

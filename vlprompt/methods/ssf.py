@@ -39,7 +39,7 @@ class _ScaleShift(nn.Module):
         return scaled, self.shift if bias is None else torch.addcmul(self.shift, bias, self.scale)
 
 
-class SSF(TowerMethod):
+class SSF(TowerMethod[AnyTower]):
     """Scales and shifts of the outputs of frozen linear maps and norms.
 
     Args:

@@ -12,8 +12,6 @@ Expected (few-shot, RN50, mean of 11 sets, 1 2 4 8 16 shots, the authors' log): 
 finetune=True 64.60 66.65 69.67 72.45 75.83, selected on the test.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,7 +79,9 @@ class TipAdapter(Method):
         self.register_buffer("values", values)  # (M,): indices into self.class_ids
         self.register_buffer("alpha_beta", torch.tensor([self.alpha, self.beta], device=device))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
+    ) -> None:
         """Take the number of keys from the saved state, for a resumed run too."""
         for tensor, name in ((self.keys, "keys"), (self.values, "values")):
             if (saved := state_dict.get(f"{prefix}{name}")) is not None:

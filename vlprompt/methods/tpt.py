@@ -12,6 +12,7 @@ Expected (domain generalisation, ViT-B/16): V2 63.45, Sketch 47.94, A 54.77, R 7
 """
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vlprompt.core.class_names import Names
@@ -84,12 +85,12 @@ class TPT(Method):
     def tune_context(self, images: Tensor, texts: list[str]) -> Tensor:
         """Tune the context of each image (B, P, D) on its augmentations (1 + A, B, E)."""
         with torch.enable_grad():
-            ctx = nn.Parameter(self.ctx.detach().expand(images.shape[1], -1, -1).clone())
+            ctx = nn.Parameter(repeat(self.ctx.detach(), "p d -> b p d", b=images.shape[1]).clone())
             optimizer = torch.optim.AdamW([ctx], self.lr, weight_decay=self.weight_decay)
-            chosen, features = None, self.clip.unit(images).movedim(0, -1)  # (B, E, 1 + A)
+            chosen, features = None, rearrange(self.clip.unit(images), "a b e -> b e a")
             for _ in range(self.steps):
                 text = self.clip.text(texts, Prompt(tokens={0: ctx}))  # (B, C, E)
-                logits = self.clip.scale * (self.clip.unit(text) @ features).float().movedim(-1, 0)  # (1 + A, B, C)
+                logits = self.clip.scale * rearrange((self.clip.unit(text) @ features).float(), "b c a -> a b c")
                 if chosen is None:  # the most confident ones, chosen once
                     n = max(1, int(len(images) * self.confident_fraction))
                     chosen = entropy(logits.detach().softmax(-1)).argsort(0)[:n]  # (n, B)

@@ -11,13 +11,13 @@ Expected: no number on a benchmark of two domains was checked.
 
 import warnings
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlprompt.core.batch import Split, Unlabelled
 from vlprompt.core.class_names import Names
+from vlprompt.core.head import Fixed
 from vlprompt.core.images import Images
 from vlprompt.core.method import Method
 from vlprompt.core.method_wrapper import MethodWrapper
@@ -101,7 +101,7 @@ class UPL(MethodWrapper):
     def _probabilities(self, inputs: Images, text: Tensor) -> Tensor:
         return zero_shot_probabilities(self.clip, inputs, text, self.temperature)
 
-    def pseudo_labels(self, inputs: Images, fixed: Any) -> tuple[Tensor, Tensor]:
+    def pseudo_labels(self, inputs: Images, fixed: tuple[Fixed, Tensor]) -> tuple[Tensor, Tensor]:
         selected, p = {item.key for item in self.pseudo_labelled.items}, self._probabilities(inputs, fixed[1])
         is_selected = [  # an augmentation's key is that of its item with two parts appended
             key is not None and (key in selected or key.rsplit("|", 2)[0] in selected) for key in inputs.keys

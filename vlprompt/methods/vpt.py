@@ -18,6 +18,7 @@ MaPLe paper's ablation, deep image prompts).
 import math
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 from vlprompt.core.head import Head
@@ -27,7 +28,7 @@ from vlprompt.core.towers import VisionTower
 from vlprompt.layers.adapters import VIT_MAP_SITES, build_bias_adapters, draw_uniform, make_linear
 
 
-class VPT(TowerMethod):
+class VPT(TowerMethod[VisionTower]):
     """Soft tokens in an image tower.
 
     Args:
@@ -82,5 +83,5 @@ class VPT(TowerMethod):
     def prompt(self, n: int) -> Prompt:
         tokens = self.project_tokens()
         if self.training and self.dropout:
-            tokens = self.dropout_layer(tokens.expand(-1, n, -1, -1))
+            tokens = self.dropout_layer(repeat(tokens, "layers 1 p d -> layers b p d", b=n))
         return Prompt(tokens=dict(enumerate(tokens)), adapters=self.shifts if self.bias else {})
