@@ -184,16 +184,16 @@ def test_help(command):
 
 BAD = {
     "method": (["run", "coopp", "digits"], "error: there is no method 'coopp'; did you mean 'coop'?"),
-    "dataset": (["run", "coop", "digitz"], "error: there is no dataset 'digitz'", "did you mean 'digits'?"),
+    "dataset": (["run", "coop", "digitz"], "sub-folder of images per class, got 'digitz'", "did you mean 'digits'?"),
     "no dataset": (["run", "coop"], "the command line: task.dataset: field required; got nothing"),
     "task": (["run", "coop", "digits", "--task", "fewshot"], "there is no task 'fewshot'; did you mean 'few_shot'?"),
     "backbone": (
         ["run", "coop", "digits", "--backbone", "glyphs"],
-        "there is no backbone 'glyphs'; did you mean 'glyph'?",
+        "backbone: expected a known form, got 'glyphs'; did you mean 'glyph'?",
     ),
     "open_clip name": (
         ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-61/openai"],
-        "open_clip has no model 'ViT-B-61'; did you mean 'ViT-B-16'?",
+        "backbone: expected a model of open_clip, got 'ViT-B-61'; did you mean 'ViT-B-16'?",
     ),
     "open_clip tag": (
         ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16/opnai"],
@@ -205,7 +205,7 @@ BAD = {
     ),
     "checkpoint": (
         ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16@no.pt"],
-        "there is no checkpoint file 'no.pt' for ViT-B-16",
+        "expected a checkpoint file of ViT-B-16, got 'no.pt'",
     ),
     "key": (
         ["run", "coop", "digits", "method.nctx=4"],
@@ -251,7 +251,10 @@ BAD = {
         ["run", "coop", "digits", *QUICK, "method.n_ctx=0"],
         "method.n_ctx: expected at least 1 prompt token, got 0",
     ),
-    "no shots": (["run", "coop", "digits", *QUICK, "--shots", "0"], "shots must be at least 1, not 0"),
+    "no shots": (
+        ["run", "coop", "digits", *QUICK, "--shots", "0"],
+        "task.shots: expected at least 1, got 0. Set task.shots=1 or more",
+    ),
     "no rate": (["run", "coop", "digits", *QUICK, "train.lr=-1"], "train.lr must be above 0, not -1.0"),
     "no batch": (["run", "coop", "digits", *QUICK, "train.batch_size=0"], "train.batch_size must be at least 1, not 0"),
     "method as a number": (
@@ -266,7 +269,7 @@ BAD = {
     "option": (["run", "coop", "digits", "--shot", "4"], "No such option"),
     "command": (["runn", "coop"], "No such command 'runn'"),
     "argument": (["list"], "Missing argument"),
-    "folder": (["predict", "{learned}", "."], "'.' is a folder, not an image"),
+    "folder": (["predict", "{learned}", "."], "'.': expected an image, got a folder. Name the files in it"),
     "runs": (["table", "nowhere"], "there is no folder 'nowhere'"),
     "list": (["list", "method"], "there is no list of 'method'; did you mean 'methods'?"),
     "show": (["show", "coocop"], "there is no method 'coocop'; did you mean 'cocoop'?"),
@@ -428,7 +431,7 @@ def test_images_that_can_not_be_read(type_in, tmp_path, learned, pictures):
     (tmp_path / "bad.jpg").write_bytes((pictures / "china" / "00.jpg").read_bytes()[:900])
     code, text, _ = type_in("predict", learned, "bad.jpg")
     assert code == 2
-    assert "'bad.jpg' is truncated or not an image" in text
+    assert "'bad.jpg': expected an image, got a truncated file or another format" in text
     assert "there is no image 'none.jpg'" in type_in("predict", learned, "none.jpg")[1]
     assert type_in("predict", learned, "bad.jpg", pictures / "china" / "00.jpg", "--skip-broken")[0] == 0
     root = tmp_path / "set"
@@ -437,7 +440,7 @@ def test_images_that_can_not_be_read(type_in, tmp_path, learned, pictures):
         (root / "china" / f"{i:02}.jpg").write_bytes((tmp_path / "bad.jpg").read_bytes())
     code, text, _ = type_in("run", "coop", root, "--shots", "2", *QUICK)
     assert code == 2
-    assert "is truncated or not an image" in text
+    assert "expected an image, got a truncated file or another format" in text
 
 
 LIMITED = """
