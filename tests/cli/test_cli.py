@@ -197,7 +197,7 @@ BAD = {
     ),
     "open_clip tag": (
         ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16/opnai"],
-        "has no weights 'opnai' for ViT-B-16; did you mean 'openai'?",
+        "expected weights of ViT-B-16 in open_clip, got 'opnai'; did you mean 'openai'?",
     ),
     "no tag": (
         ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16"],
@@ -348,7 +348,7 @@ def test_local_checkpoints_are_loaded(type_in, tmp_path, pictures):
     assert type_in("run", "zero_shot", pictures, "--backbone", f"open_clip:local-dir:{whole}", "--out", "w")[0] == 0
     code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:local-dir:/nowhere")
     assert code == 2
-    assert "could not load local-dir:/nowhere" in text
+    assert "local-dir:/nowhere: loading failed (" in text
     code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:ViT-B-16@w.safetensors")
     assert code == 2
     assert "'w.safetensors' is not a checkpoint of ViT-B-16" in text
@@ -432,7 +432,7 @@ def test_images_that_can_not_be_read(type_in, tmp_path, learned, pictures):
     code, text, _ = type_in("predict", learned, "bad.jpg")
     assert code == 2
     assert "'bad.jpg': expected an image, got a truncated file or another format" in text
-    assert "there is no image 'none.jpg'" in type_in("predict", learned, "none.jpg")[1]
+    assert "'none.jpg': expected an image, got no such file. Check the path" in type_in("predict", learned, "none.jpg")[1]
     assert type_in("predict", learned, "bad.jpg", pictures / "china" / "00.jpg", "--skip-broken")[0] == 0
     root = tmp_path / "set"
     shutil.copytree(pictures, root)
