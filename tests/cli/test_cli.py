@@ -351,11 +351,11 @@ def test_local_checkpoints_are_loaded(type_in, tmp_path, pictures):
     assert "local-dir:/nowhere: loading failed (" in text
     code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:ViT-B-16@w.safetensors")
     assert code == 2
-    assert "'w.safetensors' is not a checkpoint of ViT-B-16" in text
+    assert "'w.safetensors': expected a checkpoint of ViT-B-16, got another file" in text
     (tmp_path / "w.safetensors").write_bytes(b"half of")
     code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:tiny-test@w.safetensors")
     assert code == 2
-    assert "is not a checkpoint of tiny-test" in text
+    assert "expected a checkpoint of tiny-test, got another file" in text
 
 
 def test_a_torchscript_archive_is_loaded_with_quick_gelu(tmp_path):
@@ -432,7 +432,9 @@ def test_images_that_can_not_be_read(type_in, tmp_path, learned, pictures):
     code, text, _ = type_in("predict", learned, "bad.jpg")
     assert code == 2
     assert "'bad.jpg': expected an image, got a truncated file or another format" in text
-    assert "'none.jpg': expected an image, got no such file. Check the path" in type_in("predict", learned, "none.jpg")[1]
+    assert (
+        "'none.jpg': expected an image, got no such file. Check the path" in type_in("predict", learned, "none.jpg")[1]
+    )
     assert type_in("predict", learned, "bad.jpg", pictures / "china" / "00.jpg", "--skip-broken")[0] == 0
     root = tmp_path / "set"
     shutil.copytree(pictures, root)
