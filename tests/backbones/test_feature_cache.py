@@ -571,7 +571,9 @@ def test_a_run_with_a_warm_store_is_that_with_a_cold_one_and_opens_no_picture(fi
     assert (warm.scores, warm.class_accuracy, warm.protocol) == (cold.scores, cold.class_accuracy, cold.protocol)
     for name in ("steps.jsonl", "prompt.safetensors"):
         assert (tmp_path / "cold" / name).read_bytes() == (tmp_path / "warm" / name).read_bytes()
-    with pytest.raises(ValueError, match="not an image"):
+    with pytest.raises(
+        ValueError, match=r"expected an image, got a truncated file or another format .*Replace or remove it"
+    ):
         vlprompt.run(MADE[method](fresh()), vlprompt.tasks.FewShot(str(data), shots=4), TRAIN)
 
 

@@ -223,5 +223,7 @@ def test_names_that_can_not_be_had(monkeypatch):
 
 def test_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match="'hf_clip:a/b' needs transformers: pip install transformers"):
+    with pytest.raises(
+        ValueError, match=r"'hf_clip:a/b': expected the package transformers, got none. Run pip install transformers"
+    ):
         hf_clip.load_hf_clip("a/b", spec="hf_clip:a/b", device="cpu")

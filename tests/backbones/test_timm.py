@@ -224,7 +224,7 @@ def wrong_files(vit, path):
         "fewer blocks": ({k: v for k, v in state.items() if ".5." not in k}, "Missing key", "5 blocks"),
         "more blocks": (deeper.state_dict(), "Unexpected key", "8 blocks"),
         "other patches": (random_of("test_vit", patch_size=8).state_dict(), "stretch", "patches of 8"),
-        "a ResNet": (timm.create_model("test_resnet").state_dict(), "Missing key", "It looks like a ResNet"),
+        "a ResNet": (timm.create_model("test_resnet").state_dict(), "Missing key", "got what looks like a ResNet"),
         "deeper, Google's": (jax(deeper), "it has 8 blocks, the model 6", "8 blocks"),
         "shallower, Google's": ({k: v for k, v in jax(vit).items() if "block_5" not in k}, "block_5", "5 blocks"),
         "without class token": ({k: v for k, v in jax(vit).items() if k != "cls"}, "cls", "6 blocks"),
@@ -236,7 +236,7 @@ def test_files_of_other_models_are_refused(vit, tmp_path):
     for i, (case, (held, *said)) in enumerate(wrong_files(vit, tmp_path).items()):
         path = tmp_path / (f"{i}.npz" if "Google" in case or "class" in case else f"{i}.pth")
         np.savez(path, **held) if path.suffix == ".npz" else torch.save(held, path)
-        with pytest.raises(ValueError, match=f"{i}.* is no checkpoint of test_vit: ") as told:
+        with pytest.raises(ValueError, match=f"{i}.*: expected a checkpoint of test_vit, got what looks like ") as told:
             load(f"timm:test_vit@{path}", "cpu")
         assert all(part in str(told.value) for part in said), (case, str(told.value))
         assert len(str(told.value)) < 800
@@ -267,7 +267,9 @@ def test_broken_files_are_told(vit, file, tmp_path, monkeypatch):
     for whole, half in ((file, "half.safetensors"), ("whole.pth", "half.pth"), ("whole.npz", "half.npz")):
         data = Path(whole).read_bytes()
         Path(half).write_bytes(data[: len(data) // 2])
-        with pytest.raises(ValueError, match=f"'{half}' is truncated or no checkpoint .*Get it again"):
+        with pytest.raises(
+            ValueError, match=f"'{half}': expected a checkpoint, got a truncated or another file .*Get it again"
+        ):
             load(f"timm:test_vit@{half}", "cpu")
     torch.save({"model": Code()}, "code.pth")
     with pytest.raises(ValueError, match=r"expected only tensors, got other objects.*Save its weights alone"):
@@ -276,19 +278,19 @@ def test_broken_files_are_told(vit, file, tmp_path, monkeypatch):
     torch.save({"step": 3}, "empty.pth")
     with pytest.raises(ValueError, match=r"expected weights, got none. Use"):
         load("timm:test_vit@empty.pth", "cpu")
-    with pytest.raises(ValueError, match=r"no checkpoint file 'none.pth'"):
+    with pytest.raises(ValueError, match=r"expected a checkpoint file, got 'none.pth', .*Check the path after '@'"):
         load("timm:test_vit@none.pth", "cpu")
 
 
 ORIGINAL = "vit_base_patch16_224.augreg_in21k, or for other weights timm:vit_base_patch16_224.orig_in21k"
 NAMES = {
-    "timm:vit_base_patch16_224_in21k": f"write timm:{ORIGINAL}",
-    "timm:vit_base_patch16_224_in21k@ViT-B_16.npz": f"write timm:{ORIGINAL}",
+    "timm:vit_base_patch16_224_in21k": f"Write timm:{ORIGINAL}",
+    "timm:vit_base_patch16_224_in21k@ViT-B_16.npz": f"Write timm:{ORIGINAL}",
     "timm:vit_base_patch16_224/in21k": "several end with it: orig_in21k and augreg_in21k",
     "timm:vit_base_patch16_224.maee": "did you mean 'mae'",
-    "timm:vit_base_patch16": "timm has no model 'vit_base_patch16'; did you mean",
-    "timm:test_vit4": "no published weights for test_vit4.r160_in1k; write timm:test_vit4/random",
-    "timm:": "there is no backbone 'timm:'",
+    "timm:vit_base_patch16": "backbone: expected a model of timm, got 'vit_base_patch16'; did you mean",
+    "timm:test_vit4": "got test_vit4.r160_in1k, which has none. Write timm:test_vit4/random",
+    "timm:": "backbone: expected a known form, got 'timm:'",
 }
 
 
@@ -317,9 +319,9 @@ def test_other_models_give_features_and_take_no_prompts(name):
     side = tower.preprocessing.size[0]
     assert tower(images(torch.randn(2, 3, side, side))).shape == (2, tower.feature_dim)
     assert (tower.depth, tower.n_special_tokens) == (0, 0)
-    with pytest.raises(ValueError, match=f"the image tower of timm:{name}/random has no blocks .*takes no tokens"):
+    with pytest.raises(ValueError, match=f"image tower of timm:{name}/random: expected a block-wise tower for tokens"):
         tower(images(torch.randn(1, 3, side, side)), Prompt(tokens={0: torch.zeros(1, 2, 8)}))
-    with pytest.raises(ValueError, match="no blocks that vlprompt can walk"):
+    with pytest.raises(ValueError, match=r"expected a block-wise tower .*Use a ViT"):
         tower.sites("q")
     other = replace(tower.preprocessing, size=(96, 96), mean=(0.0,) * 3)
     if name == "test_resnet":

@@ -187,7 +187,7 @@ def test_help(command):
 
 BAD = {
     "method": (["run", "coopp", "digits"], "error: method: expected a known name, got 'coopp'; did you mean 'coop'?"),
-    "dataset": (["run", "coop", "digitz"], "error: there is no dataset 'digitz'", "did you mean 'digits'?"),
+    "dataset": (["run", "coop", "digitz"], "sub-folder of images per class, got 'digitz'", "did you mean 'digits'?"),
     "no dataset": (["run", "coop"], "the command line: task.dataset: expected a value, got nothing"),
     "task": (
         ["run", "coop", "digits", "--task", "fewshot"],
@@ -195,15 +195,15 @@ BAD = {
     ),
     "backbone": (
         ["run", "coop", "digits", "--backbone", "glyphs"],
-        "there is no backbone 'glyphs'; did you mean 'glyph'?",
+        "backbone: expected a known form, got 'glyphs'; did you mean 'glyph'?",
     ),
     "open_clip name": (
         ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-61/openai"],
-        "open_clip has no model 'ViT-B-61'; did you mean 'ViT-B-16'?",
+        "backbone: expected a model of open_clip, got 'ViT-B-61'; did you mean 'ViT-B-16'?",
     ),
     "open_clip tag": (
         ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16/opnai"],
-        "has no weights 'opnai' for ViT-B-16; did you mean 'openai'?",
+        "expected weights of ViT-B-16 in open_clip, got 'opnai'; did you mean 'openai'?",
     ),
     "no tag": (
         ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16"],
@@ -211,7 +211,7 @@ BAD = {
     ),
     "checkpoint": (
         ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16@no.pt"],
-        "there is no checkpoint file 'no.pt' for ViT-B-16",
+        "expected a checkpoint file of ViT-B-16, got 'no.pt'",
     ),
     "key": (
         ["run", "coop", "digits", "method.nctx=4"],
@@ -257,7 +257,10 @@ BAD = {
         ["run", "coop", "digits", *QUICK, "method.n_ctx=0"],
         "method.n_ctx: expected at least 1 prompt token, got 0",
     ),
-    "no shots": (["run", "coop", "digits", *QUICK, "--shots", "0"], "shots must be at least 1, not 0"),
+    "no shots": (
+        ["run", "coop", "digits", *QUICK, "--shots", "0"],
+        "task.shots: expected at least 1, got 0. Set task.shots=1 or more",
+    ),
     "no rate": (
         ["run", "coop", "digits", *QUICK, "train.lr=-1"],
         "train.lr: expected a value above 0, got -1.0. Set a higher train.lr.",
@@ -281,7 +284,7 @@ BAD = {
     "option": (["run", "coop", "digits", "--shot", "4"], "No such option"),
     "command": (["runn", "coop"], "No such command 'runn'"),
     "argument": (["list"], "Missing argument"),
-    "folder": (["predict", "{learned}", "."], "'.' is a folder, not an image"),
+    "folder": (["predict", "{learned}", "."], "'.': expected an image, got a folder. Name the files in it"),
     "runs": (["table", "nowhere"], "runs: expected a folder of runs, got 'nowhere'"),
     "list": (["list", "method"], "got 'method'; did you mean 'methods'?"),
     "show": (["show", "coocop"], "method: expected a known name, got 'coocop'; did you mean 'cocoop'?"),
@@ -363,14 +366,14 @@ def test_local_checkpoints_are_loaded(type_in, tmp_path, pictures):
     assert type_in("run", "zero_shot", pictures, "--backbone", f"open_clip:local-dir:{whole}", "--out", "w")[0] == 0
     code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:local-dir:/nowhere")
     assert code == 2
-    assert "could not load local-dir:/nowhere" in text
+    assert "local-dir:/nowhere: loading failed (" in text
     code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:ViT-B-16@w.safetensors")
     assert code == 2
-    assert "'w.safetensors' is not a checkpoint of ViT-B-16" in text
+    assert "'w.safetensors': expected a checkpoint of ViT-B-16, got another file" in text
     (tmp_path / "w.safetensors").write_bytes(b"half of")
     code, text, _ = type_in("run", "zero_shot", pictures, "--backbone", "open_clip:tiny-test@w.safetensors")
     assert code == 2
-    assert "is not a checkpoint of tiny-test" in text
+    assert "expected a checkpoint of tiny-test, got another file" in text
 
 
 def test_a_torchscript_archive_is_loaded_with_quick_gelu(tmp_path):
@@ -452,8 +455,10 @@ def test_images_that_can_not_be_read(type_in, tmp_path, learned, pictures):
     (tmp_path / "bad.jpg").write_bytes((pictures / "china" / "00.jpg").read_bytes()[:900])
     code, text, _ = type_in("predict", learned, "bad.jpg")
     assert code == 2
-    assert "'bad.jpg' is truncated or not an image" in text
-    assert "there is no image 'none.jpg'" in type_in("predict", learned, "none.jpg")[1]
+    assert "'bad.jpg': expected an image, got a truncated file or another format" in text
+    assert (
+        "'none.jpg': expected an image, got no such file. Check the path" in type_in("predict", learned, "none.jpg")[1]
+    )
     assert type_in("predict", learned, "bad.jpg", pictures / "china" / "00.jpg", "--skip-broken")[0] == 0
     root = tmp_path / "set"
     shutil.copytree(pictures, root)
@@ -461,7 +466,7 @@ def test_images_that_can_not_be_read(type_in, tmp_path, learned, pictures):
         (root / "china" / f"{i:02}.jpg").write_bytes((tmp_path / "bad.jpg").read_bytes())
     code, text, _ = type_in("run", "coop", root, "--shots", "2", *QUICK)
     assert code == 2
-    assert "is truncated or not an image" in text
+    assert "expected an image, got a truncated file or another format" in text
 
 
 LIMITED = """

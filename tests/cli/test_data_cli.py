@@ -96,29 +96,44 @@ def test_numbers_alone_are_classes_in_their_order(table):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda rows: each(rows, colour=lambda i, row: "red"), "row 2: unknown column 'colour'"),
-        (lambda rows: each(rows, lable=lambda i, row: 0), "unknown column 'lable'; did you mean 'label'?"),
-        (lambda rows: [{"path": row["path"]} for row in rows], "it needs path and label or class"),
-        (lambda rows: [{"class": row["class"]} for row in rows], "it needs path and label or class"),
-        (lambda rows: each(rows, label=lambda i, row: "x"), "row 2: the label 'x' is not a whole number from 0"),
-        (lambda rows: each(rows, label=lambda i, row: -1), "the label '-1' is not a whole number from 0"),
-        (lambda rows: each(rows, label=lambda i, row: 2 * (i // 6)), "the label 1 has no class name"),
-        (lambda rows: each(rows, label=lambda i, row: i % 2), "row 8: the label 0 is called"),
-        (lambda rows: rows[3].update({"class": " "}), "row 5: class is empty"),
+        (
+            lambda rows: each(rows, colour=lambda i, row: "red"),
+            "row 2: expected known columns, got 'colour'; the choices are",
+        ),
+        (lambda rows: each(rows, lable=lambda i, row: 0), "expected known columns, got 'lable'; did you mean 'label'?"),
+        (lambda rows: [{"path": row["path"]} for row in rows], "expected the columns path and label or class"),
+        (lambda rows: [{"class": row["class"]} for row in rows], "expected the columns path and label or class"),
+        (
+            lambda rows: each(rows, label=lambda i, row: "x"),
+            "row 2: label: expected a whole number from 0, got 'x'. Put names into the class column",
+        ),
+        (lambda rows: each(rows, label=lambda i, row: -1), "label: expected a whole number from 0, got '-1'"),
+        (
+            lambda rows: each(rows, label=lambda i, row: 2 * (i // 6)),
+            "without gaps, got no class name of the label 1. Correct the labels",
+        ),
+        (lambda rows: each(rows, label=lambda i, row: i % 2), "row 8: expected one name for the label 0, got"),
+        (lambda rows: rows[3].update({"class": " "}), "row 5: expected a class, got an empty one. Fill it in"),
         (
             lambda rows: each(rows, split=lambda i, row: "later"),
             "row 2: split: expected train, val (valid, validation, dev) or test, got 'later'",
         ),
-        (lambda rows: each(rows, split=lambda i, row: "train"), "both train and test are needed"),
-        (lambda rows: rows[0].update(path="gone.jpg"), "names 1 image that is not there (gone.jpg)"),
-        (lambda rows: rows[:6], "has only the class 'red_flower'"),
-        (lambda rows: rows[:7], "has too few images for test: none in 1 of 2 classes ('china')"),
+        (
+            lambda rows: each(rows, split=lambda i, row: "train"),
+            "split: expected both train and test, got train. Add rows of the other split",
+        ),
+        (
+            lambda rows: rows[0].update(path="gone.jpg"),
+            "expected all listed images, got 1 image that is not there (gone.jpg)",
+        ),
+        (lambda rows: rows[:6], "expected at least 2 classes, got only the class 'red_flower'"),
+        (lambda rows: rows[:7], "expected test images of all 2 classes, got none of 1 ('china')"),
     ],
 )
 def test_a_wrong_table(table, type_in, change, told):
     code, text = type_in("data", "check", table(change))
-    if told.startswith("has too few"):  # check takes the classes that are there, and one class is none
-        assert (code, "has images of 1 class only" in text) == (2, True)
+    if told.startswith("expected test images"):  # check takes the classes that are there, and one class is none
+        assert (code, "got images of 1 class. Add" in text) == (2, True)
         code, text = type_in("run", "coop", "data.csv", *QUICK)
     assert code == 2
     assert told in text
@@ -127,13 +142,16 @@ def test_a_wrong_table(table, type_in, change, told):
 def test_broken_tables(table, type_in, tmp_path):
     path = table()
     path.write_text(path.read_text("utf-8-sig").replace("china/00.jpg,china", "china/00.jpg"))
-    assert "there are not as many values as columns" in type_in("data", "check", path)[1]
+    assert (
+        "expected as many values as columns, got more or fewer. Quote texts with commas"
+        in type_in("data", "check", path)[1]
+    )
     path.write_bytes("path,class\nä,ö\n".encode("latin-1"))
-    assert "row 2: not UTF-8" in type_in("data", "check", path)[1]
+    assert "row 2: expected UTF-8, got another encoding" in type_in("data", "check", path)[1]
     path.write_text("path,class\n")
-    assert "has no rows" in type_in("data", "check", path)[1]
+    assert "expected a row for each image, got no rows. Add some" in type_in("data", "check", path)[1]
     (tmp_path / "data.jsonl").write_text('{"path": 1\n')
-    assert "row 1: not JSON" in type_in("data", "check", "data.jsonl")[1]
+    assert "row 1: expected JSON, got another format" in type_in("data", "check", "data.jsonl")[1]
     (tmp_path / "data.txt").write_text("x")
     assert (
         "dataset: expected a card, a folder with one sub-folder of images per class, or a file"
@@ -170,20 +188,20 @@ def test_an_archive_of_arrays_is_a_dataset(tmp_path, type_in):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"labels": np.arange(24) % 4}, "the label 3 has no class name; there are 3"),
-        ({"labels": np.arange(24) % 3 - 1}, "the label -1 has no class name"),
+        ({"labels": np.arange(24) % 4}, "expected labels 0 to 2, as there are 3 class names, got 3. Correct the label"),
+        ({"labels": np.arange(24) % 3 - 1}, "expected labels 0 to 2, as there are 3 class names, got -1"),
         ({"labels": np.arange(24) / 2}, "labels: expected 24 whole numbers, got float64 (24,)"),
         ({"labels": np.arange(5)}, "labels: expected 24 whole numbers, got int64 (5,)"),
         (
             {"images": np.zeros((24, 4, 4), np.float32)},
             "images: expected uint8 (N, H, W) or (N, H, W, 3), got float32 (24, 4, 4)",
         ),
-        ({"pictures": np.zeros(3)}, "unknown array 'pictures'"),
+        ({"pictures": np.zeros(3)}, "expected known arrays, got 'pictures'"),
         (
             {"split": np.array(["later"] * 24)},
             "array split at 0: split: expected train, val (valid, validation, dev) or test, got 'later'",
         ),
-        ({"names": np.array(["a", " ", "c"])}, "has an empty name"),
+        ({"names": np.array(["a", " ", "c"])}, "expected a name of the class '1', got an empty one. Name it"),
     ],
 )
 def test_wrong_arrays(tmp_path, type_in, changed, told):
@@ -195,9 +213,9 @@ def test_wrong_arrays(tmp_path, type_in, changed, told):
 
 def test_what_is_no_archive(tmp_path, type_in):
     (tmp_path / "set.npz").write_bytes(b"no archive")
-    assert "is not a NumPy archive" in type_in("data", "check", "set.npz")[1]
+    assert "expected a NumPy archive, got one that can't be read" in type_in("data", "check", "set.npz")[1]
     np.savez(tmp_path / "set.npz", images=np.zeros((2, 4, 4), np.uint8))
-    assert "it needs images and labels" in type_in("data", "check", "set.npz")[1]
+    assert "expected the arrays images and labels, got images. Add" in type_in("data", "check", "set.npz")[1]
 
 
 def test_a_torchvision_dataset_in_one_line(pictures):
@@ -215,14 +233,14 @@ def test_a_torchvision_dataset_in_one_line(pictures):
     fake = FakeData(size=30, image_size=(3, 8, 8), num_classes=3)
     both = from_torchvision(fake, fake, names=["a", "b", "c"])
     assert (len(both.train) + len(both.val), len(both.test)) == (30, 30)
-    with pytest.raises(ValueError, match=r"has no `classes`; say names="):
+    with pytest.raises(ValueError, match=r"expected the `classes` of .* or names=\[...\], got none. Pass names="):
         from_torchvision(fake)
-    with pytest.raises(ValueError, match="the label 2 in train has no class name; there are 2"):
+    with pytest.raises(ValueError, match=r"expected labels below 2, .*, got 2 in train. Name all classes"):
         from_torchvision(fake, names=["a", "b"])
     with pytest.raises(ValueError, match=r"has no \{name\}"):
         from_torchvision(fake, names=["a", "b", "c"], template="a photo")
     shifted = ImageFolder(str(pictures), transform=lambda picture: ToTensor()(picture) - 0.5)
-    with pytest.raises(ValueError, match="make the dataset without a transform"):
+    with pytest.raises(ValueError, match=r"expected an image, got .*Make the dataset without a transform"):
         from_torchvision(shifted).train.items[0].pixels(look, None)
 
 
@@ -246,14 +264,16 @@ def test_a_hugging_face_dataset_in_one_line(pictures):
     assert [split.count_per_class() for split in (data.train, data.val, data.test)] == [[6, 6], [2, 2], [4, 4]]
     parts = from_huggingface({"train": whole, "validation": whole, "test": whole})
     assert [len(split) for split in (parts.train, parts.val, parts.test)] == [24, 24, 24]
-    with pytest.raises(ValueError, match="no column 'picture'; the columns are image, label"):
+    with pytest.raises(ValueError, match=r"expected a column 'picture', got the columns image, label. Name one"):
         from_huggingface(whole, image="picture")
     with pytest.raises(
         ValueError, match=r"expected the splits train, val \(valid, validation, dev\) or test, got 'unsupervised'"
     ):
         from_huggingface({"unsupervised": whole})
     whole.features["label"] = object()
-    with pytest.raises(ValueError, match="does not name its classes"):
+    with pytest.raises(
+        ValueError, match=r"expected a column 'label' that names its classes, got no names. Pass names="
+    ):
         from_huggingface(whole)
 
 
@@ -269,7 +289,7 @@ def test_a_task_takes_data_and_tells_its_name_and_hash(pictures):
     assert json.loads(json.dumps(result.config)) == result.config
     assert result.protocol["augment"] == "none"
     assert BaseToNew(data).dataset == task.dataset
-    with pytest.raises(ValueError, match="was given in Python as an object"):
+    with pytest.raises(ValueError, match=r"got .*, the name and hash of an object in Python. Open it there again"):
         open_data(task.dataset)
 
 
@@ -301,7 +321,12 @@ def test_every_kind_of_picture_is_shown_in_rgb(tmp_path, pictures):
 
 def test_pictures_too_large_to_open(tmp_path, monkeypatch, pictures, type_in):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"00.jpg' has so many pixels .*--skip-broken"), warnings.catch_warnings():
+    with (
+        pytest.raises(
+            ValueError, match=r"00.jpg': expected an image that fits into memory, got too many pixels .*--skip-broken"
+        ),
+        warnings.catch_warnings(),
+    ):
         open_image(pictures / "china" / "00.jpg")
 
 
@@ -320,7 +345,7 @@ def test_check_names_what_is_wrong(tmp_path, pictures, type_in):
     assert "wrong: 1 images can't be decoded: china/03.jpg" in text
     with warnings.catch_warnings(action="ignore"):
         (tmp_path / "set" / "empty").mkdir()
-        assert "the class folder 'set/empty' has no images" in type_in("data", "check", "set")[1]
+        assert "the class folder 'set/empty': expected images" in type_in("data", "check", "set")[1]
 
 
 def test_two_classes_of_one_name_are_told_apart(tmp_path, pictures, type_in):
@@ -353,7 +378,10 @@ def test_a_folder_keeps_its_split(tmp_path, pictures, type_in):
     assert open_data("moved").hash() == before.hash()  # what is added later is not in the split
     assert "got 'digits'. Choose such a dataset." in type_in("data", "split", "digits", "--save", "x.json")[1]
     (tmp_path / "far.csv").write_text("".join(f"{line}\n" for line in ["path,class", *absolute(pictures)]))
-    assert "must be a path inside the folder" in type_in("data", "split", "far.csv", "--save", "x.json")[1]
+    assert (
+        "expected a path inside the folder of images, got '/"
+        in type_in("data", "split", "far.csv", "--save", "x.json")[1]
+    )
 
 
 def absolute(pictures):
@@ -395,9 +423,9 @@ def test_a_dataset_of_torchvision_by_its_name(tmp_path, type_in):
     assert type_in(*words)[0] == 0
     status, told = type_in("data", "prepare", "torchvision:MNIST", "--root", tmp_path)
     assert (status, "50 images to learn from" in told) == (0, True)
-    with pytest.raises(OSError, match="get it by `vlprompt data prepare torchvision:KMNIST --download`"):
+    with pytest.raises(OSError, match="Get them by `vlprompt data prepare torchvision:KMNIST --download`"):
         open_data("torchvision:KMNIST", root=tmp_path)
-    with pytest.raises(ValueError, match="torchvision has no dataset 'MNISTT'; did you mean 'MNIST'"):
+    with pytest.raises(ValueError, match="expected a dataset of torchvision, got 'MNISTT'; did you mean 'MNIST'"):
         open_data("torchvision:MNISTT", root=tmp_path)
 
 

@@ -139,19 +139,39 @@ def test_the_published_lists_are_known_by_their_sizes(tmp_path, monkeypatch, typ
 @pytest.mark.parametrize(
     ("file", "pairs", "told"),
     [
-        ("train800.txt", [(" 1\n", " 4\n")], "train800.txt, line 3 has the label 4; the card has the labels 0 to 3"),
-        ("test.txt", [(" 0\n", " cat\n")], 'test.txt, line 1 is .* a line is "path label"'),
-        ("test.txt", [(" 0\n", " -1\n")], 'test.txt, line 1 is .* a line is "path label"'),
-        ("val200.txt", [("images/", "../")], "val200.txt, line 1: .* must be a path inside the folder"),
-        ("test.txt", [("000001", "000000")], "test.txt, line 2: .* stands in the list twice"),
+        (
+            "train800.txt",
+            [(" 1\n", " 4\n")],
+            "train800.txt, line 3: expected labels 0 to 3 as on the card, got 4. Correct",
+        ),
+        ("test.txt", [(" 0\n", " cat\n")], 'test.txt, line 1: expected "path label", .*, got .* cat.*Correct the line'),
+        ("test.txt", [(" 0\n", " -1\n")], 'test.txt, line 1: expected "path label", .*, got .* -1.*Correct the line'),
+        (
+            "val200.txt",
+            [("images/", "../")],
+            "val200.txt, line 1: expected a path inside the folder of the list, got .*../",
+        ),
+        (
+            "test.txt",
+            [("000001", "000000")],
+            "test.txt, line 2: expected each image once, got .* twice. Remove one line",
+        ),
         (
             "val200.txt",
             [("val200/000000", "train800/000000")],
-            "train800/000000.jpg' stands in train800.txt and in val2",
+            "got .*train800/000000.jpg' in train800.txt and in val2",
         ),
-        ("test.txt", [("test/000000", "val200/000000")], "stands in val200.txt and in test.txt"),
-        ("train800val200.txt", [(" 0\n", " 1\n")], "train800val200.txt has other labels than train800.txt and val200"),
-        ("test.txt", [("000001", "gone")], r"names 1 image that is not there \(images/test/gone.jpg\)"),
+        (
+            "test.txt",
+            [("test/000000", "val200/000000")],
+            "got .* in val200.txt and in test.txt. Images to train on must not",
+        ),
+        (
+            "train800val200.txt",
+            [(" 0\n", " 1\n")],
+            "expected the labels of train800.txt and val200.txt together, got others in train800val200.txt",
+        ),
+        ("test.txt", [("000001", "gone")], r"got 1 image that is not there \(images/test/gone.jpg\)"),
     ],
 )
 def test_wrong_lists(kitti, file, pairs, told):
@@ -172,13 +192,13 @@ def test_the_long_list_is_the_two_short_ones(kitti):
     long.write_text(good)
     assert "no copies" not in open_data("vtab_kitti").note
     for old, new, told in (
-        ("train800/000003", "new", "new.jpg' is in train800val200.txt but not in train800.txt and val200.txt"),
+        ("train800/000003", "new", "got 'images/new.jpg' in train800val200.txt but not in train800.txt and val200.txt"),
         (
             "images/train800/000003.jpg 1\n",
             "",
-            "000003.jpg' is in train800.txt and val200.txt but not in train800val200",
+            "000003.jpg' in train800.txt and val200.txt but not in train800val200",
         ),
-        (" 0\n", " 1\n", "has the label 1 in train800val200.txt and 0 in train800.txt and val200.txt"),
+        (" 0\n", " 1\n", "expected the label 0 of .* as in train800.txt and val200.txt, got 1 in train800val200.txt"),
     ):
         assert old in good
         long.write_text(good.replace(old, new, 1))
@@ -190,12 +210,12 @@ def test_lists_that_are_missing_or_empty(kitti, type_in):
     (kitti / "train800val200.txt").unlink()  # nobody needs it
     assert len(open_data("vtab_kitti").train) == 8
     (kitti / "val200.txt").write_text("\n")
-    with pytest.raises(ValueError, match=r"val200.txt has no lines"):
+    with pytest.raises(ValueError, match=r"val200.txt: expected a line for each image, got none. Get it again"):
         open_data("vtab_kitti")
     (kitti / "val200.txt").unlink()
     code, text = type_in("data", "check", "vtab_kitti")
     assert code == 2
-    assert f"there is no val200.txt in '{kitti}'; put the task's train800.txt, val200.txt, test.txt there" in text
+    assert f"'{kitti}': expected train800.txt, val200.txt, test.txt, got no val200.txt. Put them there" in text
 
 
 def test_a_class_may_lack_training_images_but_not_all(kitti):
@@ -206,7 +226,9 @@ def test_a_class_may_lack_training_images_but_not_all(kitti):
     assert (data.train.count_per_class(), data.test.count_per_class()) == ([2, 2, 0, 2], [2, 2, 2, 2])
     lines = [line for line in (kitti / "test.txt").read_text().splitlines() if not line.endswith(" 2")]
     (kitti / "test.txt").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"none in 1 of 4 classes .*`vlprompt data prepare vtab_kitti"):
+    with pytest.raises(
+        ValueError, match=r"expected train images of all 4 classes, got none of 1 .*`vlprompt data prepare vtab_kitti"
+    ):
         open_data("vtab_kitti")
 
 
@@ -222,7 +244,7 @@ def test_what_the_commands_say_of_a_task(kitti, type_in):
     assert code == 1
     assert "train800.txt, val200.txt, train800val200.txt and test.txt" in text
     assert f"all into {kitti}" in text
-    assert "get the data by hand: the folder kitti of vtab-1k" in type_in("data", "check", "vtab_kitti")[1]
+    assert "Get the data by hand: the folder kitti of vtab-1k" in type_in("data", "check", "vtab_kitti")[1]
 
 
 @pytest.mark.parametrize("name", FGVC)
@@ -255,7 +277,9 @@ def test_names_that_the_data_hold(tmp_path, jpegs):
         fgvc(name, tmp_path, jpegs)
         assert [str(n) for n in open_data(name, root=tmp_path, allow_missing_classes=True).test.names] == names
     (tmp_path / "nabirds" / "images" / "0777").mkdir()
-    with pytest.raises(ValueError, match=r"0777' is no class of classes.txt"):
+    with pytest.raises(
+        ValueError, match=r"0777': expected a class of classes.txt, got another folder. Remove the folder"
+    ):
         open_data("fgvc_nabirds", root=tmp_path)
 
 
@@ -292,14 +316,26 @@ def test_labels_of_lists_are_places_in_their_order(tmp_path, jpegs):
 @pytest.mark.parametrize(
     ("file", "text", "told"),
     [
-        ("val.json", '{"001.Black_footed_Albatross/a0.jpg": 0}', "stands in train.json and in val.json"),
-        ("val.json", '{"002.Laysan_Albatross/h1.jpg": 0}', "images of '001.Black_footed_Albatross' the label 0"),
-        ("val.json", '{"003.Ani/h1.jpg": 2}', "there is no folder '003.Ani' of a class"),
-        ("val.json", '{"001.Black_footed_Albatross/h0.jpg": true}', "has the label True; labels are whole numbers"),
-        ("val.json", '{"../h0.jpg": 0}', "must be a path inside the folder"),
-        ("val.json", "[]", r"must hold {path: label}"),
-        ("val.json", "{", "is not JSON"),
-        ("val.json", None, "there is no val.json in .*, but others of its lists"),
+        (
+            "val.json",
+            '{"001.Black_footed_Albatross/a0.jpg": 0}',
+            "got .* in train.json and in val.json. Get the lists again",
+        ),
+        (
+            "val.json",
+            '{"002.Laysan_Albatross/h1.jpg": 0}',
+            "expected one class for the label 0, got .* and images of '001.Black_footed_Albatross'",
+        ),
+        ("val.json", '{"003.Ani/h1.jpg": 2}', "expected a folder '003.Ani' of a class, got none"),
+        (
+            "val.json",
+            '{"001.Black_footed_Albatross/h0.jpg": true}',
+            "expected labels that are whole numbers from 0, got True",
+        ),
+        ("val.json", '{"../h0.jpg": 0}', "expected paths inside the folder of images, got '../h0.jpg'"),
+        ("val.json", "[]", r"expected {path: label}, got a list. Get it again"),
+        ("val.json", "{", "expected JSON, got another format .*Get it again"),
+        ("val.json", None, "expected val.json next to others of its lists, got no such file. Add it"),
     ],
 )
 def test_wrong_published_lists(birds, file, text, told):
@@ -311,7 +347,7 @@ def test_wrong_published_lists(birds, file, text, told):
 def test_more_labels_than_classes(tmp_path, jpegs):
     folder, made = fgvc("fgvc_cars", tmp_path, jpegs)
     (folder / "val.json").write_text(json.dumps({made["val"][0][0]: 196}))
-    with pytest.raises(ValueError, match="have 4 labels; the card has 196 classes"):
+    with pytest.raises(ValueError, match="expected 196 labels as on the card, got 4 in "):
         open_data("fgvc_cars", root=tmp_path, allow_missing_classes=True)
 
 
@@ -320,9 +356,9 @@ def test_wrong_lists_of_the_authors(tmp_path, jpegs):
     table = folder / "image_class_labels.txt"
     good = table.read_text()
     for old, new, told in (
-        ("\n2 1", "\n2 2", r"image_class_labels.txt has '001.*' in the class 2"),
-        ("\n2 1", "", "says nothing of the image 2"),
-        ("\n2 1", "\n2", "a line is a key and a value"),
+        ("\n2 1", "\n2 2", r"expected '001.*' in the class of its folder, got the class 2 in image_class_labels.txt"),
+        ("\n2 1", "", "got none of the image 2. Get both again"),
+        ("\n2 1", "\n2", "expected lines of a key and a value, got '2'"),
     ):
         table.write_text(good.replace(old, new, 1))
         with pytest.raises(ValueError, match=told):
@@ -330,11 +366,11 @@ def test_wrong_lists_of_the_authors(tmp_path, jpegs):
     table.write_text(good)
     for number in range(3, 201):
         (folder / "images" / f"{number:03}.More").mkdir()
-    with pytest.raises(ValueError, match="has 201 folders of classes, but the card 200"):
+    with pytest.raises(ValueError, match=r"expected 200 class folders as on the card, got 201. Remove the folders"):
         open_data("fgvc_cub", root=tmp_path, allow_missing_classes=True)
     folder, _ = fgvc("fgvc_dogs", tmp_path, jpegs, lists=False)
     savemat(folder / "test_list.mat", {"labels": loadmat(folder / "test_list.mat")["labels"]})
-    with pytest.raises(ValueError, match=r"test_list.mat' has no file_list"):
+    with pytest.raises(ValueError, match=r"test_list.mat': expected a file_list, got none. Get it again"):
         open_data("fgvc_dogs", root=tmp_path, allow_missing_classes=True)
 
 

@@ -54,15 +54,15 @@ def test_a_class_with_fewer_images_than_shots_gives_all_and_is_named():
     assert train.count_per_class() == [3, 16]
     assert train.info["undersized_classes"] == ["0"]
     assert val is None
-    with pytest.raises(ValueError, match="no training image for the class '0'"):
+    with pytest.raises(ValueError, match=r"expected training images of every class, got none of '0'. Add some"):
         sample_few_shot(Split(split.items[3:], split.labels[3:], split.names), None, 1, 1)
-    with pytest.raises(ValueError, match="at least 1, not 0"):
+    with pytest.raises(ValueError, match=r"task.shots: expected at least 1, got 0. Set task.shots=1"):
         sample_few_shot(split, None, 0, 1)
 
 
 def test_base_and_new_halves():
     assert split_base_new(5) == ([0, 1, 2], [3, 4])
-    with pytest.raises(ValueError, match="at least 4 classes, two in each half, not 3"):
+    with pytest.raises(ValueError, match=r"at least 4 classes for base and new classes, two in each half, got 3. Use"):
         split_base_new(3)
     few, task = FewShot("digits", shots=4, seed=2), BaseToNew("digits", shots=4, seed=2)
     base = [item.key for item, label in zip(few.lesson.train.items, few.lesson.train.labels, strict=True) if label < 5]
@@ -178,34 +178,36 @@ def test_a_folder_with_train_and_test(pictures, tmp_path):
     )
     (tmp_path / "test" / "cat").mkdir()
     shutil.copy(pictures / "china" / "00.jpg", tmp_path / "test" / "cat")
-    with pytest.raises(ValueError, match="the class 'cat' is in test/ but not in train/"):
+    with pytest.raises(ValueError, match=r"got 'cat' in test/ but not in train/. Add its images there"):
         open_data(str(tmp_path))
     shutil.rmtree(tmp_path / "test")
-    with pytest.raises(ValueError, match="train/ but not both"):
+    with pytest.raises(ValueError, match=r"expected both train/ and test/, got train/. Add the other"):
         open_data(str(tmp_path))
 
 
 def test_wrong_folders(pictures, tmp_path):
-    with pytest.raises(ValueError, match=r"there is no dataset '/nowhere/at/all': neither a card"):
+    with pytest.raises(ValueError, match=r"expected a card or a folder .*, got '/nowhere/at/all'. Check the name"):
         open_data("/nowhere/at/all")
     with pytest.raises(ValueError, match=r"did you mean .digits.\?"):
         open_data("digit")
-    with pytest.raises(ValueError, match="has no sub-folders"):
+    with pytest.raises(ValueError, match=r"expected one sub-folder of images per class, got no sub-folders. Put"):
         open_data(str(tmp_path))
     (tmp_path / "cat").mkdir()
-    with pytest.raises(ValueError, match="has no images"):
+    with pytest.raises(ValueError, match=r"/cat': expected images .*, got none. Add some or remove it"):
         open_data(str(tmp_path))
     shutil.copy(pictures / "china" / "00.jpg", tmp_path / "cat")
     with pytest.raises(ValueError, match="only the class 'cat'"):
         open_data(str(tmp_path))
     shutil.copytree(tmp_path / "cat", tmp_path / "cat ")
-    with pytest.raises(ValueError, match=r"two folders of .* are the class 'cat'"):
+    with pytest.raises(
+        ValueError, match=r"expected folders of different names, got two of the class 'cat' .*Rename one"
+    ):
         open_data(str(tmp_path))
     (tmp_path / "cat ").rename(tmp_path / "_")
-    with pytest.raises(ValueError, match="'_' has an empty name"):
+    with pytest.raises(ValueError, match=r"expected a name of the class '_', got an empty one. Name it"):
         open_data(str(tmp_path))
     (tmp_path / "_").rename(tmp_path / "dog")
-    with pytest.raises(ValueError, match="too few images for test"):
+    with pytest.raises(ValueError, match="expected test images of all 2 classes, got none of"):
         open_data(str(tmp_path))
 
 
@@ -216,7 +218,9 @@ def test_a_broken_image_is_named_or_skipped_and_counted(pictures, tmp_path):
     (root / "china" / "03.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "china" / "04.jpg").write_text("not an image")
     for name in ("03.jpg", "04.jpg"):
-        with pytest.raises(ValueError, match=rf"{name}' is truncated or not an image .*--skip-broken"):
+        with pytest.raises(
+            ValueError, match=rf"{name}': expected an image, got a truncated file or another format .*--skip-broken"
+        ):
             build_file_item(root / "china" / name).pixels(Preprocessing((32, 32)), None)
     data = open_data(str(root), skip_broken=True)
     assert len(data.train) + len(data.val) + len(data.test) == 22

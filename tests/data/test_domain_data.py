@@ -108,7 +108,7 @@ def test_published_sets_as_their_archives_have_them(name, root, lay, type_in):
     assert f"{words[0]} 9/3/6, {words[1]} 15/6/9" in text
     assert "all images of a domain are adapted to and tested on" in text
     code, text = type_in("data", "show", name)
-    assert (code, f"none in {len(keys) - 3} of {len(keys)} classes" in text) == (2, True), text
+    assert (code, f"images of all {len(keys)} classes, got none of {len(keys) - 3} (" in text) == (2, True), text
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -205,17 +205,26 @@ def broken(change, folder):
     [
         (
             "no domain",
-            "has no folder 'Real World'; it needs one for each of the domains Art, Clipart, Product, Real World",
+            "each of the domains Art, Clipart, Product, Real World, got no folder 'Real World'. Add it",
         ),
-        ("no domains", "has no folder 'Art', 'Real World'; it needs"),
+        ("no domains", "got no folder 'Art', 'Real World'. Add it"),
         (
             "no class",
-            "the domain 'product' .*Product'. has no folder of the class 'Bed'; every domain needs every class",
+            "'product' .*Product'.: expected a folder of the class 'Bed', got none. Every domain needs every class",
         ),
-        ("empty class", "the domain 'product' .*Product'. has no images of the class 'Bed'"),
-        ("empty domain", "the domain 'product' .*Product'. has no folder of a class; it needs one for each, such as"),
-        ("two folders of a domain", "has the domain 'Art' in 'Art' and 'art'; keep one of them"),
-        ("two folders of a class", "the domain 'art' .* has the class 'Bed' in 'Bed' and 'bed'; put them together"),
+        ("empty class", "the domain 'product' .*Product'.: expected images of the class 'Bed', got none"),
+        (
+            "empty domain",
+            "the domain 'product' .*Product'.: expected a folder for each class such as .*, got none. Add them",
+        ),
+        (
+            "two folders of a domain",
+            "expected the domain 'Art' once, got the folders 'Art' and 'art'. Keep one of them",
+        ),
+        (
+            "two folders of a class",
+            "the domain 'art' .* the class 'Bed': expected one folder, got 'Bed' and 'bed'. Put their images together",
+        ),
     ],
 )
 def test_what_is_missing_is_named(change, told, root, lay, type_in):
@@ -255,15 +264,13 @@ def test_mini_domainnet_is_its_lists(root, jpegs, type_in):
     assert [item.name for item in data.test.items] == listed
     code, text = type_in("data", "check", "mini_domainnet")
     assert (code, "123 of 126 classes have no images" in text) == (1, True), text
-    with pytest.raises(OSError, match=r"there is no clipart_train.txt in .*domainnet'"):
+    with pytest.raises(OSError, match=r"domainnet': expected clipart_train.txt, got no such file. .*get it again"):
         open_data("domainnet", allow_missing_classes=True)
     (folder / "painting").rename(folder / "elsewhere")
-    with pytest.raises(
-        OSError, match="has no folder 'painting'; it needs one for each of the domains clipart, painting"
-    ):
+    with pytest.raises(OSError, match=r"for each of the domains clipart, painting.*, got no folder 'painting'. Add it"):
         open_data("mini_domainnet", allow_missing_classes=True)
     (folder / "splits_mini" / "real_test.txt").unlink()
-    with pytest.raises(OSError, match=r"there is no real_test.txt in .*splits_mini"):
+    with pytest.raises(OSError, match=r"splits_mini': expected real_test.txt, got no such file. .*get it again"):
         open_data("mini_domainnet", allow_missing_classes=True)
 
 
@@ -322,7 +329,10 @@ def test_sets_of_one_domain_have_a_word_for_it(own):
         ),
         ({"pairs": ["bright"]}, r"pairs: expected a list of \[source, target\], got \['bright'\]"),
         ({"transductive": "yes please"}, "transductive: expected true or false.*, got 'yes please'"),
-        ({"classes": ["Alarm Clock", "alarm_clock"]}, "the classes 'Alarm Clock' and 'alarm_clock' could not be told"),
+        (
+            {"classes": ["Alarm Clock", "alarm_clock"]},
+            "classes: expected names that differ .*, got 'Alarm Clock' and 'alarm_clock'. Rename one",
+        ),
     ],
 )
 def test_wrong_domains_on_a_card(told, wrong, own, root, lay):
@@ -343,7 +353,7 @@ def test_a_folder_of_domains_is_seen_as_such(tmp_path, lay, type_in):
     code, text = type_in("data", "show", "mine")
     assert (code, "classes 2: Big Dog, cat" in text, "domains drawing 10/4/6" in text) == (0, True, True), text
     code, text = type_in("data", "split", "mine", "--save", "mine.json")
-    assert (code, "have domains, which a split file can't hold" in text) == (2, True)
+    assert (code, "expected images without domains, got those of mine with domains" in text) == (2, True)
     (tmp_path / "mine").rename(tmp_path / "moved")
     assert open_data(str(tmp_path / "moved")).hash() == data.hash()
 
@@ -364,9 +374,9 @@ def test_a_class_that_a_domain_lacks_is_named(tmp_path, lay, empty):
     shutil.rmtree(tmp_path / "mine" / "dusk" / "dog")
     if empty:
         (tmp_path / "mine" / "dusk" / "dog").mkdir()
-    what = "images" if empty else "folder"
+    what = "images" if empty else "a folder"
     with pytest.raises(
-        ValueError, match=f"the domain 'dusk' .* has no {what} of the class 'dog'; .* taken for domains"
+        ValueError, match=f"the domain 'dusk' .*: expected {what} of the class 'dog', got none .* taken for domains"
     ):
         open_data(str(tmp_path / "mine"))
 
@@ -374,7 +384,7 @@ def test_a_class_that_a_domain_lacks_is_named(tmp_path, lay, empty):
 def test_domains_that_lack_a_class_each(tmp_path, lay):
     for domain, classes in {"day": ("cat", "dog"), "dusk": ("dog", "emu"), "night": ("cat", "emu")}.items():
         lay(tmp_path / "mine", (domain,), classes)
-    with pytest.raises(ValueError, match=r"the domain 'day' .* has no folder of the class 'emu'"):
+    with pytest.raises(ValueError, match=r"the domain 'day' .*: expected a folder of the class 'emu', got none"):
         open_data(str(tmp_path / "mine"))
 
 
@@ -393,7 +403,7 @@ def test_what_stays_a_folder_of_classes(tmp_path, lay, tops, classes):
     for top, inner in tops.items():
         lay(tmp_path / "mine", (top,), inner)
     if classes is None:
-        with pytest.raises(ValueError, match="has only the class 'photo'"):
+        with pytest.raises(ValueError, match="expected at least 2 classes, got only the class 'photo'"):
             open_data(str(tmp_path / "mine"))
         return
     data = open_data(str(tmp_path / "mine"))

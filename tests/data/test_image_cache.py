@@ -157,7 +157,7 @@ def test_a_picture_is_opened_once(tmp_path):
     assert not views[0].equal(views[1])
     assert torch.cat([batch.inputs.pixels(look) for batch in split.batches(5)]).equal(plain)
     IMAGE_CACHE.set_max_bytes(0)
-    with pytest.raises(ValueError, match=r"there is no image '.*\.jpg'"):
+    with pytest.raises(ValueError, match=r"\.jpg': expected an image, got no such file. Check the path"):
         seen(1)
 
 
@@ -220,13 +220,15 @@ def test_a_broken_picture_is_named_whoever_decodes_it(tmp_path):
     split = Split(tuple(items), (0,) * len(items), ("a", "b"))
     for n in (0, 1, 4):
         threads.set_workers(n)
-        with pytest.raises(ValueError, match=r"03.jpg' is truncated or not an image .*--skip-broken"):
+        with pytest.raises(
+            ValueError, match=r"03.jpg': expected an image, got a truncated file or another format .*--skip-broken"
+        ):
             build_images(items, [None] * len(items)).pixels(LOOKS[0])
         batches = prefetch_images(split.batches(1))
         for _ in range(3):
             next(batches).inputs.pixels(LOOKS[0])
         broken = next(batches).inputs
-        with pytest.raises(ValueError, match=r"03.jpg' is truncated"):
+        with pytest.raises(ValueError, match=r"03.jpg': expected an image, got a truncated file"):
             broken.pixels(LOOKS[0])
     with pytest.raises(ValueError, match=r"--workers: expected at least 0 threads, got -1. Set --workers 0"):
         threads.set_workers(-1)

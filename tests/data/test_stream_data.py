@@ -86,10 +86,10 @@ def test_stages_by_the_ids_of_classes(mine):
         ("five", ": expected a number, .*, got 'five'"),
         ([], r": expected a number, .*, got \[\]"),
         ([["0"], "1"], r": expected a number, or a list with a list of class ids for each stage, got \[\['0'\], '1'\]"),
-        ([["0"], []], ": number 1 has no classes"),
-        ([["0", "1"], ["2", "1"]], " have the class '1' in number 0 and 1. Keep one of them"),
-        ([["0", "0"]], " have the class '0' in number 0 and 0"),
-        ([["0"], ["ten"]], " name the class 'ten'; "),
+        ([["0"], []], ": expected classes in each stage, got none in number 1. Give"),
+        ([["0", "1"], ["2", "1"]], ": expected each class once, got '1' in number 0 and 1. Keep one of them"),
+        ([["0", "0"]], ": expected each class once, got '0' in number 0 and 0. Keep"),
+        ([["0"], ["ten"]], ": expected ids of its classes, got 'ten'; "),
     ],
 )
 def test_wrong_stages(mine, stages, told):
@@ -200,17 +200,29 @@ def test_a_member_of_torchvision_and_a_folder(mine, root, pictures):
 @pytest.mark.parametrize(
     ("told", "error"),
     [
-        ({"members": {"a": "digits", "b": "nowhere"}}, "mine, member b: 'nowhere' is no card and no torchvision:NAME"),
-        ({"members": {"a": "digits", "b": "dtd"}}, "mine, member b: dtd: there is no folder"),
-        ({"members": {"a": "torchvision:MNIST"}}, "mine, member a: torchvision:MNIST is not under"),
-        ({"members": {"a": "torchvision:MNISTT"}}, "mine, member a: torchvision has no dataset 'MNISTT'"),
-        ({"members": {"a": "five_datasets"}}, "mine, member a: the card 'five_datasets' has members itself"),
+        (
+            {"members": {"a": "digits", "b": "nowhere"}},
+            "mine, member b: expected a card, torchvision:NAME or a folder .*, got 'nowhere'",
+        ),
+        ({"members": {"a": "digits", "b": "dtd"}}, "mine, member b: dtd: expected its images, but there is no folder"),
+        ({"members": {"a": "torchvision:MNIST"}}, "mine, member a: torchvision:MNIST: expected its files under"),
+        (
+            {"members": {"a": "torchvision:MNISTT"}},
+            "mine, member a: dataset: expected a dataset of torchvision, got 'MNISTT'",
+        ),
+        (
+            {"members": {"a": "five_datasets"}},
+            "mine, member a: expected a card of images, got 'five_datasets', which has members itself",
+        ),
         ({"members": {"a/b": "digits"}}, "members: expected names without /, .*, got 'a/b'"),
         (
             {"members": {"a": "digits", "b": "glyphs"}, "classes": 84},
-            "the members have 85 classes, but the card says 8",
+            "expected 84 classes as on the card, got 85 of the members",
         ),
-        ({"members": {"a": "digits", "b": "glyphs"}, "classes": 86}, "mine: only 85 of 86 classes are here"),
+        (
+            {"members": {"a": "digits", "b": "glyphs"}, "classes": 86},
+            "mine: expected all 86 classes, got only 85 of 86 classes",
+        ),
         ({"members": ["digits"]}, r"members: expected {name: a card, torchvision:NAME or a folder}, got \['digits'\]"),
         (
             {"members": {"a": "digits"}, "classes": "digits"},
@@ -237,7 +249,7 @@ def test_a_member_that_is_missing_is_named_by_the_commands(root, type_in):
     assert f"missing: {root}/cifar-10-batches-py <- torchvision:CIFAR10" in text
     assert "by hand: notMNIST_small.tar.gz" in text
     code, text = type_in("data", "check", "five_datasets")
-    assert (code, "five_datasets, member cifar10: torchvision:CIFAR10 is not under" in text) == (2, True)
+    assert (code, "five_datasets, member cifar10: torchvision:CIFAR10: expected its files under" in text) == (2, True)
     assert "five_datasets 50 a photo of a {name}. no" in type_in("data", "list")[1]
 
 
@@ -272,7 +284,7 @@ def test_five_datasets(root, jpegs, monkeypatch, type_in):
     assert "svhn 30/10/20" in text
     assert "five_datasets 50 a photo of a {name}. yes" in type_in("data", "list")[1]
     (root / "test_32x32.mat").unlink()
-    with pytest.raises(OSError, match="five_datasets, member svhn: torchvision:SVHN is not under"):
+    with pytest.raises(OSError, match="five_datasets, member svhn: torchvision:SVHN: expected its files under"):
         open_data("five_datasets")
 
 
@@ -295,7 +307,7 @@ def test_cifar100_as_torchvision_reads_it(root, monkeypatch, type_in):
     assert (code, "wrong: the card has 50,000/10,000 images in train/test, here are 500/200" in text) == (1, True)
     assert "cifar100 100 50,000 / - / 10,000 a photo of a {name}. yes" in type_in("data", "list")[1]
     (root / "cifar-100-python" / "test").write_bytes(b"broken")
-    with pytest.raises(OSError, match="torchvision:CIFAR100 is not under"):
+    with pytest.raises(OSError, match="torchvision:CIFAR100: expected its files under"):
         open_data("cifar100")
 
 
@@ -321,7 +333,9 @@ def test_cifar100_is_fetched(tmp_path, root, monkeypatch, type_in):
 def test_a_card_of_a_hub_that_counts_other_classes(mine, root):
     mnist(root / "MNIST" / "raw")
     path = mine(hub="torchvision:MNIST", folder="MNIST/raw", classes=["a", "b"])
-    with pytest.raises(ValueError, match="torchvision:MNIST has 10 classes, but the card 2"):
+    with pytest.raises(
+        ValueError, match=r"torchvision:MNIST: expected 2 classes as on the card, got 10. Correct the card"
+    ):
         open_data(path)
 
 
@@ -339,14 +353,14 @@ def test_core50_is_its_sessions(root, jpegs, type_in):
     code, text = type_in("data", "check", "core50", "--allow-missing-classes")
     assert (code, "s1 12/3/0" in text, "s3 0/0/15" in text) == (0, True, True), text
     code, text = type_in("data", "split", "core50", "--save", folder, "--allow-missing-classes")
-    assert (code, "images of core50 have domains, which a split file can't hold" in text) == (2, True)
+    assert (code, "expected images without domains, got those of core50 with domains" in text) == (2, True)
     names = list(load_card_classes(load_card("core50")).values())
     assert (len(set(names)), names[10], names[44]) == (50, "scissors 1", "cup 5")
     (folder / "core50_128x128" / "s7" / "o2").rename(folder / "elsewhere")
-    with pytest.raises(ValueError, match="s7' has no o2, which other sessions have"):
+    with pytest.raises(ValueError, match=r"s7': expected the files that other sessions have, got no o2. Get it again"):
         open_data("core50", allow_missing_classes=True)
     (folder / "core50_128x128" / "s10").rename(folder / "s10")
-    with pytest.raises(OSError, match="has no s10; it needs the sessions s1 to s11"):
+    with pytest.raises(OSError, match=r"expected the sessions s1 to s11 .*, got no s10. Unpack the archive again"):
         open_data("core50", allow_missing_classes=True)
 
 
@@ -362,20 +376,35 @@ def test_domainnet_is_its_lists(root, jpegs, type_in):
     assert [item.name for item in data.test.items] == listed
     code, text = type_in("data", "check", "domainnet")
     assert (code, "342 of 345 classes have no images" in text) == (1, True), text
-    with pytest.raises(ValueError, match="only 3 of 345 classes are here"):
+    with pytest.raises(ValueError, match=r"expected all 345 classes, got only 3 of 345 classes. Get the rest"):
         open_data("domainnet")
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "told"),
     [
-        ("real_test.txt", "real_001_000005", "gone", r"names 1 image that is not there \(real/aircraft_carrier/gone"),
-        ("real_test.txt", "real/zig", "sketch/zig", "is not real/CLASS/FILE; take the list of that domain"),
-        ("real_test.txt", "real_001_000005", "real_001_000000", "stands in real_train.txt and in real_test.txt"),
-        ("real_test.txt", " 344", " 0", "one label"),
-        ("real_test.txt", " 344", " 5", "images of 'zigzag' two labels"),
-        ("real_test.txt", " 344", " x", 'line 1 is .* a line is "path label"'),
-        ("sketch_train.txt", None, None, "there is no sketch_train.txt in"),
+        ("real_test.txt", "real_001_000005", "gone", r"got 1 image that is not there \(real/aircraft_carrier/gone"),
+        (
+            "real_test.txt",
+            "real/zig",
+            "sketch/zig",
+            "expected paths real/CLASS/FILE, got .*sketch/zig.*Take the list of that domain",
+        ),
+        (
+            "real_test.txt",
+            "real_001_000005",
+            "real_001_000000",
+            "got .* in real_train.txt and in real_test.txt. Get the lists again",
+        ),
+        (
+            "real_test.txt",
+            " 344",
+            " 0",
+            "expected a label for each class, got the same for .* and images of 'aircraft_carrier'",
+        ),
+        ("real_test.txt", " 344", " 5", "got two for images of 'zigzag'. Take lists"),
+        ("real_test.txt", " 344", " x", 'line 1: expected "path label", .*, got .* x\'. Correct'),
+        ("sketch_train.txt", None, None, "expected sketch_train.txt, got no such file"),
     ],
 )
 def test_wrong_lists_of_domainnet(root, jpegs, file, old, new, told):
@@ -407,11 +436,11 @@ def test_imagenet_r_is_cut_or_listed(root, jpegs):
     assert "not the literature's split" not in listed.note
     assert listed.hash() != data.hash()
     for text, told in (
-        ("n01443537/art_1.jpg", "stands in train.txt and in test.txt"),
-        ("n01443537/none.jpg", r"names 1 image that is not there \(n01443537/none.jpg\)"),
-        ("art_0.jpg", "a line is CLASS/FILE"),
-        ("n00000001/art_0.jpg", "the data name the class 'n00000001', which is not among its 200"),
-        (None, "there is no test.txt"),
+        ("n01443537/art_1.jpg", "got .* in train.txt and in test.txt. Take lists"),
+        ("n01443537/none.jpg", r"got 1 image that is not there \(n01443537/none.jpg\)"),
+        ("art_0.jpg", "expected lines CLASS/FILE .*, got"),
+        ("n00000001/art_0.jpg", "expected the 200 classes of the dataset, got the class 'n00000001'"),
+        (None, "expected test.txt, got no such file"),
     ):
         (folder / "test.txt").unlink() if text is None else (folder / "test.txt").write_text(text)
         with pytest.raises((ValueError, OSError), match=told):

@@ -27,10 +27,19 @@ from vlprompt.tasks import Text
 TEXTS = [name for name in list_cards() if load_card(name).kind == "text"]
 OFFLINE = [name for name in TEXTS if load_card(name).loader]
 SIZES = {  # train and validation of each set, as its benchmark has them
-    "sst2": (67349, 872), "rte": (2490, 277), "mrpc": (3668, 408), "qnli": (104743, 5463), "cola": (8551, 1043),
-    "mnli": (392702, 9815), "boolq": (9427, 3270), "cb": (250, 56), "copa": (400, 100), "wic": (5428, 638),
-    "wsc": (554, 104), "ag_news": (120000, 7600),
-}  # fmt: skip
+    "sst2": (67349, 872),
+    "rte": (2490, 277),
+    "mrpc": (3668, 408),
+    "qnli": (104743, 5463),
+    "cola": (8551, 1043),
+    "mnli": (392702, 9815),
+    "boolq": (9427, 3270),
+    "cb": (250, 56),
+    "copa": (400, 100),
+    "wic": (5428, 638),
+    "wsc": (554, 104),
+    "ag_news": (120000, 7600),
+}
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi"},
@@ -81,8 +90,14 @@ def test_docstrings_tell_modules_without_their_names():
             assert 20 <= len(text) <= 400
             assert MODULES[label] not in text.lower()
     assert any(MODULE_MASK in item.fields["text"] for item in data.test.items)
-    shared = Counter(text for _, text in {(one.module, mask_module_name(told, one.module)) for one in load_sources()
-                                          for _, told in iter_docstrings(one.tree)})  # fmt: skip
+    shared = Counter(
+        text
+        for _, text in {
+            (one.module, mask_module_name(told, one.module))
+            for one in load_sources()
+            for _, told in iter_docstrings(one.tree)
+        }
+    )
     assert max(shared[item.fields["text"]] for item in every(data)) == 1 < max(shared.values())
     assert data.hash() == open_data("docstrings").hash()
     assert [assign_split(text) for text in ("Close.", "Open.", "Halt", "Finish")] == ["val", "train", "test", "test"]
@@ -99,12 +114,53 @@ def test_the_other_offline_sets_have_their_answers():
     tokens = open_data("python_tokens")
     assert set(chain(*(item.tags for item in tokens.test.items))) == set(range(5))
     keyword = tokens.test.names.index("keyword")
-    found = {w for item in tokens.test.items for w, tag in zip(item.fields["words"].split(" "), item.tags, strict=True)
-             if tag == keyword}  # fmt: skip
-    assert "return" in found <= {"return", "not", "in", "is", "None", "True", "False", "and", "or", "if", "else", "for",
-                                 "from", "import", "raise", "def", "class", "del", "global", "nonlocal", "assert",
-                                 "await", "yield", "lambda", "pass", "with", "as", "while", "elif", "except", "try",
-                                 "async", "break", "continue", "finally"}  # fmt: skip
+    found = {
+        w
+        for item in tokens.test.items
+        for w, tag in zip(item.fields["words"].split(" "), item.tags, strict=True)
+        if tag == keyword
+    }
+    assert (
+        "return"
+        in found
+        <= {
+            "return",
+            "not",
+            "in",
+            "is",
+            "None",
+            "True",
+            "False",
+            "and",
+            "or",
+            "if",
+            "else",
+            "for",
+            "from",
+            "import",
+            "raise",
+            "def",
+            "class",
+            "del",
+            "global",
+            "nonlocal",
+            "assert",
+            "await",
+            "yield",
+            "lambda",
+            "pass",
+            "with",
+            "as",
+            "while",
+            "elif",
+            "except",
+            "try",
+            "async",
+            "break",
+            "continue",
+            "finally",
+        }
+    )
     for data in (code, heads, tokens):
         assert not {item.key for item in data.train.items} & {item.key for item in data.test.items}
 
@@ -114,7 +170,9 @@ def test_a_card_reads_a_table_with_the_columns_that_it_names(write, root, name):
     card = load_card(name)
     asked = {"class": "label", "response": "response"}[card.text.answer]
     columns = card.text.fields.values()
-    with pytest.raises(FileNotFoundError, match=f"{name} is not here: put .*with the columns .*--download"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{name}: expected its files, got none. Put .*with the columns .*--download"
+    ):
         open_data(name)
     keys = list(card.listed_classes())
     for theirs in card.hub.splits.values():
@@ -195,11 +253,15 @@ def test_conversations_and_tags_of_ones_own(write):
 def test_a_card_of_ones_own(write, tmp_path):
     write([{"Review": r["text"], "stars": 5 if r["label"] == "good" else 1, "id": i} for i, r in enumerate(reviews())])
     told = {
-        "title": "Mine", "source": "me", "licence": "mine", "file": "mine.jsonl",
+        "title": "Mine",
+        "source": "me",
+        "licence": "mine",
+        "file": "mine.jsonl",
         "text": {"fields": {"review": "Review"}, "answer": "class", "label": "stars"},
-        "classes": {5: "good", 1: "bad"}, "words": {5: ["great"], 1: ["awful", "bad"]},
+        "classes": {5: "good", 1: "bad"},
+        "words": {5: ["great"], 1: ["awful", "bad"]},
         "template": "{review} It was {mask}.",
-    }  # fmt: skip
+    }
     path = tmp_path / "mine.yaml"
 
     def opened(**changes):
@@ -214,9 +276,12 @@ def test_a_card_of_ones_own(write, tmp_path):
         ("bad", "1", ("awful", "bad")),
     ]
     for changes, wrong in (
-        ({"template": "{review}"}, "has no {mask}"),
-        ({"template": "{text} {mask}"}, "has {text}; the choices are review"),
-        ({"plain": "{review} {mask}"}, "the plain template is a text without the answer's place"),
+        ({"template": "{review}"}, "template: expected {mask} where the word for the class stands, got '{review}'"),
+        (
+            {"template": "{text} {mask}"},
+            "expected a field of the dataset, got {text} in '{text} {mask}'; the choices are review",
+        ),
+        ({"plain": "{review} {mask}"}, "plain_template: expected a template without {mask}, got '{review} {mask}'"),
         ({"words": {5: [True]}}, "words: expected words in quotes, got True"),
         ({"words": {4: ["so"]}}, "words: expected class ids, got '4'"),
         ({"words": {5: "great"}}, "words: expected {class: a list of words}, the best first, got {5: 'great'"),
@@ -226,15 +291,23 @@ def test_a_card_of_ones_own(write, tmp_path):
             {"text": {"fields": {"review": "Review"}, "answer": "class"}},
             "the key 'text.label' is missing. Add it: text is {fields:",
         ),
-        ({"text": {"fields": {"mask": "Review"}, "answer": "class", "label": "stars"}}, "can't be called 'mask'"),
-        ({"classes": {5: "good", 2: "bad"}, "words": None}, "row 1: the label '1' is none of the classes"),
-        ({"text": {"fields": {"review": "Text"}, "answer": "class", "label": "stars"}}, "no column 'Text'; there"),
+        (
+            {"text": {"fields": {"mask": "Review"}, "answer": "class", "label": "stars"}},
+            "fields: expected names other than mask, sep, ctx and numbers, which templates use, got 'mask'. Rename it",
+        ),
+        ({"classes": {5: "good", 2: "bad"}, "words": None}, "row 1: label: expected one of the classes, got '1'"),
+        (
+            {"text": {"fields": {"review": "Text"}, "answer": "class", "label": "stars"}},
+            "expected a column 'Text', got ",
+        ),
         ({"colour": "red"}, "unknown key 'colour'"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError) as error:
             opened(**changes)
         assert wrong in str(error.value)
-    with pytest.raises(FileNotFoundError, match=r"mine is not here: put .*gone.jsonl \(or .csv, .tsv\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"mine: expected its files, got none. Put .*gone.jsonl \(or .csv, .tsv\)"
+    ):
         opened(file="gone.jsonl")
 
 
@@ -250,37 +323,56 @@ def chat(*roles, **more):
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        (changed(text=" "), "row 3: text blank; give a text"),
-        (changed(text=["a"]), 'row 3: text is ["a"]; a text is wanted'),
-        (changed(text=None), "row 3: text is null; a text is wanted"),
-        (changed(label=None), "row 3: label is empty"),
-        ([*reviews()[:2], {"label": "good"}], "row 3: there is no column 'text'; there are label"),
-        ([*reviews()[:2], {"text": "so"}], "row 3: there is no column 'label'; there are text"),
-        ([{"text": "a"}], "it needs path and label or class"),
-        ([{"text": "a", "label": "b"}] * 5, "has only the class 'b'"),
-        ([*reviews(), {"text": "a", "label": "odd"}], "has no text of the class 'odd' for test"),
-        ([{"paht": f"{i}.jpg", "label": i % 2} for i in range(9)], "row 1: 'paht' names images"),
+        (changed(text=" "), "row 3: text: expected a text, got only blanks. Write a text, or leave"),
+        (changed(text=["a"]), 'row 3: text: expected a text, got ["a"]. Write a text'),
+        (changed(text=None), "row 3: text: expected a text, got null. Write a text"),
+        (changed(label=None), "row 3: label: expected a class for every text, got none. Fill it in"),
+        ([*reviews()[:2], {"label": "good"}], "row 3: expected a column 'text', got label. Add it"),
+        ([*reviews()[:2], {"text": "so"}], "row 3: expected a column 'label', got text. Add it"),
+        ([{"text": "a"}], "expected the columns path and label or class"),
+        ([{"text": "a", "label": "b"}] * 5, "expected at least 2 classes, got only 'b'"),
+        (
+            [*reviews(), {"text": "a", "label": "odd"}],
+            "expected texts of every class, got none of 'odd' for test. Add some",
+        ),
+        (
+            [{"paht": f"{i}.jpg", "label": i % 2} for i in range(9)],
+            "row 1: expected texts, got names of images in 'paht'. Name the column path",
+        ),
         (
             [{**row, "split": "later"} for row in reviews()],
             "row 1: split: expected train, val (valid, validation, dev) or test, got 'later'",
         ),
-        ([{**row, "split": "train"} for row in reviews()], "both train and test are needed"),
-        ([{"sep": "a", "label": "b"}], "a field can't be called 'sep'"),
-        ([{"words": ["a", "b"], "tags": ["x", "y", "x"]}], "row 1: 2 words have 3 tags"),
-        ([{"words": ["a b"], "tags": ["x"]}, {"words": ["a"], "tags": ["y"]}], 'row 1: "a b" is no word'),
-        ([{"words": [], "tags": []}, {"words": ["a", "a"], "tags": ["x", "y"]}], "row 1: words blank"),
-        ([{"words": 3, "tags": ["x", "y"]}], "row 1: words is 3; a list is wanted"),
-        ([{"prompt": "say", "response": ""}] * 9, "row 1: response is blank"),
-        (chat("user", "user", "assistant"), "row 1: the roles are user, user, assistant; wanted"),
-        (chat("user"), "the roles are user; wanted"),
-        (chat("assistant", "user"), "the roles are assistant, user; wanted"),
-        (chat("user", "system", "assistant"), "the roles are user, system, assistant; wanted"),
-        (chat("system"), "the roles are system; wanted"),
-        (chat("user", "assistant", name="x"), 'row 1: a message is {"role"'),
-        ([{"messages": "hi"}], "row 1: a message is"),
-        ([{"messages": "[hi"}], "row 1: messages begins as a list, but is not JSON"),
+        ([{**row, "split": "train"} for row in reviews()], "split: expected both train and test, got train. Add"),
+        ([{"sep": "a", "label": "b"}], "got 'sep'. Rename it"),
+        (
+            [{"words": ["a", "b"], "tags": ["x", "y", "x"]}],
+            "row 1: expected one tag for each word, got 2 words and 3 tags. Give as many",
+        ),
+        (
+            [{"words": ["a b"], "tags": ["x"]}, {"words": ["a"], "tags": ["y"]}],
+            'row 1: expected words without spaces, got "a b". Write words',
+        ),
+        (
+            [{"words": [], "tags": []}, {"words": ["a", "a"], "tags": ["x", "y"]}],
+            "row 1: words: expected a text, got only blanks. Write a text",
+        ),
+        ([{"words": 3, "tags": ["x", "y"]}], "row 1: words: expected a list, got 3. Write a list"),
+        ([{"prompt": "say", "response": ""}] * 9, "row 1: response: expected a text, got a blank one. Write a text"),
+        (
+            chat("user", "user", "assistant"),
+            "row 1: expected the roles user and assistant in turn, perhaps after a system, with an assistant at the "
+            "end, got user, user, assistant. Correct",
+        ),
+        (chat("user"), "an assistant at the end, got user. Correct"),
+        (chat("assistant", "user"), "an assistant at the end, got assistant, user. Correct"),
+        (chat("user", "system", "assistant"), "an assistant at the end, got user, system, assistant. Correct"),
+        (chat("system"), "an assistant at the end, got system. Correct"),
+        (chat("user", "assistant", name="x"), 'row 1: expected messages {"role": ..., "content": a text}, got {"role"'),
+        ([{"messages": "hi"}], "row 1: expected messages"),
+        ([{"messages": "[hi"}], "row 1: messages: expected a JSON list, got another format"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_row(write, rows, told):
     with pytest.raises(ValueError) as error:
         open_data(str(write(rows)))
@@ -291,18 +383,22 @@ def test_a_wrong_row(write, rows, told):
 def test_a_file_that_is_no_table(write, tmp_path):
     path = write(reviews())
     path.write_text(path.read_text() + "{oh\n")
-    for told, raw in (("row 21: not JSON", None), ("row 2: not UTF-8", b'text,label\n"\xe4",x\n'),
-                      ("has no rows", b""), ("row 2: there are not as many", b"text,label\na,b,c\n")):  # fmt: skip
+    for told, raw in (
+        ("row 21: expected JSON, got another format", None),
+        ("row 2: expected UTF-8, got another encoding", b'text,label\n"\xe4",x\n'),
+        ("got no rows. Add some", b""),
+        ("row 2: expected as many values as columns", b"text,label\na,b,c\n"),
+    ):
         if raw is not None:
             path = tmp_path / "mine.csv"
             path.write_bytes(raw)
         with pytest.raises(ValueError, match=told):
             open_data(str(path))
     write(reviews(), "set/train.jsonl")
-    with pytest.raises(ValueError, match=r"has train\.jsonl; both train and test are needed"):
+    with pytest.raises(ValueError, match=r"expected both train and test, got train\.jsonl. Add the other"):
         open_data(str(tmp_path / "set"))
     write(reviews(), "set/train.csv")
-    with pytest.raises(ValueError, match=r"has train\.csv and train\.jsonl, both for train"):
+    with pytest.raises(ValueError, match=r"expected one table for train, got train\.csv and train\.jsonl. Remove one"):
         open_data(str(tmp_path / "set"))
 
 
@@ -315,9 +411,9 @@ def test_wrong_rows_are_left_out_when_asked(write):
 
 def test_texts_are_not_augmented_and_their_template_fits(write):
     path = str(write(reviews()))
-    with pytest.raises(ValueError, match="has texts, which have no views"):
+    with pytest.raises(ValueError, match=r"augment: expected none for texts, got 'crop-flip' for .*Leave out"):
         open_data(path, augment="crop-flip")
-    with pytest.raises(ValueError, match=r"has \{name\}; the choices are text"):
+    with pytest.raises(ValueError, match=r"got \{name\} in .*; the choices are text"):
         open_data(path, template="a photo of {name}.")
     assert open_data("docstrings", template="{mask}: {text}").train.names[0].words == ("async",)
     for given, told in (
@@ -358,10 +454,16 @@ def test_the_commands_show_texts_and_refuse_what_is_for_images(type_in, root, wr
         in type_in("data", "split", "docstrings", "--save", "x.json")[1]
     )
     path = write(reviews())
-    assert "has texts, and a split file is for images" in type_in("data", "split", path, "--save", "x.json")[1]
-    assert "has texts, and --figure is for images" in type_in("data", "check", path, "--figure", "x.png")[1]
+    assert (
+        "a split file: expected a dataset of images, got 'mine.jsonl' with texts"
+        in type_in("data", "split", path, "--save", "x.json")[1]
+    )
+    assert (
+        "--figure: expected a dataset of images, got 'mine.jsonl' with texts"
+        in type_in("data", "check", path, "--figure", "x.png")[1]
+    )
     wrong = type_in("run", "coop", path, "--backbone", "glyph/random", "--shots", "1", "train.epochs=1")[1]
-    assert "has texts, and this task is for images" in wrong
+    assert "task: expected a dataset of images, got 'mine.jsonl' with texts. Use a language model" in wrong
     assert "docstrings" in type_in("list", "datasets")[1]
     assert "python_tokens" in type_in("data", "list")[1]
 
@@ -377,7 +479,7 @@ def test_prepare_fetches_what_a_hub_has(write, root, tmp_path, type_in):
     code, printed = type_in("data", "prepare", "own.yaml", "--download")
     if importlib.util.find_spec("pyarrow") is None:
         assert code == 2
-        assert "pip install 'vlprompt[huggingface]'; or put" in printed
+        assert "pip install 'vlprompt[huggingface]', or put" in printed
         return
     assert code == 0, printed
     assert sorted(p.name for p in (root / "own").iterdir()) == ["train.jsonl", "validation.jsonl"]

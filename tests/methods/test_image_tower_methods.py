@@ -530,7 +530,7 @@ def test_a_method_on_a_network_without_blocks_says_what_it_lacks(type_in, pictur
     for name in ("vpt", "lora", "partial", "full"):
         status, said = type_in("run", name, pictures, "--backbone", "timm:test_resnet/random", "--shots", "2")
         assert status == 2
-        assert "timm:test_resnet/random has no blocks that vlprompt can walk" in said
+        assert "timm:test_resnet/random: expected a block-wise tower" in said
     status, said = type_in("run", "mlp,nearest_mean,side_tuning", pictures, "--backbone", "timm:test_resnet/random",
                            "--shots", "2", "train.epochs=1", "train.iterations=null")  # fmt: skip
     assert status == 0, said

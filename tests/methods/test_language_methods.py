@@ -43,8 +43,8 @@ NO_BIASES = "has no biases there"
 REFUSED = {  # (method, family, reader) -> why; None stands for all
     ("bitfit", "llama", None): NO_BIASES,
     ("bitfit", "t5", None): NO_BIASES,
-    (None, "bert", "response"): "is an encoder and writes no response",
-    (None, "roberta", "response"): "is an encoder and writes no response",
+    (None, "bert", "response"): "expected a model that writes responses, got an encoder. Use a causal model",
+    (None, "roberta", "response"): "expected a model that writes responses, got an encoder. Use a causal model",
     ("mlp", None, "tags"): "normalises",
 }
 

@@ -414,22 +414,34 @@ def test_test_queries_are_made_once_for_all_lessons():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"stages": 11}, "task.stages is 11, but there are 10 classes: 1 to 10 are possible"),
-        ({"stages": 0}, "task.stages is 0, but there are 10 classes"),
-        ({"stages": [["1", "2"], ["2", "3"]]}, "has '2' in stage 1 and in stage 2; each comes once"),
-        ({"stages": []}, "task.stages is an empty list; name the classes of each stage"),
-        ({"stages": [["1"], []]}, "stage 2 of task.stages is empty"),
-        ({"stages": [["1"], ["x"]]}, "stage 2 of task.stages names 'x', which is none of the classes: 0, 1"),
-        ({"stages": 5, "order": "random"}, "task.order is natural, seeded or a list of classes, not 'random'"),
-        ({"stages": 5, "order": ["1", "2"]}, "task.order must name each of the 10 classes once; '0' is missing"),
+        ({"stages": 11}, "task.stages: expected 1 to 10, as there are 10 classes, got 11. Set"),
+        ({"stages": 0}, "task.stages: expected 1 to 10, as there are 10 classes, got 0. Set"),
+        (
+            {"stages": [["1", "2"], ["2", "3"]]},
+            "expected each of the classes once, got '2' in stage 1 and in stage 2. Remove one",
+        ),
+        ({"stages": []}, "task.stages: expected the classes of each stage, got an empty list. Name them"),
+        ({"stages": [["1"], []]}, "task.stages: expected classes in each stage, got none in stage 2. Name its classes"),
+        (
+            {"stages": [["1"], ["x"]]},
+            "task.stages: expected the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, got 'x' in stage 2",
+        ),
+        (
+            {"stages": 5, "order": "random"},
+            "task.order: expected natural, seeded or a list of classes, got 'random'. Set",
+        ),
+        (
+            {"stages": 5, "order": ["1", "2"]},
+            "task.order: expected each of the 10 classes once, got a list where '0' is missing",
+        ),
         (
             {"stages": 5, "order": [*"0123456789", "9"]},
-            "task.order must name each of the 10 classes once; one is twice",
+            "task.order: expected each of the 10 classes once, got a list where one is repeated",
         ),
-        ({"stages": [["1"], ["2"]], "order": ["2", "1", "0"]}, "task.order must name each of the 2 stages once"),
+        ({"stages": [["1"], ["2"]], "order": ["2", "1", "0"]}, "task.order: expected each of the 2 stages once"),
         (
             {"kind": "domain_incremental"},
-            "digits has no domains, which task.kind=domain_incremental needs: take digit_domains",
+            "expected domains for task.kind=domain_incremental, got digits without domains. Use digit_domains",
         ),
         (
             {"stages": 5, "buffer": 10, "joint": True},
@@ -465,7 +477,7 @@ def test_domains_without_a_common_class_are_no_stream_of_domains(tmp_path):
     card = "title: t\nsource: s\nlicence: l\ntemplate: a {name}\nclasses: 85\nmembers: {a: digits, b: glyphs}\n"
     (tmp_path / "mine.yaml").write_text(card)
     task = Continual(str(tmp_path / "mine.yaml"), kind="domain_incremental")
-    with pytest.raises(ValueError, match=r"no class of .* is in two of its domains: leave out task\.kind"):
+    with pytest.raises(ValueError, match=r"expected a class in two domains .*, got none in .*Leave out task\.kind"):
         task.protocol  # noqa: B018
     assert Continual(str(tmp_path / "mine.yaml")).protocol["stages"] == 2
 

@@ -140,9 +140,9 @@ def test_a_failure_loses_no_other_run(reproduce, eleven, tmp_path):
     words = ["--table", "few-shot", *TINY, *QUICK, "--datasets", tmp_path / "ucf101", eleven[0], eleven[1]]
     status, text = reproduce(*words)
     assert status == 1
-    assert "missing: ucf101: there is no dataset" in text
+    assert "missing: ucf101: dataset: expected a card or a folder" in text
     assert "failed: zero_shot-ucf101-2shot-seed1-" in text
-    assert text.count("ValueError: there is no dataset") == 1  # four runs, one reason
+    assert text.count("ValueError: dataset: expected a card or a folder") == 1  # four runs, one reason
     assert "8 of 12 runs are done; the same command tries the others again" in text
     assert len(list(tmp_path.rglob("result.json"))) == 8
     (tmp_path / "ucf101").symlink_to(eleven[2])
@@ -248,7 +248,7 @@ def test_images_are_counted():
     )
     unknown = compute_workload(planned("coop", "z"), {"z": find_dataset_size("z")}, has_training=True)
     assert (unknown.images, unknown.steps) == (0, 0)
-    assert "there is no dataset 'z'" in find_dataset_size("z").missing_reason
+    assert "per class, got 'z'" in find_dataset_size("z").missing_reason
     assert find_dataset_size("digits").classes == 10
 
 

@@ -45,7 +45,9 @@ def load_hf_clip(name: str, *, spec: str, device: str) -> Clip:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(f"{spec!r} needs transformers: pip install transformers") from error
+        raise ValueError(
+            f"{spec!r}: expected the package transformers, got none. Run pip install transformers."
+        ) from error
     _check_source(name)
     try:
         model, missing, tokenizer, processor = _read_pretrained(transformers, name)

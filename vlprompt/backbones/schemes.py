@@ -156,4 +156,4 @@ def find_scheme(spec: str) -> Scheme:
     for scheme in SCHEMES:
         if scheme.accepts(name, argument):
             return scheme
-    raise ValueError(f"there is no backbone {spec!r}; {suggest_nearest(spec, list(list_forms()))}")
+    raise ValueError(f"backbone: expected a known form, got {spec!r}; {suggest_nearest(spec, list(list_forms()))}")

@@ -118,7 +118,10 @@ class _ImageCard(CardSchema):
     @classmethod
     def _check_domain(cls, domain: str | None) -> str | None:
         if domain is not None and not domain.strip():
-            raise ValueError(f"expected the word for all images of a dataset without domains, got {domain!r}")
+            raise ValueError(
+                f"expected the word for all images of a dataset without domains, got {domain!r}. Write a word, or "
+                "leave the key out."
+            )
         return domain
 
     @model_validator(mode="after")
@@ -127,7 +130,7 @@ class _ImageCard(CardSchema):
             if len(pair) != 2 or not set(pair) <= set(self.domain_words):
                 raise ValueError(
                     "pairs: expected a list of [source, target] of the domains "
-                    f"{', '.join(self.domain_words) or '(none)'}, got {pair!r}"
+                    f"{', '.join(self.domain_words) or '(none)'}, got {pair!r}. Correct the pair."
                 )
         return self
 
@@ -155,7 +158,7 @@ class HubCard(_ImageCard):
     @classmethod
     def _check_hub(cls, hub: str) -> str:
         if not hub.startswith("torchvision:"):
-            raise ValueError(f"expected torchvision:NAME, got {hub!r}")
+            raise ValueError(f"expected torchvision:NAME, got {hub!r}. Name a dataset of torchvision.")
         return hub
 
 
@@ -172,7 +175,9 @@ class MembersCard(_ImageCard):
     @classmethod
     def _check_members(cls, members: dict[str, str]) -> dict[str, str]:
         if unusable := [name for name in members if "/" in name]:
-            raise ValueError(f"expected names without /, which separates a member from its class, got {unusable[0]!r}")
+            raise ValueError(
+                f"expected names without /, which separates a member from its class, got {unusable[0]!r}. Rename it."
+            )
         return members
 
 
@@ -234,7 +239,10 @@ class LayoutCard(_ImageCard):
     @classmethod
     def _check_lists(cls, lists: list[str]) -> list[str]:
         if len(lists) not in (0, 3):
-            raise ValueError(f"expected the three list files of train, val and test, got {lists!r}")
+            raise ValueError(
+                f"expected the three list files of train, val and test, got {lists!r}. Name three files, or leave the "
+                "key out."
+            )
         return lists
 
     @field_validator("domains")
@@ -243,10 +251,13 @@ class LayoutCard(_ImageCard):
         if domains is None:
             return None
         if len(domains) < 2 or not all(text.strip() for pair in domains.items() for text in pair):
-            raise ValueError(f"expected {{folder: word}}, texts, two of them or more, got {domains!r}")
+            raise ValueError(
+                f"expected {{folder: word}}, texts, two of them or more, got {domains!r}. Name the folder and the "
+                "word of each domain."
+            )
         for what, texts in (("folder", domains.keys()), ("word", domains.values())):
             if repeated := [text for text, n in Counter(map(normalize_name, texts)).items() if n > 1]:
-                raise ValueError(f"expected different {what}s, got the {what} {repeated[0]!r} twice")
+                raise ValueError(f"expected different {what}s, got the {what} {repeated[0]!r} twice. Remove one.")
         if nested := [folder for folder in domains if "/" in folder]:
             raise ValueError(f"expected the names of folders, got the path {nested[0]!r}. Move the rest to images.")
         return domains
@@ -256,7 +267,7 @@ class LayoutCard(_ImageCard):
         if (self.layout == DOMAINS_LAYOUT) != (self.domains is not None):
             raise ValueError(
                 f"domains: expected {{folder: word}} with the layout {DOMAINS_LAYOUT} and no other, got the layout "
-                f"{self.layout!r} {'without' if self.domains is None else 'with'} domains"
+                f"{self.layout!r} {'without' if self.domains is None else 'with'} domains. Correct one of them."
             )
         if self.domains is not None and self.domain is not None:
             raise ValueError(

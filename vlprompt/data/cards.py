@@ -71,7 +71,9 @@ def load_card_classes(card: "Card") -> dict[str, str]:
 
     all_names = dict(zip(load_card("imagenet").listed_classes(), IMAGENET_CLASSNAMES, strict=True))
     if unknown := [key for key in card.listed_classes() if key not in all_names]:
-        raise ValueError(f"{card.path}: classes: expected ImageNet's 1000 WordNet ids, got {unknown[0]!r}")
+        raise ValueError(
+            f"{card.path}: classes: expected ImageNet's 1000 WordNet ids, got {unknown[0]!r}. Correct the id."
+        )
     return {key: all_names[key] for key in card.listed_classes()}
 
 

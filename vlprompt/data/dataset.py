@@ -95,7 +95,9 @@ def build_class_names(classes: Mapping[str, str], where: str, template: str | No
     for key, name in classes.items():
         text = unicodedata.normalize("NFC", str(name)).strip()
         if not text.replace("_", " ").strip():
-            raise ValueError(f"{where}: the class {key!r} has an empty name. Name it as a prompt should show it.")
+            raise ValueError(
+                f"{where}: expected a name of the class {key!r}, got an empty one. Name it as a prompt should show it."
+            )
         names.append(ClassName(text, str(key), template))
     warn_duplicate_names(names, where)
     return tuple(names)
@@ -184,8 +186,10 @@ def _require_known_classes(raw: RawDataset, where: str) -> None:
     known = set(class_ids(raw.names))
     unknown = sorted({record.class_id for records in raw.records.values() for record in records} - known)
     if unknown:
-        raise ValueError(f"{where}: the data name the class {unknown[0]!r}, which is not among its {len(known)} "
-                         "classes. Correct the lists of the data.")  # fmt: skip
+        raise ValueError(
+            f"{where}: expected the {len(known)} classes of the dataset, got the class {unknown[0]!r} in its lists. "
+            "Correct the lists."
+        )
 
 
 def _collect_items(
@@ -212,8 +216,8 @@ def _collect_items(
         count = "1 image that is" if len(missing) == 1 else f"{len(missing)} images that are"
         remedy = raw.hint if "prepare" in raw.hint else "Put them back or remove them from the list."
         raise ValueError(
-            f"{where} names {count} not there ({shorten_list(missing, 3)}). {remedy} "
-            "Or run without such files by --skip-broken."
+            f"{where}: expected all listed images, got {count} not there ({shorten_list(missing, 3)}). {remedy} Or "
+            "run without such files with --skip-broken."
         )
     return records, items, sorted(missing + broken)
 
@@ -240,14 +244,15 @@ def _select_classes(
         part = "train" if "train" in lacking.values() else "test"
         empty = [str(n) for n, key in zip(raw.names, class_ids(raw.names), strict=True) if lacking.get(key) == part]
         raise ValueError(
-            f"{where} has too few images for {part}: none in {len(empty)} of {len(raw.names)} classes "
+            f"{where}: expected {part} images of all {len(raw.names)} classes, got none of {len(empty)} "
             f"({shorten_list(map(repr, empty), 8)}). {raw.hint}"
         )
     names = tuple(n for n, key in zip(raw.names, class_ids(raw.names), strict=True) if key not in lacking)
     if len(names) < 2:
         plural = "es" * (len(names) != 1)
         raise ValueError(
-            f"{where}: expected images of at least 2 classes, has images of {len(names)} class{plural} only"
+            f"{where}: expected images of at least 2 classes, got images of {len(names)} class{plural}. Add images of "
+            "another class."
         )
     return names
 

@@ -64,14 +64,17 @@ def prepare_files(
             download_file(step.url, path, on_progress, card.manual_download or "")
         if step.md5 is not None and (md5 := compute_md5(path, on_progress)) != step.md5:
             raise ValueError(
-                f"{str(path)!r} has the md5 {md5}, not {step.md5}: it is broken or another version. "
-                "Remove it and give the same command again."
+                f"{str(path)!r}: expected the md5 {step.md5}, got {md5}; the file is broken or another version. "
+                "Remove it and run the same command again."
             )
         if step.is_archive:
             on_progress(f"unpacking {step.file}", 0, 0)
             unpack(path, folder, step)
         if not (folder / step.produces).exists():
-            raise ValueError(f"{str(path)!r} does not hold {step.produces}; it is not the file that the card means")
+            raise ValueError(
+                f"{str(path)!r}: expected an archive with {step.produces}, got one without it. Remove it and get the "
+                "file that the card names."
+            )
     return undone
 
 
@@ -94,9 +97,8 @@ def download_file(url: str, path: Path, on_progress: ProgressCallback, manual_hi
         if isinstance(error, urllib.error.HTTPError) and error.code == 416:
             part.unlink(missing_ok=True)  # more than the complete file: begin again next time
         raise OSError(
-            f"could not get {url} ({error}); what has come stays, the same command goes on from there. "
-            f"Or fetch it another way, put it at {str(path)!r} and give the same command again"
-            + (f" ({manual_hint})" if manual_hint else "")
+            f"{url}: download failed ({error}). Run the same command to continue it, or download the file another way "
+            f"to {str(path)!r} and run the command again" + (f" ({manual_hint})." if manual_hint else ".")
         ) from error
     part.replace(path)
 
@@ -109,7 +111,7 @@ def _download_part(url: str, part: Path, name: str, on_progress: ProgressCallbac
         request.add_header("Range", f"bytes={n_bytes}-")
     with urllib.request.urlopen(request, timeout=60) as response:
         if response.headers.get("Content-Type", "").startswith("text/html") and not name.endswith(".html"):
-            raise OSError("a web page came instead of the file")
+            raise OSError("expected the file, got a web page")
         n_bytes = n_bytes if getattr(response, "status", None) == 206 else 0
         total = n_bytes + int(response.headers.get("Content-Length") or 0)
         with part.open("ab" if n_bytes else "wb") as file:
@@ -118,7 +120,7 @@ def _download_part(url: str, part: Path, name: str, on_progress: ProgressCallbac
                 n_bytes += len(block)
                 on_progress(f"fetching {name}", n_bytes, total)
         if n_bytes < total:
-            raise OSError(f"only {n_bytes} of {total} bytes came")
+            raise OSError(f"expected {total} bytes, got {n_bytes}")
 
 
 def compute_md5(path: Path, on_progress: ProgressCallback) -> str:
@@ -156,10 +158,14 @@ def unpack(path: Path, folder: Path, step: "Download") -> None:
             if not (target / path_inside.name).exists():
                 path_inside.replace(target / path_inside.name)
     except tarfile.FilterError as error:
-        raise ValueError(f"{str(path)!r} would write outside its folder ({error}). It is not unpacked.") from error
+        raise ValueError(
+            f"{str(path)!r}: expected paths inside its folder, got one outside ({error}). It is not unpacked; get the "
+            "archive from its source."
+        ) from error
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(
-            f"{str(path)!r} is broken or no archive ({error}). Remove it and give the same command again."
+            f"{str(path)!r}: expected an archive, got a broken file or another format ({error}). Remove it and run "
+            "the same command again."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -182,7 +188,10 @@ def _unzip(path: Path, folder: Path, strip_components: int) -> None:
             parts = PurePosixPath(info.filename).parts
             unsafe = ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename
             if unsafe or "\\" in info.filename or stat.S_ISLNK(info.external_attr >> 16):
-                raise ValueError(f"{str(path)!r} would write outside its folder ({info.filename}). It is not unpacked.")
+                raise ValueError(
+                    f"{str(path)!r}: expected paths inside its folder, got one outside ({info.filename}). It is not "
+                    "unpacked; get the archive from its source."
+                )
             if len(parts) <= strip_components or info.is_dir():
                 continue
             path_inside = folder.joinpath(*parts[strip_components:])

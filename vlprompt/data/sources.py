@@ -75,8 +75,11 @@ def resolve_source(dataset: str | Data) -> DatasetSource:
 
 def _explain_missing(dataset: str) -> str:
     if "#" in dataset:
-        return f"dataset: {dataset!r} was given in Python as an object, by name and hash. Open it there again."
+        return (
+            f"dataset: expected a dataset that can be opened by name, got {dataset!r}, the name and hash of an object "
+            "in Python. Open it there again."
+        )
     return (
-        f"there is no dataset {dataset!r}: neither a card ({suggest_nearest(dataset, list_cards())}) "
-        "nor a folder with one sub-folder of images per class"
+        f"dataset: expected a card or a folder with one sub-folder of images per class, got {dataset!r}. "
+        f"Check the name or path: {suggest_nearest(dataset, list_cards())}"
     )

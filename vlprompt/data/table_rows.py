@@ -27,7 +27,9 @@ def _read_utf8(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, row {line}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+        raise ValueError(
+            f"{path}, row {line}: expected UTF-8, got another encoding ({error.reason}). Save the file as UTF-8."
+        ) from error
 
 
 def _read_csv(path: Path) -> NumberedRows:
@@ -37,11 +39,14 @@ def _read_csv(path: Path) -> NumberedRows:
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise ValueError(f"{path}, row {reader.line_num}: there are not as many values as columns")
+                raise ValueError(
+                    f"{path}, row {reader.line_num}: expected as many values as columns, got more or fewer. Quote "
+                    "texts with commas."
+                )
             rows.append((reader.line_num, {str(key).strip(): value for key, value in row.items()}))
     except csv.Error as error:
         raise ValueError(
-            f"{path}, row {reader.line_num}: not a CSV table ({error}). Quote texts with commas."
+            f"{path}, row {reader.line_num}: expected a CSV row, got another format ({error}). Quote texts with commas."
         ) from error
     return rows
 
@@ -55,9 +60,13 @@ def _read_jsonl(path: Path) -> NumberedRows:
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(
-                f"{path}, row {number}: not JSON ({error}). Write one JSON object in each line."
+                f"{path}, row {number}: expected JSON, got another format ({error}). Write one JSON object in each "
+                "line."
             ) from error
         if not isinstance(row, dict):
-            raise ValueError(f'{path}, row {number}: a row is {{"path": ..., "label": ...}} or {{"text": ..., ...}}')
+            raise ValueError(
+                f'{path}, row {number}: expected {{"path": ..., "label": ...}} or {{"text": ..., ...}}, got a '
+                f"{type(row).__name__}. Write one JSON object in each line."
+            )
         rows.append((number, row))
     return rows

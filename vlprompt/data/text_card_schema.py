@@ -43,7 +43,7 @@ class TagsAnswer(_FieldAnswer):
     @classmethod
     def _check_fields(cls, fields: dict[str, str]) -> dict[str, str]:
         if set(fields) != {"words"}:
-            raise ValueError(f"expected {{words: column}} for the answer tags, got {fields!r}")
+            raise ValueError(f"expected {{words: column}} for the answer tags, got {fields!r}. Write words: COLUMN.")
         return fields
 
 
@@ -131,7 +131,9 @@ class TextCard(CardSchema):
     @classmethod
     def _check_words(cls, words: dict[object, list[object]]) -> dict[object, list[object]]:
         if empty := [key for key, some in words.items() if not some]:
-            raise ValueError(f"expected {{class: a list of words}}, the best first, got no words for {empty[0]!r}")
+            raise ValueError(
+                f"expected {{class: a list of words}}, the best first, got no words for {empty[0]!r}. Name some."
+            )
         for word in (word for some in words.values() for word in some):
             if not isinstance(word, str) or not word.strip():
                 raise ValueError(
@@ -144,7 +146,8 @@ class TextCard(CardSchema):
     def _check_splits(cls, hub: TextHub | None) -> TextHub | None:
         if hub is not None and set(hub.splits) not in HUB_SPLIT_SETS:
             raise ValueError(
-                f"expected splits for train, test and perhaps val, or for all, got {', '.join(hub.splits) or 'none'}"
+                f"expected splits for train, test and perhaps val, or for all, got {', '.join(hub.splits) or 'none'}. "
+                "Correct the splits."
             )
         return hub
 
@@ -152,12 +155,17 @@ class TextCard(CardSchema):
     def _check_card(self) -> "TextCard":
         sources = [key for key in ("loader", "folder", "file") if getattr(self, key) is not None]
         if len(sources) != 1:
-            raise ValueError(f"expected one of the keys loader, folder and file, got {' and '.join(sources) or 'none'}")
+            raise ValueError(
+                f"expected one of the keys loader, folder and file, got {' and '.join(sources) or 'none'}. Name one "
+                "of them."
+            )
         if self.hub is not None and self.folder is None:
-            raise ValueError("hub: expected the key folder for the downloaded tables, got none")
+            raise ValueError("hub: expected the key folder for the downloaded tables, got none. Add the key folder.")
         if ("classes" in self.model_fields_set) != (self.text.answer in ("class", "tags")):
             got = f"classes for the answer {self.text.answer}" if "classes" in self.model_fields_set else "no classes"
-            raise ValueError(f"classes: expected classes for the answers class and tags only, got {got}")
+            raise ValueError(
+                f"classes: expected classes for the answers class and tags only, got {got}. Correct the card."
+            )
         keys = list(self.listed_classes())
         if unknown := [key for key in map(str, self.words) if key not in keys]:
             raise ValueError(f"words: expected class ids, got {unknown[0]!r}; {suggest_nearest(unknown[0], keys)}")

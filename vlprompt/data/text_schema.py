@@ -45,18 +45,24 @@ class TextSchema:
     def __post_init__(self) -> None:
         for field in self.fields:
             if field in ("mask", "sep", "ctx") or field.isdecimal() or set(field) & set("{}"):
-                raise ValueError(f"a field can't be called {field!r}, which templates use otherwise. Rename it.")
+                raise ValueError(
+                    "fields: expected names other than mask, sep, ctx and numbers, which templates use, got "
+                    f"{field!r}. Rename it."
+                )
         for template in self.templates:
             if self._has_mask(template) != (self.answer == "class"):
-                fault = (
-                    "no {mask}, where the word for the class stands"
+                needed = (
+                    "{mask} where the word for the class stands"
                     if self.answer == "class"
-                    else "{mask}, but no class is asked"
+                    else "no {mask}, as the answer is no class"
                 )
-                raise ValueError(f"the template {template!r} has {fault}; for example {self._example_template()!r}")
+                raise ValueError(
+                    f"template: expected {needed}, got {template!r}. Write for example {self._example_template()!r}."
+                )
         if self.plain_template is not None and self._has_mask(self.plain_template):
             raise ValueError(
-                f"the plain template is a text without the answer's place, but {self.plain_template!r} has {{mask}}"
+                f"plain_template: expected a template without {{mask}}, got {self.plain_template!r}. Leave {{mask}} "
+                "out."
             )
 
     def _has_mask(self, template: str) -> bool:
@@ -65,7 +71,8 @@ class TextSchema:
         for piece in pieces:
             if piece.kind == "field" and piece.text not in self.fields:
                 raise ValueError(
-                    f"the template {template!r} has {{{piece.text}}}; {suggest_nearest(piece.text, self.fields)}"
+                    f"template: expected a field of the dataset, got {{{piece.text}}} in {template!r}; "
+                    f"{suggest_nearest(piece.text, self.fields)}"
                 )
         return any(piece.kind == "mask" for piece in pieces)
 

@@ -221,7 +221,10 @@ class CacheNamespace:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         if error is not None:
-            _warn(f"feature cache: {str(path)!r} is broken ({error}), its lost features are recomputed.")
+            _warn(
+                f"feature cache: {str(path)!r} is broken ({error}), so its lost features are recomputed. Nothing is "
+                "to do."
+            )
 
     def _replace_segments(self, segments: list[Segment], error: CorruptSegmentError | None = None) -> None:
         """Merge the intact rows of segments into one new segment; `error` is a known defect of the first."""

@@ -50,7 +50,8 @@ def save_prompt(lm: FrozenTransformer, prompt: Prompt, folder: Path, metadata: M
     kinds = [name for name in ("tokens", "prefix", "adapters") if len(getattr(prompt, name))]
     if len(kinds) != 1:
         raise ValueError(
-            f"PEFT adapter: expected tokens, a prefix or low-rank updates, got {' and '.join(kinds) or 'nothing'}."
+            f"PEFT adapter: expected tokens, a prefix or low-rank updates, got {' and '.join(kinds) or 'nothing'}. "
+            "Export a prompt of one kind."
         )
     convert = {"tokens": _convert_tokens, "prefix": _convert_prefix, "adapters": _convert_low_rank_updates}[kinds[0]]
     config, tensors = convert(lm, prompt)
@@ -72,7 +73,7 @@ def _convert_prefix(lm: FrozenTransformer, prompt: Prompt) -> tuple[Any, dict[st
 
     if lm.kind != "seq2seq" and (lacking := [layer for layer in lm.prefix_layers if layer not in prompt.prefix]):
         raise ValueError(
-            f"PEFT needs a prefix in every layer, but the prompt has none in layer {lacking[0]}. Use prefix_tuning."
+            f"PEFT adapter: expected a prefix in every layer, got none in layer {lacking[0]}. Use prefix_tuning."
         )
     # keys and values of each layer, (P, H * Dh)
     key_values = [x[0].transpose(0, 1).flatten(1) for layer in lm.prefix_layers for x in prompt.prefix[layer]]
@@ -109,9 +110,9 @@ def _group_updates(lm: FrozenTransformer, prompt: Prompt) -> dict[str, list[tupl
         adapter, (layer, _, kind) = prompt.adapters[site], site.rpartition("/")
         if not all(hasattr(adapter, name) for name in ("down", "up", "scale")):
             raise ValueError(
-                f"PEFT's files have no form for a {type(adapter).__name__} (at {site}): export lora, lora_fa, qlora, "
-                "peft, prompt_tuning, p_tuning or prefix_tuning, or, where its parts can be folded, a whole model by "
-                "--merge"
+                f"PEFT adapter: expected tokens, prefixes or low-rank updates, got {type(adapter).__name__} at "
+                f"{site}. Export lora, lora_fa, qlora, peft, prompt_tuning, p_tuning or prefix_tuning, or, if its "
+                "parts can be merged, a whole model by --merge."
             )
         modules = lm.layer_modules[int(layer) if layer.isdecimal() else layer]
         module = modules.maps.get(kind)
@@ -192,7 +193,10 @@ def save_merged_model(lm: FrozenTransformer, prompt: Prompt, folder: Path) -> No
 def save_merged_adapter(adapted: Mergeable, folder: Path) -> None:
     """Like `save_merged_model` for an adapter of PEFT, merged by PEFT."""
     if adapted.config.is_prompt_learning:
-        raise ValueError("tokens and prefixes can't be folded into weights: leave --merge out")
+        raise ValueError(
+            "--merge: expected updates of weights, got tokens or prefixes, which can't be merged into weights. Leave "
+            "--merge out."
+        )
     base = to_float32(adapted.lm)
     rebuilt = type(adapted)(base, adapted.requested_config, adapted.seed)
     for name, p in rebuilt.trainable_parameters.items():
@@ -202,7 +206,8 @@ def save_merged_adapter(adapted: Mergeable, folder: Path) -> None:
         net = copy.deepcopy(rebuilt.net).merge_and_unload(safe_merge=True)
     except (ValueError, AttributeError, TypeError, NotImplementedError) as error:
         raise ValueError(
-            f"PEFT can't merge {adapted.peft_type} into {adapted.lm.spec}: {error}; leave --merge out"
+            f"--merge: expected an adapter that PEFT can merge into {adapted.lm.spec}, got {adapted.peft_type} "
+            f"({error}). Leave --merge out."
         ) from error
     _check_outputs_match(expected, _probe_outputs(base, net))
     _write_model(base, net, folder)
@@ -222,8 +227,8 @@ def _check_outputs_match(expected: Tensor, merged: Tensor) -> None:
     difference = float((expected - merged).abs().max() / expected.abs().max())
     if not difference <= MERGE_TOLERANCE:
         raise ValueError(
-            f"the merged model's answers differ by {difference:.1e} of their size from the adapter's, so it was not "
-            "written. Leave --merge out and load the adapter together with its base."
+            "--merge: expected a merged model with the adapter's answers, got a relative difference of "
+            f"{difference:.1e}, so it was not written. Leave --merge out and load the adapter together with its base."
         )
 
 
@@ -238,4 +243,4 @@ def _write_model(lm: FrozenTransformer, net: Any, folder: Path) -> None:
             modes = {f"pooling_mode_{key}": pool == lm.pooling for pool, key in SENTENCE_TRANSFORMERS_POOLING.items()}
             (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes), "utf-8")
     except OSError as error:
-        raise OSError(f"could not write into {str(folder)!r} ({error}); make room or name another folder") from error
+        raise OSError(f"{str(folder)!r}: writing failed ({error}). Make room or name another folder.") from error

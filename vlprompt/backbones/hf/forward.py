@@ -177,7 +177,7 @@ class FrozenTransformer:
         config = self.net.config
         starts = [[config.decoder_start_token_id, *self.decoder_start_ids(row)] for row in rows]
         if output == "mask" and any(row.mask_position < 0 for row in rows):
-            raise ValueError("the template has no {mask}, so there is no place for the answer: give one")
+            raise ValueError("template: expected a place {mask} for the answer, got none. Add {mask}.")
         answers = [row.answer_ids if output == "response" else [0] for row in rows]
         decoder_ids = [[*start, *answer[:-1]] for start, answer in zip(starts, answers, strict=True)]
         decoder_batch = self._pad_batch([TokenizedText(ids, [], [0] * len(ids)) for ids in decoder_ids])
@@ -279,5 +279,7 @@ class FrozenTransformer:
         """
         known_kinds = list(dict.fromkeys(site.split("/")[-1] for site in self.all_sites))
         if unknown := [kind for kind in kinds if kind not in known_kinds]:
-            raise ValueError(f"{self.spec} has no site {unknown[0]!r}; it has {', '.join(known_kinds)}")
+            raise ValueError(
+                f"{self.spec}: expected sites {', '.join(known_kinds)}, got {unknown[0]!r}. Use one of them."
+            )
         return {site: fans for site, fans in self.all_sites.items() if not kinds or site.split("/")[-1] in kinds}

@@ -34,8 +34,8 @@ def encode_shared_text(tower: FrozenTransformer, text: str, prompt: Prompt, is_c
 
     if tower.kind != "causal":
         raise ValueError(
-            f"{tower.spec} reads from both sides, so what it makes of a text depends on what follows: a shared "
-            "beginning is for causal models"
+            f"{tower.spec}: expected a causal model to encode shared demonstrations once, got one whose texts also "
+            "depend on what follows. Use a causal model."
         )
     ids = torch.tensor([tower.template_tokenizer.tokenize_beginning(text, is_continuation)], device=tower.device)
     x, shift = tower.net.get_input_embeddings()(ids), tower.position_shift(prompt)
@@ -43,8 +43,8 @@ def encode_shared_text(tower: FrozenTransformer, text: str, prompt: Prompt, is_c
         x = torch.cat([prompt.tokens[0].to(x.dtype), x], 1)
     if tower.max_positions is not None and shift + x.shape[1] >= tower.max_positions:
         raise ValueError(
-            f"{tower.spec} has {tower.max_positions} positions, and the demonstrations take {shift + x.shape[1]}: "
-            "take fewer of them, or shorter ones"
+            f"{tower.spec}: expected demonstrations within {tower.max_positions} positions, got {shift + x.shape[1]}. "
+            "Use fewer or shorter ones."
         )
     cache, positions = DynamicCache(), torch.arange(shift, shift + x.shape[1], device=x.device)[None]
     with tower.inject(prompt):
@@ -73,7 +73,10 @@ def generate(tower: FrozenTransformer, inputs: TextBatch, prompt: Prompt, **sett
         ValueError: if the model is an encoder.
     """
     if tower.kind == "encoder":
-        raise ValueError(f"{tower.spec} is an encoder and writes nothing: take a causal model or an encoder-decoder")
+        raise ValueError(
+            f"{tower.spec}: expected a model that generates text, got an encoder. Use a causal model or an "
+            "encoder-decoder."
+        )
     settings = {"max_new_tokens": 64, **settings}
     unanswered = replace(inputs, items=tuple(replace(item, response=None) for item in inputs.items), responses=None)
     n_new, n_positions = settings["max_new_tokens"], tower.max_positions if tower.kind == "causal" else None

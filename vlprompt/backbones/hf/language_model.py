@@ -70,7 +70,10 @@ class LanguageModel(FrozenTransformer):
     def _compute_packed_outputs(self, rows: Sequence[TokenizedText], prompt: Prompt, output: str) -> list[Tensor]:
         """Compute the states of responses with several texts packed in one row."""
         if self.kind != "causal" or output != "response":
-            raise ValueError("packing is for responses of causal models: set method.head.packing=false")
+            raise ValueError(
+                f"method.head.packing: expected responses of a causal model, got output {output!r} of a model of kind "
+                f"{self.kind!r}. Set method.head.packing=false."
+            )
         longest = max(len(row.ids) for row in rows)
         # attention grows with the square of the length: bins no longer than it takes to fill them well
         max_tokens = max(
@@ -122,24 +125,25 @@ class LanguageModel(FrozenTransformer):
 
     def _check_prompt(self, prompt: Prompt, output: str) -> None:
         if output not in OUTPUTS:
-            raise ValueError(f"output: expected one of {', '.join(OUTPUTS)}, got {output!r}.")
+            raise ValueError(f"output: expected one of {', '.join(OUTPUTS)}, got {output!r}. Pass one of them.")
         if any(layer != 0 for layer in prompt.tokens):
             raise ValueError(
-                "a language model takes tokens at its first layer; later ones take a prefix (prefix_tuning)"
+                f"Prompt.tokens: expected tokens at layer 0 of a language model, got layers {sorted(prompt.tokens)}. "
+                "Use a prefix for later layers (prefix_tuning)."
             )
         if unknown := [layer for layer in prompt.prefix if layer not in self.layer_modules]:
             raise ValueError(
-                f"{self.spec}: no layer {unknown[0]!r} for the prompt's prefix. Its layers are "
-                f"{', '.join(map(str, self.prefix_layers))}."
+                f"{self.spec}: expected a prefix of the layers {', '.join(map(str, self.prefix_layers))}, got one of "
+                f"layer {unknown[0]!r}. Use one of them."
             )
         if unknown := [site for site in prompt.adapters if site not in self.all_sites]:
             raise ValueError(
-                f"{self.spec}: no site {unknown[0]!r} for the prompt's adapter. See sites() for its sites."
+                f"{self.spec}: expected an adapter at one of its sites, got {unknown[0]!r}. See sites() for its sites."
             )
         if output == "mask" and not self.has_lm_head:
             raise ValueError(
-                f"{self.spec} has no head over its vocabulary, so it fills no {{mask}}: read its feature by a "
-                "linear head (method.head=linear), or take a model with such a head"
+                f"{self.spec}: expected a head over the vocabulary to fill {{mask}}, got none. Set method.head=linear "
+                "to classify its pooled feature, or use a model with such a head."
             )
 
     def compute_pass(self, rows: Sequence[TokenizedText], prompt: Prompt, output: str) -> list[Tensor]:
@@ -151,11 +155,12 @@ class LanguageModel(FrozenTransformer):
             return list(self._pool(rows, x).split(1))
         if output == "mask" and any(row.mask_position < 0 for row in rows):
             raise ValueError(
-                "the template has no {mask}, no place for the answer: give one, such as '{text} It is {mask}.'"
+                "template: expected a place {mask} for the answer, got none. Add one, such as '{text} It is {mask}.'"
             )
         if output == "response" and self.kind != "causal":
             raise ValueError(
-                f"{self.spec} is an encoder and writes no response: take a causal model or an encoder-decoder"
+                f"{self.spec}: expected a model that writes responses, got an encoder. Use a causal model or an "
+                "encoder-decoder."
             )
         positions = [_output_positions(row, output) for row in rows]
         counts = [len(row_positions) for row_positions in positions]
@@ -206,7 +211,8 @@ class LanguageModel(FrozenTransformer):
         """
         if not self.has_lm_head:
             raise ValueError(
-                f"{self.spec} has no head over its vocabulary: take method.head=linear, or a model with one"
+                f"{self.spec}: expected a head over the vocabulary, got none. Set method.head=linear, or use a model "
+                "with one."
             )
         head = self.net.get_output_embeddings()
         head = getattr(head, "base_layer", getattr(head, "original_module", head))
@@ -299,7 +305,9 @@ class TrainableLanguageModel(nn.Module):
         super().__init__()
         self.tower: LanguageModel
         if tower.weight_precision not in ("fp32", "bf16"):
-            raise ValueError(f"the weights of {tower.spec} are quantised, so they can't be trained: take hf: instead")
+            raise ValueError(
+                f"{tower.spec}: expected unquantised weights to train, got {tower.weight_precision}. Use hf: instead."
+            )
         net = copy.deepcopy(tower.net).float().requires_grad_(True)
         # by name, each tensor once: models may use one tensor in two modules
         self.weights = nn.ParameterDict({name.replace(".", "/"): p for name, p in net.named_parameters()})

@@ -38,11 +38,15 @@ def load_language_model(name: str, *, spec: str, device: str, base: str = "fp32"
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(f"{spec!r} needs transformers: pip install 'vlprompt[lm]'") from error
+        raise ValueError(
+            f"{spec!r}: expected the package transformers, got none. Run pip install 'vlprompt[lm]'."
+        ) from error
     from safetensors import SafetensorError
 
     if base not in WEIGHT_PRECISIONS.values():
-        raise ValueError(f"base: expected one of {', '.join(WEIGHT_PRECISIONS.values())}, got {base!r}.")
+        raise ValueError(
+            f"weight precision: expected one of {', '.join(WEIGHT_PRECISIONS.values())}, got {base!r}. Use one of them."
+        )
     check_source(name)
     register_attention()
     try:
@@ -54,7 +58,8 @@ def load_language_model(name: str, *, spec: str, device: str, base: str = "fp32"
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"the weights of {name!r} are not those of its config.json: {' '.join(str(error).split())[:300]}"
+            f"{name!r}: expected weights of its config.json, got others ({' '.join(str(error).split())[:300]}). Get "
+            "config.json and weights together."
         ) from error
     except OSError as error:
         raise OSError(_describe_loading_error(name, error)) from error
@@ -95,8 +100,8 @@ def _require_trunk_weights(name: str, missing_keys: list[str]) -> None:
     ]
     if missing:
         raise ValueError(
-            f"the weights of {name!r} are incomplete: {missing[0]!r} and {len(missing) - 1} more are missing. Download "
-            "them again."
+            f"{name!r}: expected complete weights, but {missing[0]!r} and {len(missing) - 1} more are missing. "
+            "Download them again."
         )
 
 
@@ -179,7 +184,10 @@ def check_source(name: str) -> None:
                 f"the folder {name!r} has no {' or '.join(lacking[0][:2])}; it must have {_describe_required_files()}"
             )
     elif name.count("/") > 1 or name[:1] in ("", ".", "/", "~"):
-        raise ValueError(f"there is no folder {name!r}, and a name on the Hugging Face hub is OWNER/NAME")
+        raise ValueError(
+            f"backbone: expected a folder or OWNER/NAME on the Hugging Face hub, got {name!r}, and there is no such "
+            "folder. Check the path."
+        )
 
 
 def _find_model_class(config: Any, name: str) -> tuple[Any, str]:
@@ -188,8 +196,8 @@ def _find_model_class(config: Any, name: str) -> tuple[Any, str]:
 
     if config.model_type not in ARCHITECTURES:
         raise ValueError(
-            f"{name!r} is a model of type {config.model_type!r}, which vlprompt has no recipe for; it knows "
-            f"{', '.join(sorted(ARCHITECTURES))}"
+            f"{name!r}: expected a model of type {', '.join(sorted(ARCHITECTURES))}, got {config.model_type!r}. Use "
+            "one of these types."
         )
     if config.is_encoder_decoder:
         return transformers.AutoModelForSeq2SeqLM, "seq2seq"
@@ -215,8 +223,8 @@ def build_quantization_config(base: str, spec: str) -> Any:
 
     if importlib.util.find_spec("bitsandbytes") is None or importlib.util.find_spec("accelerate") is None:
         raise ValueError(
-            f"{spec!r} needs bitsandbytes and accelerate (pip install 'vlprompt[lm]'), which there are for x86-64 and "
-            "arm64 CPUs and for CUDA GPUs; elsewhere take hf-bf16: (half the memory) with the same method"
+            f"{spec!r}: expected bitsandbytes and accelerate, which exist for x86-64 and arm64 CPUs and for CUDA "
+            "GPUs, got none. Run pip install 'vlprompt[lm]', or use hf-bf16: (half the memory) with the same method."
         )
     silence_bitsandbytes()
     if base == "int8":

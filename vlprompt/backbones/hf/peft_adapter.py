@@ -160,13 +160,13 @@ class PeftAdapter:
         first, last = self.config.tinit, self.config.tfinal
         if self.total_steps is not None and self.total_steps != total_steps:
             raise ValueError(
-                f"method.config.total_step={self.total_steps}, but this training takes {total_steps} steps: leave "
-                "total_step out"
+                f"method.config.total_step: expected the {total_steps} steps of this training, got "
+                f"{self.total_steps}. Leave total_step out."
             )
         if first >= total_steps - last:
             raise ValueError(
-                f"AdaLoRA takes nothing away for tinit={first} steps and at the end for tfinal={last}, and this "
-                f"training takes {total_steps}: lower them, or train longer"
+                f"method.config: expected tinit and tfinal below the {total_steps} steps of this training in sum, as "
+                f"AdaLoRA prunes only between them, got tinit={first} and tfinal={last}. Lower them, or train longer."
             )
         self.config.total_step = total_steps
 

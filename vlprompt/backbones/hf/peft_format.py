@@ -26,7 +26,7 @@ def import_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ValueError("PEFT is not installed: pip install 'vlprompt[lm]'") from error
+        raise ValueError("peft: expected an installed package, got none. Run pip install 'vlprompt[lm]'.") from error
     return peft
 
 
@@ -44,10 +44,14 @@ def build_config(lm: FrozenTransformer, arguments: dict[str, Any]) -> Any:
     config_class = _find_config_class(peft_type)
     fields = {field.name for field in dataclasses.fields(config_class)}
     if unknown := [key for key in arguments if key not in fields]:
-        raise ValueError(f"PEFT's {peft_type} has no setting {unknown[0]!r}; {suggest_nearest(unknown[0], fields)}")
+        raise ValueError(
+            f"method.config: expected settings of PEFT's {peft_type}, got {unknown[0]!r}; "
+            f"{suggest_nearest(unknown[0], fields)}"
+        )
     if arguments.get("alora_invocation_tokens"):
         raise ValueError(
-            "activated LoRA (alora_invocation_tokens) changes the passes of the model itself: leave it out"
+            "method.config.alora_invocation_tokens: expected none, as activated LoRA changes the passes of the model "
+            f"itself, got {arguments['alora_invocation_tokens']}. Leave it out."
         )
     _check_target_modules(lm, peft_type, arguments, fields)
     if peft_type == "ADALORA":
@@ -58,7 +62,10 @@ def build_config(lm: FrozenTransformer, arguments: dict[str, Any]) -> Any:
     try:
         config = config_class(**arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"method.config is not one of PEFT's {peft_type}: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"method.config: expected the settings of PEFT's {peft_type}, got others: {' '.join(str(error).split())}. "
+            "Correct them."
+        ) from error
     return complete_config(lm, config)
 
 
@@ -67,13 +74,15 @@ def _find_config_class(peft_type: str) -> Any:
 
     if peft_type in UNSUPPORTED_TYPES:
         raise ValueError(
-            f"peft_type {peft_type} can't be used here: {UNSUPPORTED_TYPES[peft_type]}; take another type, such as LORA"
+            f"method.config.peft_type: expected a type that runs in a frozen model, got {peft_type}: "
+            f"{UNSUPPORTED_TYPES[peft_type]}. Use another type, such as LORA."
         )
     classes = {kind.value: cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     supported = {kind: cls for kind, cls in classes.items() if kind not in UNSUPPORTED_TYPES}
     if peft_type not in supported:
         raise ValueError(
-            f"method.config.peft_type is {peft_type or 'missing'}; {suggest_nearest(peft_type, supported)}"
+            f"method.config.peft_type: expected a type of PEFT, got {peft_type or 'none'}; "
+            f"{suggest_nearest(peft_type, supported)}"
         )
     return supported[peft_type]
 
@@ -82,7 +91,8 @@ def _check_adalora_ranks(arguments: Mapping[str, Any]) -> None:
     init_r, target_r = arguments.get("init_r", 12), arguments.get("target_r", 8)
     if int(target_r) >= int(init_r):
         raise ValueError(
-            f"AdaLoRA goes from a mean rank of init_r={init_r} down to target_r={target_r}: give a higher init_r"
+            "method.config: expected init_r above target_r, as AdaLoRA lowers the mean rank from the one to the "
+            f"other, got init_r={init_r} and target_r={target_r}. Set a higher init_r."
         )
 
 
@@ -92,14 +102,20 @@ def _check_target_modules(
     """Raise ValueError if PEFT would have to guess the target modules."""
     target_modules = arguments.get("target_modules")
     if target_modules == "all-linear":
-        raise ValueError(f"target_modules=all-linear is a guess; {describe_linear_maps(lm)}")
+        raise ValueError(
+            "method.config.target_modules: expected names of linear maps, got 'all-linear', which PEFT would have to "
+            f"guess. {describe_linear_maps(lm)}"
+        )
     needed = "target_modules" in fields and peft_type != "TRAINABLE_TOKENS" and not arguments.get("target_parameters")
     if needed and not target_modules:
-        raise ValueError(f"PEFT's {peft_type} needs target_modules in method.config; {describe_linear_maps(lm)}")
+        raise ValueError(
+            f"method.config.target_modules: expected names of linear maps for PEFT's {peft_type}, got none. "
+            f"{describe_linear_maps(lm)}"
+        )
     if peft_type == "IA3" and "feedforward_modules" not in arguments:
         raise ValueError(
-            "PEFT's IA3 needs feedforward_modules in method.config: those of target_modules whose input is scaled, "
-            "such as the map down of an MLP, or []"
+            "method.config.feedforward_modules: expected for PEFT's IA3 those of target_modules whose input is "
+            "scaled, such as the map down of an MLP, got none. Name them, or set []."
         )
 
 
@@ -108,8 +124,9 @@ def complete_config(lm: FrozenTransformer, config: Any) -> Any:
     peft_type = str(config.peft_type.value)
     if peft_type == "PREFIX_TUNING" and lm.kind == "seq2seq":
         raise ValueError(
-            "PEFT's prefix of an encoder-decoder differs from ours: only the decoder's own attention sees it, layer i "
-            "that of layer 2 i modulo their number, with the position bias of tokens. Use method prefix_tuning instead."
+            "method.config.peft_type: expected another type for an encoder-decoder, got PREFIX_TUNING, which differs "
+            "from ours: only the decoder's own attention sees it, layer i that of layer 2 i modulo their number, "
+            "with the position bias of tokens. Use method prefix_tuning instead."
         )
     if config.is_prompt_learning:
         config.num_transformer_submodules = 1
@@ -139,13 +156,16 @@ def describe_linear_maps(lm: FrozenTransformer) -> str:
             by_kind.setdefault(kind, names[id(module)].rpartition(".")[2])
     linear = {kind: name for kind, name in by_kind.items() if not kind.startswith("norm")}
     listing = ", ".join(f"{name} ({kind})" for kind, name in linear.items())
-    return f"the linear maps of a {lm.net.config.model_type} model are {listing}: name those that you want"
+    return f"Name those that you want of the linear maps of a {lm.net.config.model_type} model: {listing}."
 
 
 def describe_peft_error(lm: FrozenTransformer, peft_type: str, error: Exception) -> str:
     """Return the error message if PEFT can't make an adapter."""
     cause = " ".join(str(error).split())[:300] or type(error).__name__
-    return f"PEFT makes no {peft_type} adapter on {lm.spec}: {cause}; {describe_linear_maps(lm)}"
+    return (
+        f"method.config: expected an adapter that PEFT can make on {lm.spec}, got {peft_type} ({cause}). "
+        f"{describe_linear_maps(lm)}"
+    )
 
 
 # files
@@ -165,7 +185,7 @@ def write_adapter(folder: Path, config: Any, tensors: Mapping[str, Tensor], meta
         save_file(copies, folder / TENSORS_FILE, metadata={"format": "pt"})
         (folder / METADATA_FILE).write_text(json.dumps(dict(metadata), indent=1) + "\n", "utf-8")
     except OSError as error:
-        raise OSError(f"could not write into {str(folder)!r} ({error}); make room or name another folder") from error
+        raise OSError(f"{str(folder)!r}: writing failed ({error}). Make room or name another folder.") from error
 
 
 def read_config(lm: FrozenTransformer, folder: Path, overrides: dict[str, Any]) -> Any:
@@ -183,19 +203,31 @@ def read_config(lm: FrozenTransformer, folder: Path, overrides: dict[str, Any]) 
     from peft import PeftConfig
 
     if not (folder / CONFIG_FILE).is_file() or not (folder / TENSORS_FILE).is_file():
-        raise OSError(f"the folder {str(folder)!r} holds no adapter: it must have {CONFIG_FILE} and {TENSORS_FILE}")
+        raise OSError(
+            f"{str(folder)!r}: expected an adapter, got no {CONFIG_FILE} and {TENSORS_FILE}. Name the folder that has "
+            "both."
+        )
     try:
         saved_base = json.loads((folder / CONFIG_FILE).read_text("utf-8")).get("base_model_name_or_path")
         config: Any = PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(folder / CONFIG_FILE)!r} is no configuration of PEFT: {error}") from error
+        raise ValueError(
+            f"{str(folder / CONFIG_FILE)!r}: expected a configuration of PEFT, got another file ({error}). Save the "
+            "adapter again."
+        ) from error
     peft_type = str(getattr(config.peft_type, "value", config.peft_type))
     if peft_type in UNSUPPORTED_TYPES:
-        raise ValueError(f"an adapter of type {peft_type} can't be used here: {UNSUPPORTED_TYPES[peft_type]}")
+        raise ValueError(
+            f"{str(folder)!r}: expected an adapter of a type that runs in a frozen model, got {peft_type}: "
+            f"{UNSUPPORTED_TYPES[peft_type]}. Use another adapter."
+        )
     _require_same_base(lm, folder, str(overrides.pop("base_model_name_or_path", None) or saved_base or ""))
     task = getattr(config.task_type, "value", config.task_type)
     if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM") and {"CAUSAL_LM": "causal", "SEQ_2_SEQ_LM": "seq2seq"}[task] != lm.kind:
-        raise ValueError(f"the adapter in {str(folder)!r} is for {task}, and {lm.spec} is of another kind: {lm.kind}")
+        raise ValueError(
+            f"{str(folder)!r}: expected an adapter for {lm.spec}, a model of kind {lm.kind}, got one for {task}. Name "
+            "the model that it was made for by --backbone."
+        )
     if overrides:
         raise ValueError(
             f"method.config: expected no other settings next to path, got {', '.join(overrides)}. Leave them out."
@@ -220,9 +252,9 @@ def _require_same_base(lm: FrozenTransformer, folder: Path, base: str) -> None:
         is_same = _last_path_part(base) in ("", _last_path_part(name))
     if not is_same:
         raise ValueError(
-            f"the adapter in {str(folder)!r} was made for {base or 'other weights'}, and the backbone is {name}: name "
-            "the right one by --backbone, or, where it is the same model, give "
-            f"base_model_name_or_path: {name} next to the path"
+            f"{str(folder)!r}: expected an adapter of the backbone {name}, got one of {base or 'other weights'}. Name "
+            f"the right one by --backbone, or, if it is the same model, set base_model_name_or_path: {name} next to "
+            "the path."
         )
 
 
@@ -241,14 +273,18 @@ def load_weights(lm: FrozenTransformer, net: Any, folder: Path) -> None:
         load_result = set_peft_model_state_dict(net, tensors)
     except (RuntimeError, KeyError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:300]
-        raise ValueError(f"the adapter in {str(folder)!r} does not fit {lm.spec}: {cause}") from error
+        raise ValueError(
+            f"{str(folder)!r}: expected an adapter that fits {lm.spec}, got other tensors ({cause}). Name the model "
+            "that it was made for by --backbone."
+        ) from error
     is_prompt = net.active_peft_config.is_prompt_learning  # then PEFT has checked its only tensor
     trainable = {name for name, p in net.named_parameters() if p.requires_grad and not is_prompt}
     missing = [name for name in load_result.missing_keys if name in trainable]
     unexpected = [name for name in load_result.unexpected_keys if not is_prompt or name != "prompt_embeddings"]
     if unmatched := [*missing, *unexpected]:
         raise ValueError(
-            f"the adapter in {str(folder)!r} is of another model than {lm.spec}: {unmatched[0]!r} has no counterpart"
+            f"{str(folder)!r}: expected an adapter of {lm.spec}, got one of another model: {unmatched[0]!r} has no "
+            "counterpart. Name the model that it was made for by --backbone."
         )
 
 

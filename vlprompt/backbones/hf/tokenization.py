@@ -127,14 +127,15 @@ class TemplateTokenizer:
     def _require_no_field(self, piece: TemplatePiece) -> None:
         if piece.kind == "field":
             raise ValueError(
-                f"the template has the field {piece.text!r} after {{mask}}, and {self.model_name} reads from left to "
-                "right: put {mask} at the end"
+                f"template: expected {{mask}} after all fields, as {self.model_name} reads from left to right, got "
+                f"the field {piece.text!r} after it. Put {{mask}} at the end."
             )
 
     def _mask_text(self) -> str:
         if self.kind == "encoder" and not self.tokenizer.mask_token:
             raise ValueError(
-                f"the tokenizer of {self.model_name} has no mask token, so the template can't have {{mask}}"
+                f"template: expected no {{mask}}, as the tokenizer of {self.model_name} has no mask token, got one. "
+                "Leave {mask} out, or use a model with a mask token."
             )
         return {"encoder": self.tokenizer.mask_token or "", "seq2seq": T5_SENTINEL, "causal": ""}[self.kind]
 
@@ -149,7 +150,8 @@ class TemplateTokenizer:
     def _append_field(self, rendered: RenderedText, item: TextItem, name: str) -> None:
         if name not in item.fields:
             raise ValueError(
-                f"the template has {{{name}}}, but the text {item.name!r} has the fields {', '.join(item.fields)}"
+                f"template: expected the fields {', '.join(item.fields)} of the text {item.name!r}, got {{{name}}}. "
+                "Use one of them."
             )
         value = item.fields[name]
         spans = [(0, len(value))]
@@ -166,8 +168,8 @@ class TemplateTokenizer:
         """
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(
-                f"the tokenizer of {self.model_name} has no chat template, so it can't read messages: take the "
-                "tokenizer of an instruction-tuned model, or rows with a prompt and a response"
+                f"tokenizer of {self.model_name}: expected a chat template to read messages, got none. Use the "
+                "tokenizer of an instruction-tuned model, or rows with a prompt and a response."
             )
         turns, spans, end = json.loads(messages), list[tuple[int, int]](), 0
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -224,7 +226,7 @@ class TemplateTokenizer:
         )
         is_text = [sequence is not None for sequence in encoding.sequence_ids(0)]
         if not any(is_text):
-            raise ValueError(f"the text {name!r} is empty. Remove it, or give it a text.")
+            raise ValueError(f"text {name!r}: expected a text, got an empty one. Remove it, or give it a text.")
         # an end-of-text token must not stand before a causal model's answer
         n = len(is_text) - is_text[::-1].index(True) if self.kind == "causal" else len(is_text)
         offsets = [tuple(offset) for offset in encoding["offset_mapping"][:n]]
@@ -265,8 +267,9 @@ class TemplateTokenizer:
         excess = n + n_reserved - self.max_length
         if excess > n_field_tokens - 1:
             raise ValueError(
-                f"the text {name!r} can't be made to fit: {self.model_name} has {self.max_length} positions, and the "
-                f"prompt, the template and the response alone take {n_reserved + n - n_field_tokens}"
+                f"text {name!r}: expected at most {self.max_length} positions of {self.model_name}, got "
+                f"{n_reserved + n - n_field_tokens} for the prompt, the template and the response alone. Use fewer "
+                "prompt tokens, a shorter template or a shorter response."
             )
         removed = set[int]()
         for _ in range(excess):
@@ -308,7 +311,7 @@ class TemplateTokenizer:
             is_continuation = ids[: len(context_ids)] == context_ids
             answer_ids.append(ids[len(context_ids) :] if is_continuation else encode(answer))
         if empty := [answer for answer, ids in zip(answers, answer_ids, strict=True) if not ids]:
-            raise ValueError(f"the answer {empty[0]!r} has no tokens for {self.model_name}")
+            raise ValueError(f"answer {empty[0]!r}: expected tokens of {self.model_name}, got none. Use another word.")
         return answer_ids
 
 
@@ -316,7 +319,7 @@ def _require_soft_tokens(offsets: list[tuple[int, int]], n_soft: int) -> None:
     n_in_template = sum(n for _, n in offsets)
     if offsets and n_soft and n_in_template != n_soft:
         raise ValueError(
-            f"the template has places for {n_in_template} soft tokens, but the method brings {n_soft}. Set "
+            f"template: expected {n_soft} soft tokens, as the method has, got places for {n_in_template}. Set "
             f"method.n_tokens={n_in_template}, or leave the places out to put all of them before the text."
         )
 
@@ -351,7 +354,7 @@ def _insert_soft_tokens(ids: list[int], insertions: list[tuple[int, int]]) -> tu
 def _find_word_positions(words: str, row: EncodedText, rendered: RenderedText, positions: list[int]) -> list[int]:
     offset = next((start for start, _, name in rendered.field_spans if name == "words"), None)
     if offset is None:
-        raise ValueError("the template does not show the field {words}, whose words are to be classified")
+        raise ValueError("template: expected the field {words}, whose words are classified, got none. Add {words}.")
     last_token = max(k for k in range(len(row.ids)) if row.is_text[k])
     word_positions = list[int]()
     for word in words.split(" "):

@@ -27,8 +27,8 @@ def build_merged_tower(tower: T, prompt: Prompt) -> T:
     """
     if len(prompt.tokens) or len(prompt.prefix):
         raise ValueError(
-            "tokens and prefixes can't be folded into weights, only adapters of linear maps and norms can. Leave "
-            "--merge out."
+            "--merge: expected only adapters of linear maps and norms, got tokens or prefixes, which can't be merged "
+            "into weights. Leave --merge out."
         )
     merged = copy.copy(tower)
     merged.attach_model(copy_sharing_tensors(tower.net))
@@ -41,8 +41,8 @@ def build_merged_tower(tower: T, prompt: Prompt) -> T:
         module: Any = merged.norm if modules is None else modules.maps.get(kind, fused)
         if module is None or not hasattr(adapter, "merge"):
             raise ValueError(
-                f"{type(adapter).__name__} can't be folded into weights (site {site}); only updates of linear maps and "
-                "norms can be, such as LoRA, SSF"
+                "--merge: expected updates of linear maps and norms such as LoRA and SSF, got "
+                f"{type(adapter).__name__} (site {site}), which can't be merged into weights. Leave --merge out."
             )
         qkv_index = None if modules is None or module is not modules.fused_qkv else "qkv".index(kind)
         merged_module = _merge_adapter(module, adapter, qkv_index, site)
@@ -68,7 +68,10 @@ def _merge_adapter(module: Any, adapter: Any, qkv_index: int | None, site: str) 
         if any(b is not None for b in biases):
             bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
     if bias is not None and not hasattr(module, "bias"):
-        raise ValueError(f"the norm at {site} has no bias, so a shift can't be folded into it")
+        raise ValueError(
+            f"--merge: expected a norm with a bias at {site} for the adapter's shift, got one without, so it can't be "
+            "merged. Leave --merge out."
+        )
     if is_quantized(module):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
         _set_weights(linear, weight, bias, torch.float32)

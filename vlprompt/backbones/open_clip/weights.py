@@ -34,7 +34,7 @@ def load_open_clip(name: str, *, tag: str | None = None, path: Path | None = Non
     if name.startswith(("hf-hub:", "local-dir:")):  # with configuration, tokenizer and weights
         model = _load_repository(name)
     elif name not in (names := open_clip.list_models()):
-        raise ValueError(f"open_clip has no model {name!r}; {suggest_nearest(name, names)}")
+        raise ValueError(f"backbone: expected a model of open_clip, got {name!r}; {suggest_nearest(name, names)}")
     elif path is not None:
         model = _load_file(name, path)
     elif tag == "random":
@@ -52,8 +52,8 @@ def _load_repository(name: str) -> Any:
     except (RuntimeError, OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:300]
         raise OSError(
-            f"could not load {name}: {cause}. Put open_clip_config.json and the weights (open_clip_model.safetensors) "
-            "of a repository into a folder, and use 'open_clip:local-dir:FOLDER'."
+            f"{name}: loading failed ({cause}). Put open_clip_config.json and the weights "
+            "(open_clip_model.safetensors) of a repository into a folder, and use 'open_clip:local-dir:FOLDER'."
         ) from error
 
 
@@ -76,9 +76,9 @@ def _load_tokenizer(name: str) -> Any:
         return open_clip.get_tokenizer(name)
     except OSError as error:
         raise OSError(
-            f"the tokenizer of {name} on the Hugging Face hub could not be fetched ({str(error).splitlines()[0]}). "
-            f"On a machine with network run `open_clip.get_tokenizer({name!r})`, and copy its Hugging Face cache "
-            "folder (HF_HOME) here."
+            f"tokenizer of {name}: download from the Hugging Face hub failed ({str(error).splitlines()[0]}). On a "
+            f"machine with network run `open_clip.get_tokenizer({name!r})`, and copy its Hugging Face cache folder "
+            "(HF_HOME) here."
         ) from error
 
 
@@ -88,7 +88,9 @@ def _load_tag(name: str, tag: str) -> Any:
 
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags and tag.replace("-", "_") not in tags:
-        raise ValueError(f"open_clip has no weights {tag!r} for {name}; {suggest_nearest(tag, [*tags, 'random'])}")
+        raise ValueError(
+            f"backbone: expected weights of {name} in open_clip, got {tag!r}; {suggest_nearest(tag, [*tags, 'random'])}"
+        )
     config = get_pretrained_cfg(name, tag)
     is_quick = bool(config.get("quick_gelu"))
     if "quickgelu" in name and not is_quick:
@@ -114,7 +116,10 @@ def _load_file(name: str, path: Path) -> Any:
     from open_clip.factory import load_checkpoint
 
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint file {str(path)!r} for {name}. Check the path after '@'.")
+        raise ValueError(
+            f"backbone: expected a checkpoint file of {name}, got {str(path)!r}, and there is no such file. Check the "
+            "path after '@'."
+        )
     try:
         options = {"force_preprocess_cfg": _find_published_preprocessing(name)}
         if state := _read_openai_weights(path):  # all of OpenAI's weights use QuickGELU, whatever the name says
@@ -126,8 +131,8 @@ def _load_file(name: str, path: Path) -> Any:
     except Exception as error:  # torch, safetensors and zip raise many kinds of errors for a wrong file
         cause = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"{str(path)!r} is not a checkpoint of {name}: {cause}. "
-            "Name the model whose weights the file holds before '@'."
+            f"{str(path)!r}: expected a checkpoint of {name}, got another file ({cause}). Name the model whose "
+            "weights the file holds before '@'."
         ) from error
     return model
 

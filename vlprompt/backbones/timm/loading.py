@@ -74,15 +74,20 @@ def _parse_name(text: str) -> tuple[str, str]:
     name, _, tag = text.partition("/") if "/" in text else text.partition(".")
     deprecated = get_deprecated_models()
     if name in deprecated:
-        raise ValueError(f"{name!r} is a name that timm has deprecated{_suggest_replacement(deprecated[name])}")
+        raise ValueError(
+            "backbone: expected a current name of timm, got the deprecated "
+            f"{name!r}{_suggest_replacement(deprecated[name])}"
+        )
     if not name or not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}; {suggest_nearest(name, timm.list_models())}")
+        raise ValueError(
+            f"backbone: expected a model of timm, got {name!r}; {suggest_nearest(name, timm.list_models())}"
+        )
     if tag and tag not in (tags := _list_tags(name)):
         near = [t for t in tags if t.endswith(tag)]
         hint = suggest_nearest(tag, [*tags, "random"])
         if len(near) > 1:
             hint = f"several end with it: {' and '.join(near)}"
-        raise ValueError(f"timm has no weights {tag!r} for {name}; {hint}")
+        raise ValueError(f"backbone: expected weights of {name} in timm, got {tag!r}; {hint}")
     return name, tag
 
 
@@ -93,14 +98,14 @@ def _list_tags(name: str) -> list[str]:
 
 
 def _suggest_replacement(replacement: str | None) -> str:
-    """Return "; write timm:NAME.TAG" for the replacement of a deprecated name, with other weights of its training."""
+    """Return the remedy for a deprecated name: its replacement, and other weights of its training."""
     name, _, tag = (replacement or "").partition(".")
     if not name:
-        return ""
+        return ". Use another model."
     training = tag.rpartition("_")[2]
     others = [t for t in _list_tags(name) if t.endswith(training) and t != tag] if training else []
     hint = f", or for other weights {' or '.join(f'timm:{name}.{t}' for t in others)}" if others else ""
-    return f"; timm replaces it by {replacement}: write timm:{replacement}{hint}"
+    return f", which timm replaces by {replacement}. Write timm:{replacement}{hint}."
 
 
 def _find_pretrained_config(name: str, tag: str) -> Any:
@@ -156,7 +161,10 @@ def _load_published(name: str, config: Any) -> Any:
 
     full_name = f"{name}.{config.tag}" if config.tag else name
     if not config.has_weights:
-        raise ValueError(f"timm has no published weights for {full_name}; write timm:{name}/random or timm:{name}@FILE")
+        raise ValueError(
+            f"backbone: expected weights that timm publishes, got {full_name}, which has none. Write "
+            f"timm:{name}/random or timm:{name}@FILE."
+        )
     try:
         return timm.create_model(full_name, pretrained=True, num_classes=0)
     except (RuntimeError, OSError) as error:

@@ -47,7 +47,10 @@ class CheckpointFile:
     def __init__(self, path: Path):
         self.path, self.format = path, ""
         if not path.is_file():
-            raise ValueError(f"there is no checkpoint file {str(path)!r}. Check the path after '@'.")
+            raise ValueError(
+                f"backbone: expected a checkpoint file, got {str(path)!r}, and there is no such file. Check the path "
+                "after '@'."
+            )
         try:
             self.state = self._read_jax() if path.suffix == ".npz" else self._read_torch()
         except UnpicklingError as error:
@@ -57,7 +60,8 @@ class CheckpointFile:
             ) from error
         except (RuntimeError, OSError, EOFError, BadZipFile, ValueError, KeyError) as error:
             raise ValueError(
-                f"{str(path)!r} is truncated or no checkpoint ({_summarize_error(error)}). Get it again."
+                f"{str(path)!r}: expected a checkpoint, got a truncated or another file ({_summarize_error(error)}). "
+                "Get it again."
             ) from error
         if not self.state:
             raise ValueError(
@@ -171,8 +175,8 @@ def load_model(file: CheckpointFile, name: str, tag: str, classifier: Any, image
         mismatch = _summarize_error(error)
     if mismatch:
         raise ValueError(
-            f"{str(file.path)!r} is no checkpoint of {name}: {mismatch}. It looks like {file.describe_contents()}. "
-            "Name the model whose weights the file holds before '@'."
+            f"{str(file.path)!r}: expected a checkpoint of {name}, got what looks like {file.describe_contents()}: "
+            f"{mismatch}. Name the model whose weights the file holds before '@'."
         )
     return model
 

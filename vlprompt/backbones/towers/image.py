@@ -81,9 +81,9 @@ class ImageTower:
 
     def _unsupported_error(self) -> ValueError:
         return ValueError(
-            f"the image tower of {self.key.split('#')[0]} has no blocks that vlprompt can walk, so it takes no "
-            "tokens, prefixes or adapters, has only pooled features, and none of its blocks can be trained; "
-            "use a ViT, for example open_clip:ViT-B-16/openai, timm:vit_base_patch16_224/orig_in21k or glyph-vit"
+            f"image tower of {self.key.split('#')[0]}: expected a block-wise tower for tokens, prefixes, adapters, "
+            "token outputs or the training of blocks, got one that only computes pooled features. "
+            "Use a ViT, for example open_clip:ViT-B-16/openai, timm:vit_base_patch16_224/orig_in21k or glyph-vit."
         )
 
     def __call__(self, images: Images, prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
@@ -294,7 +294,9 @@ class ViT(ImageTower):
 
     def _encode_with_prompt(self, pixels: Tensor, prompt: Prompt, output: str) -> Tensor:
         if output not in ("pooled", "prompts", "tokens"):
-            raise ValueError(f"image tower: expected output 'pooled', 'prompts' or 'tokens', got {output!r}.")
+            raise ValueError(
+                f"image tower: expected output 'pooled', 'prompts' or 'tokens', got {output!r}. Pass one of them."
+            )
         validate_prompt_layers(prompt, self.depth)
         if any(t.ndim != 3 for t in prompt.tokens.values()):
             raise ValueError(
@@ -370,7 +372,9 @@ class ViT(ImageTower):
             The frozen lower part, whose tokens (B, N, D) are cached like features, and a trainable copy of the rest.
         """
         if not 1 <= k <= self.depth:
-            raise ValueError(f"{self.spec}: expected 1 to {self.depth} blocks to split off, got {k}.")
+            raise ValueError(
+                f"{self.spec}: expected 1 to {self.depth} blocks to split off, got {k}. Pass a number in this range."
+            )
         net = build_lower_blocks(self, self.depth - k)
         n_tokens = len(self.position_embeddings)
         lower = ImageTower(net, self.dim, self.preprocessing, f"{self.key}/cut{k}", self.device, n_tokens)

@@ -17,7 +17,7 @@ def load_digit_arrays() -> tuple[np.ndarray, np.ndarray]:
     spec = find_spec("sklearn")
     folders = spec.submodule_search_locations if spec is not None else None
     if not folders or not (path := Path(folders[0]) / DIGITS_TABLE).is_file():
-        raise OSError(f"the digits are a part of scikit-learn, and there is no {DIGITS_TABLE} of it here: reinstall it")
+        raise OSError(f"scikit-learn: expected {DIGITS_TABLE} in its folder, got none. Reinstall scikit-learn.")
     rows = np.loadtxt(path, delimiter=",")
     return (rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8), rows[:, -1].astype(int)
 

@@ -38,8 +38,8 @@ def load_sources() -> tuple[SourceFile, ...]:
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(
-                    f"this Python has no source of its module {module} ({str(file)!r}); take one that carries its "
-                    "library as .py files"
+                    f"Python's module {module}: expected its source, got none ({str(file)!r}). Use a Python that "
+                    "carries its library as .py files."
                 )
             text = file.read_text("utf-8")
             sources.append(SourceFile(module, text, ast.parse(text)))

@@ -33,17 +33,17 @@ def open_image(path: Path) -> Image.Image:
             return convert_to_rgb(image)
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{str(path)!r} has so many pixels that opening it could fill the memory ({error}); make it smaller or "
-            "remove it, or go on without such files by --skip-broken"
+            f"{str(path)!r}: expected an image that fits into memory, got too many pixels ({error}). Make it smaller "
+            "or remove it, or leave out such files with --skip-broken."
         ) from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, FileNotFoundError):
-            raise ValueError(f"there is no image {str(path)!r}") from error
+            raise ValueError(f"{str(path)!r}: expected an image, got no such file. Check the path.") from error
         if path.is_dir():
-            raise ValueError(f"{str(path)!r} is a folder, not an image; name the files in it") from error
+            raise ValueError(f"{str(path)!r}: expected an image, got a folder. Name the files in it.") from error
         raise ValueError(
-            f"{str(path)!r} is truncated or not an image ({type(error).__name__}: {error}); replace or remove it, "
-            "or go on without such files by --skip-broken"
+            f"{str(path)!r}: expected an image, got a truncated file or another format ({type(error).__name__}: "
+            f"{error}). Replace or remove it, or leave out such files with --skip-broken."
         ) from error
 
 

@@ -78,5 +78,5 @@ def _expand(value: Any, n: int, expected: str) -> tuple[Any, ...]:
     """Repeat a number n times; check the length of a list."""
     values = tuple(value) if isinstance(value, list) else (value,) * n
     if len(values) != n:
-        raise ValueError(f"{expected}, got {value!r}")
+        raise ValueError(f"{expected}, got {value!r}. Correct the value.")
     return values

@@ -41,7 +41,8 @@ def read_required_text(path: Path) -> str:
     """Return the text of a file of a dataset; OSError where it is missing."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no {path.name} in {str(path.parent)!r}; it comes with the dataset and says which image is what"
+            f"{str(path.parent)!r}: expected {path.name}, got no such file. It comes with the dataset and lists its "
+            "images; get it again."
         )
     return path.read_text("utf-8")
 
@@ -71,14 +72,16 @@ def load_mat_file(path: Path) -> dict[str, Any]:
     try:
         return loadmat(str(path), squeeze_me=True)
     except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
-        raise ValueError(f"{str(path)!r} is not a MATLAB file that can be read ({error}). Get it again.") from error
+        raise ValueError(
+            f"{str(path)!r}: expected a MATLAB file, got one that can't be read ({error}). Get it again."
+        ) from error
 
 
 def class_id_at(ids: Sequence[str], number: object, path: Path) -> str:
     """Return the class id of a number from 1 on; ValueError for one that the card does not have."""
     index = int(str(number))
     if not 1 <= index <= len(ids):
-        raise ValueError(f"{path} has the class number {index}; the card has 1 to {len(ids)}")
+        raise ValueError(f"{path}: expected class numbers 1 to {len(ids)} as on the card, got {index}. Get it again.")
     return ids[index - 1]
 
 
@@ -96,16 +99,23 @@ def read_label_list(path: Path, n_classes: int | None = None) -> dict[str, int]:
         image, _, label = line.strip().rpartition(" ")
         image = image.strip()
         if not image or not label.isdecimal():
-            raise ValueError(f'{where} is {line!r}; a line is "path label", the label a whole number from 0')
+            raise ValueError(
+                f'{where}: expected "path label", the label a whole number from 0, got {line!r}. Correct the line.'
+            )
         if n_classes is not None and int(label) >= n_classes:
-            raise ValueError(f"{where} has the label {label}; the card has the labels 0 to {n_classes - 1}")
+            raise ValueError(
+                f"{where}: expected labels 0 to {n_classes - 1} as on the card, got {label}. Correct the list or the "
+                "card."
+            )
         if image.startswith("/") or ".." in image.split("/"):  # no Path: lists may have half a million lines
-            raise ValueError(f"{where}: {image!r} must be a path inside the folder of the list")
+            raise ValueError(
+                f"{where}: expected a path inside the folder of the list, got {image!r}. Correct the list."
+            )
         if image in labels:
-            raise ValueError(f"{where}: {image!r} stands in the list twice")
+            raise ValueError(f"{where}: expected each image once, got {image!r} twice. Remove one line.")
         labels[image] = int(label)
     if not labels:
-        raise ValueError(f"{path} has no lines. Get it again.")
+        raise ValueError(f"{path}: expected a line for each image, got none. Get it again.")
     return labels
 
 

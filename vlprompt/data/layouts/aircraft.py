@@ -10,9 +10,14 @@ from vlprompt.data.splits.names import SPLIT_NAMES
 def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
     variants = read_lines(folder / "variants.txt")
     if unknown := [name for name in variants if name not in ids]:
-        raise ValueError(f"variants.txt has {unknown[0]!r}, which is not on the card")
+        raise ValueError(
+            f"variants.txt: expected the classes of the card, got {unknown[0]!r}. Get it again, or correct the card."
+        )
     if variants != [key for key in ids if key in variants]:
-        raise ValueError(f"{folder / 'variants.txt'} has the classes in another order than the card")
+        raise ValueError(
+            f"{folder / 'variants.txt'}: expected the classes in the order of the card, got another order. Get it "
+            "again, or correct the card."
+        )
     records = {
         part: [
             ImageRecord(f"{line.split(' ', 1)[0]}.jpg", line.split(" ", 1)[1])

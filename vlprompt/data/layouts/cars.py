@@ -17,7 +17,10 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
     for number, name in enumerate(np.atleast_1d(class_names).tolist(), 1):
         *words, year = str(name).split()
         if " ".join([year, *words]) != class_id_at(ids, number, folder):
-            raise ValueError(f"cars_meta.mat calls the class {number} {name!r}, but the card {ids[number - 1]!r}")
+            raise ValueError(
+                f"cars_meta.mat: expected class {number} to be {ids[number - 1]!r} as on the card, got {name!r}. Get "
+                "it again, or correct the card."
+            )
 
     def read_records(path: Path, subfolder: str) -> list[ImageRecord]:
         annotations = np.atleast_1d(load_mat_file(path)["annotations"])

@@ -16,15 +16,18 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
     sessions = [f"s{n}" for n in sorted(TRAIN_SESSIONS + TEST_SESSIONS)]
     if missing := [session for session in sessions if not (images / session).is_dir()]:
         raise FileNotFoundError(
-            f"{str(images)!r} has no {', '.join(missing)}; it needs the sessions s1 to s11, with a folder o1 to o50 in "
-            "each; unpack the archive again"
+            f"{str(images)!r}: expected the sessions s1 to s11 with a folder o1 to o50 in each, got no "
+            f"{', '.join(missing)}. Unpack the archive again."
         )
     all_objects = {key for session in sessions for key in list_folder_names(images / session)}
     domains: dict[str, SplitRecords] = {}
     ignored = ""
     for session in sessions:
         if missing := sorted(all_objects - set(list_folder_names(images / session))):
-            raise ValueError(f"{str(images / session)!r} has no {missing[0]}, which other sessions have. Get it again.")
+            raise ValueError(
+                f"{str(images / session)!r}: expected the files that other sessions have, got no {missing[0]}. Get it "
+                "again."
+            )
         records, ignored = list_class_records(images, ids, session)
         is_train = int(session[1:]) in TRAIN_SESSIONS
         domains[session] = {"train": records if is_train else [], "test": [] if is_train else records}

@@ -19,7 +19,8 @@ def list_classes(folder: Path, images: Path) -> dict[str, str]:
     names = _read_key_value_lines(folder / "classes.txt")
     if unknown := [key for key in keys if not key.isdecimal() or str(int(key)) not in names]:
         raise ValueError(
-            f"{str(images / unknown[0])!r} is no class of classes.txt. Remove the folder, or get both again."
+            f"{str(images / unknown[0])!r}: expected a class of classes.txt, got another folder. Remove the folder, "
+            "or get both again."
         )
     return {key: names[str(int(key))] for key in keys}
 
@@ -32,11 +33,15 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
     for key, path in paths.items():
         if key not in labels or training.get(key) not in ("0", "1"):
             raise ValueError(
-                f"{folder}: image_class_labels.txt or train_test_split.txt says nothing of the image {key}"
+                f"{folder}: expected all images in image_class_labels.txt and train_test_split.txt, got none of the "
+                f"image {key}. Get both again."
             )
         class_folder = path.split("/")[0]
         if class_folder.split(".")[0].lstrip("0") != labels[key].lstrip("0"):
-            raise ValueError(f"{folder}: image_class_labels.txt has {path!r} in the class {labels[key]}. Get it again.")
+            raise ValueError(
+                f"{folder}: expected {path!r} in the class of its folder, got the class {labels[key]} in "
+                "image_class_labels.txt. Get it again."
+            )
         records["train" if training[key] == "1" else "test"].append(ImageRecord(path, class_folder))
     return add_validation_split(records, validation_fraction(sizes))
 
@@ -47,6 +52,6 @@ def _read_key_value_lines(path: Path) -> dict[str, str]:
     for line in read_lines(path):
         key, _, rest = line.partition(" ")
         if not rest.strip():
-            raise ValueError(f"{path} has the line {line!r}; a line is a key and a value")
+            raise ValueError(f"{path}: expected lines of a key and a value, got {line!r}. Get it again.")
         values[key.lstrip("0") or "0"] = rest.strip()
     return values

@@ -18,7 +18,7 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
     def read_records(file: str) -> list[ImageRecord]:
         arrays = load_mat_file(folder / file)
         if "file_list" not in arrays:
-            raise ValueError(f"{str(folder / file)!r} has no file_list. Get it again.")
+            raise ValueError(f"{str(folder / file)!r}: expected a file_list, got none. Get it again.")
         return [ImageRecord(str(path), str(path).split("/")[0]) for path in np.atleast_1d(arrays["file_list"]).tolist()]
 
     return add_validation_split(

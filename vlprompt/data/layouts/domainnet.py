@@ -23,11 +23,15 @@ def list_classes(
         for path, label in labels.items():
             key = path.split("/")[1]
             if id_of.setdefault(label, key) != key:
-                raise ValueError(f"{folder}: the lists give {path!r} and images of {id_of[label]!r} one label")
+                raise ValueError(
+                    f"{folder}: expected a label for each class, got the same for {path!r} and images of "
+                    f"{id_of[label]!r}. Take lists that belong together."
+                )
     keys = [id_of[label] for label in sorted(id_of)]
     if repeated := [key for key in keys if keys.count(key) > 1]:
         raise ValueError(
-            f"{folder}: the lists give images of {repeated[0]!r} two labels. Take lists that belong together."
+            f"{folder}: expected one label for each class, got two for images of {repeated[0]!r}. Take lists that "
+            "belong together."
         )
     return {key: key.replace("_", " ") for key in keys}
 
@@ -43,12 +47,15 @@ def read(
     labels = _read_lists(folder, domains, list_folders)
     if missing := [domain for domain in domains if not (images / domain).is_dir()]:
         raise FileNotFoundError(
-            f"{str(images)!r} has no folder {', '.join(map(repr, missing))}; it needs one for each of the domains "
-            f"{', '.join(domains)}"
+            f"{str(images)!r}: expected a folder for each of the domains {', '.join(domains)}, got no folder "
+            f"{', '.join(map(repr, missing))}. Add it."
         )
     for domain in domains:
         if shared := labels[domain, "train"].keys() & labels[domain, "test"].keys():
-            raise ValueError(f"{folder}: {min(shared)!r} stands in {domain}_train.txt and in {domain}_test.txt")
+            raise ValueError(
+                f"{folder}: expected each image in one list, got {min(shared)!r} in {domain}_train.txt and in "
+                f"{domain}_test.txt. Get the lists again."
+            )
     records = {
         domain: {
             part: [ImageRecord(path, path.split("/")[1]) for path in labels[domain, part]] for part in ("train", "test")
@@ -70,5 +77,7 @@ def _read_lists(
             labels[domain, part] = read_label_list(file)
             for path in labels[domain, part]:
                 if path.count("/") != 2 or not path.startswith(f"{domain}/"):
-                    raise ValueError(f"{file}: {path!r} is not {domain}/CLASS/FILE; take the list of that domain")
+                    raise ValueError(
+                        f"{file}: expected paths {domain}/CLASS/FILE, got {path!r}. Take the list of that domain."
+                    )
     return labels

@@ -33,13 +33,13 @@ def _find_domain_folders(images: Path, domains: dict[str, str]) -> dict[str, Pat
         folders = max([folders, *deeper], key=lambda candidate: len(names & candidate.keys()))
     if missing := [name for name in domains if normalize_name(name) not in folders]:
         raise FileNotFoundError(
-            f"{str(images)!r} has no folder {', '.join(map(repr, missing))}; it needs one for each of the domains "
-            f"{', '.join(domains)}, with a folder for each class in it"
+            f"{str(images)!r}: expected a folder with class folders for each of the domains {', '.join(domains)}, got "
+            f"no folder {', '.join(map(repr, missing))}. Add it."
         )
     for name in domains:
         if len(same_name := folders[normalize_name(name)]) > 1:
             raise ValueError(
-                f"{str(images)!r} has the domain {name!r} in {same_name[0].name!r} and {same_name[1].name!r}; "
-                "keep one of them"
+                f"{str(images)!r}: expected the domain {name!r} once, got the folders {same_name[0].name!r} and "
+                f"{same_name[1].name!r}. Keep one of them."
             )
     return {word: find_class_root(folders[normalize_name(name)][0]) for name, word in domains.items()}

@@ -17,7 +17,8 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
         for number, name in json.loads(read_required_text(file)).items():
             if class_id_at(ids, number, file) != name:
                 raise ValueError(
-                    f"{file} calls the class {number} {name!r}, but the card {class_id_at(ids, number, file)!r}"
+                    f"{file}: expected class {number} to be {class_id_at(ids, number, file)!r} as on the card, got "
+                    f"{name!r}. Get it again, or correct the card."
                 )
     subfolder = "jpg/" if images == folder else ""
     records = {

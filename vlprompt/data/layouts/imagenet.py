@@ -10,7 +10,10 @@ from vlprompt.data.layouts.folders import list_class_records
 def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> tuple[SplitRecords, str]:
     for part in ("train", "val"):
         if not (images / part).is_dir():
-            raise FileNotFoundError(f"{str(images)!r} has no {part}/ with a folder per class (n01440764 ...) in it")
+            raise FileNotFoundError(
+                f"{str(images)!r}: expected {part}/ with a folder per class (n01440764 ...), got none. Unpack the "
+                "archive there."
+            )
     train, train_note = list_class_records(images, ids, "train")
     test, test_note = list_class_records(images, ids, "val")
     return {"train": train, "test": test}, join_notes(train_note, test_note)

@@ -11,6 +11,9 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
     records = list[ImageRecord]()
     for label, path in sorted((int(p.name), p) for p in images.iterdir() if p.is_dir() and p.name.isdecimal()):
         if label >= len(ids):
-            raise ValueError(f"{str(path)!r} is the label {label}; the card has 0 to {len(ids) - 1}")
+            raise ValueError(
+                f"{str(path)!r}: expected labels 0 to {len(ids) - 1} as on the card, got {label}. Remove the folder, "
+                "or correct the card."
+            )
         records += [ImageRecord(file.relative_to(images).as_posix(), ids[label]) for file in list_image_files(path)]
     return {"test": records}, ""

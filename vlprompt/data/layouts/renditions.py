@@ -25,7 +25,8 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
     listed = {part: _read_path_list(folder / file) for part, file in LIST_FILES.items()}
     if both := {record.path for record in listed["train"]} & {record.path for record in listed["test"]}:
         raise ValueError(
-            f"{folder}: {min(both)!r} stands in train.txt and in test.txt. Take lists that belong together."
+            f"{folder}: expected each image in one list, got {min(both)!r} in train.txt and in test.txt. Take lists "
+            "that belong together."
         )
     splits, note = add_validation_split(listed, validation_fraction(sizes))
     return splits, join_notes("the lists train.txt and test.txt", note.partition("; ")[2])
@@ -36,6 +37,8 @@ def _read_path_list(path: Path) -> list[ImageRecord]:
     for line in read_lines(path):
         class_and_file = PurePosixPath(line.split()[0]).parts[-2:]
         if len(class_and_file) < 2:
-            raise ValueError(f"{path} has the line {line!r}; a line is CLASS/FILE, such as n01443537/art_0.jpg")
+            raise ValueError(
+                f"{path}: expected lines CLASS/FILE such as n01443537/art_0.jpg, got {line!r}. Correct the line."
+            )
         records.append(ImageRecord("/".join(class_and_file), class_and_file[0]))
     return records

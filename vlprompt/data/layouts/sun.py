@@ -16,9 +16,14 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
 
     classes = [line.strip("/").split("/", 1)[1] for line in read_list("ClassName.txt")]
     if unknown := [key for key in classes if key not in ids]:
-        raise ValueError(f"ClassName.txt has {unknown[0]!r}, which is not on the card")
+        raise ValueError(
+            f"ClassName.txt: expected the classes of the card, got {unknown[0]!r}. Get it again, or correct the card."
+        )
     if classes != [key for key in ids if key in classes]:
-        raise ValueError(f"ClassName.txt in {str(folder)!r} has the classes in another order than the card")
+        raise ValueError(
+            f"ClassName.txt in {str(folder)!r}: expected the classes in the order of the card, got another order. Get "
+            "it again, or correct the card."
+        )
 
     def read_records(file: str) -> list[ImageRecord]:
         return [

@@ -17,8 +17,8 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
     for file in LIST_FILES.values():
         if not (folder / file).is_file():
             raise FileNotFoundError(
-                f"there is no {file} in {str(folder)!r}; put the task's {', '.join(LIST_FILES.values())} there, with a "
-                'line "path label" for each image and paths that begin in that folder'
+                f"{str(folder)!r}: expected {', '.join(LIST_FILES.values())}, got no {file}. Put them there, with "
+                'a line "path label" for each image and paths that begin in that folder.'
             )
     labels_by_split = {part: read_label_list(folder / file, len(ids)) for part, file in LIST_FILES.items()}
     file_of: dict[str, str] = {}
@@ -26,8 +26,8 @@ def read(folder: Path, images: Path, ids: list[str], sizes: dict[str, int]) -> t
         for path in labels:
             if path in file_of:
                 raise ValueError(
-                    f"{folder}: the image {path!r} stands in {file_of[path]} and in {LIST_FILES[part]}. An image to "
-                    "learn from must not be one to test on."
+                    f"{folder}: expected each image in one list, got {path!r} in {file_of[path]} and in "
+                    f"{LIST_FILES[part]}. Images to train on must not be in the test list; remove one line."
                 )
             file_of[path] = LIST_FILES[part]
     difference = ""
@@ -57,17 +57,22 @@ def _compare_lists(folder: Path, combined: dict[str, int], expected: dict[str, i
     if not combined.keys() & expected.keys():
         if Counter(combined.values()) != Counter(expected.values()):
             raise ValueError(
-                f"{folder}: {TRAIN_VAL_LIST} has other labels than {lists} together. Take lists that belong together."
+                f"{folder}: expected the labels of {lists} together, got others in {TRAIN_VAL_LIST}. Take lists that "
+                "belong together."
             )
         is_copy = _count_labels_and_sizes(folder, combined) == _count_labels_and_sizes(folder, expected)
         return "" if is_copy else f"the files of {TRAIN_VAL_LIST} are no copies of those of {lists}"
     for path in sorted(combined.keys() ^ expected.keys()):
         has, lacks = (TRAIN_VAL_LIST, lists) if path in combined else (lists, TRAIN_VAL_LIST)
-        raise ValueError(f"{folder}: {path!r} is in {has} but not in {lacks}. Take lists that belong together.")
+        raise ValueError(
+            f"{folder}: expected the same images in both, got {path!r} in {has} but not in {lacks}. Take lists that "
+            "belong together."
+        )
     for path, label in combined.items():
         if label != expected[path]:
             raise ValueError(
-                f"{folder}: {path!r} has the label {label} in {TRAIN_VAL_LIST} and {expected[path]} in {lists}"
+                f"{folder}: expected the label {expected[path]} of {path!r} as in {lists}, got {label} in "
+                f"{TRAIN_VAL_LIST}. Take lists that belong together."
             )
     return ""
 

@@ -49,7 +49,7 @@ def note_missing_classes(raw: RawDataset, card: "ImageCard", allow_missing_class
         return raw
     missing = f"only {len(raw.names)} of {n_classes} classes"
     if not allow_missing_classes:
-        raise ValueError(f"{card.name}: {missing} are here. {raw.hint}")
+        raise ValueError(f"{card.name}: expected all {n_classes} classes, got {missing}. {raw.hint}")
     return replace(raw, note=join_notes(raw.note, f"{missing} are there"))
 
 
@@ -91,23 +91,28 @@ def parse_stages(card: "ImageCard", ids: Sequence[str]) -> int | list[list[str]]
         n_classes = max(len(ids), len(card.listed_classes()))
         if not 1 <= stages <= n_classes:
             raise ValueError(
-                f"{where}: expected from 1 stage up to one for each of its {n_classes} classes, got {stages}"
+                f"{where}: expected from 1 stage up to one for each of its {n_classes} classes, got {stages}. Correct "
+                "the card."
             )
         return stages
     if not isinstance(stages, list) or not all(isinstance(stage, list) for stage in stages) or not stages:
         raise ValueError(
-            f"{where}: expected a number, or a list with a list of class ids for each stage, got {stages!r}"
+            f"{where}: expected a number, or a list with a list of class ids for each stage, got {stages!r}. Correct "
+            "the card."
         )
     parsed, stage_of = [[str(key) for key in stage] for stage in stages], dict[str, int]()
     for index, stage in enumerate(parsed):
         if not stage:
-            raise ValueError(f"{where}: number {index} has no classes. Give it some or leave it out.")
+            raise ValueError(
+                f"{where}: expected classes in each stage, got none in number {index}. Give it some or leave it out."
+            )
         for key in stage:
             if key not in ids:
-                raise ValueError(f"{where} name the class {key!r}; {suggest_nearest(key, ids)}")
+                raise ValueError(f"{where}: expected ids of its classes, got {key!r}; {suggest_nearest(key, ids)}")
             if key in stage_of:
                 raise ValueError(
-                    f"{where} have the class {key!r} in number {stage_of[key]} and {index}. Keep one of them."
+                    f"{where}: expected each class once, got {key!r} in number {stage_of[key]} and {index}. Keep one "
+                    "of them."
                 )
             stage_of[key] = index
     return parsed
@@ -127,7 +132,10 @@ def read_members(card: "MembersCard", root: str | Path | None) -> RawDataset:
     )
     warn_duplicate_names(names, card.name)
     if len(names) > card.classes:
-        raise ValueError(f"{card.name}: the members have {len(names)} classes, but the card says {card.classes}")
+        raise ValueError(
+            f"{card.name}: expected {card.classes} classes as on the card, got {len(names)} of the members. Correct "
+            "the card."
+        )
     records: dict[str, list[ImageRecord]] = {}
     for member, raw in members.items():
         for part, part_records in raw.records.items():
@@ -151,7 +159,9 @@ def _read_member(where: str, dataset: str, root: str | Path | None) -> RawDatase
         if is_card(dataset):
             card = load_card(dataset)
             if card.kind == "members" or card.kind == "text":
-                raise ValueError(f"the card {dataset!r} has {card.kind} itself. Name cards of images.")
+                raise ValueError(
+                    f"expected a card of images, got {dataset!r}, which has {card.kind} itself. Name cards of images."
+                )
             return read_card(card, root)
         if dataset.startswith("torchvision:"):
             return read_torchvision(HubName("torchvision", dataset.partition(":")[2]), root)
@@ -162,8 +172,8 @@ def _read_member(where: str, dataset: str, root: str | Path | None) -> RawDatase
     except OSError as error:
         raise FileNotFoundError(f"{where}: {error}") from error
     raise FileNotFoundError(
-        f"{where}: {dataset!r} is no card and no torchvision:NAME, and neither here nor as {str(below_root)!r} is "
-        f"there such a folder. {ROOT_HELP}."
+        f"{where}: expected a card, torchvision:NAME or a folder here or at {str(below_root)!r}, got {dataset!r}. "
+        f"{ROOT_HELP}."
     )
 
 

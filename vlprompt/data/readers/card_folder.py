@@ -30,8 +30,8 @@ def find_classes(card: "LayoutCard", root: str | Path | None = None) -> dict[str
     classes = layout.list_classes(folder, folder / card.images)
     if len(classes) > card.classes:
         raise ValueError(
-            f"{str(folder / card.images)!r} has {len(classes)} folders of classes, but the card {card.classes}. "
-            "Remove the folders that are no class."
+            f"{str(folder / card.images)!r}: expected {card.classes} class folders as on the card, got "
+            f"{len(classes)}. Remove the folders that are no class."
         )
     return classes
 
@@ -75,7 +75,7 @@ def _require_images(card: "LayoutCard", folder: Path, images: Path) -> None:
     source = describe_source(card)
     command = f"by `vlprompt data prepare {card.dataset} --download`, from {source}"
     remedy = command if card.downloads else f"by hand: {source}"
-    raise FileNotFoundError(f"{card.name}: {lacking}. {ROOT_HELP}; get the data {remedy}")
+    raise FileNotFoundError(f"{card.name}: expected its images, but {lacking}. {ROOT_HELP}. Get the data {remedy}.")
 
 
 def _mark_literature_split(raw: RawDataset, card: "LayoutCard") -> RawDataset:

@@ -84,7 +84,8 @@ def list_domain_records(
     if len(ids_by_name) < len(ids):
         key = next(key for key in ids if ids_by_name[normalize_name(key)] != key)
         raise ValueError(
-            f"the classes {key!r} and {ids_by_name[normalize_name(key)]!r} could not be told apart by their folders"
+            f"classes: expected names that differ in more than case, spaces, _ and -, got {key!r} and "
+            f"{ids_by_name[normalize_name(key)]!r}. Rename one."
         )
     folders = {domain: group_folders_by_name(path) for domain, path in domain_folders.items()}
     all_names = {name for domain_classes in folders.values() for name in domain_classes}
@@ -92,14 +93,14 @@ def list_domain_records(
     for domain, domain_classes in folders.items():
         where = f"the domain {domain!r} ({str(domain_folders[domain])!r})"
         if not domain_classes.keys() & ids_by_name.keys():
-            raise ValueError(f"{where} has no folder of a class; it needs one for each, such as {ids[0]!r}{hint}")
+            raise ValueError(f"{where}: expected a folder for each class such as {ids[0]!r}, got none{hint}. Add them.")
         for name, key in ((name, key) for name, key in ids_by_name.items() if name in all_names):
-            files = _list_class_files(root, domain_classes.get(name, []), f"{where} has the class {key!r}")
+            files = _list_class_files(root, domain_classes.get(name, []), f"{where}, the class {key!r}")
             if not files:
-                lacking = "images" if name in domain_classes else "folder"
+                lacking = "images" if name in domain_classes else "a folder"
                 raise ValueError(
-                    f"{where} has no {lacking} of the class {key!r}; every domain needs every class: add its images, "
-                    f"or remove the class from all domains{hint}"
+                    f"{where}: expected {lacking} of the class {key!r}, got none{hint}. Every domain needs every "
+                    "class: add its images, or remove the class from all domains."
                 )
             records += [ImageRecord(file, key, domain) for file in files]
     other = {p[0].name for classes in folders.values() for name, p in classes.items() if name not in ids_by_name}
@@ -109,7 +110,9 @@ def list_domain_records(
 def _list_class_files(root: Path, folders: Sequence[Path], where: str) -> list[str]:
     """Return the sorted paths, from root, of the images of one class in one domain; ValueError for two folders."""
     if len(folders) > 1:
-        raise ValueError(f"{where} in {folders[0].name!r} and {folders[1].name!r}; put them together")
+        raise ValueError(
+            f"{where}: expected one folder, got {folders[0].name!r} and {folders[1].name!r}. Put their images together."
+        )
     return sorted(file.relative_to(root).as_posix() for folder in folders for file in list_image_files(folder))
 
 

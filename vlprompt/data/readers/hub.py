@@ -52,12 +52,15 @@ def read_torchvision(
     classes = getattr(datasets["train"], "classes", names)
     if classes is None:
         raise ValueError(
-            f"{source.dataset} does not name its classes. Write a card that does, with `hub: {source.dataset}`."
+            f"{source.dataset}: expected a dataset that names its classes, got one without names. Write a card that "
+            f"names them, with `hub: {source.dataset}`."
         )
     if names is None:
         names = build_class_names({str(i): text for i, text in enumerate(classes)}, source.dataset, template)
     if len(classes) != len(names):
-        raise ValueError(f"{source.dataset} has {len(classes)} classes, but the card {len(names)}. Correct the card.")
+        raise ValueError(
+            f"{source.dataset}: expected {len(names)} classes as on the card, got {len(classes)}. Correct the card."
+        )
     return read_image_datasets(datasets, names, source.name.lower())
 
 
@@ -72,7 +75,9 @@ def _load_torchvision(source: HubName, root: str | Path | None, download: bool) 
 
     known = [n for n in datasets.__all__ if inspect.isclass(getattr(datasets, n))]
     if source.name not in known:
-        raise ValueError(f"torchvision has no dataset {source.name!r}; {suggest_nearest(source.name, known)}")
+        raise ValueError(
+            f"dataset: expected a dataset of torchvision, got {source.name!r}; {suggest_nearest(source.name, known)}"
+        )
     dataset_class = getattr(datasets, source.name)
     parameters = inspect.signature(dataset_class).parameters
     shared: dict[str, Any] = {"root": str(data_root(root))} if "root" in parameters else {}
@@ -86,13 +91,13 @@ def _load_torchvision(source: HubName, root: str | Path | None, download: bool) 
                 raise ValueError(f"{source.dataset}: {error}") from error
         except (RuntimeError, OSError) as error:
             raise FileNotFoundError(
-                f"{source.dataset} is not under {str(data_root(root))!r} ({str(error).splitlines()[0]}); get it by "
-                f"`vlprompt data prepare {source.dataset} --download`"
+                f"{source.dataset}: expected its files under {str(data_root(root))!r}, got none "
+                f"({str(error).splitlines()[0]}). Get them by `vlprompt data prepare {source.dataset} --download`."
             ) from error
         except TypeError as error:
             raise ValueError(
-                f"{source.dataset} needs more than a folder ({error}). Make it in Python and pass it to "
-                "vlprompt.data.from_torchvision."
+                f"{source.dataset}: expected a dataset that needs only a folder, got one that needs more ({error}). "
+                "Make it in Python and pass it to vlprompt.data.from_torchvision."
             ) from error
     return splits
 
@@ -114,9 +119,9 @@ def _read_huggingface(source: HubName) -> RawDataset:
     label = next((c for c, feature in columns.items() if type(feature).__name__ == "ClassLabel"), None)
     if image is None or label is None:
         raise ValueError(
-            f"{source.dataset!r} has the columns {', '.join(columns)}, but none of images or none of named classes. "
-            "Open it in Python and say which: "
-            "vlprompt.data.from_huggingface(dataset, image=..., label=..., names=[...])"
+            f"{source.dataset!r}: expected a column of images and one of named classes, got the columns "
+            f"{', '.join(columns)}. Open it in Python and name them: vlprompt.data.from_huggingface(dataset, "
+            "image=..., label=..., names=[...])."
         )
     return read_columns(splits, image, label, name=source.name.rstrip("/").rpartition("/")[2])
 
@@ -127,15 +132,20 @@ def _load_huggingface(source: HubName) -> dict[str, Any]:
         load = importlib.import_module("datasets").load_dataset
     except (ImportError, AttributeError) as error:  # a folder of that name is no package
         raise ValueError(
-            f"{source.dataset!r} needs the package datasets: pip install 'vlprompt[huggingface]'"
+            f"{source.dataset!r}: expected the package datasets, got none. Run pip install 'vlprompt[huggingface]'."
         ) from error
     try:
         all_splits = dict(load(source.name))
     except (OSError, ValueError, RuntimeError) as error:
-        raise OSError(f"{source.dataset} could not be opened: {' '.join(str(error).split())[:300]}") from error
+        raise OSError(
+            f"{source.dataset}: opening failed: {' '.join(str(error).split())[:300]}. Check its name and the network."
+        ) from error
     splits = {part: one for name, one in all_splits.items() if (part := parse_split_name(name)) is not None}
     if "train" not in splits:
-        raise ValueError(f"{source.dataset!r}: expected the split train, got {', '.join(map(str, all_splits))}")
+        raise ValueError(
+            f"{source.dataset!r}: expected the split train, got {', '.join(map(str, all_splits))}. Open it in Python "
+            "and pass its splits to vlprompt.data.from_huggingface."
+        )
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")  # many keep the labels of test to themselves
     return splits

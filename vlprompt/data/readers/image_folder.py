@@ -37,8 +37,8 @@ def read_image_folder(root: Path) -> RawDataset:
     split_folders = {part: path for path in folders if (part := parse_split_name(path.name)) is not None}
     if split_folders and not {"train", "test"} <= set(split_folders):
         raise ValueError(
-            f"{str(root)!r} has {', '.join(sorted(split_folders))}/ but not both train/ and test/: "
-            "add the other, or put the class folders at the top"
+            f"{str(root)!r}: expected both train/ and test/, got {', '.join(sorted(split_folders))}/. Add the other, "
+            "or put the class folders at the top."
         )
     if not split_folders and (domain_folders := find_domain_folders(root)):
         return _read_domain_folders(root, domain_folders)
@@ -64,7 +64,8 @@ def _require_same_classes(files: Mapping[str, FilesByClass], keys: list[str], ro
             key = min(unmatched)
             has, lacks = (part, "train") if key in classes else ("train", part)
             raise ValueError(
-                f"the class {key!r} is in {has}/ but not in {lacks}/ of {str(root)!r}; every split needs every class"
+                f"{str(root)!r}: expected the same classes in every split, got {key!r} in {has}/ but not in {lacks}/. "
+                "Add its images there, or remove the class."
             )
 
 
@@ -89,18 +90,24 @@ def _list_class_files(path: Path) -> FilesByClass:
         key = unicodedata.normalize("NFC", folder.name).strip()
         if key in classes:
             raise ValueError(
-                f"two folders of {str(path)!r} are the class {key!r} once spaces around the name are left out. "
-                "Rename one."
+                f"{str(path)!r}: expected folders of different names, got two of the class {key!r} (without spaces "
+                "around the name). Rename one."
             )
         files = list_image_files(folder)
         if not files:
             raise ValueError(
-                f"the class folder {str(folder)!r} has no images ({', '.join(IMAGE_SUFFIXES[:4])} ...). "
+                f"the class folder {str(folder)!r}: expected images ({', '.join(IMAGE_SUFFIXES[:4])} ...), got none. "
                 "Add some or remove it."
             )
         classes[key] = files
     if not classes:
-        raise ValueError(f"{str(path)!r} has no sub-folders; a dataset folder has one sub-folder of images per class")
+        raise ValueError(
+            f"{str(path)!r}: expected one sub-folder of images per class, got no sub-folders. Put the images of each "
+            "class into a folder."
+        )
     if len(classes) < 2:
-        raise ValueError(f"{str(path)!r}: expected at least 2 classes, has only the class {next(iter(classes))!r}")
+        raise ValueError(
+            f"{str(path)!r}: expected at least 2 classes, got only the class {next(iter(classes))!r}. Add the folder "
+            "of another class."
+        )
     return classes

@@ -52,7 +52,10 @@ def from_torchvision(
     datasets = {part: one for part, one in (("train", train), ("val", val), ("test", test)) if one is not None}
     classes = names if names is not None else getattr(train, "classes", None)
     if classes is None:
-        raise ValueError(f"{type(train).__name__} has no `classes`; say names=[...] in label order")
+        raise ValueError(
+            f"names: expected the `classes` of {type(train).__name__} or names=[...], got none. Pass names=[...] in "
+            "label order."
+        )
     name = name or type(train).__name__.lower()
     class_names = _build_names(name, classes, template)
     return _build_data(read_image_datasets(datasets, class_names, name), template, augment)
@@ -110,10 +113,14 @@ def read_columns(
     features = next(iter(splits.values())).features
     for column in (image, label):
         if column not in features:
-            raise ValueError(f"there is no column {column!r}; the columns are {', '.join(features)}")
+            raise ValueError(
+                f"dataset: expected a column {column!r}, got the columns {', '.join(features)}. Name one of them."
+            )
     classes = names if names is not None else getattr(features[label], "names", None)
     if classes is None:
-        raise ValueError(f"the column {label!r} does not name its classes; say names=[...] in label order")
+        raise ValueError(
+            f"names: expected a column {label!r} that names its classes, got no names. Pass names=[...] in label order."
+        )
     labels = {part: [int(value) for value in one[label]] for part, one in splits.items()}
     openers = {part: partial(partial, _open_column_image, one, image) for part, one in splits.items()}
     return _build_raw_dataset(name, _build_names(name, classes, template), labels, openers)
@@ -139,7 +146,10 @@ def _build_raw_dataset(
     """Build records of labels by split; `openers` return what opens the image at an index."""
     for part, part_labels in labels.items():
         if unnamed := [label for label in part_labels if not 0 <= label < len(names)]:
-            raise ValueError(f"{name}: the label {unnamed[0]} in {part} has no class name; there are {len(names)}")
+            raise ValueError(
+                f"{name}: expected labels below {len(names)}, the number of class names, got {unnamed[0]} in {part}. "
+                "Name all classes."
+            )
     keys = class_ids(names)
     records = {
         part: [ImageRecord(f"{part}/{i}", keys[label]) for i, label in enumerate(part_labels)]
@@ -150,7 +160,9 @@ def _build_raw_dataset(
     elif set(records) == {"train"}:
         records, note = split_per_class(records["train"]), "each class cut 50:20:30 into train, val and test"
     else:
-        raise ValueError(f"{name}: expected train and test, or one dataset that is split, got {', '.join(records)}")
+        raise ValueError(
+            f"{name}: expected train and test, or one dataset that is split, got {', '.join(records)}. Pass train, too."
+        )
     build_item = partial(_build_object_item, f"{name}|{os.getpid()}|{next(OBJECT_COUNTER)}", openers)
     return RawDataset(names, records, build_item, note, name=name)
 
@@ -196,6 +208,6 @@ def _to_rgb_image(image: Any, where: str) -> Image.Image:
         array = (array * 255).round().astype(np.uint8)
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise ValueError(
-            f"{where}: expected an image, got {array.dtype} {array.shape}; make the dataset without a transform"
+            f"{where}: expected an image, got {array.dtype} {array.shape}. Make the dataset without a transform."
         )
     return convert_to_rgb(Image.fromarray(array.squeeze(-1) if array.ndim == 3 and array.shape[-1] == 1 else array))

@@ -49,7 +49,8 @@ def read_split_file(path: Path, images: Path, names: tuple[ClassName, ...] | Non
         classes = {str(key): str(name) for key, name in content["classes"]}
         if content["hash"] != hash_content(content):
             raise ValueError(
-                f"{path} was changed since it was written: its hash is not {content['hash']}. Write it again."
+                f"{path}: expected the hash {content['hash']}, got another: the file was changed since it was "
+                "written. Write it again."
             )
     elif names is None:
         classes = _classes_from_labels(names_by_label, path)
@@ -57,7 +58,7 @@ def read_split_file(path: Path, images: Path, names: tuple[ClassName, ...] | Non
         classes = dict(zip(class_ids(names), map(str, names), strict=True))
     _require_order(names_by_label, list(classes.values()), path, "the file" if is_ours else "the card")
     if names is not None and (unknown := [key for key in classes if key not in class_ids(names)]):
-        raise ValueError(f"{path} has the class {unknown[0]!r}, which is not on the card")
+        raise ValueError(f"{path}: expected the classes of the card, got {unknown[0]!r}. Correct the file or the card.")
     keys = list(classes)
     records = {
         part: [ImageRecord(e.path, keys[e.label]) for e in part_entries] for part, part_entries in entries.items()
@@ -71,10 +72,11 @@ def _load_split_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a split file ({error}). Get it again.") from error
+        raise ValueError(f"{path}: expected a split file, got no valid JSON ({error}). Get it again.") from error
     if not isinstance(content, dict) or not isinstance(content.get("test"), list) or not content["test"]:
         raise ValueError(
-            f'{path} is not a split file: it must hold {{"train", "val", "test"}} lists of [path, label, class name]'
+            f'{path}: expected {{"train", "val", "test"}} lists of [path, label, class name], got another format. '
+            "Get the split file again."
         )
     return content
 
@@ -82,14 +84,18 @@ def _load_split_json(path: Path) -> dict[str, Any]:
 def _parse_entry(entry: Any, path: Path, part: str, index: int) -> SplitEntry:
     where = f"{path}: number {index} of {part}"
     if not isinstance(entry, list) or len(entry) != 3:
-        raise ValueError(f"{where} is {entry!r}; each entry is [path, label, class name]")
+        raise ValueError(f"{where}: expected [path, label, class name], got {entry!r}. Correct the entry.")
     file, label, name = entry
     if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-        raise ValueError(f"{where} ({file}) has the label {label!r}; labels are whole numbers from 0")
+        raise ValueError(
+            f"{where} ({file}): expected a label that is a whole number from 0, got {label!r}. Correct the entry."
+        )
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{where} ({file}): the label {label} has no class name")
+        raise ValueError(
+            f"{where} ({file}): expected a class name of the label {label}, got {name!r}. Correct the entry."
+        )
     if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
-        raise ValueError(f"{where}: {file!r} must be a path inside the folder of images")
+        raise ValueError(f"{where}: expected a path inside the folder of images, got {file!r}. Correct the entry.")
     return SplitEntry(file, label, name)
 
 
@@ -99,8 +105,8 @@ def _collect_names(entries: Mapping[str, list[SplitEntry]], path: Path) -> dict[
     for file, label, name in (entry for part_entries in entries.values() for entry in part_entries):
         if names_by_label.setdefault(label, name) != name:
             raise ValueError(
-                f"{path}: the label {label} is called {names_by_label[label]!r} and {name!r} (at {file}); "
-                "a label has one name"
+                f"{path}: expected one name for the label {label}, got {names_by_label[label]!r} and {name!r} (at "
+                f"{file}). Correct one of them."
             )
     return names_by_label
 
@@ -110,12 +116,12 @@ def _require_order(names_by_label: Mapping[int, str], classes: list[str], path: 
     for label, name in sorted(names_by_label.items()):
         if not 0 <= label < len(classes):
             raise ValueError(
-                f"{path}: the label {label} ({name!r}) has no class: labels are places 0 to {len(classes) - 1} in the "
-                "list of classes, without gaps"
+                f"{path}: expected labels 0 to {len(classes) - 1}, the places in the list of classes, got {label} "
+                f"({name!r}). Correct the labels."
             )
         if _strip_underscores(classes[label]) != _strip_underscores(name):
             raise ValueError(
-                f"{path} calls the label {label} {name!r}, but {origin} lists {classes[label]!r} in that place: the "
+                f"{path}: expected label {label} to be {classes[label]!r} as {origin} lists it, got {name!r}: the "
                 "order of the classes is mixed up. Take the split file that belongs to this dataset."
             )
 
@@ -124,7 +130,8 @@ def _classes_from_labels(names_by_label: dict[int, str], path: Path) -> dict[str
     """Return {id: name} of a file without a card; the id is the name where no other class has it."""
     if gaps := set(range(max(names_by_label) + 1)) - set(names_by_label):
         raise ValueError(
-            f"{path}: the label {min(gaps)} has no image and so no class name; labels go from 0 without gaps"
+            f"{path}: expected labels from 0 without gaps, got no image and so no class name of the label "
+            f"{min(gaps)}. Correct the labels."
         )
     names = list(names_by_label.values())
     return {
@@ -153,7 +160,9 @@ def write_split_file(data: Data, path: Path) -> str:
         ValueError: for files that lie elsewhere, which no other machine would find, and for images with domains.
     """
     if data.test.domains is not None:
-        raise ValueError(f"the images of {data.name} have domains, which a split file can't hold. Keep its own lists.")
+        raise ValueError(
+            f"split file: expected images without domains, got those of {data.name} with domains. Keep its own lists."
+        )
     classes = [[key, str(name)] for name, key in zip(data.test.names, class_ids(data.test.names), strict=True)]
     content: dict[str, Any] = {"dataset": data.name, "note": data.note, "classes": classes}
     for part in SPLIT_NAMES:

@@ -33,7 +33,8 @@ def read_split_lists(folder: Path, files: list[str], ids: list[str]) -> dict[str
         for path in labels_by_split[part]:
             if path in file_of:
                 raise ValueError(
-                    f"{folder}: the image {path!r} stands in {file_of[path]} and in {file}. Get the lists again."
+                    f"{folder}: expected each image in one list, got {path!r} in {file_of[path]} and in {file}. Get "
+                    "the lists again."
                 )
             file_of[path] = file
     if any(path.split("/")[0] in ids for path in file_of):
@@ -42,7 +43,10 @@ def read_split_lists(folder: Path, files: list[str], ids: list[str]) -> dict[str
     index_of = {label: index for index, label in enumerate(sorted(labels))}
     if len(labels) != len(ids):
         if max(labels) >= len(ids):
-            raise ValueError(f"{folder}: {', '.join(files)} have {len(labels)} labels; the card has {len(ids)} classes")
+            raise ValueError(
+                f"{folder}: expected {len(ids)} labels as on the card, got {len(labels)} in {', '.join(files)}. Get "
+                "the lists again, or correct the card."
+            )
         index_of = {label: label for label in labels}
     return {
         part: [ImageRecord(path, ids[index_of[label]]) for path, label in split_labels.items()]
@@ -57,9 +61,15 @@ def _label_by_folder(folder: Path, labels_by_split: LabelsBySplit, ids: list[str
         for path, label in split_labels.items():
             key = path.split("/")[0]
             if key not in ids:
-                raise ValueError(f"{folder}: the lists name {path!r}, but there is no folder {key!r} of a class")
+                raise ValueError(
+                    f"{folder}: expected a folder {key!r} of a class, got none; the lists name {path!r}. Get images "
+                    "and lists that belong together."
+                )
             if id_of.setdefault(label, key) != key:
-                raise ValueError(f"{folder}: the lists give {path!r} and images of {id_of[label]!r} the label {label}")
+                raise ValueError(
+                    f"{folder}: expected one class for the label {label}, got {path!r} and images of "
+                    f"{id_of[label]!r}. Get the lists again."
+                )
     return {
         part: [ImageRecord(path, path.split("/")[0]) for path in split_labels]
         for part, split_labels in labels_by_split.items()
@@ -68,18 +78,23 @@ def _label_by_folder(folder: Path, labels_by_split: LabelsBySplit, ids: list[str
 
 def _load_label_json(path: Path) -> dict[str, int]:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path.name} in {str(path.parent)!r}, but others of its lists. Add it.")
+        raise FileNotFoundError(
+            f"{str(path.parent)!r}: expected {path.name} next to others of its lists, got no such file. Add it."
+        )
     try:
         content: Any = json.loads(path.read_text("utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). Get it again.") from error
+        raise ValueError(f"{path}: expected JSON, got another format ({error}). Get it again.") from error
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} must hold {{path: label}}. Get it again.")
+        raise ValueError(f"{path}: expected {{path: label}}, got a {type(content).__name__}. Get it again.")
     labels = {}
     for image, label in content.items():
         if isinstance(label, bool) or not str(label).isdecimal():
-            raise ValueError(f"{path}: {image!r} has the label {label!r}; labels are whole numbers from 0")
+            raise ValueError(
+                f"{path}: expected labels that are whole numbers from 0, got {label!r} for {image!r}. Correct the "
+                "label."
+            )
         if Path(image).is_absolute() or ".." in Path(image).parts:
-            raise ValueError(f"{path}: {image!r} must be a path inside the folder of images")
+            raise ValueError(f"{path}: expected paths inside the folder of images, got {image!r}. Correct the path.")
         labels[image] = int(label)
     return labels

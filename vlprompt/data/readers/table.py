@@ -19,8 +19,8 @@ from vlprompt.runtime.errors import suggest_nearest
 
 TABLE_COLUMNS = ("path", "label", "class", "name", "domain", "split")
 COLUMNS_HELP = (
-    "it needs path and label or class (one of class and name), and may have domain and split; a file of texts has text "
-    "and label, prompt and response, words and tags, or messages"
+    "the columns path and label or class (one of class and name), perhaps domain and split, or for texts text and "
+    "label, prompt and response, words and tags, or messages"
 )
 ARRAY_NAMES = ("images", "labels", "names", "split")
 
@@ -51,12 +51,13 @@ def read_table(path: Path) -> RawDataset:
         where = f"{path}, row {number}"
         for column in columns:
             if not str(row[column]).strip():
-                raise ValueError(f"{where}: {column} is empty. Fill it in.")
+                raise ValueError(f"{where}: expected a {column}, got an empty one. Fill it in.")
         name = str(row[name_column or "label"]).strip()
         key = _parse_label(row["label"], where) if is_numbered else name
         if names_by_id.setdefault(key, name) != name:
             raise ValueError(
-                f"{where}: the label {key} is called {names_by_id[key]!r} and {name!r}; a label has one name"
+                f"{where}: expected one name for the label {key}, got {names_by_id[key]!r} and {name!r}. Correct one "
+                "of them."
             )
         part = _parse_part(row.get("split", "all"), where)
         domain = str(row["domain"]).strip() if "domain" in columns else None
@@ -69,17 +70,23 @@ def read_table(path: Path) -> RawDataset:
 def _check_columns(rows: NumberedRows, path: Path) -> set[str]:
     """Return the columns of a table; ValueError for an unknown, a missing or an irregular one."""
     if not rows:
-        raise ValueError(f"{path} has no rows. Add one for each image.")
+        raise ValueError(f"{path}: expected a row for each image, got no rows. Add some.")
     columns = set(rows[0][1])
     for number, row in rows if "path" in columns else []:
         if unknown := sorted(set(row) - set(TABLE_COLUMNS)):
             raise ValueError(
-                f"{path}, row {number}: unknown column {unknown[0]!r}; {suggest_nearest(unknown[0], TABLE_COLUMNS)}"
+                f"{path}, row {number}: expected known columns, got {unknown[0]!r}; "
+                f"{suggest_nearest(unknown[0], TABLE_COLUMNS)}"
             )
         if irregular := sorted(columns ^ set(row)):
-            raise ValueError(f"{path}, row {number}: the column {irregular[0]!r} is not in every row. Fill it in.")
+            raise ValueError(
+                f"{path}, row {number}: expected the column {irregular[0]!r} in every row or in none, got some "
+                "without it. Fill it in."
+            )
     if "path" not in columns or not columns & {"class", "name", "label"} or {"class", "name"} <= columns:
-        raise ValueError(f"{path} has the columns {', '.join(sorted(columns))}; {COLUMNS_HELP}")
+        raise ValueError(
+            f"{path}: expected {COLUMNS_HELP}, got the columns {', '.join(sorted(columns))}. Rename or add columns."
+        )
     return columns
 
 
@@ -92,9 +99,15 @@ def _sort_classes(names_by_id: Mapping[str, str], is_numbered: bool, path: Path)
     keys = sorted(names_by_id, key=int) if all(key.isdecimal() for key in names_by_id) else sorted(names_by_id)
     if is_numbered and keys != [str(i) for i in range(len(keys))]:
         gap = next(i for i in range(len(keys)) if str(i) not in names_by_id)
-        raise ValueError(f"{path}: the label {gap} has no class name; labels go from 0 to {len(keys) - 1} without gaps")
+        raise ValueError(
+            f"{path}: expected labels 0 to {len(keys) - 1} without gaps, got no class name of the label {gap}. "
+            "Correct the labels."
+        )
     if len(keys) < 2:
-        raise ValueError(f"{path}: expected at least 2 classes, has only the class {names_by_id[keys[0]]!r}")
+        raise ValueError(
+            f"{path}: expected at least 2 classes, got only the class {names_by_id[keys[0]]!r}. Add rows of another "
+            "class."
+        )
     return {key: names_by_id[key] for key in keys}
 
 
@@ -103,7 +116,7 @@ def _parse_part(value: object, where: str) -> str:
     if str(value).strip().lower() == "all":
         return "all"
     if (part := parse_split_name(value)) is None:
-        raise ValueError(f"{where}: split: expected {SPLIT_CHOICES}, got {value!r}")
+        raise ValueError(f"{where}: split: expected {SPLIT_CHOICES}, got {value!r}. Correct the row.")
     return part
 
 
@@ -112,14 +125,19 @@ def _complete_splits(records: dict[str, list[ImageRecord]], path: Path) -> tuple
     if "all" in records:
         return split_per_class(records["all"]), "each class cut 50:20:30 into train, val and test"
     if "test" not in records or "train" not in records:
-        raise ValueError(f"{path}: the column split has {', '.join(sorted(records))}; both train and test are needed")
+        raise ValueError(
+            f"{path}: split: expected both train and test, got {', '.join(sorted(records))}. Add rows of the other "
+            "split."
+        )
     return add_validation_split(records)
 
 
 def _parse_label(value: Any, where: str) -> str:
     text = str(value).strip()
     if isinstance(value, bool) or not text.isdecimal():
-        raise ValueError(f"{where}: the label {value!r} is not a whole number from 0; the class column holds the names")
+        raise ValueError(
+            f"{where}: label: expected a whole number from 0, got {value!r}. Put names into the class column."
+        )
     return str(int(text))
 
 
@@ -133,7 +151,10 @@ def read_npz(path: Path) -> RawDataset:
         classes = [str(i) for i in range(labels.max() + 1)]
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         label = int(labels.min() if labels.min() < 0 else labels.max())
-        raise ValueError(f"{path}: the label {label} has no class name; there are {len(classes)}, for labels from 0")
+        raise ValueError(
+            f"{path}: expected labels 0 to {len(classes) - 1}, as there are {len(classes)} class names, got {label}. "
+            "Correct the label or add the name."
+        )
     stat = path.stat()
     key = persistent_key(path.absolute(), stat.st_size, stat.st_mtime_ns)
     parts = arrays.get("split", np.full(len(images), "all"))
@@ -153,17 +174,27 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
             arrays = {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(
-            f"{path} is not a NumPy archive that can be read: {error}. Write it by numpy.savez."
+            f"{path}: expected a NumPy archive, got one that can't be read ({error}). Write it by numpy.savez."
         ) from error
     if unknown := sorted(set(arrays) - set(ARRAY_NAMES)):
-        raise ValueError(f"{path}: unknown array {unknown[0]!r}; {suggest_nearest(unknown[0], ARRAY_NAMES)}")
+        raise ValueError(
+            f"{path}: expected known arrays, got {unknown[0]!r}; {suggest_nearest(unknown[0], ARRAY_NAMES)}"
+        )
     if not {"images", "labels"} <= set(arrays):
-        raise ValueError(f"{path} has the arrays {', '.join(sorted(arrays))}; it needs images and labels")
+        raise ValueError(
+            f"{path}: expected the arrays images and labels, got {', '.join(sorted(arrays))}. Add the missing ones."
+        )
     images, labels = arrays["images"], arrays["labels"]
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
-        raise ValueError(f"{path}: images: expected uint8 (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}")
+        raise ValueError(
+            f"{path}: images: expected uint8 (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}. Convert "
+            "the array."
+        )
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise ValueError(f"{path}: labels: expected {len(images)} whole numbers, got {labels.dtype} {labels.shape}")
+        raise ValueError(
+            f"{path}: labels: expected {len(images)} whole numbers, got {labels.dtype} {labels.shape}. Convert the "
+            "array."
+        )
     return arrays
 
 

@@ -25,7 +25,7 @@ def read_user_path(source: UserPath, root: str | Path | None = None) -> RawDatas
         raw = read_dataset_file(source.path)
     else:
         raise ValueError(
-            f"dataset: expected a card, a folder with one sub-folder of images per class, or a file "
-            f"{', '.join(DATASET_SUFFIXES)}, got the file {source.dataset!r}"
+            "dataset: expected a card, a folder with one sub-folder of images per class, or a file "
+            f"{', '.join(DATASET_SUFFIXES)}, got the file {source.dataset!r}. Use one of them."
         )
     return replace(raw, name=source.name, where=source.describe())

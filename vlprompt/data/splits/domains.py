@@ -101,9 +101,9 @@ def select_domain(data: Data, name: str) -> DomainData:
         remedy = (
             suggest_nearest(name, domains)
             if domains
-            else "it tells no domains, so it can be a source or a target as a whole only"
+            else "it has no domains, so it can be a source or target only as a whole. Leave the domain out."
         )
-        raise ValueError(f"{data.name} has no domain {name!r}; {remedy}")
+        raise ValueError(f"{data.name}: expected one of its domains, got {name!r}; {remedy}")
     index = domains.index(name)
 
     def select(split: Split) -> Split:
@@ -156,8 +156,8 @@ def _index_by_key(keys: Sequence[str], names: Names) -> dict[str, int]:
     if repeated := [i for i, key in enumerate(keys) if key in keys[:i]]:
         first = keys.index(keys[repeated[0]])
         raise ValueError(
-            f"the classes {str(names[first])!r} and {str(names[repeated[0]])!r} of one dataset can't be told apart by "
-            "their names, so they can't be matched with another's; rename one"
+            "classes: expected names that differ in more than case, spaces, _ and -, to match them with another "
+            f"dataset's, got {str(names[first])!r} and {str(names[repeated[0]])!r}. Rename one."
         )
     return {key: i for i, key in enumerate(keys)}
 

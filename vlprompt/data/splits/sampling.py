@@ -35,17 +35,18 @@ def sample_few_shot(train: Split, val: Split | None, shots: int, seed: int) -> t
         ValueError: for shots < 1, an empty train split and a class without items.
     """
     if shots < 1:
-        raise ValueError(f"shots must be at least 1, not {shots}")
+        raise ValueError(f"task.shots: expected at least 1, got {shots}. Set task.shots=1 or more.")
     if not len(train):
         raise ValueError(
-            "this dataset is a test only and has no training images: train on another one and test on it by "
-            "`vlprompt eval`, or take a method that trains nothing, with task.shots=null"
+            "dataset: expected training images, got a dataset for testing only. Train on another one and test on it "
+            "by `vlprompt eval`, or use a method without training, with task.shots=null."
         )
     rng = random.Random(seed)
     counts = [(str(name), count) for name, count in zip(train.names, train.count_per_class(), strict=True)]
     if missing := [name for name, count in counts if not count]:
         raise ValueError(
-            f"no training image for the class {missing[0]!r}{f' and {len(missing) - 1} more' if missing[1:] else ''}"
+            "dataset: expected training images of every class, got none of "
+            f"{missing[0]!r}{f' and {len(missing) - 1} more' if missing[1:] else ''}. Add some, or remove the class."
         )
     sample = train.select(_sample_per_class(train.labels, shots, rng))
     if undersized := [name for name, count in counts if count < shots]:
@@ -71,7 +72,10 @@ def _group_by_label(labels: Sequence[int]) -> dict[int, list[int]]:
 def split_base_new(n_classes: int) -> tuple[list[int], list[int]]:
     """Return the labels of the base classes, the first ceil(n / 2), and of the new classes, the rest."""
     if n_classes < 4:
-        raise ValueError(f"base and new classes need at least 4 classes, two in each half, not {n_classes}")
+        raise ValueError(
+            f"dataset: expected at least 4 classes for base and new classes, two in each half, got {n_classes}. Use a "
+            "dataset with more classes."
+        )
     middle = (n_classes + 1) // 2
     return list(range(middle)), list(range(middle, n_classes))
 
@@ -90,7 +94,10 @@ def hold_out(train: Split, fraction: float) -> tuple[Split, Split]:
         count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
         val_indices |= set(random.Random(label).sample(indices, count))
     if not val_indices:
-        raise ValueError("every class has one training image only, so none can be held out to validate; add some")
+        raise ValueError(
+            "dataset: expected a class with two or more training images to hold one out for validation, got one "
+            "image per class. Add some."
+        )
     train_indices = [i for i in range(len(train)) if i not in val_indices]
     return train.select(train_indices), train.select(sorted(val_indices))
 

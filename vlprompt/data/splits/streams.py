@@ -25,11 +25,15 @@ def resolve_order(ids: Sequence[str], order: str | Sequence[str], seed: int, wha
     if order == "seeded":
         return torch.randperm(len(ids), generator=make_generator(seed, "order of the stream")).tolist()
     if isinstance(order, str):
-        raise ValueError(f"task.order is natural, seeded or a list of {what}, not {order!r}")
+        raise ValueError(
+            f"task.order: expected natural, seeded or a list of {what}, got {order!r}. Set task.order=natural."
+        )
     if sorted(order) != sorted(ids):
         invalid = [i for i in order if i not in ids] or [i for i in ids if i not in order]
-        fault = f"{invalid[0]!r} is {'missing' if invalid[0] in ids else 'none of them'}" if invalid else "one is twice"
-        raise ValueError(f"task.order must name each of the {len(ids)} {what} once; {fault}")
+        fault = f"{invalid[0]!r} is {'missing' if invalid[0] in ids else 'unknown'}" if invalid else "one is repeated"
+        raise ValueError(
+            f"task.order: expected each of the {len(ids)} {what} once, got a list where {fault}. Correct the list."
+        )
     return [list(ids).index(i) for i in order]
 
 
@@ -42,14 +46,20 @@ def list_stream_domains(train: Split, dataset: str) -> list[str]:
     names = train.info.get("domains")
     if train.domains is None or not isinstance(names, list | tuple):
         raise ValueError(
-            f"{dataset} has no domains, which task.kind=domain_incremental needs: take digit_domains, a .csv "
-            "with a column domain, or a folder domain/class/image"
+            f"dataset: expected domains for task.kind=domain_incremental, got {dataset} without domains. Use "
+            "digit_domains, a .csv with a column domain, or a folder domain/class/image."
         )
     domains = [str(names[k]) for k in sorted(set(train.domains))]
     if len(domains) < 2:
-        raise ValueError(f"{dataset} has the domain {domains[0]} only; two are the least")
+        raise ValueError(
+            f"dataset: expected at least two domains, got only {domains[0]} in {dataset}. Add another, or leave out "
+            "task.kind=domain_incremental."
+        )
     if len(set(zip(train.labels, train.domains, strict=True))) == len(set(train.labels)):
-        raise ValueError(f"no class of {dataset} is in two of its domains: leave out task.kind=domain_incremental")
+        raise ValueError(
+            f"dataset: expected a class in two domains for task.kind=domain_incremental, got none in {dataset}. Leave "
+            "out task.kind=domain_incremental."
+        )
     return domains
 
 
@@ -69,23 +79,35 @@ def group_into_stages(
     """
     if isinstance(stages, int):
         if not 1 <= stages <= len(ids):
-            raise ValueError(f"task.stages is {stages}, but there are {len(ids)} {what}: 1 to {len(ids)} are possible")
+            raise ValueError(
+                f"task.stages: expected 1 to {len(ids)}, as there are {len(ids)} {what}, got {stages}. Set a number "
+                "in this range."
+            )
         size, remainder = divmod(len(ids), stages)
         sizes = [size + (k < remainder) for k in range(stages)]
         return [list(order[sum(sizes[:k]) : sum(sizes[: k + 1])]) for k in range(stages)]
     if not stages:
-        raise ValueError(f"task.stages is an empty list; name the {what} of each stage, or how many stages there are")
+        raise ValueError(
+            f"task.stages: expected the {what} of each stage, got an empty list. Name them, or set the number of "
+            "stages."
+        )
     stage_by_id = dict[str, int]()
     for k, stage in enumerate(stages, 1):
         if not stage:
-            raise ValueError(f"stage {k} of task.stages is empty; name its {what}, or leave the stage out")
+            raise ValueError(
+                f"task.stages: expected {what} in each stage, got none in stage {k}. Name its {what}, or leave the "
+                "stage out."
+            )
         for i in stage:
             if i not in ids:
                 raise ValueError(
-                    f"stage {k} of task.stages names {i!r}, which is none of the {what}: {_preview_ids(ids)}"
+                    f"task.stages: expected the {what} {_preview_ids(ids)}, got {i!r} in stage {k}. Correct the name."
                 )
             if i in stage_by_id:
-                raise ValueError(f"task.stages has {i!r} in stage {stage_by_id[i]} and in stage {k}; each comes once")
+                raise ValueError(
+                    f"task.stages: expected each of the {what} once, got {i!r} in stage {stage_by_id[i]} and in stage "
+                    f"{k}. Remove one."
+                )
             stage_by_id[i] = k
     return [[list(ids).index(i) for i in stage] for stage in stages]
 

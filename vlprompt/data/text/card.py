@@ -97,11 +97,13 @@ def check_text_use(data: Data, augment: str | None, allow_texts: bool = True) ->
     """
     if not allow_texts:
         raise ValueError(
-            f"{data.name!r} has texts, and this task is for images: take a language model by --backbone hf:FOLDER "
-            "(the task is then text), or a dataset of images"
+            f"task: expected a dataset of images, got {data.name!r} with texts. Use a language model by --backbone "
+            "hf:FOLDER (the task is then text), or a dataset of images."
         )
     if augment not in (None, "none"):
-        raise ValueError(f"{data.name!r} has texts, which have no views: leave the augmentation {augment!r} out")
+        raise ValueError(
+            f"augment: expected none for texts, got {augment!r} for {data.name!r}. Leave out the augmentation."
+        )
     return data
 
 
@@ -110,11 +112,12 @@ def _open_text_card(card: "TextCard", root: str | Path | None, skip_broken: bool
     if card.loader is not None:
         rows: dict[str, list[TextRow]] = TEXT_LOADERS[card.loader]()
     elif not is_text_card_available(card, root):
-        command = f"; or get them by `vlprompt data prepare {card.dataset} --download`"
+        command = f", or get them by `vlprompt data prepare {card.dataset} --download`"
         download_hint = "" if card.hub is None else command
         root_hint = "" if card.folder is None else f" ({ROOT_HELP})"
         raise FileNotFoundError(
-            f"{card.name} is not here: put {describe_required_files(card, root)} there{root_hint}{download_hint}"
+            f"{card.name}: expected its files, got none. Put {describe_required_files(card, root)} "
+            f"there{root_hint}{download_hint}."
         )
     else:
         rows = {split_name: read_text_rows(path) for split_name, path in find_card_tables(card, root).items()}
@@ -144,7 +147,8 @@ def prepare_texts(card: "TextCard", download: bool, mirror: str | None) -> list[
     """
     if mirror is not None:
         raise ValueError(
-            f"--from: {card.dataset} has no mirror. Leave out --from, and put {describe_required_files(card)} there."
+            f"--from: expected no mirror for {card.dataset}, got {mirror!r}. Leave out --from, and put "
+            f"{describe_required_files(card)} there."
         )
     if download and card.hub is not None:
         _download_texts(card)
@@ -165,8 +169,8 @@ def _download_texts(card: "TextCard") -> None:
         load_dataset = importlib.import_module("datasets").load_dataset
     except (ImportError, AttributeError) as error:  # a folder of that name is no package
         raise ValueError(
-            f"{card.dataset!r} needs the package datasets: pip install 'vlprompt[huggingface]'; or put "
-            f"{describe_required_files(card)} there"
+            f"{card.dataset!r}: expected the package datasets, got none. Run pip install 'vlprompt[huggingface]', or "
+            f"put {describe_required_files(card)} there."
         ) from error
     options = {key: value for key, value in (("name", hub.name), ("revision", hub.revision)) if value is not None}
     for split_name, path in find_card_tables(card).items():
@@ -176,8 +180,8 @@ def _download_texts(card: "TextCard") -> None:
             rows = load_dataset(hub.path, split=hub.splits[split_name], **options)
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(
-                f"{card.dataset} could not be fetched: {' '.join(str(error).split())[:300]}; or put "
-                f"{describe_required_files(card)} there"
+                f"{card.dataset}: download failed: {' '.join(str(error).split())[:300]}. Try again, or put "
+                f"{describe_required_files(card)} there."
             ) from error
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")

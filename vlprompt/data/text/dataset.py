@@ -106,7 +106,9 @@ def _parse_rows(
                     raise
                 skipped.append(row.location)
         if not items:
-            raise ValueError(f"{where} has no rows{f' for {split_name}' * (len(rows_by_split) > 1)}; give it some")
+            raise ValueError(
+                f"{where}: expected rows{f' for {split_name}' * (len(rows_by_split) > 1)}, got none. Add some."
+            )
         items_by_split[split_name] = items
     return items_by_split, skipped
 
@@ -141,8 +143,8 @@ def _drop_empty_classes(
     empty_split = next(split_name for split_name, per_class in counts.items() if not per_class[empty_label])
     if not allow_missing_classes or len(labels) < 2:
         raise ValueError(
-            f"{where} has no text of the class {str(names[empty_label])!r} for {empty_split}; add some, or remove "
-            "the class"
+            f"{where}: expected texts of every class, got none of {str(names[empty_label])!r} for {empty_split}. Add "
+            "some, or remove the class."
         )
     note = join_notes(note, f"only the {len(labels)} of {len(names)} classes that have texts")
     return {split_name: split.select_classes(labels) for split_name, split in splits.items()}, note

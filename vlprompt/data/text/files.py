@@ -25,7 +25,7 @@ def read_text_rows(path: Path) -> list[TextRow]:
     """Read the rows of a table; a text is named by its file and line."""
     rows = [TextRow(f"{path}, row {line}", f"{path.stem}/{line}", columns) for line, columns in read_table_rows(path)]
     if not rows:
-        raise ValueError(f"{path} has no rows; it needs one for each text")
+        raise ValueError(f"{path}: expected a row for each text, got no rows. Add some.")
     return rows
 
 
@@ -42,7 +42,8 @@ def find_split_tables(folder: Path) -> dict[str, Path]:
             continue
         if split_name in tables:
             raise ValueError(
-                f"{str(folder)!r} has {tables[split_name].name} and {path.name}, both for {split_name}; remove one"
+                f"{str(folder)!r}: expected one table for {split_name}, got {tables[split_name].name} and "
+                f"{path.name}. Remove one."
             )
         tables[split_name] = path
     return tables
@@ -81,8 +82,8 @@ def open_text_path(dataset: str, template: str | None, skip_broken: bool, allow_
     schema = _infer_schema(list(first.columns), first.location)
     if schema is None:
         raise ValueError(
-            f"{first.location}: the columns are {', '.join(first.columns)}; a file of texts has text and label, "
-            "prompt and response, words and tags, or messages"
+            f"{first.location}: expected the columns text and label, prompt and response, words and tags, or "
+            f"messages, got {', '.join(first.columns)}. Rename the columns."
         )
     refuse_image_columns(rows, list(schema.fields.values()) if schema.answer == "class" else [])
     if "split" in first.columns and "all" in rows_by_split:
@@ -105,8 +106,8 @@ def _read_split_rows(path: Path) -> dict[str, list[TextRow]]:
     tables = find_split_tables(path) if path.is_dir() else {"all": path}
     if path.is_dir() and not {"train", "test"} <= set(tables):
         raise ValueError(
-            f"{str(path)!r} has {', '.join(table.name for table in tables.values())}; both train and test are "
-            "needed, or one file, which is cut"
+            f"{str(path)!r}: expected both train and test, got {', '.join(table.name for table in tables.values())}. "
+            "Add the other, or give one file, which is split."
         )
     return {split_name: _lowercase_columns(read_text_rows(table)) for split_name, table in tables.items()}
 
@@ -159,11 +160,12 @@ def _group_rows_by_split(rows: Sequence[TextRow]) -> dict[str, list[TextRow]]:
     for row in rows:
         value = get_value(row, "split")
         if (split_name := parse_split_name(value)) is None:
-            raise ValueError(f"{row.location}: split: expected {SPLIT_CHOICES}, got {value!r}")
+            raise ValueError(f"{row.location}: split: expected {SPLIT_CHOICES}, got {value!r}. Correct the row.")
         rows_by_split.setdefault(split_name, []).append(row)
     if not {"train", "test"} <= set(rows_by_split):
         raise ValueError(
-            f"{rows[0].location}: the column split has {', '.join(rows_by_split)}; both train and test are needed"
+            f"{rows[0].location}: split: expected both train and test, got {', '.join(rows_by_split)}. Add rows of "
+            "the other split."
         )
     return rows_by_split
 
@@ -181,13 +183,15 @@ def _collect_class_names(rows: Sequence[TextRow], schema: TextSchema, skip_broke
         for value in values:
             label = "" if value is None else normalize_label(value)
             if not label and not skip_broken:
-                raise ValueError(f"{row.location}: {schema.answer_column} is empty; every text needs a class")
+                raise ValueError(
+                    f"{row.location}: {schema.answer_column}: expected a class for every text, got none. Fill it in."
+                )
             if label:
                 labels.setdefault(label)
     ordered = sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
     if len(ordered) < 2:
         raise ValueError(
-            f"{rows[0].location}: the column {schema.answer_column} has only the class {', '.join(ordered)!r}; two "
-            "classes are the least"
+            f"{rows[0].location}: {schema.answer_column}: expected at least 2 classes, got only "
+            f"{', '.join(ordered)!r}. Add rows of another class."
         )
     return tuple(ClassName(label) for label in ordered)

@@ -21,7 +21,9 @@ def is_text_dataset(data: Data) -> bool:
 def refuse_texts(data: Data, what: str) -> None:
     """Raise ValueError if a dataset has texts; `what` is the operation that needs images."""
     if is_text_dataset(data):
-        raise ValueError(f"{data.name!r} has texts, and {what} is for images: look at texts by `vlprompt data check`")
+        raise ValueError(
+            f"{what}: expected a dataset of images, got {data.name!r} with texts. Check texts by `vlprompt data check`."
+        )
 
 
 def inspect_texts(card: "TextCard | None", data: Data, allow_missing_classes: bool) -> DatasetReport:

@@ -11,7 +11,7 @@ from vlprompt.data.images.decoding import IMAGE_SUFFIXES
 from vlprompt.data.text_schema import TextRow, TextSchema
 from vlprompt.runtime.errors import suggest_nearest
 
-SKIP_HINT = "or leave such rows out by --skip-broken"
+SKIP_HINT = "or leave such rows out with --skip-broken"
 
 
 def build_text_item(row: TextRow, schema: TextSchema) -> tuple[TextItem, str]:
@@ -32,9 +32,15 @@ def build_text_item(row: TextRow, schema: TextSchema) -> tuple[TextItem, str]:
         else:
             response = get_text(row, schema.answer_column)
             if not response.strip():
-                raise ValueError(f"{row.location}: {schema.answer_column} is blank; give it a text, {SKIP_HINT}")
+                raise ValueError(
+                    f"{row.location}: {schema.answer_column}: expected a text, got a blank one. Write a text, "
+                    f"{SKIP_HINT}."
+                )
     if not any(text.strip() for text in fields.values()):
-        raise ValueError(f"{row.location}: {' and '.join(schema.fields.values())} blank; give a text, {SKIP_HINT}")
+        raise ValueError(
+            f"{row.location}: {' and '.join(schema.fields.values())}: expected a text, got only blanks. Write a text, "
+            f"{SKIP_HINT}."
+        )
     nonblank = {field for field, text in fields.items() if text.strip()}
     template = _choose_template(schema.templates, nonblank)
     joined = "{sep}".join(f"{{{field}}}" for field in fields if field in nonblank)
@@ -56,7 +62,9 @@ def _choose_template(templates: Sequence[str], nonblank: set[str]) -> str:
 def get_value(row: TextRow, column: str) -> Any:
     """Return the value of a column; ValueError if the row has no such column."""
     if column not in row.columns:
-        raise ValueError(f"{row.location}: there is no column {column!r}; there are {', '.join(row.columns) or 'none'}")
+        raise ValueError(
+            f"{row.location}: expected a column {column!r}, got {', '.join(row.columns) or 'none'}. Add it."
+        )
     return row.columns[column]
 
 
@@ -64,7 +72,9 @@ def get_text(row: TextRow, column: str) -> str:
     """Return the text of a column, or its number as text."""
     value = get_value(row, column)
     if not isinstance(value, str | int | float):
-        raise ValueError(f"{row.location}: {column} is {_format_value(value)}; a text is wanted, {SKIP_HINT}")
+        raise ValueError(
+            f"{row.location}: {column}: expected a text, got {_format_value(value)}. Write a text, {SKIP_HINT}."
+        )
     return str(value)
 
 
@@ -89,7 +99,8 @@ def _find_class_id(where: str, what: str, value: Any, names: Names) -> str:
         class_id if class_id == name else f"{class_id} ({name})" for class_id, name in zip(ids, names, strict=True)
     ]
     raise ValueError(
-        f"{where}: the {what} {text!r} is none of the classes; {suggest_nearest(text, choices)}, {SKIP_HINT}"
+        f"{where}: {what}: expected one of the classes, got {text!r} ({suggest_nearest(text, choices)}). Correct it, "
+        f"{SKIP_HINT}."
     )
 
 
@@ -100,9 +111,14 @@ def get_list(row: TextRow, column: str) -> list[Any]:
         try:
             value = json.loads(value) if value.lstrip().startswith("[") else value.split()
         except ValueError as error:
-            raise ValueError(f"{row.location}: {column} begins as a list, but is not JSON ({error})") from error
+            raise ValueError(
+                f"{row.location}: {column}: expected a JSON list, got another format ({error}). Write a list, "
+                f"{SKIP_HINT}."
+            ) from error
     if not isinstance(value, list):
-        raise ValueError(f"{row.location}: {column} is {_format_value(value)}; a list is wanted, {SKIP_HINT}")
+        raise ValueError(
+            f"{row.location}: {column}: expected a list, got {_format_value(value)}. Write a list, {SKIP_HINT}."
+        )
     return value
 
 
@@ -110,12 +126,13 @@ def _parse_tagged_row(row: TextRow, schema: TextSchema) -> tuple[dict[str, str],
     words, tags = get_list(row, schema.fields["words"]), get_list(row, schema.answer_column)
     if len(words) != len(tags):
         raise ValueError(
-            f"{row.location}: {len(words)} words have {len(tags)} tags; each word has one, so give as many, {SKIP_HINT}"
+            f"{row.location}: expected one tag for each word, got {len(words)} words and {len(tags)} tags. Give as "
+            f"many, {SKIP_HINT}."
         )
     if invalid := [word for word in words if not isinstance(word, str) or word.split() != [word]]:
         raise ValueError(
-            f"{row.location}: {_format_value(invalid[0])} is no word; a word has letters and no spaces in it, "
-            f"{SKIP_HINT}"
+            f"{row.location}: expected words without spaces, got {_format_value(invalid[0])}. Write words of letters, "
+            f"{SKIP_HINT}."
         )
     ids = class_ids(schema.names)
     return {"words": " ".join(words)}, tuple(
@@ -129,15 +146,15 @@ def _parse_conversation(row: TextRow, column: str) -> tuple[dict[str, str], str]
         is_message = isinstance(message, dict) and set(message) == {"role", "content"}
         if not is_message or not isinstance(message["content"], str) or not message["content"].strip():
             raise ValueError(
-                f'{row.location}: a message is {{"role": ..., "content": a text}}, not {_format_value(message)}, '
-                f"{SKIP_HINT}"
+                f'{row.location}: expected messages {{"role": ..., "content": a text}}, got {_format_value(message)}. '
+                f"Correct them, {SKIP_HINT}."
             )
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
         raise ValueError(
-            f"{row.location}: the roles are {', '.join(map(str, roles)) or 'none'}; wanted are user and assistant in "
-            f"turn, perhaps a system before them, and an assistant at the end, {SKIP_HINT}"
+            f"{row.location}: expected the roles user and assistant in turn, perhaps after a system, with an "
+            f"assistant at the end, got {', '.join(map(str, roles)) or 'none'}. Correct the messages, {SKIP_HINT}."
         )
     return {"messages": json.dumps(messages[:-1], ensure_ascii=False)}, messages[-1]["content"]
 
@@ -147,5 +164,6 @@ def refuse_image_columns(rows: Sequence[TextRow], columns: Sequence[str]) -> Non
     for column in columns:
         if rows and all(str(row.columns.get(column, "")).lower().endswith(IMAGE_SUFFIXES) for row in rows):
             raise ValueError(
-                f"{rows[0].location}: {column!r} names images; the column of a list of images is called path"
+                f"{rows[0].location}: expected texts, got names of images in {column!r}. Name the column path for a "
+                "list of images."
             )
