@@ -406,7 +406,7 @@ def test_show_and_list(type_in, tmp_path, pictures, monkeypatch):
     code, text = type_in("data", "prepare", "imagenet", "--download")
     assert (code, "by hand: from https://image-net.org" in text) == (1, True)
     assert "comes with vlprompt" in type_in("data", "prepare", "digits")[1]
-    assert "is no card" in type_in("data", "prepare", pictures)[1]
+    assert "expected a dataset with a card, got" in type_in("data", "prepare", pictures)[1]
     assert "did you mean 'dtd'?" in type_in("data", "show", "dtt")[1]
 
 
