@@ -417,8 +417,8 @@ def test_texts_are_not_augmented_and_their_template_fits(write):
         open_data(path, template="a photo of {name}.")
     assert open_data("docstrings", template="{mask}: {text}").train.names[0].words == ("async",)
     for given, told in (
-        ({"prompt_template": "{txt} {mask}"}, r"has \{txt\}"),
-        ({"plain_template": "{txt}"}, r"has \{txt\}"),
+        ({"prompt_template": "{txt} {mask}"}, r"expected fields of the texts, got \{txt\} in .*did you mean .text"),
+        ({"plain_template": "{txt}"}, r"expected fields of the texts, got \{txt\} in .*did you mean .text"),
         ({"plain_template": "{text} {mask}"}, "without the answer's place"),
     ):
         with pytest.raises(ValueError, match=told):
