@@ -419,7 +419,7 @@ def test_texts_are_not_augmented_and_their_template_fits(write):
     for given, told in (
         ({"prompt_template": "{txt} {mask}"}, r"expected fields of the texts, got \{txt\} in .*did you mean .text"),
         ({"plain_template": "{txt}"}, r"expected fields of the texts, got \{txt\} in .*did you mean .text"),
-        ({"plain_template": "{text} {mask}"}, "without the answer's place"),
+        ({"plain_template": "{text} {mask}"}, "expected a template without {mask}, got .*Remove {mask}"),
     ):
         with pytest.raises(ValueError, match=told):
             _ = Text(path, **given).data
