@@ -1,8 +1,11 @@
 """What several test files share: the golden CLIP, tiny twins, images as values, a folder of real pictures."""
 
+import copy
+import functools
 import itertools
 import json
 import os
+import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,21 +22,74 @@ from written_out import double  # noqa: F401  # a fixture
 import vlprompt
 from vlprompt.backbones.glyph import build_tiny_clip
 from vlprompt.backbones.open_clip.towers import wrap_clip
+from vlprompt.backbones.timm.blocks import build_timm_tower
 from vlprompt.cli.app import main
-from vlprompt.core.images import Images
-from vlprompt.results.run_folder import RunFolder, read_runs
+from vlprompt.core.images import Images, Preprocessing
+from vlprompt.layers.frozen_maps import identity
+from vlprompt.results.run_folder import RunFolder
+from vlprompt.results.run_scan import read_runs
 from vlprompt.runtime.settings import SETTINGS
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for a suite that a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 LEFT, EACH = TemporaryDirectory(prefix="vlprompt-features-"), itertools.count()
 os.environ["VLPROMPT_FEATURE_CACHE"] = LEFT.name  # nothing of the suite goes into the user's cache
 torch.set_num_threads(1)  # the passes are tiny: more threads only wait for each other
-GOLDEN = Path(__file__).parent / "golden"
+OWN_GOLDEN = Path(__file__).parent / "golden"  # twins are built on its models
+GOLDEN = Path(os.environ.get("VLPROMPT_GOLDEN") or OWN_GOLDEN)  # other vectors of the same kinds, for the same tests
 
 
-def golden(name):
+def golden(name, folder=GOLDEN):
     """The json and the arrays of one golden vector."""
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
-        return json.loads((GOLDEN / f"{name}.json").read_text()), {k: torch.from_numpy(arrays[k]) for k in arrays.files}
+    with np.load(folder / f"{name}.npz") as arrays:
+        return json.loads((folder / f"{name}.json").read_text()), {k: torch.from_numpy(arrays[k]) for k in arrays.files}
+
+
+def golden_cases(*kinds, suits=lambda told: True):
+    """The names of all golden vectors of some kinds: what stands before the first hyphen."""
+    told = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json"))}
+    return [name for name, content in told.items() if name.partition("-")[0] in kinds and suits(content)]
+
+
+@functools.cache
+def golden_model_of(folder):
+    """open_clip's own CLIP with the golden weights."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    told, weights = golden("clip-tiny", folder)
+    config = told["open_clip_config"]
+    model = CLIP(
+        config["embed_dim"],
+        CLIPVisionCfg(**config["vision_cfg"]),
+        CLIPTextCfg(**config["text_cfg"]),
+        quick_gelu=told["quick_gelu"],
+    )
+    model.load_state_dict(weights, strict=True)
+    return model.eval()
+
+
+@functools.cache
+def golden_clip_of(folder):
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return wrap_clip(golden_model_of(folder), SimpleTokenizer(), "golden")
+
+
+def golden_vit_of(folder):
+    """timm's own ViT with the golden weights."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    told, weights = golden("vit-tiny", folder)
+    trunk = VisionTransformer(**told["timm_config"], num_classes=0, qkv_bias=True)
+    trunk.load_state_dict(weights, strict=True)
+    return trunk.eval()
+
+
+def vit_tower_of(trunk, key):
+    """A tower of a copy of a ViT."""
+    height, width = trunk.patch_embed.img_size
+    frozen = copy.deepcopy(trunk).requires_grad_(False)
+    return build_timm_tower(frozen, identity, trunk.embed_dim, Preprocessing((height, width)), key, torch.device("cpu"))
 
 
 def images(pixels, tag="image"):
@@ -65,30 +121,32 @@ def own_settings():
 
 @pytest.fixture(scope="session")
 def golden_model():
-    """open_clip's own CLIP with the golden weights."""
-    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
-    told, weights = golden("clip-tiny")
-    config = told["open_clip_config"]
-    model = CLIP(
-        config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"]), quick_gelu=True
-    )
-    model.load_state_dict(weights, strict=True)
-    return model.eval()
+    """What twins are written out on."""
+    return golden_model_of(OWN_GOLDEN)
 
 
 @pytest.fixture(scope="session")
-def golden_clip(golden_model):
-    from open_clip.tokenizer import SimpleTokenizer
+def golden_clip():
+    return golden_clip_of(OWN_GOLDEN)
 
-    return wrap_clip(golden_model, SimpleTokenizer(), "golden")
+
+@pytest.fixture(scope="session")
+def authors_clip():
+    """The CLIP on which the authors' code computed the golden vectors."""
+    return golden_clip_of(GOLDEN)
+
+
+@pytest.fixture(scope="session")
+def authors_tower():
+    """The image tower on which the authors' code computed the golden vectors."""
+    return vit_tower_of(golden_vit_of(GOLDEN), "authors-vit")
 
 
 def keep(root, *results):
     """As runs leave them on the disk."""
     for result in results:
         folder = RunFolder(root / f"run{len(list(root.glob('run*')))}")
-        with folder.open(result.config):
+        with folder.open(result.config, {}):
             folder.finish(result, b"")
     return read_runs(root)[0]
 

@@ -5,21 +5,53 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import vlprompt
 
 COMMAND = Path(sys.executable).parent / "vlprompt"
+SAVE_SECONDS = 0.05
 METHOD = """
+import os, signal, time
 import torch
 from vlprompt.methods import CoOp
 
 class Dropped(CoOp):  # its steps draw random numbers, so that a resume must bring their state back
+    step = None
+
+    def begin_lesson(self, lesson, generator):
+        self.lesson_index = lesson.index
+        super().begin_lesson(lesson, generator)
+
     def prepare(self, names, fixed):
         text = super().prepare(names, fixed)
         return torch.nn.functional.dropout(text, 0.1, self.training)
-"""
+
+    def reach(self, place):  # KILL_AT=2/30/loss: in lesson 2 at step 30, when its loss is computed
+        lesson, step, wanted = os.environ.get("KILL_AT", "//").split("/")
+        if self.step is None or not step or self.lesson_index != int(lesson):
+            return
+        # the state after such a step is saved, so that the next one is lost, or killed while it is saved
+        if place == "loss" and self.step == int(step) - 2 * (wanted != "state"):
+            time.sleep(2 * SAVE_SECONDS)
+        if place == wanted and self.step == int(step):
+            if os.environ.get("HOLDS"):
+                print("holding", flush=True)
+                signal.pause()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def loss_terms(self, batch, fixed):
+        self.step = batch.step
+        self.reach("loss")
+        return super().loss_terms(batch, fixed)
+
+    def end_step(self, step, steps):
+        self.reach("end")
+
+    def state_dict(self, *arguments, **options):
+        self.reach("state")
+        return super().state_dict(*arguments, **options)
+""".replace("SAVE_SECONDS", str(SAVE_SECONDS))
 SETTINGS = [
     "run",
     "dropped:Dropped",
@@ -31,16 +63,20 @@ SETTINGS = [
     "--seed",
     "1",
     "--save-every",
-    "0.05",
+    str(SAVE_SECONDS),
 ]
+HANG = 600  # seconds that only a process takes that hangs
 
 
-def start(folder, *more):
+def start(folder, *more, **environment):
+    """Begin the command; KILL_AT names the moment at which the process kills itself, or HOLDS there."""
     home = folder.with_name(folder.name + "-code")
     home.mkdir(exist_ok=True)
     (home / "dropped.py").write_text(METHOD)
-    command, environment = [COMMAND, *SETTINGS, *more, "--out", folder], {**os.environ, "PYTHONPATH": str(home)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    folders = [str(home), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), **environment}
+    command = [COMMAND, *SETTINGS, *more, "--out", folder]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables)
 
 
 def outcome(root):
@@ -50,31 +86,54 @@ def outcome(root):
     return state, told["scores"], told["summary"], (folder / "steps.jsonl").read_text()
 
 
-def killed_until_done(root, moments, *more):
-    """Give the command, kill -9 it once training goes, again and again; then let it end.
+def end(process):
+    """Wait for its end; gives its exit status and all that it has said."""
+    said = process.communicate(timeout=HANG)[0]
+    return process.returncode, said
 
-    Gives how often it was killed at work.
+
+def killed_until_done(root, moments, *more):
+    """Give the command, have it killed at each of these moments, one after another; then let it end.
+
+    A moment is as in KILL_AT, later than the one before by three steps at least: then the run goes on before it.
     """
-    killed = 0
-    for wait in moments:
-        process, began, limit = start(root, *more), time.time(), time.monotonic() + 60
-        while (
-            process.poll() is None and time.monotonic() < limit
-        ):  # not before this process has saved something to lose
-            if any(f.stat().st_mtime > began for f in root.glob("*/last.safetensors")):
-                break
-            time.sleep(0.005)
-        time.sleep(wait)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            killed += 1
-        process.wait()
-    process = start(root, *more)
-    assert process.wait(300) == 0, process.stdout.read()
-    return killed
+    for moment in moments:
+        status, said = end(start(root, *more, KILL_AT=moment))
+        assert status == -signal.SIGKILL, (moment, said)
+    status, said = end(start(root, *more))
+    assert status == 0, said
 
 
 # going on
+
+
+# a command that is killed as soon as its folder is in some state: at the next file that it opens or renames
+KILLING = """
+import os, runpy, signal, sys
+from pathlib import Path
+folder, condition, looking = Path(sys.argv[1]), sys.argv[2], False
+
+def watch(event, arguments):
+    global looking
+    if event in ("open", "os.rename") and not looking:
+        looking = True
+        if folder.exists() and eval(condition):
+            os.kill(os.getpid(), signal.SIGKILL)
+        looking = False
+
+sys.addaudithook(watch)
+sys.argv = sys.argv[3:]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def killed_when(folder, condition, *words, **options):
+    """Run a Python script with its words until the condition on `folder` holds, and have it killed then."""
+    command = [sys.executable, "-c", KILLING, folder, condition, *words]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options}
+    done = subprocess.run([*map(str, command)], check=False, timeout=HANG, **options)
+    assert done.returncode == -signal.SIGKILL, done.stdout
 
 
 class Stop(Exception):

@@ -21,7 +21,7 @@ from rich.table import Table
 
 TABLES = {"base-to-new": "base_to_new", "few-shot": "few_shot", "cross-dataset": "transfer"}
 TABLES["domain-generalisation"] = "transfer"
-console = Console()
+console = Console(markup=False, emoji=False)  # names may have brackets and colons
 
 
 def parse_options(arguments=None):
@@ -98,7 +98,7 @@ def is_on_gpu(device):
 
 def get_run_state(folder):
     """Return "done", "begun" or "to do"."""
-    if folder.read_result() is not None:
+    if folder.read_finished() is not None:
         return "done"
     return "begun" if folder.state_path.exists() else "to do"
 

@@ -7,6 +7,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+BENCHMARK_METRICS = ("accuracy", "macro_f1", "f1", "matthews")  # on a card; the first two every result has
+
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Return the percentage of correct predictions (N,)."""
@@ -36,9 +38,14 @@ def benchmark_metric(name: object, predicted: Tensor, labels: Tensor) -> dict[st
     """Return a benchmark's metric besides accuracy, in percent: "matthews" (CoLA), "f1" of the last class (MRPC).
 
     Wang et al., "GLUE", ICLR 2019, arXiv:1804.07461.
+
+    Raises:
+        ValueError: for a metric that there is not; None is no error.
     """
     from sklearn.metrics import f1_score, matthews_corrcoef
 
+    if name is not None and name not in BENCHMARK_METRICS:
+        raise ValueError(f"metric: expected one of {', '.join(BENCHMARK_METRICS)}, got {name!r}. Correct the card.")
     y_true, y_pred = labels.numpy(), predicted.numpy()
     if name == "matthews":
         return {"matthews": 100 * float(matthews_corrcoef(y_true, y_pred))}

@@ -1,6 +1,7 @@
 """Each family of backbones as a tiny random twin: its walk is the library's own forward, and prompts go in."""
 
 import json
+import pickle
 import warnings
 
 import open_clip
@@ -455,3 +456,27 @@ def test_tokenizers_of_hugging_face(name, bert_words):
     else:
         words = clip.text.token_embeddings[torch.tensor(clip.text.tokenizer.encode("a photo of a"))][None]
         near(clip.text(["{4} dog."], Prompt(tokens={0: words})).detach(), clip.text(texts)[:, :1].detach())
+
+
+BROKEN_WEIGHTS = {
+    "empty": ("open_clip_pytorch_model.bin", lambda file: file.write_bytes(b"")),
+    "junk": ("open_clip_model.safetensors", lambda file: file.write_bytes(b"x" * 40)),
+    "pickle": ("open_clip_pytorch_model.bin", lambda file: file.write_bytes(pickle.dumps([1, 2], protocol=4))),
+    "list": ("open_clip_pytorch_model.bin", lambda file: torch.save([1, 2], file)),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_WEIGHTS)
+def test_broken_weights_in_a_folder_are_one_error(type_in, tmp_path, kind):
+    name, write = BROKEN_WEIGHTS[kind]
+    vision = {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    write(tmp_path / name)
+    status, printed = type_in("run", "zero_shot", "digits", "--backbone", f"open_clip:local-dir:{tmp_path}")
+    assert status == 2
+    assert f"local-dir:{tmp_path}: loading failed" in printed
+    assert "open_clip_model.safetensors" in printed
+    assert "Traceback" not in printed
+    assert "weights_only=False" not in printed

@@ -537,3 +537,13 @@ def test_methods_inside_readers_and_methods_know_their_backbone():
     whole = Method()
     whole.inner = VPT(tower, LinearHead())
     assert whole.backbone is tower
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    state["blocks.0.attn.qkv.weight"][0] = torch.nan
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(
+        ValueError, match=r"got NaN or infinite values in 'blocks\.0\.attn\.qkv\.weight'\. Its weights are"
+    ):
+        load(f"timm:test_vit@{tmp_path / 'weights.pt'}")

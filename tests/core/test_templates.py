@@ -17,7 +17,7 @@ from vlprompt.layers.class_texts import fill_class_texts
         ("a photo of a {name}.", 0, "a photo of a red fox.", "a photo of a red fox."),
         ("{ctx} {name}.", 16, "{16} red fox.", " red fox."),
         ("a {ctx} {name} {ctx}", 5, "a {2} red fox {3}", "a red fox"),
-        ("{{}} {x} {name}", 0, "{{}} {{x}} red fox", "{} {x} red fox"),
+        ("{{}} {{x}} {name}", 0, "{{}} {{x}} red fox", "{} {x} red fox"),
     ],
 )
 def test_class_texts(template, n, text, words):
@@ -35,6 +35,18 @@ def test_braces_in_class_names_are_words():
     tower = build_tiny_clip("cpu").text
     with pytest.raises(ValueError, match="expected places for 4 prompt tokens, got 0"):
         tower.tokenizer.tokenize(as_templated_text("{{4}} {0}"), 4)
+
+
+@pytest.mark.parametrize("unknown", ["kind", "NAME", "", "oc.env:HOME", "name!r", "mask", "sep", "description"])
+def test_unknown_placeholders_of_a_class_template_are_refused(unknown):
+    with pytest.raises(ValueError) as error:
+        fill_class_texts(f"a {{{unknown}}} {{ctx}} {{name}}", ["fox"], 4)
+    assert f"expected the placeholders {{name}}, {{ctx}}, got {{{unknown}}}. Write one of those" in str(error.value)
+
+
+def test_soft_tokens_that_no_method_brings_are_refused():
+    with pytest.raises(ValueError, match=r"expected the placeholders \{name\}, got \{ctx\}"):
+        fill_class_texts("a {ctx} {name}", ["fox"])
 
 
 def test_unknown_placeholders_of_a_text_are_words():

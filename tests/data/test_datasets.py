@@ -6,6 +6,7 @@ import http.server
 import itertools
 import json
 import os
+import shutil
 import threading
 import warnings
 from pathlib import Path
@@ -85,6 +86,9 @@ def served(tmp_path):
             body = (folder / self.path.strip("/")).read_bytes()
             begin = int(self.headers.get("Range", "bytes=0-")[6:].strip("-"))
             self.asked.append((self.path, begin))
+            if begin >= len(body):
+                self.send_error(416)
+                return
             self.send_response(206 if begin else 200)
             self.send_header("Content-Length", str(len(body) - begin))
             self.end_headers()
@@ -384,6 +388,11 @@ def test_what_can_go_wrong_with_a_download(tmp_path, jpegs, type_in, served):
     assert (code, "the file is broken or another version. Remove it" in text) == (2, True)
     (root / "dtd" / "dtd-r1.0.1.tar.gz").unlink()
     code, text = type_in(*words, folder)  # a folder that holds the files does as well
+    assert code == 0, text
+    shutil.rmtree(root / "dtd")
+    (root / "dtd").mkdir()  # killed with all of the file in its part
+    shutil.copy(folder / "dtd-r1.0.1.tar.gz", root / "dtd" / "dtd-r1.0.1.tar.gz.part")
+    code, text = type_in(*words, address)
     assert code == 0, text
 
 

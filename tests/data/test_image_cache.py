@@ -235,34 +235,46 @@ def test_a_broken_picture_is_named_whoever_decodes_it(tmp_path):
 
 
 class Slow:
-    """Items that take a moment to decode and say that they were: the numbers, in order."""
+    """Items that take a moment to decode and say that they were: the numbers, in order.
 
-    def __init__(self, n, seconds=0.002):
-        self.done, self.seconds, self.threads = [], seconds, set()
+    Args:
+        gate: items from this number on wait for `release`; their threads are at work as long.
+        meet: two items that wait for each other, so that two threads must decode them.
+    """
+
+    def __init__(self, n, gate=None, meet=()):
+        self.done, self.threads, self.gate, self.meet = [], set(), gate, meet
+        self.release, self.barrier = threading.Event(), threading.Barrier(2)
         self.items = tuple(ImageItem(str(i), partial(self.see, i)) for i in range(n))
         self.split = Split(self.items, (0,) * n, ("a", "b"))
 
     def see(self, i, look, view):
-        time.sleep(self.seconds)
+        time.sleep(0.002)  # longer than what is decoded without threads
+        if i in self.meet:
+            self.barrier.wait(600)
+        if self.gate is not None and i >= self.gate:
+            assert self.release.wait(600)
         self.threads.add(threading.current_thread().name)
         self.done.append(i)
         return torch.full((1,), float(i))
 
-    def waited(self, wanted, seconds=5.0):
-        until = time.monotonic() + seconds
-        while not wanted <= set(self.done) and time.monotonic() < until:
-            time.sleep(0.002)
-        return set(self.done)
+
+def finish_jobs():
+    """Wait until both threads have done all that was submitted, and meet."""
+    barrier = threading.Barrier(2)
+    for job in [threads.submit(barrier.wait, 600) for _ in range(2)]:
+        job.result(600)
 
 
 def test_the_next_batch_is_decoded_while_one_is_computed():
     threads.set_workers(2)
-    slow, look, computing = Slow(24), Preprocessing((1, 1)), []
+    slow, look, computing = Slow(24, meet=(8, 9)), Preprocessing((1, 1)), []
     for k, batch in enumerate(prefetch_images(slow.split.batches(4))):
         computing.append(batch.inputs.pixels(look).flatten().tolist())
         if k:  # of the first nobody knew that it would be asked for
+            finish_jobs()
             following = set(range(4 * k + 4, min(24, 4 * k + 8)))
-            assert following <= slow.waited(following)
+            assert following <= set(slow.done)
             assert max(slow.done) < 4 * k + 8  # one batch ahead, no more
     assert computing == [[float(i) for i in range(4 * k, 4 * k + 4)] for k in range(6)]
     assert sorted(slow.done) == list(range(24))  # each once
@@ -275,7 +287,7 @@ def test_only_what_is_asked_for_is_decoded_ahead():
     slow, look = Slow(22), Preprocessing((1, 1))
     for batch in prefetch_images(slow.split.batches(6)):
         batch.inputs.slice(2, 5).pixels(look)
-        time.sleep(0.03)
+        finish_jobs()
     assert sorted(slow.done) == [2, 3, 4, 8, 9, 10, 14, 15, 16, 20, 21]
     slow = Slow(12)
     for k, batch in enumerate(prefetch_images(slow.split.batches(6))):
@@ -285,7 +297,7 @@ def test_only_what_is_asked_for_is_decoded_ahead():
     for k, batch in enumerate(prefetch_images(slow.split.batches(4))):
         if k < 2:
             batch.micro_batches(2)[1].inputs.pixels(look)
-        time.sleep(0.03)
+        finish_jobs()
     assert sorted(slow.done) == [2, 3, 6, 7, 10, 11, 14, 15]  # two batches too many, no more
     for n in (0, 1):
         threads.set_workers(n)
@@ -298,23 +310,23 @@ def test_only_what_is_asked_for_is_decoded_ahead():
 
 def test_nothing_is_left_running_when_a_loop_is_left():
     threads.set_workers(2)
-    slow, look = Slow(200, 0.01), Preprocessing((1, 1))
+    slow, look = Slow(200, gate=50), Preprocessing((1, 1))
     loop = prefetch_images(slow.split.batches(50))
     next(loop).inputs.pixels(look)
     next(loop)
     loop.close()
-    time.sleep(0.05)  # what had been begun
-    done = len(slow.done)
-    time.sleep(0.1)
-    assert len(slow.done) == done < 70
-    slow = Slow(300, 0.01)
+    slow.release.set()
+    finish_jobs()
+    assert 50 <= len(slow.done) <= 52  # what both threads had begun
+    slow = Slow(300, gate=50)
     for k, batch in enumerate(
         prefetch_images(slow.split.batches(50))
     ):  # what was started for nothing is not done either
         if not k:
             batch.inputs.pixels(look)
-    time.sleep(0.3)
-    assert len(slow.done) < 70
+    slow.release.set()
+    finish_jobs()
+    assert 50 <= len(slow.done) <= 52
 
 
 def test_unlabelled_images_are_decoded_ahead_too():
@@ -328,7 +340,8 @@ def test_unlabelled_images_are_decoded_ahead_too():
     for k, batch in enumerate(prefetch_images(both())):
         batch.unlabelled.inputs.pixels(look)
         if 0 < k < 3:
-            assert {2 * k + 2, 2 * k + 3} <= other.waited({2 * k + 2, 2 * k + 3})
+            finish_jobs()
+            assert {2 * k + 2, 2 * k + 3} <= set(other.done)
     assert not slow.done
 
 
@@ -436,7 +449,7 @@ def test_a_forked_process_has_threads_of_its_own(tmp_path):
         shown()
         child = multiprocessing.get_context("fork").Process(target=shown)
         child.start()
-        child.join(30)
+        child.join(600)
         hung = child.is_alive()
         child.kill()
     finally:

@@ -8,11 +8,15 @@ import torch
 
 import vlprompt
 from vlprompt.core.method import Method, Output
-from vlprompt.engine.loop import NonFiniteError, fit
+from vlprompt.core.stage import Lesson
+from vlprompt.data.loading import open_data
+from vlprompt.engine.evaluate import evaluate
+from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.experiments.runner import run
 from vlprompt.layers import heads
 from vlprompt.methods import CoCoOp, CoOp, Linear
+from vlprompt.runtime.errors import NonFiniteError
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import FewShot
 
@@ -160,6 +164,7 @@ def test_the_folder_of_a_run(tiny, tmp_path):
     result = run(CoOp(tiny, 4), FewShot("digits", shots=1), TrainConfig(epochs=3), tmp_path / "one")
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
         "config.yaml",
+        "inputs.json",
         "prompt.safetensors",
         "result.json",
         "steps.jsonl",
@@ -225,3 +230,13 @@ def test_two_classes_are_solved_too(tiny):
     from vlprompt.engine.evaluate import evaluate
 
     assert evaluate(method, lesson.train).metrics["accuracy"] == 100
+
+
+def test_logits_that_are_no_numbers_make_no_prediction(tiny):
+    method = CoOp(tiny, n_ctx=2)
+    data = open_data("digits")
+    method.begin_lesson(Lesson(data.train.select(range(4))), make_generator(1))
+    with torch.no_grad():
+        method.ctx[:] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"expected logits that are numbers, got NaN for 3 of 3 items\. Check"):
+        evaluate(method, data.test.select(range(3)))

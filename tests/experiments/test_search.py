@@ -2,22 +2,19 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from kills import killed_when
 from miniatures import vtab_root
 from torch import nn
 
 from vlprompt.core.images import ImageItem
 from vlprompt.core.method import Method, Output
-from vlprompt.engine.loop import NonFiniteError, fit
+from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.engine.vmap_training import count_vmapped_runs, fit_vmapped
 from vlprompt.experiments.search import build_study, run_search
@@ -25,6 +22,7 @@ from vlprompt.layers.heads import LinearHead as Columns
 from vlprompt.methods import VPT, CoOp, Linear
 from vlprompt.results.run_folder import Result
 from vlprompt.results.tables import benchmarks
+from vlprompt.runtime.errors import NonFiniteError
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import VTAB, FewShot
 
@@ -275,6 +273,18 @@ def test_other_settings_than_rates_are_searched_one_by_one(tiny, tmp_path):
     assert sorted(p.name for p in place.path.iterdir()) == ["chosen.json", "grid.jsonl", "search.yaml"]
 
 
+@pytest.mark.parametrize("name", ["search.yaml", "grid.jsonl", "chosen.json"])
+@pytest.mark.parametrize("content", [b"a: [", b"[1]", b"\xff", b'"x"'])
+def test_a_broken_file_of_a_search_is_named(tmp_path, name, content):
+    _, place = mine(tmp_path, "linear", "digits")
+    place.path.mkdir()
+    (place.path / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        print(place.read_config(), place.read_entries(), place.read_chosen())
+    assert f"{name}': expected a file of a search, got a broken one" in str(error.value)
+    assert f"Remove the folder {str(place.path)!r} to search again." in str(error.value)
+
+
 def test_mistakes_in_a_grid(tmp_path):
     with pytest.raises(ValueError, match=r"got search.lr. Write search.train.NAME"):
         mine(tmp_path, "linear", "digits", "search.lr=[1]")
@@ -330,16 +340,6 @@ def command(root, out):
     return ["search", "linear", ",".join(TASKS), "--root", str(root), "--out", str(out), *SETTINGS]
 
 
-def killed_when(root, out, pattern):
-    """The command, killed -9 as soon as there is such a file."""
-    process = subprocess.Popen([COMMAND, *command(root, out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(out.glob(pattern)):
-        time.sleep(0.002)
-    assert process.poll() is None, "it was through before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def outcome(out):
     """Everything that was learned and chosen, but for seconds."""
     found = {}
@@ -349,7 +349,7 @@ def outcome(out):
             found[path.relative_to(out)] = [(line["key"], line["accuracy"]) for line in lines]
         elif path.name == "prompt.safetensors":
             found[path.relative_to(out)] = path.read_bytes()
-        elif path.suffix == ".json":
+        elif path.suffix == ".json" and path.name != "inputs.json":
             told = json.loads(path.read_text())
             found[path.relative_to(out)] = told.get("values") or (told["scores"], told["summary"])
     return found
@@ -359,8 +359,8 @@ def test_one_command_searches_trains_and_scores_and_goes_on_when_killed(tmp_path
     monkeypatch.setenv("VLPROMPT_DATA", "")  # --root writes it
     root = vtab_root(tmp_path / "root", TASKS)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    killed_when(root, killed, "*/vmap_state.safetensors")  # in a search
-    killed_when(root, killed, "*/last.safetensors")  # in a final run
+    for file in ("vmap_state", "last"):  # in a search, and in a final run
+        killed_when(killed, f'any(folder.glob("*/{file}.safetensors"))', COMMAND, *command(root, killed))
     assert type_all(*command(root, killed))[0] == 0
     code, text, printed = type_all(*command(root, whole))
     assert code == 0
@@ -469,11 +469,15 @@ def test_other_images_than_those_of_the_search_are_told(tmp_path, type_all, monk
     (lists.parent / "train800val200.txt").unlink(missing_ok=True)
     status, text, _ = type_all(*words)
     assert status == 2
-    assert "got other images of vtab_svhn. Name another --out, or remove that folder" in text
+    assert "expected a search of vtab_svhn on the same inputs, got one on others" in text
+    assert "content of the test items: 10 (" in text or "content of the train items:" in text
+    assert "--fresh" in text
     next(out.glob("search-*/chosen.json")).unlink()  # one that was stopped before it had chosen
     status, text, _ = type_all(*words)
     assert status == 2
-    assert "got other images of vtab_svhn. Name another --out, or remove that folder" in text
+    assert "expected a search of vtab_svhn on the same inputs, got one on others" in text
+    assert "content of the test items: 10 (" in text or "content of the train items:" in text
+    assert "--fresh" in text
 
 
 def test_results_on_other_test_images_are_rows_of_their_own():

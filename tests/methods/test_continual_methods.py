@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden, images, relative
+from conftest import OWN_GOLDEN, golden, golden_cases, golden_vit_of, images, relative, vit_tower_of
 
 from vlprompt import methods as m
 from vlprompt.backbones.glyph import build_tiny_clip
@@ -26,24 +26,17 @@ NAMES = tuple(ClassName(f"class {i}", str(i)) for i in range(7))
 
 @pytest.fixture(scope="module")
 def trunk():
-    from timm.models.vision_transformer import VisionTransformer
-
-    told, weights = golden("vit-tiny")
-    trunk = VisionTransformer(**told["timm_config"], num_classes=0, qkv_bias=True)
-    trunk.load_state_dict(weights, strict=True)
-    return trunk.eval().requires_grad_(False)
+    return golden_vit_of(OWN_GOLDEN).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def tower(trunk):
-    return build_timm_tower(
-        copy.deepcopy(trunk), identity, 48, Preprocessing((32, 32)), "golden-vit", torch.device("cpu")
-    )
+    return vit_tower_of(trunk, "golden-vit")
 
 
 @pytest.fixture(scope="module")
 def pixels():
-    return golden("vit-plain")[1]["images"]
+    return golden("vit-plain", OWN_GOLDEN)[1]["images"]
 
 
 def lesson_of(names, index=0, total=2, each=4, **more):
@@ -170,34 +163,34 @@ def coda_dual(tower, h):
     return m.DualPrompt(tower, LinearHead(), general // 2, expert // 2, pull_weight=4.0, layer_specific_keys=True)
 
 
-CASES = {
-    "l2p-instance": (l2p, 1),
-    "l2p-token-head": (l2p, 1),
-    "dualprompt-fixed-task1": (dual, 2),
-    "dualprompt-fixed-nomask": (dual, 1),
-    "codarepo-dualprompt-task1": (coda_dual, 2),
-    "coda-task0": (coda, 1),
-    "coda-task1": (coda, 2),
-}
+MAKE = {"l2p": l2p, "dualprompt": dual, "codarepo": coda_dual, "coda": coda}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_authors_numbers(tower, case):
+def begun(tower, case, lessons=None, total=None):
+    """The method of a golden vector after the beginning of its lessons, its class names, what the files say."""
     told, arrays = golden(case)
-    h, (make, lessons) = told["hyperparameters"], CASES[case]
-    names, labels, x = NAMES, arrays["labels"], arrays["images"]
+    h = told["hyperparameters"]
+    names = tuple(ClassName(f"class {i}", str(i)) for i in range(told["num_classes"]))
+    method = MAKE[case.partition("-")[0]](tower, h)
+    lessons = h.get("task", h.get("task_id")) + 1 if lessons is None else lessons
+    for k in range(lessons):
+        method.begin_lesson(empty(names, k, total or h.get("n_tasks", max(lessons, 2))), make_generator(k))
+    return method, names, h, arrays, told
+
+
+@pytest.mark.parametrize("case", golden_cases(*MAKE))
+def test_the_authors_numbers(authors_tower, case):
+    method, names, h, arrays, told = begun(authors_tower, case)
+    labels, x, is_codas_dual = arrays["labels"], arrays["images"], case.startswith("codarepo")
     if "class_mask" in arrays:
         kept = arrays["class_mask"].tolist()
     else:  # CODA's repository: the answers up to now, in training those of the lesson
         kept = list(range(*h["masked_in_training"][-1:], h["valid_classes"][1]))
-    method = make(tower, h)
-    for k in range(lessons):
-        method.begin_lesson(empty(index=k, total=2), make_generator(k))
     put(method, arrays)
     asked = tuple(names[i] for i in kept)
     whole = names[: arrays["eval.logits"].shape[1]]
-    alone = case != "dualprompt-fixed-task1"  # its answers come from a vote over the batch
-    if alone and case != "codarepo-dualprompt-task1":
+    alone = not h.get("batchwise_prompt")  # else its answers come from a vote over the batch
+    if alone and not is_codas_dual:
         assert relative(answer(method, x, whole).logits, arrays["eval.logits"]) < 1e-4
     batch = Batch(seen(x), torch.tensor([kept.index(i) for i in labels]), asked)
     method.train()
@@ -206,55 +199,54 @@ def test_the_authors_numbers(tower, case):
     terms, _ = method.loss_terms(batch, method.precompute(asked))
     assert relative(terms["ce"][0], arrays["loss_ce"]) < 1e-4
     total = sum(value for value, _ in terms.values())
-    constant = 8.0 if case == "codarepo-dualprompt-task1" else 0.0  # 1 - cosine, over 4 images and 2 layers
+    layers = sum(name.startswith("param.prompt.e_k_") for name in arrays)
+    constant = float(len(x) * layers) if is_codas_dual else 0.0  # 1 - cosine, over images and layers
     assert relative(total + constant, arrays["loss"]) < 1e-4
     total.backward()
     compare(method, arrays, "grad", grad_of)
     with torch.no_grad():
         for p in method.parameters():
-            p -= 0.1 * grad_of(p)
+            p -= told["sgd"]["lr"] * grad_of(p)
     compare(method, arrays, "after", lambda p: p.detach())
-    if alone and case != "codarepo-dualprompt-task1":
+    if alone and not is_codas_dual:
         assert relative(answer(method, x, whole).logits, arrays["eval.logits_after"]) < 1e-4
 
 
-@pytest.mark.parametrize("case", ["l2p-instance", "l2p-token-head", "dualprompt-fixed-nomask"])
-def test_the_prompts_that_the_authors_code_chooses(tower, case):
-    told, arrays = golden(case)
-    method = CASES[case][0](tower, told["hyperparameters"])
-    method.begin_lesson(empty(), make_generator(0))
+ALONE = golden_cases("l2p", "dualprompt", suits=lambda told: not told["hyperparameters"]["batchwise_prompt"])
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_the_prompts_that_the_authors_code_chooses(authors_tower, case):
+    method, names, _, arrays, _ = begun(authors_tower, case, 1, 1)
     put(method, arrays)
-    used = answer(method, arrays["images"]).prompt_usage
+    used = answer(method, arrays["images"], names).prompt_usage
     chosen = arrays["eval.prompt_idx"]
     assert torch.equal(used, torch.zeros_like(used).scatter_(1, chosen, 1 / chosen.shape[1]))
 
 
 @pytest.mark.parametrize("kind", ["", "_after"])
-def test_a_choice_for_each_layer_at_test_is_that_of_codas_repository(tower, kind):
-    """There all four keys of the pool can be chosen; here the third and the fourth come with later lessons."""
-    told, arrays = golden("codarepo-dualprompt-task1")
-    method = coda_dual(tower, told["hyperparameters"])
-    for k in range(4):
-        method.begin_lesson(empty(index=k, total=4), make_generator(k))
+@pytest.mark.parametrize("case", golden_cases("codarepo"))
+def test_a_choice_for_each_layer_at_test_is_that_of_codas_repository(authors_tower, case, kind):
+    """There all keys of the pool can be chosen; here those of later lessons come with them."""
+    size = golden(case)[0]["hyperparameters"]["prompt_param"][0]
+    method, names, _, arrays, _ = begun(authors_tower, case, size, size)
     put(
         method,
         arrays if not kind else {k.replace("after.", "param."): v for k, v in arrays.items() if "param" not in k},
     )
-    out = answer(method, arrays["images"], NAMES[:6])
+    out = answer(method, arrays["images"], names[: arrays["eval.logits"].shape[1]])
     assert relative(out.logits, arrays[f"eval.logits{kind}"]) < 1e-4
     assert out.predicted_lesson is None
-    assert torch.allclose(out.prompt_usage.sum(1), torch.ones(4))
+    assert torch.allclose(out.prompt_usage.sum(1), torch.ones(len(arrays["images"])))
 
 
-@pytest.mark.parametrize("case", ["coda-task0", "coda-task1"])
-def test_the_prefix_of_coda(tower, case):
-    told, arrays = golden(case)
-    method = coda(tower, told["hyperparameters"])
-    for k in range(CASES[case][1]):
-        method.begin_lesson(empty(index=k, total=2), make_generator(k))
+@pytest.mark.parametrize("case", golden_cases("coda"))
+def test_the_prefix_of_coda(authors_tower, case):
+    method, _, h, arrays, _ = begun(authors_tower, case)
     put(method, arrays)
     weights = method.compute_weights(arrays["query"])
-    made = (weights @ torch.cat(list(method.components), 1).flatten(2))[0].unflatten(-1, (2, 2, 48))
+    prompts = (weights @ torch.cat(list(method.components), 1).flatten(2))[0]
+    made = prompts.unflatten(-1, (2, h["prompt_param"][1] // 2, arrays["query"].shape[1]))
     assert relative(made[:, 0], arrays["eval.prefix_k.0"]) < 1e-4
     assert relative(made[:, 1], arrays["eval.prefix_v.0"]) < 1e-4
 

@@ -13,7 +13,7 @@ from vlprompt.config.resolve import resolve_grid
 from vlprompt.experiments.paper_recipes import compare_with_published, load_reference
 from vlprompt.metrics import harmonic_mean
 from vlprompt.results.published.reference import read_reference
-from vlprompt.results.run_folder import read_runs
+from vlprompt.results.run_scan import read_runs
 from vlprompt.runtime.paths import find_configs_folder
 
 B16 = "open_clip:ViT-B-16/openai"

@@ -38,3 +38,8 @@ def test_records_keep_every_column():
 def test_transposing_exchanges_rows_and_columns():
     other = TABLE.transpose()
     assert (other.header, other.rows) == (["", "a_b"], [["n", "50.0±1.5"], ["source", "x"]])
+
+
+def test_markdown_escapes_bars():
+    table = Table("t", ["a", "b|c"], [["x|y", "1"]])
+    assert render_markdown([table], "percent").splitlines()[2:] == [r"| a | b\|c |", "| --- | ---: |", r"| x\|y | 1 |"]

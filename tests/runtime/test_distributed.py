@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +94,7 @@ SLOW = [
 ]  # fmt: skip
 
 
-def together(*words, many=2, seconds=500, **environment):
+def together(*words, many=2, seconds=600, **environment):
     """What torchrun comes to: its exit status and all that was written."""
     done = subprocess.run([*TORCHRUN, str(many), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True, check=False, timeout=seconds, env={**ENVIRONMENT, **environment})  # fmt: skip
@@ -212,11 +211,21 @@ import torch
 from vlprompt.runtime import distributed
 from vlprompt.methods import CoOp
 
-class Dropped(CoOp):  # draws random numbers, and takes its time
+class Dropped(CoOp):  # draws random numbers, and ends its torchrun at a step
     def prepare(self, names, fixed):
         text = super().prepare(names, fixed)
-        time.sleep(0.02 * self.training)
         return torch.nn.functional.dropout(text, 0.1, self.training)
+
+    def loss_terms(self, batch, fixed):
+        stops = "STOP_BY" in os.environ and distributed.get_rank() == 0
+        if stops and batch.step == 20:
+            time.sleep(0.2)  # longer than --save-every: the state after this step is saved
+        if stops and batch.step == 30:
+            parent = os.getppid()
+            os.kill(parent, int(os.environ["STOP_BY"]))
+            while os.getppid() == parent:  # until torchrun is gone, or has ended this process
+                time.sleep(0.01)
+        return super().loss_terms(batch, fixed)
 
 class Broken(CoOp):
     def loss_terms(self, batch, fixed):
@@ -276,12 +285,12 @@ def test_a_killed_torchrun_takes_its_processes_along_and_the_command_goes_on(tmp
     status, said = together(BIN / "vlprompt", *command(whole, "mine:Dropped", *more), **home)
     assert list(whole.glob("*/result.json")), (status, said)
     words = [*TORCHRUN, "2", BIN / "vlprompt", *command(stopped, "mine:Dropped", *more)]
-    process = subprocess.Popen([*map(str, words)], env={**ENVIRONMENT, **home}, stdout=subprocess.PIPE,
+    stop = {"STOP_BY": str(int(signal.SIGKILL))}
+    process = subprocess.Popen([*map(str, words)], env={**ENVIRONMENT, **home, **stop}, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True)  # fmt: skip
-    while process.poll() is None and not list(stopped.glob("*/last.safetensors")):
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    said = process.communicate(timeout=200)[0]  # until its processes have closed what they write to
+    said = process.communicate(timeout=600)[0]  # until its processes have closed what they write to
+    assert process.returncode == -signal.SIGKILL, said
+    assert list(stopped.glob("*/last.safetensors"))
     assert said.count("torchrun: expected a running parent process, got none") == 1, said
     assert not list(stopped.glob("*/result.json"))
     status, said = together(BIN / "vlprompt", *command(stopped, "mine:Dropped", *more), **home)
@@ -293,12 +302,11 @@ def test_a_killed_torchrun_takes_its_processes_along_and_the_command_goes_on(tmp
 def test_a_run_of_two_processes_goes_on_with_one(tmp_path, home, monkeypatch, type_in):
     folder, more = tmp_path / "runs", ["train.epochs=40", "--save-every", "0.1"]
     words = [*TORCHRUN, "2", BIN / "vlprompt", *command(folder, "mine:Dropped", *more)]
-    process = subprocess.Popen([*map(str, words)], env={**ENVIRONMENT, **home}, stdout=subprocess.DEVNULL,
+    stop = {"STOP_BY": str(int(signal.SIGTERM))}
+    process = subprocess.Popen([*map(str, words)], env={**ENVIRONMENT, **home, **stop}, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)  # fmt: skip
-    while process.poll() is None and not list(folder.glob("*/last.safetensors")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
+    assert process.wait(600)
+    assert list(folder.glob("*/last.safetensors"))
     monkeypatch.syspath_prepend(tmp_path)
     status, said = type_in(*command(folder, "mine:Dropped", *more))
     assert not status, said

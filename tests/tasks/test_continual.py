@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kills import interrupted, killed_until_done, outcome, same_but_for_time, start
+from kills import end, interrupted, killed_until_done, outcome, same_but_for_time, start
 from PIL import Image
 
 import vlprompt
@@ -556,9 +556,9 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(name, stream, tmp_path):
 @pytest.mark.slow  # the quick suite stops streams within the process, and kills a run of one lesson
 def test_killed_in_a_stream(tmp_path):
     settings = ["--task", "continual", "task.stages=5", "train.epochs=25", "train.warmup=0"]
-    process = start(tmp_path / "whole", *settings)
-    assert process.wait(300) == 0, process.stdout.read()
-    assert killed_until_done(tmp_path / "killed", [0.4], *settings) == 1
+    status, said = end(start(tmp_path / "whole", *settings))
+    assert status == 0, said
+    killed_until_done(tmp_path / "killed", ["0/9/loss", "2/13/end"], *settings)
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 

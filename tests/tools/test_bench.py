@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from kills import killed_when
 
 TOOLS = Path(__file__).parents[2] / "tools"
 HELP = ["startup", "--case", "vlprompt --help", "--rounds", "1"]  # the quickest row there is
@@ -93,12 +94,7 @@ def test_rows_are_kept_until_they_are_asked_anew(tmp_path):
 
 def test_a_killed_table_goes_on(tmp_path):
     words, rows = [*HELP, "--threads", "1,2,3", "--out", tmp_path / "t.md"], tmp_path / "t.jsonl"
-    process = subprocess.Popen([sys.executable, str(TOOLS / "bench"), *map(str, words)], stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 60
-    while not (rows.exists() and rows.read_text().strip()) and time.monotonic() < until:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_when(tmp_path, '(folder / "t.jsonl").exists() and (folder / "t.jsonl").read_text()', TOOLS / "bench", *words)
     before = kept(rows)
     assert 1 <= len(before) < 3
     done = bench(*words)
@@ -240,15 +236,11 @@ def test_a_measurement_ends_with_the_tool_that_asked_for_it(tmp_path):
         "import os, bench.measure as b; print(os.getpid(), flush=True)\nwhile True: b.time_call(lambda: None, 'cpu')"
     )
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
-    with (tmp_path / "said").open("w+") as said:
-        tool = subprocess.Popen([sys.executable, "-c", outer], cwd=TOOLS, stdout=said, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 60
-        while not (tmp_path / "said").read_text().strip() and time.monotonic() < until:
-            time.sleep(0.02)
-    measuring = int((tmp_path / "said").read_text())
+    tool = subprocess.Popen([sys.executable, "-c", outer], cwd=TOOLS, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    measuring = int(tool.stdout.readline())
     tool.kill()
     tool.wait()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 600
     while running(measuring) and time.monotonic() < until:
         time.sleep(0.02)
     if running(measuring):

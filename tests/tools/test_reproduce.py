@@ -3,11 +3,6 @@
 import importlib.util
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +14,7 @@ from cost_estimate import (
     has_trainable_parameters,
     measure_costs,
 )
+from kills import killed_when
 from miniatures import Miniature
 from PIL import Image
 
@@ -26,7 +22,7 @@ from vlprompt.config.resolve import resolve_grid
 from vlprompt.data.cards import load_card, load_card_classes
 from vlprompt.experiments.memory_plan import CostModel
 from vlprompt.experiments.paper_recipes import compare_with_published, load_reference
-from vlprompt.results.run_folder import read_runs
+from vlprompt.results.run_scan import read_runs
 from vlprompt.runtime.settings import SETTINGS
 
 TOOL = Path(__file__).parents[2] / "tools" / "reproduce.py"
@@ -182,15 +178,9 @@ def test_a_kill_in_the_middle(reproduce, eleven, tmp_path):
     words = ["--table", "base-to-new", *TINY, "--datasets", str(eleven[0])]
     words += ["--set", "train.epochs=25", "--set", "train.lr=0.1", "--set", "train.batch_size=2"]
     assert reproduce(*words, "--out", "whole")[0] == 0
-    command = [sys.executable, TOOL, *words, "--out", "killed", "--save-every", "0.02"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    killed, limit = tmp_path / "killed", time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < limit:
-        if list(killed.glob("*/last.safetensors")) and len(list(killed.glob("*/result.json"))) >= 2:
-            break
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, process.stdout.read()
+    killed = tmp_path / "killed"
+    condition = 'any(folder.glob("*/last.safetensors")) and len(list(folder.glob("*/result.json"))) >= 2'
+    killed_when(killed, condition, TOOL, *words, "--out", "killed", "--save-every", "0", cwd=tmp_path)
     done = {p: p.stat().st_mtime_ns for p in killed.glob("*/result.json")}
     assert 2 <= len(done) < 4
     begun = len(list(killed.glob("*/last.safetensors")))

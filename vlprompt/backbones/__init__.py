@@ -46,12 +46,12 @@ def load(
 
 def load_backbone(spec: str, device: str | None = None) -> "Backbone":
     """Load a backbone as `load` does, without its warnings, for callers who report the notes of a tower themselves."""
-    from vlprompt.backbones.schemes import find_scheme
+    from vlprompt.backbones.schemes import expand_home, find_scheme
 
     device = _check_device(device)
     scheme = find_scheme(spec)
     name, _, argument = spec.partition(":")
-    return scheme.load(name, argument, spec, device)
+    return scheme.load(name, expand_home(argument), spec, device)
 
 
 def _check_device(device: str | None) -> str:

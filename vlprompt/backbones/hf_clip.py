@@ -8,11 +8,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vlprompt.backbones.towers.freeze import (
+    PROBE_TEXT,
     build_patch_unfold,
     convert_activation,
     count_parameters,
-    fingerprint,
     freeze,
+    identify,
 )
 from vlprompt.backbones.towers.image import ViT
 from vlprompt.backbones.towers.text import TextTokenizer, TransformerTextTower, wrap_hf_tokenizer
@@ -69,7 +70,7 @@ def load_hf_clip(name: str, *, spec: str, device: str) -> Clip:
 
 def _read_pretrained(transformers: Any, name: str) -> tuple[Any, list[str], Any, Any]:
     """Return model, names of missing weights, tokenizer and image processor; ValueError for another kind of model."""
-    kind = transformers.AutoConfig.from_pretrained(name).model_type
+    kind = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
     if kind not in ("clip", "siglip"):
         hint = " or a SigLIP 2 of one resolution, such as google/siglip2-base-patch16-224" if kind == "siglip2" else ""
         raise ValueError(
@@ -78,8 +79,9 @@ def _read_pretrained(transformers: Any, name: str) -> tuple[Any, list[str], Any,
         )
     cls: Any = transformers.CLIPModel if kind == "clip" else transformers.SiglipModel
     model, info = cls.from_pretrained(name, output_loading_info=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    return model, sorted(info["missing_keys"]), tokenizer, transformers.AutoImageProcessor.from_pretrained(name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    return model, sorted(info["missing_keys"]), tokenizer, processor
 
 
 def _describe_load_failure(name: str, error: OSError) -> str:
@@ -120,9 +122,11 @@ def _has_files(folder: Path, files: str) -> bool:
 def wrap_hf_clip(model: Any, tokenizer: Any, processor: Any, spec: str, device: str | torch.device = "cpu") -> Clip:
     """Freeze a CLIPModel or SiglipModel in float32 and wrap it, its tokenizer and image processor as a Clip."""
     device = torch.device(device)
-    model = freeze(model.float(), device)
-    key, is_siglip = f"{spec}#{fingerprint(model)}", model.config.model_type == "siglip"
+    model = freeze(model.float(), device, spec)
+    is_siglip = model.config.model_type == "siglip"
     preprocessing = _read_preprocessing(processor, model.config.vision_config.image_size)
+    facts = {"texts": tokenizer.encode(PROBE_TEXT), "kind": model.config.model_type}
+    key = f"{spec}#{identify(model, preprocessing, **facts)}"
     image = _build_image_tower(model, is_siglip, preprocessing, key, device)
     n_projection_parameters = 0 if is_siglip else count_parameters(model.visual_projection)
     image.n_parameters = count_parameters(model.vision_model) + n_projection_parameters

@@ -1,7 +1,9 @@
 """Pixels as features: the baseline that shows what a pretrained tower adds."""
 
 import torch
+from torch import nn
 
+from vlprompt.backbones.towers.freeze import identify
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.backbones.towers.opaque import OpaqueTextTower
 from vlprompt.core.images import Preprocessing
@@ -26,5 +28,7 @@ def load_pixels(size: str, device: str) -> Clip:
             "Use it with a method that needs no texts, such as linear or nearest_mean."
         )
 
-    image = ImageTower(lambda x: x.flatten(1), feature_dim, Preprocessing((side, side)), spec, torch_device)
-    return Clip(image, OpaqueTextTower(refuse_texts, feature_dim, spec, torch_device), 1.0, spec)
+    preprocessing = Preprocessing((side, side))
+    key = f"{spec}#{identify(nn.Flatten(), preprocessing)}"
+    image = ImageTower(lambda x: x.flatten(1), feature_dim, preprocessing, key, torch_device)
+    return Clip(image, OpaqueTextTower(refuse_texts, feature_dim, key, torch_device), 1.0, spec)

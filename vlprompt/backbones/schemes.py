@@ -1,5 +1,6 @@
 """The table of backbone schemes, the source of `load`, its errors, the help and `vlprompt list backbones`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,8 @@ def _load_open_clip(name: str, argument: str, spec: str, device: str) -> "Backbo
         return load_open_clip(argument, spec=spec, device=device)
     model, separator, path = argument.partition("@")
     if separator:
-        return load_open_clip(model, path=Path(path), spec=spec, device=device)
+        name, _, tag = model.partition("/")
+        return load_open_clip(name, tag=tag, path=Path(path), spec=spec, device=device)
     model, _, tag = argument.rpartition("/")
     if not model:
         raise ValueError(
@@ -107,6 +109,7 @@ SCHEMES = (
         {
             "open_clip:NAME/TAG": "any model and weights of open_clip, for example open_clip:ViT-B-16/openai",
             "open_clip:NAME@FILE": "the same with weights from a file, open_clip's or OpenAI's",
+            "open_clip:NAME/TAG@FILE": "the same with the activation and preprocessing of published weights",
             "open_clip:NAME/random": "the same with random weights",
             "open_clip:local-dir:PATH": "a folder with open_clip_config.json and weights",
             "open_clip:hf-hub:REPOSITORY": "the same from the Hugging Face hub",
@@ -143,6 +146,15 @@ SCHEMES = (
         _load_language_model,
     ),
 )
+
+
+def expand_home(argument: str) -> str:
+    """Return a scheme's argument with "~" at the beginning of its path expanded."""
+    for separator in ("@", "local-dir:"):
+        if separator in argument:
+            name, _, path = argument.partition(separator)
+            return f"{name}{separator}{os.path.expanduser(path)}"
+    return os.path.expanduser(argument)
 
 
 def list_forms() -> dict[str, str]:

@@ -1,11 +1,13 @@
 """The command line. Heavy libraries are imported by the commands that use them, so that --help is instant."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from vlprompt.cli.data import app as data_app
+from vlprompt.cli.display.console import make_console
+from vlprompt.cli.display.warnings import show_warnings
 from vlprompt.cli.eval import evaluate
 from vlprompt.cli.export import export
 from vlprompt.cli.features import features
@@ -15,7 +17,7 @@ from vlprompt.cli.predict import predict
 from vlprompt.cli.run import run
 from vlprompt.cli.search import search
 from vlprompt.cli.table import table
-from vlprompt.runtime.errors import explain_error
+from vlprompt.runtime.errors import explain_error, is_debugging
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,8 +33,9 @@ data_app.command()(features)
 for command in (run, predict, search, table, plot, export):
     app.command()(command)
 app.command("eval")(evaluate)
-console, error_console = Console(), Console(stderr=True)
-INTERRUPTED_MESSAGE = "stopped; the same command goes on from here"
+console, error_console = make_console(), make_console(stderr=True)
+INTERRUPTED_STATUS = 130
+RESUMABLE_COMMANDS = ("run", "search", "data prepare")
 
 
 @app.command()
@@ -55,19 +58,30 @@ def list_(kind: Annotated[str, typer.Argument(help="methods, tasks, datasets, ba
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; an error in the input ends in one line and exit status 2, without a traceback."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        status: Any = app(arguments, standalone_mode=False)
-    except (KeyboardInterrupt, Exception) as error:
-        # newer versions of typer carry their own click, so usage errors are recognised by their attributes
-        if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-            error_console.print(INTERRUPTED_MESSAGE)
-            raise SystemExit(130) from None
-        if hasattr(error, "show") and hasattr(error, "exit_code"):
-            error.show()  # pyright: ignore[reportAttributeAccessIssue]
-            raise SystemExit(error.exit_code) from None  # pyright: ignore[reportAttributeAccessIssue]
-        if (message := explain_error(error)) is None:
-            raise
-        error_console.print("[bold red]error:[/]", end=" ")
-        error_console.print(message, markup=False, highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        with show_warnings(error_console):
+            status: Any = app(arguments, standalone_mode=False)  # 130 of newer versions of typer for Ctrl-C
+    except KeyboardInterrupt:
+        status = INTERRUPTED_STATUS
+    except Exception as error:
+        status = _report_error(error)
+    if status == INTERRUPTED_STATUS:
+        is_resumable = " ".join(words).startswith(RESUMABLE_COMMANDS)
+        error_console.print("stopped; the same command goes on from here" if is_resumable else "stopped")
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _report_error(error: Exception) -> int:
+    """Print an error in the input and return the exit status; raise a bug in this package."""
+    # newer versions of typer carry their own click, so usage errors are recognised by their attributes
+    if type(error).__name__ == "Abort" and not isinstance(error.__cause__ or error.__context__, EOFError):
+        return INTERRUPTED_STATUS
+    if hasattr(error, "show") and hasattr(error, "exit_code"):
+        error.show()  # pyright: ignore[reportAttributeAccessIssue]
+        return error.exit_code  # pyright: ignore[reportAttributeAccessIssue]
+    if is_debugging() or (message := explain_error(error)) is None:
+        raise error
+    error_console.print("error:", style="bold red", end=" ")
+    error_console.print(message, markup=False, highlight=False, soft_wrap=True)
+    return 2

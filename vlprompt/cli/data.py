@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from vlprompt.cli.options import RootOption, set_data_root
+from vlprompt.cli.display.console import make_console
+from vlprompt.cli.options import LayoutOption, RootOption, set_data_root
 
 if TYPE_CHECKING:
     from vlprompt.data.cards import Card
     from vlprompt.data.dataset import Data
 
 app = typer.Typer(no_args_is_help=True, help="Get datasets, check them, look at them, keep their splits.")
-console = Console()
+console = make_console()
 DatasetArgument = Annotated[
     str, typer.Argument(help="A dataset: a card's name, or a folder or file of images or texts.", metavar="NAME")
 ]
@@ -142,10 +142,11 @@ def check(
     root: RootOption = None,
     allow_missing_classes: AllowMissingClassesOption = False,
     figure: FigureOption = None,
+    layout: LayoutOption = None,
 ) -> None:
     """Count, compare with the card, open every image; exit status 1 when something is wrong."""
     set_data_root(root)
-    _report_dataset(name, allow_missing_classes, with_decoding=True, figure=figure)
+    _report_dataset(name, allow_missing_classes, with_decoding=True, figure=figure, layout=layout)
 
 
 @app.command()
@@ -154,6 +155,7 @@ def show(
     root: RootOption = None,
     allow_missing_classes: AllowMissingClassesOption = False,
     figure: FigureOption = None,
+    layout: LayoutOption = None,
 ) -> None:
     """Describe a dataset: its card, and what is here of it; with --figure also samples of its classes."""
     from vlprompt.data.cards import is_card, load_card
@@ -166,7 +168,7 @@ def show(
     if card is not None and figure is None and not is_available(card):
         lines += _describe_missing(card, name)
     else:
-        data = open_data(name, allow_missing_classes=allow_missing_classes)
+        data = open_data(name, allow_missing_classes=allow_missing_classes, layout=layout)
         lines += _describe_data(data, card)
         _draw_samples(data, figure)
     for key, value in lines:
@@ -217,6 +219,8 @@ def _describe_data(data: "Data", card: "Card | None") -> list[tuple[str, str]]:
 
     lines = [("here", ", ".join(f"{part} {len(split):,}" for part, split in nonempty_splits(data).items()))]
     lines += [("hash", data.hash())] + ([("made", data.note)] if data.note != getattr(card, "note", "") else [])
+    lines += [("layout", f"{data.layout}: {data.rule}")] if data.layout else []
+    lines += [("remark", remark) for remark in data.remarks]
     if card is None:
         names = data.test.names
         lines += [("classes", f"{len(names)}: {_shorten(names)}"), ("template", data.template)]
@@ -232,6 +236,7 @@ def split(
     ],
     root: RootOption = None,
     allow_missing_classes: AllowMissingClassesOption = False,
+    layout: LayoutOption = None,
 ) -> None:
     """Save the split of a dataset as a portable file: put into the dataset's folder it is read back exactly."""
     from vlprompt.data.cards import is_card, load_card
@@ -246,26 +251,38 @@ def split(
             "Choose such a dataset."
         )
     path = output / SAVED_SPLIT_FILE if output.is_dir() else output
-    data = open_data(name, allow_missing_classes=allow_missing_classes)
+    data = open_data(name, allow_missing_classes=allow_missing_classes, layout=layout)
     refuse_texts(data, "a split file")
     told = write_split_file(data, path)
     console.print(f"wrote {path}, hash {told}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _report_dataset(name: str, allow_missing_classes: bool, with_decoding: bool, figure: Path | None = None) -> None:
+def _report_dataset(
+    name: str,
+    allow_missing_classes: bool,
+    with_decoding: bool,
+    figure: Path | None = None,
+    layout: str | None = None,
+) -> None:
     """Check a dataset and print the report; exit with status 1 when something is wrong."""
     from vlprompt.data.inspection import inspect_dataset as look
     from vlprompt.data.text.inspection import is_text_dataset
 
     with _show_progress() as watch:
         found = look(
-            name, None, allow_missing_classes, with_decoding, lambda done, total: watch("opening images", done, total)
+            name,
+            None,
+            allow_missing_classes,
+            with_decoding,
+            lambda done, total: watch("opening images", done, total),
+            layout,
         )
     counts = ", ".join(f"{part} {n:,}" for part, n in found.counts.items())
     many = len(found.data.test.names)
     classes = f"{many} classes; " if many > 1 else ""  # texts that are answered by text have none
     lines = [f"{found.data.name}: {counts}; {classes}hash {found.data.hash()}"]
-    lines += [found.data.note] * bool(found.data.note) + found.remarks
+    lines += [found.data.note] * bool(found.data.note)
+    lines += [f"layout {found.data.layout}: {found.data.rule}"] * bool(found.data.layout) + found.remarks
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     for line in found.problems:
@@ -296,7 +313,7 @@ def _show_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Show a progress bar on a terminal, nothing elsewhere."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from vlprompt.cli.display.console import make_console
 from vlprompt.cli.options import (
     DeviceOption,
     FeatureCacheOption,
+    LayoutOption,
     MovedBackboneOption,
     RootOption,
     RunArgument,
@@ -17,7 +18,7 @@ from vlprompt.cli.options import (
     set_feature_cache,
 )
 
-console = Console()
+console = make_console()
 
 
 def evaluate(
@@ -42,13 +43,19 @@ def evaluate(
     root: RootOption = None,
     skip_broken: SkipBrokenOption = False,
     feature_cache: FeatureCacheOption = None,
+    layout: LayoutOption = None,
 ) -> None:
     """Test a learned prompt on the test split of a dataset, also one with other classes."""
     from vlprompt.experiments.predict_images import evaluate_run
 
     set_data_root(root)
     set_feature_cache(feature_cache)
-    for name, value in evaluate_run(folder, dataset, backbone, device, skip_broken, figure).items():
+
+    def report(note: str) -> None:
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    metrics = evaluate_run(folder, dataset, backbone, device, skip_broken, figure, layout, report)
+    for name, value in metrics.items():
         console.print(f"{name:18} {value:.2f}", highlight=False)
     if figure is not None:
         console.print(f"wrote {figure}")

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from vlprompt.cli.display.console import make_console
 from vlprompt.runtime.settings import SETTINGS
 
-console = Console()
+console = make_console()
 
 
 def features(

@@ -8,8 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vlprompt.cli.display.console import make_console
 from vlprompt.runtime import distributed
 from vlprompt.runtime.settings import SETTINGS
+
+
+def expand_home(path: Path | None) -> Path | None:
+    """Expand ~ in a path, which shells leave as it is in --out=~/runs."""
+    return None if path is None else path.expanduser()
+
 
 # what is run, and where its results go
 BackboneOption = Annotated[
@@ -23,17 +30,28 @@ SeedOption = Annotated[
     str | None,
     typer.Option(help="Random seed; several with commas. Default: 1, of a search search.seeds of the recipe if any."),
 ]
-ConfigFileOption = Annotated[Path | None, typer.Option("-c", "--config", help="A YAML file of settings.")]
-RunsFolderOption = Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.")]
+ConfigFileOption = Annotated[
+    Path | None, typer.Option("-c", "--config", help="A YAML file of settings.", callback=expand_home)
+]
+RunsFolderOption = Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.", callback=expand_home)]
 SaveEveryOption = Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")]
 DEFAULT_RUNS_FOLDER, DEFAULT_SAVE_EVERY = Path("runs"), 5.0
 
 # runs that are there
-RunsArgument = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS")]
-RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
+RunsArgument = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS", callback=expand_home)]
+RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN", callback=expand_home)]
 MovedBackboneOption = Annotated[
     str | None,
     typer.Option("--backbone", help="Where the backbone is now, if not where it was; the weights must be the same."),
+]
+
+FreshOption = Annotated[
+    bool,
+    typer.Option("--fresh", help="Run in a new folder where there is a run on other data, files or weights."),
+]
+VerifyDataOption = Annotated[
+    bool,
+    typer.Option("--verify-data", help="Read all files again to compare contents; default: those with other times."),
 ]
 
 # how the machine is used; no result depends on these
@@ -41,6 +59,13 @@ SkipBrokenOption = Annotated[bool, typer.Option("--skip-broken", help="Leave out
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one.")]
 RootOption = Annotated[
     Path | None, typer.Option("--root", help="Where datasets with a card lie; default: VLPROMPT_DATA, else ./data.")
+]
+LayoutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        help="What the sub-folders of a folder are: classes, groups, domains or splits; default: recognised.",
+    ),
 ]
 FeatureCacheOption = Annotated[
     str | None,
@@ -96,6 +121,11 @@ def set_feature_cache(folder: str | None) -> None:
         SETTINGS.feature_cache = folder
 
 
+def set_data_verification(verify: bool) -> None:
+    """Set whether contents are compared by reading all files again."""
+    SETTINGS.verify_data = verify
+
+
 def set_memory_limit(gigabytes: float | None) -> None:
     """Limit the memory of the process, in GB (2**30 bytes)."""
     if gigabytes is not None:
@@ -122,7 +152,7 @@ def set_image_decoding(workers: int | None, cache_gigabytes: float | None) -> No
 def join_processes(device: str | None, processes: int | None, console: Console) -> Iterator[tuple[str | None, Console]]:
     """Open the process group; yield the device of this process, and a console for the first process only."""
     with distributed.open_process_group(device, processes) as process_device:
-        yield process_device, console if distributed.is_main_process() else Console(quiet=True)
+        yield process_device, console if distributed.is_main_process() else make_console(quiet=True)
 
 
 def reject_extra_processes(context: typer.Context) -> None:

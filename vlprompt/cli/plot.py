@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from vlprompt.cli.display.console import make_console
 from vlprompt.cli.options import DEFAULT_RUNS_FOLDER, RunsArgument
 
-console = Console()
+console = make_console()
 
 
 def plot(
@@ -18,8 +18,11 @@ def plot(
     ] = None,
 ) -> None:
     """Draw all finished runs: shots.png; of streams stages, matrix and prompts.png; of domains pseudo and pairs.png."""
+    from vlprompt.cli.display.terminal import show_warnings
     from vlprompt.results.plots.all_plots import draw_all_plots
-    from vlprompt.results.run_folder import read_runs
+    from vlprompt.results.run_scan import scan_runs
 
-    for path in draw_all_plots(read_runs(runs_folder)[0], runs_folder, figure):
+    scan = scan_runs(runs_folder)
+    for path in draw_all_plots(scan.results, runs_folder, figure):
         console.print(f"wrote {path}")
+    show_warnings(scan.describe_left_out(), console)

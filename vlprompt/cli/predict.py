@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from vlprompt.cli.display.console import make_console
 from vlprompt.cli.options import (
     DeviceOption,
     FeatureCacheOption,
@@ -16,7 +16,7 @@ from vlprompt.cli.options import (
     set_feature_cache,
 )
 
-error_console = Console(stderr=True)
+error_console = make_console(stderr=True)
 TEXT_SUFFIXES = (".txt", ".jsonl")
 
 
@@ -56,6 +56,11 @@ def predict(
             "predict: expected image files or texts, got none. Name images, or texts by --text or in a .txt or .jsonl."
         )
     predictions = predict_images.predict_images(folder, files, backbone, device, skip_broken)
+    for prediction in predictions:
+        if prediction.error is not None:
+            error_console.print(
+                f"left out: {prediction.error}", style="yellow", markup=False, highlight=False, soft_wrap=True
+            )
     sys.stdout.write(format_image_predictions(predictions, output_format, top))
     if figure is not None:
         error_console.print(f"wrote {predict_images.draw_predictions(predictions, figure)}")

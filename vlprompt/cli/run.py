@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from vlprompt.cli.display.console import make_console
 from vlprompt.cli.options import (
     DEFAULT_RUNS_FOLDER,
     DEFAULT_SAVE_EVERY,
@@ -12,6 +12,7 @@ from vlprompt.cli.options import (
     ConfigFileOption,
     DeviceOption,
     FeatureCacheOption,
+    FreshOption,
     ImageCacheOption,
     MemoryLimitOption,
     ProcessesOption,
@@ -21,20 +22,27 @@ from vlprompt.cli.options import (
     SeedOption,
     SkipBrokenOption,
     ThreadsOption,
+    VerifyDataOption,
     WorkersOption,
     join_processes,
     parse_integers,
     set_data_root,
+    set_data_verification,
     set_feature_cache,
     set_image_decoding,
     set_memory_limit,
 )
+from vlprompt.runtime import distributed
+from vlprompt.runtime.errors import describe_error, is_debugging
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vlprompt.config.run_config import RunConfig
+    from vlprompt.config.sources import Override
     from vlprompt.experiments.sweep import SweepOptions
 
-out = Console()
+out, error_console = make_console(), make_console(stderr=True)
 
 
 def _are_method_names(text: str) -> bool:
@@ -83,12 +91,14 @@ def run(
     feature_cache: FeatureCacheOption = None,
     memory_limit: MemoryLimitOption = None,
     processes: ProcessesOption = None,
+    fresh: FreshOption = False,
+    verify_data: VerifyDataOption = False,
 ) -> None:
     """Train and test: every combination of methods, shots and seeds (and pairs of domains), one folder each.
 
     What is finished is not done again, and what was stopped goes on where it was, so the same command can be given
-    until it is through. Settings: recipe of the method < -c file < options < key=value, for example method.n_ctx=4
-    train.epochs=20.
+    until it is through; a run whose data, files or weights have changed meanwhile is refused. Settings: recipe of the
+    method < -c file < options < key=value, for example method.n_ctx=4 train.epochs=20.
     """
     from vlprompt.experiments.sweep import SweepOptions, resolve_sweep
 
@@ -96,6 +106,7 @@ def run(
     set_feature_cache(feature_cache)
     set_image_decoding(workers, image_cache)
     set_memory_limit(memory_limit)
+    set_data_verification(verify_data)
     arguments = [w for w in (arguments or []) if w]
     if method and "=" in method:
         method, arguments = None, [method, *arguments]
@@ -107,7 +118,7 @@ def run(
         raise ValueError(
             f"dataset: expected one dataset, got {', '.join(plain)}. Give one dataset, and settings as key=value."
         )
-    settings = [f"task.targets=[{targets}]"] if targets else []
+    settings: list[Override] = [{"task": {"targets": [name.strip() for name in targets.split(",")]}}] if targets else []
     settings += [f"train.augmentations={augmentations}"] if augmentations else []
     settings += [w for w in arguments if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
     methods = [m for m in method.split(",") if m] if method else [None]
@@ -124,19 +135,32 @@ def run(
             config_file=config_file,
             overrides=settings,
         )
-        options = SweepOptions(runs_folder, process_device, threads, save_every, max_lessons)
-        run_and_show(configs, options, process_console)
+        options = SweepOptions(runs_folder, process_device, threads, save_every, max_lessons, fresh)
+        unique = list({config.hash: config for config in configs}.values())
+        if repeated := len(configs) - len(unique):
+            process_console.print(f"{repeated} of {len(configs)} runs were named twice; each is made and counted once")
+        run_and_show(unique, options, process_console)
 
 
-def run_and_show(configs: "list[RunConfig]", options: "SweepOptions", console: Console) -> None:
-    """Make the runs that are not finished, then print the table of all."""
+def run_and_show(configs: "list[RunConfig]", options: "SweepOptions", console: "Console") -> None:
+    """Make the runs that are not finished, then print the table of all.
+
+    Raises:
+        typer.Exit: with status 1 where some of several runs failed; the others are made.
+    """
     from vlprompt.cli.display.progress import ProgressDisplay
     from vlprompt.cli.display.terminal import show_results
     from vlprompt.experiments.sweep import run_configs
     from vlprompt.results.tables.summary import build_rows
 
+    failures: dict[int, Exception] = {}
+    # the processes of a group end together, as one of them alone can't go on to the next run
+    goes_on = len(configs) > 1 and distributed.get_world_size() == 1 and not is_debugging()
     with ProgressDisplay(console) as display:
-        results = [result for result in run_configs(configs, options, display) if result is not None]
+        all_results = run_configs(configs, options, display, failures=failures if goes_on else None)
+    results = [result for result in all_results if result is not None]
+    if not results and len({describe_error(error) for error in failures.values()}) == 1:
+        raise next(iter(failures.values()))  # a wrong argument
     finished = [result for result in results if "paused" not in result.protocol]
     if n_paused := len(results) - len(finished):
         runs = f"{n_paused} runs" if n_paused > 1 else "the run"
@@ -144,3 +168,15 @@ def run_and_show(configs: "list[RunConfig]", options: "SweepOptions", console: C
     if finished or not n_paused:
         show_results(build_rows(finished), console)
     console.print(f"{len(finished)} run{'s' * (len(finished) != 1)} under {options.runs_folder}/", style="dim")
+    if failures:
+        _show_failures([(configs[index], error) for index, error in failures.items()])
+        raise typer.Exit(1)
+
+
+def _show_failures(failures: "list[tuple[RunConfig, Exception]]") -> None:
+    from vlprompt.experiments.sweep import format_run_name
+
+    error_console.print(f"{len(failures)} failed; the same command tries again:", style="bold red", highlight=False)
+    for config, error in failures:
+        text = f"{format_run_name(config)}: {describe_error(error)}"
+        error_console.print(text, markup=False, highlight=False, soft_wrap=True)

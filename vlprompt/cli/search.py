@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from vlprompt.cli.display.console import make_console
 from vlprompt.cli.options import (
     DEFAULT_RUNS_FOLDER,
     DEFAULT_SAVE_EVERY,
@@ -13,13 +13,16 @@ from vlprompt.cli.options import (
     ConfigFileOption,
     DeviceOption,
     FeatureCacheOption,
+    FreshOption,
     RootOption,
     RunsFolderOption,
     SaveEveryOption,
     SeedOption,
     SkipBrokenOption,
     ThreadsOption,
+    VerifyDataOption,
     set_data_root,
+    set_data_verification,
     set_feature_cache,
 )
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from vlprompt.results.run_folder import Result
 
 
-console = Console()
+console = make_console()
 
 
 def search(
@@ -55,6 +58,8 @@ def search(
     save_every: SaveEveryOption = DEFAULT_SAVE_EVERY,
     threads: ThreadsOption = None,
     feature_cache: FeatureCacheOption = None,
+    fresh: FreshOption = False,
+    verify_data: VerifyDataOption = False,
 ) -> None:
     """Search settings on validation images, then train with the best on all images, seed by seed, and test.
 
@@ -69,6 +74,7 @@ def search(
 
     set_data_root(root)
     set_feature_cache(feature_cache)
+    set_data_verification(verify_data)
     given = [w for w in overrides or [] if w]
     if strange := [w for w in given if "=" not in w]:
         raise ValueError(
@@ -76,19 +82,19 @@ def search(
             "settings as key=value."
         )
     given += ["task.skip_broken=true"] if skip_broken else []
-    seeds = [n for n in parse_integers(seed, "seed") if n is not None]
-    options = SweepOptions(runs_folder, device, threads, save_every)
+    seeds = list(dict.fromkeys(n for n in parse_integers(seed, "seed") if n is not None))
+    options = SweepOptions(runs_folder, device, threads, save_every, fresh=fresh)
     results: list[Result] = []
     failed: dict[str, Exception] = {}
     clips: dict[str, Any] = {}
-    for name in method.split(","):
-        for dataset in _expand_datasets(datasets):
+    for name in dict.fromkeys(method.split(",")):
+        for dataset in dict.fromkeys(_expand_datasets(datasets)):
             how = {"backbone": backbone, "config_file": config_file, "overrides": given}
             try:
                 results += _search_dataset(name, dataset, seeds, how, clips, options)
             except (ValueError, OSError, ArithmeticError) as error:
                 failed[f"{name} on {dataset}"] = error
-                console.print(f"{name} on {dataset}: [red]failed[/]", soft_wrap=True)
+                console.print(f"{name} on {dataset}: failed", style="red", soft_wrap=True)
     scores = score_benchmarks(results)
     if scores:
         show_benchmark_scores(scores, console)
@@ -116,29 +122,20 @@ def _search_dataset(
     options: "SweepOptions",
 ) -> "list[Result]":
     from vlprompt.cli.display.progress import ProgressDisplay
-    from vlprompt.config.build import build_task
     from vlprompt.experiments.search import build_study, run_search
-    from vlprompt.experiments.sweep import LoadedBackbones, read_results, run_configs
+    from vlprompt.experiments.sweep import LoadedBackbones, run_configs
 
-    study, runs_folder = build_study(method, dataset, seeds, **settings), options.runs_folder
-    folder = study.get_folder(runs_folder)
+    study = build_study(method, dataset, seeds, **settings)
+    folder = study.get_folder(options.runs_folder, options.fresh)
     if note := study.task.protocol["note"]:  # opens the data, so that their errors come before a backbone is loaded
         console.print(f"{dataset}: {note}", style="yellow", soft_wrap=True)
-    chosen = study.read_chosen(folder)
+    chosen = folder.read_chosen()
     if chosen is None:
         backbone = LoadedBackbones(options, backbones).load(study.settings[0].config)
         with ProgressDisplay(console) as display:
             chosen = run_search(study, folder, backbone, options.save_every, display)
     console.print(_format_choice(method, dataset, study, chosen), highlight=False, soft_wrap=True)
     configs = study.build_final_configs(chosen)
-    finished = [result for result in read_results(runs_folder, configs) if result is not None]
-    if finished:
-        test_images = build_task(configs[0].task).protocol["test"]
-        if other := [result for result in finished if result.protocol["test"] != test_images]:
-            raise ValueError(
-                f"--out: expected runs on the same test images of {dataset}, got {len(other)} runs on other ones in "
-                f"{str(runs_folder)!r}. Name another --out."
-            )
     with ProgressDisplay(console) as display:
         results = run_configs(configs, options, display, backbones=backbones)
     return [result for result in results if result is not None]
@@ -154,6 +151,6 @@ def _format_choice(method: str, dataset: str, study: "Study", chosen: dict[str, 
     out_of = f", {chosen['non_finite']} of them not finite" if chosen["non_finite"] else ""
     tied = f", {chosen['tied']} more as good" if chosen["tied"] else ""
     return (
-        f"{method} on {dataset}: {chosen['n_settings']} settings{out_of} [dim]({chosen['seconds']:.1f} s)[/]; "
+        f"{method} on {dataset}: {chosen['n_settings']} settings{out_of} ({chosen['seconds']:.1f} s); "
         f"validation {chosen['accuracy']:.1f}{tied} with {values}"
     )

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from vlprompt.cli.display.console import make_console
 from vlprompt.cli.options import DEFAULT_RUNS_FOLDER, RunsArgument
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlprompt.results.tables.benchmarks import BenchmarkScore
     from vlprompt.results.tables.summary import ResultRow
 
-console = Console()
+console = make_console()
 
 
 def table(
@@ -31,16 +31,17 @@ def table(
     benchmark: Annotated[str | None, typer.Option(help="A set of datasets (vtab): group means, in files too.")] = None,
 ) -> None:
     """Mean and spread over seeds of all finished runs in a folder, with trained parameters, seconds and peak memory."""
-    from vlprompt.cli.display.terminal import show_benchmark_scores, show_comparison, show_results
+    from vlprompt.cli.display.terminal import show_benchmark_scores, show_comparison, show_results, show_warnings
     from vlprompt.experiments.paper_recipes import compare_with_published
     from vlprompt.results.published.report import validate_target
-    from vlprompt.results.run_folder import read_runs
+    from vlprompt.results.run_scan import mark_changed_inputs, scan_runs
     from vlprompt.results.tables.benchmarks import score_benchmarks
     from vlprompt.results.tables.summary import build_rows
 
     if against is not None:
         validate_target(against)
-    results, unfinished = read_runs(runs_folder)
+    scan = scan_runs(runs_folder)
+    results = [mark_changed_inputs(result) for result in scan.results]
     rows, scores = build_rows(results), score_benchmarks(results, benchmark)
     if benchmark is None:
         show_results(rows, console)
@@ -48,11 +49,11 @@ def table(
     comparison = None if against is None else compare_with_published(results)
     if comparison is not None:
         show_comparison(*comparison, console)
-    if unfinished:
-        names = ", ".join(path.name for path in unfinished)
-        console.print(f"not finished, give the same command again: {names}", style="yellow")
+    show_warnings(scan.describe_left_out(), console)
     files = {"markdown": markdown, "latex": latex, "csv": csv, "json": json}
     _write_files(files, rows, comparison, None if benchmark is None else scores)
+    if scan.broken and not results:
+        raise typer.Exit(2)  # there are results, but none can be shown
 
 
 def _write_files(
@@ -76,5 +77,6 @@ def _write_files(
             text = render_comparison(*comparison, output_format)
         else:
             text = render_results(rows, output_format)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())
         console.print(f"wrote {path}")

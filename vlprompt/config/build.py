@@ -45,21 +45,54 @@ def _import_class(kind: str, name: str) -> type:
     # datasets/ in it would hide the package of that name from transformers
     sys.path.insert(0, str(Path.cwd()))
     try:
-        if isinstance(cls := getattr(import_module(module), class_name), type):
-            return cls
-        raise ImportError(f"{class_name} is not a class")
+        if not isinstance(cls := getattr(import_module(module), class_name), type):
+            raise ImportError(f"{class_name} is not a class")
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{kind}: expected module:Class that can be imported from here, got {name!r} ({error}). "
             "Correct the name, or add the module's folder to PYTHONPATH."
         ) from error
+    except SyntaxError as error:
+        raise ValueError(
+            f"{kind}: expected a module that can be imported, got {name!r} with an error in {error.filename}, line "
+            f"{error.lineno}: {error.msg}. Correct it there."
+        ) from error
     finally:
         sys.path.remove(str(Path.cwd()))
+    _require_kind(kind, name, cls)
+    return cls
+
+
+def _require_kind(kind: str, name: str, cls: type) -> None:
+    """Raise ValueError for a class that is no method, head or task."""
+    from vlprompt.core.head import Head
+    from vlprompt.core.method import Method
+
+    expected = {"method": "a subclass of vlprompt.Method", "head": "a subclass of vlprompt.core.head.Head"}
+    if kind == "task":
+        fits = all(hasattr(cls, part) for part in ("stages", "summary"))
+    else:
+        fits = issubclass(cls, Method if kind == "method" else Head)
+    if not fits:
+        raise ValueError(
+            f"{kind}: expected {expected.get(kind, 'a class with the methods stages and summary')}, got {name!r}, a "
+            f"class of another kind. Name the class of a {kind}."
+        )
 
 
 def get_constructor_types(cls: type) -> dict[str, Annotation]:
-    """Return the annotations of a constructor's arguments (or of a dataclass's fields)."""
-    hints = get_type_hints(cls.__init__)
+    """Return the annotations of a constructor's arguments (or of a dataclass's fields).
+
+    Raises:
+        ValueError: for annotations that name what the module does not import.
+    """
+    try:
+        hints = get_type_hints(cls.__init__)
+    except NameError as error:
+        raise ValueError(
+            f"{cls.__module__}:{cls.__qualname__}: expected annotations of names that its module imports, got "
+            f"{error}. Import it outside of TYPE_CHECKING."
+        ) from error
     return {name: hints.get(name, Any) for name in signature(cls).parameters}
 
 

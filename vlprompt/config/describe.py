@@ -49,14 +49,24 @@ def title(cls: type) -> str:
 
 
 def describe(component: object) -> Arguments:
-    """Return a method, head or task as configuration: its name and its constructor's arguments."""
+    """Return a method, head or task as configuration: its name and its constructor's arguments.
+
+    Raises:
+        ValueError: for a class that does not store an argument under its own name.
+    """
+    cls = type(component)
 
     def get_stored(name: str, default: object) -> object:
+        if not hasattr(component, name):
+            raise ValueError(
+                f"{title(cls)}: expected a constructor that stores its argument {name}, got no attribute of that name. "
+                f"Set self.{name} = {name} in it."
+            )
         value = getattr(component, name)
         # where a function of the class has the argument's name, the value is stored with an underscore
         return getattr(component, f"{name}_") if inspect.ismethod(value) else value
 
-    return {"name": title(type(component))} | collect_arguments(type(component), get_stored)
+    return {"name": title(cls)} | collect_arguments(cls, get_stored)
 
 
 def describe_run(method: Method, task: Task, config: TrainConfig | RunConfig, seed: int) -> RunConfig:

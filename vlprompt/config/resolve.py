@@ -14,8 +14,9 @@ from vlprompt.config.build import (
     is_adaptation_method,
     resolve_class,
 )
+from vlprompt.config.override_types import apply_argument_types
 from vlprompt.config.run_config import Arguments, RunConfig
-from vlprompt.config.sources import LayeredConfig, PlainValue, Settings, parse_override, read_yaml
+from vlprompt.config.sources import LayeredConfig, Override, PlainValue, Settings, read_yaml
 from vlprompt.core.towers import WEIGHT_PRECISIONS
 from vlprompt.runtime.errors import suggest_nearest
 from vlprompt.runtime.paths import find_configs_folder
@@ -30,7 +31,7 @@ class LayerOptions(TypedDict, total=False):
     task: str | None
     backbone: str | None
     config_file: Path | None
-    overrides: Sequence[str]
+    overrides: Sequence[Override]
 
 
 def find_recipes(task: str, method: str, backbone: str) -> list[Path]:
@@ -68,7 +69,7 @@ def complete_arguments(kind: str, cls: type, values: Settings, config: LayeredCo
     }
     for name in values:
         if name not in fields:
-            hint = suggest_nearest(name, list(fields))
+            hint = suggest_nearest(str(name), list(fields))
             raise ValueError(f"{config.find_origin(f'{kind}.{name}')}: unknown key '{kind}.{name}'; {hint}")
     arguments = _validate_values(kind, cls, fields, values, config)
     for name, part in parts.items():
@@ -97,7 +98,8 @@ def _validate_values(
 
     definitions: dict[str, Any] = fields  # no name of a field is one of create_model's other keywords
     try:
-        model_type = create_model(cls.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **definitions)
+        rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        model_type = create_model(cls.__name__, __config__=rules, **definitions)
         model = model_type(**values)
     except ValidationError as error:
         first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union the alternative that came furthest
@@ -131,9 +133,8 @@ def resolve(config: LayeredConfig) -> RunConfig:
                 f"{section}: expected a name, got none. "
                 f"Name it on the command line, or as '{section}: {{name: ...}}' in a file."
             )
+    _require_plain_settings(config)
     seed = values.get("seed", 1)
-    if not isinstance(seed, int):
-        raise ValueError(f"{config.find_origin('seed')}: seed: expected an integer, got {seed!r}. Set seed=1.")
     method, task = (resolve_class(section, values[section]["name"]) for section in ("method", "task"))
     task_arguments = complete_arguments("task", task, {"seed": seed} | values["task"], config)
     run_config = RunConfig(
@@ -146,6 +147,23 @@ def resolve(config: LayeredConfig) -> RunConfig:
     )
     run_config.validate()
     return run_config
+
+
+def _require_plain_settings(config: LayeredConfig) -> None:
+    """ValueError for a seed, backbone or preprocessing that is none."""
+    seed, backbone, preprocess = (config.values.get(k) for k in ("seed", "backbone", "preprocess"))
+    if "seed" in config.values and type(seed) is not int:
+        raise ValueError(f"{config.find_origin('seed')}: seed: expected an integer, got {seed!r}. Set seed=1.")
+    if "backbone" in config.values and not (isinstance(backbone, str) and backbone.strip()):
+        raise ValueError(
+            f"{config.find_origin('backbone')}: backbone: expected the name of a backbone, got {backbone!r}. Set "
+            "--backbone glyph, or another of `vlprompt list backbones`."
+        )
+    if preprocess is not None and not isinstance(preprocess, str | dict):
+        raise ValueError(
+            f"{config.find_origin('preprocess')}: preprocess: expected the name of a preset or settings, got "
+            f"{preprocess!r}. Choose one of `vlprompt list preprocess`."
+        )
 
 
 def _resolve_training(values: Settings, shots: int | None, config: LayeredConfig) -> Arguments:
@@ -174,13 +192,13 @@ def load_layered_config(
     task: str | None = None,
     backbone: str | None = None,
     config_file: Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[Override] = (),
 ) -> LayeredConfig:
     """Collect the settings of one run. Later wins: recipe < file < options < key=value.
 
     Args:
         config_file: a YAML file of settings.
-        overrides: key=value texts, such as "train.lr=0.1".
+        overrides: key=value texts, such as "train.lr=0.1", which the types of the arguments read; or settings.
     """
     task_options = {"dataset": dataset, "name": task, "shots": shots}
     options: Settings = {
@@ -189,13 +207,16 @@ def load_layered_config(
     }
     options |= {key: value for key, value in (("backbone", backbone), ("seed", seed)) if value is not None}
     layers = [(read_yaml(config_file), str(config_file))] if config_file is not None else []
-    layers += [(options, "the command line"), *((parse_override(text), f"the option {text!r}") for text in overrides)]
-    return LayeredConfig([*_load_recipes(LayeredConfig(layers).values), *layers])
+    layers.append((options, "the command line"))
+    config = LayeredConfig([*_load_recipes(LayeredConfig(layers, overrides).values), *layers], overrides)
+    apply_argument_types(config)
+    return config
 
 
 def _load_recipes(values: Settings) -> list[tuple[Settings, str]]:
     """Return the layers below the user's settings: the default task and the recipes of task, method and backbone."""
     method, backbone, task = values["method"].get("name", ""), values.get("backbone", ""), values["task"]
+    backbone = backbone if isinstance(backbone, str) else ""  # another value is refused later, with its origin
     kind = task.get("name")
     if not kind:
         is_language_model = backbone.partition(":")[0] in WEIGHT_PRECISIONS

@@ -1,5 +1,6 @@
 """Settings from files and key=value, merged, each with the file or option that it came from."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +18,8 @@ HEADS = {"linear": "LinearHead", "cosine": "CosineHead", "texts": "TextHead", **
 SECTIONS = ("backbone", "preprocess", "method", "task", "train", "seed", "search")
 PlainValue: TypeAlias = Any  # what YAML and JSON hold; its type is checked when settings are resolved
 Settings: TypeAlias = dict[str, PlainValue]  # a section, or nested sections
+Override: TypeAlias = str | Settings  # key=value as it was typed, or settings whose values have their types
+NAME_KEYS = ("backbone", "method.name", "task.name", "task.dataset")  # texts that decide which recipes apply
 
 
 class LayeredConfig:
@@ -24,13 +27,17 @@ class LayeredConfig:
 
     Args:
         layers: (settings, origin) pairs; later layers win.
+        overrides: of the command line, over all layers.
     """
 
-    def __init__(self, layers: Sequence[tuple[Settings, str]]) -> None:
+    def __init__(self, layers: Sequence[tuple[Settings, str]], overrides: Sequence[Override] = ()) -> None:
         self.values: Settings = {}
         self.origins: dict[str, str] = {}
+        self.texts: dict[str, str] = {}  # values as they were typed, by key
         for values, origin in layers:
             self.add_layer(values, origin)
+        for override in overrides:
+            self.add_override(override)
 
     def add_layer(self, values: Settings, origin: str) -> None:
         """Merge settings over the present ones.
@@ -47,7 +54,18 @@ class LayeredConfig:
                 f"Write them as {wrong[0]}.NAME=VALUE."
             )
         self.values = merge_settings(_drop_replaced_settings(self.values, values), values)
-        self.origins |= dict.fromkeys(_iter_key_paths(values), origin)
+        for key in _iter_key_paths(values):
+            self.origins[key] = origin
+            self.texts.pop(key, None)
+
+    def add_override(self, override: Override) -> None:
+        """Merge key=value over the present settings; its text is stored until the type of its argument is known."""
+        if isinstance(override, dict):
+            self.add_layer(override, "the command line")
+            return
+        self.add_layer(parse_override(override), f"the option {override!r}")
+        key, _, text = override.partition("=")
+        self.texts[key] = text
 
     def find_origin(self, key: str) -> str:
         """Return where a key came from, for an error message."""
@@ -124,13 +142,15 @@ def read_yaml(path: Path) -> Settings:
     Raises:
         ValueError: if there is no such file, or it is not YAML, or holds no mapping.
     """
-    import yaml
+    from yaml import YAMLError
+
+    from vlprompt.runtime.yaml_text import load_yaml
 
     if not path.is_file():
         raise ValueError(f"--config: expected a YAML file, got {str(path)!r}, which does not exist. Correct the path.")
     try:
-        values = yaml.safe_load(path.read_text("utf-8")) or {}
-    except yaml.YAMLError as error:
+        values = load_yaml(path.read_text("utf-8")) or {}
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected YAML, got an error: {' '.join(str(error).split())}. Correct it.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected keys, got a {type(values).__name__}. Write {', '.join(SECTIONS)} as keys.")
@@ -138,14 +158,43 @@ def read_yaml(path: Path) -> Settings:
 
 
 def parse_override(text: str) -> Settings:
-    """ "method.n_ctx=4" -> {"method": {"n_ctx": 4}}; the value is read as YAML where it is YAML."""
-    import yaml
-
+    """ "method.n_ctx=4" -> {"method": {"n_ctx": 4}}; names are what was typed, other values YAML where they can be."""
     key, _, value = text.partition("=")
-    try:
-        setting = yaml.safe_load(value)
-    except yaml.YAMLError:
-        setting = value
+    is_name = key in NAME_KEYS and value.strip() != "null"
+    return nest_setting(key, strip_quotes(value) if is_name else parse_text(value))
+
+
+def format_override(key: str, value: PlainValue) -> str:
+    """Return key=value that sets a text, or what JSON can hold."""
+    if not isinstance(value, str):
+        return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    quote = next((quote for quote in ('"', "'") if quote not in value), "")
+    return f"{key}={quote}{value}{quote}"
+
+
+def nest_setting(key: str, value: PlainValue) -> Settings:
+    """ "method.n_ctx", 4 -> {"method": {"n_ctx": 4}}."""
     for part in reversed(key.split(".")):
-        setting = {part: setting}
-    return setting  # type: ignore[return-value]
+        value = {part: value}
+    return value
+
+
+def parse_text(text: str) -> PlainValue:
+    """Parse a value as YAML where it is YAML; "#" begins no comment in a number or a word."""
+    from yaml import YAMLError
+
+    from vlprompt.runtime.yaml_text import load_yaml
+
+    try:
+        value = load_yaml(text)
+    except YAMLError:
+        return strip_quotes(text)
+    is_cut = "#" in text and not isinstance(value, list | dict) and text.strip()[:1] not in ('"', "'")
+    return text if is_cut else value
+
+
+def strip_quotes(text: str) -> str:
+    """Return a text without one pair of quotes around the whole; other quotes are part of it."""
+    stripped = text.strip()
+    is_quoted = len(stripped) >= 2 and stripped[0] == stripped[-1] and stripped[0] in ("'", '"')
+    return stripped[1:-1] if is_quoted and stripped[0] not in stripped[1:-1] else text

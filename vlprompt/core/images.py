@@ -82,6 +82,16 @@ class ImageItem:
         decode: DecodeFn = getattr(self.pixels, "decode_once", self.pixels)
         return decode(preprocessing, augmentation)
 
+    @property
+    def file(self) -> str | None:
+        """The path of the file that the image is decoded from, if there is one and labels are not hidden."""
+        return getattr(self.pixels, "file", None)
+
+    def content_hash(self) -> str:
+        """Return a hash of the image's content; where its decoder has none, what identifies it in all processes."""
+        compute: Callable[[], str] | None = getattr(self.pixels, "content", None)
+        return (self.key if is_persistent(self.key) else self.name) if compute is None else compute()
+
 
 class Images:
     """B images, each preprocessing of which is decoded at most once.

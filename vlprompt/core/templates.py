@@ -1,7 +1,7 @@
 """Prompt templates: strings parsed once into pieces, and the texts that come of them when a class name is filled in."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -82,6 +82,27 @@ class PromptTemplate:
     @property
     def n_masks(self) -> int:
         return sum(piece.kind == "mask" for piece in self.pieces)
+
+    def require_fields(self, setting: str, fields: Sequence[str], n_soft_tokens: int | None = None) -> None:
+        """Refuse placeholders that would stand in the text as they are written.
+
+        Args:
+            setting: the setting or object that holds the template, for the error.
+            fields: the fields that are filled in.
+            n_soft_tokens: that all {ctx} share; None where there is no place for soft tokens.
+
+        Raises:
+            ValueError: for another placeholder, with the known ones.
+        """
+        known = [f"{{{field}}}" for field in fields] + (["{ctx}"] if n_soft_tokens else [])
+        for piece in self.pieces:
+            is_soft = piece.kind == "tokens" and not n_soft_tokens
+            if is_soft or piece.kind in ("mask", "sep") or (piece.kind == "field" and piece.text not in fields):
+                name = piece.text if piece.kind != "tokens" else str(piece.n_soft_tokens or "ctx")
+                raise ValueError(
+                    f"{setting}: expected the placeholders {', '.join(known)}, got {{{name}}}. "
+                    f"Write one of those, or {{{{{name}}}}} for a text in braces."
+                )
 
     def fill(self, fields: Mapping[str, str]) -> TemplatedText:
         """Replace fields by their values; any other placeholder stays as it is written, as words."""

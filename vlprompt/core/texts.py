@@ -1,5 +1,6 @@
 """Texts as values: items with named fields, and batches of them with the template by which a model reads them."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -62,6 +63,11 @@ class TextItem:
     def n_characters(self) -> int:
         """Characters of fields and response, by which texts of similar length are batched."""
         return sum(map(len, self.fields.values())) + len(self.response or "")
+
+    def content_hash(self) -> str:
+        """Return a hash of all that a model sees of the text and its answer."""
+        content = [dict(self.fields), self.template, self.plain_template, self.response, self.tags]
+        return hashlib.sha256(repr(content).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
+from vlprompt.core.templates import PromptTemplate
 from vlprompt.data.builtin.image_loaders import IMAGE_LOADERS
 from vlprompt.data.dataset import normalize_name
 from vlprompt.data.images.decoding import AUGMENTATIONS
@@ -15,6 +16,17 @@ from vlprompt.runtime.errors import suggest_nearest
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 DOMAINS_LAYOUT = "domains"  # the layout that reads the domains of a card
+
+
+def require_inside(path: str) -> str:
+    """Return a path of a card; ValueError for one that leads out of the folder that it begins in."""
+    parts = PurePosixPath(path.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or path.startswith("~") or ":" in path[:2]:
+        raise ValueError(f"expected a path inside the folder of the data, got {path!r}. Write it without .. and root.")
+    return path
+
+
+InnerPath = Annotated[str, AfterValidator(require_inside)]
 Classes = int | str | list[object] | dict[object, object]  # a resolved card has no str, which names another card
 
 
@@ -109,6 +121,12 @@ class _ImageCard(CardSchema):
         """The domains that the card names."""
         return []
 
+    @field_validator("template")
+    @classmethod
+    def _check_template(cls, template: str) -> str:
+        PromptTemplate.parse(template).require_fields(repr(template), ("name",))
+        return template
+
     @field_validator("augment")
     @classmethod
     def _check_augment(cls, augment: str) -> str:
@@ -152,7 +170,7 @@ class HubCard(_ImageCard):
 
     kind: ClassVar[Literal["hub"]] = "hub"
     hub: str = Field(description="torchvision:NAME")
-    folder: str = Field(description="the folder below the data root that torchvision reads")
+    folder: InnerPath = Field(description="the folder below the data root that torchvision reads")
 
     @field_validator("hub")
     @classmethod
@@ -189,12 +207,12 @@ class Download(Schema):
     presence of `produces` means that the step is done.
     """
 
-    produces: str
-    file: str
+    produces: InnerPath
+    file: InnerPath
     url: str | None = None
     md5: str | None = None
     strip_components: int = 0
-    extract_to: str = "."
+    extract_to: InnerPath = "."
 
     @property
     def is_archive(self) -> bool:
@@ -214,10 +232,10 @@ class LayoutCard(_ImageCard):
 
     kind: ClassVar[Literal["layout"]] = "layout"
     layout: str = Field(description="a file of data/layouts/")
-    folder: str = Field(description="the folder of the dataset below the data root")
-    images: str = Field(description="the folder inside it that the paths of images begin in")
-    split: str | None = Field(None, description="the split file of the literature")
-    lists: list[str] = Field([], description="the three list files of train, val and test")
+    folder: InnerPath = Field(description="the folder of the dataset below the data root")
+    images: InnerPath = Field(description="the folder inside it that the paths of images begin in")
+    split: InnerPath | None = Field(None, description="the split file of the literature")
+    lists: list[InnerPath] = Field([], description="the three list files of train, val and test")
     custom_order: bool = Field(False, description="true or false: the images are not in the literature's order")
     downloads: list[Download] = Field(
         [],

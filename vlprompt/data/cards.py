@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     Card = ImageCard | TextCard
 
+TYPED_KEYS = ("sizes", "downloads", "words", "domains")  # of a card; in all other lists and mappings stand names
+
 
 def list_cards() -> list[str]:
     """Return the names of the cards that come with the package."""
@@ -33,7 +35,7 @@ def is_card(dataset: str) -> bool:
 
 
 def load_card(dataset: str) -> "Card":
-    """Load and check a dataset card.
+    """Load and check a dataset card; its names are strings as they are written (yes, 010, 1.0), ids of classes too.
 
     Args:
         dataset: the name of a card, or a YAML file.
@@ -46,7 +48,7 @@ def load_card(dataset: str) -> "Card":
     if (path := find_card(dataset)) is None:
         raise ValueError(f"dataset: expected the name of a card or a YAML file, got {dataset!r}; "
                          f"{suggest_nearest(dataset, list_cards())}")  # fmt: skip
-    values = load_yaml_mapping(path)
+    values = load_yaml_mapping(path, typed_keys=TYPED_KEYS)
     model = _select_model(values, path)
     if isinstance(name := values.get("classes"), str) and "members" not in values:
         if not is_card(name):

@@ -44,6 +44,9 @@ class RawDataset:
         augment: the augmentation of training images.
         where: how errors name the dataset (default: its name).
         hint: the remedy that errors end with.
+        layout: how the data lie: classes, groups, domains or splits of a folder, a card's layout, a table ...
+        rule: by which rule that was recognised.
+        remarks: what a user should know of the data before a run.
     """
 
     names: Names
@@ -59,13 +62,17 @@ class RawDataset:
     augment: str = "crop-flip"
     where: str = ""
     hint: str = FOLDER_HINT
+    layout: str = ""
+    rule: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Data:
     """An opened dataset: its splits, its template, and the note for results.
 
-    val may be None, and train may be empty (a dataset that is only for tests).
+    val may be None, and train may be empty (a dataset that is only for tests). `origin` is what was taken for the
+    dataset (a card, a folder, a file ...); layout, rule and remarks are those of `RawDataset`.
     """
 
     name: str
@@ -74,6 +81,10 @@ class Data:
     test: Split
     template: str
     note: str
+    origin: str = ""
+    layout: str = ""
+    rule: str = ""
+    remarks: tuple[str, ...] = ()
 
     def hash(self) -> str:
         """Return the joined hashes of the splits, which tell the data from any other."""
@@ -93,7 +104,7 @@ def build_class_names(classes: Mapping[str, str], where: str, template: str | No
     """
     names = []
     for key, name in classes.items():
-        text = unicodedata.normalize("NFC", str(name)).strip()
+        text = unicodedata.normalize("NFC", decode_text(name)).strip()
         if not text.replace("_", " ").strip():
             raise ValueError(
                 f"{where}: expected a name of the class {key!r}, got an empty one. Name it as a prompt should show it."
@@ -103,14 +114,35 @@ def build_class_names(classes: Mapping[str, str], where: str, template: str | No
     return tuple(names)
 
 
+def decode_text(value: object) -> str:
+    """Return a value as text; bytes, as arrays and archives have them, are UTF-8."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
 def warn_duplicate_names(names: Sequence[str], where: str) -> None:
-    """Warn of classes that share a name."""
+    """Warn of classes that share a name, or differ in case and the form of a number only (Red, red; 0, 0.0)."""
     if repeated := sorted({str(name) for name in names if names.count(name) > 1}):
         warnings.warn(
             f"{where}: several classes are called {', '.join(map(repr, repeated))}, so their texts are the same. "
             "Rename one to silence this.",
             stacklevel=4,
         )
+    similar: dict[str, str] = {}
+    for name in dict.fromkeys(map(str, names)):
+        if (other := similar.setdefault(_fold_name(name), name)) != name:
+            warnings.warn(
+                f"{where}: the classes {other!r} and {name!r} differ in their spelling only. Give both one name if "
+                "they are one class.",
+                stacklevel=4,
+            )
+            return
+
+
+def _fold_name(name: str) -> str:
+    try:
+        return str(float(name))
+    except ValueError:
+        return name.casefold()
 
 
 def normalize_name(name: str) -> str:
@@ -176,7 +208,8 @@ def build_dataset(raw: RawDataset, *, skip_broken: bool = False, allow_missing_c
             info=info,
         )
     train = splits.get("train", Split((), (), names, augment=raw.augment, info=info))
-    return Data(raw.name, train, splits.get("val"), splits["test"], raw.template, note)
+    described = {"origin": where, "layout": raw.layout, "rule": raw.rule, "remarks": raw.remarks}
+    return Data(raw.name, train, splits.get("val"), splits["test"], raw.template, note, **described)
 
 
 def _require_known_classes(raw: RawDataset, where: str) -> None:

@@ -92,10 +92,14 @@ def download_file(url: str, path: Path, on_progress: ProgressCallback, manual_hi
     """
     part = path.with_name(f"{path.name}.part")
     try:
-        _download_part(url, part, path.name, on_progress)
+        try:
+            _download_part(url, part, path.name, on_progress)
+        except urllib.error.HTTPError as error:
+            if error.code != 416 or not part.exists():
+                raise
+            part.unlink()  # all of the file or more, of a process that was killed before the end: begin again
+            _download_part(url, part, path.name, on_progress)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        if isinstance(error, urllib.error.HTTPError) and error.code == 416:
-            part.unlink(missing_ok=True)  # more than the complete file: begin again next time
         raise OSError(
             f"{url}: download failed ({error}). Run the same command to continue it, or download the file another way "
             f"to {str(path)!r} and run the command again" + (f" ({manual_hint})." if manual_hint else ".")

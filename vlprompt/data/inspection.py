@@ -10,12 +10,14 @@ from vlprompt.core.class_names import class_ids
 from vlprompt.core.images import Preprocessing
 from vlprompt.data.cards import is_card, load_card, load_card_classes
 from vlprompt.data.dataset import PROBE_PREPROCESSING, Data, shorten_list
+from vlprompt.data.images.files import UNREAD_SUFFIXES, list_image_files
 from vlprompt.data.loading import open_source
 from vlprompt.data.locations import data_root, dataset_folder
 from vlprompt.data.readers.card_folder import find_classes
-from vlprompt.data.report import DatasetReport, nonempty_splits
+from vlprompt.data.report import DatasetReport, find_duplicates, nonempty_splits
 from vlprompt.data.sources import HubName, UserPath, resolve_source
 from vlprompt.data.splits.names import SPLIT_NAMES
+from vlprompt.runtime.file_index import get_file_index
 
 if TYPE_CHECKING:
     from vlprompt.data.card_schema import ImageCard
@@ -30,6 +32,7 @@ def inspect_dataset(
     allow_missing_classes: bool = False,
     decode: bool = True,
     on_progress: ProgressCallback | None = None,
+    layout: str | None = None,
 ) -> DatasetReport:
     """Open a dataset with the classes that have images and compare it with its card.
 
@@ -39,13 +42,14 @@ def inspect_dataset(
         allow_missing_classes: missing classes are a remark and not a problem.
         decode: decode every image.
         on_progress: called while images are decoded.
+        layout: as `open_data` takes it.
 
     Raises:
         ValueError: as `open_data` does.
         OSError: as `open_data` does.
     """
     source = resolve_source(dataset)
-    data = open_source(source, root=root, allow_missing_classes=True)
+    data = open_source(source, root=root, allow_missing_classes=True, layout=layout)
     card = None if isinstance(source, HubName | UserPath | Data) else source
     if "answer" in data.test.info:
         from vlprompt.data.text.inspection import inspect_texts
@@ -64,13 +68,28 @@ def inspect_dataset(
         remarks.append(f"several classes are called {', '.join(repeated)}; they are told apart by their ids")
     splits = nonempty_splits(data)
     broken = _find_broken_files(splits, on_progress) if decode else ()
+    if decode:
+        clashes, repeats = find_duplicates(splits, lambda item: item.content_hash(), "images")
+        get_file_index().flush()
+        (problems if card is None else remarks).extend(clashes)  # published sets are what they are
+        remarks += repeats
     if broken:
         problems.append(
             f"{len(broken)} images can't be decoded: {shorten_list(broken, 20)}; replace them, or run without them by "
             "--skip-broken"
         )
     counts = {part: len(split) for part, split in splits.items()}
-    return DatasetReport(data, counts, expected, missing, broken, problems, remarks + describe_stream(data))
+    if isinstance(source, UserPath) and source.path.is_dir():
+        remarks += _describe_other_images(source.path)
+    remarks = [*data.remarks, *remarks, *describe_stream(data)]
+    return DatasetReport(data, counts, expected, missing, broken, problems, remarks)
+
+
+def _describe_other_images(folder: Path) -> list[str]:
+    """Return a remark on images of formats that are not read; nothing where there are none."""
+    counts = Counter(file.suffix.lower() for file in list_image_files(folder, UNREAD_SUFFIXES))
+    formats = ", ".join(f"{suffix} {n:,}" for suffix, n in sorted(counts.items()))
+    return [f"images of formats that are not read are left out: {formats}; convert them to take them"] * bool(counts)
 
 
 def _find_missing_classes(card: "ImageCard", data: Data, root: str | Path | None) -> tuple[tuple[str, ...], int]:

@@ -51,6 +51,43 @@ class UserPath:
 DatasetSource = Union["Card", HubName, UserPath, Data]
 
 
+def is_folder(dataset: str | Data | None) -> bool:
+    """Whether a dataset setting refers to a user's own folder, whose layout is recognised, or to a card of folders."""
+    if not isinstance(dataset, str):
+        return False
+    if is_card(dataset):
+        return load_card(dataset).kind == "members"
+    return dataset.partition(":")[0] not in LIBRARIES and UserPath(dataset).path.is_dir()
+
+
+def select_layout(layout: str | None, dataset: str | Data | None) -> str | None:
+    """Return the layout for one of several datasets: None for those that are no folders."""
+    return layout if is_folder(dataset) else None
+
+
+def require_folder(layout: str | None, *datasets: str | Data | None) -> None:
+    """Raise ValueError for a layout where no dataset is a user's own folder."""
+    if layout is not None and not any(map(is_folder, datasets)):
+        named = [dataset.name if isinstance(dataset, Data) else dataset for dataset in datasets if dataset is not None]
+        raise ValueError(
+            f"task.layout: expected none for a dataset that is no folder of images, got {layout!r} for "
+            f"{', '.join(map(repr, named))}. Leave it out."
+        )
+
+
+def find_shadowed_path(dataset: str, card_folder: Path | None = None) -> Path | None:
+    """Return the file or folder here that has the name of a card, which is taken instead.
+
+    Args:
+        dataset: a dataset setting.
+        card_folder: the folder of the card's own data, which may be that path.
+    """
+    path = Path(dataset)
+    if dataset not in list_cards() or not path.exists():
+        return None
+    return None if card_folder is not None and card_folder.resolve() == path.resolve() else path
+
+
 def resolve_source(dataset: str | Data) -> DatasetSource:
     """Return what a dataset setting refers to.
 
@@ -68,7 +105,7 @@ def resolve_source(dataset: str | Data) -> DatasetSource:
     if library in LIBRARIES and name:
         return HubName(library, name)
     source = UserPath(dataset)
-    if not source.path.exists():
+    if not dataset.strip() or not source.path.exists():  # an empty path would be the working folder
         raise ValueError(_explain_missing(dataset))
     return source
 

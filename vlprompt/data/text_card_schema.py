@@ -7,9 +7,10 @@ from pydantic import Field, field_validator, model_validator
 
 from vlprompt.core.class_names import Names
 from vlprompt.data.builtin.text_loaders import TEXT_LOADERS
-from vlprompt.data.card_schema import CardSchema, Classes, require_choice
+from vlprompt.data.card_schema import CardSchema, Classes, InnerPath, require_choice
 from vlprompt.data.text_schema import TextSchema
 from vlprompt.data.validation import Schema
+from vlprompt.metrics import BENCHMARK_METRICS
 from vlprompt.runtime.errors import suggest_nearest
 
 HUB_SPLIT_SETS = ({"train", "test"}, {"train", "val", "test"}, {"all"})
@@ -85,9 +86,9 @@ class TextCard(CardSchema):
     classes: Classes = Field(["response"], description="a number of classes, {id: name} or a list of names")
     words: dict[object, list[object]] = Field({}, description="{class: a list of words}, the best first")
     plain: str | None = Field(None, description="a template without the answer's place")
-    metric: str | None = Field(None, description="the metric of the literature")
+    metric: str | None = Field(None, description=f"the metric of the literature ({', '.join(BENCHMARK_METRICS)})")
     loader: str | None = Field(None, description=f"one of {', '.join(TEXT_LOADERS)}")
-    folder: str | None = Field(None, description="the folder of the tables below the data root")
+    folder: InnerPath | None = Field(None, description="the folder of the tables below the data root")
     file: str | None = Field(None, description="a table beside the card")
     hub: TextHub | None = Field(
         None, description="{path: OWNER/NAME, name: CONFIGURATION, splits: {train: theirs, test: theirs}} with a folder"
@@ -126,6 +127,11 @@ class TextCard(CardSchema):
     @classmethod
     def _check_loader(cls, loader: str | None) -> str | None:
         return None if loader is None else require_choice(loader, list(TEXT_LOADERS))
+
+    @field_validator("metric")
+    @classmethod
+    def _check_metric(cls, metric: str | None) -> str | None:
+        return None if metric is None else require_choice(metric, BENCHMARK_METRICS)
 
     @field_validator("words")
     @classmethod

@@ -1,6 +1,6 @@
 """Read YAML files and check mappings against pydantic models, with errors that name file, key and remedy."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -21,18 +21,26 @@ class Schema(BaseModel):
 S = TypeVar("S", bound=Schema)
 
 
-def load_yaml_mapping(path: Path, expected: str = "a mapping of keys") -> dict[object, object]:
+def load_yaml_mapping(
+    path: Path, expected: str = "a mapping of keys", typed_keys: Collection[str] | None = None
+) -> dict[object, object]:
     """Load the mapping in a YAML file.
+
+    Args:
+        path: the file.
+        expected: what it should hold, for errors.
+        typed_keys: None for typed values everywhere; else the keys that have them, as `load_yaml` takes them.
 
     Raises:
         ValueError: if the file is not YAML or holds something else.
     """
-    import yaml
+    from yaml import YAMLError
+
+    from vlprompt.runtime.yaml_text import load_yaml
 
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times as fast, where libyaml is installed
-        values = yaml.load(path.read_text("utf-8"), Loader=loader)
-    except yaml.YAMLError as error:
+        values = load_yaml(path.read_text("utf-8"), typed_keys)
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}. Correct the file.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected {expected}, got a {type(values).__name__}. Write KEY: VALUE lines.")

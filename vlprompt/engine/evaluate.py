@@ -23,6 +23,7 @@ from vlprompt.metrics import (
     per_class_accuracy,
 )
 from vlprompt.runtime import collectives
+from vlprompt.runtime.errors import NonFiniteError
 
 
 @torch.no_grad()
@@ -40,6 +41,9 @@ def iter_outputs(
     Args:
         micro_batch_size: items per forward pass (None: the whole batch); the outputs are the same.
         prepared: what `method.prepare` returned for the names of the split; default: prepared here, once.
+
+    Raises:
+        NonFiniteError: for a logit that is NaN.
     """
     was_training = method.training
     method.eval()
@@ -53,9 +57,20 @@ def iter_outputs(
             )
 
         batches = prefetch_images(split.batches(batch_size))
-        yield from collectives.map_distributed(batches, compute, feature_caches(method))
+        yield from map(_require_numbers, collectives.map_distributed(batches, compute, feature_caches(method)))
     finally:
         method.train(was_training)
+
+
+def _require_numbers(output: Output) -> Output:
+    """Return an output; NonFiniteError where a logit is NaN, of which argmax would make a prediction."""
+    is_nan = output.logits.isnan().any(1)
+    if bool(is_nan.any()):
+        raise NonFiniteError(
+            f"test: expected logits that are numbers, got NaN for {int(is_nan.sum())} of {len(is_nan)} items. Check "
+            "the weights of the backbone, or train with a smaller train.lr or another train.precision."
+        )
+    return output
 
 
 def _concatenate_outputs(outputs: Sequence[Output]) -> Output:

@@ -20,6 +20,7 @@ from vlprompt.engine.epoch_batches import EpochBatches, validate_lesson
 from vlprompt.engine.model_selection import compute_selection_scores
 from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.runtime import collectives
+from vlprompt.runtime.errors import NonFiniteError
 from vlprompt.runtime.seeding import derive_seed
 
 
@@ -67,10 +68,6 @@ class Step:
     @property
     def loss(self) -> float:
         return sum(self.terms.values())
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient is not finite; the parameters are those from before the step."""
 
 
 class Loop:
@@ -297,9 +294,11 @@ def _require_labels(method: Method, lesson: Lesson, config: TrainConfig) -> None
 
 
 def _note_endless_warmup(method: Method, config: TrainConfig, epochs: int, total_steps: int) -> None:
-    """Note in the result that a linear warm-up takes the whole training, so that lr is never reached."""
+    """Note in the result that the warm-up takes the whole training, so that lr is never reached."""
     length = epochs if config.schedule_unit == "epoch" else total_steps
-    if config.warmup_kind == "linear" and config.warmup >= length:
-        unit = "epochs" if config.schedule_unit == "epoch" else "iterations"
-        note = f"{config.warmup} {unit} are the whole training: lr is never reached"
+    if config.warmup >= length and config.warmup_lr != config.lr:
+        unit = "epoch" if config.schedule_unit == "epoch" else "iteration"
+        rate = f" at warmup_lr {config.warmup_lr:g}" * (config.warmup_kind == "constant")
+        verb = "s are" if config.warmup != 1 else " is"
+        note = f"{config.warmup} {unit}{verb} the whole training{rate}: lr is never reached"
         method.clipped_settings = {**method.clipped_settings, "train.warmup": note}

@@ -21,10 +21,11 @@ from vlprompt.core.head import Fixed
 from vlprompt.core.method import LossTerms, Method
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.epoch_batches import validate_lesson
-from vlprompt.engine.loop import Loop, NonFiniteError, State
+from vlprompt.engine.loop import Loop, State
 from vlprompt.engine.model_selection import compute_selection_scores
 from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.runtime import distributed
+from vlprompt.runtime.errors import NonFiniteError
 from vlprompt.runtime.seeding import derive_seed
 
 Tensors: TypeAlias = dict[str, Tensor]

@@ -1,7 +1,8 @@
 """From which domains to which: one command may mean many pairs."""
 
-import json
 from typing import Any
+
+from vlprompt.config.sources import format_override
 
 Pair = tuple[str | list[str] | None, str | None]  # source and target
 
@@ -23,9 +24,8 @@ def expand_domain_pairs(task: dict[str, Any], source: str | None = None, target:
         return [[]]  # the settings are checked where they are resolved
     pairs = []
     for source_domains, target_domain in _list_pairs(task, sources, targets):
-        has_source = bool(source_domains or sources)
-        settings = [f"task.source={json.dumps(source_domains, ensure_ascii=False)}"] if has_source else []
-        settings += [f"task.target={json.dumps(target_domain, ensure_ascii=False)}"] if target_domain else []
+        settings = [format_override("task.source", source_domains)] if source_domains or sources else []
+        settings += [format_override("task.target", target_domain)] if target_domain else []
         pairs.append(settings)
     return pairs
 
@@ -45,7 +45,7 @@ def _list_pairs(task: dict[str, Any], sources: list[str], targets: list[str]) ->
     from vlprompt.data.loading import open_data
     from vlprompt.data.splits.domains import list_domain_pairs, list_domains
 
-    data = open_data(task["dataset"], skip_broken=bool(task.get("skip_broken", False)))
+    data = open_data(task["dataset"], skip_broken=bool(task.get("skip_broken", False)), layout=task.get("layout"))
     domains = list_domains(data)
     if len(domains) < 2:
         return [(source, targets[0] if targets else None)]  # the task itself rejects it

@@ -24,6 +24,14 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
+class DatasetOpened:
+    """A run opened a dataset: what was taken for it, and what a user should know of that. Runs may share one."""
+
+    summary: str
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Notice:
     """What a user should know of a run before it trains."""
 
@@ -87,7 +95,17 @@ class VmapStepDone:
 
 
 RunEvent = StepDone | EvaluationProgress
-Event = RunEvent | SweepStarted | RunStarted | Notice | RunFinished | RunFailed | SearchStarted | VmapStepDone
+Event = (
+    RunEvent
+    | SweepStarted
+    | RunStarted
+    | DatasetOpened
+    | Notice
+    | RunFinished
+    | RunFailed
+    | SearchStarted
+    | VmapStepDone
+)
 Listener = Callable[[Event], None]
 
 

@@ -36,14 +36,15 @@ def compare_with_published(results: Sequence[Result]) -> tuple[list[Comparison],
 def resolve_paper_config(ours: AggregatedResult, theirs: PublishedResult) -> dict[str, Any] | str:
     """Return the configuration of configs/<task>/<method>.yaml for a published result on our dataset, or why not."""
     from vlprompt.config.resolve import find_recipes, resolve_grid
+    from vlprompt.config.sources import nest_setting
 
     task, method, shots, _ = ours.key
     backbone = theirs.backbone if ":" in theirs.backbone else f"open_clip:{theirs.backbone}"
     if ours.trained_parameters and not find_recipes(task, method, backbone):
         return f"no recipe of the paper in configs/{task}/{method}.yaml to compare the settings with"
-    settings = [f"method.{key}={json.dumps(value)}" for key, value in theirs.arguments.items()]
+    settings = [nest_setting(f"method.{key}", value) for key, value in theirs.arguments.items()]
     if targets := ours.config["task"].get("targets"):
-        settings.append(f"task.targets={json.dumps(targets)}")
+        settings.append(nest_setting("task.targets", targets))
     try:
         [config] = resolve_grid(
             [method], [shots], [None], dataset=ours.dataset, task=task, backbone=backbone, overrides=settings

@@ -1,6 +1,6 @@
 """Predict images by what a run has learned, and test it on other datasets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from vlprompt.core.method import Method
 from vlprompt.data.dataset import Data
 from vlprompt.data.images.decoding import build_file_item, open_image
 from vlprompt.data.loading import resolve_dataset
+from vlprompt.data.sources import require_folder, select_layout
 from vlprompt.data.splits.label_hiding import drop_labels
 from vlprompt.engine.evaluate import evaluate, iter_logits
 from vlprompt.engine.model_selection import collect_pseudo_labels
@@ -30,10 +31,11 @@ MAX_DRAWN_IMAGES = 40
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """Probabilities of the classes, best first."""
+    """Probabilities of the classes, best first; of a file that can't be read none, but the error."""
 
     path: Path
     ranked_classes: tuple[tuple[str, float], ...]
+    error: str | None = None
 
 
 def evaluate_run(
@@ -43,6 +45,8 @@ def evaluate_run(
     device: str | None,
     skip_broken: bool,
     figure_path: Path | None = None,
+    layout: str | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Score a run on the test split of a dataset, among its classes (percent).
 
@@ -53,13 +57,17 @@ def evaluate_run(
         device: as `load` takes it.
         skip_broken: leave out images that can't be decoded.
         figure_path: where to draw some of its images.
+        layout: of a folder, instead of the one that is recognised or that the run names.
+        on_note: receives what was left out of the dataset, if anything was.
     """
     task = RunFolder(folder).read_learned_state()[1]["config"]["task"]
     if task["name"] == "text" and figure_path is not None:
         raise ValueError(
             f"--figure: expected a run on images, got {str(folder)!r}, a run on texts. Leave --figure out."
         )
-    test = _open_test(task, dataset, skip_broken)
+    test, note = _open_test(task, dataset, skip_broken, layout)
+    if on_note is not None and skip_broken and note:
+        on_note(note)
     method, _ = restore_method(folder, backbone, device)
     metrics = evaluate(method, test).metrics
     if figure_path is not None:
@@ -67,16 +75,25 @@ def evaluate_run(
     return metrics
 
 
-def _open_test(task: dict[str, Any], dataset: str | Data | None, skip_broken: bool) -> Split:
+def _open_test(
+    task: dict[str, Any], dataset: str | Data | None, skip_broken: bool, layout: str | None
+) -> tuple[Split, str]:
+    """Return the test split, and the note of its dataset."""
     if task["name"] == "text":
+        require_folder(layout, str(task["dataset"] if dataset is None else dataset))
         settings = task | {"skip_broken": skip_broken}
         if dataset is not None:  # with its own templates
             settings |= {"dataset": dataset, "prompt_template": None, "plain_template": None}
-        return cast(Text, build_task(settings)).test
+        text_task = cast(Text, build_task(settings))
+        return text_task.test, text_task.data.note
     if dataset is None and task["name"] == DOMAIN:
-        [*_, stage] = build_task(task | {"skip_broken": skip_broken}).stages()
-        return stage.tests["target"]
-    return resolve_dataset(task["dataset"] if dataset is None else dataset, None, skip_broken).test
+        domain_task = build_task(task | {"skip_broken": skip_broken} | ({} if layout is None else {"layout": layout}))
+        [*_, stage] = domain_task.stages()
+        return stage.tests["target"], domain_task.protocol["note"]
+    own = cast(str, task["dataset"])
+    layout = layout if dataset is not None else layout or select_layout(task.get("layout"), own)
+    data = resolve_dataset(own if dataset is None else dataset, None, skip_broken, layout=layout)
+    return data.test, data.note
 
 
 def _draw_test(method: Method, test: Split, is_domain: bool, path: Path) -> None:
@@ -130,7 +147,7 @@ def predict_images(
         images: the files.
         backbone: where the run's backbone is now; None for where it was.
         device: as `load` takes it.
-        skip_broken: leave out files that can't be read.
+        skip_broken: go on after a file that can't be read, and return its error in its place.
 
     Raises:
         ValueError: for the first file that can't be read, or a run on texts.
@@ -141,29 +158,35 @@ def predict_images(
             "a "
             "file (.txt, .jsonl)."
         )
-    paths = _find_readable(images, skip_broken)
-    if not paths:
-        return []
-    method, names = restore_method(folder, backbone, device)
-    split = Split(tuple(build_file_item(path) for path in paths), (0,) * len(paths), names)
-    probabilities: Tensor = torch.cat(list(iter_logits(method, split))).softmax(1)
-    return [ImagePrediction(path, rank_classes(row, names)) for path, row in zip(paths, probabilities, strict=True)]
+    errors = _find_errors(images, skip_broken)
+    paths = [path for path in images if path not in errors]
+    ranked = dict[Path, tuple[tuple[str, float], ...]]()
+    if paths:
+        method, names = restore_method(folder, backbone, device)
+        split = Split(tuple(build_file_item(path) for path in paths), (0,) * len(paths), names)
+        probabilities: Tensor = torch.cat(list(iter_logits(method, split))).softmax(1)
+        ranked = {path: rank_classes(row, names) for path, row in zip(paths, probabilities, strict=True)}
+    return [ImagePrediction(path, ranked.get(path, ()), errors.get(path)) for path in images]
 
 
-def _find_readable(images: Sequence[Path], skip_broken: bool) -> list[Path]:
-    paths = []
+def _find_errors(images: Sequence[Path], skip_broken: bool) -> dict[Path, str]:
+    """Return the errors of files that can't be read; ValueError for the first one unless they are skipped."""
+    errors = dict[Path, str]()
     for path in images:
         try:
             open_image(path)
-            paths.append(path)
-        except ValueError:
+        except ValueError as error:
             if not skip_broken:
                 raise
-    return paths
+            errors[path] = str(error)
+    return errors
 
 
 def draw_predictions(predictions: Sequence[ImagePrediction], path: Path) -> Path:
-    """Draw the images in a grid, each with its predicted class."""
+    """Draw the images in a grid, each with its predicted class; those that can't be read are left out."""
+    predictions = [prediction for prediction in predictions if prediction.error is None]
+    if not predictions:
+        raise ValueError("--figure: expected images that can be read, got none. Leave --figure out.")
     images = [open_image(prediction.path) for prediction in predictions]
     best = [prediction.ranked_classes[0] for prediction in predictions]
     captions = [f"{name} {probability:.2f}" for name, probability in best]

@@ -35,11 +35,7 @@ def restore_method(folder: Path, backbone: str | None = None, device: str | None
     if "preprocess" in config:
         frozen = with_preprocessing(frozen, resolve_preprocessing(config["preprocess"], find_preprocessing(frozen)))
     tower = find_input_tower(frozen)
-    if tower.key.partition("#")[2] != metadata["backbone_key"].partition("#")[2]:
-        raise ValueError(
-            f"--backbone: expected the weights that {str(folder)!r} was trained on ({metadata['backbone_key']}), got "
-            f"{spec} with other weights ({tower.key}). Name the right ones by --backbone."
-        )
+    _require_same_backbone(tower.key, metadata["backbone_key"], spec, folder)
     lessons = _read_lessons(metadata)
     method = build_method(config["method"], frozen)
     try:
@@ -52,6 +48,31 @@ def restore_method(folder: Path, backbone: str | None = None, device: str | None
         ) from error
     by_id = {name.id: name for lesson in lessons for name in map(as_class_name, lesson.train.names)}
     return method.eval(), tuple(by_id.values())
+
+
+def _require_same_backbone(key: str, trained_key: str, spec: str, folder: Path) -> None:
+    """Raise ValueError unless a backbone has the weights and the computation that a run was trained on.
+
+    Args:
+        key: of the backbone.
+        trained_key: of the run's.
+        spec: the backbone's, for the message.
+        folder: of the run.
+    """
+    weights, _, computation = key.partition("#")[2].partition(".")
+    trained_spec, _, identity = trained_key.partition("#")
+    trained_weights, _, trained_computation = identity.partition(".")
+    if weights != trained_weights:
+        raise ValueError(
+            f"--backbone: expected the weights that {str(folder)!r} was trained on ({trained_key}), got "
+            f"{spec} with other weights ({key}). Name the right ones by --backbone."
+        )
+    if computation != trained_computation:
+        raise ValueError(
+            f"--backbone: expected the architecture, activation, image size and preprocessing that {str(folder)!r} was "
+            f"trained on ({trained_spec}), got {spec}, which has the same weights but differs in these. Name the same "
+            "model before the weights' file by --backbone."
+        )
 
 
 def _read_lessons(metadata: dict[str, Any]) -> list[Lesson]:

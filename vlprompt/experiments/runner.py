@@ -20,16 +20,19 @@ from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.core.towers import Clip, VisionTower, find_feature_cache, find_input_tower, validate_stage_inputs
 from vlprompt.engine.evaluate import Scores, evaluate
-from vlprompt.engine.loop import Loop, NonFiniteError, State, Step, fit
+from vlprompt.engine.loop import Loop, State, Step, fit
 from vlprompt.engine.model_selection import SELECTION_DESCRIPTIONS
 from vlprompt.engine.train_config import TrainConfig
+from vlprompt.engine.unseen_classes import require_test_classes
 from vlprompt.experiments.adaptation_metrics import evaluate_baselines, record_epoch
 from vlprompt.experiments.events import EvaluationProgress, Listener, StepDone
+from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.experiments.provenance import describe_environment, describe_learned_state
 from vlprompt.results.run_folder import Result, RunFolder, serialize_tensors
+from vlprompt.results.run_inputs import Inputs
 from vlprompt.results.step_log import StepLog
 from vlprompt.runtime import collectives, distributed, memory
-from vlprompt.runtime.errors import UnknownClassError
+from vlprompt.runtime.errors import NonFiniteError, UnknownClassError
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Task
 
@@ -69,20 +72,13 @@ def run(
             in the result, not in the configuration.
 
     Raises:
-        ValueError: for a folder that holds another run, or a method that does not suit the backbone or the task.
+        ValueError: for a folder that holds another run, or a method that does not suit the backbone, task or tests.
         NonFiniteError: for a loss that is not a number, after the last good state was saved.
     """
     _require_image_towers(method)
-    if max_lessons is not None and max_lessons < 1:
-        raise ValueError(f"--max-lessons: expected at least 1, got {max_lessons}. Set 1 or more, or leave it out.")
-    if unknown := set(memory_overrides) - set(MEMORY_SETTINGS):
-        raise ValueError(
-            f"memory_overrides: expected {', '.join(MEMORY_SETTINGS)}, got {', '.join(sorted(unknown))}. "
-            "Set it in the configuration."
-        )
+    _require_valid_options(max_lessons, memory_overrides)
     config = config or TrainConfig()
-    if seed is None:
-        seed = config.seed if isinstance(config, RunConfig) else task.seed
+    seed = seed if seed is not None else config.seed if isinstance(config, RunConfig) else task.seed
     run_config = describe_run(method, task, config, seed)
     train = config.train_config if isinstance(config, RunConfig) else config
     run_folder = None if folder is None or not distributed.is_main_process() else RunFolder(Path(folder))
@@ -98,15 +94,33 @@ def run(
         dict(memory_overrides),
     )
     config_dict = run_config.to_dict()
+    inputs: Inputs = distributed.broadcast_from_main(
+        lambda: {} if run_folder is None else describe_inputs(task, run_config, method.backbone)
+    )
 
-    def read_result() -> Result | None:
-        return distributed.broadcast_from_main(lambda: run_folder and run_folder.read_result())
+    def read_finished() -> Result | None:
+        return distributed.broadcast_from_main(lambda: run_folder and run_folder.read_finished())
 
-    result = read_result()
+    result = read_finished()
     if result is not None and result.config == config_dict:
+        if run_folder is not None:
+            run_folder.require_inputs(inputs)
+            run_folder.remove_leftovers()
         return result
-    with nullcontext() if run_folder is None else run_folder.open(config_dict):
-        return read_result() or job.execute()
+    job.inputs = inputs
+    with nullcontext() if run_folder is None else run_folder.open(config_dict, inputs):
+        return read_finished() or job.execute()
+
+
+def _require_valid_options(max_lessons: int | None, memory_overrides: Mapping[str, Any]) -> None:
+    """ValueError for options of `run` that are out of their range."""
+    if max_lessons is not None and max_lessons < 1:
+        raise ValueError(f"--max-lessons: expected at least 1, got {max_lessons}. Set 1 or more, or leave it out.")
+    if unknown := set(memory_overrides) - set(MEMORY_SETTINGS):
+        raise ValueError(
+            f"memory_overrides: expected {', '.join(MEMORY_SETTINGS)}, got {', '.join(sorted(unknown))}. "
+            "Set it in the configuration."
+        )
 
 
 def _require_image_towers(method: Method) -> None:
@@ -142,6 +156,7 @@ class _Run:
     on_event: Listener | None
     max_lessons: int | None
     memory_overrides: dict[str, Any]
+    inputs: Inputs = field(default_factory=dict)
 
     def execute(self) -> Result:
         saved = distributed.broadcast_from_main(lambda: self.folder.load_state() if self.folder else None)
@@ -189,6 +204,7 @@ class _Run:
         if state is not None and not progress.is_training:
             self.method.load_state_dict({k.removeprefix("method/"): v for k, v in state.tensors.items()})
             state = None
+        require_test_classes(self.method, stage, getattr(self.task, "seen_classes_hint", ""))
         if stage.initial_tests:
             self._begin_lesson(lesson.without_items(), index)
             scores |= self._evaluate_unseen(stage.initial_tests)
@@ -344,6 +360,7 @@ class _Run:
         }
         protocol = {
             **self.task.protocol,
+            **({"contents": self.inputs["contents"]} if self.inputs else {}),
             "selection": SELECTION_DESCRIPTIONS[self.train_config.model_selection],
             "backbone_key": "" if tower is None else tower.key,
             "clipped_settings": clipped if tower is None else {**tower.notes, **clipped},

@@ -15,15 +15,17 @@ import torch
 from vlprompt.config.build import build_method, build_task
 from vlprompt.config.resolve import load_layered_config, resolve
 from vlprompt.config.run_config import RunConfig, hash_config
-from vlprompt.config.sources import Settings, iter_flat_settings
+from vlprompt.config.sources import Override, Settings, iter_flat_settings, nest_setting
 from vlprompt.core.stage import Stage
 from vlprompt.core.towers import Backbone
 from vlprompt.engine.evaluate import evaluate
-from vlprompt.engine.loop import NonFiniteError
 from vlprompt.engine.vmap_training import count_vmapped_runs, fit_vmapped
 from vlprompt.experiments.events import Listener, SearchStarted, VmapStepDone, ignore_event
+from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.experiments.runner import run
+from vlprompt.results.run_inputs import ChangedInputsError, Inputs
 from vlprompt.results.search_folder import SearchFolder
+from vlprompt.runtime.errors import NonFiniteError
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Task
 
@@ -79,31 +81,33 @@ class Study:
         """What all points are trained and judged on."""
         return build_task(self.settings[0].config.task)
 
-    def read_chosen(self, folder: SearchFolder) -> dict[str, Any] | None:
-        """Return what was chosen before, None where nothing was.
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The data and files that points are trained on and judged by."""
+        return describe_inputs(self.task, self.settings[0].config)
+
+    def get_folder(self, runs_folder: Path, fresh: bool = False) -> SearchFolder:
+        """Return the folder of the search on these inputs.
+
+        Args:
+            runs_folder: where it lies.
+            fresh: take a new folder beside it where the search in it began on other inputs.
 
         Raises:
-            ValueError: where the search began on other images.
+            ChangedInputsError: for such a search without `fresh`.
         """
-        config = folder.read_config()
-        if config is not None and config.get("images") != self.image_hashes:
-            raise ValueError(
-                f"--out: expected the images of the search in {str(folder.path)!r}, got other images of "
-                f"{self.dataset}. "
-                "Name another --out, or remove that folder and the runs next to it."
-            )
-        return folder.read_chosen()
-
-    @cached_property
-    def image_hashes(self) -> dict[str, str]:
-        """The hashes of the images that points are trained on and judged by."""
-        protocol = self.task.protocol
-        return {part: protocol[part] for part in ("train", "test")}
-
-    def get_folder(self, runs_folder: Path) -> SearchFolder:
         method = self.settings[0].config.method["name"].rpartition(":")[2]
         config = {"config": self.config, "settings": [point.key for point in self.settings]}
-        return SearchFolder(runs_folder / f"search-{method}-{Path(self.dataset).name}-{hash_config(config)}")
+        folder = SearchFolder(runs_folder / f"search-{method}-{Path(self.dataset).name}-{hash_config(config)}")
+        fresh_folder = SearchFolder(folder.path.with_name(f"{folder.path.name}-{hash_config(self.inputs)[:6]}"))
+        changes = folder.list_changed_inputs(self.inputs)
+        if not changes or fresh or fresh_folder.path.exists():
+            return fresh_folder if changes else folder
+        raise ChangedInputsError(
+            f"{str(folder.path)!r}: expected a search of {self.dataset} on the same inputs, got one on others "
+            f"({'; '.join(changes)}). Give --fresh to search in a new folder beside it, another --out, or put the old "
+            "inputs back."
+        )
 
     def build_final_configs(self, chosen: dict[str, Any]) -> list[RunConfig]:
         """Return the configurations of the runs that train with the chosen point and are tested."""
@@ -120,7 +124,7 @@ def build_study(
     seeds: Sequence[int] | None = None,
     *,
     task: str = "vtab",
-    overrides: Sequence[str] = (),
+    overrides: Sequence[Override] = (),
     **options: Any,
 ) -> Study:
     """Build the grid of a method on a dataset: the product of the lists under `search` in recipe, file and key=value.
@@ -145,19 +149,20 @@ def build_study(
     seed = flat.get("seed", final_seeds[0])
     base_batch_size = flat.get("lr_base_batch_size")
     points: dict[str, GridPoint] = {}
-    configs: dict[tuple[str, ...], RunConfig] = {}
+    configs: dict[str, RunConfig] = {}
     for values in _iter_grid(axes):
-        structure = tuple(f"{k}={json.dumps(v)}" for k, v in values.items() if k not in VMAP_KEYS)
+        settings = [nest_setting(k, v) for k, v in values.items() if k not in VMAP_KEYS]
+        structure = json.dumps(settings)
         if structure not in configs:
-            layers = load_layered_config(method, seed=seed, overrides=[*overrides, *structure], **options)
+            layers = load_layered_config(method, seed=seed, overrides=[*overrides, *settings], **options)
             configs[structure] = resolve(layers)
         point = GridPoint(values, _set_rates(configs[structure], values, base_batch_size))
         point.config.validate()
         points.setdefault(point.key, point)
-    settings = list(points.values())
+    grid = list(points.values())
     # the final seeds are no part of a search
     search_space = {k: v for k, v in flat.items() if k != "seeds"} | {"seed": seed}
-    return Study(settings[0].config.task["dataset"], settings, search_space, final_seeds)
+    return Study(grid[0].config.task["dataset"], grid, search_space, final_seeds)
 
 
 def _read_axes(space: Settings) -> dict[str, list[Any]]:
@@ -223,9 +228,9 @@ def run_search(
     Raises:
         NonFiniteError: when the loss of every point is not a number.
     """
-    if (chosen := study.read_chosen(folder)) is not None:
+    if (chosen := folder.read_chosen()) is not None:
         return chosen
-    with folder.open({**study.config, "images": study.image_hashes}):
+    with folder.open({**study.config, "inputs": study.inputs}):
         if len(study.settings) > 1:
             on_event(SearchStarted(study.dataset, len(study.settings)))
             _Search(study.task, folder, backbone, save_every, on_event).evaluate(study.settings)

@@ -3,14 +3,17 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.config.build import build_method, build_task
 from vlprompt.config.resolve import load_layered_config, resolve_grid
-from vlprompt.config.run_config import RunConfig
+from vlprompt.config.run_config import RunConfig, hash_config
+from vlprompt.data.report import summarize_dataset
 from vlprompt.experiments.domain_pairs import expand_domain_pairs
 from vlprompt.experiments.events import (
+    DatasetOpened,
     Listener,
     Notice,
     RunFailed,
@@ -19,8 +22,10 @@ from vlprompt.experiments.events import (
     SweepStarted,
     ignore_event,
 )
+from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.results.comparability import CONTINUAL, DOMAIN
 from vlprompt.results.run_folder import Result, RunFolder
+from vlprompt.results.run_inputs import Inputs
 from vlprompt.runtime import distributed
 from vlprompt.runtime.settings import SETTINGS
 
@@ -43,6 +48,7 @@ class SweepOptions:
         threads: CPU threads; None for torch's default, but one for the embedded backbones.
         save_every: seconds between two saved states.
         max_lessons: pause streams after this number of lessons.
+        fresh: make a run in a new folder where its folder holds one on other inputs.
     """
 
     runs_folder: Path
@@ -50,6 +56,7 @@ class SweepOptions:
     threads: int | None = None
     save_every: float = 5.0
     max_lessons: int | None = None
+    fresh: bool = False
 
 
 @dataclass
@@ -135,6 +142,12 @@ def resolve_sweep(
     return configs
 
 
+def format_run_name(config: RunConfig, with_dataset: bool = True) -> str:
+    """Format a run for the terminal: its dataset, method, shots and seed."""
+    name = f"{config.method['name']} {_format_data_size(config.task)}, seed {config.seed}"
+    return f"{_format_dataset_name(config.task)}: {name}" if with_dataset else name
+
+
 def get_run_folder(runs_folder: Path, config: RunConfig) -> RunFolder:
     """runs/<method>-<dataset>-<shots>shot-seed<seed>-<hash>; only the hash distinguishes runs for certain."""
     method = config.method["name"].rpartition(":")[2]
@@ -143,11 +156,46 @@ def get_run_folder(runs_folder: Path, config: RunConfig) -> RunFolder:
     return RunFolder(runs_folder / name)
 
 
-def read_results(runs_folder: Path, configs: Sequence[RunConfig]) -> list[Result | None]:
-    """Return the results of finished runs, None for the others; all processes get what the first one reads."""
-    return distributed.broadcast_from_main(
-        lambda: [get_run_folder(runs_folder, config).read_result() for config in configs]
-    )
+def choose_run_folder(options: SweepOptions, config: RunConfig, inputs: Inputs) -> RunFolder:
+    """Return the folder of a run on these inputs: the one of its configuration, or one beside it.
+
+    Raises:
+        ChangedInputsError: where that holds a run on other inputs and `fresh` does not allow a new folder.
+    """
+    folder = get_run_folder(options.runs_folder, config)
+    siblings = sorted(folder.path.parent.glob(f"{escape(folder.path.name)}-*"))
+    candidates = [folder, *map(RunFolder, siblings)]
+    nearest = min(candidates, key=lambda candidate: len(candidate.list_changed_inputs(inputs)))
+    if not nearest.list_changed_inputs(inputs):
+        return nearest
+    if not options.fresh:
+        nearest.require_inputs(inputs)
+    return RunFolder(folder.path.with_name(f"{folder.path.name}-{hash_config(inputs)[:6]}"))
+
+
+def _read_finished(options: SweepOptions, config: RunConfig, goes_on: bool) -> Result | None:
+    """Return the result of a finished run, None for another or a damaged one.
+
+    Data are opened only where there is something to compare.
+
+    Args:
+        options: where the runs are.
+        config: of the run.
+        goes_on: return None for a run that can't be compared, which then fails in its turn.
+
+    Raises:
+        ChangedInputsError: as `choose_run_folder`.
+    """
+    if not get_run_folder(options.runs_folder, config).path.exists():
+        return None
+    try:
+        folder = choose_run_folder(options, config, describe_inputs(build_task(config.task), config))
+    except (ValueError, OSError):
+        if goes_on:
+            return None
+        raise
+    folder.remove_leftovers()
+    return folder.read_finished()
 
 
 def run_configs(
@@ -169,8 +217,13 @@ def run_configs(
 
     Returns:
         The result of each; None for one that failed.
+
+    Raises:
+        ChangedInputsError: for a run whose folder holds one on other inputs, unless `options.fresh`.
     """
-    results = read_results(options.runs_folder, configs)
+    results: list[Result | None] = distributed.broadcast_from_main(
+        lambda: [_read_finished(options, config, failures is not None) for config in configs]
+    )
     if all(results):
         return results
     sweep = _Sweep(options, on_event, LoadedBackbones(options, {} if backbones is None else backbones))
@@ -179,8 +232,7 @@ def run_configs(
     for index, config in enumerate(configs):
         if results[index] is not None:
             continue
-        name = f"{config.method['name']} {_format_data_size(config.task)}, seed {config.seed}"
-        name = f"{_format_dataset_name(config.task)}: {name}" if has_many_datasets else name
+        name = format_run_name(config, has_many_datasets)
         on_event(RunStarted(name, config))
         try:
             result = results[index] = sweep.run_one(name, config)
@@ -207,16 +259,22 @@ class _Sweep:
         with distributed.local_main_process_first():
             task = build_task(config.task)
             protocol = task.protocol  # opens the data, so that their errors come before a backbone is loaded
+        for data in getattr(task, "opened_data", ()):  # a task of a user's own may have none
+            self.on_event(DatasetOpened(summarize_dataset(data), data.remarks))
         for text in _iter_warnings(protocol):
             self.on_event(Notice(name, text))
         with distributed.local_main_process_first():
             backbone = self.backbones.load(config)
         method = build_method(config.method, backbone)
+        inputs = distributed.broadcast_from_main(lambda: describe_inputs(task, config, backbone))
+        folder = choose_run_folder(self.options, config, inputs)
+        if damage := folder.find_damage():
+            self.on_event(Notice(name, f"runs again, as a file is damaged: {damage}"))
         return run(
             method,
             task,
             config,
-            get_run_folder(self.options.runs_folder, config).path,
+            folder.path,
             save_every=self.options.save_every,
             on_event=self.on_event,
             max_lessons=self.options.max_lessons,

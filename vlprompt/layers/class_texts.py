@@ -1,5 +1,6 @@
 """Texts of classes: templates filled with class names, and their features."""
 
+import warnings
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -26,14 +27,32 @@ def fill_class_texts(template: str | None, names: Sequence[str], n_tokens: int =
         n_tokens: soft tokens that all k {ctx} share: n // k each, and the rest for the last one.
 
     Raises:
-        ValueError: if a template has no {name}.
+        ValueError: if a template has no {name}, or a placeholder that is not known.
     """
     if template is None:
         templates = [getattr(name, "template", None) or DEFAULT_TEMPLATE for name in names]
     else:
         templates = [template] * len(names)
     parsed = {t: _parse_class_template(t, n_tokens) for t in dict.fromkeys(templates)}
-    return [parsed[t].fill({"name": name.replace("_", " ")}) for t, name in zip(templates, names, strict=True)]
+    texts: list[str] = [
+        parsed[t].fill({"name": name.replace("_", " ")}) for t, name in zip(templates, names, strict=True)
+    ]
+    _warn_of_equal_texts(names, texts)
+    return texts
+
+
+def _warn_of_equal_texts(names: Sequence[str], texts: Sequence[str]) -> None:
+    """Warn of classes with different names and one text, as "fire_truck" and "fire truck" have."""
+    first_name = dict[str, str]()
+    for name, text in zip(names, texts, strict=True):
+        other = first_name.setdefault(text, name)
+        if other != name:
+            warnings.warn(
+                f"text: classes {str(other)!r} and {str(name)!r} have the same text {str(text)!r}, so they get equal "
+                "logits. Rename one of them.",
+                stacklevel=3,
+            )
+            return
 
 
 def _parse_class_template(template: str, n_tokens: int) -> PromptTemplate:
@@ -43,6 +62,7 @@ def _parse_class_template(template: str, n_tokens: int) -> PromptTemplate:
             f"template: expected a place for the class, {{name}}, got {template!r}. "
             'Write for example "a photo of a {name}.".'
         )
+    parsed.require_fields(f"template {template!r}", ("name",), n_tokens)
     return parsed
 
 
@@ -56,7 +76,24 @@ def encode_class_texts(clip: Clip, names: Sequence[str], template: TemplateChoic
         normalize: take the mean of normalised features.
     """
     features = [clip.text(fill_class_texts(t, names))[0] for t in load_templates(template)]
+    _warn_of_equal_features([name.replace("_", " ") for name in names], clip.unit(features[0]))
     return torch.stack([clip.unit(x) for x in features] if normalize else features).mean(0)
+
+
+def _warn_of_equal_features(names: Sequence[str], features: Tensor) -> None:
+    """Warn of different names with equal normalised features (C, E), as "dog" and "Dog" have in most towers."""
+    direction = torch.linspace(-1, 1, features.shape[1], device=features.device, dtype=features.dtype)
+    order = (features @ direction).argsort()  # equal rows are neighbours
+    differences = (features[order[1:]] - features[order[:-1]]).abs().amax(-1)
+    for i in (differences < 1e-6).nonzero()[:, 0].tolist():
+        first, second = (names[int(order[j])] for j in (i, i + 1))
+        if first != second:
+            warnings.warn(
+                f"text: classes {min(first, second)!r} and {max(first, second)!r} have the same text features, so they "
+                "get equal logits. Rename one of them.",
+                stacklevel=3,
+            )
+            return
 
 
 def select_class_rows(table: Tensor, known_ids: Sequence[str], names: Sequence[str], default: Tensor) -> Tensor:

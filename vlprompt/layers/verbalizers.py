@@ -13,6 +13,7 @@ from vlprompt.core.class_names import Names, as_class_name, class_ids
 from vlprompt.core.head import Head
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
+from vlprompt.core.templates import PromptTemplate
 from vlprompt.core.texts import TextBatch, TextItem
 from vlprompt.core.towers import LanguageTower
 from vlprompt.layers.heads import LinearHead, find_class_indices
@@ -240,9 +241,10 @@ class SentenceHead(Head):
                 f"method.head.template: expected {{name}}, where the class stands, got {self.template!r}. "
                 "Write for example 'This is about {name}.'"
             )
-        features = list[Tensor]()
+        template, features = PromptTemplate.parse(self.template), list[Tensor]()
+        template.require_fields("method.head.template", ("name",))
         for words in find_label_words(names, self.words):
-            texts = [self.template.replace("{name}", word) for word in words]
+            texts = [template.fill({"name": word}).words for word in words]
             items = tuple(TextItem(f"class {text}", {"text": text}, "{text}", "{text}") for text in texts)
             features.append(F.normalize(self.lm(TextBatch(items)), dim=-1).mean(0))
         return F.normalize(torch.stack(features), dim=-1)  # (C, E)

@@ -24,6 +24,34 @@ class MergedNorm:
         return nn.functional.layer_norm(x, self.norm.normalized_shape, self.weight, self.bias, self.norm.eps)
 
 
+class MergedScaleNorm:
+    """A norm without bias (RMSNorm) with another gain, and a bias."""
+
+    def __init__(self, norm: nn.Module, weight: Tensor, bias: Tensor | None):
+        self.norm, self.weight, self.bias = norm, weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = torch.func.functional_call(self.norm, {"weight": self.weight}, x)
+        return y if self.bias is None else y + self.bias
+
+
+class MergedIdentity:
+    """A scale and a shift in the place of a norm that a model does not have."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.weight if self.bias is None else x * self.weight + self.bias
+
+
+def _is_scale_norm(frozen: object) -> bool:
+    """Whether a map is a norm whose only weight is its gain."""
+    if not isinstance(frozen, nn.Module) or "norm" not in type(frozen).__name__.lower():
+        return False
+    return [(name, p.ndim) for name, p in frozen.named_parameters()] == [("weight", 1)]
+
+
 def merge_adapter(site: str, frozen: FrozenMap | None, adapter: object) -> FrozenMap:
     """Return a frozen map with an adapter in its weights, detached.
 
@@ -41,14 +69,21 @@ def merge_adapter(site: str, frozen: FrozenMap | None, adapter: object) -> Froze
             f"{type(adapter).__name__} can't be merged into weights (site {site}). "
             "Take an adapter of linear maps and norms, such as LoRA or SSF."
         )
-    if not isinstance(frozen, nn.LayerNorm | FrozenLinear):
+    if isinstance(frozen, nn.Identity):
+        with torch.no_grad():
+            return MergedIdentity(*merge(torch.ones(()), None))
+    if not (isinstance(frozen, nn.LayerNorm | FrozenLinear) or _is_scale_norm(frozen)):
         raise ValueError(
             f"{site}: expected a linear map or a norm, got a map without weights to merge {type(adapter).__name__} "
             "into. Take an adapter of linear maps and norms, such as LoRA or SSF."
         )
+    layer = cast(nn.LayerNorm | FrozenLinear, frozen)
+    bias = getattr(layer, "bias", None)
     with torch.no_grad():
-        weight, bias = merge(frozen.weight.detach(), None if frozen.bias is None else frozen.bias.detach())
-    return MergedNorm(frozen, weight, bias) if isinstance(frozen, nn.LayerNorm) else FrozenLinear(weight, bias)
+        weight, bias = merge(layer.weight.detach(), None if bias is None else bias.detach())
+    if isinstance(layer, FrozenLinear):
+        return FrozenLinear(weight, bias)
+    return MergedNorm(layer, weight, bias) if isinstance(layer, nn.LayerNorm) else MergedScaleNorm(layer, weight, bias)
 
 
 def merge_into_blocks(blocks: Sequence[Block], prompt: Prompt) -> list[Block]:

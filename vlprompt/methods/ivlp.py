@@ -60,6 +60,9 @@ class IVLP(Method):
         if lesson.index:
             return
         text, image = self.clip.text, self.clip.image
+        for tower, n_tokens in ((text, self.n_text_tokens), (image, self.n_image_tokens)):
+            if n_tokens:
+                tower.require_blocks()
         self.ctx, self.image_tokens = nn.ParameterList(), nn.ParameterList()
         for i in range(self.clip_to_depth("depth_text", text.depth) if self.n_text_tokens else 0):
             self.ctx.append(text.init_context(self.n_text_tokens, None if i else self.init_text, generator))  # (P, D)

@@ -12,6 +12,8 @@ the current weights, over the names that the task trains, the lesson's (a masked
 Expected: below zero-shot CLIP at 1 and 2 shots on most sets, above it from 8 (Figure 6 of the paper).
 """
 
+import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,6 +26,7 @@ from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import AnyTower, Clip
 from vlprompt.layers.heads import LinearHead
 
+MAX_ITERATIONS = 2000  # of L-BFGS
 C_GRID = tuple(10 ** (e / 2) for e in range(-6, 7))
 
 
@@ -95,10 +98,26 @@ class Linear(TowerMethod[AnyTower]):
 
     def _search_penalty(self, x: Any, y: Any, val: Split | None) -> Any:
         """Fit scikit-learn's logistic regression with the given C, or the best one on the validation images."""
-        from sklearn.linear_model import LogisticRegression
-
         if self.inverse_regularization is not None or val is None or not len(val):
-            return LogisticRegression(C=self.inverse_regularization or 1.0, max_iter=2000).fit(x, y)
+            return _fit_regressions((self.inverse_regularization or 1.0,), x, y)[0]
         val_x, val_y = self._extract_features(val)
-        models = [LogisticRegression(C=c, max_iter=2000).fit(x, y) for c in C_GRID]
+        models = _fit_regressions(C_GRID, x, y)
         return max(models, key=lambda model: model.score(val_x, val_y))  # the first, smallest C of a tie
+
+
+def _fit_regressions(values: Sequence[float], x: Any, y: Any) -> list[Any]:
+    """Fit a logistic regression for each value of C; one warning for all that do not converge."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # told below, for all values at once
+        models = [LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(x, y) for c in values]
+    if unfinished := [c for c, model in zip(values, models, strict=True) if max(model.n_iter_) >= MAX_ITERATIONS]:
+        warnings.warn(
+            f"method.solver=lbfgs: expected the regression to converge in {MAX_ITERATIONS} iterations, got "
+            f"{len(unfinished)} of {len(values)} values of C that did not (from {min(unfinished):.3g}). Set "
+            "method.normalize=true, a smaller method.inverse_regularization, or method.solver=fit.",
+            stacklevel=2,
+        )
+    return models

@@ -49,6 +49,8 @@ class MaPLe(Method):
         if lesson.index:
             return
         text, image, device = self.clip.text, self.clip.image, self.clip.device
+        for tower in (text, image):
+            tower.require_blocks()
         depth = self.clip_to_depth("depth", min(text.depth, image.depth))
         first = text.init_context(self.n_ctx or (None if self.init_text else 2), self.init_text, generator)  # (P, D)
         later = [text.init_context(len(first), None, generator) for _ in range(depth - 1)]

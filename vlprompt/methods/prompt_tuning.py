@@ -32,7 +32,8 @@ class PromptTuning(TowerMethod[LanguageTower]):
         head: maps features to class logits.
         n_tokens: number of soft tokens (P).
         init: "random" (standard normal), "vocabulary" (embeddings of random words) or "text" (those of `init_text`).
-        init_text: words to start from, repeated or cut to n_tokens.
+        init_text: words to start from, repeated or cut to n_tokens; their own tokens alone, where PEFT's start from a
+            text also takes the special tokens around it ([CLS] and [SEP], or BOS and EOS).
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from torch import Tensor
 from vlprompt.core.class_names import Names
 from vlprompt.core.images import Images
 from vlprompt.core.method import Method, Output
-from vlprompt.core.templates import escape_braces
+from vlprompt.core.templates import PromptTemplate
 from vlprompt.core.towers import Clip
 from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts
 
@@ -32,8 +32,8 @@ class ZeroShot(Method):
         clip: frozen CLIP.
         template: a text with {name} in it, several that are averaged, or a set by name ("imagenet-80", "imagenet-7");
             default the dataset's own.
-        descriptions: path of a JSON or YAML file {class name or id: [texts]}; a class then has these texts, verbatim or
-            put into a template that has a {description}.
+        descriptions: path of a JSON or YAML file {class name or id: [texts]} (~ is the home folder); a class then has
+            these texts, verbatim or put into a template that has a {description}.
     """
 
     def __init__(self, clip: Clip, template: TemplateChoice = None, descriptions: str | None = None):
@@ -44,7 +44,7 @@ class ZeroShot(Method):
         if self.descriptions is None:
             return encode_class_texts(self.clip, names, self.template, normalize=True)
         template = self.template if isinstance(self.template, str) else None
-        class_texts = read_descriptions(Path(self.descriptions), names, template)
+        class_texts = read_descriptions(Path(self.descriptions).expanduser(), names, template)
         features = self.clip.unit(self.clip.text([text for texts in class_texts for text in texts])[0])
         return torch.stack([part.mean(0) for part in features.split([len(texts) for texts in class_texts])])  # (C, E)
 
@@ -62,23 +62,12 @@ def read_descriptions(path: Path, names: Names, template: str | None) -> list[li
         template: may have {name} and {description}; without a {description} the texts are used verbatim.
 
     Raises:
-        ValueError: if there is no such file, or a class has no description.
+        ValueError: if there is no such file, it is broken, or a class has no description.
     """
-    import yaml
-
-    if not path.is_file():
-        raise ValueError(
-            f"method.descriptions: expected a file of descriptions, got {str(path)!r}, which does not exist. Give a "
-            "JSON file of {class name: [texts]}."
-        )
-    content = yaml.safe_load(path.read_text("utf-8"))  # JSON is YAML
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"method.descriptions: expected {{class name: [texts]}} in {str(path)!r}, got a {type(content).__name__}. "
-            "Give a mapping of class names."
-        )
-    descriptions = {_normalize(str(k)): [v] if isinstance(v, str) else v for k, v in content.items()}
+    descriptions = _load_descriptions(path)
     pattern = template if template and "{description}" in template else "{description}"
+    parsed = PromptTemplate.parse(pattern)
+    parsed.require_fields(f"method.template {pattern!r}", ("name", "description"))
     class_texts = []
     for name in names:
         keys = map(_normalize, (getattr(name, "id", name), name))
@@ -88,9 +77,48 @@ def read_descriptions(path: Path, names: Names, template: str | None) -> list[li
                 f"{str(path)!r}: expected a description of {str(name)!r}, got none. Add one, or leave "
                 "method.descriptions out."
             )
-        front = pattern.replace("{name}", name.replace("_", " "))
-        class_texts.append([escape_braces(front.replace("{description}", str(text))) for text in texts])
+        shown_name = name.replace("_", " ")
+        class_texts.append([str(parsed.fill({"name": shown_name, "description": text})) for text in texts])
     return class_texts
+
+
+def _load_descriptions(path: Path) -> dict[str, list[str]]:
+    """Return {normalized class name or id: texts}."""
+    from yaml import YAMLError
+
+    from vlprompt.runtime.yaml_text import load_yaml
+
+    if not path.is_file():
+        raise ValueError(
+            f"method.descriptions: expected a file of descriptions, got {str(path)!r}, which does not exist. Give a "
+            "JSON file of {class name: [texts]}."
+        )
+    try:
+        content = load_yaml(path.read_text("utf-8"), typed_keys=())  # JSON is YAML
+    except (YAMLError, UnicodeDecodeError) as error:
+        cause = " ".join(str(error).split())
+        raise ValueError(
+            f"method.descriptions: expected JSON or YAML in {str(path)!r}, got an error: {cause}. Correct the file."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"method.descriptions: expected {{class name: [texts]}} in {str(path)!r}, got a {type(content).__name__}. "
+            "Give a mapping of class names."
+        )
+    descriptions = {str(key): [value] if isinstance(value, str) else value for key, value in content.items()}
+    for key, texts in descriptions.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(
+                f"method.descriptions: expected a list of texts for {key!r} in {str(path)!r}, got {texts!r}. Write its "
+                "texts in quotes."
+            )
+    by_name = {_normalize(key): texts for key, texts in descriptions.items()}
+    if len(by_name) < len(descriptions):
+        raise ValueError(
+            f"method.descriptions: expected each class once in {str(path)!r}, got names that differ in case or "
+            "underscores only. Remove one, or use the ids of the classes."
+        )
+    return by_name
 
 
 def _normalize(name: str) -> str:

@@ -90,7 +90,13 @@ def make_config_key(result: Result) -> str:
     config = json.loads(json.dumps(result.config))
     config.pop("seed")
     config["task"].pop("seed", None)
-    return json.dumps([config, result.protocol.get("test"), _get_fixed_class_order(result)], sort_keys=True)
+    images = result.protocol.get("test"), _get_test_content(result.protocol), result.protocol.get("dataset_hash")
+    return json.dumps([config, *images, _get_fixed_class_order(result)], sort_keys=True)
+
+
+def _get_test_content(protocol: Mapping[str, Any]) -> str | None:
+    """Return the content hash of all test items; None where the result does not say it."""
+    return protocol.get("contents", {}).get("test", {}).get("hash")
 
 
 def _get_fixed_class_order(result: Result) -> Any:
@@ -107,6 +113,8 @@ def _collect_table_settings(result: Result) -> dict[str, Any]:
     settings |= {f"preprocess.{k}": v for k, v in result.protocol.get("preprocess", {}).items()}
     return settings | {
         "images.test": result.protocol.get("test"),
+        "images.content": (_get_test_content(result.protocol) or "")[:8] or None,
+        "images.dataset": result.protocol.get("dataset_hash"),
         "images.class_order": _get_fixed_class_order(result),
     }
 
@@ -189,6 +197,7 @@ def collect_protocol_facts(runs: Sequence[Result]) -> ProtocolFacts:
     chosen = json.dumps([task.get(k) for k in ("base_classes", "targets", "source", "target")])
     images = TARGET_TEST_IMAGES if task["name"] == DOMAIN else "test images"
     facts: ProtocolFacts = {(images, chosen): protocol.get("test"), ("weights", backbone): protocol.get("backbone_key")}
+    facts["content of the test items", chosen] = _get_test_content(protocol)
     facts |= {(k, ""): protocol.get(k) for k in ("augment", "split", "augmentations")}
     facts |= {(f"preprocess.{k}", backbone): v for k, v in protocol.get("preprocess", {}).items()}
     facts |= {(f"metric {k}", ""): v for k, v in protocol.get("metrics", {}).items()}

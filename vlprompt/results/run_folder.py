@@ -8,19 +8,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vlprompt.engine.loop import State
+from vlprompt.results.run_inputs import ChangedInputsError, Inputs, list_differences
 
 ATOMIC_FILES = (
     "config.yaml",
+    "inputs.json",
     "last.safetensors",
     "prompt.safetensors",
     "result.json",
 )  # files that `write_atomically` makes in a run
+MAX_NAMED_RUNS = 5  # in an error
 
 
 @contextmanager
@@ -62,18 +66,23 @@ def serialize_tensors(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> b
     return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"vlprompt": json.dumps(metadata)})
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and JSON metadata of a safetensors file; ValueError if it is broken."""
+def read_tensors(path: Path, with_values: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and JSON metadata of a safetensors file; ValueError if it is broken.
+
+    Args:
+        path: the file.
+        with_values: else only the header and the length are checked, and no tensors returned.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), "pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  # it can't be iterated itself
+            tensors = {k: file.get_tensor(k) for k in file.keys()} if with_values else {}  # noqa: SIM118
             return tensors, json.loads((file.metadata() or {})["vlprompt"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{str(path)!r}: expected a complete safetensors file, got a broken one ({error}). Delete it and give the "
-            "command again."
+            "command of the run again, which makes it anew."
         ) from error
 
 
@@ -112,64 +121,136 @@ class Result:
 class RunFolder:
     """The files of one run.
 
-    config.yaml, steps.jsonl, last.safetensors (to resume; removed when the run is done), prompt.safetensors (the
-    learned state) and result.json, written last: a run is finished if it exists.
+    config.yaml, inputs.json (what it stands on beside the configuration, by content), steps.jsonl, last.safetensors
+    (to resume; goes when the run is done), prompt.safetensors (the learned state) and result.json, written last: that
+    it exists means that the run is done.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.result_path, self.state_path, self.steps_path = (
+        self.config_path, self.result_path, self.state_path = (
+            path / "config.yaml",
             path / "result.json",
             path / "last.safetensors",
+        )
+        self.steps_path, self.inputs_path, self.learned_path = (
             path / "steps.jsonl",
+            path / "inputs.json",
+            path / "prompt.safetensors",
         )
 
     @contextmanager
-    def open(self, config: dict[str, Any]) -> Iterator[None]:
-        """Create the folder, lock it for this process, and write `config` into it.
+    def open(self, config: dict[str, Any], inputs: Inputs) -> Iterator[None]:
+        """Make the folder, lock it for this process, and write the configuration and the inputs of its run.
 
         Raises:
-            ValueError: when it holds another configuration, or another process has locked it.
+            ValueError: when it holds a run of another configuration, or a process is at work in it.
+            ChangedInputsError: when it holds a run on other inputs.
         """
         import yaml
 
         with explain_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with lock_folder(self.path):
-            known = self.path / "config.yaml"
-            if known.exists() and (stored := yaml.safe_load(known.read_text("utf-8"))) != config:
-                differing = [k for k in config if not isinstance(stored, dict) or stored.get(k) != config[k]]
-                raise ValueError(
-                    f"{str(self.path)!r}: expected the same configuration, got a run with other "
-                    f"{', '.join(differing)}. "
-                    "Name another folder."
-                )
+            self._require_config(config)
+            self.require_inputs(inputs)
             for left in (left for name in ATOMIC_FILES for left in self.path.glob(f".{name}.*")):
                 left.unlink()  # of a process that died while it wrote
             try:
-                write_atomically(known, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+                write_atomically(self.config_path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+                write_json(self.inputs_path, inputs)
                 yield
             except BaseException:
                 self._discard_if_empty()
                 raise
 
+    def _require_config(self, config: dict[str, Any]) -> None:
+        """ValueError if the folder holds a run of another configuration, or one that can't be read."""
+        if not self.config_path.exists():
+            return
+        if (stored := self.read_config()) != config:
+            differing = [k for k in config if stored.get(k) != config[k]]
+            raise ValueError(
+                f"{str(self.path)!r}: expected the same configuration, got a run with other "
+                f"{', '.join(differing) or 'settings'}. Name another folder."
+            )
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the configuration of the run; ValueError where its file is broken."""
+        import yaml
+
+        try:
+            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times as fast, where libyaml is installed
+            config = yaml.load(self.config_path.read_text("utf-8"), Loader=loader)
+            if not isinstance(config, dict):
+                raise ValueError(f"it holds a {type(config).__name__}")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"{str(self.config_path)!r}: expected the configuration of a run, got a broken file "
+                f"({' '.join(str(error).split())}). Remove the folder {str(self.path)!r}, or name another."
+            ) from error
+        return config
+
     def _discard_if_empty(self) -> None:
         """Remove the files of a run that has learned nothing; other files stay."""
         if not self.state_path.exists() and not self.result_path.exists():
-            for file in (self.path / "config.yaml", self.steps_path):
+            for file in (self.config_path, self.inputs_path, self.steps_path):
                 file.unlink(missing_ok=True)
 
+    def list_changed_inputs(self, inputs: Inputs) -> list[str]:
+        """Return what differs between the inputs of the run in this folder and these, by name with old and new."""
+        if not self.state_path.exists() and not self.result_path.exists():
+            return []  # nothing was learned
+        try:
+            recorded = json.loads(self.inputs_path.read_text("utf-8"))
+            return list_differences(recorded, json.loads(json.dumps(inputs)))  # tuples are lists in JSON
+        except FileNotFoundError:
+            return [f"{self.inputs_path.name}, which says what the run stood on, is gone"]
+        except (OSError, ValueError, AttributeError) as error:
+            return [f"{self.inputs_path.name}: not to be read ({error})"]
+
+    def require_inputs(self, inputs: Inputs) -> None:
+        """Raise ChangedInputsError if the run in this folder stood on other inputs than these."""
+        if changes := self.list_changed_inputs(inputs):
+            raise ChangedInputsError(
+                f"{str(self.path)!r}: expected a run on the same inputs, got one on others ({'; '.join(changes)}). "
+                "Give --fresh to run in a new folder beside it, name another by --out, or put the old inputs back."
+            )
+
     def read_result(self) -> Result | None:
-        """Return the result, or None if the run is not finished."""
+        """Return the result, or None if the run is not finished; ValueError for a damaged or foreign file."""
+        from vlprompt.results.result_schema import validate_result
+
         if not self.result_path.exists():
             return None
         try:
-            return Result(**json.loads(self.result_path.read_text("utf-8")), folder=str(self.path))
-        except (json.JSONDecodeError, TypeError) as error:
+            content = json.loads(self.result_path.read_text("utf-8"))
+            checksum = content.pop("checksum", None) if isinstance(content, dict) else None
+            if checksum not in (None, _compute_checksum(content)):
+                raise ValueError("it was edited after the run wrote it")
+            content = validate_result(content)
+            return Result(**content, folder=str(self.path))
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{str(self.result_path)!r}: expected a result, got a broken file ({error}). Delete it and give the "
-                "command again."
+                "command of the run again, which makes it anew."
             ) from error
+
+    def find_damage(self) -> str:
+        """Return which file of a finished run is broken or missing, so that it must run again; "" for none."""
+        if not self.result_path.exists():
+            return ""
+        try:
+            self.read_result()
+            self.read_config()
+            read_tensors(self.learned_path, with_values=False)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def read_finished(self) -> Result | None:
+        """Return the result; None where the run is not finished, or its files are damaged."""
+        return None if self.find_damage() else self.read_result()
 
     def save_state(self, state: State, progress: dict[str, Any]) -> None:
         """Write all that a resume needs into one file: a single rename is never half done."""
@@ -184,26 +265,62 @@ class RunFolder:
 
     def finish(self, result: Result, learned: bytes) -> Result:
         """Write the learned state, then the result, and remove what only a resume needs."""
-        write_atomically(self.path / "prompt.safetensors", learned)
-        write_json(self.result_path, {k: v for k, v in asdict(result).items() if k != "folder"})
+        write_atomically(self.learned_path, learned)
+        content = {k: v for k, v in asdict(result).items() if k != "folder"}
+        write_json(self.result_path, {**content, "checksum": _compute_checksum(content)})
         self.state_path.unlink(missing_ok=True)
         return Result(**{**asdict(result), "folder": str(self.path)})
 
+    def remove_leftovers(self) -> None:
+        """Remove what a process left that was killed between the last file of a finished run and the end."""
+        if self.result_path.exists() and (self.state_path.exists() or (self.path / ".lock").exists()):
+            with suppress(ValueError, OSError), lock_folder(self.path):  # another process may be at it
+                self.state_path.unlink(missing_ok=True)
+
     def read_learned_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the learned state and its metadata; ValueError if the run is not finished."""
-        path = self.path / "prompt.safetensors"
-        if not self.path.is_dir():
+        """Return the learned state and its metadata; ValueError if the run is not finished or its state is broken."""
+        if not self.config_path.exists():
+            raise ValueError(self._explain_no_run())
+        if not self.result_path.exists():
             raise ValueError(
+                f"{str(self.path)!r}: expected a finished run, got an unfinished one. Give its command again and it "
+                "goes on, or choose another run."
+            )
+        if not self.learned_path.exists():
+            raise ValueError(
+                f"{str(self.learned_path)!r}: expected what the run has learned, got no such file. Give the command "
+                "of the run again, which makes it anew."
+            )
+        return read_tensors(self.learned_path)
+
+    def _explain_no_run(self) -> str:
+        """Return why this is no folder of a run, with the runs that are in it."""
+        if not self.path.is_dir():
+            return (
                 f"run: expected the folder of a run, got {str(self.path)!r}, which does not exist. "
                 "List those under runs/ by `vlprompt table`."
             )
-        if not path.exists() or not self.result_path.exists():
-            raise ValueError(
-                f"{str(self.path)!r}: expected a finished run, got an unfinished one. Give its command again and it "
-                "goes "
-                "on, or choose another run."
+        if self.result_path.exists():
+            return (
+                f"{str(self.path)!r}: expected the folder of a run, got one without its {self.config_path.name}. Give "
+                "the command of the run again, which makes it anew."
             )
-        return read_tensors(path)
+        folders = find_run_folders(self.path)
+        if not folders:
+            return (
+                f"run: expected the folder of a run, got {str(self.path)!r}, which holds none. "
+                "List those under runs/ by `vlprompt table`."
+            )
+        names = ", ".join(str(folder) for folder in folders[:MAX_NAMED_RUNS]) + " ..." * (len(folders) > MAX_NAMED_RUNS)
+        return (
+            f"run: expected the folder of one run, got {str(self.path)!r}, which holds {len(folders)}. "
+            f"Name one: {names}."
+        )
+
+
+def _compute_checksum(content: Any) -> str:
+    """Hash JSON values, whatever the order of keys: it tells a result that was edited by hand."""
+    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @contextmanager
@@ -234,12 +351,6 @@ def lock_folder(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def read_runs(root: Path) -> tuple[list[Result], list[Path]]:
-    """Return all finished runs under a folder, and the folders of unfinished ones."""
-    if not root.is_dir():
-        raise ValueError(
-            f"runs: expected a folder of runs, got {str(root)!r}, which does not exist. Make runs/ by `vlprompt run`."
-        )
-    folders = sorted({p.parent for p in root.rglob("config.yaml")})
-    results = [(f, RunFolder(f).read_result()) for f in folders]
-    return [r for _, r in results if r is not None], [f for f, r in results if r is None]
+def find_run_folders(root: Path) -> list[Path]:
+    """Return the folders of all runs at or under a folder."""
+    return sorted({path.parent for name in ("config.yaml", "result.json") for path in root.rglob(name)})

@@ -4,7 +4,7 @@ The setting under way is in vmap_state.safetensors if settings are vmapped, else
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vlprompt.results.run_folder import (
     write_atomically,
     write_json,
 )
+from vlprompt.results.run_inputs import Inputs, list_differences
 
 
 class SearchFolder:
@@ -49,21 +50,46 @@ class SearchFolder:
         """Return what the search began with; None if it has not begun."""
         import yaml
 
-        return yaml.safe_load(self.config_path.read_text("utf-8")) if self.config_path.exists() else None
+        return self._read(self.config_path, yaml.safe_load)
+
+    def _read(self, path: Path, parse: Callable[[str], Any]) -> Any:
+        """Parse a file, which is a mapping; None if there is none, ValueError if it is broken."""
+        from yaml import YAMLError
+
+        if not path.exists():
+            return None
+        try:
+            content = parse(path.read_text("utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError(f"it holds a {type(content).__name__}")
+        except (OSError, ValueError, LookupError, TypeError, YAMLError) as error:
+            raise ValueError(
+                f"{str(path)!r}: expected a file of a search, got a broken one ({' '.join(str(error).split())}). "
+                f"Remove the folder {str(self.path)!r} to search again."
+            ) from error
+        return content
+
+    def list_changed_inputs(self, inputs: Inputs) -> list[str]:
+        """Return what differs between the inputs that the search began with and these; [] if it has not begun."""
+        config = self.read_config()
+        return [] if config is None else list_differences(config.get("inputs", {}), json.loads(json.dumps(inputs)))
 
     def read_entries(self) -> dict[str, dict[str, Any]]:
         """Return the finished settings by their key."""
-        if not self.grid_path.exists():
-            return {}
-        entries = [json.loads(line) for line in self.grid_path.read_text("utf-8").splitlines()]
-        return {entry["key"]: entry for entry in entries}
+
+        def parse(text: str) -> dict[str, dict[str, Any]]:
+            entries = [json.loads(line) for line in text.splitlines()]
+            return {entry["key"]: entry for entry in entries}
+
+        return self._read(self.grid_path, parse) or {}
 
     def add_entries(self, entries: list[dict[str, Any]]) -> None:
         all_entries = [*self.read_entries().values(), *entries]
         write_atomically(self.grid_path, "".join(json.dumps(entry) + "\n" for entry in all_entries).encode())
 
     def read_chosen(self) -> dict[str, Any] | None:
-        return json.loads(self.chosen_path.read_text("utf-8")) if self.chosen_path.exists() else None
+        """Return the chosen setting; None if the search is not finished."""
+        return self._read(self.chosen_path, json.loads)
 
     def finish(self, chosen: dict[str, Any]) -> None:
         write_json(self.chosen_path, chosen)

@@ -228,14 +228,21 @@ def all_gather(value: T) -> list[T]:
 
 
 def broadcast_from_main(make: Callable[[], T]) -> T:
-    """Return in all processes what rank 0 makes; the others make nothing."""
+    """Return in all processes what rank 0 makes, and raise in all of them what it raises; the others make nothing."""
     if _group.size == 1:
         return make()
     import torch.distributed as dist
 
-    values: list[Any] = [make() if is_main_process() else None]
+    values: list[Any] = [None, None]  # what was made, and the error
+    if is_main_process():
+        try:
+            values[0] = make()
+        except (ValueError, OSError) as error:
+            values[1] = error
     with _detect_lost_process():
         dist.broadcast_object_list(values, 0)
+    if values[1] is not None:
+        raise values[1]
     return values[0]
 
 

@@ -1,13 +1,24 @@
 """Helpers for error messages."""
 
+import os
+import sysconfig
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
 
 MAX_CHOICES = 40  # to name in a message
+DEBUG_VARIABLE = "VLPROMPT_DEBUG"  # set to anything, it shows tracebacks
+PACKAGE_FOLDER = Path(__file__).parents[1]
 
 
 class UnknownClassError(ValueError):
     """A class that the method was not trained on, and can't predict by its name."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss, gradient or logit is not finite; of a training the parameters are those from before the step."""
 
 
 def suggest_nearest(name: str, choices: Iterable[str]) -> str:
@@ -18,10 +29,16 @@ def suggest_nearest(name: str, choices: Iterable[str]) -> str:
     return f"the choices are {', '.join(choices[:MAX_CHOICES])}{' ...' * (len(choices) > MAX_CHOICES)}"
 
 
+def is_debugging() -> bool:
+    """Return whether errors end in a traceback instead of one line."""
+    return bool(os.environ.get(DEBUG_VARIABLE))
+
+
 def explain_error(error: Exception) -> str | None:
-    """Return the message for a mistake in the input or too little memory; None for a bug in this package."""
-    if isinstance(error, ValueError | OSError | ArithmeticError):
-        return str(error)
+    """Return the message for a mistake in the input, in a user's own class, or too little memory.
+
+    None for a bug in this package.
+    """
     memory_texts = "out of memory", "can't allocate memory"  # of a GPU and of a CPU
     is_memory_error = isinstance(error, RuntimeError) and any(text in str(error) for text in memory_texts)
     if isinstance(error, MemoryError) or is_memory_error:
@@ -30,4 +47,41 @@ def explain_error(error: Exception) -> str | None:
             f"memory: expected enough for this run, got an error of the allocator{cause}. Set a smaller "
             "train.batch_size, train.micro_batch_size=4, or fewer tokens (method.n_tokens, method.n_ctx)."
         )
-    return None
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    is_explained = isinstance(error, ValueError | OSError | ArithmeticError)
+    if place := _locate_user_code(error):
+        if is_explained and _is_inside(frames[-1], PACKAGE_FOLDER):  # this package refuses what the user's code did
+            return f"{error} (from {place})"
+        return (
+            f"{place}: expected no error, got {type(error).__name__}: {error}. Correct it there; {DEBUG_VARIABLE}=1 "
+            "shows the traceback."
+        )
+    return str(error) if is_explained else None
+
+
+def describe_error(error: Exception) -> str:
+    """Return the message of an error, of a bug in this package too."""
+    if (message := explain_error(error)) is not None:
+        return message
+    *_, (frame, line) = walk_tb(error.__traceback__)
+    return (
+        f"internal error: {type(error).__name__}: {error} ({frame.f_code.co_filename}, line {line}). "
+        f"{DEBUG_VARIABLE}=1 shows the traceback."
+    )
+
+
+def _locate_user_code(error: Exception) -> str:
+    """Return class, file and line where code of neither this package nor a library took part; "" for nowhere."""
+    library_folders = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    for frame, line in reversed(list(walk_tb(error.__traceback__))):
+        file = frame.f_code.co_filename
+        if not file.startswith("<") and not any(_is_inside(frame, x) for x in (PACKAGE_FOLDER, *library_folders)):
+            owner = frame.f_locals.get("self", frame.f_locals.get("cls"))
+            cls = owner if isinstance(owner, type) else type(owner)
+            name = frame.f_code.co_name if owner is None else f"{cls.__name__}.{frame.f_code.co_name}"
+            return f"{name} ({file}, line {line})"
+    return ""
+
+
+def _is_inside(frame: FrameType, folder: Path) -> bool:
+    return Path(frame.f_code.co_filename).is_relative_to(folder)

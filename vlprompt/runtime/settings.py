@@ -18,12 +18,14 @@ class RuntimeSettings:
         data_root: the folder of the datasets' folders; default VLPROMPT_DATA, else ./data.
         feature_cache: the folder of cached features, or "none"; default VLPROMPT_FEATURE_CACHE, else the user's cache.
         decode_workers: threads that decode images; default one for each CPU.
+        verify_data: read every file again to compare contents, instead of trusting sizes and times.
         memory_limit_mb: how much the process may take (2**20 bytes).
     """
 
     data_root: Path | None = None
     feature_cache: str | None = None
     decode_workers: int | None = None
+    verify_data: bool = False
     memory_limit_mb: float = math.inf
 
     def get_data_root(self) -> Path:

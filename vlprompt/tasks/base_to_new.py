@@ -27,7 +27,11 @@ class BaseToNew(FewShot):
         base_classes: ids of the base classes; None for the first ceil(n / 2).
         augment: as in FewShot.
         skip_broken: as in FewShot.
+        layout: as in FewShot.
+        base_only: test on the base classes alone, as suits methods that can't classify new classes.
     """
+
+    seen_classes_hint = "Set task.base_only=true for the accuracy on the base classes alone."
 
     def __init__(
         self,
@@ -37,9 +41,11 @@ class BaseToNew(FewShot):
         base_classes: list[str] | None = None,
         augment: str | None = None,
         skip_broken: bool = False,
+        layout: str | None = None,
+        base_only: bool = False,
     ):
-        super().__init__(dataset, shots, seed, augment, skip_broken)
-        self.base_classes = base_classes
+        super().__init__(dataset, shots, seed, augment, skip_broken, layout)
+        self.base_classes, self.base_only = base_classes, base_only
 
     @cached_property
     def base_and_new(self) -> tuple[list[int], list[int]]:
@@ -69,8 +75,11 @@ class BaseToNew(FewShot):
 
     def stages(self) -> Iterator[Stage]:
         base, new = (self.data.test.select_classes(group) for group in self.base_and_new)
-        yield Stage(self.lesson, {"base": base, "new": new, "joint": self.data.test})
+        others = {} if self.base_only else {"new": new, "joint": self.data.test}
+        yield Stage(self.lesson, {"base": base, **others})
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+        if self.base_only:
+            return {"base": scores[-1]["base"]["accuracy"]}
         base, new, joint = (scores[-1][test]["accuracy"] for test in ("base", "new", "joint"))
         return {"base": base, "new": new, "harmonic": harmonic_mean(base, new), "joint": joint}

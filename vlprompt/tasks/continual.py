@@ -4,6 +4,7 @@ Class-, domain- and task-incremental streams as defined by van de Ven et al., Na
 (arXiv:1904.07734); streams without task boundaries as in Wang et al., CVPR 2022, arXiv:2112.08654.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -48,6 +49,7 @@ class Continual(FewShot):
         shots: training images per class, None for all.
         augment: as in FewShot.
         skip_broken: as in FewShot.
+        layout: as in FewShot.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class Continual(FewShot):
         shots: int | None = None,
         augment: str | None = None,
         skip_broken: bool = False,
+        layout: str | None = None,
     ):
-        super().__init__(dataset, shots, seed, augment, skip_broken)
+        super().__init__(dataset, shots, seed, augment, skip_broken, layout)
         self.stages_, self.kind, self.order, self.joint, self.mask = stages, kind, order, joint, mask
         self.buffer, self.blur, self.with_val = buffer, blur, with_val
 
@@ -132,7 +135,7 @@ class Continual(FewShot):
 
     def _validate_memory(self) -> None:
         for key, value in (("buffer", self.buffer), ("blur", self.blur)):
-            if value < 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"task.{key}: expected at least 0, got {value}. Set task.{key}=0 or more.")
         if self.buffer and (self.joint or self.kind == "task_free"):
             raise ValueError(

@@ -15,6 +15,7 @@ from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
 from vlprompt.data.loading import identify_dataset, resolve_dataset
+from vlprompt.data.sources import require_folder, select_layout
 from vlprompt.data.splits.domains import (
     DomainData,
     as_single_domain,
@@ -53,6 +54,7 @@ class Domain:
             pseudo-labels and the test accuracy.
         augment: as in FewShot.
         skip_broken: as in FewShot.
+        layout: as in FewShot, of those that are folders.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Domain:
         epoch_metrics: bool = True,
         augment: str | None = None,
         skip_broken: bool = False,
+        layout: str | None = None,
     ):
         if setting not in ("adapt", "source_free", "generalise"):
             raise ValueError(
@@ -92,17 +95,30 @@ class Domain:
             self.source = source and identify_dataset(source)
         self.setting, self.transductive, self.val_fraction, self.classes = setting, transductive, val_fraction, classes
         self.shots, self.seed, self.epoch_metrics = shots, seed, epoch_metrics
-        self.augment, self.skip_broken = augment, skip_broken
+        self.augment, self.skip_broken, self.layout = augment, skip_broken, layout
+        sources = source if isinstance(source, list) else [source]
+        require_folder(layout, *([*sources, target] if dataset is None else [dataset]))
 
     @cached_property
     def data(self) -> Data | None:
         """The dataset with the domains, None if source and target are datasets."""
-        return None if self.arguments[0] is None else resolve_dataset(self.arguments[0], self.augment, self.skip_broken)
+        return None if self.arguments[0] is None else self._open(self.arguments[0])
+
+    def _open(self, dataset: DatasetLike) -> Data:
+        layout = select_layout(self.layout, dataset)
+        return resolve_dataset(dataset, self.augment, self.skip_broken, layout=layout)
+
+    @property
+    def opened_data(self) -> list[Data]:
+        """The dataset with the domains, or the sources and the target."""
+        if self.data is not None:
+            return [self.data]
+        return [*(data for _, data in self._sources), self._target[1]]
 
     def _open_domain(self, dataset: DatasetLike) -> tuple[DomainData, Data]:
         if self.data is not None:
             return select_domain(self.data, identify_dataset(dataset)), self.data
-        data = resolve_dataset(dataset, self.augment, self.skip_broken)
+        data = self._open(dataset)
         return as_single_domain(data), data
 
     @cached_property

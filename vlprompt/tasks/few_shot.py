@@ -27,6 +27,7 @@ class FewShot:
         seed: draws the shots.
         augment: "none", "crop" or "crop-flip" instead of the card's augmentation.
         skip_broken: leave out files that can't be decoded.
+        layout: what the sub-folders of a folder are (classes, groups, domains or splits); None recognises it.
     """
 
     def __init__(
@@ -36,13 +37,20 @@ class FewShot:
         seed: int = 1,
         augment: str | None = None,
         skip_broken: bool = False,
+        layout: str | None = None,
     ):
         self.dataset_source, self.dataset = dataset, identify_dataset(dataset)
-        self.shots, self.seed, self.augment, self.skip_broken = shots, seed, augment, skip_broken
+        self.shots, self.seed, self.augment = shots, seed, augment
+        self.skip_broken, self.layout = skip_broken, layout
 
     @cached_property
     def data(self) -> Data:
-        return resolve_dataset(self.dataset_source, self.augment, self.skip_broken)
+        return resolve_dataset(self.dataset_source, self.augment, self.skip_broken, layout=self.layout)
+
+    @property
+    def opened_data(self) -> list[Data]:
+        """The datasets that the task opens."""
+        return [self.data]
 
     @property
     def template(self) -> str:
@@ -59,6 +67,7 @@ class FewShot:
         train = self.lesson.train
         return {
             "dataset": self.data.name,
+            "dataset_hash": self.data.hash(),
             "train": train.hash(),
             "test": self.data.test.hash(),
             "train_images": len(train),

@@ -34,6 +34,9 @@ class Text:
         max_new_tokens: tokens to generate for each test text with a response, to compare them with the reference;
             0 reports the perplexity only.
         skip_broken: leave out rows that can't be read.
+
+    Raises:
+        ValueError: for a number that is out of its range.
     """
 
     def __init__(
@@ -48,10 +51,18 @@ class Text:
         max_new_tokens: int = 0,
         skip_broken: bool = False,
     ):
+        for name, value, minimum in (("max_test_texts", max_test_texts, 1), ("max_new_tokens", max_new_tokens, 0)):
+            if value is not None and value < minimum:
+                raise ValueError(f"task.{name}: expected at least {minimum}, got {value}. Set task.{name}={minimum}.")
         self.dataset_source, self.dataset = dataset, identify_dataset(dataset)
         self.shots, self.seed, self.truncation_side = shots, seed, truncation_side
         self.max_test_texts, self.max_new_tokens = max_test_texts, max_new_tokens
         self.prompt_template, self.plain_template, self.skip_broken = prompt_template, plain_template, skip_broken
+
+    @property
+    def opened_data(self) -> list[Data]:
+        """The datasets that the task opens."""
+        return [self.data]
 
     @cached_property
     def data(self) -> Data:

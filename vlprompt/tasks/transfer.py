@@ -6,11 +6,13 @@ ImageNet, the targets are ten other datasets, or variants of ImageNet with their
 
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from vlprompt.core.stage import Stage
 from vlprompt.data.dataset import Data
-from vlprompt.data.loading import open_data
+from vlprompt.data.loading import open_data, resolve_dataset
+from vlprompt.data.sources import require_folder, select_layout
 from vlprompt.tasks.few_shot import FewShot, get_split_origin
 
 
@@ -26,7 +28,10 @@ class Transfer(FewShot):
         seed: as in FewShot.
         augment: as in FewShot.
         skip_broken: as in FewShot.
+        layout: as in FewShot, of those that are folders.
     """
+
+    seen_classes_hint = "Use --task few_shot for the accuracy on the source alone."
 
     def __init__(
         self,
@@ -36,20 +41,37 @@ class Transfer(FewShot):
         seed: int = 1,
         augment: str | None = None,
         skip_broken: bool = False,
+        layout: str | None = None,
     ):
-        super().__init__(dataset, shots, seed, augment, skip_broken)
+        super().__init__(dataset, shots, seed, augment, skip_broken, layout)
         if not targets:
             raise ValueError(
                 "task.targets: expected datasets or folders, got none. "
                 "Set --targets digits or task.targets=[digits,glyphs]."
             )
         self.targets = [targets] if isinstance(targets, str) else targets
+        if any(_is_same(self.dataset, target) for target in self.targets):
+            raise ValueError(
+                f"task.targets: expected other datasets than the source, got {self.dataset!r}. Leave it out: the "
+                "source is tested anyway."
+            )
+        require_folder(layout, dataset, *self.targets)
+
+    @cached_property
+    def data(self) -> Data:
+        layout = select_layout(self.layout, self.dataset_source)
+        return resolve_dataset(self.dataset_source, self.augment, self.skip_broken, layout=layout)
+
+    @property
+    def opened_data(self) -> list[Data]:
+        """The source and the targets."""
+        return [self.data, *self.target_data.values()]
 
     @cached_property
     def target_data(self) -> dict[str, Data]:
         data_by_name: dict[str, Data] = {}
         for target in self.targets:
-            data = open_data(target, self.augment, self.skip_broken)
+            data = open_data(target, self.augment, self.skip_broken, layout=select_layout(self.layout, target))
             if data.name in data_by_name:
                 raise ValueError(
                     f"task.targets: expected different names, got {data.name!r} twice. Rename a folder, or list it "
@@ -73,3 +95,8 @@ class Transfer(FewShot):
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
         accuracy = {name: scores[-1][name]["accuracy"] for name in ("source", *self.target_data) if name in scores[-1]}
         return {**accuracy, "average": sum(accuracy[name] for name in self.target_data) / len(self.target_data)}
+
+
+def _is_same(dataset: str, other: str) -> bool:
+    """Whether two settings name one dataset, or one path."""
+    return dataset == other or Path(dataset).expanduser().resolve() == Path(other).expanduser().resolve()

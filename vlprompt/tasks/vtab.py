@@ -32,6 +32,7 @@ class VTAB:
         augment: replaces the card's augmentation; None for the card's, or "none" for files without a card.
         skip_broken: leave out files that can't be decoded.
         with_val: whether "final" trains on val too; None follows VPT: on all datasets but FGVC's five.
+        layout: as in FewShot.
     """
 
     def __init__(
@@ -42,18 +43,24 @@ class VTAB:
         augment: str | None = None,
         skip_broken: bool = False,
         with_val: bool | None = None,
+        layout: str | None = None,
     ):
         if phase not in ("final", "search"):
             raise ValueError(f"task.phase: expected 'search' or 'final', got {phase!r}. Set one of these.")
         self.dataset_source, self.dataset = dataset, identify_dataset(dataset)
         self.phase, self.seed, self.augment, self.skip_broken = phase, seed, augment, skip_broken
-        self.with_val = with_val
+        self.with_val, self.layout = with_val, layout
 
     @cached_property
     def data(self) -> Data:
         has_no_card = isinstance(self.dataset_source, str) and not is_card(self.dataset_source)
         augment = self.augment or ("none" if has_no_card else None)
-        return resolve_dataset(self.dataset_source, augment, self.skip_broken)
+        return resolve_dataset(self.dataset_source, augment, self.skip_broken, layout=self.layout)
+
+    @property
+    def opened_data(self) -> list[Data]:
+        """The datasets that the task opens."""
+        return [self.data]
 
     @property
     def template(self) -> str:

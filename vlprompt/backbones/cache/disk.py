@@ -37,7 +37,7 @@ from vlprompt.backbones.cache.segment_file import (
 )
 from vlprompt.runtime.settings import DEFAULT_CACHE_BYTES
 
-FORMAT_VERSION = 1  # to be raised whenever decoding or a tower changes the features of an item
+FORMAT_VERSION = 2  # to be raised whenever decoding or a tower changes the features of an item
 FLUSH_BYTES, FLUSH_SECONDS = 64 * 2**20, 30.0  # pending bytes and seconds after which new features are written
 MAX_SMALL_SEGMENTS = 16  # more segments of one shape are merged into one
 LARGE_SEGMENT_BYTES = 256 * 2**20  # bytes from which a segment is not merged any more

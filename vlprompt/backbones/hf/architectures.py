@@ -1,6 +1,6 @@
-"""Paths of the linear maps and norms of transformers models, listed per family and never guessed."""
+"""Supported families of transformers models and their options; paths of linear maps and norms, never guessed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,6 +126,14 @@ ARCHITECTURES = {
     **dict.fromkeys(("t5", "mt5"), Architecture(T5)),
 }
 
+SLIDING_WINDOW_FAMILIES = ("mistral", "qwen2", "qwen3")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+LAYER_TYPES = ("full_attention", "sliding_attention")
+ABSENT_OPTIONS: tuple[str, ...] = (
+    "is_decoder", "add_cross_attention", "use_bidirectional_attention", "attention_chunk_size", "quantization_config",
+    "chunk_size_feed_forward", "attn_logit_softcapping", "final_logit_softcapping",
+)  # fmt: skip
+
 
 def find_submodule(module: Any, path: str) -> Any:
     """Return the submodule at the first existing of one or more paths ("a.b.0.c|a.d"), or None."""
@@ -173,3 +181,78 @@ def get_fans(module: Any) -> tuple[int, int]:
         return module.nx, module.nf
     width = module.weight.shape[-1]
     return width, width
+
+
+def count_positions(config: Any, architecture: Architecture) -> int | None:
+    """Count the positions of a model; None without a limit.
+
+    Rotary frequencies of the type longrope change at a length, for all texts of a pass: the positions up to there are
+    counted, so that a text's states never depend on other texts.
+    """
+    n_positions = getattr(config, "max_position_embeddings", None)
+    if n_positions is None:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        n_positions = min(n_positions, rope.get("original_max_position_embeddings") or n_positions)
+    return n_positions - architecture.position_offset(config)
+
+
+def require_supported_options(config: Any, name: str) -> None:
+    """Check that a family and every option of it that changes its arithmetic are supported.
+
+    Args:
+        config: transformers' configuration of the model.
+        name: folder or name of the model, for errors.
+
+    Raises:
+        ValueError: for another family or option, by its name.
+    """
+    family = config.model_type
+    if family not in ARCHITECTURES:
+        raise ValueError(
+            f"{name!r}: expected a model of type {', '.join(sorted(ARCHITECTURES))}, got {family!r}. Use one of these "
+            "types."
+        )
+    for option, (is_supported, expected) in _supported_options(config).items():
+        value = getattr(config, option, None)
+        if not is_supported(value):
+            raise ValueError(
+                f"{name!r}: expected a {family} model with {option} {expected} in its config.json, got "
+                f"{_describe(value)}. Use a model without this option."
+            )
+
+
+def _supported_options(config: Any) -> Mapping[str, tuple[Callable[[Any], bool], str]]:
+    """Return, by option, a test of its value and a description of the values that pass."""
+    family = config.model_type
+    options: dict[str, tuple[Callable[[Any], bool], str]] = dict.fromkeys(ABSENT_OPTIONS, (_is_absent, "absent"))
+    options["position_embedding_type"] = (lambda value: value in (None, "absolute"), "absolute")
+    options["rope_parameters"] = (
+        _is_supported_rope,
+        f"of rope_type {', '.join(ROPE_TYPES)}, without partial_rotary_factor",
+    )
+    if family not in SLIDING_WINDOW_FAMILIES:
+        options["sliding_window"] = (_is_absent, "absent")
+    if family in ("qwen2", "qwen3"):
+        options["layer_types"] = (lambda value: set(value or ()) <= set(LAYER_TYPES), f"of {' and '.join(LAYER_TYPES)}")
+    else:  # all layers have one type
+        options["layer_types"] = (_is_absent, "absent")
+    if family in ("t5", "mt5"):
+        options["is_encoder_decoder"] = (bool, "true")
+    return options
+
+
+def _is_absent(value: Any) -> bool:
+    return not value
+
+
+def _is_supported_rope(value: dict[str, Any] | None) -> bool:
+    rope = value or {}
+    return rope.get("rope_type", "default") in ROPE_TYPES and rope.get("partial_rotary_factor") in (None, 1)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, dict) and "quant_method" in value:
+        value = value["quant_method"]
+    return ", ".join(sorted(set(map(str, value)))) if isinstance(value, list) else repr(value)

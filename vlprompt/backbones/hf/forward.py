@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vlprompt.backbones.cache.memory import FeatureCache
-from vlprompt.backbones.hf.architectures import Architecture, find_layer_modules, find_submodule, get_fans
+from vlprompt.backbones.hf.architectures import (
+    Architecture,
+    count_positions,
+    find_layer_modules,
+    find_submodule,
+    get_fans,
+)
 from vlprompt.backbones.hf.injection import inject_prompt
 from vlprompt.backbones.hf.packing import PackedBatch
 from vlprompt.backbones.hf.tokenization import T5_SENTINEL, TemplateTokenizer, TokenizedText
@@ -81,13 +87,16 @@ class FrozenTransformer:
             getattr(config, "head_dim", None) or getattr(config, "d_kv", 0) or self.dim // config.num_attention_heads
         )
         self.pooling = pooling or DEFAULT_POOLING[kind]
-        n_positions = getattr(config, "max_position_embeddings", None)
-        self.max_positions = None if n_positions is None else n_positions - architecture.position_offset(config)
+        self.max_positions = count_positions(config, architecture)
         if kind == "seq2seq":
             n_positions = tokenizer.model_max_length
             self.max_positions = n_positions if n_positions < 10**6 else None
+        n_embeddings, has_segments = (
+            net.get_input_embeddings().weight.shape[0],
+            getattr(config, "type_vocab_size", 0) > 1,
+        )
         self.template_tokenizer = TemplateTokenizer(
-            tokenizer, kind, self.max_positions, spec, getattr(config, "type_vocab_size", 0) > 1
+            tokenizer, kind, self.max_positions, spec, has_segments, n_embeddings
         )
         self.n_parameters = sum(p.numel() for p in net.parameters())
         # copies with an adapter have the same sites
@@ -193,7 +202,7 @@ class FrozenTransformer:
                 encoder_attention_mask=encoder_mask,
                 use_cache=False,
             ).last_hidden_state
-        if getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
+        if config.model_type == "t5" and config.scale_decoder_outputs:  # mT5 never does
             states = states * config.d_model**-0.5
         return [
             x[len(start) - 1 : len(start) - 1 + len(answer)]

@@ -127,9 +127,9 @@ def _generate_texts(
 
 
 def get_pad_id(tower: FrozenTransformer) -> int:
-    """Return the padding token; without one any other will do, because padding is masked."""
-    pad_id = tower.tokenizer.pad_token_id
-    return (tower.tokenizer.eos_token_id or 0) if pad_id is None else pad_id
+    """Return the padding token; without one, or without an embedding of it, any other will do: padding is masked."""
+    pad_id, n_embeddings = tower.tokenizer.pad_token_id, tower.net.get_input_embeddings().weight.shape[0]
+    return (tower.tokenizer.eos_token_id or 0) if pad_id is None or pad_id >= n_embeddings else pad_id
 
 
 def get_end_ids(tower: FrozenTransformer) -> list[int] | None:

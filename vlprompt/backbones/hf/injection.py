@@ -34,23 +34,49 @@ def attend_with_prefix(
     *,
     prefix: KV | None = None,
     position_bias: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute transformers' sdpa attention with a prefix, keys and values (B, H, P, Dh) that every token sees."""
+    """Compute transformers' sdpa attention with a prefix, keys and values (B, H, P, Dh) at the first P positions.
+
+    Every token sees the whole prefix; in a layer with a sliding window, as in PEFT, what lies in its window.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    window = None if sliding_window is None or position_ids is None else (position_ids, sliding_window)
+    if window is not None and mask is not None:
+        mask = _limit_packed_rows(mask, *window)
     if prefix is not None:
         n, n_keys, p = q.shape[2], k.shape[2], prefix[0].shape[2]
-        if mask is None and n > 1 and getattr(module, "is_causal", False):
+        if window is not None and n_keys + p <= window[1]:
+            window = None
+        if mask is None and (n > 1 or window is not None) and getattr(module, "is_causal", False):
             mask = torch.ones(1, 1, n, n_keys, dtype=torch.bool, device=q.device).tril(n_keys - n)
         k, v = prepend_prefix(prefix, k, v)
         if mask is not None:
             mask = F.pad(mask, (p, 0), value=True if mask.dtype == torch.bool else 0.0)
+            if window is not None:
+                mask = _limit_prefix(mask, *window, p)
         if position_bias is not None:
             position_bias = F.pad(position_bias, (p, 0))
     if position_bias is not None:
         kwargs["position_bias"] = position_bias
     return sdpa_attention_forward(module, q, k, v, mask, **kwargs)
+
+
+def _limit_packed_rows(mask: Tensor, positions: Tensor, window: int) -> Tensor:
+    """Apply a sliding window to a mask (B, 1, N, N) of packed rows, which transformers takes as it is."""
+    n, n_keys = mask.shape[2:]
+    if n != n_keys or n <= window or positions.shape[1] != n:
+        return mask
+    return mask & (positions[:, None, :, None] - positions[:, None, None] < window)
+
+
+def _limit_prefix(mask: Tensor, positions: Tensor, window: int, n_prefix: int) -> Tensor:
+    """Hide from a mask (B, 1, N, P + N) the part of a prefix at positions 0 to P - 1 that lies before the window."""
+    is_near = positions[:, None, :, None] - torch.arange(n_prefix, device=mask.device) < window  # (B, 1, N, P)
+    return mask & F.pad(is_near, (0, mask.shape[3] - n_prefix), value=True)
 
 
 def apply_adapter(adapter: AdapterFn, inputs: Tensor, outputs: Tensor) -> Tensor:

@@ -225,27 +225,30 @@ class LanguageModel(FrozenTransformer):
         head = self.net.get_output_embeddings() if self.has_lm_head else None
         if head is None or is_plain_module(head):
             weight, bias = self.get_output_embeddings(ids)
-            logits = F.linear(states.to(weight.dtype), weight, bias)
-        else:  # it has an adapter
-            logits = head(states) if ids is None else head(states)[:, torch.as_tensor(ids, device=self.device)]
-        cap = getattr(self.net.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+            return F.linear(states.to(weight.dtype), weight, bias)
+        logits = head(states)  # it has an adapter
+        return logits if ids is None else logits[:, torch.as_tensor(ids, device=self.device)]
 
     def response_tokens(self, inputs: TextBatch, prompt: Prompt = NOTHING) -> list[list[int]]:
         """Return the tokens of each response."""
         return [row.answer_ids for row in self.tokenize(inputs, prompt)]
 
     def embed_text(self, text: str) -> Tensor:
-        """Return the embeddings (N, D) of a text's tokens, without special tokens."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        indices = torch.tensor(ids, dtype=torch.long, device=self.device)
-        return self.net.get_input_embeddings().weight[indices].detach().float().clone()
+        """Return the embeddings (N, D) of a text's own tokens, in the scale of the model's first layer.
+
+        Without special tokens: PEFT's start from a text begins with [CLS] or BOS and may end with [SEP] or EOS.
+        """
+        return self._embed(torch.tensor(self.template_tokenizer.tokenize_words(text), dtype=torch.long))
 
     def sample_token_embeddings(self, n: int, generator: torch.Generator) -> Tensor:
-        """Sample embeddings (n, D) of random tokens of the vocabulary."""
-        table = self.net.get_input_embeddings().weight
-        ids = torch.randint(len(table), (n,), generator=generator)
-        return table[ids.to(table.device)].detach().float().clone()
+        """Sample embeddings (n, D) of random tokens of the vocabulary, in the scale of the model's first layer."""
+        n_embeddings = self.net.get_input_embeddings().weight.shape[0]
+        return self._embed(torch.randint(n_embeddings, (n,), generator=generator))
+
+    @torch.no_grad()
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Embed tokens as a pass does; Gemma scales its embeddings."""
+        return self.net.get_input_embeddings()(ids.to(self.device)).float().clone()
 
     def encode_prefix(self, text: str, prompt: Prompt = NOTHING, follows_prefix: bool = False) -> Prompt:
         """Encode a text as a prefix of every layer, for all texts of a causal model.

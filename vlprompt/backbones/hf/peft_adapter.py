@@ -45,8 +45,9 @@ class PeftAdapter:
         arguments = copy.deepcopy(dict(config))  # PEFT changes its arguments
         path, self.total_steps = arguments.pop("path", None), arguments.get("total_step")
         self.lm = lm
-        if path:
-            self.config = peft_format.read_config(lm, Path(path), arguments)
+        folder = Path(path).expanduser() if path else None
+        if folder is not None:
+            self.config = peft_format.read_config(lm, folder, arguments)
         else:
             self.config = peft_format.build_config(lm, arguments)
         self.peft_type = str(self.config.peft_type.value)
@@ -59,8 +60,8 @@ class PeftAdapter:
                 self.net = peft.get_peft_model(net, self.config, ADAPTER_NAME)
             except (ValueError, TypeError, NotImplementedError, AttributeError, StopIteration) as error:
                 raise ValueError(peft_format.describe_peft_error(lm, self.peft_type, error)) from error
-        if path:
-            peft_format.load_weights(lm, self.net, Path(path))
+        if folder is not None:
+            peft_format.load_weights(lm, self.net, folder)
         self.trainable_parameters: Mapping[str, nn.Parameter] = {
             name: p for name, p in self.net.named_parameters() if p.requires_grad
         }

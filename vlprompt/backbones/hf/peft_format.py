@@ -122,12 +122,8 @@ def _check_target_modules(
 def complete_config(lm: FrozenTransformer, config: Any) -> Any:
     """Set what PEFT would guess about the model in a configuration; ValueError if the model can't have it."""
     peft_type = str(config.peft_type.value)
-    if peft_type == "PREFIX_TUNING" and lm.kind == "seq2seq":
-        raise ValueError(
-            "method.config.peft_type: expected another type for an encoder-decoder, got PREFIX_TUNING, which differs "
-            "from ours: only the decoder's own attention sees it, layer i that of layer 2 i modulo their number, "
-            "with the position bias of tokens. Use method prefix_tuning instead."
-        )
+    if peft_type == "PREFIX_TUNING":
+        _require_peft_prefix(lm)
     if config.is_prompt_learning:
         config.num_transformer_submodules = 1
         config.inference_mode = False
@@ -141,9 +137,31 @@ def complete_config(lm: FrozenTransformer, config: Any) -> Any:
     return config
 
 
+def _require_peft_prefix(lm: FrozenTransformer) -> None:
+    """Raise ValueError if PEFT's prefix is another one than ours in this model, or none."""
+    family = lm.net.config.model_type
+    difference = ""
+    if lm.kind == "seq2seq":
+        difference = (
+            "for an encoder-decoder, got PREFIX_TUNING, which differs from ours: only the decoder's own attention sees "
+            "it, layer i that of layer 2 i modulo their number, with the position bias of tokens"
+        )
+    elif family == "distilbert":
+        difference = (
+            f"for a {family} model, got PREFIX_TUNING, which changes nothing there: it takes no keys and values from "
+            "PEFT"
+        )
+    if difference:
+        raise ValueError(
+            f"method.config.peft_type: expected another type {difference}. Use method prefix_tuning instead; its "
+            "prefix can't be exported as an adapter."
+        )
+
+
 def get_base_model_name(lm: FrozenTransformer) -> str:
     """Return the folder of a model, or its name on the hub."""
-    return lm.spec.partition(":")[2]
+    name = lm.spec.partition(":")[2]
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def describe_linear_maps(lm: FrozenTransformer) -> str:

@@ -48,14 +48,23 @@ class TemplateTokenizer:
         max_length: number of positions of the model, None if unbounded.
         model_name: name of the model in error messages.
         has_segments: whether the model has embeddings for two segments.
+        n_embeddings: of the model's tokens.
 
     Raises:
         ValueError: if the tokenizer gives no character offsets.
     """
 
-    def __init__(self, tokenizer: Any, kind: str, max_length: int | None, model_name: str, has_segments: bool):
+    def __init__(
+        self,
+        tokenizer: Any,
+        kind: str,
+        max_length: int | None,
+        model_name: str,
+        has_segments: bool,
+        n_embeddings: int,
+    ):
         self.tokenizer, self.kind, self.max_length = tokenizer, kind, max_length
-        self.model_name, self.has_segments = model_name, has_segments
+        self.model_name, self.has_segments, self.n_embeddings = model_name, has_segments, n_embeddings
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
                 f"{model_name}: expected a fast tokenizer, got {type(tokenizer).__name__}. Put a "
@@ -94,7 +103,18 @@ class TemplateTokenizer:
 
     def _tokenize_template(self, inputs: TextBatch, i: int, n_soft: int, n_prefix: int) -> TokenizedText:
         rendered = self._render(inputs.items[i], inputs.template_pieces(i))
-        return self._tokenize_rendered(inputs, i, rendered, n_soft, n_prefix)
+        row = self._tokenize_rendered(inputs, i, rendered, n_soft, n_prefix)
+        self.require_embeddings([*row.ids, *row.answer_ids])
+        return row
+
+    def require_embeddings(self, ids: Sequence[int]) -> None:
+        """Raise ValueError if a token has no embedding in the model."""
+        if (last := max(ids, default=0)) >= self.n_embeddings:
+            raise ValueError(
+                f"tokenizer of {self.model_name}: expected tokens with ids below the model's {self.n_embeddings} "
+                f"embeddings, got {self.tokenizer.convert_ids_to_tokens(last)!r} (id {last}) in a text. Remove it from "
+                "the text, or use the tokenizer that belongs to the weights."
+            )
 
     # rendering
 
@@ -286,7 +306,15 @@ class TemplateTokenizer:
         """
         encoding = self.tokenizer(text, add_special_tokens=not is_continuation, verbose=False)
         is_text = [sequence is not None for sequence in encoding.sequence_ids(0)]
-        return encoding["input_ids"][: len(is_text) - is_text[::-1].index(True)] if any(is_text) else []
+        ids = encoding["input_ids"][: len(is_text) - is_text[::-1].index(True)] if any(is_text) else []
+        self.require_embeddings(ids)
+        return ids
+
+    def tokenize_words(self, text: str) -> list[int]:
+        """Tokenize a text without special tokens; ValueError if a token has no embedding."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        self.require_embeddings(ids)
+        return ids
 
     def tokenize_answers(self, answers: list[str], space: str | None = None) -> list[list[int]]:
         """Tokenize answers as continuations of a text.
@@ -310,6 +338,7 @@ class TemplateTokenizer:
             ids = encode(context + answer)
             is_continuation = ids[: len(context_ids)] == context_ids
             answer_ids.append(ids[len(context_ids) :] if is_continuation else encode(answer))
+            self.require_embeddings(answer_ids[-1])
         if empty := [answer for answer, ids in zip(answers, answer_ids, strict=True) if not ids]:
             raise ValueError(f"answer {empty[0]!r}: expected tokens of {self.model_name}, got none. Use another word.")
         return answer_ids

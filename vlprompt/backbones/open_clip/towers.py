@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from vlprompt.backbones.timm.blocks import build_timm_tower
 from vlprompt.backbones.towers.freeze import (
+    PROBE_TEXT,
     build_patch_unfold,
     convert_activation,
     count_parameters,
-    fingerprint,
     freeze,
+    identify,
 )
 from vlprompt.backbones.towers.image import ImageTower, ViT
 from vlprompt.backbones.towers.opaque import OpaqueTextTower
@@ -215,8 +216,9 @@ def _is_standard_text_tower(text: Any, tokenizer: Any, text_tokenizer: TextToken
 def wrap_clip(model: Any, tokenizer: Any, spec: str, device: str | torch.device = "cpu") -> Clip:
     """Freeze an open_clip model and wrap it and its tokenizer as a Clip."""
     device = torch.device(device)
-    model = freeze(model, device)
-    key = f"{spec}#{fingerprint(model)}"
+    model = freeze(model, device, spec)
+    facts = {"texts": _tokenize_probe(tokenizer), "is_causal": _has_causal_texts(model)}
+    key = f"{spec}#{identify(model, _read_preprocessing(model.visual), **facts)}"
     width = getattr(model.visual, "output_dim", None) or _probe_width(model, device)
     bias = getattr(model, "logit_bias", None)
     image = _build_image_tower(model.visual, width, key, device)
@@ -228,8 +230,18 @@ def wrap_clip(model: Any, tokenizer: Any, spec: str, device: str | torch.device 
 def wrap_image_tower(visual: Any, spec: str, device: str | torch.device = "cpu") -> ImageTower:
     """Freeze an open_clip ViT and wrap it as an image tower, without its projection into the joint space."""
     device, visual.proj = torch.device(device), None
-    visual = freeze(visual, device)
-    return _build_image_tower(visual, visual.ln_post.normalized_shape[0], f"{spec}#{fingerprint(visual)}", device)
+    visual = freeze(visual, device, spec)
+    key = f"{spec}#{identify(visual, _read_preprocessing(visual))}"
+    return _build_image_tower(visual, visual.ln_post.normalized_shape[0], key, device)
+
+
+def _tokenize_probe(tokenizer: Any) -> list[list[int]]:
+    """Return the token ids of a text that shows how a tokenizer cleans, ends and pads texts."""
+    return torch.as_tensor(tokenizer([PROBE_TEXT])).tolist()
+
+
+def _has_causal_texts(model: Any) -> bool:
+    return getattr(getattr(model, "text", model), "attn_mask", None) is not None
 
 
 def _probe_width(model: Any, device: torch.device) -> int:

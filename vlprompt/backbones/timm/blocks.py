@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vlprompt.backbones.towers.freeze import build_patch_unfold, convert_activation
 from vlprompt.backbones.towers.image import ViT
+from vlprompt.backbones.towers.trainable import PositionedTokens
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.prompt import KV
 from vlprompt.layers.attention import attend
@@ -65,6 +66,7 @@ def build_timm_tower(
         key=key,
         device=device,
         attention=None if getattr(trunk, "rope", None) is None else attention,
+        positioned_tokens=_find_positioned_tokens(trunk),
     )
 
 
@@ -97,15 +99,21 @@ def _read_tokens_and_positions(trunk: Any) -> tuple[Tensor, Tensor]:
     return special.detach(), torch.cat([zeros(len(special) + n - len(positions), d), positions]).detach()
 
 
+def _find_positioned_tokens(trunk: Any) -> PositionedTokens:
+    if trunk.pos_embed is None:
+        return "none"
+    return "patches" if trunk.pos_embed.shape[1] == trunk.patch_embed.num_patches else "all"
+
+
 def _is_identity(module: Any) -> bool:
     return module is None or isinstance(module, nn.Identity)
 
 
 def _convert_block(b: Any) -> Block | None:
-    """Return a pre-norm block as frozen maps; None for query norms, shared keys or gated attention."""
-    attn, mlp = b.attn, b.mlp
+    """Return a pre-norm block as frozen maps; None for parallel blocks, query norms, shared keys or gated attention."""
     if type(b).__name__ not in ("Block", "EvaBlock"):
         return None
+    attn, mlp = b.attn, b.mlp
     if type(attn).__name__ not in ("Attention", "EvaAttention", "AttentionRope"):
         return None
     maps, hidden = _convert_qkv(attn), _convert_gate_and_up(mlp)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlprompt.backbones.timm.blocks import build_timm_tower
 from vlprompt.backbones.timm.weights import CheckpointFile, infer_n_heads, load_model
-from vlprompt.backbones.towers.freeze import count_parameters, fingerprint, freeze
+from vlprompt.backbones.towers.freeze import count_parameters, freeze, identify
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.images import Preprocessing
 from vlprompt.layers.frozen_maps import identity
@@ -49,14 +49,15 @@ def load_timm(source: str, *, spec: str, device: str) -> ImageTower:
         model = load_model(file, name, tag, config.classifier, preprocessing.size[0])
         if not tag:
             preprocessing, notes = _infer_preprocessing(preprocessing, file, name, config.tag)
+            notes |= _describe_activation_guess(name, path)
         if infer_n_heads(file):
             notes["heads"] = f"{infer_n_heads(file)}, as MoCo-v3's ViT-S has them"
     else:
         model = _build_random(name, tag) if is_random else _load_published(name, config)
     torch_device = torch.device(device)
-    model = freeze(model.float(), torch_device)
+    model = freeze(model.float(), torch_device, spec)
     exact_spec = spec if has_file or is_random or not config.tag else f"timm:{name}.{config.tag}"  # timm's default tag
-    tower = _build_tower(model, preprocessing, f"{exact_spec}#{fingerprint(model)}", torch_device)
+    tower = wrap_timm(model, preprocessing, f"{exact_spec}#{identify(model, preprocessing)}", torch_device)
     if file and file.image_size not in (0, tower.preprocessing.size[0]):
         notes["positions"] = f"for {file.image_size} pixels interpolated to {tower.preprocessing.size[0]}, by timm"
     tower.spec, tower.n_parameters, tower.notes = spec, count_parameters(model), notes
@@ -148,6 +149,19 @@ def _infer_preprocessing(
     return preprocessing, {"preprocess": f"{note}; name a tag for another, such as timm:{others[0]}@{file.path}"}
 
 
+def _describe_activation_guess(name: str, path: str) -> dict[str, str]:
+    """Return a note that GELU was assumed, for a model that timm has with QuickGELU too; else nothing."""
+    import timm
+
+    twin = name.replace("_clip_", "_clip_quickgelu_")
+    if twin == name or not timm.is_model(twin):
+        return {}
+    return {
+        "activation": f"GELU, as {name} says and the file doesn't; for weights trained with QuickGELU (OpenAI's, "
+        f"MetaCLIP's, DFN's) write timm:{twin}@{path}, for published weights timm:{name}.TAG@{path}"
+    }
+
+
 def _build_random(name: str, tag: str) -> Any:
     import timm
 
@@ -176,7 +190,7 @@ def _load_published(name: str, config: Any) -> Any:
         ) from error
 
 
-def _build_tower(model: Any, preprocessing: Preprocessing, key: str, device: torch.device) -> ImageTower:
+def wrap_timm(model: Any, preprocessing: Preprocessing, key: str, device: torch.device) -> ImageTower:
     """Wrap a model as a block-wise tower for the image size it was built for, if possible, else as an opaque one."""
     built_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     built_for = preprocessing if built_size is None else replace(preprocessing, size=tuple(built_size))

@@ -16,7 +16,7 @@ from vlprompt.backbones.towers.input_size import (
     format_size,
     interpolate_positions,
 )
-from vlprompt.backbones.towers.trainable import TrainableTower, TrainableUpper, build_lower_blocks
+from vlprompt.backbones.towers.trainable import PositionedTokens, TrainableTower, TrainableUpper, build_lower_blocks
 from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS
 from vlprompt.core.images import Images, Preprocessing
 from vlprompt.core.prompt import NOTHING, Prompt
@@ -202,6 +202,7 @@ class ViT(ImageTower):
         key: the spec and a hash of the weights, joined by "#".
         device: the device of the weights.
         attention: the attention between all tokens of an image, if it is not the plain one (rotary positions).
+        positioned_tokens: which tokens the weights have positions for; the positions of the others are zero and fixed.
     """
 
     def __init__(
@@ -225,6 +226,7 @@ class ViT(ImageTower):
         key: str,
         device: torch.device,
         attention: AttentionFn | None = None,
+        positioned_tokens: PositionedTokens = "all",
     ):
         super().__init__(identity, feature_dim, preprocessing, key, device, len(position_embeddings))
         self.blocks, self.unfold, self.embed = blocks, unfold, embed
@@ -235,6 +237,7 @@ class ViT(ImageTower):
         self.depth, self.dim, self.n_heads = len(blocks), position_embeddings.shape[1], blocks[0].n_heads
         self.head_dim, self.n_special_tokens = self.dim // self.n_heads, len(special_tokens)
         self.patch_size, self.grid = patch_size, grid
+        self.positioned_tokens: PositionedTokens = positioned_tokens
         self.native_geometry = preprocessing.size, grid, position_embeddings
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> "ViT":

@@ -1,5 +1,6 @@
 """Block-wise text towers: causal ones behind a shared prefix, others by the full pass."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -159,7 +160,10 @@ class TransformerTextTower:
     def init_context(
         self, n_tokens: int | None = None, init: str | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Return initial soft tokens (P, D): embeddings of the words of `init`, or draws from N(0, 0.02) on the CPU."""
+        """Return initial soft tokens (P, D): embeddings of the words of `init`, or draws from N(0, 0.02) on the CPU.
+
+        Words have no begin or end token here: every text has its own before the first soft token and at its end.
+        """
         if init is None:
             n = 16 if n_tokens is None else n_tokens
             if n < 1:
@@ -252,6 +256,8 @@ class TransformerTextTower:
                     f"{as_templated_text(text, n_tokens).words!r} with {n_tokens} prompt tokens. "
                     f"Use at most {max_tokens} prompt tokens (n_ctx) in all, or shorter names."
                 )
+        if n_tokens:  # the features of fixed texts may come from a cache: they are compared instead
+            _warn_of_equal_tokens([as_templated_text(text, n_tokens).words for text in texts], rows)
         return rows
 
     def _build_layout(
@@ -335,6 +341,20 @@ class TransformerTextTower:
         """
         is_text = (ids != self.tokenizer.pad_id).scatter(1, slot_rows, True)
         return torch.cat([is_text.new_ones(len(ids), 1), is_text], 1)
+
+
+def _warn_of_equal_tokens(texts: Sequence[str], rows: Sequence[TokensAndSlots]) -> None:
+    """Warn of different texts that are the same tokens, whose classes can't be told apart."""
+    first_text = dict[tuple[tuple[int, ...], ...], str]()
+    for text, (ids, slots) in zip(texts, rows, strict=True):
+        other = first_text.setdefault((tuple(ids), tuple(slots)), text)
+        if other != text:
+            warnings.warn(
+                f"text: {other!r} and {text!r} are the same tokens, so their classes get equal logits and no prompt "
+                "tells them apart. Rename one of them.",
+                stacklevel=3,
+            )
+            return
 
 
 def _repeat_per_text(prompt: Prompt, n_contexts: int, n_texts: int, class_specific: bool) -> Prompt:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.layers.block import AttentionFn, Block, walk
 from vlprompt.layers.frozen_maps import FrozenLinear, FrozenMap, FrozenScale
+
+PositionedTokens: TypeAlias = Literal["all", "patches", "none"]
 
 
 class BlockTower(Protocol):
@@ -24,6 +26,7 @@ class BlockTower(Protocol):
     n_special_tokens: int
     special_tokens: Tensor
     position_embeddings: Tensor
+    positioned_tokens: PositionedTokens
     attention: AttentionFn
 
     def embed_pixels(self, pixels: Tensor, prompt: Prompt) -> tuple[Tensor, Prompt]: ...
@@ -109,8 +112,8 @@ class TrainableUpper(nn.Module):
 class TrainableTower(TrainableUpper):
     """A trainable copy of a ViT: pixels (B, 3, h, w) -> features (B, E).
 
-    It trains patch embedding, class and register tokens, positions, norms, blocks and projection. Attention pools
-    (SigLIP, CoCa) stay frozen.
+    It trains patch embedding, class and register tokens, those positions that the weights have, norms, blocks and
+    projection. Attention pools (SigLIP, CoCa) stay frozen.
     """
 
     def __init__(self, tower: BlockTower):
@@ -119,15 +122,19 @@ class TrainableTower(TrainableUpper):
             copy_trainable(f) for f in (tower.embed, tower.pre_norm, tower.project)
         )
         self.special_tokens = nn.Parameter(tower.special_tokens.detach().clone()) if tower.n_special_tokens else None
-        self.position_embeddings = (
-            nn.Parameter(tower.position_embeddings.detach().clone()) if bool(tower.position_embeddings.any()) else None
-        )
+        positions, scope = tower.position_embeddings.detach(), tower.positioned_tokens
+        self._n_unpositioned = {"all": 0, "patches": tower.n_special_tokens, "none": len(positions)}[scope]
+        is_positioned = self._n_unpositioned < len(positions) and bool(positions.any())
+        self.position_embeddings = nn.Parameter(positions[self._n_unpositioned :].clone()) if is_positioned else None
 
     def as_tower(self) -> BlockTower:
         tower = super().as_tower()
-        for name in ("embed", "pre_norm", "project", "special_tokens", "position_embeddings"):
+        for name in ("embed", "pre_norm", "project", "special_tokens"):
             if (value := getattr(self, name)) is not None:
                 setattr(tower, name, value)
+        if self.position_embeddings is not None:  # class and register tokens without positions are trained once
+            zeros = tower.position_embeddings[: self._n_unpositioned]
+            tower.position_embeddings = torch.cat([zeros, self.position_embeddings])
         return tower
 
     def forward(self, x: Tensor) -> Tensor:

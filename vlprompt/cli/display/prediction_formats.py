@@ -14,13 +14,29 @@ CLASS_COLUMNS = ["rank", "class", "probability"]
 
 
 def format_image_predictions(predictions: Sequence[ImagePrediction], output_format: str, n_classes: int) -> str:
-    """Write predictions as "json", "csv" (all classes) or "lines" (the first n_classes)."""
+    """Write predictions as "json", "csv" (all classes) or "lines" (the first n_classes).
+
+    An image that can't be read has its error in JSON, a row with it in CSV, and no line.
+    """
     if output_format == "json":
-        return render_json([{"image": str(p.path), "classes": _list_classes(p.ranked_classes)} for p in predictions])
+        return render_json([_build_image_record(p) for p in predictions])
     if output_format == "csv":
-        rows = [{"image": p.path, **row} for p in predictions for row in _build_class_rows(p.ranked_classes)]
-        return render_csv(rows, ["image", *CLASS_COLUMNS])
-    return "".join(f"{p.path}: {_format_classes(p.ranked_classes[:n_classes])}\n" for p in predictions)
+        rows = [{"image": p.path, **row} for p in predictions for row in _build_image_rows(p)]
+        return render_csv(rows, ["image", *CLASS_COLUMNS, "error"])
+    answered = [p for p in predictions if p.error is None]
+    return "".join(f"{p.path}: {_format_classes(p.ranked_classes[:n_classes])}\n" for p in answered)
+
+
+def _build_image_record(prediction: ImagePrediction) -> dict[str, Any]:
+    if prediction.error is not None:
+        return {"image": str(prediction.path), "error": prediction.error}
+    return {"image": str(prediction.path), "classes": _list_classes(prediction.ranked_classes)}
+
+
+def _build_image_rows(prediction: ImagePrediction) -> list[dict[str, Any]]:
+    if prediction.error is not None:
+        return [{**dict.fromkeys(CLASS_COLUMNS, ""), "error": prediction.error}]
+    return [row | {"error": ""} for row in _build_class_rows(prediction.ranked_classes)]
 
 
 def format_text_predictions(predictions: Sequence[TextPrediction], output_format: str, n_classes: int) -> str:

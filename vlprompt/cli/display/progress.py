@@ -1,14 +1,19 @@
 """Show the events of experiments on the terminal: a progress bar for what is under way, a line for what is done."""
 
+from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+    from rich.text import Text
 
-    from vlprompt.experiments.events import Event, RunFinished, StepDone
+    from vlprompt.experiments.events import DatasetOpened, Event, RunFinished, StepDone
     from vlprompt.results.run_folder import Result
+
+StyledText: TypeAlias = str | tuple[str, str]  # a text, or a text and its style
 
 
 class ProgressDisplay:
@@ -23,6 +28,7 @@ class ProgressDisplay:
         self._progress: Progress | None = None
         self._total: TaskID | None = None  # the bar of all runs
         self._current: TaskID | None = None  # the bar of the run, or of the search
+        self._datasets = set[str]()  # the summaries that were shown
 
     def __enter__(self) -> Self:
         return self
@@ -46,6 +52,8 @@ class ProgressDisplay:
             case events.RunStarted():
                 note = f"loading {event.config.backbone}"
                 self._current = self._start(has_counts=True).add_task(event.name, total=1, note=note)
+            case events.DatasetOpened():
+                self._show_dataset(event)
             case events.Notice():
                 style = "yellow" if event.is_warning else "dim"
                 self._print(f"{event.name}: {event.text}", style=style)
@@ -61,15 +69,16 @@ class ProgressDisplay:
                     self._print(f"{event.name}: {clipped}", style="yellow")
                 self._end_run(_format_finished_run(event))
             case events.RunFailed():
-                self._end_run(f"{event.name}: [red]failed[/]")
+                self._end_run((f"{event.name}: ", ("failed", "red")))
 
     def _start(self, has_counts: bool) -> "Progress":
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         if self._progress is None:
-            counts = [TextColumn("{task.completed:.0f}/{task.total:.0f}")] if has_counts else []
-            ends = TimeRemainingColumn(), TextColumn("{task.fields[note]}")
-            columns = TextColumn("{task.description}"), BarColumn(), *counts, *ends
+            text_column = partial(TextColumn, markup=False)  # names may have brackets
+            counts = [text_column("{task.completed:.0f}/{task.total:.0f}")] if has_counts else []
+            ends = TimeRemainingColumn(), text_column("{task.fields[note]}")
+            columns = text_column("{task.description}"), BarColumn(), *counts, *ends
             self._progress = Progress(*columns, console=self.console)
             self._progress.start()
         return self._progress
@@ -78,15 +87,25 @@ class ProgressDisplay:
         if self._progress is not None and self._current is not None:
             self._progress.update(self._current, completed=n_done, total=total, note=note)
 
-    def _end_run(self, line: str) -> None:
+    def _end_run(self, parts: "Sequence[StyledText]") -> None:
+        from rich.text import Text
+
         if self._progress is not None and self._current is not None:
             self._progress.remove_task(self._current)
             self._current = None
-        self._print(line)
+        self._print(Text.assemble(*parts))
         if self._progress is not None and self._total is not None:
             self._progress.advance(self._total)
 
-    def _print(self, text: str, style: str | None = None) -> None:
+    def _show_dataset(self, event: "DatasetOpened") -> None:
+        if event.summary in self._datasets:
+            return
+        self._datasets.add(event.summary)
+        self.console.print(event.summary, markup=False, highlight=False, soft_wrap=True)
+        for remark in event.remarks:
+            self.console.print(f"note: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def _print(self, text: "str | Text", style: str | None = None) -> None:
         self.console.print(text, style=style, highlight=False, soft_wrap=True)
 
 
@@ -98,9 +117,9 @@ def _format_clipped_settings(result: "Result") -> str:
     return "; ".join(f"{setting} {how}" for setting, how in result.protocol["clipped_settings"].items())
 
 
-def _format_finished_run(event: "RunFinished") -> str:
+def _format_finished_run(event: "RunFinished") -> "list[StyledText]":
     result = event.result
     scores = "chosen by the oracle  " * ("oracle" in result.protocol["selection"])
     scores += "  ".join(f"{name} {value:.1f}" for name, value in result.summary.items())
-    paused = f"[yellow]paused {result.protocol['paused']}[/]  " if "paused" in result.protocol else ""
-    return f"{event.name}: {paused}{scores} [dim]({result.cost['seconds']:.1f} s)[/]"
+    paused = f"paused {result.protocol['paused']}  " if "paused" in result.protocol else ""
+    return [f"{event.name}: ", (paused, "yellow"), f"{scores} ", (f"({result.cost['seconds']:.1f} s)", "dim")]

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.segment import SegmentLines
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -35,6 +34,12 @@ def show_results(rows: "Sequence[ResultRow]", console: Console) -> None:
         console,
     )
     console.print(UNITS, style="dim", soft_wrap=True)
+
+
+def show_warnings(lines: Sequence[str], console: Console) -> None:
+    """Print a line for each warning."""
+    for line in lines:
+        console.print(line, style="yellow", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def show_tables(tables: "Sequence[Table]", console: Console) -> None:
@@ -76,14 +81,14 @@ def _measure_width(table: RichTable, console: Console) -> int:
 
 def _build_rich_table(table: "Table", n_columns: int) -> RichTable:
     rich_table = RichTable(
-        title=escape(table.title),
+        title=Text(table.title),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         header_style="bold",
         padding=(0, 1, 0, 0),
     )
     for i, name in enumerate(table.header[:n_columns]):
-        rich_table.add_column(name, justify="left" if table.is_left_aligned(i) else "right", no_wrap=True)
+        rich_table.add_column(Text(name), justify="left" if table.is_left_aligned(i) else "right", no_wrap=True)
     for cells in table.rows:
         rich_table.add_row(*map(Text, cells[:n_columns]))
     return rich_table

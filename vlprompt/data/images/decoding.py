@@ -9,21 +9,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vlprompt.core.images import Augmentation, ImageItem, Preprocessing, persistent_key
 from vlprompt.data.images.cache import IMAGE_CACHE
+from vlprompt.runtime.file_index import get_content_hash, read_stamp
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 # the smallest fraction of the image area that a random crop covers
 MIN_CROP_AREA = {"crop": 0.08, "crop-flip": 0.08, "crop-flip-half": 0.5, "augmix": 0.08}
 AUGMENTATIONS = ("none", *MIN_CROP_AREA, "shift-flip")
+EXIF_TRANSPOSES = {  # orientation in the file's EXIF or XMP -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode an image file as RGB.
+    """Decode an image file as RGB, upright as its EXIF orientation says.
 
     Raises:
         ValueError: naming the file, if it is missing, truncated, too large or not an image.
@@ -47,8 +56,20 @@ def open_image(path: Path) -> Image.Image:
         ) from error
 
 
+def make_upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says, so that it is what viewers show; EXIF that is broken says nothing."""
+    image.load()  # TIFF is turned here, PNG has its EXIF behind the pixels
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever Pillow's parser raises: the pixels are whole
+        return image
+    transpose = EXIF_TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
+    return image if transpose is None else image.transpose(transpose)
+
+
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB: 16-bit grey is scaled to 8 bits, transparency becomes white."""
+    """Convert an image to upright RGB: 16-bit grey is scaled to 8 bits, transparency becomes white."""
+    image = make_upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.asarray(image, dtype=np.float64)
         max_value = 65535.0 if image.mode != "F" else 1.0 if grey.max(initial=0.0) <= 1.0 else 255.0
@@ -58,11 +79,6 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
         if rgba.getchannel("A").getextrema() != (255, 255):
             return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def list_image_files(folder: Path) -> list[Path]:
-    """Return the image files in a folder and its subfolders, sorted."""
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
 
 
 def _crop_box(width: int, height: int, min_area: float, generator: torch.Generator) -> tuple[int, int, int, int]:
@@ -202,6 +218,8 @@ class _ImageDecoder:
 
     key: str
     opener: Callable[[], Image.Image]
+    content: Callable[[], str] | None = None
+    file: str | None = None
 
     def __call__(self, preprocessing: Preprocessing, augmentation: Augmentation | None) -> Tensor:
         return finish_pixels(self._load_intermediate(preprocessing, augmentation, True), preprocessing, augmentation)
@@ -224,28 +242,33 @@ class _ImageDecoder:
         return intermediate
 
 
-def build_image_item(key: str, opener: Callable[[], Image.Image], name: str = "") -> ImageItem:
-    """Return the item of an image.
+def build_image_item(
+    key: str, opener: Callable[[], Image.Image], name: str = "", content: Callable[[], str] | None = None
+) -> ImageItem:
+    """Return the item of an image that is in no file of its own.
 
     Args:
         key: the cache key; must change when the image does.
         opener: decodes the image; may be called more than once.
         name: the path inside the dataset.
+        content: computes a hash of the image's content; None where the key, or else the name, stands for it.
     """
-    return ImageItem(key, _ImageDecoder(key, opener), name)
+    return ImageItem(key, _ImageDecoder(key, opener, content), name)
 
 
 def build_file_item(path: Path, name: str = "") -> ImageItem:
-    """Return the item of an image file, keyed by path, size and modification time.
+    """Return the item of an image file, keyed by path, size, times and inode.
+
+    The modification time can be copied from another file, but the change time and the inode can't.
 
     Args:
         path: the file.
         name: its path inside the dataset.
     """
-    stat = path.stat()
-    return build_image_item(
-        persistent_key(path.absolute(), stat.st_size, stat.st_mtime_ns), partial(_open_image_path, str(path)), name
-    )
+    key = persistent_key(path.absolute(), *read_stamp(path))
+    file = str(path.absolute())
+    decoder = _ImageDecoder(key, partial(_open_image_path, str(path)), partial(get_content_hash, file), file)
+    return ImageItem(key, decoder, name)
 
 
 def _open_image_path(path: str) -> Image.Image:

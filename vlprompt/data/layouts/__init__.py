@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlprompt.data.dataset import ImageRecord, shorten_list
+from vlprompt.data.images.files import list_folders
 from vlprompt.data.splits.names import SPLIT_NAMES
 from vlprompt.data.splits.sampling import add_validation_split
 
@@ -53,8 +54,8 @@ def read_lines(path: Path) -> list[str]:
 
 
 def list_folder_names(images: Path) -> list[str]:
-    """Return the names of the sub-folders, sorted."""
-    return sorted(path.name for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Return the names of the sub-folders that are not hidden, sorted."""
+    return [path.name for path in list_folders(images)]
 
 
 def validation_fraction(sizes: Mapping[str, int]) -> float:

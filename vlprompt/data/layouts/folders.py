@@ -6,7 +6,7 @@ Sets without a split are cut; sets that are a test only (the card's sizes say so
 from pathlib import Path
 
 from vlprompt.data.dataset import ImageRecord, join_notes
-from vlprompt.data.images.decoding import list_image_files
+from vlprompt.data.images.files import list_image_files
 from vlprompt.data.layouts import SplitRecords, list_folder_names, note_ignored_folders
 from vlprompt.data.splits.sampling import split_per_class
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vlprompt.data.dataset import ImageRecord
-from vlprompt.data.images.decoding import list_image_files
+from vlprompt.data.images.files import list_image_files
 from vlprompt.data.layouts import SplitRecords
 
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from vlprompt.data.card_schema import ImageCard, MembersCard
 
 
-def read_card(card: "ImageCard", root: str | Path | None = None) -> RawDataset:
-    """Read the images of a card, which lie below `root`.
+def read_card(card: "ImageCard", root: str | Path | None = None, layout: str | None = None) -> RawDataset:
+    """Read the images of a card, which lie below `root`; `layout` is that of its members that are folders.
 
     Raises:
         ValueError: for data that differ from the card.
         OSError: for data that are not on this machine.
     """
-    raw = replace(_read_images(card, root), name=card.name, where=card.name, hint=_missing_hint(card))
+    raw = replace(_read_images(card, root, layout), name=card.name, where=card.name, hint=_missing_hint(card))
     return replace(
         raw,
         note=join_notes(card.note, raw.note),
@@ -53,10 +53,10 @@ def note_missing_classes(raw: RawDataset, card: "ImageCard", allow_missing_class
     return replace(raw, note=join_notes(raw.note, f"{missing} are there"))
 
 
-def _read_images(card: "ImageCard", root: str | Path | None) -> RawDataset:
+def _read_images(card: "ImageCard", root: str | Path | None, layout: str | None) -> RawDataset:
     """Read by the kind of the card."""
     if card.kind == "members":
-        return read_members(card, root)
+        return read_members(card, root, layout)
     names = build_class_names(load_card_classes(card), f"the card {card.name}", card.template)
     if card.kind == "layout":
         return read_card_folder(card, names, root)
@@ -118,13 +118,15 @@ def parse_stages(card: "ImageCard", ids: Sequence[str]) -> int | list[list[str]]
     return parsed
 
 
-def read_members(card: "MembersCard", root: str | Path | None) -> RawDataset:
-    """Read all members of a card.
+def read_members(card: "MembersCard", root: str | Path | None, layout: str | None = None) -> RawDataset:
+    """Read all members of a card; `layout` is that of those that are folders.
 
     Class ids and paths begin with the member's name, which is the domain of its images; the stages are the members in
     turn. Errors name the member.
     """
-    members = {name: _read_member(f"{card.name}, member {name}", one, root) for name, one in card.members.items()}
+    members = {
+        name: _read_member(f"{card.name}, member {name}", one, root, layout) for name, one in card.members.items()
+    }
     names = tuple(
         ClassName(str(text), f"{member}/{key}", getattr(text, "template", None) or card.template)
         for member, raw in members.items()
@@ -149,10 +151,13 @@ def read_members(card: "MembersCard", root: str | Path | None) -> RawDataset:
         join_notes(*(f"{member}: {raw.note}" for member, raw in members.items() if raw.note)),
         domains=tuple(members),
         stages=[[f"{member}/{key}" for key in class_ids(raw.names)] for member, raw in members.items()],
+        layout="members",
+        rule=join_notes(*(f"{member}: {raw.layout}" for member, raw in members.items() if raw.layout)),
+        remarks=tuple(f"{member}: {remark}" for member, raw in members.items() for remark in raw.remarks),
     )
 
 
-def _read_member(where: str, dataset: str, root: str | Path | None) -> RawDataset:
+def _read_member(where: str, dataset: str, root: str | Path | None, layout: str | None) -> RawDataset:
     """Read one member: a card, torchvision:NAME, or a folder here or below the data root."""
     local, below_root = Path(dataset).expanduser(), data_root(root) / dataset
     try:
@@ -166,7 +171,8 @@ def _read_member(where: str, dataset: str, root: str | Path | None) -> RawDatase
         if dataset.startswith("torchvision:"):
             return read_torchvision(HubName("torchvision", dataset.partition(":")[2]), root)
         if local.exists() or below_root.exists():
-            return read_user_path(UserPath(str(local if local.exists() else below_root)))
+            path = local if local.exists() else below_root
+            return read_user_path(UserPath(str(path)), layout if path.is_dir() else None)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     except OSError as error:

@@ -10,7 +10,7 @@ from vlprompt.data.cards import load_card_classes
 from vlprompt.data.dataset import RawDataset, build_class_names, join_notes, make_item_builder
 from vlprompt.data.layouts import ClassListingLayout, Layout
 from vlprompt.data.locations import ROOT_HELP, dataset_folder, describe_source
-from vlprompt.data.readers.split_file import SAVED_SPLIT_FILE, read_split_file
+from vlprompt.data.readers.split_file import SAVED_SPLIT_FILE, read_saved_split, read_split_file
 from vlprompt.data.readers.split_lists import read_split_lists
 
 if TYPE_CHECKING:
@@ -53,18 +53,19 @@ def read_card_folder(card: "LayoutCard", names: tuple[ClassName, ...], root: str
     if any((folder / file).is_file() for file in card.lists):
         records = read_split_lists(folder, card.lists, list(class_ids(names)))
         note = f"the lists {', '.join(card.lists)}"
-        return _mark_literature_split(RawDataset(names, records, make_item_builder(images), note), card)
-    for file in filter(None, (card.split, SAVED_SPLIT_FILE)):
-        if (folder / file).is_file():
-            raw = read_split_file(folder / file, images, names)
-            return _mark_literature_split(raw, card) if file == card.split else raw
+        raw = RawDataset(names, records, make_item_builder(images), note, layout=card.layout, rule=note)
+        return _mark_literature_split(raw, card)
+    if card.split is not None and (folder / card.split).is_file():
+        return _mark_literature_split(read_split_file(folder / card.split, images, names), card)
+    if (folder / SAVED_SPLIT_FILE).is_file():
+        return read_saved_split(folder, images, names)
     layout = cast(Layout, import_module(f"vlprompt.data.layouts.{card.layout}"))
     domains = {} if card.domains is None else {"domains": card.domains}
     records, note = layout.read(folder, images, list(class_ids(names)), card.sizes, **domains)
+    raw = RawDataset(names, records, make_item_builder(images), note, layout=card.layout, rule="as the card says")
     if published := card.split or ", ".join(card.lists):
-        note = join_notes(note, f"not the literature's split, which is {published}")
-        return RawDataset(names, records, make_item_builder(images), note)
-    return _mark_literature_split(RawDataset(names, records, make_item_builder(images), note), card)
+        return replace(raw, note=join_notes(note, f"not the literature's split, which is {published}"))
+    return _mark_literature_split(raw, card)
 
 
 def _require_images(card: "LayoutCard", folder: Path, images: Path) -> None:

@@ -1,13 +1,12 @@
 """Folders of domains, domain/[images/]class/image: which they are, their classes matched by name, and their splits."""
 
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlprompt.data.dataset import ImageRecord, normalize_name
-from vlprompt.data.images.decoding import IMAGE_SUFFIXES, list_image_files
+from vlprompt.data.images.files import has_images, list_folders, list_image_files
 from vlprompt.data.splits.sampling import split_per_class
 
 FoldersByName = dict[str, list[Path]]  # normalized name -> folders of that name
@@ -16,17 +15,9 @@ FoldersByName = dict[str, list[Path]]  # normalized name -> folders of that name
 def group_folders_by_name(path: Path) -> FoldersByName:
     """Return the sub-folders by their normalized names, sorted."""
     folders: FoldersByName = {}
-    with os.scandir(path) as entries:  # tells folders from files without a stat of each
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    for name in names:
-        folders.setdefault(normalize_name(name), []).append(path / name)
+    for folder in list_folders(path):
+        folders.setdefault(normalize_name(folder.name), []).append(folder)
     return folders
-
-
-def has_images(path: Path) -> bool:
-    """Whether an image lies directly in a folder."""
-    with os.scandir(path) as entries:
-        return any(entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file() for entry in entries)
 
 
 def find_class_root(domain: Path) -> Path:
@@ -41,16 +32,21 @@ def find_domain_folders(root: Path) -> dict[str, Path]:
     They are where there are two or more, none holds an image itself, and a folder in them has the same name in two of
     them and in at least half.
     """
+    class_roots = list_class_roots(root)
+    counts = Counter(name for class_root in class_roots.values() for name in group_folders_by_name(class_root))
+    has_shared_class = max(counts.values(), default=0) >= max(2, len(class_roots) / 2)
+    return class_roots if has_shared_class and len(counts) > 1 else {}
+
+
+def list_class_roots(root: Path) -> dict[str, Path]:
+    """Return {sub-folder: where class folders are in it}, sorted; nothing where one has images itself or no folders."""
     class_roots: dict[str, Path] = {}
-    counts = Counter[str]()
-    for folder in (folder for folders in group_folders_by_name(root).values() for folder in folders):
+    for folder in list_folders(root):
         class_root = find_class_root(folder)
-        if has_images(class_root) or not (classes := group_folders_by_name(class_root)):
+        if has_images(class_root) or not list_folders(class_root):
             return {}
         class_roots[unicodedata.normalize("NFC", folder.name).strip()] = class_root
-        counts.update(set(classes))
-    has_shared_class = max(counts.values(), default=0) >= max(2, len(class_roots) / 2)
-    return dict(sorted(class_roots.items())) if has_shared_class and len(counts) > 1 else {}
+    return dict(sorted(class_roots.items()))
 
 
 def collect_class_ids(domain_folders: Mapping[str, Path]) -> list[str]:

@@ -12,7 +12,7 @@ from vlprompt.data.dataset import RawDataset, build_class_names
 from vlprompt.data.locations import data_root
 from vlprompt.data.readers.python_objects import OBJECTS_HINT, read_columns, read_image_datasets
 from vlprompt.data.sources import HubName
-from vlprompt.data.splits.names import SPLIT_NAMES, parse_split_name
+from vlprompt.data.splits.names import SPLIT_NAMES, assign_splits
 from vlprompt.runtime.errors import suggest_nearest
 
 
@@ -140,7 +140,7 @@ def _load_huggingface(source: HubName) -> dict[str, Any]:
         raise OSError(
             f"{source.dataset}: opening failed: {' '.join(str(error).split())[:300]}. Check its name and the network."
         ) from error
-    splits = {part: one for name, one in all_splits.items() if (part := parse_split_name(name)) is not None}
+    splits = {part: all_splits[name] for part, name in assign_splits(all_splits, repr(source.dataset)).items()}
     if "train" not in splits:
         raise ValueError(
             f"{source.dataset!r}: expected the split train, got {', '.join(map(str, all_splits))}. Open it in Python "

@@ -1,5 +1,6 @@
 """Read datasets that are Python objects: torchvision's and Hugging Face's, and anything that is used like them."""
 
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -91,6 +92,8 @@ def from_huggingface(
     for key, one in dataset.items() if isinstance(dataset, Mapping) else [("train", dataset)]:
         if (part := parse_split_name(key)) is None:
             raise ValueError(f"dataset: expected the splits {SPLIT_CHOICES}, got {key!r}. Pass only those.")
+        if part in splits:
+            raise ValueError(f"dataset: expected one {part} split, got {key!r} and another. Pass one of them.")
         splits[part] = one
     return _build_data(read_columns(splits, image, label, names, name, template), template, augment)
 
@@ -169,7 +172,18 @@ def _build_raw_dataset(
 
 def _build_object_item(key: str, openers: dict[str, Callable[[int], ImageOpener]], path: str) -> ImageItem:
     part, _, index = path.partition("/")
-    return build_image_item(f"{key}|{path}", openers[part](int(index)), path)
+    opener = openers[part](int(index))
+    return build_image_item(f"{key}|{path}", opener, path, _find_content(opener))
+
+
+def _find_content(opener: ImageOpener) -> Callable[[], str] | None:
+    """Return what hashes an image that is in memory; None for one that its dataset would have to decode."""
+    image = opener.args[0] if isinstance(opener, partial) else None
+    return partial(_hash_array, image) if isinstance(image, np.ndarray) else None
+
+
+def _hash_array(array: np.ndarray) -> str:
+    return hashlib.blake2b(repr(array.shape).encode() + array.tobytes(), digest_size=16).hexdigest()
 
 
 def _read_labels(dataset: Any) -> list[int]:

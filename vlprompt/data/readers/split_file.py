@@ -7,11 +7,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlprompt.core.class_names import ClassName, class_ids
-from vlprompt.data.dataset import Data, ImageRecord, RawDataset, build_class_names, make_item_builder
+from vlprompt.data.dataset import Data, ImageRecord, RawDataset, build_class_names, make_item_builder, shorten_list
+from vlprompt.data.images.files import list_image_files
+from vlprompt.data.readers.repeats import ListedImage, describe_copies, find_repeats, require_no_clash
 from vlprompt.data.splits.names import SPLIT_NAMES
 
 SAVED_SPLIT_FILE = "split_vlprompt.json"
@@ -64,8 +67,40 @@ def read_split_file(path: Path, images: Path, names: tuple[ClassName, ...] | Non
         part: [ImageRecord(e.path, keys[e.label]) for e in part_entries] for part, part_entries in entries.items()
     }
     note = str(content.get("note", "")) if is_ours else f"the split of {path.name}"
+    remarks = _check_repeats(records, path, is_published=names is not None and not is_ours)
     names = build_class_names(classes, str(path)) if names is None else names
-    return RawDataset(names, records, make_item_builder(images), note)
+    rule = f"the split file {path.name}"
+    return RawDataset(names, records, make_item_builder(images), note, layout="split file", rule=rule, remarks=remarks)
+
+
+def read_saved_split(folder: Path, images: Path, names: tuple[ClassName, ...] | None = None) -> RawDataset:
+    """Read the split that `vlprompt data split` saved in a folder, with a remark on images that it doesn't list."""
+    raw = read_split_file(folder / SAVED_SPLIT_FILE, images, names)
+    listed = {record.path for records in raw.records.values() for record in records}
+    paths = (file.relative_to(images).as_posix() for file in list_image_files(images))
+    if not (unlisted := [path for path in paths if path not in listed]):
+        return raw
+    remark = (
+        f"{len(unlisted)} images are not in the saved split {SAVED_SPLIT_FILE} and are left out "
+        f"({shorten_list(unlisted, 3)}); remove that file, or save the split again without it, to take them"
+    )
+    return replace(raw, remarks=(*raw.remarks, remark))
+
+
+def _check_repeats(records: Mapping[str, list[ImageRecord]], path: Path, is_published: bool) -> tuple[str, ...]:
+    """Return remarks on images that are listed twice; ValueError for two classes or splits, unless it is published."""
+    repeats = find_repeats(
+        ListedImage(f"number {i} of {part}", part, record)
+        for part, part_records in records.items()
+        for i, record in enumerate(part_records)
+    )
+    copies = describe_copies(repeats.copies, path.name, "counted as often")
+    if not repeats.clashes or not is_published:
+        require_no_clash(repeats, path)
+        return copies
+    one, other = repeats.clashes[0]
+    clash = f"{one.record.path} in {one.describe()} and in {other.describe()}"
+    return (*copies, f"{len(repeats.clashes)} images of {path.name} are in several classes or splits ({clash} ...)")
 
 
 def _load_split_json(path: Path) -> dict[str, Any]:
@@ -73,7 +108,8 @@ def _load_split_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected a split file, got no valid JSON ({error}). Get it again.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("test"), list) or not content["test"]:
+    parts = [content.get(part) or [] for part in SPLIT_NAMES] if isinstance(content, dict) else []
+    if not isinstance(content, dict) or not all(isinstance(part, list) for part in parts) or not content.get("test"):
         raise ValueError(
             f'{path}: expected {{"train", "val", "test"}} lists of [path, label, class name], got another format. '
             "Get the split file again."

@@ -1,5 +1,6 @@
 """Read a file of images: .csv, .tsv and .jsonl name them, .npz holds them, .json is a split file beside them."""
 
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from vlprompt.core.images import ImageItem, persistent_key
-from vlprompt.data.dataset import ImageRecord, RawDataset, build_class_names, make_item_builder
+from vlprompt.data.dataset import ImageRecord, RawDataset, build_class_names, decode_text, make_item_builder
 from vlprompt.data.images.decoding import build_image_item
+from vlprompt.data.readers.repeats import ListedImage, describe_copies, find_repeats, require_no_clash
 from vlprompt.data.readers.split_file import read_split_file
 from vlprompt.data.splits.names import SPLIT_CHOICES, parse_split_name
 from vlprompt.data.splits.sampling import add_validation_split, split_per_class
@@ -46,7 +48,7 @@ def read_table(path: Path) -> RawDataset:
     name_column = next((column for column in ("class", "name") if column in columns), None)
     is_numbered = name_column is not None and "label" in columns
     names_by_id: dict[str, str] = {}
-    records: dict[str, list[ImageRecord]] = {}
+    entries = list[ListedImage]()
     for number, row in rows:
         where = f"{path}, row {number}"
         for column in columns:
@@ -61,10 +63,29 @@ def read_table(path: Path) -> RawDataset:
             )
         part = _parse_part(row.get("split", "all"), where)
         domain = str(row["domain"]).strip() if "domain" in columns else None
-        records.setdefault(part, []).append(ImageRecord(str(row["path"]).strip(), key, domain))
+        entries.append(ListedImage(f"row {number}", part, ImageRecord(str(row["path"]).strip(), key, domain)))
     names = build_class_names(_sort_classes(names_by_id, is_numbered, path), str(path))
+    records, remarks = _group_by_split(entries, path)
     records, note = _complete_splits(records, path)
-    return RawDataset(names, records, make_item_builder(path.parent), note)
+    rule = f"the columns {', '.join(column for column in TABLE_COLUMNS if column in columns)}"
+    builder = make_item_builder(path.parent)
+    return RawDataset(names, records, builder, note, layout="table", rule=rule, remarks=remarks)
+
+
+def _group_by_split(entries: list[ListedImage], path: Path) -> tuple[dict[str, list[ImageRecord]], tuple[str, ...]]:
+    """Return the records of each split, each image once, and a remark on repeats.
+
+    Raises:
+        ValueError: for an image that stands in two classes, splits or domains.
+    """
+    repeats = find_repeats(entries, path.parent)
+    require_no_clash(repeats, path)
+    copies = {entry.place for entry in repeats.copies}
+    records: dict[str, list[ImageRecord]] = {}
+    for entry in entries:
+        if entry.place not in copies:
+            records.setdefault(entry.split, []).append(entry.record)
+    return records, describe_copies(repeats.copies, path.name, "counted once")
 
 
 def _check_columns(rows: NumberedRows, path: Path) -> set[str]:
@@ -113,7 +134,8 @@ def _sort_classes(names_by_id: Mapping[str, str], is_numbered: bool, path: Path)
 
 def _parse_part(value: object, where: str) -> str:
     """Return the split that a cell names; "all" where there is no column of splits."""
-    if str(value).strip().lower() == "all":
+    value = decode_text(value)
+    if value.strip().lower() == "all":
         return "all"
     if (part := parse_split_name(value)) is None:
         raise ValueError(f"{where}: split: expected {SPLIT_CHOICES}, got {value!r}. Correct the row.")
@@ -146,7 +168,7 @@ def read_npz(path: Path) -> RawDataset:
     arrays = _load_arrays(path)
     images, labels = arrays["images"], arrays["labels"]
     if "names" in arrays:
-        classes = [str(name) for name in arrays["names"]]
+        classes = [decode_text(name) for name in arrays["names"].tolist()]
     else:
         classes = [str(i) for i in range(labels.max() + 1)]
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
@@ -155,8 +177,6 @@ def read_npz(path: Path) -> RawDataset:
             f"{path}: expected labels 0 to {len(classes) - 1}, as there are {len(classes)} class names, got {label}. "
             "Correct the label or add the name."
         )
-    stat = path.stat()
-    key = persistent_key(path.absolute(), stat.st_size, stat.st_mtime_ns)
     parts = arrays.get("split", np.full(len(images), "all"))
     records: dict[str, list[ImageRecord]] = {}
     for i, (label, value) in enumerate(zip(labels.tolist(), parts.tolist(), strict=True)):
@@ -164,18 +184,13 @@ def read_npz(path: Path) -> RawDataset:
         records.setdefault(part, []).append(ImageRecord(str(i), str(label)))
     records, note = _complete_splits(records, path)
     names = build_class_names({str(i): name for i, name in enumerate(classes)}, str(path))
-    return RawDataset(names, records, partial(_build_array_item, images, key), note)
+    rule = f"the arrays {', '.join(name for name in ARRAY_NAMES if name in arrays)}"
+    return RawDataset(names, records, partial(_build_array_item, images), note, layout="arrays", rule=rule)
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Load the arrays of an archive; ValueError for unknown names, missing arrays, wrong types and shapes."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(
-            f"{path}: expected a NumPy archive, got one that can't be read ({error}). Write it by numpy.savez."
-        ) from error
+    arrays = _read_archive(path)
     if unknown := sorted(set(arrays) - set(ARRAY_NAMES)):
         raise ValueError(
             f"{path}: expected known arrays, got {unknown[0]!r}; {suggest_nearest(unknown[0], ARRAY_NAMES)}"
@@ -185,7 +200,10 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
             f"{path}: expected the arrays images and labels, got {', '.join(sorted(arrays))}. Add the missing ones."
         )
     images, labels = arrays["images"], arrays["labels"]
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
+    if not len(np.atleast_1d(labels)):
+        raise ValueError(f"{path}: labels: expected one for each image, got none. Add images and labels.")
+    is_image_shape = images.ndim in (3, 4) and 0 not in images.shape[1:3] and images.shape[3:] in ((), (3,))
+    if images.dtype != np.uint8 or not is_image_shape:
         raise ValueError(
             f"{path}: images: expected uint8 (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}. Convert "
             "the array."
@@ -195,12 +213,39 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
             f"{path}: labels: expected {len(images)} whole numbers, got {labels.dtype} {labels.shape}. Convert the "
             "array."
         )
+    for name, what in (("names", "class"), ("split", "image")):
+        if name in arrays and (arrays[name].ndim != 1 or (name == "split" and len(arrays[name]) != len(images))):
+            raise ValueError(
+                f"{path}: {name}: expected one text for each {what}, got an array of shape {arrays[name].shape}. "
+                "Correct the array."
+            )
     return arrays
 
 
-def _build_array_item(images: np.ndarray, key: str, index: str) -> ImageItem:
-    """Build an item that holds a copy of its own image, so that nothing leads to the others."""
-    return build_image_item(f"{key}|{index}", partial(_array_to_image, images[int(index)].copy()), index)
+def _read_archive(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz; ValueError for a damaged file, or one of another kind."""
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError(f"a single array of shape {file.shape}, as numpy.save writes it")
+        with file:
+            arrays = {key: file[key] for key in file.files}
+        if strange := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{strange[0]!r} in it is no array")
+    except Exception as error:  # NumPy, zipfile and zlib each have their own for damaged files
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise ValueError(
+            f"{path}: expected a NumPy archive, got one that can't be read ({error}). Write it by numpy.savez."
+        ) from error
+    return arrays
+
+
+def _build_array_item(images: np.ndarray, index: str) -> ImageItem:
+    """Build an item that holds a copy of its own image, so that nothing leads to the others; its key is the content."""
+    array = images[int(index)].copy()
+    content = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
+    return build_image_item(persistent_key("array", array.shape, content), partial(_array_to_image, array), index)
 
 
 def _array_to_image(array: np.ndarray) -> Image.Image:

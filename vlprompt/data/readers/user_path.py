@@ -1,7 +1,6 @@
 """Read images from a user's own folder or file."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from vlprompt.data.dataset import RawDataset
 from vlprompt.data.sources import UserPath
@@ -9,8 +8,12 @@ from vlprompt.data.sources import UserPath
 DATASET_SUFFIXES = (".csv", ".tsv", ".jsonl", ".npz", ".json")  # files that are datasets
 
 
-def read_user_path(source: UserPath, root: str | Path | None = None) -> RawDataset:
-    """Read a folder or file of images; its path does not depend on `root`.
+def read_user_path(source: UserPath, layout: str | None = None) -> RawDataset:
+    """Read a folder or file of images.
+
+    Args:
+        source: its path.
+        layout: of a folder, instead of the one that is recognised.
 
     Raises:
         ValueError: for a file of another kind and for what is wrong in it.
@@ -18,7 +21,7 @@ def read_user_path(source: UserPath, root: str | Path | None = None) -> RawDatas
     if source.path.is_dir():
         from vlprompt.data.readers.image_folder import read_image_folder
 
-        raw = read_image_folder(source.path)
+        raw = read_image_folder(source.path, layout)
     elif source.path.suffix.lower() in DATASET_SUFFIXES:
         from vlprompt.data.readers.table import read_dataset_file
 

@@ -28,6 +28,11 @@ class _HiddenDecoder:
         decode = _DECODERS[self.key]
         return getattr(decode, "decode_once", decode)(preprocessing, augmentation)
 
+    @property
+    def content(self) -> Callable[[], str] | None:
+        """Computes the hash of the image's content, which does not reveal its file."""
+        return getattr(_DECODERS[self.key], "content", None)
+
 
 def _hash_text(text: str) -> str:
     return hashlib.sha256(f"hidden {text}".encode()).hexdigest()[:24]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlprompt.core.class_names import ClassName, class_ids
 from vlprompt.data.dataset import Data, join_notes
+from vlprompt.data.images.files import is_hidden, list_folders
 from vlprompt.data.splits.names import SPLIT_CHOICES, parse_split_name
 from vlprompt.data.table_rows import TABLE_SUFFIXES, read_table_rows
 from vlprompt.data.text.dataset import build_text_dataset
@@ -37,7 +38,7 @@ def find_split_tables(folder: Path) -> dict[str, Path]:
     """
     tables: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        split_name = parse_split_name(path.stem)
+        split_name = None if is_hidden(path.name) else parse_split_name(path.stem)
         if split_name is None or path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file():
             continue
         if split_name in tables:
@@ -52,7 +53,7 @@ def find_split_tables(folder: Path) -> dict[str, Path]:
 def is_text_path(path: Path) -> bool:
     """Whether a path holds texts: a table with columns of texts, or a folder of split tables without subfolders."""
     if path.is_dir():
-        has_subfolders = any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir())
+        has_subfolders = bool(list_folders(path))
         return not has_subfolders and bool(find_split_tables(path))
     if path.suffix.lower() not in TABLE_SUFFIXES or not (rows := read_table_rows(path)):
         return False

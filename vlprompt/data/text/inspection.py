@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vlprompt.core.class_names import class_ids
 from vlprompt.core.texts import TextItem
 from vlprompt.data.dataset import Data
-from vlprompt.data.report import DatasetReport, nonempty_splits
+from vlprompt.data.report import DatasetReport, find_duplicates, nonempty_splits
 
 if TYPE_CHECKING:
     from vlprompt.data.text_card_schema import TextCard
@@ -49,6 +49,10 @@ def inspect_texts(card: "TextCard | None", data: Data, allow_missing_classes: bo
             ", ".join(f"{split_name} {n:,}" for split_name, n in sizes.items()) for sizes in (expected, comparable)
         )
         faults.append(f"the card has {listed} texts, here are {actual}")
+    if data.test.info["answer"] == "class":
+        clashes, repeats = find_duplicates(nonempty_splits(data), lambda item: tuple(item.fields.items()), "texts")
+        notes += [*clashes, *repeats]
+    notes = [*data.remarks, *notes]
     return DatasetReport(data, counts, expected, missing, (), faults, notes + describe_texts(data))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.texts import TextItem, parse_template
-from vlprompt.data.images.decoding import IMAGE_SUFFIXES
+from vlprompt.data.images.files import IMAGE_SUFFIXES
 from vlprompt.data.text_schema import TextRow, TextSchema
 from vlprompt.runtime.errors import suggest_nearest
 

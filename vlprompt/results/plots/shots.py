@@ -108,6 +108,7 @@ def load_pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # names may have $
     from matplotlib import pyplot as plt
 
     return plt

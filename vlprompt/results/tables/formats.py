@@ -53,7 +53,8 @@ def render_markdown(tables: Sequence[Table], units: str) -> str:
     parts = []
     for table in tables:
         rule = ["---" if table.is_left_aligned(i) else "---:" for i in range(len(table.header))]
-        lines = "\n".join(f"| {' | '.join(cells)} |" for cells in [table.header, rule, *table.rows])
+        escaped = [[cell.replace("|", r"\|") for cell in cells] for cells in [table.header, rule, *table.rows]]
+        lines = "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
         notes = "\n\n" + "\n".join(f"- {note}" for note in table.footnotes) if table.footnotes else ""
         parts.append(f"**{table.title}** ({units})\n\n{lines}{notes}")
     return "\n\n".join(parts) + "\n"

@@ -129,8 +129,30 @@ def build_rows(results: Sequence[Result]) -> list[ResultRow]:
     variants, groups = describe_variants(results), dict[str, list[Result]]()
     for result in results:
         groups.setdefault(make_config_key(result), []).append(result)
-    rows = [_build_row(members, variants[key], results) for key, members in groups.items()]
+    rows = [
+        _build_row(members, _describe_part(variants[key], part, members), results)
+        for key, group in groups.items()
+        for part, members in enumerate(_split_repeated_seeds(group))
+    ]
     return sorted(rows, key=_get_row_sort_key)
+
+
+def _split_repeated_seeds(runs: Sequence[Result]) -> list[list[Result]]:
+    """Divide runs of one configuration so that no row has a seed twice, as runs on changed training images have."""
+    rows = list[dict[int, Result]]()
+    for run in runs:
+        seed = run.config["seed"]
+        row = next((row for row in rows if seed not in row), None)
+        if row is None:
+            rows.append(row := {})
+        row[seed] = run
+    return [list(row.values()) for row in rows]
+
+
+def _describe_part(variant: str, part: int, runs: Sequence[Result]) -> str:
+    """Add to a variant which training data a second row of one configuration has."""
+    content = runs[0].protocol.get("contents", {}).get("train", {}).get("hash", "")
+    return ", ".join(filter(None, (variant, f"on other data {content[:8]}".strip()))) if part else variant
 
 
 def _build_row(runs: Sequence[Result], variant: str, results: Sequence[Result]) -> ResultRow:
@@ -255,14 +277,20 @@ def _format_title(row: ResultRow, usual_backbone: str) -> str:
 
 
 def mark_protocols(rows: Sequence[ResultRow]) -> tuple[dict[int, str], list[str]]:
-    """Return footnote letters for rows whose protocol differs from the table's majority.
+    """Return footnote letters for rows whose protocol differs from the majority, or whose data have changed since.
 
     Returns:
         The letter by the row's id, empty for the majority, and the footnotes.
     """
     notes = Footnotes(uses_letters=True)
-    texts = describe_protocol_differences([collect_protocol_facts(r.runs) for r in rows])
+    differences = describe_protocol_differences([collect_protocol_facts(r.runs) for r in rows])
+    texts = ["; ".join(filter(None, (d, _describe_changes(r)))) for d, r in zip(differences, rows, strict=True)]
     return {id(r): notes.add(text) if text else "" for r, text in zip(rows, texts, strict=True)}, notes.format_lines()
+
+
+def _describe_changes(row: ResultRow) -> str:
+    changes = list(dict.fromkeys(change for r in row.runs for change in r.protocol.get("changed_since", [])))
+    return f"the data have changed since: {'; '.join(changes[:2])}{' ...' * (len(changes) > 2)}" if changes else ""
 
 
 def _collect_shots(rows: Sequence[ResultRow]) -> list[int | None]:

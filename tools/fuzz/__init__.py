@@ -1,0 +1,1 @@
+"""Property-based fuzz of the command line."""
