@@ -133,7 +133,7 @@ def called_split(folder: Path, stream: random.Random) -> tuple[Facts, list[str]]
 def copied(folder: Path, stream: random.Random) -> tuple[Facts, list[str]]:
     """The same picture twice: in one class, in two, or in train and test."""
     facts, _ = splits(folder, stream) if chance(stream, 0.5) else plain(folder, stream)
-    files = sorted(folder.rglob("*.png"))
+    files = sorted(path for path in folder.rglob("*.png") if not path.parent.name.startswith("."))
     source, other = stream.sample(files, 2)
     target = other.with_name("copy-of-it.png")
     shutil.copy(source, target)
