@@ -113,8 +113,10 @@ def test_a_run_on_other_inputs_counts_and_is_told(type_in, runs, tmp_path):
     shutil.copytree(folder_of(runs), runs / "other")
     inputs = json.loads((runs / "other" / "inputs.json").read_text())
     (runs / "other" / "inputs.json").write_text(json.dumps(inputs | {"backbone": "another"}))
-    row, text = read_row(type_in, tmp_path, "r[x]")
-    assert row["n"] == 3
+    code, text = type_in("table", "r[x]", "--json", "t.json")
+    rows = json.loads((tmp_path / "t.json").read_text())
+    assert (code, [row["n"] for row in rows]) == (0, [2, 1])  # no row has a seed twice
+    assert "on other data" in rows[1]["variant"]
     assert "both counted: r[x]/other has the configuration and seed of" in text
 
 
