@@ -164,9 +164,10 @@ def choose_run_folder(options: SweepOptions, config: RunConfig, inputs: Inputs) 
     """
     folder = get_run_folder(options.runs_folder, config)
     siblings = sorted(folder.path.parent.glob(f"{escape(folder.path.name)}-*"))
-    candidates = [folder, *map(RunFolder, siblings)]
-    nearest = min(candidates, key=lambda candidate: len(candidate.list_changed_inputs(inputs)))
-    if not nearest.list_changed_inputs(inputs):
+    candidates = folder, *map(RunFolder, siblings)
+    n_changes = {one: len(one.list_changed_inputs(inputs)) for one in candidates}
+    nearest = min(n_changes, key=n_changes.__getitem__)
+    if not n_changes[nearest]:
         return nearest
     if not options.fresh:
         nearest.require_inputs(inputs)

@@ -238,19 +238,25 @@ class RunFolder:
 
     def find_damage(self) -> str:
         """Return which file of a finished run is broken or missing, so that it must run again; "" for none."""
-        if not self.result_path.exists():
-            return ""
         try:
-            self.read_result()
-            self.read_config()
-            read_tensors(self.learned_path, with_values=False)
+            self._read_whole()
         except ValueError as error:
             return str(error)
         return ""
 
     def read_finished(self) -> Result | None:
         """Return the result; None where the run is not finished, or its files are damaged."""
-        return None if self.find_damage() else self.read_result()
+        with suppress(ValueError):
+            return self._read_whole()
+        return None
+
+    def _read_whole(self) -> Result | None:
+        """Return the result of a finished run, None for another; ValueError for any broken or missing file of it."""
+        result = self.read_result()
+        if result is not None:
+            self.read_config()
+            read_tensors(self.learned_path, with_values=False)
+        return result
 
     def save_state(self, state: State, progress: dict[str, Any]) -> None:
         """Write all that a resume needs into one file: a single rename is never half done."""

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import time
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 
 from vlprompt.runtime.settings import SETTINGS
@@ -93,14 +94,13 @@ class FileIndex:
                 database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
 
 
-_indexes = dict[Path | None, FileIndex]()
+_open_index = cache(FileIndex)  # one for each path
 
 
 def get_file_index() -> FileIndex:
     """Return the index beside the cached features of this process, in memory only where nothing is cached."""
     folder = SETTINGS.get_cache_folder()
-    path = None if folder is None else folder / INDEX_NAME
-    return _indexes.setdefault(path, FileIndex(path))
+    return _open_index(None if folder is None else folder / INDEX_NAME)
 
 
 def get_content_hash(path: str | Path) -> str:

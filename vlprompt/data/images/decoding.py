@@ -1,5 +1,6 @@
 """Decode, preprocess and augment images; augmentations are pure functions of a seed."""
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -240,6 +241,11 @@ class _ImageDecoder:
         if cache:
             IMAGE_CACHE.add((self.key, *key), intermediate)
         return intermediate
+
+
+def hash_array(array: np.ndarray) -> str:
+    """Return the content hash of an image in memory."""
+    return hashlib.blake2b(repr(array.shape).encode() + array.tobytes(), digest_size=16).hexdigest()
 
 
 def build_image_item(

@@ -1,6 +1,5 @@
 """Read datasets that are Python objects: torchvision's and Hugging Face's, and anything that is used like them."""
 
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from PIL import Image
 from vlprompt.core.class_names import DEFAULT_TEMPLATE, Names, class_ids
 from vlprompt.core.images import ImageItem
 from vlprompt.data.dataset import Data, ImageRecord, RawDataset, build_class_names, build_dataset
-from vlprompt.data.images.decoding import AUGMENTATIONS, build_image_item, convert_to_rgb
+from vlprompt.data.images.decoding import AUGMENTATIONS, build_image_item, convert_to_rgb, hash_array
 from vlprompt.data.splits.names import SPLIT_CHOICES, parse_split_name
 from vlprompt.data.splits.sampling import add_validation_split, split_per_class
 
@@ -179,11 +178,7 @@ def _build_object_item(key: str, openers: dict[str, Callable[[int], ImageOpener]
 def _find_content(opener: ImageOpener) -> Callable[[], str] | None:
     """Return what hashes an image that is in memory; None for one that its dataset would have to decode."""
     image = opener.args[0] if isinstance(opener, partial) else None
-    return partial(_hash_array, image) if isinstance(image, np.ndarray) else None
-
-
-def _hash_array(array: np.ndarray) -> str:
-    return hashlib.blake2b(repr(array.shape).encode() + array.tobytes(), digest_size=16).hexdigest()
+    return partial(hash_array, image) if isinstance(image, np.ndarray) else None
 
 
 def _read_labels(dataset: Any) -> list[int]:

@@ -1,6 +1,5 @@
 """Read a file of images: .csv, .tsv and .jsonl name them, .npz holds them, .json is a split file beside them."""
 
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from PIL import Image
 
 from vlprompt.core.images import ImageItem, persistent_key
 from vlprompt.data.dataset import ImageRecord, RawDataset, build_class_names, decode_text, make_item_builder
-from vlprompt.data.images.decoding import build_image_item
+from vlprompt.data.images.decoding import build_image_item, hash_array
 from vlprompt.data.readers.repeats import ListedImage, describe_copies, find_repeats, require_no_clash
 from vlprompt.data.readers.split_file import read_split_file
 from vlprompt.data.splits.names import SPLIT_CHOICES, parse_split_name
@@ -244,8 +243,7 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
 def _build_array_item(images: np.ndarray, index: str) -> ImageItem:
     """Build an item that holds a copy of its own image, so that nothing leads to the others; its key is the content."""
     array = images[int(index)].copy()
-    content = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
-    return build_image_item(persistent_key("array", array.shape, content), partial(_array_to_image, array), index)
+    return build_image_item(persistent_key("array", hash_array(array)), partial(_array_to_image, array), index)
 
 
 def _array_to_image(array: np.ndarray) -> Image.Image:
