@@ -1,0 +1,190 @@
+"""The pages for readers: every link leads somewhere, every command shown is one, every figure of the README stands."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+from docs.page_blocks import parse_blocks
+from docs.page_links import FIGURE, iter_links, list_anchors, list_pages, strip_code
+from docs.page_runner import run_page
+from docs.readme_tables import fill_tables
+
+from vlprompt import methods
+from vlprompt.cli import app as cli
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = list_pages(ROOT)
+GENERATED = ("tasks", "datasets", "backbones", "heads", "preprocessing", "metrics", "settings", "cli", "api", "index")
+PLACEHOLDER = re.compile(r"path/to|\b[A-Z][A-Z_]{2,}\b")
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+def is_generated(target):
+    """Whether the site's build makes this page."""
+    folder = ROOT / "docs/reference"
+    names = {folder / f"{page}.md" for page in GENERATED} | {folder / "methods/index.md"}
+    names |= {folder / f"methods/{method}.md" for method in methods.find_classes()}
+    return target in names | {ROOT / "docs/changelog.md", ROOT / "docs/security.md"} or target.suffix == ".ipynb"
+
+
+def find_dead_links(page, text):
+    dead = []
+    for line, link in iter_links(text):
+        path, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", link):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() and not is_generated(target):
+            dead.append(f"{name(page)}:{line}: no file {link}")
+        elif anchor and target.suffix == ".md" and target.exists():
+            other = text if target == page else target.read_text("utf-8")
+            dead += [] if anchor in list_anchors(other) else [f"{name(page)}:{line}: no heading for {link}"]
+    return dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    assert not find_dead_links(page, page.read_text("utf-8"))
+
+
+def test_a_dead_link_is_found():
+    text = "# One\n[a](docs/nothing.md) [b](#two) [c](#one) `[d](none.md)` [e](docs/index.md#nowhere)\n"
+    assert [line.split(": ")[1] for line in find_dead_links(README, text)] == [
+        "no file docs/nothing.md",
+        "no heading for #two",
+        "no heading for docs/index.md#nowhere",
+    ]
+
+
+STUB = """
+command_not_found_handle() { :; }
+show() { printf '%s' "$LINE"; printf '\\37%s' "$@"; printf '\\36'; }
+vlprompt() { show "$@"; }
+torchrun() { while [ $# -gt 0 ] && [ "$1" != vlprompt ]; do shift; done; [ $# -gt 0 ] && shift && show "$@"; }
+"""
+
+
+def expand_commands(page, folder):
+    """Return (line, words) of every vlprompt command of a page's bash blocks, expanded by a shell without programs."""
+    script = STUB
+    for block in parse_blocks(page.read_text("utf-8"), name(page)):
+        if block.kind == "bash" and not block.title:
+            script += f"LINE={block.line}\n{block.text}\n"
+    shell = [shutil.which("bash"), "--norc", "-c", script]
+    out = subprocess.run(
+        shell, cwd=folder, env={"PATH": "", "HOME": str(folder)}, capture_output=True, text=True, timeout=60
+    ).stdout
+    return [(int(line), words) for line, *words in (row.split("\37") for row in out.split("\36") if "\37" in row)]
+
+
+class Understood(Exception):
+    pass
+
+
+def explain_command(words, monkeypatch):
+    """Return why a command is none, "" if it is one. run and search resolve their settings too, and stop there."""
+    from vlprompt.experiments import sweep
+
+    resolve = sweep.resolve_sweep
+
+    def resolve_and_stop(*args, **options):
+        resolve(*args, **options)
+        raise Understood
+
+    monkeypatch.setattr(sweep, "resolve_sweep", resolve_and_stop)
+    try:
+        if words[:1] == ["run"] and "-c" not in words and "--processes" not in words:
+            cli.app(words, standalone_mode=False)
+        context, command = None, typer.main.get_command(cli.app)
+        while words and hasattr(command, "commands"):
+            group = command.make_context(command.name, list(words), parent=context)
+            context, command, words = group, command.commands[words[0]], words[1:]
+        command.make_context(command.name, list(words), parent=context)
+    except Understood:
+        return ""
+    except Exception as error:
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        shows_nothing_here = bool(PLACEHOLDER.search(" ".join(words))) or "no data" in text
+        return "" if shows_nothing_here and not hasattr(error, "format_message") else f"{error!r}: {text}"
+    finally:
+        monkeypatch.undo()
+    return ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_shown_are_commands(page, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLPROMPT_DATA", str(tmp_path))
+    faults = []
+    for line, words in expand_commands(page, tmp_path):
+        if fault := explain_command(words, monkeypatch):
+            faults.append(f"{name(page)}:{line}: vlprompt {' '.join(words)}: {fault}")
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run", "coop", "digits", "--shot", "3"], ["run", "cooop", "digits"], ["run", "coop", "digits", "method.ctx=3"],
+     ["tables"], ["data", "prepar", "dtd"], ["eval", "--figures", "x"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_command_that_is_none_is_found(words, monkeypatch):
+    assert explain_command(words, monkeypatch)
+
+
+def test_the_readme_is_short():
+    text = README.read_text("utf-8")
+    assert text.count("\n") <= 250
+    assert len(text.encode()) <= 20_000
+
+
+def test_the_tables_of_the_readme_are_current():
+    text = README.read_text("utf-8")
+    assert text == fill_tables(text), "run python tools/docs/readme_tables.py"
+
+
+def find_unfounded_figures(text):
+    """Return the decimals of a text that stand in no file of tools/results that their paragraph links to."""
+    marked = re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", "", text, flags=re.DOTALL)  # held by the test above
+    unfounded = []
+    for paragraph in re.split(r"\n\s*\n|\n(?=- )", marked):
+        figures = [figure[0] for figure in FIGURE.finditer(strip_code(paragraph))]
+        files = [ROOT / link for _, link in iter_links(paragraph) if link.startswith("tools/results/")]
+        evidence = " ".join(file.read_text("utf-8") for file in files if file.suffix == ".md")
+        unfounded += [f for f in figures if not re.search(rf"(?<![\d.]){re.escape(f)}(?!\d)", evidence)]
+    return unfounded
+
+
+def test_every_figure_of_the_readme_was_measured():
+    text = README.read_text("utf-8")
+    versions = {"3.11", "3.13", "2.9", "2.14"}
+    assert set(find_unfounded_figures(text)) <= versions
+    assert find_unfounded_figures(text.replace("41.9 times", "43.9 times"))[0] == "43.9"
+    golden = len(list((ROOT / "tests/golden").glob("*.json")))
+    assert f"{golden} [golden vectors]" in text
+    assert f"{len(methods.find_classes())} methods" in text
+
+
+def test_the_readme_runs(tmp_path):
+    from docs.outputs import find_difference
+
+    for output in run_page(README, tmp_path):
+        if output.shown:
+            difference = find_difference(output.shown.text, output.text)
+            assert not difference, f"README.md:{output.shown.line}\n{difference}"
+
+
+def test_pages_name_no_place_of_one_machine():
+    machine = re.compile(r"/work/|/tmp/|/root/|/home/\w|pypi\.org|files\.pythonhosted|localhost:\d")
+    shown = os.environ.get("VIRTUAL_ENV", "")
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        assert not machine.search(text), name(page)
+        assert not shown or shown not in text
