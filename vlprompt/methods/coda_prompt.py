@@ -3,7 +3,7 @@
 The paper is "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual Learning". The
 prompt of an image is a weighted sum of components; a weight is the cosine between a key and the image's frozen feature,
 weighted by a learned attention vector. Each lesson adds components and leaves the earlier ones as they are. Sites:
-prefixes of the image tower at the first layers.
+prefixes of the image tower at the first layers. Use: streams.
 
 The weights of all components are two matrix products, (q (A * K)^T) / sqrt(q^2 (A^2)^T) with K of unit length, instead
 of B x M x E products; the same numbers.

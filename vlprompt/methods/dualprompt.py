@@ -3,6 +3,7 @@
 The paper is "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning". General prompts that every
 lesson trains, and an expert prompt of each lesson with a key; a test image takes the expert whose key is nearest to its
 frozen feature. Sites: prefixes of the image tower at the general and the expert layers, or soft tokens there.
+Use: streams.
 
 Differs from the authors' JAX code in: the expert of a test image is its own choice everywhere (a vote over the test
 batch on CIFAR-100, which leaks the task; see l2p); prompts and keys start between -1 and 1 as in the PyTorch port

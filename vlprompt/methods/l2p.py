@@ -1,7 +1,7 @@
 """L2P: Wang et al., "Learning to Prompt for Continual Learning", CVPR 2022, arXiv:2112.08654.
 
 A pool of prompts, each with a key; an image takes the prompts whose keys are nearest to its frozen feature, which pulls
-these keys towards itself. Sites: soft tokens of the image tower at layer 0, another set per image.
+these keys towards itself. Sites: soft tokens of the image tower at layer 0, another set per image. Use: streams.
 
 The published code chooses for a whole batch, by majority vote, at test too. That is not implemented: the images of a
 test batch are all of one task there, so that the vote leaks which one, and an answer would depend on its batch.

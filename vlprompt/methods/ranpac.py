@@ -3,6 +3,7 @@
 The paper is "RanPAC: Random Projections and Pre-trained Models for Continual Learning". A ridge head on rectified
 random projections of the frozen feature, solved exactly from two sums that each lesson adds to, so that the order of a
 stream does not matter. Nothing is trained by gradient. Sites: none; the frozen features are computed once.
+Use: streams.
 
 Differs from the authors' code in: the tower is never adapted to the first lesson ("first-session adaptation", which is
 most of their gain on sets far from ImageNet); sums and solutions are float64; the penalty is searched by one

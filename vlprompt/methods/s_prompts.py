@@ -3,7 +3,7 @@
 The paper is "S-Prompts Learning with Pre-trained Transformers: An Occam's Razor for Domain Incremental Learning". Each
 lesson has separate tokens and a head, trained apart from all others; a test image goes to the lesson that has the
 nearest of a few k-means centres of frozen features. Sites: soft tokens of the image tower at layer 0, another set per
-image.
+image. Use: streams.
 
 Differs from the authors' code in: only the image side of it (their S-iPrompts; with head=texts the class texts of a
 CLIP stay frozen, where S-liPrompts learns a text prompt for each lesson too); one weight decay for all lessons; streams

@@ -2,7 +2,7 @@
 
 For each test image separately the context takes one step that makes the predictions for its augmentations agree (the
 entropy of their mean falls), over the most confident of them; then the image is classified and the step undone.
-Sites: soft tokens at layer 0 of the text tower, another set per image.
+Sites: soft tokens at layer 0 of the text tower, another set per image. Use: test time.
 
 Differs from the authors' code in: the images of a batch take their steps together (the same numbers; a batch bounds
 the memory); augmentations are pure functions of the image; augmix is torchvision's. From the paper in: nothing.

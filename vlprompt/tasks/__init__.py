@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from vlprompt.core.stage import Stage
 from vlprompt.runtime.lazy_classes import lazy_package
+
+if TYPE_CHECKING:  # tasks are listed and named without torch
+    from vlprompt.core.stage import Stage
 
 
 class Task(Protocol):
@@ -15,7 +17,7 @@ class Task(Protocol):
     template: str  # prompt template of the dataset
     protocol: dict[str, Any]  # what a result records about the data
 
-    def stages(self) -> Iterator[Stage]: ...
+    def stages(self) -> Iterator["Stage"]: ...
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]: ...
 
 
