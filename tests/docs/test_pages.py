@@ -76,6 +76,9 @@ def expand_commands(page, folder):
     """Return (line, words) of every vlprompt command of a page's bash blocks, expanded by a shell without programs."""
     script = STUB
     for block in parse_blocks(page.read_text("utf-8"), name(page)):
+        if block.title:
+            (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
+            (folder / block.title).write_text(block.text, "utf-8")
         if block.kind == "bash" and not block.title:
             script += f"LINE={block.line}\n{block.text}\n"
     shell = [shutil.which("bash"), "--norc", "-c", script]
@@ -121,9 +124,11 @@ def explain_command(words, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_shown_are_commands(page, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLPROMPT_DATA", str(tmp_path))
-    faults = []
-    for line, words in expand_commands(page, tmp_path):
+    commands, faults = expand_commands(page, tmp_path), []
+    for line, words in commands:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("VLPROMPT_DATA", str(tmp_path))
+        monkeypatch.syspath_prepend(tmp_path)
         if fault := explain_command(words, monkeypatch):
             faults.append(f"{name(page)}:{line}: vlprompt {' '.join(words)}: {fault}")
     assert not faults, "\n".join(faults)
@@ -154,8 +159,8 @@ def find_unfounded_figures(text):
     """Return the decimals of a text that stand in no file of tools/results that their paragraph links to."""
     marked = re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", "", text, flags=re.DOTALL)  # held by the test above
     unfounded = []
-    for paragraph in re.split(r"\n\s*\n|\n(?=- )", marked):
-        figures = [figure[0] for figure in FIGURE.finditer(strip_code(paragraph))]
+    for paragraph in re.split(r"\n\s*\n|\n(?=- )", strip_code(marked)):
+        figures = [figure[0] for figure in FIGURE.finditer(paragraph)]
         files = [ROOT / link for _, link in iter_links(paragraph) if link.startswith("tools/results/")]
         evidence = " ".join(file.read_text("utf-8") for file in files if file.suffix == ".md")
         unfounded += [f for f in figures if not re.search(rf"(?<![\d.]){re.escape(f)}(?!\d)", evidence)]
@@ -166,7 +171,7 @@ def test_every_figure_of_the_readme_was_measured():
     text = README.read_text("utf-8")
     versions = {"3.11", "3.13", "2.9", "2.14"}
     assert set(find_unfounded_figures(text)) <= versions
-    assert find_unfounded_figures(text.replace("41.9 times", "43.9 times"))[0] == "43.9"
+    assert "43.9" in find_unfounded_figures(text.replace("41.9 times", "43.9 times"))
     golden = len(list((ROOT / "tests/golden").glob("*.json")))
     assert f"{golden} [golden vectors]" in text
     assert f"{len(methods.find_classes())} methods" in text
