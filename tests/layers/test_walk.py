@@ -33,6 +33,14 @@ SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+def test_sites_without_kinds_are_all_sites():
+    clip = build_tiny_clip()
+    for tower in (clip.image, clip.text):
+        kinds = {site.split("/")[-1] for site in tower.sites()}
+        assert {"q", "k", "v", "out", "up", "down", "norm1", "norm2"} <= kinds
+        assert tower.sites() == tower.sites(*kinds)
+
+
 def test_the_walk_is_open_clips_forward(name):
     model, tokenizer = library(VARIANTS[name])
     clip = wrap_clip(model, tokenizer, "x")

@@ -222,11 +222,11 @@ def validate_prompt_layers(prompt: Prompt, depth: int) -> None:
 def find_sites(
     blocks: Sequence[Block], kinds: tuple[str, ...], extra_sites: dict[str, tuple[int, int]]
 ) -> dict[str, tuple[int, int]]:
-    """Return {"0/q": (fan_in, fan_out), ...} for these kinds of site; ValueError for a kind that does not exist."""
+    """Return {"0/q": (fan_in, fan_out), ...} for these kinds of site, or for all; ValueError for an unknown kind."""
     sites = dict(extra_sites)
     for i, block in enumerate(blocks):
         sites |= block.sites(i)
     known_kinds = list(dict.fromkeys(site.split("/")[-1] for site in sites))
     if unknown := [kind for kind in kinds if kind not in known_kinds]:
         raise ValueError(f"site: expected one of {', '.join(known_kinds)}, got {unknown[0]!r}. Take one that there is.")
-    return {site: fan for site, fan in sites.items() if site.split("/")[-1] in kinds}
+    return {site: fan for site, fan in sites.items() if not kinds or site.split("/")[-1] in kinds}

@@ -15,7 +15,9 @@ NON_LINEAR_SITES = ("attn", "mlp", "norm")
 
 
 def require_linear_sites(sites: Sequence[str]) -> None:
-    """Check that `method.sites` names kinds of linear maps; ValueError if not."""
+    """Check that `method.sites` names kinds of linear maps, one at least; ValueError if not."""
+    if not sites:
+        raise ValueError("method.sites: expected one linear map at least, got none. Take some of q k v out up down.")
     for site in sites:
         if not site.isalpha() or site in NON_LINEAR_SITES:
             raise ValueError(

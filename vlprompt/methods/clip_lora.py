@@ -23,6 +23,7 @@ from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip, TextTower, VisionTower
 from vlprompt.layers.adapters import LowRankAdapter
 from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts, fill_class_texts, load_templates
+from vlprompt.methods._low_rank import require_linear_sites
 
 TowerName = Literal["image", "text"]
 
@@ -62,6 +63,7 @@ class CLIPLoRA(Method):
         if lesson.index:
             return
         self.require_at_least(rank=1, dropout=0)
+        require_linear_sites(self.sites)
         options = (self.rank, self.alpha / math.sqrt(self.rank), self.dropout, generator, self.clip.device)
         self.adapters = nn.ModuleDict()
         for name in self.towers:

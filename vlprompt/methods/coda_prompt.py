@@ -8,11 +8,11 @@ prefixes of the image tower at the first layers. Use: streams.
 The weights of all components are two matrix products, (q (A * K)^T) / sqrt(q^2 (A^2)^T) with K of unit length, instead
 of B x M x E products; the same numbers.
 
-Differs from the authors' code in: ortho is 0.1 as in the paper (0 in their scripts; an author advises 1e-6 in issue
-12); new components are made orthogonal to the span of all earlier ones, trained ones too (theirs to each in turn, which
-is that only where these are orthogonal to each other); components that don't divide evenly go to the first lessons
-(there they are left out); past components have no gradient at all, so that no weight decay changes them. From the
-paper in: nothing.
+Differs from the authors' code in: orthogonality_weight is 0.1 as in the paper (0 in their scripts; an author advises
+1e-6 in issue 12); new components are made orthogonal to the span of all earlier ones, trained ones too (theirs to each
+in turn, which is that only where these are orthogonal to each other); components that don't divide evenly go to the
+first lessons (there they are left out); past components have no gradient at all, so that no weight decay changes them.
+From the paper in: nothing.
 
 Expected (class-incremental, ViT-B/16 of IN-1k, final accuracy): Split CIFAR-100 of 10 86.25; Split ImageNet-R of 5, 10,
 20 76.51, 75.45, 72.37; DomainNet of 5 73.24 (the paper).

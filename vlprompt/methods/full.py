@@ -1,11 +1,11 @@
-"""Full fine-tuning: every weight of the image tower is trained, with a head.
+"""Full fine-tuning: every weight of an image tower or a language model is trained, with a head.
 
 The baseline of VPT (Jia et al., ECCV 2022, arXiv:2203.12119), and the one method whose state is as large as the tower.
 Sites: none; it trains `tower.trainable_copy()`.
 
-Differs from the authors' code in: weight decay is train.weight_decay, on matrices (there AdamW's is 0.01
-whatever was searched, on norms too, and 0 turns the optimizer into SGD); no dropout in the backbone (0.1 there); on
-other towers than theirs, attention pools (SigLIP, CoCa) stay frozen.
+Differs from the authors' code in: weight decay is train.weight_decay, on matrices (there AdamW's is 0.01 whatever was
+searched, on norms too, and 0 turns the optimizer into SGD); no dropout in the backbone (0.1 there); on other towers
+than theirs, attention pools (SigLIP, CoCa) stay frozen.
 
 Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 75.88, 83.36, 47.64; FGVC 88.54 (Table 1 of
 VPT).

@@ -6,8 +6,9 @@ searched on validation images, as in the paper's appendix A.3. Sites: none.
 
 Differs from the paper in: the search is over 13 values of C, a half decade apart, and the smaller of equally good ones
 is taken; solver="fit" trains the head by the shared loop instead, as VPT's "linear" row does. In a stream "lbfgs"
-solves the weights of a lesson's classes on its images alone, anew for classes of earlier lessons; "fit" continues from
-the current weights, over the names that the task trains, the lesson's (a masked head) or all seen so far.
+solves the weights of a lesson's classes on its images (and those of its replay buffer), anew for classes of earlier
+lessons; "fit" continues from the current weights, over the names that the task trains, the lesson's (a masked head) or
+all seen so far.
 
 Expected: below zero-shot CLIP at 1 and 2 shots on most sets, above it from 8 (Figure 6 of the paper).
 """

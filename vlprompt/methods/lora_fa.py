@@ -1,8 +1,8 @@
 """LoRA-FA: Zhang et al., "LoRA-FA: Memory-efficient Low-rank Adaptation", 2023, arXiv:2308.03303.
 
-LoRA whose first factor stays as it was drawn: y = W x + scale * up(down(x)), and only up is trained. Half of the
-parameters of LoRA or fewer, and of the input of a map the backward pass stores only down(x). Sites: q and v, or any
-other linear maps.
+LoRA whose first factor stays as it was drawn: y = W x + scale * up(down(x)), and only up is trained. For a square map
+that is half of the parameters of LoRA, and of the input of a map the backward pass stores only down(x). Sites: q and v,
+or any other linear maps.
 
 Differs from the paper in: the first factor is drawn within torch's uniform bounds, as PEFT draws it, and not from a
 normal distribution; the gradient is used as it is, not corrected for the frozen factor (the later version of the paper

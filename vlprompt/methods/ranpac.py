@@ -2,15 +2,15 @@
 
 The paper is "RanPAC: Random Projections and Pre-trained Models for Continual Learning". A ridge head on rectified
 random projections of the frozen feature, solved exactly from two sums that each lesson adds to, so that the order of a
-stream does not matter. Nothing is trained by gradient. Sites: none; the frozen features are computed once.
-Use: streams.
+stream does not matter. Nothing is trained by gradient. Sites: none; the frozen features are computed once. Use:
+streams.
 
 Differs from the authors' code in: the tower is never adapted to the first lesson ("first-session adaptation", which is
 most of their gain on sets far from ImageNet); sums and solutions are float64; the penalty is searched by one
 eigendecomposition of the smaller side instead of a solution for each value, on a fifth of the lesson's images drawn at
 random. As there, features are not normalised and the penalty is that of the last lesson. From the paper in: nothing.
 
-Its state is large: the sums take 8 width^2 bytes, 800 MB at 10,000 (width=2000: 32 MB).
+Its state is large: the sums take 8 projection_dim^2 bytes, 800 MB at 10,000 (projection_dim=2000: 32 MB).
 
 Expected (ViT-B/16 of IN-1k, final accuracy, with first-session adaptation): Split CIFAR-100 92.2, ImageNet-R 77.9,
 CORe50 96.7, CUB 90.3 (the authors' tables).

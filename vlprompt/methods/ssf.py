@@ -4,9 +4,9 @@ The output of every frozen map is scaled and shifted, y = scale * x + shift, per
 into the weights, exactly. Sites: patch, norm and, per layer, norm1 q k v out norm2 up down.
 
 Differs from the authors' code in: nothing that is computed on their ViT (scales and shifts have no weight decay, as
-there); q, k and v have separate vectors, which there are one of three times the width; the gates of gated MLPs and
-CLIP's first norm are left unchanged. Their scripts choose the epoch that is best on the test images; the last one is
-tested here.
+there); q, k and v have separate vectors, which there are one of three times the width; in image towers the gates of
+gated MLPs and CLIP's first norm are left unchanged (a language model's gates are scaled too). Their scripts choose the
+epoch that is best on the test images; the last one is tested here.
 
 Expected (FGVC, ViT-B/16 augreg of IN-21k): 90.72 (V-PETL's table). CIFAR-100, all training images: 93.99, the best
 epoch on the test images (the authors' log).
