@@ -33,14 +33,6 @@ SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_sites_without_kinds_are_all_sites():
-    clip = build_tiny_clip()
-    for tower in (clip.image, clip.text):
-        kinds = {site.split("/")[-1] for site in tower.sites()}
-        assert {"q", "k", "v", "out", "up", "down", "norm1", "norm2"} <= kinds
-        assert tower.sites() == tower.sites(*kinds)
-
-
 def test_the_walk_is_open_clips_forward(name):
     model, tokenizer = library(VARIANTS[name])
     clip = wrap_clip(model, tokenizer, "x")
@@ -333,3 +325,11 @@ def test_texts_that_do_not_fit(tiny):
 def test_sites_tell_widths(tiny):
     assert tiny.image.sites("patch", "q") == {"patch": (192, 64), "0/q": (64, 64), "1/q": (64, 64), "2/q": (64, 64)}
     assert tiny.text.sites("up")["2/up"] == (48, 192)
+
+
+def test_sites_without_kinds_are_all_sites():
+    clip = build_tiny_clip()
+    for tower in (clip.image, clip.text):
+        kinds = {site.split("/")[-1] for site in tower.sites()}
+        assert {"q", "k", "v", "out", "up", "down", "norm1", "norm2"} <= kinds
+        assert tower.sites() == tower.sites(*kinds)
