@@ -3,6 +3,7 @@
 import json
 import pickle
 import warnings
+import zipfile
 
 import open_clip
 import pytest
@@ -21,6 +22,7 @@ from written_out import config, library, near
 
 from vlprompt.backbones import load
 from vlprompt.backbones.open_clip import weights
+from vlprompt.backbones.open_clip.torchscript import read_script_weights
 from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.backbones.timm.blocks import build_timm_tower
 from vlprompt.core.images import Preprocessing
@@ -410,6 +412,74 @@ def test_openais_files(kind, form, tmp_path):
         ValueError, match=rf"w.pt': expected a checkpoint of {other}, got another file .*Name the model whose weights"
     ):
         load(f"open_clip:{other}@{tmp_path / 'w.pt'}", "cpu")
+
+
+class Writer(nn.Module):
+    """A module whose TorchScript makes a file when torch.jit.load opens it."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+        self.proj = nn.Parameter(torch.ones(2, 2))
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, torch.Tensor, bool]:
+        return self.path, self.proj, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, torch.Tensor, bool]) -> None:
+        self.path = state[0]
+        self.proj = state[1] + torch.from_file(state[0], True, 4).view(2, 2)
+        self.training = state[2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_the_code_in_a_torchscript_archive_is_not_run(tmp_path):
+    name, made = tiny_name(tmp_path, "tiny-hostile", OPENAI["ViT"]), tmp_path / "made"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Writer(str(made))), tmp_path / "code.pt")
+        with pytest.raises(ValueError, match=f"code.pt': expected a checkpoint of {name}, got another file"):
+            load(f"open_clip:{name}@{tmp_path / 'code.pt'}", "cpu")
+        assert not made.exists()
+        torch.jit.load(tmp_path / "code.pt")
+    assert made.exists()  # the file is one that would have done it
+    with zipfile.ZipFile(tmp_path / "pickle.pt", "w") as archive:
+        archive.writestr("w/constants.pkl", pickle.dumps(()))
+        archive.writestr("w/data.pkl", b"cposix\nsystem\n(S'touch " + str(tmp_path / "touched").encode() + b"'\ntR.")
+    with pytest.raises(ValueError, match=r"pickle.pt': expected .* got posix.system"):
+        load(f"open_clip:{name}@{tmp_path / 'pickle.pt'}", "cpu")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_torchscript_weights_are_those_that_torch_reads(tmp_path):
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            whole = torch.randn(6, 6)
+            self.turned, self.cut = nn.Parameter(whole.t()), nn.Parameter(whole[2:4])
+            self.low, self.empty = nn.Parameter(torch.randn(3, 4).half()), nn.Parameter(torch.empty(0))
+            self.layers, self.attention = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), nn.MultiheadAttention(8, 2)
+            self.neither, self.numbers = torch.ones(2), [1, 2]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.neither.sum() + self.numbers[0]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for make in (torch.jit.script, lambda module: torch.jit.trace(module, torch.ones(2))):
+            torch.jit.save(make(Parts()), tmp_path / "parts.pt")
+            expected, read = (
+                torch.jit.load(tmp_path / "parts.pt").state_dict(),
+                read_script_weights(tmp_path / "parts.pt"),
+            )
+            assert read.keys() == expected.keys()
+            assert all(torch.equal(read[key], expected[key]) for key in expected)
+            assert all(read[key].dtype == expected[key].dtype for key in expected)
+    torch.save(expected, tmp_path / "plain.pt")
+    assert read_script_weights(tmp_path / "plain.pt") is None
 
 
 @pytest.mark.parametrize("agree", [True, False], ids=["one look", "several"])

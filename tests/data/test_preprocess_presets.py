@@ -6,6 +6,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from torchvision.transforms import functional as T
 
+from vlprompt.config.sources import LayeredConfig
 from vlprompt.core.images import Augmentation, Preprocessing
 from vlprompt.data.images.decoding import preprocess_image
 from vlprompt.data.images.preprocess_presets import list_presets, resolve_preprocessing
@@ -34,6 +35,16 @@ def photos():
 
     whole = [Image.fromarray(array) for array in load_sample_images().images]
     return [whole[0], whole[1].crop((200, 0, 430, 427)), whole[0].crop((0, 0, 300, 300)), whole[1].crop((9, 9, 90, 70))]
+
+
+def test_fields_change_a_preset_and_do_not_replace_it():
+    def resolve(*overrides):
+        return LayeredConfig([({"method": "vpt"}, "test")], overrides).values["preprocess"]
+
+    assert resolve("preprocess=vpt_vtab", "preprocess.size=32") == {"preset": "vpt_vtab", "size": 32}
+    assert resolve("preprocess=vpt_vtab", "preprocess=l2p") == "l2p"
+    assert resolve("preprocess=vpt_vtab", "preprocess.size=32", "preprocess=l2p") == "l2p"
+    assert resolve("preprocess.size=32", "preprocess.preset=l2p") == {"size": 32, "preset": "l2p"}
 
 
 @pytest.mark.parametrize("name", list_presets())

@@ -99,12 +99,14 @@ def _expand_names(values: Settings) -> Settings:
 
 
 def _drop_replaced_settings(base: Settings, update: Settings) -> Settings:
-    """Return `base` without the settings of a method (or head) that `update` replaces by one of another name."""
+    """Return `base` as settings below which `update` can stand: without those of a method (or head) of another name."""
     remaining = dict(base)
     for key, value in update.items():
         if isinstance(value, dict) and isinstance(below := base.get(key), dict):
             is_renamed = "name" in value and "name" in below and value["name"] != below["name"]
             remaining[key] = {} if is_renamed else _drop_replaced_settings(below, value)
+    if isinstance(preset := base.get("preprocess"), str) and isinstance(update.get("preprocess"), dict):
+        remaining["preprocess"] = {"preset": preset}  # fields change a preset and do not replace it
     return remaining
 
 

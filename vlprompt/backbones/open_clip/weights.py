@@ -1,7 +1,6 @@
 """Load open_clip's models with the weights of a published tag or a file, or with random ones."""
 
 import logging
-import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -9,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from vlprompt.backbones.open_clip.activations import describe_guess, find_activation, require_activation
+from vlprompt.backbones.open_clip.torchscript import read_script_weights
 from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.towers import Clip
@@ -140,7 +140,10 @@ def _load_file(name: str, path: Path, tag: str) -> tuple[Any, dict[str, str]]:
             f"backbone: expected a checkpoint file of {name}, got {str(path)!r}, and there is no such file. Check the "
             "path after '@'."
         )
-    state = _read_openai_weights(path)
+    try:
+        state = _read_openai_weights(path)
+    except Exception as error:  # a damaged archive fails in many ways
+        raise _make_file_error(name, path, error) from error
     is_quick, preprocessing, notes = _find_computation(name, path, tag, is_openai=state is not None)
     try:
         model = _create_model(
@@ -153,12 +156,18 @@ def _load_file(name: str, path: Path, tag: str) -> tuple[Any, dict[str, str]]:
     except OSError:  # of the text model's configuration
         raise
     except Exception as error:  # torch, safetensors and zip raise many kinds of errors for a wrong file
-        cause = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"{str(path)!r}: expected a checkpoint of {name}, got another file ({cause}). Name the model whose "
-            "weights the file holds before '@'."
-        ) from error
+        raise _make_file_error(name, path, error) from error
     return model, notes
+
+
+def _make_file_error(name: str, path: Path, error: Exception) -> ValueError:
+    cause = " ".join(str(error).split())[:300]
+    if isinstance(error, UnpicklingError) and "weights_only" in cause:  # torch advises to run the file's code
+        cause = "it holds more than tensors, and what else is in it is not run"
+    return ValueError(
+        f"{str(path)!r}: expected a checkpoint of {name}, got another file ({cause}). Name the model whose "
+        "weights the file holds before '@'."
+    )
 
 
 def _find_computation(name: str, path: Path, tag: str, is_openai: bool) -> tuple[bool, dict[str, Any], dict[str, str]]:
@@ -189,16 +198,13 @@ def _read_openai_weights(path: Path) -> dict[str, torch.Tensor] | None:
     """
     if path.suffix not in (".pt", ".pth", ".jit", ".bin"):
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, but these files exist
+    state = read_script_weights(path)
+    if state is None:
         try:
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
-        except RuntimeError:
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except Exception:  # another format, or broken in one of many ways: the next reader reports it
-                return None
-            state = state.get("state_dict", state) if isinstance(state, dict) else {}
-            if not all(key in state for key in OPENAI_METADATA_KEYS):
-                return None
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:  # another format, or broken in one of many ways: the next reader reports it
+            return None
+        state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        if not all(key in state for key in OPENAI_METADATA_KEYS):
+            return None
     return {k: v.float() for k, v in state.items() if k not in OPENAI_METADATA_KEYS}
