@@ -118,6 +118,32 @@ def find_class_domains(labels: Tensor, domains: Tensor, n_classes: int) -> Tenso
     return class_domains if bool((class_domains[labels] == domains).all()) else None
 
 
+ANSWER_METRICS = {  # of classes; a result has the first four for every test
+    "accuracy": "share of the items right",
+    "class_mean": "mean over the classes of the share right, so that rare classes count as much as common ones",
+    "macro_f1": "mean over the classes of F1, the harmonic mean of precision and recall",
+    "calibration_error": "expected calibration error: mean over 15 bins of the top probability, weighted by their "
+    "items, of the difference between it and the share right",
+    "f1": "F1 of the last class; of datasets whose card has this metric (MRPC)",
+    "matthews": "Matthews correlation times 100; of datasets whose card has this metric (CoLA)",
+}
+RESPONSE_METRICS = {
+    "perplexity": "exp of the mean negative log-likelihood of a response's tokens, its end included; no percentage",
+    "token_accuracy": "share of a response's tokens that are the likeliest after those before them",
+    "exact_match": "share of the generated texts that equal the reference, case and space aside (task.max_new_tokens)",
+    "token_f1": "mean F1 of the words of a generated text and those of the reference (task.max_new_tokens)",
+}
+BASE_TO_NEW_METRICS = {
+    "base": "accuracy on the base classes, among themselves",
+    "new": "accuracy on the new classes, among themselves",
+    "harmonic": "harmonic mean of base and new",
+    "joint": "accuracy on all classes, among all of them",
+}
+TRANSFER_METRICS = {
+    "source": "accuracy on the dataset that was learned from",
+    "NAME": "accuracy on a target, among its own classes; one key for each target",
+    "average": "mean over the targets",
+}
 CONTINUAL_METRICS = {
     "accuracy": "mean over the tasks of the last accuracies (A_T)",
     "overall": "share of all test images right at the end",

@@ -57,7 +57,26 @@ class _DomainProtocol(_Part):
     dataset: str
 
 
-RESULT_KEYS = ("config", "scores", "summary", "cost", "environment", "protocol", "class_accuracy", "stages")
+RESULT_PARTS = {  # key of a result.json -> what it holds
+    "config": "the resolved configuration, every default filled in",
+    "scores": "after each lesson: {test: {metric: value}}",
+    "summary": "the numbers that tables show",
+    "cost": "seconds, parameters, memory, size, and what the feature cache saved",
+    "environment": "versions, device and threads of the run",
+    "protocol": "what must agree where results are compared: hashes of the splits, template, classes, backbone",
+    "class_accuracy": "after each lesson: {test: {class: percent of its items right}}",
+    "stages": "of each lesson: parameters, bytes of the state, seconds, use of each prompt, scores after each epoch",
+}
+COST_PARTS = {  # key of a result's cost -> what it is
+    "seconds": "of wall-clock time, training and tests; of a resumed run those before the stop too",
+    "trained_parameters": "number of parameters that were trained",
+    "trained_percent": "the same in percent of the frozen backbone's",
+    "peak_memory_mb": "most memory of a process (on a GPU: of its tensors), in MB of 2**20 bytes",
+    "feature_cache_misses": "features that were computed",
+    "feature_cache_hits": "features that were there already",
+    "stored_bytes": "size of the file of what was learned",
+}
+RESULT_KEYS = tuple(RESULT_PARTS)
 
 
 def validate_result(content: object) -> dict[str, Any]:
