@@ -8,6 +8,7 @@ import itertools
 import threading
 import types
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from vlprompt.core.class_names import class_ids
 from vlprompt.core.images import ImageItem, Preprocessing
 from vlprompt.data.builtin import digits as handwritten
 from vlprompt.data.cards import load_card, load_card_classes
+from vlprompt.data.inspection import is_available
 from vlprompt.data.loading import open_data
 from vlprompt.data.readers.python_objects import from_torchvision
 
@@ -195,6 +197,15 @@ def test_a_member_of_torchvision_and_a_folder(mine, root, pictures):
     assert class_ids(data.test.names)[10:] == ("views/china", "views/red_flower")
     assert data.test.names[10].template == "a {name}."
     assert per_domain(data.train) == {"numbers": 30, "views": 12}
+
+
+def test_a_member_in_the_working_folder_is_here(mine, root, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").symlink_to(pictures)
+    card = mine(members={"numbers": "digits", "views": "photos"}, classes=12)
+    assert is_available(load_card(card))
+    Path("photos").unlink()
+    assert not is_available(load_card(card))
 
 
 @pytest.mark.parametrize(

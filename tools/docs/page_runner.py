@@ -13,10 +13,11 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from docs.outputs import clean_output
 from docs.page_blocks import Block, read_blocks
-from docs.shell_lines import has_only_simple_commands, split_commands, split_words
+from docs.shell_lines import has_only_simple_commands, split_commands, split_redirection, split_words
 
 ROOT = Path(__file__).parents[2]
 WIDTH = "100"
@@ -133,9 +134,10 @@ def _run_commands(block: Block, buffer: io.StringIO) -> int:
     """Run the commands of a block until one fails; return the last exit status."""
     status = 0
     for command in split_commands(block.text):
+        command, file = split_redirection(command)
         words = split_words(command)
         if words[0] == "vlprompt":
-            status = run_vlprompt(words[1:], buffer)
+            status = run_vlprompt(words[1:], buffer, file)
         elif words[0] == "python" and len(words) > 1 and words[1].endswith(".py"):
             status = _run_script(words[1:], buffer)
         else:
@@ -152,14 +154,20 @@ def _run_bash(text: str, buffer: io.StringIO) -> int:
     return done.returncode
 
 
-def run_vlprompt(words: list[str], buffer: io.StringIO) -> int:
-    """Run `vlprompt WORDS` in this process as a new process would; return its exit status."""
+def run_vlprompt(words: list[str], buffer: io.StringIO, file: str = "") -> int:
+    """Run `vlprompt WORDS` in this process as a new process would; return its exit status.
+
+    Args:
+        words: of the command line.
+        buffer: where its output and its errors go.
+        file: where its output goes instead.
+    """
     from vlprompt.cli.app import main
     from vlprompt.runtime.settings import SETTINGS
 
     settings = dict(vars(SETTINGS))
     try:
-        with _as_new_process(buffer):
+        with open(file, "w") if file else contextlib.nullcontext(buffer) as stdout, _as_new_process(buffer, stdout):
             main(words)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
@@ -195,9 +203,9 @@ def _run_python(block: Block, page: Path, namespace: types.ModuleType, buffer: i
 
 
 @contextlib.contextmanager
-def _as_new_process(buffer: io.StringIO) -> Iterator[None]:
-    """Write both streams into one buffer, and show every warning once more."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(buffer), contextlib.redirect_stderr(buffer):
+def _as_new_process(buffer: io.StringIO, stdout: TextIO | None = None) -> Iterator[None]:
+    """Write both streams into one buffer (or output elsewhere), and show every warning once more."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(stdout or buffer), contextlib.redirect_stderr(buffer):
         warnings.resetwarnings()
         for category in QUIET_CATEGORIES:
             warnings.simplefilter("ignore", category)

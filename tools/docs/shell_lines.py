@@ -7,6 +7,7 @@ CONTROL = set("|&;<>()$`")
 KEYWORDS = {"cd", "export", "source", ".", "for", "while", "until", "if", "case", "set", "function", "{", "[["}
 ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
 GLOB = re.compile(r"[*?\[]")
+REDIRECTION = re.compile(r"^(?P<command>vlprompt [^>]*?)\s+>\s*(?P<file>[\w./-]+)$")
 
 
 class NotSimple(Exception):
@@ -85,11 +86,17 @@ def _scan_words(command: str) -> list[tuple[str, str]]:
     return words + ([(text, pattern)] if is_open else [])
 
 
+def split_redirection(command: str) -> tuple[str, str]:
+    """Return a command of vlprompt and the file that its output goes to, "" without one."""
+    match = REDIRECTION.match(command)
+    return (match["command"], match["file"]) if match else (command, "")
+
+
 def has_only_simple_commands(text: str) -> bool:
     """Say whether every command of a block can be run without a shell around the whole block."""
     try:
         for command in split_commands(text):
-            split_words(command)
+            split_words(split_redirection(command)[0])
     except NotSimple:
         return False
     return True

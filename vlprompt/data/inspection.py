@@ -196,4 +196,4 @@ def is_available(card: "Card", root: str | Path | None = None) -> bool:
 def _is_member_available(member: str, root: str | Path | None) -> bool:
     if is_card(member):
         return (card := load_card(member)).kind != "members" and is_available(card, root)
-    return member.startswith("torchvision:") or (data_root(root) / member).exists()
+    return member.startswith("torchvision:") or Path(member).exists() or (data_root(root) / member).exists()
