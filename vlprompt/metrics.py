@@ -42,17 +42,17 @@ def benchmark_metric(name: object, predicted: Tensor, labels: Tensor) -> dict[st
     Raises:
         ValueError: for a metric that there is not; None is no error.
     """
-    from sklearn.metrics import f1_score, matthews_corrcoef
-
     if name is not None and name not in BENCHMARK_METRICS:
         raise ValueError(f"metric: expected one of {', '.join(BENCHMARK_METRICS)}, got {name!r}. Correct the card.")
+    if name not in ("matthews", "f1"):
+        return {}
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
     y_true, y_pred = labels.numpy(), predicted.numpy()
     if name == "matthews":
         return {"matthews": 100 * float(matthews_corrcoef(y_true, y_pred))}
-    if name == "f1":
-        last = int(labels.max())
-        return {"f1": 100 * float(f1_score(y_true == last, y_pred == last, zero_division=0))}  # pyright: ignore[reportArgumentType]
-    return {}
+    last = int(labels.max())
+    return {"f1": 100 * float(f1_score(y_true == last, y_pred == last, zero_division=0))}  # pyright: ignore[reportArgumentType]
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, n_bins: int = 15) -> float:

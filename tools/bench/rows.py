@@ -101,7 +101,7 @@ TARGET_FORMATS = {  # a number of a row -> how a target of it is told
     "fraction_of_matmul_rate": "{:.0%} of the matrix speed",
     "mb": "{:.0f} MB",
     "seconds": "{:.2f} s",
-    "above": "{:.2f} s above import open_clip",
+    "above": "{:.2f} s above import torch",
 }
 
 

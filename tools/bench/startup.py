@@ -2,8 +2,9 @@
 
 A run of CoOp on the embedded CLIP, `vlprompt run coop digits --shots 1 train.epochs=1`, which takes one step. The first
 step counts as taken when its line and the state after it stand in the run's folder, so the time is never too short. It
-takes turns with `import open_clip` alone, which a user of that library waits for in any case; "above" is the median of
-the differences. Seconds are those on the clock; beside them those of the processor, which other programs disturb less.
+takes turns with `import torch` alone, which every program on torch waits for; "above" is the median of the differences.
+The embedded CLIP imports no open_clip, timm or transformers, no scikit-learn and no torch._dynamo. Seconds are those on
+the clock; beside them those of the processor, which other programs disturb less.
 """
 
 import os
@@ -19,7 +20,7 @@ from bench.rows import make_number_column
 RUN, HELP = "vlprompt run, to the first step", "vlprompt --help"
 CASES = {RUN: "", HELP: ""}
 SHORT = CASES
-TARGETS = {RUN: ("above <= 2",), HELP: ("seconds <= 0.5",)}
+TARGETS = {RUN: ("above <= 1.5",), HELP: ("seconds <= 0.5",)}
 ROUNDS = dict.fromkeys(CASES, 5)
 SINGLE_THREADED = True
 COLUMNS = {
@@ -27,7 +28,7 @@ COLUMNS = {
     "least": make_number_column("min:.2f"),
     "most": make_number_column("max:.2f"),
     "processor s": make_number_column("processor:.2f"),
-    "import open_clip s": make_number_column("library:.2f"),
+    "import torch s": make_number_column("library:.2f"),
     "its processor s": make_number_column("library_processor:.2f"),
     "above s": make_number_column("above:.2f"),
     "above, processor s": make_number_column("above_processor:.2f"),
@@ -71,7 +72,7 @@ def measure_row(case, device, rounds):
         work = lambda: time_command([COMMAND, "--help"])  # noqa: E731
     else:
         work = lambda: time_first_step(device)  # noqa: E731
-    library = lambda: time_command([sys.executable, "-c", "import open_clip"]) if case == RUN else (0.0, 0.0)  # noqa: E731
+    library = lambda: time_command([sys.executable, "-c", "import torch"]) if case == RUN else (0.0, 0.0)  # noqa: E731
     work(), library()  # so that the files have been read
     mine, theirs = zip(*((work(), library()) for _ in range(rounds)), strict=True)
     seconds, processor = zip(*mine, strict=True)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from vlprompt.backbones.open_clip.byte_pairs import BytePairTokenizer
+from vlprompt.backbones.open_clip.plain_clip import PlainClip, build_plain_clip
 from vlprompt.backbones.open_clip.towers import wrap_clip, wrap_image_tower
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.towers import Clip
@@ -18,12 +20,11 @@ TINY_CONFIG = {
 }
 
 
-def read_model(path: Path) -> Any:
-    """Read an open_clip CLIP from a file of tools/pretrain_glyph.py.
+def read_model(path: Path) -> PlainClip:
+    """Read a CLIP from a file of tools/pretrain_glyph.py.
 
     The file has the embeddings of the tokens seen in training only; all others are drawn with a fixed seed.
     """
-    from open_clip.model import CLIP
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -35,27 +36,20 @@ def read_model(path: Path) -> Any:
     shape = config["text_cfg"]["vocab_size"], rows.shape[1]
     embeddings = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
     embeddings[ids] = rows
-    model = CLIP(**config)
-    model.load_state_dict(state | {"token_embedding.weight": embeddings}, strict=True)
+    model = build_plain_clip(config, state | {"token_embedding.weight": embeddings})
     visual: Any = model.visual
     mean, std = [metadata["mean"]] * 3, [metadata["std"]] * 3
     visual.preprocess_cfg = {"size": visual.image_size, "mean": mean, "std": std}
     return model
 
 
-def _build_tokenizer(model: Any) -> Any:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer(context_length=model.context_length)
-
-
 def load_glyph(device: str = "cpu") -> Clip:
     """Load the embedded CLIP: 1.4 M parameters, trained on rendered glyphs (model card: glyph.md)."""
     model = _read_embedded_model()
-    return wrap_clip(model, _build_tokenizer(model), "glyph", device)
+    return wrap_clip(model, BytePairTokenizer(model.context_length), "glyph", device)
 
 
-def _read_embedded_model() -> Any:
+def _read_embedded_model() -> PlainClip:
     return read_model(Path(str(files("vlprompt.backbones") / "glyph.safetensors")))
 
 
@@ -74,7 +68,7 @@ def build_tiny_clip(device: str = "cpu", seed: int = 0, **changes: Any) -> Clip:
         changes: merged into open_clip's configuration.
     """
     model = _build_tiny_model(seed, **changes)
-    return wrap_clip(model, _build_tokenizer(model), "glyph/random", device)
+    return wrap_clip(model, BytePairTokenizer(model.context_length), "glyph/random", device)
 
 
 def _build_tiny_model(seed: int, **changes: Any) -> Any:

@@ -8,6 +8,7 @@ import typer
 from vlprompt.cli.data import app as data_app
 from vlprompt.cli.display.console import make_console
 from vlprompt.cli.display.warnings import show_warnings
+from vlprompt.cli.doctor import doctor
 from vlprompt.cli.eval import evaluate
 from vlprompt.cli.export import export
 from vlprompt.cli.features import features
@@ -20,22 +21,37 @@ from vlprompt.cli.table import table
 from vlprompt.runtime.errors import explain_error, is_debugging
 
 app = typer.Typer(
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Prompt learning on frozen vision-language and language models. "
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
-app.callback()(reject_extra_processes)
 app.add_typer(data_app, name="data")
 data_app.command()(features)
-for command in (run, predict, search, table, plot, export):
+for command in (run, predict, search, table, plot, export, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 console, error_console = make_console(), make_console(stderr=True)
+FIRST_COMMANDS = """Prompt learning on frozen vision-language and language models. Start with one of these:
+
+  vlprompt run coop digits --shots 16      # a prompt on real handwritten digits; nothing is downloaded
+  vlprompt run coop path/to/images --shots 4 --backbone open_clip:ViT-B-16/openai
+                                           # your images, one sub-folder per class, on a CLIP that is downloaded
+  vlprompt list methods                    # all methods, by what they need and what they are for
+
+vlprompt --help for all commands; vlprompt doctor says what is installed and seen."""
 INTERRUPTED_STATUS = 130
 RESUMABLE_COMMANDS = ("run", "search", "data prepare")
+
+
+@app.callback()
+def start(context: typer.Context) -> None:
+    """Show the commonest commands where none is given; refuse torchrun for all commands but `run`."""
+    reject_extra_processes(context)
+    if context.invoked_subcommand is None:
+        console.print(FIRST_COMMANDS, highlight=False, soft_wrap=True)
 
 
 @app.command()

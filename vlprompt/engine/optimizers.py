@@ -1,6 +1,9 @@
 """Build optimizers by name, and export and load their state as tensors."""
 
+import inspect
 from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +16,24 @@ def build_optimizer(param_groups: list[ParamGroup], config: TrainConfig, device:
     """Build the optimizer that `config.optimizer` names; ValueError where this device has none of that name."""
     groups = [dict(group) for group in param_groups]  # optimizers write their settings into them
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay)
+        return skip_dynamo(torch.optim.SGD)(groups, config.lr, config.momentum, weight_decay=config.weight_decay)
     if config.optimizer == "paged_adamw":
         return build_paged_adamw(param_groups, config, device)
     optimizer_class = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return optimizer_class(groups, config.lr, config.betas, config.eps, weight_decay=config.weight_decay)
+    return skip_dynamo(optimizer_class)(groups, config.lr, config.betas, config.eps, weight_decay=config.weight_decay)
+
+
+@cache
+def skip_dynamo(optimizer_class: type[torch.optim.Optimizer]) -> Any:
+    """Return an optimizer class with the same arithmetic that does not import torch._dynamo.
+
+    The first call of a decorated method of `torch.optim` imports it, which takes longer than torch itself and matters
+    to `torch.compile` alone, through which no optimizer goes here.
+    """
+    names = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in names}
+    step = torch.no_grad()(inspect.unwrap(optimizer_class.step))
+    return type(optimizer_class.__name__, (optimizer_class,), {**methods, "step": step})
 
 
 def build_paged_adamw(

@@ -2,7 +2,6 @@
 
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,9 @@ import torch
 from vlprompt.core.class_names import as_class_name
 from vlprompt.core.stage import Lesson
 from vlprompt.runtime import distributed
+from vlprompt.runtime.installation import find_version
 
 PACKAGES = ("vlprompt", "torch", "torchvision", "open_clip_torch", "timm")
-
-
-def _find_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout on the path that is not installed
-        return None
 
 
 def _find_commit() -> str | None:
@@ -37,7 +30,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
-        **{package: _find_version(package) for package in PACKAGES},
+        **{package: find_version(package) for package in PACKAGES},
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
         "processes": distributed.get_world_size(),

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
 from vlprompt.backbones.timm.blocks import build_timm_tower
@@ -69,8 +68,11 @@ def _convert_block(b: Any) -> Block:
 
 
 def _read_preprocessing(visual: Any) -> Preprocessing:
-    config: dict[str, Any] = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
-    config |= getattr(visual, "preprocess_cfg", None) or {}
+    config: dict[str, Any] = getattr(visual, "preprocess_cfg", None) or {}
+    if not {"mean", "std"} <= config.keys():
+        from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+        config = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, **config}
     size = config.get("size", visual.image_size)
     size = (size, size) if isinstance(size, int) else tuple(size)
     interpolation, resize = config.get("interpolation", "bicubic"), config.get("resize_mode", "shortest")

@@ -1,24 +1,50 @@
-"""Show the warnings of this package and of libraries: one line each, once."""
+"""Show the warnings and log messages of this package and of libraries: one line each, once."""
 
+import logging
+import os
+import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+from vlprompt.runtime import distributed
+from vlprompt.runtime.errors import is_debugging
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+VARYING = re.compile(r"https?://\S+|\d+")  # parts in which messages differ that tell the same
+# log messages that say nothing of what to do: (of which library, how they begin) -> what is shown instead, once
+EXPLANATIONS = {
+    ("huggingface_hub", re.compile(r"HTTP Error|Retrying in|Rate limited|'.*' thrown")): (
+        "the Hugging Face hub does not answer as it should ({message}); it is tried again for half a minute a file. "
+        "Check the network (HF_ENDPOINT), or set HF_HUB_OFFLINE=1 to take only what is here."
+    ),
+}
+STANDARD_DESCRIPTORS = (1, 2)
+
 
 @contextmanager
 def show_warnings(console: "Console") -> Iterator[None]:
-    """Print each warning that is issued within as one line, in place of Python's own form with a line of code.
+    """Print each warning and log message that is issued within as one line, once, in place of the raw forms.
+
+    Of several processes the first one prints. Messages below warnings are left to their loggers, and so are log files.
+    Warnings that libraries write from C++ past Python have no reader: they are switched off, but not for debugging.
 
     Args:
         console: where to write.
     """
-    shown = set[tuple[str, str, int]]()
+    shown = set[tuple[object, ...]]()
 
-    def show(
+    def show_once(key: tuple[object, ...], library: str, text: str) -> None:
+        if key not in shown and distributed.is_main_process():
+            shown.add(key)
+            line = f"warning: {library}: {text}" if library else f"warning: {text}"
+            console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def show_warning(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -28,18 +54,59 @@ def show_warnings(console: "Console") -> Iterator[None]:
     ) -> None:
         text, library = " ".join(str(message).split()), _find_library(filename)
         # the texts of a library differ by numbers and tell the same
-        key = (category.__name__, filename if library else text, lineno)
-        if key not in shown:
-            shown.add(key)
-            origin = f"{library}: " if library else ""
-            console.print(f"warning: {origin}{text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        show_once((category.__name__, filename if library else text, lineno), library, text)
 
+    def show_record(record: logging.LogRecord) -> None:
+        text, library = " ".join(record.getMessage().split()), record.name.partition(".")[0].removesuffix("root")
+        for (owner, beginning), explanation in EXPLANATIONS.items():
+            if library == owner and beginning.match(text):
+                show_once((owner, explanation), "", explanation.format(message=text))
+                return
+        show_once((record.name, VARYING.sub("", text)), library, text)
+
+    if not is_debugging():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     previous = warnings.showwarning
-    warnings.showwarning = show
+    warnings.showwarning = show_warning
+    try:
+        with _divert_logs(show_record):
+            yield
+    finally:
+        warnings.showwarning = previous
+
+
+@contextmanager
+def _divert_logs(show_record: Callable[[logging.LogRecord], None]) -> Iterator[None]:
+    """Pass warnings that any logger writes to the terminal to `show_record` instead.
+
+    Libraries give their loggers handlers of their own when they are imported, at some time within; all of these write
+    by one method.
+    """
+    write = logging.StreamHandler.emit
+
+    def emit(handler: "logging.StreamHandler[Any]", record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING and _is_terminal(handler):
+            show_record(record)
+        else:
+            write(handler, record)
+
+    logging.StreamHandler.emit = emit  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        warnings.showwarning = previous
+        logging.StreamHandler.emit = write
+
+
+def _is_terminal(handler: "logging.StreamHandler[Any]") -> bool:
+    """Whether a handler writes to standard output or error, captured or not."""
+    if isinstance(handler, logging.FileHandler):
+        return False
+    if handler.stream in (sys.stdout, sys.stderr):
+        return True
+    try:
+        return handler.stream.fileno() in STANDARD_DESCRIPTORS
+    except (AttributeError, OSError, ValueError):  # a stream in memory, or a closed one
+        return False
 
 
 def _find_library(filename: str) -> str:

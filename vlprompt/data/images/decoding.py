@@ -115,17 +115,52 @@ def _apply_augmix(image: Any, seed: int) -> Any:
         return AugMix(severity=1)(image)
 
 
-def _resize(image: Any, preprocessing: Preprocessing) -> Any:
+def _resize_to(image: Image.Image, width: int, height: int, preprocessing: Preprocessing) -> Image.Image:
+    if image.size == (width, height):
+        return image
+    mode = preprocessing.interpolation.removesuffix("-exact")  # Pillow's nearest is exact
+    return image.resize((width, height), Image.Resampling[mode.upper()])
+
+
+def _resize(image: Image.Image, preprocessing: Preprocessing) -> Any:
     """Resize an image before the crop; without antialiasing the result is a tensor (3, H, W) in 0..1."""
+    height, width = (math.floor(side / preprocessing.crop) for side in preprocessing.size)
+    if preprocessing.resize != "squash" and image.size[0] != image.size[1]:
+        short, long = min(height, width), int(min(height, width) * max(image.size) / min(image.size))
+        width, height = (short, long) if image.size[0] < image.size[1] else (long, short)
+    if preprocessing.antialias:
+        return _resize_to(image, width, height, preprocessing)
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as T
 
-    size = [math.floor(side / preprocessing.crop) for side in preprocessing.size]
-    is_exact = preprocessing.resize == "squash" or image.size[0] == image.size[1]
-    if not preprocessing.antialias:
-        image = T.pil_to_tensor(image).float() / 255  # resizing bytes would round once more
-    mode = InterpolationMode(preprocessing.interpolation)
-    return T.resize(image, size if is_exact else [min(size)], mode, antialias=preprocessing.antialias)
+    pixels = T.pil_to_tensor(image).float() / 255  # resizing bytes would round once more
+    return T.resize(pixels, [height, width], InterpolationMode(preprocessing.interpolation), antialias=False)
+
+
+def _crop(image: Any, top: int, left: int, height: int, width: int) -> Any:
+    """Cut a box out of an image or a tensor (3, H, W); what lies outside of it is black."""
+    if isinstance(image, Image.Image):
+        return image.crop((left, top, left + width, top + height))
+    right, bottom = left + width - image.shape[-1], top + height - image.shape[-2]
+    return torch.nn.functional.pad(image, (-left, right, -top, bottom))
+
+
+def _crop_centre(image: Any, size: tuple[int, int]) -> Any:
+    def find_start(side: int, cropped: int) -> int:
+        return -((cropped - side) // 2) if cropped > side else round((side - cropped) / 2)
+
+    height, width = _get_size(image)
+    return _crop(image, find_start(height, size[0]), find_start(width, size[1]), *size)
+
+
+def _get_size(image: Any) -> tuple[int, int]:
+    """Return (height, width) of an image or a tensor (3, H, W)."""
+    width, height = image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
+    return height, width
+
+
+def _flip(image: Any) -> Any:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if isinstance(image, Image.Image) else image.flip(-1)
 
 
 def intermediate_key(preprocessing: Preprocessing, augmentation: Augmentation | None) -> tuple[object, ...]:
@@ -144,13 +179,10 @@ def compute_intermediate(
     image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation | None
 ) -> Image.Image:
     """Run the deterministic steps that `intermediate_key` names."""
-    from torchvision.transforms import functional as T
-
     if not (key := intermediate_key(preprocessing, augmentation)):
         return image
-    resized: Any = _resize(image, preprocessing)
-    cropped: Any = resized if key[0] == "shift-flip" else T.center_crop(resized, list(preprocessing.size))
-    return cropped
+    resized = _resize(image, preprocessing)
+    return resized if key[0] == "shift-flip" else _crop_centre(resized, preprocessing.size)
 
 
 def finish_pixels(image: Any, preprocessing: Preprocessing, augmentation: Augmentation | None) -> Tensor:
@@ -164,32 +196,29 @@ def finish_pixels(image: Any, preprocessing: Preprocessing, augmentation: Augmen
     Returns:
         (3, h, w), normalised.
     """
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms import functional as T
-
-    mode = InterpolationMode(preprocessing.interpolation)
     if augmentation is not None and augmentation.kind == "shift-flip":
         generator = torch.Generator().manual_seed(augmentation.seed)
         image = image if preprocessing.antialias else _resize(image, preprocessing)
-        sides = zip(T.get_dimensions(image)[1:], preprocessing.size, strict=True)
+        sides = zip(_get_size(image), preprocessing.size, strict=True)
         margins = [max(0, side - cropped) for side, cropped in sides]
         top, left = (int(torch.randint(0, n + 1, (1,), generator=generator)) for n in margins)
-        image = T.crop(image, top, left, *preprocessing.size)
+        image = _crop(image, top, left, *preprocessing.size)
         if float(torch.rand(1, generator=generator)) < 0.5:
-            image = T.hflip(image)
+            image = _flip(image)
     elif augmentation is not None and augmentation.kind != "none":
         generator = torch.Generator().manual_seed(augmentation.seed)
         width, height = image.size
         box = _crop_box(width, height, MIN_CROP_AREA[augmentation.kind], generator)
-        image = T.resized_crop(image, *box, list(preprocessing.size), mode)
+        image = _resize_to(_crop(image, *box), preprocessing.size[1], preprocessing.size[0], preprocessing)
         if augmentation.kind != "crop" and float(torch.rand(1, generator=generator)) < 0.5:
-            image = T.hflip(image)
+            image = _flip(image)
         if augmentation.kind == "augmix":
             image = _apply_augmix(image, augmentation.seed)
     elif not preprocessing.antialias:
-        image = T.center_crop(_resize(image, preprocessing), list(preprocessing.size))
+        image = _crop_centre(_resize(image, preprocessing), preprocessing.size)
     if not isinstance(image, Tensor):
-        pixels = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) else T.pil_to_tensor(image)
+        array = image if isinstance(image, np.ndarray) else np.array(image)  # a copy: Pillow's memory is read-only
+        pixels = torch.from_numpy(array).permute(2, 0, 1)
         image = torch.empty(pixels.shape).copy_(pixels).div_(255)
     mean, std = torch.tensor(preprocessing.mean)[:, None, None], torch.tensor(preprocessing.std)[:, None, None]
     return (image - mean).div_(std)

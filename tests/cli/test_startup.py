@@ -1,0 +1,104 @@
+"""A run on the embedded CLIP starts without the libraries that take seconds to import."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlprompt.backbones import glyph
+from vlprompt.backbones.open_clip.byte_pairs import BytePairTokenizer
+from vlprompt.backbones.open_clip.towers import wrap_clip
+from vlprompt.engine.optimizers import build_optimizer
+from vlprompt.engine.train_config import TrainConfig
+
+COMMAND = str(Path(sys.executable).with_name("vlprompt"))
+SLOW = {"open_clip", "timm", "transformers", "torchvision", "sklearn", "scipy", "matplotlib", "peft", "datasets"}
+TEXTS = (
+    "a photo of a dog.",
+    "A photo of a Dog,  2 caf\u00e9s.",
+    "I'm they'RE it's 1234 ---",
+    "  <b>&amp;amp;</b> \u201cquoted\u201d \u65e5\u672c\u8a9e \U0001f642 \u00c3\u00a9 \u200b \u0130\u017f",
+    "<start_of_text> <END_OF_TEXT>",
+    "",
+    "word " * 60,
+)
+
+
+@pytest.mark.parametrize("run", [("coop", "glyph"), ("vpt", "glyph-vit")])
+def test_a_first_run_imports_nothing_slow(run, tmp_path):
+    method, backbone = run
+    words = [sys.executable, "-X", "importtime", COMMAND, "run", method, "digits", "--backbone", backbone]
+    words += ["--shots", "1", "train.epochs=1", "--out", str(tmp_path), "--feature-cache", "none"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
+    assert "torch" in modules
+    assert not SLOW & {name.partition(".")[0] for name in modules}
+    assert not {name for name in modules if name.startswith("torch._dynamo")}
+    result = json.loads(next(tmp_path.rglob("result.json")).read_text())
+    assert result["summary"]["accuracy"] > 50
+
+
+def test_the_tokenizer_is_that_of_open_clip():
+    from open_clip.tokenizer import SimpleTokenizer
+
+    ours, theirs = BytePairTokenizer(32), SimpleTokenizer(context_length=32)
+    assert (ours.sot_token_id, ours.eot_token_id) == (theirs.sot_token_id, theirs.eot_token_id)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text), text
+    assert torch.equal(ours(list(TEXTS)), theirs(list(TEXTS)))
+
+
+def test_the_embedded_clip_is_that_of_open_clip():
+    """The same state, the same identity (so the same keys in the feature cache), the same features."""
+    from open_clip.model import CLIP
+    from open_clip.tokenizer import SimpleTokenizer
+
+    model = glyph._read_embedded_model()
+    vision = {"image_size": 32, "patch_size": 8, "width": 128, "layers": 6, "head_width": 32, "mlp_ratio": 2.0}
+    text = {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 4, "mlp_ratio": 2.0}
+    theirs = CLIP(embed_dim=128, vision_cfg=vision, text_cfg=text)
+    assert list(theirs.state_dict()) == list(model.state_dict())
+    theirs.load_state_dict(model.state_dict())
+    theirs.visual.preprocess_cfg = model.visual.preprocess_cfg
+    clip = glyph.load_glyph("cpu")
+    other = wrap_clip(theirs, SimpleTokenizer(context_length=32), "glyph", "cpu")
+    assert clip.image.key == other.image.key
+    assert (clip.scale, clip.n_parameters) == (other.scale, other.n_parameters)
+    assert torch.equal(clip.text(list(TEXTS[:5])), other.text(list(TEXTS[:5])))
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(clip.image.encode(pixels), other.image.encode(pixels))
+    with torch.no_grad():
+        reference = theirs.eval().encode_image(pixels)
+    assert torch.allclose(clip.image.encode(pixels), reference, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_optimizers_are_those_of_torch(name):
+    """Bit for bit, over steps with groups of their own weight decay, and after a state was saved and loaded."""
+    config = TrainConfig(optimizer=name, lr=0.1, weight_decay=0.01)
+    classes = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    options = {"momentum": config.momentum} if name == "sgd" else {"betas": config.betas, "eps": config.eps}
+    values = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+
+    def make():
+        return [torch.nn.Parameter(v.clone()) for v in values]
+
+    mine, theirs = make(), make()
+    groups = [{"params": [p], "weight_decay": decay} for p, decay in zip(mine, (0.01, 0.0), strict=True)]
+    ours = build_optimizer(groups, config, torch.device("cpu"))
+    groups = [{"params": [p], "weight_decay": decay} for p, decay in zip(theirs, (0.01, 0.0), strict=True)]
+    reference = classes[name](groups, lr=0.1, **options)
+    assert isinstance(ours, classes[name])
+    generator = torch.Generator().manual_seed(1)
+    for step in range(6):
+        for a, b in zip(mine, theirs, strict=True):
+            a.grad = torch.randn(5, 3, generator=generator)
+            b.grad = a.grad.clone()
+        ours.step(), reference.step()
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)), step
+        if step == 2:
+            ours.load_state_dict(ours.state_dict())
+    assert all(p.requires_grad for p in mine)
