@@ -65,7 +65,7 @@ lint: $(BIN)/.ready
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(BIN)/.ready
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(BIN)/.ready
 	$(BIN)/python tools/bench all --short
