@@ -74,7 +74,7 @@ def test_methods_that_know_no_new_classes_are_refused_before_they_train(type_in,
     command = ["run", method, "digits", "--task", "base_to_new", *QUICK, *settings]
     code, text = type_in(*command)
     assert code == 2
-    assert f"test 'new': {owner}: no weights for class 'five'" in text
+    assert f"test 'new': {owner}: no weights for class '5'" in text
     assert "Set task.base_only=true for the accuracy on the base classes alone" in text
     assert not list(tmp_path.rglob("last.safetensors"))
     assert not any(file.read_text() for file in tmp_path.rglob("steps.jsonl"))

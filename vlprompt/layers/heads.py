@@ -125,7 +125,7 @@ def find_class_indices(known_ids: Sequence[str], names: Names, owner: str) -> Te
         UnknownClassError: if a class is unknown.
     """
     index_of_id, ids = {i: index for index, i in enumerate(known_ids)}, class_ids(names)
-    if unknown := [str(name) for name, i in zip(names, ids, strict=True) if i not in index_of_id]:
+    if unknown := [i for i in ids if i not in index_of_id]:
         raise UnknownClassError(
             f"{owner}: no weights for class {_quote(unknown)} (trained on {_quote(known_ids)}). Evaluate on the "
             "training classes, or use a method with class texts, such as coop."
