@@ -2,9 +2,10 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
 from vlprompt.config.build import (
     Annotation,
@@ -20,6 +21,9 @@ from vlprompt.config.sources import LayeredConfig, Override, PlainValue, Setting
 from vlprompt.core.towers import WEIGHT_PRECISIONS
 from vlprompt.runtime.errors import suggest_nearest
 from vlprompt.runtime.paths import find_configs_folder
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 FieldDefinition: TypeAlias = tuple[Annotation, PlainValue]  # type and default of a field of a pydantic model
 
@@ -59,8 +63,7 @@ def complete_arguments(kind: str, cls: type, values: Settings, config: LayeredCo
     """
     from vlprompt.config.describe import to_plain_value
 
-    types = get_constructor_types(cls)
-    fields = _build_fields(cls, types)
+    types, fields, model_type = _build_model(cls)
     parts = {name: part for name, annotation in types.items() if (part := get_nested_kind(annotation)) is not None}
     values = {
         key: {"name": value} if key in parts and isinstance(value, str) else value
@@ -71,7 +74,7 @@ def complete_arguments(kind: str, cls: type, values: Settings, config: LayeredCo
         if name not in fields:
             hint = suggest_nearest(str(name), list(fields))
             raise ValueError(f"{config.find_origin(f'{kind}.{name}')}: unknown key '{kind}.{name}'; {hint}")
-    arguments = _validate_values(kind, cls, fields, values, config)
+    arguments = _validate_values(kind, model_type, values, config)
     for name, part in parts.items():
         if isinstance(arguments.get(name), dict):
             arguments[name] = _complete_part(f"{kind}.{name}", part, arguments[name], config)
@@ -91,15 +94,22 @@ def _build_fields(cls: type, types: dict[str, Annotation]) -> dict[str, FieldDef
     return fields
 
 
-def _validate_values(
-    kind: str, cls: type, fields: dict[str, FieldDefinition], values: Settings, config: LayeredConfig
-) -> Arguments:
-    from pydantic import ConfigDict, ValidationError, create_model
+@lru_cache(maxsize=256)  # a sweep resolves the same few classes once for each of its runs
+def _build_model(cls: type) -> tuple[dict[str, Annotation], dict[str, FieldDefinition], type["BaseModel"]]:
+    """Return the annotations of a constructor, its fields and the pydantic model that checks them."""
+    from pydantic import ConfigDict, create_model
 
+    types = get_constructor_types(cls)
+    fields = _build_fields(cls, types)
     definitions: dict[str, Any] = fields  # no name of a field is one of create_model's other keywords
+    rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    return types, fields, create_model(cls.__name__, __config__=rules, **definitions)
+
+
+def _validate_values(kind: str, model_type: type["BaseModel"], values: Settings, config: LayeredConfig) -> Arguments:
+    from pydantic import ValidationError
+
     try:
-        rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-        model_type = create_model(cls.__name__, __config__=rules, **definitions)
         model = model_type(**values)
     except ValidationError as error:
         first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union the alternative that came furthest
@@ -111,7 +121,7 @@ def _validate_values(
         raise ValueError(
             f"{config.find_origin(key)}: {key}: expected {expected}, got {value}. {hint or f'Set {key} to one.'}"
         ) from error
-    return {name: getattr(model, name) for name in fields}
+    return {name: getattr(model, name) for name in model_type.model_fields}
 
 
 def _complete_part(key: str, kind: str, values: Settings, config: LayeredConfig) -> Arguments:
