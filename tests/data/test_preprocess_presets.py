@@ -6,7 +6,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from torchvision.transforms import functional as T
 
-from vlprompt.config.sources import LayeredConfig
+from vlprompt.config.resolve import load_layered_config
 from vlprompt.core.images import Augmentation, Preprocessing
 from vlprompt.data.images.decoding import preprocess_image
 from vlprompt.data.images.preprocess_presets import list_presets, resolve_preprocessing
@@ -37,13 +37,23 @@ def photos():
     return [whole[0], whole[1].crop((200, 0, 430, 427)), whole[0].crop((0, 0, 300, 300)), whole[1].crop((9, 9, 90, 70))]
 
 
+@pytest.mark.parametrize("key", ["size", "mean", "std", "interpolation", "antialias", "resize", "crop"])
+def test_a_field_without_a_value_is_refused(key):
+    with pytest.raises(ValueError, match=rf"preprocess.{key}: expected a value, got null. Leave it out"):
+        resolve_preprocessing({key: None}, TOWER)
+
+
 def test_fields_change_a_preset_and_do_not_replace_it():
     def resolve(*overrides):
-        return LayeredConfig([({"method": "vpt"}, "test")], overrides).values["preprocess"]
+        return load_layered_config("vpt", overrides=["task.dataset=digits", *overrides]).values["preprocess"]
 
     assert resolve("preprocess=vpt_vtab", "preprocess.size=32") == {"preset": "vpt_vtab", "size": 32}
     assert resolve("preprocess=vpt_vtab", "preprocess=l2p") == "l2p"
-    assert resolve("preprocess=vpt_vtab", "preprocess.size=32", "preprocess=l2p") == "l2p"
+    assert resolve("preprocess=vpt_vtab", "preprocess.size=32", "preprocess=l2p") == {"preset": "l2p", "size": 32}
+    assert resolve("preprocess.size=32", "preprocess=l2p") == {"preset": "l2p", "size": 32}
+    assert resolve("preprocess.size=32", "preprocess=null") is None
+    assert resolve("preprocess={preset: l2p, size: 8}") == {"preset": "l2p", "size": 8}
+    assert resolve("preprocess.size=32", "preprocess={crop: 0.5}") == {"size": 32, "crop": 0.5}
     assert resolve("preprocess.size=32", "preprocess.preset=l2p") == {"size": 32, "preset": "l2p"}
 
 

@@ -49,7 +49,8 @@ def apply_argument_types(config: LayeredConfig) -> None:
     for key, text in config.texts.items():
         section, *path = key.split(".")
         if not path and section in SECTION_TYPES:
-            config.values[section] = parse_typed(text, SECTION_TYPES[section], key)
+            if not isinstance(config.values[section], dict):  # fields, perhaps over a preset, are merged already
+                config.values[section] = parse_typed(text, SECTION_TYPES[section], key)
         elif path and isinstance(settings := config.values.get(section), dict):
             _set_typed(section, settings, path, key, text)
 

@@ -53,6 +53,8 @@ class LayeredConfig:
                 f"{origin}: {wrong[0]}: expected settings, got {values[wrong[0]]!r}. "
                 f"Write them as {wrong[0]}.NAME=VALUE."
             )
+        if isinstance(preset := values.get("preprocess"), str) and isinstance(self.values.get("preprocess"), dict):
+            values = values | {"preprocess": {"preset": preset}}  # it leaves the fields over it as they are
         self.values = merge_settings(_drop_replaced_settings(self.values, values), values)
         for key in _iter_key_paths(values):
             self.origins[key] = origin

@@ -1,6 +1,7 @@
 """Read the weights of a TorchScript archive, the form in which OpenAI published CLIP, without running what is in it."""
 
 import io
+import math
 import pickle
 import re
 import zipfile
@@ -19,6 +20,8 @@ STORAGE_TYPES = {
         "Bool": torch.bool,
     }.items()
 }  # fmt: skip
+MAX_DEPTH = 20  # modules in each other; CLIP's are 6
+MAX_COMPRESSED_BYTES = 2**24  # of one file; torch compresses code only
 TENSOR_NAMES = re.compile(r"^  __(?:parameters|buffers)__ = \[(.*?)\]", re.MULTILINE)
 
 
@@ -47,6 +50,9 @@ def read_script_weights(path: Path) -> dict[str, Tensor] | None:
         root = next((name.removesuffix("constants.pkl") for name in archive.namelist() if _is_constants(name)), None)
         if root is None:
             return None
+        compressed = [m.file_size for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED]
+        if max(compressed, default=0) > MAX_COMPRESSED_BYTES:
+            raise pickle.UnpicklingError("TorchScript archive: expected stored tensors, got compressed ones.")
         module = _ArchiveUnpickler(archive, root).load()
         return dict(_iter_tensors(module, "")) if isinstance(module, ScriptObject) else {}
 
@@ -103,7 +109,13 @@ class _ArchiveUnpickler(pickle.Unpickler):
         return self.storages[key]
 
 
-def _view_storage(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def _view_storage(
+    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *options: Any
+) -> Tensor:
+    """Return a tensor in a storage; UnpicklingError for one of more values than the storage has, or a lazy one."""
+    _requires_grad, _hooks, *metadata = options
+    if math.prod(size) > storage.numel() or any(metadata):
+        raise pickle.UnpicklingError(f"TorchScript archive: expected plain weights, got a tensor of {size} in a view.")
     return storage.as_strided(size, stride, offset)
 
 
@@ -113,6 +125,8 @@ def _return_first(value: Any, *_: Any) -> Any:
 
 def _iter_tensors(module: ScriptObject, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters and buffers of a module and the modules in it."""
+    if prefix.count(".") > MAX_DEPTH:
+        raise pickle.UnpicklingError(f"TorchScript archive: expected at most {MAX_DEPTH} modules in each other.")
     for name, value in module.attributes.items():
         if isinstance(value, ScriptObject):
             yield from _iter_tensors(value, f"{prefix}{name}.")

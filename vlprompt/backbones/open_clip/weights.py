@@ -87,11 +87,30 @@ def _create_model(name: str, **options: Any) -> Any:
         root.setLevel(level)
 
 
-def _load_tokenizer(name: str) -> Any:
+def _get_tokenizer_without_code(name: str) -> Any:
+    """Return open_clip's tokenizer; the configuration of a repository may ask to run its code, and is not heard."""
     import open_clip
 
-    try:
+    if not name.startswith(("hf-hub:", "local-dir:")):
         return open_clip.get_tokenizer(name)
+    try:
+        return open_clip.get_tokenizer(name, trust_remote_code=False)
+    except TypeError as error:  # a tokenizer without files, which takes no such option
+        if not str(error).startswith("SimpleTokenizer"):
+            raise
+        return open_clip.get_tokenizer(name)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: expected a tokenizer of transformers, got one with code of its own, which is not run. Take a "
+            "repository whose tokenizer_config.json names a class of transformers."
+        ) from error
+
+
+def _load_tokenizer(name: str) -> Any:
+    try:
+        return _get_tokenizer_without_code(name)
     except OSError as error:
         raise OSError(
             f"tokenizer of {name}: download from the Hugging Face hub failed ({str(error).splitlines()[0]}). On a "
@@ -196,7 +215,7 @@ def _read_openai_weights(path: Path) -> dict[str, torch.Tensor] | None:
 
     None for any other file.
     """
-    if path.suffix not in (".pt", ".pth", ".jit", ".bin"):
+    if path.suffix in (".safetensors", ".npz"):
         return None
     state = read_script_weights(path)
     if state is None:

@@ -21,6 +21,7 @@ from vlprompt.runtime.file_index import get_content_hash, read_stamp
 # the smallest fraction of the image area that a random crop covers
 MIN_CROP_AREA = {"crop": 0.08, "crop-flip": 0.08, "crop-flip-half": 0.5, "augmix": 0.08}
 AUGMENTATIONS = ("none", *MIN_CROP_AREA, "shift-flip")
+MAX_RESIZED_PIXELS = 2**27  # 400 MB as bytes; a narrow strip becomes long when its short side is scaled
 EXIF_TRANSPOSES = {  # orientation in the file's EXIF or XMP -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -128,6 +129,11 @@ def _resize(image: Image.Image, preprocessing: Preprocessing) -> Any:
     if preprocessing.resize != "squash" and image.size[0] != image.size[1]:
         short, long = min(height, width), int(min(height, width) * max(image.size) / min(image.size))
         width, height = (short, long) if image.size[0] < image.size[1] else (long, short)
+    if width * height > MAX_RESIZED_PIXELS:
+        raise ValueError(
+            f"image: expected sides of a ratio that can be resized, got {image.size[0]} x {image.size[1]} pixels, which "
+            f"would be {width} x {height}. Cut or remove it, or set preprocess.resize=squash."
+        )
     if preprocessing.antialias:
         return _resize_to(image, width, height, preprocessing)
     from torchvision.transforms import InterpolationMode
@@ -266,7 +272,10 @@ class _ImageDecoder:
             return pixels if "none" in key else Image.fromarray(pixels)  # only the normalisation is left to do
         decoded = IMAGE_CACHE.get((self.key,)) if key else None
         image = self.opener() if decoded is None else Image.fromarray(decoded)
-        intermediate = compute_intermediate(image, preprocessing, augmentation)
+        try:
+            intermediate = compute_intermediate(image, preprocessing, augmentation)
+        except ValueError as error:
+            raise ValueError(f"{self.file or self.key}: {error}") from error
         if cache:
             IMAGE_CACHE.add((self.key, *key), intermediate)
         return intermediate

@@ -62,6 +62,10 @@ def _override_fields(values: Mapping[Any, Any], base: Preprocessing, where: str)
     """Replace the fields that are given."""
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     fields = validate(PreprocessingFields, plain, where)
+    if empty := [key for key, value in plain.items() if value is None]:
+        raise ValueError(
+            f"{where}.{empty[0]}: expected a value, got null. Leave it out for that of the preset or the backbone."
+        )
     changes: dict[str, Any] = {key: getattr(fields, key) for key in plain if key != "preset"}
     if "size" in changes:
         changes["size"] = _expand(changes["size"], 2, f"{where}: size: expected [height, width]")
