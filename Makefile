@@ -54,7 +54,7 @@ demo-full: $(BIN)/.installed
 	$(BIN)/vlprompt eval $(DEMO)/few_shot/coop-digits-16shot-seed1-* digits --figure $(DEMO)/predictions.png
 
 test: $(BIN)/.ready
-	$(BIN)/pytest -n auto --maxprocesses 4
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-all: $(BIN)/.ready
 	$(BIN)/pytest -m 'not gpu and not weights'

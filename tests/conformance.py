@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import images
+from PIL import Image
 
 from vlprompt import methods
 from vlprompt.backbones.glyph import build_tiny_clip
@@ -22,6 +23,8 @@ from vlprompt.core.batch import Batch, Unlabelled
 from vlprompt.core.class_names import ClassName
 from vlprompt.core.images import Images
 from vlprompt.core.stage import Lesson
+from vlprompt.data.builtin.digits import load_digit_arrays
+from vlprompt.data.builtin.glyphs.words import DIGITS
 from vlprompt.data.loading import open_data
 from vlprompt.data.splits.label_hiding import anonymize_items, drop_labels
 from vlprompt.data.splits.sampling import sample_few_shot
@@ -123,11 +126,22 @@ def logits(method, pixels, names, keys="x"):
 
 def trained(name, clip, lesson, seed=0, epochs=1, **options):
     method = begun(name, clip, lesson, seed)
-    losses = [
-        s.loss
-        for s in fit(method, lesson, TrainConfig(epochs=epochs, batch_size=7, lr=0.01, warmup=0, **options), seed=seed)
-    ]
+    train = TrainConfig(epochs=epochs, **{"batch_size": 7, "lr": 0.01, "warmup": 0, **options})
+    losses = [s.loss for s in fit(method, lesson, train, seed=seed)]
     return method, losses
+
+
+@pytest.fixture(scope="module")
+def learned(clip, lesson):
+    """Each method as it was trained once, for tests that only ask it."""
+    made = {}
+
+    def method(name):
+        if name not in made:
+            made[name] = trained(name, clip, lesson)[0]
+        return made[name]
+
+    return method
 
 
 def weights_of(tower):
@@ -170,8 +184,8 @@ def test_every_parameter_gets_a_gradient(name, clip, lesson):
 
 
 @pytest.mark.parametrize("name", IMAGE_METHODS)
-def test_state_comes_back(name, clip, lesson):
-    method, _ = trained(name, clip, lesson)
+def test_state_comes_back(name, clip, lesson, learned):
+    method = learned(name)
     again = make(name, clip)
     again.restore([lesson], copy.deepcopy(method.state_dict()))
     x = torch.randn(5, 3, 32, 32, generator=make_generator("x"))
@@ -179,8 +193,8 @@ def test_state_comes_back(name, clip, lesson):
 
 
 @pytest.mark.parametrize("name", IMAGE_METHODS)
-def test_an_answer_does_not_depend_on_its_batch(name, clip, lesson):
-    method, _ = trained(name, clip, lesson)
+def test_an_answer_does_not_depend_on_its_batch(name, lesson, learned):
+    method = learned(name)
     x = torch.randn(6, 3, 32, 32, generator=make_generator("y"))
     together = logits(method, images(x, f"{name} whole"), lesson.train.names)
     alone = torch.cat([logits(method, images(x[i : i + 1], f"{name} {i}"), lesson.train.names) for i in range(6)])
@@ -200,8 +214,8 @@ def test_new_names_are_taken_or_refused_loudly(name, clip, lesson):
 
 
 @pytest.mark.parametrize("name", IMAGE_METHODS)
-def test_names_choose_and_order_the_answers(name, clip, lesson):
-    method, _ = trained(name, clip, lesson)
+def test_names_choose_and_order_the_answers(name, lesson, learned):
+    method = learned(name)
     x, order = torch.randn(3, 3, 32, 32), [7, 2, 5, 9, 0, 1, 8, 6, 3, 4][: None if name in DEPENDS_ON_CLASSES else 3]
     full = logits(method, images(x, f"{name} order"), lesson.train.names)
     part = logits(method, images(x, f"{name} order"), tuple(lesson.train.names[i] for i in order))
@@ -222,7 +236,7 @@ def test_a_seed_gives_the_same_and_another_seed_another(name, clip, lesson):
 
 @pytest.mark.parametrize("name", IMAGE_METHODS)
 def test_it_learns(name, clip, lesson):
-    _, losses = trained(name, clip, lesson, epochs=30)
+    _, losses = trained(name, clip, lesson, epochs=8, batch_size=20)  # of all images, so that losses can be compared
     assert not losses or sum(losses[-3:]) < sum(losses[:3])
 
 
@@ -311,15 +325,36 @@ def test_the_constructor_only_stores(name, clip):
     assert build_method(settings, clip) is not method
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Folders of a few handwritten digits: split/class/image with all ten, domain/class/image with two looks of two."""
+    root, (arrays, labels) = tmp_path_factory.mktemp("small"), load_digit_arrays()
+    places = [
+        (f"digits/{split}/{word}/{i}.png", c, i)
+        for c, word in enumerate(DIGITS)
+        for split, part in (("train", range(2)), ("val", range(2, 3)), ("test", range(3, 5)))
+        for i in part
+    ]
+    places += [
+        (f"domains/{d}/{w}/{i}.png", c, i) for d in ("ink", "chalk") for c, w in enumerate(DIGITS[:2]) for i in range(6)
+    ]
+    for path, c, i in places:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        array = arrays[labels == c][i + 6 * ("chalk" in path)]
+        Image.fromarray(array if "chalk" in path else 255 - array).save(root / path)
+    return root
+
+
 @pytest.mark.parametrize(
     "task", ["few_shot", "base_to_new", pytest.param("transfer", marks=pytest.mark.slow), "continual", "domain"]
 )
 @pytest.mark.parametrize("name", IMAGE_METHODS)
-def test_its_recipe_runs(name, task, clip, tmp_path, pictures):
+def test_its_recipe_runs(name, task, clip, tmp_path, pictures, small):
     short = ["train.epochs=1", "train.iterations=null"]
     short += {
         "transfer": [f"task.targets=[{pictures}]"],
-        "domain": ["task.source=rendered", "task.target=handwritten"],
+        "continual": ["task.stages=5"],
+        "domain": ["task.source=ink", "task.target=chalk"],
     }.get(task, [])
     short += {
         "tpt": ["method.augmentations=3", "train.micro_batch_size=50"],
@@ -330,8 +365,8 @@ def test_its_recipe_runs(name, task, clip, tmp_path, pictures):
         "entropy": ["method.method=coop"],
         "dapl": ["method.threshold=0.1"],
     }.get(name, [])
-    dataset = "digit_domains" if task == "domain" else "digits"
-    [plan] = resolve_grid([name], [1], [1], dataset=dataset, task=task, backbone="glyph/random", overrides=short)
+    dataset = small / ("domains" if task == "domain" else "digits")
+    [plan] = resolve_grid([name], [1], [1], dataset=str(dataset), task=task, backbone="glyph/random", overrides=short)
     about = (
         build_method(plan.method, clip),
         build_task(plan.task),

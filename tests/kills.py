@@ -2,12 +2,16 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from forks import HANG, Fork
+
 import vlprompt
+from vlprompt.cli.app import main
 
 COMMAND = Path(sys.executable).parent / "vlprompt"
 SAVE_SECONDS = 0.05
@@ -65,18 +69,26 @@ SETTINGS = [
     "--save-every",
     str(SAVE_SECONDS),
 ]
-HANG = 600  # seconds that only a process takes that hangs
 
 
-def start(folder, *more, **environment):
-    """Begin the command; KILL_AT names the moment at which the process kills itself, or HOLDS there."""
+def start(folder, *more, is_fresh=False, **environment):
+    """Begin the command in a fork, or as a user begins it; KILL_AT names when it kills itself, or HOLDS there."""
     home = folder.with_name(folder.name + "-code")
     home.mkdir(exist_ok=True)
     (home / "dropped.py").write_text(METHOD)
     folders = [str(home), *filter(None, [os.environ.get("PYTHONPATH")])]
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), **environment}
-    command = [COMMAND, *SETTINGS, *more, "--out", folder]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables)
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(folders), **environment}
+    words = [*map(str, [*SETTINGS, *more, "--out", folder])]
+    if not is_fresh:
+        return Fork(_give_beside, home, words, env=variables)
+    return subprocess.Popen(
+        [COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables
+    )
+
+
+def _give_beside(home, words):
+    sys.path.insert(0, str(home))
+    main(words)
 
 
 def outcome(root):
@@ -95,10 +107,11 @@ def end(process):
 def killed_until_done(root, moments, *more):
     """Give the command, have it killed at each of these moments, one after another; then let it end.
 
-    A moment is as in KILL_AT, later than the one before by three steps at least: then the run goes on before it.
+    A moment is as in KILL_AT, later than the one before by three steps at least: then the run goes on before it. The
+    first process is one that a user begins, the others are forks.
     """
-    for moment in moments:
-        status, said = end(start(root, *more, KILL_AT=moment))
+    for k, moment in enumerate(moments):
+        status, said = end(start(root, *more, is_fresh=not k, KILL_AT=moment))
         assert status == -signal.SIGKILL, (moment, said)
     status, said = end(start(root, *more))
     assert status == 0, said
@@ -107,41 +120,37 @@ def killed_until_done(root, moments, *more):
 # going on
 
 
-# a command that is killed as soon as its folder is in some state: at the next file that it opens or renames
-KILLING = """
-import os, runpy, signal, sys
-from pathlib import Path
-folder, condition, looking = Path(sys.argv[1]), sys.argv[2], False
+def _run_until(folder, condition, words):
+    """Run a script, killed as soon as a folder is in some state: at the next file that it opens or renames."""
+    is_looking = False
 
-def watch(event, arguments):
-    global looking
-    if event in ("open", "os.rename") and not looking:
-        looking = True
-        if folder.exists() and eval(condition):
-            os.kill(os.getpid(), signal.SIGKILL)
-        looking = False
+    def watch(event, arguments):
+        nonlocal is_looking
+        if event in ("open", "os.rename") and not is_looking:
+            is_looking = True
+            if folder.exists() and eval(condition, {"folder": folder}):
+                os.kill(os.getpid(), signal.SIGKILL)
+            is_looking = False
 
-sys.addaudithook(watch)
-sys.argv = sys.argv[3:]
-sys.path.insert(0, str(Path(sys.argv[0]).parent))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+    sys.addaudithook(watch)
+    sys.argv = words
+    sys.path.insert(0, str(Path(words[0]).parent))
+    runpy.run_path(words[0], run_name="__main__")
 
 
-def killed_when(folder, condition, *words, **options):
-    """Run a Python script with its words until the condition on `folder` holds, and have it killed then."""
-    command = [sys.executable, "-c", KILLING, folder, condition, *words]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options}
-    done = subprocess.run([*map(str, command)], check=False, timeout=HANG, **options)
-    assert done.returncode == -signal.SIGKILL, done.stdout
+def killed_when(folder, condition, *words, **where):
+    """Run a Python script with its words in a fork until the condition on `folder` holds, and have it killed then."""
+    fork = Fork(_run_until, folder, condition, [*map(str, words)], **where)
+    said = fork.communicate()[0]
+    assert fork.returncode == -signal.SIGKILL, said
 
 
 class Stop(Exception):
     pass
 
 
-def interrupted(make, task, train, folder, moments):
-    """Stop at each of these calls of `on_event`, counted anew; then let it end."""
+def interrupted(make, task, train, folder, moments, whole):
+    """Stop at each of these calls of `on_event`, counted anew; then let it end, with fewer calls than a whole run."""
     for moment in [*moments, None]:
         count = 0
 
@@ -152,9 +161,11 @@ def interrupted(make, task, train, folder, moments):
                 raise Stop
 
         try:
-            return vlprompt.run(make(), task, train, folder, save_every=0, on_event=watch)
+            result = vlprompt.run(make(), task, train, folder, save_every=0, on_event=watch)
         except Stop:
-            pass
+            continue
+        assert count < whole, "it went on, and did not begin anew"
+        return result
     raise AssertionError("the last one ends")
 
 

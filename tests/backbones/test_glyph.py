@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vlprompt
+from vlprompt.data.builtin.glyphs.bank import build_bank
 from vlprompt.data.builtin.glyphs.render import GlyphRenderer
 from vlprompt.data.builtin.glyphs.words import NAMES
 from vlprompt.data.loading import open_data
@@ -55,6 +56,22 @@ def test_the_renderer_is_a_function_of_its_seed():
     assert not torch.equal(other.render(looks), GlyphRenderer(5).render(looks))
     assert len(NAMES) == len(set(NAMES)) == 75
     assert {first.sample_attributes(k)["kind"] for k in range(75)} == set(range(75))
+
+
+def test_a_glyph_is_the_same_whenever_it_is_drawn():
+    """A few at a time, in another order or all at once; a wider pen leaves more ink."""
+    once, bit_by_bit = build_bank.__wrapped__(), build_bank.__wrapped__()
+    rows = torch.cat([torch.arange(0, len(once.printed), 97), torch.arange(len(once.printed), len(once.kind), 53)])
+    pairs = torch.cartesian_prod(rows, torch.arange(5))
+    whole = once.select(pairs[:, 0], pairs[:, 1])
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1))
+    for some in order.split(9):
+        assert torch.equal(bit_by_bit.select(*pairs[some].T), whole[some])
+    ink = whole.float().sum((1, 2)).view(len(rows), 5)
+    assert (ink[:, 1:].diff(dim=1) > 0).all()
+    printed = rows < len(once.printed)
+    assert torch.equal(whole.view(len(rows), 5, 48, 48)[printed, 0], once.printed[rows[printed]])
+    assert once.is_handwritten[rows].tolist() == (~printed).tolist()
 
 
 @pytest.mark.slow

@@ -6,13 +6,13 @@ import pytest
 from kills import SETTINGS, end, killed_until_done, outcome, start
 
 SETTINGS += [
-    "train.epochs=60",
+    "train.epochs=20",
     "train.batch_size=8",
     "train.optimizer=adam",
     "task.augment=crop",
     "method.n_ctx=3",
 ]
-STEPS = 300
+STEPS = 100
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_killed_in_the_middle(undisturbed, tmp_path):
-    killed_until_done(tmp_path, ["0/33/loss", "0/150/end"])
+    killed_until_done(tmp_path, ["0/33/loss", "0/70/end"])
     assert outcome(tmp_path) == undisturbed
 
 

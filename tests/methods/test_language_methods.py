@@ -83,7 +83,19 @@ CELLS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "family", "reader"), CELLS)
+# the others have the blocks of llama and of bert, which all readers meet
+QUICK_READERS = {"gpt2": ("linear", "verbalizer", "response"), "qwen2": ("linear",), "roberta": ("linear",)}
+
+
+def quick_or_slow(cells):
+    """Every kind of model with every reader is quick; so is every family with one."""
+    return [
+        pytest.param(*cell, marks=[] if cell[2] in QUICK_READERS.get(cell[1], READERS) else pytest.mark.slow)
+        for cell in cells
+    ]
+
+
+@pytest.mark.parametrize(("name", "family", "reader"), quick_or_slow(CELLS))
 def test_matrix(name, family, reader, lm):
     """Two steps: the loss is finite, gradients are in the method alone, the state comes back without data."""
     if name == "mlp" and reader in ("tags", "response"):
@@ -147,7 +159,9 @@ def test_every_parameter_gets_a_gradient(name, lm):
     assert seen == set(live)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["llama", "bert", "t5", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen2", "gpt2", "roberta"))]
+)
 @pytest.mark.parametrize("name", ["lora", "prefix_tuning", "prompt_tuning", "full"])
 def test_it_learns(name, family, lm):
     """Twelve texts by heart; tokens before the text can't turn a random model's answers far."""
@@ -389,18 +403,27 @@ def test_what_a_benchmark_tells_beside_accuracy():
     assert benchmark_metric("accuracy", said, labels) == benchmark_metric(None, said, labels) == {}
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "prefix_tuning", "adapter"])
-def test_what_was_learned_is_written(name, lm):
+QUICK_WRITERS = (("full", "llama"), ("lora", "llama"), ("prefix_tuning", "t5"), ("adapter", "t5"))
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        pytest.param(name, family, marks=[] if (name, family) in QUICK_WRITERS else pytest.mark.slow)
+        for name in ("full", "lora", "prefix_tuning", "adapter")
+        for family in ("llama", "t5")
+    ],
+)
+def test_what_was_learned_is_written(name, family, lm):
     """Responses by heart come back through generation, from the trained weights and the prompt."""
     lr = {"lora": 0.02, "prefix_tuning": 0.3, "full": 0.002, "adapter": 0.02}[name]
-    for family in ("llama", "t5"):
-        method = make(name, lm(family), "response", **({"hidden_dim": None} if name == "prefix_tuning" else {}))
-        split = texts(12, 1, "response")
-        method.begin_lesson(Lesson(split), make_generator(0))
-        list(fit(method, Lesson(split), TrainConfig(epochs=60, batch_size=12, lr=lr, warmup=0, optimizer="adamw")))
-        told = evaluate(method, Split(split.items, split.labels, split.names, info={"max_new_tokens": 6})).metrics
-        assert told["token_accuracy"] > 90
-        assert told["exact_match"] > 75
+    method = make(name, lm(family), "response", **({"hidden_dim": None} if name == "prefix_tuning" else {}))
+    split = texts(12, 1, "response")
+    method.begin_lesson(Lesson(split), make_generator(0))
+    list(fit(method, Lesson(split), TrainConfig(epochs=60, batch_size=12, lr=lr, warmup=0, optimizer="adamw")))
+    told = evaluate(method, Split(split.items, split.labels, split.names, info={"max_new_tokens": 6})).metrics
+    assert told["token_accuracy"] > 90
+    assert told["exact_match"] > 75
 
 
 def test_a_warm_up_as_long_as_the_training_is_told(lm):

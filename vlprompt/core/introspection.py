@@ -41,8 +41,11 @@ def apply_compute_options(method: nn.Module, options: ComputeOptions) -> Iterato
 
 def feature_caches(method: nn.Module) -> list[FeatureStore]:
     """The feature caches of a method's towers, each once, in an order that is the same in every process."""
-    caches = (vars(tower).get("feature_cache") for tower in _iter_towers(method) if isinstance(tower, Tower))
-    return list({id(cache): cache for cache in caches if cache is not None}.values())
+    owners = (
+        value for value in _iter_towers(method) if getattr(value, "__dict__", {}).get("feature_cache") is not None
+    )
+    caches = (vars(owner)["feature_cache"] for owner in owners if isinstance(owner, Tower))  # slow, so asked last
+    return list({id(cache): cache for cache in caches}.values())
 
 
 def _require_support(

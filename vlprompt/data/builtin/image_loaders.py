@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import ImageItem, persistent_key
@@ -21,6 +21,7 @@ def _load_digits_dataset(names: Names) -> RawDataset:
     return RawDataset(names, parts, _build_digit_item)
 
 
+@cache
 def _build_digit_item(path: str) -> ImageItem:
     from vlprompt.data.builtin import digits
 
@@ -53,6 +54,7 @@ def _load_digit_domains(names: Names) -> RawDataset:
     return RawDataset(names, parts, _build_domain_digit_item, domains=digit_domains.DOMAINS)
 
 
+@cache
 def _build_domain_digit_item(path: str) -> ImageItem:
     from vlprompt.data.builtin import digit_domains
     from vlprompt.data.builtin.glyphs.dataset import open_glyph

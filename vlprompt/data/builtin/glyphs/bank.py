@@ -1,6 +1,7 @@
 """Glyph masks from the fonts that matplotlib ships and from pen strokes."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vlprompt.data.builtin.glyphs.pens import DIGIT_STROKES, draw_digit
+from vlprompt.data.builtin.glyphs.pens import DIGIT_STROKES, WrittenDigit
 from vlprompt.data.builtin.glyphs.words import LETTERS, SAME_IN_BOTH_CASES, SYMBOLS
 
 MASK_SIZE = 48  # pixels of a mask's side; the glyph fills 5/6 of it
@@ -41,19 +42,53 @@ PEN_WIDTHS = (2.6, 2.0, 3.4, 5.0, 6.8)  # widths of the written digits, for the 
 
 @dataclass(frozen=True)
 class GlyphBank:
-    """Masks of all glyphs and their attributes.
+    """Masks of all glyphs, each drawn when it is first asked for, and their attributes.
 
     Args:
-        masks: uint8 (M, 5, MASK_SIZE, MASK_SIZE), level 0 as printed, 1..4 by stroke thickness.
-        kind: class of each mask (M,).
+        printed: uint8 (P, MASK_SIZE, MASK_SIZE), the first P glyphs as printed.
+        written: digits of pen strokes, the glyphs after those.
+        kind: class of each glyph (M,).
         case: (M,), 0 if both cases look the same, 1 lower, 2 upper.
-        is_handwritten: (M,), whether a mask is drawn from pen strokes.
+        is_handwritten: (M,), whether a glyph is drawn from pen strokes.
     """
 
-    masks: Tensor
+    printed: Tensor
+    written: Sequence[WrittenDigit]
     kind: Tensor
     case: Tensor
     is_handwritten: Tensor
+    _masks: Tensor = field(init=False)  # uint8 (M, 5, MASK_SIZE, MASK_SIZE)
+    _is_drawn: Tensor = field(init=False)  # (M, 5)
+
+    def __post_init__(self) -> None:
+        n, levels = len(self.kind), len(PEN_WIDTHS)
+        object.__setattr__(self, "_masks", torch.zeros(n, levels, MASK_SIZE, MASK_SIZE, dtype=torch.uint8))
+        object.__setattr__(self, "_is_drawn", torch.zeros(n, levels, dtype=torch.bool))
+
+    def select(self, rows: Tensor, levels: Tensor) -> Tensor:
+        """Return the masks (n, MASK_SIZE, MASK_SIZE) of glyphs, uint8: level 0 as printed, 1..4 by stroke thickness."""
+        missing = torch.stack([rows, levels], 1)[~self._is_drawn[rows, levels]].unique(dim=0)
+        self._draw_printed(missing[missing[:, 0] < len(self.printed)])
+        for row, level in missing[missing[:, 0] >= len(self.printed)].tolist():
+            mask = self.written[row - len(self.printed)].draw(PEN_WIDTHS[level])
+            self._masks[row, level] = torch.from_numpy(mask.copy())
+        self._is_drawn[missing[:, 0], missing[:, 1]] = True  # last, for a thread that reads at the same time
+        return self._masks[rows, levels]
+
+    def _draw_printed(self, missing: Tensor) -> None:
+        """Draw (row, level) of printed glyphs."""
+        rows = missing[missing[:, 1] == 0, 0]
+        self._masks[rows, 0] = self.printed[rows]
+        thin = missing[missing[:, 1] > 0, 0].unique()
+        if not len(thin):
+            return
+        bones = torch.from_numpy(skeletonize(self.printed[thin].numpy() > 110)).float()[:, None]
+        y, x = torch.meshgrid(torch.arange(-4, 5.0), torch.arange(-4, 5.0), indexing="ij")
+        for level, radius in enumerate(PEN_RADII, 1):
+            rows = missing[missing[:, 1] == level, 0]
+            disc = ((y**2 + x**2) <= radius**2 + 0.3).float()[None, None]
+            inked = F.conv2d(bones[torch.searchsorted(thin, rows)], disc, padding=4) > 0
+            self._masks[rows, level] = inked[:, 0].to(torch.uint8) * 255
 
 
 def _draw_mask(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
@@ -113,7 +148,7 @@ def _iter_characters(code_points):
 
 @cache
 def build_bank() -> GlyphBank:
-    """Draw all masks, deterministically, once per process (a few seconds)."""
+    """Return all glyphs, deterministically, once per process."""
     import matplotlib
     from fontTools.ttLib import TTFont
 
@@ -122,23 +157,15 @@ def build_bank() -> GlyphBank:
     code_points = cache(lambda name: set(TTFont(folder / f"{name}.ttf").getBestCmap() or ()))
     candidates = ((_draw_mask(fonts[f], c), kind, case) for f, c, kind, case in _iter_characters(code_points))
     drawn = [(mask, kind, case) for mask, kind, case in candidates if mask is not None]
-    printed = np.stack([mask for mask, _, _ in drawn])
-    bones = torch.from_numpy(skeletonize(printed > 110)).float()[:, None]
-    y, x = torch.meshgrid(torch.arange(-4, 5.0), torch.arange(-4, 5.0), indexing="ij")
-    levels = [torch.from_numpy(printed)[:, None]]
-    for radius in PEN_RADII:
-        disc = ((y**2 + x**2) <= radius**2 + 0.3).float()[None, None]
-        levels.append((F.conv2d(bones, disc, padding=4) > 0).to(torch.uint8) * 255)
+    printed = torch.from_numpy(np.stack([mask for mask, _, _ in drawn]))
     rng = np.random.RandomState(0)
-    variants = [
-        (digit, variant, i)
+    written = [
+        WrittenDigit.sample(digit, variant, rng, MASK_SIZE)
         for digit in DIGIT_STROKES
         for variant in range(len(DIGIT_STROKES[digit]))
-        for i in range(72 // len(DIGIT_STROKES[digit]))
+        for _ in range(72 // len(DIGIT_STROKES[digit]))
     ]
-    written = np.stack([draw_digit(digit, variant, rng, MASK_SIZE, PEN_WIDTHS) for digit, variant, _ in variants])
-    kinds = [kind for _, kind, _ in drawn] + [digit for digit, _, _ in variants]
-    cases = [case for *_, case in drawn] + [0] * len(variants)
+    kinds = [kind for _, kind, _ in drawn] + [digit.digit for digit in written]
+    cases = [case for *_, case in drawn] + [0] * len(written)
     is_handwritten = torch.arange(len(kinds)) >= len(drawn)
-    masks = torch.cat([torch.cat(levels, 1), torch.from_numpy(written)])
-    return GlyphBank(masks, torch.tensor(kinds), torch.tensor(cases), is_handwritten)
+    return GlyphBank(printed, written, torch.tensor(kinds), torch.tensor(cases), is_handwritten)

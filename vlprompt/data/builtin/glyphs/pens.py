@@ -1,6 +1,8 @@
 """Handwritten digits: strokes through control points that are jittered for every sample."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -104,25 +106,39 @@ def _spline(points: np.ndarray, n: int = 10) -> np.ndarray:
     return np.concatenate([*parts, points[-1:]])
 
 
-def draw_digit(
-    digit: int, variant: int, rng: np.random.RandomState, size: int, widths: tuple[float, ...]
-) -> np.ndarray:
-    """Draw one sample of a digit at several pen widths (pixels): uint8 (widths, size, size), white on black."""
-    strokes = []
-    for kind, points in DIGIT_STROKES[digit][variant]:
-        p = np.array(points) + rng.randn(len(points), 2) * 0.045
-        strokes.append(_spline(p) if kind == "curve" else p)
-    ends = np.concatenate(strokes)
-    middle, squeeze = (ends.min(0) + ends.max(0)) / 2, np.array([0.62 * math.exp(rng.randn() * 0.15), 1.0])
-    strokes = [(s - middle) * squeeze for s in strokes]
-    extent, levels, fine = max(np.abs(np.concatenate(strokes)).max() * 2, 0.2), [], 4
-    for width in widths:
-        canvas = Image.new("L", (size * fine, size * fine), 0)
-        pen, scale, r = ImageDraw.Draw(canvas), (size * 5 / 6 - width) * fine / extent, width * fine / 2
-        for stroke in strokes:
-            path = [tuple(q) for q in (stroke * scale + size * fine / 2).tolist()]
+@dataclass(frozen=True)
+class WrittenDigit:
+    """A sample of a digit.
+
+    Args:
+        digit: which.
+        strokes: points (k, 2) of each, around the origin.
+        size: pixels of the image's side.
+    """
+
+    digit: int
+    strokes: Sequence[np.ndarray]
+    size: int
+
+    @classmethod
+    def sample(cls, digit: int, variant: int, rng: np.random.RandomState, size: int) -> "WrittenDigit":
+        """Sample the strokes of a variant of a digit."""
+        strokes = []
+        for kind, points in DIGIT_STROKES[digit][variant]:
+            p = np.array(points) + rng.randn(len(points), 2) * 0.045
+            strokes.append(_spline(p) if kind == "curve" else p)
+        ends = np.concatenate(strokes)
+        middle, squeeze = (ends.min(0) + ends.max(0)) / 2, np.array([0.62 * math.exp(rng.randn() * 0.15), 1.0])
+        return cls(digit, [(s - middle) * squeeze for s in strokes], size)
+
+    def draw(self, width: float) -> np.ndarray:
+        """Draw it with a pen of this width in pixels: uint8 (size, size), white on black."""
+        extent, fine = max(np.abs(np.concatenate(self.strokes)).max() * 2, 0.2), 4
+        canvas = Image.new("L", (self.size * fine, self.size * fine), 0)
+        pen, scale, r = ImageDraw.Draw(canvas), (self.size * 5 / 6 - width) * fine / extent, width * fine / 2
+        for stroke in self.strokes:
+            path = [tuple(q) for q in (stroke * scale + self.size * fine / 2).tolist()]
             pen.line(path, fill=255, width=round(width * fine), joint="curve")
             for x, y in (*path[::3], path[-1]):
                 pen.ellipse([x - r, y - r, x + r, y + r], fill=255)
-        levels.append(np.asarray(canvas.resize((size, size), Image.Resampling.BOX)))
-    return np.stack(levels)
+        return np.asarray(canvas.resize((self.size, self.size), Image.Resampling.BOX))

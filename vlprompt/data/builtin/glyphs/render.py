@@ -83,7 +83,7 @@ class GlyphRenderer:
         kinds, cases, hands = (attributes[a].tolist() for a in ("kind", "case", "hand"))
         rows = torch.tensor([self._choose_mask(*key) for key in zip(kinds, cases, hands, strict=True)])
         written = torch.where(stroke < 0, 1, torch.where(stroke > 0, 4, 2 + (self._uniform(n) < 0.5).long()))
-        mask = self.bank.masks[rows, torch.where(hand, written, 0)].float()[:, None] / 255
+        mask = self.bank.select(rows, torch.where(hand, written, 0)).float()[:, None] / 255
         thick, thin = ~hand & (stroke > 0), ~hand & (stroke < 0)
         mask[thick] = F.max_pool2d(mask[thick], 5, 1, 2)
         mask[thin] = 0.4 * mask[thin] - 0.6 * F.max_pool2d(-mask[thin], 2, 1, 1)[:, :, :MASK_SIZE, :MASK_SIZE]
