@@ -36,7 +36,8 @@ from 1, 4 and 16 images a class, three draws each (few_shot), from base to new d
   $(DEMO)/predictions.png   test images with the answers of a learned prompt
   $(DEMO)/*/*/              a folder for each run: configuration, steps, learned prompt, result
 Try next (after: source $(VENV)/bin/activate):
-  vlprompt run coop path/to/your/photos --shots 4      a folder with a sub-folder for each class
+  vlprompt run coop path/to/your/photos --shots 4 --backbone open_clip:ViT-B-16/openai
+                                                       a folder with a sub-folder for each class; a CLIP that knows photographs is downloaded
   vlprompt run maple digits --seed 1,2,3               another method; vlprompt list methods gives all
   vlprompt show coop                                   the paper, the settings, the recipes and their expected numbers
 endef
@@ -66,6 +67,7 @@ lint: $(BIN)/.ready
 
 docs: $(BIN)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open it with its search: $(BIN)/python -m http.server --directory site"
 
 bench: $(BIN)/.ready
 	$(BIN)/python tools/bench all --short

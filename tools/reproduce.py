@@ -212,11 +212,12 @@ def main(arguments=None):
     from cost_estimate import find_dataset_size
 
     from vlprompt.backbones import load
+    from vlprompt.backbones.schemes import SINGLE_THREADED_BACKBONES
     from vlprompt.experiments import paper_recipes
-    from vlprompt.experiments.sweep import SINGLE_THREADED_BACKBONES, get_run_folder
+    from vlprompt.experiments.sweep import get_run_folder
     from vlprompt.runtime.settings import SETTINGS
 
-    SETTINGS.data_root = o.root
+    SETTINGS.data_root, SETTINGS.threads = o.root, o.threads
 
     try:
         every = build_configs(o, paper_recipes.load_reference())

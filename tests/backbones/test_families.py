@@ -454,6 +454,27 @@ def test_the_code_in_a_torchscript_archive_is_not_run(tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
+def test_the_code_of_a_folders_tokenizer_is_not_run(tmp_path):
+    model, _ = library(OPENAI["ViT"])
+    text = OPENAI["ViT"]["text_cfg"] | {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": OPENAI["ViT"] | {"text_cfg": text}, "preprocess_cfg": {}})
+    )
+    torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "zz", "auto_map": {"AutoConfig": "evil.C"}}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["evil.T", None]}})
+    )
+    (tmp_path / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+        "from transformers import PretrainedConfig, PreTrainedTokenizer\n"
+        "class T(PreTrainedTokenizer): pass\nclass C(PretrainedConfig): model_type = 'zz'\n"
+    )
+    with pytest.raises((ValueError, OSError), match="local-dir"):
+        load(f"open_clip:local-dir:{tmp_path}", "cpu")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_torchscript_weights_are_those_that_torch_reads(tmp_path):
     class Parts(nn.Module):
         def __init__(self):

@@ -88,3 +88,28 @@ def test_without_arguments_it_says_where_to_start(type_in):
         ["vlprompt", "list", "methods"],
     ]
     assert "vlprompt --help" in text
+
+
+def test_places_that_are_no_folders_are_told(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VLPROMPT_DATA", str(tmp_path / "file"))
+    assert f"--root: expected a folder, got the file '{tmp_path / 'file'}'" in read_problems(capsys)
+    monkeypatch.setenv("VLPROMPT_DATA", "~nobody_of_this_name/data")
+    assert "VLPROMPT_DATA: expected a folder, got '~nobody_of_this_name/data'" in read_problems(capsys)
+
+
+def test_a_package_whose_metadata_is_broken_leaves_the_rest_of_the_report(monkeypatch, capsys):
+    def fail():
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    monkeypatch.setattr(installation, "read_packages", fail)
+    assert "packages: UnicodeDecodeError" in read_problems(capsys)
+
+
+def read_problems(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["doctor", "--json"])
+    assert end.value.code == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["devices"]
+    return " ".join(report["problems"])

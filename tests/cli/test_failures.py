@@ -336,3 +336,14 @@ def test_a_regression_that_does_not_converge_is_told_in_one_sentence(type_in, mo
     assert text.count("warning:") == 1
     assert "ConvergenceWarning" not in text
     assert "method.normalize=true" in text
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_a_pattern_that_matches_two_runs_is_told(type_in, tmp_path, command):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("seed: 1\n")
+    code, text = type_in(command, str(tmp_path / "one"), str(tmp_path / "two"), "digits")
+    assert code == 2
+    assert "run: expected one run, got 2 (" in text
+    assert "Name one, or a longer pattern." in text

@@ -1,5 +1,6 @@
 """Warnings and log messages of libraries reach the terminal as one line each, from threads and from C++ too."""
 
+import logging
 import os
 import re
 import subprocess
@@ -9,6 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from vlprompt.cli.display.console import make_console
+from vlprompt.cli.display.warnings import show_warnings
 
 COMMAND = str(Path(sys.executable).with_name("vlprompt"))
 NOISY = """
@@ -91,8 +95,35 @@ def test_all_that_libraries_say_is_one_line(tmp_path, hub):
         "warning: some_library: its own handler$",
     ):
         assert len([line for line in lines if re.match(beginning, line)]) == 1, (beginning, done.stderr)
-    assert len(lines) == 5, lines
+    assert len(lines) == 7, lines  # urllib3's three tries differ
     raw = [line for line in done.stderr.splitlines() if line not in lines]
     for part in ("ConvergenceWarning", "Retrying in", "HTTP Error", "WARNING:root", "nothing to see", "[W"):
         assert not any(part in line for line in raw), raw
     assert (tmp_path / "library.log").read_text() == "its own handler\n"
+
+
+def test_messages_of_logs_are_not_lost(capsys, monkeypatch):
+    log = logging.getLogger("beetroot.part")
+    log.propagate = False  # pytest's own handler raises
+    with show_warnings(make_console(stderr=True)):
+        log.addHandler(logging.StreamHandler())
+        try:
+            for text in ("GPU 0 is broken", "GPU 1 is broken", "GPU 1 is broken", "[red] 100% %s"):
+                log.warning(text)
+            monkeypatch.setattr(logging, "raiseExceptions", False)
+            log.error("%d", "many")  # can't be formatted: ends nothing
+            try:
+                raise KeyError("the cause")
+            except KeyError:
+                log.exception("it failed")
+            for i in range(9):
+                log.warning("step %d", i)
+        finally:
+            log.handlers.clear()
+    lines = capsys.readouterr().err.splitlines()
+    expected = ["GPU 0 is broken", "GPU 1 is broken", "[red] 100% %s"]
+    assert [line for line in lines if "GPU" in line or "red" in line] == [f"warning: beetroot: {e}" for e in expected]
+    assert "error: beetroot: it failed (KeyError: 'the cause')" in lines
+    steps = [line for line in lines if line.startswith("warning: beetroot: step") or "more of the kind" in line]
+    assert steps[-1] == "warning: beetroot: more of the kind follows (VLPROMPT_DEBUG=1 shows all)"
+    assert len(steps) == 4

@@ -15,7 +15,7 @@ from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.experiments.runner import run
 from vlprompt.layers import heads
-from vlprompt.methods import CoCoOp, CoOp, Linear
+from vlprompt.methods import CoCoOp, CoOp, Linear, ZeroShot
 from vlprompt.runtime.errors import NonFiniteError
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import FewShot
@@ -240,3 +240,15 @@ def test_logits_that_are_no_numbers_make_no_prediction(tiny):
         method.ctx[:] = torch.nan
     with pytest.raises(NonFiniteError, match=r"expected logits that are numbers, got NaN for 3 of 3 items\. Check"):
         evaluate(method, data.test.select(range(3)))
+
+
+def test_a_small_backbone_runs_on_one_thread_and_leaves_the_others_as_they_were():
+    threads, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        method, task = ZeroShot(vlprompt.load("glyph/random")), FewShot("digits", shots=1, seed=1)
+        run(method, task, TrainConfig(epochs=1), on_event=lambda event: seen.append(torch.get_num_threads()))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert set(seen) == {1}

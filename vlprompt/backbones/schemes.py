@@ -11,6 +11,9 @@ from vlprompt.runtime.errors import suggest_nearest
 if TYPE_CHECKING:
     from vlprompt.core.towers import Backbone
 
+# their operations are so small that more threads than one only slow them
+SINGLE_THREADED_BACKBONES = ("glyph", "glyph/random", "glyph-vit", "glyph-vit/random", "pixels")
+
 
 @dataclass(frozen=True)
 class Scheme:

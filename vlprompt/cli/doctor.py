@@ -41,14 +41,15 @@ def build_report() -> dict[str, Any]:
     """Return everything as values of JSON; "problems" are what has to be mended before a run can work."""
     from vlprompt.runtime.installation import describe_missing_extras, find_version, read_packages
 
-    packages = read_packages()
-    problems = [
+    problems: list[str] = []
+    packages = _collect(read_packages, "packages", problems) or []
+    problems += [
         f"{p.name}: expected a version {p.wanted or 'of any number'}, got {p.installed or 'none'}. "
         f"Run pip install '{p.name}{p.wanted}'."
         for p in packages
         if not p.extra and not p.fits
     ]
-    if not packages:
+    if not packages and not problems:
         problems.append("vlprompt: expected an installed package, got a checkout on the path. Run pip install -e .")
     report: dict[str, Any] = {
         "version": find_version("vlprompt"),
@@ -58,6 +59,11 @@ def build_report() -> dict[str, Any]:
         "data": _collect(_read_data, "data", problems),
         "environment": _read_environment(problems),
     }
+    folders = {"--root": report["data"]["root"]} if report["data"] else {}
+    folders |= {"--feature-cache": report["caches"]["features"]["folder"]} if report["caches"] else {}
+    for setting, folder in folders.items():
+        if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+            problems.append(f"{setting}: expected a folder, got the file {folder!r}. Name another place.")
     return report | {"missing": describe_missing_extras(packages), "problems": problems}
 
 
@@ -66,7 +72,8 @@ def _collect(read: Any, subject: str, problems: list[str]) -> Any:
     try:
         return read()
     except Exception as error:  # a broken library raises anything when it is imported
-        message = str(error) if isinstance(error, ValueError) else f"{subject}: {type(error).__name__}: {error}"
+        is_told = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
+        message = str(error) if is_told else f"{subject}: {type(error).__name__}: {error}"
         problems.append(" ".join(message.split()))
         return None
 
@@ -139,6 +146,7 @@ def _read_environment(problems: list[str]) -> dict[str, str]:
         settings.CACHE_FOLDER_VARIABLE,
         settings.CACHE_SIZE_VARIABLE,
         errors.DEBUG_VARIABLE,
+        "VLPROMPT_GOLDEN",  # of the tests
     )
     for name in sorted(name for name in os.environ if name.startswith("VLPROMPT_") and name not in ours):
         problems.append(f"{name}: expected a variable that is read, got another; {errors.suggest_nearest(name, ours)}")

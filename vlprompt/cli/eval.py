@@ -14,6 +14,7 @@ from vlprompt.cli.options import (
     RootOption,
     RunArgument,
     SkipBrokenOption,
+    require_one_run,
     set_data_root,
     set_feature_cache,
 )
@@ -24,10 +25,11 @@ console = make_console()
 def evaluate(
     folder: RunArgument,
     dataset: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
             help="A card's name, a folder or file of images; its classes are the answers. Default: what the run was "
-            "tested on."
+            "tested on.",
+            metavar="DATASET",
         ),
     ] = None,
     backbone: MovedBackboneOption = None,
@@ -50,11 +52,14 @@ def evaluate(
 
     set_data_root(root)
     set_feature_cache(feature_cache)
+    require_one_run([folder, *map(Path, dataset or [])])
+    if len(names := dataset or []) > 1:
+        raise ValueError(f"eval: expected one dataset, got {', '.join(names)}. Give one command for each.")
 
     def report(note: str) -> None:
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    metrics = evaluate_run(folder, dataset, backbone, device, skip_broken, figure, layout, report)
+    metrics = evaluate_run(folder, names[0] if names else None, backbone, device, skip_broken, figure, layout, report)
     for name, value in metrics.items():
         console.print(f"{name:18} {value:.2f}", highlight=False)
     if figure is not None:

@@ -19,7 +19,7 @@ NEEDS = {  # annotation of a constructor's argument -> what the method needs; in
 }
 DEFAULT_USES = {  # what a method whose file says nothing else is for, by what it needs
     "a CLIP": "few-shot, base to new, transfer",
-    "another method": "what that method is for",
+    "another method": "as the method inside",
     "an image tower": "few-shot, VTAB",
     "an image tower or a language model": "few-shot, VTAB, text",
     "a language model": "text",

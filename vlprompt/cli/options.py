@@ -109,6 +109,13 @@ def parse_integers(text: str | None, option: str) -> list[int | None]:
         ) from None
 
 
+def require_one_run(paths: list[Path]) -> None:
+    """ValueError where a pattern such as runs/coop-* has matched several run folders."""
+    runs = [str(path) for path in paths if (path / "config.yaml").is_file()]
+    if len(runs) > 1:
+        raise ValueError(f"run: expected one run, got {len(runs)} ({', '.join(runs)}). Name one, or a longer pattern.")
+
+
 def set_data_root(root: Path | None) -> None:
     """Set the folder of datasets for this process."""
     if root is not None:

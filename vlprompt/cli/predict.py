@@ -13,6 +13,7 @@ from vlprompt.cli.options import (
     MovedBackboneOption,
     RunArgument,
     SkipBrokenOption,
+    require_one_run,
     set_feature_cache,
 )
 
@@ -43,6 +44,7 @@ def predict(
     from vlprompt.experiments import predict_images, predict_texts
 
     set_feature_cache(feature_cache)
+    require_one_run([folder, *(files or [])])
     files, output_format = files or [], "json" if json else "csv" if csv else "lines"
     if text or (files and all(path.suffix in TEXT_SUFFIXES for path in files)):
         if figure is not None:

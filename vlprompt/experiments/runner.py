@@ -1,8 +1,8 @@
 """run: train and test a method on a task, resumably, and write one folder."""
 
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vlprompt.backbones.cache.stats import CacheStats
+from vlprompt.backbones.schemes import SINGLE_THREADED_BACKBONES
 from vlprompt.config.describe import describe_run, to_plain_value
 from vlprompt.config.run_config import RunConfig
 from vlprompt.core.batch import Split
@@ -34,6 +35,7 @@ from vlprompt.results.step_log import StepLog
 from vlprompt.runtime import collectives, distributed, memory
 from vlprompt.runtime.errors import NonFiniteError, UnknownClassError
 from vlprompt.runtime.seeding import make_generator
+from vlprompt.runtime.settings import SETTINGS
 from vlprompt.tasks import Task
 
 MEMORY_SETTINGS = ("micro_batch_size", "text_micro_batch", "activation_checkpointing")
@@ -108,8 +110,21 @@ def run(
             run_folder.remove_leftovers()
         return result
     job.inputs = inputs
-    with nullcontext() if run_folder is None else run_folder.open(config_dict, inputs):
+    opened = nullcontext() if run_folder is None else run_folder.open(config_dict, inputs)
+    with _use_threads(run_config.backbone), opened:
         return read_finished() or job.execute()
+
+
+@contextmanager
+def _use_threads(backbone: str) -> Iterator[None]:
+    """Compute with the threads that were asked for, or with one where more only slow a small backbone."""
+    before = torch.get_num_threads()
+    is_small = backbone.partition(":")[0] in SINGLE_THREADED_BACKBONES
+    torch.set_num_threads(SETTINGS.threads or (1 if is_small else before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _require_valid_options(max_lessons: int | None, memory_overrides: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlprompt.backbones.schemes import SINGLE_THREADED_BACKBONES
 from vlprompt.config.build import build_method, build_task
 from vlprompt.config.resolve import load_layered_config, resolve_grid
 from vlprompt.config.run_config import RunConfig, hash_config
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from vlprompt.tasks import Task
 
 # backbones whose passes are so short that a second thread only waits for the first
-SINGLE_THREADED_BACKBONES = ("glyph", "glyph/random", "glyph-vit", "glyph-vit/random", "pixels")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class LoadedBackbones:
         from vlprompt.core.towers import find_preprocessing, with_preprocessing
         from vlprompt.data.images.preprocess_presets import resolve_preprocessing
 
+        SETTINGS.threads = self.options.threads
         if self.options.threads or config.backbone.partition(":")[0] in SINGLE_THREADED_BACKBONES:
             torch.set_num_threads(self.options.threads or 1)
         backbone = self._load_once(config.backbone)

@@ -25,7 +25,7 @@ from vlprompt.metrics import entropy
 
 
 class Entropy(MethodWrapper):
-    """Entropy minimisation on unlabelled images, around any method.
+    """A term for confident answers to unlabelled images, around any method.
 
     Args:
         method: the wrapped method.

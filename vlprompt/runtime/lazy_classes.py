@@ -10,11 +10,23 @@ from typing import Any
 
 @cache
 def find_public_classes(folder: Path) -> dict[str, str]:
-    """Return the public class of each file: {"few_shot": "FewShot", ...}."""
+    """Return the public class of each file: {"few_shot": "FewShot", ...}.
+
+    Raises:
+        ValueError: for a file that is no Python, or has no public class.
+    """
     classes = {}
     for path in sorted(folder.glob("[!_]*.py")):
-        body = ast.parse(path.read_text("utf-8")).body
-        classes[path.stem] = next(n.name for n in body if isinstance(n, ast.ClassDef) and n.name[0] != "_")
+        try:
+            body = ast.parse(path.read_bytes()).body
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"{str(path)!r}: expected Python, got a file that is none ({error}). Mend it.") from error
+        names = [node.name for node in body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
+        if not names:
+            raise ValueError(
+                f"{str(path)!r}: expected a public class, got none. Add one, or call the file _{path.name}."
+            )
+        classes[path.stem] = names[0]
     return classes
 
 

@@ -10,6 +10,14 @@ CACHE_FOLDER_VARIABLE, CACHE_SIZE_VARIABLE = "VLPROMPT_FEATURE_CACHE", "VLPROMPT
 DEFAULT_CACHE_BYTES = 10 * 10**9
 
 
+def _expand_home(folder: Path | str, setting: str) -> Path:
+    """Return a path with ~ replaced; ValueError for the home of nobody."""
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{setting}: expected a folder, got {str(folder)!r} ({error}). Name it without ~.") from error
+
+
 @dataclass
 class RuntimeSettings:
     """What the command line sets once; environment variables stand in for what is not set.
@@ -20,6 +28,7 @@ class RuntimeSettings:
         decode_workers: threads that decode images; default one for each CPU.
         verify_data: read every file again to compare contents, instead of trusting sizes and times.
         memory_limit_mb: how much the process may take (2**20 bytes).
+        threads: of torch's operations in a run; None for one with a small backbone, else as many as torch has.
     """
 
     data_root: Path | None = None
@@ -27,14 +36,15 @@ class RuntimeSettings:
     decode_workers: int | None = None
     verify_data: bool = False
     memory_limit_mb: float = math.inf
+    threads: int | None = None
 
     def get_data_root(self) -> Path:
-        return Path(self.data_root or os.environ.get(DATA_ROOT_VARIABLE) or "data").expanduser()
+        return _expand_home(self.data_root or os.environ.get(DATA_ROOT_VARIABLE) or "data", DATA_ROOT_VARIABLE)
 
     def get_cache_folder(self) -> Path | None:
         """Return the folder of cached features; None for nowhere."""
         if folder := self.feature_cache or os.environ.get(CACHE_FOLDER_VARIABLE):
-            return None if folder == "none" else Path(folder).expanduser()
+            return None if folder == "none" else _expand_home(folder, CACHE_FOLDER_VARIABLE)
         user_cache = os.environ.get("XDG_CACHE_HOME")
         return (Path(user_cache) if user_cache else Path("~/.cache").expanduser()) / "vlprompt" / "features"
 

@@ -131,8 +131,8 @@ def _resize(image: Image.Image, preprocessing: Preprocessing) -> Any:
         width, height = (short, long) if image.size[0] < image.size[1] else (long, short)
     if width * height > MAX_RESIZED_PIXELS:
         raise ValueError(
-            f"image: expected sides of a ratio that can be resized, got {image.size[0]} x {image.size[1]} pixels, which "
-            f"would be {width} x {height}. Cut or remove it, or set preprocess.resize=squash."
+            f"image: expected sides of a ratio that can be resized, got {image.size[0]} x {image.size[1]} pixels, "
+            f"which would be {width} x {height}. Cut or remove it, or set preprocess.resize=squash."
         )
     if preprocessing.antialias:
         return _resize_to(image, width, height, preprocessing)
