@@ -66,7 +66,7 @@ def test_a_dead_link_is_found():
 
 STUB = """
 command_not_found_handle() { :; }
-show() { printf '%s' "$LINE"; printf '\\37%s' "$@"; printf '\\36'; }
+show() { local words; printf -v words '\\37%s' "$@"; printf '%s%s\\36' "$LINE" "$words"; }
 vlprompt() { show "$@"; }
 torchrun() { while [ $# -gt 0 ] && [ "$1" != vlprompt ]; do shift; done; [ $# -gt 0 ] && shift && show "$@"; }
 """
@@ -80,7 +80,7 @@ def expand_commands(page, folder):
             (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
             (folder / block.title).write_text(block.text, "utf-8")
         if block.kind == "bash" and not block.title:
-            script += f"LINE={block.line}\n{block.text}\n"
+            script += f"LINE={block.line}\n{block.text}\nwait\n"
     shell = [shutil.which("bash"), "--norc", "-c", script]
     out = subprocess.run(
         shell, cwd=folder, env={"PATH": "", "HOME": str(folder)}, capture_output=True, text=True, timeout=60
