@@ -32,10 +32,15 @@ def read_setting(folder, section, name):
         ('"a" {name} "b"', '"a" {name} "b"'),
     ],
 )
-def test_a_template_is_what_was_typed(type_in, tmp_path, typed, template):
-    code, text = type_in(*ZERO_SHOT, f"method.template={typed}")
+def test_a_template_is_what_was_typed(typed, template):
+    [config] = resolve_grid(["zero_shot"], [1], [1], dataset="digits", overrides=[f"method.template={typed}"])
+    assert config.method["template"] == template
+
+
+def test_a_typed_template_stands_in_the_runs_configuration(type_in, tmp_path):
+    code, text = type_in(*ZERO_SHOT, "method.template=&a *b !c {name} #1")
     assert code == 0, text
-    assert read_setting(tmp_path, "method", "template") == template
+    assert read_setting(tmp_path, "method", "template") == "&a *b !c {name} #1"
 
 
 @pytest.mark.parametrize("words", ["a photo #of a", "yes", "1e3", "010", "2020-01-01", "1:30", "${HOME}"])

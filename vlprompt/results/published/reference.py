@@ -8,6 +8,7 @@ from vlprompt.results.comparability import CONTINUAL, DOMAIN
 from vlprompt.results.published import continual_protocol, domain_protocol
 from vlprompt.results.published.continual_protocol import rename_metrics
 from vlprompt.results.published.entries import NumberSource, PublishedResult, Reference
+from vlprompt.runtime.yaml_text import load_yaml
 
 PROTOCOL_VALIDATORS = {  # of the tasks whose numbers have a protocol
     CONTINUAL: continual_protocol.validate_continual_protocol,
@@ -26,11 +27,9 @@ def read_reference(folder: Path) -> Reference:
     Raises:
         ValueError: for an unknown or missing key, an unknown source or a wrong value, with the file.
     """
-    import yaml
-
     entries, averaged_datasets = list[PublishedResult](), dict[str, tuple[str, ...]]()
     for path in sorted(folder.glob("*.yaml")):
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = load_yaml(path.read_text("utf-8"))
         if not isinstance(content, dict) or "published" not in content:
             continue
         _reject_unknown_keys(content, FILE_KEYS, str(path))
