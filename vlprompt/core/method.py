@@ -78,7 +78,8 @@ class Method(nn.Module):
         """The frozen backbone: a Clip that it or a part of it stores, else an image tower or a language model."""
         stored = [value for part in self.modules() for value in vars(part).values()]
         clip = next((value for value in stored if isinstance(value, Clip)), None)
-        return clip or next((value for value in stored if isinstance(value, VisionTower | LanguageTower)), None)
+        named = (value for value in stored if hasattr(value, "spec"))  # whether it is a tower is asked slowly
+        return clip or next((value for value in named if isinstance(value, VisionTower | LanguageTower)), None)
 
     @backbone.setter
     def backbone(self, backbone: Backbone) -> None:

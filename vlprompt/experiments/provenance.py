@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vlprompt.runtime.installation import find_version
 PACKAGES = ("vlprompt", "torch", "torchvision", "open_clip_torch", "timm")
 
 
+@cache  # once a process: it runs the code that it has imported
 def _find_commit() -> str | None:
     """Return the commit of the checkout that the code is in."""
     root = Path(__file__).parents[2]

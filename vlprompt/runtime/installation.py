@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 
 DISTRIBUTION = "vlprompt"
@@ -38,6 +39,7 @@ class Package:
         return "ok" if self.fits else "missing" if self.installed is None else "outside the range"
 
 
+@cache
 def find_version(package: str) -> str | None:
     """Return the installed version of a package, None for none."""
     try:
