@@ -353,7 +353,7 @@ def test_its_recipe_runs(name, task, clip, tmp_path, pictures, small):
     short = ["train.epochs=1", "train.iterations=null"]
     short += {
         "transfer": [f"task.targets=[{pictures}]"],
-        "continual": ["task.stages=5"],
+        "continual": ["task.stages=2"],
         "domain": ["task.source=ink", "task.target=chalk"],
     }.get(task, [])
     short += {

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import itertools
 import json
 import os
@@ -37,6 +38,12 @@ os.environ["VLPROMPT_FEATURE_CACHE"] = LEFT.name  # nothing of the suite goes in
 torch.set_num_threads(1)  # the passes are tiny: more threads only wait for each other
 OWN_GOLDEN = Path(__file__).parent / "golden"  # twins are built on its models
 GOLDEN = Path(os.environ.get("VLPROMPT_GOLDEN") or OWN_GOLDEN)  # other vectors of the same kinds, for the same tests
+
+
+def pytest_collection_finish(session):
+    """What is imported and collected stays to the end: the garbage collector need not look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def golden(name, folder=GOLDEN):

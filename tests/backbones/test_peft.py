@@ -389,7 +389,7 @@ def losses(method, steps=24, **train):
     return [step.loss for step in fit(method, lesson(), TrainConfig(epochs=100, iterations=steps, **how))]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", pytest.param("bert", marks=pytest.mark.slow)])
 def test_qlora_learns_on_a_cpu_as_lora_does(family, load):
     lm, full = load(family, "hf-nf4"), load(family)
     kinds = {site.split("/")[-1] for site in full.sites()} & {"q", "k", "v", "out", "up", "gate", "down"}

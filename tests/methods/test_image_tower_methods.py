@@ -507,7 +507,10 @@ VISION = ("adapter", "adaptformer", "bitfit", "convpass", "dualprompt", "full", 
           "nearest_mean", "partial", "s_prompts", "side_tuning", "ssf", "vpt")  # fmt: skip
 
 
-@pytest.mark.parametrize("backbone", ["glyph-vit/random", "timm:test_vit/random", "timm:test_vit3/random"])
+@pytest.mark.parametrize(
+    "backbone",
+    ["glyph-vit/random", pytest.param("timm:test_vit/random", marks=pytest.mark.slow), "timm:test_vit3/random"],
+)
 def test_every_rival_runs_on_bare_towers(type_in, pictures, backbone):
     names = ",".join(VISION)
     status, said = type_in("run", names, pictures, "--backbone", backbone, "--shots", "2", "train.epochs=1",
