@@ -1,12 +1,10 @@
 """Commands in forks of this process: killed as any process is, without the seconds that imports take."""
 
-import atexit
-import gc
 import os
 import signal
 import sys
-import traceback
-import weakref
+
+from fuzz.forks import begin_process, end_process, fork
 
 from vlprompt.cli.app import main
 
@@ -19,18 +17,12 @@ class Fork:
     def __init__(self, act, *words, cwd=None, env=None):
         read, write = os.pipe()
         self.returncode = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 70
-            try:
-                os.close(read)
-                status = _be_a_process(act, words, write, cwd, env)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
+
+        def work():
+            os.close(read)
+            return _be_a_process(act, words, write, cwd, env)
+
+        self.pid = fork(work)
         os.close(write)
         self.stdout = os.fdopen(read, encoding="utf-8", errors="replace")
 
@@ -48,12 +40,7 @@ class Fork:
 def _be_a_process(act, words, output, cwd, env):
     """Begin and end as a process does, with nothing of the parent's but what is imported; gives the exit status."""
     signal.alarm(HANG)
-    atexit._clear()
-    weakref.finalize._registry.clear()  # they are the parent's
-    for number in (1, 2):
-        os.dup2(output, number)
-    os.close(output)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
+    begin_process(output)
     sys.path[:] = [path for path in sys.path if path]  # the working directory is the command's to add
     if env is not None:
         os.environ.clear()
@@ -65,9 +52,7 @@ def _be_a_process(act, words, output, cwd, env):
         act(*words)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    gc.collect()
-    weakref.finalize._exitfunc()
-    atexit._run_exitfuncs()
+    end_process()
     return status
 
 

@@ -212,7 +212,7 @@ def main(arguments=None):
     from cost_estimate import find_dataset_size
 
     from vlprompt.backbones import load
-    from vlprompt.backbones.schemes import SINGLE_THREADED_BACKBONES
+    from vlprompt.backbones.schemes import choose_threads
     from vlprompt.experiments import paper_recipes
     from vlprompt.experiments.sweep import get_run_folder
     from vlprompt.runtime.settings import SETTINGS
@@ -221,8 +221,8 @@ def main(arguments=None):
 
     try:
         every = build_configs(o, paper_recipes.load_reference())
-        if o.threads or o.backbone.partition(":")[0] in SINGLE_THREADED_BACKBONES:
-            torch.set_num_threads(o.threads or 1)
+        if (threads := choose_threads(o.backbone)) is not None:
+            torch.set_num_threads(threads)
         sizes = {
             dataset: find_dataset_size(dataset)
             for dataset in dict.fromkeys(d for plan in every for d in list_datasets(plan))

@@ -12,6 +12,7 @@ from docs.page_blocks import parse_blocks
 from docs.page_links import FIGURE, iter_links, list_anchors, list_pages, strip_code
 from docs.page_runner import run_page
 from docs.readme_tables import fill_tables
+from docs.site_pages import ROOT_PAGES, TABLES
 
 from vlprompt import methods
 from vlprompt.cli import app as cli
@@ -19,7 +20,6 @@ from vlprompt.cli import app as cli
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = list_pages(ROOT)
-GENERATED = ("tasks", "datasets", "backbones", "heads", "preprocessing", "metrics", "settings", "cli", "api", "index")
 PLACEHOLDER = re.compile(r"path/to|\b[A-Z][A-Z_]{2,}\b|\bmy_package\b|\banchored\b")  # what only the reader has
 
 
@@ -30,9 +30,9 @@ def name(page):
 def is_generated(target):
     """Whether the site's build makes this page."""
     folder = ROOT / "docs/reference"
-    names = {folder / f"{page}.md" for page in GENERATED} | {folder / "methods/index.md"}
+    names = {folder / f"{page}.md" for page in ("index", *TABLES)} | {folder / "methods/index.md"}
     names |= {folder / f"methods/{method}.md" for method in methods.find_classes()}
-    return target in names | {ROOT / "docs/changelog.md", ROOT / "docs/security.md"} or target.suffix == ".ipynb"
+    return target in names | {ROOT / "docs" / page for page in ROOT_PAGES} or target.suffix == ".ipynb"
 
 
 def find_dead_links(page, text):
@@ -186,10 +186,28 @@ def test_the_readme_runs(tmp_path):
             assert not difference, f"README.md:{output.shown.line}\n{difference}"
 
 
+ABSOLUTE_PATH = re.compile(r"(?<![\w.)\]/~*}:-])/(?!path/to|proc/)[a-zA-Z]\w*/\w")
+ADDRESS = re.compile(r"https?://([\w.-]+)|\b(localhost|[\w-]+\.(?:org|io|net|com)):?\d*(?=/)")
+HOSTS = {"keepachangelog.com", "semver.org", "python.org", "www.robots.ox.ac.uk"}
+
+
+def find_places(text):
+    """Return absolute paths, but for examples, and addresses of hosts that pages have no reason to name."""
+    hosts = {host for match in ADDRESS.finditer(text) for host in match.groups() if host}
+    return [match[0] for match in ABSOLUTE_PATH.finditer(text)] + sorted(hosts - HOSTS)
+
+
 def test_pages_name_no_place_of_one_machine():
-    machine = re.compile(r"/work/|/tmp/|/root/|/home/\w|pypi\.org|files\.pythonhosted|localhost:\d")
     shown = os.environ.get("VIRTUAL_ENV", "")
     for page in PAGES:
         text = page.read_text("utf-8")
-        assert not machine.search(text), name(page)
+        assert not find_places(text), name(page)
+        assert not re.search(r"localhost:\d", text), name(page)
         assert not shown or shown not in text
+
+
+@pytest.mark.parametrize(
+    "text", ["in /home/me/x", "`/tmp/run`", "see https://registry.example/simple", "registry.example.org/simple"]
+)
+def test_a_place_of_one_machine_is_found(text):
+    assert find_places(text)

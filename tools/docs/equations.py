@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from docs.markdown_text import replace_outside_fences
 from docs.paths import EQUATIONS_FILE
 
 DISPLAY_BLOCK = re.compile(r"^\$\$\s*\n(.+?)\n\$\$\s*$", re.M | re.S)
@@ -38,15 +39,11 @@ def display_equation(tex: str) -> str:
 
 def convert_blocks(markdown: str) -> str:
     """Turn blocks between lines of $$ into MathML, outside of fenced code."""
-    pieces = re.split(r"(^```.*?^```[ \t]*$)", markdown, flags=re.M | re.S)
 
     def replace(match: re.Match[str]) -> str:
         return f"\n{display_equation(match[1])}\n"
 
-    return "".join(
-        piece if i % 2 else DISPLAY_LINE.sub(replace, DISPLAY_BLOCK.sub(replace, piece))
-        for i, piece in enumerate(pieces)
-    )
+    return replace_outside_fences(markdown, lambda piece: DISPLAY_LINE.sub(replace, DISPLAY_BLOCK.sub(replace, piece)))
 
 
 def explain_equation(where: str) -> str:

@@ -9,7 +9,7 @@ TOOLS = str(Path(__file__).resolve().parents[1])
 if TOOLS not in sys.path:
     sys.path.insert(0, TOOLS)
 
-from docs import site_pages  # noqa: E402
+from docs import notebooks, site_pages  # noqa: E402
 from docs.equations import convert_blocks  # noqa: E402
 from docs.paths import ROOT  # noqa: E402
 from docs.repository_links import (  # noqa: E402
@@ -47,11 +47,7 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(File.generated(config, path, abs_src_path=str(ROOT / target)))
         elif files.get_file_from_path(path) is None:
             files.append(File.generated(config, path, content=build_file_page(target)))
-    if (Path(__file__).parent / "notebooks.py").is_file():
-        from docs import notebooks
-
-        if add_notebooks := getattr(notebooks, "on_files", None):
-            add_notebooks(files, config)
+    notebooks.on_files(files, config)
     return files
 
 

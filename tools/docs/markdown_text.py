@@ -1,8 +1,9 @@
 """Pieces of Markdown: text of docstrings made safe, links to papers, tables."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+FENCES = re.compile(r"(^```.*?^```[ \t]*$)", re.M | re.S)
 CODE = re.compile(r"(`[^`]*`)")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 NO_BREAK = "\u00a0"
@@ -18,6 +19,11 @@ def _escape_piece(text: str) -> str:
     text = text.replace("\\", "\\\\").replace("*", "\\*").replace("<", "&lt;").replace("_", "\\_")
     text = text.replace("[", "\\[").replace("]", "\\]")
     return ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+
+
+def paragraphs(text: str) -> list[str]:
+    """Return the lines of a docstring's paragraphs, an empty line behind each."""
+    return [line for part in text.split("\n\n") for line in (escape(part), "")]
 
 
 def code(text: object) -> str:
@@ -39,6 +45,11 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def _escape_pipes(cell: str) -> str:
     """Return a cell whose pipes end no column; inside of code they never do."""
     return "".join(piece if i % 2 else piece.replace("|", "\\|") for i, piece in enumerate(CODE.split(cell)))
+
+
+def replace_outside_fences(text: str, replace: Callable[[str], str]) -> str:
+    """Return Markdown with every piece replaced that is not in a fenced block."""
+    return "".join(piece if i % 2 else replace(piece) for i, piece in enumerate(FENCES.split(text)))
 
 
 def fenced(language: str, text: str) -> list[str]:

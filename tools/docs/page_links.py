@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from markdown.extensions.toc import slugify, unique
+
 LINK = re.compile(r"(?<!\\)!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*#*$")
 FENCE = re.compile(r"^\s*(`{3,}|~{3,})")
@@ -40,16 +42,9 @@ def list_anchors(markdown: str) -> set[str]:
     visible = strip_code(markdown).splitlines()
     for line, source in zip(visible, markdown.splitlines(), strict=True):
         if HEADING.match(line) and (heading := HEADING.match(source)):
-            anchor = _slugify(heading[1])
-            repeated = next((n for n in range(1, 100) if f"{anchor}_{n}" not in anchors), 0)
-            anchors.add(anchor if anchor not in anchors else f"{anchor}_{repeated}")
+            text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading[1]).replace("`", "")
+            unique(slugify(text, "-"), anchors)  # adds it
     return anchors
-
-
-def _slugify(heading: str) -> str:
-    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
-    text = re.sub(r"[^\w\s-]", "", text.replace("`", "")).strip().lower()
-    return re.sub(r"[-\s]+", "-", text)
 
 
 def list_pages(root: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from markdown import markdown
 
+from docs.markdown_text import replace_outside_fences
 from docs.paths import ROOT
 
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^()\s]+)((?:\s+\"[^\"]*\")?\))")
@@ -77,8 +78,7 @@ def rewrite_links(text: str, base: str, page: str) -> str:
         place, anchor = site_path(target[0]), f"#{target[1]}" if target[1] else ""
         return match[1] + os.path.relpath(place, os.path.dirname(page) or ".") + anchor + match[3]
 
-    pieces = re.split(r"(^```.*?^```[ \t]*$)", text, flags=re.M | re.S)
-    return "".join(piece if i % 2 else LINK.sub(rewrite, piece) for i, piece in enumerate(pieces))
+    return replace_outside_fences(text, lambda piece: LINK.sub(rewrite, piece))
 
 
 def build_file_page(target: str) -> str:

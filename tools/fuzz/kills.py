@@ -9,7 +9,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from fuzz import scenarios
 from fuzz.case import Case
+from fuzz.forks import begin_process, end_process, fork
 from fuzz.guard import install
 from fuzz.sandbox import Sandbox, shorten
 
@@ -56,33 +56,14 @@ def start(words: list[str], box: Sandbox, kill_at: int | None, any_event: bool) 
     """Fork a process that gives a command; return its number and where it prints."""
     log = box.root / "log"
     log.unlink(missing_ok=True)
-    if (process := os.fork()) == 0:
-        status = 70
-        try:
-            status = _work(words, box, log, kill_at, any_event)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    return process, log
+    return fork(lambda: _work(words, box, log, kill_at, any_event)), log
 
 
 def _work(words: list[str], box: Sandbox, log: Path, kill_at: int | None, any_event: bool) -> int:
     """Give the command in the forked process, and end as a process ends."""
-    import atexit
-    import gc
-    import weakref
-
     from vlprompt.cli.app import main
 
-    atexit._clear()
-    weakref.finalize._registry.clear()  # pyright: ignore[reportAttributeAccessIssue]  # they are the parent's
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for number in (1, 2):
-        os.dup2(descriptor, number)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
+    begin_process(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
     os.environ.update(box.environment())
     os.chdir(box.work)
     guard, status = install(), 0
@@ -92,9 +73,7 @@ def _work(words: list[str], box: Sandbox, log: Path, kill_at: int | None, any_ev
         main(words)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    gc.collect()
-    weakref.finalize._exitfunc()  # pyright: ignore[reportAttributeAccessIssue]
-    atexit._run_exitfuncs()
+    end_process()
     guard.is_active = False
     (box.root / "events").write_text(f"{guard.n_changes} {guard.n_events}")
     (box.root / "modules").write_text("\n".join(sys.modules))

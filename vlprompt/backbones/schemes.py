@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlprompt.runtime.errors import suggest_nearest
+from vlprompt.runtime.settings import SETTINGS
 
 if TYPE_CHECKING:
     from vlprompt.core.towers import Backbone
@@ -149,6 +150,12 @@ SCHEMES = (
         _load_language_model,
     ),
 )
+
+
+def choose_threads(backbone: str) -> int | None:
+    """Return the threads of torch for a backbone: those asked for, one for a small one, None for torch's own choice."""
+    is_small = backbone.partition(":")[0] in SINGLE_THREADED_BACKBONES
+    return SETTINGS.threads or (1 if is_small else None)
 
 
 def expand_home(argument: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vlprompt.backbones.cache.stats import CacheStats
-from vlprompt.backbones.schemes import SINGLE_THREADED_BACKBONES
+from vlprompt.backbones.schemes import choose_threads
 from vlprompt.config.describe import describe_run, to_plain_value
 from vlprompt.config.run_config import RunConfig
 from vlprompt.core.batch import Split
@@ -35,7 +35,6 @@ from vlprompt.results.step_log import StepLog
 from vlprompt.runtime import collectives, distributed, memory
 from vlprompt.runtime.errors import NonFiniteError, UnknownClassError
 from vlprompt.runtime.seeding import make_generator
-from vlprompt.runtime.settings import SETTINGS
 from vlprompt.tasks import Task
 
 MEMORY_SETTINGS = ("micro_batch_size", "text_micro_batch", "activation_checkpointing")
@@ -84,17 +83,6 @@ def run(
     run_config = describe_run(method, task, config, seed)
     train = config.train_config if isinstance(config, RunConfig) else config
     run_folder = None if folder is None or not distributed.is_main_process() else RunFolder(Path(folder))
-    job = _Run(
-        method,
-        task,
-        replace(train, **memory_overrides),
-        run_config,
-        run_folder,
-        save_every,
-        on_event,
-        max_lessons,
-        dict(memory_overrides),
-    )
     config_dict = run_config.to_dict()
     inputs: Inputs = distributed.broadcast_from_main(
         lambda: {} if run_folder is None else describe_inputs(task, run_config, method.backbone)
@@ -109,7 +97,18 @@ def run(
             run_folder.require_inputs(inputs)
             run_folder.remove_leftovers()
         return result
-    job.inputs = inputs
+    job = _Run(
+        method,
+        task,
+        replace(train, **memory_overrides),
+        run_config,
+        run_folder,
+        save_every,
+        on_event,
+        max_lessons,
+        dict(memory_overrides),
+        inputs,
+    )
     opened = nullcontext() if run_folder is None else run_folder.open(config_dict, inputs)
     with _use_threads(run_config.backbone), opened:
         return read_finished() or job.execute()
@@ -119,8 +118,7 @@ def run(
 def _use_threads(backbone: str) -> Iterator[None]:
     """Compute with the threads that were asked for, or with one where more only slow a small backbone."""
     before = torch.get_num_threads()
-    is_small = backbone.partition(":")[0] in SINGLE_THREADED_BACKBONES
-    torch.set_num_threads(SETTINGS.threads or (1 if is_small else before))
+    torch.set_num_threads(choose_threads(backbone) or before)
     try:
         yield
     finally:
@@ -171,7 +169,7 @@ class _Run:
     on_event: Listener | None
     max_lessons: int | None
     memory_overrides: dict[str, Any]
-    inputs: Inputs = field(default_factory=dict)
+    inputs: Inputs
 
     def execute(self) -> Result:
         saved = distributed.broadcast_from_main(lambda: self.folder.load_state() if self.folder else None)

@@ -7,7 +7,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.backbones.schemes import SINGLE_THREADED_BACKBONES
+from vlprompt.backbones.schemes import choose_threads
 from vlprompt.config.build import build_method, build_task
 from vlprompt.config.resolve import load_layered_config, resolve_grid
 from vlprompt.config.run_config import RunConfig, hash_config
@@ -79,8 +79,8 @@ class LoadedBackbones:
         from vlprompt.data.images.preprocess_presets import resolve_preprocessing
 
         SETTINGS.threads = self.options.threads
-        if self.options.threads or config.backbone.partition(":")[0] in SINGLE_THREADED_BACKBONES:
-            torch.set_num_threads(self.options.threads or 1)
+        if (threads := choose_threads(config.backbone)) is not None:
+            torch.set_num_threads(threads)
         backbone = self._load_once(config.backbone)
         if config.preprocess is None:
             return backbone

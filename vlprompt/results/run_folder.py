@@ -197,13 +197,16 @@ class RunFolder:
             for file in (self.config_path, self.inputs_path, self.steps_path):
                 file.unlink(missing_ok=True)
 
+    def read_inputs(self) -> Inputs:
+        """Return what the run in this folder stood on; OSError or ValueError for a file that is not to be read."""
+        return json.loads(self.inputs_path.read_text("utf-8"))
+
     def list_changed_inputs(self, inputs: Inputs) -> list[str]:
         """Return what differs between the inputs of the run in this folder and these, by name with old and new."""
         if not self.state_path.exists() and not self.result_path.exists():
             return []  # nothing was learned
         try:
-            recorded = json.loads(self.inputs_path.read_text("utf-8"))
-            return list_differences(recorded, json.loads(json.dumps(inputs)))  # tuples are lists in JSON
+            return list_differences(self.read_inputs(), json.loads(json.dumps(inputs)))  # tuples are lists in JSON
         except FileNotFoundError:
             return [f"{self.inputs_path.name}, which says what the run stood on, is gone"]
         except (OSError, ValueError, AttributeError) as error:

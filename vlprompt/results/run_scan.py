@@ -109,8 +109,9 @@ def _identify_run(result: Result) -> str:
             "configuration. Delete it and give the command of the run again."
         )
     try:
-        inputs = json.loads(folder.inputs_path.read_text("utf-8"))
-        inputs = {name: value for name, value in inputs.items() if name != "witnesses"}  # which lie where they lie
+        inputs = {
+            name: value for name, value in folder.read_inputs().items() if name != "witnesses"
+        }  # which lie where they lie
     except (OSError, ValueError, AttributeError):
         inputs = {}
     return _to_text([result.config, inputs, result.protocol])
@@ -123,8 +124,7 @@ def _to_text(value: object) -> str:
 def mark_changed_inputs(result: Result) -> Result:
     """Add to the protocol of a finished run what has changed of its data since, as far as this machine shows it."""
     try:
-        inputs = json.loads((Path(result.folder or "") / "inputs.json").read_text("utf-8"))
-        changes = find_changes(inputs)
+        changes = find_changes(RunFolder(Path(result.folder or "")).read_inputs())
     except (OSError, ValueError, AttributeError, TypeError):  # nothing to compare by
         return result
     return replace(result, protocol={**result.protocol, "changed_since": changes}) if changes else result

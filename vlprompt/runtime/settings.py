@@ -10,7 +10,7 @@ CACHE_FOLDER_VARIABLE, CACHE_SIZE_VARIABLE = "VLPROMPT_FEATURE_CACHE", "VLPROMPT
 DEFAULT_CACHE_BYTES = 10 * 10**9
 
 
-def _expand_home(folder: Path | str, setting: str) -> Path:
+def expand_home(folder: Path | str, setting: str) -> Path:
     """Return a path with ~ replaced; ValueError for the home of nobody."""
     try:
         return Path(folder).expanduser()
@@ -39,12 +39,12 @@ class RuntimeSettings:
     threads: int | None = None
 
     def get_data_root(self) -> Path:
-        return _expand_home(self.data_root or os.environ.get(DATA_ROOT_VARIABLE) or "data", DATA_ROOT_VARIABLE)
+        return expand_home(self.data_root or os.environ.get(DATA_ROOT_VARIABLE) or "data", DATA_ROOT_VARIABLE)
 
     def get_cache_folder(self) -> Path | None:
         """Return the folder of cached features; None for nowhere."""
         if folder := self.feature_cache or os.environ.get(CACHE_FOLDER_VARIABLE):
-            return None if folder == "none" else _expand_home(folder, CACHE_FOLDER_VARIABLE)
+            return None if folder == "none" else expand_home(folder, CACHE_FOLDER_VARIABLE)
         user_cache = os.environ.get("XDG_CACHE_HOME")
         return (Path(user_cache) if user_cache else Path("~/.cache").expanduser()) / "vlprompt" / "features"
 

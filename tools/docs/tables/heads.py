@@ -2,7 +2,7 @@
 
 from docs.arguments import arguments_table
 from docs.docstrings import read_summary
-from docs.markdown_text import escape, fenced, page_title, table
+from docs.markdown_text import fenced, page_title, paragraphs, table
 from vlprompt.config.build import resolve_class
 from vlprompt.config.sources import HEADS, LANGUAGE_HEADS
 
@@ -33,7 +33,7 @@ def build() -> str:
     for name in HEADS:
         cls = resolve_class("head", name)
         lines += [f"## `{name}` {{ #{name} }}", ""]
-        lines += [line for part in read_summary(cls.__doc__ or "").split("\n\n") for line in (escape(part), "")]
+        lines += paragraphs(read_summary(cls.__doc__ or ""))
         lines += arguments_table(cls, "method.head.")
     lines += ["For example:", "", *fenced("bash", "vlprompt run vpt digits --shots 16 method.head=texts")]
     return "\n".join(lines)

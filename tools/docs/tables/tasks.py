@@ -2,7 +2,7 @@
 
 from docs.arguments import arguments_table
 from docs.docstrings import read_module_docstring, read_summary
-from docs.markdown_text import escape, fenced, page_title, table
+from docs.markdown_text import escape, fenced, page_title, paragraphs, table
 from docs.paths import ROOT
 from vlprompt import tasks
 from vlprompt.config.build import resolve_class
@@ -31,8 +31,7 @@ def build() -> str:
     for name, text in heads.items():
         cls = resolve_class("task", name)
         lines += [f"## `{name}` {{ #{name} }}", ""]
-        lines += [line for part in text.split("\n\n") for line in (escape(part), "")]
-        lines += [line for part in read_summary(cls.__doc__ or "").split("\n\n") for line in (escape(part), "")]
+        lines += paragraphs(text) + paragraphs(read_summary(cls.__doc__ or ""))
         lines += fenced("bash", COMMANDS[name])
         lines += arguments_table(cls, "task.")
     return "\n".join([*lines, "What a result of each task holds: [metrics](metrics.md).", ""])

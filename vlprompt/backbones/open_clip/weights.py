@@ -15,6 +15,7 @@ from vlprompt.core.towers import Clip
 from vlprompt.runtime.errors import suggest_nearest
 
 OPENAI_METADATA_KEYS = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's files
+NOT_ONLY_TENSORS = "holds more than tensors, and no code of it is run"
 PREPROCESSING_KEYS = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -58,7 +59,7 @@ def _load_repository(name: str) -> Any:
     except Exception as error:  # open_clip, torch and safetensors raise of many kinds for a file that is broken
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if isinstance(error, UnpicklingError):  # torch advises to run its code
-            cause = "its weights file holds more than tensors, and no code of it is run"
+            cause = f"its weights file {NOT_ONLY_TENSORS}"
         raise OSError(
             f"{name}: loading failed ({cause}). Put open_clip_config.json and the weights "
             "(open_clip_model.safetensors) of a repository into a folder, and use 'open_clip:local-dir:FOLDER'."
@@ -182,7 +183,7 @@ def _load_file(name: str, path: Path, tag: str) -> tuple[Any, dict[str, str]]:
 def _make_file_error(name: str, path: Path, error: Exception) -> ValueError:
     cause = " ".join(str(error).split())[:300]
     if isinstance(error, UnpicklingError) and "weights_only" in cause:  # torch advises to run the file's code
-        cause = "it holds more than tensors, and what else is in it is not run"
+        cause = f"it {NOT_ONLY_TENSORS}"
     return ValueError(
         f"{str(path)!r}: expected a checkpoint of {name}, got another file ({cause}). Name the model whose "
         "weights the file holds before '@'."
