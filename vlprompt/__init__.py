@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from vlprompt.core.towers import VisionTower as VisionTower
     from vlprompt.engine.loop import fit as fit
     from vlprompt.engine.train_config import TrainConfig as TrainConfig
+    from vlprompt.experiments.learned.prompt import LearnedPrompt as LearnedPrompt
+    from vlprompt.experiments.learned.prompt import load_prompt as load_prompt
     from vlprompt.experiments.runner import run as run
     from vlprompt.layers.heads import CosineHead as CosineHead
     from vlprompt.layers.heads import LinearHead as LinearHead
@@ -73,6 +75,8 @@ _HOMES = {  # public name -> the module that defines it
     "VisionTower": "core.towers",
     "fit": "engine.loop",
     "TrainConfig": "engine.train_config",
+    "LearnedPrompt": "experiments.learned.prompt",
+    "load_prompt": "experiments.learned.prompt",
     "run": "experiments.runner",
     "CosineHead": "layers.heads",
     "LinearHead": "layers.heads",

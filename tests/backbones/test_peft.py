@@ -674,7 +674,7 @@ def test_a_run_is_exported_by_the_command(reader, load, folder, tmp_path, capsys
 
 
 def test_tokens_inside_the_text_have_no_form_in_peft(load, tmp_path):
-    from vlprompt.experiments.export import export_run
+    from vlprompt.experiments.export.peft import export_run
 
     lm = load("llama")
     method = methods.PTuning(lm, verbalizers.Verbalizer(lm), 4, "{ctx} {text} {ctx} It was {mask}", hidden_dim=8)
@@ -744,13 +744,13 @@ def test_checkpoints_change_no_gradient(load):
 def test_a_run_of_peft_is_taken_up_and_exported(kind, load, folder, tmp_path):
     from peft import PeftModel
 
-    from vlprompt.experiments.export import export_run
-    from vlprompt.experiments.restore import restore_method
+    from vlprompt.experiments.export.peft import export_run
+    from vlprompt.experiments.learned.prompt import load_prompt
 
     lm = load("llama")
     method = methods.Peft(lm, verbalizers.Verbalizer(lm), config("llama", kind))
     run(method, task(), TrainConfig(epochs=4, batch_size=8, lr=0.05, optimizer="adamw", warmup=0), tmp_path / "run")
-    assert torch.equal(answer(restore_method(tmp_path / "run")[0]), answer(method))
+    assert torch.equal(answer(load_prompt(tmp_path / "run").method), answer(method))
     export_run(tmp_path / "run", tmp_path / "adapter")
     model = PeftModel.from_pretrained(plain(folder, "llama"), tmp_path / "adapter").eval()
     with torch.no_grad():

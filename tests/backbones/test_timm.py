@@ -22,7 +22,7 @@ from vlprompt.core.method import Method
 from vlprompt.core.prompt import Prompt
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.events import StepDone
-from vlprompt.experiments.restore import restore_method
+from vlprompt.experiments.learned.prompt import load_prompt
 from vlprompt.experiments.runner import run
 from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import VPT
@@ -474,7 +474,7 @@ def test_the_command_line_on_a_timm_vit(type_in, type_all, file, pictures, tmp_p
     code, text = type_in("eval", folder, pictures)
     assert code == 0, text
     assert f"accuracy {told['summary']['accuracy']:.2f}" in text
-    assert restore_method(folder, device="cpu")[0].tower.preprocessing.size == (48, 64)
+    assert load_prompt(folder, device="cpu").method.tower.preprocessing.size == (48, 64)
     code, text = type_in("predict", folder, next(pictures.glob("china/*")), "--json")
     assert code == 0
     assert "china" in text

@@ -15,9 +15,9 @@ from vlprompt.core.texts import TextItem
 from vlprompt.data.dataset import Data
 from vlprompt.engine.evaluate import evaluate
 from vlprompt.engine.train_config import TrainConfig
-from vlprompt.experiments.predict_images import evaluate_run
-from vlprompt.experiments.predict_texts import predict_texts
-from vlprompt.experiments.restore import restore_method
+from vlprompt.experiments.evaluation import evaluate_run
+from vlprompt.experiments.learned.prompt import load_prompt
+from vlprompt.experiments.predict.texts import predict_texts
 from vlprompt.experiments.runner import run
 from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import ChainOfThought, InContext, Linear
@@ -62,7 +62,8 @@ def test_a_run_on_texts_is_tested_again(runs, name):
 
 
 def test_new_texts_are_answered_as_the_task_shows_them(runs):
-    method, names = restore_method(runs["context"])
+    prompt = load_prompt(runs["context"])
+    method, names = prompt.method, prompt.names
     texts = ["great fun test 1", "something {new}"]
     found = predict_texts(runs["context"], texts)
     with torch.no_grad():
@@ -78,7 +79,7 @@ def test_new_texts_are_answered_as_the_task_shows_them(runs):
 
 
 def test_a_run_that_writes_answers_in_words(runs):
-    method, _ = restore_method(runs["response"])
+    method = load_prompt(runs["response"]).method
     test = data("response").test
     found = predict_texts(runs["response"], [item.fields["text"] for item in test.items])
     said = [answer.response for answer in found]

@@ -22,7 +22,7 @@ from vlprompt.data.builtin.digits import load_digit_arrays
 from vlprompt.data.loading import open_data
 from vlprompt.engine.evaluate import evaluate, iter_logits
 from vlprompt.experiments.events import StepDone
-from vlprompt.experiments.restore import restore_method
+from vlprompt.experiments.learned.prompt import load_prompt
 from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import (
     L2P,
@@ -588,7 +588,8 @@ def test_what_a_stream_learned_is_taken_up_again(tmp_path):
     clip = vlprompt.load("glyph/random")
     method, task = CoOp(clip, n_ctx=2, class_specific=True), Continual("digits", stages=4, shots=4, order="seeded")
     result = vlprompt.run(method, task, TRAIN, tmp_path)
-    again, names = restore_method(tmp_path)
+    prompt = load_prompt(tmp_path)
+    again, names = prompt.method, prompt.names
     assert [[i] for i in class_ids(names)] == [[i] for part in task.protocol["class_order"] for i in part]
     found = evaluate(again, open_data("digits").test).metrics
     assert found["accuracy"] == pytest.approx(result.summary["overall"])

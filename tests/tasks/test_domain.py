@@ -25,7 +25,7 @@ from vlprompt.engine.evaluate import evaluate, iter_logits
 from vlprompt.engine.model_selection import compute_selection_scores
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.adaptation_metrics import score_selection_rules
-from vlprompt.experiments.restore import restore_method
+from vlprompt.experiments.learned.prompt import load_prompt
 from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import DAPL, VPT, CoOp, Linear, RanPAC, SPrompts, TipAdapter, ZeroShot
 from vlprompt.metrics import entropy, neighbourhood_density
@@ -341,7 +341,7 @@ def test_a_lesson_without_labels_leaves_what_needs_labels_as_it_was(make, clip, 
     result = vlprompt.run(make(clip), task, TRAIN, tmp_path / "run")
     both = [{k: v for k, v in row.items() if k in ("target", "source")} for row in result.scores]
     assert both[0] == both[1]
-    method, _ = restore_method(tmp_path / "run", "glyph/random")
+    method = load_prompt(tmp_path / "run", "glyph/random").method
     again = evaluate(method, next(task.stages()).tests["target"]).metrics
     assert again == pytest.approx(result.scores[1]["target"])
     alone = Domain("digit_domains", None, "handwritten", setting="source_free")

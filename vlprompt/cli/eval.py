@@ -48,7 +48,7 @@ def evaluate(
     layout: LayoutOption = None,
 ) -> None:
     """Test a learned prompt on the test split of a dataset, also one with other classes."""
-    from vlprompt.experiments.predict_images import evaluate_run
+    from vlprompt.experiments.evaluation import evaluate_run
 
     set_data_root(root)
     set_feature_cache(feature_cache)

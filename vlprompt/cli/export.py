@@ -21,7 +21,7 @@ def export(
     device: DeviceOption = None,
 ) -> None:
     """Write what was learned on a language model as an adapter that PEFT loads, or as a whole model."""
-    from vlprompt.experiments.export import export_run
+    from vlprompt.experiments.export.peft import export_run
 
     for line in export_run(run_folder, output_folder, backbone, device, merge):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

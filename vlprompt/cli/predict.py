@@ -41,7 +41,8 @@ def predict(
 ) -> None:
     """Classify images or texts, or answer texts, by the prompt that a run has learned."""
     from vlprompt.cli.display.prediction_formats import format_image_predictions, format_text_predictions
-    from vlprompt.experiments import predict_images, predict_texts
+    from vlprompt.experiments.predict.images import draw_predictions, predict_images
+    from vlprompt.experiments.predict.texts import predict_texts, read_texts
 
     set_feature_cache(feature_cache)
     require_one_run([folder, *(files or [])])
@@ -49,15 +50,15 @@ def predict(
     if text or (files and all(path.suffix in TEXT_SUFFIXES for path in files)):
         if figure is not None:
             raise ValueError(f"--figure: expected images, got texts to draw into {str(figure)!r}. Leave --figure out.")
-        texts = [*(text or []), *(line for path in files for line in predict_texts.read_texts(path))]
-        answers = predict_texts.predict_texts(folder, texts, backbone, device)
+        texts = [*(text or []), *(line for path in files for line in read_texts(path))]
+        answers = predict_texts(folder, texts, backbone, device)
         sys.stdout.write(format_text_predictions(answers, output_format, top))
         return
     if not files:
         raise ValueError(
             "predict: expected image files or texts, got none. Name images, or texts by --text or in a .txt or .jsonl."
         )
-    predictions = predict_images.predict_images(folder, files, backbone, device, skip_broken)
+    predictions = predict_images(folder, files, backbone, device, skip_broken)
     for prediction in predictions:
         if prediction.error is not None:
             error_console.print(
@@ -65,4 +66,4 @@ def predict(
             )
     sys.stdout.write(format_image_predictions(predictions, output_format, top))
     if figure is not None:
-        error_console.print(f"wrote {predict_images.draw_predictions(predictions, figure)}")
+        error_console.print(f"wrote {draw_predictions(predictions, figure)}")

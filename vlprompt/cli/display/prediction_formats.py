@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlprompt.experiments.predict_images import ImagePrediction
-from vlprompt.experiments.predict_texts import TextPrediction
+from vlprompt.experiments.predict.images import ImagePrediction
+from vlprompt.experiments.predict.texts import TextPrediction
 from vlprompt.results.tables.formats import render_csv, render_json
 
 RankedClasses = Sequence[tuple[str, float]]  # names and probabilities, the most probable first

@@ -300,6 +300,18 @@ def build_image_item(
     return ImageItem(key, _ImageDecoder(key, opener, content), name)
 
 
+def build_memory_item(image: Image.Image, name: str = "") -> ImageItem:
+    """Return the item of an image in memory, keyed by its content.
+
+    Args:
+        image: upright RGB, as `convert_to_rgb` returns it; the item holds a copy of its pixels.
+        name: its place in the dataset.
+    """
+    array = np.array(image)
+    content = hash_array(array)
+    return ImageItem(f"memory|{content}", _ImageDecoder(f"memory|{content}", partial(Image.fromarray, array)), name)
+
+
 def build_file_item(path: Path, name: str = "") -> ImageItem:
     """Return the item of an image file, keyed by path, size, times and inode.
 

@@ -6,16 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from vlprompt.core.batch import Split
 from vlprompt.core.method import Method
 from vlprompt.core.texts import TextBatch, TextItem, parse_template
-from vlprompt.engine.evaluate import iter_logits
 from vlprompt.engine.evaluate_text import generate_texts
-from vlprompt.experiments.predict_images import rank_classes
-from vlprompt.experiments.restore import restore_method
-from vlprompt.results.run_folder import RunFolder
+from vlprompt.experiments.learned.prompt import restore_prompt
+from vlprompt.experiments.learned.state import read_learned_state
+from vlprompt.experiments.predict.images import rank_classes
 
 TextInput = str | Mapping[str, str]  # a text, or its fields by name
 GENERATION_BATCH_SIZE = 100
@@ -28,13 +24,6 @@ class TextPrediction:
     text_input: TextInput
     ranked_classes: tuple[tuple[str, float], ...] = ()
     response: str | None = None
-
-
-def read_text_protocol(folder: Path) -> dict[str, Any]:
-    """Return the template, plain_template and answer of a run on texts; {} for a run on images."""
-    result = RunFolder(folder).read_result()
-    protocol = {} if result is None else result.protocol
-    return {key: protocol[key] for key in ("template", "plain_template", "answer")} if "answer" in protocol else {}
 
 
 def read_texts(path: Path) -> list[TextInput]:
@@ -86,8 +75,8 @@ def predict_texts(
     Raises:
         ValueError: for texts without the fields of the run's template, or a run that can't answer single texts.
     """
-    protocol = read_text_protocol(folder)
-    config = RunFolder(folder).read_learned_state()[1]["config"]  # ValueError for a run that is not finished
+    state = read_learned_state(folder)
+    protocol = state.text_protocol
     if not protocol:
         raise ValueError(f"{str(folder)!r}: expected image files for a run on images, got texts. Give it image files.")
     if protocol["answer"] == "tags":
@@ -96,12 +85,11 @@ def predict_texts(
             "Test it by `vlprompt eval` on a dataset."
         )
     items = tuple(_build_text_item(k, text, protocol) for k, text in enumerate(text_inputs))
-    method, names = restore_method(folder, backbone, device)
+    prompt = restore_prompt(state, backbone, device)
     if protocol["answer"] == "class":
-        logits = torch.cat(list(iter_logits(method, Split(items, (0,) * len(items), names))))
-        ranked = [rank_classes(row, names) for row in logits.softmax(1)]
+        ranked = [rank_classes(row, prompt.names) for row in prompt.answer(items).probabilities]
         return [TextPrediction(text, classes) for text, classes in zip(text_inputs, ranked, strict=True)]
-    responses = _generate(method, items, folder, config["task"].get("max_new_tokens"))
+    responses = _generate(prompt.method, items, folder, state.config["task"].get("max_new_tokens"))
     return [TextPrediction(text, response=response) for text, response in zip(text_inputs, responses, strict=True)]
 
 
@@ -113,7 +101,7 @@ def _generate(method: Method, items: tuple[TextItem, ...], folder: Path, max_new
     ]
 
 
-def _build_text_item(index: int, text_input: TextInput, protocol: dict[str, Any]) -> TextItem:
+def _build_text_item(index: int, text_input: TextInput, protocol: Mapping[str, str]) -> TextItem:
     pieces = [piece for form in ("template", "plain_template") for piece in parse_template(protocol[form])]
     names = list(dict.fromkeys(piece.text for piece in pieces if piece.kind == "field"))
     if isinstance(text_input, str) and len(names) > 1:

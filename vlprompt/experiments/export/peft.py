@@ -1,5 +1,6 @@
 """Export what a run has learned on a language model: PEFT's files, or a whole merged model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ from vlprompt.core.class_names import Names
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.texts import parse_template
 from vlprompt.core.towers import LanguageTower
-from vlprompt.experiments.restore import restore_method
-from vlprompt.results.run_folder import RunFolder, serialize_tensors, write_atomically
+from vlprompt.experiments.learned.prompt import restore_prompt
+from vlprompt.experiments.learned.state import read_learned_state
+from vlprompt.results.run_folder import serialize_tensors, write_atomically
 
 HEAD_FILE = "head.safetensors"
 
@@ -35,8 +37,9 @@ def export_run(
     """
     if output_folder.exists() and (not output_folder.is_dir() or any(output_folder.iterdir())):
         raise OSError(f"--out: expected a new or empty folder, got {str(output_folder)!r}. Name another folder.")
-    method, names = restore_method(run_folder, backbone, device)
-    lm, config = method.backbone, RunFolder(run_folder).read_learned_state()[1]["config"]
+    state = read_learned_state(run_folder)
+    prompt = restore_prompt(state, backbone, device)
+    method, lm, config = prompt.method, prompt.method.backbone, state.config
     if not isinstance(lm, LanguageTower) or not isinstance(method, TowerMethod):
         name = config["method"]["name"]
         raise ValueError(
@@ -50,13 +53,13 @@ def export_run(
     lines = [f"wrote {content} into {output_folder}"]
     if merge and lm.weight_precision != "fp32":
         lines.append(f"its weights are float32: those of the {lm.weight_precision} base were made so before the merge")
-    if head_path := _write_head(method, names, output_folder, config):
+    if head_path := _write_head(method, prompt.names, output_folder, config):
         lines.append(f"its head is in {head_path}: PEFT has no place for it")
     return lines
 
 
 def _write_adapter(
-    method: TowerMethod, lm: LanguageTower, output_folder: Path, config: dict[str, Any], merge: bool
+    method: TowerMethod, lm: LanguageTower, output_folder: Path, config: Mapping[str, Any], merge: bool
 ) -> None:
     base = {
         "weights": lm.key.partition("#")[2],
@@ -72,7 +75,7 @@ def _write_adapter(
         lm.save_as_peft(method.prompt(1), output_folder, base)
 
 
-def _write_head(method: TowerMethod, names: Names, output_folder: Path, config: dict[str, Any]) -> Path | None:
+def _write_head(method: TowerMethod, names: Names, output_folder: Path, config: Mapping[str, Any]) -> Path | None:
     """Write the state of a trained head; None where it has none."""
     if not (state := method.head.state_dict()):
         return None
@@ -81,7 +84,7 @@ def _write_head(method: TowerMethod, names: Names, output_folder: Path, config: 
     return output_folder / HEAD_FILE
 
 
-def _require_leading_tokens(config: dict[str, Any]) -> None:
+def _require_leading_tokens(config: Mapping[str, Any]) -> None:
     """ValueError where soft tokens don't stand before the text, as PEFT has them."""
     if config["method"]["name"] not in ("prompt_tuning", "p_tuning"):
         return

@@ -1,7 +1,6 @@
-"""Predict images by what a run has learned, and test it on other datasets."""
+"""Test a learned prompt on other datasets."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,28 +13,18 @@ from vlprompt.core.class_names import Names
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.method import Method
 from vlprompt.data.dataset import Data
-from vlprompt.data.images.decoding import build_file_item, open_image
 from vlprompt.data.loading import resolve_dataset
 from vlprompt.data.sources import require_folder, select_layout
 from vlprompt.data.splits.label_hiding import drop_labels
 from vlprompt.engine.evaluate import evaluate, iter_logits
 from vlprompt.engine.model_selection import collect_pseudo_labels
-from vlprompt.experiments.restore import restore_method
+from vlprompt.experiments.learned.prompt import restore_prompt
+from vlprompt.experiments.learned.state import read_learned_state
 from vlprompt.results.comparability import DOMAIN
 from vlprompt.results.plots.shots import plot_predictions
-from vlprompt.results.run_folder import RunFolder
 from vlprompt.tasks.text import Text
 
 MAX_DRAWN_IMAGES = 40
-
-
-@dataclass(frozen=True)
-class ImagePrediction:
-    """Probabilities of the classes, best first; of a file that can't be read none, but the error."""
-
-    path: Path
-    ranked_classes: tuple[tuple[str, float], ...]
-    error: str | None = None
 
 
 def evaluate_run(
@@ -60,7 +49,8 @@ def evaluate_run(
         layout: of a folder, instead of the one that is recognised or that the run names.
         on_note: receives what was left out of the dataset, if anything was.
     """
-    task = RunFolder(folder).read_learned_state()[1]["config"]["task"]
+    state = read_learned_state(folder)
+    task = state.config["task"]
     if task["name"] == "text" and figure_path is not None:
         raise ValueError(
             f"--figure: expected a run on images, got {str(folder)!r}, a run on texts. Leave --figure out."
@@ -68,7 +58,7 @@ def evaluate_run(
     test, note = _open_test(task, dataset, skip_broken, layout)
     if on_note is not None and skip_broken and note:
         on_note(note)
-    method, _ = restore_method(folder, backbone, device)
+    method = restore_prompt(state, backbone, device).method
     metrics = evaluate(method, test).metrics
     if figure_path is not None:
         _draw_test(method, test, task["name"] == DOMAIN, figure_path)
@@ -129,65 +119,3 @@ def _format_pseudo_labels(method: Method, split: Split) -> list[str]:
 def _format_top_classes(probabilities: Tensor, names: Names) -> list[str]:
     """Return the most probable class of each row (N, C), with its probability."""
     return [f"{names[int(k)]} {float(p):.2f}" for p, k in zip(*probabilities.max(1), strict=True)]
-
-
-def rank_classes(probabilities: Tensor, names: Names) -> tuple[tuple[str, float], ...]:
-    """Return the classes with their probabilities (C,), best first."""
-    order = probabilities.argsort(descending=True).tolist()
-    return tuple((str(names[i]), float(probabilities[i])) for i in order)
-
-
-def predict_images(
-    folder: Path, images: Sequence[Path], backbone: str | None, device: str | None, skip_broken: bool
-) -> list[ImagePrediction]:
-    """Predict the classes of image files.
-
-    Args:
-        folder: of the run.
-        images: the files.
-        backbone: where the run's backbone is now; None for where it was.
-        device: as `load` takes it.
-        skip_broken: go on after a file that can't be read, and return its error in its place.
-
-    Raises:
-        ValueError: for the first file that can't be read, or a run on texts.
-    """
-    if RunFolder(folder).read_learned_state()[1]["config"]["task"]["name"] == "text":
-        raise ValueError(
-            f"{str(folder)!r}: expected texts for a run on texts, got {str(images[0])!r}. Give texts by --text, or in "
-            "a "
-            "file (.txt, .jsonl)."
-        )
-    errors = _find_errors(images, skip_broken)
-    paths = [path for path in images if path not in errors]
-    ranked = dict[Path, tuple[tuple[str, float], ...]]()
-    if paths:
-        method, names = restore_method(folder, backbone, device)
-        split = Split(tuple(build_file_item(path) for path in paths), (0,) * len(paths), names)
-        probabilities: Tensor = torch.cat(list(iter_logits(method, split))).softmax(1)
-        ranked = {path: rank_classes(row, names) for path, row in zip(paths, probabilities, strict=True)}
-    return [ImagePrediction(path, ranked.get(path, ()), errors.get(path)) for path in images]
-
-
-def _find_errors(images: Sequence[Path], skip_broken: bool) -> dict[Path, str]:
-    """Return the errors of files that can't be read; ValueError for the first one unless they are skipped."""
-    errors = dict[Path, str]()
-    for path in images:
-        try:
-            open_image(path)
-        except ValueError as error:
-            if not skip_broken:
-                raise
-            errors[path] = str(error)
-    return errors
-
-
-def draw_predictions(predictions: Sequence[ImagePrediction], path: Path) -> Path:
-    """Draw the images in a grid, each with its predicted class; those that can't be read are left out."""
-    predictions = [prediction for prediction in predictions if prediction.error is None]
-    if not predictions:
-        raise ValueError("--figure: expected images that can be read, got none. Leave --figure out.")
-    images = [open_image(prediction.path) for prediction in predictions]
-    best = [prediction.ranked_classes[0] for prediction in predictions]
-    captions = [f"{name} {probability:.2f}" for name, probability in best]
-    return plot_predictions(images, captions, [None] * len(predictions), path)

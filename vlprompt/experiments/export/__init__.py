@@ -1,0 +1,1 @@
+"""Export learned prompts to the formats of other programs."""

@@ -1,0 +1,1 @@
+"""Learned prompts: read from run folders and model folders, restored on their backbones, ready to answer."""

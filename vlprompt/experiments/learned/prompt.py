@@ -1,0 +1,172 @@
+"""A learned prompt on its frozen backbone, ready to answer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlprompt.backbones import load_backbone
+from vlprompt.backbones.feature_cache import attach_disk_cache
+from vlprompt.config.build import build_method
+from vlprompt.core.batch import Item, Split
+from vlprompt.core.class_names import ClassName, Names, as_class_name, class_ids
+from vlprompt.core.head import Prepared
+from vlprompt.core.method import Method
+from vlprompt.core.towers import Backbone, find_input_tower, find_preprocessing, with_preprocessing
+from vlprompt.data.images.preprocess_presets import resolve_preprocessing
+from vlprompt.engine.evaluate import iter_outputs
+from vlprompt.experiments.learned.decision import Decision
+from vlprompt.experiments.learned.state import LearnedState, read_learned_state
+from vlprompt.runtime.settings import SETTINGS
+
+MAX_PREPARED_CLASS_LISTS = 8
+
+
+class Answers(NamedTuple):
+    """Answers to B items among C classes.
+
+    Args:
+        probabilities: (B, C), after the temperature.
+        scores: (B,), how well each item is known.
+        is_unknown: (B,), whether the score is below the threshold.
+    """
+
+    probabilities: Tensor
+    scores: Tensor
+    is_unknown: Tensor
+
+
+class LearnedPrompt:
+    """A learned prompt: a method with its learned state, the classes it was trained on, and its decision.
+
+    Args:
+        method: with the learned state, on its backbone.
+        state: what it was restored from.
+
+    Attributes:
+        names: the classes that it was trained on.
+    """
+
+    def __init__(self, method: Method, state: LearnedState):
+        self.method, self.state, self.names = method.eval(), state, state.names
+        self.decision = state.decision
+        self._prepared = dict[tuple[Names, Names], Prepared]()
+
+    def with_decision(self, decision: Decision) -> "LearnedPrompt":
+        """Return the same prompt with another decision."""
+        return LearnedPrompt(self.method, replace(self.state, decision=decision))
+
+    def resolve_classes(self, texts: Sequence[str]) -> Names:
+        """Return class names: those it was trained on by name or id, new ones with the template of the learned."""
+        known = {key: name for name in map(as_class_name, self.names) for key in (name.id, str(name))}
+        templates = {as_class_name(name).template for name in self.names}
+        template = templates.pop() if len(templates) == 1 else None
+        return tuple(known.get(text) or ClassName(text, template=template) for text in texts)
+
+    @torch.no_grad()
+    def prepare(self, names: Names | None = None) -> Prepared:
+        """Return what the method computes from class names alone; that of the last few lists is cached.
+
+        Raises:
+            UnknownClassError: for a class that the method was not trained on and can't answer by its name.
+        """
+        names = self.names if names is None else names
+        key = tuple(map(str, names)), class_ids(names)
+        if key not in self._prepared:
+            if len(self._prepared) >= MAX_PREPARED_CLASS_LISTS:
+                self._prepared.pop(next(iter(self._prepared)))
+            self._prepared[key] = self.method.prepare(names, self.method.precompute(names))
+        return self._prepared[key]
+
+    def iter_answers(
+        self, items: Sequence[Item], names: Names | None = None, batch_size: int = 100
+    ) -> Iterator[Answers]:
+        """Yield the answers to items in order, batch by batch.
+
+        Args:
+            items: images or texts.
+            names: the classes to choose from; default: those it was trained on.
+            batch_size: items per batch; the answers are the same.
+        """
+        names = self.names if names is None else names
+        split = Split(tuple(items), (0,) * len(items), names)
+        for output in iter_outputs(self.method, split, batch_size, prepared=self.prepare(names)):
+            yield self._decide(output.logits)
+
+    def answer(self, items: Sequence[Item], names: Names | None = None) -> Answers:
+        """Return the answers to at least one item; arguments as in `iter_answers`."""
+        parts = list(self.iter_answers(items, names))
+        return Answers(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def _decide(self, logits: Tensor) -> Answers:
+        probabilities = (logits / self.decision.temperature).softmax(1)
+        scores, threshold = probabilities.amax(1), self.decision.threshold
+        is_unknown = torch.zeros(len(scores), dtype=torch.bool) if threshold is None else scores < threshold
+        return Answers(probabilities, scores, is_unknown)
+
+
+def load_prompt(source: str | Path, backbone: str | Backbone | None = None, device: str | None = None) -> LearnedPrompt:
+    """Load a learned prompt on its frozen backbone.
+
+    Args:
+        source: the folder of a finished run.
+        backbone: where its backbone is now, or the backbone itself, loaded before; default: that of the run.
+        device: as `load` takes it.
+
+    Raises:
+        ValueError: when the run is not finished, the backbone has other weights, or the state does not fit the method.
+    """
+    return restore_prompt(read_learned_state(source), backbone, device)
+
+
+def restore_prompt(
+    state: LearnedState, backbone: str | Backbone | None = None, device: str | None = None
+) -> LearnedPrompt:
+    """Restore a learned state on its backbone; arguments and errors as in `load_prompt`."""
+    config = state.config
+    spec = config["backbone"] if backbone is None else backbone
+    # its notes were shown with the run's result
+    frozen = spec if not isinstance(spec, str) else load_backbone(spec, device)
+    if isinstance(spec, str):
+        frozen = attach_disk_cache(frozen, SETTINGS.get_cache_folder())
+    if "preprocess" in config:
+        frozen = with_preprocessing(frozen, resolve_preprocessing(config["preprocess"], find_preprocessing(frozen)))
+    tower = find_input_tower(frozen)
+    _require_same_backbone(tower.key, state, tower.spec if not isinstance(spec, str) else spec)
+    method = build_method(config["method"], frozen)
+    try:
+        method.restore(state.lessons, {name: tensor.to(tower.device) for name, tensor in state.tensors.items()})
+    except RuntimeError as error:
+        cause = " ".join(str(error).split())
+        raise ValueError(
+            f"{state.source!r}: expected a learned state of the method {config['method']['name']}, got an error on "
+            f"loading it: {cause}. Train it again with this version."
+        ) from error
+    return LearnedPrompt(method, state)
+
+
+def _require_same_backbone(key: str, state: LearnedState, spec: str) -> None:
+    """Raise ValueError unless a backbone has the weights and the computation that a prompt was learned on.
+
+    Args:
+        key: of the backbone.
+        state: of the prompt.
+        spec: the backbone's, for the message.
+    """
+    weights, _, computation = key.partition("#")[2].partition(".")
+    trained_spec, _, identity = state.backbone_key.partition("#")
+    trained_weights, _, trained_computation = identity.partition(".")
+    if weights != trained_weights:
+        raise ValueError(
+            f"--backbone: expected the weights that {state.source!r} was trained on ({state.backbone_key}), got "
+            f"{spec} with other weights ({key}). Name the right ones by --backbone."
+        )
+    if computation != trained_computation:
+        raise ValueError(
+            f"--backbone: expected the architecture, activation, image size and preprocessing that {state.source!r} "
+            f"was trained on ({trained_spec}), got {spec}, which has the same weights but differs in these. Name the "
+            "same model before the weights' file by --backbone."
+        )

@@ -1,0 +1,79 @@
+"""What a finished run, or a model folder, holds of a learned prompt, before its backbone is loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import ClassName, Names, as_class_name
+from vlprompt.core.stage import Lesson
+from vlprompt.experiments.learned.decision import Decision
+from vlprompt.results.run_folder import RunFolder
+
+TEXT_PROTOCOL_KEYS = ("template", "plain_template", "answer")
+
+
+@dataclass(frozen=True)
+class LearnedState:
+    """A learned state with all that its method needs to answer again.
+
+    Args:
+        tensors: the method's state.
+        metadata: what `describe_learned_state` returned: config, backbone_key, lessons ...
+        source: the folder or name that it was read from.
+        text_protocol: template, plain_template and answer of a prompt for texts; {} for images.
+        decision: how its logits become an answer.
+    """
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+    source: str
+    text_protocol: Mapping[str, str] = field(default_factory=dict)
+    decision: Decision = field(default_factory=Decision)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved configuration: backbone, method, task, train, seed, perhaps preprocess."""
+        return self.metadata["config"]
+
+    @property
+    def backbone_key(self) -> str:
+        """The key of the backbone that it was learned on."""
+        return self.metadata["backbone_key"]
+
+    @property
+    def lessons(self) -> list[Lesson]:
+        """The lessons that it was learned from, without their items."""
+        stream = {key: self.metadata[key] for key in ("total", "has_task_boundaries") if key in self.metadata}
+        names_by_lesson = [tuple(ClassName(*name) for name in names) for names in self.metadata["lessons"]]
+        domains_by_lesson = self.metadata.get("domains", [()] * len(names_by_lesson))
+        return [
+            Lesson(Split((), (), names), index=index, domains=tuple(domains), **stream)
+            for index, (names, domains) in enumerate(zip(names_by_lesson, domains_by_lesson, strict=True))
+        ]
+
+    @property
+    def names(self) -> Names:
+        """The classes of all lessons, in the order in which they came."""
+        by_id = {name.id: name for lesson in self.lessons for name in map(as_class_name, lesson.train.names)}
+        return tuple(by_id.values())
+
+
+def read_learned_state(source: str | Path) -> LearnedState:
+    """Read the learned state of a finished run.
+
+    Args:
+        source: the folder of a run.
+
+    Raises:
+        ValueError: when the run is not finished, or a file of it is broken.
+    """
+    folder = RunFolder(Path(source))
+    tensors, metadata = folder.read_learned_state()
+    result = folder.read_result()
+    protocol = {} if result is None or "answer" not in result.protocol else result.protocol
+    text_protocol = {key: protocol[key] for key in TEXT_PROTOCOL_KEYS} if protocol else {}
+    return LearnedState(tensors, metadata, str(source), text_protocol)

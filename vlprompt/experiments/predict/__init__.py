@@ -1,0 +1,1 @@
+"""Predict images and texts by learned prompts."""
