@@ -129,7 +129,7 @@ def test_parts_in_the_weights_give_the_same(family, lm):
     assert (tower(passages().with_template(), output=read) - want).abs().max() > 0.01
     assert all(torch.equal(t, before[name]) for name, t in tower.net.state_dict().items())
     with pytest.raises(
-        ValueError, match=r"got tokens or prefixes, which can't be merged into weights. Leave --merge out"
+        ValueError, match=r"got tokens or prefixes, which can't be merged into weights. Write --to peft"
     ):
         tower.merged(Prompt(prefix=prefix(tower)))
 

@@ -373,7 +373,7 @@ def test_a_merge_that_is_not_exact_is_refused_and_not_written(load, tmp_path, mo
         lm.save_merged(method.prompt(1), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     with pytest.raises(
-        ValueError, match=r"got tokens or prefixes, which can't be merged into weights. Leave --merge out"
+        ValueError, match=r"got tokens or prefixes, which can't be merged into weights. Write --to peft"
     ):
         lm.save_merged(shaken(OWN["prompt_tuning"](lm)).prompt(1), tmp_path / "new")
 
@@ -657,7 +657,7 @@ def test_a_run_is_exported_by_the_command(reader, load, folder, tmp_path, capsys
         seen = capsys.readouterr()
         return " ".join((seen.out + seen.err).split())
 
-    told = command(tmp_path / "adapter")
+    told = command(tmp_path / "adapter", "--to", "peft")
     model = PeftModel.from_pretrained(plain(folder, "llama"), tmp_path / "adapter").eval()
     mine = ours(lm, method.eval().prompt(1), "llama")
     assert torch.allclose(theirs(model, "llama"), mine, atol=1e-5)
@@ -665,26 +665,28 @@ def test_a_run_is_exported_by_the_command(reader, load, folder, tmp_path, capsys
     assert head.exists() == (reader == "linear") == ("head.safetensors" in told)
     if head.exists():
         assert torch.equal(read_tensors(head)[0]["weight"], method.head.state_dict()["weight"])
-    command(tmp_path / "whole", "--merge")
+    command(tmp_path / "whole", "--to", "transformers")
     assert torch.allclose(theirs(reloaded(tmp_path / "whole", "llama"), "llama"), mine, atol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "whole")("the team")["input_ids"]
-    assert "expected a new or empty folder, got" in (told := command(tmp_path / "whole", status=2))
+    assert "expected a new or empty folder, got" in (
+        told := command(tmp_path / "whole", "--to", "transformers", status=2)
+    )
     assert "Name another folder." in told
-    assert "other weights" in command(tmp_path / "x", "--backbone", f"hf:{folder('qwen2')}", status=2)
+    assert "other weights" in command(tmp_path / "x", "--to", "peft", "--backbone", f"hf:{folder('qwen2')}", status=2)
 
 
 def test_tokens_inside_the_text_have_no_form_in_peft(load, tmp_path):
-    from vlprompt.experiments.export.peft import export_run
+    from vlprompt.experiments.export.formats import export_prompt
 
     lm = load("llama")
     method = methods.PTuning(lm, verbalizers.Verbalizer(lm), 4, "{ctx} {text} {ctx} It was {mask}", hidden_dim=8)
     run(method, task(), TrainConfig(epochs=1, batch_size=8, lr=0.01, warmup=0), tmp_path / "run")
     with pytest.raises(ValueError, match="template: expected soft tokens before the text"):
-        export_run(tmp_path / "run", tmp_path / "adapter")
+        export_prompt(tmp_path / "run", tmp_path / "adapter", "peft")
     method = methods.Adapter(lm, verbalizers.Verbalizer(lm))
     run(method, task(), TrainConfig(epochs=1, batch_size=8, lr=0.01, warmup=0), tmp_path / "other")
-    with pytest.raises(ValueError, match=r"got .* at .*Export lora, .* a whole model by --merge"):
-        export_run(tmp_path / "other", tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"got .* at .*Export lora, .* a whole model by --to transformers"):
+        export_prompt(tmp_path / "other", tmp_path / "adapter", "peft")
 
 
 def test_a_head_on_the_feature_sees_the_adapter_learn(load):
@@ -744,14 +746,14 @@ def test_checkpoints_change_no_gradient(load):
 def test_a_run_of_peft_is_taken_up_and_exported(kind, load, folder, tmp_path):
     from peft import PeftModel
 
-    from vlprompt.experiments.export.peft import export_run
+    from vlprompt.experiments.export.formats import export_prompt
     from vlprompt.experiments.learned.prompt import load_prompt
 
     lm = load("llama")
     method = methods.Peft(lm, verbalizers.Verbalizer(lm), config("llama", kind))
     run(method, task(), TrainConfig(epochs=4, batch_size=8, lr=0.05, optimizer="adamw", warmup=0), tmp_path / "run")
     assert torch.equal(answer(load_prompt(tmp_path / "run").method), answer(method))
-    export_run(tmp_path / "run", tmp_path / "adapter")
+    export_prompt(tmp_path / "run", tmp_path / "adapter", "peft")
     model = PeftModel.from_pretrained(plain(folder, "llama"), tmp_path / "adapter").eval()
     with torch.no_grad():
         mine = ours(method.tower, method.prompt(1), "llama")

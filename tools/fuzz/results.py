@@ -219,7 +219,7 @@ def hold_rest(stream: random.Random, box: Sandbox, method: str, run: Path, kind:
         ("plot", box.out),
         ("eval", run),
         ("eval", run, "photos"),
-        ("export", run, path),
+        ("export", run, path, "--to", "peft"),
         ("table", box.out, "--against", "published"),
         ("table", box.out, "--markdown", path),
         ("table", box.out, "--latex", path),

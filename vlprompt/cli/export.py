@@ -14,14 +14,15 @@ console = make_console()
 def export(
     run_folder: RunArgument,
     output_folder: Annotated[Path, typer.Argument(help="Where to write; a new or empty folder.")],
-    merge: Annotated[
-        bool, typer.Option("--merge", help="The whole model with what was learned in its weights, in float32.")
-    ] = False,
+    to: Annotated[
+        str, typer.Option("--to", help="The format: peft, transformers (a merged language model) ...", metavar="FORMAT")
+    ],
     backbone: MovedBackboneOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Write what was learned on a language model as an adapter that PEFT loads, or as a whole model."""
-    from vlprompt.experiments.export.peft import export_run
+    """Write a learned prompt in a format of another program."""
+    from vlprompt.experiments.export.formats import ExportOptions, export_prompt
 
-    for line in export_run(run_folder, output_folder, backbone, device, merge):
+    options = ExportOptions()
+    for line in export_prompt(run_folder, output_folder, to, options, backbone, device):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -3,8 +3,8 @@
 The library's layers are inserted into a copy of the model's structure around the same frozen tensors, and its prompt
 encoders compute tokens and prefixes: LoRA, rsLoRA, PiSSA, DoRA (arXiv:2402.09353), AdaLoRA (arXiv:2303.10512), VeRA
 (arXiv:2310.11454), IA3 (arXiv:2205.05638), LN tuning (arXiv:2312.11420), LoHa, LoKr, OFT, BOFT, FourierFT, prompt
-tuning, P-Tuning, prefix tuning. `vlprompt export` writes what is learned in PEFT's own files. Sites: the modules that
-the configuration names; nothing is guessed.
+tuning, P-Tuning, prefix tuning. `vlprompt export --to peft` writes what is learned in PEFT's own files. Sites: the
+modules that the configuration names; nothing is guessed.
 
 Differs from PEFT in: dropout of the frozen model stays off; our heads read the answer's position, never a virtual
 token; AdaLoRA's masks count steps from 1, and its last step ends masked; a prefix on an encoder-decoder is refused.

@@ -1,9 +1,11 @@
-"""What is installed and what the package asks for, from the metadata of packages; none of them is imported."""
+"""What is installed and what the package asks for, from the metadata of packages."""
 
 import platform
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from types import ModuleType
 
 DISTRIBUTION = "vlprompt"
 DEVELOPMENT_EXTRAS = ("test", "docs", "dev")  # nothing that a user runs needs them
@@ -12,6 +14,10 @@ EXTRA_USES = {
     "huggingface": "datasets of the Hugging Face hub (huggingface:...)",
     "lm": "language models (hf:..., --task text)",
     "minilm": "a small sentence encoder that lies in a package",
+    "export": "ONNX files (export --to onnx)",
+    "serve": "the server (serve)",
+    "hub": "sharing prompts on the Hugging Face hub (push)",
+    "parquet": "tables in Parquet (predict)",
 }
 
 
@@ -88,3 +94,13 @@ def describe_missing_extras(packages: list[Package]) -> list[str]:
             use = EXTRA_USES.get(extra, f"the extra {extra}")
             lines.append(f"{use}: pip install '{DISTRIBUTION}[{extra}]' ({', '.join(lacking)})")
     return lines
+
+
+def require_package(package: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional package; OSError that names the extra which installs it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise OSError(
+            f'{purpose}: expected {package}, got no such package. Install it by: pip install "vlprompt[{extra}]".'
+        ) from error

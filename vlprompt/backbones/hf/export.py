@@ -112,7 +112,7 @@ def _group_updates(lm: FrozenTransformer, prompt: Prompt) -> dict[str, list[tupl
             raise ValueError(
                 f"PEFT adapter: expected tokens, prefixes or low-rank updates, got {type(adapter).__name__} at "
                 f"{site}. Export lora, lora_fa, qlora, peft, prompt_tuning, p_tuning or prefix_tuning, or, if its "
-                "parts can be merged, a whole model by --merge."
+                "parts can be merged, a whole model by --to transformers."
             )
         modules = lm.layer_modules[int(layer) if layer.isdecimal() else layer]
         module = modules.maps.get(kind)
@@ -194,8 +194,8 @@ def save_merged_adapter(adapted: Mergeable, folder: Path) -> None:
     """Like `save_merged_model` for an adapter of PEFT, merged by PEFT."""
     if adapted.config.is_prompt_learning:
         raise ValueError(
-            "--merge: expected updates of weights, got tokens or prefixes, which can't be merged into weights. Leave "
-            "--merge out."
+            "--to transformers: expected updates of weights, got tokens or prefixes, which can't be merged into "
+            "weights. Write --to peft."
         )
     base = to_float32(adapted.lm)
     rebuilt = type(adapted)(base, adapted.requested_config, adapted.seed)
@@ -206,8 +206,8 @@ def save_merged_adapter(adapted: Mergeable, folder: Path) -> None:
         net = copy.deepcopy(rebuilt.net).merge_and_unload(safe_merge=True)
     except (ValueError, AttributeError, TypeError, NotImplementedError) as error:
         raise ValueError(
-            f"--merge: expected an adapter that PEFT can merge into {adapted.lm.spec}, got {adapted.peft_type} "
-            f"({error}). Leave --merge out."
+            f"--to transformers: expected an adapter that PEFT can merge into {adapted.lm.spec}, got "
+            f"{adapted.peft_type} ({error}). Write --to peft."
         ) from error
     _check_outputs_match(expected, _probe_outputs(base, net))
     _write_model(base, net, folder)
@@ -227,8 +227,8 @@ def _check_outputs_match(expected: Tensor, merged: Tensor) -> None:
     difference = float((expected - merged).abs().max() / expected.abs().max())
     if not difference <= MERGE_TOLERANCE:
         raise ValueError(
-            "--merge: expected a merged model with the adapter's answers, got a relative difference of "
-            f"{difference:.1e}, so it was not written. Leave --merge out and load the adapter together with its base."
+            "--to transformers: expected a merged model with the adapter's answers, got a relative difference of "
+            f"{difference:.1e}, so it was not written. Write --to peft and load the adapter together with its base."
         )
 
 

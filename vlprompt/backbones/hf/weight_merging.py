@@ -27,8 +27,8 @@ def build_merged_tower(tower: T, prompt: Prompt) -> T:
     """
     if len(prompt.tokens) or len(prompt.prefix):
         raise ValueError(
-            "--merge: expected only adapters of linear maps and norms, got tokens or prefixes, which can't be merged "
-            "into weights. Leave --merge out."
+            "--to transformers: expected only adapters of linear maps and norms, got tokens or prefixes, which "
+            "can't be merged into weights. Write --to peft."
         )
     merged = copy.copy(tower)
     merged.attach_model(copy_sharing_tensors(tower.net))
@@ -41,8 +41,8 @@ def build_merged_tower(tower: T, prompt: Prompt) -> T:
         module: Any = merged.norm if modules is None else modules.maps.get(kind, fused)
         if module is None or not hasattr(adapter, "merge"):
             raise ValueError(
-                "--merge: expected updates of linear maps and norms such as LoRA and SSF, got "
-                f"{type(adapter).__name__} (site {site}), which can't be merged into weights. Leave --merge out."
+                "--to transformers: expected updates of linear maps and norms such as LoRA and SSF, got "
+                f"{type(adapter).__name__} (site {site}), which can't be merged into weights. Write --to peft."
             )
         qkv_index = None if modules is None or module is not modules.fused_qkv else "qkv".index(kind)
         merged_module = _merge_adapter(module, adapter, qkv_index, site)
@@ -69,8 +69,8 @@ def _merge_adapter(module: Any, adapter: Any, qkv_index: int | None, site: str) 
             bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
     if bias is not None and not hasattr(module, "bias"):
         raise ValueError(
-            f"--merge: expected a norm with a bias at {site} for the adapter's shift, got one without, so it can't be "
-            "merged. Leave --merge out."
+            f"--to transformers: expected a norm with a bias at {site} for the adapter's shift, got one without, so it "
+            "can't be merged. Write --to peft."
         )
     if is_quantized(module):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")

@@ -4,62 +4,54 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlprompt.core.class_names import Names
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.texts import parse_template
 from vlprompt.core.towers import LanguageTower
-from vlprompt.experiments.learned.prompt import restore_prompt
-from vlprompt.experiments.learned.state import read_learned_state
+from vlprompt.experiments.export.formats import ExportOptions
+from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.results.run_folder import serialize_tensors, write_atomically
 
 HEAD_FILE = "head.safetensors"
 
 
-def export_run(
-    run_folder: Path, output_folder: Path, backbone: str | None = None, device: str | None = None, merge: bool = False
-) -> list[str]:
-    """Write the adapter of a finished run; a trained head goes into head.safetensors.
-
-    Args:
-        run_folder: of the run.
-        output_folder: new or empty.
-        backbone: where the run's backbone is now; default where it was.
-        device: as `load` takes it.
-        merge: write the whole model with the adapter in its weights.
-
-    Returns:
-        Lines that say what was written.
+def write_adapter(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -> list[str]:
+    """Write the adapter of a language model in PEFT's files; a trained head goes into head.safetensors.
 
     Raises:
-        ValueError: for a method that PEFT has no form for, soft tokens elsewhere than before the text, or a merge that
-            would not be exact.
-        OSError: where the folder can't be written or holds something.
+        ValueError: for a method that PEFT has no form for, or soft tokens elsewhere than before the text.
     """
-    if output_folder.exists() and (not output_folder.is_dir() or any(output_folder.iterdir())):
-        raise OSError(f"--out: expected a new or empty folder, got {str(output_folder)!r}. Name another folder.")
-    state = read_learned_state(run_folder)
-    prompt = restore_prompt(state, backbone, device)
-    method, lm, config = prompt.method, prompt.method.backbone, state.config
-    if not isinstance(lm, LanguageTower) or not isinstance(method, TowerMethod):
-        name = config["method"]["name"]
-        raise ValueError(
-            f"export: expected an adapter of a language model, got {name} in {str(run_folder)!r}. "
-            "Choose a run of such a method."
-        )
-    if not merge:
-        _require_leading_tokens(config)
-    _write_adapter(method, lm, output_folder, config, merge)
-    content = "the whole model with the adapter in its weights" if merge else "the adapter in PEFT's files"
-    lines = [f"wrote {content} into {output_folder}"]
-    if merge and lm.weight_precision != "fp32":
+    method, lm = _require_language_method(prompt)
+    _require_leading_tokens(prompt.state.config)
+    _write_adapter(method, lm, folder, prompt.state.config, merge=False)
+    return [f"wrote the adapter in PEFT's files into {folder}", *_write_head(prompt, method, folder)]
+
+
+def write_merged(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -> list[str]:
+    """Write the language model with the adapter in its weights; a trained head goes into head.safetensors.
+
+    Raises:
+        ValueError: for a merge that would not be exact.
+    """
+    method, lm = _require_language_method(prompt)
+    _write_adapter(method, lm, folder, prompt.state.config, merge=True)
+    lines = [f"wrote the whole model with the adapter in its weights into {folder}"]
+    if lm.weight_precision != "fp32":
         lines.append(f"its weights are float32: those of the {lm.weight_precision} base were made so before the merge")
-    if head_path := _write_head(method, prompt.names, output_folder, config):
-        lines.append(f"its head is in {head_path}: PEFT has no place for it")
-    return lines
+    return [*lines, *_write_head(prompt, method, folder)]
+
+
+def _require_language_method(prompt: LearnedPrompt) -> tuple[TowerMethod, LanguageTower]:
+    method, lm = prompt.method, prompt.method.backbone
+    if not isinstance(lm, LanguageTower) or not isinstance(method, TowerMethod):
+        raise ValueError(
+            f"export: expected an adapter of a language model, got {prompt.state.config['method']['name']} in "
+            f"{prompt.state.source!r}. Choose a run of such a method."
+        )
+    return method, lm
 
 
 def _write_adapter(
-    method: TowerMethod, lm: LanguageTower, output_folder: Path, config: Mapping[str, Any], merge: bool
+    method: TowerMethod, lm: LanguageTower, output_folder: Path, config: Mapping[str, Any], *, merge: bool
 ) -> None:
     base = {
         "weights": lm.key.partition("#")[2],
@@ -75,13 +67,13 @@ def _write_adapter(
         lm.save_as_peft(method.prompt(1), output_folder, base)
 
 
-def _write_head(method: TowerMethod, names: Names, output_folder: Path, config: Mapping[str, Any]) -> Path | None:
-    """Write the state of a trained head; None where it has none."""
+def _write_head(prompt: LearnedPrompt, method: TowerMethod, folder: Path) -> list[str]:
+    """Write the state of a trained head; return what to say of it, [] where there is none."""
     if not (state := method.head.state_dict()):
-        return None
-    metadata = {"names": [str(n) for n in names], "head": config["method"]["head"]}
-    write_atomically(output_folder / HEAD_FILE, serialize_tensors(state, metadata))
-    return output_folder / HEAD_FILE
+        return []
+    metadata = {"names": [str(n) for n in prompt.names], "head": prompt.state.config["method"]["head"]}
+    write_atomically(folder / HEAD_FILE, serialize_tensors(state, metadata))
+    return [f"its head is in {folder / HEAD_FILE}: PEFT has no place for it"]
 
 
 def _require_leading_tokens(config: Mapping[str, Any]) -> None:
