@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vlprompt.core.towers import VisionTower as VisionTower
     from vlprompt.engine.loop import fit as fit
     from vlprompt.engine.train_config import TrainConfig as TrainConfig
+    from vlprompt.experiments.learned.model_folder import save_prompt as save_prompt
     from vlprompt.experiments.learned.prompt import LearnedPrompt as LearnedPrompt
     from vlprompt.experiments.learned.prompt import load_prompt as load_prompt
     from vlprompt.experiments.runner import run as run
@@ -75,6 +76,7 @@ _HOMES = {  # public name -> the module that defines it
     "VisionTower": "core.towers",
     "fit": "engine.loop",
     "TrainConfig": "engine.train_config",
+    "save_prompt": "experiments.learned.model_folder",
     "LearnedPrompt": "experiments.learned.prompt",
     "load_prompt": "experiments.learned.prompt",
     "run": "experiments.runner",
