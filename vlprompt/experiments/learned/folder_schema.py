@@ -101,7 +101,6 @@ class ModelConfig(Schema):
     text_protocol: Settings = Field(description="the templates of a prompt for texts")
     decision: DecisionEntry = Field(description="temperature, score, threshold and facts")
     tensors: TensorsEntry = Field(description="sha256 and bytes of model.safetensors")
-    license: Name | None = Field(None, description="the licence of the prompt")
     result: ResultEntry | None = Field(None, description="the scores of the run, and what they stand on")
 
     @property

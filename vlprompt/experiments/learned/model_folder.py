@@ -11,7 +11,6 @@ from vlprompt.data.validation import validate
 from vlprompt.experiments.inputs import hash_named_files
 from vlprompt.experiments.learned.folder_schema import FORMAT_VERSION, LIBRARY, ModelConfig
 from vlprompt.experiments.learned.local_paths import shorten_backbone, shorten_settings
-from vlprompt.experiments.learned.model_card import build_model_card
 from vlprompt.experiments.learned.model_files import (
     CARD_FILE,
     CONFIG_FILE,
@@ -20,12 +19,13 @@ from vlprompt.experiments.learned.model_files import (
     write_model_files,
 )
 from vlprompt.experiments.learned.prompt import LearnedPrompt
-from vlprompt.experiments.learned.result_entry import build_result_entry
 from vlprompt.experiments.learned.state import LearnedState
+from vlprompt.experiments.model_cards.card import build_model_card
+from vlprompt.experiments.model_cards.result_entry import build_result_entry
 from vlprompt.results.run_folder import Result, serialize_tensors
 from vlprompt.runtime.installation import find_version
 
-OPTIONAL_KEYS = ("preprocess", "license", "result")  # of config.json, left out where there is nothing to say
+OPTIONAL_KEYS = ("preprocess", "result")  # of config.json, left out where there is nothing to say
 
 
 def save_prompt(
@@ -50,16 +50,34 @@ def save_prompt(
         OSError: for a folder that holds something else, or can't be written.
     """
     state = prompt.state if isinstance(prompt, LearnedPrompt) else prompt
+    path = Path(folder).expanduser()
+    write_model_files(path, build_model_files(state, path.absolute().name, result, license), force=force)
+
+
+def build_model_files(
+    state: LearnedState, name: str, result: Result | None = None, license: str | None = None
+) -> dict[str, bytes]:
+    """Return the files of a model folder.
+
+    Args:
+        state: what was learned.
+        name: by which the card loads it, the folder's or OWNER/NAME.
+        result: as in `save_prompt`.
+        license: as in `save_prompt`.
+
+    Raises:
+        ValueError: for a method that reads files of this machine, and for a licence that is no identifier.
+    """
     _require_no_files(state)
     tensors = serialize_tensors(dict(state.tensors), {"format_version": FORMAT_VERSION})
-    config = build_model_config(state, tensors, result, license)
+    config = build_model_config(state, tensors, result)
     values = {key: value for key, value in config.model_dump().items() if value is not None or key not in OPTIONAL_KEYS}
     text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    files = {TENSORS_FILE: tensors, CONFIG_FILE: text.encode(), CARD_FILE: build_model_card(config).encode()}
-    write_model_files(Path(folder).expanduser(), files, force=force)
+    card = build_model_card(config, name, license)
+    return {TENSORS_FILE: tensors, CONFIG_FILE: text.encode(), CARD_FILE: card.encode()}
 
 
-def build_model_config(state: LearnedState, tensors: bytes, result: Result | None, license: str | None) -> ModelConfig:
+def build_model_config(state: LearnedState, tensors: bytes, result: Result | None) -> ModelConfig:
     """Describe a learned state as the config.json of a model folder, without paths of this machine."""
     run, metadata = state.config, state.metadata
     spec, is_local = shorten_backbone(run["backbone"])
@@ -84,7 +102,6 @@ def build_model_config(state: LearnedState, tensors: bytes, result: Result | Non
         "text_protocol": dict(state.text_protocol),
         "decision": shorten_settings(asdict(state.decision)),
         "tensors": {"sha256": hash_tensors(tensors), "bytes": len(tensors)},
-        "license": license,
         "result": build_result_entry(state, result),
     }
     return validate(ModelConfig, json.loads(json.dumps(values)), "save")

@@ -12,6 +12,7 @@ from vlprompt.core.class_names import ClassName, Names, as_class_name
 from vlprompt.core.stage import Lesson
 from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.folder_schema import ModelConfig
+from vlprompt.experiments.learned.hub import download_model, is_hub_name
 from vlprompt.experiments.learned.model_files import (
     CONFIG_FILE,
     TENSORS_FILE,
@@ -76,12 +77,16 @@ def read_learned_state(source: str | Path) -> LearnedState:
     """Read the learned state of a finished run, or of a model folder.
 
     Args:
-        source: the folder of a run, or a model folder.
+        source: the folder of a run, a model folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub; a path that
+            exists, or whose parent does, is no name on the hub.
 
     Raises:
         ValueError: when the run is not finished, or a file of it is broken.
+        OSError: when the hub can't be reached, or has no such model.
     """
     path = Path(source).expanduser()
+    if is_hub_name(str(source)):
+        return _read_model_folder(download_model(str(source)), str(source))
     folder = RunFolder(path)
     if is_model_folder(path) and not (folder.config_path.exists() or folder.result_path.exists()):
         return _read_model_folder(path, str(source))
