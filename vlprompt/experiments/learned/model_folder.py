@@ -10,7 +10,7 @@ from vlprompt.config.run_config import hash_config
 from vlprompt.data.validation import validate
 from vlprompt.experiments.inputs import hash_named_files
 from vlprompt.experiments.learned.folder_schema import FORMAT_VERSION, LIBRARY, ModelConfig
-from vlprompt.experiments.learned.local_paths import shorten_backbone, shorten_settings
+from vlprompt.experiments.learned.local_paths import get_dataset_keys, shorten_backbone, shorten_settings
 from vlprompt.experiments.learned.model_files import (
     CARD_FILE,
     CONFIG_FILE,
@@ -94,7 +94,8 @@ def build_model_config(state: LearnedState, tensors: bytes, result: Result | Non
         "format_version": FORMAT_VERSION,
         "vlprompt_version": find_version(LIBRARY),
         "backbone": {"spec": spec, "key": key, "is_local": is_local or state.is_backbone_local},
-        **shorten_settings({name: run[name] for name in ("preprocess", "method", "task", "train") if name in run}),
+        **shorten_settings({name: run[name] for name in ("preprocess", "method", "train") if name in run}),
+        "task": shorten_settings(run["task"], dataset_keys=get_dataset_keys(run["task"])),
         "seed": run["seed"],
         "config_hash": state.provenance.get("config_hash") or hash_config(dict(run)),
         "lessons": lessons,
