@@ -14,9 +14,12 @@ from urllib.parse import unquote, urlsplit
 TOKEN = "hf_right"
 NEW_REPOSITORY = {".gitattributes": b"*.safetensors filter=lfs\n"}  # what the hub puts into one
 DRIVER = """
-import contextlib, io, json, sys, traceback
+import contextlib, io, json, os, sys, traceback
 from vlprompt.cli.app import main
 for words in json.loads(sys.argv[1]):
+    if words[0].startswith("HF_TOKEN="):
+        os.environ["HF_TOKEN"] = words[0].partition("=")[2]
+        continue
     printed = io.StringIO(), io.StringIO()
     status = 0
     with contextlib.redirect_stdout(printed[0]), contextlib.redirect_stderr(printed[1]):
@@ -38,13 +41,14 @@ class HubEndpoint:
         url: HF_ENDPOINT of clients.
         models: {OWNER/NAME: [(commit, {path: bytes}), ...]}, the last one is main.
         fails: {pattern of "METHOD /path": status} of requests that fail.
+        taken: names that somebody else makes just before they are made.
         hangs: pattern of a request that is not answered; `hanging` is set when it comes.
         calls: all requests, in their order.
     """
 
     def __init__(self):
         self.models, self.fails, self.hangs, self.calls = {}, {}, None, []
-        self.objects, self.private = {}, set()
+        self.objects, self.private, self.taken = {}, set(), set()
         self.hanging, self.released = threading.Event(), threading.Event()
         hub = self
 
@@ -166,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self):
         wanted = json.loads(self.body)
         name = f"{wanted['organization']}/{wanted['name']}"
-        if name in self.endpoint.models:
+        if name in self.endpoint.models or name in self.endpoint.taken:
             return self.give(409, {"error": "You already created this model repo"})
         self.endpoint.add_commit(name, NEW_REPOSITORY)
         if wanted.get("visibility") == "private" or wanted.get("private"):
