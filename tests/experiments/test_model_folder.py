@@ -107,6 +107,7 @@ def test_the_decision_is_saved(runs, tmp_path, images):
     card = (tmp_path / "model" / "README.md").read_text()
     assert "temperature of the softmax: 2.5" in card
     assert "answers `unknown` where the score msp is below 0.99" in card
+    assert "All are of the run, before the temperature and threshold below were chosen." in card
     assert "inputs of no class" not in card
 
 

@@ -15,10 +15,10 @@ from vlprompt.cli.features import features
 from vlprompt.cli.options import reject_extra_processes
 from vlprompt.cli.plot import plot
 from vlprompt.cli.predict import predict
-from vlprompt.cli.push import push
 from vlprompt.cli.run import run
-from vlprompt.cli.save import save
 from vlprompt.cli.search import search
+from vlprompt.cli.sharing.push import push
+from vlprompt.cli.sharing.save import save
 from vlprompt.cli.table import table
 from vlprompt.runtime.errors import explain_error, is_debugging
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlprompt.data.cards import list_cards, load_card
-from vlprompt.experiments.learned.folder_schema import LIBRARY, ModelConfig, ResultEntry
+from vlprompt.experiments.learned.folder_schema import LIBRARY, ModelConfig
 from vlprompt.experiments.learned.local_paths import list_datasets
 from vlprompt.experiments.model_cards.citations import Citation, read_citation
 from vlprompt.experiments.model_cards.licenses import require_license
@@ -49,7 +49,7 @@ def build_model_card(config: ModelConfig, name: str, license: str | None = None)
         f"# {_get_title(config)}",
         _describe_summary(config, citation),
         f"## Use\n\n{_describe_use(config, name)}",
-        f"## Results\n\n{_describe_results(config.result)}",
+        f"## Results\n\n{_describe_results(config)}",
         f"## Data\n\n{_describe_data(config)}",
         f"## Protocol\n\n{_describe_protocol(config)}",
         f"## Method\n\n{_describe_method(config, citation)}",
@@ -147,7 +147,8 @@ def _describe_use(config: ModelConfig, name: str) -> str:
     return f"{note}```bash\nvlprompt predict {name} image.png{backbone}\n```\n\n```python\n{code}\n```"
 
 
-def _describe_results(result: ResultEntry | None) -> str:
+def _describe_results(config: ModelConfig) -> str:
+    result = config.result
     if result is None:
         return "No result is known: the prompt was saved without one."
     seeds = result.seeds
@@ -163,6 +164,8 @@ def _describe_results(result: ResultEntry | None) -> str:
         if seeds is None
         else f"Seeds {', '.join(map(str, seeds.seeds))}; the standard deviation is divided by n."
     )
+    if config.decision.temperature != 1 or config.decision.threshold is not None:
+        spread += " All are of the run, before the temperature and threshold below were chosen."
     return f"In percent, on the test split.\n\n{table}\n\n{spread}"
 
 
