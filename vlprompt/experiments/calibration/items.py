@@ -128,8 +128,8 @@ def relabel(split: Split, names: Names, dataset: str) -> Split:
     found = [labels.get(i, labels.get(str(name))) for name, i in zip(split.names, class_ids(split.names), strict=True)]
     if others := sorted({str(split.names[label]) for label in split.labels if found[label] is None}):
         raise ValueError(
-            f"validation: expected items of the classes that were learned ({quote_classes(names)}), got {quote_classes(others)} in "
-            f"{dataset!r}. Name a dataset with the same classes by --validation."
+            f"validation: expected items of the classes that were learned ({quote_classes(names)}), got "
+            f"{quote_classes(others)} in {dataset!r}. Name a dataset with the same classes by --validation."
         )
     return replace(split, names=names, labels=tuple(cast(int, found[label]) for label in split.labels))
 
