@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from vlprompt.core.towers import VisionTower as VisionTower
     from vlprompt.engine.loop import fit as fit
     from vlprompt.engine.train_config import TrainConfig as TrainConfig
+    from vlprompt.experiments.learned.model_folder import save_prompt as save_prompt
     from vlprompt.experiments.learned.prompt import LearnedPrompt as LearnedPrompt
     from vlprompt.experiments.learned.prompt import load_prompt as load_prompt
+    from vlprompt.experiments.learned.publish import push_prompt as push_prompt
     from vlprompt.experiments.runner import run as run
     from vlprompt.layers.heads import CosineHead as CosineHead
     from vlprompt.layers.heads import LinearHead as LinearHead
@@ -75,8 +77,10 @@ _HOMES = {  # public name -> the module that defines it
     "VisionTower": "core.towers",
     "fit": "engine.loop",
     "TrainConfig": "engine.train_config",
+    "save_prompt": "experiments.learned.model_folder",
     "LearnedPrompt": "experiments.learned.prompt",
     "load_prompt": "experiments.learned.prompt",
+    "push_prompt": "experiments.learned.publish",
     "run": "experiments.runner",
     "CosineHead": "layers.heads",
     "LinearHead": "layers.heads",
