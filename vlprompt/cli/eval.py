@@ -65,22 +65,20 @@ def evaluate(
     known accepted is closest to 95 % (fpr95) and at the strictest that accepts at least 95 % (fpr95_at_least); AUPR
     with the known (aupr_in) and with the unknown positive (aupr_out). In percent.
     """
-    from vlprompt.experiments.evaluation import Selection, evaluate_run
+    from vlprompt.experiments.calibration.choice import Selection
+    from vlprompt.experiments.evaluation import evaluate_run
 
     set_data_root(root)
     set_feature_cache(feature_cache)
     require_one_run([folder, *map(Path, dataset or [])])
     if len(names := dataset or []) > 1:
         raise ValueError(f"eval: expected one dataset, got {', '.join(names)}. Give one command for each.")
-    if validation is not None and reject is None and not calibrate:
-        raise ValueError("--validation: expected --reject or --calibrate with it, got neither. Add one of them.")
-    if score is not None and reject is None and unknown is None:
-        raise ValueError("--score: expected --reject or --unknown with it, got neither. Add one of them.")
 
     def report(note: str) -> None:
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     selection = Selection(unknown, parse_scores(score), calibrate, reject, validation)
+    selection.require_use("eval")
     name = names[0] if names else None
     evaluation = evaluate_run(folder, name, backbone, device, skip_broken, figure, layout, report, selection)
     for line in format_evaluation(evaluation):

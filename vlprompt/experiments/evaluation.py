@@ -21,11 +21,10 @@ from vlprompt.data.splits.label_hiding import drop_labels
 from vlprompt.engine.evaluate import collect_outputs, evaluate, iter_logits, score_outputs
 from vlprompt.engine.model_selection import collect_pseudo_labels
 from vlprompt.engine.unknown_scores import SCORES, make_score_fn
-from vlprompt.experiments.calibration.choice import choose_decision, require_classes, require_numbers
+from vlprompt.experiments.calibration.choice import Selection, choose_for_prompt, require_classes, require_numbers
 from vlprompt.experiments.calibration.items import (
     ChosenItems,
     open_unknown,
-    open_validation,
     quote_classes,
     select_known,
 )
@@ -38,29 +37,6 @@ from vlprompt.results.plots.shots import plot_predictions
 from vlprompt.tasks.text import Text
 
 MAX_DRAWN_IMAGES = 40
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What is chosen before a test, and which unknown classes it is tested against.
-
-    Args:
-        unknown: a dataset of other classes.
-        scores: which scores of unknown classes are reported; None for all that the prompt has.
-        calibrate: whether a temperature is fitted on validation items.
-        reject: which threshold is chosen, as `choose_decision` takes it.
-        validation: a dataset whose validation split is taken instead of that of the run.
-    """
-
-    unknown: str | None = None
-    scores: tuple[str, ...] | None = None
-    calibrate: bool = False
-    reject: str | None = None
-    validation: str | None = None
-
-    @property
-    def needs_validation(self) -> bool:
-        return self.calibrate or self.reject is not None
 
 
 @dataclass(frozen=True)
@@ -120,29 +96,11 @@ def evaluate_run(
     unknown = None
     if selection.unknown is not None:
         unknown = open_unknown(task, test.names, selection.unknown, "test", skip_broken)
-    prompt = choose_for_run(restore_prompt(state, backbone, device), selection, skip_broken)
+    prompt = choose_for_prompt(restore_prompt(state, backbone, device), selection, skip_broken)
     evaluation = _evaluate(prompt, test, unknown, selection)
     if figure_path is not None:
         _draw_test(prompt.method, test, task["name"] == DOMAIN, figure_path)
     return evaluation
-
-
-def choose_for_run(prompt: LearnedPrompt, selection: Selection, skip_broken: bool = False) -> LearnedPrompt:
-    """Return a learned prompt with the decision that a selection asks for, else with its own."""
-    if not selection.needs_validation:
-        return prompt
-    state, names = prompt.state, prompt.names
-    validation = open_validation(state, names, selection.validation, skip_broken)
-    unknown = None
-    if selection.unknown is not None and selection.reject is not None:
-        unknown = open_unknown(state.config["task"], names, selection.unknown, "val", skip_broken)
-    score, *others = selection.scores or (prompt.decision.score,)
-    if selection.reject is not None and others:
-        raise ValueError(
-            f"--score: expected one score for --reject, got {', '.join((score, *others))}. Name the one to choose by."
-        )
-    options = {"reject": selection.reject, "calibrate": selection.calibrate}
-    return prompt.with_decision(choose_decision(prompt, validation, score=score, unknown=unknown, **options))
 
 
 def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, selection: Selection) -> Evaluation:

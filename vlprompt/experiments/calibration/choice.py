@@ -1,5 +1,6 @@
 """Choose temperature and threshold of a learned prompt on validation items."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,12 +10,73 @@ from vlprompt.core.batch import Split
 from vlprompt.core.texts import find_answer_kind
 from vlprompt.engine.evaluate import collect_outputs
 from vlprompt.engine.unknown_scores import make_score_fn, require_score
-from vlprompt.experiments.calibration.items import ChosenItems
+from vlprompt.experiments.calibration.items import ChosenItems, open_unknown, open_validation
 from vlprompt.experiments.calibration.temperature import fit_temperature
 from vlprompt.experiments.calibration.threshold import Rejection, choose_threshold, parse_rejection
 from vlprompt.experiments.learned.decision import Decision
-from vlprompt.experiments.learned.prompt import LearnedPrompt
+from vlprompt.experiments.learned.prompt import LearnedPrompt, restore_prompt
+from vlprompt.experiments.learned.state import LearnedState
 from vlprompt.metrics import accuracy, calibration_scores
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is chosen on which items, and which unknown classes a prompt is tested against.
+
+    Args:
+        unknown: a dataset of other classes.
+        scores: which scores of unknown classes are reported, the one that is chosen by with a threshold; None for all
+            that the prompt has, and for the prompt's own.
+        calibrate: whether a temperature is fitted on validation items.
+        reject: which threshold is chosen, as `choose_decision` takes it.
+        validation: a dataset whose validation split is taken instead of that of the run.
+    """
+
+    unknown: str | None = None
+    scores: tuple[str, ...] | None = None
+    calibrate: bool = False
+    reject: str | None = None
+    validation: str | None = None
+
+    @property
+    def needs_validation(self) -> bool:
+        return self.calibrate or self.reject is not None
+
+    def require_use(self, command: str) -> None:
+        """Raise ValueError for a setting that changes nothing without another one, of `eval` or `save`."""
+        uses_unknown = self.reject is not None if command == "save" else True
+        if self.validation is not None and not self.needs_validation:
+            raise ValueError("--validation: expected --reject or --calibrate with it, got neither. Add one of them.")
+        if self.unknown is not None and not uses_unknown:
+            raise ValueError("--unknown: expected --reject with it, got none. Add --reject fpr=0.05.")
+        if self.scores is not None and self.reject is None and (self.unknown is None or not uses_unknown):
+            raise ValueError("--score: expected --reject with it, or eval --unknown, got neither. Add one of them.")
+        if self.scores is not None and self.reject is not None and len(self.scores) > 1:
+            raise ValueError(
+                f"--score: expected one score for --reject, got {', '.join(self.scores)}. Name the one to choose by."
+            )
+
+
+def choose_for_prompt(prompt: LearnedPrompt, selection: Selection, skip_broken: bool = False) -> LearnedPrompt:
+    """Return a learned prompt with the decision that a selection asks for, else with its own."""
+    if not selection.needs_validation:
+        return prompt
+    state, names, unknown = prompt.state, prompt.names, None
+    validation = open_validation(state, names, selection.validation, skip_broken)
+    if selection.unknown is not None and selection.reject is not None:
+        unknown = open_unknown(state.config["task"], names, selection.unknown, "val", skip_broken)
+    score = selection.scores[0] if selection.scores and selection.reject is not None else Decision().score
+    decision = choose_decision(
+        prompt, validation, score=score, reject=selection.reject, calibrate=selection.calibrate, unknown=unknown
+    )
+    return prompt.with_decision(decision)
+
+
+def choose_for_state(
+    state: LearnedState, selection: Selection, backbone: str | None, device: str | None
+) -> LearnedState:
+    """Return a learned state with the decision that a selection asks for; arguments as in `restore_prompt`."""
+    return choose_for_prompt(restore_prompt(state, backbone, device), selection).state
 
 
 def choose_decision(
