@@ -124,8 +124,8 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
     if unknown is not None:
         others = collect_outputs(method, unknown.split, prepared=prepared, score_fn=score_fn)
         other_scores = require_numbers(cast(Tensor, others.scores))
-        shown = [(k, name) for k, name in enumerate(names) if selection.scores is None or name in selection.scores]
-        rows = {name: unknown_scores(known_scores[:, k], other_scores[:, k]) for k, name in shown}
+        columns = {name: names.index(name) for name in selection.scores or names}
+        rows = {name: unknown_scores(known_scores[:, k], other_scores[:, k]) for name, k in columns.items()}
         if decision.threshold is not None:
             metrics["unknown_accepted"] = 100 * (other_scores[:, 0] >= decision.threshold).double().mean().item()
         notes = (*notes, _describe_sides(test, unknown))

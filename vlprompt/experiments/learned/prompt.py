@@ -107,7 +107,7 @@ class LearnedPrompt:
         probabilities = (output.logits / self.decision.temperature).softmax(1)
         assert output.scores is not None
         scores, threshold = output.scores[:, 0], self.decision.threshold
-        is_unknown = torch.zeros(len(scores), dtype=torch.bool) if threshold is None else scores < threshold
+        is_unknown = torch.zeros(len(scores), dtype=torch.bool) if threshold is None else ~(scores >= threshold)
         return Answers(probabilities, scores, is_unknown)
 
 
