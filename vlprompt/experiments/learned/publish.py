@@ -89,7 +89,7 @@ def _collect_files(
     """Return the files to push; ValueError where no licence is known."""
     if isinstance(source, LearnedPrompt | LearnedState):
         state = source if isinstance(source, LearnedState) else source.state
-        return build_model_files(state, name, license=require_license(license))
+        return build_model_files(state, name, license=require_license(license or state.provenance.get("license")))
     path = Path(source).expanduser()
     if not is_model_folder(path):
         return build_model_files(read_learned_state(source), name, license=require_license(license))
