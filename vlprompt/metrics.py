@@ -244,6 +244,7 @@ UNKNOWN_METRICS = {  # of scores, high for known; known items against unknown on
 REJECTION_METRICS = {  # where a threshold was chosen
     "coverage": "share of the test items that are accepted, so not answered `unknown`",
     "accepted_accuracy": "share right of those that are accepted",
+    "unknown_accepted": "share of the items of `--unknown` that are accepted",
 }
 CALIBRATION_METRICS = {  # before and after temperature scaling
     "ece10": "expected calibration error in 10 bins (lower, upper] of the top probability",
