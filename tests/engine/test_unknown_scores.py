@@ -6,6 +6,7 @@ from conftest import OWN_GOLDEN, golden, golden_clip_of, images, relative
 
 import vlprompt
 from vlprompt.backbones.towers.image import ImageTower
+from vlprompt.cli.options import ScoreOption
 from vlprompt.core.method import Method, Output
 from vlprompt.core.prompt import Prompt
 from vlprompt.engine.unknown_scores import SCORES, make_score_fn, match_concepts
@@ -99,6 +100,7 @@ def test_an_unknown_score_names_the_nearest(clip):
     with pytest.raises(ValueError, match="score: expected a known name, got 'gl_mcm'; did you mean 'gl-mcm'"):
         make_score_fn(CoOp(clip), ["gl_mcm"])
     assert list(SCORES) == ["msp", "maxlogit", "energy", "mcm", "gl-mcm"]
+    assert ", ".join(SCORES) in ScoreOption.__metadata__[0].help  # which is shown without importing them
 
 
 def test_towers_without_local_features_say_so(clip):
