@@ -58,7 +58,7 @@ def benchmark_metric(name: object, predicted: Tensor, labels: Tensor) -> dict[st
 def calibration_error(probabilities: Tensor, labels: Tensor, n_bins: int = 15) -> float:
     """Return the expected calibration error of (N, C) over equal-width bins of the top probability, in percent.
 
-    Guo et al., ICML 2017, arXiv:1706.04599.
+    Bins are (lower, upper]. Guo et al., ICML 2017, arXiv:1706.04599.
     """
     confidence, predicted = probabilities.double().max(1)
     correct = (predicted == labels).double()
@@ -67,14 +67,120 @@ def calibration_error(probabilities: Tensor, labels: Tensor, n_bins: int = 15) -
     return 100 * gap.abs().sum().item() / len(labels)
 
 
+def adaptive_calibration_error(probabilities: Tensor, labels: Tensor, n_bins: int = 15) -> float:
+    """Return the calibration error of (N, C) over bins of equally many items (AdaECE), in percent.
+
+    Bins are (lower, upper], so that the least sure item is in none, as in the authors' code (Mukhoti et al., NeurIPS
+    2020, arXiv:2002.09437).
+    """
+    confidence, predicted = probabilities.double().max(1)
+    n, correct = len(labels), (predicted == labels).double()
+    order = confidence.sort().values
+    edges = torch.linspace(0, n, n_bins + 1, dtype=torch.double).clamp(max=n - 1)
+    lower, rest = edges.floor().long(), edges.frac()
+    values = order[lower] + rest * (order[(lower + 1).clamp(max=n - 1)] - order[lower])
+    in_bin = (confidence[:, None] > values[:-1]) & (confidence[:, None] <= values[1:])  # (N, bins)
+    return 100 * (in_bin * (correct - confidence)[:, None]).sum(0).abs().sum().item() / n
+
+
+def negative_log_likelihood(probabilities: Tensor, labels: Tensor) -> float:
+    """Return the mean negative log-likelihood of (N, C) in nats; probabilities are clipped by 2.2e-16 at both ends."""
+    true, eps = probabilities.double().gather(1, labels[:, None]), torch.finfo(torch.double).eps
+    return -true.clamp(eps, 1 - eps).log().mean().item()
+
+
+def brier_score(probabilities: Tensor, labels: Tensor) -> float:
+    """Return the Brier score of (N, C), 0 to 2: the mean over items of the squared differences of all classes."""
+    p = probabilities.double()
+    return (p - torch.nn.functional.one_hot(labels, p.shape[1])).square().sum(1).mean().item()
+
+
+def calibration_scores(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the metrics of `CALIBRATION_METRICS`."""
+    ece = {f"ece{n_bins}": calibration_error(probabilities, labels, n_bins) for n_bins in (10, 15)}
+    nll, brier = negative_log_likelihood(probabilities, labels), brier_score(probabilities, labels)
+    return {**ece, "ada_ece15": adaptive_calibration_error(probabilities, labels), "nll": nll, "brier": brier}
+
+
+def auroc(known: Tensor, unknown: Tensor) -> float:
+    """Return the area under the ROC curve in percent: P(known > unknown) + 1/2 P(known = unknown).
+
+    Args:
+        known: scores (N,) of items of known classes, high for known.
+        unknown: scores (M,) of items of unknown classes.
+
+    Raises:
+        ValueError: for no scores, and for scores that are NaN.
+    """
+    known, unknown = _require_scores(known, unknown)
+    order = unknown.sort().values
+    below, up_to = (torch.searchsorted(order, known, right=right) for right in (False, True))
+    return 100 * int((below + up_to).sum()) / (2 * len(known) * len(unknown))
+
+
+def aupr(known: Tensor, unknown: Tensor) -> float:
+    """Return the area under the precision-recall curve in percent, known positive (AUPR-in); arguments as in `auroc`.
+
+    The sum over distinct thresholds of the recall gained times the precision, without interpolation. AUPR-out, unknown
+    positive, is `aupr(-unknown, -known)`.
+    """
+    n_known, n_unknown = _count_accepted(known, unknown)
+    gained = n_known.diff(prepend=torch.zeros(1, dtype=torch.double))
+    return 100 * (gained * n_known / (n_known + n_unknown)).sum().item() / n_known[-1].item()
+
+
+def fpr_at_recall(known: Tensor, unknown: Tensor, recall: float = 0.95, closest: bool = True) -> float:
+    """Return the percentage of unknown items accepted where this share of the known is; arguments as in `auroc`.
+
+    Args:
+        known: as in `auroc`.
+        unknown: as in `auroc`.
+        recall: share of the known that is to be accepted.
+        closest: True for the threshold whose recall is closest, from the loosest that matters (the strictest that
+            accepts all known) to ever stricter ones, the first of equals: recall may be below. So do the codes of
+            Outlier Exposure, MCM and LoCoOp. False for the strictest threshold with at least this recall, as OpenOOD.
+    """
+    n_known, n_unknown = _count_accepted(known, unknown)
+    reached, accepted = n_known / n_known[-1], n_unknown / len(unknown)
+    if not closest:
+        return 100 * accepted[int((reached >= recall).nonzero()[0])].item()
+    end = int((reached == 1).nonzero()[0]) + 1
+    return 100 * accepted[:end].flip(0)[int((reached[:end].flip(0) - recall).abs().argmin())].item()
+
+
+def unknown_scores(known: Tensor, unknown: Tensor) -> dict[str, float]:
+    """Return the metrics of `UNKNOWN_METRICS`; arguments as in `auroc`."""
+    fpr95, at_least = (fpr_at_recall(known, unknown, closest=closest) for closest in (True, False))
+    areas = {"aupr_in": aupr(known, unknown), "aupr_out": aupr(-unknown, -known)}
+    return {"auroc": auroc(known, unknown), "fpr95": fpr95, "fpr95_at_least": at_least} | areas
+
+
+def _count_accepted(known: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
+    """Known and unknown items accepted (score >= threshold) at each distinct threshold, from the strictest on."""
+    known, unknown = _require_scores(known, unknown)
+    scores, order = torch.cat([known, unknown]).sort(descending=True)
+    n_known = (order < len(known)).double().cumsum(0)
+    is_last = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)])
+    n_accepted = torch.arange(1, len(scores) + 1, dtype=torch.double)
+    return n_known[is_last], (n_accepted - n_known)[is_last]
+
+
+def _require_scores(known: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
+    for name, scores in (("known", known), ("unknown", unknown)):
+        if not len(scores):
+            raise ValueError(f"{name}: expected the scores of at least one item, got none. Take a split with items.")
+        if n_nan := int(scores.isnan().sum()):
+            raise ValueError(
+                f"{name}: expected scores that are numbers, got {n_nan} NaN. Check the backbone's weights."
+            )
+    return known.double().contiguous(), unknown.double().contiguous()
+
+
 def classification_scores(predicted: Tensor, probabilities: Tensor, labels: Tensor, n_classes: int) -> dict[str, float]:
     """Return accuracy, class_mean, macro_f1 and calibration_error."""
-    return {
-        "accuracy": accuracy(predicted, labels),
-        "class_mean": mean_class_accuracy(predicted, labels, n_classes),
-        "macro_f1": macro_f1(predicted, labels, n_classes),
-        "calibration_error": calibration_error(probabilities, labels),
-    }
+    class_mean, f1 = (f(predicted, labels, n_classes) for f in (mean_class_accuracy, macro_f1))
+    shares = {"accuracy": accuracy(predicted, labels), "class_mean": class_mean, "macro_f1": f1}
+    return shares | {"calibration_error": calibration_error(probabilities, labels)}
 
 
 def harmonic_mean(a: float, b: float) -> float:
@@ -126,6 +232,27 @@ ANSWER_METRICS = {  # of classes; a result has the first four for every test
     "items, of the difference between it and the share right",
     "f1": "F1 of the last class; of datasets whose card has this metric (MRPC)",
     "matthews": "Matthews correlation times 100; of datasets whose card has this metric (CoLA)",
+}
+UNKNOWN_METRICS = {  # of scores, high for known; known items against unknown ones
+    "auroc": "probability that a known item has a higher score than an unknown one, plus half that of equal scores",
+    "fpr95": "share of the unknown accepted at the threshold whose share of the known accepted is closest to 95 %, of "
+    "equals the loosest (Outlier Exposure's, MCM's and LoCoOp's codes); it may accept fewer than 95 % of the known",
+    "fpr95_at_least": "share of the unknown accepted at the strictest threshold that accepts 95 % of the known or more",
+    "aupr_in": "area under precision and recall, known positive, summed over distinct thresholds without interpolation",
+    "aupr_out": "the same, unknown positive, scores negated",
+}
+REJECTION_METRICS = {  # where a threshold was chosen
+    "coverage": "share of the test items that are accepted, so not answered `unknown`",
+    "accepted_accuracy": "share right of those that are accepted",
+    "unknown_accepted": "share of the items of `--unknown` that are accepted",
+}
+CALIBRATION_METRICS = {  # before and after temperature scaling
+    "ece10": "expected calibration error in 10 bins (lower, upper] of the top probability",
+    "ece15": "the same in 15 bins",
+    "ada_ece15": "the same in 15 bins of equally many items (AdaECE); the least sure item is in none",
+    "nll": "mean negative log-likelihood of the true class in nats; no percentage",
+    "brier": "mean over items of the squared differences between probabilities and truth, summed over classes, 0 to 2; "
+    "no percentage",
 }
 RESPONSE_METRICS = {
     "perplexity": "exp of the mean negative log-likelihood of a response's tokens, its end included; no percentage",

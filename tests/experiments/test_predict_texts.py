@@ -58,7 +58,7 @@ def runs(tmp_path_factory):
 def test_a_run_on_texts_is_tested_again(runs, name):
     told = json.loads((runs[name] / "result.json").read_text())["summary"]
     kind = "response" if name == "response" else "class"
-    assert evaluate_run(runs[name], data(kind), None, None, False) == pytest.approx(told, abs=1e-4)
+    assert evaluate_run(runs[name], data(kind), None, None, False).metrics == pytest.approx(told, abs=1e-4)
 
 
 def test_new_texts_are_answered_as_the_task_shows_them(runs):

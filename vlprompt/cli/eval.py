@@ -6,14 +6,21 @@ from typing import Annotated
 import typer
 
 from vlprompt.cli.display.console import make_console
+from vlprompt.cli.display.evaluation_lines import format_evaluation
 from vlprompt.cli.options import (
+    CalibrateOption,
     DeviceOption,
     FeatureCacheOption,
     LayoutOption,
     MovedBackboneOption,
+    RejectOption,
     RootOption,
     RunArgument,
+    ScoreOption,
     SkipBrokenOption,
+    UnknownOption,
+    ValidationOption,
+    parse_scores,
     require_one_run,
     set_data_root,
     set_feature_cache,
@@ -46,8 +53,19 @@ def evaluate(
     skip_broken: SkipBrokenOption = False,
     feature_cache: FeatureCacheOption = None,
     layout: LayoutOption = None,
+    unknown: UnknownOption = None,
+    score: ScoreOption = None,
+    reject: RejectOption = None,
+    calibrate: CalibrateOption = False,
+    validation: ValidationOption = None,
 ) -> None:
-    """Test a learned prompt on the test split of a dataset, also one with other classes."""
+    """Test a learned prompt on the test split of a dataset, also one with other classes, or against unknown ones.
+
+    With --unknown, for each score: AUROC; FPR95, the share of the unknown accepted at the threshold whose share of the
+    known accepted is closest to 95 % (fpr95) and at the strictest that accepts at least 95 % (fpr95_at_least); AUPR
+    with the known (aupr_in) and with the unknown positive (aupr_out). In percent.
+    """
+    from vlprompt.experiments.calibration.choice import Selection
     from vlprompt.experiments.evaluation import evaluate_run
 
     set_data_root(root)
@@ -59,8 +77,11 @@ def evaluate(
     def report(note: str) -> None:
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    metrics = evaluate_run(folder, names[0] if names else None, backbone, device, skip_broken, figure, layout, report)
-    for name, value in metrics.items():
-        console.print(f"{name:18} {value:.2f}", highlight=False)
+    selection = Selection(unknown, parse_scores(score), calibrate, reject, validation)
+    selection.require_use("eval")
+    name = names[0] if names else None
+    evaluation = evaluate_run(folder, name, backbone, device, skip_broken, figure, layout, report, selection)
+    for line in format_evaluation(evaluation):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if figure is not None:
         console.print(f"wrote {figure}")

@@ -109,6 +109,51 @@ ProcessesOption = Annotated[
     typer.Option(min=1, help="How many processes there must be; torchrun --nproc-per-node N starts N of them."),
 ]
 
+# how scores become an answer
+ScoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--score",
+        help="Scores of how well an item is known: msp, maxlogit, energy, mcm, gl-mcm; several with commas.",
+        metavar="NAME[,NAME]",
+    ),
+]
+RejectOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Answer `unknown` below a threshold chosen on validation items: 0.95 accepts at least this share of them, "
+        "fpr=0.05 at most this share of the items of --unknown.",
+        metavar="SHARE|fpr=SHARE",
+    ),
+]
+UnknownOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A dataset whose classes are all unknown; of the dataset that the run was trained on, its other classes.",
+        metavar="DATASET",
+    ),
+]
+CalibrateOption = Annotated[
+    bool, typer.Option("--calibrate", help="Fit a temperature on validation items (Guo et al., 2017).")
+]
+ValidationOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A dataset whose validation split --reject and --calibrate take; default: that of the run.",
+        metavar="DATASET",
+    ),
+]
+
+
+def parse_scores(text: str | None) -> tuple[str, ...] | None:
+    """Parse "mcm,msp" to names of scores; None for none; ValueError for one that there is not."""
+    from vlprompt.engine.unknown_scores import require_score
+
+    names = None if text is None else tuple(name.strip() for name in text.split(","))
+    for name in names or ():
+        require_score(name)
+    return names
+
 
 def parse_integers(text: str | None, option: str) -> list[int | None]:
     """Parse "1,2,4" to [1, 2, 4], and no text to [None]."""

@@ -28,6 +28,7 @@ class Output(NamedTuple):
         predicted_lesson: of methods that infer it, the lesson (B,) that an image is assigned to.
         targets: (R,), targets of the rows of logits if only the head knows them (responses, tags of words).
         unanswered: (B,), whether a method that may find no answer found none.
+        scores: (B, S), how well each input is known, by each of S scores; only an evaluation sets it.
     """
 
     logits: Tensor
@@ -38,6 +39,7 @@ class Output(NamedTuple):
     predicted_lesson: Tensor | None = None
     targets: Tensor | None = None
     unanswered: Tensor | None = None
+    scores: Tensor | None = None
 
 
 LossTerms: TypeAlias = dict[str, tuple[Tensor, float]]  # name -> (mean, number of rows it is over)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlprompt.core.batch import Batch, Split, Unlabelled
+from vlprompt.core.batch import Batch, Inputs, Split, Unlabelled
 from vlprompt.core.class_names import class_ids
 from vlprompt.core.head import Prepared
 from vlprompt.core.introspection import feature_caches
@@ -33,6 +33,7 @@ def iter_outputs(
     batch_size: int = 100,
     micro_batch_size: int | None = None,
     prepared: Prepared = None,
+    score_fn: Callable[[Inputs, Output], Tensor] | None = None,
 ) -> Iterator[Output]:
     """Yield the outputs of a split in order, in eval mode, on the CPU, without features.
 
@@ -40,7 +41,9 @@ def iter_outputs(
 
     Args:
         micro_batch_size: items per forward pass (None: the whole batch); the outputs are the same.
-        prepared: what `method.prepare` returned for the names of the split; default: prepared here, once.
+        prepared: what `method.prepare` returned for the classes to choose from; default: prepared here, once, for the
+            names of the split.
+        score_fn: (inputs, output) -> scores (B, S) of each output, which sees the features too.
 
     Raises:
         NonFiniteError: for a logit that is NaN.
@@ -51,10 +54,12 @@ def iter_outputs(
         if prepared is None:
             prepared = method.prepare(split.names, method.precompute(split.names))
 
+        def answer(inputs: Inputs) -> Output:
+            output = method(inputs, prepared)
+            return output if score_fn is None else output._replace(scores=score_fn(inputs, output))
+
         def compute(batch: Batch) -> Output:
-            return _concatenate_outputs(
-                [method(part.inputs, prepared) for part in batch.micro_batches(micro_batch_size)]
-            )
+            return _concatenate_outputs([answer(part.inputs) for part in batch.micro_batches(micro_batch_size)])
 
         batches = prefetch_images(split.batches(batch_size))
         yield from map(_require_numbers, collectives.map_distributed(batches, compute, feature_caches(method)))
@@ -83,6 +88,7 @@ def _concatenate_outputs(outputs: Sequence[Output]) -> Output:
         prompt_usage=concatenate("prompt_usage"),
         predicted_lesson=concatenate("predicted_lesson"),
         unanswered=concatenate("unanswered"),
+        scores=concatenate("scores"),
     )
 
 
@@ -143,22 +149,35 @@ def evaluate(
             return Scores(evaluate_texts(method.eval(), split, batch_size, micro_batch_size, on_progress), {})
         finally:
             method.train(was_training)
+    return score_outputs(collect_outputs(method, split, batch_size, micro_batch_size, on_progress=on_progress), split)
+
+
+def collect_outputs(
+    method: Method,
+    split: Split,
+    batch_size: int = 100,
+    micro_batch_size: int | None = None,
+    prepared: Prepared = None,
+    score_fn: Callable[[Inputs, Output], Tensor] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Output:
+    """Return the outputs of a split as one; arguments as in `iter_outputs` and `evaluate`."""
     outputs, n_done = list[Output](), 0
-    for output in iter_outputs(method, split, batch_size, micro_batch_size):
+    for output in iter_outputs(method, split, batch_size, micro_batch_size, prepared, score_fn):
         outputs.append(output)
         n_done += len(output.logits)
         if on_progress:
             on_progress(n_done, len(split))
-    return _score_outputs(_concatenate_outputs(outputs), split)
+    return _concatenate_outputs(outputs)
 
 
-def _score_outputs(output: Output, split: Split) -> Scores:
-    """The scores of a split's outputs (N, C)."""
+def score_outputs(output: Output, split: Split, temperature: float = 1.0) -> Scores:
+    """Score the outputs (N, C) of a split; logits are divided by the temperature before the softmax."""
     labels, n_classes, usage = torch.tensor(split.labels), len(split.names), output.prompt_usage
     predicted = output.logits.argmax(1)
     if output.unanswered is not None:
         predicted[output.unanswered] = n_classes  # no class: wrong for every label
-    metrics = classification_scores(predicted, output.logits.softmax(1), labels, n_classes)
+    metrics = classification_scores(predicted, (output.logits / temperature).softmax(1), labels, n_classes)
     if output.unanswered is not None:
         metrics["unanswered"] = 100 * float(output.unanswered.double().mean())
     if usage is not None:

@@ -1,6 +1,7 @@
 """Test a learned prompt on other datasets."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,21 +11,51 @@ from torch import Tensor
 from vlprompt.config.build import build_task
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import Names
+from vlprompt.core.head import Prepared
 from vlprompt.core.images import Preprocessing
-from vlprompt.core.method import Method
+from vlprompt.core.method import Method, Output
 from vlprompt.data.dataset import Data
 from vlprompt.data.loading import resolve_dataset
 from vlprompt.data.sources import require_folder, select_layout
 from vlprompt.data.splits.label_hiding import drop_labels
-from vlprompt.engine.evaluate import evaluate, iter_logits
+from vlprompt.engine.evaluate import collect_outputs, evaluate, iter_logits, score_outputs
 from vlprompt.engine.model_selection import collect_pseudo_labels
-from vlprompt.experiments.learned.prompt import restore_prompt
+from vlprompt.engine.unknown_scores import SCORES, make_score_fn
+from vlprompt.experiments.calibration.choice import Selection, choose_for_prompt, require_classes, require_numbers
+from vlprompt.experiments.calibration.items import (
+    ChosenItems,
+    open_unknown,
+    quote_classes,
+    select_known,
+)
+from vlprompt.experiments.learned.decision import Decision
+from vlprompt.experiments.learned.prompt import LearnedPrompt, restore_prompt
 from vlprompt.experiments.learned.state import read_learned_state
+from vlprompt.metrics import accuracy, calibration_scores, unknown_scores
 from vlprompt.results.comparability import DOMAIN
 from vlprompt.results.plots.shots import plot_predictions
 from vlprompt.tasks.text import Text
 
 MAX_DRAWN_IMAGES = 40
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a test came to, in percent.
+
+    Args:
+        metrics: of the test; with a threshold also those of `REJECTION_METRICS`.
+        unknown: score -> the metrics of `UNKNOWN_METRICS`.
+        calibration: "before" and "after" temperature scaling, those of `CALIBRATION_METRICS`.
+        decision: temperature and threshold.
+        notes: what a reader should know.
+    """
+
+    metrics: dict[str, float]
+    unknown: dict[str, dict[str, float]] = field(default_factory=dict)
+    calibration: dict[str, dict[str, float]] = field(default_factory=dict)
+    decision: Decision = field(default_factory=Decision)
+    notes: tuple[str, ...] = ()
 
 
 def evaluate_run(
@@ -36,11 +67,12 @@ def evaluate_run(
     figure_path: Path | None = None,
     layout: str | None = None,
     on_note: Callable[[str], None] | None = None,
-) -> dict[str, float]:
-    """Score a run on the test split of a dataset, among its classes (percent).
+    selection: Selection | None = None,
+) -> Evaluation:
+    """Score a learned prompt on the test split of a dataset, among its classes.
 
     Args:
-        folder: of the run.
+        folder: of the run, or a model folder.
         dataset: None for what the run was tested on (the target of a run on domains).
         backbone: where the run's backbone is now; None for where it was.
         device: as `load` takes it.
@@ -48,8 +80,9 @@ def evaluate_run(
         figure_path: where to draw some of its images.
         layout: of a folder, instead of the one that is recognised or that the run names.
         on_note: receives what was left out of the dataset, if anything was.
+        selection: what is chosen before, and the unknown classes.
     """
-    state = read_learned_state(folder)
+    state, selection = read_learned_state(folder), selection or Selection()
     task = state.config["task"]
     if task["name"] == "text" and figure_path is not None:
         raise ValueError(
@@ -58,11 +91,86 @@ def evaluate_run(
     test, note = _open_test(task, dataset, skip_broken, layout)
     if on_note is not None and skip_broken and note:
         on_note(note)
-    method = restore_prompt(state, backbone, device).method
-    metrics = evaluate(method, test).metrics
+    if selection.unknown is not None and dataset is None:
+        test = select_known(test, state.names)
+    unknown = None
+    if selection.unknown is not None:
+        unknown = open_unknown(task, test.names, selection.unknown, "test", skip_broken)
+    prompt = choose_for_prompt(restore_prompt(state, backbone, device), selection, skip_broken)
+    evaluation = _evaluate(prompt, test, unknown, selection)
     if figure_path is not None:
-        _draw_test(method, test, task["name"] == DOMAIN, figure_path)
-    return metrics
+        _draw_test(prompt.method, test, task["name"] == DOMAIN, figure_path)
+    return evaluation
+
+
+def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, selection: Selection) -> Evaluation:
+    """Test a prompt with its decision, and against items of unknown classes."""
+    method, decision = prompt.method, prompt.decision
+    if decision == Decision() and not selection.needs_validation and unknown is None:
+        return Evaluation(evaluate(method, test).metrics)
+    require_classes(test)
+    prepared, notes = prompt.prepare(test.names), ()
+    names = (
+        [decision.score] if unknown is None else list(dict.fromkeys((decision.score, *(selection.scores or SCORES))))
+    )
+    if unknown is not None and selection.scores is None:
+        names, notes = _find_scores(method, test, prepared, names)
+    score_fn = make_score_fn(method, names, decision.temperature)
+    output = collect_outputs(method, test, prepared=prepared, score_fn=score_fn)
+    known_scores, labels = require_numbers(cast(Tensor, output.scores)), torch.tensor(test.labels)
+    metrics, rows = score_outputs(output, test, decision.temperature).metrics, dict[str, dict[str, float]]()
+    if decision.threshold is not None:
+        metrics |= _score_rejection(output, known_scores[:, 0], labels, decision.threshold)
+    if unknown is not None:
+        others = collect_outputs(method, unknown.split, prepared=prepared, score_fn=score_fn)
+        other_scores = require_numbers(cast(Tensor, others.scores))
+        columns = {name: names.index(name) for name in selection.scores or names}
+        rows = {name: unknown_scores(known_scores[:, k], other_scores[:, k]) for name, k in columns.items()}
+        if decision.threshold is not None:
+            metrics["unknown_accepted"] = 100 * (other_scores[:, 0] >= decision.threshold).double().mean().item()
+        notes = (*notes, _describe_sides(test, unknown))
+    return Evaluation(metrics, rows, _score_calibration(output, labels, decision, selection), decision, notes)
+
+
+def _find_scores(
+    method: Method, test: Split, prepared: Prepared, names: list[str]
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return the scores that a method has, and why it lacks the others, tried on one item."""
+    present, notes = list[str](), list[str]()
+    for name in names:
+        try:
+            collect_outputs(method, test.select([0]), prepared=prepared, score_fn=make_score_fn(method, [name]))
+            present.append(name)
+        except ValueError as error:
+            notes.append(f"left out: {error}")
+    return present, tuple(notes)
+
+
+def _describe_sides(test: Split, unknown: ChosenItems) -> str:
+    """Return which items were compared: a class by another name in both can't be recognised, but seen by a reader."""
+    present = [name for name, count in zip(unknown.split.names, unknown.split.count_per_class(), strict=True) if count]
+    return (
+        f"{len(test)} known test items against {len(unknown.split)} unknown ones of {unknown.dataset}: "
+        f"{quote_classes(test.names)} against {quote_classes(present)}"
+    )
+
+
+def _score_rejection(output: Output, scores: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
+    """Return the metrics of `REJECTION_METRICS`; accepted_accuracy only where something is accepted."""
+    accepted = scores >= threshold
+    coverage = {"coverage": 100 * accepted.double().mean().item()}
+    right = output.logits.argmax(1)[accepted]
+    return coverage | ({"accepted_accuracy": accuracy(right, labels[accepted])} if len(right) else {})
+
+
+def _score_calibration(
+    output: Output, labels: Tensor, decision: Decision, selection: Selection
+) -> dict[str, dict[str, float]]:
+    if not selection.calibrate:
+        return {}
+    logits = output.logits.double()
+    temperatures = {"before": 1.0, "after": decision.temperature}
+    return {when: calibration_scores((logits / t).softmax(1), labels) for when, t in temperatures.items()}
 
 
 def _open_test(

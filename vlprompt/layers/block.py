@@ -80,6 +80,22 @@ def make_attention(causal: bool, visible: Tensor | None = None) -> AttentionFn:
     return attention
 
 
+def attend_to_self(q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Tensor | None) -> Tensor:
+    """Return each row's own value: attention in which no row sees another one."""
+    if positions is None:
+        return v
+    return v[:, :, positions] if positions.ndim == 1 else torch.take_along_dim(v, positions[:, None, :, None], 2)
+
+
+def isolate_rows(block_fn: BlockFn, layer: int) -> BlockFn:
+    """Run blocks as `block_fn`, but in this layer no row sees another one."""
+
+    def run_isolated(block: Block, i: int, x: Tensor, prompt: Prompt, attention: AttentionFn, *rest: object) -> Tensor:
+        return block_fn(block, i, x, prompt, attend_to_self if i == layer else attention, *rest)
+
+    return run_isolated
+
+
 def insert_tokens(x: Tensor, slot: TokenSlot, tokens: Tensor) -> Tensor:
     """Put tokens (1 or B, P, D) into x (B, N, D): as new rows at an int slot, else into existing rows."""
     t = tokens.to(x.dtype).expand(len(x), -1, -1)

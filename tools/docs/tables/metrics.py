@@ -6,10 +6,13 @@ from docs.markdown_text import code, escape, fenced, page_title, table
 from vlprompt.metrics import (
     ANSWER_METRICS,
     BASE_TO_NEW_METRICS,
+    CALIBRATION_METRICS,
     CONTINUAL_METRICS,
     DOMAIN_METRICS,
+    REJECTION_METRICS,
     RESPONSE_METRICS,
     TRANSFER_METRICS,
+    UNKNOWN_METRICS,
 )
 from vlprompt.results.result_schema import COST_PARTS, RESULT_PARTS
 
@@ -30,6 +33,15 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         CONTINUAL_METRICS,
     ),
     "Domains": ("The summary of `domain`.", DOMAIN_METRICS),
+    "Unknown classes": (
+        "Of `vlprompt eval --unknown`, for each score; a score is high for what is known.",
+        UNKNOWN_METRICS,
+    ),
+    "Rejection": ("Of `vlprompt eval` where a threshold was chosen by `--reject`.", REJECTION_METRICS),
+    "Calibration": (
+        "Of `vlprompt eval --calibrate`, before and after temperature scaling.",
+        CALIBRATION_METRICS,
+    ),
     "Cost": ("The part `cost` of a result.", COST_PARTS),
     "Parts of a result.json": ("", RESULT_PARTS),
 }

@@ -24,6 +24,7 @@ from vlprompt.layers.block import (
     AttentionFn,
     Block,
     find_sites,
+    isolate_rows,
     make_attention,
     run_block,
     validate_prompt_layers,
@@ -286,19 +287,23 @@ class ViT(ImageTower):
         Args:
             images: the batch.
             prompt: tokens, prefixes and adapters; without any, features come from the cache.
-            output: "pooled", or the states after the last norm of the "prompts" or the patch "tokens".
+            output: "pooled"; the states after the last norm of the "prompts" or the patch "tokens"; or "local", the
+                patches in the joint space, where no row of the last block sees another one.
 
         Returns:
-            "pooled": un-normalised (B, E); "prompts": (B, P, D); "tokens": (B, N, D).
+            "pooled": un-normalised (B, E); "prompts": (B, P, D); "tokens": (B, N, D); "local": un-normalised (B, N, E).
         """
         if not prompt and output == "pooled":
             return self.look_up_features(images)
         return self._encode_with_prompt(images.pixels(self.preprocessing).to(self.device), prompt, output)
 
     def _encode_with_prompt(self, pixels: Tensor, prompt: Prompt, output: str) -> Tensor:
-        if output not in ("pooled", "prompts", "tokens"):
+        if output not in (outputs := ("pooled", "prompts", "tokens", "local")):
+            raise ValueError(f"image tower: expected output {', '.join(outputs)}, got {output!r}. Pass one of them.")
+        if output == "local" and self.n_pooled_tokens != 1:
             raise ValueError(
-                f"image tower: expected output 'pooled', 'prompts' or 'tokens', got {output!r}. Pass one of them."
+                f"image tower of {self.spec}: expected features that are read from the class token alone for output "
+                "'local', got a pool over all tokens. Use another CLIP, such as open_clip:ViT-B-16/openai."
             )
         validate_prompt_layers(prompt, self.depth)
         if any(t.ndim != 3 for t in prompt.tokens.values()):
@@ -328,6 +333,7 @@ class ViT(ImageTower):
     def run_blocks(self, x: Tensor, prompt: Prompt, output: str) -> Tensor:
         """Run the blocks on tokens (B, N, D) and return the output, as `__call__` does."""
         n_read = self.n_pooled_tokens if output == "pooled" else None
+        block_fn = self.compute_options.wrap_block_fn(run_block)
         x = walk(
             self.blocks,
             x,
@@ -336,13 +342,14 @@ class ViT(ImageTower):
             slot=self.n_special_tokens,
             positions=None if n_read is None else torch.arange(n_read, device=x.device),
             return_prompt=output == "prompts",
-            block_fn=self.compute_options.wrap_block_fn(run_block),
+            block_fn=isolate_rows(block_fn, self.depth - 1) if output == "local" else block_fn,
         )
         if output == "pooled" and self.is_norm_after_pool:
             x = self.pool(x)
         x = prompt.apply_adapter("norm", x, self.norm(x))
-        if output == "tokens":
-            return x[:, self.n_special_tokens :]
+        if output in ("tokens", "local"):
+            patches = x[:, self.n_special_tokens :]
+            return patches if output == "tokens" else self.project(patches)
         if output == "prompts":
             return x
         return self.project(x if self.is_norm_after_pool else self.pool(x))

@@ -14,10 +14,11 @@ from vlprompt.config.build import build_method
 from vlprompt.core.batch import Item, Split
 from vlprompt.core.class_names import ClassName, Names, as_class_name, class_ids
 from vlprompt.core.head import Prepared
-from vlprompt.core.method import Method
+from vlprompt.core.method import Method, Output
 from vlprompt.core.towers import Backbone, find_input_tower, find_preprocessing, with_preprocessing
 from vlprompt.data.images.preprocess_presets import resolve_preprocessing
 from vlprompt.engine.evaluate import iter_outputs
+from vlprompt.engine.unknown_scores import make_score_fn
 from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.state import LearnedState, read_learned_state
 from vlprompt.runtime.settings import SETTINGS
@@ -30,7 +31,7 @@ class Answers(NamedTuple):
 
     Args:
         probabilities: (B, C), after the temperature.
-        scores: (B,), how well each item is known.
+        scores: (B,), how well each item is known, in float64.
         is_unknown: (B,), whether the score is below the threshold.
     """
 
@@ -93,18 +94,20 @@ class LearnedPrompt:
         """
         names = self.names if names is None else names
         split = Split(tuple(items), (0,) * len(items), names)
-        for output in iter_outputs(self.method, split, batch_size, prepared=self.prepare(names)):
-            yield self._decide(output.logits)
+        score_fn = make_score_fn(self.method, [self.decision.score], self.decision.temperature)
+        for output in iter_outputs(self.method, split, batch_size, prepared=self.prepare(names), score_fn=score_fn):
+            yield self._decide(output)
 
     def answer(self, items: Sequence[Item], names: Names | None = None) -> Answers:
         """Return the answers to at least one item; arguments as in `iter_answers`."""
         parts = list(self.iter_answers(items, names))
         return Answers(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
-    def _decide(self, logits: Tensor) -> Answers:
-        probabilities = (logits / self.decision.temperature).softmax(1)
-        scores, threshold = probabilities.amax(1), self.decision.threshold
-        is_unknown = torch.zeros(len(scores), dtype=torch.bool) if threshold is None else scores < threshold
+    def _decide(self, output: Output) -> Answers:
+        probabilities = (output.logits / self.decision.temperature).softmax(1)
+        assert output.scores is not None
+        scores, threshold = output.scores[:, 0], self.decision.threshold
+        is_unknown = torch.zeros(len(scores), dtype=torch.bool) if threshold is None else ~(scores >= threshold)
         return Answers(probabilities, scores, is_unknown)
 
 
