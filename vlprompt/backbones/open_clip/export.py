@@ -62,7 +62,7 @@ def write_open_clip(clip: Clip, folder: Path) -> None:
     Raises:
         ValueError: with the reason, for a CLIP that has no such form.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     image, text = clip.image, clip.text
     if (reason := describe_unknown_tower(image)) is not None:
@@ -77,7 +77,7 @@ def write_open_clip(clip: Clip, folder: Path) -> None:
         state["logit_bias"] = torch.tensor(clip.bias)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.float().cpu().contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, str(folder / WEIGHTS_FILE), {"format": "pt"})
+    (folder / WEIGHTS_FILE).write_bytes(save(tensors, {"format": "pt"}))
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", "utf-8")
 
 

@@ -19,6 +19,7 @@ from vlprompt.experiments.export.comparison import differ, make_test_images
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 
 ROWS_PER_PASS = 256
+TOWER_SHAPE = ("depth", "dim", "n_heads", "head_dim", "grid", "n_special_tokens", "position_embeddings")
 AnswerFn = Callable[[Tensor], Output]  # features (B, E) -> an answer
 
 
@@ -96,9 +97,9 @@ def find_merged_answer(prompt: LearnedPrompt, names: Names | None = None) -> tup
     except NotAMatrixError as error:
         try:
             merged = prompt.method.merge_backbone()
+            return merged, compute_merged_class_matrix(prompt, merged, names)
         except ValueError:
-            raise error from None
-        return merged, compute_merged_class_matrix(prompt, merged, names)
+            raise error from None  # why the frozen tower is not enough says more
 
 
 def _require_image_backbone(prompt: LearnedPrompt) -> Backbone:
@@ -115,6 +116,8 @@ class _FeatureTower(ImageTower):
         size = Preprocessing((1, 1))
         super().__init__(lambda pixels: pixels.flatten(1), tower.feature_dim, size, tower.key, tower.device)
         self.ignores_adapters = ignores_adapters
+        for name in TOWER_SHAPE:
+            setattr(self, name, getattr(tower, name))
 
     def __call__(self, images: Images, prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
         is_ignored = self.ignores_adapters and not len(prompt.tokens) and not len(prompt.prefix)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vlprompt.core.class_names import Names, as_class_name
 from vlprompt.core.images import Preprocessing
@@ -19,6 +20,7 @@ from vlprompt.results.run_folder import serialize_tensors, write_atomically
 TENSOR_FILE, ARRAY_FILE, FACT_FILE = "classes.safetensors", "classes.npz", "classes.json"
 
 
+@torch.no_grad()
 def write_classes(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -> list[str]:
     """Write the class matrix of a method that reads the pooled feature of the frozen image tower.
 

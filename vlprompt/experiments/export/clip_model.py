@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import cast
 
+import torch
+
 from vlprompt.backbones import load_backbone
 from vlprompt.backbones.open_clip.export import OpenClipModel, read_open_clip, write_open_clip
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.towers import Backbone, Clip, VisionTower, find_input_tower, with_preprocessing
 from vlprompt.experiments.export.class_matrix import ClassMatrix, NotAMatrixError, find_merged_answer
 from vlprompt.experiments.export.classes import resolve_names, write_class_matrix
-from vlprompt.experiments.export.comparison import make_test_images, make_test_pictures, require_equal
+from vlprompt.experiments.export.comparison import make_test_images, make_test_pictures, require_equal, write_if_equal
 from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.refusal import refuse
 from vlprompt.experiments.learned.prompt import LearnedPrompt
@@ -18,6 +20,7 @@ from vlprompt.layers.class_texts import fill_class_texts
 EXPECTED = "a CLIP of two plain transformers, changed in its weights alone"
 
 
+@torch.no_grad()
 def write_clip_folder(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -> list[str]:
     """Write the merged CLIP as `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads it, and the classes.
 
@@ -30,11 +33,12 @@ def write_clip_folder(prompt: LearnedPrompt, folder: Path, options: ExportOption
     except NotAMatrixError as error:
         refuse(prompt, "open_clip", EXPECTED, str(error))
     clip = _find_clip(prompt, merged)
-    try:
-        write_open_clip(clip, folder)
-    except ValueError as error:
-        refuse(prompt, "open_clip", EXPECTED, str(error))
-    _compare(prompt, clip, matrix, read_open_clip(folder, clip.device))
+    with write_if_equal(folder) as temporary:
+        try:
+            write_open_clip(clip, temporary)
+        except ValueError as error:
+            refuse(prompt, "open_clip", EXPECTED, str(error))
+        _compare(prompt, clip, matrix, read_open_clip(temporary, clip.device))
     is_changed = find_input_tower(merged) is not find_input_tower(cast(Backbone, prompt.method.backbone))
     content = "the CLIP with what was learned in its weights" if is_changed else "the frozen CLIP"
     lines = [f'wrote {content} into {folder}: open_clip.create_model_and_transforms("local-dir:{folder}")']

@@ -28,12 +28,13 @@ def describe_nearest(prompt: LearnedPrompt, to: str) -> str:
 
 
 def _list_merged_formats(prompt: LearnedPrompt) -> list[str]:
-    """Return the formats of weights with a place for a prompt: open_clip of a CLIP, timm of a linear head."""
+    """Return the formats of a matrix or weights with a place for a prompt: open_clip of a CLIP, timm of a linear head."""
     try:
-        _, matrix = find_merged_answer(prompt)
+        backbone, matrix = find_merged_answer(prompt)
     except ValueError:
         return []
-    formats = ["open_clip"] if isinstance(prompt.method.backbone, Clip) else []
+    formats = ["classes"] if backbone is prompt.method.backbone else []
+    formats += ["open_clip"] if isinstance(prompt.method.backbone, Clip) else []
     return formats if matrix.normalizes_images else [*formats, "timm"]
 
 
