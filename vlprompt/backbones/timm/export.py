@@ -68,7 +68,8 @@ def write_timm(tower: ImageTower, weight: Tensor, bias: Tensor, class_names: Seq
 def read_timm(folder: Path, device: torch.device) -> Callable[[Sequence[Any]], Tensor]:
     """Load a folder by plain timm: PIL images -> logits (B, C), by the preprocessing of its configuration."""
     import timm
-    from timm.data import create_transform, resolve_data_config
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
 
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(device)
     transform: Any = create_transform(**resolve_data_config(model=model))
@@ -149,8 +150,7 @@ def _fill_vit(model: Any, tower: ViT, architecture: str) -> None:
     state = read_blocks(tower.blocks, _name_parameters())
     state |= {"patch_embed.proj.weight": patches, **_read_norms(model, tower)}
     known = model.state_dict()
-    if tower.n_special_tokens:
-        state["cls_token"] = tower.special_tokens[None, :1]
+    state |= _read_special_tokens(model, tower)
     if bias is not None and "patch_embed.proj.bias" in known:
         state["patch_embed.proj.bias"] = bias
     elif bias is not None:
@@ -161,6 +161,13 @@ def _fill_vit(model: Any, tower: ViT, architecture: str) -> None:
     if unknown:
         raise ValueError(f"{architecture} of timm has no parameter {unknown[0]}")
     model.load_state_dict({name: t.to(known[name].dtype) for name, t in state.items() if name in known}, strict=False)
+
+
+def _read_special_tokens(model: Any, tower: ViT) -> dict[str, Tensor]:
+    """Return the class token and the register tokens, of which timm has each or not."""
+    n_class_tokens, tokens = int(model.cls_token is not None), tower.special_tokens.detach()[None]
+    parts = {"cls_token": tokens[:, :n_class_tokens], "reg_token": tokens[:, n_class_tokens:]}
+    return {name: part for name, part in parts.items() if part.shape[1]}
 
 
 def _read_norms(model: Any, tower: ViT) -> dict[str, Tensor]:

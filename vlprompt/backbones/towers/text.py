@@ -173,7 +173,7 @@ class TransformerTextTower:
             tower.norm = merge_adapter("norm", self.norm, prompt.adapters["norm"])
         tower.cuda_graphs = None if self.cuda_graphs is None else CudaGraphCache()
         tower._cached_layout = lru_cache(64)(tower._build_layout)
-        tower.disk_namespace = None  # features of other weights
+        vars(tower).pop("disk_namespace", None)  # it has features of other weights
         return tower
 
     def init_context(

@@ -64,9 +64,8 @@ def compute_class_matrix(prompt: LearnedPrompt, names: Names | None = None) -> C
         UnknownClassError: for a class that the method was not trained on and can't answer by its name.
         NotAMatrixError: with the reason, for a method that answers otherwise.
     """
-    names = prompt.names if names is None else names
+    names, backbone = prompt.names if names is None else names, _require_image_backbone(prompt)
     prompt.prepare(names)  # an unknown class is an error of its own
-    backbone = _require_image_backbone(prompt)
     return _compute(prompt, names, backbone, _put_on(prompt.method, backbone, names, ignores_adapters=False))
 
 

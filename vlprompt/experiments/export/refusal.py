@@ -28,7 +28,7 @@ def describe_nearest(prompt: LearnedPrompt, to: str) -> str:
 
 
 def _list_merged_formats(prompt: LearnedPrompt) -> list[str]:
-    """Return the formats of a matrix or weights with a place for a prompt: open_clip of a CLIP, timm of a linear head."""
+    """Return the formats of a matrix or of weights that have a place for a prompt."""
     try:
         backbone, matrix = find_merged_answer(prompt)
     except ValueError:
