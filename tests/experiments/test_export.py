@@ -233,6 +233,20 @@ def test_another_size_of_images(spec, size, lesson, tmp_path):  # noqa: F811
         assert gives_its_logits(to, tmp_path / to, prompt)
 
 
+def test_the_text_tower_in_open_clip_has_learned_too(clip, lesson, tmp_path):  # noqa: F811
+    import open_clip
+
+    prompt = as_prompt(shaken(trained("clip_lora", clip, lesson)[0]), lesson)
+    write(prompt, "open_clip", tmp_path / "x")
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'x'}")
+    texts = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'x'}")([f"a photo of a {n}." for n in prompt.names])
+    with torch.no_grad():
+        features, frozen = model.eval().encode_text(texts), clip.text([f"a photo of a {n}." for n in prompt.names])[0]
+        learned = prompt.prepare()
+    assert (features - learned).abs().max() <= 1e-5 * learned.abs().max()
+    assert (features - frozen).abs().max() > 1e-3
+
+
 def test_a_cosine_head_is_no_head_of_timm(clip, lesson, tmp_path):  # noqa: F811
     prompt = begun_on(clip, {**LORA, "head": {"name": "texts", "template": None}}, lesson)
     assert "Export it --to open_clip, onnx or torch." in refusal(prompt, "timm", tmp_path / "timm")
