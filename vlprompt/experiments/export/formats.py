@@ -31,10 +31,12 @@ class Format:
     Args:
         description: what it writes and who reads it, in one line.
         function: "module:function" in this room, a WriteFn.
+        device: where the backbone is loaded if no device is named; None for where `load` puts it.
     """
 
     description: str
     function: str
+    device: str | None = None
 
     def load(self) -> WriteFn:
         """Import the function that writes it."""
@@ -45,6 +47,8 @@ class Format:
 FORMATS = {
     "peft": Format("an adapter of a language model in PEFT's files", "peft:write_adapter"),
     "transformers": Format("a language model with what was learned in its weights, in float32", "peft:write_merged"),
+    "onnx": Format("a network for onnxruntime: pixels to probabilities of the classes", "onnx_file:write_onnx", "cpu"),
+    "torch": Format("a program of torch.export: pixels to probabilities", "torch_program:write_program", "cpu"),
 }
 
 
@@ -77,4 +81,5 @@ def export_prompt(
         raise ValueError(f"--to: expected one of {', '.join(FORMATS)}, got {to!r}. Name one of these.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OSError(f"export: expected a new or empty folder, got {str(folder)!r}. Name another folder.")
-    return FORMATS[to].load()(load_prompt(source, backbone, device), folder, options or ExportOptions())
+    prompt = load_prompt(source, backbone, device or FORMATS[to].device)
+    return FORMATS[to].load()(prompt, folder, options or ExportOptions())

@@ -1,0 +1,2 @@
+def write_int8(*a):
+    return []
