@@ -1,9 +1,6 @@
 """Export a learned prompt as an ONNX file, checked by onnxruntime before it is there."""
 
-import io
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from vlprompt.experiments.export.image_model import (
 from vlprompt.experiments.export.new_folder import fill_folder
 from vlprompt.experiments.export.onnx_int8 import write_int8
 from vlprompt.experiments.export.onnx_runtime import MODEL_FILE, open_session, run_session
+from vlprompt.experiments.export.quiet import silence_converter
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.runtime.installation import require_package
 
@@ -66,7 +64,7 @@ def write_onnx(
         if data := [file.name for file in temporary.iterdir() if file.suffix == ".data"]:
             lines.insert(1, f"its weights are in {folder / data[0]}: move both files together")
         if options.int8:
-            lines += write_int8(prompt, names, path, description, folder)
+            lines += write_int8(prompt, names, path, folder)
     return lines
 
 
@@ -77,7 +75,7 @@ def _convert(
     import onnx
 
     try:
-        with _quiet():
+        with silence_converter():
             converted = torch.onnx.export(
                 program, dynamo=True, input_names=[INPUT], output_names=[*OUTPUTS], opset_version=OPSET, verbose=False
             )
@@ -112,19 +110,3 @@ def _compare(model: ImageModel, prompt: LearnedPrompt, path: Path) -> float:
             f"network that differs by {max(differences):.1e} in onnxruntime. Take --to torch."
         )
     return max(differences)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what the converter prints and warns of; its errors are raised."""
-    import warnings
-
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

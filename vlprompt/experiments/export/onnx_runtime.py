@@ -36,8 +36,9 @@ class OnnxPrompt:
         self.session = open_session(self.path)
         self.metadata = _read_metadata(self.session, self.path)
         self.names = tuple(self.metadata["classes"])
-        settings = self.metadata["preprocessing"]
-        self.preprocessing = Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        settings: dict[str, Any] = self.metadata["preprocessing"]
+        tuples: dict[str, Any] = {key: tuple(settings[key]) for key in ("size", "mean", "std")}
+        self.preprocessing = Preprocessing(**settings | tuples)
 
     def decode(self, images: Sequence[str | Path | Image.Image]) -> np.ndarray:
         """Return normalised pixels (B, 3, h, w) of files or images; ValueError for what is no image."""
