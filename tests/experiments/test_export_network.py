@@ -25,11 +25,11 @@ from vlprompt.data.images.decoding import build_file_item
 from vlprompt.data.loading import open_data
 from vlprompt.data.splits.label_hiding import anonymize_items, drop_labels
 from vlprompt.data.splits.sampling import sample_few_shot
-from vlprompt.experiments.export import onnx_file, torch_program
 from vlprompt.experiments.export.formats import ExportOptions, export_prompt
-from vlprompt.experiments.export.onnx_file import write_onnx
-from vlprompt.experiments.export.onnx_runtime import OnnxPrompt, run_session
-from vlprompt.experiments.export.torch_program import write_program
+from vlprompt.experiments.export.network import onnx_file, torch_program
+from vlprompt.experiments.export.network.onnx_file import write_onnx
+from vlprompt.experiments.export.network.onnx_runtime import OnnxPrompt, run_session
+from vlprompt.experiments.export.network.torch_program import write_program
 from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.prompt import LearnedPrompt, load_prompt
 from vlprompt.experiments.learned.state import LearnedState
@@ -217,7 +217,7 @@ def test_a_language_model_is_refused(lm, tmp_path):
 
 
 def test_8_bits_of_a_program_are_refused(run, tmp_path):
-    with pytest.raises(ValueError, match="--int8: expected --to onnx"):
+    with pytest.raises(ValueError, match=r"--int8: expected a format that reads it \(onnx\), got --to torch"):
         export_prompt(run[0], tmp_path / "out", "torch", ExportOptions(int8=True))
 
 

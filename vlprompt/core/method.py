@@ -168,6 +168,17 @@ class Method(nn.Module):
         """Merge the gradients of the terms, one list per term in the order of parameters(): by default their sum."""
         return [g[0] if len(g) == 1 else torch.stack(g).sum(0) for g in zip(*grads.values(), strict=True)]
 
+    def merge_backbone(self) -> Backbone:
+        """Return the backbone with all that changes it in its weights, for programs without prompts.
+
+        Raises:
+            ValueError: if weights can't hold what the method puts into the backbone.
+        """
+        raise ValueError(
+            f"{type(self).__name__}: expected changes of a backbone that its weights can hold, got others. Export it "
+            "as a whole."
+        )
+
     def param_groups(self) -> list[ParamGroup]:
         """Return parameter groups without frozen parameters, which may have a gradient from an earlier lesson."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
@@ -241,6 +252,10 @@ class TowerMethod(Method, Generic[InputTower]):
         evaluates = not self.training and not torch.is_grad_enabled()
         merges = self.is_mergeable and evaluates and isinstance(self.tower, VisionTower)
         return self.tower.merged(self.prompt(1)) if merges else self.tower, self.head.prepare(names, fixed)
+
+    def merge_backbone(self) -> Backbone:
+        """Return the tower with the prompt in its weights; ValueError for tokens, prefixes and other adapters."""
+        return self.tower.merged(self.prompt(1))
 
     def forward(self, inputs: Inputs, prepared: Prepared) -> Output:
         tower, head_state = prepared

@@ -8,7 +8,7 @@ from vlprompt.core.class_names import Names
 from vlprompt.core.head import Fixed, Prepared
 from vlprompt.core.method import LossTerms, Method, Output, ParamGroup
 from vlprompt.core.stage import Lesson
-from vlprompt.core.towers import Clip
+from vlprompt.core.towers import Backbone, Clip
 
 
 class MethodWrapper(Method):
@@ -83,6 +83,9 @@ class MethodWrapper(Method):
 
     def param_groups(self) -> list[ParamGroup]:
         return self.method.param_groups()
+
+    def merge_backbone(self) -> Backbone:
+        return self.method.merge_backbone()
 
     def end_step(self, step: int, steps: int) -> None:
         self.method.end_step(step, steps)

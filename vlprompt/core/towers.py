@@ -42,6 +42,7 @@ class TextTower(Tower, Protocol):
     def init_context(
         self, n_tokens: int | None = None, init: str | None = None, generator: torch.Generator | None = None
     ) -> Tensor: ...
+    def merged(self, prompt: Prompt) -> "TextTower": ...
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ Expected (few-shot, ViT-B/16, 16 shots, mean of 11 sets): about 83.0, read off t
 """
 
 import math
+from dataclasses import replace
 from typing import Literal, cast
 
 import torch
@@ -84,6 +85,10 @@ class CLIPLoRA(Method):
 
     def prompt(self, tower: TowerName) -> Prompt:
         return Prompt(adapters=cast(nn.ModuleDict, self.adapters[tower])) if tower in self.towers else Prompt()
+
+    def merge_backbone(self) -> Clip:
+        image = cast(VisionTower, self.clip.image).merged(self.prompt("image"))
+        return replace(self.clip, image=image, text=self.clip.text.merged(self.prompt("text")))
 
     def precompute(self, names: Names) -> Tensor | list[list[str]]:
         if "text" not in self.towers:

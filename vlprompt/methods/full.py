@@ -11,7 +11,7 @@ Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 75.88,
 VPT).
 """
 
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -20,8 +20,12 @@ from vlprompt.core.batch import Inputs
 from vlprompt.core.head import Head
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import NOTHING
-from vlprompt.core.towers import AnyTower, LanguageTower
+from vlprompt.core.towers import AnyTower, LanguageTower, VisionTower
 from vlprompt.layers.verbalizers import ResponseHead, Verbalizer
+
+
+class _TrainedTower(Protocol):
+    def as_whole_tower(self) -> VisionTower: ...
 
 
 class Full(TowerMethod[AnyTower]):
@@ -50,6 +54,13 @@ class Full(TowerMethod[AnyTower]):
         if isinstance(tower, LanguageTower):
             return self.trained_tower(self.prepare_inputs(inputs), output=self.head.output)
         return self.trained_tower(inputs.pixels(tower.preprocessing).to(tower.device))
+
+    def merge_backbone(self) -> AnyTower:
+        return (
+            self.trained_lm
+            if isinstance(self.tower, LanguageTower)
+            else cast(_TrainedTower, self.trained_tower).as_whole_tower()
+        )
 
     def generate(self, inputs: Inputs, **settings: object) -> list[str]:
         """Generate with the trained copy."""

@@ -12,6 +12,8 @@ Expected (VTAB-1k, ViT-B/16 of IN-21k, natural, specialised, structured): 69.44,
 VPT, Partial-1).
 """
 
+from typing import Protocol, cast
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,10 @@ from vlprompt.core.head import Head
 from vlprompt.core.images import Images
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.towers import VisionTower
+
+
+class _TrainedBlocks(Protocol):
+    def as_whole_tower(self) -> VisionTower: ...
 
 
 class Partial(TowerMethod[VisionTower]):
@@ -42,6 +48,9 @@ class Partial(TowerMethod[VisionTower]):
                 "Lower method.n_blocks."
             )
         self.lower, self.upper = self.tower.split_at(self.n_blocks)
+
+    def merge_backbone(self) -> VisionTower:
+        return cast(_TrainedBlocks, self.upper).as_whole_tower()
 
     def compute_features(self, inputs: Images, tower: VisionTower) -> Tensor:
         return self.upper(self.lower(inputs))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,44 @@ def load_timm(source: str, *, spec: str, device: str) -> ImageTower:
         ValueError: for a name that is unknown, deprecated or ambiguous, or a file of another model.
         OSError: if weights are missing; the message says which file to put where.
     """
+    source_model = read_timm_model(source)
+    model, preprocessing = source_model.model, source_model.preprocessing
+    file, notes = source_model.file, source_model.notes
+    torch_device = torch.device(device)
+    model = freeze(model.float(), torch_device, spec)
+    exact_spec = f"timm:{source_model.published_name}" if source_model.published_name else spec
+    tower = wrap_timm(model, preprocessing, f"{exact_spec}#{identify(model, preprocessing)}", torch_device)
+    if file and file.image_size not in (0, tower.preprocessing.size[0]):
+        notes["positions"] = f"for {file.image_size} pixels interpolated to {tower.preprocessing.size[0]}, by timm"
+    tower.spec, tower.n_parameters, tower.notes = spec, count_parameters(model), notes
+    if tower.preprocessing != preprocessing:
+        tower = tower.with_preprocessing(preprocessing)
+        tower.has_custom_preprocessing = False
+    return tower
+
+
+class SourceModel(NamedTuple):
+    """A model of timm, before it is frozen.
+
+    Args:
+        model: without its classifier.
+        name: timm's name of the architecture.
+        published_name: NAME.TAG of published weights, "" for others.
+        preprocessing: of its weights.
+        file: the checkpoint that its weights are from, if any.
+        notes: on what was guessed.
+    """
+
+    model: Any
+    name: str
+    published_name: str
+    preprocessing: Preprocessing
+    file: CheckpointFile | None
+    notes: dict[str, str]
+
+
+def read_timm_model(source: str) -> SourceModel:
+    """Read a model; source and errors as in `load_timm`."""
     model_and_tag, has_file, path = source.partition("@")
     is_random = model_and_tag.endswith("/random") and not has_file
     name, tag = _parse_name(model_and_tag.removesuffix("/random") if is_random else model_and_tag)
@@ -54,17 +92,8 @@ def load_timm(source: str, *, spec: str, device: str) -> ImageTower:
             notes["heads"] = f"{infer_n_heads(file)}, as MoCo-v3's ViT-S has them"
     else:
         model = _build_random(name, tag) if is_random else _load_published(name, config)
-    torch_device = torch.device(device)
-    model = freeze(model.float(), torch_device, spec)
-    exact_spec = spec if has_file or is_random or not config.tag else f"timm:{name}.{config.tag}"  # timm's default tag
-    tower = wrap_timm(model, preprocessing, f"{exact_spec}#{identify(model, preprocessing)}", torch_device)
-    if file and file.image_size not in (0, tower.preprocessing.size[0]):
-        notes["positions"] = f"for {file.image_size} pixels interpolated to {tower.preprocessing.size[0]}, by timm"
-    tower.spec, tower.n_parameters, tower.notes = spec, count_parameters(model), notes
-    if tower.preprocessing != preprocessing:
-        tower = tower.with_preprocessing(preprocessing)
-        tower.has_custom_preprocessing = False
-    return tower
+    published_name = "" if has_file or is_random or not config.tag else f"{name}.{config.tag}"  # timm's default tag
+    return SourceModel(model, name, published_name, preprocessing, file, notes)
 
 
 def _parse_name(text: str) -> tuple[str, str]:

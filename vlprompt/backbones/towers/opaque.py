@@ -54,5 +54,10 @@ class OpaqueTextTower:
     def require_blocks(self) -> None:
         raise self._unsupported_error("soft tokens")
 
+    def merged(self, prompt: Prompt) -> "OpaqueTextTower":
+        if prompt:
+            raise self._unsupported_error("adapters")
+        return self
+
     def sites(self, *kinds: str) -> dict[str, tuple[int, int]]:
         raise self._unsupported_error("adapters")

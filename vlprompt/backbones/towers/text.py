@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from vlprompt.layers.block import Block, find_sites, make_attention, run_block, 
 from vlprompt.layers.cuda_graphs import CudaGraphCache
 from vlprompt.layers.frozen_maps import FrozenMap
 from vlprompt.layers.shared_prefix import PackedLayout, TokensAndSlots, encode_packed, pack_texts
+from vlprompt.layers.weight_merging import merge_adapter, merge_into_blocks
 
 TOKENS_PER_PASS = 65536  # token rows of a pass without gradients, as far as texts can be split
 # token rows whose products take a GPU as long as the many small operations of one more group of texts
@@ -156,6 +158,23 @@ class TransformerTextTower:
         Kinds: norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+.
         """
         return find_sites(self.blocks, kinds, {"norm": (self.dim, self.dim)})
+
+    def merged(self, prompt: Prompt) -> "TransformerTextTower":
+        """Return a tower with the adapters of a prompt in its weights; ValueError for tokens, prefixes and others."""
+        if len(prompt.tokens) or len(prompt.prefix):
+            raise ValueError(
+                "prompt: expected only adapters, got tokens or prefixes, which can't be merged into weights. "
+                "Leave them out, or call the tower with the prompt."
+            )
+        validate_prompt_layers(prompt, self.depth)
+        tower = copy(self)
+        tower.blocks = merge_into_blocks(self.blocks, prompt)
+        if "norm" in prompt.adapters:
+            tower.norm = merge_adapter("norm", self.norm, prompt.adapters["norm"])
+        tower.cuda_graphs = None if self.cuda_graphs is None else CudaGraphCache()
+        tower._cached_layout = lru_cache(64)(tower._build_layout)
+        tower.disk_namespace = None  # features of other weights
+        return tower
 
     def init_context(
         self, n_tokens: int | None = None, init: str | None = None, generator: torch.Generator | None = None

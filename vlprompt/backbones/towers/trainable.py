@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from vlprompt.backbones.cache.memory import FeatureCache
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.layers.block import AttentionFn, Block, walk
 from vlprompt.layers.frozen_maps import FrozenLinear, FrozenMap, FrozenScale
@@ -28,6 +29,7 @@ class BlockTower(Protocol):
     position_embeddings: Tensor
     positioned_tokens: PositionedTokens
     attention: AttentionFn
+    feature_cache: FeatureCache
 
     def embed_pixels(self, pixels: Tensor, prompt: Prompt) -> tuple[Tensor, Prompt]: ...
     def run_blocks(self, x: Tensor, prompt: Prompt, output: str) -> Tensor: ...
@@ -103,6 +105,14 @@ class TrainableUpper(nn.Module):
         tower = copy.copy(self._tower)
         tower.blocks = [layer.as_block() for layer in self.layers]  # type: ignore[operator]
         tower.norm = self.norm or tower.norm
+        return tower
+
+    def as_whole_tower(self) -> BlockTower:
+        """Return the tower with its frozen lower blocks below the current ones."""
+        tower = self.as_tower()
+        n_frozen = len(self._tower.blocks) - len(self.layers)
+        tower.blocks = [*self._tower.blocks[:n_frozen], *tower.blocks]
+        tower.feature_cache = self._tower.feature_cache.new_with_namespace(None, tower)
         return tower
 
     def forward(self, x: Tensor) -> Tensor:

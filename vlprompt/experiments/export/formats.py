@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vlprompt.experiments.learned.prompt import LearnedPrompt, load_prompt
+if TYPE_CHECKING:
+    from vlprompt.experiments.learned.prompt import LearnedPrompt
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class ExportOptions:
     int8: bool = False
 
 
-WriteFn = Callable[[LearnedPrompt, Path, ExportOptions], list[str]]  # returns lines that say what was written
+WriteFn = Callable[["LearnedPrompt", Path, ExportOptions], list[str]]  # returns lines that say what was written
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,31 @@ class Format:
     Args:
         description: what it writes and who reads it, in one line.
         function: "module:function" in this room, a WriteFn.
+        takes_classes: whether it reads `ExportOptions.classes`.
+        quantises: whether it reads `ExportOptions.int8`.
         device: where the backbone is loaded if no device is named; None for where `load` puts it.
     """
 
     description: str
     function: str
+    takes_classes: bool = False
+    quantises: bool = False
     device: str | None = None
+
+    def require_options(self, to: str, options: ExportOptions) -> None:
+        """Raise ValueError for an option that the format does not read; to: its name."""
+        unread = [
+            ("--classes", options.classes is not None, self.takes_classes),
+            ("--int8", options.int8, self.quantises),
+        ]
+        for option, is_set, is_read in unread:
+            if is_set and not is_read:
+                field = "takes_classes" if option == "--classes" else "quantises"
+                others = [name for name, known in FORMATS.items() if getattr(known, field)]
+                raise ValueError(
+                    f"{option}: expected a format that reads it ({', '.join(others) or 'none does'}), got --to {to}. "
+                    f"Leave {option} out."
+                )
 
     def load(self) -> WriteFn:
         """Import the function that writes it."""
@@ -45,10 +66,19 @@ class Format:
 
 
 FORMATS = {
+    "classes": Format("the classes as a matrix over image features, for NumPy", "classes:write_classes", True),
+    "open_clip": Format(
+        "a merged CLIP for plain open_clip, and its class matrix", "clip_model:write_clip_folder", True
+    ),
+    "timm": Format("a merged image tower with a linear head, for plain timm", "timm_model:write_timm_folder", True),
     "peft": Format("an adapter of a language model in PEFT's files", "peft:write_adapter"),
     "transformers": Format("a language model with what was learned in its weights, in float32", "peft:write_merged"),
-    "onnx": Format("a network for onnxruntime: pixels to probabilities of the classes", "onnx_file:write_onnx", "cpu"),
-    "torch": Format("a program of torch.export: pixels to probabilities", "torch_program:write_program", "cpu"),
+    "onnx": Format(
+        "a network for onnxruntime, pixels to probabilities", "network.onnx_file:write_onnx", True, True, "cpu"
+    ),
+    "torch": Format(
+        "a program of torch.export, pixels to probabilities", "network.torch_program:write_program", True, False, "cpu"
+    ),
 }
 
 
@@ -81,5 +111,8 @@ def export_prompt(
         raise ValueError(f"--to: expected one of {', '.join(FORMATS)}, got {to!r}. Name one of these.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OSError(f"export: expected a new or empty folder, got {str(folder)!r}. Name another folder.")
-    prompt = load_prompt(source, backbone, device or FORMATS[to].device)
-    return FORMATS[to].load()(prompt, folder, options or ExportOptions())
+    options = options or ExportOptions()
+    FORMATS[to].require_options(to, options)
+    from vlprompt.experiments.learned.prompt import load_prompt  # heavy, and the command line lists FORMATS
+
+    return FORMATS[to].load()(load_prompt(source, backbone, device or FORMATS[to].device), folder, options)

@@ -11,9 +11,9 @@ from vlprompt.config.build import build_task
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.towers import find_preprocessing
-from vlprompt.experiments.export.image_model import draw_pixels
-from vlprompt.experiments.export.onnx_runtime import open_session, run_session
-from vlprompt.experiments.export.quiet import silence_converter
+from vlprompt.experiments.export.network.image_model import draw_pixels
+from vlprompt.experiments.export.network.onnx_runtime import open_session, run_session
+from vlprompt.experiments.export.network.quiet import silence_converter
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 
 INT8_FILE = "model.int8.onnx"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
+from vlprompt.experiments.export.comparison import write_if_equal
 from vlprompt.experiments.export.formats import ExportOptions
-from vlprompt.experiments.export.image_model import (
+from vlprompt.experiments.export.network.image_model import (
     CHECKED_BATCH_SIZES,
     ImageModel,
     build_image_model,
@@ -15,7 +16,6 @@ from vlprompt.experiments.export.image_model import (
     draw_pixels,
     trace,
 )
-from vlprompt.experiments.export.new_folder import fill_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.results.run_folder import write_json
 
@@ -27,13 +27,11 @@ def write_program(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -
     """Write model.pt2 (pixels -> logits and probabilities, for any number of images) and model.json.
 
     Raises:
-        ValueError: for a method that can't be traced, a program with other logits than the method, or 8 bits.
+        ValueError: for a method that can't be traced, or a program with other logits than the method.
     """
-    if options.int8:
-        raise ValueError("--int8: expected --to onnx, which has a quantiser, got --to torch. Leave --int8 out.")
     model, names = build_image_model(prompt, options, "torch")
     program = trace(model, prompt, "torch")
-    with fill_folder(folder) as temporary, warnings.catch_warnings():
+    with write_if_equal(folder) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about the format's future
         torch.export.save(program, temporary / PROGRAM_FILE)
         difference = _compare(model, prompt, temporary / PROGRAM_FILE)

@@ -1,0 +1,49 @@
+"""The refusal of a prompt that a format has no place for: the reason, and the nearest format that has."""
+
+from typing import NoReturn
+
+import torch
+
+from vlprompt.core.images import Images
+from vlprompt.core.towers import Clip, LanguageTower
+from vlprompt.experiments.export.class_matrix import find_merged_answer
+from vlprompt.experiments.export.comparison import make_test_images
+from vlprompt.experiments.learned.prompt import LearnedPrompt
+
+
+def refuse(prompt: LearnedPrompt, to: str, expected: str, reason: str) -> NoReturn:
+    """Raise the ValueError of a prompt that a format has no place for: the reason, and the nearest format that has."""
+    name = prompt.state.config["method"]["name"]
+    raise ValueError(f"--to {to}: expected {expected}, got {name}: {reason}. {describe_nearest(prompt, to)}")
+
+
+def describe_nearest(prompt: LearnedPrompt, to: str) -> str:
+    """Return in a sentence which formats have a place for a prompt, other than `to`."""
+    if isinstance(prompt.method.backbone, LanguageTower):
+        return "Export it --to peft or transformers."
+    if _needs_augmentations(prompt):
+        return "No format can, since each answer is a training of its own: use vlprompt predict."
+    formats = [name for name in (*_list_merged_formats(prompt), "onnx", "torch") if name != to]
+    return f"Export it --to {', '.join(formats[:-1])} or {formats[-1]}."
+
+
+def _list_merged_formats(prompt: LearnedPrompt) -> list[str]:
+    """Return the formats of a matrix or weights with a place for a prompt: open_clip of a CLIP, timm of a linear head."""
+    try:
+        backbone, matrix = find_merged_answer(prompt)
+    except ValueError:
+        return []
+    formats = ["classes"] if backbone is prompt.method.backbone else []
+    formats += ["open_clip"] if isinstance(prompt.method.backbone, Clip) else []
+    return formats if matrix.normalizes_images else [*formats, "timm"]
+
+
+@torch.no_grad()
+def _needs_augmentations(prompt: LearnedPrompt) -> bool:
+    images = make_test_images()
+    plain = Images(lambda preprocessing, indices: images.decode(preprocessing, indices), (None,) * len(images))
+    try:
+        prompt.method(plain, prompt.prepare())
+    except ValueError:
+        return True
+    return False
