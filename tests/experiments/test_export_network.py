@@ -198,6 +198,22 @@ def test_methods_of_users(tmp_path):
         write_program(prompt_of(Counting(pixels.image, True), "mine:C", pixels, ("a",)), tmp_path / "no", PLAIN)
 
 
+class Airy(Linear):
+    """A method with a function that ONNX lacks."""
+
+    def compute_features(self, inputs, tower):
+        return torch.special.airy_ai(tower(inputs))
+
+
+def test_operations_that_onnx_lacks(lesson, tmp_path):
+    pixels = load_pixels("4", "cpu")
+    method = Airy(pixels.image, LinearHead())
+    method.begin_lesson(lesson, make_generator(0))
+    with pytest.raises(ValueError, match=r"operations that ONNX has, got mine:A .*airy_ai.*Take --to torch"):
+        write_onnx(prompt_of(method, "mine:A", pixels, lesson.train.names), tmp_path / "out", PLAIN)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("to", ["onnx", "torch"])
 def test_what_is_refused(clip, lesson, to, tmp_path):
     write = {"onnx": write_onnx, "torch": write_program}[to]

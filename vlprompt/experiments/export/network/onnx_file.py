@@ -33,6 +33,15 @@ MAX_DIFFERENCE = 1e-4
 MAX_INLINE_BYTES = 2_000_000_000  # a file of protobuf ends at 2 GiB; larger weights lie beside it
 
 
+def _compute_distances(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """torch.cdist by operations that ONNX has: x (B, E) and y (M, E) -> (B, M)."""
+    differences = (x[..., :, None, :] - y[..., None, :, :]).abs()
+    return differences.sum(-1) if p == 1 else differences.pow(p).sum(-1).pow(1 / p)
+
+
+DECOMPOSITIONS = {torch.ops.aten.cdist.default: _compute_distances}  # of what the converter lacks
+
+
 def write_onnx(
     prompt: LearnedPrompt, folder: Path, options: ExportOptions, max_inline_bytes: int = MAX_INLINE_BYTES
 ) -> list[str]:
@@ -77,13 +86,20 @@ def _convert(
     try:
         with silence_converter():
             converted = torch.onnx.export(
-                program, dynamo=True, input_names=[INPUT], output_names=[*OUTPUTS], opset_version=OPSET, verbose=False
+                program.run_decompositions(DECOMPOSITIONS),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[*OUTPUTS],
+                opset_version=OPSET,
+                verbose=False,
             )
     except Exception as error:  # the converter has no class for all its errors
-        name, cause = prompt.state.config["method"]["name"], str(error).strip().splitlines() or [""]
+        name, cause = prompt.state.config["method"]["name"], error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        message = (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
         raise ValueError(
-            f"--to onnx: expected a method of operations that ONNX has, got {name} ({type(error).__name__}: "
-            f"{cause[0]}). Take --to torch."
+            f"--to onnx: expected a method of operations that ONNX has, got {name} ({message}). Take --to torch."
         ) from error
     assert converted is not None
     converted.model.metadata_props.update(serialize_description(description))
