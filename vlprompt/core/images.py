@@ -114,6 +114,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def n_items(self) -> int:
+        """B, which is a symbol where pixels are traced."""
+        return len(self)
+
     def pixels(self, preprocessing: Preprocessing) -> Tensor:
         """Return normalised pixels (B, 3, h, w)."""
         if preprocessing not in self._decoded:
@@ -140,6 +145,28 @@ class Images:
 
     def slice(self, begin: int, end: int) -> "Images":
         return _ImageSlice(self, begin, end)
+
+
+class PixelBatch(Images):
+    """B images that are one tensor, so that what a method computes of them can be traced; no feature is cached.
+
+    Args:
+        tensor: pixels (B, 3, h, w), as the tower that reads them has them normalised.
+    """
+
+    def __init__(self, tensor: Tensor):
+        super().__init__(lambda _, indices: tensor[list(indices)], ())
+        self.tensor = tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    @property
+    def n_items(self) -> int:
+        return self.tensor.shape[0]
+
+    def pixels(self, preprocessing: Preprocessing) -> Tensor:
+        return self.tensor
 
 
 class _ImageSlice(Images):

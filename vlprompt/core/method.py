@@ -224,7 +224,7 @@ class TowerMethod(Method, Generic[InputTower]):
 
     def compute_features(self, inputs: Inputs, tower: InputTower) -> Tensor:
         """Return what the head takes, (B, E) or (R, E); `tower` may be the merged one."""
-        prompt = NOTHING if tower is not self.tower else self.prompt(len(inputs))
+        prompt = NOTHING if tower is not self.tower else self.prompt(inputs.n_items)
         return tower(self.prepare_inputs(inputs), prompt, output=self.head.output)
 
     def prepare_inputs(self, inputs: Inputs) -> Inputs:

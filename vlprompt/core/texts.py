@@ -96,6 +96,10 @@ class TextBatch:
         return len(self.items)
 
     @property
+    def n_items(self) -> int:
+        return len(self.items)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return tuple(item.key for item in self.items)
 

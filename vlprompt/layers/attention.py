@@ -29,7 +29,7 @@ def prepend_prefix(prefix: KV | None, k: Tensor, v: Tensor) -> KV:
     """Put a prefix (1 or B, H, P, Dh) in front of keys and values (B, H, N, Dh)."""
     if prefix is None:
         return k, v
-    k1, v1 = (p.to(t.dtype).expand(len(t), -1, -1, -1) for p, t in zip(prefix, (k, v), strict=True))
+    k1, v1 = (p.to(t.dtype).expand(t.shape[0], -1, -1, -1) for p, t in zip(prefix, (k, v), strict=True))
     return torch.cat([k1, k], 2), torch.cat([v1, v], 2)
 
 

@@ -98,7 +98,7 @@ def isolate_rows(block_fn: BlockFn, layer: int) -> BlockFn:
 
 def insert_tokens(x: Tensor, slot: TokenSlot, tokens: Tensor) -> Tensor:
     """Put tokens (1 or B, P, D) into x (B, N, D): as new rows at an int slot, else into existing rows."""
-    t = tokens.to(x.dtype).expand(len(x), -1, -1)
+    t = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
     if isinstance(slot, int):
         return torch.cat([x[:, :slot], t, x[:, slot:]], 1)
     rows, token_indices = slot
@@ -111,7 +111,7 @@ def compute_prompt_kv(block: Block, i: int, tokens: Tensor, prompt: Prompt) -> K
     """Compute keys and values (R, H, P, Dh) of tokens (R, P, D) that only the attention of this block reads."""
     y, prefix = prompt.apply_adapter(f"{i}/norm1", tokens, block.norm1(tokens)), prompt.prefix.get(i)
     k, v = (prompt.apply_adapter(f"{i}/{site}", y, f(y)) for site, f in (("k", block.k), ("v", block.v)))
-    n_contexts = max(len(y), len(prefix[0]) if prefix else 1)
+    n_contexts = max(y.shape[0], prefix[0].shape[0] if prefix else 1)
     return prepend_prefix(prefix, *(split_heads(t.expand(n_contexts, -1, -1), block.n_heads) for t in (k, v)))
 
 

@@ -178,7 +178,7 @@ def encode_packed(
         qkv = None
     if qkv is not None and first.qkv is not None and len(slot_rows):
         prompt_qkv = first.qkv(first.norm1(x[:, slot_rows]))
-        qkv = qkv.to(prompt_qkv.dtype).expand(len(x), -1, -1).index_copy(1, slot_rows, prompt_qkv)
+        qkv = qkv.to(prompt_qkv.dtype).expand(x.shape[0], -1, -1).index_copy(1, slot_rows, prompt_qkv)
     ends = walk(
         blocks,
         x,

@@ -137,7 +137,7 @@ class SPrompts(TowerMethod[VisionTower]):
             tokens = torch.stack(list(self.tokens))  # (T, P, D)
             prompt = Prompt(tokens={0: tokens[lesson] if len(lessons) > 1 else tokens[indices]})
         image = self.tower(inputs, prompt)  # (B, E)
-        logits = torch.full((len(image), n_names), -math.inf, device=image.device)
+        logits = torch.full((image.shape[0], n_names), -math.inf, device=image.device)
         for d, columns, head_input in lessons:
             rows = (lesson == d).nonzero()[:, 0]
             scores = self.get_lesson_head(d)(image[rows], head_input)

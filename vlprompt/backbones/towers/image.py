@@ -18,7 +18,7 @@ from vlprompt.backbones.towers.input_size import (
 )
 from vlprompt.backbones.towers.trainable import PositionedTokens, TrainableTower, TrainableUpper, build_lower_blocks
 from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS
-from vlprompt.core.images import Images, Preprocessing
+from vlprompt.core.images import Images, PixelBatch, Preprocessing
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.layers.block import (
     AttentionFn,
@@ -97,8 +97,10 @@ class ImageTower:
         """Return features (B, E) from the cache, computing and caching those that are missing.
 
         In a run of several processes each computes its share of the missing features. Images without a key (random
-        augmentations) are always computed.
+        augmentations) are always computed; a PixelBatch in one pass, without the cache.
         """
+        if isinstance(images, PixelBatch):
+            return self.encode(images.pixels(self.preprocessing).to(self.device))
         collectives.compute_missing_features(
             self.feature_cache, images.keys, lambda keys: self._compute_and_cache(images, keys)
         )
@@ -323,7 +325,7 @@ class ViT(ImageTower):
         patches = self.unfold(pixels)
         x = prompt.apply_adapter("patch", patches, self.embed(patches))
         x = self.pre_norm(
-            torch.cat([self.special_tokens.to(x.dtype).expand(len(x), -1, -1), x], 1) + self.position_embeddings
+            torch.cat([self.special_tokens.to(x.dtype).expand(x.shape[0], -1, -1), x], 1) + self.position_embeddings
         )
         if 0 in prompt.tokens:
             tokens = {i: self.pre_norm(t) if i == 0 else t for i, t in prompt.tokens.items()}

@@ -262,7 +262,8 @@ class TransformerTextTower:
         rows = TOKENS_PER_PASS if self.device.type == "cpu" else 16 * TOKENS_PER_PASS
         limit = max(16, rows // (n_contexts * (6 if is_packed else self.context_length)))
         size = self.compute_options.text_micro_batch or len(self.token_embeddings)
-        return size if torch.is_grad_enabled() else min(size, limit)
+        is_one_pass = torch.is_grad_enabled() or torch.compiler.is_exporting()  # a traced batch has no number yet
+        return size if is_one_pass else min(size, limit)
 
     def tokenize(self, texts: Sequence[str], n_tokens: int) -> list[TokensAndSlots]:
         """Tokenize texts with n_tokens soft tokens each; ValueError for one that exceeds the context."""
@@ -293,7 +294,8 @@ class TransformerTextTower:
     def _get_layout(
         self, texts: tuple[str, ...], n_tokens: int, class_specific: bool, n_contexts: int
     ) -> EmbeddedLayout:
-        return self._cached_layout(texts, n_tokens, class_specific, self.group_overhead // n_contexts)
+        group_overhead = self.group_overhead and self.group_overhead // n_contexts
+        return self._cached_layout(texts, n_tokens, class_specific, group_overhead)
 
     def _encode_packed(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int, class_specific: bool) -> Tensor:
         embedded = self._get_layout(texts, prompt.length, class_specific, n_contexts)

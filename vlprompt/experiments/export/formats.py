@@ -35,12 +35,14 @@ class Format:
         function: "module:function" in this room, a WriteFn.
         takes_classes: whether it reads `ExportOptions.classes`.
         quantises: whether it reads `ExportOptions.int8`.
+        device: where the backbone is loaded if no device is named; None for where `load` puts it.
     """
 
     description: str
     function: str
     takes_classes: bool = False
     quantises: bool = False
+    device: str | None = None
 
     def require_options(self, to: str, options: ExportOptions) -> None:
         """Raise ValueError for an option that the format does not read; to: its name."""
@@ -71,6 +73,12 @@ FORMATS = {
     "timm": Format("a merged image tower with a linear head, for plain timm", "timm_model:write_timm_folder", True),
     "peft": Format("an adapter of a language model in PEFT's files", "peft:write_adapter"),
     "transformers": Format("a language model with what was learned in its weights, in float32", "peft:write_merged"),
+    "onnx": Format(
+        "a network for onnxruntime, pixels to probabilities", "network.onnx_file:write_onnx", True, True, "cpu"
+    ),
+    "torch": Format(
+        "a program of torch.export, pixels to probabilities", "network.torch_program:write_program", True, False, "cpu"
+    ),
 }
 
 
@@ -107,4 +115,4 @@ def export_prompt(
     FORMATS[to].require_options(to, options)
     from vlprompt.experiments.learned.prompt import load_prompt  # heavy, and the command line lists FORMATS
 
-    return FORMATS[to].load()(load_prompt(source, backbone, device), folder, options)
+    return FORMATS[to].load()(load_prompt(source, backbone, device or FORMATS[to].device), folder, options)

@@ -1,0 +1,1 @@
+"""Learned image prompts as networks: onnxruntime, torch.export."""

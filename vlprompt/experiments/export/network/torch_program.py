@@ -1,0 +1,58 @@
+"""Export a learned prompt as a program of torch.export, which plain torch runs."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from vlprompt.experiments.export.comparison import write_if_equal
+from vlprompt.experiments.export.formats import ExportOptions
+from vlprompt.experiments.export.network.image_model import (
+    CHECKED_BATCH_SIZES,
+    ImageModel,
+    build_image_model,
+    compare_outputs,
+    describe_model,
+    draw_pixels,
+    trace,
+)
+from vlprompt.experiments.learned.prompt import LearnedPrompt
+from vlprompt.results.run_folder import write_json
+
+PROGRAM_FILE, DESCRIPTION_FILE = "model.pt2", "model.json"
+MAX_DIFFERENCE = 1e-5
+
+
+def write_program(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -> list[str]:
+    """Write model.pt2 (pixels -> logits and probabilities, for any number of images) and model.json.
+
+    Raises:
+        ValueError: for a method that can't be traced, or a program with other logits than the method.
+    """
+    model, names = build_image_model(prompt, options, "torch")
+    program = trace(model, prompt, "torch")
+    with write_if_equal(folder) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about the format's future
+        torch.export.save(program, temporary / PROGRAM_FILE)
+        difference = _compare(model, prompt, temporary / PROGRAM_FILE)
+        write_json(temporary / DESCRIPTION_FILE, describe_model(prompt, names))
+    return [
+        f"wrote {folder / PROGRAM_FILE}: pixels to logits and probabilities of {len(names)} classes",
+        f"read back, its logits differ from the method's by {difference:.0e} at most",
+        f"classes, preprocessing and decision are in {folder / DESCRIPTION_FILE}",
+    ]
+
+
+@torch.no_grad()
+def _compare(model: ImageModel, prompt: LearnedPrompt, path: Path) -> float:
+    """Return the greatest difference of the logits of a written program; ValueError if it is too great."""
+    program = torch.export.load(path).module()
+    batches = [draw_pixels(prompt, n) for n in CHECKED_BATCH_SIZES]
+    difference = max(compare_outputs(model(pixels)[0], program(pixels)[0]) for pixels in batches)
+    if difference > MAX_DIFFERENCE:
+        name = prompt.state.config["method"]["name"]
+        raise ValueError(
+            f"--to torch: expected the logits of {name} to {MAX_DIFFERENCE:.0e}, got a program that differs by "
+            f"{difference:.1e}. Use vlprompt predict for it."
+        )
+    return difference
