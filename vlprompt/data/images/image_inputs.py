@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 MIN_MAXIMUM = 128  # of numbers that count as 0..255: a set of images that has none brighter is in another range
 DATASET_COUNTER = itertools.count()  # two datasets may look alike, so their images get keys of their own
 PixelRange = tuple[float, float]
+ImageSequence = Sequence[Any] | np.ndarray
 BYTE_RANGE: PixelRange = (0.0, 255.0)
 
 
@@ -74,8 +75,9 @@ def is_image_dataset(images: Any) -> bool:
         return False
     if hasattr(images, "features") and hasattr(images, "column_names"):
         return True
-    has_pairs = hasattr(images, "__getitem__") and isinstance(images, Sized) and not hasattr(images, "iloc")
-    return has_pairs and len(images) > 0 and isinstance(images[0], tuple) and len(images[0]) == 2
+    is_indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__") and not hasattr(images, "iloc")
+    first = images[0] if is_indexed and len(images) else None
+    return isinstance(first, tuple) and len(first) == 2
 
 
 def read_dataset_labels(images: Any) -> DatasetLabels:
@@ -87,7 +89,7 @@ def read_dataset_labels(images: Any) -> DatasetLabels:
     return DatasetLabels([int(label) for label in images[column]], names and list(names))
 
 
-def list_images(images: Any) -> Sequence[Any]:
+def list_images(images: Any) -> ImageSequence:
     """Return the images of a collection as a sequence.
 
     Raises:
@@ -108,7 +110,7 @@ def list_images(images: Any) -> Sequence[Any]:
     return images if isinstance(images, np.ndarray) else list(images)
 
 
-def find_pixel_range(images: Sequence[Any]) -> PixelRange | None:
+def find_pixel_range(images: ImageSequence) -> PixelRange | None:
     """Return which numbers are black and white in arrays that are not bytes: (0, 1) or (0, 255); None without such.
 
     All images are looked at together: a dark one alone could be of either range.

@@ -1,7 +1,7 @@
 """Texts as users have them in Python: strings, or mappings of named fields; each becomes an item."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from vlprompt.core.texts import TextItem, parse_template
@@ -42,6 +42,16 @@ def build_text_items(
         )
         for k, fields in enumerate(fields_by_text, 1)
     )
+
+
+def make_class_template(fields: Iterable[str]) -> str:
+    """Return the template of texts with classes where none is set."""
+    return " ".join(f"{{{field}}}" for field in fields) + " It is {mask}."
+
+
+def make_plain_template(fields: Iterable[str]) -> str:
+    """Return the template without the place of the answer where none is set."""
+    return "{sep}".join(f"{{{field}}}" for field in fields)
 
 
 def _read_fields(where: str, text_input: TextInput, names: Sequence[str]) -> dict[str, str]:
