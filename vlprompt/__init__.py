@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from vlprompt.engine.train_config import TrainConfig as TrainConfig
     from vlprompt.experiments.estimator.image_classifier import PromptClassifier as PromptClassifier
     from vlprompt.experiments.estimator.text_classifier import PromptTextClassifier as PromptTextClassifier
+    from vlprompt.experiments.learned.model_folder import save_prompt as save_prompt
     from vlprompt.experiments.learned.prompt import LearnedPrompt as LearnedPrompt
     from vlprompt.experiments.learned.prompt import load_prompt as load_prompt
+    from vlprompt.experiments.learned.publish import push_prompt as push_prompt
     from vlprompt.experiments.runner import run as run
     from vlprompt.layers.heads import CosineHead as CosineHead
     from vlprompt.layers.heads import LinearHead as LinearHead
@@ -79,8 +81,10 @@ _HOMES = {  # public name -> the module that defines it
     "TrainConfig": "engine.train_config",
     "PromptClassifier": "experiments.estimator.image_classifier",
     "PromptTextClassifier": "experiments.estimator.text_classifier",
+    "save_prompt": "experiments.learned.model_folder",
     "LearnedPrompt": "experiments.learned.prompt",
     "load_prompt": "experiments.learned.prompt",
+    "push_prompt": "experiments.learned.publish",
     "run": "experiments.runner",
     "CosineHead": "layers.heads",
     "LinearHead": "layers.heads",

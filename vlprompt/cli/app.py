@@ -15,7 +15,9 @@ from vlprompt.cli.features import features
 from vlprompt.cli.options import reject_extra_processes
 from vlprompt.cli.plot import plot
 from vlprompt.cli.predict import predict
+from vlprompt.cli.push import push
 from vlprompt.cli.run import run
+from vlprompt.cli.save import save
 from vlprompt.cli.search import search
 from vlprompt.cli.table import table
 from vlprompt.runtime.errors import explain_error, is_debugging
@@ -30,7 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 data_app.command()(features)
-for command in (run, predict, search, table, plot, export, doctor):
+for command in (run, predict, search, table, plot, export, save, push, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 console, error_console = make_console(), make_console(stderr=True)

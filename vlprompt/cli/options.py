@@ -39,11 +39,24 @@ DEFAULT_RUNS_FOLDER, DEFAULT_SAVE_EVERY = Path("runs"), 5.0
 
 # runs that are there
 RunsArgument = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS", callback=expand_home)]
-RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN", callback=expand_home)]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="The folder of a finished run, a model folder, or OWNER/NAME[@REVISION] on the Hugging Face hub.",
+        metavar="RUN",
+        callback=expand_home,
+    ),
+]
 MovedBackboneOption = Annotated[
     str | None,
     typer.Option("--backbone", help="Where the backbone is now, if not where it was; the weights must be the same."),
 ]
+
+# learned prompts that are shared
+LicenseOption = Annotated[
+    str | None, typer.Option("--license", help="The licence of the prompt, as the hub writes it: mit, cc-by-4.0 ...")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the model that is there.")]
 
 FreshOption = Annotated[
     bool,

@@ -50,7 +50,7 @@ def describe_inputs(task: "Task", config: "RunConfig", backbone: "Backbone | Non
         "data": data,
         "classes": classes,
         "contents": {use: _combine(by_key.values()) for use, by_key in hashes.items()},
-        "files": _hash_named_files(config.to_dict()),
+        "files": hash_named_files(config.to_dict()),
         "witnesses": choose_witnesses(files),
     }
     get_file_index().flush()
@@ -94,10 +94,10 @@ def _find_source_file(method: str) -> str:
     return "" if spec is None else spec.origin or ""
 
 
-def _hash_named_files(settings: Any, key: str = "") -> dict[str, str]:
+def hash_named_files(settings: Any, key: str = "") -> dict[str, str]:
     """Return the content hashes of files that settings name, by the key of the setting; datasets are compared apart."""
     if isinstance(settings, Mapping):
-        parts = (_hash_named_files(value, f"{key}.{name}".lstrip(".")) for name, value in settings.items())
+        parts = (hash_named_files(value, f"{key}.{name}".lstrip(".")) for name, value in settings.items())
         return {name: content for part in parts for name, content in part.items()}
     if not isinstance(settings, str) or key.startswith("task."):
         return {}

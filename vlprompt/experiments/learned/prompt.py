@@ -142,7 +142,7 @@ def load_prompt(source: str | Path, backbone: str | Backbone | None = None, devi
     """Load a learned prompt on its frozen backbone.
 
     Args:
-        source: the folder of a finished run.
+        source: the folder of a finished run, a model folder, or OWNER/NAME[@REVISION] on the hub.
         backbone: where its backbone is now, or the backbone itself, loaded before; default: that of the run.
         device: as `load` takes it.
 
@@ -157,6 +157,11 @@ def restore_prompt(
 ) -> LearnedPrompt:
     """Restore a learned state on its backbone; arguments and errors as in `load_prompt`."""
     config = state.config
+    if backbone is None and state.is_backbone_local:
+        raise ValueError(
+            f"--backbone: expected where the weights of {config['backbone']} are on this machine, got none, and "
+            f"{state.source!r} names only their file. Name the same model with your path by --backbone."
+        )
     spec = config["backbone"] if backbone is None else backbone
     # its notes were shown with the run's result
     frozen = spec if not isinstance(spec, str) else load_backbone(spec, device)

@@ -13,6 +13,15 @@ from vlprompt.core.stage import Lesson
 from vlprompt.core.texts import TextItem
 from vlprompt.data.text.text_inputs import TextInput, build_text_items
 from vlprompt.experiments.learned.decision import Decision
+from vlprompt.experiments.learned.folder_schema import ModelConfig
+from vlprompt.experiments.learned.hub import download_model, is_hub_name
+from vlprompt.experiments.learned.model_files import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    is_model_folder,
+    read_model_config,
+    read_model_tensors,
+)
 from vlprompt.results.run_folder import RunFolder
 
 TEXT_PROTOCOL_KEYS = ("template", "plain_template", "answer")
@@ -28,6 +37,7 @@ class LearnedState:
         source: the folder or name that it was read from.
         text_protocol: template, plain_template and answer of a prompt for texts; {} for images.
         decision: how its logits become an answer.
+        is_backbone_local: whether the backbone's spec names a file of the machine that saved it.
     """
 
     tensors: Mapping[str, Tensor]
@@ -35,6 +45,7 @@ class LearnedState:
     source: str
     text_protocol: Mapping[str, str] = field(default_factory=dict)
     decision: Decision = field(default_factory=Decision)
+    is_backbone_local: bool = False
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -71,17 +82,46 @@ class LearnedState:
 
 
 def read_learned_state(source: str | Path) -> LearnedState:
-    """Read the learned state of a finished run.
+    """Read the learned state of a finished run, or of a model folder.
 
     Args:
-        source: the folder of a run.
+        source: the folder of a run, a model folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub; a path that
+            exists, or whose parent does, is no name on the hub.
 
     Raises:
         ValueError: when the run is not finished, or a file of it is broken.
+        OSError: when the hub can't be reached, or has no such model.
     """
-    folder = RunFolder(Path(source))
+    path = Path(source).expanduser()
+    if is_hub_name(str(source)):
+        return _read_model_folder(download_model(str(source)), str(source))
+    folder = RunFolder(path)
+    if is_model_folder(path) and not (folder.config_path.exists() or folder.result_path.exists()):
+        return _read_model_folder(path, str(source))
     tensors, metadata = folder.read_learned_state()
     result = folder.read_result()
     protocol = {} if result is None or "answer" not in result.protocol else result.protocol
     text_protocol = {key: protocol[key] for key in TEXT_PROTOCOL_KEYS} if protocol else {}
     return LearnedState(tensors, metadata, str(source), text_protocol)
+
+
+def _read_model_folder(path: Path, source: str) -> LearnedState:
+    config = read_model_config(path / CONFIG_FILE, source)
+    tensors = read_model_tensors(path / TENSORS_FILE, config, source)
+    decision = Decision(**config.decision.model_dump())
+    text_protocol: Any = config.text_protocol
+    return LearnedState(
+        tensors, _build_metadata(config), source, text_protocol, decision, is_backbone_local=config.backbone.is_local
+    )
+
+
+def _build_metadata(config: ModelConfig) -> dict[str, Any]:
+    """Return what `describe_learned_state` returned when the prompt was learned."""
+    return {
+        "config": config.run_config,
+        "backbone_key": config.backbone.key,
+        "lessons": [[[c.name, c.id, c.template, c.words] for c in lesson.classes] for lesson in config.lessons],
+        "total": config.total,
+        "has_task_boundaries": config.has_task_boundaries,
+        "domains": [lesson.domains for lesson in config.lessons],
+    }

@@ -1,0 +1,280 @@
+"""The model card of a model folder, made from its config.json: nothing in it is invented."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlprompt.data.cards import list_cards, load_card
+from vlprompt.data.sources import LIBRARIES
+from vlprompt.experiments.learned.folder_schema import LIBRARY, ModelConfig, ResultEntry
+from vlprompt.experiments.model_cards.citations import Citation, read_citation
+from vlprompt.experiments.model_cards.licenses import require_license
+from vlprompt.experiments.model_cards.run_command import build_run_command
+
+MAX_LISTED_CLASSES = 50
+PIPELINE_TAGS = {  # what a prompt for texts answers -> the hub's name of the task
+    None: "image-classification",
+    "class": "text-classification",
+    "tags": "token-classification",
+    "response": "text-generation",
+    "messages": "text-generation",
+}
+HUB_BACKBONES = ("hf_clip:", "hf:", "hf-bf16:", "hf-int8:", "hf-nf4:", "open_clip:hf-hub:")  # before OWNER/NAME
+IMAGE_USE = """from pathlib import Path
+
+import vlprompt
+from vlprompt.data.images.decoding import build_file_item
+
+prompt = vlprompt.load_prompt({name!r}{backbone})
+answers = prompt.answer([build_file_item(Path("image.png"))])
+print(prompt.names[int(answers.probabilities[0].argmax())], float(answers.probabilities[0].max()))"""
+
+
+def build_model_card(config: ModelConfig, name: str, license: str | None = None) -> str:
+    """Return the README.md of a model folder.
+
+    Args:
+        config: its config.json.
+        name: by which the card loads it, the folder's or OWNER/NAME.
+        license: the identifier of the prompt's licence; None leaves the field out.
+
+    Raises:
+        ValueError: for a licence that is no identifier.
+    """
+    import yaml
+
+    metadata = yaml.safe_dump(_build_metadata(config, name, license), sort_keys=False, allow_unicode=True)
+    citation = read_citation(config.method.name)
+    sections = [
+        f"---\n{metadata}---",
+        f"# {_get_title(config)}",
+        _describe_summary(config, citation),
+        f"## Use\n\n{_describe_use(config, name)}",
+        f"## Results\n\n{_describe_results(config.result)}",
+        f"## Data\n\n{_describe_data(config)}",
+        f"## Protocol\n\n{_describe_protocol(config)}",
+        f"## Method\n\n{_describe_method(config, citation)}",
+        f"## Backbone\n\n{_describe_backbone(config)}",
+        f"## Classes\n\n{_describe_classes(config)}",
+        f"## Not tested\n\n{_list_untested(config)}",
+        f"## How it was made\n\n{_describe_origin(config)}",
+        f"## Licences\n\n{_describe_licenses(config, license)}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _build_metadata(config: ModelConfig, name: str, license: str | None) -> dict[str, Any]:
+    """Return the fields that the hub reads, those that are known."""
+    datasets = _get_hub_names(config.task.get("dataset"), "huggingface:")
+    metrics = list(config.result.summary) if config.result is not None else []
+    index = [] if config.result is None else [{"name": name.rpartition("/")[2], "results": [_index_result(config)]}]
+    fields = {
+        "library_name": LIBRARY,
+        "license": None if license is None else require_license(license),
+        "pipeline_tag": _get_pipeline_tag(config),
+        "tags": [LIBRARY, "prompt-learning", config.method.name, str(config.task.get("name"))],
+        "base_model": _get_hub_names(config.backbone.spec, *HUB_BACKBONES) if not config.backbone.is_local else None,
+        "datasets": datasets,
+        "metrics": metrics,
+        "model-index": index,
+    }
+    return {key: value for key, value in fields.items() if value}
+
+
+def _get_pipeline_tag(config: ModelConfig) -> str | None:
+    answer = config.text_protocol.get("answer")
+    return PIPELINE_TAGS.get(answer if isinstance(answer, str) else None)
+
+
+def _get_hub_names(name: object, *prefixes: str) -> list[str]:
+    """Return [OWNER/NAME] of a name with one of the prefixes, [] for others: the hub links what stands there."""
+    for prefix in prefixes:
+        if isinstance(name, str) and name.startswith(prefix):
+            return [name.removeprefix(prefix)]
+    return []
+
+
+def _index_result(config: ModelConfig) -> dict[str, Any]:
+    assert config.result is not None
+    task, data = str(config.task.get("name")), _get_data_name(config)
+    metrics = [
+        {"type": key, "name": f"{key} (percent)", "value": value} for key, value in config.result.summary.items()
+    ]
+    return {
+        "task": {"type": _get_pipeline_tag(config) or task, "name": task},
+        "dataset": {"type": data, "name": _get_data_title(config), "split": "test"},
+        "metrics": metrics,
+    }
+
+
+def _get_title(config: ModelConfig) -> str:
+    citation = read_citation(config.method.name)
+    method = config.method.name.rpartition(":")[2] if citation is None else citation.name
+    return f"{method} on {_get_data_name(config)}"
+
+
+def _get_data_name(config: ModelConfig) -> str:
+    dataset = config.task.get("dataset")
+    name = dataset if isinstance(dataset, str) else config.task.get("name")
+    return str(name).removeprefix("./").partition("#")[0]
+
+
+def _get_data_title(config: ModelConfig) -> str:
+    dataset = config.task.get("dataset")
+    return load_card(dataset).title if isinstance(dataset, str) and dataset in list_cards() else _get_data_name(config)
+
+
+def _describe_summary(config: ModelConfig, citation: Citation | None) -> str:
+    method = f"`{config.method.name}`" if citation is None else citation.name
+    idea = "" if citation is None else f" {citation.idea}"
+    return (
+        f"A prompt for a frozen model, learned with {LIBRARY} {config.vlprompt_version or ''} by {method}.{idea} The "
+        f"folder has what was learned ({config.tensors.bytes:,} bytes), not the frozen model."
+    ).replace("  ", " ")
+
+
+def _describe_use(config: ModelConfig, name: str) -> str:
+    backbone = f" --backbone {config.backbone.spec}" if config.backbone.is_local else ""
+    note = "The backbone was a file: say where yours is by `--backbone`.\n\n" if config.backbone.is_local else ""
+    if config.text_protocol:
+        command = f'vlprompt predict {name} --text "your text"{backbone}'
+        if config.text_protocol.get("answer") == "tags":
+            command = f"vlprompt eval {name} DATASET{backbone}"
+        return f"{note}```bash\n{command}\n```"
+    argument = f", backbone={config.backbone.spec!r}" if config.backbone.is_local else ""
+    code = IMAGE_USE.format(name=name, backbone=argument)
+    return f"{note}```bash\nvlprompt predict {name} image.png{backbone}\n```\n\n```python\n{code}\n```"
+
+
+def _describe_results(result: ResultEntry | None) -> str:
+    if result is None:
+        return "No result is known: the prompt was saved without one."
+    seeds = result.seeds
+    heads = ["metric", "this prompt"] + ([] if seeds is None else [f"mean±std of {len(seeds.seeds)} seeds"])
+    rows = [
+        [key, f"{value:.2f}"]
+        + ([] if seeds is None else [f"{seeds.mean[key]:.2f}±{seeds.std[key]:.2f}" if key in seeds.mean else ""])
+        for key, value in result.summary.items()
+    ]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows])
+    spread = (
+        "One run: the spread over seeds is not known."
+        if seeds is None
+        else f"Seeds {', '.join(map(str, seeds.seeds))}; the standard deviation is divided by n."
+    )
+    return f"In percent, on the test split.\n\n{table}\n\n{spread}"
+
+
+def _describe_data(config: ModelConfig) -> str:
+    dataset, protocol = config.task.get("dataset"), {} if config.result is None else config.result.protocol
+    lines = [f"name: {_get_data_title(config)}"]
+    if isinstance(dataset, str) and dataset in list_cards():
+        card = load_card(dataset)
+        lines += [f"source: {card.source}", f"card: `{dataset}`"] + ([f"note: {card.note}"] if card.note else [])
+    elif isinstance(dataset, str) and dataset.startswith("./"):
+        lines.append("where: files of the one who trained it, not in this folder")
+    for key in ("dataset_hash", "train", "test"):
+        if key in protocol:
+            lines.append(f"hash of {'the splits' if key == 'dataset_hash' else f'the {key} split'}: `{protocol[key]}`")
+    contents = protocol.get("contents")
+    for use, content in contents.items() if isinstance(contents, Mapping) else ():
+        if isinstance(content, Mapping):
+            lines.append(f"{use}: {content.get('items')} items, content hash `{content.get('hash')}`")
+    return _format_list(lines)
+
+
+def _describe_protocol(config: ModelConfig) -> str:
+    protocol = {} if config.result is None else config.result.protocol
+    settings = {
+        key: value for key, value in config.task.items() if key not in ("name", "dataset") and value is not None
+    }
+    lines = [f"task: `{config.task.get('name')}`", *(f"{key}: {value}" for key, value in settings.items())]
+    lines.append(f"seed of the training: {config.seed}")
+    lines += [f"{key}: {protocol[key]}" for key in ("selection", "split", "template") if key in protocol]
+    decision = config.decision
+    if decision.temperature != 1:
+        lines.append(f"temperature of the softmax: {decision.temperature:g}")
+    if decision.threshold is not None:
+        lines.append(f"answers `unknown` where the score {decision.score} is below {decision.threshold:g}")
+    lines += [f"{key}: {value}" for key, value in decision.facts.items()]
+    return _format_list(lines)
+
+
+def _describe_method(config: ModelConfig, citation: Citation | None) -> str:
+    settings = {key: value for key, value in config.method.model_dump().items() if key != "name"}
+    if citation is None:
+        lines = [f"class: `{config.method.name}`, of a package that must be installed"]
+    else:
+        lines = [f"name: {citation.name} (`{config.method.name}`)"]
+        lines += [f"paper: {citation.title}"] if citation.title else []
+        lines += [f"reference: {citation.citation}"]
+        lines += [f"arXiv: [{citation.arxiv}](https://arxiv.org/abs/{citation.arxiv})"] if citation.arxiv else []
+    lines += [f"{key}: {_format_code(str(value))}" for key, value in settings.items() if value is not None]
+    return _format_list(lines)
+
+
+def _describe_backbone(config: ModelConfig) -> str:
+    local = " (a file of the one who trained it)" if config.backbone.is_local else ""
+    lines = [f"spec: `{config.backbone.spec}`{local}", f"key: `{config.backbone.key}`"]
+    lines += [] if config.preprocess is None else [f"preprocessing: `{config.preprocess}`"]
+    lines.append("Weights or preprocessing of another key are refused.")
+    return _format_list(lines)
+
+
+def _describe_classes(config: ModelConfig) -> str:
+    names = config.class_names
+    more = f" ... and {len(names) - MAX_LISTED_CLASSES} more" if len(names) > MAX_LISTED_CLASSES else ""
+    return f"{len(names)}: {', '.join(map(_format_code, names[:MAX_LISTED_CLASSES]))}{more}."
+
+
+def _list_untested(config: ModelConfig) -> str:
+    """List what no number of the card says."""
+    summary = {} if config.result is None else config.result.summary
+    lines = [
+        "other backbones: the prompt belongs to one",
+        "data other than the test split named here: images of another source, camera or time",
+        "robustness to corrupted, shifted or adversarial inputs",
+        "fairness between groups of people, and any use that needs it",
+    ]
+    if config.result is None or config.result.seeds is None:
+        lines.append("other seeds: how much the numbers vary is not known")
+    if "calibration_error" not in summary and "ece" not in summary:
+        lines.append("calibration: how far the probabilities can be trusted")
+    if config.decision.threshold is None:
+        lines.append("inputs of no class: every input is answered with one of the classes")
+    return _format_list(lines)
+
+
+def _describe_origin(config: ModelConfig) -> str:
+    environment = {} if config.result is None else config.result.environment
+    versions = [f"{key} {environment[key]}" for key in ("python", "torch", "device") if environment.get(key)]
+    own = isinstance(dataset := config.task.get("dataset"), str) and dataset.startswith("./")
+    notes = [f"With vlprompt {config.vlprompt_version}; hash of the configuration `{config.config_hash}`."]
+    notes += [f"On {', '.join(versions)}."] if versions else []
+    notes += [f"`{dataset}` stands for the path of the data."] if own else []
+    notes += [f"`{config.backbone.spec}` stands for the path of the weights."] if config.backbone.is_local else []
+    return f"```bash\n{build_run_command(config.run_config)}\n```\n\n{' '.join(notes)}"
+
+
+def _describe_licenses(config: ModelConfig, license: str | None) -> str:
+    dataset = config.task.get("dataset")
+    data = "see the data's own"
+    if isinstance(dataset, str) and dataset in list_cards():
+        data = load_card(dataset).licence
+    elif isinstance(dataset, str) and dataset.partition(":")[0] in LIBRARIES:
+        data = f"see that of `{dataset}`"
+    return _format_list(
+        [
+            f"this prompt: {license or 'none was named by the one who saved it'}",
+            f"the backbone: see that of `{config.backbone.spec}`",
+            f"the data: {data}",
+        ]
+    )
+
+
+def _format_list(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _format_code(text: str) -> str:
+    """Return a text as code that ends where it should."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
