@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,6 +19,12 @@ from vlprompt.core.batch import Item, Split
 from vlprompt.core.class_names import DEFAULT_TEMPLATE, ClassName
 from vlprompt.data.splits.sampling import hold_out
 from vlprompt.engine.evaluate import iter_outputs
+from vlprompt.experiments.estimator.estimator_folder import (
+    describe_estimator,
+    read_estimator,
+    restore_attributes,
+    write_estimator,
+)
 from vlprompt.experiments.estimator.labels import (
     ClassNames,
     LabelledData,
@@ -53,7 +60,6 @@ class PromptEstimator(ClassifierMixin, BaseEstimator, ABC):
 
     __metadata_request__fit: ClassVar = {"labels": UNUSED, "class_names": UNUSED, "validation": UNUSED}
     __metadata_request__partial_fit: ClassVar = {"labels": UNUSED, "classes": UNUSED, "class_names": UNUSED}
-    __metadata_request__score: ClassVar = {"labels": UNUSED}
     _task: ClassVar[str]  # whose recipes and settings apply
     _items_name: ClassVar[str]
 
@@ -224,7 +230,8 @@ class PromptEstimator(ClassifierMixin, BaseEstimator, ABC):
 
     def predict(self, images: Any) -> np.ndarray:
         """Return the most probable label (N,) of each image or text."""
-        return self.classes_[self._compute_logits(images).argmax(1)]
+        best = self._compute_logits(images).argmax(1)
+        return self.classes_[best]
 
     def predict_proba(self, images: Any) -> np.ndarray:
         """Return probabilities (N, C), in the order of `classes_`."""
@@ -235,14 +242,52 @@ class PromptEstimator(ClassifierMixin, BaseEstimator, ABC):
         logits = self._compute_logits(images)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
-    def score(  # pyright: ignore[reportIncompatibleMethodOverride]  # by position, as scikit-learn calls it
-        self, images: Any, labels: Any = None, sample_weight: Any = None
+    def score(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, images: Any, y: Any = None, sample_weight: Any = None
     ) -> float:
-        """Return the accuracy, from 0 to 1."""
-        labels, _ = self._complete_dataset(images, labels, None)
+        """Return the accuracy, from 0 to 1; the labels `y` may be left out for a dataset that has them."""
+        labels, _ = self._complete_dataset(images, y, None)
         predicted = self.predict(images)
         expected = read_labels(type(self).__name__, labels, len(predicted), self._items_name)
         return float(accuracy_score(expected, predicted, sample_weight=sample_weight))
+
+    def save(self, folder: str | Path, license: str | None = None, force: bool = False) -> None:
+        """Save as a model folder, which `load`, `vlprompt.load_prompt` and the commands read.
+
+        Args:
+            folder: new or empty.
+            license: the identifier of the prompt's licence, for the model card.
+            force: replace a model folder.
+
+        Raises:
+            ValueError: for a method that reads files of this machine.
+            OSError: for a folder that holds something else, or can't be written.
+        """
+        check_is_fitted(self, "learned_state_")
+        content = describe_estimator(type(self).__name__, self.get_params(deep=False), vars(self))
+        write_estimator(Path(folder).expanduser(), self.learned_state_, content, license, force)
+
+    @classmethod
+    def load(cls, folder: str | Path, backbone: str | None = None, device: str | None = None) -> Self:
+        """Load what was saved, or the prompt of any run: its labels are then the names of its classes.
+
+        Args:
+            folder: a model folder, a run's folder, or OWNER/NAME on the hub.
+            backbone: where the frozen backbone is now; default where it was.
+            device: as `vlprompt.load` takes it.
+
+        Raises:
+            ValueError: for a folder that is no such one, or of another estimator.
+        """
+        state, content = read_estimator(folder, backbone)
+        if content.estimator != cls.__name__:
+            raise ValueError(
+                f"{str(folder)!r}: expected a prompt of {cls.__name__}, got one of {content.estimator}. Load it by "
+                f"vlprompt.{content.estimator}."
+            )
+        estimator = cls(**content.parameters, backbone=state.config["backbone"], device=device)
+        vars(estimator).update(restore_attributes(state, content))
+        return estimator
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and copy store: settings and the learned state, never the backbone."""

@@ -35,15 +35,15 @@ def nest_settings(settings: Mapping[str, Any]) -> Settings:
                 f"{key}: expected a setting as SECTION__NAME with the section {', '.join(SECTIONS)}, got {key!r}. "
                 f"Write for example train__{key}=... or method__{key}=..."
             )
-        nested = merge_settings(nested, nest_setting(key.replace("__", "."), _to_python(value)))
+        nested = merge_settings(nested, nest_setting(key.replace("__", "."), to_python(value)))
     return nested
 
 
-def _to_python(value: Any) -> Any:
+def to_python(value: Any) -> Any:
     """Convert numbers and arrays of NumPy, which searches over parameters give, to Python's own."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    return [_to_python(part) for part in value] if isinstance(value, list | tuple) else value
+    return [to_python(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def resolve_settings(
@@ -77,7 +77,7 @@ def resolve_settings(
                 f"{name!r}. Leave it out."
             )
     config = load_layered_config(method, task=task, dataset=DATASET_PLACEHOLDER, backbone=backbone)
-    config.add_layer({**nested, "seed": _to_python(seed)}, owner)
+    config.add_layer({**nested, "seed": to_python(seed)}, owner)
     _choose_by_shots(config, shots)
     return resolve(config)
 

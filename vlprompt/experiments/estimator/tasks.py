@@ -20,7 +20,7 @@ def build_task(task: str, train: Split, val: Split | None, config: RunConfig) ->
     """
     empty = Split((), (), train.names, augment=train.augment, info=train.info)
     template = getattr(train.names[0], "template", "")
-    data = Data("fit", train, val, empty, template, "given in Python")
+    data = Data("texts" if task == "text" else "images", train, val, empty, template, "given in Python")
     names = [name for name in TASK_SETTINGS[task] if name != "stages"]
     arguments: dict[str, Any] = {name: config.task[name] for name in names}
     return (Text if task == "text" else FewShot)(data, **arguments)

@@ -98,6 +98,8 @@ def _describe_texts(train: Split) -> dict[str, str]:
 
 def restore_shared(state: LearnedState, device: str | None) -> LearnedPrompt:
     """Restore a learned state on the backbone that the fits of this process share."""
+    if state.is_backbone_local:
+        return restore_prompt(state, None, device)  # raises: its path is not known
     return restore_prompt(state, load_shared_backbone(state.config["backbone"], device), device)
 
 
