@@ -101,7 +101,7 @@ def list_images(images: Any) -> ImageSequence:
         )
     images = images.detach().cpu().numpy() if _is_tensor(images) else images
     images = images.to_numpy() if hasattr(images, "iloc") else images  # pandas
-    if isinstance(images, np.ndarray) and images.dtype != object and images.dtype.kind != "U":
+    if isinstance(images, np.ndarray) and images.dtype.kind not in "OU":
         _require_image_array(images)
     if not isinstance(images, Iterable):
         raise ValueError(
@@ -118,7 +118,10 @@ def find_pixel_range(images: ImageSequence) -> PixelRange | None:
     Raises:
         ValueError: for numbers that are in neither, or not finite.
     """
-    arrays = [images] if isinstance(images, np.ndarray) and images.dtype != object else map(_as_array, images)
+    if isinstance(images, np.ndarray) and images.dtype.kind not in "OU":
+        arrays: Iterable[np.ndarray | None] = [images]
+    else:
+        arrays = map(_as_array, images)
     low, high = np.inf, -np.inf
     for array in arrays:
         if array is None or array.dtype in (np.uint8, bool) or not array.size:
@@ -160,7 +163,10 @@ def _require_image_array(images: np.ndarray) -> None:
     """Raise ValueError for an array that is not several images."""
     shape = images.shape
     if images.ndim == 3 and shape[-1] in CHANNELS[1:]:
-        raise ValueError(f"images: expected several images, got the shape {shape} of one. Write images[None].")
+        raise ValueError(
+            f"images: expected several images, got the shape {shape} of one. Write images[None], or images[..., None] "
+            "if they are grey."
+        )
     if images.ndim not in (3, 4):
         raise ValueError(
             f"images: expected an array (N, H, W) or (N, H, W, 3), got the shape {shape}. Write images[None] for one "

@@ -111,7 +111,8 @@ def merge_classes(
     """
     if (data.classes.dtype.kind in "US") != (classes.dtype.kind in "US"):
         raise ValueError(
-            f"labels: expected labels as in the lessons before, such as {classes[0]!r}, got {data.classes[0]!r}. "
+            f"labels: expected labels as in the lessons before, such as {classes.tolist()[0]!r}, got "
+            f"{data.classes.tolist()[0]!r}. "
             "Convert them to the same kind."
         )
     name_by_label = dict(zip(data.classes.tolist(), data.names, strict=True))

@@ -285,7 +285,8 @@ class PromptEstimator(ClassifierMixin, BaseEstimator, ABC):
                 f"{str(folder)!r}: expected a prompt of {cls.__name__}, got one of {content.estimator}. Load it by "
                 f"vlprompt.{content.estimator}."
             )
-        estimator = cls(**content.parameters, backbone=state.config["backbone"], device=device)
+        arguments = content.parameters | {"backbone": state.config["backbone"], "device": device}
+        estimator = cls(**arguments)
         vars(estimator).update(restore_attributes(state, content))
         return estimator
 
