@@ -88,6 +88,31 @@ def test_lessons_learn_the_bits_that_a_stream_learns(tmp_path):
     assert list(map(str, estimator.class_names_)) == list(NAMES)
 
 
+def test_all_items_are_used_unless_shots_are_set():
+    plain = vlprompt.PromptClassifier("nearest_mean", "glyph/random").fit(IMAGES, LABELS).learned_state_
+    lesson = vlprompt.PromptClassifier("nearest_mean", "glyph/random").partial_fit(IMAGES, LABELS).learned_state_
+    few = prompt_classifier("nearest_mean", task__shots=2).fit(IMAGES, LABELS).learned_state_
+    assert (plain.config["task"]["shots"], few.config["task"]["shots"]) == (None, 2)
+    assert same_state(plain.tensors, lesson.tensors)
+    assert not same_state(plain.tensors, few.tensors)
+
+
+@pytest.mark.parametrize(("n", "epochs"), [(1, 50), (3, 100), (16, 200), (30, 200)])
+def test_a_recipe_by_shots_takes_the_nearest_number_below(n, epochs):
+    images, labels = np.repeat(IMAGES[:2], n, 0), [0] * n + [1] * n
+    with pytest.raises(ValueError, match="stop here"):
+        Resolved("coop", "timm:none", seed=n).fit(images, labels)
+    assert Resolved.config.train["epochs"] == epochs
+
+
+class Resolved(vlprompt.PromptClassifier):
+    """An estimator that only resolves its settings."""
+
+    def _resolve(self, *arguments):
+        Resolved.config = super()._resolve(*arguments)
+        raise ValueError("stop here")
+
+
 def test_answers_are_those_of_the_learned_prompt(fitted):
     probabilities, logits = fitted.predict_proba(IMAGES[:9]), fitted.decision_function(IMAGES[:9])
     np.testing.assert_allclose(probabilities.sum(1), 1)

@@ -77,6 +77,7 @@ def resolve_settings(
                 f"{name!r}. Leave it out."
             )
     config = load_layered_config(method, task=task, dataset=DATASET_PLACEHOLDER, backbone=backbone)
+    config.add_layer({"task": {"shots": None}}, owner)  # whoever passes items means all of them
     config.add_layer({**nested, "seed": to_python(seed)}, owner)
     _choose_by_shots(config, shots)
     return resolve(config)
