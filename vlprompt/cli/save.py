@@ -26,7 +26,7 @@ def save(
     state = read_learned_state(run_folder)
     save_prompt(state, output_folder, license=license, force=force)
     lines = [f"wrote {output_folder}: what was learned, its configuration and its card"]
-    if license is None:
+    if license is None and state.provenance.get("license") is None:
         lines.append("the card has no licence; name one by --license before you share it")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -37,11 +37,11 @@ def download_model(source: str) -> Path:
     hub = require_package("huggingface_hub", "hub", f"{source!r}")
     name, _, revision = source.partition("@")
     versions: dict[str, Any] = {"library_name": LIBRARY, "library_version": find_version(LIBRARY)}
-    with explain_hub_errors(source), _hide_bars(hub, True):
+    with explain_hub_errors(source), _hide_bars(True):
         folder = Path(hub.snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE], **versions))
     config = read_model_config(folder / CONFIG_FILE, source)
     _require_known_code(config, source)
-    with explain_hub_errors(source), _hide_bars(hub, config.tensors.bytes < BAR_BYTES):
+    with explain_hub_errors(source), _hide_bars(config.tensors.bytes < BAR_BYTES):
         # of the same commit, whose name the folder has
         return Path(hub.snapshot_download(name, revision=folder.name, allow_patterns=list(MODEL_FILES), **versions))
 
@@ -66,16 +66,18 @@ def _list_class_names(settings: object) -> list[str]:
 
 
 @contextmanager
-def _hide_bars(hub: Any, is_hidden: bool) -> Iterator[None]:
+def _hide_bars(is_hidden: bool) -> Iterator[None]:
     """Hide the progress bars of huggingface_hub, where they were not hidden before."""
-    if not is_hidden or hub.utils.are_progress_bars_disabled():
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if not is_hidden or are_progress_bars_disabled():
         yield
         return
-    hub.utils.disable_progress_bars()
+    disable_progress_bars()
     try:
         yield
     finally:
-        hub.utils.enable_progress_bars()
+        enable_progress_bars()
 
 
 @contextmanager
@@ -87,11 +89,17 @@ def explain_hub_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, http_error, errors.HFValidationError) as error:
-        response = getattr(error, "response", None)
-        status = getattr(response, "status_code", None)
-        raise OSError(f"{name!r}: {_explain(error, status)}") from error
+        raise OSError(f"{name!r}: {_explain(error, _find_status(error))}") from error
     except ValueError as error:  # of the hub's check of the card
         raise OSError(f"{name!r}: expected what the hub accepts, got: {_to_line(error)}. Correct it.") from error
+
+
+def _find_status(error: BaseException | None) -> int | None:
+    """Return the HTTP status of an error or of its cause; None for an error without an answer."""
+    if error is None:
+        return None
+    response = getattr(error, "response", None)
+    return _find_status(error.__cause__) if response is None else response.status_code
 
 
 def _explain(error: Exception, status: int | None) -> str:
@@ -108,7 +116,7 @@ def _explain(error: Exception, status: int | None) -> str:
             "Look at it there, and give the command again."
         )
     if status is not None:
-        return f"expected an answer of the hub, got its error {status} ({_to_line(error)}). Try again later."
+        return f"expected an answer of the hub, got its error {status}. Try again later."
     files = f"{CONFIG_FILE} and {TENSORS_FILE}"
     return (
         f"expected the hub, or a copy in its cache, got no connection ({kind}). Connect, or put its {files} into a "
@@ -118,4 +126,4 @@ def _explain(error: Exception, status: int | None) -> str:
 
 def _to_line(error: Exception) -> str:
     """Return the text of an error in one line without addresses."""
-    return " ".join(re.sub(r"https?://\S+", "...", str(error)).split())[:200]
+    return " ".join(re.sub(r"https?://\S+", "...", str(error)).split())[:200].rstrip(".")

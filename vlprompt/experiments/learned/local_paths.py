@@ -1,14 +1,15 @@
 """Take the paths of this machine out of what is shared: datasets, files of weights, any other path in a setting."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from vlprompt.data.cards import list_cards
 from vlprompt.data.sources import LIBRARIES
 
-DATASET_KEYS = ("dataset", "targets")
+DATASET_KEYS, PAIR_KEYS = ("dataset", "targets"), ("source", "target")
+NO_SOURCE = "none"
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 LOCAL_MARKS = ("@", "local-dir:")  # of a backbone's spec, before a path
 
@@ -23,24 +24,41 @@ def shorten_path(text: str) -> str:
 
 def shorten_dataset(dataset: str) -> str:
     """Return the name of a dataset that opens everywhere, and ./NAME for a path."""
-    is_name = dataset in list_cards() or dataset.partition(":")[0] in LIBRARIES or "#" in dataset
+    is_name = (
+        dataset == NO_SOURCE or dataset in list_cards() or dataset.partition(":")[0] in LIBRARIES or "#" in dataset
+    )
     return dataset if is_name else f"./{Path(shorten_path(dataset)).name}"
 
 
-def shorten_settings(value: Any, key: str = "") -> Any:
+def shorten_settings(value: Any, key: str = "", dataset_keys: Collection[str] = DATASET_KEYS) -> Any:
     """Return settings, nested or not, with each path shortened.
 
     Args:
         value: what YAML and JSON hold.
         key: the key that it stands under.
+        dataset_keys: keys of datasets, whose names may look like no path.
     """
     if isinstance(value, Mapping):
-        return {name: shorten_settings(part, name) for name, part in value.items()}
+        return {name: shorten_settings(part, name, dataset_keys) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [shorten_settings(part, key) for part in value]
+        return [shorten_settings(part, key, dataset_keys) for part in value]
     if isinstance(value, str):
-        return shorten_dataset(value) if key in DATASET_KEYS else shorten_path(value)
+        return shorten_dataset(value) if key in dataset_keys else shorten_path(value)
     return value
+
+
+def get_dataset_keys(task: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of a task that name datasets: source and target are datasets where there is no other."""
+    return DATASET_KEYS + (PAIR_KEYS if task.get("dataset") is None else ())
+
+
+def list_datasets(task: Mapping[str, Any]) -> list[str]:
+    """Return the datasets of a task by name, each once."""
+    names = list[str]()
+    for key in get_dataset_keys(task):
+        value = task.get(key)
+        names += [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
+    return [name for name in dict.fromkeys(names) if name != NO_SOURCE]
 
 
 def shorten_backbone(spec: str) -> tuple[str, bool]:

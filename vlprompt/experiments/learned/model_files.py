@@ -15,6 +15,7 @@ from vlprompt.results.run_folder import explain_write_errors, read_tensors, writ
 
 TENSORS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"  # huggingface_hub's names
 MODEL_FILES = (TENSORS_FILE, CONFIG_FILE, CARD_FILE)
+MAX_ERROR = 500  # characters of a message, which else may hold all classes
 SAVE_AGAIN = "Save it again by `vlprompt save`, or get its files again together."
 
 
@@ -55,10 +56,9 @@ def read_model_config(path: Path, source: str) -> ModelConfig:
     _require_version(values, source)
     try:
         return validate(ModelConfig, values, f"{source!r}: {path.name}")
-    except RecursionError as error:
-        raise ValueError(f"{source!r}: expected settings in {path.name}, got them nested too deep. {SAVE_AGAIN}") from (
-            error
-        )
+    except (ValueError, RecursionError) as error:
+        text = str(error)
+        raise ValueError(text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]} ... {SAVE_AGAIN}") from error
 
 
 def read_model_tensors(path: Path, config: ModelConfig, source: str) -> dict[str, Tensor]:

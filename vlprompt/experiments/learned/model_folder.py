@@ -10,7 +10,7 @@ from vlprompt.config.run_config import hash_config
 from vlprompt.data.validation import validate
 from vlprompt.experiments.inputs import hash_named_files
 from vlprompt.experiments.learned.folder_schema import FORMAT_VERSION, LIBRARY, ModelConfig
-from vlprompt.experiments.learned.local_paths import shorten_backbone, shorten_settings
+from vlprompt.experiments.learned.local_paths import get_dataset_keys, shorten_backbone, shorten_settings
 from vlprompt.experiments.learned.model_files import (
     CARD_FILE,
     CONFIG_FILE,
@@ -42,7 +42,8 @@ def save_prompt(
         prompt: the prompt, or its state.
         folder: new or empty; it appears complete or not at all.
         result: of its run, for the model card; default: that of the folder that it was read from.
-        license: the identifier of the prompt's licence ("mit", "cc-by-4.0" ...); without it the card has none.
+        license: the identifier of the prompt's licence ("mit", "cc-by-4.0" ...); default: that of the model folder
+            that it was read from, else the card has none.
         force: replace a model folder.
 
     Raises:
@@ -73,7 +74,7 @@ def build_model_files(
     config = build_model_config(state, tensors, result)
     values = {key: value for key, value in config.model_dump().items() if value is not None or key not in OPTIONAL_KEYS}
     text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    card = build_model_card(config, name, license)
+    card = build_model_card(config, name, license or state.provenance.get("license"))
     return {TENSORS_FILE: tensors, CONFIG_FILE: text.encode(), CARD_FILE: card.encode()}
 
 
@@ -93,9 +94,10 @@ def build_model_config(state: LearnedState, tensors: bytes, result: Result | Non
         "format_version": FORMAT_VERSION,
         "vlprompt_version": find_version(LIBRARY),
         "backbone": {"spec": spec, "key": key, "is_local": is_local or state.is_backbone_local},
-        **shorten_settings({name: run[name] for name in ("preprocess", "method", "task", "train") if name in run}),
+        **shorten_settings({name: run[name] for name in ("preprocess", "method", "train") if name in run}),
+        "task": shorten_settings(run["task"], dataset_keys=get_dataset_keys(run["task"])),
         "seed": run["seed"],
-        "config_hash": hash_config(dict(run)),
+        "config_hash": state.provenance.get("config_hash") or hash_config(dict(run)),
         "lessons": lessons,
         "total": metadata.get("total", 1),
         "has_task_boundaries": metadata.get("has_task_boundaries", True),

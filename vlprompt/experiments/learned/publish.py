@@ -56,7 +56,7 @@ def push_prompt(
     if hub.get_token() is None:
         raise OSError(f"push: expected a token of the hub that may write, got none. {LOG_IN}")
     api = hub.HfApi(library_name=LIBRARY, library_version=find_version(LIBRARY))
-    info = _find_model(hub, api, name)
+    info = _find_model(api, name)
     present = set() if info is None else {file.rfilename for file in info.siblings or ()} - EMPTY_REPOSITORY
     if present and not force:
         raise OSError(
@@ -74,12 +74,14 @@ def push_prompt(
     return str(commit.commit_url)
 
 
-def _find_model(hub: Any, api: Any, name: str) -> Any:
+def _find_model(api: Any, name: str) -> Any:
     """Return what the hub has under a name; None for nothing that the token may see."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     with explain_hub_errors(name):
         try:
             return api.model_info(name)
-        except hub.errors.RepositoryNotFoundError:
+        except RepositoryNotFoundError:
             return None
 
 
@@ -89,7 +91,7 @@ def _collect_files(
     """Return the files to push; ValueError where no licence is known."""
     if isinstance(source, LearnedPrompt | LearnedState):
         state = source if isinstance(source, LearnedState) else source.state
-        return build_model_files(state, name, license=require_license(license))
+        return build_model_files(state, name, license=require_license(license or state.provenance.get("license")))
     path = Path(source).expanduser()
     if not is_model_folder(path):
         return build_model_files(read_learned_state(source), name, license=require_license(license))

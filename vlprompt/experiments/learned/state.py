@@ -1,6 +1,7 @@
 """What a finished run, or a model folder, holds of a learned prompt, before its backbone is loaded."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.folder_schema import ModelConfig
 from vlprompt.experiments.learned.hub import download_model, is_hub_name
 from vlprompt.experiments.learned.model_files import (
+    CARD_FILE,
     CONFIG_FILE,
     TENSORS_FILE,
     is_model_folder,
     read_model_config,
     read_model_tensors,
 )
+from vlprompt.experiments.model_cards.licenses import read_license
 from vlprompt.results.run_folder import RunFolder
 
 TEXT_PROTOCOL_KEYS = ("template", "plain_template", "answer")
@@ -38,6 +41,7 @@ class LearnedState:
         text_protocol: template, plain_template and answer of a prompt for texts; {} for images.
         decision: how its logits become an answer.
         is_backbone_local: whether the backbone's spec names a file of the machine that saved it.
+        provenance: of a model folder its result, license and config_hash, to save it again with them.
     """
 
     tensors: Mapping[str, Tensor]
@@ -46,6 +50,7 @@ class LearnedState:
     text_protocol: Mapping[str, str] = field(default_factory=dict)
     decision: Decision = field(default_factory=Decision)
     is_backbone_local: bool = False
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -108,10 +113,23 @@ def read_learned_state(source: str | Path) -> LearnedState:
 def _read_model_folder(path: Path, source: str) -> LearnedState:
     config = read_model_config(path / CONFIG_FILE, source)
     tensors = read_model_tensors(path / TENSORS_FILE, config, source)
-    decision = Decision(**config.decision.model_dump())
     text_protocol: Any = config.text_protocol
+    license = None
+    with suppress(ValueError, OSError):  # a card that was edited, or is gone, is no reason not to answer
+        license = read_license((path / CARD_FILE).read_text("utf-8"), source)
+    provenance = {
+        "result": None if config.result is None else config.result.model_dump(),
+        "license": license,
+        "config_hash": config.config_hash,
+    }
     return LearnedState(
-        tensors, _build_metadata(config), source, text_protocol, decision, is_backbone_local=config.backbone.is_local
+        tensors,
+        _build_metadata(config),
+        source,
+        text_protocol,
+        Decision(**config.decision.model_dump()),
+        config.backbone.is_local,
+        provenance,
     )
 
 

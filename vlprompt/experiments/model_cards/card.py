@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlprompt.data.cards import list_cards, load_card
-from vlprompt.data.sources import LIBRARIES
 from vlprompt.experiments.learned.folder_schema import LIBRARY, ModelConfig, ResultEntry
+from vlprompt.experiments.learned.local_paths import list_datasets
 from vlprompt.experiments.model_cards.citations import Citation, read_citation
 from vlprompt.experiments.model_cards.licenses import require_license
 from vlprompt.experiments.model_cards.run_command import build_run_command
@@ -64,7 +64,7 @@ def build_model_card(config: ModelConfig, name: str, license: str | None = None)
 
 def _build_metadata(config: ModelConfig, name: str, license: str | None) -> dict[str, Any]:
     """Return the fields that the hub reads, those that are known."""
-    datasets = _get_hub_names(config.task.get("dataset"), "huggingface:")
+    datasets = [hub for name in list_datasets(config.task) for hub in _get_hub_names(name, "huggingface:")]
     metrics = list(config.result.summary) if config.result is not None else []
     index = [] if config.result is None else [{"name": name.rpartition("/")[2], "results": [_index_result(config)]}]
     fields = {
@@ -101,7 +101,11 @@ def _index_result(config: ModelConfig) -> dict[str, Any]:
     ]
     return {
         "task": {"type": _get_pipeline_tag(config) or task, "name": task},
-        "dataset": {"type": data, "name": _get_data_title(config), "split": "test"},
+        "dataset": {
+            "type": data,
+            "name": ", ".join(map(_get_data_title, list_datasets(config.task))) or data,
+            "split": "test",
+        },
         "metrics": metrics,
     }
 
@@ -113,14 +117,12 @@ def _get_title(config: ModelConfig) -> str:
 
 
 def _get_data_name(config: ModelConfig) -> str:
-    dataset = config.task.get("dataset")
-    name = dataset if isinstance(dataset, str) else config.task.get("name")
-    return str(name).removeprefix("./").partition("#")[0]
+    names = [name.removeprefix("./").partition("#")[0] for name in list_datasets(config.task)]
+    return ", ".join(names) or str(config.task.get("name"))
 
 
-def _get_data_title(config: ModelConfig) -> str:
-    dataset = config.task.get("dataset")
-    return load_card(dataset).title if isinstance(dataset, str) and dataset in list_cards() else _get_data_name(config)
+def _get_data_title(dataset: str) -> str:
+    return load_card(dataset).title if dataset in list_cards() else dataset.removeprefix("./").partition("#")[0]
 
 
 def _describe_summary(config: ModelConfig, citation: Citation | None) -> str:
@@ -165,13 +167,14 @@ def _describe_results(result: ResultEntry | None) -> str:
 
 
 def _describe_data(config: ModelConfig) -> str:
-    dataset, protocol = config.task.get("dataset"), {} if config.result is None else config.result.protocol
-    lines = [f"name: {_get_data_title(config)}"]
-    if isinstance(dataset, str) and dataset in list_cards():
-        card = load_card(dataset)
-        lines += [f"source: {card.source}", f"card: `{dataset}`"] + ([f"note: {card.note}"] if card.note else [])
-    elif isinstance(dataset, str) and dataset.startswith("./"):
-        lines.append("where: files of the one who trained it, not in this folder")
+    protocol, lines = {} if config.result is None else config.result.protocol, list[str]()
+    for dataset in list_datasets(config.task):
+        lines.append(f"name: {_get_data_title(dataset)}")
+        if dataset in list_cards():
+            card = load_card(dataset)
+            lines += [f"source: {card.source}", f"card: `{dataset}`"] + ([f"note: {card.note}"] if card.note else [])
+        elif dataset.startswith("./"):
+            lines.append("where: files of the one who trained it, not in this folder")
     for key in ("dataset_hash", "train", "test"):
         if key in protocol:
             lines.append(f"hash of {'the splits' if key == 'dataset_hash' else f'the {key} split'}: `{protocol[key]}`")
@@ -185,7 +188,9 @@ def _describe_data(config: ModelConfig) -> str:
 def _describe_protocol(config: ModelConfig) -> str:
     protocol = {} if config.result is None else config.result.protocol
     settings = {
-        key: value for key, value in config.task.items() if key not in ("name", "dataset") and value is not None
+        key: value
+        for key, value in config.task.items()
+        if key not in ("name", "dataset", "targets") and value is not None
     }
     lines = [f"task: `{config.task.get('name')}`", *(f"{key}: {value}" for key, value in settings.items())]
     lines.append(f"seed of the training: {config.seed}")
@@ -247,28 +252,23 @@ def _list_untested(config: ModelConfig) -> str:
 def _describe_origin(config: ModelConfig) -> str:
     environment = {} if config.result is None else config.result.environment
     versions = [f"{key} {environment[key]}" for key in ("python", "torch", "device") if environment.get(key)]
-    own = isinstance(dataset := config.task.get("dataset"), str) and dataset.startswith("./")
+    own = [dataset for dataset in list_datasets(config.task) if dataset.startswith("./")]
     notes = [f"With vlprompt {config.vlprompt_version}; hash of the configuration `{config.config_hash}`."]
     notes += [f"On {', '.join(versions)}."] if versions else []
-    notes += [f"`{dataset}` stands for the path of the data."] if own else []
+    notes += [f"`{dataset}` stands for the path of the data." for dataset in own]
     notes += [f"`{config.backbone.spec}` stands for the path of the weights."] if config.backbone.is_local else []
     return f"```bash\n{build_run_command(config.run_config)}\n```\n\n{' '.join(notes)}"
 
 
 def _describe_licenses(config: ModelConfig, license: str | None) -> str:
-    dataset = config.task.get("dataset")
-    data = "see the data's own"
-    if isinstance(dataset, str) and dataset in list_cards():
-        data = load_card(dataset).licence
-    elif isinstance(dataset, str) and dataset.partition(":")[0] in LIBRARIES:
-        data = f"see that of `{dataset}`"
-    return _format_list(
-        [
-            f"this prompt: {license or 'none was named by the one who saved it'}",
-            f"the backbone: see that of `{config.backbone.spec}`",
-            f"the data: {data}",
-        ]
-    )
+    lines = [
+        f"this prompt: {license or 'none was named by the one who saved it'}",
+        f"the backbone: see that of `{config.backbone.spec}`",
+    ]
+    for dataset in list_datasets(config.task):
+        known = load_card(dataset).licence if dataset in list_cards() else "see its own"
+        lines.append(f"the data {dataset.removeprefix('./')}: {known}")
+    return _format_list(lines)
 
 
 def _format_list(lines: list[str]) -> str:

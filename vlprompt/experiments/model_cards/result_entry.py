@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.experiments.learned.local_paths import shorten_settings
-from vlprompt.experiments.learned.model_files import CONFIG_FILE, is_model_folder, read_model_config
 from vlprompt.experiments.learned.state import LearnedState
 from vlprompt.results.comparability import make_config_key
 from vlprompt.results.run_folder import Result, RunFolder
 from vlprompt.results.tables.summary import compute_mean_std
 
-LEFT_OUT = ("classes", "note")  # of the protocol: the classes stand in the lessons, a note may name files
+# of the protocol: classes and key stand elsewhere, a note may name files
+LEFT_OUT = ("classes", "backbone_key", "note")
 SEED_IN_NAME = re.compile(r"-seed\d+-.*")
 
 
@@ -21,13 +21,11 @@ def build_result_entry(state: LearnedState, result: Result | None) -> dict[str, 
 
     Args:
         state: of the prompt.
-        result: of its run; default: what the folder has that it was read from.
+        result: of its run; default: that of the folder that it was read from.
     """
-    source = Path(state.source).expanduser()
-    if result is None and is_model_folder(source):
-        entry = read_model_config(source / CONFIG_FILE, state.source).result
-        return None if entry is None else entry.model_dump()
-    result = result or RunFolder(source).read_result()
+    if result is None and state.provenance:
+        return state.provenance["result"]
+    result = result or RunFolder(Path(state.source).expanduser()).read_result()
     if result is None:
         return None
     protocol = {key: value for key, value in result.protocol.items() if key not in LEFT_OUT}
