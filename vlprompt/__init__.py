@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from vlprompt.core.towers import VisionTower as VisionTower
     from vlprompt.engine.loop import fit as fit
     from vlprompt.engine.train_config import TrainConfig as TrainConfig
+    from vlprompt.experiments.estimator.image_classifier import PromptClassifier as PromptClassifier
+    from vlprompt.experiments.estimator.text_classifier import PromptTextClassifier as PromptTextClassifier
     from vlprompt.experiments.learned.model_folder import save_prompt as save_prompt
     from vlprompt.experiments.learned.prompt import LearnedPrompt as LearnedPrompt
     from vlprompt.experiments.learned.prompt import load_prompt as load_prompt
@@ -77,6 +79,8 @@ _HOMES = {  # public name -> the module that defines it
     "VisionTower": "core.towers",
     "fit": "engine.loop",
     "TrainConfig": "engine.train_config",
+    "PromptClassifier": "experiments.estimator.image_classifier",
+    "PromptTextClassifier": "experiments.estimator.text_classifier",
     "save_prompt": "experiments.learned.model_folder",
     "LearnedPrompt": "experiments.learned.prompt",
     "load_prompt": "experiments.learned.prompt",

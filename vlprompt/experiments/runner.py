@@ -110,12 +110,12 @@ def run(
         inputs,
     )
     opened = nullcontext() if run_folder is None else run_folder.open(config_dict, inputs)
-    with _use_threads(run_config.backbone), opened:
+    with use_threads(run_config.backbone), opened:
         return read_finished() or job.execute()
 
 
 @contextmanager
-def _use_threads(backbone: str) -> Iterator[None]:
+def use_threads(backbone: str) -> Iterator[None]:
     """Compute with the threads that were asked for, or with one where more only slow a small backbone."""
     before = torch.get_num_threads()
     torch.set_num_threads(choose_threads(backbone) or before)

@@ -309,7 +309,8 @@ def build_memory_item(image: Image.Image, name: str = "") -> ImageItem:
     """
     array = np.array(image)
     content = hash_array(array)
-    return ImageItem(f"memory|{content}", _ImageDecoder(f"memory|{content}", partial(Image.fromarray, array)), name)
+    decoder = _ImageDecoder(f"memory|{content}", partial(Image.fromarray, array), partial(str, content))
+    return ImageItem(f"memory|{content}", decoder, name)
 
 
 def build_file_item(path: Path, name: str = "") -> ImageItem:

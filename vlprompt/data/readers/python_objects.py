@@ -99,8 +99,8 @@ def from_huggingface(
 
 def read_image_datasets(datasets: Mapping[str, Any], names: Names, name: str) -> RawDataset:
     """Read the splits of datasets that return (image, label) by index; ValueError for labels without a name."""
-    labels = {part: _read_labels(one) for part, one in datasets.items()}
-    return _build_raw_dataset(name, names, labels, {part: partial(_make_opener, one) for part, one in datasets.items()})
+    labels = {part: read_labels(one) for part, one in datasets.items()}
+    return _build_raw_dataset(name, names, labels, {part: partial(make_opener, one) for part, one in datasets.items()})
 
 
 def read_columns(
@@ -124,7 +124,7 @@ def read_columns(
             f"names: expected a column {label!r} that names its classes, got no names. Pass names=[...] in label order."
         )
     labels = {part: [int(value) for value in one[label]] for part, one in splits.items()}
-    openers = {part: partial(partial, _open_column_image, one, image) for part, one in splits.items()}
+    openers = {part: partial(partial, open_column_image, one, image) for part, one in splits.items()}
     return _build_raw_dataset(name, _build_names(name, classes, template), labels, openers)
 
 
@@ -172,16 +172,16 @@ def _build_raw_dataset(
 def _build_object_item(key: str, openers: dict[str, Callable[[int], ImageOpener]], path: str) -> ImageItem:
     part, _, index = path.partition("/")
     opener = openers[part](int(index))
-    return build_image_item(f"{key}|{path}", opener, path, _find_content(opener))
+    return build_image_item(f"{key}|{path}", opener, path, find_content(opener))
 
 
-def _find_content(opener: ImageOpener) -> Callable[[], str] | None:
+def find_content(opener: ImageOpener) -> Callable[[], str] | None:
     """Return what hashes an image that is in memory; None for one that its dataset would have to decode."""
     image = opener.args[0] if isinstance(opener, partial) else None
     return partial(hash_array, image) if isinstance(image, np.ndarray) else None
 
 
-def _read_labels(dataset: Any) -> list[int]:
+def read_labels(dataset: Any) -> list[int]:
     """Return the labels of all items, from the list that most datasets have; otherwise each item is loaded."""
     for attribute in ("targets", "_labels", "labels"):
         labels = getattr(dataset, attribute, None)
@@ -190,7 +190,7 @@ def _read_labels(dataset: Any) -> list[int]:
     return [int(dataset[i][1]) for i in range(len(dataset))]
 
 
-def _make_opener(dataset: Any, index: int) -> ImageOpener:
+def make_opener(dataset: Any, index: int) -> ImageOpener:
     """Return what opens one image: a copy of it where all are in memory as they are, otherwise the dataset."""
     is_in_memory = getattr(getattr(dataset, "data", None), "shape", ())[:1] == (len(dataset),)
     if is_in_memory and getattr(dataset, "transforms", None) is None:
@@ -202,7 +202,7 @@ def _open_dataset_image(dataset: Any, index: int) -> Image.Image:
     return _to_rgb_image(dataset[index][0], f"{type(dataset).__name__}[{index}]")
 
 
-def _open_column_image(dataset: Any, column: str, index: int) -> Image.Image:
+def open_column_image(dataset: Any, column: str, index: int) -> Image.Image:
     return _to_rgb_image(dataset[index][column], f"{column} {index}")
 
 

@@ -10,6 +10,7 @@ from vlprompt.data.splits.names import SPLIT_CHOICES, parse_split_name
 from vlprompt.data.table_rows import TABLE_SUFFIXES, read_table_rows
 from vlprompt.data.text.dataset import build_text_dataset
 from vlprompt.data.text.rows import get_list, get_value, normalize_label, refuse_image_columns
+from vlprompt.data.text.text_inputs import make_class_template
 from vlprompt.data.text_schema import TextRow, TextSchema
 
 NON_TEXT_COLUMNS = ("label", "class", "split", "id", "idx", "index")  # columns that never hold a text
@@ -149,7 +150,7 @@ def _infer_schema(column_order: Sequence[str], where: str) -> TextSchema | None:
     fields = ["text"] if "text" in columns else [column for column in column_order if column not in NON_TEXT_COLUMNS]
     if label is None or not fields:
         return None
-    template = " ".join(f"{{{column}}}" for column in fields) + " It is {mask}."
+    template = make_class_template(fields)
     try:
         return TextSchema("class", {column: column for column in fields}, label, (template,))
     except ValueError as error:

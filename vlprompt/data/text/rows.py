@@ -8,6 +8,7 @@ from typing import Any
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.texts import TextItem, parse_template
 from vlprompt.data.images.files import IMAGE_SUFFIXES
+from vlprompt.data.text.text_inputs import make_plain_template
 from vlprompt.data.text_schema import TextRow, TextSchema
 from vlprompt.runtime.errors import suggest_nearest
 
@@ -43,7 +44,7 @@ def build_text_item(row: TextRow, schema: TextSchema) -> tuple[TextItem, str]:
         )
     nonblank = {field for field, text in fields.items() if text.strip()}
     template = _choose_template(schema.templates, nonblank)
-    joined = "{sep}".join(f"{{{field}}}" for field in fields if field in nonblank)
+    joined = make_plain_template(field for field in fields if field in nonblank)
     plain_template = schema.plain_template or (template if schema.answer == "response" else joined)
     key = hashlib.sha256(repr((sorted(fields.items()), response, tags)).encode()).hexdigest()[:32]
     # the name includes the content hash, so that the hash of a split changes with the texts

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +17,11 @@ from vlprompt.core.class_names import ClassName, Names, as_class_name, class_ids
 from vlprompt.core.head import Prepared
 from vlprompt.core.method import Method, Output
 from vlprompt.core.towers import Backbone, find_input_tower, find_preprocessing, with_preprocessing
+from vlprompt.data.images.image_inputs import build_image_items
 from vlprompt.data.images.preprocess_presets import resolve_preprocessing
 from vlprompt.engine.evaluate import iter_outputs
 from vlprompt.engine.unknown_scores import make_score_fn
-from vlprompt.experiments.learned.decision import Decision
+from vlprompt.experiments.learned.decision import UNKNOWN, Decision
 from vlprompt.experiments.learned.state import LearnedState, read_learned_state
 from vlprompt.runtime.settings import SETTINGS
 
@@ -102,6 +104,34 @@ class LearnedPrompt:
         """Return the answers to at least one item; arguments as in `iter_answers`."""
         parts = list(self.iter_answers(items, names))
         return Answers(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def predict(self, inputs: Any, names: Names | None = None) -> list[str]:
+        """Return the class of each input, or `unknown` where its score is below the threshold.
+
+        Args:
+            inputs: images as `build_image_items` takes them, or texts: strings, or mappings of fields.
+            names: the classes to choose from; default: those it was trained on.
+        """
+        names = self.names if names is None else names
+        answers = self.answer(self.build_items(inputs), names)
+        best, is_unknown = answers.probabilities.argmax(1).tolist(), answers.is_unknown.tolist()
+        return [UNKNOWN if unknown else str(names[k]) for k, unknown in zip(best, is_unknown, strict=True)]
+
+    def predict_proba(self, inputs: Any, names: Names | None = None) -> np.ndarray:
+        """Return probabilities (N, C) of the classes `names`; arguments as in `predict`."""
+        return self.answer(self.build_items(inputs), names).probabilities.cpu().numpy()
+
+    def build_items(self, inputs: Any) -> tuple[Item, ...]:
+        """Return the items of images or texts; ValueError for other inputs, or a prompt that answers no classes."""
+        protocol = self.state.text_protocol
+        if not protocol:
+            return build_image_items(inputs)
+        if protocol["answer"] != "class":
+            raise ValueError(
+                f"{self.state.source!r}: expected a prompt that classifies texts, got one whose answer is a "
+                f"{protocol['answer']}. Use `vlprompt predict`."
+            )
+        return self.state.build_text_items(inputs)
 
     def _decide(self, output: Output) -> Answers:
         probabilities = (output.logits / self.decision.temperature).softmax(1)

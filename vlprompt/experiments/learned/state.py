@@ -1,6 +1,6 @@
 """What a finished run, or a model folder, holds of a learned prompt, before its backbone is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,8 @@ from torch import Tensor
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import ClassName, Names, as_class_name
 from vlprompt.core.stage import Lesson
+from vlprompt.core.texts import TextItem
+from vlprompt.data.text.text_inputs import TextInput, build_text_items
 from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.folder_schema import ModelConfig
 from vlprompt.experiments.learned.hub import download_model, is_hub_name
@@ -76,6 +78,12 @@ class LearnedState:
         """The classes of all lessons, in the order in which they came."""
         by_id = {name.id: name for lesson in self.lessons for name in map(as_class_name, lesson.train.names)}
         return tuple(by_id.values())
+
+    def build_text_items(self, text_inputs: Sequence[TextInput]) -> tuple[TextItem, ...]:
+        """Return the items of texts as the prompt was trained on them; ValueError for texts without its fields."""
+        template, plain_template = self.text_protocol["template"], self.text_protocol["plain_template"]
+        truncation_side = self.config["task"].get("truncation_side", "end")
+        return build_text_items(text_inputs, template, plain_template, truncation_side)
 
 
 def read_learned_state(source: str | Path) -> LearnedState:

@@ -1,19 +1,19 @@
 """Predict the classes of texts, or generate responses, with the learned state of a run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlprompt.core.method import Method
-from vlprompt.core.texts import TextBatch, TextItem, parse_template
+from vlprompt.core.texts import TextBatch, TextItem
+from vlprompt.data.text.text_inputs import TextInput
 from vlprompt.engine.evaluate_text import generate_texts
 from vlprompt.experiments.learned.prompt import restore_prompt
 from vlprompt.experiments.learned.state import read_learned_state
 from vlprompt.experiments.predict.images import rank_classes
 
-TextInput = str | Mapping[str, str]  # a text, or its fields by name
 GENERATION_BATCH_SIZE = 100
 
 
@@ -84,7 +84,7 @@ def predict_texts(
             f"{str(folder)!r}: expected a run that classifies or answers whole texts, got one that classifies words. "
             "Test it by `vlprompt eval` on a dataset."
         )
-    items = tuple(_build_text_item(k, text, protocol) for k, text in enumerate(text_inputs))
+    items = state.build_text_items(text_inputs)
     prompt = restore_prompt(state, backbone, device)
     if protocol["answer"] == "class":
         ranked = [rank_classes(row, prompt.names) for row in prompt.answer(items).probabilities]
@@ -99,21 +99,3 @@ def _generate(method: Method, items: tuple[TextItem, ...], folder: Path, max_new
     return [
         text for batch in batches for text in generate_texts(method, TextBatch(batch), repr(str(folder)), **options)
     ]
-
-
-def _build_text_item(index: int, text_input: TextInput, protocol: Mapping[str, str]) -> TextItem:
-    pieces = [piece for form in ("template", "plain_template") for piece in parse_template(protocol[form])]
-    names = list(dict.fromkeys(piece.text for piece in pieces if piece.kind == "field"))
-    if isinstance(text_input, str) and len(names) > 1:
-        raise ValueError(
-            f"text {index + 1}: expected the fields {', '.join(names)}, got a text without fields. Give a .jsonl file "
-            "with an object of them on each line."
-        )
-    fields = {names[0]: text_input} if isinstance(text_input, str) else dict(text_input)
-    if missing := [name for name in names if not fields.get(name, "").strip()]:
-        present = ", ".join(name for name, text in fields.items() if text.strip()) or "nothing"
-        raise ValueError(
-            f"text {index + 1}: expected the fields {', '.join(names)}, got {present}. Add {missing[0]!r}."
-        )
-    key = json.dumps(fields, sort_keys=True)
-    return TextItem(key, fields, protocol["template"], protocol["plain_template"], name=f"text {index + 1}")

@@ -1,0 +1,1 @@
+"""Learned prompts as estimators of scikit-learn."""
