@@ -77,10 +77,12 @@ class Ensemble:
     Args:
         prompts: by name; their backbones may differ.
         names_by_prompt: the classes, in the same order, as each prompt knows them.
+        preprocessings: those of all backbones.
     """
 
     prompts: Mapping[str, LearnedPrompt]
     names_by_prompt: Sequence[Names]
+    preprocessings: Sequence[Preprocessing]
 
     @property
     def names(self) -> Names:
@@ -108,8 +110,7 @@ class Ensemble:
         opened = one.open()
         if not isinstance(opened, Image.Image):
             return tuple(build_text_item(one.path, opened, p.state.text_protocol) for p in self.prompts.values())
-        wanted = dict.fromkeys(p for prompt in self.prompts.values() for p in find_preprocessings(prompt.method))
-        pixels = ImagePixels({p: preprocess_image(opened, p) for p in wanted}, one)
+        pixels = ImagePixels({p: preprocess_image(opened, p) for p in self.preprocessings}, one)
         return (ImageItem(f"predict|{next(IMAGE_COUNTER)}", pixels, one.path),) * len(self.prompts)
 
     def answer(self, items: Sequence[tuple[Item, ...]]) -> list[Answers]:
@@ -177,7 +178,8 @@ def load_prompts(
         names = [_order_names(prompt.names, keys) for prompt in prompts.values()]
     else:
         names = [prompt.resolve_classes(classes) for prompt in prompts.values()]
-    return Ensemble(prompts, names)
+    preprocessings = dict.fromkeys(p for prompt in prompts.values() for p in find_preprocessings(prompt.method))
+    return Ensemble(prompts, names, tuple(preprocessings))
 
 
 def require_same_kind(states: Sequence[LearnedState]) -> None:
