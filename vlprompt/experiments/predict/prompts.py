@@ -34,7 +34,7 @@ RUN_FILES, MODEL_CONFIG, MODEL_WEIGHTS = ("config.yaml", "result.json"), "config
 
 def is_prompt_source(path: str | Path) -> bool:
     """Whether a path is a run folder or a model folder, rather than a folder or file of inputs."""
-    folder = Path(path).expanduser()
+    folder = Path(path)
     is_model = (folder / MODEL_CONFIG).is_file() and any(folder.glob(MODEL_WEIGHTS))
     return is_model or any((folder / name).is_file() for name in RUN_FILES)
 

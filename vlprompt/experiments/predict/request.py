@@ -38,13 +38,17 @@ class PredictionRequest:
     """
 
     def __init__(self, words: Sequence[str], texts: Sequence[str], classes: str | None, layout: RowLayout):
-        self.sources, inputs = split_sources(words)
+        self.sources, self.inputs = split_sources([os.path.expanduser(word) for word in words])
         self.texts, self.layout = texts, layout
-        self.inputs = [os.path.expanduser(word) for word in inputs]
         self.states = [read_learned_state(source) for source in self.sources]
         require_same_kind(self.states)
         self.takes_texts = bool(self.states[0].text_protocol)
         self.classes = None if classes is None else read_classes(classes)
+        if classes is not None and self.states[0].text_protocol.get("answer") == "response":
+            raise ValueError(
+                f"--classes: expected prompts that choose among classes, got {self.sources[0]!r}, which writes "
+                "responses. Leave --classes out."
+            )
         if self.takes_texts:
             require_texts(texts, self.inputs, self.sources[0])
         elif texts:
