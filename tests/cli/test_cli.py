@@ -140,13 +140,15 @@ def test_predict(type_in, tmp_path, learned, pictures):
     assert code == 0
     assert "00.jpg: " in text
     found = json.loads(type_in("predict", learned, *files, "--json")[2])
-    assert [Path(f["image"]).name for f in found] == ["00.jpg", "01.jpg"]
+    assert [Path(f["path"]).name for f in found] == ["00.jpg", "01.jpg"]
+    assert len(found[0]["top"]) == 3
+    found = json.loads(type_in("predict", learned, *files, "--format", "json", "--top-k", "100")[2])
     digits = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
-    assert {c["name"] for c in found[0]["classes"]} == digits
-    assert sum(c["probability"] for c in found[0]["classes"]) == pytest.approx(1, abs=1e-4)
-    table = list(csv.DictReader(io.StringIO(type_in("predict", learned, *files, "--csv")[2])))
-    assert len(table) == 20
-    assert table[0]["class"] == found[0]["classes"][0]["name"]
+    assert {c["class"] for c in found[0]["top"]} == digits
+    assert sum(c["probability"] for c in found[0]["top"]) == pytest.approx(1, abs=1e-4)
+    table = list(csv.DictReader(io.StringIO(type_in("predict", learned, *files, "--format", "csv")[2])))
+    assert len(table) == 2
+    assert table[0]["prediction"] == found[0]["top"][0]["class"]
     assert type_in("predict", learned, *files, "--figure", "p.png")[0] == 0
     assert (tmp_path / "p.png").stat().st_size > 3000
 
@@ -285,7 +287,7 @@ BAD = {
     "option": (["run", "coop", "digits", "--shot", "4"], "No such option"),
     "command": (["runn", "coop"], "No such command 'runn'"),
     "argument": (["list"], "Missing argument"),
-    "folder": (["predict", "{learned}", "."], "'.': expected an image, got a folder. Name the files in it"),
+    "folder": (["predict", "{learned}", "nothing"], "'nothing': expected an image, got no such file. Check the path"),
     "runs": (["table", "nowhere"], "runs: expected a folder of runs, got 'nowhere'"),
     "list": (["list", "method"], "got 'method'; did you mean 'methods'?"),
     "show": (["show", "coocop"], "method: expected a known name, got 'coocop'; did you mean 'cocoop'?"),
@@ -460,7 +462,7 @@ def test_images_that_can_not_be_read(type_in, tmp_path, learned, pictures):
     assert (
         "'none.jpg': expected an image, got no such file. Check the path" in type_in("predict", learned, "none.jpg")[1]
     )
-    assert type_in("predict", learned, "bad.jpg", pictures / "china" / "00.jpg", "--skip-broken")[0] == 0
+    assert type_in("predict", learned, "bad.jpg", pictures / "china" / "00.jpg")[0] == 1
     root = tmp_path / "set"
     shutil.copytree(pictures, root)
     for i in range(12):

@@ -203,24 +203,25 @@ def learned(tmp_path_factory):
 def test_broken_files_are_named_in_every_form(type_all, tmp_path, learned, pictures, capsys):
     (tmp_path / "bad.png").write_bytes(b"no image")
     good = pictures / "china" / "00.jpg"
-    words = ["predict", learned, "bad.png", good, "--skip-broken"]
+    words = ["predict", learned, "bad.png", good]
     why = "expected an image, got a truncated file or another format"
     code, text, out = type_all(*words)
-    assert code == 0
+    assert code == 1
+    assert "1 of 2 inputs could not be read" in text
     assert "left out: 'bad.png'" in text
     assert "bad.png" not in out
     assert "00.jpg: " in out
     records = json.loads(type_all(*words, "--json")[2])
-    assert [Path(record["image"]).name for record in records] == ["bad.png", "00.jpg"]
+    assert [Path(record["path"]).name for record in records] == ["bad.png", "00.jpg"]
     assert why in records[0]["error"]
-    assert "classes" not in records[0]
-    rows = list(csv.DictReader(io.StringIO(type_all(*words, "--csv")[2])))
-    assert (rows[0]["image"], rows[0]["class"]) == ("bad.png", "")
+    assert "top" not in records[0]
+    rows = list(csv.DictReader(io.StringIO(type_all(*words, "--format", "csv")[2])))
+    assert (rows[0]["path"], rows[0]["prediction"]) == ("bad.png", "")
     assert why in rows[0]["error"]
     assert {row["error"] for row in rows[1:]} == {""}
-    code, text, _ = type_all("predict", learned, "bad.png", "--skip-broken", "--figure", "p.png")
+    code, text, _ = type_all("predict", learned, "bad.png", "--figure", "p.png")
     assert code == 2
-    assert "--figure: expected images that can be read, got none" in text
+    assert why in text
 
 
 def test_broken_files_of_a_test_are_named(type_in, tmp_path, learned, pictures):
@@ -338,12 +339,11 @@ def test_a_regression_that_does_not_converge_is_told_in_one_sentence(type_in, mo
     assert "method.normalize=true" in text
 
 
-@pytest.mark.parametrize("command", ["eval", "predict"])
-def test_a_pattern_that_matches_two_runs_is_told(type_in, tmp_path, command):
+def test_a_pattern_that_matches_two_runs_is_told(type_in, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("seed: 1\n")
-    code, text = type_in(command, str(tmp_path / "one"), str(tmp_path / "two"), "digits")
+    code, text = type_in("eval", str(tmp_path / "one"), str(tmp_path / "two"), "digits")
     assert code == 2
     assert "run: expected one run, got 2 (" in text
     assert "Name one, or a longer pattern." in text

@@ -141,17 +141,17 @@ def hold(stream: random.Random, box: Sandbox, strange: Path, name: str, readable
     if run.status == 0 and not readable and not mentions(run.text, [strange.name]) and not skips:
         box.violate("in silence", f"{strange.name} can't be decoded, and the run ends well")
     if run.status == 0:
-        predict(box, strange, name, readable, is_plain, skips)
+        predict(box, strange, name, readable, is_plain)
 
 
-def predict(box: Sandbox, strange: Path, name: str, readable: bool, is_plain: bool, skips: bool) -> None:
+def predict(box: Sandbox, strange: Path, name: str, readable: bool, is_plain: bool) -> None:
     """Predict the strange image beside a plain one."""
     folders = [path.parent for path in box.out.rglob("result.json")]
     plain = strange.with_name("0.png")
-    outcome = box.call("predict", folders[0], plain, strange, "--csv", *["--skip-broken"] * skips, statuses=(0, 1, 2))
+    outcome = box.call("predict", folders[0], plain, strange, "--format", "csv", statuses=(0, 1, 2))
     if not readable and not mentions(outcome.text, [strange.name]):
         box.violate("in silence", f"{strange.name} can't be decoded, and predict does not name it")
     if readable and is_plain and outcome.status == 0:
         lines = [line for line in outcome.output.splitlines() if strange.name in line]
-        if not lines or name not in lines[0].split(","):
+        if not lines or lines[0].partition(f"{strange.name},")[2].partition(",")[0] != name:
             box.violate("wrong number", f"{strange.name} shows {name}, predicted {lines}")

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS, ComputeOptions
+from vlprompt.core.images import Preprocessing
 from vlprompt.core.towers import Clip, FeatureStore, LanguageTower, Tower, VisionTower
 from vlprompt.runtime.memory import return_freed_memory
 
@@ -46,6 +47,12 @@ def feature_caches(method: nn.Module) -> list[FeatureStore]:
     )
     caches = (vars(owner)["feature_cache"] for owner in owners if isinstance(owner, Tower))  # slow, so asked last
     return list({id(cache): cache for cache in caches}.values())
+
+
+def find_preprocessings(method: nn.Module) -> list[Preprocessing]:
+    """The preprocessings of a method's image towers, each once."""
+    values = (getattr(tower, "__dict__", {}).get("preprocessing") for tower in _iter_towers(method))
+    return list(dict.fromkeys(value for value in values if isinstance(value, Preprocessing)))
 
 
 def _require_support(

@@ -94,6 +94,14 @@ class VmapStepDone:
     total_steps: int
 
 
+@dataclass(frozen=True)
+class PredictionProgress:
+    """A batch of inputs was predicted; `total` is None where nobody knows how many there are."""
+
+    n_done: int
+    total: int | None
+
+
 RunEvent = StepDone | EvaluationProgress
 Event = (
     RunEvent
@@ -105,6 +113,7 @@ Event = (
     | RunFailed
     | SearchStarted
     | VmapStepDone
+    | PredictionProgress
 )
 Listener = Callable[[Event], None]
 

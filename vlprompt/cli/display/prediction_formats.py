@@ -1,91 +1,94 @@
-"""Predictions as lines, JSON or CSV."""
+"""Show predictions on standard output as lines, JSON, JSON lines or CSV, and describe what went wrong."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
-from vlprompt.experiments.predict.images import ImagePrediction
-from vlprompt.experiments.predict.texts import TextPrediction
-from vlprompt.results.tables.formats import render_csv, render_json
+from vlprompt.experiments.predict.tables import CsvWriter, JsonWriter, RowWriter
 
-RankedClasses = Sequence[tuple[str, float]]  # names and probabilities, the most probable first
+if TYPE_CHECKING:
+    from vlprompt.experiments.predict.prediction import PredictionCounts
+
+Row = dict[str, Any]
 MAX_TEXT_LENGTH = 60  # characters of a text in a line
-CLASS_COLUMNS = ["rank", "class", "probability"]
 
 
-def format_image_predictions(predictions: Sequence[ImagePrediction], output_format: str, n_classes: int) -> str:
-    """Write predictions as "json", "csv" (all classes) or "lines" (the first n_classes).
+class LineWriter:
+    """Write a line for each row that has an answer.
 
-    An image that can't be read has its error in JSON, a row with it in CSV, and no line.
+    Args:
+        file: where to.
     """
-    if output_format == "json":
-        return render_json([_build_image_record(p) for p in predictions])
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, rows: Iterable[Row]) -> None:
+        self._file.writelines(map(format_line, rows))
+
+    def close(self) -> None:
+        """Do nothing: lines have no end."""
+
+
+class JsonLineWriter(LineWriter):
+    """Write each row as JSON in a line."""
+
+    def write(self, rows: Iterable[Row]) -> None:
+        self._file.writelines(f"{json.dumps(row)}\n" for row in rows)
+
+
+PRINTED_FORMATS = {"lines": LineWriter, "json": JsonWriter, "jsonl": JsonLineWriter, "csv": CsvWriter}
+
+
+def require_printed_format(output_format: str) -> None:
+    """ValueError for an unknown format, or one that only files have."""
+    if output_format not in PRINTED_FORMATS:
+        remedy = "Name a file by --out." if output_format == "parquet" else "Set one of these."
+        raise ValueError(f"--format: expected {', '.join(PRINTED_FORMATS)}, got {output_format!r}. {remedy}")
+
+
+def open_writer(output_format: str, file: TextIO, columns: Sequence[str]) -> RowWriter:
+    """Open a writer of rows.
+
+    Args:
+        output_format: one of PRINTED_FORMATS.
+        file: where to.
+        columns: of a table.
+    """
     if output_format == "csv":
-        rows = [{"image": p.path, **row} for p in predictions for row in _build_image_rows(p)]
-        return render_csv(rows, ["image", *CLASS_COLUMNS, "error"])
-    answered = [p for p in predictions if p.error is None]
-    return "".join(f"{p.path}: {_format_classes(p.ranked_classes[:n_classes])}\n" for p in answered)
+        return CsvWriter(file, columns)
+    return PRINTED_FORMATS[output_format](file)
 
 
-def _build_image_record(prediction: ImagePrediction) -> dict[str, Any]:
-    if prediction.error is not None:
-        return {"image": str(prediction.path), "error": prediction.error}
-    return {"image": str(prediction.path), "classes": _list_classes(prediction.ranked_classes)}
+def format_line(row: Row) -> str:
+    """Format a row as `path: class probability, ...` or `text: response`; "" for a broken input."""
+    if "error" in row:
+        return ""
+    if "response" in row:
+        return f"{_format_name(row)}: {row['response']}\n"
+    classes = ", ".join(f"{one['class']} {one['probability']:.3f}" for one in row["top"])
+    rejection = "" if row["prediction"] == row["top"][0]["class"] else f"{row['prediction']}; "
+    each = "".join(
+        f"; {name}: {own['prediction']} {own['probability']:.3f}" for name, own in row.get("each", {}).items()
+    )
+    return f"{_format_name(row)}: {rejection}{classes}{each}\n"
 
 
-def _build_image_rows(prediction: ImagePrediction) -> list[dict[str, Any]]:
-    if prediction.error is not None:
-        return [{**dict.fromkeys(CLASS_COLUMNS, ""), "error": prediction.error}]
-    return [row | {"error": ""} for row in _build_class_rows(prediction.ranked_classes)]
+def _format_name(row: Row) -> str:
+    if "text" not in row:
+        return row["path"]
+    text = row["text"] if isinstance(row["text"], str) else json.dumps(row["text"], ensure_ascii=False)
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_TEXT_LENGTH else f"{text[: MAX_TEXT_LENGTH - 3]}..."
 
 
-def format_text_predictions(predictions: Sequence[TextPrediction], output_format: str, n_classes: int) -> str:
-    """Write responses or classes as "json", "csv" (all classes) or "lines" (the first n_classes)."""
-    if output_format == "json":
-        return render_json([_build_text_record(p) for p in predictions], ascii_only=False)
-    if output_format == "csv":
-        return _format_text_csv(predictions)
-    lines = []
-    for p in predictions:
-        text = " ".join(_format_text_input(p.text_input).split())
-        text = text if len(text) <= MAX_TEXT_LENGTH else f"{text[: MAX_TEXT_LENGTH - 3]}..."
-        answer = _format_classes(p.ranked_classes[:n_classes]) if p.response is None else p.response
-        lines.append(f"{text}: {answer}\n")
-    return "".join(lines)
-
-
-def _build_text_record(prediction: TextPrediction) -> dict[str, Any]:
-    if prediction.response is not None:
-        return {"text": prediction.text_input, "response": prediction.response}
-    return {"text": prediction.text_input, "classes": _list_classes(prediction.ranked_classes)}
-
-
-def _format_text_csv(predictions: Sequence[TextPrediction]) -> str:
-    if any(p.response is not None for p in predictions):
-        rows = [{"text": _format_text_input(p.text_input), "response": p.response} for p in predictions]
-        return render_csv(rows, ["text", "response"])
-    rows = [
-        {"text": _format_text_input(p.text_input), **row}
-        for p in predictions
-        for row in _build_class_rows(p.ranked_classes)
-    ]
-    return render_csv(rows, ["text", *CLASS_COLUMNS])
-
-
-def _list_classes(classes: RankedClasses) -> list[dict[str, Any]]:
-    return [{"name": name, "probability": probability} for name, probability in classes]
-
-
-def _build_class_rows(classes: RankedClasses) -> list[dict[str, Any]]:
-    return [
-        {"rank": rank, "class": name, "probability": f"{probability:.6f}"}
-        for rank, (name, probability) in enumerate(classes, 1)
-    ]
-
-
-def _format_classes(classes: RankedClasses) -> str:
-    return ", ".join(f"{name} {probability:.3f}" for name, probability in classes)
-
-
-def _format_text_input(text_input: str | Mapping[str, str]) -> str:
-    return text_input if isinstance(text_input, str) else json.dumps(text_input, ensure_ascii=False)
+def describe_failures(counts: "PredictionCounts") -> list[str]:
+    """Return lines on inputs that were named twice or could not be read, with the first few errors."""
+    lines = [f"left out: {error}" for error in counts.first_errors]
+    if counts.n_repeated:
+        lines.append(f"{counts.n_repeated:,} inputs were named more than once, and predicted once")
+    if counts.n_failed:
+        further = counts.n_failed - len(counts.first_errors)
+        rest = f"; {further:,} further errors stand in their rows" if further else ""
+        lines.append(f"{counts.n_failed:,} of {counts.n_inputs:,} inputs could not be read{rest}")
+    return lines

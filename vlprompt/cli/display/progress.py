@@ -64,6 +64,11 @@ class ProgressDisplay:
                 self._update(event.step, event.total_steps, f"{event.n_settings} settings side by side  ")
             case events.EvaluationProgress():
                 self._update(event.n_done, event.n_images, f"testing {event.test}  ")
+            case events.PredictionProgress():
+                if self._current is None:
+                    progress = self._start(has_counts=event.total is not None)
+                    self._current = progress.add_task("predicting", total=event.total, note="")
+                self._update(event.n_done, event.total, f"{event.n_done:,} done")
             case events.RunFinished():
                 if clipped := _format_clipped_settings(event.result):
                     self._print(f"{event.name}: {clipped}", style="yellow")
@@ -83,7 +88,7 @@ class ProgressDisplay:
             self._progress.start()
         return self._progress
 
-    def _update(self, n_done: int, total: int, note: str) -> None:
+    def _update(self, n_done: int, total: int | None, note: str) -> None:
         if self._progress is not None and self._current is not None:
             self._progress.update(self._current, completed=n_done, total=total, note=note)
 

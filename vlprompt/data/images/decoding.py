@@ -22,6 +22,7 @@ from vlprompt.runtime.file_index import get_content_hash, read_stamp
 MIN_CROP_AREA = {"crop": 0.08, "crop-flip": 0.08, "crop-flip-half": 0.5, "augmix": 0.08}
 AUGMENTATIONS = ("none", *MIN_CROP_AREA, "shift-flip")
 MAX_RESIZED_PIXELS = 2**27  # 400 MB as bytes; a narrow strip becomes long when its short side is scaled
+SKIP_REMEDY = ", or leave out such files with --skip-broken"  # of commands that have this option
 EXIF_TRANSPOSES = {  # orientation in the file's EXIF or XMP -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,7 +46,7 @@ def open_image(path: Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{str(path)!r}: expected an image that fits into memory, got too many pixels ({error}). Make it smaller "
-            "or remove it, or leave out such files with --skip-broken."
+            f"or remove it{SKIP_REMEDY}."
         ) from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, FileNotFoundError):
@@ -54,7 +55,7 @@ def open_image(path: Path) -> Image.Image:
             raise ValueError(f"{str(path)!r}: expected an image, got a folder. Name the files in it.") from error
         raise ValueError(
             f"{str(path)!r}: expected an image, got a truncated file or another format ({type(error).__name__}: "
-            f"{error}). Replace or remove it, or leave out such files with --skip-broken."
+            f"{error}). Replace or remove it{SKIP_REMEDY}."
         ) from error
 
 

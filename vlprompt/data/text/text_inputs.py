@@ -14,6 +14,7 @@ def build_text_items(
     template: str,
     plain_template: str,
     truncation_side: Literal["end", "start"] = "end",
+    names: Sequence[str] | None = None,
 ) -> tuple[TextItem, ...]:
     """Build the items of texts, by the templates that a prompt was learned with.
 
@@ -22,6 +23,7 @@ def build_text_items(
         template: shows the fields with {mask}, the place of the answer.
         plain_template: shows them without it.
         truncation_side: the end at which a text that is too long is truncated.
+        names: what errors call each text; default: "text 1" ...
 
     Raises:
         ValueError: for a field that is missing or blank, or a text without fields where several are needed.
@@ -29,18 +31,19 @@ def build_text_items(
     if isinstance(text_inputs, str | Mapping):
         raise ValueError("texts: expected a sequence of texts, got one text. Put it into a list: [text].")
     pieces = [piece for form in (template, plain_template) for piece in parse_template(form)]
-    names = list(dict.fromkeys(piece.text for piece in pieces if piece.kind == "field"))
-    fields_by_text = [_read_fields(f"text {k}", text, names) for k, text in enumerate(text_inputs, 1)]
+    field_names = list(dict.fromkeys(piece.text for piece in pieces if piece.kind == "field"))
+    names = [f"text {k}" for k in range(1, len(text_inputs) + 1)] if names is None else names
+    fields_by_text = [_read_fields(name, text, field_names) for name, text in zip(names, text_inputs, strict=True)]
     return tuple(
         TextItem(
             json.dumps(fields, sort_keys=True),
             fields,
             template,
             plain_template,
-            name=f"text {k}",
+            name=name,
             truncation_side=truncation_side,
         )
-        for k, fields in enumerate(fields_by_text, 1)
+        for name, fields in zip(names, fields_by_text, strict=True)
     )
 
 

@@ -79,11 +79,18 @@ class LearnedState:
         by_id = {name.id: name for lesson in self.lessons for name in map(as_class_name, lesson.train.names)}
         return tuple(by_id.values())
 
-    def build_text_items(self, text_inputs: Sequence[TextInput]) -> tuple[TextItem, ...]:
-        """Return the items of texts as the prompt was trained on them; ValueError for texts without its fields."""
+    def build_text_items(
+        self, text_inputs: Sequence[TextInput], names: Sequence[str] | None = None
+    ) -> tuple[TextItem, ...]:
+        """Return the items of texts as the prompt was trained on them; ValueError for texts without its fields.
+
+        Args:
+            text_inputs: a text or its fields each.
+            names: what errors call each text.
+        """
         template, plain_template = self.text_protocol["template"], self.text_protocol["plain_template"]
         truncation_side = self.config["task"].get("truncation_side", "end")
-        return build_text_items(text_inputs, template, plain_template, truncation_side)
+        return build_text_items(text_inputs, template, plain_template, truncation_side, names)
 
 
 def read_learned_state(source: str | Path) -> LearnedState:

@@ -1,50 +1,92 @@
-"""Predict the classes of texts, or generate responses, with the learned state of a run."""
+"""Read the texts of a prediction, and show them as the task of a prompt does."""
 
+import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from vlprompt.core.method import Method
-from vlprompt.core.texts import TextBatch, TextItem
 from vlprompt.data.text.text_inputs import TextInput
-from vlprompt.engine.evaluate_text import generate_texts
-from vlprompt.experiments.learned.prompt import restore_prompt
-from vlprompt.experiments.learned.state import read_learned_state
-from vlprompt.experiments.predict.images import rank_classes
+from vlprompt.experiments.predict.prediction_input import PredictionInput, build_broken_input
 
-GENERATION_BATCH_SIZE = 100
+STANDARD_INPUT = "-"
+TEXT_SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
 
 
-@dataclass(frozen=True)
-class TextPrediction:
-    """The classes of a text with their probabilities, best first, or a response."""
+def iter_text_inputs(texts: Sequence[str], words: Sequence[str], stdin: BinaryIO | None) -> Iterator[PredictionInput]:
+    """Yield texts, then those of files line by line; a line that can't be read is a broken input.
 
-    text_input: TextInput
-    ranked_classes: tuple[tuple[str, float], ...] = ()
-    response: str | None = None
-
-
-def read_texts(path: Path) -> list[TextInput]:
-    """Read a file of texts: one on each line (.txt), or a JSON string or object of named fields on each (.jsonl).
-
-    Raises:
-        ValueError: with the line that is blank or no such JSON.
+    Args:
+        texts: the texts themselves.
+        words: files of texts, or "-".
+        stdin: where "-" reads texts, one in each line.
     """
-    if path.suffix not in (".txt", ".jsonl"):
+    for number, text in enumerate(texts, 1):
+        yield _build_text_input(f"text {number}", text)
+    for word in words:
+        try:
+            if word == STANDARD_INPUT:
+                lines = () if stdin is None else (line.decode("utf-8") for line in stdin)
+                yield from _iter_lines(lines, word, is_json=False)
+            else:
+                yield from _iter_file(word)
+        except UnicodeDecodeError as error:
+            message = f"{word!r}: expected UTF-8, got an {error.reason} at byte {error.start}. Convert it to UTF-8."
+            yield build_broken_input(word, message)
+        except (OSError, csv.Error) as error:
+            yield build_broken_input(word, f"{word!r}: expected a file of texts, got an error ({error}).")
+
+
+def require_texts(texts: Sequence[str], words: Sequence[str], source: str) -> None:
+    """ValueError for no texts, or for files of another kind, such as images.
+
+    Args:
+        texts: the texts themselves.
+        words: files of texts, or "-".
+        source: of the prompt.
+    """
+    if not texts and not words:
         raise ValueError(
-            f"predict: expected a file of texts (.txt, .jsonl), got {str(path)!r}. Give a .txt with a text on each "
-            "line, "
-            "or a .jsonl."
+            "predict: expected image files or texts, got none. Name images, or texts by --text or in a .txt or .jsonl."
         )
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{str(path)!r}: expected UTF-8, got an {error.reason} at byte {error.start}. Convert it to UTF-8."
-        ) from error
-    return [_parse_line(line, f"line {k} of {str(path)!r}", path.suffix == ".jsonl") for k, line in enumerate(lines, 1)]
+    for word in words:
+        if word != STANDARD_INPUT and Path(word).suffix.lower() not in TEXT_SUFFIXES:
+            raise ValueError(
+                f"{source!r}: expected texts for a run on texts, got {word!r}. Give texts by --text, or in a file "
+                f"({', '.join(TEXT_SUFFIXES)})."
+            )
+
+
+def _iter_file(path: str) -> Iterator[PredictionInput]:
+    suffix = Path(path).suffix.lower()
+    with open(path, encoding="utf-8-sig", newline="" if suffix in (".csv", ".tsv") else None) as file:
+        if suffix in (".csv", ".tsv"):
+            reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+            for row in reader:
+                yield _build_row_input(f"{path}:{reader.line_num}", row)
+        else:
+            yield from _iter_lines(file, path, is_json=suffix == ".jsonl")
+
+
+def _iter_lines(lines: Any, path: str, is_json: bool) -> Iterator[PredictionInput]:
+    for number, line in enumerate(lines, 1):
+        parse = partial(_parse_line, line.rstrip("\r\n"), f"line {number} of {path!r}", is_json)
+        yield PredictionInput(f"{path}:{number}", parse)
+
+
+def _build_text_input(path: str, text: TextInput) -> PredictionInput:
+    return PredictionInput(path, partial(_return_text, text))
+
+
+def _return_text(text: TextInput) -> TextInput:
+    return text
+
+
+def _build_row_input(path: str, row: Mapping[Any, Any]) -> PredictionInput:
+    if None in row or None in row.values():
+        return build_broken_input(path, f"{path!r}: expected as many values as columns, got more or fewer.")
+    return _build_text_input(path, {str(name): str(value) for name, value in row.items()})
 
 
 def _parse_line(line: str, location: str, is_json: bool) -> TextInput:
@@ -61,41 +103,11 @@ def _parse_line(line: str, location: str, is_json: bool) -> TextInput:
     return value if isinstance(value, str) else {str(name): str(text) for name, text in value.items()}
 
 
-def predict_texts(
-    folder: Path, text_inputs: Sequence[TextInput], backbone: str | None = None, device: str | None = None
-) -> list[TextPrediction]:
-    """Predict the classes of texts, or generate their responses.
-
-    Args:
-        folder: of the run.
-        text_inputs: texts, or their fields by name.
-        backbone: where the run's backbone is now; default where it was.
-        device: as `load` takes it.
+def read_texts(path: Path) -> list[TextInput]:
+    """Read a file of texts: one on each line (.txt), or JSON strings or objects of fields (.jsonl), or a table.
 
     Raises:
-        ValueError: for texts without the fields of the run's template, or a run that can't answer single texts.
+        ValueError: with the line that is blank or can't be read.
     """
-    state = read_learned_state(folder)
-    protocol = state.text_protocol
-    if not protocol:
-        raise ValueError(f"{str(folder)!r}: expected image files for a run on images, got texts. Give it image files.")
-    if protocol["answer"] == "tags":
-        raise ValueError(
-            f"{str(folder)!r}: expected a run that classifies or answers whole texts, got one that classifies words. "
-            "Test it by `vlprompt eval` on a dataset."
-        )
-    items = state.build_text_items(text_inputs)
-    prompt = restore_prompt(state, backbone, device)
-    if protocol["answer"] == "class":
-        ranked = [rank_classes(row, prompt.names) for row in prompt.answer(items).probabilities]
-        return [TextPrediction(text, classes) for text, classes in zip(text_inputs, ranked, strict=True)]
-    responses = _generate(prompt.method, items, folder, state.config["task"].get("max_new_tokens"))
-    return [TextPrediction(text, response=response) for text, response in zip(text_inputs, responses, strict=True)]
-
-
-def _generate(method: Method, items: tuple[TextItem, ...], folder: Path, max_new_tokens: int | None) -> list[str]:
-    options = {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
-    batches = (items[k : k + GENERATION_BATCH_SIZE] for k in range(0, len(items), GENERATION_BATCH_SIZE))
-    return [
-        text for batch in batches for text in generate_texts(method, TextBatch(batch), repr(str(folder)), **options)
-    ]
+    require_texts((), [str(path)], "predict")
+    return [one.open() for one in iter_text_inputs((), [str(path)], None)]

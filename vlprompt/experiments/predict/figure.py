@@ -1,0 +1,30 @@
+"""Draw the first images of a prediction with their classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlprompt.experiments.predict.prediction_input import PredictionInput
+from vlprompt.experiments.predict.rows import Row
+from vlprompt.results.plots.shots import plot_predictions
+
+MAX_DRAWN_IMAGES = 40
+
+
+class PredictionFigure:
+    """A grid of the first images that can be read, each with its predicted class."""
+
+    def __init__(self) -> None:
+        self._drawn = list[tuple[PredictionInput, str]]()
+
+    def add(self, inputs: Sequence[PredictionInput], rows: Sequence[Row]) -> None:
+        """Add the images of a batch, as long as there is room."""
+        for one, row in zip(inputs, rows, strict=True):
+            if "prediction" in row and len(self._drawn) < MAX_DRAWN_IMAGES:
+                self._drawn.append((one, f"{row['prediction']} {row['probability']:.2f}"))
+
+    def draw(self, path: Path) -> Path:
+        """Draw the grid into a file; ValueError without images."""
+        if not self._drawn:
+            raise ValueError("--figure: expected images that can be read, got none. Leave --figure out.")
+        images = [one.open() for one, _ in self._drawn]
+        return plot_predictions(images, [caption for _, caption in self._drawn], [None] * len(images), path)

@@ -1,0 +1,97 @@
+"""What a prediction was asked for: prompts, inputs, classes, and what its rows depend on."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+from vlprompt.experiments.learned.state import read_learned_state
+from vlprompt.experiments.predict.inputs import (
+    count_image_inputs,
+    is_single_file,
+    iter_image_inputs,
+    require_images,
+)
+from vlprompt.experiments.predict.prediction_input import PredictionInput
+from vlprompt.experiments.predict.prompts import (
+    Ensemble,
+    identify_prompt,
+    load_prompts,
+    read_classes,
+    require_same_kind,
+    split_sources,
+)
+from vlprompt.experiments.predict.rows import RowLayout
+from vlprompt.experiments.predict.texts import iter_text_inputs, require_texts
+
+
+class PredictionRequest:
+    """The prompts and inputs of a prediction, read as far as is possible without a backbone.
+
+    Args:
+        words: prompts, then inputs.
+        texts: texts to predict before those of files.
+        classes: a file of class names, or names separated by commas; None for the learned ones.
+        layout: what stands in a row.
+
+    Raises:
+        ValueError: for prompts that can't be read or don't go together, and inputs that don't fit them.
+    """
+
+    def __init__(self, words: Sequence[str], texts: Sequence[str], classes: str | None, layout: RowLayout):
+        self.sources, self.inputs = split_sources([os.path.expanduser(word) for word in words])
+        self.texts, self.layout = texts, layout
+        self.states = [read_learned_state(source) for source in self.sources]
+        require_same_kind(self.states)
+        self.takes_texts = bool(self.states[0].text_protocol)
+        self.classes = None if classes is None else read_classes(classes)
+        if classes is not None and self.states[0].text_protocol.get("answer") == "response":
+            raise ValueError(
+                f"--classes: expected prompts that choose among classes, got {self.sources[0]!r}, which writes "
+                "responses. Leave --classes out."
+            )
+        if self.takes_texts:
+            require_texts(texts, self.inputs, self.sources[0])
+        elif texts:
+            raise ValueError(
+                f"{self.sources[0]!r}: expected image files for a run on images, got texts. Give it image files."
+            )
+        else:
+            require_images(self.inputs)
+
+    def iter_inputs(self, stdin: BinaryIO | None, notify: Callable[[str], None]) -> Iterator[PredictionInput]:
+        """Yield the inputs one by one.
+
+        Args:
+            stdin: what "-" reads.
+            notify: receives what a user should know of an input.
+        """
+        if self.takes_texts:
+            return iter_text_inputs(self.texts, self.inputs, stdin)
+        return iter_image_inputs(self.inputs, stdin, notify)
+
+    def count_inputs(self) -> int | None:
+        """Count the inputs; None where only reading them would tell."""
+        return None if self.takes_texts else count_image_inputs(self.inputs)
+
+    def describe_settings(self) -> dict[str, Any]:
+        """Return what the rows depend on, by name; single image files may come and go."""
+        return {
+            "prompts": [identify_prompt(state) for state in self.states],
+            "classes": self.classes,
+            "top_k": self.layout.top_k,
+            "each": self.layout.has_each,
+            "inputs": [word for word in self.inputs if self.takes_texts or not is_single_file(word)],
+            "texts": list(self.texts),
+            "folder": os.getcwd(),
+        }
+
+    def load(self, backbone: str | None, device: str | None) -> Ensemble:
+        """Load the prompts on their backbones, and compute what depends on class names alone.
+
+        Raises:
+            ValueError: as `load_prompts`.
+            UnknownClassError: for a class that a prompt can't answer.
+        """
+        ensemble = load_prompts(self.sources, self.classes, backbone, device, self.states)
+        ensemble.prepare()
+        return ensemble
