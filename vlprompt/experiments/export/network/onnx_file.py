@@ -39,7 +39,7 @@ def _compute_distances(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int |
     return differences.sum(-1) if p == 1 else differences.pow(p).sum(-1).pow(1 / p)
 
 
-DECOMPOSITIONS = {torch.ops.aten.cdist.default: _compute_distances}  # of what the converter lacks
+DECOMPOSITIONS: dict[Any, Any] = {torch.ops.aten.cdist.default: _compute_distances}  # of what the converter lacks
 
 
 def write_onnx(
