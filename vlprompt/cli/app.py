@@ -17,6 +17,7 @@ from vlprompt.cli.plot import plot
 from vlprompt.cli.predict import predict
 from vlprompt.cli.run import run
 from vlprompt.cli.search import search
+from vlprompt.cli.serve import serve
 from vlprompt.cli.table import table
 from vlprompt.runtime.errors import explain_error, is_debugging
 
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 data_app.command()(features)
-for command in (run, predict, search, table, plot, export, doctor):
+for command in (run, predict, search, table, plot, export, serve, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 console, error_console = make_console(), make_console(stderr=True)
