@@ -62,8 +62,8 @@ def serve(
     for package in ("fastapi", "uvicorn", "python_multipart"):
         require_package(package, "serve", "serve")
 
-    from vlprompt.experiments.server.guard import Access
-    from vlprompt.experiments.server.listening import Listening, is_loopback, listen
+    from vlprompt.experiments.server.guard import Access, is_loopback
+    from vlprompt.experiments.server.listening import Listening, listen
     from vlprompt.experiments.server.service import ServerSettings
 
     set_data_root(root)

@@ -1,6 +1,7 @@
 """What stands before every route: host, origin, rate and token are checked, requests timed, failures answered."""
 
 import hmac
+import ipaddress
 import logging
 import secrets
 import time
@@ -19,7 +20,6 @@ LOG = logging.getLogger("vlprompt.server")
 OPEN_PATHS = ("/", "/health")  # hold no secret; the page asks for the token
 HTTP_METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")
 CLIENT_GONE_STATUS = 499
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 
@@ -39,9 +39,9 @@ class Access:
     def require(self, headers: Headers, path: str) -> None:
         """Raise RefusedError for a foreign host or origin (421, 403), or a wrong token (401)."""
         host = headers.get("host", "")
-        if self.loopback_only and _strip_port(host) not in LOOPBACK_NAMES:
+        if self.loopback_only and not is_loopback(_strip_port(host)):
             raise RefusedError(
-                421, f"Host: expected one of {', '.join(LOOPBACK_NAMES)}, got {host[:100]!r}. Use http://127.0.0.1."
+                421, f"Host: expected localhost or an address of this machine, got {host[:100]!r}. Use 127.0.0.1."
             )
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
@@ -59,7 +59,15 @@ class Access:
 
 def _strip_port(host: str) -> str:
     name, separator, port = host.rpartition(":")
-    return (name if separator and port.isdecimal() else host).lower()
+    return (name if separator and port.isdecimal() else host).lower().strip("[]")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Guard:

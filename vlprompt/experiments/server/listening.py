@@ -1,6 +1,5 @@
 """Load learned prompts and answer requests on a socket until the process is asked to end."""
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlprompt.backbones.schemes import choose_threads
+from vlprompt.experiments.server.guard import is_loopback
 from vlprompt.experiments.server.models import ServedModels
 from vlprompt.experiments.server.neighbours import TrainingImages, open_training_images
 from vlprompt.experiments.server.service import Server, ServerSettings
@@ -39,14 +39,6 @@ class Listening:
     device: str | None = None
     shows_neighbours: bool = False
     settings: ServerSettings = field(default_factory=ServerSettings)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches a host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def require_token(host: str, token: str | None) -> None:

@@ -48,7 +48,7 @@ class TrainingImages:
         values, indices = similarities.topk(min(k, len(self.items)), dim=1)
         rows = zip(values.tolist(), indices.tolist(), strict=True)
         return [
-            [Neighbour(i, self.classes[i], value) for value, i in zip(row, positions, strict=True)]
+            [Neighbour(int(i), self.classes[int(i)], float(value)) for value, i in zip(row, positions, strict=True)]
             for row, positions in rows
         ]
 

@@ -167,13 +167,8 @@ class Server:
         root = self.settings.models_folder
         if root is None:
             raise RefusedError(403, "models: expected a server that was started with --models FOLDER, got one without.")
-        try:
-            folder = (root / body.folder).resolve()
-            is_below = folder.is_relative_to(root.resolve()) and not Path(body.folder).is_absolute()
-            is_folder = is_below and folder.is_dir()
-        except (OSError, ValueError):
-            is_below = is_folder = False
-        if not is_folder:
+        folder = find_folder(root, body.folder)
+        if folder is None:
             raise RefusedError(404, f"folder: expected one below that of --models, got {body.folder[:200]!r}.")
         try:
             model = await self.call(lambda: self.models.load(body.name, folder))
@@ -195,6 +190,16 @@ class Server:
         names = model.prompt.resolve_classes(uploads.require_class_names(body.classes, self.settings.limits))
         await self.call(lambda: require_answerable(model.prompt, names))
         return answers.ClassList(model=model.name, id=model.store_classes(names), classes=list(map(str, names)))
+
+
+def find_folder(root: Path, name: str) -> Path | None:
+    """Return the folder of this name below another, where links lead too; None where there is none."""
+    try:
+        folder = (root / name).resolve()
+        is_below = not Path(name).is_absolute() and folder.is_relative_to(root.resolve()) and folder.is_dir()
+    except (OSError, ValueError):  # too long, or with a null character
+        return None
+    return folder if is_below else None
 
 
 @contextmanager
