@@ -59,7 +59,8 @@ def open_socket(host: str, port: int) -> socket.socket:
     """Bind a host and port; ValueError where the port is in use or the host is not of this machine."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        opened = socket.socket(family, socket.SOCK_STREAM)
+        # named, since asyncio sends small answers at once (TCP_NODELAY) on sockets of this protocol only
+        opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except (OSError, OverflowError, UnicodeError) as error:
         raise ValueError(
             f"--host: expected an address of this machine, got {host!r} ({error}). Use 127.0.0.1."
