@@ -53,11 +53,12 @@ def start(*arguments, **environment):
         process.wait()
 
 
-def test_it_outlives_bad_requests_and_finishes_what_runs(run):
+@pytest.mark.parametrize("n_bad", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_it_outlives_bad_requests_and_finishes_what_runs(run, n_bad):
     wait = 700  # ms that a request waits for others, so that it runs when the process is asked to end
     with start(run, "--max-mb", "1", "--batch-wait", wait) as (process, client):
         assert client.get("/models").json()[0]["name"] == run.name
-        for k in range(1000):
+        for k in range(n_bad):
             path, content = ("/predict", b"x" * (k % 50)) if k % 2 else (f"/no/{k}", b"{")
             answer = client.post(path, content=content, headers={"Content-Type": "multipart/form-data; boundary=a"})
             assert 400 <= answer.status_code < 500

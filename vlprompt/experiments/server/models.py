@@ -18,7 +18,7 @@ from vlprompt.experiments.server.batching import ClassNamesError, require_answer
 from vlprompt.results.run_folder import RunFolder
 
 MAX_MODELS = 64
-FEATURE_CACHE_BYTES = 2**28  # of each tower of each prompt
+FEATURE_CACHE_BYTES = 2**25  # of each tower of each prompt; 12,000 images of a ViT-B/16
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 NEW_CLASS = "something new"  # a name that no prompt was trained on: does a method read it?
 
