@@ -258,6 +258,7 @@ def test_one_of_several_models_must_be_named(client, pictures):
         (["a", "b", " a "], "'a' twice"),
         (list("abcdef"), "at most 5"),
         (["x" * 21], "at most 20"),
+        (["語" * 20], "tokens"),
     ],
 )
 def test_bad_class_names(client, classes, words):

@@ -1,9 +1,9 @@
 """tools/bench server: requests a second of `vlprompt serve`, with 1, 8 and 64 clients.
 
 A prompt of CoOp on the embedded CLIP, which is learned first, in a process of its own. Each client is a connection that
-sends one image (a digit of 8 x 8 pixels, enlarged to 64 x 64 as PNG) after the other and waits for each answer. No image
-comes twice, so that none is answered from the feature cache. "one by one" is the same with --batch-size 1, and "in
-eights" with requests of eight images. The clients run in this process, on the same cores as the server.
+sends one image (a digit of 8 x 8 pixels, enlarged to 64 x 64 as PNG) after the other, and waits for each answer. No
+image comes twice, so that none is answered from the feature cache. "one by one" is the same with --batch-size 1, and
+"in eights" with requests of eight images. The clients run in one process, on the same cores as the server.
 
 requests, images: a second. p50, p95: milliseconds from the request to its whole answer. errors: answers of another
 status than 200. a batch: images that the model answered at once, in the mean. MB: the memory of the server's process
