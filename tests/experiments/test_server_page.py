@@ -1,4 +1,4 @@
-"""The page of the server in a real browser: an image dropped, pasted or chosen, class names, bars, neighbours, a token."""
+"""The page of the server in a real browser: images, class names, bars, neighbours, a token; light, dark, narrow."""
 
 import base64
 import io
