@@ -188,7 +188,7 @@ def test_the_readme_runs(tmp_path):
 
 ABSOLUTE_PATH = re.compile(r"(?<![\w.)\]/~*}:-])/(?!path/to|proc/)[a-zA-Z]\w*/\w")
 ADDRESS = re.compile(r"https?://([\w.-]+)|\b(localhost|[\w-]+\.(?:org|io|net|com)):?\d*(?=/)")
-HOSTS = {"keepachangelog.com", "semver.org", "python.org", "www.robots.ox.ac.uk"}
+HOSTS = {"127.0.0.1", "keepachangelog.com", "semver.org", "python.org", "www.robots.ox.ac.uk"}
 
 
 def find_places(text):

@@ -10,15 +10,16 @@ from vlprompt.cli.display.console import make_console
 from vlprompt.cli.display.warnings import show_warnings
 from vlprompt.cli.doctor import doctor
 from vlprompt.cli.eval import evaluate
-from vlprompt.cli.export import export
 from vlprompt.cli.features import features
 from vlprompt.cli.options import reject_extra_processes
 from vlprompt.cli.plot import plot
 from vlprompt.cli.predict import predict
 from vlprompt.cli.run import run
 from vlprompt.cli.search import search
+from vlprompt.cli.sharing.export import export
 from vlprompt.cli.sharing.push import push
 from vlprompt.cli.sharing.save import save
+from vlprompt.cli.sharing.serve import serve
 from vlprompt.cli.table import table
 from vlprompt.runtime.errors import explain_error, is_debugging
 
@@ -32,7 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 data_app.command()(features)
-for command in (run, predict, search, table, plot, export, save, push, doctor):
+for command in (run, predict, search, table, plot, export, save, push, serve, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 console, error_console = make_console(), make_console(stderr=True)

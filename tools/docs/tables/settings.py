@@ -22,6 +22,7 @@ ENVIRONMENT = {
         "where features of frozen towers are kept, or none; the option --feature-cache goes before it",
     ),
     CACHE_SIZE_VARIABLE: ("10", "largest size of the feature cache, in GB of 10**9 bytes"),
+    "VLPROMPT_TOKEN": ("", "the token of `vlprompt serve`; the option --token goes before it"),
     DEBUG_VARIABLE: ("", "set to anything, an error shows its traceback"),
     "VLPROMPT_GOLDEN": ("tests/golden", "the folder of golden vectors that the tests compare with"),
 }

@@ -1,0 +1,1 @@
+"""A server that answers by learned prompts: HTTP routes, dynamic batching, limits, and a page."""
