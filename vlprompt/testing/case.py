@@ -29,6 +29,7 @@ from vlprompt.core.towers import Backbone, Clip, LanguageTower, find_preprocessi
 from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.runtime.seeding import derive_seed, make_generator
+from vlprompt.testing.failures import require
 from vlprompt.testing.images import build_digits_lesson, draw_pixels, wrap_pixels
 from vlprompt.testing.language_models import build_tiny_language_model
 from vlprompt.testing.texts import AnswerKind, draw_text_data, draw_texts
@@ -135,7 +136,10 @@ class MethodCase:
         """
         method = self.begin(seed)
         config = TrainConfig(**{"epochs": 1, **CHECK_TRAINING, **options})
-        return method, [step.loss for step in fit(method, self.lesson, config, seed=seed)]
+        losses = [step.loss for step in fit(method, self.lesson, config, seed=seed)]
+        is_trained = any(p.requires_grad for p in method.parameters())
+        require(bool(losses) or not is_trained, "training: expected at least one step, got none. Leave epochs above 0.")
+        return method, losses
 
     @cached_property
     def trained(self) -> Method:

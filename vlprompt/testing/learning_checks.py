@@ -144,7 +144,7 @@ def check_activation_checkpointing(case: MethodCase) -> None:
 
 def _text_steps(case: MethodCase) -> dict[str, Any]:
     """Return the training of texts by which gradients are compared: three large steps."""
-    return {"epochs": None, "iterations": 3, "batch_size": 8, "lr": 0.1} if case.has_texts else {}
+    return {"iterations": 3, "batch_size": 8, "lr": 0.1} if case.has_texts else {}
 
 
 def _require_close_parameters(methods: list[Method], setting: str, cause: str, rtol: float, atol: float) -> None:
