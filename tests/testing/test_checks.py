@@ -294,6 +294,7 @@ def test_there_is_a_broken_method_for_every_check():
     assert {name for _, name, _ in BROKEN} == {check.__name__.removeprefix("check_") for check in CHECKS}
 
 
+@pytest.mark.slow
 def test_a_sound_method_passes():
     results = check_method(Sound, {"n_ctx": 3}, build_tiny_clip())
     assert {result.status for result in results} == {"passed"}
