@@ -119,7 +119,7 @@ def test_identity_at_the_start(name, build_case):
     "task", ["few_shot", "base_to_new", pytest.param("transfer", marks=pytest.mark.slow), "continual", "domain"]
 )
 @pytest.mark.parametrize("name", IMAGE_METHODS)
-def test_its_recipe_runs(name, task, clip):
+def test_its_recipe_runs(name, task, clip, pictures):
     short = {
         "tpt": ["method.augmentations=3", "train.micro_batch_size=50"],
         "promptsrc": ["method.template=imagenet-7"],
@@ -130,7 +130,7 @@ def test_its_recipe_runs(name, task, clip):
         "dapl": ["method.threshold=0.1"],
     }.get(name, [])
     dataset, settings = choose_data(task)
-    short += [*SHORT_TRAINING, *settings]
+    short += [*SHORT_TRAINING, *settings, *([f"task.targets=[{pictures}]"] if task == "transfer" else [])]
     [plan] = resolve_grid([name], [1], [1], dataset=dataset, task=task, backbone=clip.spec, overrides=short)
     arguments = {key: value for key, value in plan.method.items() if key != "name"}
     case, refusal = MethodCase(resolve_class("method", name), arguments, clip), None
@@ -139,9 +139,9 @@ def test_its_recipe_runs(name, task, clip):
         refusal = None if task == "domain" else "Run it with --source and --target"
     elif knows_no_names and task not in ("few_shot", "continual", "domain"):
         refusal = "no weights for class '"
-    training = [setting for setting in short if setting.startswith("train.")]
+    others = [setting for setting in short if not setting.startswith("method.")]
     with pytest.raises(SkipTest, match=refusal) if refusal else nullcontext():
-        check_runs(case, task, training)
+        check_runs(case, task, others)
 
 
 def test_all_weights_are_compared(clip):

@@ -240,7 +240,6 @@ class CantAnswerManyTexts(SoundTokens):
         return super().forward(inputs, prepared)
 
 
-SLOW = {"runs_transfer"}
 BROKEN = [  # (class, the check that fails, what it says)
     (HasParametersAtOnce, "constructor", "expected no parameters, got scale. Create them in begin_lesson"),
     (DoublesASetting, "constructor", "expected its arguments as they are, got other values in n_ctx"),
@@ -281,7 +280,7 @@ def find_check(cls, name, **options):
 
 @pytest.mark.parametrize(
     ("cls", "name", "message"),
-    [pytest.param(*row, marks=pytest.mark.slow if row[1] in SLOW else []) for row in BROKEN],
+    BROKEN,
     ids=[f"{cls.__name__}-{name}" for cls, name, _ in BROKEN],
 )
 def test_a_broken_method_fails_its_check(cls, name, message):

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -37,7 +36,10 @@ def build_digits_lesson() -> Lesson:
 
 
 def write_digit_folders(root: Path) -> Path:
-    """Write small folders: digits/split/class/image with all ten, domains/domain/class/image with two looks of two."""
+    """Write small folders: digits/split/class/image, domains/domain/class/image, and looks/class/image.
+
+    A domain is a look, black on white ("ink") or white on black ("chalk"); the looks are the classes of the last.
+    """
     parts = (("train", range(2)), ("val", range(2, 3)), ("test", range(3, 5)))
     for label, word in enumerate(DIGITS):
         for split, indices in parts:
@@ -45,6 +47,7 @@ def write_digit_folders(root: Path) -> Path:
     for label, word in enumerate(DIGITS[:2]):
         for domain in ("ink", "chalk"):
             _write_digits(root / "domains" / domain / word, label, range(6), domain)
+            _write_digits(root / "looks" / domain, label, range(10 * label, 10 * label + 6), domain)
     return root
 
 
@@ -55,19 +58,6 @@ def _write_digits(folder: Path, label: int, indices: Iterable[int], domain: str 
     for i in indices:
         array = arrays[labels == label][i + 6 * (domain == "chalk")]
         Image.fromarray(array if domain == "chalk" else 255 - array).save(folder / f"{i}.png")
-
-
-def write_photographs(root: Path) -> Path:
-    """Write crops of the two photographs that scikit-learn carries, as two classes of 12 images."""
-    from sklearn.datasets import load_sample_images
-
-    photographs: list[np.ndarray] = load_sample_images()["images"]
-    for name, array in zip(("china", "red_flower"), photographs, strict=True):
-        (root / name).mkdir(parents=True)
-        for i in range(12):
-            y, x = 100 * (i // 4), 150 * (i % 4)
-            Image.fromarray(array[y : y + 120, x : x + 140]).save(root / name / f"{i:02}.jpg")
-    return root
 
 
 def draw_pixels(n: int, size: tuple[int, int], seed: str) -> Tensor:

@@ -12,7 +12,7 @@ from vlprompt.experiments.runner import run
 from vlprompt.runtime.errors import UnknownClassError
 from vlprompt.testing.case import MethodCase
 from vlprompt.testing.failures import require
-from vlprompt.testing.images import write_digit_folders, write_photographs
+from vlprompt.testing.images import write_digit_folders
 from vlprompt.testing.texts import AnswerKind, write_texts
 
 SHORT_TRAINING = ("train.epochs=1", "train.iterations=null")
@@ -96,11 +96,13 @@ def choose_data(task: str, kind: AnswerKind = "class") -> tuple[str, list[str]]:
     """Return the dataset of a task, and the settings of the task that it needs."""
     if task == "text":
         return _write_once("texts", lambda folder: write_texts(folder, kind), kind), []
-    settings = {"continual": ["task.stages=2"], "domain": ["task.source=ink", "task.target=chalk"]}.get(task, [])
-    if task == "transfer":
-        settings = [f"task.targets=[{_write_once('photographs', write_photographs)}]"]
     root = Path(_write_once("images", write_digit_folders))
-    return str(root / ("domains" if task == "domain" else "digits")), settings
+    settings = {
+        "transfer": [f"task.targets=[{root / 'looks'}]"],
+        "continual": ["task.stages=2"],
+        "domain": ["task.source=ink", "task.target=chalk"],
+    }
+    return str(root / ("domains" if task == "domain" else "digits")), settings.get(task, [])
 
 
 @cache
