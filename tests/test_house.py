@@ -17,6 +17,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not see each other
     ("backbones", "methods", "tasks", "engine"),
     ("config", "results"),
     ("experiments",),
+    ("testing",),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
@@ -85,7 +86,7 @@ def test_only_rooms_stand_at_the_top():
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "metrics.py"}
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert rooms == FLOOR.keys() - {"metrics"}
-    assert len(rooms) + 2 <= 14
+    assert len(rooms) + 2 <= 15
 
 
 def top_level(path):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vlprompt import methods as methods
     from vlprompt import metrics as metrics
     from vlprompt import tasks as tasks
+    from vlprompt import testing as testing
     from vlprompt.backbones import load as load
     from vlprompt.core.batch import Batch as Batch
     from vlprompt.core.batch import Split as Split
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from vlprompt.layers.verbalizers import TagHead as TagHead
     from vlprompt.layers.verbalizers import Verbalizer as Verbalizer
 
-_MODULES = ("data", "methods", "metrics", "tasks")
+_MODULES = ("data", "methods", "metrics", "tasks", "testing")
 _HOMES = {  # public name -> the module that defines it
     "load": "backbones",
     "Batch": "core.batch",

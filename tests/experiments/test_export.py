@@ -1,5 +1,6 @@
 """Learned prompts in other programs: what each format gives there, and the refusal where it has no place."""
 
+import json
 import re
 from dataclasses import replace
 

@@ -1,7 +1,7 @@
 """Methods on language models: every method on every family by every reader that fits, on tiny random models."""
 
-import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -23,6 +23,9 @@ from vlprompt.experiments.events import StepDone
 from vlprompt.experiments.runner import run
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Text
+from vlprompt.testing import MethodCase
+from vlprompt.testing.language_checks import check_text_evaluation
+from vlprompt.testing.learning_checks import check_activation_checkpointing, check_gradients, check_micro_batches
 
 FAMILIES = ("llama", "qwen2", "gpt2", "bert", "roberta", "t5")
 SMALL = {  # settings that fit tiny models
@@ -49,14 +52,23 @@ REFUSED = {  # (method, family, reader) -> why; None stands for all
 }
 
 
+def settings_of(name, reader="linear", **more):
+    settings = {**SMALL.get(name, {}), **more}
+    if reader != "verbalizer" and reader != "soft_verbalizer" and name == "p_tuning":
+        settings["template"] = None
+    if "head" in get_constructor_types(resolve_class("method", name)):
+        settings["head"] = {"name": reader}
+    return settings
+
+
 def make(name, tower, reader="linear", **more):
     cls = resolve_class("method", name)
-    given = {**SMALL.get(name, {}), **more}
-    if reader != "verbalizer" and reader != "soft_verbalizer" and name == "p_tuning":
-        given["template"] = None
-    if "head" in get_constructor_types(cls):
-        given["head"] = {"name": reader}
-    return build_method({"name": name, **complete_arguments("method", cls, given, LayeredConfig([]))}, tower)
+    arguments = complete_arguments("method", cls, settings_of(name, reader, **more), LayeredConfig([]))
+    return build_method({"name": name, **arguments}, tower)
+
+
+def case_of(name, tower, reader="linear", **more):
+    return MethodCase(resolve_class("method", name), settings_of(name, reader), tower, **more)
 
 
 def begun_with(name, tower, reader, lesson):
@@ -112,37 +124,10 @@ def test_matrix(name, family, reader, lm):
         pytest.skip("a deep head over each word or token is nobody's method")
     if name == "linear" and reader in ("verbalizer", "response"):
         pytest.skip("a verbalizer over a frozen state has nothing to train")
-    tower, kind = lm(family), READERS[reader]
-    lesson = Lesson(data(kind).train, data(kind).val)
-    before = [t.clone() for t in tower.net.state_dict().values()]
-    method, why = make(name, tower, reader), refused(name, family, reader)
-
-    def two_steps():
-        method.begin_lesson(lesson, make_generator(0))
-        return [
-            step.loss
-            for step in fit(
-                method, lesson, TrainConfig(iterations=2, batch_size=8, lr=0.01, warmup=0, optimizer="adamw")
-            )
-        ]
-
-    if why:
-        with pytest.raises(ValueError, match=why):
-            two_steps()
-        return
-    losses = two_steps()
-    assert all(map(math.isfinite, losses))
-    assert all(torch.equal(a, b) for a, b in zip(before, tower.net.state_dict().values(), strict=True))
-    assert not any(p.requires_grad or p.grad is not None for p in tower.net.parameters())
-    method.end_lesson(lesson)
-    again = make(name, tower, reader)
-    again.restore([lesson], copy.deepcopy(method.state_dict()))
-    test = texts(10, 5, kind)
-    if kind == "class":
-        assert torch.equal(torch.cat(list(iter_logits(method, test))), torch.cat(list(iter_logits(again, test))))
-    scores = evaluate(method, test).metrics
-    assert scores == evaluate(again, test).metrics
-    assert all(map(math.isfinite, scores.values()))
+    case, why = case_of(name, lm(family), reader), refused(name, family, reader)
+    assert case.answer_kind == READERS[reader]
+    with pytest.raises(ValueError, match=why) if why else nullcontext():
+        check_text_evaluation(case)
 
 
 def test_at_least_four_in_five_cells_run():
@@ -152,21 +137,8 @@ def test_at_least_four_in_five_cells_run():
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_parameter_gets_a_gradient(name, lm):
     family = "qwen2" if name in ("bitfit", "full") else "gpt2"
-    method, lesson = make(name, lm(family)), Lesson(data().train)
-    method.begin_lesson(lesson, make_generator(0))
     unused = ("trained_tower.weights.lm_head/weight",)  # a linear head reads the feature
-    live = {n: p for n, p in method.named_parameters() if n not in (*method.parameters_without_grad, *unused)}
-    seen = set()
-    for batch in lesson.train.batches(12):
-        method.zero_grad()
-        terms, _ = method.loss_terms(batch, method.precompute(batch.names))
-        if not live:
-            return
-        sum(value for value, _ in terms.values()).backward()
-        seen |= {n for n, p in live.items() if p.grad is not None and p.grad.abs().sum() > 0}
-        for p in live.values():
-            p.data -= 0.1 * p.grad if p.grad is not None else 0
-    assert seen == set(live)
+    check_gradients(case_of(name, lm(family), unused_parameters=unused))
 
 
 @pytest.mark.parametrize(
@@ -197,15 +169,9 @@ def test_it_learns(name, family, lm):
     ],
 )
 def test_micro_batches_and_checkpointing_give_the_same(name, family, lm):
-    found = []
-    for how in ({}, {"micro_batch_size": 3}, {"activation_checkpointing": True}):
-        method, lesson = make(name, lm(family), "soft_verbalizer"), Lesson(data().train)
-        method.begin_lesson(lesson, make_generator(0))
-        list(fit(method, lesson, TrainConfig(iterations=3, batch_size=8, lr=0.1, warmup=0, **how)))
-        found.append(torch.cat([p.detach().flatten() for p in method.parameters()]))
-        assert not lm(family).activation_checkpointing
-    for other in found[1:]:
-        assert torch.allclose(found[0], other, atol=1e-4)
+    case = case_of(name, lm(family), "soft_verbalizer")
+    check_micro_batches(case)
+    check_activation_checkpointing(case)
 
 
 @pytest.mark.parametrize("name", ["prompt_tuning", "p_tuning", "prefix_tuning"])

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from vlprompt.cli.data import app as data_app
+from vlprompt.cli.development.check import check
+from vlprompt.cli.development.new import app as new_app
 from vlprompt.cli.display.console import make_console
 from vlprompt.cli.display.warnings import show_warnings
 from vlprompt.cli.doctor import doctor
@@ -32,8 +34,9 @@ app = typer.Typer(
     "Start with:  vlprompt run coop digits --shots 16 --seed 1,2,3",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(new_app, name="new")
 data_app.command()(features)
-for command in (run, predict, search, table, plot, export, save, push, serve, doctor):
+for command in (run, predict, search, table, plot, export, save, push, serve, check, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 console, error_console = make_console(), make_console(stderr=True)

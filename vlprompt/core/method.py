@@ -65,6 +65,7 @@ class Method(nn.Module):
         needs_whole_batch: whether a step can't be made of micro-batches (batch norms).
         max_vmap_images: images per step, over all settings, up to which vmapped training pays; 0 for never.
         needs_unlabelled: whether it learns from unlabelled images.
+        depends_on_class_set: whether the score of a class depends on which other classes there are.
         clipped_settings: settings that were clipped, for the result; replaced, never written into.
     """
 
@@ -73,6 +74,7 @@ class Method(nn.Module):
     needs_whole_batch: bool = False
     max_vmap_images: int = 0
     needs_unlabelled: bool = False
+    depends_on_class_set: bool = False
     clipped_settings: Mapping[str, str] = {}
 
     @property

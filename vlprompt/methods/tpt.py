@@ -39,6 +39,7 @@ class TPT(Method):
         augment: "crop-flip", "crop", or "augmix" as the authors use for fine-grained sets.
     """
 
+    depends_on_class_set = True
     ctx: Tensor
 
     def __init__(

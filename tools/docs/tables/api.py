@@ -17,6 +17,7 @@ GROUPS = {
         *("Images", "ImageItem", "Preprocessing", "Augmentation", "TextItem", "TextBatch"),
     ),
 }
+TESTING = ("check_method", "iter_checks", "parametrize_with_checks", "Check", "CheckResult")  # of vlprompt.testing
 
 
 def list_public_names() -> dict[str, str]:
@@ -46,4 +47,7 @@ def build() -> str:
         lines += [f"## {title}", ""]
         for name in names:
             lines += [f"::: {homes[name]}", "    options:", "      heading_level: 3", f'      heading: "{name}"', ""]
+    lines += ["## Checks of a method", "", "In `vlprompt.testing`; `vlprompt check` runs them on the command line.", ""]
+    for name in TESTING:
+        lines += [f"::: vlprompt.testing.suite.{name}", "    options:", "      heading_level: 3", ""]
     return "\n".join(lines)

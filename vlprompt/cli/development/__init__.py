@@ -1,0 +1,1 @@
+"""Commands for methods of one's own."""
