@@ -475,7 +475,7 @@ def test_the_command_line_on_a_timm_vit(type_in, type_all, file, pictures, tmp_p
     assert code == 0, text
     assert f"accuracy {told['summary']['accuracy']:.2f}" in text
     assert load_prompt(folder, device="cpu").method.tower.preprocessing.size == (48, 64)
-    code, text = type_in("predict", folder, next(pictures.glob("china/*")), "--json")
+    code, text = type_in("predict", folder, next(pictures.glob("china/*")), "--format", "json")
     assert code == 0
     assert "china" in text
     code, text = type_in("eval", folder, pictures, "--backbone", "timm:test_vit/random")

@@ -139,7 +139,7 @@ def test_predict(type_in, tmp_path, learned, pictures):
     code, text, _ = type_in("predict", learned, *files)
     assert code == 0
     assert "00.jpg: " in text
-    found = json.loads(type_in("predict", learned, *files, "--json")[2])
+    found = json.loads(type_in("predict", learned, *files, "--format", "json")[2])
     assert [Path(f["path"]).name for f in found] == ["00.jpg", "01.jpg"]
     assert len(found[0]["top"]) == 3
     found = json.loads(type_in("predict", learned, *files, "--format", "json", "--top-k", "100")[2])

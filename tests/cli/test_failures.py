@@ -211,7 +211,7 @@ def test_broken_files_are_named_in_every_form(type_all, tmp_path, learned, pictu
     assert "left out: 'bad.png'" in text
     assert "bad.png" not in out
     assert "00.jpg: " in out
-    records = json.loads(type_all(*words, "--json")[2])
+    records = json.loads(type_all(*words, "--format", "json")[2])
     assert [Path(record["path"]).name for record in records] == ["bad.png", "00.jpg"]
     assert why in records[0]["error"]
     assert "top" not in records[0]

@@ -67,8 +67,8 @@ def session(tmp_path_factory):
         first = fill(hub, root, run)
         lines = f"""push RUN me/digits
             push RUN me/digits --license mit
-            predict me/digits a.png --json
-            predict RUN a.png --json
+            predict me/digits a.png --format json
+            predict RUN a.png --format json
             push RUN me/digits --license apache-2.0
             push RUN me/digits --license cc-by-4.0 --force
             push unlicensed me/new
@@ -112,8 +112,8 @@ def test_a_prompt_is_pushed_by_one_commit_and_answers_the_same(session):
     assert files.keys() == FILES
     assert "license: mit" in files["README.md"].decode()
     assert "vlprompt.load_prompt('me/digits')" in files["README.md"].decode()
-    assert session["predict me/digits a.png --json"] == session["predict RUN a.png --json"]
-    assert session["predict me/digits a.png --json"][0] == 0
+    assert session["predict me/digits a.png --format json"] == session["predict RUN a.png --format json"]
+    assert session["predict me/digits a.png --format json"][0] == 0
     assert second != first
 
 
@@ -211,10 +211,10 @@ def test_nothing_but_the_files_of_a_prompt_is_fetched(session):
 @pytest.mark.slow
 def test_without_a_connection_what_is_in_the_cache_answers(session):
     environment = {**session.environment, "HF_HUB_OFFLINE": "1", "HF_TOKEN": TOKEN}
-    commands = [["predict", "me/digits", "a.png", "--json"], ["predict", "me/other", "a.png"]]
+    commands = [["predict", "me/digits", "a.png", "--format", "json"], ["predict", "me/other", "a.png"]]
     results = give_commands(commands, environment, session.folder)
     # the last commit that was loaded, before the one that came by --force
-    assert " ".join("".join(results[0][1:]).split()) == session["predict RUN a.png --json"][1]
+    assert " ".join("".join(results[0][1:]).split()) == session["predict RUN a.png --format json"][1]
     assert results[1][0] == 2
     text = " ".join(results[1][2].split())
     assert "'me/other': expected the hub, or a copy in its cache, got no connection" in text

@@ -108,7 +108,7 @@ def test_texts_on_the_command_line_and_in_files(type_all, runs, tmp_path):
     code, _, printed = type_all("predict", runs["context"], *given)
     assert code == 0
     assert [line.split(":")[0] for line in printed.splitlines()] == ["zero", "one, two", "three", "four", "five"]
-    told = json.loads(type_all("predict", runs["context"], *given, "--json")[2])
+    told = json.loads(type_all("predict", runs["context"], *given, "--format", "json")[2])
     assert [one["text"] for one in told] == ["zero", "one, two", "three", "four", "five"]
     assert [one["path"] for one in told[:2]] == ["text 1", f"{tmp_path / 'a.txt'}:1"]
     assert sum(c["probability"] for c in told[0]["top"]) == pytest.approx(1)
@@ -116,7 +116,7 @@ def test_texts_on_the_command_line_and_in_files(type_all, runs, tmp_path):
     assert len(table) == 5
     assert table[1]["text"] == "one, two"
     assert table[1]["prediction"] == table[1]["class_1"] == told[1]["prediction"]
-    told = json.loads(type_all("predict", runs["response"], *given, "--json")[2])
+    told = json.loads(type_all("predict", runs["response"], *given, "--format", "json")[2])
     assert all(set(one) == {"path", "text", "response"} for one in told)
     table = list(csv.DictReader(io.StringIO(type_all("predict", runs["response"], *given, "--format", "csv")[2])))
     assert [row["response"] for row in table] == [one["response"] for one in told]
@@ -181,9 +181,9 @@ def test_texts_from_standard_input(type_all, runs, monkeypatch):
 
 
 def test_several_prompts_on_texts_see_their_own_templates(type_all, runs):
-    told = json.loads(type_all("predict", runs["context"], runs["head"], "--text", "fun", "--each", "--json")[2])
+    told = json.loads(type_all("predict", runs["context"], runs["head"], "--text", "fun", "--each", "--format", "json")[2])
     alone = [
-        json.loads(type_all("predict", runs[n], "--text", "fun", "--json", "--top-k", "2")[2])
+        json.loads(type_all("predict", runs[n], "--text", "fun", "--format", "json", "--top-k", "2")[2])
         for n in ("context", "head")
     ]
     mean = [sum(c["probability"] for [row] in alone for c in row["top"] if c["class"] == name) / 2 for name in NAMES]

@@ -225,6 +225,6 @@ def hold_rest(stream: random.Random, box: Sandbox, method: str, run: Path, kind:
         ("table", box.out, "--latex", path),
         ("table", box.out, "--json", path),
         ("predict", box.out, "photos/cat/0.png"),
-        ("predict", run, "photos/cat/0.png", "--json"),
+        ("predict", run, "photos/cat/0.png", "--format", "json"),
     )
     box.call(*stream.choice(commands), statuses=(0, 1, 2))

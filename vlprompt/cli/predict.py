@@ -53,7 +53,6 @@ def predict(
             "--format", help="lines (default), json, jsonl or csv; with --out also parquet.", show_default=False
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -84,7 +83,6 @@ def predict(
     if figure is not None and request.takes_texts:
         raise ValueError(f"--figure: expected images, got texts to draw into {str(figure)!r}. Leave --figure out.")
     prediction = _Prediction(request, batch_size, backbone, device, PredictionFigure())
-    output_format = output_format or ("json" if json else None)
     if out is None:
         counts = prediction.print_rows(output_format or "lines")
     else:
