@@ -181,11 +181,9 @@ def test_texts_from_standard_input(type_all, runs, monkeypatch):
 
 
 def test_several_prompts_on_texts_see_their_own_templates(type_all, runs):
-    told = json.loads(type_all("predict", runs["context"], runs["head"], "--text", "fun", "--each", "--format", "json")[2])
-    alone = [
-        json.loads(type_all("predict", runs[n], "--text", "fun", "--format", "json", "--top-k", "2")[2])
-        for n in ("context", "head")
-    ]
+    words = "--text", "fun", "--format", "json"
+    told = json.loads(type_all("predict", runs["context"], runs["head"], "--each", *words)[2])
+    alone = [json.loads(type_all("predict", runs[n], *words, "--top-k", "2")[2]) for n in ("context", "head")]
     mean = [sum(c["probability"] for [row] in alone for c in row["top"] if c["class"] == name) / 2 for name in NAMES]
     assert {c["class"]: c["probability"] for c in told[0]["top"]} == pytest.approx(
         dict(zip(map(str, NAMES), mean, strict=True))
