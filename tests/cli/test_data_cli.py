@@ -1,7 +1,6 @@
 """A user's own data, in every form and every way it can be wrong, and the commands that look at data."""
 
 import csv
-import importlib.util
 import json
 import warnings
 
@@ -16,6 +15,7 @@ from vlprompt.data.images.decoding import open_image
 from vlprompt.data.loading import open_data
 from vlprompt.data.readers.python_objects import from_huggingface, from_torchvision
 from vlprompt.data.readers.split_file import SAVED_SPLIT_FILE
+from vlprompt.runtime.installation import find_version
 from vlprompt.tasks import BaseToNew, FewShot
 
 QUICK = ["--backbone", "glyph/random", "--shots", "1", "train.epochs=1"]
@@ -434,7 +434,7 @@ def test_a_dataset_of_torchvision_by_its_name(tmp_path, type_in):
 
 def test_a_dataset_of_hugging_face_by_its_name(tmp_path, pictures):
     """With the real package where it is installed; without it, what to install."""
-    if importlib.util.find_spec("pyarrow") is None:
+    if find_version("datasets") is None:
         with pytest.raises(ValueError, match="pip install 'vlprompt\\[huggingface\\]'"):
             open_data("huggingface:some/thing")
         return

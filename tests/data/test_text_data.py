@@ -1,7 +1,6 @@
 """Texts as data: what comes with Python, cards, a user's own files, and every way these can be wrong."""
 
 import csv
-import importlib.util
 import json
 from collections import Counter
 from itertools import chain
@@ -22,6 +21,7 @@ from vlprompt.data.builtin.docstrings import (
 )
 from vlprompt.data.cards import list_cards, load_card
 from vlprompt.data.loading import open_data
+from vlprompt.runtime.installation import find_version
 from vlprompt.tasks import Text
 
 TEXTS = [name for name in list_cards() if load_card(name).kind == "text"]
@@ -477,7 +477,7 @@ def test_prepare_fetches_what_a_hub_has(write, root, tmp_path, type_in):
     hub = {"path": str(tmp_path / "theirs"), "splits": {"train": "train", "test": "validation"}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({**told, "folder": "own", "hub": hub}))
     code, printed = type_in("data", "prepare", "own.yaml", "--download")
-    if importlib.util.find_spec("pyarrow") is None:
+    if find_version("datasets") is None:
         assert code == 2
         assert "pip install 'vlprompt[huggingface]', or put" in printed
         return

@@ -6,6 +6,7 @@ from docs.markdown_text import page_title
 GROUPS = {
     "Run": ("load", "run", "fit", "TrainConfig"),
     "Learned prompts": ("load_prompt", "LearnedPrompt", "save_prompt", "push_prompt"),
+    "Estimators": ("PromptClassifier", "PromptTextClassifier"),
     "Methods": ("Method", "TowerMethod", "MethodWrapper", "Output", "Prompt"),
     "Towers": ("Clip", "Tower", "VisionTower", "LanguageTower"),
     "Heads": (
