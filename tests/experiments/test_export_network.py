@@ -1,4 +1,5 @@
 """Learned image prompts as networks of onnxruntime and torch.export: equal numbers, or a reason and the nearest way."""
+# ruff: noqa: F811  # fixtures are imported
 
 import json
 import shutil
@@ -9,22 +10,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conformance import IMAGE_METHODS, trained
+from conformance import IMAGE_METHODS, build_case, clip  # noqa: F401  # fixtures
 from conftest import images
 from open_clip.model import CLIP
 from PIL import Image
 from written_out import library
 
 from vlprompt import Method, Output
-from vlprompt.backbones.glyph import build_tiny_clip
 from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.backbones.pixels import load_pixels
 from vlprompt.core.class_names import as_class_name
-from vlprompt.core.stage import Lesson
 from vlprompt.data.images.decoding import build_file_item
 from vlprompt.data.loading import open_data
-from vlprompt.data.splits.label_hiding import anonymize_items, drop_labels
-from vlprompt.data.splits.sampling import sample_few_shot
 from vlprompt.experiments.export.formats import ExportOptions, export_prompt
 from vlprompt.experiments.export.network import onnx_file, torch_program
 from vlprompt.experiments.export.network.onnx_file import write_onnx
@@ -36,6 +33,7 @@ from vlprompt.experiments.learned.state import LearnedState
 from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import Linear, ZeroShot
 from vlprompt.runtime.seeding import make_generator
+from vlprompt.testing.images import build_digits_lesson
 
 pytestmark = pytest.mark.filterwarnings("ignore:no confident pseudo-label for")
 PLAIN = ExportOptions()
@@ -43,15 +41,8 @@ RN = {"vision_cfg": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 16, "pat
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return build_tiny_clip()
-
-
-@pytest.fixture(scope="module")
 def lesson():
-    data = open_data("digits")
-    target = anonymize_items(sample_few_shot(data.test, None, 2, 1)[0])
-    return Lesson(*sample_few_shot(data.train, data.val, 2, 1), drop_labels(target), domains=("ink", "chalk"))
+    return build_digits_lesson()
 
 
 def prompt_of(method, name, backbone, names):
@@ -160,9 +151,9 @@ def test_a_program_runs_without_vlprompt(linear, tmp_path):
     assert (facts["temperature"], facts["threshold"], facts["classes"][3]) == (2.0, 0.3, "three")
 
 
-def test_other_classes(clip, lesson, linear, tmp_path):
+def test_other_classes(build_case, clip, lesson, linear, tmp_path):
     """Where the method reads names."""
-    coop = prompt_of(trained("coop", clip, lesson)[0], "coop", clip, lesson.train.names)
+    coop = prompt_of(build_case("coop").trained, "coop", clip, lesson.train.names)
     write_program(coop, tmp_path / "other", ExportOptions(classes=("letter a", "three")))
     assert json.loads((tmp_path / "other/model.json").read_text())["class_ids"] == ["letter a", "3"]
     pixels = torch.randn(4, 3, 32, 32)
@@ -215,9 +206,9 @@ def test_operations_that_onnx_lacks(lesson, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["onnx", "torch"])
-def test_what_is_refused(clip, lesson, to, tmp_path):
+def test_what_is_refused(build_case, clip, lesson, to, tmp_path):
     write = {"onnx": write_onnx, "torch": write_program}[to]
-    tpt = prompt_of(trained("tpt", clip, lesson)[0], "tpt", clip, lesson.train.names)
+    tpt = prompt_of(build_case("tpt").trained, "tpt", clip, lesson.train.names)
     with pytest.raises(ValueError, match=r"from the pixels alone, got tpt .*can't be augmented.*such as coop"):
         write(tpt, tmp_path / "out", PLAIN)
     assert list(tmp_path.iterdir()) == []
@@ -296,8 +287,8 @@ def require_equal(prompt, folder, size):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in IMAGE_METHODS if name != "tpt"])  # tpt trains at test: refused above
-def test_every_image_method(name, clip, lesson, tmp_path):
-    require_equal(prompt_of(trained(name, clip, lesson)[0], name, clip, lesson.train.names), tmp_path, 32)
+def test_every_image_method(name, build_case, clip, lesson, tmp_path):
+    require_equal(prompt_of(build_case(name).trained, name, clip, lesson.train.names), tmp_path, 32)
 
 
 @pytest.mark.slow

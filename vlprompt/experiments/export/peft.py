@@ -8,6 +8,7 @@ from vlprompt.core.method import TowerMethod
 from vlprompt.core.texts import parse_template
 from vlprompt.core.towers import LanguageTower
 from vlprompt.experiments.export.formats import ExportOptions
+from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.results.run_folder import serialize_tensors, write_atomically
 
@@ -22,8 +23,10 @@ def write_adapter(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -
     """
     method, lm = _require_language_method(prompt)
     _require_leading_tokens(prompt.state.config)
-    _write_adapter(method, lm, folder, prompt.state.config, merge=False)
-    return [f"wrote the adapter in PEFT's files into {folder}", *_write_head(prompt, method, folder)]
+    with write_whole_folder(folder) as temporary:
+        _write_adapter(method, lm, temporary, prompt.state.config, merge=False)
+        has_head = _write_head(prompt, method, temporary)
+    return [f"wrote the adapter in PEFT's files into {folder}", *_describe_head(folder, has_head)]
 
 
 def write_merged(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -> list[str]:
@@ -33,11 +36,13 @@ def write_merged(prompt: LearnedPrompt, folder: Path, options: ExportOptions) ->
         ValueError: for a merge that would not be exact.
     """
     method, lm = _require_language_method(prompt)
-    _write_adapter(method, lm, folder, prompt.state.config, merge=True)
+    with write_whole_folder(folder) as temporary:
+        _write_adapter(method, lm, temporary, prompt.state.config, merge=True)
+        has_head = _write_head(prompt, method, temporary)
     lines = [f"wrote the whole model with the adapter in its weights into {folder}"]
     if lm.weight_precision != "fp32":
         lines.append(f"its weights are float32: those of the {lm.weight_precision} base were made so before the merge")
-    return [*lines, *_write_head(prompt, method, folder)]
+    return [*lines, *_describe_head(folder, has_head)]
 
 
 def _require_language_method(prompt: LearnedPrompt) -> tuple[TowerMethod, LanguageTower]:
@@ -67,13 +72,17 @@ def _write_adapter(
         lm.save_as_peft(method.prompt(1), output_folder, base)
 
 
-def _write_head(prompt: LearnedPrompt, method: TowerMethod, folder: Path) -> list[str]:
-    """Write the state of a trained head; return what to say of it, [] where there is none."""
+def _write_head(prompt: LearnedPrompt, method: TowerMethod, folder: Path) -> bool:
+    """Write the state of a trained head; return whether there is one."""
     if not (state := method.head.state_dict()):
-        return []
+        return False
     metadata = {"names": [str(n) for n in prompt.names], "head": prompt.state.config["method"]["head"]}
     write_atomically(folder / HEAD_FILE, serialize_tensors(state, metadata))
-    return [f"its head is in {folder / HEAD_FILE}: PEFT has no place for it"]
+    return True
+
+
+def _describe_head(folder: Path, has_head: bool) -> list[str]:
+    return [f"its head is in {folder / HEAD_FILE}: PEFT has no place for it"] if has_head else []
 
 
 def _require_leading_tokens(config: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import torch
 
-from vlprompt.core.images import Images
+from vlprompt.core.images import Images, NotAugmentableError
 from vlprompt.core.towers import Clip, LanguageTower
 from vlprompt.experiments.export.class_matrix import find_merged_answer
 from vlprompt.experiments.export.comparison import make_test_images
@@ -44,6 +44,6 @@ def _needs_augmentations(prompt: LearnedPrompt) -> bool:
     plain = Images(lambda preprocessing, indices: images.decode(preprocessing, indices), (None,) * len(images))
     try:
         prompt.method(plain, prompt.prepare())
-    except ValueError:
+    except NotAugmentableError:
         return True
     return False

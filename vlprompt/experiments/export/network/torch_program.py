@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from vlprompt.experiments.export.comparison import write_if_equal
 from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.network.image_model import (
     CHECKED_BATCH_SIZES,
@@ -16,6 +15,7 @@ from vlprompt.experiments.export.network.image_model import (
     draw_pixels,
     trace,
 )
+from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.results.run_folder import write_json
 
@@ -31,7 +31,7 @@ def write_program(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -
     """
     model, names = build_image_model(prompt, options, "torch")
     program = trace(model, prompt, "torch")
-    with write_if_equal(folder) as temporary, warnings.catch_warnings():
+    with write_whole_folder(folder) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about the format's future
         torch.export.save(program, temporary / PROGRAM_FILE)
         difference = _compare(model, prompt, temporary / PROGRAM_FILE)
