@@ -6,7 +6,7 @@ from typing import cast
 import torch
 
 from vlprompt.backbones import load_backbone
-from vlprompt.backbones.open_clip.export import OpenClipModel, read_open_clip, write_open_clip
+from vlprompt.backbones.open_clip.export import OpenClipModel, describe_open_clip, read_open_clip, write_open_clip
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.towers import Backbone, Clip, VisionTower, find_input_tower, with_preprocessing
 from vlprompt.experiments.export.class_list import resolve_names
@@ -35,11 +35,12 @@ def write_clip_folder(prompt: LearnedPrompt, folder: Path, options: ExportOption
     except NotAMatrixError as error:
         refuse(prompt, "open_clip", EXPECTED, str(error))
     clip = _find_clip(prompt, merged)
+    try:
+        files = describe_open_clip(clip)
+    except ValueError as error:
+        refuse(prompt, "open_clip", EXPECTED, str(error))
     with write_whole_folder(folder) as temporary:
-        try:
-            write_open_clip(clip, temporary)
-        except ValueError as error:
-            refuse(prompt, "open_clip", EXPECTED, str(error))
+        write_open_clip(files, temporary)
         _compare(prompt, clip, matrix, read_open_clip(temporary, clip.device))
         write_class_matrix(prompt, matrix, temporary, "the image tower of this folder")
     is_changed = find_input_tower(merged) is not find_input_tower(cast(Backbone, prompt.method.backbone))

@@ -7,7 +7,9 @@ from typing import Any
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.texts import parse_template
 from vlprompt.core.towers import LanguageTower
+from vlprompt.experiments.export.decision_file import write_decision
 from vlprompt.experiments.export.formats import ExportOptions
+from vlprompt.experiments.export.refusal import refuse
 from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.results.run_folder import serialize_tensors, write_atomically
@@ -21,12 +23,12 @@ def write_adapter(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -
     Raises:
         ValueError: for a method that PEFT has no form for, or soft tokens elsewhere than before the text.
     """
-    method, lm = _require_language_method(prompt)
+    method, lm = _require_language_method(prompt, "peft")
     _require_leading_tokens(prompt.state.config)
     with write_whole_folder(folder) as temporary:
         _write_adapter(method, lm, temporary, prompt.state.config, merge=False)
-        has_head = _write_head(prompt, method, temporary)
-    return [f"wrote the adapter in PEFT's files into {folder}", *_describe_head(folder, has_head)]
+        lines = _write_answer(prompt, method, temporary, folder)
+    return [f"wrote the adapter in PEFT's files into {folder}", *lines]
 
 
 def write_merged(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -> list[str]:
@@ -35,23 +37,21 @@ def write_merged(prompt: LearnedPrompt, folder: Path, options: ExportOptions) ->
     Raises:
         ValueError: for a merge that would not be exact.
     """
-    method, lm = _require_language_method(prompt)
+    method, lm = _require_language_method(prompt, "transformers")
     with write_whole_folder(folder) as temporary:
         _write_adapter(method, lm, temporary, prompt.state.config, merge=True)
-        has_head = _write_head(prompt, method, temporary)
+        answer_lines = _write_answer(prompt, method, temporary, folder)
     lines = [f"wrote the whole model with the adapter in its weights into {folder}"]
     if lm.weight_precision != "fp32":
         lines.append(f"its weights are float32: those of the {lm.weight_precision} base were made so before the merge")
-    return [*lines, *_describe_head(folder, has_head)]
+    return [*lines, *answer_lines]
 
 
-def _require_language_method(prompt: LearnedPrompt) -> tuple[TowerMethod, LanguageTower]:
+def _require_language_method(prompt: LearnedPrompt, to: str) -> tuple[TowerMethod, LanguageTower]:
     method, lm = prompt.method, prompt.method.backbone
     if not isinstance(lm, LanguageTower) or not isinstance(method, TowerMethod):
-        raise ValueError(
-            f"export: expected an adapter of a language model, got {prompt.state.config['method']['name']} in "
-            f"{prompt.state.source!r}. Choose a run of such a method."
-        )
+        reason = "it has no tower" if isinstance(lm, LanguageTower) else "it reads images"
+        refuse(prompt, to, "an adapter of a language model", reason)
     return method, lm
 
 
@@ -72,17 +72,14 @@ def _write_adapter(
         lm.save_as_peft(method.prompt(1), output_folder, base)
 
 
-def _write_head(prompt: LearnedPrompt, method: TowerMethod, folder: Path) -> bool:
-    """Write the state of a trained head; return whether there is one."""
+def _write_answer(prompt: LearnedPrompt, method: TowerMethod, temporary: Path, folder: Path) -> list[str]:
+    """Write a trained head and the decision, which the other program has no place for; return what to say of them."""
+    lines = write_decision(prompt.decision, temporary, folder)
     if not (state := method.head.state_dict()):
-        return False
+        return lines
     metadata = {"names": [str(n) for n in prompt.names], "head": prompt.state.config["method"]["head"]}
-    write_atomically(folder / HEAD_FILE, serialize_tensors(state, metadata))
-    return True
-
-
-def _describe_head(folder: Path, has_head: bool) -> list[str]:
-    return [f"its head is in {folder / HEAD_FILE}: PEFT has no place for it"] if has_head else []
+    write_atomically(temporary / HEAD_FILE, serialize_tensors(state, metadata))
+    return [f"its head is in {folder / HEAD_FILE}: PEFT has no place for it", *lines]
 
 
 def _require_leading_tokens(config: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from vlprompt.core.class_names import Names, as_class_name, class_ids
 from vlprompt.core.images import NotAugmentableError, PixelBatch
 from vlprompt.core.towers import LanguageTower, find_input_tower, find_preprocessing
 from vlprompt.experiments.export.class_list import resolve_names
+from vlprompt.experiments.export.decision_file import describe_decision
 from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.runtime.installation import DISTRIBUTION, find_version
@@ -117,7 +118,7 @@ def compare_outputs(ours: Tensor, theirs: Tensor) -> float:
 
 def describe_model(prompt: LearnedPrompt, names: Names) -> dict[str, Any]:
     """Return what a reader of an exported network needs beside it, as JSON has it."""
-    backbone, config, decision = prompt.method.backbone, prompt.state.config, prompt.decision
+    backbone, config = prompt.method.backbone, prompt.state.config
     assert backbone is not None
     return {
         "classes": [str(name) for name in names],
@@ -127,7 +128,7 @@ def describe_model(prompt: LearnedPrompt, names: Names) -> dict[str, Any]:
         "backbone": backbone.spec,
         "backbone_key": find_input_tower(backbone).key,
         "template": _find_template(config["method"], names),
-        **{key: getattr(decision, key) for key in ("temperature", "score", "threshold")},
+        **describe_decision(prompt.decision),
         "vlprompt": find_version(DISTRIBUTION) or "unknown",
     }
 

@@ -118,7 +118,13 @@ def _compare(model: ImageModel, prompt: LearnedPrompt, path: Path) -> float:
         pixels = draw_pixels(prompt, n)
         with torch.no_grad():
             ours = model(pixels)
-        theirs = run_session(session, pixels.numpy())
+        try:
+            theirs = run_session(session, pixels.numpy())
+        except ValueError as error:
+            raise ValueError(
+                f"--to onnx: expected a network that onnxruntime can run, got {prompt.state.config['method']['name']} "
+                f"({error}). Take --to torch."
+            ) from error
         differences += [compare_outputs(a, Tensor(b)) for a, b in zip(ours, theirs, strict=True)]
     if max(differences) > MAX_DIFFERENCE:
         raise ValueError(
