@@ -41,6 +41,7 @@ EXPORTS = {  # the other methods on images: none of these formats
 }
 TWINS = (  # another method takes the same ways
     *("entropy", "kgcoop", "prograd", "upl", "clap", "taskres", "zero_shot", "dapl"),
+    *("lora", "full", "partial", "s_prompts", "tip_adapter", "ranpac", "nearest_mean", "cross_modal"),
     *("lora_fa", "bitfit", "adapter", "convpass", "coda_prompt", "dualprompt", "ivlp", "maple", "promptsrc"),
 )
 

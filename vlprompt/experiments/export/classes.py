@@ -17,7 +17,7 @@ from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.refusal import refuse
 from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
-from vlprompt.results.run_folder import serialize_tensors, write_atomically
+from vlprompt.results.run_folder import serialize_tensors
 
 TENSOR_FILE, ARRAY_FILE, FACT_FILE = "classes.safetensors", "classes.npz", "classes.json"
 
@@ -48,11 +48,9 @@ def write_class_matrix(prompt: LearnedPrompt, matrix: ClassMatrix, folder: Path,
         tower: whose features the matrix takes, in words.
     """
     facts = _describe(prompt, matrix, tower)
-    write_atomically(
-        folder / TENSOR_FILE, serialize_tensors({"matrix": matrix.matrix.cpu(), "bias": matrix.bias.cpu()}, facts)
-    )
-    write_atomically(folder / ARRAY_FILE, _serialize_arrays(matrix))
-    write_atomically(folder / FACT_FILE, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+    (folder / TENSOR_FILE).write_bytes(serialize_tensors({"matrix": matrix.matrix, "bias": matrix.bias}, facts))
+    (folder / ARRAY_FILE).write_bytes(_serialize_arrays(matrix))
+    (folder / FACT_FILE).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def describe_class_matrix(matrix: ClassMatrix, folder: Path) -> str:

@@ -1,10 +1,10 @@
 """The decision of a prompt beside files of another program that have no place for it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from vlprompt.experiments.learned.decision import Decision
-from vlprompt.results.run_folder import write_json
 
 DECISION_FILE = "decision.json"
 DECISION_KEYS = ("temperature", "score", "threshold")
@@ -25,6 +25,6 @@ def write_decision(decision: Decision, temporary: Path, folder: Path) -> list[st
     """
     if decision.temperature == 1.0 and decision.threshold is None:
         return []
-    write_json(temporary / DECISION_FILE, describe_decision(decision))
+    (temporary / DECISION_FILE).write_text(json.dumps(describe_decision(decision), indent=1) + "\n")
     threshold = "" if decision.threshold is None else ", below whose threshold of the score an answer is unknown"
     return [f"divide its logits by the temperature in {folder / DECISION_FILE}{threshold}"]

@@ -12,7 +12,7 @@ from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.refusal import refuse
 from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
-from vlprompt.results.run_folder import serialize_tensors, write_atomically
+from vlprompt.results.run_folder import serialize_tensors
 
 HEAD_FILE = "head.safetensors"
 
@@ -78,7 +78,7 @@ def _write_answer(prompt: LearnedPrompt, method: TowerMethod, temporary: Path, f
     if not (state := method.head.state_dict()):
         return lines
     metadata = {"names": [str(n) for n in prompt.names], "head": prompt.state.config["method"]["head"]}
-    write_atomically(temporary / HEAD_FILE, serialize_tensors(state, metadata))
+    (temporary / HEAD_FILE).write_bytes(serialize_tensors(state, metadata))
     return [f"its head is in {folder / HEAD_FILE}: PEFT has no place for it", *lines]
 
 
