@@ -35,10 +35,7 @@ from vlprompt.layers.adapters import draw_uniform
 
 
 class _LessonCandidates(NamedTuple):
-    """The names asked for, and of each lesson that may answer: its index, positions, names and its head's constants.
-
-    Positions (n_names,) are columns of the head's logits; one past the last where the lesson has no such class.
-    """
+    """The number of names; of each lesson: its index, each name's column (c: none), its c names, its head's constants."""
 
     n_names: int
     lessons: list[tuple[int, Tensor, Names, Fixed]]
@@ -118,7 +115,7 @@ class SPrompts(TowerMethod[VisionTower]):
             columns = [c for c, i in enumerate(wanted) if i in self.lesson_class_ids[d] or i not in known]
             head_names = tuple(names[c] for c in columns)
             constants = self.get_lesson_head(d).precompute(head_names)
-            positions = torch.full((len(wanted),), len(columns))  # in a head, or behind it
+            positions = torch.full((len(wanted),), len(columns))
             positions[columns] = torch.arange(len(columns))
             lessons.append((d, positions.to(self.tower.device), head_names, constants))
         return _LessonCandidates(len(names), lessons)
