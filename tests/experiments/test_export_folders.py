@@ -86,6 +86,8 @@ def test_the_decision_beside_a_model_of_timm(lesson, tmp_path):
     assert "divide its logits by the temperature in" in lines[-1]
     facts = json.loads((tmp_path / "x/decision.json").read_text())
     assert facts == {"temperature": 2.0, "score": "energy", "threshold": 0.5}
+    FORMATS["timm"].load()(linear.with_decision(Decision(2.0)), tmp_path / "warm", ExportOptions())
+    assert json.loads((tmp_path / "warm/decision.json").read_text())["temperature"] == 2.0
     FORMATS["timm"].load()(linear, tmp_path / "plain", ExportOptions())
     assert not (tmp_path / "plain/decision.json").exists()
 

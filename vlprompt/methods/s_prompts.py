@@ -35,7 +35,7 @@ from vlprompt.layers.adapters import draw_uniform
 
 
 class _LessonCandidates(NamedTuple):
-    """The number of names; of each lesson: its index, each name's column (c: none), its c names, its head's constants."""
+    """The number of names; of each lesson: its index, each name's column (c: none), c names, the head's constants."""
 
     n_names: int
     lessons: list[tuple[int, Tensor, Names, Fixed]]
