@@ -1,4 +1,5 @@
 """Learned prompts in other programs: what each format gives there, and the refusal where it has no place."""
+# ruff: noqa: F811  # fixtures are imported
 
 import json
 import re
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import small_models
 import torch
-from conformance import IMAGE_METHODS, clip, lesson, make, trained  # noqa: F401  # fixtures
+from conformance import IMAGE_METHODS, build_case, clip  # noqa: F401  # fixtures
 from PIL import Image
 
 from vlprompt.backbones import load_backbone
@@ -27,6 +28,7 @@ from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.experiments.learned.state import LearnedState
 from vlprompt.experiments.provenance import describe_learned_state
 from vlprompt.runtime.seeding import make_generator
+from vlprompt.testing.images import build_digits_lesson
 
 pytestmark = pytest.mark.filterwarnings("ignore:no confident pseudo-label for")  # a random CLIP knows no digits
 TEXTS, WEIGHTS = {"classes", "open_clip"}, {"open_clip", "timm"}
@@ -39,8 +41,14 @@ EXPORTS = {  # the other methods on images: none of these formats
 }
 TWINS = (  # another method takes the same ways
     *("entropy", "kgcoop", "prograd", "upl", "clap", "taskres", "zero_shot", "dapl"),
+    *("lora", "full", "partial", "s_prompts", "tip_adapter", "ranpac", "nearest_mean", "cross_modal"),
     *("lora_fa", "bitfit", "adapter", "convpass", "coda_prompt", "dualprompt", "ivlp", "maple", "promptsrc"),
 )
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    return build_digits_lesson()
 
 
 def pictures(n=5):
@@ -61,7 +69,7 @@ def shaken(method):
     return method
 
 
-def as_prompt(method, lesson, backbone="glyph/random"):  # noqa: F811
+def as_prompt(method, lesson, backbone="glyph/random"):
     config = {"backbone": backbone, "method": describe(method)}
     facts = describe_learned_state(find_input_tower(method.backbone).key, [lesson], config)
     return LearnedPrompt(method, LearnedState(method.state_dict(), facts, "runs/x"))
@@ -120,8 +128,8 @@ def refusal(prompt, to, folder):
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in TWINS else ()) for n in IMAGE_METHODS])
-def test_each_method_gives_its_logits_elsewhere_or_is_refused(name, clip, lesson, tmp_path):  # noqa: F811
-    prompt, exports = as_prompt(shaken(trained(name, clip, lesson)[0]), lesson), EXPORTS.get(name, set())
+def test_each_method_gives_its_logits_elsewhere_or_is_refused(name, build_case, clip, lesson, tmp_path):
+    prompt, exports = as_prompt(shaken(build_case(name).train()[0]), lesson), EXPORTS.get(name, set())
     for to in READERS:
         if to in exports:
             write(prompt, to, tmp_path / to)
@@ -139,7 +147,7 @@ def test_each_method_gives_its_logits_elsewhere_or_is_refused(name, clip, lesson
     assert not list(tmp_path.glob(".*"))
 
 
-def test_the_reason_is_what_was_observed(clip, lesson, tmp_path):  # noqa: F811
+def test_the_reason_is_what_was_observed(build_case, clip, lesson, tmp_path):
     reasons = {
         "cocoop": "its class texts depend on the image",
         "vpt": "what it has learned is in the image tower",
@@ -147,14 +155,14 @@ def test_the_reason_is_what_was_observed(clip, lesson, tmp_path):  # noqa: F811
         "side_tuning": "it reads more of an image than the pooled feature",
     }
     for name, reason in reasons.items():
-        prompt = as_prompt(trained(name, clip, lesson)[0], lesson)
+        prompt = as_prompt(build_case(name).trained, lesson)
         assert f"got {name}: {reason}. Export it --to onnx or torch." in refusal(prompt, "classes", tmp_path / name)
 
 
-def test_the_classes_say_what_they_are(clip, lesson, tmp_path):  # noqa: F811
+def test_the_classes_say_what_they_are(build_case, clip, lesson, tmp_path):
     from safetensors import safe_open
 
-    prompt = as_prompt(shaken(trained("coop", clip, lesson)[0]), lesson)
+    prompt = as_prompt(shaken(build_case("coop").train()[0]), lesson)
     prompt = prompt.with_decision(replace(prompt.decision, temperature=1.5))
     [line] = write(prompt, "classes", tmp_path)
     assert "scale * x / |x| @ matrix.T + bias" in line
@@ -174,8 +182,8 @@ def test_the_classes_say_what_they_are(clip, lesson, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("to", ["classes", "open_clip"])
-def test_other_class_names_where_the_method_reads_names(to, clip, lesson, tmp_path):  # noqa: F811
-    prompt = as_prompt(shaken(trained("coop", clip, lesson)[0]), lesson)
+def test_other_class_names_where_the_method_reads_names(to, build_case, clip, lesson, tmp_path):
+    prompt = as_prompt(shaken(build_case("coop").train()[0]), lesson)
     write(prompt, to, tmp_path / to, classes=("snow leopard", "three"))
     names = (ClassName("snow leopard", template=lesson.train.names[0].template), lesson.train.names[3])
     assert gives_its_logits(to, tmp_path / to, prompt, names)
@@ -183,15 +191,15 @@ def test_other_class_names_where_the_method_reads_names(to, clip, lesson, tmp_pa
 
 
 @pytest.mark.parametrize("to", READERS)
-def test_classes_that_the_head_never_met(to, clip, lesson, tmp_path):  # noqa: F811
-    prompt = as_prompt(trained("linear", clip, lesson)[0], lesson)
+def test_classes_that_the_head_never_met(to, build_case, clip, lesson, tmp_path):
+    prompt = as_prompt(build_case("linear").trained, lesson)
     with pytest.raises(ValueError, match="no weights for class 'snow leopard'"):
         write(prompt, to, tmp_path / to, classes=("snow leopard", "three"))
     write(prompt, to, tmp_path / to, classes=("three", "one"))
     assert gives_its_logits(to, tmp_path / to, prompt, (lesson.train.names[3], lesson.train.names[1]))
 
 
-def begun_on(backbone, settings, lesson):  # noqa: F811
+def begun_on(backbone, settings, lesson):
     method = build_method(settings, backbone)
     method.begin_lesson(replace(lesson, train=lesson.train.select_classes(range(4))), make_generator(0))
     return as_prompt(shaken(method), replace(lesson, train=lesson.train.select_classes(range(4))), backbone.spec)
@@ -216,7 +224,7 @@ SSF = {"name": "ssf", "head": {"name": "linear"}}
         ("glyph", LORA),
     ],
 )
-def test_towers_in_timm(spec, settings, lesson, tmp_path):  # noqa: F811
+def test_towers_in_timm(spec, settings, lesson, tmp_path):
     prompt = begun_on(load_backbone(spec, "cpu"), settings, lesson)
     write(prompt, "timm", tmp_path / "timm")
     assert gives_its_logits("timm", tmp_path / "timm", prompt)
@@ -224,7 +232,7 @@ def test_towers_in_timm(spec, settings, lesson, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize(("spec", "size"), [("glyph/random", (48, 48)), ("timm:test_vit/random", (96, 96))])
-def test_another_size_of_images(spec, size, lesson, tmp_path):  # noqa: F811
+def test_another_size_of_images(spec, size, lesson, tmp_path):
     backbone = load_backbone(spec, "cpu")
     backbone = with_preprocessing(backbone, Preprocessing(size, (0.4,) * 3, (0.2,) * 3, "bilinear"))
     prompt = begun_on(backbone, LORA, lesson)
@@ -233,10 +241,10 @@ def test_another_size_of_images(spec, size, lesson, tmp_path):  # noqa: F811
         assert gives_its_logits(to, tmp_path / to, prompt)
 
 
-def test_the_text_tower_in_open_clip_has_learned_too(clip, lesson, tmp_path):  # noqa: F811
+def test_the_text_tower_in_open_clip_has_learned_too(build_case, clip, lesson, tmp_path):
     import open_clip
 
-    prompt = as_prompt(shaken(trained("clip_lora", clip, lesson)[0]), lesson)
+    prompt = as_prompt(shaken(build_case("clip_lora").train()[0]), lesson)
     write(prompt, "open_clip", tmp_path / "x")
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'x'}")
     texts = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'x'}")([f"a photo of a {n}." for n in prompt.names])
@@ -247,20 +255,20 @@ def test_the_text_tower_in_open_clip_has_learned_too(clip, lesson, tmp_path):  #
     assert (features - frozen).abs().max() > 1e-3
 
 
-def test_a_cosine_head_is_no_head_of_timm(clip, lesson, tmp_path):  # noqa: F811
+def test_a_cosine_head_is_no_head_of_timm(clip, lesson, tmp_path):
     prompt = begun_on(clip, {**LORA, "head": {"name": "texts", "template": None}}, lesson)
     assert "Export it --to open_clip, onnx or torch." in refusal(prompt, "timm", tmp_path / "timm")
     write(prompt, "open_clip", tmp_path / "open_clip")
     assert gives_its_logits("open_clip", tmp_path / "open_clip", prompt)
 
 
-def test_an_image_tower_alone_is_no_clip(lesson, tmp_path):  # noqa: F811
+def test_an_image_tower_alone_is_no_clip(lesson, tmp_path):
     prompt = begun_on(load_backbone("glyph-vit/random", "cpu"), LORA, lesson)
     message = refusal(prompt, "open_clip", tmp_path / "x")
     assert "its backbone glyph-vit/random has no texts. Export it --to timm, onnx or torch." in message
 
 
-def test_another_clip_than_two_plain_transformers(lesson, tmp_path):  # noqa: F811
+def test_another_clip_than_two_plain_transformers(lesson, tmp_path):
     backbone = build_tiny_clip(vision_cfg={"layers": [1, 1, 1, 1], "width": 16, "head_width": 64})  # a ResNet
     prompt = begun_on(backbone, {"name": "zero_shot", "template": None, "descriptions": None}, lesson)
     message = refusal(prompt, "open_clip", tmp_path / "x")

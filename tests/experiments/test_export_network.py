@@ -1,6 +1,8 @@
 """Learned image prompts as networks of onnxruntime and torch.export: equal numbers, or a reason and the nearest way."""
+# ruff: noqa: F811  # fixtures are imported
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,22 +11,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conformance import IMAGE_METHODS, trained
+from conformance import IMAGE_METHODS, build_case, clip  # noqa: F401  # fixtures
 from conftest import images
 from open_clip.model import CLIP
 from PIL import Image
 from written_out import library
 
 from vlprompt import Method, Output
-from vlprompt.backbones.glyph import build_tiny_clip
 from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.backbones.pixels import load_pixels
+from vlprompt.config.build import resolve_class
 from vlprompt.core.class_names import as_class_name
-from vlprompt.core.stage import Lesson
+from vlprompt.core.images import build_images
 from vlprompt.data.images.decoding import build_file_item
 from vlprompt.data.loading import open_data
-from vlprompt.data.splits.label_hiding import anonymize_items, drop_labels
-from vlprompt.data.splits.sampling import sample_few_shot
 from vlprompt.experiments.export.formats import ExportOptions, export_prompt
 from vlprompt.experiments.export.network import onnx_file, torch_program
 from vlprompt.experiments.export.network.onnx_file import write_onnx
@@ -36,6 +36,9 @@ from vlprompt.experiments.learned.state import LearnedState
 from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import Linear, ZeroShot
 from vlprompt.runtime.seeding import make_generator
+from vlprompt.testing import MethodCase
+from vlprompt.testing.images import build_digits_lesson
+from vlprompt.testing.stream_checks import build_stream, learn_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:no confident pseudo-label for")
 PLAIN = ExportOptions()
@@ -43,15 +46,8 @@ RN = {"vision_cfg": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 16, "pat
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return build_tiny_clip()
-
-
-@pytest.fixture(scope="module")
 def lesson():
-    data = open_data("digits")
-    target = anonymize_items(sample_few_shot(data.test, None, 2, 1)[0])
-    return Lesson(*sample_few_shot(data.train, data.val, 2, 1), drop_labels(target), domains=("ink", "chalk"))
+    return build_digits_lesson()
 
 
 def prompt_of(method, name, backbone, names):
@@ -96,10 +92,70 @@ def exported(run, tmp_path_factory):
 def test_an_onnx_file_answers_as_predict_does(run, exported):
     prompt, network = load_prompt(run[0]), OnnxPrompt(exported[0])
     expected = prompt.answer([build_file_item(run[1])]).probabilities.numpy()
-    assert np.abs(network.predict([run[1]]) - expected).max() < 1e-4
-    pictures = [Image.open(run[1]).rotate(90 * k, expand=True) for k in range(3)]
-    assert network.predict(pictures, batch_size=2).shape == (3, 10)
-    assert np.abs(network.predict(pictures)[:1] - expected).max() < 1e-4
+    assert np.abs(network.predict_proba([run[1]]) - expected).max() < 1e-4
+    pictures = [Image.open(run[1]).rotate(90 * k, expand=True) for k in range(3)] * 11  # of two batches
+    probabilities = network.predict_proba(pictures)
+    assert probabilities.shape == (33, 10)
+    assert np.abs(probabilities[[0, 30]] - expected).max() < 1e-4
+    assert network.predict(pictures) == prompt.predict(pictures)
+
+
+def test_an_onnx_file_rejects_as_predict_does(run, exported):
+    """Below the threshold of each score that logits have."""
+    prompt, network = load_prompt(run[0]), OnnxPrompt(exported[0])
+    pictures = [Image.open(run[1]).rotate(45 * k, expand=True) for k in range(8)]
+    for score, temperature in (("msp", 0.5), ("maxlogit", 1.0), ("energy", 2.0), ("mcm", 1.0)):
+        scores = prompt.with_decision(Decision(temperature, score)).answer(prompt.build_items(pictures)).scores
+        decision = Decision(temperature, score, float(scores.sort().values[3:5].mean()))
+        network.decision = decision
+        answers = prompt.with_decision(decision).predict(pictures)
+        assert answers.count("unknown") == 4
+        assert network.predict(pictures) == answers
+    network.decision = Decision(score="gl-mcm", threshold=0.1)
+    with pytest.raises(ValueError, match=r"expected a threshold of a score of logits .*got one of gl-mcm. Take pred"):
+        network.predict(pictures)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("classes", "3", "metadata: classes: expected the names of the classes, got 3"),
+        ("classes", "not JSON", "metadata: classes: expected the names"),
+        ("preprocessing", "{}", "expected a preprocessing with size, mean"),
+        ("preprocessing", "[1]", "metadata: preprocessing: expected size"),
+        ("temperature", "0", "metadata: temperature: expected a number above 0"),
+    ],
+)
+def test_metadata_that_another_program_changed(key, value, expected, exported, tmp_path):
+    model = onnx.load(exported[0] / "model.onnx")
+    [entry] = [entry for entry in model.metadata_props if entry.key == key]
+    entry.value = value
+    onnx.save(model, tmp_path / "changed.onnx")
+    with pytest.raises(ValueError, match=f"changed.onnx': {re.escape(expected)}"):
+        OnnxPrompt(tmp_path / "changed.onnx")
+
+
+def test_pixels_of_another_shape(exported):
+    with pytest.raises(ValueError, match=r"pixels: expected \[.*, 3, 32, 32\].*got \[1, 3, 8, 8\]"):
+        run_session(OnnxPrompt(exported[0]).session, np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_the_lessons_of_a_stream(lesson, tmp_path):
+    """Each image by the head of its own lesson, also where a batch has none of another lesson."""
+    pixels = load_pixels("8", "cpu")
+    settings = {"head": {"name": "linear"}, "prompt_length": 0, "n_centroids": 1}
+    case = MethodCase(resolve_class("method", "s_prompts"), settings, pixels, lesson)
+    prompt = prompt_of(learn_stream(case, build_stream(case, True)), "s_prompts", pixels, lesson.train.names)
+    write_onnx(prompt, tmp_path / "out", PLAIN)
+    batch = build_images(lesson.train.items, [None] * len(lesson.train))
+    with torch.no_grad():
+        expected = prompt.method(batch, prompt.prepare())
+    assert expected.predicted_lesson.unique().tolist() == [0, 1]
+    x, session = batch.pixels(pixels.image.preprocessing).numpy(), OnnxPrompt(tmp_path / "out").session
+    for rows in (slice(None), slice(0, 1), slice(-1, None)):
+        logits = run_session(session, x[rows])[0]
+        assert np.allclose(logits, expected.logits[rows].numpy(), rtol=0, atol=1e-5)
+        assert np.isinf(logits).any()
 
 
 def test_the_metadata_of_an_onnx_file(run, exported):
@@ -160,9 +216,9 @@ def test_a_program_runs_without_vlprompt(linear, tmp_path):
     assert (facts["temperature"], facts["threshold"], facts["classes"][3]) == (2.0, 0.3, "three")
 
 
-def test_other_classes(clip, lesson, linear, tmp_path):
+def test_other_classes(build_case, clip, lesson, linear, tmp_path):
     """Where the method reads names."""
-    coop = prompt_of(trained("coop", clip, lesson)[0], "coop", clip, lesson.train.names)
+    coop = prompt_of(build_case("coop").trained, "coop", clip, lesson.train.names)
     write_program(coop, tmp_path / "other", ExportOptions(classes=("letter a", "three")))
     assert json.loads((tmp_path / "other/model.json").read_text())["class_ids"] == ["letter a", "3"]
     pixels = torch.randn(4, 3, 32, 32)
@@ -215,9 +271,9 @@ def test_operations_that_onnx_lacks(lesson, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["onnx", "torch"])
-def test_what_is_refused(clip, lesson, to, tmp_path):
+def test_what_is_refused(build_case, clip, lesson, to, tmp_path):
     write = {"onnx": write_onnx, "torch": write_program}[to]
-    tpt = prompt_of(trained("tpt", clip, lesson)[0], "tpt", clip, lesson.train.names)
+    tpt = prompt_of(build_case("tpt").trained, "tpt", clip, lesson.train.names)
     with pytest.raises(ValueError, match=r"from the pixels alone, got tpt .*can't be augmented.*such as coop"):
         write(tpt, tmp_path / "out", PLAIN)
     assert list(tmp_path.iterdir()) == []
@@ -237,7 +293,9 @@ def test_8_bits_of_a_program_are_refused(run, tmp_path):
         export_prompt(run[0], tmp_path / "out", "torch", ExportOptions(int8=True))
 
 
-@pytest.mark.parametrize(("module", "write"), [(torch_program, write_program), (onnx_file, write_onnx)])
+@pytest.mark.parametrize(
+    ("module", "write"), [(torch_program, write_program), pytest.param(onnx_file, write_onnx, marks=pytest.mark.slow)]
+)
 def test_a_difference_leaves_nothing(module, write, linear, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_DIFFERENCE", -1.0)
     with pytest.raises(ValueError, match=r"got a (program|network) that differs by"):
@@ -248,9 +306,9 @@ def test_a_difference_leaves_nothing(module, write, linear, tmp_path, monkeypatc
 def test_an_onnx_file_without_its_data(run, linear, tmp_path):
     lines = write_onnx(linear, tmp_path / "out", PLAIN, max_inline_bytes=1000)
     assert "move both files together" in lines[1]
-    expected = OnnxPrompt(tmp_path / "out").predict([run[1]])
+    expected = OnnxPrompt(tmp_path / "out").predict_proba([run[1]])
     shutil.move(tmp_path / "out", tmp_path / "there")
-    assert np.array_equal(OnnxPrompt(tmp_path / "there").predict([run[1]]), expected)
+    assert np.array_equal(OnnxPrompt(tmp_path / "there").predict_proba([run[1]]), expected)
     shutil.copy(tmp_path / "there/model.onnx", tmp_path / "alone.onnx")
     with pytest.raises(ValueError, match=r"alone.onnx': expected its weights in 'model.onnx.data' beside it .*no such"):
         OnnxPrompt(tmp_path / "alone.onnx")
@@ -273,7 +331,7 @@ def test_files_that_are_no_export(exported, run, tmp_path):
     with pytest.raises(ValueError, match=r"expected metadata of vlprompt .*got a file without classes"):
         OnnxPrompt(tmp_path / "plain.onnx")
     with pytest.raises(ValueError, match="expected an image, got no such file"):
-        OnnxPrompt(exported[0]).predict([tmp_path / "none.png"])
+        OnnxPrompt(exported[0]).predict_proba([tmp_path / "none.png"])
 
 
 def require_equal(prompt, folder, size):
@@ -287,17 +345,24 @@ def require_equal(prompt, folder, size):
         with torch.no_grad():
             expected = prompt.method(images(pixels, f"{folder} {n}"), prompt.prepare()).logits
             ours = program(pixels)[0]
-        scale = float(expected.abs().max().clamp(min=1))
-        assert (ours - expected).abs().max() < 1e-5 * scale
+        scale = float(expected[expected.isfinite()].abs().max().clamp(min=1))
+        assert torch.allclose(ours, expected, rtol=0, atol=1e-5 * scale)  # infinite ones are equal
         theirs = run_session(session, pixels.numpy())
-        assert np.abs(theirs[0] - expected.numpy()).max() < 1e-4 * scale
+        assert np.allclose(theirs[0], expected.numpy(), rtol=0, atol=1e-4 * scale)
         assert np.abs(theirs[1] - expected.softmax(1).numpy()).max() < 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in IMAGE_METHODS if name != "tpt"])  # tpt trains at test: refused above
-def test_every_image_method(name, clip, lesson, tmp_path):
-    require_equal(prompt_of(trained(name, clip, lesson)[0], name, clip, lesson.train.names), tmp_path, 32)
+def test_every_image_method(name, build_case, clip, lesson, tmp_path):
+    require_equal(prompt_of(build_case(name).trained, name, clip, lesson.train.names), tmp_path, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["l2p", "dualprompt", "coda_prompt", "s_prompts", "ranpac", "nearest_mean"])
+def test_a_stream_of_two_lessons(name, build_case, clip, lesson, tmp_path):
+    case = build_case(name)
+    require_equal(prompt_of(learn_stream(case, build_stream(case, True)), name, clip, lesson.train.names), tmp_path, 32)
 
 
 @pytest.mark.slow

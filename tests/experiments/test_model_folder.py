@@ -120,7 +120,7 @@ def test_commands_read_a_model_folder(type_in, runs, tmp_path):
     assert type_in("predict", "model", *words) == type_in("predict", runs["coop"], *words)
     code, text = type_in("export", "model", "out", "--to", "peft")
     assert code == 2
-    assert "expected an adapter of a language model, got coop in 'model'" in text
+    assert "expected an adapter of a language model, got coop: it reads images." in text
     code, text = type_in("save", "model", "again")
     assert code == 0, text
     assert "licence" not in text

@@ -93,6 +93,10 @@ class ImageItem:
         return (self.key if is_persistent(self.key) else self.name) if compute is None else compute()
 
 
+class NotAugmentableError(ValueError):
+    """An augmentation was wanted of images that are pixels alone."""
+
+
 class Images:
     """B images, each preprocessing of which is decoded at most once.
 
@@ -126,9 +130,13 @@ class Images:
         return self._decoded[preprocessing]
 
     def augment(self, kind: str, index: int) -> "Images":
-        """Return the augmentation of each image with this index, always the same one; ValueError for plain pixels."""
+        """Return the augmentation of each image with this index, always the same one.
+
+        Raises:
+            NotAugmentableError: for plain pixels.
+        """
         if self._augment_fn is None:
-            raise ValueError(
+            raise NotAugmentableError(
                 f"augmentation {kind!r}: expected images of files or PIL images, got pixels, which can't be augmented. "
                 "Give them as files or PIL images."
             )

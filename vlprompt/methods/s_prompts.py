@@ -35,7 +35,7 @@ from vlprompt.layers.adapters import draw_uniform
 
 
 class _LessonCandidates(NamedTuple):
-    """The names asked for, and of each lesson that may answer: its index, columns, names and its head's constants."""
+    """The number of names; of each lesson: its index, each name's column (c: none), c names, the head's constants."""
 
     n_names: int
     lessons: list[tuple[int, Tensor, Names, Fixed]]
@@ -115,15 +115,17 @@ class SPrompts(TowerMethod[VisionTower]):
             columns = [c for c, i in enumerate(wanted) if i in self.lesson_class_ids[d] or i not in known]
             head_names = tuple(names[c] for c in columns)
             constants = self.get_lesson_head(d).precompute(head_names)
-            lessons.append((d, torch.tensor(columns, device=self.tower.device), head_names, constants))
+            positions = torch.full((len(wanted),), len(columns))
+            positions[columns] = torch.arange(len(columns))
+            lessons.append((d, positions.to(self.tower.device), head_names, constants))
         return _LessonCandidates(len(names), lessons)
 
     def prepare(self, names: Names, fixed: _LessonCandidates) -> tuple[int, list[tuple[int, Tensor, Prepared]]]:
         last = len(self.lesson_heads) - 1
         lessons = [lesson for lesson in fixed.lessons if lesson[0] == last] if self.training else fixed.lessons
         return fixed.n_names, [
-            (d, columns, self.get_lesson_head(d).prepare(head_names, constants))
-            for d, columns, head_names, constants in lessons
+            (d, positions, self.get_lesson_head(d).prepare(head_names, constants))
+            for d, positions, head_names, constants in lessons
         ]
 
     def forward(self, inputs: Images, prepared: tuple[int, list[tuple[int, Tensor, Prepared]]]) -> Output:
@@ -138,10 +140,10 @@ class SPrompts(TowerMethod[VisionTower]):
             prompt = Prompt(tokens={0: tokens[lesson] if len(lessons) > 1 else tokens[indices]})
         image = self.tower(inputs, prompt)  # (B, E)
         logits = torch.full((image.shape[0], n_names), -math.inf, device=image.device)
-        for d, columns, head_input in lessons:
-            rows = (lesson == d).nonzero()[:, 0]
-            scores = self.get_lesson_head(d)(image[rows], head_input)
-            logits = logits.index_put((rows[:, None], columns), scores.to(logits.dtype))
+        for d, positions, head_input in lessons:
+            scores = self.get_lesson_head(d)(image, head_input).to(logits.dtype)  # of all rows: a trace has no others
+            scores = nn.functional.pad(scores, (0, 1), value=-math.inf)[:, positions]
+            logits = torch.where((lesson == d)[:, None], scores, logits)
         usage = nn.functional.one_hot(lesson, n_lessons).float()
         predicted = lesson if n_lessons > 1 else None
         return Output(logits, image_features=image, prompt_usage=usage, predicted_lesson=predicted)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vlprompt.backbones.open_clip.byte_pairs import BytePairTokenizer
 from vlprompt.backbones.towers.image import ViT
 from vlprompt.backbones.towers.plain_weights import (
     BLOCK_MAPS,
@@ -29,6 +30,7 @@ from vlprompt.layers.frozen_maps import identity
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 DEFAULT_EPS = 1e-5
+SAMPLE_TEXT = "A photo of 12 snow-leopards, 3 cafés & the Boeing 737's wing."
 OPEN_CLIP_MAPS = {
     "norm1": "ln_1",
     "qkv.weight": "attn.in_proj_weight",
@@ -56,14 +58,20 @@ class OpenClipModel(NamedTuple):
     scale: float
 
 
-def write_open_clip(clip: Clip, folder: Path) -> None:
-    """Write a configuration and weights that `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads.
+class OpenClipFiles(NamedTuple):
+    """A CLIP as open_clip has it.
 
-    Raises:
-        ValueError: with the reason, for a CLIP that has no such form.
+    Args:
+        config: architecture and preprocessing.
+        state: weights by open_clip's names, shared with the CLIP where they can be.
     """
-    from safetensors.torch import save
 
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+
+
+def describe_open_clip(clip: Clip) -> OpenClipFiles:
+    """Describe a CLIP as open_clip has it; ValueError, with the reason, for one that has no such form."""
     image, text = clip.image, clip.text
     if (reason := describe_unknown_tower(image)) is not None:
         raise ValueError(reason)
@@ -75,7 +83,14 @@ def write_open_clip(clip: Clip, folder: Path) -> None:
     state["logit_scale"] = torch.tensor(math.log(clip.scale))
     if clip.bias:
         state["logit_bias"] = torch.tensor(clip.bias)
-    folder.mkdir(parents=True, exist_ok=True)
+    return OpenClipFiles(config, state)
+
+
+def write_open_clip(files: OpenClipFiles, folder: Path) -> None:
+    """Write a configuration and weights that `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads."""
+    from safetensors.torch import save
+
+    config, state = files
     tensors = {name: tensor.float().cpu().contiguous().clone() for name, tensor in state.items()}
     (folder / WEIGHTS_FILE).write_bytes(save(tensors, {"format": "pt"}))
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", "utf-8")
@@ -111,7 +126,9 @@ def _require_plain_texts(text: TransformerTextTower) -> None:
     tokenizer, last_id = text.tokenizer, len(text.token_embeddings) - 1
     if not text.is_causal or text.pooling != "end" or text.class_token is not None:
         raise ValueError("its text tower is not causal, or pools another token than the end of a text")
-    if tokenizer.end_ids != (last_id,) or tokenizer.begin_ids != (last_id - 1,) or tokenizer.pad_id != 0:
+    plain = BytePairTokenizer(text.context_length)
+    is_plain = tokenizer.begin_ids == (last_id - 1,) and tokenizer.end_ids == (last_id,)
+    if not is_plain or tokenizer.encode(SAMPLE_TEXT) != plain.encode(SAMPLE_TEXT):  # what pads a causal text is unseen
         raise ValueError("its tokenizer is not the byte-pair tokenizer of CLIP")
 
 

@@ -33,7 +33,7 @@ def export(
     device: DeviceOption = None,
 ) -> None:
     """Write a learned prompt in a format of another program."""
-    from vlprompt.experiments.export.class_file import read_class_file
+    from vlprompt.experiments.export.class_list import read_class_file
 
     options = ExportOptions(None if classes is None else read_class_file(classes), int8)
     for line in export_prompt(run_folder, output_folder, to, options, backbone, device):

@@ -2,14 +2,16 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.class_names import Names
+from vlprompt.core.head import Head
 from vlprompt.core.images import Images, Preprocessing
 from vlprompt.core.method import Method, Output, TowerMethod
 from vlprompt.core.method_wrapper import MethodWrapper
@@ -17,10 +19,13 @@ from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.towers import Backbone, Clip, LanguageTower, Tower, find_input_tower
 from vlprompt.experiments.export.comparison import differ, make_test_images
 from vlprompt.experiments.learned.prompt import LearnedPrompt
+from vlprompt.runtime.seeding import make_generator
 
 ROWS_PER_PASS = 256
 TOWER_SHAPE = ("depth", "dim", "n_heads", "head_dim", "grid", "n_special_tokens", "position_embeddings")
+LINEARITY_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-6}  # of the largest logit: many times the rounding
 AnswerFn = Callable[[Tensor], Output]  # features (B, E) -> an answer
+PutOnFn = Callable[[torch.dtype], AnswerFn]  # dtype of the features
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class NotAMatrixError(ValueError):
 def compute_class_matrix(prompt: LearnedPrompt, names: Names | None = None) -> ClassMatrix:
     """Compute the matrix that answers as a prompt does from features of the frozen image tower.
 
-    The answers are compared on random features and on the images of `make_test_images`.
+    The answers are compared in float64 on real and random features of several sizes, and on the images of
+    `make_test_images`.
 
     Args:
         prompt: the prompt.
@@ -66,7 +72,7 @@ def compute_class_matrix(prompt: LearnedPrompt, names: Names | None = None) -> C
     """
     names, backbone = prompt.names if names is None else names, _require_image_backbone(prompt)
     prompt.prepare(names)  # an unknown class is an error of its own
-    return _compute(prompt, names, backbone, _put_on(prompt.method, backbone, names, ignores_adapters=False))
+    return _compute(prompt, names, backbone, partial(_put_on, prompt.method, backbone, names, ignores_adapters=False))
 
 
 def compute_merged_class_matrix(prompt: LearnedPrompt, merged: Backbone, names: Names | None = None) -> ClassMatrix:
@@ -80,9 +86,8 @@ def compute_merged_class_matrix(prompt: LearnedPrompt, merged: Backbone, names: 
     while isinstance(method, MethodWrapper):
         method = method.method
     if isinstance(method, TowerMethod):
-        head, prepared = method.head, method.head.prepare(names, method.head.precompute(names))
-        return _compute(prompt, names, merged, lambda x: Output(head(x, prepared)))
-    return _compute(prompt, names, merged, _put_on(method, backbone, names, ignores_adapters=True))
+        return _compute(prompt, names, merged, partial(_put_on_head, method.head, backbone, names))
+    return _compute(prompt, names, merged, partial(_put_on, method, backbone, names, ignores_adapters=True))
 
 
 def find_merged_answer(prompt: LearnedPrompt, names: Names | None = None) -> tuple[Backbone, ClassMatrix]:
@@ -126,8 +131,10 @@ class _FeatureTower(ImageTower):
         return NotAMatrixError("what it has learned is in the image tower")
 
 
-def _put_on(method: Method, backbone: Backbone, names: Names, ignores_adapters: bool) -> AnswerFn:
-    """Return the answer of a copy of the method that is given features instead of images."""
+def _put_on(
+    method: Method, backbone: Backbone, names: Names, dtype: torch.dtype, *, ignores_adapters: bool
+) -> AnswerFn:
+    """Return the answer of a copy of the method that is given features of a dtype instead of images."""
     tower = find_input_tower(backbone)
     probe = _FeatureTower(tower, ignores_adapters)
     shared: dict[int, object] = {id(tower): probe}
@@ -135,7 +142,8 @@ def _put_on(method: Method, backbone: Backbone, names: Names, ignores_adapters: 
         clip = Clip(probe, backbone.text, backbone.scale, backbone.spec, backbone.bias, backbone.n_parameters)
         shared |= {id(backbone): clip, id(backbone.text): backbone.text}
     on_features = copy.deepcopy(method, shared).eval()
-    prepared = on_features.prepare(names, on_features.precompute(names))
+    prepared = _convert(on_features.prepare(names, on_features.precompute(names)), dtype)
+    on_features.to(dtype)
 
     def answer(features: Tensor) -> Output:
         pixels = features[..., None, None]
@@ -150,39 +158,94 @@ def _put_on(method: Method, backbone: Backbone, names: Names, ignores_adapters: 
     return answer
 
 
+def _put_on_head(head: Head, backbone: Backbone, names: Names, dtype: torch.dtype) -> AnswerFn:
+    """Return the answer of a head to features of a dtype."""
+    prepared = _convert(head.prepare(names, head.precompute(names)), dtype)
+    copied = copy.deepcopy(head, {id(backbone): backbone}).to(dtype)
+    return lambda features: Output(copied(features, prepared))
+
+
+def _convert(value: Any, dtype: torch.dtype) -> Any:
+    """Return a value with the real tensors in its tuples, lists and mappings in a dtype."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _convert(part, dtype) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [_convert(part, dtype) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
 @torch.no_grad()
-def _compute(prompt: LearnedPrompt, names: Names, backbone: Backbone, answer: AnswerFn) -> ClassMatrix:
-    tower = cast(ImageTower, find_input_tower(backbone))
-    drawn = torch.randn(16, tower.feature_dim, generator=torch.Generator().manual_seed(0)).to(tower.device)
-    _require_linear(answer, drawn)
-    basis = torch.eye(tower.feature_dim, device=tower.device)
-    positive, negative = (
-        torch.cat([answer(rows).logits.double() for rows in part.split(ROWS_PER_PASS)]) for part in (basis, -basis)
-    )
-    normalizes = not differ(answer(2 * drawn).logits, answer(drawn).logits)
-    weight, bias = ((positive - negative) / 2).T, ((positive + negative) / 2).mean(0)
-    scale, matrix = _split_scale(weight) if normalizes else (1.0, weight)
-    result = ClassMatrix(names, matrix.float().contiguous(), bias.float(), scale, normalizes)
-    if differ(result.logits(drawn), answer(drawn).logits):
-        raise NotAMatrixError("its logits are no linear function of the image feature")
-    images = make_test_images()
-    expected = prompt.method(images, prompt.prepare(names)).logits
+def _compute(prompt: LearnedPrompt, names: Names, backbone: Backbone, put_on: PutOnFn) -> ClassMatrix:
+    tower, images = cast(ImageTower, find_input_tower(backbone)), make_test_images()
     features = tower.encode(images.pixels(tower.preprocessing).to(tower.device))
-    if differ(result.logits(features), expected):
+    answer, dtype = _choose_precision(put_on, features)
+    exact = _solve(answer, torch.eye(features.shape[1], dtype=dtype, device=features.device), names)
+    for probes in _make_probes(features.to(dtype)):
+        if _deviate(exact.logits(probes), answer(probes).logits, LINEARITY_TOLERANCES[dtype]):
+            raise NotAMatrixError("its logits are no linear function of the image feature")
+    scale, matrix = _split_scale(exact.matrix) if exact.normalizes_images else (1.0, exact.matrix)
+    result = replace(exact, matrix=matrix.float().contiguous(), bias=exact.bias.float(), scale=scale)
+    if differ(result.logits(features.float()), prompt.method(images, prompt.prepare(names)).logits):
         raise NotAMatrixError("what it has learned is in the image tower")
     return result
 
 
-def _require_linear(answer: AnswerFn, drawn: Tensor) -> None:
-    """NotAMatrixError where a few features show it already, before an answer for each dimension."""
-    few = drawn[:2]
-    positive, negative = answer(few), answer(-few)
-    text = positive.text_features
-    if text is not None and text.ndim == 3:
+def _choose_precision(put_on: PutOnFn, features: Tensor) -> tuple[AnswerFn, torch.dtype]:
+    """Return an answer in float64, or in float32 of a method that computes in it, and its dtype.
+
+    Raises:
+        NotAMatrixError: where a few features show it already, before an answer for each dimension.
+    """
+    try:
+        answer, dtype = put_on(torch.float64), torch.float64
+        if _answer_few(answer, features.double()).dtype == dtype:
+            return answer, dtype
+    except (NotAMatrixError, RuntimeError):  # of two dtypes in one operation
+        pass
+    answer, dtype = put_on(torch.float32), torch.float32
+    _answer_few(answer, features.float())
+    return answer, dtype
+
+
+def _answer_few(answer: AnswerFn, features: Tensor) -> Tensor:
+    """Return the logits of a few features (B, E); NotAMatrixError for texts of each image, and infinite logits."""
+    output = answer(features)
+    if output.text_features is not None and output.text_features.ndim == 3:
         raise NotAMatrixError("its class texts depend on the image")
-    first, second = (positive.logits + negative.logits) / 2  # of a linear function the bias, twice
-    if differ(first, second) or not bool(positive.logits.isfinite().all()):
+    if not bool(output.logits.isfinite().all()):
         raise NotAMatrixError("its logits are no linear function of the image feature")
+    return output.logits
+
+
+def _solve(answer: AnswerFn, basis: Tensor, names: Names) -> ClassMatrix:
+    """Return the matrix (C, E) and the bias of an answer that is linear in features, or in normalised ones."""
+    positive, negative = (
+        torch.cat([answer(rows).logits for rows in part.split(ROWS_PER_PASS)]) for part in (basis, -basis)
+    )
+    [probes] = _draw(basis, 1.0)
+    tolerance = LINEARITY_TOLERANCES[basis.dtype]
+    normalizes = not _deviate(answer(2 * probes).logits, answer(probes).logits, tolerance)
+    return ClassMatrix(names, ((positive - negative) / 2).T, ((positive + negative) / 2).mean(0), 1.0, normalizes)
+
+
+def _make_probes(features: Tensor) -> list[Tensor]:
+    """Return features (B, E): real ones, smaller, larger and disturbed ones, and random ones of three sizes."""
+    disturbed = features + features.std() * torch.cat(_draw(features, 1.0))[: len(features)]
+    return [features, 0.1 * features, 10 * features, disturbed, *_draw(features, 0.1, 1.0, 10.0)]
+
+
+def _draw(like: Tensor, *sizes: float) -> list[Tensor]:
+    """Draw 16 features (16, E) of each size."""
+    drawn = torch.randn(16, like.shape[1], generator=make_generator("export probes")).to(like)
+    return [size * drawn for size in sizes]
+
+
+def _deviate(x: Tensor, y: Tensor, tolerance: float) -> bool:
+    """Whether logits differ by more than a share of the largest, or are no numbers."""
+    return not bool((x - y).abs().max() <= tolerance * y.abs().max())
 
 
 def _split_scale(weight: Tensor) -> tuple[float, Tensor]:

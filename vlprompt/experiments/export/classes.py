@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlprompt.core.class_names import Names, as_class_name
+from vlprompt.core.class_names import as_class_name
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.towers import find_input_tower, find_preprocessing
+from vlprompt.experiments.export.class_list import resolve_names
 from vlprompt.experiments.export.class_matrix import ClassMatrix, NotAMatrixError, compute_class_matrix
 from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.refusal import refuse
+from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
-from vlprompt.results.run_folder import serialize_tensors, write_atomically
+from vlprompt.results.run_folder import serialize_tensors
 
 TENSOR_FILE, ARRAY_FILE, FACT_FILE = "classes.safetensors", "classes.npz", "classes.json"
 
@@ -31,16 +33,13 @@ def write_classes(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -
         matrix = compute_class_matrix(prompt, resolve_names(prompt, options))
     except NotAMatrixError as error:
         refuse(prompt, "classes", "an answer from the frozen image feature by one matrix", str(error))
-    return write_class_matrix(prompt, matrix, folder, "the frozen image tower")
+    with write_whole_folder(folder) as temporary:
+        write_class_matrix(prompt, matrix, temporary, "the frozen image tower")
+    return [describe_class_matrix(matrix, folder)]
 
 
-def resolve_names(prompt: LearnedPrompt, options: ExportOptions) -> Names:
-    """Return the classes to export."""
-    return prompt.names if options.classes is None else prompt.resolve_classes(options.classes)
-
-
-def write_class_matrix(prompt: LearnedPrompt, matrix: ClassMatrix, folder: Path, tower: str) -> list[str]:
-    """Write a class matrix in three files; return what was written, in words.
+def write_class_matrix(prompt: LearnedPrompt, matrix: ClassMatrix, folder: Path, tower: str) -> None:
+    """Write a class matrix in three files.
 
     Args:
         prompt: whose classes they are.
@@ -48,23 +47,28 @@ def write_class_matrix(prompt: LearnedPrompt, matrix: ClassMatrix, folder: Path,
         folder: where to write.
         tower: whose features the matrix takes, in words.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     facts = _describe(prompt, matrix, tower)
-    write_atomically(
-        folder / TENSOR_FILE, serialize_tensors({"matrix": matrix.matrix.cpu(), "bias": matrix.bias.cpu()}, facts)
-    )
-    write_atomically(folder / ARRAY_FILE, _serialize_arrays(matrix))
-    write_atomically(folder / FACT_FILE, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+    (folder / TENSOR_FILE).write_bytes(serialize_tensors({"matrix": matrix.matrix, "bias": matrix.bias}, facts))
+    (folder / ARRAY_FILE).write_bytes(_serialize_arrays(matrix))
+    (folder / FACT_FILE).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def describe_class_matrix(matrix: ClassMatrix, folder: Path) -> str:
+    """Return in words what `write_class_matrix` wrote."""
     rows, width = matrix.matrix.shape
-    return [f"wrote {rows} classes x {width} into {folder / FACT_FILE}, .npz and .safetensors: {facts['logits']}"]
+    return f"wrote {rows} classes x {width} into {folder / FACT_FILE}, .npz and .safetensors: {_write_formula(matrix)}"
+
+
+def _write_formula(matrix: ClassMatrix) -> str:
+    return f"scale * {'x / |x|' if matrix.normalizes_images else 'x'} @ matrix.T + bias"
 
 
 def _describe(prompt: LearnedPrompt, matrix: ClassMatrix, tower: str) -> dict[str, Any]:
     backbone, names = prompt.method.backbone, [as_class_name(name) for name in matrix.names]
     assert backbone is not None, "it has a matrix over its features"
-    x, decision = "x / |x|" if matrix.normalizes_images else "x", prompt.decision
+    decision = prompt.decision
     return {
-        "logits": f"scale * {x} @ matrix.T + bias",
+        "logits": _write_formula(matrix),
         "x": f"pooled feature of {tower}, not normalised",
         "normalize_images": matrix.normalizes_images,
         "scale": matrix.scale,

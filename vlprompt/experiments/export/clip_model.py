@@ -6,14 +6,16 @@ from typing import cast
 import torch
 
 from vlprompt.backbones import load_backbone
-from vlprompt.backbones.open_clip.export import OpenClipModel, read_open_clip, write_open_clip
+from vlprompt.backbones.open_clip.export import OpenClipModel, describe_open_clip, read_open_clip, write_open_clip
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.towers import Backbone, Clip, VisionTower, find_input_tower, with_preprocessing
+from vlprompt.experiments.export.class_list import resolve_names
 from vlprompt.experiments.export.class_matrix import ClassMatrix, NotAMatrixError, find_merged_answer
-from vlprompt.experiments.export.classes import resolve_names, write_class_matrix
-from vlprompt.experiments.export.comparison import make_test_images, make_test_pictures, require_equal, write_if_equal
+from vlprompt.experiments.export.classes import describe_class_matrix, write_class_matrix
+from vlprompt.experiments.export.comparison import make_test_images, make_test_pictures, require_equal
 from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.refusal import refuse
+from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.layers.class_texts import fill_class_texts
 
@@ -33,16 +35,20 @@ def write_clip_folder(prompt: LearnedPrompt, folder: Path, options: ExportOption
     except NotAMatrixError as error:
         refuse(prompt, "open_clip", EXPECTED, str(error))
     clip = _find_clip(prompt, merged)
-    with write_if_equal(folder) as temporary:
-        try:
-            write_open_clip(clip, temporary)
-        except ValueError as error:
-            refuse(prompt, "open_clip", EXPECTED, str(error))
+    try:
+        files = describe_open_clip(clip)
+    except ValueError as error:
+        refuse(prompt, "open_clip", EXPECTED, str(error))
+    with write_whole_folder(folder) as temporary:
+        write_open_clip(files, temporary)
         _compare(prompt, clip, matrix, read_open_clip(temporary, clip.device))
+        write_class_matrix(prompt, matrix, temporary, "the image tower of this folder")
     is_changed = find_input_tower(merged) is not find_input_tower(cast(Backbone, prompt.method.backbone))
     content = "the CLIP with what was learned in its weights" if is_changed else "the frozen CLIP"
-    lines = [f'wrote {content} into {folder}: open_clip.create_model_and_transforms("local-dir:{folder}")']
-    return [*lines, *write_class_matrix(prompt, matrix, folder, "the image tower of this folder")]
+    return [
+        f'wrote {content} into {folder}: open_clip.create_model_and_transforms("local-dir:{folder}")',
+        describe_class_matrix(matrix, folder),
+    ]
 
 
 def _find_clip(prompt: LearnedPrompt, merged: Backbone) -> Clip:

@@ -1,10 +1,5 @@
 """How exports are compared with the prompt: on which images, and how near."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -42,16 +37,3 @@ def require_equal(x: Tensor, y: Tensor, to: str, what: str) -> None:
             f"--to {to}: expected {what} within {TOLERANCE:g} of the prompt's, got a difference of "
             f"{float((x - y).abs().max()):.2g}. Export it --to onnx or torch."
         )
-
-
-@contextmanager
-def write_if_equal(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder, which becomes the folder of the export unless an error ends the block."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-        temporary = Path(name) / folder.name
-        temporary.mkdir()
-        yield temporary
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        temporary.rename(folder)

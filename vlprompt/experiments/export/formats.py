@@ -6,6 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlprompt.experiments.export.whole_folder import explain_folder_errors
+
 if TYPE_CHECKING:
     from vlprompt.experiments.learned.prompt import LearnedPrompt
 
@@ -109,8 +111,9 @@ def export_prompt(
     """
     if to not in FORMATS:
         raise ValueError(f"--to: expected one of {', '.join(FORMATS)}, got {to!r}. Name one of these.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OSError(f"export: expected a new or empty folder, got {str(folder)!r}. Name another folder.")
+    with explain_folder_errors(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OSError(f"export: expected a new or empty folder, got {str(folder)!r}. Name another folder.")
     options = options or ExportOptions()
     FORMATS[to].require_options(to, options)
     from vlprompt.experiments.learned.prompt import load_prompt  # heavy, and the command line lists FORMATS

@@ -7,9 +7,12 @@ from typing import Any
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.texts import parse_template
 from vlprompt.core.towers import LanguageTower
+from vlprompt.experiments.export.decision_file import write_decision
 from vlprompt.experiments.export.formats import ExportOptions
+from vlprompt.experiments.export.refusal import refuse
+from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
-from vlprompt.results.run_folder import serialize_tensors, write_atomically
+from vlprompt.results.run_folder import serialize_tensors
 
 HEAD_FILE = "head.safetensors"
 
@@ -20,10 +23,12 @@ def write_adapter(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -
     Raises:
         ValueError: for a method that PEFT has no form for, or soft tokens elsewhere than before the text.
     """
-    method, lm = _require_language_method(prompt)
+    method, lm = _require_language_method(prompt, "peft")
     _require_leading_tokens(prompt.state.config)
-    _write_adapter(method, lm, folder, prompt.state.config, merge=False)
-    return [f"wrote the adapter in PEFT's files into {folder}", *_write_head(prompt, method, folder)]
+    with write_whole_folder(folder) as temporary:
+        _write_adapter(method, lm, temporary, prompt.state.config, merge=False)
+        lines = _write_answer(prompt, method, temporary, folder)
+    return [f"wrote the adapter in PEFT's files into {folder}", *lines]
 
 
 def write_merged(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -> list[str]:
@@ -32,21 +37,21 @@ def write_merged(prompt: LearnedPrompt, folder: Path, options: ExportOptions) ->
     Raises:
         ValueError: for a merge that would not be exact.
     """
-    method, lm = _require_language_method(prompt)
-    _write_adapter(method, lm, folder, prompt.state.config, merge=True)
+    method, lm = _require_language_method(prompt, "transformers")
+    with write_whole_folder(folder) as temporary:
+        _write_adapter(method, lm, temporary, prompt.state.config, merge=True)
+        answer_lines = _write_answer(prompt, method, temporary, folder)
     lines = [f"wrote the whole model with the adapter in its weights into {folder}"]
     if lm.weight_precision != "fp32":
         lines.append(f"its weights are float32: those of the {lm.weight_precision} base were made so before the merge")
-    return [*lines, *_write_head(prompt, method, folder)]
+    return [*lines, *answer_lines]
 
 
-def _require_language_method(prompt: LearnedPrompt) -> tuple[TowerMethod, LanguageTower]:
+def _require_language_method(prompt: LearnedPrompt, to: str) -> tuple[TowerMethod, LanguageTower]:
     method, lm = prompt.method, prompt.method.backbone
     if not isinstance(lm, LanguageTower) or not isinstance(method, TowerMethod):
-        raise ValueError(
-            f"export: expected an adapter of a language model, got {prompt.state.config['method']['name']} in "
-            f"{prompt.state.source!r}. Choose a run of such a method."
-        )
+        reason = "it has no tower" if isinstance(lm, LanguageTower) else "it reads images"
+        refuse(prompt, to, "an adapter of a language model", reason)
     return method, lm
 
 
@@ -67,13 +72,14 @@ def _write_adapter(
         lm.save_as_peft(method.prompt(1), output_folder, base)
 
 
-def _write_head(prompt: LearnedPrompt, method: TowerMethod, folder: Path) -> list[str]:
-    """Write the state of a trained head; return what to say of it, [] where there is none."""
+def _write_answer(prompt: LearnedPrompt, method: TowerMethod, temporary: Path, folder: Path) -> list[str]:
+    """Write a trained head and the decision, which the other program has no place for; return what to say of them."""
+    lines = write_decision(prompt.decision, temporary, folder)
     if not (state := method.head.state_dict()):
-        return []
+        return lines
     metadata = {"names": [str(n) for n in prompt.names], "head": prompt.state.config["method"]["head"]}
-    write_atomically(folder / HEAD_FILE, serialize_tensors(state, metadata))
-    return [f"its head is in {folder / HEAD_FILE}: PEFT has no place for it"]
+    (temporary / HEAD_FILE).write_bytes(serialize_tensors(state, metadata))
+    return [f"its head is in {folder / HEAD_FILE}: PEFT has no place for it", *lines]
 
 
 def _require_leading_tokens(config: Mapping[str, Any]) -> None:

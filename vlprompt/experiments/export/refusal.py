@@ -1,11 +1,13 @@
 """The refusal of a prompt that a format has no place for: the reason, and the nearest format that has."""
 
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
 
-from vlprompt.core.images import Images
-from vlprompt.core.towers import Clip, LanguageTower
+from vlprompt.backbones.open_clip.export import describe_open_clip
+from vlprompt.core.images import Images, NotAugmentableError
+from vlprompt.core.towers import Backbone, Clip, LanguageTower
 from vlprompt.experiments.export.class_matrix import find_merged_answer
 from vlprompt.experiments.export.comparison import make_test_images
 from vlprompt.experiments.learned.prompt import LearnedPrompt
@@ -34,8 +36,19 @@ def _list_merged_formats(prompt: LearnedPrompt) -> list[str]:
     except ValueError:
         return []
     formats = ["classes"] if backbone is prompt.method.backbone else []
-    formats += ["open_clip"] if isinstance(prompt.method.backbone, Clip) else []
+    formats += ["open_clip"] if _fits_open_clip(prompt, backbone) else []
     return formats if matrix.normalizes_images else [*formats, "timm"]
+
+
+def _fits_open_clip(prompt: LearnedPrompt, backbone: Backbone) -> bool:
+    clip = prompt.method.backbone
+    if not isinstance(clip, Clip):
+        return False
+    try:
+        describe_open_clip(backbone if isinstance(backbone, Clip) else replace(clip, image=backbone))
+    except ValueError:
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -44,6 +57,6 @@ def _needs_augmentations(prompt: LearnedPrompt) -> bool:
     plain = Images(lambda preprocessing, indices: images.decode(preprocessing, indices), (None,) * len(images))
     try:
         prompt.method(plain, prompt.prepare())
-    except ValueError:
+    except NotAugmentableError:
         return True
     return False

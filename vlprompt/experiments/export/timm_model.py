@@ -8,11 +8,13 @@ import torch
 from vlprompt.backbones.timm.export import read_timm, write_timm
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.towers import find_input_tower
+from vlprompt.experiments.export.class_list import resolve_names
 from vlprompt.experiments.export.class_matrix import NotAMatrixError, find_merged_answer
-from vlprompt.experiments.export.classes import resolve_names
-from vlprompt.experiments.export.comparison import make_test_images, make_test_pictures, require_equal, write_if_equal
+from vlprompt.experiments.export.comparison import make_test_images, make_test_pictures, require_equal
+from vlprompt.experiments.export.decision_file import write_decision
 from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.refusal import refuse
+from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 
 EXPECTED = "an image tower changed in its weights alone, and a linear head on its feature"
@@ -34,14 +36,16 @@ def write_timm_folder(prompt: LearnedPrompt, folder: Path, options: ExportOption
         refuse(prompt, "timm", EXPECTED, "its answer is a cosine, and a head of timm normalises no feature")
     tower = cast(ImageTower, find_input_tower(merged))
     names = [str(name) for name in matrix.names]
-    with write_if_equal(folder) as temporary:
+    with write_whole_folder(folder) as temporary:
         try:
             write_timm(tower, matrix.scale * matrix.matrix, matrix.bias, names, temporary)
         except ValueError as error:
             refuse(prompt, "timm", EXPECTED, str(error))
         logits = prompt.method(make_test_images(), prompt.prepare(matrix.names)).logits
         require_equal(read_timm(temporary, tower.device)(make_test_pictures()), logits, "timm", "logits")
+        decision_lines = write_decision(prompt.decision, temporary, folder)
     return [
         f"wrote the image tower with a head of {len(names)} classes into {folder}: "
-        f'timm.create_model("local-dir:{folder}", pretrained=True)'
+        f'timm.create_model("local-dir:{folder}", pretrained=True)',
+        *decision_lines,
     ]

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from vlprompt.core.class_names import Names, as_class_name, class_ids
-from vlprompt.core.images import PixelBatch
+from vlprompt.core.images import NotAugmentableError, PixelBatch
 from vlprompt.core.towers import LanguageTower, find_input_tower, find_preprocessing
+from vlprompt.experiments.export.class_list import resolve_names
+from vlprompt.experiments.export.decision_file import describe_decision
 from vlprompt.experiments.export.formats import ExportOptions
-from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.runtime.installation import DISTRIBUTION, find_version
 from vlprompt.runtime.seeding import make_generator
@@ -60,12 +61,12 @@ def build_image_model(prompt: LearnedPrompt, options: ExportOptions, to: str) ->
     device = find_input_tower(backbone).device
     if device.type != "cpu":
         raise ValueError(f"--to {to}: expected a backbone on a CPU, got one on {device}. Set --device cpu.")
-    names = prompt.names if options.classes is None else prompt.resolve_classes(options.classes)
+    names = resolve_names(prompt, options)
     model = ImageModel(prompt, names).eval()
     try:
         with torch.no_grad():
             model(draw_pixels(prompt, 1))
-    except ValueError as error:
+    except NotAugmentableError as error:
         raise ValueError(
             f"--to {to}: expected a method whose answer follows from the pixels alone, got {name} ({error}). Use "
             "vlprompt predict for it, or export a run of a method that is fixed after its training, such as coop."
@@ -117,7 +118,7 @@ def compare_outputs(ours: Tensor, theirs: Tensor) -> float:
 
 def describe_model(prompt: LearnedPrompt, names: Names) -> dict[str, Any]:
     """Return what a reader of an exported network needs beside it, as JSON has it."""
-    backbone, config, decision = prompt.method.backbone, prompt.state.config, prompt.decision
+    backbone, config = prompt.method.backbone, prompt.state.config
     assert backbone is not None
     return {
         "classes": [str(name) for name in names],
@@ -127,14 +128,9 @@ def describe_model(prompt: LearnedPrompt, names: Names) -> dict[str, Any]:
         "backbone": backbone.spec,
         "backbone_key": find_input_tower(backbone).key,
         "template": _find_template(config["method"], names),
-        **{key: getattr(decision, key) for key in ("temperature", "score", "threshold")},
+        **describe_decision(prompt.decision),
         "vlprompt": find_version(DISTRIBUTION) or "unknown",
     }
-
-
-def read_decision(description: Mapping[str, Any]) -> Decision:
-    """Return the decision that `describe_model` wrote."""
-    return Decision(**{key: description[key] for key in ("temperature", "score", "threshold")})
 
 
 def _find_template(settings: Mapping[str, Any], names: Names) -> str | None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from vlprompt.experiments.export.comparison import write_if_equal
 from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.network.image_model import (
     CHECKED_BATCH_SIZES,
@@ -25,6 +24,7 @@ from vlprompt.experiments.export.network.image_model import (
 from vlprompt.experiments.export.network.onnx_int8 import write_int8
 from vlprompt.experiments.export.network.onnx_runtime import MODEL_FILE, open_session, run_session
 from vlprompt.experiments.export.network.quiet import silence_converter
+from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.runtime.installation import require_package
 
@@ -61,7 +61,7 @@ def write_onnx(
         require_package(package, "export", "--to onnx")
     model, names = build_image_model(prompt, options, "onnx")
     program, description = trace(model, prompt, "onnx"), describe_model(prompt, names)
-    with write_if_equal(folder) as temporary:
+    with write_whole_folder(folder) as temporary:
         path = temporary / MODEL_FILE
         n_bytes = _convert(program, path, description, prompt, max_inline_bytes)
         difference = _compare(model, prompt, path)
@@ -118,7 +118,13 @@ def _compare(model: ImageModel, prompt: LearnedPrompt, path: Path) -> float:
         pixels = draw_pixels(prompt, n)
         with torch.no_grad():
             ours = model(pixels)
-        theirs = run_session(session, pixels.numpy())
+        try:
+            theirs = run_session(session, pixels.numpy())
+        except ValueError as error:
+            raise ValueError(
+                f"--to onnx: expected a network that onnxruntime can run, got {prompt.state.config['method']['name']} "
+                f"({error}). Take --to torch."
+            ) from error
         differences += [compare_outputs(a, Tensor(b)) for a, b in zip(ours, theirs, strict=True)]
     if max(differences) > MAX_DIFFERENCE:
         raise ValueError(

@@ -1,19 +1,38 @@
 """Read an ONNX file that `export --to onnx` wrote, and answer images with onnxruntime."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from PIL import Image
+import torch
+from pydantic import Field, FiniteFloat, JsonValue
 
 from vlprompt.core.images import Preprocessing
-from vlprompt.data.images.decoding import convert_to_rgb, open_image, preprocess_image
+from vlprompt.core.method import Output
+from vlprompt.data.images.image_inputs import build_image_items
+from vlprompt.data.images.preprocess_presets import resolve_preprocessing
+from vlprompt.data.validation import Schema, validate
+from vlprompt.engine.unknown_scores import SCORES, match_concepts
+from vlprompt.experiments.export.decision_file import DECISION_KEYS
+from vlprompt.experiments.learned.decision import UNKNOWN, Decision
 from vlprompt.runtime.installation import require_package
 
 MODEL_FILE = "model.onnx"
-METADATA_KEYS = ("classes", "preprocessing", "temperature", "score", "threshold")
+BATCH_SIZE = 32
+SCORES_OF_LOGITS = ("msp", "maxlogit", "energy")
+
+
+class _Facts(Schema, extra="allow"):
+    """The metadata that the reader needs."""
+
+    classes: Annotated[list[str], Field(min_length=1)] = Field(description="the names of the classes")
+    preprocessing: dict[str, JsonValue] = Field(description="size, mean, std ... of the pixels")
+    temperature: Annotated[FiniteFloat, Field(gt=0)] = Field(description="a number above 0")
+    score: str = Field(description="the name of a score")
+    threshold: FiniteFloat | None = Field(description="a number or null")
 
 
 class OnnxPrompt:
@@ -25,6 +44,8 @@ class OnnxPrompt:
     Attributes:
         names: the classes.
         metadata: what the export wrote: classes, preprocessing, method, backbone, temperature, threshold ...
+        preprocessing: of the pixels.
+        decision: how logits become an answer.
 
     Raises:
         ValueError: for a file that is no ONNX file, has lost its weights' file, or was not written by vlprompt.
@@ -36,19 +57,53 @@ class OnnxPrompt:
         self.session = open_session(self.path)
         self.metadata = _read_metadata(self.session, self.path)
         self.names = tuple(self.metadata["classes"])
-        settings: dict[str, Any] = self.metadata["preprocessing"]
-        tuples: dict[str, Any] = {key: tuple(settings[key]) for key in ("size", "mean", "std")}
-        self.preprocessing = Preprocessing(**settings | tuples)
+        self.preprocessing = _read_preprocessing(self.metadata["preprocessing"], self.path)
+        self.decision = Decision(**{key: self.metadata[key] for key in DECISION_KEYS})
 
-    def decode(self, images: Sequence[str | Path | Image.Image]) -> np.ndarray:
-        """Return normalised pixels (B, 3, h, w) of files or images; ValueError for what is no image."""
-        decoded = (convert_to_rgb(x) if isinstance(x, Image.Image) else open_image(Path(x)) for x in images)
-        return np.stack([preprocess_image(image, self.preprocessing).numpy() for image in decoded])
+    def decode(self, images: Any) -> np.ndarray:
+        """Return normalised pixels (B, 3, h, w) of images; ValueError for none, and for what is no image."""
+        return np.stack([item.decode_once(self.preprocessing, None).numpy() for item in build_image_items(images)])
 
-    def predict(self, images: Sequence[str | Path | Image.Image], batch_size: int = 32) -> np.ndarray:
-        """Return the probabilities (B, C) of at least one image, a file or an image each."""
-        batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
-        return np.concatenate([run_session(self.session, self.decode(batch))[1] for batch in batches])
+    def predict_proba(self, images: Any) -> np.ndarray:
+        """Return the probabilities (B, C) of images as `build_image_items` takes them."""
+        return np.concatenate([probabilities for _, probabilities in self._iter_outputs(images)])
+
+    def predict(self, images: Any) -> list[str]:
+        """Return the class of each image, or `unknown` where its score is below the threshold.
+
+        Raises:
+            ValueError: where the threshold is one of a score that reads more than logits.
+        """
+        answers = list[str]()
+        for logits, probabilities in self._iter_outputs(images):
+            is_unknown = self._find_unknown(logits).tolist()
+            best = probabilities.argmax(1).tolist()
+            answers += [UNKNOWN if unknown else self.names[k] for k, unknown in zip(best, is_unknown, strict=True)]
+        return answers
+
+    def _iter_outputs(self, images: Any) -> Iterator[list[np.ndarray]]:
+        items = build_image_items(images)
+        for i in range(0, len(items), BATCH_SIZE):
+            yield run_session(self.session, self.decode(items[i : i + BATCH_SIZE]))
+
+    def _find_unknown(self, logits: np.ndarray) -> np.ndarray:
+        """Return for each row of logits (B, C) whether its score is below the threshold."""
+        score, threshold = self.decision.score, self.decision.threshold
+        if threshold is None:
+            return np.zeros(len(logits), bool)
+        values = torch.from_numpy(logits).double()
+        if score == "mcm":
+            scores = match_concepts(values)
+        elif score in SCORES_OF_LOGITS:
+            unread: Any = None  # of these scores the method and the images
+            scores = SCORES[score].compute(unread, unread, Output(values), self.decision.temperature)
+        else:
+            known = ", ".join([*SCORES_OF_LOGITS, "mcm"])
+            raise ValueError(
+                f"{str(self.path)!r}: expected a threshold of a score of logits ({known}), got one of {score}. Take "
+                "predict_proba, or vlprompt predict."
+            )
+        return ~(scores >= threshold).numpy()
 
 
 def open_session(path: Path) -> Any:
@@ -70,8 +125,15 @@ def open_session(path: Path) -> Any:
 
 
 def run_session(session: Any, pixels: np.ndarray) -> list[np.ndarray]:
-    """Return logits (B, C) and probabilities (B, C) of normalised pixels (B, 3, h, w)."""
-    return session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(pixels, np.float32)})
+    """Return logits (B, C) and probabilities (B, C) of normalised pixels (B, 3, h, w); ValueError for other pixels."""
+    [pixels_input] = session.get_inputs()
+    try:
+        return session.run(None, {pixels_input.name: np.ascontiguousarray(pixels, np.float32)})
+    except Exception as error:  # its errors have no common class
+        raise ValueError(
+            f"pixels: expected {pixels_input.shape}, which onnxruntime can run, got {list(pixels.shape)} "
+            f"({' '.join(str(error).split())}). Pass normalised pixels of that shape."
+        ) from error
 
 
 def _require_data_files(path: Path) -> None:
@@ -101,17 +163,26 @@ def _require_data_files(path: Path) -> None:
 
 
 def _read_metadata(session: Any, path: Path) -> dict[str, Any]:
-    """Return the metadata of the export; ValueError if they are not there."""
-    texts = session.get_modelmeta().custom_metadata_map
-    if missing := [key for key in METADATA_KEYS if key not in texts]:
+    """Return the metadata of the export; ValueError if they are not there, or other ones."""
+    texts: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+    if missing := [key for key in _Facts.model_fields if key not in texts]:
         raise ValueError(
-            f"{str(path)!r}: expected metadata of vlprompt ({', '.join(METADATA_KEYS)}), got a file without "
+            f"{str(path)!r}: expected metadata of vlprompt ({', '.join(_Facts.model_fields)}), got a file without "
             f"{', '.join(missing)}. Name a file that vlprompt export --to onnx wrote."
         )
-    metadata = dict[str, Any]()
+    metadata: dict[Any, Any] = {}
     for key, text in texts.items():
         try:
             metadata[key] = json.loads(text)
         except json.JSONDecodeError:  # a quantiser's own
             metadata[key] = text
+    validate(_Facts, metadata, f"{str(path)!r}: metadata")
     return metadata
+
+
+def _read_preprocessing(settings: Mapping[str, Any], path: Path) -> Preprocessing:
+    if missing := [field.name for field in fields(Preprocessing) if field.name not in settings]:
+        raise ValueError(
+            f"{str(path)!r}: expected a preprocessing with {', '.join(missing)}, got one without. Export it again."
+        )
+    return resolve_preprocessing(settings, Preprocessing((1, 1)))

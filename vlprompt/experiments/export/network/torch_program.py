@@ -1,11 +1,12 @@
 """Export a learned prompt as a program of torch.export, which plain torch runs."""
 
+import io
+import json
 import warnings
 from pathlib import Path
 
 import torch
 
-from vlprompt.experiments.export.comparison import write_if_equal
 from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.network.image_model import (
     CHECKED_BATCH_SIZES,
@@ -16,8 +17,8 @@ from vlprompt.experiments.export.network.image_model import (
     draw_pixels,
     trace,
 )
+from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
-from vlprompt.results.run_folder import write_json
 
 PROGRAM_FILE, DESCRIPTION_FILE = "model.pt2", "model.json"
 MAX_DIFFERENCE = 1e-5
@@ -31,11 +32,13 @@ def write_program(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -
     """
     model, names = build_image_model(prompt, options, "torch")
     program = trace(model, prompt, "torch")
-    with write_if_equal(folder) as temporary, warnings.catch_warnings():
+    with write_whole_folder(folder) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about the format's future
-        torch.export.save(program, temporary / PROGRAM_FILE)
+        content = io.BytesIO()  # torch's own file ends the process where the disk is full
+        torch.export.save(program, content)
+        (temporary / PROGRAM_FILE).write_bytes(content.getbuffer())
         difference = _compare(model, prompt, temporary / PROGRAM_FILE)
-        write_json(temporary / DESCRIPTION_FILE, describe_model(prompt, names))
+        (temporary / DESCRIPTION_FILE).write_text(json.dumps(describe_model(prompt, names), indent=1) + "\n")
     return [
         f"wrote {folder / PROGRAM_FILE}: pixels to logits and probabilities of {len(names)} classes",
         f"read back, its logits differ from the method's by {difference:.0e} at most",
