@@ -181,7 +181,8 @@ def test_texts_from_standard_input(type_all, runs, monkeypatch):
 
 
 def test_several_prompts_on_texts_see_their_own_templates(type_all, runs):
-    told = json.loads(type_all("predict", runs["context"], runs["head"], "--text", "fun", "--each", "--format", "json")[2])
+    both = runs["context"], runs["head"]
+    told = json.loads(type_all("predict", *both, "--text", "fun", "--each", "--format", "json")[2])
     alone = [
         json.loads(type_all("predict", runs[n], "--text", "fun", "--format", "json", "--top-k", "2")[2])
         for n in ("context", "head")
