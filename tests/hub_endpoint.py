@@ -40,7 +40,7 @@ class HubEndpoint:
     Args:
         url: HF_ENDPOINT of clients.
         models: {OWNER/NAME: [(commit, {path: bytes}), ...]}, the last one is main.
-        fails: {pattern of "METHOD /path": status} of requests that fail.
+        fails: {pattern of "METHOD /path": status} of requests that fail, or a page that another server gives.
         taken: names that somebody else makes just before they are made.
         hangs: pattern of a request that is not answered; `hanging` is set when it comes.
         calls: all requests, in their order.
@@ -118,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         for pattern, status in hub.fails.items():
             if re.search(pattern, call):
+                if isinstance(status, bytes):
+                    return self.give(200, status)
                 return self.give(status, {"error": f"made to fail with {status}"})
         if self.command != "GET" and self.command != "HEAD" and "/lfs-store/" not in path and not self.is_known():
             return self.give(401, {"error": "Invalid credentials"}, {"X-Error-Message": "Invalid credentials"})

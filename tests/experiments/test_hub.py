@@ -51,7 +51,12 @@ def fill(hub, root, run):
     hub.add_commit("me/evil", {**files, "config.json": json.dumps(evil).encode()})
     (root / "evil.py").write_text("from pathlib import Path\nPath('was_run').touch()\n")
     hub.add_commit("me/clip", {"config.json": b'{"model_type": "clip"}', "model.safetensors": b"x" * 1000})
-    hub.fails |= {"GET /api/models/me/down": 500, "GET /api/models/me/locked": 401, "/me/race/commit": 412}
+    hub.fails |= {
+        "GET /api/models/me/page": b"<html>",
+        "GET /api/models/me/down": 500,
+        "GET /api/models/me/locked": 401,
+        "/me/race/commit": 412,
+    }
     hub.taken.add("me/taken")
     return first
 
@@ -85,6 +90,8 @@ def session(tmp_path_factory):
             eval me/old@nix
             eval me/locked
             eval me/down
+            eval me/page
+            push RUN me/x.git --license mit
             eval me/evil
             eval me/clip
             HF_TOKEN=wrong
@@ -181,6 +188,8 @@ def test_a_private_model_needs_the_token(session):
         ("eval me/old@nix", "'me/old@nix': expected a revision that the hub has, got another one (404)."),
         ("eval me/locked", "'me/locked': expected a name and a token that the hub accepts, got 401."),
         ("eval me/down", "'me/down': expected an answer of the hub, got its error 500"),
+        ("eval me/page", "'me/page': expected an answer of the hub, got a page of another server."),
+        ("push RUN me/x.git --license mit", "'me/x.git': expected a name as the hub has them, got one that it refuses"),
         ("eval me/clip", "'me/clip': expected a model folder of vlprompt, got a config.json of another program."),
     ],
 )

@@ -10,6 +10,8 @@ from forks import give
 from PIL import Image
 
 import vlprompt
+from vlprompt.experiments.learned.model_files import read_model_config
+from vlprompt.experiments.learned.publish import _update_card
 from vlprompt.experiments.learned.state import read_learned_state
 from vlprompt.experiments.model_cards.citations import read_citation
 from vlprompt.experiments.model_cards.run_command import build_run_command
@@ -198,3 +200,18 @@ def test_many_classes_are_counted_and_broken_names_stay_in_their_place(run, tmp_
     assert "60: `class '0' # x`, " in text
     assert "`class '49' # x` ... and 10 more." in text
     assert "\n# x" not in text
+
+
+def test_a_card_that_is_no_card_is_one_sentence(run, tmp_path):
+    read_card(run, tmp_path / "mine", license="mit")
+    for content, told in (
+        (b"---\nlicense: !!python/object/apply:os.system ['touch x']\n---\n", "expected YAML between the lines ---"),
+        (b"---\n" + b"[" * 5000 + b"\n---\n", "expected YAML between the lines ---, got maximum recursion depth"),
+        (b"\xff", "expected UTF-8, got an invalid start byte. Convert it to UTF-8."),
+        (b"---\nlicense: [mit]\n---\n", "--license: expected an identifier as the hub has them"),
+    ):
+        (tmp_path / "mine" / "README.md").write_bytes(content)
+        config = read_model_config(tmp_path / "mine" / "config.json", "mine")
+        with pytest.raises(ValueError, match=re.escape(told)):
+            _update_card(tmp_path / "mine", config, "me/mine", None)
+        assert read_learned_state(tmp_path / "mine").names  # the card is no reason not to answer

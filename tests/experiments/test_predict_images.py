@@ -3,7 +3,12 @@
 import csv
 import io
 import json
+import os
+import shutil
+import struct
 import tarfile
+import zipfile
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +18,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vlprompt.cli.app import main
+from vlprompt.cli.display.prediction_formats import format_line
 from vlprompt.core.introspection import feature_caches
 from vlprompt.data.images.decoding import build_file_item
 from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.prompt import load_prompt
 from vlprompt.experiments.predict.inputs import iter_image_inputs
+from vlprompt.experiments.predict.prediction_input import describe_stamp
 from vlprompt.experiments.predict.prompts import Ensemble, load_prompts
 from vlprompt.experiments.predict.read_ahead import iter_opened_batches
 from vlprompt.experiments.predict.rows import RowLayout, predict_batch
@@ -180,6 +187,9 @@ def test_standard_input_and_notes_of_the_command(predict, packed, monkeypatch):
     ("list.jsonl", b'{"path": 3}\n', "expected a path in 'path', got 3"),
     ("list.jsonl", b"[]\n", "'list.jsonl:1': expected a path, or an object with one"),
     ("list.txt", b"\xff\xfe\n", "'list.txt': expected a list of images in UTF-8, got an error"),
+    ("deep.jsonl", b"[" * 100_000 + b"\n", "'deep.jsonl:1': expected a path, or an object with one, got an error"),
+    ("x.png/../" * 600 + "a.png", None, "'x.png/../x.png/.."),
+    ("a.csv", ",".join(f"c{i}" for i in range(10_000)).encode() + b"\n", "got c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 "),
     ("x.tar", b"no tar at all", "'x.tar': expected a whole tar file, got an error"),
 ])  # fmt: skip
 def test_what_is_broken_has_an_error_in_its_row(answer, tmp_path, name, content, told):
@@ -187,6 +197,7 @@ def test_what_is_broken_has_an_error_in_its_row(answer, tmp_path, name, content,
         (tmp_path / name).write_bytes(content)
     _, [row] = answer(name)
     assert told in row["error"]
+    assert len(row["error"]) < 1100
     assert "--skip-broken" not in row["error"]
 
 
@@ -196,11 +207,74 @@ def test_what_is_broken_has_an_error_in_its_row(answer, tmp_path, name, content,
     ({"images": np.ones((2, 8, 8), int)}, "expected uint8 or float images (N, H, W) or (N, H, W, 3) in C's order, got"),
     ({"images": np.ones((2, 3, 8, 8))}, "got float64 (2, 3, 8, 8)"),
     ({"a": np.ones(2), "b": np.ones(2)}, "expected an array 'images' or only one array, got a.npy, b.npy"),
+    ({"images": np.ones((5, 8, 3), np.uint8)}, "got (5, 8, 3), which may be one image (H, W, 3)"),
+    ({}, "expected an array 'images', got no array"),
+    ({"images": np.array([{}], object)}, "got object (1,)"),
     ({"images": np.full((2, 8, 8), np.nan)}, "expected numbers, got NaN or infinity"),
 ])  # fmt: skip
 def test_arrays_that_are_no_images(answer, tmp_path, arrays, told):
     np.savez(tmp_path / "x.npz", **arrays)
     assert all(told in row["error"] for row in answer("x.npz")[1])
+
+
+@pytest.mark.parametrize(("shape", "told"), [
+    ((1, 2**40, 2**40, 3), "expected images of at most 536870912 bytes, got"),
+    ((-1, 8, 8), "expected uint8 or float images"),
+    ((10**12, 8, 8), "expected as many values as its header says, got fewer"),
+])  # fmt: skip
+def test_an_array_whose_header_lies(answer, tmp_path, shape, told):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_2_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + b"x" * 40)
+    [row] = answer("x.npz")[1]
+    assert told in row["error"]
+
+
+def test_links_and_a_member_without_an_end_in_a_shard(answer, photos, tmp_path):
+    content = (photos / "a" / "00.png").read_bytes()
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, kind in (("up/../../a.png", tarfile.REGTYPE), ("b.png", tarfile.SYMTYPE), ("c.png", tarfile.LNKTYPE),
+                           ("d", tarfile.DIRTYPE), ("e.txt", tarfile.SYMTYPE)):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd" * (kind in (tarfile.SYMTYPE, tarfile.LNKTYPE))
+            member.size = len(content) if kind == tarfile.REGTYPE else 0
+            archive.addfile(member, io.BytesIO(content))
+    first, *links = answer("x.tar")[1]
+    assert first["prediction"] == "zero"
+    assert [row["path"] for row in links] == ["x.tar/b.png", "x.tar/c.png"]
+    assert all("expected an image, got a link to '/etc/passwd'. Pack the file itself." in row["error"] for row in links)
+    member = tarfile.TarInfo("big.png")
+    member.size = 2**60  # tarfile itself looks for the next member for ever
+    (tmp_path / "endless.tar").write_bytes(member.tobuf() + b"\0" * 1024)
+    big, end = answer("endless.tar")[1]
+    assert "expected at most 536870912 bytes, got 1152921504606846976." in big["error"]
+    assert "expected a whole tar file, got an error (unexpected end of data)" in end["error"]
+
+
+def test_a_row_that_can_not_be_read_loses_no_other(answer, photos, tmp_path):
+    (tmp_path / "x.csv").write_text(f"path\n{'x' * 200_000}\n{photos / 'a' / '00.png'}\n")
+    broken, row = answer("x.csv")[1]
+    assert "'x.csv:2': expected a row of a table, got an error (field larger than field limit" in broken["error"]
+    assert row["prediction"] == "zero"
+
+
+def test_a_link_to_itself_and_a_folder_that_can_not_be_read(answer, photos, tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        (tmp_path / "x" / name / "1.png").write_bytes((photos / "a" / "00.png").read_bytes())
+    (tmp_path / "x" / "loop").symlink_to("loop")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    one, two, broken = answer("x")[1]
+    assert [one["path"], two["path"], broken["path"]] == ["x/a/1.png", "x/c/1.png", "x/b"]
+    assert "'x/b': expected a folder that can be read, got an error (Permission denied)." in broken["error"]
 
 
 def test_what_is_broken_in_a_shard_or_an_archive_loses_nothing_else(predict, photos, tmp_path):
@@ -226,13 +300,16 @@ def test_what_is_broken_in_a_shard_or_an_archive_loses_nothing_else(predict, pho
 
 def test_files_that_are_no_images_in_the_middle_of_a_thousand(type_all, runs, tmp_path):
     (tmp_path / "many").mkdir()
+    content = io.BytesIO()
+    Image.fromarray(array_of(0)).save(content, "png")
     for i in range(1000):
-        Image.fromarray(array_of(i)).save(tmp_path / "many" / f"{i:04}.png")
+        (tmp_path / "many" / f"{i:04}.png").write_bytes(content.getvalue())
     for i in (3, 500, 501, 640, 800, 999):
         path = tmp_path / "many" / f"{i:04}.png"
         path.write_bytes(b"no image" if i % 2 else path.read_bytes()[:60])
-    bomb = Image.new("1", (20000, 20000))
-    bomb.save(tmp_path / "many" / "0007.png")
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 1, 0, 0, 0, 0)), (b"IDAT", b""))
+    parts = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
+    (tmp_path / "many" / "0007.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     code, said, _ = type_all("predict", runs["one"], "many", "--out", "rows.csv")
     with (tmp_path / "rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -246,11 +323,18 @@ def test_files_that_are_no_images_in_the_middle_of_a_thousand(type_all, runs, tm
     assert all((row["prediction"] == "") == bool(row["error"]) for row in rows)
 
 
-@pytest.mark.parametrize(
-    "options", [["--workers", "0"], ["--workers", "3", "--batch-size", "5"], ["--batch-size", "1"]]
-)
+@pytest.mark.parametrize("options", [["--workers", "0"], ["--workers", "3", "--batch-size", "5"]])
 def test_answers_do_not_depend_on_threads_and_batches(predict, photos, options):
-    assert tops(predict(photos, *options)[2]) == tops(predict(photos)[2])
+    assert tops(predict(photos / "a", *options)[2]) == tops(predict(photos / "a")[2])
+
+
+def test_a_batch_of_one_has_the_same_bits(ensemble, photos):
+    def predicted(batch_size):
+        inputs = iter_image_inputs([str(photos / "a")], None, print)
+        batches = iter_opened_batches(inputs, ensemble.build_items, batch_size)
+        return [row for batch in batches for row in predict_batch(ensemble, batch, RowLayout(top_k=10))]
+
+    assert predicted(1) == predicted(12)
 
 
 def test_each_image_is_opened_once_and_its_features_do_not_stay(runs, photos, monkeypatch):
@@ -294,7 +378,9 @@ def test_seeds_and_backbones_are_averaged(type_all, predict, runs, photos):
     assert f"prediction:{words[2].name},probability:{words[2].name}" in table.splitlines()[0]
 
 
-def test_prompts_and_inputs_that_do_not_go_together(type_all, runs, photos):
+def test_prompts_and_inputs_that_do_not_go_together(type_all, runs, photos, tmp_path):
+    (tmp_path / "x.txt").write_text("a.png\n")
+    (tmp_path / "latin.txt").write_bytes("grün\nblau\n".encode("latin-1"))
     for words, told in (
         ([runs["one"], runs["few"], photos], "expected the 10 classes of"),
         ([runs["one"], runs["few"], photos], "got 2 with no 'two', no 'three'"),
@@ -311,6 +397,14 @@ def test_prompts_and_inputs_that_do_not_go_together(type_all, runs, photos):
         ([runs["one"], photos, "--out", "x.xml"], "--out: expected a file .jsonl, .json, .csv, .parquet, got 'x.xml'"),
         ([runs["one"], photos, "--out", "x", "--format", "lines"], "--format: expected jsonl, json, csv, parquet"),
         ([runs["one"], photos, "--classes", "cat"], "--classes: expected a file, or at least 2 names"),
+        ([runs["one"], photos, "--out", "-"], "--out: expected a file, got '-'. Leave --out out"),
+        ([runs["one"], photos, "--out", ".", "--format", "csv", "--fresh"], "expected a file, got the folder '.'"),
+        ([runs["one"], "x.txt", "--out", "x.txt", "--format", "csv", "--fresh"], "expected a file that is no input"),
+        ([runs["one"], photos, "--out", "x.txt/y.csv"], "'x.txt/y.csv': expected a file that can be written"),
+        ([runs["one"], photos, "--figure", "x.txt"], "--figure: expected a file .png, got 'x.txt'. Name one."),
+        ([runs["one"], "x-{5..3}.tar"], "expected a range of at most 1,000,000 numbers, the smaller first, got {5..3}"),
+        ([runs["one"], "x-{0..99999999999}.png"], "got {0..99999999999}. Correct it."),
+        ([runs["one"], photos, "--classes", "latin.txt"], "--classes: expected a file in UTF-8, got 'latin.txt'"),
         ([runs["one"], photos, "--classes", "cat,cat"], "--classes: expected each class once, got 'cat' twice"),
     ):  # fmt: skip
         code, said, _ = type_all("predict", *words)
@@ -319,7 +413,7 @@ def test_prompts_and_inputs_that_do_not_go_together(type_all, runs, photos):
 
 
 def test_other_classes_where_the_method_reads_names(type_all, predict, tmp_path, photos):
-    (tmp_path / "names.txt").write_text("zero\nhouse\n\nsix\n")
+    (tmp_path / "names.txt").write_text("zero\nhouse\n\nsix\n", "utf-8-sig")
     rows = predict(photos / "a", "--classes", "names.txt")[2]
     assert all({one["class"] for one in row["top"]} == {"zero", "house", "six"} for row in rows)
     assert rows == predict(photos / "a", "--classes", "zero, house, six")[2]
@@ -352,7 +446,7 @@ def test_what_is_rejected_is_unknown(runs, photos):
 SCRIPT = "from vlprompt.cli.app import main\nmain()\n"
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", pytest.param(".csv", marks=pytest.mark.slow), ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", *(pytest.param(s, marks=pytest.mark.slow) for s in (".csv", ".parquet"))])
 def test_a_killed_command_goes_on(type_all, runs, photos, tmp_path, suffix):
     (tmp_path / "script.py").write_text(SCRIPT)
     words = ["predict", runs["one"], photos, "--batch-size", "3", "--workers", "0", "--out", tmp_path / f"rows{suffix}"]
@@ -402,11 +496,12 @@ def test_new_files_are_added_and_other_settings_are_refused(type_all, runs, phot
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vlprompt.experiments.predict.output.RowFile.finish", stop)
         assert type_all(*words, "--out", "more.jsonl")[0] == 130
-    assert killed.read_bytes() == rows
+    before = killed.read_bytes()
+    assert len(before.splitlines()) == 4
     code, said, _ = type_all(*words, "--out", "more.jsonl", "--top-k", "2")
     assert code == 2
     assert "got others: top_k was 3, is 2. Give the command as before, or begin anew by --fresh" in said
-    assert killed.read_bytes() == rows
+    assert killed.read_bytes() == before
     code, said, _ = type_all("predict", runs["two"], *words[2:], photos, "--out", "more.jsonl")
     assert "others: prompts was" in said
     assert "inputs was [], is [" in said
@@ -417,6 +512,93 @@ def test_new_files_are_added_and_other_settings_are_refused(type_all, runs, phot
     assert len(read_paths(tmp_path / "more.jsonl")) == 5
     assert type_all(*words, "--out", "more.jsonl", "--fresh")[0] == 0
     assert (tmp_path / "more.jsonl").read_bytes() == rows
+
+
+def test_an_input_that_was_changed_is_not_taken_for_the_old_one(type_all, runs, photos, tmp_path):
+    content = (photos / "a" / "00.png").read_bytes()
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "list.txt").write_text("b.png\n")
+    np.savez(tmp_path / "arrays.npz", images=np.stack([array_of(i) for i in range(2)]))
+    words = ["predict", runs["one"], "a.png", "list.txt", "arrays.npz", "--out", "rows.jsonl"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlprompt.experiments.predict.output.RowFile.finish", stop)
+        assert type_all(*words)[0] == 130
+    for changed, told in (
+        ("list.txt", "got others: files was"),
+        ("arrays.npz", "got others: files was"),
+        ("a.png", "'a.png': expected the file that its row was made of, got another one"),
+    ):
+        before, stat = (tmp_path / changed).read_bytes(), (tmp_path / changed).stat()
+        shutil.copyfile(tmp_path / changed, tmp_path / "copy")  # of the same size and time, but another file
+        os.utime(tmp_path / "copy", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        (tmp_path / changed).rename(tmp_path / "old")
+        (tmp_path / "copy").rename(tmp_path / changed)
+        code, said, _ = type_all(*words)
+        assert (code, told in said, "--fresh" in said) == (2, True, True), said
+        assert (tmp_path / changed).read_bytes() == before
+        sidecar = tmp_path / "rows.jsonl.partial.json"
+        settings = json.loads(sidecar.read_text())
+        settings["files"] = {name: describe_stamp(name) for name in settings["files"]}  # the next change alone
+        sidecar.write_text(json.dumps(settings))
+    assert type_all(*words, "--fresh")[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
+    assert [row["path"] for row in rows] == ["a.png", "b.png", "arrays.npz[0]", "arrays.npz[1]"]
+    assert "stamp" not in rows[0]
+
+
+def test_a_closed_standard_input(type_all, runs, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    code, said, _ = type_all("predict", runs["one"], "-")
+    assert code == 2
+    assert "predict: expected images or texts, got none in the inputs" in said
+
+
+def test_a_line_has_no_control_characters():
+    row = {"path": "a\n.png", "prediction": "x", "top": [{"class": "x\x1b[31m", "probability": 1.0}]}
+    assert format_line(row) == "a\\x0a.png: x; x\\x1b[31m 1.000\n"
+
+
+@pytest.fixture(scope="module")
+def saved(runs, tmp_path_factory):
+    """Model folders with a threshold and a temperature that were chosen on validation images."""
+    root = tmp_path_factory.mktemp("saved")
+    for name in ("one", "two"):
+        with pytest.raises(SystemExit) as left:
+            main(["save", str(runs[name]), str(root / name), "--reject", "0.95", "--calibrate", "--score", "msp"])
+        assert not left.value.code
+    return root
+
+
+def test_a_saved_threshold_answers_unknown(type_all, saved, photos, tmp_path):
+    """A grey image is below the threshold that was chosen for the coverage 0.95, and most digits are above it."""
+    from pyarrow import parquet
+
+    decision = json.loads((saved / "one" / "config.json").read_text())["decision"]
+    Image.new("L", (32, 32), 128).save(tmp_path / "grey.png")
+    inputs = ["grey.png", *sorted((photos / "a").iterdir())]
+    for suffix in ("jsonl", "csv", "parquet"):
+        assert type_all("predict", saved / "one", *inputs, "--out", f"x.{suffix}")[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "x.jsonl").open()]
+    assert rows[0]["prediction"] == "unknown"
+    assert rows[0]["score"] == pytest.approx(rows[0]["probability"])
+    for row in rows:
+        is_rejected = row["score"] < decision["threshold"]
+        assert row["prediction"] == ("unknown" if is_rejected else row["top"][0]["class"])
+    assert sum(row["prediction"] == "unknown" for row in rows) <= len(rows) // 2
+    with (tmp_path / "x.csv").open(newline="") as file:
+        assert [(row["prediction"], float(row["score"])) for row in csv.DictReader(file)] == [
+            (row["prediction"], row["score"]) for row in rows
+        ]
+    table = parquet.read_table(tmp_path / "x.parquet").to_pylist()
+    assert [(row["prediction"], row["score"]) for row in table] == [(row["prediction"], row["score"]) for row in rows]
+    out = type_all("predict", saved / "one", saved / "two", "grey.png", "--each", "--format", "jsonl")[2]
+    [row] = map(json.loads, out.splitlines())
+    each = [own["prediction"] for own in row["each"].values()]
+    assert row["prediction"] == ("unknown" if each == ["unknown", "unknown"] else row["top"][0]["class"])
+    assert "unknown" in each
+    assert "score" not in row
+    assert "grey.png: unknown; " in type_all("predict", saved / "one", "grey.png")[2]
 
 
 def stop(*words):

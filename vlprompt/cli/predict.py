@@ -22,8 +22,8 @@ from vlprompt.cli.options import (
 if TYPE_CHECKING:
     from vlprompt.experiments.predict.figure import PredictionFigure
     from vlprompt.experiments.predict.prediction import PredictionCounts, SeenPaths, Sink
-    from vlprompt.experiments.predict.prediction_input import PredictionInput
     from vlprompt.experiments.predict.prompts import Ensemble
+    from vlprompt.experiments.predict.read_ahead import OpenedInput
     from vlprompt.experiments.predict.request import PredictionRequest
     from vlprompt.experiments.predict.rows import Row
 
@@ -73,7 +73,7 @@ def predict(
     workers: WorkersOption = None,
 ) -> None:
     """Classify images or texts, or answer texts, by one or several learned prompts."""
-    from vlprompt.experiments.predict.figure import PredictionFigure
+    from vlprompt.experiments.predict.figure import PredictionFigure, require_figure_path
     from vlprompt.experiments.predict.request import PredictionRequest
     from vlprompt.experiments.predict.rows import RowLayout
 
@@ -82,6 +82,8 @@ def predict(
     request = PredictionRequest(words, text or [], classes, RowLayout(top_k, each))
     if figure is not None and request.takes_texts:
         raise ValueError(f"--figure: expected images, got texts to draw into {str(figure)!r}. Leave --figure out.")
+    if figure is not None:
+        require_figure_path(figure)
     prediction = _Prediction(request, batch_size, backbone, device, PredictionFigure())
     if out is None:
         counts = prediction.print_rows(output_format or "lines")
@@ -112,8 +114,8 @@ class _Prediction:
         ensemble = self._load()
         writer = open_writer(output_format, sys.stdout, list_columns(ensemble, self.request.layout))
 
-        def write(inputs: "Sequence[PredictionInput]", rows: "Sequence[Row]") -> None:
-            self.figure.add(inputs, rows)
+        def write(batch: "Sequence[OpenedInput]", rows: "Sequence[Row]") -> None:
+            self.figure.add(batch, rows)
             writer.write(rows)
 
         counts = self._predict(ensemble, write, None, has_progress=not sys.stdout.isatty())
@@ -127,14 +129,15 @@ class _Prediction:
         from vlprompt.experiments.predict.tables import list_columns, require_writer
 
         output_format = find_file_format(path, output_format)
+        self.request.require_other_file(path)
         require_writer(output_format)
         row_file = RowFile(path, self.request.describe_settings(), is_fresh)
         ensemble = self._load()
         with row_file.open() as partial_file:
 
-            def write(inputs: "Sequence[PredictionInput]", rows: "Sequence[Row]") -> None:
-                self.figure.add(inputs, rows)
-                partial_file.append(rows)
+            def write(batch: "Sequence[OpenedInput]", rows: "Sequence[Row]") -> None:
+                self.figure.add(batch, rows)
+                partial_file.append(batch, rows)
 
             counts = self._predict(ensemble, write, partial_file.read_before(), has_progress=True)
             if counts.n_failed == counts.n_inputs:
@@ -165,7 +168,8 @@ class _Prediction:
         if before is not None and (n_before := before[1].n_before):
             of_all = "" if total is None else f" of {total:,}"
             error_console.print(f"{n_before:,}{of_all} were done before", highlight=False)
-        inputs = self.request.iter_inputs(sys.stdin.buffer, _notify)
+        stdin = None if sys.stdin is None else sys.stdin.buffer  # None where it was closed
+        inputs = self.request.iter_inputs(stdin, _notify)
         with ProgressDisplay(error_console) as display:
             listener = display if has_progress else ignore_event
             return predict_inputs(

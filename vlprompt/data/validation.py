@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from vlprompt.runtime.errors import suggest_nearest
 
 ERROR_PRIORITY = ("extra_forbidden", "missing")  # of several errors, what the user mistyped comes first
+MAX_VALUE = 200  # characters of a value in an error
 
 
 class Schema(BaseModel):
@@ -81,7 +82,9 @@ def describe_error(error: ValidationError, model: type[Schema], values: Mapping[
         case "value_error":
             return ": ".join(filter(None, [key, str(first.get("ctx", {}).get("error"))]))
     plain = first["msg"].removeprefix("Input should be ").replace("valid dictionary", "mapping")
-    return f"{key if not expected else path[0]}: expected {expected or plain}, got {values[path[0]]!r}"
+    value = repr(values[path[0]])
+    got = value if len(value) <= MAX_VALUE else f"{value[:MAX_VALUE]}..."
+    return f"{key if not expected else path[0]}: expected {expected or plain}, got {got}"
 
 
 def _key_path(loc: tuple[int | str, ...], values: object, is_missing: bool) -> list[int | str]:

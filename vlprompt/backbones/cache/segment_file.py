@@ -181,7 +181,7 @@ def find_stale_parts(folder: Path, now: float) -> Iterator[Path]:
         node, _, rest = part.name[1:].partition("-")
         process_id = rest.partition("-")[0]
         if node == NODE and process_id.isdigit() and os.name == "posix":
-            if not _is_alive(int(process_id)):
+            if not is_process_alive(int(process_id)):
                 yield part
         else:
             with suppress(OSError):
@@ -189,7 +189,8 @@ def find_stale_parts(folder: Path, now: float) -> Iterator[Path]:
                     yield part
 
 
-def _is_alive(process_id: int) -> bool:
+def is_process_alive(process_id: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vlprompt.experiments.predict.prediction import PredictionCounts
 
 Row = dict[str, Any]
+CONTROL_CHARACTERS = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160))}  # as a line shows them
 MAX_TEXT_LENGTH = 60  # characters of a text in a line
 
 
@@ -65,13 +66,13 @@ def format_line(row: Row) -> str:
     if "error" in row:
         return ""
     if "response" in row:
-        return f"{_format_name(row)}: {row['response']}\n"
+        return f"{_format_name(row)}: {row['response']}\n"  # may have lines
     classes = ", ".join(f"{one['class']} {one['probability']:.3f}" for one in row["top"])
     rejection = "" if row["prediction"] == row["top"][0]["class"] else f"{row['prediction']}; "
     each = "".join(
         f"; {name}: {own['prediction']} {own['probability']:.3f}" for name, own in row.get("each", {}).items()
     )
-    return f"{_format_name(row)}: {rejection}{classes}{each}\n"
+    return f"{_format_name(row)}: {rejection}{classes}{each}".translate(CONTROL_CHARACTERS) + "\n"
 
 
 def _format_name(row: Row) -> str:

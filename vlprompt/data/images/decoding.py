@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +52,7 @@ def open_image(path: Path) -> Image.Image:
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, FileNotFoundError):
             raise ValueError(f"{str(path)!r}: expected an image, got no such file. Check the path.") from error
-        if path.is_dir():
+        if os.path.isdir(path):
             raise ValueError(f"{str(path)!r}: expected an image, got a folder. Name the files in it.") from error
         raise ValueError(
             f"{str(path)!r}: expected an image, got a truncated file or another format ({type(error).__name__}: "

@@ -1,7 +1,7 @@
 """List image files and folders: links are followed, hidden entries and leftovers of systems are never data."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -51,9 +51,14 @@ def list_image_files(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -
     return sorted(Path(path) for path in _walk(str(folder), suffixes, ()))
 
 
-def iter_image_files(folder: Path) -> Iterator[str]:
-    """Yield the paths that `list_image_files` returns, in the same order, with one folder's names in memory."""
-    return _walk(str(folder), IMAGE_SUFFIXES, (), is_sorted=True)
+def iter_image_files(folder: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[str]:
+    """Yield the paths that `list_image_files` returns, in the same order, with one folder's names in memory.
+
+    Args:
+        folder: where to look.
+        on_error: receives the error of a folder that can't be read, and the others go on; default: it is raised.
+    """
+    return _walk(str(folder), IMAGE_SUFFIXES, (), is_sorted=True, on_error=on_error)
 
 
 def contains_images(folder: Path) -> bool:
@@ -61,15 +66,28 @@ def contains_images(folder: Path) -> bool:
     return next(_walk(str(folder), IMAGE_SUFFIXES, ()), None) is not None
 
 
-def _walk(path: str, suffixes: tuple[str, ...], parents: tuple[str, ...], is_sorted: bool = False) -> Iterator[str]:
+def _walk(
+    path: str,
+    suffixes: tuple[str, ...],
+    parents: tuple[str, ...],
+    is_sorted: bool = False,
+    on_error: Callable[[OSError], None] | None = None,
+) -> Iterator[str]:
     """Yield the files below a folder; `parents` are the real paths of the folders that it lies in."""
     if (real := os.path.realpath(path)) in parents:
         return
-    with os.scandir(path) as entries:
-        for entry in sorted(entries, key=lambda one: one.name) if is_sorted else entries:
-            if is_hidden(entry.name):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, suffixes, (*parents, real), is_sorted)
-            elif entry.name.lower().endswith(suffixes) and (entry.is_file() or entry.is_symlink()):
-                yield entry.path
+    try:
+        with os.scandir(path) as entries:
+            names = sorted(entries, key=lambda one: one.name) if is_sorted else list(entries)
+    except OSError as error:
+        if on_error is None:
+            raise
+        on_error(error)
+        return
+    for entry in names:
+        if is_hidden(entry.name):
+            continue
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # a link to itself is no folder
+            yield from _walk(entry.path, suffixes, (*parents, real), is_sorted, on_error)
+        elif entry.name.lower().endswith(suffixes) and (entry.is_symlink() or entry.is_file()):
+            yield entry.path

@@ -1,26 +1,29 @@
 """The schema of a model folder's config.json: what a learned prompt is, beside its tensors."""
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, JsonValue
+from pydantic import Field, FiniteFloat, JsonValue, field_validator
 
 from vlprompt.data.validation import Schema
 
 LIBRARY = "vlprompt"
 FORMAT_VERSION = 1  # of the folder; a folder of another version is refused
+TEXT_PROTOCOL_KEYS = ("template", "plain_template", "answer")
 MAX_CONFIG_BYTES = 32 * 2**20
 MAX_CLASSES, MAX_LESSONS, MAX_TEXT = 200_000, 10_000, 20_000
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Name = Annotated[str, Field(max_length=1000)]
+Label = Annotated[str, Field(min_length=1, max_length=1000)]
 Settings = dict[str, JsonValue]
 
 
 class ClassEntry(Schema):
     """A class: its name, id, template and label words."""
 
-    name: Name
-    id: Name
+    name: Label
+    id: Label
     template: Text | None
     words: Annotated[list[Name], Field(max_length=1000)]
 
@@ -30,6 +33,15 @@ class LessonEntry(Schema):
 
     classes: Annotated[list[ClassEntry], Field(max_length=MAX_CLASSES)]
     domains: Annotated[list[Name], Field(max_length=1000)]
+
+    @field_validator("classes")
+    @classmethod
+    def _require_different(cls, classes: list[ClassEntry]) -> list[ClassEntry]:
+        """Refuse two classes of one id, of which one would be lost."""
+        repeated = [name for name, n in Counter(entry.id for entry in classes).items() if n > 1]
+        if repeated:
+            raise ValueError(f"expected each id of a class once, got {repeated[0]!r} twice")
+        return classes
 
 
 class BackboneEntry(Schema):
@@ -50,7 +62,7 @@ class TensorsEntry(Schema):
 class DecisionEntry(Schema):
     """How logits become an answer, as `Decision` has it."""
 
-    temperature: Annotated[FiniteFloat, Field(gt=0)]
+    temperature: Annotated[FiniteFloat, Field(ge=1e-6, le=1e6)]  # the softmax is in single precision
     score: Name
     threshold: FiniteFloat | None
     facts: Settings
@@ -102,6 +114,30 @@ class ModelConfig(Schema):
     decision: DecisionEntry = Field(description="temperature, score, threshold and facts")
     tensors: TensorsEntry = Field(description="sha256 and bytes of model.safetensors")
     result: ResultEntry | None = Field(None, description="the scores of the run, and what they stand on")
+
+    @field_validator("lessons")
+    @classmethod
+    def _require_classes(cls, lessons: list[LessonEntry]) -> list[LessonEntry]:
+        if not any(lesson.classes for lesson in lessons):
+            raise ValueError("expected at least one class, got none")
+        return lessons
+
+    @field_validator("task")
+    @classmethod
+    def _require_task(cls, task: Settings) -> Settings:
+        if not isinstance(task.get("name"), str):
+            raise ValueError(f"expected the task's name, got {str(task.get('name'))[:40]!r}")
+        datasets = task.get("dataset")
+        if not all(isinstance(one, str | None) for one in (datasets if isinstance(datasets, list) else [datasets])):
+            raise ValueError(f"expected a dataset's name or several, got {str(datasets)[:40]!r}")
+        return task
+
+    @field_validator("text_protocol")
+    @classmethod
+    def _require_templates(cls, protocol: Settings) -> Settings:
+        if protocol and not all(isinstance(protocol.get(key), str) for key in TEXT_PROTOCOL_KEYS):
+            raise ValueError(f"expected {', '.join(TEXT_PROTOCOL_KEYS)} as texts, got {', '.join(protocol)[:40]!r}")
+        return protocol
 
     @property
     def run_config(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Names on the Hugging Face hub: download the files of a model folder, and explain the hub's errors in one sentence."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,7 +89,16 @@ def explain_hub_errors(name: str) -> Iterator[None]:
     http_error: type[Exception] = getattr(errors, "HTTPError", OSError)
     try:
         yield
-    except (OSError, http_error, errors.HFValidationError) as error:
+    except errors.HFValidationError as error:
+        raise OSError(
+            f"{name!r}: expected a name as the hub has them, got one that it refuses ({_to_line(error)}). Correct it."
+        ) from error
+    except json.JSONDecodeError as error:  # of requests too, where it is an OSError as well
+        raise OSError(
+            f"{name!r}: expected an answer of the hub, got a page of another server. Look at what HF_ENDPOINT or a "
+            "proxy answers."
+        ) from error
+    except (OSError, http_error) as error:
         raise OSError(f"{name!r}: {_explain(error, _find_status(error))}") from error
     except ValueError as error:  # of the hub's check of the card
         raise OSError(f"{name!r}: expected what the hub accepts, got: {_to_line(error)}. Correct it.") from error

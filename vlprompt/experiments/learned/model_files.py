@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import shutil
+from glob import escape
 from pathlib import Path
 from typing import Any, NoReturn
 
 from torch import Tensor
 
+from vlprompt.backbones.cache.segment_file import NODE, is_process_alive
 from vlprompt.data.validation import validate
 from vlprompt.experiments.learned.folder_schema import FORMAT_VERSION, LIBRARY, MAX_CONFIG_BYTES, ModelConfig
 from vlprompt.results.run_folder import explain_write_errors, read_tensors, write_atomically
@@ -91,12 +93,13 @@ def write_model_files(folder: Path, files: dict[str, bytes], *, force: bool) -> 
     """
     folder = Path(os.path.abspath(folder))  # "." has no name of its own
     _require_free_folder(folder, force)
+    _remove_leftovers(folder)
     if folder.exists() and any(folder.iterdir()):
         (folder / CONFIG_FILE).unlink(missing_ok=True)  # until it is whole again, it is known as half of one
         for name in sorted(files, key=lambda name: name == CONFIG_FILE):
             write_atomically(folder / name, files[name])
         return
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.{NODE}-{os.getpid()}")
     with explain_write_errors(folder):
         try:
             temporary.mkdir(parents=True)
@@ -106,6 +109,18 @@ def write_model_files(folder: Path, files: dict[str, bytes], *, force: bool) -> 
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine left of a folder when they died while they wrote it."""
+    for left in folder.parent.glob(f".{escape(folder.name)}.{NODE}-*"):
+        process_id = left.name.rpartition("-")[2]
+        if process_id.isdigit() and not is_process_alive(int(process_id)):
+            shutil.rmtree(left, ignore_errors=True)
+    for left in (left for name in MODEL_FILES for left in folder.glob(f".{name}.*")):
+        process_id = left.name.rpartition(".")[2]
+        if process_id.isdigit() and not is_process_alive(int(process_id)):
+            left.unlink(missing_ok=True)
 
 
 def _require_free_folder(folder: Path, force: bool) -> None:

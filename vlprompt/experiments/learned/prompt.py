@@ -174,16 +174,25 @@ def restore_prompt(
         frozen = with_preprocessing(frozen, resolve_preprocessing(config["preprocess"], find_preprocessing(frozen)))
     tower = find_input_tower(frozen)
     _require_same_backbone(tower.key, state, tower.spec if not isinstance(spec, str) else spec)
-    method = build_method(config["method"], frozen)
     try:
+        method = build_method(config["method"], frozen)
         method.restore(state.lessons, {name: tensor.to(tower.device) for name, tensor in state.tensors.items()})
-    except RuntimeError as error:
+        _require_same_kinds(method, state)
+    except (RuntimeError, TypeError) as error:
         cause = " ".join(str(error).split())
         raise ValueError(
             f"{state.source!r}: expected a learned state of the method {config['method']['name']}, got an error on "
             f"loading it: {cause}. Train it again with this version."
         ) from error
     return LearnedPrompt(method, state)
+
+
+def _require_same_kinds(method: Method, state: LearnedState) -> None:
+    """TypeError for whole numbers in place of real ones, or the reverse: loading converts them in silence."""
+    restored = method.state_dict()
+    for name, tensor in state.tensors.items():
+        if name in restored and restored[name].is_floating_point() != tensor.is_floating_point():
+            raise TypeError(f"{name}: expected {restored[name].dtype}, got {tensor.dtype}")
 
 
 def _require_same_backbone(key: str, state: LearnedState, spec: str) -> None:

@@ -104,7 +104,10 @@ def _collect_files(
 def _update_card(path: Path, config: ModelConfig, name: str, license: str | None) -> str:
     """Return the card of a model folder with a licence: under the new name, or as its owner has edited it."""
     file = path / CARD_FILE
-    card = file.read_text("utf-8") if file.is_file() else ""
+    try:
+        card = file.read_text("utf-8") if file.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected UTF-8, got an {error.reason}. Convert it to UTF-8.") from error
     own = read_license(card, str(file))
     chosen = require_license(own if license is None else license)
     if not card or card == build_model_card(config, path.absolute().name, own):

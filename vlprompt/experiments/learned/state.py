@@ -14,7 +14,7 @@ from vlprompt.core.stage import Lesson
 from vlprompt.core.texts import TextItem
 from vlprompt.data.text.text_inputs import TextInput, build_text_items
 from vlprompt.experiments.learned.decision import Decision
-from vlprompt.experiments.learned.folder_schema import ModelConfig
+from vlprompt.experiments.learned.folder_schema import TEXT_PROTOCOL_KEYS, ModelConfig
 from vlprompt.experiments.learned.hub import download_model, is_hub_name
 from vlprompt.experiments.learned.model_files import (
     CARD_FILE,
@@ -26,8 +26,6 @@ from vlprompt.experiments.learned.model_files import (
 )
 from vlprompt.experiments.model_cards.licenses import read_license
 from vlprompt.results.run_folder import RunFolder
-
-TEXT_PROTOCOL_KEYS = ("template", "plain_template", "answer")
 
 
 @dataclass(frozen=True)

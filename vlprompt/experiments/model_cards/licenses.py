@@ -46,7 +46,7 @@ def _read_front_matter(card: str, where: str) -> dict[str, Any]:
         fields = yaml.safe_load(match[1]) if match is not None else {}
         if not isinstance(fields, dict | None):
             raise ValueError(f"a {type(fields).__name__}")
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         cause = " ".join(str(error).split())
         raise ValueError(f"{where}: expected YAML between the lines ---, got {cause}. Correct it.") from error
     return fields or {}

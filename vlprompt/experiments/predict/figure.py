@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlprompt.experiments.predict.prediction_input import PredictionInput
+from vlprompt.experiments.predict.read_ahead import OpenedInput
 from vlprompt.experiments.predict.rows import Row
 from vlprompt.results.plots.shots import plot_predictions
 
@@ -16,15 +17,22 @@ class PredictionFigure:
     def __init__(self) -> None:
         self._drawn = list[tuple[PredictionInput, str]]()
 
-    def add(self, inputs: Sequence[PredictionInput], rows: Sequence[Row]) -> None:
+    def add(self, batch: Sequence[OpenedInput], rows: Sequence[Row]) -> None:
         """Add the images of a batch, as long as there is room."""
-        for one, row in zip(inputs, rows, strict=True):
+        for one, row in zip(batch, rows, strict=True):
             if "prediction" in row and len(self._drawn) < MAX_DRAWN_IMAGES:
-                self._drawn.append((one, f"{row['prediction']} {row['probability']:.2f}"))
+                self._drawn.append((one.source, f"{row['prediction']} {row['probability']:.2f}"))
 
     def draw(self, path: Path) -> Path:
         """Draw the grid into a file; ValueError without images."""
         if not self._drawn:
             raise ValueError("--figure: expected images that can be read, got none. Leave --figure out.")
         images = [one.open() for one, _ in self._drawn]
+        path.parent.mkdir(parents=True, exist_ok=True)
         return plot_predictions(images, [caption for _, caption in self._drawn], [None] * len(images), path)
+
+
+def require_figure_path(path: Path) -> None:
+    """ValueError for a figure that is no PNG, or a folder."""
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ValueError(f"--figure: expected a file .png, got {str(path)!r}. Name one.")

@@ -21,6 +21,8 @@ STREAM_SUFFIXES = (ARRAY_SUFFIX, *SHARD_SUFFIXES)  # their images are counted on
 PATH_COLUMNS = ("path", "image", "file")
 READ_BYTES = 2**16
 BRACE_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MAX_RANGE = 1_000_000  # names of a brace range
+MAX_NAMED_COLUMNS = 10  # in an error
 
 
 def iter_image_inputs(
@@ -58,7 +60,7 @@ def _iter_path(path: str, stdin: BinaryIO | None, notify: Callable[[str], None])
     if path == STANDARD_INPUT:
         yield from map(build_file_input, iter_stream_paths(stdin))
     elif os.path.isdir(path):
-        yield from map(build_file_input, iter_image_files(Path(path)))
+        yield from _iter_folder(path)
     elif suffix.endswith(SHARD_SUFFIXES):
         yield from iter_shard(path)
     elif suffix.endswith(ARRAY_SUFFIX):
@@ -69,12 +71,31 @@ def _iter_path(path: str, stdin: BinaryIO | None, notify: Callable[[str], None])
         yield build_file_input(path)
 
 
+def _iter_folder(path: str) -> Iterator[PredictionInput]:
+    """Yield the images of a folder, then its sub-folders that can't be read, as broken inputs."""
+    errors = list[OSError]()
+    yield from map(build_file_input, iter_image_files(Path(path), errors.append))
+    for error in errors:
+        name = str(error.filename or path)
+        yield build_broken_input(
+            name, f"{name!r}: expected a folder that can be read, got an error ({error.strerror})."
+        )
+
+
 def count_image_inputs(words: Sequence[str]) -> int | None:
     """Count the images that words name, each once; None where only reading the images would tell."""
     paths = [path for word in words for path in _expand_word(word)]
     if STANDARD_INPUT in paths or any(path.lower().endswith(STREAM_SUFFIXES) for path in paths):
         return None
     return len({one.digest for path in paths for one in _iter_path(path, None, lambda note: None)})
+
+
+def list_packed_files(words: Sequence[str]) -> list[str]:
+    """Return the lists, arrays and shards that words name."""
+    paths = (path for word in words for path in _expand_word(word))
+    return [
+        path for path in paths if path.lower().endswith((*LIST_SUFFIXES, *STREAM_SUFFIXES)) and os.path.isfile(path)
+    ]
 
 
 def is_single_file(word: str) -> bool:
@@ -85,7 +106,7 @@ def is_single_file(word: str) -> bool:
 
 
 def require_images(words: Sequence[str]) -> None:
-    """ValueError for no words, an address, or "-" twice."""
+    """ValueError for no words, an address, "-" twice, or a range without an end."""
     if not words:
         raise ValueError(
             "predict: expected image files or texts, got none. Name images, or texts by --text or in a .txt or .jsonl."
@@ -94,6 +115,13 @@ def require_images(words: Sequence[str]) -> None:
         raise ValueError(f"predict: expected files and folders, got {addresses[0]!r}. Download it first.")
     if words.count(STANDARD_INPUT) > 1:
         raise ValueError("predict: expected - once, got it twice. Name standard input once.")
+    for word in words:
+        for first, last in [] if os.path.lexists(word) else BRACE_RANGE.findall(word):
+            if not 0 <= int(last) - int(first) < MAX_RANGE:
+                raise ValueError(
+                    f"predict: expected a range of at most {MAX_RANGE:,} numbers, the smaller first, got "
+                    f"{{{first}..{last}}}. Correct it."
+                )
 
 
 def iter_stream_paths(stream: BinaryIO | None) -> Iterator[str]:
@@ -145,7 +173,7 @@ def _parse_json_line(line: str, place: str) -> str | PredictionInput:
     try:
         row: Any = json.loads(line)
         return row if isinstance(row, str) else _select_path(row)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         return build_broken_input(place, f"{place!r}: expected a path, or an object with one, got an error ({error}).")
 
 
@@ -163,7 +191,8 @@ def find_path_column(columns: Sequence[str]) -> str:
         return known[0]
     if len(columns) == 1:
         return columns[0]
-    raise ValueError(f"expected a column {', '.join(PATH_COLUMNS)}, or only one column, got {', '.join(columns)}")
+    names = ", ".join(columns[:MAX_NAMED_COLUMNS]) + " ..." * (len(columns) > MAX_NAMED_COLUMNS)
+    raise ValueError(f"expected a column {', '.join(PATH_COLUMNS)}, or only one column, got {names}")
 
 
 def _iter_table(file: TextIO, path: str) -> Iterator[str | PredictionInput]:
@@ -175,11 +204,25 @@ def _iter_table(file: TextIO, path: str) -> Iterator[str | PredictionInput]:
         columns = [PATH_COLUMNS[0]]
     position = columns.index(find_path_column(columns)) if columns else 0
     reader = csv.reader(file, delimiter=delimiter, strict=True)
-    for row in reader:
-        value = row[position].strip() if len(row) == len(columns) else ""
-        if value:
-            yield value
+    for row in _iter_csv_rows(reader):
+        place = f"{path}:{reader.line_num + 1}"
+        if isinstance(row, csv.Error):
+            yield build_broken_input(place, f"{place!r}: expected a row of a table, got an error ({row}).")
+        elif len(row) == len(columns) and row[position].strip():
+            yield row[position].strip()
         elif row:
-            place = f"{path}:{reader.line_num + 1}"
             got = "an empty path" if len(row) == len(columns) else f"{len(row)} values"
             yield build_broken_input(place, f"{place!r}: expected a path and {len(columns)} columns, got {got}.")
+
+
+def _iter_csv_rows(reader: Any) -> Iterator[list[str] | csv.Error]:
+    """Yield rows, and the error of a row that can't be read; the others go on."""
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield error
+            continue
+        if row is None:
+            return
+        yield row

@@ -9,13 +9,18 @@ from typing import Any, BinaryIO
 
 from vlprompt.experiments.predict.prediction import PredictionCounts, SeenPaths
 from vlprompt.experiments.predict.prediction_input import digest_path
+from vlprompt.experiments.predict.read_ahead import OpenedInput
 from vlprompt.experiments.predict.rows import Row
 from vlprompt.experiments.predict.tables import FILE_FORMATS, write_rows
 from vlprompt.results.run_folder import explain_write_errors, write_json
 
+STAMP = "stamp"  # of the file that a row was made of, while the rows are partial
+
 
 def find_file_format(path: Path, output_format: str | None) -> str:
     """Return the format of a file, by its suffix where none is named; ValueError for another suffix."""
+    if str(path) == "-":
+        raise ValueError("--out: expected a file, got '-'. Leave --out out: rows are then printed.")
     suffix = path.suffix.lower().removeprefix(".")
     if output_format is None and suffix not in FILE_FORMATS:
         raise ValueError(
@@ -33,8 +38,8 @@ def find_file_format(path: Path, output_format: str | None) -> str:
 class RowFile:
     """Rows on their way into a file, each stored as soon as its batch is done.
 
-    `FILE.partial` has a row as JSON in each line, `FILE.partial.json` the settings that made them. Both go when the
-    file is whole.
+    `FILE.partial` has a row as JSON in each line, with the stamp of the file that it was made of; `FILE.partial.json`
+    has the settings that made them. Both go when the file is whole.
 
     Args:
         path: of the file.
@@ -46,6 +51,8 @@ class RowFile:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], is_fresh: bool):
+        if path.is_dir():
+            raise ValueError(f"--out: expected a file, got the folder {str(path)!r}. Name a file in it.")
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self.partial = path.with_name(f"{path.name}.partial")
         self.sidecar = path.with_name(f"{path.name}.partial.json")
@@ -59,7 +66,8 @@ class RowFile:
         if self.partial.exists():
             self._require_settings()
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            with explain_write_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.sidecar, self.settings)
             self.partial.touch()  # from here on a file of an earlier command is being replaced
 
@@ -107,15 +115,16 @@ class RowFile:
     def finish(self, output_format: str, columns: Sequence[str]) -> None:
         """Write all rows into the file in its format, and remove what it was made of."""
         with explain_write_errors(self.path):
-            if output_format == "jsonl":
-                self.partial.replace(self.path)
-            else:
-                temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-                try:
+            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            try:
+                if output_format == "jsonl":
+                    with temporary.open("wb") as file:
+                        file.writelines(map(serialize_row, iter_rows(self.partial)))
+                else:
                     write_rows(iter_rows(self.partial), temporary, output_format, columns)
-                    temporary.replace(self.path)
-                finally:
-                    temporary.unlink(missing_ok=True)
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
         self.discard()
 
     def discard(self) -> None:
@@ -144,16 +153,20 @@ class PartialFile:
             if not line.endswith(b"\n"):
                 break
             row = _parse_row(line, self.path)
-            seen.before.add(digest_path(row["path"]))
+            seen.before[digest_path(row["path"])] = row.get(STAMP)
             counts.add_row(row, is_new=False)
             end += len(line)
         self.file.truncate(end)
         return seen, counts
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, batch: Sequence[OpenedInput], rows: Sequence[Row]) -> None:
         """Append the rows of a batch; when this returns, a kill of the process loses none of them."""
+        stamped = (
+            row if opened.stamp is None else row | {STAMP: opened.stamp}
+            for opened, row in zip(batch, rows, strict=True)
+        )
         with explain_write_errors(self.path):
-            self.file.write(b"".join(map(serialize_row, rows)))
+            self.file.write(b"".join(map(serialize_row, stamped)))
             self.file.flush()
 
 
@@ -166,10 +179,12 @@ def serialize_row(row: Row) -> bytes:
 
 
 def iter_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file of JSON lines, one by one."""
+    """Yield the rows of a partial file, one by one, without the stamps of their files."""
     with path.open("rb") as file:
         for line in file:
-            yield _parse_row(line, path)
+            row = _parse_row(line, path)
+            row.pop(STAMP, None)
+            yield row
 
 
 def _parse_row(line: bytes, path: Path) -> Row:

@@ -4,6 +4,7 @@ Shards are those of webdataset: members KEY.EXTENSION, those of one key in a row
 """
 
 import io
+import math
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,11 +17,14 @@ import numpy as np
 from PIL import Image
 
 from vlprompt.data.images.decoding import convert_to_rgb
-from vlprompt.data.images.files import IMAGE_SUFFIXES, is_hidden
+from vlprompt.data.images.files import IMAGE_SUFFIXES, is_hidden, is_image_name
 from vlprompt.experiments.predict.prediction_input import PredictionInput, build_broken_input
 
 IMAGES_NAME = "images.npy"
 MAX_MEMBER_BYTES = 2**29
+MAX_NAMED = 10  # of an archive's arrays, in an error
+TAR_BLOCK = 512  # bytes; a member fills them
+SKIPPED_BYTES = 2**20  # at a time
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class _Header:
     member: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+    @property
+    def image_bytes(self) -> int:
+        """The bytes of one image."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 def iter_arrays(path: str, notify: Callable[[str], None]) -> Iterator[PredictionInput]:
@@ -55,18 +64,25 @@ def iter_arrays(path: str, notify: Callable[[str], None]) -> Iterator[Prediction
 
 def _read_header(archive: zipfile.ZipFile) -> _Header:
     members = archive.namelist()
+    if not members:
+        raise ValueError("expected an array 'images', got no array")
     member = IMAGES_NAME if IMAGES_NAME in members else members[0]
     if member != IMAGES_NAME and len(members) > 1:
-        raise ValueError(f"expected an array 'images' or only one array, got {', '.join(members)}")
+        raise ValueError(f"expected an array 'images' or only one array, got {', '.join(members[:MAX_NAMED])}")
     with archive.open(member) as file:
         shape, is_fortran, dtype = _read_array_header(file)
-    is_image_shape = len(shape) in (3, 4) and 0 not in shape[1:] and shape[3:] in ((), (1,), (3,))
+    is_image_shape = len(shape) in (3, 4) and min(shape[1:]) > 0 and shape[0] >= 0 and shape[3:] in ((), (1,), (3,))
+    if len(shape) == 3 and shape[2] in (3, 4):
+        raise ValueError(f"expected images (N, H, W) or (N, H, W, 3), got {shape}, which may be one image (H, W, 3)")
     if not is_image_shape or is_fortran or not (dtype == np.uint8 or dtype.kind == "f"):
         order = " in Fortran's order" if is_fortran else ""
         raise ValueError(
             f"expected uint8 or float images (N, H, W) or (N, H, W, 3) in C's order, got {dtype} {shape}{order}"
         )
-    return _Header(member, shape, dtype)
+    header = _Header(member, shape, dtype)
+    if header.image_bytes > MAX_MEMBER_BYTES:
+        raise ValueError(f"expected images of at most {MAX_MEMBER_BYTES} bytes, got {header.image_bytes}")
+    return header
 
 
 def _read_array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -77,9 +93,8 @@ def _read_array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype
 
 
 def _read_image(file: IO[bytes], header: _Header) -> np.ndarray:
-    n_bytes = int(np.prod(header.shape[1:])) * header.dtype.itemsize
-    content = file.read(n_bytes)
-    if len(content) < n_bytes:
+    content = file.read(header.image_bytes)
+    if len(content) < header.image_bytes:
         raise ValueError("expected as many values as its header says, got fewer")
     return np.frombuffer(content, header.dtype).reshape(header.shape[1:])
 
@@ -119,6 +134,9 @@ def iter_shard(path: str) -> Iterator[PredictionInput]:
             for member in _iter_members(archive):
                 base, _, extension = PurePosixPath(member.name).name.partition(".")
                 member_key = str(PurePosixPath(member.name).with_name(base))
+                if member.islnk() or member.issym():
+                    yield _build_link(path, member)
+                    continue
                 if member_key != key:
                     if not has_image:
                         yield _build_without_image(path, name)
@@ -133,10 +151,23 @@ def iter_shard(path: str) -> Iterator[PredictionInput]:
 
 
 def _iter_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield files, and links that are named as images, that are not hidden."""
     while (member := archive.next()) is not None:
         vars(archive)["members"].clear()  # else the archive keeps them all
-        if member.isfile() and not is_hidden(PurePosixPath(member.name).name):
+        name = PurePosixPath(member.name).name
+        is_link = (member.islnk() or member.issym()) and is_image_name(name)
+        if is_link or (member.isfile() and not is_hidden(name)):
             yield member
+        _skip_content(archive)
+
+
+def _skip_content(archive: tarfile.TarFile) -> None:
+    """Read up to the next member; ReadError where the file ends before: tarfile would look for it without an end."""
+    file: Any = archive.fileobj
+    end = vars(archive)["offset"] - TAR_BLOCK  # tarfile itself reads the last block
+    while (n_left := end - file.tell()) > 0:
+        if not file.read(min(n_left, SKIPPED_BYTES)):
+            raise tarfile.ReadError("unexpected end of data")
 
 
 def _build_member(path: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> PredictionInput:
@@ -148,6 +179,13 @@ def _build_member(path: str, member: tarfile.TarInfo, archive: tarfile.TarFile) 
     if len(content) < member.size:
         raise tarfile.ReadError(f"unexpected end of data in {member.name}")
     return PredictionInput(name, partial(_open_bytes, content, name))
+
+
+def _build_link(path: str, member: tarfile.TarInfo) -> PredictionInput:
+    name = f"{path}/{member.name}"
+    return build_broken_input(
+        name, f"{name!r}: expected an image, got a link to {member.linkname!r}. Pack the file itself."
+    )
 
 
 def _build_without_image(path: str, name: str) -> PredictionInput:

@@ -8,14 +8,14 @@ import torch
 
 from vlprompt.backbones.schemes import choose_threads
 from vlprompt.experiments.events import Listener, PredictionProgress, ignore_event
-from vlprompt.experiments.predict.prediction_input import PredictionInput
+from vlprompt.experiments.predict.prediction_input import PredictionInput, describe_stamp
 from vlprompt.experiments.predict.prompts import Ensemble
-from vlprompt.experiments.predict.read_ahead import iter_opened_batches
+from vlprompt.experiments.predict.read_ahead import OpenedInput, iter_opened_batches
 from vlprompt.experiments.predict.rows import Row, RowLayout, predict_batch
 
 DEFAULT_BATCH_SIZE = 100
 MAX_NAMED_ERRORS = 5
-Sink = Callable[[Sequence[PredictionInput], Sequence[Row]], None]
+Sink = Callable[[Sequence[OpenedInput], Sequence[Row]], None]
 
 
 @dataclass
@@ -55,11 +55,11 @@ class SeenPaths:
     """Paths that have a row, as 16 bytes each.
 
     Args:
-        before: done by the same command before, until they come again.
+        before: done by the same command before, with the stamp of a file that was read then.
         now: met by this command.
     """
 
-    before: set[bytes] = field(default_factory=set)
+    before: dict[bytes, str | None] = field(default_factory=dict)
     now: set[bytes] = field(default_factory=set)
 
 
@@ -78,7 +78,7 @@ def predict_inputs(
     Args:
         ensemble: of the prompts.
         inputs: are read as far as they are needed.
-        write: receives the inputs of a batch and their rows.
+        write: receives a batch and its rows.
         layout: what stands in a row.
         batch_size: inputs in a batch.
         before: what the same command did before.
@@ -92,7 +92,7 @@ def predict_inputs(
             rows = predict_batch(ensemble, batch, layout)
             for row in rows:
                 counts.add_row(row, is_new=True)
-            write([opened.source for opened in batch], rows)
+            write(batch, rows)
             on_event(PredictionProgress(counts.n_inputs, total))
     return counts
 
@@ -116,7 +116,18 @@ def _iter_new(
     for one in inputs:
         digest = one.digest
         counts.n_repeated += digest in seen.now
-        is_new = digest not in seen.now and digest not in seen.before
+        is_new = digest not in seen.now
         seen.now.add(digest)
-        if is_new:
+        if is_new and digest in seen.before:
+            _require_unchanged(one, seen.before[digest])
+        elif is_new:
             yield one
+
+
+def _require_unchanged(one: PredictionInput, stamp: str | None) -> None:
+    """ValueError where a file is another than when its row was written."""
+    if stamp is not None and describe_stamp(one.path) != stamp:
+        raise ValueError(
+            f"{one.path!r}: expected the file that its row was made of, got another one (by size, times or inode). "
+            "Put the old one back, or begin anew by --fresh."
+        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.data.images.decoding import open_image
+from vlprompt.runtime.file_index import read_stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +19,12 @@ class PredictionInput:
     Args:
         path: names it in the answers: a file, `SHARD/MEMBER`, `ARRAYS[INDEX]` or `FILE:LINE`.
         open: returns an upright RGB image, a text, or the fields of one; ValueError or OSError for a broken input.
+        is_file: whether `path` is the file that is opened, whose change can be seen.
     """
 
     path: str
     open: Callable[[], Any]
+    is_file: bool = False
 
     @property
     def digest(self) -> bytes:
@@ -45,7 +48,15 @@ def _raise_error(message: str) -> None:
 
 def build_file_input(path: str) -> PredictionInput:
     """Build the input of an image file."""
-    return PredictionInput(path, partial(_open_file, path))
+    return PredictionInput(path, partial(_open_file, path), is_file=True)
+
+
+def describe_stamp(path: str) -> str | None:
+    """Return 16 hex digits of a file's size, times and inode; None where it can't be read."""
+    try:
+        return hashlib.blake2b(repr(read_stamp(path)).encode(), digest_size=8).hexdigest()
+    except (OSError, ValueError):
+        return None
 
 
 def _open_file(path: str) -> Any:

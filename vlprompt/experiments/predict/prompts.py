@@ -3,11 +3,13 @@
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -28,14 +30,18 @@ from vlprompt.runtime.bounded_cache import BoundedCache
 from vlprompt.runtime.settings import SETTINGS
 
 IMAGE_COUNTER = itertools.count()  # an image's key in this process: two inputs never share features
+MAX_TEXT = 200  # characters of a list of classes, in an error
 RUN_FILES, MODEL_CONFIG, MODEL_WEIGHTS = ("config.yaml", "result.json"), "config.json", "*.safetensors"
 
 
 def is_prompt_source(path: str | Path) -> bool:
     """Whether a path is a run folder or a model folder, rather than a folder or file of inputs."""
     folder = Path(path)
-    is_model = (folder / MODEL_CONFIG).is_file() and any(folder.glob(MODEL_WEIGHTS))
-    return is_model or any((folder / name).is_file() for name in RUN_FILES)
+    try:
+        is_model = (folder / MODEL_CONFIG).is_file() and any(folder.glob(MODEL_WEIGHTS))
+        return is_model or any((folder / name).is_file() for name in RUN_FILES)
+    except OSError:  # a name that is too long, a folder that can't be read
+        return False
 
 
 def split_sources(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -115,11 +121,14 @@ class Ensemble:
     def answer(self, items: Sequence[tuple[Item, ...]]) -> list[Answers]:
         """Return the answers of each prompt; features are shared by prompts on one backbone, and then dropped."""
         answers = []
+        # a batch of one is computed by other kernels, whose last digit differs: its image is answered twice
+        is_single_image = len(items) == 1 and not self.text_protocol
         for prompt, names, own in zip(
             self.prompts.values(), self.names_by_prompt, zip(*items, strict=True), strict=True
         ):
+            own = own * 2 if is_single_image else own
             (batch,) = prompt.iter_answers(own, names, batch_size=len(own))
-            answers.append(batch)
+            answers.append(Answers(*(tensor[: len(items)] for tensor in batch)))
         for prompt in self.prompts.values():
             for cache in feature_caches(prompt.method):
                 _empty_cache(cache)
@@ -242,7 +251,7 @@ def identify_prompt(state: LearnedState) -> str:
     facts: Any = (dict(state.metadata), dict(state.text_protocol), repr(state.decision))
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, tensor in sorted(state.tensors.items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -252,14 +261,31 @@ def read_classes(text: str) -> list[str]:
     Raises:
         ValueError: for fewer than two, or one twice.
     """
-    path = Path(text).expanduser()
-    parts = path.read_text("utf-8").splitlines() if path.is_file() else text.split(",")
+    parts = _read_class_lines(text)
+    parts = text.split(",") if parts is None else parts
     names = [part.strip() for part in parts if part.strip()]
-    if repeated := [name for k, name in enumerate(names) if name in names[:k]]:
+    if repeated := [name for name, n in Counter(names).items() if n > 1]:
         raise ValueError(f"--classes: expected each class once, got {repeated[0]!r} twice. Name it once.")
     if len(names) < 2:
         raise ValueError(
-            f"--classes: expected a file, or at least 2 names separated by commas, got {text!r}. Name a file with one "
-            "class in each line, or write --classes cat,dog."
+            f"--classes: expected a file, or at least 2 names separated by commas, got {text[:MAX_TEXT]!r}. Name a "
+            "file with one class in each line, or write --classes cat,dog."
         )
     return names
+
+
+def _read_class_lines(text: str) -> list[str] | None:
+    """Return the lines of a file; None for a text that names no file."""
+    try:
+        path = Path(text).expanduser()
+        return path.read_text("utf-8-sig").splitlines() if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--classes: expected a file in UTF-8, got {text!r} with an {error.reason}. Convert it to UTF-8."
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            raise ValueError(
+                f"--classes: expected a file that can be read, got {text!r}. Permit reading it."
+            ) from error
+        return None  # too long for a name, a home of nobody

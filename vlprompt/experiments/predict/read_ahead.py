@@ -8,19 +8,21 @@ from typing import NamedTuple
 
 from vlprompt.core.batch import Item
 from vlprompt.data.images.decoding import SKIP_REMEDY
-from vlprompt.experiments.predict.prediction_input import PredictionInput
+from vlprompt.experiments.predict.prediction_input import PredictionInput, describe_stamp
 from vlprompt.runtime import threads
 
 INPUTS_PER_JOB = 16  # fewer cost more in handing over than in opening, for small images
 BATCHES_AHEAD = 1
+MAX_ERROR = 1000  # characters of an error, which else may hold a path of any length
 
 
 class OpenedInput(NamedTuple):
-    """An input with its item for each prompt, or with its error."""
+    """An input with its item for each prompt, or with its error; and the stamp that its file had before."""
 
     source: PredictionInput
     items: tuple[Item, ...] = ()
     error: str | None = None
+    stamp: str | None = None
 
 
 Opener = Callable[[PredictionInput], tuple[Item, ...]]
@@ -72,9 +74,11 @@ class _Job:
 
 
 def _open_input(one: PredictionInput, build_items: Opener) -> OpenedInput:
+    stamp = describe_stamp(one.path) if one.is_file else None  # of before: a change meanwhile is seen later
     try:
-        return OpenedInput(one, build_items(one))
+        return OpenedInput(one, build_items(one), stamp=stamp)
     except (ValueError, OSError) as error:
-        return OpenedInput(one, error=" ".join(str(error).replace(SKIP_REMEDY, "").split()))
+        message = " ".join(str(error).replace(SKIP_REMEDY, "").split())
     except Exception as error:  # Pillow's readers raise errors of any kind for damaged files
-        return OpenedInput(one, error=f"{one.path!r}: expected an input that can be read, got {error!r}.")
+        message = f"{one.path!r}: expected an input that can be read, got {error!r}."
+    return OpenedInput(one, error=message if len(message) <= MAX_ERROR else f"{message[:MAX_ERROR]} ...")

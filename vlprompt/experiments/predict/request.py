@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlprompt.experiments.learned.state import read_learned_state
 from vlprompt.experiments.predict.inputs import (
+    STANDARD_INPUT,
     count_image_inputs,
     is_single_file,
     iter_image_inputs,
+    list_packed_files,
     require_images,
 )
-from vlprompt.experiments.predict.prediction_input import PredictionInput
+from vlprompt.experiments.predict.prediction_input import PredictionInput, describe_stamp
 from vlprompt.experiments.predict.prompts import (
     Ensemble,
     identify_prompt,
@@ -81,9 +84,21 @@ class PredictionRequest:
             "top_k": self.layout.top_k,
             "each": self.layout.has_each,
             "inputs": [word for word in self.inputs if self.takes_texts or not is_single_file(word)],
+            "files": {path: describe_stamp(path) for path in self._list_packed_files()},
             "texts": list(self.texts),
             "folder": os.getcwd(),
         }
+
+    def _list_packed_files(self) -> list[str]:
+        """Return the files of many inputs, whose change would be seen in no row: lists, arrays, shards, texts."""
+        if self.takes_texts:
+            return [word for word in self.inputs if word != STANDARD_INPUT]
+        return list_packed_files(self.inputs)
+
+    def require_other_file(self, path: Path) -> None:
+        """ValueError where the rows would be written over an input."""
+        if path.is_file() and any(os.path.isfile(word) and path.samefile(word) for word in self.inputs):
+            raise ValueError(f"--out: expected a file that is no input, got {str(path)!r}. Name another one.")
 
     def load(self, backbone: str | None, device: str | None) -> Ensemble:
         """Load the prompts on their backbones, and compute what depends on class names alone.

@@ -94,7 +94,7 @@ def _parse_line(line: str, location: str, is_json: bool) -> TextInput:
         raise ValueError(f"{location}: expected a text, got a blank line. Remove the line, or write a text.")
     try:
         value: Any = json.loads(line) if is_json else line
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{location}: expected JSON, got an error: {error}. Correct the line.") from error
     if not isinstance(value, str | dict):
         raise ValueError(
