@@ -1,6 +1,5 @@
 """The command `vlprompt serve`."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -69,9 +68,6 @@ def serve(
     from vlprompt.experiments.server.listening import Listening, listen
     from vlprompt.experiments.server.service import ServerSettings
 
-    for option, value in (("--batch-wait", batch_wait), ("--max-megapixels", max_megapixels), ("--rate", rate)):
-        if value is not None and math.isnan(value):
-            raise ValueError(f"{option}: expected a number, got nan. Leave it out, or set one.")
     set_data_root(root)
     is_local = is_loopback(host)
     if models is not None and not models.is_dir():
