@@ -319,7 +319,13 @@ BAD_REQUESTS = {  # name -> (status, words of the answer, arguments of the reque
     "no boundary": (422, "multipart", {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}),
     "broken form": (422, "", {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=a"}}),
     "unknown model": (404, "'cat'", {"files": {"image": draw_png(9, 9)}, "data": {"model": "cat"}}),
-    "top_k": (422, "top_k", {"files": {"image": draw_png(9, 9)}, "data": {"top_k": "0"}}),
+    "top_k": (422, "top_k: expected at least 1, got '0'", {"files": {"image": draw_png(9, 9)}, "data": {"top_k": "0"}}),
+    "top_k of letters": (
+        422,
+        "top_k: expected a whole number, got 'x'",
+        {"files": {"image": draw_png(9, 9)}, "data": {"top_k": "x"}},
+    ),
+    "images are no list": (422, "images: expected a list, got 'x'", {"json": {"images": "x"}}),
     "unknown field": (422, "colour", {"files": {"image": draw_png(9, 9)}, "data": {"colour": "red"}}),
 }
 

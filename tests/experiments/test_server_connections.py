@@ -44,7 +44,8 @@ def read_answer(connection):
     """Read an answer to its end."""
     received = b""
     while not received.endswith(b"\r\n\r\nok"):
-        assert (part := connection.recv(1000))
+        part = connection.recv(1000)
+        assert part
         received += part
 
 

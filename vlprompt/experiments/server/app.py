@@ -53,8 +53,11 @@ async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
     path = repr(request.url.path[:200])
     if isinstance(error, HTTPException):
         headers = dict(error.headers or {})
-        expected = f"another method ({headers['Allow']})" if "Allow" in headers else "a path of this server"
-        message = f"{path}: expected {expected}, got {request.method[:20]}. GET /docs lists them."
+        allowed = headers.get("Allow")
+        difference = (
+            f"the method {allowed}, got {request.method[:20]!r}" if allowed else "a path of this server, got another"
+        )
+        message = f"{path}: expected {difference}. GET /docs lists them."
         error = RefusedError(error.status_code, message, headers)
     elif not isinstance(error, RefusedError):
         error = RefusedError(422, f"{path}: expected a whole number at its end, got something else. Number it from 0.")

@@ -19,6 +19,7 @@ from vlprompt.experiments.server.service import Server, ServerSettings
 
 MAX_CONNECTIONS = 1024
 SECONDS_TO_FINISH = 30  # for requests that run when the process is asked to end
+IDLE_SECONDS = 30  # of a connection between requests: longer than clients wait, who else send one as it is closed
 MIN_TOKEN_LENGTH = 16
 
 
@@ -143,6 +144,7 @@ def _run_uvicorn(server: Server, opened: socket.socket, host: str, report: Calla
         proxy_headers=False,  # a client could write the address by which it is counted
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=SECONDS_TO_FINISH,
     )
     name = f"[{host}]" if ":" in host else host

@@ -21,6 +21,13 @@ from vlprompt.experiments.server.limits import MAX_LARGEST_IMAGES, Limits, Refus
 # formats that Pillow decodes by itself; others start programs, or hold scripts
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MAX_FIELDS_BESIDES_CLASSES = 16
+PLAIN_WORDS = {  # of pydantic -> of this server
+    "a valid integer": "a whole number",
+    "a valid array": "a list",
+    "a valid string": "a text",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -69,7 +76,9 @@ def _explain_validation(error: ValidationError, schema: type[BaseModel]) -> Refu
         return RefusedError(422, f"{place[:80]}: expected one of {', '.join(schema.model_fields)}, got another field.")
     if kind == "json_invalid":
         return RefusedError(422, f"body: expected JSON, got a broken text ({message.removeprefix('Invalid JSON: ')}).")
-    expected = message.removeprefix("Input should be ").partition(", unable")[0].replace("valid ", "")
+    expected = message.removeprefix("Input should be ").partition(", unable")[0]
+    for theirs, plain in PLAIN_WORDS.items():
+        expected = expected.replace(theirs, plain)
     short = repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
     return RefusedError(422, f"{place}: expected {expected}, got {short}.")
 
