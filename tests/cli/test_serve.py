@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from vlprompt.cli.app import main
+from vlprompt.cli.sharing.serve import name_sources
 
 COMMAND = Path(sys.executable).parent / "vlprompt"
 ROOT = Path(__file__).parents[2]
@@ -129,12 +130,21 @@ def test_a_port_in_use(type_in, run):
         (["--host", "no.such.host.invalid"], "expected a token"),
         (["--host", "no.such.host.invalid", "--token", "a long random text"], "expected an address of this machine"),
         (["--models", "nowhere"], "--models: expected a folder"),
+        (["--batch-wait", "nan"], "60000"),
+        (["--batch-wait", "inf"], "60000"),
+        (["--max-megapixels", "nan"], "10000"),
+        (["--rate", "nan"], "1000000"),
         (["--port", "70000"], "65535"),
     ],
 )
 def test_bad_options(type_in, run, arguments, words):
     code, text = type_in("serve", run, *(arguments if "--port" in arguments else ["--port", "0", *arguments]))
     assert (code, words in text) == (2, True), text
+
+
+def test_a_model_of_the_hub_is_named_without_owner_and_revision():
+    sources = ["owner/name@v1", "other=owner/name"]
+    assert name_sources(sources) == [("name", "owner/name@v1"), ("other", "owner/name")]
 
 
 def test_a_token_of_the_environment(type_in, run, monkeypatch):

@@ -5,8 +5,11 @@ import base64
 import io
 import json
 import random
+import re
 import shutil
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,7 +20,7 @@ from starlette.testclient import TestClient
 
 from vlprompt import load_prompt
 from vlprompt.cli.app import main
-from vlprompt.core.images import ImageItem
+from vlprompt.core.images import ImageItem, Preprocessing
 from vlprompt.data.images.decoding import build_file_item
 from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.prompt import LearnedPrompt
@@ -28,6 +31,7 @@ from vlprompt.experiments.server.limits import Limits, RateLimiter, RefusedError
 from vlprompt.experiments.server.models import ServedModel, ServedModels
 from vlprompt.experiments.server.neighbours import open_training_images
 from vlprompt.experiments.server.service import Server, ServerSettings
+from vlprompt.experiments.server.uploads import UploadedImage, build_upload_item
 
 SMALL = Limits(body_bytes=200_000, images=8, pixels=10_000, classes=5, class_characters=20)
 
@@ -84,6 +88,23 @@ def send(client, paths, **fields):
     return client.post("/predict", files=[("image", (p.name, p.read_bytes())) for p in paths], data=fields)
 
 
+@contextmanager
+def hold_model(client):
+    """Let the thread of the model wait until the block ends, so that requests wait."""
+    is_over = threading.Event()
+    client.server.worker.call(is_over.wait)
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def wait_for_queue(client, n_images):
+    """Wait until images wait for the model, by the server's own count."""
+    while client.server.worker.n_queued < n_images:
+        assert client.get("/health").is_success
+
+
 def draw_png(width, height):
     """A PNG of one colour, which takes few bytes whatever its size."""
     buffer = io.BytesIO()
@@ -132,7 +153,7 @@ def test_models_are_described(client):
     assert coop["backbone"] == linear["backbone"]
     assert 0 <= coop["summary"]["accuracy"] <= 100
     assert coop["decision"] == {"temperature": 1.0, "score": "msp", "threshold": None}
-    assert client.get("/health").json() == {"status": "ok", "models": ["coop", "linear"]}
+    assert client.get("/health").json() == {"status": "ok", "models": 2}
 
 
 def test_an_image_below_the_threshold_is_unknown(client, pictures):
@@ -188,11 +209,69 @@ def test_models_are_swapped_by_name(runs, pictures, tmp_path):
             assert str(tmp_path) not in answer.json()["error"].replace(folder, "")
         answer = client.post("/models", json={"name": "a/b", "folder": "one"})
         assert answer.status_code == 422
-        assert client.delete("/models/digits").json()["models"] == []
+        assert client.delete("/models/digits").json()["models"] == 0
         assert client.delete("/models/digits").status_code == 404
         assert send(client, pictures[:1]).status_code == 422
         assert client.post("/models", json={"name": "again", "folder": "one"}).status_code == 200
         assert send(client, pictures[:1]).status_code == 200
+
+
+def test_requests_that_wait_are_answered_by_the_model_they_named(runs, pictures):
+    settings = ServerSettings(SMALL, models_folder=runs["linear"].parent)
+    with serve(("digits", runs["coop"]), settings=settings) as client, ThreadPoolExecutor(3) as threads:
+        old = send(client, pictures[:1]).json()
+        with hold_model(client):
+            waiting = threads.submit(send, client, pictures[:1], model="digits")
+            wait_for_queue(client, 1)
+            replacing = threads.submit(client.post, "/models", json={"name": "digits", "folder": runs["linear"].name})
+            assert client.get("/models").json()[0]["method"] == "coop"
+        assert waiting.result(60).json() == old
+        assert replacing.result(60).json()["method"] == "linear"
+        new = send(client, pictures[:1]).json()
+        assert new["predictions"] != old["predictions"]
+        with hold_model(client):
+            waiting = threads.submit(send, client, pictures[:1], model="digits")
+            wait_for_queue(client, 1)
+            assert client.delete("/models/digits").is_success
+            assert send(client, pictures[:1], model="digits").status_code == 404
+        assert waiting.result(60).json() == new
+
+
+def test_a_body_counts_until_its_request_is_answered(client, pictures):
+    size = sum(path.stat().st_size for path in pictures)
+    with ThreadPoolExecutor(1) as threads:
+        with hold_model(client):
+            waiting = threads.submit(send, client, pictures, model="coop")
+            wait_for_queue(client, 3)
+            assert client.server.bodies.n_bytes > size
+        assert waiting.result(60).is_success
+    assert client.server.bodies.n_bytes == 0
+
+
+def test_a_model_folder_shows_the_scores_of_its_run(runs, tmp_path):
+    folder = tmp_path / "model"
+    with pytest.raises(SystemExit):
+        main(["save", str(runs["coop"]), str(folder)])
+    models = ServedModels()
+    saved, trained = models.load("saved", folder), models.load("trained", runs["coop"])
+    assert saved.summary == trained.summary
+    assert saved.summary["accuracy"] > 0
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_an_upload_is_stored_at_the_size_of_the_tower(pictures, antialias):
+    preprocessing = Preprocessing((32, 32), antialias=antialias)
+    item = build_upload_item(UploadedImage("a", pictures[0].read_bytes()), 1, SMALL, preprocessing)
+    resized = item.pixels.resized
+    assert (resized.size if antialias else resized.shape[1:]) == (32, 32)
+    expected = build_file_item(pictures[0])
+    torch.testing.assert_close(item.pixels(preprocessing, None), expected.pixels(preprocessing, None))
+    other = Preprocessing((16, 16), antialias=antialias)
+    torch.testing.assert_close(item.pixels(other, None), expected.pixels(other, None))
+    with pytest.raises(RefusedError, match="sides of a ratio"):
+        build_upload_item(
+            UploadedImage("strip", draw_png(1, 9999)), 1, SMALL, Preprocessing((224, 224), antialias=antialias)
+        )
 
 
 def test_no_model_is_loaded_without_a_folder_that_was_allowed(client):
@@ -210,7 +289,7 @@ def test_two_backbones_are_refused_with_both_keys(runs):
 BOMB = draw_png(30_000, 30_000)
 BAD_REQUESTS = {  # name -> (status, words of the answer, arguments of the request)
     "text": (415, "another format", {"files": {"image": ("a.txt", b"hello")}}),
-    "empty file": (415, "another format", {"files": {"image": ("a.png", b"")}}),
+    "empty file": (422, "empty file", {"files": {"image": ("a.png", b"")}}),
     "postscript": (415, "another format", {"files": {"image": ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n")}}),
     "truncated": (422, "truncated", {"files": {"image": ("a.png", draw_png(90, 90)[:-30])}}),
     "bomb": (413, "million pixels", {"files": {"image": ("bomb.png", BOMB)}}),
@@ -218,6 +297,16 @@ BAD_REQUESTS = {  # name -> (status, words of the answer, arguments of the reque
     "second is bad": (415, "image 2 ('b')", {"files": [("i", ("a", draw_png(9, 9))), ("i", ("b", b"x"))]}),
     "many files": (413, "at most 8", {"files": [("image", (f"{k}", b"x")) for k in range(9)]}),
     "10,000 images": (413, "at most 8", {"json": {"images": ["x"] * 10_000}}),
+    "many class names": (
+        422,
+        "at most 5 names",
+        {"files": {"image": draw_png(9, 9)}, "data": {"classes": [f"n{k}" for k in range(50)]}},
+    ),
+    "both are truncated": (
+        422,
+        "image 1",
+        {"files": [("i", ("a", draw_png(99, 99)[:-30])), ("i", ("b", draw_png(90, 90)[:-30]))]},
+    ),
     "long body": (413, "MB", {"content": b"x" * 200_001, "headers": {"Content-Type": "application/json"}}),
     "no images": (422, "images", {"json": {"images": []}}),
     "no files": (422, "images", {"files": {"model": (None, "coop")}}),
@@ -230,7 +319,13 @@ BAD_REQUESTS = {  # name -> (status, words of the answer, arguments of the reque
     "no boundary": (422, "multipart", {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}),
     "broken form": (422, "", {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=a"}}),
     "unknown model": (404, "'cat'", {"files": {"image": draw_png(9, 9)}, "data": {"model": "cat"}}),
-    "top_k": (422, "top_k", {"files": {"image": draw_png(9, 9)}, "data": {"top_k": "0"}}),
+    "top_k": (422, "top_k: expected at least 1, got '0'", {"files": {"image": draw_png(9, 9)}, "data": {"top_k": "0"}}),
+    "top_k of letters": (
+        422,
+        "top_k: expected a whole number, got 'x'",
+        {"files": {"image": draw_png(9, 9)}, "data": {"top_k": "x"}},
+    ),
+    "images are no list": (422, "images: expected a list, got 'x'", {"json": {"images": "x"}}),
     "unknown field": (422, "colour", {"files": {"image": draw_png(9, 9)}, "data": {"colour": "red"}}),
 }
 
@@ -241,8 +336,24 @@ def test_a_bad_request_is_refused_in_one_sentence(lone, name):
     answer = lone.post("/predict", **request)
     error = answer.json()["error"]
     assert (answer.status_code, words in error) == (status, True), error
-    assert "\n" not in error
+    assert re.fullmatch(r"[^\n]+: expected [^\n]+, got [^\n]+\.", error)
     assert len(error) < 300
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/no/such"), ("GET", "/predict"), ("GET", "/neighbours/coop/x")])
+def test_a_wrong_path_or_method_is_refused_in_one_sentence(client, method, path):
+    answer = client.request(method, path)
+    assert answer.status_code in (404, 405, 422)
+    assert re.fullmatch(r"'/[^\n]+: expected [^\n]+, got [^\n]+\.", answer.json()["error"])
+
+
+def test_images_of_too_many_pixels_together_are_refused_before_one_is_decoded(runs):
+    images = [("image", draw_png(100, 100)) for _ in range(9)]
+    with serve(("coop", runs["coop"]), settings=ServerSettings(Limits(pixels=10_000))) as client:
+        assert client.post("/predict", files=images[:8]).status_code == 200
+        broken = [("image", draw_png(100, 100)[:-30]), *images[1:]]
+        answer = client.post("/predict", files=broken)
+    assert (answer.status_code, "0.08 million pixels" in answer.json()["error"]) == (413, True)
 
 
 def test_one_of_several_models_must_be_named(client, pictures):
@@ -256,6 +367,7 @@ def test_one_of_several_models_must_be_named(client, pictures):
         (["a", " "], "empty"),
         ([], "empty"),
         (["a", "b", " a "], "'a' twice"),
+        (["one", "1"], "'one' and '1' of one"),
         (list("abcdef"), "at most 5"),
         (["x" * 21], "at most 20"),
         (["語" * 20], "tokens"),
@@ -349,6 +461,7 @@ def test_other_hosts_and_sites_are_refused(client):
         assert client.get("/models", headers={"Host": host}).status_code == 200
     assert client.get("/models", headers={"Origin": "http://evil.example"}).status_code == 403
     assert client.get("/models", headers={"Origin": "null"}).status_code == 403
+    assert client.get("/models", headers={"Origin": "http://["}).status_code == 403
     assert client.get("/models", headers={"Origin": "http://127.0.0.1"}).status_code == 200
     assert "access-control-allow-origin" not in client.get("/models").headers
 
@@ -407,6 +520,13 @@ def test_requests_are_joined_and_one_that_fails_breaks_no_other(runs, pictures):
         assert torch.equal(futures[2].result(60).probabilities, alone[1])
         with pytest.raises(RuntimeError, match="no pixels"):
             futures[1].result(60)
+        lists = [prompt.resolve_classes(texts) for texts in (["one", "new"], ["new", "one"], ["one", "new"])]
+        sizes.clear()
+        futures = [worker.submit(prompt, names, [item]) for names, item in zip(lists, items, strict=True)]
+        futures.append(worker.submit(prompt, lists[0], items[1:2]))
+        answers = [future.result(60).probabilities for future in (futures[0], futures[2], futures[3])]
+        assert sizes == [3]  # of one list; the other waits
+        torch.testing.assert_close(torch.cat(answers), prompt.answer([items[0], items[2], items[1]], lists[0])[0])
         last = worker.submit(prompt, None, items[:2])
         cancelled = worker.submit(prompt, prompt.resolve_classes(["one", "new"]), items[:1])
         assert cancelled.cancel()

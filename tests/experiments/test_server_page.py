@@ -139,6 +139,21 @@ def test_an_image_is_chosen_and_class_names_are_typed(page, address, digit):
     assert "training image of one" in picture.get_attribute("alt")
 
 
+def test_class_names_are_shown_as_text(page, address, digit):
+    names = ["<img src=x onerror=alert(1)>", "</script><b>b</b>", "שלום 1", "\u202eabc", "\U0001f600" * 3]
+    page.goto(address)
+    choose(page, digit)
+    page.wait_for_selector("#bars li:nth-child(10)")
+    page.fill("#classes", "\n".join(names))
+    page.click("#ask")
+    page.wait_for_selector("#bars li:nth-child(5):last-child")
+    assert set(page.locator("#bars li .row span:first-child").all_text_contents()) == set(names)
+    assert page.locator("#bars img, #bars b, #answer *").count() == 0
+    assert (
+        page.locator("#bars li .row").first.evaluate("row => getComputedStyle(row.firstChild).unicodeBidi") == "isolate"
+    )
+
+
 @pytest.mark.parametrize("kind", ["drop", "paste"])
 def test_an_image_is_dropped_or_pasted(page, address, digit, kind):
     page.goto(address)
@@ -178,6 +193,7 @@ def test_what_is_no_image_is_explained(page, address, digit, expected_errors):
 
 
 def test_the_keyboard_reaches_everything(page, address, digit):
+    page.on("filechooser", lambda chooser: None)  # asked for in time: the browser is told without an answer
     page.goto(address)
     choose(page, digit)
     page.wait_for_selector("#bars li:nth-child(10)")

@@ -15,6 +15,7 @@ divided by the threads.
 
 import argparse
 import datetime
+import functools
 import importlib
 import importlib.util
 import json
@@ -136,14 +137,22 @@ def describe_machine(device):
     return f"{name}, {os.cpu_count()} cores"
 
 
-def format_header(device, dates):
-    """Format machine, versions, commit, allocator and the dates of the rows as one line."""
+@functools.cache
+def describe_commit():
+    """Return the commit; asked once at the start, since the table that is written may be a file of it."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def format_header(options, dates):
+    """Format machine, versions, commit, allocator and the dates of the rows as one line."""
     loaded = ", ".join(Path(name).name for name in os.environ.get("LD_PRELOAD", "").replace(":", " ").split())
     words = " ".join(f"'{word}'" if " " in word else word for word in sys.argv[1:])
-    where = f"{describe_machine(device)}, torch {version('torch')}, commit {commit}, {' and '.join(dates)}"
-    return f"`tools/bench {words}`: {where}; both forms in one process, by one allocator ({loaded or 'the usual'})."
+    where = f"{describe_machine(options.device)}, torch {version('torch')}, commit {describe_commit()}"
+    setting = f"both forms in one process, by one allocator ({loaded or 'the usual'})"
+    if options.what != "all":
+        setting = getattr(import_benchmark(options.what), "SETTING", setting)
+    return f"`tools/bench {words}`: {where}, {' and '.join(dates)}; {setting}."
 
 
 def select_cases(table, options):
@@ -177,7 +186,7 @@ def plan_jobs(options):
 
 def render_report(rows, options):
     """Render the report: targets and whether they are reached, then one table of each kind."""
-    lines, targets = [format_header(options.device, sorted({row["date"] for row in rows})), ""], {}
+    lines, targets = [format_header(options, sorted({row["date"] for row in rows})), ""], {}
     for what in dict.fromkeys(row["table"] for row in rows):
         targets |= {(what, case): wanted for case, wanted in getattr(import_benchmark(what), "TARGETS", {}).items()}
     lines += [*row_store.render_targets(rows, targets), ""] if options.what == "all" else []
@@ -242,6 +251,7 @@ def main(arguments=None):
         job = Job(options.what, options.case[0], options.threads[0], options.device, options.rounds)
         print(json.dumps(run_worker(job, options.variant)))
         return
+    describe_commit()
     jobs, rows, began = plan_jobs(options), [], time.monotonic()
     kept = RowStore(options.out and options.out.with_suffix(".jsonl"), options.fresh)
     for i, job in enumerate(jobs):

@@ -7,7 +7,8 @@ image comes twice, so that none is answered from the feature cache. "one by one"
 
 requests, images: a second. p50, p95: milliseconds from the request to its whole answer. errors: answers of another
 status than 200. a batch: images that the model answered at once, in the mean. MB: the memory of the server's process
-(2**20 bytes) after the first second, and at the end.
+(2**20 bytes) after the first second, and at the end. load: the load average of the machine before the row. others:
+processor cores that other programs took while the row was measured; below the table is what that means.
 """
 
 import asyncio
@@ -46,9 +47,13 @@ COLUMNS = {
     "a batch": make_number_column("batch:.1f"),
     "MB after 1 s": make_number_column("mb_before:.0f"),
     "MB at the end": make_number_column("mb_after:.0f"),
+    "load": make_number_column("load:.1f"),
+    "others": make_number_column("others:.1f"),
 }
+SETTING = "each row with a server of its own, the clients in one process beside it"
 COMMAND = str(Path(sys.executable).with_name("vlprompt"))
 WARM_UP_SECONDS = 1.0
+MAX_OTHER_CORES = 0.2  # with more the rates are not those of the machine
 BOUNDARY = b"vlprompt-bench"
 
 
@@ -124,6 +129,30 @@ def read_memory(process_id):
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def read_busy_seconds(process_id=None):
+    """Return the processor seconds that a process has taken, or all of the machine."""
+    if process_id is None:
+        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:8])
+        ticks = user + nice + system + sum(interrupts)
+    else:
+        ticks = sum(map(int, Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class OtherWork:
+    """Processor cores that programs other than these processes take."""
+
+    def __init__(self, process_ids):
+        self.process_ids, self.began = process_ids, time.perf_counter()
+        self.busy_seconds = self._measure()
+
+    def read(self):
+        return max(0.0, (self._measure() - self.busy_seconds) / (time.perf_counter() - self.began))
+
+    def _measure(self):
+        return read_busy_seconds() - sum(map(read_busy_seconds, self.process_ids))
+
+
 @contextlib.contextmanager
 def start_server(folder, options):
     """Yield the process of a server and its port; SystemExit where it does not end by itself with 0."""
@@ -143,13 +172,15 @@ def start_server(folder, options):
 
 
 def measure_row(case, device, rounds):
-    clients, n_images, options = CASES[case]
+    (clients, n_images, options), load = CASES[case], os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as root:
         command = [COMMAND, "run", "coop", "digits", "--shots", "1", "train.epochs=1", "--out", root]
         subprocess.run(command, check=True, capture_output=True)
         [folder] = Path(root).iterdir()
         with start_server(folder, [*options, "--device", device]) as (process, port):
+            other_work = OtherWork((os.getpid(), process.pid))
             results, before, seconds = asyncio.run(send_requests(port, clients, n_images, rounds, process.pid))
+            others = other_work.read()
             metrics, after = asyncio.run(read_metrics(port)), read_memory(process.pid)
     times = sorted(seconds for seconds, _, _ in results)
     rate = len(results) / (seconds - WARM_UP_SECONDS)
@@ -162,4 +193,19 @@ def measure_row(case, device, rounds):
         "batch": float(metrics["vlprompt_batch_images_sum"]) / float(metrics["vlprompt_batch_images_count"]),
         "mb_before": before,
         "mb_after": after,
+        "load": load,
+        "others": others,
     }
+
+
+def render_details(rows, out):
+    """Return a line about the machine: its load average, and whether other programs disturbed the rows."""
+    if not (rows := [row for row in rows if "load" in row]):
+        return []
+    loads, others = ([row[key] for row in rows] for key in ("load", "others"))
+    few = max(others) < MAX_OTHER_CORES
+    return [
+        f"Load average of the machine before each row: {min(loads):.1f} to {max(loads):.1f}. Other programs took "
+        f"{min(others):.1f} to {max(others):.1f} of its {os.cpu_count()} cores while a row was measured"
+        + ("." if few else ": read the ratios of rows that were disturbed alike, not the rates.")
+    ]

@@ -39,16 +39,18 @@ def serve(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images up to which requests are joined.")] = 64,
     batch_wait: Annotated[
-        float, typer.Option(min=0, help="Milliseconds that a request waits for others to be joined with.")
+        float, typer.Option(min=0, max=60_000, help="Milliseconds that a request waits for others to be joined with.")
     ] = 2.0,
     max_images: Annotated[int, typer.Option(min=1, help="Images in a request.")] = DEFAULTS.images,
     max_mb: Annotated[int, typer.Option(min=1, help="Size of a request (2**20 bytes).")] = DEFAULTS.body_bytes >> 20,
-    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Millions of pixels of an image.")] = DEFAULTS.pixels
-    / 1e6,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.01, max=10_000, help="Millions of pixels of an image.")
+    ] = DEFAULTS.pixels / 1e6,
     rate: Annotated[
         float | None,
         typer.Option(
             min=0,
+            max=1e6,
             help=f"Requests a second of a client; 0: any number. Default: {REMOTE_RATE:g}, on this machine 0.",
         ),
     ] = None,
@@ -82,16 +84,19 @@ def serve(
 
 
 def name_sources(sources: list[str]) -> list[tuple[str, str]]:
-    """Return (name, source) of each argument: NAME=SOURCE, or a source that is named as its folder is.
+    """Return (name, source) of each argument: NAME=SOURCE, or a source that is named as its folder, or on the hub.
 
     Raises:
         ValueError: for two models of one name.
     """
+    from vlprompt.experiments.learned.hub import is_hub_name
+
     named = list[tuple[str, str]]()
     for text in sources:
         name, separator, source = text.partition("=")
         if not separator or Path(text).exists():
             name, source = Path(text).expanduser().resolve().name, text
+            name = name.partition("@")[0] if is_hub_name(text) else name
         if name in dict(named):
             raise ValueError(f"serve: expected a name for each model, got {name!r} twice. Write NAME=FOLDER.")
         named.append((name, str(Path(source).expanduser())))

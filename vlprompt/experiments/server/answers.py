@@ -103,10 +103,10 @@ class ClassList(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the server answers, and the names of its models."""
+    """Whether the server answers, and how many models it has; without a token, so it names none."""
 
     status: str
-    models: list[str]
+    models: int
 
 
 def describe_answers(

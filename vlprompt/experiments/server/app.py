@@ -50,11 +50,17 @@ def build_app(server: Server) -> FastAPI:
 
 
 async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
+    path = repr(request.url.path[:200])
     if isinstance(error, HTTPException):
         headers = dict(error.headers or {})
-        error = RefusedError(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}.", headers)
+        allowed = headers.get("Allow")
+        difference = (
+            f"the method {allowed}, got {request.method[:20]!r}" if allowed else "a path of this server, got another"
+        )
+        message = f"{path}: expected {difference}. GET /docs lists them."
+        error = RefusedError(error.status_code, message, headers)
     elif not isinstance(error, RefusedError):
-        error = RefusedError(422, f"{request.url.path[:200]}: expected a number in the path, got something else.")
+        error = RefusedError(422, f"{path}: expected a whole number at its end, got something else. Number it from 0.")
     return make_error_response(error)
 
 
@@ -86,7 +92,7 @@ def _add_prediction_routes(app: FastAPI, server: Server) -> None:
     @app.get("/health")
     async def report_health() -> answers.Health:
         """Return whether the server answers."""
-        return answers.Health(status="ok", models=list(server.models.by_name))
+        return answers.Health(status="ok", models=len(server.models.by_name))
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def report_metrics() -> PlainTextResponse:
@@ -115,7 +121,7 @@ def _add_model_routes(app: FastAPI, server: Server) -> None:
     async def remove_model(name: str) -> answers.Health:
         """Remove a model; requests that run are answered."""
         server.remove_model(name)
-        return answers.Health(status="ok", models=list(server.models.by_name))
+        return answers.Health(status="ok", models=len(server.models.by_name))
 
     @app.get("/classes")
     async def list_classes() -> list[answers.ClassList]:

@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, TypeVar
 
 import torch
 
 from vlprompt.core.batch import Item
-from vlprompt.core.class_names import Names
+from vlprompt.core.class_names import Names, class_ids
 from vlprompt.experiments.learned.prompt import Answers, LearnedPrompt
 
 T = TypeVar("T")
@@ -28,7 +29,10 @@ class ClassNamesError(ValueError):
 
 @dataclass(eq=False)
 class _Job:
-    """A request's images for a prompt, or a function to call between two batches."""
+    """A request's images for a prompt, or a function to call between two batches.
+
+    Jobs are compared by a digest of their classes, since each is compared with all that wait.
+    """
 
     future: Future[Any]
     prompt: LearnedPrompt | None = None
@@ -36,10 +40,14 @@ class _Job:
     items: Sequence[Item] = ()
     function: Callable[[], Any] | None = None
     arrival: float = field(default_factory=time.monotonic)
+    names_digest: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names_digest = b"" if self.names is None else _hash_names(self.names)
 
     def can_join(self, other: "_Job") -> bool:
         """Return whether both are for one prompt and one list of classes."""
-        return self.function is None and self.prompt is other.prompt and self.names == other.names
+        return self.function is None and self.prompt is other.prompt and self.names_digest == other.names_digest
 
 
 class BatchingWorker:
@@ -154,6 +162,11 @@ class BatchingWorker:
         sizes = [len(job.items) for job in jobs]
         parts = zip(*(tensor.split(sizes) for tensor in answers), strict=True)
         return [Answers(*tensors) for tensors in parts]
+
+
+def _hash_names(names: Names) -> bytes:
+    """Return a digest of what a prompt tells classes apart by: their names and ids."""
+    return blake2b(repr((tuple(map(str, names)), class_ids(names))).encode(), digest_size=16).digest()
 
 
 def require_answerable(prompt: LearnedPrompt, names: Names | None) -> None:

@@ -44,7 +44,7 @@ class Access:
                 421, f"Host: expected localhost or an address of this machine, got {host[:100]!r}. Use 127.0.0.1."
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _find_host(origin) != host:
             raise RefusedError(403, "Origin: expected a request of this server's page, got one of another site.")
         if self.token is None or path in OPEN_PATHS:
             return
@@ -55,6 +55,14 @@ class Access:
                 "Authorization: expected 'Bearer' and the token of this server, got none or another.",
                 {"WWW-Authenticate": "Bearer"},
             )
+
+
+def _find_host(origin: str) -> str | None:
+    """Return the host and port of an origin, None where it is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _strip_port(host: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 MAX_CLIENTS = 10_000  # whose buckets are stored; the least recent one goes first
 MAX_BODIES = 8  # bodies of the largest size that are in memory at once
+MAX_LARGEST_IMAGES = 8  # images of the most pixels that a request may have
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Limits:
     Args:
         body_bytes: of one request.
         images: of one request.
-        pixels: of one image, before it is resized.
+        pixels: of one image, before it is resized; all of a request may have `MAX_LARGEST_IMAGES` times as many.
         classes: names of one request.
         class_characters: of one name.
         upload_seconds: in which a body must have arrived.

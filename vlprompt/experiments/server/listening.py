@@ -3,18 +3,23 @@
 import logging
 import signal
 import socket
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+
 from vlprompt.backbones.schemes import choose_threads
 from vlprompt.experiments.server.guard import is_loopback
+from vlprompt.experiments.server.limits import Limits
 from vlprompt.experiments.server.models import ServedModels
 from vlprompt.experiments.server.neighbours import TrainingImages, open_training_images
 from vlprompt.experiments.server.service import Server, ServerSettings
 
 MAX_CONNECTIONS = 1024
 SECONDS_TO_FINISH = 30  # for requests that run when the process is asked to end
+IDLE_SECONDS = 30  # of a connection between requests: longer than clients wait, who else send one as it is closed
 MIN_TOKEN_LENGTH = 16
 
 
@@ -96,6 +101,7 @@ def listen(listening: Listening, report: Callable[[str], None]) -> None:
             models.add(model)
             report(f"{name}: {model.describe()['method']}, {len(model.prompt.names)} classes, on {models.spec}")
         training_images = _open_training_images(models, report) if listening.shows_neighbours else {}
+        _leave_pixels_to(listening.settings.limits)
         server = Server(models, listening.settings, training_images, choose_threads(models.spec))
         try:
             _run_uvicorn(server, opened, listening.host, report)
@@ -115,20 +121,30 @@ def _open_training_images(models: ServedModels, report: Callable[[str], None]) -
     return opened
 
 
+def _leave_pixels_to(limits: Limits) -> None:
+    """Let Pillow open what the limits allow, and be silent about the rest, which they refuse."""
+    Image.MAX_IMAGE_PIXELS = max(limits.pixels, Image.MAX_IMAGE_PIXELS or 0)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
 def _run_uvicorn(server: Server, opened: socket.socket, host: str, report: Callable[[str], None]) -> None:
     import uvicorn
 
     from vlprompt.experiments.server.app import build_app
+    from vlprompt.experiments.server.connections import HeadDeadline
 
     logging.basicConfig(format="%(message)s")
     config = uvicorn.Config(
         build_app(server),
+        http=HeadDeadline,
+        ws="none",
         log_config=None,
         log_level="warning",
         access_log=False,
         proxy_headers=False,  # a client could write the address by which it is counted
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=SECONDS_TO_FINISH,
     )
     name = f"[{host}]" if ":" in host else host

@@ -118,7 +118,7 @@ class ServedModels:
         for cache in feature_caches(prompt.method):
             cast(Any, cache).set_max_bytes(FEATURE_CACHE_BYTES)
         prompt.prepare()
-        return ServedModel(name, prompt, _reads_names(prompt), read_summary(source))
+        return ServedModel(name, prompt, _reads_names(prompt), read_summary(state))
 
     def add(self, model: ServedModel) -> None:
         """Add a model, or put it in the place of the one of this name; requests that run keep the old one."""
@@ -145,7 +145,9 @@ def _reads_names(prompt: LearnedPrompt) -> bool:
     return True
 
 
-def read_summary(source: str | Path) -> dict[str, float]:
-    """Return the scores of a run; {} where its folder has none."""
-    result = RunFolder(Path(source)).read_result()
+def read_summary(state: LearnedState) -> dict[str, float]:
+    """Return the scores of the run that learned a prompt; {} where its model folder has none."""
+    if state.provenance:
+        return dict((state.provenance["result"] or {}).get("summary", {}))
+    result = RunFolder(Path(state.source).expanduser()).read_result()
     return {} if result is None else dict(result.summary)

@@ -1,7 +1,7 @@
 """Learned prompts with the thread that runs them, and what each route does with a request."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from vlprompt.core.class_names import Names
+from vlprompt.core.batch import Item
+from vlprompt.core.class_names import Names, class_ids
 from vlprompt.experiments.server import answers, uploads
 from vlprompt.experiments.server.batching import (
     BatchingWorker,
@@ -73,7 +74,7 @@ class Server:
     def close(self) -> None:
         """Answer what waits, and end the threads."""
         self.worker.close()
-        self.decoders.shutdown()
+        self.decoders.shutdown(cancel_futures=True)
 
     def find_model(self, name: str | None) -> ServedModel:
         """Return a model by name, or the only one; RefusedError (404, 422) where there is none."""
@@ -97,43 +98,73 @@ class Server:
             return model.class_lists[settings.classes_id]
         if settings.classes is None:
             return None
-        return model.prompt.resolve_classes(uploads.require_class_names(settings.classes, self.settings.limits))
+        return self.resolve_classes(model, settings.classes)
 
-    async def read_images(self, request: Request) -> tuple[list[uploads.UploadedImage], uploads.PredictSettings]:
-        """Return images and settings of a request; RefusedError (415) for a body of another type."""
-        limits, kind = self.settings.limits, request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind not in ("application/json", "multipart/form-data"):
-            raise RefusedError(
-                415, f"Content-Type: expected multipart/form-data or application/json, got {kind[:80]!r}."
-            )
-        with self.bodies.open(request.stream(), request.headers.get("content-length")) as body:
-            if kind == "application/json":
-                data = b"".join([part async for part in body])
-                return await self.run(uploads.parse_json_images, data, limits)
+    def resolve_classes(self, model: ServedModel, texts: list[str]) -> Names:
+        """Return the classes of these names or ids; RefusedError (422) for bad ones, or one class by two of them."""
+        texts = uploads.require_class_names(texts, self.settings.limits)
+        names = model.prompt.resolve_classes(texts)
+        first_texts = dict[str, str]()
+        for text, class_id in zip(texts, class_ids(names), strict=True):
+            if (first := first_texts.setdefault(class_id, text)) != text:
+                raise RefusedError(
+                    422, f"classes: expected each class once, got {first!r} and {text!r} of one. Leave one out."
+                )
+        return names
+
+    async def read_images(
+        self, request: Request, body: AsyncIterator[bytes]
+    ) -> tuple[list[uploads.UploadedImage], uploads.PredictSettings]:
+        """Return images and settings of a request; RefusedError for a body that is none, or has too many pixels."""
+        limits = self.settings.limits
+        if get_content_type(request) == "application/json":
+            data = b"".join([part async for part in body])
+            images, settings = await self.run(uploads.parse_json_images, data, limits)
+        else:
             images, settings = await uploads.parse_multipart_images(request.headers, body, limits)
-            uploads.require_image_count(len(images), limits)
-            return images, settings
+        uploads.require_image_count(len(images), limits)
+        await self.run(uploads.require_pixels, images, limits)
+        return images, settings
 
     async def read_json(self, request: Request, schema: type[uploads.Body]) -> uploads.Body:
         """Return the JSON body of a request; RefusedError for another type, or a body that is none."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise RefusedError(415, f"Content-Type: expected application/json, got {kind[:80]!r}.")
+        require_content_type(request, "application/json")
         with self.bodies.open(request.stream(), request.headers.get("content-length")) as body:
-            return uploads.parse_json(schema, b"".join([part async for part in body]))
+            data = b"".join([part async for part in body])
+            return await self.run(uploads.parse_json, schema, data)
 
     async def predict(self, request: Request) -> answers.PredictAnswer:
         """Answer a request of `POST /predict`."""
-        images, settings = await self.read_images(request)
-        model = self.find_model(settings.model)
-        names = self.find_classes(model, settings)
+        require_content_type(request, "multipart/form-data", "application/json")
+        # its bytes are in memory until it is answered, so they count until then
+        with self.bodies.open(request.stream(), request.headers.get("content-length")) as body:
+            images, settings = await self.read_images(request, body)
+            return await self.answer_images(images, settings)
+
+    async def build_items(self, images: Sequence[uploads.UploadedImage], model: ServedModel) -> list[Item]:
+        """Decode images for a model; RefusedError for the first that is broken."""
         limits, preprocessing = self.settings.limits, model.preprocessing
-        items = await asyncio.gather(
+        decoded = await asyncio.gather(
             *(
                 self.run(uploads.build_upload_item, image, number, limits, preprocessing)
                 for number, image in enumerate(images, 1)
-            )
+            ),
+            return_exceptions=True,
         )
+        items = list[Item]()
+        for item in decoded:
+            if isinstance(item, BaseException):
+                raise item
+            items.append(item)
+        return items
+
+    async def answer_images(
+        self, images: Sequence[uploads.UploadedImage], settings: uploads.PredictSettings
+    ) -> answers.PredictAnswer:
+        """Answer images as a client asks."""
+        model = self.find_model(settings.model)
+        names = self.find_classes(model, settings)
+        items = await self.build_items(images, model)
         with explain_refusals():
             answered = await asyncio.wrap_future(self.worker.submit(model.prompt, names, items))
         nearest, training_images = [], self.training_images.get(model.name)
@@ -187,9 +218,20 @@ class Server:
     async def store_classes(self, body: answers.ClassesBody) -> answers.ClassList:
         """Store a list of classes for later requests, after the model has read it."""
         model = self.find_model(body.model)
-        names = model.prompt.resolve_classes(uploads.require_class_names(body.classes, self.settings.limits))
+        names = self.resolve_classes(model, body.classes)
         await self.call(lambda: require_answerable(model.prompt, names))
         return answers.ClassList(model=model.name, id=model.store_classes(names), classes=list(map(str, names)))
+
+
+def get_content_type(request: Request) -> str:
+    """Return the type of a request's body, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def require_content_type(request: Request, *expected: str) -> None:
+    """Raise RefusedError (415) for a body of another type."""
+    if (kind := get_content_type(request)) not in expected:
+        raise RefusedError(415, f"Content-Type: expected {' or '.join(expected)}, got {kind[:80]!r}.")
 
 
 def find_folder(root: Path, name: str) -> Path | None:

@@ -3,8 +3,7 @@
 import base64
 import binascii
 import io
-import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -17,11 +16,18 @@ from torch import Tensor
 
 from vlprompt.core.images import Augmentation, ImageItem, Preprocessing
 from vlprompt.data.images.decoding import compute_intermediate, convert_to_rgb, finish_pixels, preprocess_image
-from vlprompt.experiments.server.limits import Limits, RefusedError
+from vlprompt.experiments.server.limits import MAX_LARGEST_IMAGES, Limits, RefusedError
 
 # formats that Pillow decodes by itself; others start programs, or hold scripts
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MAX_FIELDS_BESIDES_CLASSES = 16
+PLAIN_WORDS = {  # of pydantic -> of this server
+    "a valid integer": "a whole number",
+    "a valid array": "a list",
+    "a valid string": "a text",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -57,14 +63,24 @@ def parse_json(schema: type[Body], data: bytes) -> Body:
     try:
         return schema.model_validate_json(data)
     except ValidationError as error:
-        raise _explain_validation(error) from None
+        raise _explain_validation(error, schema) from None
 
 
-def _explain_validation(error: ValidationError) -> RefusedError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"])) or "body"
-    reason = first["msg"].replace("Input should be", "expected").replace("Field required", "expected a value, got none")
-    return RefusedError(422, f"{place}: {reason}.")
+def _explain_validation(error: ValidationError, schema: type[BaseModel]) -> RefusedError:
+    first = error.errors(include_url=False)[0]
+    place, kind, value = ".".join(map(str, first["loc"])) or "body", first["type"], first["input"]
+    message = first["msg"]
+    if kind == "missing":
+        return RefusedError(422, f"{place}: expected a value, got none. Send one.")
+    if kind == "extra_forbidden":
+        return RefusedError(422, f"{place[:80]}: expected one of {', '.join(schema.model_fields)}, got another field.")
+    if kind == "json_invalid":
+        return RefusedError(422, f"body: expected JSON, got a broken text ({message.removeprefix('Invalid JSON: ')}).")
+    expected = message.removeprefix("Input should be ").partition(", unable")[0]
+    for theirs, plain in PLAIN_WORDS.items():
+        expected = expected.replace(theirs, plain)
+    short = repr(value)[:80] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    return RefusedError(422, f"{place}: expected {expected}, got {short}.")
 
 
 def parse_json_images(data: bytes, limits: Limits) -> tuple[list[UploadedImage], PredictSettings]:
@@ -103,7 +119,12 @@ async def parse_multipart_images(
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             require_image_count(limits.images + 1, limits)
-        raise RefusedError(422, f"body: expected a multipart form, got a broken one ({error.message})") from None
+        if error.message.startswith("Too many fields"):
+            raise _make_class_count_error("more", limits) from None
+        cause = error.message.rstrip(".")
+        raise RefusedError(
+            422, f"body: expected a multipart form, got a broken one ({cause}). Send it by a library."
+        ) from None
     except (KeyError, UnicodeError, ValueError) as error:  # no boundary, or a header that is no text
         raise RefusedError(
             422, f"body: expected a multipart form, got a broken one ({type(error).__name__}). Send it by a library."
@@ -119,7 +140,7 @@ async def parse_multipart_images(
                 fields[name] = value
         return images, PredictSettings.model_validate(fields)
     except ValidationError as error:
-        raise _explain_validation(error) from None
+        raise _explain_validation(error, PredictSettings) from None
     finally:
         await form.close()
 
@@ -136,9 +157,9 @@ def require_image_count(n: int, limits: Limits) -> None:
 
 def require_class_names(names: list[str], limits: Limits) -> list[str]:
     """Return class names without surrounding spaces; RefusedError (422) for empty, equal, long or too many ones."""
-    names = [" ".join(name.split()) for name in names]
     if len(names) > limits.classes:
-        raise RefusedError(422, f"classes: expected at most {limits.classes} names, got {len(names)}. Send fewer.")
+        raise _make_class_count_error(str(len(names)), limits)
+    names = [" ".join(name.split()) for name in names]
     if not names or not all(names):
         raise RefusedError(422, "classes: expected names, got an empty one. Leave it out.")
     if longest := next((name for name in names if len(name) > limits.class_characters), None):
@@ -153,23 +174,44 @@ def require_class_names(names: list[str], limits: Limits) -> list[str]:
     return names
 
 
-def decode_image(image: UploadedImage, number: int, limits: Limits) -> Image.Image:
-    """Decode an image as upright RGB.
+def _make_class_count_error(count: str, limits: Limits) -> RefusedError:
+    return RefusedError(422, f"classes: expected at most {limits.classes} names, got {count}. Send fewer.")
+
+
+def require_pixels(images: Sequence[UploadedImage], limits: Limits) -> None:
+    """Read the headers of a request's images, before one is decoded.
+
+    Raises:
+        RefusedError: as `read_header` does, and 413 where all together have too many pixels.
+    """
+    n_pixels, most = 0, MAX_LARGEST_IMAGES * limits.pixels
+    for number, image in enumerate(images, 1):
+        width, height = read_header(image, number, limits).size
+        n_pixels += width * height
+        if n_pixels > most:
+            raise RefusedError(
+                413,
+                f"images: expected at most {most / 1e6:g} million pixels in a request, got more. Send several.",
+            )
+
+
+def read_header(image: UploadedImage, number: int, limits: Limits) -> Image.Image:
+    """Open an image without decoding its pixels.
 
     Args:
         image: from a client.
         number: its place in the request, from 1, for the message.
-        limits: its size is read from its header and compared before any pixel is decoded.
+        limits: of its size.
 
     Raises:
-        RefusedError: 415 for another format, 413 for too many pixels, 422 for a truncated or broken file.
+        RefusedError: 415 for another format, 413 for too many pixels, 422 for a broken header.
     """
     place = f"image {number} ({image.name[:80]!r})"
+    if not image.data:
+        raise RefusedError(422, f"{place}: expected an image, got an empty file. Send its bytes.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is what counts
-            Image.init()
-            file = Image.open(io.BytesIO(image.data), formats=[name for name in FORMATS if name in Image.OPEN])
+        Image.init()
+        file = Image.open(io.BytesIO(image.data), formats=[name for name in FORMATS if name in Image.OPEN])
         width, height = file.size
     except Image.DecompressionBombError:
         raise _make_pixel_error(place, "more", limits) from None
@@ -179,11 +221,19 @@ def decode_image(image: UploadedImage, number: int, limits: Limits) -> Image.Ima
         raise RefusedError(422, f"{place}: expected an image, got a broken header ({type(error).__name__}).") from None
     if width * height > limits.pixels:
         raise _make_pixel_error(place, f"{width} x {height}", limits)
+    return file
+
+
+def decode_image(image: UploadedImage, number: int, limits: Limits) -> Image.Image:
+    """Decode an image as upright RGB; arguments and errors as in `read_header`, and 422 for a truncated file."""
+    file = read_header(image, number, limits)
     try:
         return convert_to_rgb(file)
     except Exception as error:
         raise RefusedError(
-            422, f"{place}: expected an image, got a truncated or broken {file.format} ({type(error).__name__})."
+            422,
+            f"image {number} ({image.name[:80]!r}): expected an image, got a truncated or broken {file.format} "
+            f"({type(error).__name__}).",
         ) from None
 
 
@@ -194,16 +244,25 @@ def _make_pixel_error(place: str, size: str, limits: Limits) -> RefusedError:
 
 @dataclass(frozen=True, slots=True)
 class _UploadDecoder:
-    """Return the pixels of an upload: those of one preprocessing from its resized image, others from its bytes."""
+    """Return the pixels of an upload: those of one preprocessing from its resized image, others from its bytes.
+
+    Args:
+        image: from a client.
+        limits: of an image.
+        preprocessing: of the tower that will see it.
+        resized: by this preprocessing; a tensor, normalised, where it resizes without antialiasing.
+    """
 
     image: UploadedImage
     limits: Limits
     preprocessing: Preprocessing
-    intermediate: Image.Image
+    resized: Image.Image | Tensor
 
     def __call__(self, preprocessing: Preprocessing, augmentation: Augmentation | None) -> Tensor:
         if preprocessing == self.preprocessing and augmentation is None:
-            return finish_pixels(self.intermediate, preprocessing, None)
+            if isinstance(self.resized, Tensor):
+                return self.resized.clone()
+            return finish_pixels(self.resized, preprocessing, None)
         return preprocess_image(decode_image(self.image, 1, self.limits), preprocessing, augmentation)
 
 
@@ -221,8 +280,10 @@ def build_upload_item(image: UploadedImage, number: int, limits: Limits, preproc
     """
     decoded = decode_image(image, number, limits)
     try:
-        intermediate = compute_intermediate(decoded, preprocessing, None)
+        # without antialiasing the intermediate image is the decoded one, of any size
+        resize = compute_intermediate if preprocessing.antialias else preprocess_image
+        resized = resize(decoded, preprocessing, None)
     except ValueError as error:
         raise RefusedError(422, f"image {number} ({image.name[:80]!r}): {error}") from None
     key = f"upload|{blake2b(image.data, digest_size=16).hexdigest()}"
-    return ImageItem(key, _UploadDecoder(image, limits, preprocessing, intermediate), image.name)
+    return ImageItem(key, _UploadDecoder(image, limits, preprocessing, resized), image.name)
