@@ -56,13 +56,13 @@ def read_labels(owner: str, labels: Any, n_items: int, what: str) -> np.ndarray:
 def _convert_labels(labels: Any) -> np.ndarray:
     """Return labels as an array, those of a list as objects; ValueError for what has no order of labels."""
     labels = labels.detach().cpu() if hasattr(labels, "detach") else labels
+    if hasattr(labels, "__array__"):
+        return np.asarray(labels)
     is_sparse = hasattr(labels, "toarray")
     if isinstance(labels, str | bytes | Mapping | Set) or is_sparse or not isinstance(labels, Iterable):
         raise ValueError(
             f"labels: expected a list or an array of labels, got a {type(labels).__name__}. Convert it to one."
         )
-    if hasattr(labels, "__array__"):
-        return np.asarray(labels)
     values = [value.item() if hasattr(value, "item") else value for value in labels]
     if all(isinstance(value, str) for value in values):
         return np.asarray(values)
