@@ -1,9 +1,11 @@
 """Images as they are in Python become items: arrays, tensors, PIL images, paths, datasets; what is none is refused."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.sparse import csr_matrix
 
 from vlprompt.core.images import Preprocessing
 from vlprompt.data.images.image_inputs import build_image_items, is_image_dataset, read_dataset_labels
@@ -169,3 +171,28 @@ def test_a_column_must_be_clear():
     dataset.features["other"] = ClassLabel()
     with pytest.raises(ValueError, match="expected a dataset with one column of ClassLabel, got the columns image"):
         read_dataset_labels(dataset)
+
+
+def test_a_column_of_pandas_and_bfloat16_are_images(tmp_path):
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "red.png")
+    [item] = build_image_items(pd.DataFrame({"path": [str(tmp_path / "red.png")]}))
+    assert item.file == str(tmp_path / "red.png")
+    pixels = torch.rand(1, 3, 4, 4).bfloat16()
+    items = [build_image_items(images)[0] for images in (pixels, pixels.float())]
+    assert torch.equal(*(item.pixels(Preprocessing((4, 4)), None) for item in items))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({"a": 1}, "images: expected arrays, PIL images or paths, got a dict"),
+        (csr_matrix(np.eye(3)), "images: expected arrays, PIL images or paths, got a csr_matrix"),
+        ([""], "image 1: expected the path of an image, got an empty one"),
+        (pd.DataFrame({"a": ["x"], "b": ["y"]}), "images: expected one column of images, got 2: a, b"),
+        (np.full((2, 5, 5), 1.0000001), r"got 1\.0000001\.\.1\.0000001"),
+    ],
+)
+def test_what_holds_no_images_is_refused(images, message):
+    assert not is_image_dataset(images)
+    with pytest.raises(ValueError, match=message):
+        build_image_items(images)

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,6 @@ from vlprompt.data.dataset import Data
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.calibration.choice import Selection, choose_decision
 from vlprompt.experiments.calibration.items import ChosenItems, open_unknown, open_validation, relabel
-from vlprompt.experiments.calibration.temperature import fit_temperature
-from vlprompt.experiments.calibration.threshold import choose_threshold, parse_rejection
 from vlprompt.experiments.evaluation import evaluate_run
 from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.prompt import load_prompt
@@ -85,72 +84,6 @@ def runs(tmp_path_factory):
     run(vlprompt.methods.CoOp(clip, 2), BaseToNew(digits, 2), config, root / "base")
     write_images(root / "noise", ["blob", "cloud"])
     return {"all": root / "all", "base": root / "base", "noise": root / "noise", "digits": digits}
-
-
-# thresholds and temperatures alone
-
-
-@pytest.mark.parametrize("text", ["0.95", "1", "0.07", "0.29", "1/3", "0.001"])
-@pytest.mark.parametrize("levels", [3, 10_000])
-def test_a_coverage_is_reached_by_the_largest_threshold(text, levels):
-    known = torch.randint(0, levels, (100,), generator=torch.Generator().manual_seed(1)).double() / levels
-    rejection = parse_rejection(text)
-    threshold = choose_threshold(rejection, known, None)
-    wanted = rejection.share * 100
-    assert int((known >= threshold).sum()) >= wanted > int((known > threshold).sum())
-    if levels > 100 and known.unique().numel() == 100:
-        assert int((known >= threshold).sum()) == math.ceil(wanted)
-
-
-@pytest.mark.parametrize("text", ["fpr=0.05", "fpr=0", "fpr=0.29", "fpr=0.99", "fpr=1/3"])
-@pytest.mark.parametrize("levels", [3, 10_000])
-def test_a_false_positive_rate_is_held_by_the_smallest_threshold(text, levels):
-    unknown = torch.randint(0, levels, (100,), generator=torch.Generator().manual_seed(2)).double() / levels
-    rejection = parse_rejection(text)
-    threshold = choose_threshold(rejection, torch.zeros(1), unknown)
-    assert int((unknown >= threshold).sum()) <= rejection.share * 100
-    assert int((unknown >= math.nextafter(threshold, -math.inf)).sum()) > rejection.share * 100
-
-
-def test_a_share_is_what_was_written():
-    """0.29 x 100 is 28.999999999999996 in floating point, and 0.07 x 100 is 7.000000000000001."""
-    scores = torch.arange(100).double()
-    assert choose_threshold(parse_rejection("0.07"), scores, None) == 93
-    assert choose_threshold(parse_rejection(0.29), scores, None) == 71
-    assert choose_threshold(parse_rejection("fpr=0.29"), scores, scores) == math.nextafter(70, math.inf)
-
-
-@pytest.mark.parametrize(
-    "text", ["0", "1.5", "95", "-1", "nan", "inf", "fpr=1", "fpr=-0.1", "tpr=0.9", "", "fpr=", "x"]
-)
-def test_a_share_out_of_range_is_refused(text):
-    with pytest.raises(ValueError, match="--reject: expected the share of known items to accept"):
-        parse_rejection(text)
-
-
-def test_the_temperature_has_the_least_likelihood():
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(300, 5, generator=generator, dtype=torch.double)
-    labels = torch.multinomial((logits / 0.5).softmax(1), 1, generator=generator)[:, 0]
-    temperature = fit_temperature(logits, labels)
-
-    def nll(t):
-        return calibration_scores((logits / t).softmax(1), labels)["nll"]
-
-    assert 0.4 < temperature < 0.6
-    assert nll(temperature) <= min(nll(t * temperature) for t in (0.9, 0.999, 0.99999, 1.00001, 1.001, 1.1))
-    assert fit_temperature(8 * logits, labels) == 8 * temperature  # exactly: only exponents change
-    assert fit_temperature(logits + 100, labels) == pytest.approx(temperature, rel=1e-9)
-
-
-def test_items_without_a_best_temperature_are_refused():
-    logits, labels = torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4)
-    with pytest.raises(ValueError, match="at least one is answered wrong, got 12 that are all right"):
-        fit_temperature(logits, labels)
-    with pytest.raises(ValueError, match="answered better than by chance, got 12 that are not"):
-        fit_temperature(-logits, labels)
-    with pytest.raises(ValueError, match="answered better than by chance"):
-        fit_temperature(torch.zeros(12, 3), labels)
 
 
 # decisions of a run
@@ -294,6 +227,40 @@ def test_known_classes_among_the_unknown_are_refused(runs, tmp_path, capsys):
     text = refused(capsys, "eval", runs["all"], "--unknown", tmp_path / "mixed")
     assert "--unknown: expected items of classes that are not known, got 'zero' in" in text
     assert "got no items of other classes in" in refused(capsys, "eval", runs["all"], "--unknown", runs["digits"])
+
+
+def test_known_images_among_the_unknown_are_refused(runs, tmp_path, capsys):
+    """The same file as a class of another name; one image of the validation split, and one of the test split."""
+    for part in ("train", "val", "test"):
+        write_images(tmp_path / "other" / part, ["blob", "cloud"], 3)
+    digits = Path(runs["digits"])
+    shutil.copy(min((digits / "test" / "one").iterdir()), tmp_path / "other" / "test" / "blob")
+    text = refused(capsys, "eval", runs["all"], "--unknown", tmp_path / "other")
+    assert "--unknown: expected other items than the known ones, got 1 of 7 that are among them, such as" in text
+    shutil.copy(min((digits / "val" / "one").iterdir()), tmp_path / "other" / "val" / "blob")
+    words = ["--reject", "fpr=0.1", "--unknown", tmp_path / "other", "--validation", runs["digits"]]
+    assert "got 1 of 7 that are among them" in refused(capsys, "save", runs["all"], tmp_path / "model", *words)
+
+
+def test_without_a_best_temperature_eval_reports_and_save_refuses(runs, tmp_path, capsys):
+    """Two validation items, both answered right."""
+    prompt = load_prompt(runs["all"])
+    data = vlprompt.data.open_data(runs["digits"])
+    answers = prompt.predict(data.val.items)
+    right = {answers[i]: i for i, k in enumerate(data.val.labels) if answers[i] == str(data.val.names[k])}
+    for name in sorted(right)[:2]:
+        (tmp_path / "few" / "val" / name).mkdir(parents=True)
+        shutil.copy(data.val.items[right[name]].file, tmp_path / "few" / "val" / name)
+        for part in ("train", "test"):
+            shutil.copytree(Path(runs["digits"]) / part / name, tmp_path / "few" / part / name)
+    words = ["--calibrate", "--validation", tmp_path / "few"]
+    code, out, err = command(capsys, "eval", runs["all"], *words)
+    assert code == 0, err
+    assert (
+        "temperature left at 1: --calibrate: expected validation items of which at least one is answered wrong" in out
+    )
+    assert [line.split()[0] for line in out.splitlines() if line.startswith(("before", "after"))] == ["before"]
+    assert "answered wrong, got 2 that are all right" in refused(capsys, "save", runs["all"], tmp_path / "m", *words)
 
 
 def test_items_that_were_trained_on_are_refused(runs):

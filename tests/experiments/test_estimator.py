@@ -1,13 +1,18 @@
 """PromptClassifier: the training of `vlprompt run`, on images and labels as they are in Python."""
 
+import contextlib
 import copy
+import json
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -15,6 +20,7 @@ from sklearn.exceptions import NotFittedError
 import vlprompt
 from vlprompt.cli.app import main
 from vlprompt.core.class_names import class_ids
+from vlprompt.experiments.estimator.training import _load_cached
 from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.state import read_learned_state
 from vlprompt.tasks import Continual, FewShot
@@ -129,6 +135,63 @@ def test_a_prompt_may_answer_unknown(fitted):
     assert prompt.predict(IMAGES[:2]) == ["unknown", "unknown"]
 
 
+@pytest.fixture(scope="module")
+def with_threshold(fitted, tmp_path_factory):
+    """Model folders whose threshold lies between the scores of some images; labels are strings, or numbers."""
+    root = tmp_path_factory.mktemp("threshold")
+    named = prompt_classifier().fit(IMAGES, np.array(NAMES)[LABELS])
+    for name, estimator in (("named", named), ("numbered", fitted)):
+        scores = estimator.predict_proba(IMAGES[:9]).max(1)
+        estimator.learned_state_ = replace(
+            estimator.learned_state_, decision=Decision(threshold=float(np.sort(scores)[4]))
+        )
+        estimator.save(root / name)
+        estimator.learned_state_ = replace(estimator.learned_state_, decision=Decision())
+    return root
+
+
+def test_the_threshold_of_a_loaded_prompt_answers_unknown(with_threshold):
+    named = vlprompt.PromptClassifier.load(with_threshold / "named")
+    answers = named.predict(IMAGES[:9])
+    assert answers.tolist() == named.get_prompt().predict(IMAGES[:9])
+    assert answers.tolist().count("unknown") == 4
+    assert named.predict_proba(IMAGES[:9]).shape == (9, 10)
+    numbered = vlprompt.PromptClassifier.load(with_threshold / "numbered")
+    with pytest.warns(
+        UserWarning, match=r"expected labels that are strings .* 'unknown', got 0, so the threshold .* not"
+    ):
+        answers = numbered.predict(IMAGES[:9])
+    assert answers.tolist() == numbered.predict_proba(IMAGES[:9]).argmax(1).tolist()
+    assert numbered.get_prompt().predict(IMAGES[:9]).count("unknown") == 4
+
+
+@contextlib.contextmanager
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [torch.inference_mode, torch.no_grad, default_dtype, lambda: torch.device("meta"),
+     lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["inference", "no_grad", "float64", "device", "autocast"],
+)  # fmt: skip
+def test_modes_of_torch_around_it_change_nothing(fitted, mode):
+    _load_cached.cache_clear()
+    with mode():
+        dtype = torch.get_default_dtype()
+        inside = prompt_classifier().fit(IMAGES, LABELS)
+        answers = inside.decision_function(IMAGES[:5])
+        assert torch.get_default_dtype() == dtype
+    assert same_state(inside.learned_state_.tensors, fitted.learned_state_.tensors)
+    np.testing.assert_array_equal(answers, fitted.decision_function(IMAGES[:5]))
+    prompt_classifier().fit(IMAGES, LABELS)  # on the backbone that was loaded inside
+
+
 def test_the_two_classes_of_a_binary_problem_share_one_decision():
     few = LABELS < 2
     estimator = prompt_classifier("nearest_mean").fit(IMAGES[few], np.array(["no", "yes"])[LABELS[few]])
@@ -211,7 +274,7 @@ def test_the_range_of_floats_is_told_once_and_holds_for_later_images():
     estimator = prompt_classifier("nearest_mean")
     with pytest.warns(UserWarning, match="took 0 for black and 255 for white in arrays that are not bytes") as caught:
         estimator.fit(bright, LABELS)
-    assert len(caught) == 1
+    assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(
@@ -264,6 +327,27 @@ def test_an_estimator_is_saved_and_loaded(fitted, tmp_path):
         vlprompt.PromptTextClassifier.load(tmp_path / "labelled")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [0, 1]}, "labels: expected one for each of the 10 class ids, got 2"),
+        ({"labels": [0, True, *range(2, 10)]}, "labels: expected labels of one kind, got numbers and truth values"),
+        ({"labels": [0, 0, *range(2, 10)]}, "expected a label for each of the 10 classes of the prompt, sorted"),
+        ({"labels": [*range(9, -1, -1)]}, "expected a label for each of the 10 classes of the prompt, sorted"),
+        ({"class_ids": ["1"] * 10}, "expected a label for each of the 10 classes of the prompt, sorted"),
+        ({"float_range": [0, 1, 2]}, "float_range: expected"),
+        ({"parameters": {"fit": 1}}, "fit: expected a setting as SECTION__NAME"),
+        (None, "expected an object of JSON, got a list"),
+    ],
+)
+def test_labels_that_are_not_those_of_the_prompt_are_refused(fitted, tmp_path, changes, message):
+    fitted.save(tmp_path / "model")
+    file = tmp_path / "model" / "estimator.json"
+    file.write_text("[]" if changes is None else json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        vlprompt.PromptClassifier.load(tmp_path / "model")
+
+
 def test_the_prompt_of_a_run_is_an_estimator(run_folder):
     estimator = vlprompt.PromptClassifier.load(run_folder)
     assert estimator.classes_.tolist() == sorted(NAMES)
@@ -292,6 +376,7 @@ def test_the_prompt_of_a_run_is_an_estimator(run_folder):
         ({"task__layout": "classes"}, "task__layout: expected one of seed, shots, augment"),
         ({"task__shots": 0}, "task.shots: expected at least 1, got 0"),
         ({"pixel_range": (1, 0)}, r"pixel_range: expected the numbers of black and white, .*, got \(1, 0\)"),
+        ({"template": 5}, "template: expected a text with a place for the class, {name}, got 5"),
         ({"validation_fraction": 2}, "validation_fraction: expected a number between 0 and 1, or None, got 2"),
     ],
 )
@@ -303,6 +388,12 @@ def test_wrong_settings_are_refused_by_fit(settings, message):
         estimator.fit(IMAGES, LABELS)
 
 
+@pytest.mark.parametrize("name", ["random_state", "_x", "classes_", "train__lr_", "fit"])
+def test_keywords_that_are_no_settings_are_never_lost(name):
+    with pytest.raises(ValueError, match=rf"^{name}: expected a setting as SECTION__NAME .*, got '{name}'"):
+        prompt_classifier(**{name: 1}).fit(IMAGES, LABELS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -310,7 +401,28 @@ def test_wrong_settings_are_refused_by_fit(settings, message):
         ((IMAGES, LABELS * 0), r"labels: expected at least 2 classes, got one class only \(0\)"),
         ((IMAGES, LABELS + 0.5), "Unknown label type: continuous"),
         ((IMAGES, np.where(LABELS == 1, np.nan, 1.0)), "Input y contains NaN"),
-        ((IMAGES, ["a", 1] * 60), "labels: expected labels of one kind, got strings and others"),
+        (
+            (IMAGES, ["a", 1] * 60),
+            "labels: expected labels of one kind, got strings and numbers. Convert all to strings",
+        ),
+        ((IMAGES, [True, 2] * 60), "labels: expected labels of one kind, got truth values and numbers"),
+        ((IMAGES, ["a", None] * 60), r"labels: expected a label for each item, got None in 60 of 120"),
+        (
+            (IMAGES, pd.Series(["a", None] * 60, dtype="string")),
+            "labels: expected a label for each item, got <NA> in 60",
+        ),
+        ((IMAGES, pd.Series([1, None] * 60, dtype="Int64")), "labels: expected a label for each item, got nan in 60"),
+        ((IMAGES, [b"a", b"b"] * 60), r"labels: expected integers, strings or truth values, got an array of \\|S1"),
+        ((IMAGES, [10**30, 1] * 60), "labels: expected integers, strings or truth values, got an array of object"),
+        ((IMAGES, csr_matrix(LABELS)), "labels: expected a list or an array of labels, got a csr_matrix"),
+        ((IMAGES, {0, 1}), "labels: expected a list or an array of labels, got a set"),
+        (
+            (IMAGES, np.eye(10)[LABELS]),
+            r"labels: expected one for each of the images, got an array of the shape \(120, 10\)",
+        ),
+        ((IMAGES, LABELS, 5), "class_names: expected a list of names or a mapping .*, got a int"),
+        ((IMAGES, LABELS, set(NAMES)), "class_names: expected a list of names or a mapping .*, got a set"),
+        ((IMAGES, LABELS, [None, *NAMES[1:]]), "class_names: expected texts, got None"),
         ((IMAGES, None), "labels: expected a label for each of the images, got None"),
         ((IMAGES[:0], LABELS[:0]), "images: expected at least one image, got none"),
         ((np.full(IMAGES.shape, np.nan), LABELS), "images: expected finite numbers, got NaN"),
@@ -334,8 +446,11 @@ def test_only_methods_for_streams_learn_lesson_by_lesson(fitted):
     with pytest.raises(ValueError, match="partial_fit: expected lessons from the first on, got an estimator that fit"):
         copy.deepcopy(fitted).partial_fit(IMAGES, LABELS)
     stream = vlprompt.PromptClassifier("nearest_mean", "glyph/random").partial_fit(IMAGES, LABELS)
-    with pytest.raises(ValueError, match="labels: expected labels as in the lessons before, such as 0, got 'x'"):
-        stream.partial_fit(IMAGES[:2], ["x", "y"])
+    for labels in (["x", "y"], [True, False]):
+        with pytest.raises(ValueError, match="labels: expected labels as in the lessons before, such as 0, got "):
+            stream.partial_fit(IMAGES[:2], labels)
+    with pytest.raises(ValueError, match="labels: expected labels as in training, such as 0, got 'a'"):
+        stream.score(IMAGES[:2], ["a", "b"])
     with pytest.raises(
         ValueError, match="partial_fit: expected the settings of the lessons before, got another method"
     ):

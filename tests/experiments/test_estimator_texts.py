@@ -57,6 +57,8 @@ def test_answers_copies_and_scores(fitted, backbone):
 
 
 def test_fields_and_templates(backbone):
+    spaced = vlprompt.PromptTextClassifier("nearest_mean", backbone).fit([{"a b": text} for text in TEXTS], LABELS)
+    assert spaced.predict([{"a b": text} for text in TEXTS]).shape == (12,)
     pairs = [{"title": text, "body": "x"} for text in TEXTS]
     estimator = vlprompt.PromptTextClassifier("nearest_mean", backbone).fit(pairs, LABELS)
     assert estimator.learned_state_.text_protocol["plain_template"] == "{title}{sep}{body}"
@@ -89,6 +91,17 @@ def test_it_is_saved_without_the_path_of_its_backbone(fitted, backbone, tmp_path
         (([], []), {}, "texts: expected at least one text, got none"),
         ((["good", " "], LABELS[:2]), {}, "text 2: expected the fields text, got nothing"),
         ((["good", 5], LABELS[:2]), {}, "text 2: expected a text, or a mapping of fields, got a int"),
+        ((b"great", LABELS), {}, "texts: expected a list or an array of texts, got a bytes"),
+        ((set(TEXTS), LABELS[:6]), {}, "texts: expected a list or an array of texts, got a set"),
+        ((None, LABELS), {}, "texts: expected a list or an array of texts, got a NoneType"),
+        (([{"a": "x"}, {"a": 5}], LABELS[:2]), {}, "text 2: expected a text in the field 'a', got 5"),
+        (([{"a b{": "x"}] * 2, LABELS[:2]), {}, "texts: expected fields whose names a template can show, got 'a b{'"),
+        (([{}] * 2, LABELS[:2]), {}, "texts: expected fields whose names a template can show, got none"),
+        (
+            (["good", "\ud800"], LABELS[:2]),
+            {},
+            "text 2: expected a text in Unicode, got half of a character pair at place 1",
+        ),
         ((TEXTS, LABELS[:2]), {}, "labels: expected one for each of the 12 texts, got 2"),
         ((TEXTS, LABELS), {"backbone": ""}, "PromptTextClassifier: backbone: expected a name, got ''"),
         (

@@ -1,7 +1,7 @@
 """Test a learned prompt on other datasets."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +26,10 @@ from vlprompt.experiments.calibration.items import (
     ChosenItems,
     open_unknown,
     quote_classes,
+    require_other_items,
     select_known,
 )
+from vlprompt.experiments.calibration.temperature import NoTemperatureError
 from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.prompt import LearnedPrompt, restore_prompt
 from vlprompt.experiments.learned.state import read_learned_state
@@ -96,11 +98,23 @@ def evaluate_run(
     unknown = None
     if selection.unknown is not None:
         unknown = open_unknown(task, test.names, selection.unknown, "test", skip_broken)
-    prompt = choose_for_prompt(restore_prompt(state, backbone, device), selection, skip_broken)
+        require_other_items(test, unknown)
+    prompt, note = _choose(restore_prompt(state, backbone, device), selection, skip_broken)
     evaluation = _evaluate(prompt, test, unknown, selection)
+    evaluation = replace(evaluation, notes=(*evaluation.notes, *note))
     if figure_path is not None:
         _draw_test(prompt.method, test, task["name"] == DOMAIN, figure_path)
     return evaluation
+
+
+def _choose(prompt: LearnedPrompt, selection: Selection, skip_broken: bool) -> tuple[LearnedPrompt, tuple[str, ...]]:
+    """Return a prompt with the decision of a selection; without a best temperature with that of before, and why."""
+    try:
+        return choose_for_prompt(prompt, selection, skip_broken), ()
+    except NoTemperatureError as error:
+        uncalibrated = replace(selection, calibrate=False)
+        note = f"temperature left at {prompt.decision.temperature:g}: {error}"
+        return choose_for_prompt(prompt, uncalibrated, skip_broken), (note,)
 
 
 def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, selection: Selection) -> Evaluation:
@@ -169,7 +183,7 @@ def _score_calibration(
     if not selection.calibrate:
         return {}
     logits = output.logits.double()
-    temperatures = {"before": 1.0, "after": decision.temperature}
+    temperatures = {"before": 1.0} | ({} if decision.temperature == 1 else {"after": decision.temperature})
     return {when: calibration_scores((logits / t).softmax(1), labels) for when, t in temperatures.items()}
 
 

@@ -1,9 +1,10 @@
 """A method under check: its class, its settings, a small backbone and a small lesson."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,14 @@ from vlprompt.testing.texts import AnswerKind, draw_text_data, draw_texts
 WRAPPED_METHOD = {"name": "coop", "n_ctx": 4}  # for a wrapper whose settings name no method
 ANSWER_KINDS: dict[str, AnswerKind] = {"tags": "tags", "response": "response"}  # by the name of a head
 CHECK_TRAINING: dict[str, Any] = {"batch_size": 7, "lr": 0.01, "warmup": 0}  # 7 leaves a short last batch of 20 items
+
+
+class FirstTraining(NamedTuple):
+    """A method that was trained, the loss of each step, and its state right after, which answers may change."""
+
+    method: Method
+    losses: list[float]
+    state: dict[str, Tensor]
 
 
 class MethodCase:
@@ -142,9 +151,15 @@ class MethodCase:
         return method, losses
 
     @cached_property
+    def training(self) -> FirstTraining:
+        """The training of `train()`, done once for all checks that compare with it or ask the method."""
+        method, losses = self.train()
+        return FirstTraining(method, losses, copy.deepcopy(method.state_dict()))
+
+    @property
     def trained(self) -> Method:
         """The method as it was trained once, for checks that only ask it."""
-        return self.train()[0]
+        return self.training.method
 
     def draw_inputs(self, n: int, seed: str, tag: str = "") -> Inputs:
         """Draw n inputs: the same for the same seed; features are cached under the tag."""

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,6 +76,7 @@ def is_image_dataset(images: Any) -> bool:
     if hasattr(images, "features") and hasattr(images, "column_names"):
         return True
     is_indexed = hasattr(images, "__getitem__") and hasattr(images, "__len__") and not hasattr(images, "iloc")
+    is_indexed = is_indexed and not isinstance(images, Mapping) and not hasattr(images, "toarray")
     first = images[0] if is_indexed and len(images) else None
     return isinstance(first, tuple) and len(first) == 2
 
@@ -99,11 +100,11 @@ def list_images(images: Any) -> ImageSequence:
         raise ValueError(
             f"images: expected a sequence of images, got one {type(images).__name__}. Put it into a list: [image]."
         )
-    images = images.detach().cpu().numpy() if _is_tensor(images) else images
-    images = images.to_numpy() if hasattr(images, "iloc") else images  # pandas
+    images = _to_numpy(images) if _is_tensor(images) else images
+    images = _read_column(images) if hasattr(images, "iloc") else images
     if isinstance(images, np.ndarray) and images.dtype.kind not in "OU":
         _require_image_array(images)
-    if not isinstance(images, Iterable):
+    if not isinstance(images, Iterable) or isinstance(images, Mapping | bytes) or hasattr(images, "toarray"):
         raise ValueError(
             f"images: expected arrays, PIL images or paths, got a {type(images).__name__}. Pass a list of them."
         )
@@ -135,8 +136,8 @@ def find_pixel_range(images: ImageSequence) -> PixelRange | None:
     if low >= 0 and MIN_MAXIMUM <= high <= 255:
         return 0.0, 255.0
     raise ValueError(
-        f"images: expected numbers of 0..1, or of 0..255 with some above {MIN_MAXIMUM - 1}, got {low:g}..{high:g}. "
-        f"Scale them, or name black and white by pixel_range=({low:g}, {high:g})."
+        f"images: expected numbers of 0..1, or of 0..255 with some above {MIN_MAXIMUM - 1}, got {low:.9g}..{high:.9g}. "
+        f"Scale them, or name black and white by pixel_range=({low:.9g}, {high:.9g})."
     )
 
 
@@ -144,9 +145,28 @@ def _is_tensor(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
 
 
+def _to_numpy(tensor: Any) -> np.ndarray:
+    """Convert a tensor of torch; bfloat16, which NumPy lacks, to float32."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def _read_column(frame: Any) -> np.ndarray:
+    """Return a column of pandas, or rows of numbers; ValueError for several columns of other objects."""
+    array = frame.to_numpy()
+    if array.ndim == 1 or array.dtype.kind not in "OU":
+        return array
+    if array.shape[1] != 1:
+        raise ValueError(
+            f"images: expected one column of images, got {array.shape[1]}: {', '.join(map(str, frame.columns))}. Pass "
+            "the column: frame[NAME]."
+        )
+    return array[:, 0]
+
+
 def _as_array(image: Any) -> np.ndarray | None:
     """Return an image that is an array or tensor; None for another."""
-    image = image.detach().cpu().numpy() if _is_tensor(image) else image
+    image = _to_numpy(image) if _is_tensor(image) else image
     return image if isinstance(image, np.ndarray) else None
 
 
@@ -178,6 +198,8 @@ def _build_item(image: Any, ranges: _PixelRanges, where: str) -> ImageItem:
     if isinstance(image, ImageItem):
         return image
     if isinstance(image, str | Path):
+        if not str(image).strip():
+            raise ValueError(f"{where}: expected the path of an image, got an empty one. Leave it out.")
         path = Path(image).expanduser()
         if not path.is_file():
             open_image(path)  # raises with the reason
@@ -216,7 +238,7 @@ def _scale_to_bytes(array: np.ndarray, pixel_range: PixelRange, where: str) -> n
     low, high = pixel_range
     if float(array.min()) < low or float(array.max()) > high:
         raise ValueError(
-            f"{where}: expected numbers of {low:g}..{high:g}, got {float(array.min()):g}..{float(array.max()):g}. "
+            f"{where}: expected numbers of {low:g}..{high:g}, got {float(array.min()):.9g}..{float(array.max()):.9g}. "
             "Scale all images alike, or name black and white by pixel_range=(LOW, HIGH)."
         )
     return ((array.astype(np.float64) - low) * (255 / (high - low))).round().astype(np.uint8)

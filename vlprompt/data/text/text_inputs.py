@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from vlprompt.core.templates import PromptTemplate
 from vlprompt.core.texts import TextItem, parse_template
 
 TextInput = str | Mapping[str, str]  # a text, or its fields by name
@@ -52,6 +53,17 @@ def make_class_template(fields: Iterable[str]) -> str:
     return " ".join(f"{{{field}}}" for field in fields) + " It is {mask}."
 
 
+def require_field_names(fields: Iterable[object]) -> None:
+    """Raise ValueError unless a template can show fields of these names."""
+    names = list(fields)
+    wrong = [
+        name for name in names if not isinstance(name, str) or PromptTemplate.parse(f"{{{name}}}").fields != (name,)
+    ]
+    if wrong or not names:
+        got = repr(wrong[0]) if wrong else "none"
+        raise ValueError(f"texts: expected fields whose names a template can show, got {got}. Rename them.")
+
+
 def make_plain_template(fields: Iterable[str]) -> str:
     """Return the template without the place of the answer where none is set."""
     return "{sep}".join(f"{{{field}}}" for field in fields)
@@ -68,7 +80,22 @@ def _read_fields(where: str, text_input: TextInput, names: Sequence[str]) -> dic
             "with an object of them on each line, or in Python a mapping."
         )
     fields = {names[0]: text_input} if isinstance(text_input, str) else dict(text_input)
+    for name, text in fields.items():
+        _require_text(where, name, text)
     if missing := [name for name in names if not fields.get(name, "").strip()]:
         present = ", ".join(name for name, text in fields.items() if text.strip()) or "nothing"
         raise ValueError(f"{where}: expected the fields {', '.join(names)}, got {present}. Add {missing[0]!r}.")
     return fields
+
+
+def _require_text(where: str, name: str, text: object) -> None:
+    """Raise ValueError for a field that is no text, or that no tokenizer can read."""
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: expected a text in the field {name!r}, got {text!r}. Convert it to a string.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: expected a text in Unicode, got half of a character pair at place {error.start + 1}. Remove or "
+            "replace it."
+        ) from error

@@ -10,7 +10,12 @@ from vlprompt.core.batch import Split
 from vlprompt.core.texts import find_answer_kind
 from vlprompt.engine.evaluate import collect_outputs
 from vlprompt.engine.unknown_scores import make_score_fn, require_score
-from vlprompt.experiments.calibration.items import ChosenItems, open_unknown, open_validation
+from vlprompt.experiments.calibration.items import (
+    ChosenItems,
+    open_unknown,
+    open_validation,
+    require_other_items,
+)
 from vlprompt.experiments.calibration.temperature import fit_temperature
 from vlprompt.experiments.calibration.threshold import Rejection, choose_threshold, parse_rejection
 from vlprompt.experiments.learned.decision import Decision
@@ -65,6 +70,7 @@ def choose_for_prompt(prompt: LearnedPrompt, selection: Selection, skip_broken: 
     validation = open_validation(state, names, selection.validation, skip_broken)
     if selection.unknown is not None and selection.reject is not None:
         unknown = open_unknown(state.config["task"], names, selection.unknown, "val", skip_broken)
+        require_other_items(validation.split, unknown)
     score = selection.scores[0] if selection.scores and selection.reject is not None else Decision().score
     decision = choose_decision(
         prompt, validation, score=score, reject=selection.reject, calibrate=selection.calibrate, unknown=unknown

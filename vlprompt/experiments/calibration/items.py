@@ -163,6 +163,17 @@ def _require_unseen(split: Split, lessons: Sequence[Lesson]) -> None:
         )
 
 
+def require_other_items(known: Split, unknown: ChosenItems) -> None:
+    """Raise ValueError for unknown items with the same content as known ones, whatever their classes are called."""
+    contents = {item.content_hash() for item in known.items}
+    # an item whose content can't be hashed has its name instead, which another dataset may have too
+    if shared := [item for item in unknown.split.items if item.name != item.content_hash() in contents]:
+        raise ValueError(
+            f"--unknown: expected other items than the known ones, got {len(shared)} of {len(unknown.split)} that are "
+            f"among them, such as {shared[0].name!r} of {unknown.dataset!r}. Take them out of one of the datasets."
+        )
+
+
 def _normalize(name: str) -> str:
     return " ".join(str(name).replace("_", " ").casefold().split())
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vlprompt.core.class_names import ClassName, class_ids
+from vlprompt.core.class_names import ClassName, Names, class_ids
 from vlprompt.data.validation import Schema, validate
+from vlprompt.experiments.estimator.labels import read_labels
 from vlprompt.experiments.estimator.settings import TASK_SETTINGS, to_python
 from vlprompt.experiments.learned.model_files import write_model_files
 from vlprompt.experiments.learned.model_folder import build_model_files
@@ -34,7 +35,7 @@ class EstimatorFile(Schema):
     parameters: dict[str, Any]
     labels: list[bool | int | float | str]
     class_ids: list[str]
-    float_range: list[float] | None = None
+    float_range: tuple[float, float] | None = None
     n_features: int | None = None
 
 
@@ -59,7 +60,11 @@ def read_estimator(source: str | Path, backbone: str | None) -> tuple[LearnedSta
     """
     state = read_learned_state(source)
     path = Path(source).expanduser() / ESTIMATOR_FILE
-    content = _read_file(path) if path.is_file() else _derive_content(state)
+    if path.exists():
+        content = _read_file(path)
+        _require_labels(content, state.names, path)
+    else:
+        content = _derive_content(state)
     if backbone is not None:
         metadata = {**state.metadata, "config": {**state.config, "backbone": backbone}}
         state = replace(state, metadata=metadata, is_backbone_local=False)
@@ -69,11 +74,28 @@ def read_estimator(source: str | Path, backbone: str | None) -> tuple[LearnedSta
 def _read_file(path: Path) -> EstimatorFile:
     try:
         values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{str(path)!r}: expected the labels of an estimator, got a broken file ({error}). Save it again."
         ) from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{str(path)!r}: expected an object of JSON, got a {type(values).__name__}. Save the estimator again."
+        )
     return validate(EstimatorFile, values, str(path))
+
+
+def _require_labels(content: EstimatorFile, names: Names, path: Path) -> None:
+    """Raise ValueError unless the file has one label for each class of the prompt, sorted."""
+    try:
+        labels = read_labels(content.estimator, content.labels, len(content.class_ids), "class ids")
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from error
+    if sorted(content.class_ids) != sorted(class_ids(names)) or not np.array_equal(np.unique(labels), labels):
+        raise ValueError(
+            f"{str(path)!r}: expected a label for each of the {len(names)} classes of the prompt, sorted, got others. "
+            "Save the estimator again."
+        )
 
 
 def _derive_content(state: LearnedState) -> EstimatorFile:
@@ -124,7 +146,7 @@ def describe_estimator(estimator: str, parameters: Mapping[str, Any], fitted: Ma
         parameters={name: to_python(value) for name, value in parameters.items() if name not in ("backbone", "device")},
         labels=labels,
         class_ids=list(class_ids(fitted["class_names_"])),
-        float_range=None if float_range is None else list(float_range),
+        float_range=float_range,
         n_features=fitted.get("n_features_in_"),
     )
 
@@ -136,7 +158,7 @@ def restore_attributes(state: LearnedState, content: EstimatorFile) -> dict[str,
         "learned_state_": state,
         "classes_": np.array(content.labels),
         "class_names_": tuple(by_id[class_id] for class_id in content.class_ids),
-        "float_range_": None if content.float_range is None else tuple(content.float_range),
+        "float_range_": content.float_range,
         "n_features_in_": content.n_features,
     }
     return {name: value for name, value in attributes.items() if value is not None}

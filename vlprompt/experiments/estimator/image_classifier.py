@@ -69,6 +69,11 @@ class PromptClassifier(PromptEstimator):
         self._set_settings(settings)
 
     def _get_template(self) -> str:
+        if not isinstance(self.template, str) or not self.template.strip():
+            raise ValueError(
+                f"template: expected a text with a place for the class, {{name}}, got {self.template!r}. Set it to "
+                f"{DEFAULT_TEMPLATE!r}."
+            )
         return self.template
 
     def __sklearn_tags__(self) -> Tags:
@@ -129,7 +134,7 @@ class PromptClassifier(PromptEstimator):
             warnings.warn(
                 f"{type(self).__name__}: took 0 for black and {recognised[1]:g} for white in arrays that are not "
                 f"bytes. Set pixel_range=(0, {recognised[1]:g}) to silence this, or pass uint8.",
-                stacklevel=5,
+                stacklevel=6 if is_training else 5,
             )
         if is_training:
             self.float_range_ = recognised

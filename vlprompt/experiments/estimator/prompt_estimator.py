@@ -1,5 +1,6 @@
 """What the estimators of images and texts share: settings, training lesson by lesson, answers, pickling."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from vlprompt.core.batch import Item, Split
 from vlprompt.core.class_names import DEFAULT_TEMPLATE, ClassName
 from vlprompt.data.splits.sampling import hold_out
 from vlprompt.engine.evaluate import iter_outputs
+from vlprompt.engine.unknown_scores import make_score_fn
 from vlprompt.experiments.estimator.estimator_folder import (
     describe_estimator,
     read_estimator,
@@ -33,18 +35,20 @@ from vlprompt.experiments.estimator.labels import (
     merge_classes,
     name_classes,
     read_labels,
+    require_same_kind,
 )
 from vlprompt.experiments.estimator.settings import (
     is_setting,
     learns_streams,
     require_same_stream,
+    require_setting,
     resolve_settings,
 )
 from vlprompt.experiments.estimator.tasks import build_task
-from vlprompt.experiments.estimator.training import learn_lesson, restore_shared
+from vlprompt.experiments.estimator.training import learn_lesson, restore_shared, use_plain_torch
+from vlprompt.experiments.learned.decision import UNKNOWN
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.experiments.learned.state import LearnedState
-from vlprompt.experiments.runner import use_threads
 
 BATCH_SIZE = 100
 
@@ -74,8 +78,14 @@ class PromptEstimator(ClassifierMixin, BaseEstimator, ABC):
     _prompt: LearnedPrompt
 
     def _set_settings(self, settings: Mapping[str, Any]) -> None:
-        """Store keywords SECTION__NAME, as attributes: they are checked when `fit` resolves them."""
+        """Store keywords SECTION__NAME, as attributes: they are checked when `fit` resolves them.
+
+        Raises:
+            ValueError: for a name that can't be stored, as it is one of the class or of what `fit` learns.
+        """
         for key, value in settings.items():
+            if key.startswith("_") or key.endswith("_") or hasattr(type(self), key):
+                require_setting(key)
             setattr(self, key, value)
 
     @property
@@ -219,19 +229,39 @@ class PromptEstimator(ClassifierMixin, BaseEstimator, ABC):
 
     def _compute_logits(self, inputs: Any) -> np.ndarray:
         """Compute logits (N, C), divided by the temperature, in the order of `classes_`."""
+        return self._compute_answers(inputs)[0]
+
+    def _compute_answers(self, inputs: Any, with_scores: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """Compute logits (N, C), and how well each item is known (N,) by the score of the decision."""
         check_is_fitted(self, "learned_state_")
         items = self._read_items(inputs, is_training=False)
-        with use_threads(self.learned_state_.config["backbone"]):
+        with use_plain_torch(self.learned_state_.config["backbone"]):
             prompt = self.get_prompt()
-            split = Split(items, (0,) * len(items), self.class_names_)
-            outputs = iter_outputs(prompt.method, split, BATCH_SIZE, prepared=prompt.prepare(self.class_names_))
+            split, decision = Split(items, (0,) * len(items), self.class_names_), prompt.decision
+            score_fn = make_score_fn(prompt.method, [decision.score], decision.temperature) if with_scores else None
+            prepared = prompt.prepare(self.class_names_)
+            outputs = list(iter_outputs(prompt.method, split, BATCH_SIZE, prepared=prepared, score_fn=score_fn))
             logits = torch.cat([output.logits.double().cpu() for output in outputs])
-        return logits.numpy() / prompt.decision.temperature
+        scores = [output.scores[:, 0].cpu() for output in outputs if output.scores is not None]
+        return logits.numpy() / decision.temperature, torch.cat(scores).numpy() if scores else None
 
     def predict(self, images: Any) -> np.ndarray:
-        """Return the most probable label (N,) of each image or text."""
-        best = self._compute_logits(images).argmax(1)
-        return self.classes_[best]
+        """Return the most probable label (N,) of each image or text; `unknown` below the threshold of a loaded prompt.
+
+        A threshold applies where labels are strings; others have no such answer, which is warned about.
+        """
+        check_is_fitted(self, "learned_state_")
+        threshold, has_strings = self.learned_state_.decision.threshold, self.classes_.dtype.kind in "OU"
+        if threshold is not None and not has_strings:
+            warnings.warn(
+                f"{type(self).__name__}: expected labels that are strings for the answer {UNKNOWN!r}, got "
+                f"{self.classes_.tolist()[0]!r}, so the threshold of this prompt is not applied. Ask "
+                "get_prompt().predict(...), which answers by class names.",
+                stacklevel=2,
+            )
+        logits, scores = self._compute_answers(images, with_scores=threshold is not None and has_strings)
+        labels = self.classes_[logits.argmax(1)]
+        return labels if scores is None else np.where(scores >= threshold, labels, UNKNOWN)
 
     def predict_proba(self, images: Any) -> np.ndarray:
         """Return probabilities (N, C), in the order of `classes_`."""
@@ -249,6 +279,7 @@ class PromptEstimator(ClassifierMixin, BaseEstimator, ABC):
         labels, _ = self._complete_dataset(images, y, None)
         predicted = self.predict(images)
         expected = read_labels(type(self).__name__, labels, len(predicted), self._items_name)
+        require_same_kind(expected, self.classes_, "training")
         return float(accuracy_score(expected, predicted, sample_weight=sample_weight))
 
     def save(self, folder: str | Path, license: str | None = None, force: bool = False) -> None:
@@ -269,7 +300,7 @@ class PromptEstimator(ClassifierMixin, BaseEstimator, ABC):
 
     @classmethod
     def load(cls, folder: str | Path, backbone: str | None = None, device: str | None = None) -> Self:
-        """Load what was saved, or the prompt of any run: its labels are then the names of its classes.
+        """Load what was saved, or the prompt of any run or of the hub: its labels are then the names of its classes.
 
         Args:
             folder: a model folder, a run's folder, or OWNER/NAME on the hub.

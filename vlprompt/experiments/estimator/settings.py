@@ -23,18 +23,26 @@ DATASET_PLACEHOLDER = "fit"  # until the data are known
 def is_setting(key: str) -> bool:
     """Return whether a keyword is one of SECTION__NAME, or the preprocessing by its name."""
     section, separator, name = key.partition("__")
-    return key == "preprocess" or (section in SECTIONS and bool(separator and name))
+    return key == "preprocess" or (section in SECTIONS and bool(separator and name) and not key.endswith("_"))
+
+
+def require_setting(key: str) -> None:
+    """Raise ValueError for a keyword in no section."""
+    if not is_setting(key):
+        name = key.strip("_").rpartition("__")[2]
+        remedy = (
+            "Set seed instead" if key == "random_state" else f"Write for example train__{name}=... or method__{name}=.."
+        )
+        raise ValueError(
+            f"{key}: expected a setting as SECTION__NAME with the section {', '.join(SECTIONS)}, got {key!r}. {remedy}."
+        )
 
 
 def nest_settings(settings: Mapping[str, Any]) -> Settings:
     """{"train__lr": x} -> {"train": {"lr": x}}; ValueError for a keyword in no section."""
     nested: Settings = {}
     for key, value in settings.items():
-        if not is_setting(key):
-            raise ValueError(
-                f"{key}: expected a setting as SECTION__NAME with the section {', '.join(SECTIONS)}, got {key!r}. "
-                f"Write for example train__{key}=... or method__{key}=..."
-            )
+        require_setting(key)
         nested = merge_settings(nested, nest_setting(key.replace("__", "."), to_python(value)))
     return nested
 

@@ -1,6 +1,6 @@
 """PromptTextClassifier: a learned prompt for texts as a classifier of scikit-learn."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,13 @@ from sklearn.utils import Tags
 
 from vlprompt.core.class_names import ClassName
 from vlprompt.core.texts import TextItem
-from vlprompt.data.text.text_inputs import TextInput, build_text_items, make_class_template, make_plain_template
+from vlprompt.data.text.text_inputs import (
+    TextInput,
+    build_text_items,
+    make_class_template,
+    make_plain_template,
+    require_field_names,
+)
 from vlprompt.experiments.estimator.labels import LabelledData
 from vlprompt.experiments.estimator.prompt_estimator import PromptEstimator
 
@@ -64,15 +70,25 @@ class PromptTextClassifier(PromptEstimator):
             raise ValueError("texts: expected at least one text, got none. Pass one.")
         if not is_training and "learned_state_" in vars(self):
             return self.learned_state_.build_text_items(texts)
-        fields = ["text"] if isinstance(texts[0], str) else list(texts[0])
+        fields = list(texts[0]) if isinstance(texts[0], Mapping) else ["text"]
+        require_field_names(fields)
         items = build_text_items(texts, make_class_template(fields), make_plain_template(fields))
         return tuple(replace(item, name=item.key) for item in items)  # the name goes into the hash of the data
 
 
 def _list_texts(inputs: Any) -> list[TextInput]:
-    """Return texts as a list; ValueError for one text alone."""
+    """Return texts as a list; ValueError for one text alone, and for what has no order of texts."""
     if isinstance(inputs, str | Mapping):
         raise ValueError("texts: expected a sequence of texts, got one text. Put it into a list: [text].")
-    if hasattr(inputs, "iloc"):  # pandas: a column of texts, or columns of fields
-        return inputs.to_dict("records") if inputs.ndim == 2 else inputs.tolist()
+    if isinstance(inputs, bytes | Set) or not isinstance(inputs, Iterable):
+        raise ValueError(
+            f"texts: expected a list or an array of texts, got a {type(inputs).__name__}. Convert it to one."
+        )
+    if hasattr(inputs, "iloc"):
+        return _list_rows(inputs)
     return inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
+
+
+def _list_rows(frame: Any) -> list[TextInput]:
+    """Return the texts of a column of pandas, or the fields of several."""
+    return frame.to_dict("records") if frame.ndim == 2 else frame.tolist()

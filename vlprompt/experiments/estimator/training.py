@@ -1,6 +1,8 @@
 """Train a method on one lesson, as the runner does it, and return the learned prompt in memory."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -55,7 +57,7 @@ def learn_lesson(
         ValueError: for a method that does not suit the backbone or the lesson.
         NonFiniteError: for a loss that is not a number.
     """
-    with _TRAINING_LOCK, use_threads(config.backbone), torch.random.fork_rng():
+    with _TRAINING_LOCK, use_plain_torch(config.backbone), torch.random.fork_rng():
         if earlier is None:
             backbone = _load_preprocessed(config, device)
             validate_stage_inputs(backbone, Stage(lesson, {}))
@@ -96,11 +98,34 @@ def _describe_texts(train: Split) -> dict[str, str]:
     return {"template": first.template, "plain_template": first.plain_template, "answer": "class"}
 
 
+@contextmanager
+def use_plain_torch(backbone: str) -> Iterator[None]:
+    """Compute as a command does, whatever modes the caller has set; those are afterwards what they were.
+
+    That is with the backbone's threads, gradients where they are needed, float32, and without autocast.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(use_threads(backbone))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:  # of all threads, so it is only touched where it must be
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        yield
+
+
 def restore_shared(state: LearnedState, device: str | None) -> LearnedPrompt:
     """Restore a learned state on the backbone that the fits of this process share."""
     if state.is_backbone_local:
         return restore_prompt(state, None, device)  # raises: its path is not known
-    return restore_prompt(state, load_shared_backbone(state.config["backbone"], device), device)
+    with use_plain_torch(state.config["backbone"]):
+        return restore_prompt(state, load_shared_backbone(state.config["backbone"], device), device)
 
 
 def load_shared_backbone(spec: str, device: str | None) -> Backbone:
