@@ -226,7 +226,7 @@ def test_without_a_connection_what_is_in_the_cache_answers(session):
     assert " ".join("".join(results[0][1:]).split()) == session["predict RUN a.png --format json"][1]
     assert results[1][0] == 2
     text = " ".join(results[1][2].split())
-    assert "'me/other': expected the hub, or a copy in its cache, got no connection" in text
+    assert "'me/other': expected a folder here, or a model on the hub, got no such folder and no connection" in text
     assert "put its config.json and model.safetensors into a folder, and name that folder." in text
 
 

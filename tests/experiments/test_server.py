@@ -369,8 +369,9 @@ def test_one_of_several_models_must_be_named(client, pictures):
         (["a", "b", " a "], "'a' twice"),
         (["one", "1"], "'one' and '1' of one"),
         (list("abcdef"), "at most 5"),
-        (["x" * 21], "at most 20"),
-        (["語" * 20], "tokens"),
+        (["a"], "at least 2 names"),
+        (["a", "x" * 21], "at most 20"),
+        (["a", "語" * 20], "tokens"),
     ],
 )
 def test_bad_class_names(client, classes, words):
@@ -378,6 +379,12 @@ def test_bad_class_names(client, classes, words):
     for path, body in (("/predict", {"images": [image]}), ("/classes", {})):
         answer = client.post(path, json={"model": "coop", "classes": classes, **body})
         assert (answer.status_code, words in answer.json()["error"]) == (422, True), answer.json()
+
+
+def test_classes_of_a_form_are_separated_by_commas_or_repeated(client):
+    for classes in ("zero, one", ["zero", "one"]):
+        answer = client.post("/predict", files={"image": draw_png(9, 9)}, data={"model": "coop", "classes": classes})
+        assert {entry["name"] for entry in answer.json()["predictions"][0]["classes"]} == {"zero", "one"}
 
 
 def test_a_list_of_classes_and_an_id_are_refused(client, pictures):

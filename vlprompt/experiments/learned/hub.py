@@ -12,14 +12,16 @@ from vlprompt.experiments.learned.model_files import CONFIG_FILE, MODEL_FILES, T
 from vlprompt.runtime.installation import find_version, require_package
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+RUNS_FOLDER = "runs"  # where runs go by default: a mistake in its name asks no hub
 BAR_BYTES = 10 * 2**20  # smaller downloads have no progress bar
 LOG_IN = "Set HF_TOKEN, or log in by `hf auth login`."
 
 
 def is_hub_name(source: str) -> bool:
-    """Return whether a source is OWNER/NAME or OWNER/NAME@REVISION, and OWNER no folder here."""
+    """Return whether a source is OWNER/NAME or OWNER/NAME@REVISION, and OWNER neither a folder here nor `runs`."""
     name = source.partition("@")[0]
-    return bool(NAME.fullmatch(name)) and not Path(name).exists() and not Path(name).parent.exists()
+    owner = Path(name).parent
+    return bool(NAME.fullmatch(name)) and not Path(name).exists() and not owner.exists() and owner.name != RUNS_FOLDER
 
 
 def download_model(source: str) -> Path:
@@ -129,8 +131,8 @@ def _explain(error: Exception, status: int | None) -> str:
         return f"expected an answer of the hub, got its error {status}. Try again later."
     files = f"{CONFIG_FILE} and {TENSORS_FILE}"
     return (
-        f"expected the hub, or a copy in its cache, got no connection ({kind}). Connect, or put its {files} into a "
-        "folder, and name that folder."
+        f"expected a folder here, or a model on the hub, got no such folder and no connection ({kind}). Correct the "
+        f"path, or connect, or put its {files} into a folder, and name that folder."
     )
 
 

@@ -104,7 +104,7 @@ def _decode_base64(number: int, text: str) -> bytes:
 async def parse_multipart_images(
     headers: Headers, stream: AsyncIterator[bytes], limits: Limits
 ) -> tuple[list[UploadedImage], PredictSettings]:
-    """Parse a multipart body: each file is an image, each field a setting, `classes` once for each class."""
+    """Parse a multipart body: files are images, fields settings, `classes` with commas or once for each class."""
     n_fields = limits.classes + MAX_FIELDS_BESIDES_CLASSES
     parser = MultiPartParser(
         headers,
@@ -138,6 +138,8 @@ async def parse_multipart_images(
                 fields.setdefault(name, []).append(value)
             else:
                 fields[name] = value
+        if len(fields.get("classes", ())) == 1:  # one class leaves nothing to choose from
+            fields["classes"] = fields["classes"][0].split(",")
         return images, PredictSettings.model_validate(fields)
     except ValidationError as error:
         raise _explain_validation(error, PredictSettings) from None
@@ -156,12 +158,14 @@ def require_image_count(n: int, limits: Limits) -> None:
 
 
 def require_class_names(names: list[str], limits: Limits) -> list[str]:
-    """Return class names without surrounding spaces; RefusedError (422) for empty, equal, long or too many ones."""
+    """Return class names without surrounding spaces; RefusedError (422) for empty, equal, long, too few or many."""
     if len(names) > limits.classes:
         raise _make_class_count_error(str(len(names)), limits)
     names = [" ".join(name.split()) for name in names]
     if not names or not all(names):
         raise RefusedError(422, "classes: expected names, got an empty one. Leave it out.")
+    if len(names) == 1:
+        raise RefusedError(422, f"classes: expected at least 2 names to choose from, got {names[0]!r}. Add another.")
     if longest := next((name for name in names if len(name) > limits.class_characters), None):
         raise RefusedError(
             422,
