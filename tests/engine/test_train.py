@@ -252,3 +252,16 @@ def test_a_small_backbone_runs_on_one_thread_and_leaves_the_others_as_they_were(
     finally:
         torch.set_num_threads(threads)
     assert set(seen) == {1}
+
+
+class Detached(CoOp):
+    def prepare(self, names, fixed):
+        return super().prepare(names, fixed).detach()
+
+
+def test_a_loss_that_no_parameter_takes_part_in_says_so():
+    method = Detached(vlprompt.load("glyph/random"), n_ctx=2)
+    lesson = FewShot("digits", shots=1).lesson
+    method.begin_lesson(lesson, make_generator(1))
+    with pytest.raises(ValueError, match="Detached: expected a loss with a gradient, got one that no parameter takes"):
+        list(fit(method, lesson, TrainConfig(epochs=1), seed=1))

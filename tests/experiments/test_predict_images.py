@@ -385,6 +385,7 @@ def test_prompts_and_inputs_that_do_not_go_together(type_all, runs, photos, tmp_
         ([runs["one"], runs["few"], photos], "expected the 10 classes of"),
         ([runs["one"], runs["few"], photos], "got 2 with no 'two', no 'three'"),
         ([runs["one"], photos, runs["two"]], "predict: expected prompts before inputs, got"),
+        ([photos, runs["two"]], "predict: expected prompts before inputs, got"),
         ([runs["one"], runs["one"], photos], "expected each prompt once, got"),
         ([runs["one"]], "predict: expected image files or texts, got none"),
         ([runs["one"], "--text", "a"], "expected image files for a run on images, got texts"),

@@ -16,7 +16,7 @@ def own_modules():
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("mine", "rooms", "other", "test_mine"):
+        if name.partition(".")[0] in ("softer", "rooms", "other", "test_softer"):
             del sys.modules[name]
 
 
@@ -29,15 +29,15 @@ def only(monkeypatch, *names):
     "kind", ["clip", *(pytest.param(k, marks=pytest.mark.slow) for k in ("tower", "wrapper", "language"))]
 )
 def test_what_is_written_passes(kind, type_all, tmp_path, folders):
-    status, text, _ = type_all("new", "method", "mine", "--kind", kind)
+    status, text, _ = type_all("new", "method", "softer", "--kind", kind)
     assert status == 0
-    assert text.endswith("now: vlprompt check mine:Mine")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(name.format("mine") for name in FILES)
-    status, text, printed = type_all("check", "mine:Mine")
+    assert text.endswith("now: vlprompt check softer:Softer")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(name.format("softer") for name in FILES)
+    status, text, printed = type_all("check", "softer:Softer")
     assert status == 0, printed
     assert " 0 failed (" in text
     more = ["--backbone", f"hf:{folders('llama')}", "method.n_tokens=2"] if kind == "language" else []
-    status, text, _ = type_all("run", "-c", "mine.yaml", "train.epochs=1", *more, "-o", "runs")
+    status, text, _ = type_all("run", "-c", "softer.yaml", "train.epochs=1", *more, "-o", "runs")
     assert status == 0, text
     assert "1 run under runs/" in text
 
@@ -50,8 +50,8 @@ def test_the_written_test_passes_alone(kind, type_all, tmp_path):
     (tmp_path / "rooms").mkdir()
     (tmp_path / "rooms" / "__init__.py").touch()
     for folder in ("rooms", "plain"):
-        assert type_all("new", "method", "mine", folder, "--kind", kind)[0] == 0
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{folder}/test_mine.py"]
+        assert type_all("new", "method", "softer", folder, "--kind", kind)[0] == 0
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{folder}/test_softer.py"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
         assert " passed" in done.stdout
@@ -69,11 +69,11 @@ def test_where_the_files_go(type_in, tmp_path, monkeypatch):
 
 
 def test_what_exists_is_never_overwritten(type_in, tmp_path):
-    (tmp_path / "mine.yaml").write_text("mine")
-    status, text = type_in("new", "method", "mine")
+    (tmp_path / "softer.yaml").write_text("softer")
+    status, text = type_in("new", "method", "softer")
     assert status == 2
-    assert "expected files that do not exist, got mine.yaml. Choose another name or folder" in text
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+    assert "expected files that do not exist, got softer.yaml. Choose another name or folder" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["softer.yaml"]
     (tmp_path / "file").write_text("")
     assert "expected a folder, got the file 'file'" in type_in("new", "method", "other", "file")[1]
 

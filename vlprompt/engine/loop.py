@@ -147,6 +147,9 @@ class Loop:
 
         Returns:
             name -> mean of each term, and one gradient for each of `parameters`.
+
+        Raises:
+            ValueError: if no parameter takes part in the loss.
         """
         fixed = self.precompute(batch.names)
         sums: dict[str, list[Tensor]] = {}
@@ -171,6 +174,11 @@ class Loop:
                 )
                 sums[name] = [a + b for a, b in zip(sums[name], grads, strict=True)] if name in sums else list(grads)
         values, counts, sums = self.gradient_sync.reduce_sums((values, counts, sums))
+        if not sums:
+            raise ValueError(
+                f"{type(self.method).__name__}: expected a loss with a gradient, got one that no parameter takes part "
+                "in. Use the parameters in forward, without detach() or no_grad()."
+            )
         means = {name: value / max(counts[name], 1.0) for name, value in values.items()}
         return means, self.method.merge_gradients(
             {name: [g / max(counts[name], 1.0) for g in grads] for name, grads in sums.items()}

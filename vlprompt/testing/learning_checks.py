@@ -131,7 +131,8 @@ def check_micro_batches(case: MethodCase) -> None:
     steps = _text_steps(case)
     plain = case.train(**steps)[0] if steps else case.trained
     methods = [plain, case.train(micro_batch_size=3, **steps)[0]]
-    _require_close_parameters(methods, "train.micro_batch_size=3", "sums or counts", 1e-4, 1e-5)
+    rtol, atol = (1e-5, 1e-4) if steps else (1e-4, 1e-5)  # large steps make large parameters beside small ones
+    _require_close_parameters(methods, "train.micro_batch_size=3", "sums or counts", rtol, atol)
 
 
 def check_activation_checkpointing(case: MethodCase) -> None:

@@ -39,9 +39,10 @@ def check(
     for one in checks:
         with error_console.status(f"{one.name}: {one.description}"):
             result = one.run()
+        same = next((other.name for other in results if result.reason and other.reason == result.reason), None)
         results.append(result)
         console.print(f"{result.status:7}", style=STYLES[result.status], end=f" {one.name:{width}}  ", highlight=False)
-        console.print(result.reason or one.description, highlight=False, soft_wrap=True)
+        console.print(f"as {same}" if same else result.reason or one.description, highlight=False, soft_wrap=True)
     counts = {status: sum(result.status == status for result in results) for status in STYLES}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
     console.print(f"{summary} ({perf_counter() - start:.1f} s)", highlight=False)

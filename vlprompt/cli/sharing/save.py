@@ -64,6 +64,8 @@ def save(
     save_prompt(state, output_folder, license=license, force=force)
     lines = [f"wrote {output_folder}: what was learned, its configuration and its card"]
     lines += format_decision(state.decision)
+    if ":" in (name := state.config["method"]["name"]):
+        lines.append(f"its method {name} is code that is not in the folder: it must be importable where it is loaded")
     if license is None and state.provenance.get("license") is None:
         lines.append("the card has no licence; name one by --license before you share it")
     for line in lines:

@@ -19,14 +19,10 @@ PIPELINE_TAGS = {  # what a prompt for texts answers -> the hub's name of the ta
     "messages": "text-generation",
 }
 HUB_BACKBONES = ("hf_clip:", "hf:", "hf-bf16:", "hf-int8:", "hf-nf4:", "open_clip:hf-hub:")  # before OWNER/NAME
-IMAGE_USE = """from pathlib import Path
-
-import vlprompt
-from vlprompt.data.images.decoding import build_file_item
+IMAGE_USE = """import vlprompt
 
 prompt = vlprompt.load_prompt({name!r}{backbone})
-answers = prompt.answer([build_file_item(Path("image.png"))])
-print(prompt.names[int(answers.probabilities[0].argmax())], float(answers.probabilities[0].max()))"""
+print(prompt.predict(["image.png"]), prompt.predict_proba(["image.png"]).max())"""
 
 
 def build_model_card(config: ModelConfig, name: str, license: str | None = None) -> str:

@@ -55,9 +55,11 @@ def split_sources(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     n_prompts = 1 + sum(1 for _ in itertools.takewhile(is_prompt_source, words[1:]))
     prompts, inputs = list(words[:n_prompts]), list(words[n_prompts:])
-    if late := [word for word in inputs if is_prompt_source(word)]:
+    is_input = not is_prompt_source(words[0]) and Path(words[0]).exists()  # else it may be a name on the hub
+    behind = list(words) if is_input else inputs
+    if late := [word for word in behind if is_prompt_source(word)]:
         raise ValueError(
-            f"predict: expected prompts before inputs, got {late[0]!r} behind {inputs[0]!r}. Name it first."
+            f"predict: expected prompts before inputs, got {late[0]!r} behind {behind[0]!r}. Name it first."
         )
     return prompts, inputs
 
