@@ -22,7 +22,7 @@ HUB_BACKBONES = ("hf_clip:", "hf:", "hf-bf16:", "hf-int8:", "hf-nf4:", "open_cli
 IMAGE_USE = """import vlprompt
 
 prompt = vlprompt.load_prompt({name!r}{backbone})
-print(prompt.predict(["image.png"]), prompt.predict_proba(["image.png"]).max())"""
+print(*prompt.predict(["image.png"]), prompt.predict_proba(["image.png"]).max())"""
 
 
 def build_model_card(config: ModelConfig, name: str, license: str | None = None) -> str:
