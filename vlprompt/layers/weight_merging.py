@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.core.prompt import Prompt
-from vlprompt.layers.block import Block
+from vlprompt.layers.block import Block, validate_prompt_layers
 from vlprompt.layers.frozen_maps import FrozenLinear, FrozenMap
 
 MERGEABLE_SITES = ("norm1", "q", "k", "v", "out", "norm2", "up", "gate", "down")
@@ -87,7 +87,17 @@ def merge_adapter(site: str, frozen: FrozenMap | None, adapter: object) -> Froze
 
 
 def merge_into_blocks(blocks: Sequence[Block], prompt: Prompt) -> list[Block]:
-    """Return blocks with a prompt's adapters merged; ValueError for one at a site without weights."""
+    """Return blocks with a prompt's adapters merged.
+
+    Raises:
+        ValueError: for tokens and prefixes, layers that there are not, and an adapter at a site without weights.
+    """
+    if len(prompt.tokens) or len(prompt.prefix):
+        raise ValueError(
+            "prompt: expected only adapters, got tokens or prefixes, which can't be merged into weights. "
+            "Leave them out, or call the tower with the prompt."
+        )
+    validate_prompt_layers(prompt, len(blocks))
     return [_merge_into_block(block, i, prompt) for i, block in enumerate(blocks)]
 
 

@@ -362,12 +362,6 @@ class ViT(ImageTower):
         Raises:
             ValueError: for tokens, prefixes, and adapters that have no merged form.
         """
-        if len(prompt.tokens) or len(prompt.prefix):
-            raise ValueError(
-                "prompt: expected only adapters, got tokens or prefixes, which can't be merged into weights. "
-                "Leave them out, or call the tower with the prompt."
-            )
-        validate_prompt_layers(prompt, self.depth)
         tower = copy(self)
         tower.blocks = merge_into_blocks(self.blocks, prompt)
         if "patch" in prompt.adapters:

@@ -161,12 +161,6 @@ class TransformerTextTower:
 
     def merged(self, prompt: Prompt) -> "TransformerTextTower":
         """Return a tower with the adapters of a prompt in its weights; ValueError for tokens, prefixes and others."""
-        if len(prompt.tokens) or len(prompt.prefix):
-            raise ValueError(
-                "prompt: expected only adapters, got tokens or prefixes, which can't be merged into weights. "
-                "Leave them out, or call the tower with the prompt."
-            )
-        validate_prompt_layers(prompt, self.depth)
         tower = copy(self)
         tower.blocks = merge_into_blocks(self.blocks, prompt)
         if "norm" in prompt.adapters:
