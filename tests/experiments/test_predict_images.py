@@ -602,6 +602,16 @@ def test_a_saved_threshold_answers_unknown(type_all, saved, photos, tmp_path):
     assert "grey.png: unknown; " in type_all("predict", saved / "one", "grey.png")[2]
 
 
+def test_a_threshold_holds_only_for_its_classes(type_all, saved, tmp_path):
+    Image.new("L", (32, 32), 128).save(tmp_path / "grey.png")
+    names = list(map(str, load_prompt(saved / "one").names))
+    for classes, is_rejected in ((names[::-1], True), (names[1:], False), (["cat", "dog"], False)):
+        code, text, out = type_all("predict", saved / "one", "grey.png", "--classes", ",".join(classes))
+        assert code == 0
+        assert ("grey.png: unknown; " in out) == is_rejected
+        assert ("nothing is answered unknown: the threshold was chosen among" in text) != is_rejected
+
+
 def stop(*words):
     raise KeyboardInterrupt
 

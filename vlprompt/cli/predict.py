@@ -150,7 +150,14 @@ class _Prediction:
     def _load(self) -> "Ensemble":
         if len(self.request.sources) > 1:
             error_console.print(f"ensemble of {len(self.request.sources)} prompts", highlight=False)
-        return self.request.load(self.backbone, self.device)
+        ensemble = self.request.load(self.backbone, self.device)
+        if ensemble.loses_threshold:
+            error_console.print(
+                "nothing is answered unknown: the threshold was chosen among the classes of the training",
+                style="yellow",
+                soft_wrap=True,
+            )
+        return ensemble
 
     def _predict(
         self,

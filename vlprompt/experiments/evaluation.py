@@ -119,16 +119,18 @@ def _choose(prompt: LearnedPrompt, selection: Selection, skip_broken: bool) -> t
 
 def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, selection: Selection) -> Evaluation:
     """Test a prompt with its decision, and against items of unknown classes."""
-    method, decision = prompt.method, prompt.decision
+    method, decision = prompt.method, prompt.decide_among(test.names)
     if decision == Decision() and not selection.needs_validation and unknown is None:
         return Evaluation(evaluate(method, test).metrics)
     require_classes(test)
-    prepared, notes = prompt.prepare(test.names), ()
+    prepared, notes = prompt.prepare(test.names), tuple[str, ...]()
     names = (
         [decision.score] if unknown is None else list(dict.fromkeys((decision.score, *(selection.scores or SCORES))))
     )
     if unknown is not None and selection.scores is None:
         names, notes = _find_scores(method, test, prepared, names)
+    if decision != prompt.decision:
+        notes = (*notes, "the threshold holds only for the classes that it was chosen among, so none is applied here")
     score_fn = make_score_fn(method, names, decision.temperature)
     output = collect_outputs(method, test, prepared=prepared, score_fn=score_fn)
     known_scores, labels = require_numbers(cast(Tensor, output.scores)), torch.tensor(test.labels)

@@ -66,7 +66,7 @@ def _write_formula(matrix: ClassMatrix) -> str:
 def _describe(prompt: LearnedPrompt, matrix: ClassMatrix, tower: str) -> dict[str, Any]:
     backbone, names = prompt.method.backbone, [as_class_name(name) for name in matrix.names]
     assert backbone is not None, "it has a matrix over its features"
-    decision = prompt.decision
+    decision = prompt.decide_among(matrix.names)
     return {
         "logits": _write_formula(matrix),
         "x": f"pooled feature of {tower}, not normalised",

@@ -43,7 +43,7 @@ def write_timm_folder(prompt: LearnedPrompt, folder: Path, options: ExportOption
             refuse(prompt, "timm", EXPECTED, str(error))
         logits = prompt.method(make_test_images(), prompt.prepare(matrix.names)).logits
         require_equal(read_timm(temporary, tower.device)(make_test_pictures()), logits, "timm", "logits")
-        decision_lines = write_decision(prompt.decision, temporary, folder)
+        decision_lines = write_decision(prompt.decide_among(matrix.names), temporary, folder)
     return [
         f"wrote the image tower with a head of {len(names)} classes into {folder}: "
         f'timm.create_model("local-dir:{folder}", pretrained=True)',

@@ -62,6 +62,12 @@ class LearnedPrompt:
         """Return the same prompt with another decision."""
         return LearnedPrompt(self.method, replace(self.state, decision=decision))
 
+    def decide_among(self, names: Names) -> Decision:
+        """Return the decision among these classes: a threshold holds only for the classes that it was chosen among."""
+        if self.decision.threshold is None or set(class_ids(names)) == set(class_ids(self.names)):
+            return self.decision
+        return replace(self.decision, threshold=None)
+
     def resolve_classes(self, texts: Sequence[str]) -> Names:
         """Return class names: those it was trained on by name or id, new ones with the template of the learned."""
         known = {key: name for name in map(as_class_name, self.names) for key in (name.id, str(name))}
@@ -91,14 +97,15 @@ class LearnedPrompt:
 
         Args:
             items: images or texts.
-            names: the classes to choose from; default: those it was trained on.
+            names: the classes to choose from; default: those it was trained on. Among others no item is unknown.
             batch_size: items per batch; the answers are the same.
         """
         names = self.names if names is None else names
+        decision = self.decide_among(names)
         split = Split(tuple(items), (0,) * len(items), names)
         score_fn = make_score_fn(self.method, [self.decision.score], self.decision.temperature)
         for output in iter_outputs(self.method, split, batch_size, prepared=self.prepare(names), score_fn=score_fn):
-            yield self._decide(output)
+            yield _decide(output, decision)
 
     def answer(self, items: Sequence[Item], names: Names | None = None) -> Answers:
         """Return the answers to at least one item; arguments as in `iter_answers`."""
@@ -133,12 +140,13 @@ class LearnedPrompt:
             )
         return self.state.build_text_items(inputs)
 
-    def _decide(self, output: Output) -> Answers:
-        probabilities = (output.logits / self.decision.temperature).softmax(1)
-        assert output.scores is not None
-        scores, threshold = output.scores[:, 0], self.decision.threshold
-        is_unknown = torch.zeros(len(scores), dtype=torch.bool) if threshold is None else ~(scores >= threshold)
-        return Answers(probabilities, scores, is_unknown)
+
+def _decide(output: Output, decision: Decision) -> Answers:
+    probabilities = (output.logits / decision.temperature).softmax(1)
+    assert output.scores is not None
+    scores, threshold = output.scores[:, 0], decision.threshold
+    is_unknown = torch.zeros(len(scores), dtype=torch.bool) if threshold is None else ~(scores >= threshold)
+    return Answers(probabilities, scores, is_unknown)
 
 
 def load_prompt(source: str | Path, backbone: str | Backbone | None = None, device: str | None = None) -> LearnedPrompt:

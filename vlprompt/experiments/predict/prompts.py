@@ -97,6 +97,19 @@ class Ensemble:
         return self.names_by_prompt[0]
 
     @property
+    def loses_threshold(self) -> bool:
+        """Whether a prompt has a threshold that does not hold for these classes."""
+        return any(
+            p.decision.threshold is not None and not self.has_threshold[name] for name, p in self.prompts.items()
+        )
+
+    @property
+    def has_threshold(self) -> dict[str, bool]:
+        """Whether each prompt, by name, has a threshold that holds for these classes."""
+        pairs = zip(self.prompts.items(), self.names_by_prompt, strict=True)
+        return {name: p.decide_among(names).threshold is not None for (name, p), names in pairs}
+
+    @property
     def text_protocol(self) -> Mapping[str, str]:
         """How the first prompt shows texts; {} for prompts on images."""
         return next(iter(self.prompts.values())).state.text_protocol

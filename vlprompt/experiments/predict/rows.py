@@ -66,14 +66,14 @@ def build_class_rows(ensemble: Ensemble, answers: Sequence[Answers], layout: Row
     """
     probabilities = torch.stack([one.probabilities.double() for one in answers]).mean(0)
     rejections = torch.stack([one.is_unknown for one in answers]).double().mean(0) > 0.5
-    prompts = list(ensemble.prompts.items())
-    has_score = len(prompts) == 1 and prompts[0][1].decision.threshold is not None
+    has_threshold = ensemble.has_threshold
+    has_score = list(has_threshold.values()) == [True]
     rows = _rank_classes(
         ensemble.names, probabilities, rejections, answers[0].scores if has_score else None, layout.top_k
     )
     if layout.has_each:
-        for (name, prompt), one in zip(prompts, answers, strict=True):
-            scores = None if prompt.decision.threshold is None else one.scores
+        for (name, is_scored), one in zip(has_threshold.items(), answers, strict=True):
+            scores = one.scores if is_scored else None
             own = _rank_classes(ensemble.names, one.probabilities, one.is_unknown, scores, 1)
             for row, own_row in zip(rows, own, strict=True):
                 del own_row["top"]

@@ -21,7 +21,7 @@ def list_columns(ensemble: Ensemble, layout: RowLayout) -> list[str]:
     head = ["path", "text"] if ensemble.text_protocol else ["path"]
     if ensemble.writes_responses:
         return [*head, "response", "error"]
-    has_threshold = {name: prompt.decision.threshold is not None for name, prompt in ensemble.prompts.items()}
+    has_threshold = ensemble.has_threshold
     score = ["score"] if list(has_threshold.values()) == [True] else []
     n_ranks = min(layout.top_k, len(ensemble.names))
     ranks = [f"{name}_{rank}" for rank in range(1, n_ranks + 1) for name in ("class", "probability")]

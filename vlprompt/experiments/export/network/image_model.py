@@ -128,7 +128,7 @@ def describe_model(prompt: LearnedPrompt, names: Names) -> dict[str, Any]:
         "backbone": backbone.spec,
         "backbone_key": find_input_tower(backbone).key,
         "template": _find_template(config["method"], names),
-        **describe_decision(prompt.decision),
+        **describe_decision(prompt.decide_among(names)),
         "vlprompt": find_version(DISTRIBUTION) or "unknown",
     }
 
