@@ -73,8 +73,9 @@ def rewrite_links(text: str, base: str, page: str) -> str:
 
     def rewrite(match: re.Match[str]) -> str:
         target = find_target(match[2], base)
-        if target is None:
-            return match[0]
+        if target is None:  # a page of docs/, which a page of the root, such as SECURITY.md, calls by its whole path
+            link = match[2].removeprefix("docs/") if base == "." and not os.path.dirname(page) else match[2]
+            return match[1] + link + match[3]
         place, anchor = site_path(target[0]), f"#{target[1]}" if target[1] else ""
         return match[1] + os.path.relpath(place, os.path.dirname(page) or ".") + anchor + match[3]
 
