@@ -22,7 +22,7 @@ from vlprompt.experiments.calibration.choice import Selection, choose_decision
 from vlprompt.experiments.calibration.items import ChosenItems, open_unknown, open_validation, relabel
 from vlprompt.experiments.evaluation import evaluate_run
 from vlprompt.experiments.learned.decision import Decision
-from vlprompt.experiments.learned.prompt import load_prompt
+from vlprompt.experiments.learned.prompt import decide, load_prompt
 from vlprompt.experiments.learned.state import read_learned_state
 from vlprompt.experiments.runner import run
 from vlprompt.layers.heads import LinearHead
@@ -207,10 +207,9 @@ def test_the_item_at_the_threshold_is_accepted_in_any_batch(runs):
     assert not torch.cat(parts).any()
 
 
-def test_a_score_that_is_no_number_is_not_accepted(runs):
-    prompt = load_prompt(runs["all"]).with_decision(Decision(threshold=0.5))
+def test_a_score_that_is_no_number_is_not_accepted():
     output = vlprompt.Output(torch.zeros(2, 3), scores=torch.tensor([[math.nan], [0.5]], dtype=torch.double))
-    assert prompt._decide(output).is_unknown.tolist() == [True, False]
+    assert decide(output, Decision(threshold=0.5)).is_unknown.tolist() == [True, False]
 
 
 # what is refused

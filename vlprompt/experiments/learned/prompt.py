@@ -105,7 +105,7 @@ class LearnedPrompt:
         split = Split(tuple(items), (0,) * len(items), names)
         score_fn = make_score_fn(self.method, [self.decision.score], self.decision.temperature)
         for output in iter_outputs(self.method, split, batch_size, prepared=self.prepare(names), score_fn=score_fn):
-            yield _decide(output, decision)
+            yield decide(output, decision)
 
     def answer(self, items: Sequence[Item], names: Names | None = None) -> Answers:
         """Return the answers to at least one item; arguments as in `iter_answers`."""
@@ -141,7 +141,8 @@ class LearnedPrompt:
         return self.state.build_text_items(inputs)
 
 
-def _decide(output: Output, decision: Decision) -> Answers:
+def decide(output: Output, decision: Decision) -> Answers:
+    """Return the answers that a decision makes of outputs with scores; a score that is no number is unknown."""
     probabilities = (output.logits / decision.temperature).softmax(1)
     assert output.scores is not None
     scores, threshold = output.scores[:, 0], decision.threshold
