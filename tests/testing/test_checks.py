@@ -98,7 +98,9 @@ class HasASeedOfItsOwn(Sound):
         return {"ce": (0 * terms["ce"][0], terms["ce"][1])}, out
 
 
-class LearnsOutsideOfItsState(Sound):
+class ShiftsByItsSteps:
+    """Adds a number of steps to its logits that no state holds."""
+
     shift = 0.0
 
     def end_step(self, step, steps):
@@ -107,6 +109,10 @@ class LearnsOutsideOfItsState(Sound):
     def forward(self, inputs, prepared):
         out = super().forward(inputs, prepared)
         return out._replace(logits=out.logits + self.shift * torch.arange(out.logits.shape[1]))
+
+
+class LearnsOutsideOfItsState(ShiftsByItsSteps, Sound):
+    pass
 
 
 class ShapesByItems(Sound):
@@ -222,15 +228,8 @@ class CountsPasses(SoundTokens):
         return Prompt(tokens={0: self.tokens[None]}, adapters=dict.fromkeys(sites, change))
 
 
-class ScoresOutsideOfItsState(SoundTokens):
-    shift = 0.0
-
-    def end_step(self, step, steps):
-        self.shift = self.shift + 1.0
-
-    def forward(self, inputs, prepared):
-        out = super().forward(inputs, prepared)
-        return out._replace(logits=out.logits + self.shift * torch.arange(out.logits.shape[1]))
+class ScoresOutsideOfItsState(ShiftsByItsSteps, SoundTokens):
+    pass
 
 
 class CantAnswerManyTexts(SoundTokens):

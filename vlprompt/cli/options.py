@@ -35,7 +35,7 @@ ConfigFileOption = Annotated[
 ]
 RunsFolderOption = Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.", callback=expand_home)]
 SaveEveryOption = Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")]
-DEFAULT_RUNS_FOLDER, DEFAULT_SAVE_EVERY = Path("runs"), 5.0
+DEFAULT_SAVE_EVERY = 5.0
 
 # runs that are there
 RunsArgument = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS", callback=expand_home)]

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from vlprompt.cli.display.console import make_console
-from vlprompt.cli.options import DEFAULT_RUNS_FOLDER, RunsArgument
+from vlprompt.cli.options import RunsArgument
+from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER
 
 console = make_console()
 

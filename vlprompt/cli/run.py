@@ -6,7 +6,6 @@ import typer
 
 from vlprompt.cli.display.console import make_console
 from vlprompt.cli.options import (
-    DEFAULT_RUNS_FOLDER,
     DEFAULT_SAVE_EVERY,
     BackboneOption,
     ConfigFileOption,
@@ -34,6 +33,7 @@ from vlprompt.cli.options import (
 )
 from vlprompt.runtime import distributed
 from vlprompt.runtime.errors import describe_error, is_debugging
+from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER
 
 if TYPE_CHECKING:
     from rich.console import Console

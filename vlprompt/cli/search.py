@@ -7,7 +7,6 @@ import typer
 
 from vlprompt.cli.display.console import make_console
 from vlprompt.cli.options import (
-    DEFAULT_RUNS_FOLDER,
     DEFAULT_SAVE_EVERY,
     BackboneOption,
     ConfigFileOption,
@@ -25,6 +24,7 @@ from vlprompt.cli.options import (
     set_data_verification,
     set_feature_cache,
 )
+from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER
 
 if TYPE_CHECKING:
     from vlprompt.experiments.search import Study

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlprompt.cli.display.console import make_console
-from vlprompt.cli.options import DEFAULT_RUNS_FOLDER, RunsArgument
+from vlprompt.cli.options import RunsArgument
+from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER
 
 if TYPE_CHECKING:
     from vlprompt.results.published.aggregate import AggregatedResult

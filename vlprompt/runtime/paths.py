@@ -1,8 +1,9 @@
-"""Where the files of the package are: dataset cards and recipes, in a checkout or in a wheel."""
+"""Where the files of the package are (dataset cards and recipes, in a checkout or in a wheel), and runs by default."""
 
 from pathlib import Path
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
+DEFAULT_RUNS_FOLDER = Path("runs")
 
 
 def cards_folder() -> Path:

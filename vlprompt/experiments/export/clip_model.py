@@ -9,12 +9,11 @@ from vlprompt.backbones import load_backbone
 from vlprompt.backbones.open_clip.export import OpenClipModel, describe_open_clip, read_open_clip, write_open_clip
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.towers import Backbone, Clip, VisionTower, find_input_tower, with_preprocessing
-from vlprompt.experiments.export.class_list import resolve_names
-from vlprompt.experiments.export.class_matrix import ClassMatrix, NotAMatrixError, find_merged_answer
+from vlprompt.experiments.export.class_matrix import ClassMatrix
 from vlprompt.experiments.export.classes import describe_class_matrix, write_class_matrix
 from vlprompt.experiments.export.comparison import make_test_images, make_test_pictures, require_equal
 from vlprompt.experiments.export.formats import ExportOptions
-from vlprompt.experiments.export.refusal import refuse
+from vlprompt.experiments.export.refusal import refuse, require_merged_answer
 from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.layers.class_texts import fill_class_texts
@@ -30,10 +29,7 @@ def write_clip_folder(prompt: LearnedPrompt, folder: Path, options: ExportOption
         ValueError: with the reason and the nearest format, for a method or a CLIP that has no such form, or where
             open_clip computes other numbers.
     """
-    try:
-        merged, matrix = find_merged_answer(prompt, resolve_names(prompt, options))
-    except NotAMatrixError as error:
-        refuse(prompt, "open_clip", EXPECTED, str(error))
+    merged, matrix = require_merged_answer(prompt, options, "open_clip", EXPECTED)
     clip = _find_clip(prompt, merged)
     try:
         files = describe_open_clip(clip)

@@ -8,8 +8,10 @@ import torch
 from vlprompt.backbones.open_clip.export import describe_open_clip
 from vlprompt.core.images import Images, NotAugmentableError
 from vlprompt.core.towers import Backbone, Clip, LanguageTower
-from vlprompt.experiments.export.class_matrix import find_merged_answer
+from vlprompt.experiments.export.class_list import resolve_names
+from vlprompt.experiments.export.class_matrix import ClassMatrix, NotAMatrixError, find_merged_answer
 from vlprompt.experiments.export.comparison import make_test_images
+from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 
 
@@ -17,6 +19,16 @@ def refuse(prompt: LearnedPrompt, to: str, expected: str, reason: str) -> NoRetu
     """Raise the ValueError of a prompt that a format has no place for: the reason, and the nearest format that has."""
     name = prompt.state.config["method"]["name"]
     raise ValueError(f"--to {to}: expected {expected}, got {name}: {reason}. {describe_nearest(prompt, to)}")
+
+
+def require_merged_answer(
+    prompt: LearnedPrompt, options: ExportOptions, to: str, expected: str
+) -> tuple[Backbone, ClassMatrix]:
+    """Return what `find_merged_answer` returns for the classes of an export; the format's refusal where it has none."""
+    try:
+        return find_merged_answer(prompt, resolve_names(prompt, options))
+    except NotAMatrixError as error:
+        refuse(prompt, to, expected, str(error))
 
 
 def describe_nearest(prompt: LearnedPrompt, to: str) -> str:

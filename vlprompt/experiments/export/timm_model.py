@@ -8,12 +8,10 @@ import torch
 from vlprompt.backbones.timm.export import read_timm, write_timm
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.towers import find_input_tower
-from vlprompt.experiments.export.class_list import resolve_names
-from vlprompt.experiments.export.class_matrix import NotAMatrixError, find_merged_answer
 from vlprompt.experiments.export.comparison import make_test_images, make_test_pictures, require_equal
 from vlprompt.experiments.export.decision_file import write_decision
 from vlprompt.experiments.export.formats import ExportOptions
-from vlprompt.experiments.export.refusal import refuse
+from vlprompt.experiments.export.refusal import refuse, require_merged_answer
 from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 
@@ -28,10 +26,7 @@ def write_timm_folder(prompt: LearnedPrompt, folder: Path, options: ExportOption
         ValueError: with the reason and the nearest format, for a method or a tower that has no such form, or where
             timm computes other numbers.
     """
-    try:
-        merged, matrix = find_merged_answer(prompt, resolve_names(prompt, options))
-    except NotAMatrixError as error:
-        refuse(prompt, "timm", EXPECTED, str(error))
+    merged, matrix = require_merged_answer(prompt, options, "timm", EXPECTED)
     if matrix.normalizes_images:
         refuse(prompt, "timm", EXPECTED, "its answer is a cosine, and a head of timm normalises no feature")
     tower = cast(ImageTower, find_input_tower(merged))

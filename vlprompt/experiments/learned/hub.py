@@ -10,18 +10,23 @@ from typing import Any
 from vlprompt.experiments.learned.folder_schema import LIBRARY, ModelConfig
 from vlprompt.experiments.learned.model_files import CONFIG_FILE, MODEL_FILES, TENSORS_FILE, read_model_config
 from vlprompt.runtime.installation import find_version, require_package
+from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-RUNS_FOLDER = "runs"  # where runs go by default: a mistake in its name asks no hub
 BAR_BYTES = 10 * 2**20  # smaller downloads have no progress bar
 LOG_IN = "Set HF_TOKEN, or log in by `hf auth login`."
 
 
 def is_hub_name(source: str) -> bool:
-    """Return whether a source is OWNER/NAME or OWNER/NAME@REVISION, and OWNER neither a folder here nor `runs`."""
+    """Return whether a source is OWNER/NAME or OWNER/NAME@REVISION, and OWNER neither a folder here nor `runs`.
+
+    A mistake in the name of a run thus asks no hub.
+    """
     name = source.partition("@")[0]
     owner = Path(name).parent
-    return bool(NAME.fullmatch(name)) and not Path(name).exists() and not owner.exists() and owner.name != RUNS_FOLDER
+    return (
+        bool(NAME.fullmatch(name)) and not Path(name).exists() and not owner.exists() and owner != DEFAULT_RUNS_FOLDER
+    )
 
 
 def download_model(source: str) -> Path:
