@@ -101,13 +101,3 @@ def _parse_line(line: str, location: str, is_json: bool) -> TextInput:
             f"{location}: expected a JSON string or an object of fields, got {line[:50]}. Write one of these."
         )
     return value if isinstance(value, str) else {str(name): str(text) for name, text in value.items()}
-
-
-def read_texts(path: Path) -> list[TextInput]:
-    """Read a file of texts: one on each line (.txt), or JSON strings or objects of fields (.jsonl), or a table.
-
-    Raises:
-        ValueError: with the line that is blank or can't be read.
-    """
-    require_texts((), [str(path)], "predict")
-    return [one.open() for one in iter_text_inputs((), [str(path)], None)]
