@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 from vlprompt.backbones.towers.image import ImageTower
-from vlprompt.experiments.sweep import SweepOptions, resolve_sweep, run_configs
+from vlprompt.experiments.sweeps.combinations import resolve_sweep
+from vlprompt.experiments.sweeps.options import SweepOptions
+from vlprompt.experiments.sweeps.runs import run_configs
 from vlprompt.runtime import distributed
 
 NOTHING = {"dataset": "digits", "task": None, "source": None, "target": None, "backbone": "glyph/random", "shots": 4}

@@ -109,7 +109,7 @@ def show_plan(options, configs, sizes, backbone):
 
     from vlprompt.backbones.glyph import build_tiny_clip
     from vlprompt.cli.display.terminal import print_full_table
-    from vlprompt.experiments.sweep import get_run_folder
+    from vlprompt.experiments.sweeps.run_names import get_run_folder
 
     tiny, prices, trained = build_tiny_clip(), {}, {}
     table = Table(
@@ -184,7 +184,9 @@ def run_missing(options, configs, backbone):
     from vlprompt.cli.display.progress import ProgressDisplay
     from vlprompt.cli.display.terminal import show_comparison, show_results
     from vlprompt.experiments import paper_recipes
-    from vlprompt.experiments.sweep import SweepOptions, get_run_folder, run_configs
+    from vlprompt.experiments.sweeps.options import SweepOptions
+    from vlprompt.experiments.sweeps.run_names import get_run_folder
+    from vlprompt.experiments.sweeps.runs import run_configs
     from vlprompt.results.tables.summary import build_rows
 
     failed, backbones = {}, {options.backbone: backbone} if backbone else {}
@@ -214,7 +216,7 @@ def main(arguments=None):
     from vlprompt.backbones import load
     from vlprompt.backbones.schemes import choose_threads
     from vlprompt.experiments import paper_recipes
-    from vlprompt.experiments.sweep import get_run_folder
+    from vlprompt.experiments.sweeps.run_names import get_run_folder
     from vlprompt.runtime.settings import SETTINGS
 
     SETTINGS.data_root, SETTINGS.threads = o.root, o.threads

@@ -642,7 +642,7 @@ def test_a_run_is_exported_by_the_command(reader, load, folder, tmp_path, capsys
     from vlprompt.config.build import build_method
     from vlprompt.config.resolve import complete_arguments
     from vlprompt.config.sources import LayeredConfig
-    from vlprompt.results.run_folder import read_tensors
+    from vlprompt.results.tensor_files import read_tensors
 
     lm = load("llama")
     given = {"rank": 3, "sites": ["q", "v", "gate"], "head": {"name": reader}}

@@ -416,7 +416,7 @@ def test_a_prompt_of_another_backbone_method_or_shape(type_in, tmp_path, learned
     assert "got glyph with other weights (" in text
     other = tmp_path / "other"
     shutil.copytree(learned, other)
-    from vlprompt.results.run_folder import read_tensors, serialize_tensors
+    from vlprompt.results.tensor_files import read_tensors, serialize_tensors
 
     state, told = read_tensors(learned / "prompt.safetensors")
     (other / "prompt.safetensors").write_bytes(serialize_tensors({"ctx": state["ctx"][:2]}, told))

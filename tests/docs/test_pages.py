@@ -94,15 +94,15 @@ class Understood(Exception):
 
 def explain_command(words, monkeypatch):
     """Return why a command is none, "" if it is one. run and search resolve their settings too, and stop there."""
-    from vlprompt.experiments import sweep
+    from vlprompt.experiments.sweeps import combinations
 
-    resolve = sweep.resolve_sweep
+    resolve = combinations.resolve_sweep
 
     def resolve_and_stop(*args, **options):
         resolve(*args, **options)
         raise Understood
 
-    monkeypatch.setattr(sweep, "resolve_sweep", resolve_and_stop)
+    monkeypatch.setattr(combinations, "resolve_sweep", resolve_and_stop)
     try:
         if words[:1] == ["run"] and "-c" not in words and "--processes" not in words:
             cli.app(words, standalone_mode=False)

@@ -15,7 +15,7 @@ from vlprompt.experiments.learned.publish import _update_card
 from vlprompt.experiments.learned.state import read_learned_state
 from vlprompt.experiments.model_cards.citations import read_citation
 from vlprompt.experiments.model_cards.run_command import build_run_command
-from vlprompt.experiments.sweep import resolve_sweep
+from vlprompt.experiments.sweeps.combinations import resolve_sweep
 from vlprompt.methods import find_classes
 from vlprompt.runtime.paths import find_configs_folder
 

@@ -19,7 +19,7 @@ from vlprompt.backbones.cache.segment_file import NODE
 from vlprompt.data.images.decoding import build_file_item
 from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.state import read_learned_state
-from vlprompt.results.run_folder import serialize_tensors
+from vlprompt.results.tensor_files import serialize_tensors
 
 SMALLEST = {
     "embed_dim": 16,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from vlprompt.config.run_config import RunConfig
     from vlprompt.config.sources import Override
-    from vlprompt.experiments.sweep import SweepOptions
+    from vlprompt.experiments.sweeps.options import SweepOptions
 
 out, error_console = make_console(), make_console(stderr=True)
 
@@ -100,7 +100,8 @@ def run(
     until it is through; a run whose data, files or weights have changed meanwhile is refused. Settings: recipe of the
     method < -c file < options < key=value, for example method.n_ctx=4 train.epochs=20.
     """
-    from vlprompt.experiments.sweep import SweepOptions, resolve_sweep
+    from vlprompt.experiments.sweeps.combinations import resolve_sweep
+    from vlprompt.experiments.sweeps.options import SweepOptions
 
     set_data_root(root)
     set_feature_cache(feature_cache)
@@ -121,10 +122,9 @@ def run(
     settings: list[Override] = [{"task": {"targets": [name.strip() for name in targets.split(",")]}}] if targets else []
     settings += [f"train.augmentations={augmentations}"] if augmentations else []
     settings += [w for w in arguments if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
-    methods = [m for m in method.split(",") if m] if method else [None]
     with join_processes(device, processes, out) as (process_device, process_console):
         configs = resolve_sweep(
-            methods,
+            [m for m in method.split(",") if m] if method else [None],
             parse_integers(shots, "shots"),
             parse_integers(seed, "seed"),
             source=source,
@@ -150,7 +150,7 @@ def run_and_show(configs: "list[RunConfig]", options: "SweepOptions", console: "
     """
     from vlprompt.cli.display.progress import ProgressDisplay
     from vlprompt.cli.display.terminal import show_results
-    from vlprompt.experiments.sweep import run_configs
+    from vlprompt.experiments.sweeps.runs import run_configs
     from vlprompt.results.tables.summary import build_rows
 
     failures: dict[int, Exception] = {}
@@ -174,7 +174,7 @@ def run_and_show(configs: "list[RunConfig]", options: "SweepOptions", console: "
 
 
 def _show_failures(failures: "list[tuple[RunConfig, Exception]]") -> None:
-    from vlprompt.experiments.sweep import format_run_name
+    from vlprompt.experiments.sweeps.run_names import format_run_name
 
     error_console.print(f"{len(failures)} failed; the same command tries again:", style="bold red", highlight=False)
     for config, error in failures:

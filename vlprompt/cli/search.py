@@ -28,7 +28,7 @@ from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER
 
 if TYPE_CHECKING:
     from vlprompt.experiments.search import Study
-    from vlprompt.experiments.sweep import SweepOptions
+    from vlprompt.experiments.sweeps.options import SweepOptions
     from vlprompt.results.run_folder import Result
 
 
@@ -68,7 +68,7 @@ def search(
     """
     from vlprompt.cli.display.terminal import show_benchmark_scores, show_results
     from vlprompt.cli.options import parse_integers
-    from vlprompt.experiments.sweep import SweepOptions
+    from vlprompt.experiments.sweeps.options import SweepOptions
     from vlprompt.results.tables.benchmarks import score_benchmarks
     from vlprompt.results.tables.summary import build_rows
 
@@ -123,7 +123,8 @@ def _search_dataset(
 ) -> "list[Result]":
     from vlprompt.cli.display.progress import ProgressDisplay
     from vlprompt.experiments.search import build_study, run_search
-    from vlprompt.experiments.sweep import LoadedBackbones, run_configs
+    from vlprompt.experiments.sweeps.options import LoadedBackbones
+    from vlprompt.experiments.sweeps.runs import run_configs
 
     study = build_study(method, dataset, seeds, **settings)
     folder = study.get_folder(options.runs_folder, options.fresh)

@@ -64,8 +64,8 @@ def _write_files(
     scores: "dict[str, list[BenchmarkScore]] | None",
 ) -> None:
     """Write each format that has a path: the scores of a benchmark, else the comparison, else the rows."""
+    from vlprompt.results.atomic_files import write_atomically
     from vlprompt.results.published.report import render_comparison
-    from vlprompt.results.run_folder import write_atomically
     from vlprompt.results.tables.all_tables import render_results
     from vlprompt.results.tables.benchmarks import render_benchmarks
 

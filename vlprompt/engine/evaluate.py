@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,6 +104,14 @@ def iter_logits(
     return (output.logits for output in iter_outputs(method, split, batch_size, micro_batch_size, prepared))
 
 
+class Answers(NamedTuple):
+    """labels (N,), predicted classes (N,) and their probabilities (N,) of the items of a split, in order."""
+
+    labels: Tensor
+    predicted: Tensor
+    probabilities: Tensor
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of a split, in percent.
@@ -114,12 +123,14 @@ class Scores:
             fraction of the domain's images that are predicted as a class of that domain; where the method predicts the
             lesson also chosen, the fraction whose predicted lesson is the domain's number.
         prompt_usage: mean usage (M,) of each prompt of a pool, of every domain by its name and of all images (None).
+        answers: of each item; None for texts with responses or tags.
     """
 
     metrics: dict[str, float]
     class_accuracy: dict[str, float]
     domain_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     prompt_usage: dict[str | None, list[float]] = field(default_factory=dict)
+    answers: Answers | None = None
 
 
 def evaluate(
@@ -177,7 +188,8 @@ def score_outputs(output: Output, split: Split, temperature: float = 1.0) -> Sco
     predicted = output.logits.argmax(1)
     if output.unanswered is not None:
         predicted[output.unanswered] = n_classes  # no class: wrong for every label
-    metrics = classification_scores(predicted, (output.logits / temperature).softmax(1), labels, n_classes)
+    probabilities = (output.logits / temperature).softmax(1)
+    metrics = classification_scores(predicted, probabilities, labels, n_classes)
     if output.unanswered is not None:
         metrics["unanswered"] = 100 * float(output.unanswered.double().mean())
     if usage is not None:
@@ -190,7 +202,8 @@ def score_outputs(output: Output, split: Split, temperature: float = 1.0) -> Sco
     if split.domains is not None:
         domain_metrics, usage_by_domain = _score_domains(output, predicted, labels, split)
         prompt_usage |= usage_by_domain
-    return Scores(metrics, class_accuracy, domain_metrics, prompt_usage)
+    answers = Answers(labels.int(), predicted.int(), probabilities.amax(1))
+    return Scores(metrics, class_accuracy, domain_metrics, prompt_usage, answers)
 
 
 def _score_domains(

@@ -14,32 +14,29 @@ from vlprompt.backbones.cache.stats import CacheStats
 from vlprompt.backbones.schemes import choose_threads
 from vlprompt.config.describe import describe_run, to_plain_value
 from vlprompt.config.run_config import RunConfig
-from vlprompt.core.batch import Split
-from vlprompt.core.compute_options import ComputeOptions
-from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.core.towers import Clip, VisionTower, find_feature_cache, find_input_tower, validate_stage_inputs
-from vlprompt.engine.evaluate import Scores, evaluate
 from vlprompt.engine.loop import Loop, State, Step, fit
 from vlprompt.engine.model_selection import SELECTION_DESCRIPTIONS
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.engine.unseen_classes import require_test_classes
 from vlprompt.experiments.adaptation_metrics import evaluate_baselines, record_epoch
-from vlprompt.experiments.events import EvaluationProgress, Listener, StepDone
+from vlprompt.experiments.events import Listener, StepDone
 from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.experiments.provenance import describe_environment, describe_learned_state
-from vlprompt.results.run_folder import Result, RunFolder, serialize_tensors
+from vlprompt.experiments.stage_tests import StageTests, TestScores
+from vlprompt.results.run_folder import Result, RunFolder
 from vlprompt.results.run_inputs import Inputs
 from vlprompt.results.step_log import StepLog
+from vlprompt.results.tensor_files import serialize_tensors
 from vlprompt.runtime import collectives, distributed, memory
-from vlprompt.runtime.errors import NonFiniteError, UnknownClassError
+from vlprompt.runtime.errors import NonFiniteError, RunStoppedError
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Task
 
 MEMORY_SETTINGS = ("micro_batch_size", "text_micro_batch", "activation_checkpointing")
 NO_OVERRIDES: Mapping[str, Any] = MappingProxyType({})
-TestScores = dict[str, dict[str, float]]  # metrics by test
 
 
 def run(
@@ -65,7 +62,8 @@ def run(
             returned at once.
         seed: of initial values, order and augmentations; default that of a `RunConfig`, else the task's.
         save_every: seconds between two saved states.
-        on_event: called after each step and each batch of a test.
+        on_event: called after each step and each batch of a test. A RunStoppedError that it raises stops the run
+            where it is, and the same call goes on from there.
         max_lessons: pause after this number of lessons. The result is of those, says so under protocol["paused"] and
             is not written; the same call without `max_lessons` goes on.
         memory_overrides: settings of training that change what it holds in memory and nothing that it learns
@@ -218,9 +216,10 @@ class _Run:
             self.method.load_state_dict({k.removeprefix("method/"): v for k, v in state.tensors.items()})
             state = None
         require_test_classes(self.method, stage, getattr(self.task, "seen_classes_hint", ""))
+        tests = StageTests(self.method, self.train_config, self.on_event)
         if stage.initial_tests:
             self._begin_lesson(lesson.without_items(), index)
-            scores |= self._evaluate_unseen(stage.initial_tests)
+            scores |= tests.evaluate_unseen(stage.initial_tests)
         if self._needs_training(lesson):
             self._begin_lesson(lesson, index)
             n_parameters = self._count_parameters()
@@ -229,13 +228,14 @@ class _Run:
             self._train_stage(stage, state)
             with collectives.synchronize_state(self.method):
                 self.method.end_lesson(lesson)
-        test_scores, class_accuracy, prompt_usage = self._evaluate_tests(stage)
-        scores |= test_scores
-        scores |= self._evaluate_unseen(stage.future_tests)
+        outcome = tests.evaluate(stage)
+        scores |= outcome.scores | tests.evaluate_unseen(stage.future_tests)
         scores |= evaluate_baselines(self.method, stage, progress.epochs, self.train_config.micro_batch_size)
         progress.scores = [*progress.scores, scores]
-        progress.class_accuracy = [*progress.class_accuracy, class_accuracy]
-        progress.stages = [*progress.stages, self._describe_stage(time.monotonic() - start, prompt_usage)]
+        progress.class_accuracy = [*progress.class_accuracy, outcome.class_accuracy]
+        progress.stages = [*progress.stages, self._describe_stage(time.monotonic() - start, outcome.prompt_usage)]
+        if self.folder is not None and outcome.answers:
+            self.folder.save_answers(outcome.answers)
         progress.next_stage, progress.is_training, progress.epochs = index + 1, False, []
         self.cache_stats.flush()
         if lesson.total != index + 1:
@@ -284,7 +284,7 @@ class _Run:
                 self._report_step(step, lesson)
             if step is not None:
                 self._save_state(step.loop.state())  # the tests may take long
-        except NonFiniteError:
+        except (NonFiniteError, RunStoppedError):
             if step is not None:
                 self._save_state(step.loop.state())
             raise
@@ -292,35 +292,6 @@ class _Run:
     def _report_step(self, step: Step, lesson: Lesson) -> None:
         if self.on_event:
             self.on_event(StepDone(step.step, step.total_steps, step.loss, step.lr, lesson.index, lesson.total))
-
-    def _evaluate_test(self, name: str, test: Split) -> Scores:
-        def report(n_done: int, n_images: int) -> None:
-            if self.on_event:
-                self.on_event(EvaluationProgress(name, n_done, n_images))
-
-        options = ComputeOptions(text_micro_batch=self.train_config.text_micro_batch)
-        with apply_compute_options(self.method, options):
-            return evaluate(self.method, test, micro_batch_size=self.train_config.micro_batch_size, on_progress=report)
-
-    def _evaluate_tests(self, stage: Stage) -> tuple[TestScores, TestScores, dict[str, list[float]]]:
-        """Return metrics by test (and domain), accuracy by class, and how much each prompt was used."""
-        scores, class_accuracy, prompt_usage = TestScores(), TestScores(), dict[str, list[float]]()
-        for name, test in stage.tests.items():
-            outcome = self._evaluate_test(name, test)
-            scores |= {name: outcome.metrics, **{f"{name}/{k}": part for k, part in outcome.domain_metrics.items()}}
-            class_accuracy[name] = outcome.class_accuracy
-            prompt_usage |= {name if k is None else f"{name}/{k}": usage for k, usage in outcome.prompt_usage.items()}
-        return scores, class_accuracy, prompt_usage
-
-    def _evaluate_unseen(self, tests: dict[str, Split]) -> TestScores:
-        """Return scores on tests of later lessons; {} where the method can't answer one of them."""
-        scores = {}
-        for name, test in tests.items():
-            try:
-                scores[name] = self._evaluate_test(name, test).metrics
-            except UnknownClassError:
-                return {}
-        return scores
 
     def _measure_seconds(self) -> float:
         return self.previous_seconds + time.monotonic() - self.start_time

@@ -4,7 +4,6 @@ Every file is written completely under a temporary name and then renamed, so tha
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -15,9 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from vlprompt.engine.loop import State
+from vlprompt.results.atomic_files import explain_write_errors, write_atomically, write_json
 from vlprompt.results.run_inputs import ChangedInputsError, Inputs, list_differences
+from vlprompt.results.tensor_files import read_tensors, serialize_tensors
+from vlprompt.results.test_answers import TestAnswers, read_answers, serialize_answers
+from vlprompt.runtime.errors import FolderInUseError
 
 ATOMIC_FILES = (
+    "answers.safetensors",
     "config.yaml",
     "inputs.json",
     "last.safetensors",
@@ -25,65 +29,6 @@ ATOMIC_FILES = (
     "result.json",
 )  # files that `write_atomically` makes in a run
 MAX_NAMED_RUNS = 5  # in an error
-
-
-@contextmanager
-def explain_write_errors(path: Path) -> Iterator[None]:
-    """Add the file and the remedy to an OSError of the with-block (a full disk, no permission)."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"{str(path)!r}: expected a file that can be written, got an error ({error.strerror}). Free space or "
-            "permit "
-            "writing, and give the same command again: it goes on where the last file was written."
-        ) from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with explain_write_errors(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def serialize_tensors(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
-    """Serialize to safetensors, with the metadata as JSON under one key: several would be written in any order."""
-    from safetensors.torch import save
-
-    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"vlprompt": json.dumps(metadata)})
-
-
-def read_tensors(path: Path, with_values: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and JSON metadata of a safetensors file; ValueError if it is broken.
-
-    Args:
-        path: the file.
-        with_values: else only the header and the length are checked, and no tensors returned.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), "pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()} if with_values else {}  # noqa: SIM118
-            return tensors, json.loads((file.metadata() or {})["vlprompt"])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{str(path)!r}: expected a complete safetensors file, got a broken one ({error}). Delete it and give the "
-            "command of the run again, which makes it anew."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -122,8 +67,8 @@ class RunFolder:
     """The files of one run.
 
     config.yaml, inputs.json (what it stands on beside the configuration, by content), steps.jsonl, last.safetensors
-    (to resume; goes when the run is done), prompt.safetensors (the learned state) and result.json, written last: that
-    it exists means that the run is done.
+    (to resume; goes when the run is done), answers.safetensors (predictions of the last tests), prompt.safetensors (the
+    learned state) and result.json, written last: that it exists means that the run is done.
     """
 
     def __init__(self, path: Path):
@@ -133,10 +78,11 @@ class RunFolder:
             path / "result.json",
             path / "last.safetensors",
         )
-        self.steps_path, self.inputs_path, self.learned_path = (
+        self.steps_path, self.inputs_path, self.learned_path, self.answers_path = (
             path / "steps.jsonl",
             path / "inputs.json",
             path / "prompt.safetensors",
+            path / "answers.safetensors",
         )
 
     @contextmanager
@@ -194,7 +140,7 @@ class RunFolder:
     def _discard_if_empty(self) -> None:
         """Remove the files of a run that has learned nothing; other files stay."""
         if not self.state_path.exists() and not self.result_path.exists():
-            for file in (self.config_path, self.inputs_path, self.steps_path):
+            for file in (self.config_path, self.inputs_path, self.steps_path, self.answers_path):
                 file.unlink(missing_ok=True)
 
     def read_inputs(self) -> Inputs:
@@ -272,6 +218,13 @@ class RunFolder:
         tensors, metadata = read_tensors(self.state_path)
         return State(tensors=tensors, **metadata["cursor"]), metadata["progress"]
 
+    def save_answers(self, answers: dict[str, TestAnswers]) -> None:
+        write_atomically(self.answers_path, serialize_answers(answers))
+
+    def read_answers(self) -> dict[str, TestAnswers]:
+        """Return the answers of the last tests by test; {} for a run that has none."""
+        return read_answers(self.answers_path)
+
     def finish(self, result: Result, learned: bytes) -> Result:
         """Write the learned state, then the result, and remove what only a resume needs."""
         write_atomically(self.learned_path, learned)
@@ -339,7 +292,7 @@ def lock_folder(path: Path) -> Iterator[None]:
     A folder that is empty at the end goes.
 
     Raises:
-        ValueError: when another process holds it.
+        FolderInUseError: when another process holds it.
     """
     from filelock import FileLock, Timeout
 
@@ -347,7 +300,7 @@ def lock_folder(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise ValueError(
+        raise FolderInUseError(
             f"{str(path)!r}: expected a folder that no process uses, got one that another process has locked. "
             "Wait for it, or name another folder."
         ) from error

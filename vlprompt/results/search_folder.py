@@ -11,15 +11,10 @@ from typing import Any
 
 from vlprompt.engine.loop import State
 from vlprompt.engine.vmap_training import VmapState
-from vlprompt.results.run_folder import (
-    explain_write_errors,
-    lock_folder,
-    read_tensors,
-    serialize_tensors,
-    write_atomically,
-    write_json,
-)
+from vlprompt.results.atomic_files import explain_write_errors, write_atomically, write_json
+from vlprompt.results.run_folder import lock_folder
 from vlprompt.results.run_inputs import Inputs, list_differences
+from vlprompt.results.tensor_files import read_tensors, serialize_tensors
 
 
 class SearchFolder:

@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from vlprompt.results.run_folder import RunFolder, explain_write_errors
+from vlprompt.results.atomic_files import explain_write_errors
+from vlprompt.results.run_folder import RunFolder
 
 
 class StepLog:

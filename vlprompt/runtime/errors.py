@@ -17,6 +17,14 @@ class UnknownClassError(ValueError):
     """A class that the method was not trained on, and can't predict by its name."""
 
 
+class RunStoppedError(Exception):
+    """A run was asked to stop between two steps; its state is saved, and the same command goes on from there."""
+
+
+class FolderInUseError(ValueError):
+    """Another process is at work in a folder."""
+
+
 class NonFiniteError(ArithmeticError):
     """A loss, gradient or logit is not finite; of a training the parameters are those from before the step."""
 

@@ -17,7 +17,7 @@ from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.refusal import refuse
 from vlprompt.experiments.export.whole_folder import write_whole_folder
 from vlprompt.experiments.learned.prompt import LearnedPrompt
-from vlprompt.results.run_folder import serialize_tensors
+from vlprompt.results.tensor_files import serialize_tensors
 
 TENSOR_FILE, ARRAY_FILE, FACT_FILE = "classes.safetensors", "classes.npz", "classes.json"
 

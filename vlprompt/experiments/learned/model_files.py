@@ -13,7 +13,8 @@ from torch import Tensor
 from vlprompt.backbones.cache.segment_file import NODE, is_process_alive
 from vlprompt.data.validation import validate
 from vlprompt.experiments.learned.folder_schema import FORMAT_VERSION, LIBRARY, MAX_CONFIG_BYTES, ModelConfig
-from vlprompt.results.run_folder import explain_write_errors, read_tensors, write_atomically
+from vlprompt.results.atomic_files import explain_write_errors, write_atomically
+from vlprompt.results.tensor_files import read_tensors
 
 TENSORS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"  # huggingface_hub's names
 MODEL_FILES = (TENSORS_FILE, CONFIG_FILE, CARD_FILE)

@@ -22,7 +22,8 @@ from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.experiments.learned.state import LearnedState
 from vlprompt.experiments.model_cards.card import build_model_card
 from vlprompt.experiments.model_cards.result_entry import build_result_entry
-from vlprompt.results.run_folder import Result, serialize_tensors
+from vlprompt.results.run_folder import Result
+from vlprompt.results.tensor_files import serialize_tensors
 from vlprompt.runtime.installation import find_version
 
 OPTIONAL_KEYS = ("preprocess", "result")  # of config.json, left out where there is nothing to say

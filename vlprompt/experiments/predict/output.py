@@ -12,7 +12,7 @@ from vlprompt.experiments.predict.prediction_input import digest_path
 from vlprompt.experiments.predict.read_ahead import OpenedInput
 from vlprompt.experiments.predict.rows import Row
 from vlprompt.experiments.predict.tables import FILE_FORMATS, write_rows
-from vlprompt.results.run_folder import explain_write_errors, write_json
+from vlprompt.results.atomic_files import explain_write_errors, write_json
 
 STAMP = "stamp"  # of the file that a row was made of, while the rows are partial
 

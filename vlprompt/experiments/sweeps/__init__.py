@@ -1,0 +1,1 @@
+"""Many runs by one command: what they are, where they lie, and who makes them."""

@@ -1,0 +1,179 @@
+"""Make the runs that are not finished, one after another."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vlprompt.config.build import build_method, build_task
+from vlprompt.config.run_config import RunConfig
+from vlprompt.data.report import summarize_dataset
+from vlprompt.experiments.events import (
+    DatasetOpened,
+    Listener,
+    Notice,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SweepStarted,
+    ignore_event,
+)
+from vlprompt.experiments.inputs import describe_inputs
+from vlprompt.experiments.sweeps.options import LoadedBackbones, SweepOptions
+from vlprompt.experiments.sweeps.run_names import (
+    choose_run_folder,
+    format_dataset_name,
+    format_run_name,
+    get_run_folder,
+)
+from vlprompt.results.run_folder import Result
+from vlprompt.runtime import distributed
+
+if TYPE_CHECKING:
+    from vlprompt.core.towers import Backbone
+    from vlprompt.experiments.memory_plan import MemoryPlan
+    from vlprompt.tasks import Task
+
+
+def _read_finished(options: SweepOptions, config: RunConfig, goes_on: bool) -> Result | None:
+    """Return the result of a finished run, None for another or a damaged one.
+
+    Data are opened only where there is something to compare.
+
+    Args:
+        options: where the runs are.
+        config: of the run.
+        goes_on: return None for a run that can't be compared, which then fails in its turn.
+
+    Raises:
+        ChangedInputsError: as `choose_run_folder`.
+    """
+    if not get_run_folder(options.runs_folder, config).path.exists():
+        return None
+    try:
+        folder = choose_run_folder(options, config, describe_inputs(build_task(config.task), config))
+    except (ValueError, OSError):
+        if goes_on:
+            return None
+        raise
+    folder.remove_leftovers()
+    return folder.read_finished()
+
+
+def run_configs(
+    configs: Sequence[RunConfig],
+    options: SweepOptions,
+    on_event: Listener = ignore_event,
+    *,
+    backbones: "dict[str, Backbone] | None" = None,
+    failures: dict[int, Exception] | None = None,
+) -> list[Result | None]:
+    """Make the runs that are not finished, one after another.
+
+    Args:
+        configs: what to run.
+        options: how and where.
+        on_event: hears of each run, step and test.
+        backbones: those by name that are loaded already; others are added.
+        failures: if given, errors are written there by the index of the run and the other runs go on.
+
+    Returns:
+        The result of each; None for one that failed.
+
+    Raises:
+        ChangedInputsError: for a run whose folder holds one on other inputs, unless `options.fresh`.
+    """
+    results: list[Result | None] = distributed.broadcast_from_main(
+        lambda: [_read_finished(options, config, failures is not None) for config in configs]
+    )
+    if all(results):
+        return results
+    sweep = _Sweep(options, on_event, LoadedBackbones(options, {} if backbones is None else backbones))
+    has_many_datasets = len({format_dataset_name(config.task) for config in configs}) > 1
+    on_event(SweepStarted(len(configs), sum(result is not None for result in results)))
+    for index, config in enumerate(configs):
+        if results[index] is not None:
+            continue
+        name = format_run_name(config, has_many_datasets)
+        on_event(RunStarted(name, config))
+        try:
+            result = results[index] = sweep.run_one(name, config)
+        except Exception as error:
+            if failures is None:
+                raise
+            failures[index] = error
+            on_event(RunFailed(name, error))
+        else:
+            on_event(RunFinished(name, result))
+    return results
+
+
+@dataclass
+class _Sweep:
+    options: SweepOptions
+    on_event: Listener
+    backbones: LoadedBackbones
+    memory_plans: "dict[str, MemoryPlan]" = field(default_factory=dict)  # runs that differ by their seed share one
+
+    def run_one(self, name: str, config: RunConfig) -> Result:
+        from vlprompt.experiments.runner import run
+
+        with distributed.local_main_process_first():
+            task = build_task(config.task)
+            protocol = task.protocol  # opens the data, so that their errors come before a backbone is loaded
+        for data in getattr(task, "opened_data", ()):  # a task of a user's own may have none
+            self.on_event(DatasetOpened(summarize_dataset(data), data.remarks))
+        for text in _iter_warnings(protocol):
+            self.on_event(Notice(name, text))
+        with distributed.local_main_process_first():
+            backbone = self.backbones.load(config)
+        method = build_method(config.method, backbone)
+        inputs = distributed.broadcast_from_main(lambda: describe_inputs(task, config, backbone))
+        folder = choose_run_folder(self.options, config, inputs)
+        if damage := folder.find_damage():
+            self.on_event(Notice(name, f"runs again, as a file is damaged: {damage}"))
+        return run(
+            method,
+            task,
+            config,
+            folder.path,
+            save_every=self.options.save_every,
+            on_event=self.on_event,
+            max_lessons=self.options.max_lessons,
+            memory_overrides=self._choose_memory_overrides(name, config, task, backbone),
+        )
+
+    def _choose_memory_overrides(
+        self, name: str, config: RunConfig, task: "Task", backbone: "Backbone"
+    ) -> dict[str, Any]:
+        """Return the settings by which a run fits into the memory, and report its cost where that was measured."""
+        from vlprompt.experiments.memory_plan import plan_memory
+
+        if distributed.get_world_size() > 1:
+            return {}
+        stage = next(iter(task.stages()))
+        n_test_images = sum(len(test) for test in stage.tests.values())
+        sizes = len(stage.lesson.train.names), len(stage.lesson.train), n_test_images
+        key = json.dumps([config.backbone, config.preprocess, config.method, config.train, *sizes])
+        if key in self.memory_plans:
+            return self.memory_plans[key].overrides
+
+        def build() -> Any:
+            return build_method(config.method, backbone)
+
+        try:
+            plan = self.memory_plans[key] = plan_memory(build, stage.lesson, config.train_config, n_test_images)
+        except ValueError as error:  # a few images may be too few for a method; another mistake stops the run itself
+            text = f"memory and time: not measured before the run ({error})"
+            self.on_event(Notice(name, text, is_warning=False))
+            return {}
+        if plan.seconds or not plan.fits:
+            self.on_event(Notice(name, f"about {plan}", is_warning=bool(plan.overrides) or not plan.fits))
+        return plan.overrides
+
+
+def _iter_warnings(protocol: dict[str, Any]) -> Iterator[str]:
+    """Yield what a user should know of the data of a task."""
+    if small := protocol.get("undersized_classes"):
+        yield f"{len(small)} classes have fewer images than task.shots ({', '.join(small[:5])}); all of them are used"
+    yield from protocol.get("warnings", [])
