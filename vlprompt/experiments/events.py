@@ -78,6 +78,48 @@ class RunFailed:
 
 
 @dataclass(frozen=True)
+class RunProgress:
+    """How far a worker of a sweep is with a run.
+
+    Args:
+        name: of the run.
+        activity: training or testing; "" for one that begins.
+        n_done: steps or items.
+        total: of steps or items; 0 where not known.
+        place: the worker's host and process.
+    """
+
+    name: str
+    activity: str = ""
+    n_done: int = 0
+    total: int = 0
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class SweepProgress:
+    """Where a sweep with workers stands.
+
+    Args:
+        n_runs: in all.
+        n_done: finished.
+        n_failed: that failed for good.
+        running: those under way, in this sweep or another one of the folder.
+        n_workers: that are alive.
+        n_waiting: workers that wait for their machine.
+        seconds_left: until the last run is done; None where not known yet.
+    """
+
+    n_runs: int
+    n_done: int
+    n_failed: int
+    running: tuple[RunProgress, ...] = ()
+    n_workers: int = 0
+    n_waiting: int = 0
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
 class SearchStarted:
     """The settings of a grid are about to be trained and judged."""
 
@@ -111,6 +153,7 @@ Event = (
     | Notice
     | RunFinished
     | RunFailed
+    | SweepProgress
     | SearchStarted
     | VmapStepDone
     | PredictionProgress

@@ -56,7 +56,7 @@ def explain_error(error: Exception) -> str | None:
             "train.batch_size, train.micro_batch_size=4, or fewer tokens (method.n_tokens, method.n_ctx)."
         )
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    is_explained = isinstance(error, ValueError | OSError | ArithmeticError)
+    is_explained = is_input_error(error) or isinstance(error, OSError)
     if place := _locate_user_code(error):
         if is_explained and _is_inside(frames[-1], PACKAGE_FOLDER):  # this package refuses what the user's code did
             return f"{error} (from {place})"
@@ -65,6 +65,11 @@ def explain_error(error: Exception) -> str | None:
             "shows the traceback."
         )
     return str(error) if is_explained else None
+
+
+def is_input_error(error: Exception) -> bool:
+    """Return whether an error comes from settings or data, so that the same command fails again."""
+    return isinstance(error, ValueError | ArithmeticError)
 
 
 def describe_error(error: Exception) -> str:

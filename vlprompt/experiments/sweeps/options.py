@@ -1,9 +1,9 @@
 """How and where the runs of a sweep are made, and the backbones that they share."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlprompt.backbones.schemes import choose_threads
 from vlprompt.config.run_config import RunConfig
@@ -32,6 +32,10 @@ class SweepOptions:
     save_every: float = 5.0
     max_lessons: int | None = None
     fresh: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the options besides the folder by plain values, for other processes."""
+        return {name: value for name, value in asdict(self).items() if name != "runs_folder"}
 
 
 @dataclass

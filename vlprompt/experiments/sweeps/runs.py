@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.config.build import build_method, build_task
@@ -60,6 +59,22 @@ def _read_finished(options: SweepOptions, config: RunConfig, goes_on: bool) -> R
     return folder.read_finished()
 
 
+def read_finished_runs(
+    configs: Sequence[RunConfig], options: SweepOptions, goes_on: bool = True
+) -> list[Result | None]:
+    """Return the results of the runs that are finished, None for the others.
+
+    Args:
+        configs: of the runs.
+        options: where they are.
+        goes_on: return None for a run that can't be compared, which then fails in its turn.
+
+    Raises:
+        ChangedInputsError: for a run whose folder holds one on other inputs, without `goes_on` and `options.fresh`.
+    """
+    return [_read_finished(options, config, goes_on) for config in configs]
+
+
 def run_configs(
     configs: Sequence[RunConfig],
     options: SweepOptions,
@@ -84,11 +99,11 @@ def run_configs(
         ChangedInputsError: for a run whose folder holds one on other inputs, unless `options.fresh`.
     """
     results: list[Result | None] = distributed.broadcast_from_main(
-        lambda: [_read_finished(options, config, failures is not None) for config in configs]
+        lambda: read_finished_runs(configs, options, failures is not None)
     )
     if all(results):
         return results
-    sweep = _Sweep(options, on_event, LoadedBackbones(options, {} if backbones is None else backbones))
+    maker = RunMaker(options, on_event, backbones)
     has_many_datasets = len({format_dataset_name(config.task) for config in configs}) > 1
     on_event(SweepStarted(len(configs), sum(result is not None for result in results)))
     for index, config in enumerate(configs):
@@ -97,7 +112,7 @@ def run_configs(
         name = format_run_name(config, has_many_datasets)
         on_event(RunStarted(name, config))
         try:
-            result = results[index] = sweep.run_one(name, config)
+            result = results[index] = maker.make(name, config)
         except Exception as error:
             if failures is None:
                 raise
@@ -108,14 +123,35 @@ def run_configs(
     return results
 
 
-@dataclass
-class _Sweep:
-    options: SweepOptions
-    on_event: Listener
-    backbones: LoadedBackbones
-    memory_plans: "dict[str, MemoryPlan]" = field(default_factory=dict)  # runs that differ by their seed share one
+class RunMaker:
+    """Makes runs one after another in this process; what they share is loaded and measured once.
 
-    def run_one(self, name: str, config: RunConfig) -> Result:
+    Args:
+        options: how and where.
+        on_event: hears of each step, test and notice.
+        backbones: those by name that are loaded already; others are added.
+    """
+
+    def __init__(
+        self,
+        options: SweepOptions,
+        on_event: Listener = ignore_event,
+        backbones: "dict[str, Backbone] | None" = None,
+    ) -> None:
+        self.options, self.on_event = options, on_event
+        self.backbones = LoadedBackbones(options, {} if backbones is None else backbones)
+        self.memory_plans: dict[str, MemoryPlan] = {}  # runs that differ by their seed share one
+
+    def make(self, name: str, config: RunConfig) -> Result:
+        """Make a run, or return the result of one that is finished.
+
+        Args:
+            name: of the run, for its notices.
+            config: of the run.
+
+        Raises:
+            ChangedInputsError: for a run whose folder holds one on other inputs, unless `options.fresh`.
+        """
         from vlprompt.experiments.runner import run
 
         with distributed.local_main_process_first():

@@ -1,0 +1,78 @@
+"""Workers as processes of this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from vlprompt.experiments.schedulers.scheduler import JobPhase, JobState
+from vlprompt.experiments.sweeps.worker import WorkerJob
+
+WORKER_CODE = "from vlprompt.experiments.sweeps.worker import main; main()"
+LOG_BYTES = 2000  # of the end of a log, in an error
+SECONDS_TO_STOP = 60.0  # until a process that was asked to stop is killed
+
+
+class Processes:
+    """A process for each worker, which shares out the CPUs; a worker ends with the command that started it.
+
+    Args:
+        n_workers: how many at once.
+        log_folder: where each writes its log.
+    """
+
+    name = "processes"
+
+    def __init__(self, n_workers: int, log_folder: Path) -> None:
+        self.n_workers, self.log_folder = n_workers, log_folder
+        self.n_threads = max(1, len(os.sched_getaffinity(0)) // n_workers)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._cancelled = set[str]()
+
+    def submit(self, job: WorkerJob, n_jobs: int) -> list[str]:
+        return [self._start(job) for _ in range(n_jobs)]
+
+    def _start(self, job: WorkerJob) -> str:
+        self.log_folder.mkdir(parents=True, exist_ok=True)
+        handle, job = str(len(self._processes)), replace(job, parent=os.getpid())
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.n_threads)}  # where no option says otherwise
+        with (self.log_folder / f"{handle}.log").open("wb") as log:
+            self._processes[handle] = subprocess.Popen(
+                [sys.executable, "-P", "-c", WORKER_CODE, job.to_json()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # a Ctrl-C goes to the command alone, which asks its workers to stop
+            )
+        return handle
+
+    def poll(self, handle: str) -> JobState:
+        process = self._processes[handle]
+        status, place = process.poll(), f"process {process.pid}"
+        if status is None:
+            return JobState(JobPhase.RUNNING, place=place)
+        error = "" if status == 0 or handle in self._cancelled else self._describe_death(handle, status)
+        return JobState(JobPhase.ENDED, error, place)
+
+    def _describe_death(self, handle: str, status: int) -> str:
+        how = f"signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"exit status {status}"
+        path = self.log_folder / f"{handle}.log"
+        text = path.read_bytes()[-LOG_BYTES:].decode("utf-8", "replace").strip() if path.exists() else ""
+        return f"worker {handle}: ended by {how}{': ' * bool(text)}{text}"
+
+    def cancel(self, handle: str) -> None:
+        process = self._processes[handle]
+        if process.poll() is None:
+            self._cancelled.add(handle)
+            process.terminate()
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            try:
+                process.wait(SECONDS_TO_STOP)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -1,0 +1,194 @@
+"""A sweep by workers: start them where a scheduler says, watch them, and replace those that died."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from secrets import token_hex
+
+from vlprompt.config.run_config import RunConfig
+from vlprompt.experiments.events import (
+    Listener,
+    Notice,
+    RunProgress,
+    SweepProgress,
+    ignore_event,
+)
+from vlprompt.experiments.schedulers.scheduler import JobPhase, JobState, Scheduler
+from vlprompt.experiments.sweeps.claims import Claims
+from vlprompt.experiments.sweeps.options import SweepOptions
+from vlprompt.experiments.sweeps.owner import Owner
+from vlprompt.experiments.sweeps.run_names import format_run_name
+from vlprompt.experiments.sweeps.runs import read_finished_runs
+from vlprompt.experiments.sweeps.sweep_folder import Outcome, SweepCall, SweepFolder
+from vlprompt.experiments.sweeps.worker import WorkerJob, describe_settings
+from vlprompt.results.run_folder import Result
+
+MAX_DEATHS_IN_A_ROW = 3  # of workers, without a run that ended in between
+
+
+@dataclass
+class SweepReport:
+    """What a sweep came to.
+
+    Args:
+        results: of each configuration in their order; None for one without.
+        errors: why runs failed, by the index of the configuration.
+    """
+
+    results: list[Result | None] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+def run_sweep(
+    configs: Sequence[RunConfig],
+    options: SweepOptions,
+    scheduler: Scheduler,
+    on_event: Listener = ignore_event,
+    *,
+    patience: float = 120.0,
+    seconds_between_looks: float = 0.5,
+) -> SweepReport:
+    """Make the runs that are not finished by workers of a scheduler.
+
+    Args:
+        configs: what to run.
+        options: how and where.
+        scheduler: of the workers.
+        on_event: hears where the sweep stands.
+        patience: seconds without a beat after which a worker of another machine counts as dead.
+        seconds_between_looks: at the workers and at what they wrote.
+
+    Raises:
+        OSError: where the scheduler is not there, or its workers die one after another.
+    """
+    results = read_finished_runs(configs, options)
+    report = SweepReport(results)
+    if all(results):
+        return report
+    supervisor = _Supervisor(configs, results, options, scheduler, on_event, patience)
+    try:
+        supervisor.watch(seconds_between_looks)
+    finally:
+        supervisor.close()
+    for index, config in enumerate(configs):
+        outcome = supervisor.outcomes.get(config.hash)
+        if outcome is not None and outcome.error:
+            report.errors[index] = outcome.error
+    done = [i for i, result in enumerate(results) if result is None and i not in report.errors]
+    for index, result in zip(done, read_finished_runs([configs[i] for i in done], options), strict=True):
+        report.results[index] = result
+    return report
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        configs: Sequence[RunConfig],
+        results: Sequence[Result | None],
+        options: SweepOptions,
+        scheduler: Scheduler,
+        on_event: Listener,
+        patience: float,
+    ) -> None:
+        self.scheduler, self.on_event, self.n_runs = scheduler, on_event, len(configs)
+        self.pending = {c.hash: c for c, result in zip(configs, results, strict=True) if result is None}
+        self.n_finished_before = self.n_runs - len(self.pending)
+        self.folder = SweepFolder(options.runs_folder)
+        self.claims: Claims = self.folder.open_claims(Owner.create(), patience)
+        call_name = token_hex(8)
+        self.call: SweepCall = self.folder.get_call(call_name)
+        self.call.create()
+        self.job = WorkerJob(
+            str(options.runs_folder.absolute()),
+            self.folder.write_list(list(self.pending.values())),
+            call_name,
+            options.describe(),
+            describe_settings(),
+            patience,
+        )
+        self.alive: dict[str, JobState] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.n_deaths, self.start = 0, time.monotonic()
+
+    def watch(self, seconds_between_looks: float) -> None:
+        """Look at the workers until every run has ended."""
+        while len(self.outcomes) < len(self.pending):
+            self._start_workers()
+            self._look_at_workers()
+            self._read_outcomes()
+            self.on_event(self._measure_progress())
+            if len(self.outcomes) < len(self.pending):
+                time.sleep(seconds_between_looks)
+
+    def _start_workers(self) -> None:
+        """Start as many workers as there are runs that nobody makes."""
+        free = [key for key in self.pending if key not in self.outcomes and not self._is_taken(key)]
+        n_idle = sum(state.phase is JobPhase.WAITING for state in self.alive.values())
+        n_jobs = min(self.scheduler.n_workers - len(self.alive), len(free) - n_idle)
+        if n_jobs > 0:
+            for handle in self.scheduler.submit(self.job, n_jobs):
+                self.alive[handle] = JobState(JobPhase.WAITING)
+
+    def _is_taken(self, key: str) -> bool:
+        return self.claims.read_owner(key) is not None and not self.claims.is_abandoned(key)
+
+    def _look_at_workers(self) -> None:
+        for handle in list(self.alive):
+            state = self.alive[handle] = self.scheduler.poll(handle)
+            if state.phase is JobPhase.ENDED:
+                del self.alive[handle]
+                if state.error:
+                    self._report_death(state)
+
+    def _report_death(self, state: JobState) -> None:
+        self.n_deaths += 1
+        if self.n_deaths >= MAX_DEATHS_IN_A_ROW:
+            raise OSError(
+                f"{self.scheduler.name}: expected workers that make runs, got {self.n_deaths} that died one after "
+                f"another ({state.error}). Mend that, and give the same command again: it goes on from here."
+            )
+        self.on_event(Notice(state.place or self.scheduler.name, f"{state.error}; another worker goes on"))
+
+    def _read_outcomes(self) -> None:
+        for key, outcome in self.call.read_outcomes().items():
+            if key not in self.outcomes and key in self.pending:
+                self.outcomes[key], self.n_deaths = outcome, 0
+
+    def _measure_progress(self) -> SweepProgress:
+        running = list[RunProgress]()
+        for key in self.claims.list_keys():
+            if key in self.pending and key not in self.outcomes:
+                progress, owner = self.claims.read_progress(key), self.claims.read_owner(key)
+                running.append(_parse_progress(progress, format_run_name(self.pending[key]), owner))
+        n_failed = sum(bool(outcome.error) for outcome in self.outcomes.values())
+        n_done = len(self.outcomes) - n_failed
+        n_left = len(self.pending) - len(self.outcomes)
+        seconds = (time.monotonic() - self.start) / n_done * n_left if n_done else None
+        n_waiting = sum(state.phase is JobPhase.WAITING for state in self.alive.values())
+        return SweepProgress(
+            self.n_runs,
+            self.n_finished_before + n_done,
+            n_failed,
+            tuple(running),
+            len(self.alive) - n_waiting,
+            n_waiting,
+            seconds,
+        )
+
+    def close(self) -> None:
+        """Ask the workers that are left to stop, and wait for them."""
+        for handle in self.alive:
+            self.scheduler.cancel(handle)
+        self.scheduler.close()
+
+
+def _parse_progress(progress: dict[str, object], name: str, owner: Owner | None) -> RunProgress:
+    place = "" if owner is None else f"{owner.host}, process {owner.pid}"
+    n_done, total = progress.get("n_done"), progress.get("total")
+    return RunProgress(
+        name,
+        str(progress.get("activity", "")),
+        n_done if isinstance(n_done, int) else 0,
+        total if isinstance(total, int) else 0,
+        place,
+    )

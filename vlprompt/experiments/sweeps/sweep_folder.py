@@ -1,0 +1,143 @@
+"""What processes that share the runs of a sweep know of each other, in RUNS/.sweep.
+
+lists/NAME.json   the configurations of a sweep
+calls/NAME/       one call of the command: outcomes/RUN.json of each run that it ended, attempts/RUN.* of each begin
+claims/RUN/       who makes a run, and how far it is
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vlprompt.config.run_config import RunConfig, hash_config
+from vlprompt.experiments.sweeps.claims import Claims
+from vlprompt.experiments.sweeps.owner import Owner
+from vlprompt.results.atomic_files import explain_write_errors, write_atomically, write_json
+
+SWEEP_FOLDER = ".sweep"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended in one call of the command.
+
+    Args:
+        run: the hash of its configuration.
+        error: why it failed; "" for a run that is done.
+        folder: of the run.
+        seconds: since it began in this call.
+    """
+
+    run: str
+    error: str = ""
+    folder: str = ""
+    seconds: float = 0.0
+
+
+class SweepFolder:
+    """The files of the sweeps of one folder of runs.
+
+    Args:
+        runs_folder: where the folder of each run is.
+    """
+
+    def __init__(self, runs_folder: Path) -> None:
+        self.runs_folder, self.path = runs_folder, runs_folder / SWEEP_FOLDER
+
+    def open_claims(self, owner: Owner, patience: float) -> Claims:
+        """Return the claims of runs as this process sees them."""
+        return Claims(self.path / "claims", owner, patience)
+
+    def write_list(self, configs: Sequence[RunConfig]) -> str:
+        """Write the configurations of a sweep; return the name of the list."""
+        content = {"runs": [config.to_dict() for config in configs]}
+        name = hash_config(content)
+        path = self.path / "lists" / f"{name}.json"
+        if not path.exists():
+            with explain_write_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, content)
+        return name
+
+    def read_list(self, name: str) -> list[RunConfig]:
+        """Return the configurations of a list; ValueError for a broken file."""
+        path = self.path / "lists" / f"{name}.json"
+        try:
+            return [RunConfig(**config) for config in json.loads(path.read_text("utf-8"))["runs"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{str(path)!r}: expected the runs of a sweep, got a broken file ({error}). Remove it, and give the "
+                "command of the sweep again."
+            ) from error
+
+    def list_names(self) -> list[str]:
+        """Return the names of all lists, the latest last."""
+        with suppress(OSError):
+            paths = sorted((self.path / "lists").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime)
+            return [path.stem for path in paths]
+        return []
+
+    def get_call(self, name: str) -> "SweepCall":
+        return SweepCall(self.path / "calls" / name)
+
+    def list_calls(self) -> "list[SweepCall]":
+        """Return all calls, the latest last."""
+        with suppress(OSError):
+            return [SweepCall(path) for path in sorted((self.path / "calls").iterdir(), key=_get_age)]
+        return []
+
+
+class SweepCall:
+    """The files of one call of the command, which its workers share."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.outcomes_path, self.attempts_path = path, path / "outcomes", path / "attempts"
+
+    def create(self) -> None:
+        with explain_write_errors(self.path):
+            self.outcomes_path.mkdir(parents=True, exist_ok=True)
+            self.attempts_path.mkdir(parents=True, exist_ok=True)
+
+    def write_outcome(self, outcome: Outcome) -> None:
+        write_json(self.outcomes_path / f"{outcome.run}.json", asdict(outcome))
+
+    def read_outcome(self, run: str) -> Outcome | None:
+        """Return how a run ended; None for one that has not."""
+        with suppress(OSError, ValueError, TypeError):
+            content: dict[str, Any] = json.loads((self.outcomes_path / f"{run}.json").read_text("utf-8"))
+            return Outcome(**content)
+        return None
+
+    def read_outcomes(self) -> dict[str, Outcome]:
+        """Return how runs ended, by run."""
+        outcomes = dict[str, Outcome]()
+        with suppress(OSError):
+            for name in os.listdir(self.outcomes_path):
+                outcome = None if name.startswith(".") else self.read_outcome(name.removesuffix(".json"))
+                if outcome is not None:
+                    outcomes[outcome.run] = outcome
+        return outcomes
+
+    def add_attempt(self, run: str, owner: Owner) -> int:
+        """Write that a process begins a run; return how often it was begun, this time included."""
+        write_atomically(self.attempts_path / f"{run}.{len(self._list_attempts(run))}.{owner.token}", b"")
+        return len(self._list_attempts(run))
+
+    def remove_attempts(self, run: str, owner: Owner) -> None:
+        """Forget that this process began a run, which it did not end by its fault."""
+        for path in self._list_attempts(run):
+            if path.suffix == f".{owner.token}":
+                path.unlink(missing_ok=True)
+
+    def _list_attempts(self, run: str) -> list[Path]:
+        return list(self.attempts_path.glob(f"{run}.*"))
+
+
+def _get_age(path: Path) -> float:
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0

@@ -1,0 +1,206 @@
+"""A worker of a sweep: one process that takes runs which nobody makes, and makes them."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vlprompt.config.run_config import RunConfig
+from vlprompt.experiments.events import (
+    EvaluationProgress,
+    Event,
+    Listener,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    ignore_event,
+)
+from vlprompt.experiments.sweeps.claims import Claims, Heartbeat
+from vlprompt.experiments.sweeps.options import SweepOptions
+from vlprompt.experiments.sweeps.owner import Owner
+from vlprompt.experiments.sweeps.run_names import format_run_name, get_run_folder
+from vlprompt.experiments.sweeps.runs import RunMaker
+from vlprompt.experiments.sweeps.sweep_folder import Outcome, SweepCall, SweepFolder
+from vlprompt.runtime.errors import FolderInUseError, RunStoppedError, describe_error, is_input_error
+from vlprompt.runtime.settings import SETTINGS
+
+MAX_ATTEMPTS = 2  # a run whose process died, or that failed by no mistake of the user's, is tried once more
+SECONDS_PER_PROGRESS = 1.0  # between two written progresses
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What a worker needs to know; plain values, so that it can be sent to any machine.
+
+    Args:
+        runs_folder: where the folder of each run goes.
+        list_name: of the list of configurations.
+        call_name: of the call of the command.
+        options: fields of `SweepOptions` besides runs_folder.
+        settings: fields of `RuntimeSettings`.
+        patience: seconds without a beat after which another worker counts as dead.
+        parent: the process with which the worker ends; None for one that goes on by itself.
+    """
+
+    runs_folder: str
+    list_name: str
+    call_name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    patience: float = 120.0
+    parent: int | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> "WorkerJob":
+        return cls(**json.loads(text))
+
+    def build_options(self) -> SweepOptions:
+        return SweepOptions(Path(self.runs_folder), **self.options)
+
+
+def describe_settings() -> dict[str, Any]:
+    """Describe the settings of this process for its workers."""
+    return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(SETTINGS).items()}
+
+
+def apply_settings(settings: dict[str, Any]) -> None:
+    """Set in this process what `describe_settings` described in another."""
+    for name, value in settings.items():
+        setattr(SETTINGS, name, Path(value) if name == "data_root" and value is not None else value)
+
+
+def work(job: WorkerJob, stop: threading.Event, on_event: Listener = ignore_event) -> int:
+    """Make runs of a list until all are done, failed, or made by others.
+
+    Args:
+        job: which runs, and how.
+        stop: set it to stop the run under way with its state saved, and to return.
+        on_event: hears of each run, step and test.
+
+    Returns:
+        How many runs ended here.
+    """
+    apply_settings(job.settings)
+    folder = SweepFolder(Path(job.runs_folder))
+    worker = _Worker(job, folder, stop, on_event)
+    return worker.work(folder.read_list(job.list_name))
+
+
+class _Worker:
+    def __init__(self, job: WorkerJob, folder: SweepFolder, stop: threading.Event, on_event: Listener) -> None:
+        self.stop, self.on_event, self.options = stop, on_event, job.build_options()
+        self.owner = Owner.create()
+        self.claims: Claims = folder.open_claims(self.owner, job.patience)
+        self.call: SweepCall = folder.get_call(job.call_name)
+        self.maker = RunMaker(self.options, self._hear)
+        self.heartbeat: Heartbeat | None = None
+        self.progress: dict[str, Any] = {}
+        self._last_written = 0.0
+        self._is_parent_alive: Callable[[], bool] = lambda: job.parent is None or os.getppid() == job.parent
+
+    def work(self, configs: list[RunConfig]) -> int:
+        pending, n_ended = {config.hash: config for config in configs}, 0
+        while not self._must_stop() and (key := self._take_next(pending)) is not None:
+            with self.claims.keep(key) as heartbeat:
+                self.heartbeat = heartbeat
+                if self.call.read_outcome(key) is None:  # another worker may have ended it before this one took it
+                    n_ended += self._make(key, pending)
+        return n_ended
+
+    def _must_stop(self) -> bool:
+        return self.stop.is_set() or not self._is_parent_alive()
+
+    def _take_next(self, pending: dict[str, RunConfig]) -> str | None:
+        """Claim a run; None where nothing is left, or others make all that is."""
+        loaded = self.maker.backbones.backbones
+        for key in sorted(pending, key=lambda key: pending[key].backbone not in loaded):  # a stable order
+            if self.call.read_outcome(key) is not None:
+                del pending[key]
+            elif self.claims.take(key) or (self.claims.is_abandoned(key) and self.claims.take_over(key)):
+                return key
+        return None
+
+    def _make(self, key: str, pending: dict[str, RunConfig]) -> bool:
+        """Make a run that was claimed; return whether it ended, by a result or for good without one.
+
+        One that another process is at work on, or that is stopped, is left to a later worker.
+        """
+        config = pending[key]
+        name, start = format_run_name(config), time.monotonic()
+        n_attempts = self.call.add_attempt(key, self.owner)
+        folder = str(get_run_folder(self.options.runs_folder, config).path)
+        outcome: Outcome | None
+        self.on_event(RunStarted(name, config))
+        self.progress = {"name": name, "host": self.owner.host, "pid": self.owner.pid}
+        try:
+            if n_attempts > MAX_ATTEMPTS:
+                raise RuntimeError(f"its process died {n_attempts - 1} times")
+            result = self.maker.make(name, config)
+        except (RunStoppedError, FolderInUseError):
+            self.call.remove_attempts(key, self.owner)
+            del pending[key]
+            return False
+        except Exception as error:
+            is_final = is_input_error(error) or n_attempts >= MAX_ATTEMPTS
+            outcome = Outcome(key, describe_error(error), folder) if is_final else None
+            self.on_event(RunFailed(name, error))
+        else:
+            outcome = Outcome(key, folder=result.folder or folder)
+            self.on_event(RunFinished(name, result))
+        if outcome is not None:
+            self.call.write_outcome(replace(outcome, seconds=time.monotonic() - start))
+        return outcome is not None
+
+    def _hear(self, event: Event) -> None:
+        """Pass an event on, write the progress now and then, and stop the run where it must."""
+        if isinstance(event, StepDone | EvaluationProgress):
+            if self._must_stop():
+                raise RunStoppedError("stopped; the same command goes on from here")
+            if self.heartbeat is not None and self.heartbeat.is_lost():
+                raise RunStoppedError("another process took the run, as this one did not beat")
+            self._write_progress(event)
+        self.on_event(event)
+
+    def _write_progress(self, event: StepDone | EvaluationProgress) -> None:
+        if (now := time.monotonic()) - self._last_written < SECONDS_PER_PROGRESS or self.heartbeat is None:
+            return
+        self._last_written = now
+        if isinstance(event, StepDone):
+            part = {"activity": "training", "n_done": event.step, "total": event.total_steps}
+        else:
+            part = {"activity": f"testing {event.test}", "n_done": event.n_done, "total": event.n_images}
+        self.claims.write_progress(self.heartbeat.key, {**self.progress, **part})
+
+
+@contextmanager
+def stop_on_signals(*signals: signal.Signals) -> Iterator[threading.Event]:
+    """Yield an event that these signals set, so that a run stops with its state saved."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {one: signal.signal(one, handle) for one in signals}
+    try:
+        yield stop
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def main() -> None:
+    """Run a worker process; the job is the one argument, as JSON."""
+    with stop_on_signals(signal.SIGTERM, signal.SIGINT) as stop:
+        work(WorkerJob.parse(sys.argv[1]), stop)
