@@ -67,6 +67,7 @@ lint: $(BIN)/.ready
 
 docs: $(BIN)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/pytest -m page -n auto --maxprocesses 4 --dist worksteal tests/docs
 	@echo "open it with its search: $(BIN)/python -m http.server --directory site"
 
 bench: $(BIN)/.ready

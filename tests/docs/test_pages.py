@@ -177,6 +177,7 @@ def test_every_figure_of_the_readme_was_measured():
     assert f"{len(methods.find_classes())} methods" in text
 
 
+@pytest.mark.page
 def test_the_readme_runs(tmp_path):
     from docs.outputs import find_difference
 

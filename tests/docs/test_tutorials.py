@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 TUTORIALS = sorted(page for page in (ROOT / "docs/tutorials").glob("*.md") if page.name != "index.md")
 
 
+@pytest.mark.page
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_a_tutorial_prints_what_it_shows(page, tmp_path):
     for output in run_page(page, tmp_path):
