@@ -105,10 +105,9 @@ def get_run_state(folder):
 
 def show_plan(options, configs, sizes, backbone):
     """Print one line per dataset, method and shots, then the totals and missing data."""
-    from cost_estimate import compute_workload, has_trainable_parameters, measure_costs
-
     from vlprompt.backbones.glyph import build_tiny_clip
     from vlprompt.cli.display.terminal import print_full_table
+    from vlprompt.experiments.cost_model import compute_workload, has_trainable_parameters, measure_costs
     from vlprompt.experiments.sweeps.run_names import get_run_folder
 
     tiny, prices, trained = build_tiny_clip(), {}, {}
@@ -211,11 +210,11 @@ def run_missing(options, configs, backbone):
 def main(arguments=None):
     o = parse_options(arguments)
     import torch
-    from cost_estimate import find_dataset_size
 
     from vlprompt.backbones import load
     from vlprompt.backbones.schemes import choose_threads
     from vlprompt.experiments import paper_recipes
+    from vlprompt.experiments.cost_model import find_dataset_size
     from vlprompt.experiments.sweeps.run_names import get_run_folder
     from vlprompt.runtime.settings import SETTINGS
 

@@ -6,7 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from cost_estimate import (
+from kills import killed_when
+from miniatures import Miniature
+from PIL import Image
+
+from vlprompt.config.resolve import resolve_grid
+from vlprompt.data.cards import load_card, load_card_classes
+from vlprompt.experiments.cost_model import (
     DatasetSize,
     MeasuredCosts,
     compute_workload,
@@ -14,12 +20,6 @@ from cost_estimate import (
     has_trainable_parameters,
     measure_costs,
 )
-from kills import killed_when
-from miniatures import Miniature
-from PIL import Image
-
-from vlprompt.config.resolve import resolve_grid
-from vlprompt.data.cards import load_card, load_card_classes
 from vlprompt.experiments.memory_plan import CostModel
 from vlprompt.experiments.paper_recipes import compare_with_published, load_reference
 from vlprompt.results.run_scan import read_runs

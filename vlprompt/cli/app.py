@@ -22,6 +22,8 @@ from vlprompt.cli.sharing.export import export
 from vlprompt.cli.sharing.push import push
 from vlprompt.cli.sharing.save import save
 from vlprompt.cli.sharing.serve import serve
+from vlprompt.cli.sweeps.status import status
+from vlprompt.cli.sweeps.sweep import sweep
 from vlprompt.cli.table import table
 from vlprompt.runtime.errors import explain_error, is_debugging
 
@@ -36,7 +38,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(new_app, name="new")
 data_app.command()(features)
-for command in (run, predict, search, table, plot, export, save, push, serve, check, doctor):
+for command in (run, sweep, status, predict, search, table, plot, export, save, push, serve, check, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 console, error_console = make_console(), make_console(stderr=True)
@@ -49,7 +51,7 @@ FIRST_COMMANDS = """Prompt learning on frozen vision-language and language model
 
 vlprompt --help for all commands; vlprompt doctor says what is installed and seen."""
 INTERRUPTED_STATUS = 130
-RESUMABLE_COMMANDS = ("run", "search", "data prepare")
+RESUMABLE_COMMANDS = ("run", "sweep", "search", "data prepare")
 
 
 @app.callback()

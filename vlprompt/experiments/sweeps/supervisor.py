@@ -11,6 +11,7 @@ from vlprompt.experiments.events import (
     Notice,
     RunProgress,
     SweepProgress,
+    SweepStarted,
     ignore_event,
 )
 from vlprompt.experiments.schedulers.scheduler import JobPhase, JobState, Scheduler
@@ -65,6 +66,7 @@ def run_sweep(
     report = SweepReport(results)
     if all(results):
         return report
+    on_event(SweepStarted(len(configs), sum(result is not None for result in results)))
     supervisor = _Supervisor(configs, results, options, scheduler, on_event, patience)
     try:
         supervisor.watch(seconds_between_looks)
@@ -94,13 +96,14 @@ class _Supervisor:
         self.pending = {c.hash: c for c, result in zip(configs, results, strict=True) if result is None}
         self.n_finished_before = self.n_runs - len(self.pending)
         self.folder = SweepFolder(options.runs_folder)
-        self.claims: Claims = self.folder.open_claims(Owner.create(), patience)
+        owner = Owner.create()
+        self.claims: Claims = self.folder.open_claims(owner, patience)
         call_name = token_hex(8)
         self.call: SweepCall = self.folder.get_call(call_name)
-        self.call.create()
+        self.call.create(owner, [config.hash for config in configs if config.hash not in self.pending])
         self.job = WorkerJob(
             str(options.runs_folder.absolute()),
-            self.folder.write_list(list(self.pending.values())),
+            self.folder.write_list(configs),
             call_name,
             options.describe(),
             describe_settings(),
@@ -122,12 +125,18 @@ class _Supervisor:
 
     def _start_workers(self) -> None:
         """Start as many workers as there are runs that nobody makes."""
-        free = [key for key in self.pending if key not in self.outcomes and not self._is_taken(key)]
-        n_idle = sum(state.phase is JobPhase.WAITING for state in self.alive.values())
-        n_jobs = min(self.scheduler.n_workers - len(self.alive), len(free) - n_idle)
-        if n_jobs > 0:
+        left = [key for key in self.pending if key not in self.outcomes]
+        n_free = sum(not self._is_taken(key) for key in left)
+        n_taken_here = sum(self._is_taken_here(key) for key in left)
+        n_jobs = min(self.scheduler.n_workers, n_free + n_taken_here) - len(self.alive)
+        if n_jobs > 0 and n_free:
             for handle in self.scheduler.submit(self.job, n_jobs):
                 self.alive[handle] = JobState(JobPhase.WAITING)
+
+    def _is_taken_here(self, key: str) -> bool:
+        """Whether a worker of this sweep makes a run."""
+        owner = self.claims.read_owner(key)
+        return owner is not None and self.call.has_attempt(key, owner) and not self.claims.is_abandoned(key)
 
     def _is_taken(self, key: str) -> bool:
         return self.claims.read_owner(key) is not None and not self.claims.is_abandoned(key)
@@ -159,7 +168,7 @@ class _Supervisor:
         for key in self.claims.list_keys():
             if key in self.pending and key not in self.outcomes:
                 progress, owner = self.claims.read_progress(key), self.claims.read_owner(key)
-                running.append(_parse_progress(progress, format_run_name(self.pending[key]), owner))
+                running.append(parse_progress(progress, format_run_name(self.pending[key]), owner))
         n_failed = sum(bool(outcome.error) for outcome in self.outcomes.values())
         n_done = len(self.outcomes) - n_failed
         n_left = len(self.pending) - len(self.outcomes)
@@ -180,9 +189,11 @@ class _Supervisor:
         for handle in self.alive:
             self.scheduler.cancel(handle)
         self.scheduler.close()
+        self.folder.remove_old_calls()
 
 
-def _parse_progress(progress: dict[str, object], name: str, owner: Owner | None) -> RunProgress:
+def parse_progress(progress: dict[str, object], name: str, owner: Owner | None) -> RunProgress:
+    """Parse what a worker wrote of a run."""
     place = "" if owner is None else f"{owner.host}, process {owner.pid}"
     n_done, total = progress.get("n_done"), progress.get("total")
     return RunProgress(

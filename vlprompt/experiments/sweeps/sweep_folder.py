@@ -1,12 +1,13 @@
 """What processes that share the runs of a sweep know of each other, in RUNS/.sweep.
 
 lists/NAME.json   the configurations of a sweep
-calls/NAME/       one call of the command: outcomes/RUN.json of each run that it ended, attempts/RUN.* of each begin
+calls/NAME/       one call of the command: call.json, outcomes/RUN.json of runs that it ended, attempts/RUN.* of begins
 claims/RUN/       who makes a run, and how far it is
 """
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from vlprompt.experiments.sweeps.owner import Owner
 from vlprompt.results.atomic_files import explain_write_errors, write_atomically, write_json
 
 SWEEP_FOLDER = ".sweep"
+MAX_ENDED_CALLS = 3  # that stay, for `vlprompt status`
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,12 @@ class SweepFolder:
             return [SweepCall(path) for path in sorted((self.path / "calls").iterdir(), key=_get_age)]
         return []
 
+    def remove_old_calls(self) -> None:
+        """Remove what calls of this machine left that have ended, but the latest."""
+        for call in self.list_calls()[:-MAX_ENDED_CALLS]:
+            if call.has_ended():
+                shutil.rmtree(call.path, ignore_errors=True)
+
 
 class SweepCall:
     """The files of one call of the command, which its workers share."""
@@ -97,10 +105,32 @@ class SweepCall:
     def __init__(self, path: Path) -> None:
         self.path, self.outcomes_path, self.attempts_path = path, path / "outcomes", path / "attempts"
 
-    def create(self) -> None:
+    def create(self, owner: Owner, finished: Sequence[str]) -> None:
+        """Begin a call.
+
+        Args:
+            owner: the process that watches it.
+            finished: runs of its list that are done already.
+        """
         with explain_write_errors(self.path):
             self.outcomes_path.mkdir(parents=True, exist_ok=True)
             self.attempts_path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "call.json", {"owner": owner.to_dict(), "finished": list(finished)})
+
+    def read_finished(self) -> set[str]:
+        """Return the runs that were done when the call began."""
+        return set(self._read_call().get("finished", ()))
+
+    def has_ended(self) -> bool:
+        """Whether the process that watches it is seen to have ended."""
+        with suppress(TypeError, KeyError):
+            return Owner.parse(self._read_call()["owner"]).has_ended()
+        return False
+
+    def _read_call(self) -> dict[str, Any]:
+        with suppress(OSError, ValueError):
+            return json.loads((self.path / "call.json").read_text("utf-8"))
+        return {}
 
     def write_outcome(self, outcome: Outcome) -> None:
         write_json(self.outcomes_path / f"{outcome.run}.json", asdict(outcome))
@@ -126,6 +156,10 @@ class SweepCall:
         """Write that a process begins a run; return how often it was begun, this time included."""
         write_atomically(self.attempts_path / f"{run}.{len(self._list_attempts(run))}.{owner.token}", b"")
         return len(self._list_attempts(run))
+
+    def has_attempt(self, run: str, owner: Owner) -> bool:
+        """Whether this process has begun a run in this call."""
+        return any(path.suffix == f".{owner.token}" for path in self._list_attempts(run))
 
     def remove_attempts(self, run: str, owner: Owner) -> None:
         """Forget that this process began a run, which it did not end by its fault."""

@@ -111,7 +111,8 @@ class _Worker:
         self._is_parent_alive: Callable[[], bool] = lambda: job.parent is None or os.getppid() == job.parent
 
     def work(self, configs: list[RunConfig]) -> int:
-        pending, n_ended = {config.hash: config for config in configs}, 0
+        finished, n_ended = self.call.read_finished(), 0
+        pending = {config.hash: config for config in configs if config.hash not in finished}
         while not self._must_stop() and (key := self._take_next(pending)) is not None:
             with self.claims.keep(key) as heartbeat:
                 self.heartbeat = heartbeat

@@ -31,9 +31,14 @@ TEST_IMAGES = 8  # test images at once when a test is measured
 
 @dataclass(frozen=True)
 class DatasetSize:
-    """A dataset as far as costs depend on it: training images of each class (None: enough for any shots) and tests.
+    """A dataset as far as costs depend on it.
 
-    missing_reason: what is wrong with the data where they are not here to be counted.
+    Args:
+        classes: their number; 0 where it is not known.
+        test_images: of the test split.
+        train_counts: training images of each class; None for enough of them for any shots.
+        names: ids of the classes.
+        missing_reason: what is wrong with the data where they are not here to be counted.
     """
 
     classes: int
@@ -49,12 +54,12 @@ def find_dataset_size(dataset: str) -> DatasetSize:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of names alike; the run itself tells them
+            warnings.simplefilter("ignore", UserWarning)  # of names alike; the run itself warns of them
             data: Data = open_data(dataset)
     except (ValueError, OSError) as error:
         path = find_configs_folder() / "reference" / "datasets.yaml"
-        told = yaml.safe_load(path.read_text("utf-8")).get(Path(dataset).name, {"classes": 0, "test": 0})
-        return DatasetSize(told["classes"], told["test"], missing_reason=str(error))
+        known = yaml.safe_load(path.read_text("utf-8")).get(Path(dataset).name, {"classes": 0, "test": 0})
+        return DatasetSize(known["classes"], known["test"], missing_reason=str(error))
     train = data.train
     return DatasetSize(len(train.names), len(data.test), tuple(train.count_per_class()), class_ids(train.names))
 
@@ -70,7 +75,7 @@ class Workload:
 
 
 def compute_workload(config: RunConfig, sizes: dict[str, DatasetSize], has_training: bool) -> Workload:
-    """What a configuration comes to.
+    """Compute what a configuration comes to.
 
     Base-to-new trains on a half and tests on both and on all classes; a transfer tests on several datasets.
     """
@@ -135,7 +140,7 @@ class MeasuredCosts:
 
 
 def measure_costs(config: RunConfig, backbone: Backbone) -> MeasuredCosts:
-    """Measured here: a step at the plan's batch and micro-batch, and a test, at 10 and at 40 classes.
+    """Measure a step at the run's batch and micro-batch, and a test, at 10 and at 40 classes.
 
     Reading and decoding pictures is not in it, nor what is saved by features that are stored.
     """

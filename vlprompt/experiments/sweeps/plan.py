@@ -1,0 +1,146 @@
+"""What a sweep would run, before it does: how many runs, how far they are, hours, memory, disk, and what is missing."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlprompt.config.run_config import RunConfig
+from vlprompt.experiments.cost_model import (
+    DatasetSize,
+    MeasuredCosts,
+    compute_workload,
+    find_dataset_size,
+    has_trainable_parameters,
+    measure_costs,
+)
+from vlprompt.experiments.sweeps.run_names import format_dataset_name, get_run_folder
+from vlprompt.results.run_folder import Result
+
+if TYPE_CHECKING:
+    from vlprompt.core.towers import Backbone
+
+MEASURED_TASKS = ("few_shot", "base_to_new", "transfer")  # whose costs follow from a step and a test
+
+
+@dataclass
+class PlanGroup:
+    """The runs that differ by their seed alone.
+
+    Args:
+        dataset: its name.
+        method: its name.
+        shots: per class; None for all, or a stream.
+        n_runs: in all.
+        n_done: finished.
+        n_begun: with a saved state.
+        seconds: of one run; None where not known.
+        peak_mb: memory of one run likewise.
+        disk_bytes: of the folder of one run likewise.
+        is_measured: whether seconds are of finished runs, not of a measured step.
+    """
+
+    dataset: str
+    method: str
+    shots: int | None
+    n_runs: int = 0
+    n_done: int = 0
+    n_begun: int = 0
+    seconds: float | None = None
+    peak_mb: float | None = None
+    disk_bytes: float | None = None
+    is_measured: bool = False
+
+    @property
+    def n_left(self) -> int:
+        return self.n_runs - self.n_done
+
+
+@dataclass
+class SweepPlan:
+    """The groups of a sweep, and why data of it are missing (dataset -> reason)."""
+
+    groups: list[PlanGroup] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def sum_left(self, value: Callable[[PlanGroup], float | None]) -> tuple[float, int]:
+        """Return the sum of a cost over the runs that are left, and how many of them it does not know."""
+        known = [(value(group), group.n_left) for group in self.groups if group.n_left]
+        return sum(v * n for v, n in known if v is not None), sum(n for v, n in known if v is None)
+
+
+def plan_sweep(
+    configs: Sequence[RunConfig],
+    results: Sequence[Result | None],
+    runs_folder: Path,
+    load_backbone: "Callable[[RunConfig], Backbone] | None" = None,
+) -> SweepPlan:
+    """Plan the runs of a sweep; costs come from finished runs, else from a step that is measured here.
+
+    Args:
+        configs: of the runs.
+        results: of those that are finished, None for the others.
+        runs_folder: where they are.
+        load_backbone: loads the backbone of a run to measure a step on it; None to measure nothing.
+    """
+    sizes = {name: find_dataset_size(name) for name in dict.fromkeys(d for c in configs for d in _list_datasets(c))}
+    plan = SweepPlan(missing={name: size.missing_reason for name, size in sizes.items() if size.missing_reason})
+    members: dict[str, list[int]] = {}
+    for index, config in enumerate(configs):
+        members.setdefault(_key_without_seed(config), []).append(index)
+    prices: dict[str, MeasuredCosts] = {}
+    for indices in members.values():
+        config = configs[indices[0]]
+        group = PlanGroup(format_dataset_name(config.task), config.method["name"], config.task.get("shots"))
+        finished = [result for i in indices if (result := results[i]) is not None]
+        group.n_runs, group.n_done = len(indices), len(finished)
+        states = [get_run_folder(runs_folder, configs[i]).state_path for i in indices if results[i] is None]
+        group.n_begun = sum(path.exists() for path in states)
+        if finished:
+            _take_costs(group, finished)
+        elif load_backbone is not None and config.task["name"] in MEASURED_TASKS:
+            _measure_costs(group, config, sizes, load_backbone(config), prices)
+        plan.groups.append(group)
+    return plan
+
+
+def _key_without_seed(config: RunConfig) -> str:
+    task = {key: value for key, value in config.task.items() if key != "seed"}
+    return json.dumps({**config.to_dict(), "task": task, "seed": 0}, sort_keys=True)
+
+
+def _list_datasets(config: RunConfig) -> list[str]:
+    """List the image datasets of a run that are named by their cards or folders."""
+    if config.task["name"] not in MEASURED_TASKS:
+        return []
+    return [config.task["dataset"], *(config.task.get("targets") or ())]
+
+
+def _take_costs(group: PlanGroup, finished: Sequence[Result]) -> None:
+    """Take the mean costs of finished runs."""
+    group.is_measured = True
+    group.seconds = sum(result.cost["seconds"] for result in finished) / len(finished)
+    group.peak_mb = max(result.cost["peak_memory_mb"] for result in finished)
+    with suppress(OSError):
+        sizes = [sum(f.stat().st_size for f in Path(r.folder or "").rglob("*") if f.is_file()) for r in finished]
+        group.disk_bytes = sum(sizes) / len(sizes)
+
+
+def _measure_costs(
+    group: PlanGroup,
+    config: RunConfig,
+    sizes: dict[str, DatasetSize],
+    backbone: "Backbone",
+    prices: dict[str, MeasuredCosts],
+) -> None:
+    """Measure a step and a test of a method on its backbone, once for all datasets and shots."""
+    if any(not sizes[name].classes for name in _list_datasets(config)):
+        return
+    key = json.dumps([config.backbone, config.preprocess, config.method, config.train["batch_size"]])
+    if key not in prices:
+        prices[key] = measure_costs(config, backbone)
+    workload = compute_workload(config, sizes, has_trainable_parameters(config.method, backbone))
+    group.seconds = prices[key].estimate_seconds(workload)
+    group.peak_mb = prices[key].estimate_megabytes(workload)
