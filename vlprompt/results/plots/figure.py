@@ -1,13 +1,23 @@
 """A figure as a value: drawn by Matplotlib into a file or given axes, shown by Plotly on a page, read as a table."""
 
-from collections.abc import Callable
+import io
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.results.tables.formats import Table
+from vlprompt.results.atomic_files import write_atomically
+from vlprompt.results.tables.formats import Table, render_csv, render_tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+PICTURE_FORMATS = ("png", "pdf", "svg")
+TABLE_SUFFIXES = ("csv", "md", "tex")
+PICTURE_METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}}
+# names may have $; ids of an SVG come from its content; its texts stay texts
+STYLE: Any = {"text.parse_math": False, "svg.hashsalt": "vlprompt", "svg.fonttype": "none"}
 
 
 @dataclass(frozen=True)
@@ -32,3 +42,73 @@ class Figure:
     interactive: dict[str, Any] | None = None
     table: Table | None = None
     size: tuple[float, float] = (6.4, 4.0)
+
+
+def make_figure_name(*parts: str) -> str:
+    """Join parts to a name for files, such as shots-digits."""
+    return "-".join(filter(None, (re.sub(r"[^A-Za-z0-9_.]+", "_", part).strip("_.") for part in parts)))
+
+
+def draw_figure(figure: Figure, axes: "Axes | None" = None) -> "Axes":
+    """Draw a figure into axes; without any into new ones of pyplot."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        if axes is None:
+            from matplotlib import pyplot as plt
+
+            _, axes = plt.subplots(figsize=figure.size, layout="constrained")
+        figure.draw(axes)
+    return axes
+
+
+def render_picture(figure: Figure, picture_format: str) -> bytes:
+    """Return a figure as the bytes of a PNG, PDF or SVG, the same for the same numbers."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=figure.size, layout="constrained")
+        figure.draw(canvas.subplots())
+        return render_canvas(canvas, picture_format)
+
+
+def render_canvas(canvas: Any, picture_format: str) -> bytes:
+    """Return a figure of Matplotlib as bytes without dates."""
+    import matplotlib
+
+    if picture_format not in PICTURE_FORMATS:
+        raise ValueError(
+            f"format: expected one of {', '.join(PICTURE_FORMATS)}, got {picture_format!r}. Name another file."
+        )
+    stream = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        canvas.savefig(stream, format=picture_format, dpi=130, metadata=PICTURE_METADATA[picture_format])
+    return stream.getvalue()
+
+
+def render_figure_table(figure: Figure, suffix: str) -> str:
+    """Return the table of a figure as "csv", "md" or "tex"."""
+    table = figure.table or Table(figure.title, [], [])
+    if suffix == "csv":
+        columns = [name or "row" for name in table.header]
+        return render_csv([dict(zip(columns, cells, strict=True)) for cells in table.rows], columns)
+    return render_tables([table], "see the description", {"md": "markdown", "tex": "latex"}[suffix])
+
+
+def save_figure_files(
+    figure: Figure, folder: Path, formats: Sequence[str] = (*PICTURE_FORMATS, *TABLE_SUFFIXES)
+) -> list[Path]:
+    """Write a figure in every format: PNG, PDF, SVG, and its table as CSV, Markdown and LaTeX."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix in formats:
+        if suffix in TABLE_SUFFIXES:
+            if figure.table is None:
+                continue
+            data = render_figure_table(figure, suffix).encode()
+        else:
+            data = render_picture(figure, suffix)
+        write_atomically(path := folder / f"{figure.name}.{suffix}", data)
+        paths.append(path)
+    return paths
