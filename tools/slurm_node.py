@@ -90,7 +90,7 @@ class SlurmNode:
         (self.folder / "munge").chmod(0o755)
         host = socket.gethostname().partition(".")[0]
         controller_port, node_port = _find_free_ports(2)
-        values = dict(host=host, controller_port=controller_port, node_port=node_port, n_cpus=self.n_cpus)
+        values = {"host": host, "controller_port": controller_port, "node_port": node_port, "n_cpus": self.n_cpus}
         (self.folder / "slurm.conf").write_text(
             CONFIGURATION.format(folder=self.folder, seconds_to_down=self.seconds_to_down, **values), "utf-8"
         )
