@@ -50,11 +50,11 @@ class SlurmOptions(BaseModel):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    minutes: int = Field(60, ge=1)
-    cpus: int = Field(1, ge=1)
-    gpus: int = Field(0, ge=0)
-    memory_gb: float | None = Field(None, gt=0)
-    seconds_to_save: int = Field(90, ge=1)
+    minutes: int = Field(default=60, ge=1)
+    cpus: int = Field(default=1, ge=1)
+    gpus: int = Field(default=0, ge=0)
+    memory_gb: float | None = Field(default=None, gt=0)
+    seconds_to_save: int = Field(default=90, ge=1)
     setup: tuple[str, ...] = ()
     parameters: dict[str, str | int | bool] = Field(default_factory=dict)
 
