@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from vlprompt.experiments.events import Notice, SweepProgress
+from vlprompt.experiments.events import SweepProgress
 from vlprompt.experiments.schedulers.in_process import InProcess
 from vlprompt.experiments.schedulers.slurm import Slurm, SlurmOptions
 from vlprompt.experiments.sweeps.combinations import resolve_sweep
@@ -75,26 +75,6 @@ def test_a_preempted_job_saves_its_state_and_goes_on(tmp_path: Path, node: Slurm
     for folder in (tmp_path / "there").glob("coop*"):
         steps = (folder / "steps.jsonl").read_text().splitlines()
         assert steps == sorted(set(steps), key=steps.index)  # no step was made twice
-    assert read_files(tmp_path / "there") == read_files(tmp_path / "here")
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_reported_and_replaced(tmp_path: Path, node: SlurmNode) -> None:
-    configs = make_configs(800)
-    run_sweep(configs, SweepOptions(tmp_path / "here"), InProcess())
-    scheduler = Slurm(1, tmp_path / "jobs", SlurmOptions(partition="main"), seconds_between_queries=0.5)
-    notices, killed = list[str](), list[str]()
-
-    def kill(event: object) -> None:
-        if isinstance(event, Notice):
-            notices.append(event.text)
-        if isinstance(event, SweepProgress) and any(run.n_done > 5 for run in event.running) and not killed:
-            killed.extend(node.run("squeue", "--noheader", "--array", "--format=%i").split())
-            node.run("scancel", "--signal=KILL", killed[0])
-
-    report = run_sweep(configs, SweepOptions(tmp_path / "there"), scheduler, kill)
-    assert all(report.results)
-    assert any("ended as FAILED" in text for text in notices), notices
     assert read_files(tmp_path / "there") == read_files(tmp_path / "here")
 
 
