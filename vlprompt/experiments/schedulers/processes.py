@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,14 +22,17 @@ class Processes:
     Args:
         n_workers: how many at once.
         log_folder: where each writes its log.
+        devices: GPUs to share out, as CUDA_VISIBLE_DEVICES names them; none where the workers see what this one sees.
     """
 
     name = "processes"
 
-    def __init__(self, n_workers: int, log_folder: Path) -> None:
+    def __init__(self, n_workers: int, log_folder: Path, devices: Sequence[str] = ()) -> None:
         self.n_workers, self.log_folder = n_workers, log_folder
         self.n_threads = max(1, len(os.sched_getaffinity(0)) // n_workers)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.devices = tuple(devices)
+        self._places: dict[str, int] = {}
         self._cancelled = set[str]()
 
     def submit(self, job: WorkerJob, n_jobs: int) -> list[str]:
@@ -36,8 +40,11 @@ class Processes:
 
     def _start(self, job: WorkerJob) -> str:
         self.log_folder.mkdir(parents=True, exist_ok=True)
+        index = self._choose_place()
         handle, job = str(len(self._processes)), replace(job, parent=os.getpid())
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.n_threads)}  # where no option says otherwise
+        if self.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = self.devices[index % len(self.devices)]
         with (self.log_folder / f"{handle}.log").open("wb") as log:
             self._processes[handle] = subprocess.Popen(
                 [sys.executable, "-P", "-c", WORKER_CODE, job.to_json()],
@@ -47,7 +54,13 @@ class Processes:
                 env=environment,
                 start_new_session=True,  # a Ctrl-C goes to the command alone, which asks its workers to stop
             )
+        self._places[handle] = index
         return handle
+
+    def _choose_place(self) -> int:
+        """Return the lowest number of a worker that no running process has, so that devices are shared evenly."""
+        taken = {self._places[handle] for handle, process in self._processes.items() if process.poll() is None}
+        return next(index for index in range(len(taken) + 1) if index not in taken)
 
     def poll(self, handle: str) -> JobState:
         process = self._processes[handle]

@@ -35,6 +35,7 @@ from vlprompt.runtime.settings import SETTINGS
 
 MAX_ATTEMPTS = 2  # a run whose process died, or that failed by no mistake of the user's, is tried once more
 SECONDS_PER_PROGRESS = 1.0  # between two written progresses
+SECONDS_TO_STOP = 30.0  # between two steps, for a worker whose parent has ended
 
 
 @dataclass(frozen=True)
@@ -203,5 +204,17 @@ def stop_on_signals(*signals: signal.Signals) -> Iterator[threading.Event]:
 
 def main() -> None:
     """Run a worker process; the job is the one argument, as JSON."""
+    job = WorkerJob.parse(sys.argv[1])
     with stop_on_signals(signal.SIGTERM, signal.SIGINT) as stop:
-        work(WorkerJob.parse(sys.argv[1]), stop)
+        threading.Thread(target=_end_with_parent, args=(job.parent, stop), daemon=True).start()
+        work(job, stop)
+
+
+def _end_with_parent(parent: int | None, stop: threading.Event) -> None:
+    """Stop when the parent has ended; end the process where it is too busy to stop in time."""
+    while parent is not None and os.getppid() == parent:
+        time.sleep(SECONDS_PER_PROGRESS)
+    if parent is not None:
+        stop.set()
+        time.sleep(SECONDS_TO_STOP)
+        os._exit(1)

@@ -1,0 +1,203 @@
+"""A Slurm cluster of this one machine, in a folder of its own: munged, slurmctld and slurmd without a system service.
+
+    python tools/slurm_node.py FOLDER -- COMMAND ...
+
+runs a command with SLURM_CONF set, and stops the daemons when it has ended. Debian: apt-get install slurm-wlm munge.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DAEMONS = ("munged", "slurmctld", "slurmd")
+SECONDS_TO_START, SECONDS_TO_STOP = 30.0, 20.0
+CONFIGURATION = """\
+ClusterName=onenode
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+# a requeued job waits until its old credential has expired, 120 seconds by default
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+MpiDefault=none
+SwitchType=switch/none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
+SlurmdParameters=config_overrides
+SlurmdTimeout={seconds_to_down}
+ReturnToService=2
+KillWait=5
+MinJobAge=600
+NodeName={host} NodeAddr=127.0.0.1 CPUs={n_cpus} RealMemory=8000 State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE DefMemPerCPU=1000 State=UP
+"""
+
+
+def find_obstacle() -> str:
+    """Say why no Slurm can be started here; "" where it can."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    lacking = [name for name in (*DAEMONS, "sbatch", "srun") if shutil.which(name, path=path) is None]
+    if lacking:
+        return f"no {', '.join(lacking)} (Debian: apt-get install slurm-wlm munge)"
+    return "" if os.geteuid() == 0 else "slurmd starts jobs as root only"
+
+
+@dataclass
+class SlurmNode:
+    """The daemons of the cluster.
+
+    Args:
+        folder: of all their files.
+        n_cpus: that Slurm gives away, which need not be there.
+        seconds_to_down: without an answer after which the controller takes the node for down.
+    """
+
+    folder: Path
+    n_cpus: int = 4
+    seconds_to_down: int = 10
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs besides its environment."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def start(self) -> None:
+        """Write the configuration and start the daemons; OSError where the node does not come up."""
+        for name in ("munge", "state", "spool"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "munge").chmod(0o755)
+        host = socket.gethostname().partition(".")[0]
+        controller_port, node_port = _find_free_ports(2)
+        values = {"host": host, "controller_port": controller_port, "node_port": node_port, "n_cpus": self.n_cpus}
+        (self.folder / "slurm.conf").write_text(
+            CONFIGURATION.format(folder=self.folder, seconds_to_down=self.seconds_to_down, **values), "utf-8"
+        )
+        self._start_munged()
+        self._start_daemon("slurmctld", "-D", "-c")
+        self.start_slurmd()
+
+    def start_slurmd(self) -> None:
+        """Start the node's daemon, and wait until it takes jobs."""
+        self._start_daemon("slurmd", "-D")
+        _wait_for("an idle node", self._is_node_up)
+
+    def stop_slurmd(self) -> None:
+        """End the node's daemon as a crash does; its jobs go on."""
+        self.processes["slurmd"].kill()
+        self.processes.pop("slurmd").wait()
+
+    def run(self, *command: str) -> str:
+        """Run one of Slurm's commands, and return its output."""
+        environment = {**os.environ, **self.environment}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    def stop(self) -> None:
+        """Cancel all jobs and end the daemons."""
+        if "slurmd" in self.processes:
+            subprocess.run(["scancel", "--user=root"], env={**os.environ, **self.environment}, check=False)
+            try:
+                _wait_for("an empty queue", lambda: not self.run("squeue", "--noheader").strip())
+            except (OSError, subprocess.CalledProcessError) as error:
+                print(f"slurm: {error}", file=sys.stderr)
+        for process in reversed(self.processes.values()):
+            process.terminate()
+            try:
+                process.wait(SECONDS_TO_STOP)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.processes.clear()
+
+    def _start_munged(self) -> None:
+        folder = self.folder / "munge"
+        key = folder / "key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o600)
+        options = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        paths = [f"--{option}={folder / name}" for option, name in options.items()]
+        self._start_daemon("munged", "--foreground", "--force", *paths)  # --force: the folder may be open to others
+        _wait_for("the socket of munged", (folder / "socket").exists)
+
+    def _start_daemon(self, name: str, *options: str) -> None:
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+        with (self.folder / f"{name}.out").open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                [shutil.which(name, path=path) or name, *options],
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _is_node_up(self) -> bool:
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                text = (self.folder / f"{name}.out").read_text("utf-8", "replace")
+                raise OSError(f"{name}: ended with status {process.returncode}: {text[-2000:]}")
+        try:
+            return self.run("sinfo", "--noheader", "-o", "%T").strip() in ("idle", "mixed", "allocated")
+        except subprocess.CalledProcessError:
+            return False
+
+
+@contextmanager
+def start_node(folder: Path, **options: int) -> Iterator[SlurmNode]:
+    """Yield a cluster that is up, and stop it at the end of the with-block."""
+    node = SlurmNode(folder.absolute(), **options)
+    try:
+        node.start()
+        yield node
+    finally:
+        node.stop()
+
+
+def _wait_for(what: str, is_there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while not is_there():
+        if time.monotonic() > deadline:
+            raise OSError(f"slurm: expected {what} within {SECONDS_TO_START:.0f} seconds. See the logs in its folder.")
+        time.sleep(0.1)
+
+
+def _find_free_ports(n_ports: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n_ports)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def main() -> None:
+    if len(sys.argv) < 4 or sys.argv[2] != "--":
+        sys.exit("usage: python tools/slurm_node.py FOLDER -- COMMAND ...")
+    if obstacle := find_obstacle():
+        sys.exit(f"slurm: {obstacle}")
+    with start_node(Path(sys.argv[1])) as node:
+        sys.exit(subprocess.run(sys.argv[3:], env={**os.environ, **node.environment}, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
