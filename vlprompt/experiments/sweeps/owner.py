@@ -1,4 +1,4 @@
-"""Who works on a run: a process, told apart from all others on any machine."""
+"""Who works on a run: a process, distinguished from all others on any machine."""
 
 import os
 import socket
