@@ -69,11 +69,14 @@ class Claims:
     def is_abandoned(self, key: str) -> bool:
         """Whether the owner of a run is dead, as far as this process has seen."""
         owner = self.read_owner(key)
-        if owner is None or owner.token == self.owner.token:
+        if owner is None and not (self.folder / key).exists():
             return False
-        if owner.has_ended():
+        if owner is not None and owner.token == self.owner.token:
+            return False
+        if owner is not None and owner.has_ended():
             return True
-        beat, now = f"{owner.token} {_read_beat(self.folder / key)}", time.monotonic()
+        token = "" if owner is None else owner.token  # whose file is broken is dead after the patience
+        beat, now = f"{token} {_read_beat(self.folder / key)}", time.monotonic()
         if self._beats.get(key, ("", 0.0))[0] != beat:
             self._beats[key] = beat, now
         return now - self._beats[key][1] > self.patience
@@ -81,15 +84,16 @@ class Claims:
     def take_over(self, key: str) -> bool:
         """Take the run of an owner that `is_abandoned`; False where another process was first."""
         owner = self.read_owner(key)
-        if owner is None or not self.is_abandoned(key):
+        if not self.is_abandoned(key):
             return False
-        away = self.folder / f".{key}.{owner.token}.{self.owner.token}"
+        token = "" if owner is None else owner.token
+        away = self.folder / f".{key}.{token}.{self.owner.token}"
         try:
             os.rename(self.folder / key, away)
         except OSError:
             return False
         moved = _read_owner(away)
-        if moved is None or moved.token != owner.token:  # another process had taken it over meanwhile
+        if moved is not None and moved.token != token:  # another process had taken it over meanwhile
             with suppress(OSError):
                 os.rename(away, self.folder / key)
             return False

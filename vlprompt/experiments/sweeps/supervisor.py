@@ -25,6 +25,7 @@ from vlprompt.experiments.sweeps.worker import WorkerJob, describe_settings
 from vlprompt.results.run_folder import Result
 
 MAX_DEATHS_IN_A_ROW = 3  # of workers, without a run that ended in between
+MAX_SECONDS_TO_WAIT = 30.0  # for a run that another command makes, before a worker asks for it again
 
 
 @dataclass
@@ -112,6 +113,7 @@ class _Supervisor:
         self.alive: dict[str, JobState] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.n_deaths, self.start = 0, time.monotonic()
+        self.n_idle_ends, self.n_ended_before, self.next_start = 0, 0, self.start
 
     def watch(self, seconds_between_looks: float) -> None:
         """Look at the workers until every run has ended."""
@@ -129,7 +131,7 @@ class _Supervisor:
         n_free = sum(not self._is_taken(key) for key in left)
         n_taken_here = sum(self._is_taken_here(key) for key in left)
         n_jobs = min(self.scheduler.n_workers, n_free + n_taken_here) - len(self.alive)
-        if n_jobs > 0 and n_free:
+        if n_jobs > 0 and n_free and time.monotonic() >= self.next_start:
             for handle in self.scheduler.submit(self.job, n_jobs):
                 self.alive[handle] = JobState(JobPhase.WAITING)
 
@@ -146,8 +148,16 @@ class _Supervisor:
             state = self.alive[handle] = self.scheduler.poll(handle)
             if state.phase is JobPhase.ENDED:
                 del self.alive[handle]
+                self._wait_before_next_start()
                 if state.error:
                     self._report_death(state)
+
+    def _wait_before_next_start(self) -> None:
+        """Wait ever longer where workers end without ending a run, as where another command makes it."""
+        n_ended = len(self.call.read_outcomes())
+        self.n_idle_ends = 0 if n_ended > self.n_ended_before else self.n_idle_ends + 1
+        self.n_ended_before = n_ended
+        self.next_start = time.monotonic() + min(MAX_SECONDS_TO_WAIT, 2.0**self.n_idle_ends - 1)
 
     def _report_death(self, state: JobState) -> None:
         self.n_deaths += 1

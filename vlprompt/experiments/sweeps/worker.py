@@ -127,7 +127,12 @@ class _Worker:
     def _take_next(self, pending: dict[str, RunConfig]) -> str | None:
         """Claim a run; None where nothing is left, or others make all that is."""
         loaded = self.maker.backbones.backbones
-        for key in sorted(pending, key=lambda key: pending[key].backbone not in loaded):  # a stable order
+        busy = {pending[key].backbone for key in self.claims.list_keys() if key in pending}
+
+        def rank(key: str) -> tuple[bool, bool]:
+            return pending[key].backbone not in loaded, pending[key].backbone in busy
+
+        for key in sorted(pending, key=rank):  # a stable order
             if self.call.read_outcome(key) is not None:
                 del pending[key]
             elif self.claims.take(key) or (self.claims.is_abandoned(key) and self.claims.take_over(key)):
