@@ -27,7 +27,7 @@ from vlprompt.cli.options import (
 from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER
 
 if TYPE_CHECKING:
-    from vlprompt.experiments.search import Study
+    from vlprompt.experiments.searches.study import Study
     from vlprompt.experiments.sweeps.options import SweepOptions
     from vlprompt.results.run_folder import Result
 
@@ -122,7 +122,8 @@ def _search_dataset(
     options: "SweepOptions",
 ) -> "list[Result]":
     from vlprompt.cli.display.progress import ProgressDisplay
-    from vlprompt.experiments.search import build_study, run_search
+    from vlprompt.experiments.searches.grid import run_search
+    from vlprompt.experiments.searches.study import build_study
     from vlprompt.experiments.sweeps.options import LoadedBackbones
     from vlprompt.experiments.sweeps.runs import run_configs
 
