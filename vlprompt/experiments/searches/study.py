@@ -14,7 +14,7 @@ from vlprompt.config.sources import Override
 from vlprompt.core.stage import Stage
 from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.experiments.searches.points import PointBuilder, SearchPoint
-from vlprompt.experiments.searches.space import VMAP_KEYS, Axis, Range, flatten_space, read_axes
+from vlprompt.experiments.searches.space import VMAP_KEYS, Axis, flatten_space, read_axes
 from vlprompt.results.run_inputs import ChangedInputsError, Inputs
 from vlprompt.results.search_folder import SearchFolder
 from vlprompt.tasks import Task
