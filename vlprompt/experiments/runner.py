@@ -291,7 +291,8 @@ class _Run:
 
     def _report_step(self, step: Step, lesson: Lesson) -> None:
         if self.on_event:
-            self.on_event(StepDone(step.step, step.total_steps, step.loss, step.lr, lesson.index, lesson.total))
+            place = lesson.index, lesson.total
+            self.on_event(StepDone(step.step, step.total_steps, step.loss, step.lr, *place, step.terms))
 
     def _measure_seconds(self) -> float:
         return self.previous_seconds + time.monotonic() - self.start_time

@@ -19,7 +19,9 @@ from vlprompt.cli.options import (
     RunsFolderOption,
     SaveEveryOption,
     ThreadsOption,
+    TrackOption,
     VerifyDataOption,
+    parse_trackers,
     set_data_root,
     set_data_verification,
     set_feature_cache,
@@ -79,6 +81,7 @@ def sweep(
     memory_limit: MemoryLimitOption = None,
     fresh: FreshOption = False,
     verify_data: VerifyDataOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Run every combination of methods, datasets, shots, seeds and settings, by one process or many.
 
@@ -91,7 +94,7 @@ def sweep(
     set_feature_cache(feature_cache)
     set_memory_limit(memory_limit)
     set_data_verification(verify_data)
-    options = SweepOptions(runs_folder, device, threads, save_every, fresh=fresh)
+    options = SweepOptions(runs_folder, device, threads, save_every, fresh=fresh, trackers=parse_trackers(track))
     expansion = _expand(arguments, yes)
     impossible = {**expansion.impossible, **_find_impossible(expansion.configs, options)}
     configs = [config for config in expansion.configs if config.hash not in impossible]

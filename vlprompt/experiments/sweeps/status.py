@@ -63,10 +63,11 @@ def read_status(runs_folder: Path) -> SweepStatus:
         outcomes = call.read_outcomes()
         errors |= {key: outcome.error for key, outcome in outcomes.items()}
         seconds = [outcome.seconds for outcome in outcomes.values() if not outcome.error] or seconds
+    left_out = {*done, *running}
     failed = {
         get_run_folder(runs_folder, configs[k]).path.name: e
         for k, e in errors.items()
-        if e and k in configs and k not in {*done, *running}
+        if e and k in configs and k not in left_out
     }
     n_left = len(configs) - len(done) - len(failed)
     mean = sum(seconds) / len(seconds) if seconds else None
