@@ -212,7 +212,7 @@ def _show_report(configs: "list[RunConfig]", report: "SweepReport", runs_folder:
         typer.Exit: with status 1 where runs failed.
     """
     from vlprompt.cli.display.terminal import show_results
-    from vlprompt.experiments.sweeps.run_names import format_run_name
+    from vlprompt.experiments.sweeps.run_names import get_run_folder
     from vlprompt.results.tables.summary import build_rows
 
     finished = [result for result in report.results if result is not None]
@@ -221,5 +221,6 @@ def _show_report(configs: "list[RunConfig]", report: "SweepReport", runs_folder:
     if report.errors:
         error_console.print(f"{len(report.errors)} failed; the same command tries again:", style="bold red")
         for index, error in report.errors.items():
-            error_console.print(f"{format_run_name(configs[index])}: {error}", highlight=False, soft_wrap=True)
+            name = get_run_folder(runs_folder, configs[index]).path.name
+            error_console.print(f"{name}: {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -20,7 +20,7 @@ class SweepStatus:
         n_runs: of the latest sweep of the folder and of those that a process watches, each once.
         n_done: finished.
         running: those that a process has claimed.
-        failed: run -> why, of the latest call that ended it.
+        failed: name of the run's folder -> why, of the latest call that ended it.
         n_waiting: the others.
         seconds_left: by the runs of the latest call; None where not known.
     """
@@ -67,7 +67,9 @@ def read_status(runs_folder: Path) -> SweepStatus:
         errors |= {key: outcome.error for key, outcome in outcomes.items()}
         seconds = [outcome.seconds for outcome in outcomes.values() if not outcome.error] or seconds
     failed = {
-        format_run_name(configs[k]): e for k, e in errors.items() if e and k in configs and k not in {*done, *running}
+        get_run_folder(runs_folder, configs[k]).path.name: e
+        for k, e in errors.items()
+        if e and k in configs and k not in {*done, *running}
     }
     n_left = len(configs) - len(done) - len(failed)
     mean = sum(seconds) / len(seconds) if seconds else None
