@@ -200,6 +200,7 @@ class _Supervisor:
         for handle in self.alive:
             self.scheduler.cancel(handle)
         self.scheduler.close()
+        self.call.end()
         self.folder.remove_old_calls()
 
 

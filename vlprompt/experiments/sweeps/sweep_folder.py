@@ -127,10 +127,17 @@ class SweepCall:
         return set(self._read_call().get("finished", ()))
 
     def has_ended(self) -> bool:
-        """Whether the process that watches it is seen to have ended."""
+        """Whether it has come to its end, or the process that watches it is seen to have ended."""
+        if (self.path / "ended").exists():
+            return True
         with suppress(TypeError, KeyError):
             return Owner.parse(self._read_call()["owner"]).has_ended()
         return False
+
+    def end(self) -> None:
+        """Mark that nobody watches it any more, and that its workers have ended."""
+        with suppress(OSError):
+            (self.path / "ended").touch()
 
     def _read_call(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
