@@ -101,10 +101,11 @@ class _Supervisor:
         self.claims: Claims = self.folder.open_claims(owner, patience)
         call_name = token_hex(8)
         self.call: SweepCall = self.folder.get_call(call_name)
-        self.call.create(owner, [config.hash for config in configs if config.hash not in self.pending])
+        list_name = self.folder.write_list(configs)
+        self.call.create(owner, list_name, [config.hash for config in configs if config.hash not in self.pending])
         self.job = WorkerJob(
             str(options.runs_folder.absolute()),
-            self.folder.write_list(configs),
+            list_name,
             call_name,
             options.describe(),
             describe_settings(),
@@ -199,6 +200,7 @@ class _Supervisor:
         for handle in self.alive:
             self.scheduler.cancel(handle)
         self.scheduler.close()
+        self.call.end()
         self.folder.remove_old_calls()
 
 
