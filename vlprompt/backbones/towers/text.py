@@ -94,11 +94,8 @@ def wrap_hf_tokenizer(tokenizer: Any, clean: Callable[[str], str] = str) -> Text
     start = next(i for i in range(len(full)) if full[i : i + len(word)] == word)
     begin, end = tuple(full[:start]), tuple(full[start + len(word) :])
     pad = tokenizer.pad_token_id or 0
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(clean(text), add_special_tokens=False)
-
-    return TextTokenizer(encode, begin, end, lambda i: str(tokenizer.convert_ids_to_tokens(i)), pad)
+    decode = tokenizer.convert_ids_to_tokens
+    return TextTokenizer(lambda text: tokenizer.encode(clean(text), add_special_tokens=False), begin, end, decode, pad)
 
 
 def iter_text_micro_batches(
@@ -128,7 +125,7 @@ class TransformerTextTower:
         class_token: (D,), a row behind the context (CoCa), which then is the last.
     """
 
-    on_prompt: Callable[[Prompt], None] | None = None
+    on_prompt: Callable[[Prompt], object] = bool  # does nothing
 
     def __init__(
         self,
@@ -157,7 +154,7 @@ class TransformerTextTower:
         self.cuda_graphs = CudaGraphCache() if device.type == "cuda" else None
         self._cached_layout, self.compute_options = lru_cache(64)(self._build_layout), DEFAULT_COMPUTE_OPTIONS
 
-    def with_prompt_listener(self, on_prompt: Callable[[Prompt], None]) -> "TransformerTextTower":
+    def with_prompt_listener(self, on_prompt: Callable[[Prompt], object]) -> "TransformerTextTower":
         """Return the same tower, which hands each call's prompt to a listener."""
         (tower := copy(self)).on_prompt = on_prompt
         return tower
@@ -208,8 +205,7 @@ class TransformerTextTower:
         """Encode C texts behind each of R contexts -> (R, C, E); soft tokens stand at places like {4}."""
         if output != "pooled":
             raise ValueError(f"output: expected 'pooled' of a text tower, got {output!r}. Leave it out.")
-        if self.on_prompt is not None:
-            self.on_prompt(prompt)
+        self.on_prompt(prompt)
         prompt, n_contexts, class_specific = self._normalize_prompt(prompt, len(texts))
         is_packed = self.is_causal and self.pooling == "end" and not prompt.mixes_rows
         encode, texts = self._encode_packed if is_packed else self._encode_padded, tuple(texts)

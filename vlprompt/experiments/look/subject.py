@@ -55,7 +55,7 @@ def record_prompt(prompt: LearnedPrompt) -> Recorded:
     """Restore a prompt on towers that record."""
     require_image_prompt(prompt)
     backbone, text_prompts = cast(Any, prompt.method.backbone), list[Prompt]()
-    image = backbone.image if isinstance(backbone, Clip) else backbone
+    image: Any = backbone.image if isinstance(backbone, Clip) else backbone
     recorder = AttentionRecorder() if hasattr(image, "with_recorder") else None
     image = image.with_recorder(recorder) if recorder is not None else image
     if isinstance(backbone, Clip):

@@ -32,7 +32,7 @@ def get_attention_size(attention: ImageAttention) -> tuple[float, float]:
 
 
 def plot_attention(attention: ImageAttention, axes: Any = None) -> Any:
-    """Plot a line for each image: the image, then each map over it, from 0 to its own largest value; return the axes."""
+    """Plot each image, then each map over it from 0 to its own largest value; return the axes."""
     axes = prepare_axes(axes, get_attention_size(attention))
     n_images, (height, width) = len(attention.images), attention.images.shape[1:3]
     for i, line in enumerate(split_axes(axes, n_images, 1 + len(attention.maps), gap=0.04)):
