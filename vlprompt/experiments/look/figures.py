@@ -118,7 +118,7 @@ def _draw_pseudo(look: Look) -> Figure:
     labels = compute_pseudo_labels(look.prompt, look.opened_stage)
     description = f"Confidence and class of {len(labels.confidence):,} pseudo-labels, {labels.note}."
     draw = partial(_draw, plot_pseudo_beliefs, labels)
-    return Figure("pseudo", "What the pseudo-labeller believes", description, draw, size=(9.6, 4.2))
+    return Figure("pseudo", "What the pseudo-labeller believes", description, draw, size=(12.0, 4.2))
 
 
 def _draw(plot: Callable[[Any, Any], Any], values: Any, axes: Any) -> None:

@@ -28,7 +28,7 @@ class ImageAttention:
 
 def get_attention_size(attention: ImageAttention) -> tuple[float, float]:
     """Return width and height in inches."""
-    return 1.5 * (1 + len(attention.maps)), 0.7 + 1.65 * len(attention.images)
+    return 1.5 * (1 + len(attention.maps)), 0.8 + 1.4 * len(attention.images)
 
 
 def plot_attention(attention: ImageAttention, axes: Any = None) -> Any:

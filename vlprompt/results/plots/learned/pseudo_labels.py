@@ -34,7 +34,7 @@ class PseudoLabels:
 
 
 def plot_pseudo_labels_by_confidence(labels: PseudoLabels, axes: Any) -> Any:
-    """Plot how many images have each confidence, and how many of these are right; return the axes."""
+    """Plot how many images have each confidence, and how many of these are trained on; return the axes."""
     counts, _ = np.histogram(labels.confidence, BINS)
     centres = (BINS[:-1] + BINS[1:]) / 2
     axes.bar(centres, counts, 0.09, color="#c9d3ee", label="pseudo-labels")
@@ -44,15 +44,25 @@ def plot_pseudo_labels_by_confidence(labels: PseudoLabels, axes: Any) -> Any:
     axes.set_ylabel("images", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.set_ylim(0, 1.25 * max(counts.max(), 1))
-    if labels.truth is not None:
-        right, _ = np.histogram(labels.confidence[labels.predicted == labels.truth], BINS)
-        accuracies = np.divide(100 * right, counts, out=np.full(len(counts), np.nan), where=counts > 0)
-        other = axes.twinx()
-        other.plot(centres, accuracies, color=COLOURS[2], marker="o", markersize=4, label="accuracy")
-        other.set_ylim(0, 105)
-        other.set_ylabel("accuracy, %", fontsize=8, color=COLOURS[2])
-        other.tick_params(labelsize=8)
     axes.legend(fontsize=7, loc="upper left")
+    return axes
+
+
+def plot_pseudo_label_accuracy(labels: PseudoLabels, axes: Any) -> Any:
+    """Plot how many of the images of each confidence are right, where labels are known; return the axes."""
+    axes.plot((0, 1), (0, 100), color="#bbbbbb", linestyle="--", linewidth=1)
+    if labels.truth is None:
+        axes.text(0.5, 50, "labels are not known", ha="center", fontsize=8)
+    else:
+        counts, _ = np.histogram(labels.confidence, BINS)
+        right, _ = np.histogram(labels.confidence[labels.predicted == labels.truth], BINS)
+        filled = counts > 0
+        centres = ((BINS[:-1] + BINS[1:]) / 2)[filled]
+        axes.plot(centres, 100 * right[filled] / counts[filled], color=COLOURS[4], marker="o", markersize=4)
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("confidence", fontsize=8)
+    axes.set_ylabel("accuracy, %", fontsize=8)
+    axes.tick_params(labelsize=8)
     return axes
 
 
@@ -76,10 +86,11 @@ def plot_pseudo_labels_by_class(labels: PseudoLabels, axes: Any) -> Any:
 
 
 def plot_pseudo_beliefs(labels: PseudoLabels, axes: Any = None) -> Any:
-    """Plot pseudo-labels by confidence and by class; return the axes."""
-    axes = prepare_axes(axes, (9.6, 4.0))
-    by_confidence, by_class = split_axes(axes, 1, 2, gap=0.2)[0]
+    """Plot pseudo-labels by confidence, their accuracy, and pseudo-labels by class; return the axes."""
+    axes = prepare_axes(axes, (12.0, 4.0))
+    by_confidence, accuracy, by_class = split_axes(axes, 1, 3, gap=0.09)[0]
     plot_pseudo_labels_by_confidence(labels, by_confidence)
+    plot_pseudo_label_accuracy(labels, accuracy)
     plot_pseudo_labels_by_class(labels, by_class)
     axes.set_title(f"Pseudo-labels of {len(labels.confidence):,} images, {labels.note}", fontsize=9, pad=16)
     return axes

@@ -37,7 +37,7 @@ def plot_words(words: NearestWords, axes: Any = None) -> Any:
     axes = prepare_axes(axes, (7.5, 1.1 + 0.24 * len(tokens)))
     axes.axis("off")
     cells = [
-        [token, *(f"{word}  {distance:.3f}" for word, distance in zip(row, distances, strict=True))]
+        [token, *(f"{_show(word)}  {distance:.3f}" for word, distance in zip(row, distances, strict=True))]
         for token, row, distances in zip(tokens, words.words, words.distances, strict=False)
     ]
     header = ["token", *(f"{rank}." for rank in range(1, len(cells[0])))]
@@ -51,3 +51,9 @@ def plot_words(words: NearestWords, axes: Any = None) -> Any:
     more = f" The first {len(tokens)} of {len(words.tokens)} tokens." if rest else ""
     axes.set_title(f"Nearest words and their distances. {WORDS_WARNING}{more}", fontsize=7)
     return axes
+
+
+def _show(word: str) -> str:
+    """Return a token of a byte-pair vocabulary as it is read: a hyphen stands where the word goes on."""
+    text = word.removesuffix("</w>") if word.endswith("</w>") else f"{word}-"
+    return text if len(text) <= 13 else f"{text[:12]}…"
