@@ -170,7 +170,7 @@ def test_pseudo_labels_of_a_target_and_all_pictures(tmp_path):
     prompt = vlprompt.load_prompt(run)
     stage = open_stage(prompt)
     labels = compute_pseudo_labels(prompt, stage)
-    assert ((labels.confidence >= 0.5) == labels.is_confident).all()
+    assert ((labels.confidence >= prompt.method.threshold) == labels.is_confident).all()
     precision = 100 * (labels.predicted == labels.truth)[labels.is_confident].mean()
     assert precision > 80
     names = [figure.name for figure in build_look_figures(prompt)]

@@ -52,5 +52,5 @@ def plot_attention(attention: ImageAttention, axes: Any = None) -> Any:
                 panel.set_title(title, fontsize=7)
     share = 100 * float(attention.on_prompts.mean())
     prompts = f"; {share:.1f} % of the class token's goes to prompts in the last layer" if share else ""
-    axes.set_title(f"Attention over patches, each map from 0 to its largest value{prompts}", fontsize=8, pad=16)
+    axes.set_title(f"Attention over patches, each map from 0 to its largest value{prompts}", fontsize=8, pad=28)
     return axes
