@@ -8,7 +8,15 @@ from typing import Any
 from vlprompt.results.comparability import CONTINUAL, DOMAIN, Footnotes
 from vlprompt.results.plots.figure import Figure, make_figure_name
 from vlprompt.results.plots.interactive import REFERENCE_COLOUR, clean_numbers, escape, make_layout, make_trace
-from vlprompt.results.plots.lines import Line, add_letters, build_line_figure, finish_axes, label_rows, write_notes
+from vlprompt.results.plots.lines import (
+    Line,
+    add_letters,
+    build_line_figure,
+    finish_axes,
+    format_shots,
+    label_rows,
+    write_notes,
+)
 from vlprompt.results.plots.shots import COLOURS, format_seed_count, get_line_style, has_shots_curve
 from vlprompt.results.tables.formats import Table
 from vlprompt.results.tables.summary import MAIN_METRICS, MeanStd, ResultRow, format_label, group_by_table
@@ -61,7 +69,7 @@ def _build_base_new_figure(rows: Sequence[ResultRow]) -> Figure:
     with_shots = len({r.shots for r in rows}) > 1
     points, data = list[tuple[str, MeanStd, MeanStd]](), list[dict[str, Any]]()
     for i, row in enumerate(rows):
-        label = add_letters(labels[id(row)] + f", {row.shots} shots" * with_shots, [letters[id(row)]])
+        label = add_letters(labels[id(row)] + f", {format_shots(row.shots)}" * with_shots, [letters[id(row)]])
         base, new = row.metrics["base"], row.metrics["new"]
         points.append((label, base, new))
         trace = make_trace(label, "scatter", x=clean_numbers([base.mean]), y=clean_numbers([new.mean]), mode="markers")
@@ -141,7 +149,7 @@ def _collect_grid(rows: Sequence[ResultRow]) -> DatasetGrid:
             label = format_label(row, "" if with_backbone else row.backbone)
             letter = footnotes.add(texts[letters[id(row)]]) if letters[id(row)] else ""
             cells.setdefault(label, {})[row.dataset] = row.metrics[metric], letter
-    shots = "" if rows[0].shots is None else f"{rows[0].shots} shot{'s' * (rows[0].shots != 1)}"
+    shots = format_shots(rows[0].shots)
     datasets = tuple(dict.fromkeys(r.dataset for r in rows))
     notes = tuple(footnotes.format_lines())
     return DatasetGrid((rows[0].task, shots), metric, datasets, cells, notes, format_seed_count(rows))
