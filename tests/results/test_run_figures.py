@@ -69,7 +69,12 @@ def test_every_figure_draws_is_plotly_and_has_a_table(figures):
         graph_objects.Figure(json.loads(json.dumps(figure.interactive, allow_nan=False)))
         assert figure.table.rows
         assert figure.description
-        assert draw_figure(figure).get_ylabel()
+        axes = draw_figure(figure)
+        assert axes.get_ylabel()
+        labels = axes.get_legend_handles_labels()[1]
+        again = pyplot.Figure().subplots()
+        figure.draw(again)
+        assert again.get_legend_handles_labels()[1] == labels
         pyplot.close()
 
 

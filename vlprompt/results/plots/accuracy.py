@@ -181,28 +181,29 @@ def _build_bars(grid: DatasetGrid) -> Figure:
         trace["hovertemplate"] = "%{fullData.name}<br>%{x}: %{y:.1f} %, %{text}<extra></extra>"
         data.append(trace)
     layout = make_layout("dataset", f"{grid.metric}, %", xaxis={"type": "category"}, barmode="group")
-    width = 0.8 / len(grid.cells)
 
     def draw(axes: Any) -> None:
-        for i, (label, by_name) in enumerate(grid.cells.items()):
-            for x, dataset in enumerate(grid.datasets):
-                if dataset in by_name:
-                    value, letter = by_name[dataset]
-                    position = x - 0.4 + (i + 0.5) * width
-                    text, error = (label if not axes.patches or label not in drawn else ""), [value.std]
-                    style = {"color": COLOURS[i % len(COLOURS)], "hatch": ("", "//", "..", "xx")[i // len(COLOURS) % 4]}
-                    axes.bar([position], [value.mean], width, yerr=error, capsize=2, label=text, **style)
-                    drawn.add(label)
-                    axes.text(position, value.mean + value.std, letter, ha="center", va="bottom", fontsize=8)
-        axes.set_xticks(range(len(grid.datasets)), grid.datasets, rotation=0 if len(grid.datasets) < 6 else 40)
+        _draw_bars(axes, grid)
         axes.set_ylabel(f"{grid.metric}, %")
-        finish_axes(axes, grid.title, grid.notes, 5)  # bars leave no room for a legend
+        finish_axes(axes, grid.title, grid.notes, n_labels=math.inf)  # bars leave no room for a legend
 
-    drawn = set[str]()
     text = " ".join([f"Bars of {grid.metric}, a group per dataset and a bar per method.", *grid.notes])
     size = (max(6.4, 1.6 + 0.22 * len(grid.cells) * len(grid.datasets)), 4.0)
     name = make_figure_name("bars", *grid.name)
     return Figure(name, grid.title, text, draw, {"data": data, "layout": layout}, _make_grid_table(grid), size)
+
+
+def _draw_bars(axes: Any, grid: DatasetGrid) -> None:
+    """Draw a bar per method and dataset, with the letter of its protocol on top."""
+    width = 0.8 / len(grid.cells)
+    for i, (label, by_name) in enumerate(grid.cells.items()):
+        style = {"color": COLOURS[i % len(COLOURS)], "hatch": ("", "//", "..", "xx")[i // len(COLOURS) % 4]}
+        places = {x - 0.4 + (i + 0.5) * width: by_name[d] for x, d in enumerate(grid.datasets) if d in by_name}
+        means, errors = ([getattr(value, name) for value, _ in places.values()] for name in ("mean", "std"))
+        axes.bar([*places], means, width, yerr=errors, capsize=2, label=label, **style)
+        for x, (value, letter) in places.items():
+            axes.text(x, value.mean + value.std, letter, ha="center", va="bottom", fontsize=8)
+    axes.set_xticks(range(len(grid.datasets)), grid.datasets, rotation=0 if len(grid.datasets) < 6 else 40)
 
 
 def build_radar_figures(rows: Sequence[ResultRow]) -> list[Figure]:

@@ -178,7 +178,7 @@ def build_line_figure(
     return Figure(name, title, text, draw, interactive, make_line_table(title, x, lines, notes))
 
 
-def finish_axes(axes: Any, title: str, notes: Sequence[str], n_labels: int) -> None:
+def finish_axes(axes: Any, title: str, notes: Sequence[str], n_labels: float) -> None:
     """Set title, grid, legend and footnotes; the legend of many labels stands beside the axes."""
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
