@@ -215,5 +215,6 @@ def test_the_public_functions():
     assert all(callable(getattr(vlprompt.plots, name)) for name in vlprompt.plots.__all__ if name != "TOPICS")
     with pytest.raises(AttributeError, match="it has Figure"):
         vlprompt.plots.build_figure  # noqa: B018
+    assert build_figures([]) == []
     with pytest.raises(ValueError, match="did you mean 'shots'"):
         build_figures([], ["shot"])

@@ -49,12 +49,17 @@ def find_pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def build_cost_figures(rows: Sequence[ResultRow]) -> list[Figure]:
     """Build accuracy over seconds and over trained parameters for each task, dataset and number of shots."""
-    groups = [group for group in group_for_figures(rows) if len(group) > 1]
+    groups = [[r for r in group if _get_metric(r) in r.metrics] for group in group_for_figures(rows)]
+    groups = [group for group in groups if len(group) > 1]
     return [_build_cost_figure(group, cost) for group in groups for cost in COSTS]
 
 
+def _get_metric(row: ResultRow) -> str:
+    return MAIN_METRICS.get(row.task) or next(iter(row.metrics), "")
+
+
 def _build_cost_figure(rows: Sequence[ResultRow], cost: str) -> Figure:
-    metric = MAIN_METRICS.get(rows[0].task) or next(iter(rows[0].metrics))
+    metric = _get_metric(rows[0])
     labels, letters, notes = label_rows(rows)
     points = [
         CostPoint(
@@ -64,7 +69,6 @@ def _build_cost_figure(rows: Sequence[ResultRow], cost: str) -> Figure:
             not letters[id(r)] and not r.is_oracle,
         )
         for r in rows
-        if metric in r.metrics
     ]
     compared = [p for p in points if p.is_comparable]
     front = [compared[i] for i in find_pareto_front([(p.cost, p.value.mean) for p in compared])]
