@@ -1,5 +1,6 @@
 """The command `vlprompt sweep`. Heavy libraries are imported when it runs."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,11 +192,22 @@ def _build_scheduler(options: "SweepOptions", jobs: int | None, on: str | None, 
 
     log_folder = SweepFolder(options.runs_folder).path / "logs"
     if on is None:
-        return Processes(jobs or 1, log_folder)
+        return Processes(jobs or 1, log_folder, _list_gpus(options.device))
     pairs = [word.partition("=") for word in on_options]
     if wrong := [word for word, pair in zip(on_options, pairs, strict=True) if not pair[1]]:
         raise ValueError(f"--on-option: expected KEY=VALUE, got {wrong[0]!r}. Write --on-option partition=gpu.")
     return build_cluster(on, jobs or 1, log_folder, {key: parse_text(text) for key, _, text in pairs})
+
+
+def _list_gpus(device: str | None) -> tuple[str, ...]:
+    """List the GPUs that workers share out; none where the option names one device, or the CPU."""
+    import torch
+
+    from vlprompt.experiments.schedulers.processes import name_devices
+
+    if device not in (None, "cuda"):
+        return ()
+    return name_devices(torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 @contextmanager
