@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,8 +24,7 @@ from vlprompt.runtime import collectives
 from vlprompt.runtime.errors import NonFiniteError
 from vlprompt.runtime.seeding import derive_seed
 
-
-Differentiate = Callable[..., tuple[Tensor, ...]]  # as torch.autograd.grad
+Differentiate: TypeAlias = Callable[..., tuple[Tensor, ...]]  # as torch.autograd.grad
 
 
 @dataclass

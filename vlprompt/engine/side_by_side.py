@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -108,13 +109,13 @@ class GroupMember:
         The part behind the texts' features is taken in one pass with the other trainings.
         """
         passes, leaves = self.passes, [p.features for p in self.passes]
-        options = {"retain_graph": retain_graph, "allow_unused": True, "materialize_grads": True}
-        grads = torch.autograd.grad(loss, [*leaves, *parameters], **options)
+        grad = partial(torch.autograd.grad, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
+        grads = grad(loss, [*leaves, *parameters])
         total = list(grads[len(leaves) :])
         for member_pass, gradient in zip(passes, grads, strict=False):
             token_grads = self.group.wait_for(self, _Backward(member_pass, gradient, retain_graph))
-            outputs = [member_pass.tokens[layer] for layer in token_grads]
-            through_texts = torch.autograd.grad(outputs, parameters, list(token_grads.values()), **options)
+            outputs = {member_pass.tokens[layer]: g for layer, g in token_grads.items()}
+            through_texts = grad(_weigh(outputs), parameters)
             total = [a + b for a, b in zip(total, through_texts, strict=True)]
         if not retain_graph:
             self.passes = []
@@ -316,10 +317,14 @@ def _join_backward(requests: Sequence[_Backward]) -> list[dict[int, Tensor]]:
     places = [(m, layer) for m, mine in enumerate(joined.tokens) for layer, t in mine.items() if t.requires_grad]
     # a pass of which some rows are asked for later is needed again
     retain_graph = len(requests) < len(rows) or any(r.retain_graph for r in requests)
-    grads = torch.autograd.grad(
-        joined.features, [joined.tokens[m][layer] for m, layer in places], gradient, retain_graph=retain_graph
-    )
+    leaves = [joined.tokens[m][layer] for m, layer in places]
+    grads = torch.autograd.grad(_weigh({joined.features: gradient}), leaves, retain_graph=retain_graph)
     by_member: dict[int, dict[int, Tensor]] = defaultdict(dict)
     for (m, layer), grad in zip(places, grads, strict=True):
         by_member[m][layer] = grad
     return [by_member[r.member_pass.index] for r in requests]
+
+
+def _weigh(gradients: dict[Tensor, Tensor]) -> Tensor:
+    """The scalar whose gradient for each tensor is the one given; torch loads a second of libraries for the others."""
+    return torch.stack([(x * gradient).sum() for x, gradient in gradients.items()]).sum()
