@@ -1,7 +1,7 @@
 """tools/bench side_by_side: trainings that differ by their seed, in lockstep against one after another.
 
-Both train CoOp (KgCoOp where the case says so) with 16 tokens on 4 images of each of the ten handwritten digits, whose
-image features are cached before; tests are not timed. Seconds are of all trainings together; in lockstep their prompts
+Both train CoOp (KgCoOp where the case says so) with 16 tokens on 4 images (a ViT-B/16: 1) of each of the ten handwritten
+digits, whose features are cached before; tests are not timed. Seconds are of all trainings together; in lockstep their prompts
 are the rows of one pass of the text tower. same: the largest relative difference of learned tensors.
 """
 
@@ -18,11 +18,11 @@ from vlprompt.methods import CoOp, KgCoOp
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import FewShot
 
-CASES = {  # name -> backbone, build the method, trainings, steps
-    "coop, embedded CLIP, 3 seeds": ("glyph", CoOp, 3, 50),
-    "coop, embedded CLIP, 8 seeds": ("glyph", CoOp, 8, 50),
-    "kgcoop, embedded CLIP, 3 seeds": ("glyph", lambda clip: KgCoOp(CoOp(clip)), 3, 50),
-    "coop, ViT-B/16, 3 seeds": ("open_clip:ViT-B-16/random", CoOp, 3, 4),
+CASES = {  # name -> backbone, build the method, trainings, steps, images of each class
+    "coop, embedded CLIP, 3 seeds": ("glyph", CoOp, 3, 50, 4),
+    "coop, embedded CLIP, 8 seeds": ("glyph", CoOp, 8, 50, 4),
+    "kgcoop, embedded CLIP, 3 seeds": ("glyph", lambda clip: KgCoOp(CoOp(clip)), 3, 50, 4),
+    "coop, ViT-B/16, 3 seeds": ("open_clip:ViT-B-16/random", CoOp, 3, 4, 1),
 }
 SETTING = "image features cached, tests not timed"
 COLUMNS = {
@@ -36,9 +36,9 @@ COLUMNS = {
 
 
 def measure_row(case, device, rounds):
-    backbone, build, n_runs, n_steps = CASES[case]
+    backbone, build, n_runs, n_steps, shots = CASES[case]
     clip, config = load_backbone(backbone, device), TrainConfig(iterations=n_steps)
-    lessons = [next(iter(FewShot("digits", shots=4, seed=seed).stages())).lesson for seed in range(n_runs)]
+    lessons = [next(iter(FewShot("digits", shots=shots, seed=seed).stages())).lesson for seed in range(n_runs)]
     for lesson in lessons:
         for batch in lesson.train.batches(40):
             clip.image(batch.inputs)
