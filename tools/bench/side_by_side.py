@@ -1,8 +1,9 @@
 """tools/bench side_by_side: trainings that differ by their seed, in lockstep against one after another.
 
-Both train CoOp (KgCoOp where the case says so) with 16 tokens on 4 images (a ViT-B/16: 1) of each of the ten handwritten
-digits, whose features are cached before; tests are not timed. Seconds are of all trainings together; in lockstep their prompts
-are the rows of one pass of the text tower. same: the largest relative difference of learned tensors.
+Both train CoOp (KgCoOp where the case says so) with 16 tokens on 4 images (a ViT-B/16: 1) of each of the ten
+handwritten digits, whose features are cached before; tests are not timed. Seconds are of all trainings together; in
+lockstep their prompts are the rows of one pass of the text tower. same: the largest relative difference of learned
+tensors.
 """
 
 import statistics
