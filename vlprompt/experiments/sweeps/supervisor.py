@@ -24,7 +24,7 @@ from vlprompt.experiments.sweeps.sweep_folder import Outcome, SweepCall, SweepFo
 from vlprompt.experiments.sweeps.worker import WorkerJob, describe_settings
 from vlprompt.results.run_folder import Result
 
-MAX_DEATHS_IN_A_ROW = 3  # of workers, without a run that ended in between
+MAX_DEATHS_IN_A_ROW = 3  # of workers that began no run, without a run that ended in between
 MAX_SECONDS_TO_WAIT = 30.0  # for a run that another command makes, before a worker asks for it again
 
 
@@ -162,7 +162,8 @@ class _Supervisor:
 
     def _report_death(self, state: JobState) -> None:
         self.n_deaths += 1
-        if self.n_deaths >= MAX_DEATHS_IN_A_ROW:
+        # a run whose workers die ends by itself after some attempts, so that these deaths stop no other run
+        if self.n_deaths >= MAX_DEATHS_IN_A_ROW + self.call.count_open_attempts():
             raise OSError(
                 f"{self.scheduler.name}: expected workers that make runs, got {self.n_deaths} that died one after "
                 f"another ({state.error}). Mend that, and give the same command again: it goes on from here."

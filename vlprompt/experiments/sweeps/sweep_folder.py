@@ -179,6 +179,11 @@ class SweepCall:
             if path.suffix == f".{owner.token}":
                 path.unlink(missing_ok=True)
 
+    def count_open_attempts(self) -> int:
+        """Return how often runs that have not ended were begun."""
+        ended = self.read_outcomes()
+        return sum(path.name.partition(".")[0] not in ended for path in self.attempts_path.glob("[!.]*"))
+
     def _list_attempts(self, run: str) -> list[Path]:
         return list(self.attempts_path.glob(f"{run}.*"))
 
