@@ -8,8 +8,8 @@ from pathlib import Path
 from vlprompt.experiments.paper_recipes import compare_with_published
 from vlprompt.experiments.report.commands import build_command_table
 from vlprompt.experiments.report.mistakes import MistakeFinder, MistakesUnknownError, describe_unknown
-from vlprompt.results.plots.all_figures import build_figures
-from vlprompt.results.plots.confusion import MAX_CLASSES, build_answer_figures, read_run_answers, write_confusion_csv
+from vlprompt.results.plots.all_figures import ROW_TOPICS, RUN_TOPICS, build_figures
+from vlprompt.results.plots.confusion import MAX_CLASSES, read_run_answers, write_confusion_csv
 from vlprompt.results.plots.figure import Figure, make_figure_name
 from vlprompt.results.published.report import COMPARISON_UNITS, build_comparison_tables, describe_unmatched
 from vlprompt.results.report.content import Gallery, Report, ReportTable, Section
@@ -24,27 +24,25 @@ from vlprompt.results.run_folder import Result
 from vlprompt.results.run_scan import RunScan, mark_changed_inputs, scan_runs
 from vlprompt.results.tables.summary import ResultRow, build_rows, find_usual_backbone, format_label
 
+ANSWERS_TITLE, OTHER_TITLE = "Answers: confusion and calibration", "Further figures"
 MAX_DETAILED_RUNS = 16  # whose answers are drawn and whose mistakes are shown, so that the page stays small
-TOPICS = {  # how the names of figures begin -> title of their section
+TITLES = {  # topic of figures -> title of their section
     "shots": "Accuracy over shots",
     "base_new": "Base against new classes",
     "bars": "Datasets",
     "radar": "Datasets",
     "stages": "Streams",
     "matrix": "Streams",
-    "prompts": "Streams",
-    "pairs": "Domains",
-    "pseudo": "Domains",
+    "pseudo": "Pseudo-labels",
     "cost": "Cost against accuracy",
     "learning": "Learning curves",
-    "confusion": "Answers: confusion and calibration",
-    "reliability": "Answers: confusion and calibration",
+    "confusion": ANSWERS_TITLE,
+    "reliability": ANSWERS_TITLE,
 }
-OTHER_TOPIC = "Further figures"
 RESULTS_TEXT = (
     "Each table is one task on one dataset. Letters under protocol name what differs from most rows of the table; "
-    "such rows are not compared with the others. Green is the best method, and pale green one that the test does not "
-    "call worse; without colour it is worse, or there are too few pairs for a test."
+    "such rows are not compared with the others. Green is the method with the highest mean, pale green one that the "
+    "test does not show to be worse; without colour it is worse, or there are too few pairs for a test."
 )
 
 
@@ -74,7 +72,8 @@ def build_report(folders: Sequence[Path], title: str = "Results") -> Report:
     results = [mark_changed_inputs(result) for result in scan.results]
     rows = build_rows(results)
     detailed, n_left = choose_detailed_runs(rows)
-    figures = [*build_figures(results), *(f for run in detailed for f in build_answer_figures(run.result))]
+    answered = [run.result for run in detailed]
+    figures = [*build_figures(results, tuple(ROW_TOPICS)), *build_figures(answered, tuple(RUN_TOPICS))]
     sections = [
         Section("results", "Results", (RESULTS_TEXT,), build_result_tables(rows)),
         Section("tests", "Tests over datasets", tables=build_test_tables(rows)),
@@ -123,16 +122,16 @@ def choose_detailed_runs(rows: Sequence[ResultRow]) -> tuple[list[DetailedRun], 
     return [run for *_, run in ranked[:MAX_DETAILED_RUNS]], max(0, len(ranked) - MAX_DETAILED_RUNS)
 
 
-def _build_figure_sections(figures: Sequence[Figure], detailed: Sequence[DetailedRun], n_left: int) -> Iterator[Section]:
-    by_topic: dict[str, dict[str, Figure]] = {}
+def _build_figure_sections(
+    figures: Sequence[Figure], detailed: Sequence[DetailedRun], n_left: int
+) -> Iterator[Section]:
+    by_title: dict[str, list[Figure]] = {title: [] for title in [*TITLES.values(), OTHER_TITLE]}
     for figure in figures:
-        topic = TOPICS.get(figure.name.partition("-")[0], OTHER_TOPIC)
-        by_topic.setdefault(topic, {}).setdefault(figure.name, figure)
-    for topic in dict.fromkeys([*TOPICS.values(), OTHER_TOPIC]):
-        if topic in by_topic:
-            texts = (_describe_choice(detailed, n_left),) if topic == TOPICS["confusion"] else ()
-            name = make_figure_name(*topic.lower().split())
-            yield Section(name, topic, texts, figures=list(by_topic[topic].values()))
+        by_title[TITLES.get(figure.name.partition("-")[0], OTHER_TITLE)].append(figure)
+    for title, group in by_title.items():
+        if group:
+            texts = (_describe_choice(detailed, n_left),) if title == ANSWERS_TITLE else ()
+            yield Section(make_figure_name(*title.lower().split()), title, texts, figures=group)
 
 
 def _describe_choice(detailed: Sequence[DetailedRun], n_left: int) -> str:
@@ -144,7 +143,7 @@ def _build_mistakes(detailed: Sequence[DetailedRun], n_left: int) -> Section:
     finder, galleries, reasons = MistakeFinder(), list[Gallery](), list[tuple[str, str]]()
     for run in detailed:
         try:
-            galleries += finder.build_galleries(run.result, run.label)
+            galleries.append(finder.build_gallery(run.result, run.label))
         except MistakesUnknownError as error:
             reasons.append((run.label, str(error)))
     text = f"{_describe_choice(detailed, n_left)} The most confused pairs of classes, the surest mistakes first."

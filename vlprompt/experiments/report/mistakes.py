@@ -10,7 +10,7 @@ from vlprompt.config.build import build_task
 from vlprompt.core.batch import Split
 from vlprompt.core.images import ImageItem, Preprocessing
 from vlprompt.results.plots.confusion import NO_ANSWER, find_confused_pairs, read_run_answers
-from vlprompt.results.report.content import Gallery, ReportImage
+from vlprompt.results.report.content import Gallery, ImageGroup, ReportImage
 from vlprompt.results.run_folder import Result
 from vlprompt.results.test_answers import TestAnswers
 
@@ -32,8 +32,8 @@ class MistakeFinder:
 
     tests: dict[str, Mapping[str, Split] | str] = field(default_factory=dict)
 
-    def build_galleries(self, result: Result, label: str) -> list[Gallery]:
-        """Build a gallery for each pair of classes that the run confused most often in its last tests.
+    def build_gallery(self, result: Result, label: str) -> Gallery:
+        """Build a gallery of the pairs of classes that the run confused most often in its last tests.
 
         Raises:
             MistakesUnknownError: without answers, images or the same test items.
@@ -48,7 +48,7 @@ class MistakeFinder:
         split = tests.get(test)
         _require_same_items(answers[test], split)
         assert split is not None
-        return _build_pair_galleries(answers[test], split, f"{label}, {test}")
+        return Gallery(f"{label}, {test}", _build_groups(answers[test], split))
 
     def _open_tests(self, task: dict[str, Any]) -> Mapping[str, Split] | str:
         key = json.dumps(task, sort_keys=True)
@@ -74,7 +74,7 @@ def _require_same_items(answers: TestAnswers, split: Split | None) -> None:
         raise MistakesUnknownError("its items are no images")
 
 
-def _build_pair_galleries(answers: TestAnswers, split: Split, label: str) -> list[Gallery]:
+def _build_groups(answers: TestAnswers, split: Split) -> list[ImageGroup]:
     names = [*answers.names, NO_ANSWER]
     by_pair: dict[tuple[str, str], list[int]] = {}
     for i, (true, predicted) in enumerate(zip(answers.labels.tolist(), answers.predicted.tolist(), strict=True)):
@@ -82,13 +82,13 @@ def _build_pair_galleries(answers: TestAnswers, split: Split, label: str) -> lis
             by_pair.setdefault((names[true], names[min(predicted, len(answers.names))]), []).append(i)
     pairs = find_confused_pairs(answers)[:MAX_PAIRS]
     n_images = MAX_IMAGES // max(1, len(pairs))
-    galleries = []
+    groups = []
     for true, predicted, count, percent in pairs:
         indices = sorted(by_pair[true, predicted], key=lambda i: (-float(answers.probabilities[i]), i))
         images = [_make_image(split.items[i], float(answers.probabilities[i])) for i in indices[:n_images]]
         items = f"{count} item{'s' * (count != 1)}, {percent:.1f} % of the class"
-        galleries.append(Gallery(f"{label}: {true} answered as {predicted} ({items})", images))
-    return galleries
+        groups.append(ImageGroup(f"{true} answered as {predicted} ({items})", images))
+    return groups
 
 
 def _make_image(item: ImageItem, probability: float) -> ReportImage:

@@ -42,7 +42,7 @@ class ReportImage:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class ImageGroup:
     """Images under one title.
 
     Args:
@@ -52,6 +52,14 @@ class Gallery:
 
     title: str
     images: Sequence[ReportImage]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Groups of images side by side."""
+
+    title: str
+    groups: Sequence[ImageGroup]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The folder of a report: what it wrote is replaced, files of others are neither replaced nor removed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from vlprompt.results.atomic_files import explain_write_errors, write_atomically
@@ -18,9 +18,22 @@ def require_single_path(path: Path) -> None:
 
 
 def require_report_folder(folder: Path) -> None:
-    """ValueError for a path of which no folder can be made."""
+    """Make the folder of a report; ValueError where it can't be one, OSError where it can't be written."""
     _require_folder(folder, "--out")
-    _read_own_paths(folder)
+    _require_own(folder, ["index.html"])
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _require_own(folder: Path, paths: Iterable[str]) -> set[str]:
+    """Return the files of an earlier report; ValueError where a file of another origin has one of the names."""
+    own = _read_own_paths(folder)
+    if foreign := [path for path in paths if path not in own and (folder / path).exists()]:
+        raise ValueError(
+            f"--out: expected a folder without {foreign[0]!r} of another origin, got {str(folder)!r}. "
+            "Name another folder, or move the file."
+        )
+    return own
 
 
 def _require_folder(folder: Path, option: str) -> None:
@@ -39,13 +52,7 @@ def write_report_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
         ValueError: where a file of another origin has one of their names.
         OSError: where the folder can't be written.
     """
-    own = _read_own_paths(folder)
-    foreign = [path for path in files if path not in own and (folder / path).exists()]
-    if foreign:
-        raise ValueError(
-            f"--out: expected a folder without {foreign[0]!r} of another origin, got {str(folder)!r}. "
-            "Name another folder, or move the file."
-        )
+    own = _require_own(folder, files)
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         listed = sorted({*files, *own})  # so that a killed command leaves nothing that the next one doesn't know

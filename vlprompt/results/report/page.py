@@ -142,8 +142,13 @@ def _read_inline_parts(has_interactive: bool) -> dict[str, Any]:
     scripts = {"js": (ROOM / "assets" / "report.js").read_bytes()}
     if has_interactive:
         scripts["plotly"] = _read_plotly()
-    parts = {name: markup(script.decode().replace("</script", "<\\/script")) for name, script in scripts.items()}
+    parts = {name: markup(_protect_script(script.decode())) for name, script in scripts.items()}
     return {**parts, "css": markup((ROOM / "assets" / "report.css").read_text("utf-8"))}
+
+
+def _protect_script(script: str) -> str:
+    """Return a script without the texts that end one, or hide its end, in a page."""
+    return script.replace("</script", r"<\/script").replace("<!--", r"<\!--").replace("<script", r"<\script")
 
 
 def _read_plotly() -> bytes:

@@ -9,7 +9,7 @@ from vlprompt.results.plots.figure import STYLE, Figure, render_canvas
 TEXT_COLOUR = "#010203"  # of no line: on the page it becomes the colour of the text
 MAX_INLINE_BYTES = 300_000
 THEME: Any = {
-    **{name: TEXT_COLOUR for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), TEXT_COLOUR),
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "legend.facecolor": "none",
@@ -51,6 +51,6 @@ def inline_svg(svg: str, name: str) -> str:
     """Return an SVG as part of a page: its ids are its own, its texts have the colour of the page's text."""
     body = svg[svg.index("<svg") :]
     body = IDS.sub(lambda match: f"{match[1]}{name}-", body).replace(TEXT_COLOUR, "currentColor")
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r">\n\s*<", "><", body)
     return body.replace("<svg ", '<svg fill="currentColor" focusable="false" aria-hidden="true" ', 1).strip()

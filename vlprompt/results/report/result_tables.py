@@ -53,8 +53,8 @@ def _mark_best(item: ReportTable, comparison: GroupComparison) -> ReportTable:
 
 
 def describe_verdicts(comparison: GroupComparison) -> dict[str, tuple[str, str]]:
-    """Return (verdict, mark) by the label of each method; {} without a best."""
-    if comparison.best is None:
+    """Return (verdict, mark) by the label of each method; {} without two methods."""
+    if comparison.best is None or not comparison.comparisons:
         return {}
     verdicts = {comparison.best: ("best", BEST)}
     for c in comparison.comparisons:
@@ -62,7 +62,7 @@ def describe_verdicts(comparison: GroupComparison) -> dict[str, tuple[str, str]]
             verdicts[c.label] = (f"no test, {c.n_pairs} pairs", "")
         else:
             p = _format_p(c.p_corrected)
-            verdicts[c.label] = (f"worse, p {p}", "") if c.is_worse else (f"not worse, p {p}", NOT_WORSE)
+            verdicts[c.label] = (f"worse, p {p}", "") if c.is_worse else (f"not shown worse, p {p}", NOT_WORSE)
     return verdicts
 
 

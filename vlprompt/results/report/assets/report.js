@@ -96,6 +96,10 @@
     });
     return theme;
   };
+  const recolourBars = (plot, data) => {  // whose error bars would stay dark
+    const bars = data.map((trace, index) => index).filter((i) => data[i].type === "bar" && data[i].error_y);
+    return bars.length ? window.Plotly.restyle(plot, { "error_y.color": getColours().text }, bars) : null;
+  };
 
   const addChoice = (plot, figure) => {
     const named = figure.data.map((trace, index) => ({ name: trace.name, index })).filter(({ name }) => name);
@@ -120,6 +124,7 @@
     const config = { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg", filename: plot.dataset.plot } };
     return window.Plotly.newPlot(plot, figure.data, layout, config)
       .then(() => window.Plotly.relayout(plot, makeTheme(figure.layout)))
+      .then(() => recolourBars(plot, figure.data))
       .then(() => { picture.hidden = true; plot.dataset.drawn = "yes"; addChoice(plot, figure); })
       .catch((error) => { plot.hidden = true; picture.hidden = false; console.error(error); });
   };
@@ -133,7 +138,7 @@
     plots.forEach((plot) => pending.observe(plot.parentElement));
   }
   const recolour = () => plots.filter((plot) => plot.dataset.drawn).forEach((plot) => {
-    window.Plotly.relayout(plot, makeTheme(plot.layout));
+    window.Plotly.relayout(plot, makeTheme(plot.layout)).then(() => recolourBars(plot, plot.data));
   });
 
   // light and dark
