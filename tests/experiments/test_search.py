@@ -17,7 +17,8 @@ from vlprompt.core.method import Method, Output
 from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.engine.vmap_training import count_vmapped_runs, fit_vmapped
-from vlprompt.experiments.search import build_study, run_search
+from vlprompt.experiments.searches.grid import run_search
+from vlprompt.experiments.searches.study import build_study
 from vlprompt.layers.heads import LinearHead as Columns
 from vlprompt.methods import VPT, CoOp, Linear
 from vlprompt.results.run_folder import Result

@@ -1,6 +1,7 @@
 """The command `vlprompt search`. Heavy libraries are imported when it runs."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,9 +28,10 @@ from vlprompt.cli.options import (
 from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER
 
 if TYPE_CHECKING:
-    from vlprompt.experiments.search import Study
-    from vlprompt.experiments.sweeps.options import SweepOptions
+    from vlprompt.experiments.searches.study import Study
+    from vlprompt.experiments.sweeps.options import LoadedBackbones, SweepOptions
     from vlprompt.results.run_folder import Result
+    from vlprompt.results.search_folder import SearchFolder
 
 
 console = make_console()
@@ -60,11 +62,18 @@ def search(
     feature_cache: FeatureCacheOption = None,
     fresh: FreshOption = False,
     verify_data: VerifyDataOption = False,
+    sampler: Annotated[
+        str, typer.Option(help="grid: all combinations of lists; optuna: proposed values of lists and ranges, pruned.")
+    ] = "grid",
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Of optuna: how many in all, with those of other shells; default 50.")
+    ] = None,
 ) -> None:
     """Search settings on validation images, then train with the best on all images, seed by seed, and test.
 
     The grid is the `search` section of configs/vtab/<method>.yaml, of the -c file and of key=value. What is done is not
-    done again, and what was stopped goes on where it was.
+    done again, and what was stopped goes on where it was. With --sampler optuna the same command in several shells
+    shares the trials.
     """
     from vlprompt.cli.display.terminal import show_benchmark_scores, show_results
     from vlprompt.cli.options import parse_integers
@@ -75,6 +84,8 @@ def search(
     set_data_root(root)
     set_feature_cache(feature_cache)
     set_data_verification(verify_data)
+    if trials is not None and sampler == "grid":
+        raise ValueError(f"--trials: expected --sampler optuna with it, got {trials} for a grid. Add --sampler optuna.")
     given = [w for w in overrides or [] if w]
     if strange := [w for w in given if "=" not in w]:
         raise ValueError(
@@ -89,9 +100,9 @@ def search(
     clips: dict[str, Any] = {}
     for name in dict.fromkeys(method.split(",")):
         for dataset in dict.fromkeys(_expand_datasets(datasets)):
-            how = {"backbone": backbone, "config_file": config_file, "overrides": given}
+            how = {"backbone": backbone, "config_file": config_file, "overrides": given, "sampler": sampler}
             try:
-                results += _search_dataset(name, dataset, seeds, how, clips, options)
+                results += _search_dataset(name, dataset, seeds, how, clips, options, trials)
             except (ValueError, OSError, ArithmeticError) as error:
                 failed[f"{name} on {dataset}"] = error
                 console.print(f"{name} on {dataset}: failed", style="red", soft_wrap=True)
@@ -120,9 +131,10 @@ def _search_dataset(
     settings: dict[str, Any],
     backbones: dict[str, Any],
     options: "SweepOptions",
+    n_trials: int | None,
 ) -> "list[Result]":
     from vlprompt.cli.display.progress import ProgressDisplay
-    from vlprompt.experiments.search import build_study, run_search
+    from vlprompt.experiments.searches.study import build_study
     from vlprompt.experiments.sweeps.options import LoadedBackbones
     from vlprompt.experiments.sweeps.runs import run_configs
 
@@ -130,28 +142,60 @@ def _search_dataset(
     folder = study.get_folder(options.runs_folder, options.fresh)
     if note := study.task.protocol["note"]:  # opens the data, so that their errors come before a backbone is loaded
         console.print(f"{dataset}: {note}", style="yellow", soft_wrap=True)
-    chosen = folder.read_chosen()
-    if chosen is None:
-        backbone = LoadedBackbones(options, backbones).load(study.settings[0].config)
+    loaded = LoadedBackbones(options, backbones)
+    with ExitStack() as stack:
+        if study.sampler == "grid":
+            chosen = _search_grid(study, folder, loaded)
+        else:
+            chosen = _search_trials(study, folder, loaded, n_trials, stack)
+        console.print(_format_choice(method, dataset, study, chosen), highlight=False, soft_wrap=True)
+        configs = study.build_final_configs(chosen)
         with ProgressDisplay(console) as display:
-            chosen = run_search(study, folder, backbone, options.save_every, display)
-    console.print(_format_choice(method, dataset, study, chosen), highlight=False, soft_wrap=True)
-    configs = study.build_final_configs(chosen)
-    with ProgressDisplay(console) as display:
-        results = run_configs(configs, options, display, backbones=backbones)
+            results = run_configs(configs, options, display, backbones=backbones)
     return [result for result in results if result is not None]
+
+
+def _search_grid(study: "Study", folder: "SearchFolder", backbones: "LoadedBackbones") -> dict[str, Any]:
+    from vlprompt.cli.display.progress import ProgressDisplay
+    from vlprompt.experiments.searches.grid import run_search
+
+    if (chosen := folder.read_chosen()) is not None:
+        return chosen
+    backbone = backbones.load(study.settings[0].config)
+    with ProgressDisplay(console) as display:
+        return run_search(study, folder, backbone, backbones.options.save_every, display)
+
+
+def _search_trials(
+    study: "Study", folder: "SearchFolder", backbones: "LoadedBackbones", n_trials: int | None, stack: ExitStack
+) -> dict[str, Any]:
+    """Run the trials, and hold the final runs for this process until `stack` closes."""
+    from vlprompt.cli.display.progress import ProgressDisplay
+    from vlprompt.experiments.searches.trial_store import TrialStore
+    from vlprompt.experiments.searches.trials import DEFAULT_TRIALS, run_trials
+
+    store = TrialStore(study, folder)
+    backbone = backbones.load(study.settings[0].config)
+    with ProgressDisplay(console) as display:
+        chosen = run_trials(study, store, backbone, n_trials or DEFAULT_TRIALS, backbones.options.save_every, display)
+    stack.enter_context(store.claim_final_runs())
+    return chosen
 
 
 def _format_choice(method: str, dataset: str, study: "Study", chosen: dict[str, Any]) -> str:
     if chosen["accuracy"] is None:
         return f"{method} on {dataset}: one setting, nothing to choose"
     train, scale = chosen["config"]["train"], study.search_space.get("lr_base_batch_size")
-    values = ", ".join(f"{k.partition('.')[2]} {v}" for k, v in chosen["values"].items())
+    values = ", ".join(
+        f"{k.partition('.')[2]} {f'{v:.4g}' if isinstance(v, float) else v}" for k, v in chosen["values"].items()
+    )
     if scale and "train.lr" in chosen["values"]:
         values += f" (the lr is times {train['batch_size']}/{scale}: {train['lr']:.4g})"
+    kind = "trials" if study.sampler != "grid" else "settings"
     out_of = f", {chosen['non_finite']} of them not finite" if chosen["non_finite"] else ""
+    pruned = f", {chosen['pruned']} pruned" if chosen.get("pruned") else ""
     tied = f", {chosen['tied']} more as good" if chosen["tied"] else ""
     return (
-        f"{method} on {dataset}: {chosen['n_settings']} settings{out_of} ({chosen['seconds']:.1f} s); "
+        f"{method} on {dataset}: {chosen['n_settings']} {kind}{pruned}{out_of} ({chosen['seconds']:.1f} s); "
         f"validation {chosen['accuracy']:.1f}{tied} with {values}"
     )

@@ -54,6 +54,14 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class EpochDone:
+    """The last step of an epoch was taken; epochs count from 1."""
+
+    epoch: int
+    lesson: int = 0
+
+
+@dataclass(frozen=True)
 class EvaluationProgress:
     """A batch of a test was evaluated."""
 
@@ -145,7 +153,7 @@ class PredictionProgress:
     total: int | None
 
 
-RunEvent = StepDone | EvaluationProgress
+RunEvent = StepDone | EpochDone | EvaluationProgress
 Event = (
     RunEvent
     | SweepStarted

@@ -23,7 +23,7 @@ from vlprompt.engine.side_by_side import GroupMember
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.engine.unseen_classes import require_test_classes
 from vlprompt.experiments.adaptation_metrics import evaluate_baselines, record_epoch
-from vlprompt.experiments.events import Listener, StepDone
+from vlprompt.experiments.events import EpochDone, Listener, StepDone
 from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.experiments.provenance import describe_environment, describe_learned_state
 from vlprompt.experiments.stage_tests import StageTests, TestScores
@@ -289,6 +289,7 @@ class _Run:
             for step in fit(self.method, lesson, train, seed, resume_state, on_epoch, differentiate):
                 values = {"stage": lesson.index, "epoch": step.epoch, "step": step.step, "lr": step.lr}
                 self.step_log.write({**values, **step.terms})
+                self._report_epoch(step, lesson)
                 if self.folder is not None and time.monotonic() - last_saved >= self.save_every:
                     self._save_state(step.loop.state())
                     last_saved = time.monotonic()
@@ -299,6 +300,11 @@ class _Run:
             if step is not None:
                 self._save_state(step.loop.state())
             raise
+
+    def _report_epoch(self, step: Step, lesson: Lesson) -> None:
+        """Report the end of an epoch; before the state is saved, so that a run that goes on has reported it."""
+        if self.on_event and not step.loop.cursor.batch_index:
+            self.on_event(EpochDone(step.epoch + 1, lesson.index))
 
     def _report_step(self, step: Step, lesson: Lesson) -> None:
         if self.on_event:

@@ -11,7 +11,7 @@ from vlprompt.config.build import resolve_class
 from vlprompt.config.run_config import RunConfig
 from vlprompt.data.images.preprocess_presets import PreprocessingFields
 from vlprompt.engine.train_config import MINIMUM, POSITIVE, TrainConfig
-from vlprompt.experiments.search import SEARCH_OPTIONS
+from vlprompt.experiments.searches.space import SEARCH_OPTIONS
 from vlprompt.runtime.errors import DEBUG_VARIABLE
 from vlprompt.runtime.settings import CACHE_FOLDER_VARIABLE, CACHE_SIZE_VARIABLE, DATA_ROOT_VARIABLE
 
