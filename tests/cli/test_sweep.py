@@ -75,7 +75,7 @@ exclude: [{method: linear, shots: 1}, {dataset: glyphs, seed: 2}]
     ],
 )
 def test_a_sweep_that_says_nothing_runnable_is_refused(tmp_path, text, words, error):
-    with pytest.raises(ValueError, match="sweep|zip|grid|expected|unknown") as info:
+    with pytest.raises(ValueError, match=r"expected|unknown") as info:
         read_sweep_space(write(tmp_path / "sweep.yaml", text), words)
     assert error in str(info.value)
 

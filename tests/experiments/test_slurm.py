@@ -1,22 +1,32 @@
 """Slurm: its options, its absence, and a real cluster of this machine."""
 
+import os
+import re
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from vlprompt.experiments.events import SweepProgress
+from vlprompt.experiments.events import Notice, SweepProgress
+from vlprompt.experiments.schedulers import slurm
 from vlprompt.experiments.schedulers.in_process import InProcess
+from vlprompt.experiments.schedulers.scheduler import JobPhase
 from vlprompt.experiments.schedulers.slurm import Slurm, SlurmOptions
 from vlprompt.experiments.sweeps.combinations import resolve_sweep
 from vlprompt.experiments.sweeps.options import SweepOptions
 from vlprompt.experiments.sweeps.supervisor import run_sweep
+from vlprompt.experiments.sweeps.worker import WorkerJob
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tools.slurm_node import SlurmNode, find_obstacle, start_node
 
+SWEEP = "method=coop,linear", "dataset=digits", "shots=1,2", "seed=1,2"
+ONE_RUN = "method=coop", "dataset=digits", "shots=1", "seed=1"
 FILES = "prompt.safetensors", "answers.safetensors"
 
 
@@ -29,8 +39,18 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmNode]:
         yield node
 
 
+def find_pid(place: str) -> int:
+    match = re.search(r"process (\d+)", place)
+    assert match is not None
+    return int(match[1])
+
+
 def make_configs(epochs: int):
     return resolve_sweep(["coop"], [1, 2], [1], dataset="digits", overrides=[f"train.epochs={epochs}"])
+
+
+def list_steps(folder: Path) -> list[list[str]]:
+    return [path.read_text().splitlines() for path in folder.glob("coop*/steps.jsonl")]
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -52,24 +72,171 @@ def test_without_slurm_one_error_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "jobs").exists()
 
 
+FAKE_SLURM = {"sbatch": "echo Submitted batch job 7", "srun": "", "scancel": "", "squeue": 'cat "$0.answer"'}
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's commands as scripts, of which squeue prints a file; it fails without one."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, line in FAKE_SLURM.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder / "squeue.answer"
+
+
+def submit_one(folder: Path, **options: float) -> tuple[Slurm, str]:
+    scheduler = Slurm(1, folder / "jobs", seconds_between_queries=0.0, **options)
+    (handle,) = scheduler.submit(WorkerJob(str(folder), "list", "call"), 1)
+    return scheduler, handle
+
+
+def answer(file: Path, handle: str, state: str) -> None:
+    number, _, task = handle.partition("_")
+    file.write_text(f"{number}|{task or 'N/A'}|{state}|node1|\n")
+
+
+def test_a_controller_that_is_silent_for_long_is_one_error(tmp_path: Path, fake: Path) -> None:
+    scheduler, handle = submit_one(tmp_path)
+    answer(fake, handle, "RUNNING")
+    assert scheduler.poll(handle).phase is JobPhase.RUNNING
+    fake.unlink()
+    assert scheduler.poll(handle).phase is JobPhase.RUNNING  # as while the controller restarts
+    scheduler.seconds_to_answer = 0.0
+    with pytest.raises(OSError, match=r"got none for 0 seconds .*same command again when squeue works"):
+        scheduler.poll(handle)
+    scheduler.cancel(handle)
+    scheduler.close()  # neither waits nor raises
+
+
+def test_a_preempted_job_waits_until_slurm_queues_it_again_or_does_not(
+    tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler, handle = submit_one(tmp_path)
+    for state, phase in [
+        ("RUNNING", JobPhase.RUNNING),
+        ("PREEMPTED", JobPhase.WAITING),
+        ("PENDING", JobPhase.WAITING),
+        ("NODE_FAIL", JobPhase.WAITING),
+    ]:
+        answer(fake, handle, state)
+        assert scheduler.poll(handle).phase is phase
+    monkeypatch.setattr(slurm, "SECONDS_TO_REQUEUE", 0.0)
+    ended = scheduler.poll(handle)
+    assert ended.phase is JobPhase.ENDED
+    assert "NODE_FAIL" in ended.error
+
+
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ("partitoin=gpu", "--on slurm: unknown option 'partitoin'"),
+        ("minutes=0", "--on slurm: minutes: expected greater than or equal to 1, got 0"),
+        ("minutes", "--on-option: expected KEY=VALUE, got 'minutes'"),
+        ("cpus=many", "--on slurm: cpus: expected a valid integer"),
+    ],
+)
+def test_a_wrong_option_is_one_error_before_anything_is_written(type_in, tmp_path: Path, option: str, error: str):
+    code, text = type_in("sweep", *ONE_RUN, "--on", "slurm", "--on-option", option, "--out", tmp_path / "runs")
+    assert code == 2
+    assert error in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_without_slurm_is_one_error_before_anything_is_written(type_in, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, text = type_in("sweep", *ONE_RUN, "--on", "slurm", "--out", tmp_path / "runs")
+    assert code != 0
+    assert text.count("expected Slurm's commands, got no sbatch, srun, squeue, scancel") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_command_runs_a_grid_on_the_cluster(type_in, tmp_path: Path, node: SlurmNode) -> None:
+    code, text = type_in("sweep", *SWEEP, "--on", "slurm", "--jobs", "2", "--out", tmp_path / "runs")
+    assert code == 0, text
+    assert "8 of 8 runs" in text
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 8
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_reported_and_another_goes_on(tmp_path: Path, node: SlurmNode) -> None:
+    notices, killed = list[Notice](), list[int]()
+
+    def kill(event: object) -> None:
+        if isinstance(event, Notice):
+            notices.append(event)
+        if isinstance(event, SweepProgress) and not killed and any(run.n_done > 5 for run in event.running):
+            killed.append(next(find_pid(run.place) for run in event.running if run.n_done > 5))
+            os.kill(killed[0], signal.SIGKILL)
+
+    scheduler = Slurm(2, tmp_path / "jobs", seconds_between_queries=0.5)
+    report = run_sweep(make_configs(400), SweepOptions(tmp_path / "runs"), scheduler, kill)
+    assert killed
+    assert all(report.results)
+    assert not report.errors
+    assert any("another worker goes on" in str(notice) for notice in notices), notices
+    assert all(steps == sorted(set(steps), key=steps.index) for steps in list_steps(tmp_path / "runs"))
+
+
+@pytest.mark.slow
+def test_after_a_killed_command_a_second_one_makes_no_run_twice(tmp_path: Path, node: SlurmNode) -> None:
+    runs, words = tmp_path / "runs", ["method=coop", "dataset=digits", "shots=1", "seed=1,2", "train.epochs=400"]
+    command = [sys.executable, "-P", "-c", "from vlprompt.cli.app import main; main()", "sweep", *words]
+    first = subprocess.Popen(
+        [*command, "--on", "slurm", "--out", str(runs)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(runs.glob(".sweep/claims/*/progress.json")):
+        assert time.monotonic() < deadline
+        assert first.poll() is None
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    results = dict[Path, int]()
+
+    def remember(event: object) -> None:
+        for path in runs.glob("*/result.json"):
+            results.setdefault(path, path.stat().st_ino)
+
+    scheduler = Slurm(2, tmp_path / "jobs", seconds_between_queries=0.5)
+    report = run_sweep(make_configs(400), SweepOptions(runs), scheduler, remember)
+    assert all(report.results)
+    assert not report.errors
+    assert results
+    assert all(path.stat().st_ino == number for path, number in results.items())  # each was written once
+    assert all(steps == sorted(set(steps), key=steps.index) for steps in list_steps(runs))
+
+
 @pytest.mark.slow
 def test_a_preempted_job_saves_its_state_and_goes_on(tmp_path: Path, node: SlurmNode) -> None:
     configs = make_configs(800)
     run_sweep(configs, SweepOptions(tmp_path / "here"), InProcess())
     scheduler = Slurm(2, tmp_path / "jobs", SlurmOptions(partition="main"), seconds_between_queries=0.5)
     signals = list[str]()
+    seen: dict[str, dict[int, list[int]]] = {}  # run -> process -> steps done, as they were seen
 
     def preempt(event: object) -> None:
+        for run in event.running if isinstance(event, SweepProgress) else ():
+            if run.activity == "training":
+                seen.setdefault(run.name, {}).setdefault(find_pid(run.place), []).append(run.n_done)
         is_under_way = isinstance(event, SweepProgress) and any(run.n_done > 5 for run in event.running)
         if is_under_way and not signals:
             signals.extend(node.run("squeue", "--noheader", "--array", "--format=%i").split())
             for job in signals:
                 node.run("scancel", "--signal=USR2", job)
 
-    report = run_sweep(configs, SweepOptions(tmp_path / "there"), scheduler, preempt)
+    report = run_sweep(configs, SweepOptions(tmp_path / "there"), scheduler, preempt, seconds_between_looks=0.1)
     assert signals
     assert not report.errors
     assert all(report.results)
+    resumed = [list(processes.values()) for processes in seen.values() if len(processes) > 1]
+    assert resumed, seen
+    for before, *others in resumed:
+        assert before[-1] > 5
+        assert all(after[0] >= before[-1] for after in others), seen  # progress is written at once, then each second
     logs = "".join(path.read_text() for path in (tmp_path / "jobs").glob("*_log.out"))
     assert "Requeued job" in logs or "queued again" in logs, logs
     for folder in (tmp_path / "there").glob("coop*"):

@@ -13,9 +13,11 @@ from vlprompt.cli.display.warnings import show_warnings
 from vlprompt.cli.doctor import doctor
 from vlprompt.cli.eval import evaluate
 from vlprompt.cli.features import features
+from vlprompt.cli.look import look
 from vlprompt.cli.options import reject_extra_processes
 from vlprompt.cli.plot import plot
 from vlprompt.cli.predict import predict
+from vlprompt.cli.report import report
 from vlprompt.cli.run import run
 from vlprompt.cli.search import search
 from vlprompt.cli.sharing.export import export
@@ -38,7 +40,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(new_app, name="new")
 data_app.command()(features)
-for command in (run, sweep, status, predict, search, table, plot, export, save, push, serve, check, doctor):
+for command in (run, sweep, status, predict, search, table, plot, look, report, export, save, push, serve, check, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 console, error_console = make_console(), make_console(stderr=True)

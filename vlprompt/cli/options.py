@@ -104,6 +104,12 @@ MemoryLimitOption = Annotated[
     float | None,
     typer.Option(help="GB that the process (on a GPU: its tensors) may take in all; default: what is free."),
 ]
+TrackOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Copy runs to jsonl, tensorboard, wandb, mlflow or trackio; several with commas.", metavar="NAME[,NAME]"
+    ),
+]
 ProcessesOption = Annotated[
     int | None,
     typer.Option(min=1, help="How many processes there must be; torchrun --nproc-per-node N starts N of them."),
@@ -153,6 +159,15 @@ def parse_scores(text: str | None) -> tuple[str, ...] | None:
     for name in names or ():
         require_score(name)
     return names
+
+
+def parse_trackers(text: str | None) -> tuple[str, ...]:
+    """Parse names of trackers; ValueError or OSError for those that can't be used, before anything runs."""
+    if text is None:
+        return ()
+    from vlprompt.experiments.trackers import choice
+
+    return choice.parse_trackers(text)
 
 
 def parse_integers(text: str | None, option: str) -> list[int | None]:

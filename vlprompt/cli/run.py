@@ -21,10 +21,12 @@ from vlprompt.cli.options import (
     SeedOption,
     SkipBrokenOption,
     ThreadsOption,
+    TrackOption,
     VerifyDataOption,
     WorkersOption,
     join_processes,
     parse_integers,
+    parse_trackers,
     set_data_root,
     set_data_verification,
     set_feature_cache,
@@ -93,6 +95,7 @@ def run(
     processes: ProcessesOption = None,
     fresh: FreshOption = False,
     verify_data: VerifyDataOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Train and test: every combination of methods, shots and seeds (and pairs of domains), one folder each.
 
@@ -135,7 +138,9 @@ def run(
             config_file=config_file,
             overrides=settings,
         )
-        options = SweepOptions(runs_folder, process_device, threads, save_every, max_lessons, fresh)
+        options = SweepOptions(
+            runs_folder, process_device, threads, save_every, max_lessons, fresh, parse_trackers(track)
+        )
         unique = list({config.hash: config for config in configs}.values())
         if repeated := len(configs) - len(unique):
             process_console.print(f"{repeated} of {len(configs)} runs were named twice; each is made and counted once")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.runtime import collectives
 from vlprompt.runtime.errors import NonFiniteError
 from vlprompt.runtime.seeding import derive_seed
+
+Differentiate: TypeAlias = Callable[..., tuple[Tensor, ...]]  # as torch.autograd.grad
 
 
 @dataclass
@@ -73,8 +76,16 @@ class Step:
 class Loop:
     """One training: method, optimizer, scaler, and the cursor that says where it stands."""
 
-    def __init__(self, method: Method, lesson: Lesson, config: TrainConfig, seed: int):
+    def __init__(
+        self,
+        method: Method,
+        lesson: Lesson,
+        config: TrainConfig,
+        seed: int,
+        differentiate: Differentiate = torch.autograd.grad,
+    ):
         self.method, self.lesson, self.config, self.seed = method, lesson, config, seed
+        self.differentiate = differentiate
         needs_whole_batch = any(getattr(part, "needs_whole_batch", False) for part in method.modules())
         if config.micro_batch_size is not None and needs_whole_batch:
             raise ValueError(
@@ -165,7 +176,7 @@ class Loop:
                 counts[name] = counts.get(name, 0.0) + float(n_rows)
                 if not mean.requires_grad:
                     continue
-                grads = torch.autograd.grad(
+                grads = self.differentiate(
                     self.scaler.scale(mean * n_rows),
                     self.parameters,
                     retain_graph=i < len(terms) - 1,
@@ -232,6 +243,7 @@ def fit(
     seed: int = 1,
     resume: State | None = None,
     score_epoch: EpochScorer | None = None,
+    differentiate: Differentiate = torch.autograd.grad,
 ) -> Iterator[Step]:
     """Train a method that has begun a lesson, and yield after each step.
 
@@ -242,6 +254,7 @@ def fit(
         resume: the state to go on from, exactly where it was taken.
         score_epoch: scores an epoch in place of `compute_selection_scores`; it may know rules that need more than the
             lesson (the oracle).
+        differentiate: takes the gradients of the loss; that of a `GroupMember` shares the work with other trainings.
 
     Raises:
         ValueError: for a lesson without images, without labels for a method that needs them, or without what
@@ -253,7 +266,7 @@ def fit(
     if not any(p.requires_grad for p in method.parameters()) or not config.epochs:
         return
     validate_lesson(lesson, config, score_epoch is not None)
-    loop = Loop(method, lesson, config, seed)
+    loop = Loop(method, lesson, config, seed, differentiate)
     torch.manual_seed(derive_seed(seed, "training", lesson.index))
     if resume is not None:
         loop.load(resume)

@@ -1,7 +1,7 @@
 """What happens in runs, sweeps and searches, as values; whoever shows, tracks or reports them listens."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from vlprompt.config.run_config import RunConfig
 from vlprompt.results.run_folder import Result
@@ -50,6 +50,7 @@ class StepDone:
     lr: float
     lesson: int = 0
     n_lessons: int | None = 1  # None: not known beforehand
+    terms: Mapping[str, float] = field(default_factory=dict)  # of the loss, by name
 
 
 @dataclass(frozen=True)

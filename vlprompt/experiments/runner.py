@@ -19,6 +19,7 @@ from vlprompt.core.stage import Lesson, Stage
 from vlprompt.core.towers import Clip, VisionTower, find_feature_cache, find_input_tower, validate_stage_inputs
 from vlprompt.engine.loop import Loop, State, Step, fit
 from vlprompt.engine.model_selection import SELECTION_DESCRIPTIONS
+from vlprompt.engine.side_by_side import GroupMember
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.engine.unseen_classes import require_test_classes
 from vlprompt.experiments.adaptation_metrics import evaluate_baselines, record_epoch
@@ -50,6 +51,7 @@ def run(
     on_event: Listener | None = None,
     max_lessons: int | None = None,
     memory_overrides: Mapping[str, Any] = NO_OVERRIDES,
+    member: GroupMember | None = None,
 ) -> Result:
     """Train and test a method on a task.
 
@@ -69,6 +71,7 @@ def run(
         memory_overrides: settings of training that change what it holds in memory and nothing that it learns
             (micro_batch_size, text_micro_batch, activation_checkpointing), as memory_plan.py chooses them. They are
             in the result, not in the configuration.
+        member: the place of this run among others that train side by side; `method` is built on its `clip`.
 
     Raises:
         ValueError: for a folder that holds another run, or a method that does not suit the backbone, task or tests.
@@ -106,6 +109,7 @@ def run(
         max_lessons,
         dict(memory_overrides),
         inputs,
+        member,
     )
     opened = nullcontext() if run_folder is None else run_folder.open(config_dict, inputs)
     with use_threads(run_config.backbone), opened:
@@ -153,6 +157,7 @@ class _RunProgress:
     seconds: float = 0.0
     log_bytes: int = 0
     trained_parameters: int = 0
+    side_by_side: int = 0  # runs that a part of it was trained with, itself among them
     cache_counts: list[int] = field(default_factory=lambda: [0, 0])  # misses, hits
 
 
@@ -168,11 +173,13 @@ class _Run:
     max_lessons: int | None
     memory_overrides: dict[str, Any]
     inputs: Inputs
+    member: GroupMember | None
 
     def execute(self) -> Result:
         saved = distributed.broadcast_from_main(lambda: self.folder.load_state() if self.folder else None)
         self.progress, state = (_RunProgress(**saved[1]), saved[0]) if saved else (_RunProgress(), None)
-        self.start_time, self.previous_seconds = time.monotonic(), self.progress.seconds
+        self.clock = time.monotonic if self.member is None else self.member.clock
+        self.start_time, self.previous_seconds = self.clock(), self.progress.seconds
         backbone = self.method.backbone
         memory.reset_peak(torch.device("cpu") if backbone is None else backbone.device)
         self.cache_stats = CacheStats(find_feature_cache(backbone), self.progress.cache_counts)
@@ -210,7 +217,7 @@ class _Run:
 
     def _run_stage(self, index: int, stage: Stage, state: State | None) -> None:
         """Train on a lesson, test, and save; `state` is where a run was stopped."""
-        progress, lesson, start = self.progress, stage.lesson, time.monotonic()
+        progress, lesson, start = self.progress, stage.lesson, self.clock()
         scores: TestScores = {}
         if state is not None and not progress.is_training:
             self.method.load_state_dict({k.removeprefix("method/"): v for k, v in state.tensors.items()})
@@ -233,7 +240,7 @@ class _Run:
         scores |= evaluate_baselines(self.method, stage, progress.epochs, self.train_config.micro_batch_size)
         progress.scores = [*progress.scores, scores]
         progress.class_accuracy = [*progress.class_accuracy, outcome.class_accuracy]
-        progress.stages = [*progress.stages, self._describe_stage(time.monotonic() - start, outcome.prompt_usage)]
+        progress.stages = [*progress.stages, self._describe_stage(self.clock() - start, outcome.prompt_usage)]
         if self.folder is not None and outcome.answers:
             self.folder.save_answers(outcome.answers)
         progress.next_stage, progress.is_training, progress.epochs = index + 1, False, []
@@ -272,10 +279,14 @@ class _Run:
             self.progress.epochs = [*self.progress.epochs, epoch]
             return {**epoch, "oracle": epoch["target"]}
 
+        differentiate = torch.autograd.grad
+        if self.member is not None:
+            differentiate = self.member.differentiate
+            self.progress.side_by_side = max(self.progress.side_by_side, self.member.n_runs)
         last_saved, step = time.monotonic(), None
         on_epoch = record if stage.needs_epoch_metrics else None
         try:
-            for step in fit(self.method, lesson, train, seed, resume_state, on_epoch):
+            for step in fit(self.method, lesson, train, seed, resume_state, on_epoch, differentiate):
                 values = {"stage": lesson.index, "epoch": step.epoch, "step": step.step, "lr": step.lr}
                 self.step_log.write({**values, **step.terms})
                 self._report_epoch(step, lesson)
@@ -297,10 +308,11 @@ class _Run:
 
     def _report_step(self, step: Step, lesson: Lesson) -> None:
         if self.on_event:
-            self.on_event(StepDone(step.step, step.total_steps, step.loss, step.lr, lesson.index, lesson.total))
+            place = lesson.index, lesson.total
+            self.on_event(StepDone(step.step, step.total_steps, step.loss, step.lr, *place, step.terms))
 
     def _measure_seconds(self) -> float:
-        return self.previous_seconds + time.monotonic() - self.start_time
+        return self.previous_seconds + self.clock() - self.start_time
 
     def _save_state(self, state: State) -> None:
         if self.folder is not None:
@@ -326,6 +338,7 @@ class _Run:
         cost["stored_bytes"] = len(learned)
         environment = describe_environment(device)
         environment |= {"memory_overrides": self.memory_overrides} if self.memory_overrides else {}
+        environment |= {"trained_side_by_side": progress.side_by_side} if progress.side_by_side else {}
         result = Result(
             config,
             progress.scores,

@@ -314,5 +314,6 @@ def lock_folder(path: Path) -> Iterator[None]:
 
 
 def find_run_folders(root: Path) -> list[Path]:
-    """Return the folders of all runs at or under a folder."""
-    return sorted({path.parent for name in ("config.yaml", "result.json") for path in root.rglob(name)})
+    """Return the folders of all runs at or under a folder, but those in hidden folders, where trackers have copies."""
+    paths = {path.parent for name in ("config.yaml", "result.json") for path in root.rglob(name)}
+    return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(root).parts))

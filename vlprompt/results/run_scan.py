@@ -43,18 +43,20 @@ class RunScan:
         return lines
 
 
-def scan_runs(root: Path) -> RunScan:
-    """Read all finished runs under a folder; a damaged result and a copied run are reported, not counted.
+def scan_runs(*roots: Path) -> RunScan:
+    """Read all finished runs under folders; a damaged result and a copied run are reported, not counted.
 
     Raises:
         ValueError: if there is no such folder.
     """
-    if not root.is_dir():
+    if missing := [root for root in roots if not root.is_dir()]:
         raise ValueError(
-            f"runs: expected a folder of runs, got {str(root)!r}, which does not exist. Make runs/ by `vlprompt run`."
+            f"runs: expected a folder of runs, got {str(missing[0])!r}, which does not exist. "
+            "Make runs/ by `vlprompt run`."
         )
     scan, originals, configs = RunScan([], [], {}, {}, {}), dict[str, Path](), dict[str, Path]()
-    for folder in find_run_folders(root):
+    folders = {folder.resolve(): folder for root in roots for folder in find_run_folders(root)}  # one may hold another
+    for folder in folders.values():
         try:
             result = RunFolder(folder).read_result()
             if result is None:

@@ -1,5 +1,6 @@
 """Helpers for error messages."""
 
+import errno
 import os
 import sysconfig
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from traceback import walk_tb
 from types import FrameType
 
 MAX_CHOICES = 40  # to name in a message
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # no later file is written either
 DEBUG_VARIABLE = "VLPROMPT_DEBUG"  # set to anything, it shows tracebacks
 PACKAGE_FOLDER = Path(__file__).parents[1]
 
@@ -70,6 +72,15 @@ def explain_error(error: Exception) -> str | None:
 def is_input_error(error: Exception) -> bool:
     """Return whether an error comes from settings or data, so that the same command fails again."""
     return isinstance(error, ValueError | ArithmeticError)
+
+
+def is_disk_error(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it explains, comes from a disk that takes no more files."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return True
+        error = error.__cause__
+    return False
 
 
 def describe_error(error: Exception) -> str:

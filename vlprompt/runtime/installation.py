@@ -18,6 +18,15 @@ EXTRA_USES = {
     "serve": "the server (serve)",
     "hub": "sharing prompts on the Hugging Face hub (push)",
     "parquet": "tables in Parquet (predict)",
+    "slurm": "sweeps on Slurm (sweep --on slurm)",
+    "ray": "sweeps on Ray (sweep --on ray)",
+    "search": "search by Optuna",
+    "tensorboard": "TensorBoard (--track tensorboard)",
+    "wandb": "Weights & Biases (--track wandb)",
+    "mlflow": "MLflow (--track mlflow)",
+    "trackio": "Trackio (--track trackio)",
+    "report": "reports (report)",
+    "umap": "pictures of features by UMAP",
 }
 
 

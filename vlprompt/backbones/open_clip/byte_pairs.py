@@ -52,6 +52,7 @@ class BytePairTokenizer:
         characters = [*map_bytes().values()]
         tokens = [*characters, *(c + WORD_END for c in characters), *(m.replace(" ", "") for m in merges), BEGIN, END]
         self.ids = {token: i for i, token in enumerate(tokens)}
+        self.decoder = dict(enumerate(tokens))
         self.ranks = {merge: i for i, merge in enumerate(merges)}
         self.sot_token_id, self.eot_token_id = self.ids[BEGIN], self.ids[END]
         self._cache: dict[str, list[int]] = {BEGIN: [self.sot_token_id], END: [self.eot_token_id]}

@@ -151,7 +151,8 @@ def _select_pooled(features: Any) -> Tensor:
 
 def _convert_tokenizer(tokenizer: Any) -> TextTokenizer | None:
     if hasattr(tokenizer, "sot_token_id"):  # open_clip's own byte-pair tokenizer
-        return TextTokenizer(tokenizer.encode, (tokenizer.sot_token_id,), (tokenizer.eot_token_id,))
+        ends = (tokenizer.sot_token_id,), (tokenizer.eot_token_id,)
+        return TextTokenizer(tokenizer.encode, *ends, tokenizer.decoder.__getitem__)
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is None or tokenizer.tokenizer_mode:
         return None

@@ -20,6 +20,7 @@ from vlprompt.backbones.towers.trainable import PositionedTokens, TrainableTower
 from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS
 from vlprompt.core.images import Images, PixelBatch, Preprocessing
 from vlprompt.core.prompt import NOTHING, Prompt
+from vlprompt.layers.attention_recorder import AttentionRecorder
 from vlprompt.layers.block import (
     AttentionFn,
     Block,
@@ -208,6 +209,8 @@ class ViT(ImageTower):
         positioned_tokens: which tokens the weights have positions for; the positions of the others are zero and fixed.
     """
 
+    recorder: AttentionRecorder | None = None
+
     def __init__(
         self,
         blocks: Sequence[Block],
@@ -270,6 +273,11 @@ class ViT(ImageTower):
         tower.position_embeddings, tower.grid, tower.notes = positions, grid, notes
         return tower
 
+    def with_recorder(self, recorder: AttentionRecorder) -> "ViT":
+        """Return the same tower, which records the attention of each call; the numbers stay the same."""
+        (tower := copy(self)).recorder = recorder
+        return tower
+
     def require_blocks(self) -> None:
         """Do nothing: a ViT has blocks."""
 
@@ -295,9 +303,11 @@ class ViT(ImageTower):
         Returns:
             "pooled": un-normalised (B, E); "prompts": (B, P, D); "tokens": (B, N, D); "local": un-normalised (B, N, E).
         """
-        if not prompt and output == "pooled":
-            return self.look_up_features(images)
-        return self._encode_with_prompt(images.pixels(self.preprocessing).to(self.device), prompt, output)
+        features = None if prompt or output != "pooled" else self.look_up_features(images)
+        if features is not None and self.recorder is None:
+            return features
+        encoded = self._encode_with_prompt(images.pixels(self.preprocessing).to(self.device), prompt, output)
+        return encoded if features is None else features
 
     def _encode_with_prompt(self, pixels: Tensor, prompt: Prompt, output: str) -> Tensor:
         if output not in (outputs := ("pooled", "prompts", "tokens", "local")):
@@ -315,7 +325,9 @@ class ViT(ImageTower):
             )
         if output == "prompts" and not prompt.length:
             raise ValueError("image tower: expected a prompt with tokens for output 'prompts', got none. Add tokens.")
-        return self.run_blocks(*self.embed_pixels(pixels, prompt), output)
+        s, n, recorder = self.n_special_tokens, self.grid[0] * self.grid[1], self.recorder
+        attention = None if recorder is None else recorder.record(self.attention, prompt, output, s, n)
+        return self.run_blocks(*self.embed_pixels(pixels, prompt), output, attention)
 
     def encode(self, pixels: Tensor) -> Tensor:
         return self.run_blocks(*self.embed_pixels(pixels, NOTHING), "pooled")
@@ -332,7 +344,7 @@ class ViT(ImageTower):
             prompt = Prompt(tokens, prompt.prefix, prompt.adapters)
         return x, prompt
 
-    def run_blocks(self, x: Tensor, prompt: Prompt, output: str) -> Tensor:
+    def run_blocks(self, x: Tensor, prompt: Prompt, output: str, attention: AttentionFn | None = None) -> Tensor:
         """Run the blocks on tokens (B, N, D) and return the output, as `__call__` does."""
         n_read = self.n_pooled_tokens if output == "pooled" else None
         block_fn = self.compute_options.wrap_block_fn(run_block)
@@ -340,7 +352,7 @@ class ViT(ImageTower):
             self.blocks,
             x,
             prompt,
-            attention=self.attention,
+            attention=attention or self.attention,
             slot=self.n_special_tokens,
             positions=None if n_read is None else torch.arange(n_read, device=x.device),
             return_prompt=output == "prompts",
@@ -349,11 +361,9 @@ class ViT(ImageTower):
         if output == "pooled" and self.is_norm_after_pool:
             x = self.pool(x)
         x = prompt.apply_adapter("norm", x, self.norm(x))
-        if output in ("tokens", "local"):
-            patches = x[:, self.n_special_tokens :]
-            return patches if output == "tokens" else self.project(patches)
-        if output == "prompts":
-            return x
+        if output != "pooled":
+            x = x if output == "prompts" else x[:, self.n_special_tokens :]
+            return self.project(x) if output == "local" else x
         return self.project(x if self.is_norm_after_pool else self.pool(x))
 
     def merged(self, prompt: Prompt) -> "ViT":
@@ -362,8 +372,7 @@ class ViT(ImageTower):
         Raises:
             ValueError: for tokens, prefixes, and adapters that have no merged form.
         """
-        tower = copy(self)
-        tower.blocks = merge_into_blocks(self.blocks, prompt)
+        (tower := copy(self)).blocks = merge_into_blocks(self.blocks, prompt)
         if "patch" in prompt.adapters:
             tower.embed = merge_adapter("patch", self.embed, prompt.adapters["patch"])
         if "norm" in prompt.adapters:
@@ -378,9 +387,8 @@ class ViT(ImageTower):
             The frozen lower part, whose tokens (B, N, D) are cached like features, and a trainable copy of the rest.
         """
         if not 1 <= k <= self.depth:
-            raise ValueError(
-                f"{self.spec}: expected 1 to {self.depth} blocks to split off, got {k}. Pass a number in this range."
-            )
+            expected = f"expected 1 to {self.depth} blocks to split off"
+            raise ValueError(f"{self.spec}: {expected}, got {k}. Pass a number in this range.")
         net = build_lower_blocks(self, self.depth - k)
         n_tokens = len(self.position_embeddings)
         lower = ImageTower(net, self.dim, self.preprocessing, f"{self.key}/cut{k}", self.device, n_tokens)

@@ -43,12 +43,14 @@ class TextTokenizer:
         encode: text -> ids without special tokens.
         begin_ids: special tokens in front.
         end_ids: special tokens behind.
+        decode: id -> the token as the vocabulary writes it.
         pad_id: fills a context.
     """
 
     encode: Callable[[str], list[int]]
     begin_ids: tuple[int, ...]
     end_ids: tuple[int, ...]
+    decode: Callable[[int], str]
     pad_id: int = 0
 
     def tokenize(self, text: str, n_tokens: int) -> TokensAndSlots:
@@ -92,7 +94,8 @@ def wrap_hf_tokenizer(tokenizer: Any, clean: Callable[[str], str] = str) -> Text
     start = next(i for i in range(len(full)) if full[i : i + len(word)] == word)
     begin, end = tuple(full[:start]), tuple(full[start + len(word) :])
     pad = tokenizer.pad_token_id or 0
-    return TextTokenizer(lambda text: tokenizer.encode(clean(text), add_special_tokens=False), begin, end, pad)
+    decode = tokenizer.convert_ids_to_tokens
+    return TextTokenizer(lambda text: tokenizer.encode(clean(text), add_special_tokens=False), begin, end, decode, pad)
 
 
 def iter_text_micro_batches(
@@ -122,6 +125,8 @@ class TransformerTextTower:
         class_token: (D,), a row behind the context (CoCa), which then is the last.
     """
 
+    on_prompt: Callable[[Prompt], object] = bool  # does nothing
+
     def __init__(
         self,
         blocks: Sequence[Block],
@@ -148,6 +153,11 @@ class TransformerTextTower:
         self.group_overhead = GROUP_OVERHEAD_TOKENS if device.type == "cuda" else 0
         self.cuda_graphs = CudaGraphCache() if device.type == "cuda" else None
         self._cached_layout, self.compute_options = lru_cache(64)(self._build_layout), DEFAULT_COMPUTE_OPTIONS
+
+    def with_prompt_listener(self, on_prompt: Callable[[Prompt], object]) -> "TransformerTextTower":
+        """Return the same tower, which hands each call's prompt to a listener."""
+        (tower := copy(self)).on_prompt = on_prompt
+        return tower
 
     def require_blocks(self) -> None:
         """Do nothing: a transformer has blocks."""
@@ -195,6 +205,7 @@ class TransformerTextTower:
         """Encode C texts behind each of R contexts -> (R, C, E); soft tokens stand at places like {4}."""
         if output != "pooled":
             raise ValueError(f"output: expected 'pooled' of a text tower, got {output!r}. Leave it out.")
+        self.on_prompt(prompt)
         prompt, n_contexts, class_specific = self._normalize_prompt(prompt, len(texts))
         is_packed = self.is_causal and self.pooling == "end" and not prompt.mixes_rows
         encode, texts = self._encode_packed if is_packed else self._encode_padded, tuple(texts)

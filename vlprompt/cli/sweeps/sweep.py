@@ -1,5 +1,6 @@
 """The command `vlprompt sweep`. Heavy libraries are imported when it runs."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,9 @@ from vlprompt.cli.options import (
     RunsFolderOption,
     SaveEveryOption,
     ThreadsOption,
+    TrackOption,
     VerifyDataOption,
+    parse_trackers,
     set_data_root,
     set_data_verification,
     set_feature_cache,
@@ -79,6 +82,7 @@ def sweep(
     memory_limit: MemoryLimitOption = None,
     fresh: FreshOption = False,
     verify_data: VerifyDataOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Run every combination of methods, datasets, shots, seeds and settings, by one process or many.
 
@@ -91,7 +95,7 @@ def sweep(
     set_feature_cache(feature_cache)
     set_memory_limit(memory_limit)
     set_data_verification(verify_data)
-    options = SweepOptions(runs_folder, device, threads, save_every, fresh=fresh)
+    options = SweepOptions(runs_folder, device, threads, save_every, fresh=fresh, trackers=parse_trackers(track))
     expansion = _expand(arguments, yes)
     impossible = {**expansion.impossible, **_find_impossible(expansion.configs, options)}
     configs = [config for config in expansion.configs if config.hash not in impossible]
@@ -188,11 +192,22 @@ def _build_scheduler(options: "SweepOptions", jobs: int | None, on: str | None, 
 
     log_folder = SweepFolder(options.runs_folder).path / "logs"
     if on is None:
-        return Processes(jobs or 1, log_folder)
+        return Processes(jobs or 1, log_folder, _list_gpus(options.device))
     pairs = [word.partition("=") for word in on_options]
     if wrong := [word for word, pair in zip(on_options, pairs, strict=True) if not pair[1]]:
         raise ValueError(f"--on-option: expected KEY=VALUE, got {wrong[0]!r}. Write --on-option partition=gpu.")
     return build_cluster(on, jobs or 1, log_folder, {key: parse_text(text) for key, _, text in pairs})
+
+
+def _list_gpus(device: str | None) -> tuple[str, ...]:
+    """List the GPUs that workers share out; none where the option names one device, or the CPU."""
+    import torch
+
+    from vlprompt.experiments.schedulers.processes import name_devices
+
+    if device not in (None, "cuda"):
+        return ()
+    return name_devices(torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 @contextmanager

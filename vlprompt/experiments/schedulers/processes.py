@@ -1,5 +1,6 @@
 """Workers as processes of this machine."""
 
+import math
 import os
 import signal
 import subprocess
@@ -7,13 +8,33 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from vlprompt.experiments.schedulers.scheduler import JobPhase, JobState
 from vlprompt.experiments.sweeps.worker import WorkerJob
+from vlprompt.runtime.memory import measure_available
 
 WORKER_CODE = "from vlprompt.experiments.sweeps.worker import main; main()"
 LOG_BYTES = 2000  # of the end of a log, in an error
 SECONDS_TO_STOP = 60.0  # until a process that was asked to stop is killed
+
+
+def name_devices(n_devices: int, visible: str | None) -> tuple[str, ...]:
+    """Name the GPUs of this process as CUDA_VISIBLE_DEVICES does.
+
+    Args:
+        n_devices: that torch sees.
+        visible: CUDA_VISIBLE_DEVICES of this process.
+    """
+    names = [name.strip() for name in visible.split(",")] if visible else [str(i) for i in range(n_devices)]
+    return tuple(names[:n_devices])
+
+
+def choose_device(devices: Sequence[str], place: int) -> str:
+    """Return the GPU of the worker at a place; with more workers than GPUs, several share one evenly."""
+    return devices[place % len(devices)]
 
 
 class Processes:
@@ -30,6 +51,7 @@ class Processes:
     def __init__(self, n_workers: int, log_folder: Path, devices: Sequence[str] = ()) -> None:
         self.n_workers, self.log_folder = n_workers, log_folder
         self.n_threads = max(1, len(os.sched_getaffinity(0)) // n_workers)
+        self.memory_limit_mb = measure_available(torch.device("cpu")) / n_workers
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.devices = tuple(devices)
         self._places: dict[str, int] = {}
@@ -41,10 +63,10 @@ class Processes:
     def _start(self, job: WorkerJob) -> str:
         self.log_folder.mkdir(parents=True, exist_ok=True)
         index = self._choose_place()
-        handle, job = str(len(self._processes)), replace(job, parent=os.getpid())
+        handle, job = str(len(self._processes)), replace(job, settings=self._share_memory(job), parent=os.getpid())
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.n_threads)}  # where no option says otherwise
         if self.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self.devices[index % len(self.devices)]
+            environment["CUDA_VISIBLE_DEVICES"] = choose_device(self.devices, index)
         with (self.log_folder / f"{handle}.log").open("wb") as log:
             self._processes[handle] = subprocess.Popen(
                 [sys.executable, "-P", "-c", WORKER_CODE, job.to_json()],
@@ -56,6 +78,11 @@ class Processes:
             )
         self._places[handle] = index
         return handle
+
+    def _share_memory(self, job: WorkerJob) -> dict[str, Any]:
+        """Limit a worker on CPUs to its share of what was free at the start, where no option limits it."""
+        has_limit = job.settings.get("memory_limit_mb", math.inf) < math.inf
+        return job.settings if has_limit or self.devices else {**job.settings, "memory_limit_mb": self.memory_limit_mb}
 
     def _choose_place(self) -> int:
         """Return the lowest number of a worker that no running process has, so that devices are shared evenly."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -22,8 +23,10 @@ COMMANDS = "sbatch", "srun", "squeue", "scancel"
 LOG_BYTES = 2000  # of the end of a log, in an error
 SECONDS_TO_STOP = 120.0  # until a job that was asked to stop is cancelled
 SECONDS_PER_COMMAND = 60.0
+SECONDS_TO_REQUEUE = 60.0  # until a job that Slurm took off its node, and did not queue again, counts as ended
 WAITING_STATES = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 RUNNING_STATES = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+REQUEUED_STATES = {"PREEMPTED", "NODE_FAIL"}  # Slurm queues the job again, unless the cluster forbids it
 GONE = "GONE"  # of a job that the controller has forgotten
 
 
@@ -117,6 +120,7 @@ class Slurm:
         log_folder: where jobs and their logs are written; all nodes need to see it, and the folder of the runs.
         options: of the jobs.
         seconds_between_queries: of the controller, by one command for all jobs.
+        seconds_to_answer: for which the controller may leave queries without an answer, as while it restarts.
 
     Raises:
         OSError: without submitit, or the commands of Slurm.
@@ -130,12 +134,15 @@ class Slurm:
         log_folder: Path,
         options: SlurmOptions | None = None,
         seconds_between_queries: float = 5.0,
+        seconds_to_answer: float = 600.0,
     ) -> None:
         self.n_workers, self.folder, self.options = n_workers, log_folder.absolute(), options or SlurmOptions()
-        self.seconds_between_queries = seconds_between_queries
+        self.seconds_between_queries, self.seconds_to_answer = seconds_between_queries, seconds_to_answer
         self._states: dict[str, tuple[str, str]] = {}  # handle -> (state, node)
         self._jobs: dict[str, Any] = {}
         self._cancelled, self._last_query = set[str](), float("-inf")
+        self._last_answer = time.monotonic()
+        self._off_since: dict[str, float] = {}  # handle -> when its job was first seen off its node
         submitit = require_package("submitit", "slurm", "--on slurm")
         if lacking := [name for name in COMMANDS if shutil.which(name) is None]:
             raise OSError(
@@ -156,6 +163,7 @@ class Slurm:
             raise OSError(
                 f"slurm: expected sbatch to take the jobs, got {str(error).strip()!r}. Correct the options of Slurm."
             ) from error
+        self._last_answer = time.monotonic()
         for one in jobs:
             self._jobs[one.job_id], self._states[one.job_id] = one, ("PENDING", "")
         return [one.job_id for one in jobs]
@@ -164,7 +172,7 @@ class Slurm:
         self._query()
         state, node = self._states[handle]
         place = f"job {handle}{' on ' * bool(node)}{node}"
-        if state in WAITING_STATES:
+        if state in WAITING_STATES or self._may_be_requeued(handle, state):
             return JobState(JobPhase.WAITING, place=place)
         if state in RUNNING_STATES:
             return JobState(JobPhase.RUNNING, place=place)
@@ -173,26 +181,43 @@ class Slurm:
             return JobState(JobPhase.ENDED, place=place)
         return JobState(JobPhase.ENDED, self._describe_death(handle, state), place)
 
+    def _may_be_requeued(self, handle: str, state: str) -> bool:
+        """Whether Slurm took a job off its node, so lately that it may still queue it again."""
+        if state not in REQUEUED_STATES or handle in self._cancelled:
+            self._off_since.pop(handle, None)
+            return False
+        return time.monotonic() - self._off_since.setdefault(handle, time.monotonic()) < SECONDS_TO_REQUEUE
+
     def _describe_death(self, handle: str, state: str) -> str:
         path = self._jobs[handle].paths.stdout
         text = path.read_bytes()[-LOG_BYTES:].decode("utf-8", "replace").strip() if path.exists() else ""
         return f"job {handle}: ended as {state}{': ' * bool(text)}{text}"
 
     def _query(self) -> None:
-        """Ask the controller for all jobs at once, seldom; where it doesn't answer, the last states stand.
+        """Ask the controller for all jobs at once, seldom; where it doesn't answer for a while, the last states stand.
 
         squeue needs no accounting, and lists ended jobs for a while.
+
+        Raises:
+            OSError: where the controller has not answered for long.
         """
         if time.monotonic() - self._last_query < self.seconds_between_queries:
             return
-        open_jobs = [h for h, (state, _) in self._states.items() if state in WAITING_STATES | RUNNING_STATES]
+        open_states = WAITING_STATES | RUNNING_STATES | REQUEUED_STATES
+        open_jobs = [handle for handle, (state, _) in self._states.items() if state in open_states]
         if not open_jobs:
             return
         command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(open_jobs)}"]
         answer = _run([*command, "--Format=ArrayJobID:|,ArrayTaskID:|,State:|,NodeList:|"])
         self._last_query = time.monotonic()
         if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
+            if (silence := self._last_query - self._last_answer) > self.seconds_to_answer:
+                raise OSError(
+                    f"slurm: expected an answer of the controller, got none for {silence:.0f} seconds "
+                    f"({answer.stderr.strip()}). Its jobs go on; give the same command again when squeue works."
+                )
             return
+        self._last_answer = self._last_query
         states = dict[str, tuple[str, str]]()
         for line in answer.stdout.splitlines():
             number, task, state, node = line.strip().split("|")[:4]
@@ -206,11 +231,17 @@ class Slurm:
 
     def close(self) -> None:
         deadline = time.monotonic() + SECONDS_TO_STOP
-        while left := [h for h in self._cancelled if self.poll(h).phase is not JobPhase.ENDED]:
+        while left := self._list_cancelled():
             if time.monotonic() > deadline:
                 _run(["scancel", *left])
                 return
             time.sleep(min(1.0, self.seconds_between_queries))
+
+    def _list_cancelled(self) -> list[str]:
+        """List the jobs that were asked to stop and have not; none where the controller doesn't answer."""
+        with suppress(OSError):
+            return [handle for handle in self._cancelled if self.poll(handle).phase is not JobPhase.ENDED]
+        return []
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":

@@ -9,6 +9,8 @@ from vlprompt.backbones.schemes import SINGLE_THREADED_BACKBONES
 from vlprompt.config.build import build_method, build_task
 from vlprompt.config.run_config import RunConfig
 from vlprompt.config.sources import Override, nest_setting
+from vlprompt.core.towers import validate_stage_inputs
+from vlprompt.engine.unseen_classes import require_test_classes
 from vlprompt.experiments.sweeps.combinations import resolve_sweep
 from vlprompt.experiments.sweeps.options import LoadedBackbones
 from vlprompt.experiments.sweeps.run_names import format_run_name
@@ -107,9 +109,13 @@ def find_impossible_runs(configs: Sequence[RunConfig], backbones: LoadedBackbone
 def _explain(config: RunConfig, backbones: LoadedBackbones) -> str:
     """Return why a run can't be made; "" where nothing speaks against it."""
     try:
-        stage: Stage = next(iter(build_task(config.task).stages()))
+        task = build_task(config.task)
+        stage: Stage = next(iter(task.stages()))
         if config.backbone in SINGLE_THREADED_BACKBONES:
-            method = build_method(config.method, backbones.load(config))
+            backbone = backbones.load(config)
+            validate_stage_inputs(backbone, stage)
+            method = build_method(config.method, backbone)
+            require_test_classes(method, stage, getattr(task, "seen_classes_hint", ""))
             method.begin_lesson(stage.lesson.without_items(), make_generator(config.seed, "begin", 0))
     except (ValueError, OSError) as error:
         return str(error)

@@ -1,6 +1,7 @@
 """How and where the runs of a sweep are made, and the backbones that they share."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ class SweepOptions:
         save_every: seconds between two saved states.
         max_lessons: pause streams after this number of lessons.
         fresh: make a run in a new folder where its folder holds one on other inputs.
+        trackers: names of the trackers that runs are copied to.
     """
 
     runs_folder: Path
@@ -32,6 +34,7 @@ class SweepOptions:
     save_every: float = 5.0
     max_lessons: int | None = None
     fresh: bool = False
+    trackers: Sequence[str] = ()
 
     def describe(self) -> dict[str, Any]:
         """Describe the options besides the folder by plain values, for other processes."""

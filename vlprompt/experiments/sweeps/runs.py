@@ -1,7 +1,7 @@
 """Make the runs that are not finished, one after another."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.config.build import build_method, build_task
@@ -9,6 +9,7 @@ from vlprompt.config.run_config import RunConfig
 from vlprompt.data.report import summarize_dataset
 from vlprompt.experiments.events import (
     DatasetOpened,
+    Event,
     Listener,
     Notice,
     RunFailed,
@@ -25,7 +26,7 @@ from vlprompt.experiments.sweeps.run_names import (
     format_run_name,
     get_run_folder,
 )
-from vlprompt.results.run_folder import Result
+from vlprompt.results.run_folder import Result, RunFolder
 from vlprompt.runtime import distributed
 
 if TYPE_CHECKING:
@@ -168,16 +169,40 @@ class RunMaker:
         folder = choose_run_folder(self.options, config, inputs)
         if damage := folder.find_damage():
             self.on_event(Notice(name, f"runs again, as a file is damaged: {damage}"))
-        return run(
-            method,
-            task,
-            config,
-            folder.path,
-            save_every=self.options.save_every,
-            on_event=self.on_event,
-            max_lessons=self.options.max_lessons,
-            memory_overrides=self._choose_memory_overrides(name, config, task, backbone),
-        )
+        overrides = self._choose_memory_overrides(name, config, task, backbone)
+
+        def make_run(on_event: Listener) -> Result:
+            return run(
+                method,
+                task,
+                config,
+                folder.path,
+                save_every=self.options.save_every,
+                on_event=on_event,
+                max_lessons=self.options.max_lessons,
+                memory_overrides=overrides,
+            )
+
+        return self._track(make_run, config, folder)
+
+    def _track(self, make_run: Callable[[Listener], Result], config: RunConfig, folder: RunFolder) -> Result:
+        """Make a run, copied to the trackers by the main process."""
+        is_tracked = self.options.trackers and distributed.is_main_process() and folder.read_finished() is None
+        if not is_tracked:
+            return make_run(self.on_event)
+        from vlprompt.experiments.trackers.tracker import TrackedRun
+        from vlprompt.experiments.trackers.tracking import follow_run
+
+        tracked = TrackedRun(folder.path.name, config.to_dict(), folder.path, self.options.runs_folder)
+        with follow_run(self.options.trackers, tracked) as listener:
+
+            def hear(event: Event) -> None:
+                listener.hear(event)
+                self.on_event(event)
+
+            result = make_run(hear)
+            listener.finish(None if "paused" in result.protocol else result)
+        return result
 
     def _choose_memory_overrides(
         self, name: str, config: RunConfig, task: "Task", backbone: "Backbone"

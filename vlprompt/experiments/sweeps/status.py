@@ -17,7 +17,7 @@ class SweepStatus:
     """Where sweeps stand.
 
     Args:
-        n_runs: of all sweeps of the folder, each once.
+        n_runs: of the latest sweep of the folder and of those that a process watches, each once.
         n_done: finished.
         running: those that a process has claimed.
         failed: name of the run's folder -> why, of the latest call that ended it.
@@ -46,7 +46,10 @@ def read_status(runs_folder: Path) -> SweepStatus:
             f"status: expected a folder of a sweep, got {str(runs_folder)!r}, which has none. "
             "Name the one that `vlprompt sweep --out` had."
         )
-    configs = {config.hash: config for name in names for config in folder.read_list(name)}
+    calls = folder.list_calls()
+    watched = [call for call in calls[:-1] if not call.has_ended()] + calls[-1:]
+    current = {call.read_list_name() for call in watched} & set(names) or set(names[-1:])
+    configs = {config.hash: config for name in sorted(current) for config in folder.read_list(name)}
     done = {
         key
         for key, config in configs.items()
@@ -59,14 +62,15 @@ def read_status(runs_folder: Path) -> SweepStatus:
         if key in configs and not _is_dead(claims, key)
     }
     errors, seconds = dict[str, str](), list[float]()
-    for call in folder.list_calls():
+    for call in calls:
         outcomes = call.read_outcomes()
         errors |= {key: outcome.error for key, outcome in outcomes.items()}
         seconds = [outcome.seconds for outcome in outcomes.values() if not outcome.error] or seconds
+    left_out = {*done, *running}
     failed = {
         get_run_folder(runs_folder, configs[k]).path.name: e
         for k, e in errors.items()
-        if e and k in configs and k not in {*done, *running}
+        if e and k in configs and k not in left_out
     }
     n_left = len(configs) - len(done) - len(failed)
     mean = sum(seconds) / len(seconds) if seconds else None

@@ -24,7 +24,7 @@ from vlprompt.experiments.sweeps.sweep_folder import Outcome, SweepCall, SweepFo
 from vlprompt.experiments.sweeps.worker import WorkerJob, describe_settings
 from vlprompt.results.run_folder import Result
 
-MAX_DEATHS_IN_A_ROW = 3  # of workers, without a run that ended in between
+MAX_DEATHS_IN_A_ROW = 3  # of workers that began no run, without a run that ended in between
 MAX_SECONDS_TO_WAIT = 30.0  # for a run that another command makes, before a worker asks for it again
 
 
@@ -101,10 +101,11 @@ class _Supervisor:
         self.claims: Claims = self.folder.open_claims(owner, patience)
         call_name = token_hex(8)
         self.call: SweepCall = self.folder.get_call(call_name)
-        self.call.create(owner, [config.hash for config in configs if config.hash not in self.pending])
+        list_name = self.folder.write_list(configs)
+        self.call.create(owner, list_name, [config.hash for config in configs if config.hash not in self.pending])
         self.job = WorkerJob(
             str(options.runs_folder.absolute()),
-            self.folder.write_list(configs),
+            list_name,
             call_name,
             options.describe(),
             describe_settings(),
@@ -161,7 +162,8 @@ class _Supervisor:
 
     def _report_death(self, state: JobState) -> None:
         self.n_deaths += 1
-        if self.n_deaths >= MAX_DEATHS_IN_A_ROW:
+        # a run whose workers die ends by itself after some attempts, so that these deaths stop no other run
+        if self.n_deaths >= MAX_DEATHS_IN_A_ROW + self.call.count_open_attempts():
             raise OSError(
                 f"{self.scheduler.name}: expected workers that make runs, got {self.n_deaths} that died one after "
                 f"another ({state.error}). Mend that, and give the same command again: it goes on from here."
@@ -199,6 +201,7 @@ class _Supervisor:
         for handle in self.alive:
             self.scheduler.cancel(handle)
         self.scheduler.close()
+        self.call.end()
         self.folder.remove_old_calls()
 
 

@@ -8,11 +8,13 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vlprompt.config.sources import PlainValue, iter_flat_settings, parse_text, read_yaml
+from vlprompt.config.sources import PlainValue, iter_flat_settings, parse_text, read_yaml, strip_quotes
 from vlprompt.runtime.errors import suggest_nearest
 
 Combination: TypeAlias = dict[str, PlainValue]  # dotted setting -> value
 OPENING, CLOSING, QUOTES = "([{", ")]}", "'\""
+SHORT_KEYS = {"method.name": "method", "task.name": "task", "task.dataset": "dataset", "task.shots": "shots"}
+NAMES = ("method", "dataset", "task", "backbone", "source", "target")  # keys whose values are names, as they are typed
 
 
 class SweepSpace(BaseModel):
@@ -52,7 +54,7 @@ class SweepSpace(BaseModel):
         for run, row in product(self.runs or [{}], rows):
             for values in product(*self.grid.values()):
                 combination = {**run, **row, **dict(zip(self.grid, values, strict=True))}
-                if not any(_matches(combination, pattern) for pattern in self.exclude):
+                if not any(_matches({**self.settings, **combination}, pattern) for pattern in self.exclude):
                     yield combination
 
 
@@ -63,15 +65,18 @@ def _matches(combination: Combination, pattern: Combination) -> bool:
 def read_sweep_space(path: Path | None, words: Sequence[str]) -> SweepSpace:
     """Read a file, and key=value words over it: `key=a,b` sets the values of a key of the grid.
 
-    Commas in brackets or quotes separate no values, so `task.base_classes=["0","2"]` is one list.
+    Commas in brackets or quotes separate no values, so `task.base_classes=["0","2"]` is one list. The words narrow or
+    extend a file: what it excludes is checked against its own values.
 
     Raises:
         ValueError: for an unknown key, values that can't combine, or none.
     """
     origin = "the command line" if path is None else str(path)
     space = SweepSpace() if path is None else _parse_file(path)
+    _require_excludable(space, origin)
     for word in words:
         key, separator, text = word.partition("=")
+        key = SHORT_KEYS.get(key, key)
         if not separator or not key:
             raise ValueError(
                 f"sweep: expected a file .yaml first, then key=value, got {word!r}. Write method=coop dataset=digits."
@@ -80,25 +85,36 @@ def read_sweep_space(path: Path | None, words: Sequence[str]) -> SweepSpace:
             raise ValueError(
                 f"{word}: expected a key of the grid, got one that {origin} has under zip or runs. Change it there."
             )
-        values = [parse_text(part) for part in split_values(text)]
+        parse = strip_quotes if key in NAMES else parse_text
+        values = [parse(part) for part in split_values(text)]
         space = space.model_copy(update={"grid": {**space.grid, key: values}})
     _validate(space, origin)
     return space
 
 
 def split_values(text: str) -> list[str]:
-    """Split at the commas that are in no brackets and no quotes; [] for an empty text."""
+    """Split at the commas that are in no brackets and no quotes; [] for an empty text.
+
+    A quote counts where a value begins, and in brackets, so that an apostrophe in a text is one.
+
+    Raises:
+        ValueError: for brackets or quotes that do not end.
+    """
     parts, depth, quote = [""], 0, ""
     for character in text:
         if quote:
             quote = "" if character == quote else quote
-        elif character in QUOTES:
+        elif character in QUOTES and (depth or not parts[-1].strip()):
             quote = character
         depth += (character in OPENING) - (character in CLOSING) if not quote else 0
         if character == "," and not depth and not quote:
             parts.append("")
         else:
             parts[-1] += character
+    if depth or quote:
+        raise ValueError(
+            f"sweep: expected brackets and quotes that end, got {text!r}. Put quotes around a value that has others."
+        )
     return [part.strip() for part in parts if part.strip()]
 
 
@@ -118,15 +134,42 @@ def _parse_file(path: Path) -> SweepSpace:
             raise ValueError(
                 f"{path}: {section}: expected a list of settings, got {rows!r}. Write - {{method: coop, shots: 1}}."
             )
-    flat = {section: dict(iter_flat_settings(content.get(section, {}))) for section in ("grid", "zip", "settings")}
+    flat = {
+        section: _flatten(content.get(section, {}), f"{path}: {section}") for section in ("grid", "zip", "settings")
+    }
     listed: dict[str, Any] = {
         section: {key: value if isinstance(value, list) else [value] for key, value in flat[section].items()}
         for section in ("grid", "zip")
     }
     rows: dict[str, Any] = {
-        section: [dict(iter_flat_settings(row)) for row in content.get(section, [])] for section in ("runs", "exclude")
+        section: [_flatten(row, f"{path}: {section}") for row in content.get(section, [])]
+        for section in ("runs", "exclude")
     }
     return SweepSpace(**listed, **rows, settings=flat["settings"])
+
+
+def _flatten(settings: dict[str, PlainValue], origin: str) -> Combination:
+    """Return dotted keys, one for each setting: task: {dataset: digits} is dataset."""
+    flat: Combination = {}
+    for key, value in iter_flat_settings(settings):
+        short = SHORT_KEYS.get(key, key)
+        if short in flat:
+            raise ValueError(f"{origin}: {short}: expected one value, got it as {key} too. Leave one of them out.")
+        flat[short] = value
+    return flat
+
+
+def _require_excludable(space: SweepSpace, origin: str) -> None:
+    """ValueError for an excluded value that no run of the file has, as a mistyped one."""
+    values = {key: [value] for key, value in space.settings.items()}
+    for row in space.runs:
+        for key, value in row.items():
+            values[key] = [*values.get(key, []), value]
+    values |= {**space.grid, **space.zip}
+    for key, value in (pair for pattern in space.exclude for pair in pattern.items()):
+        if key in values and value not in values[key]:
+            hint = suggest_nearest(str(value), [str(one) for one in values[key]])
+            raise ValueError(f"{origin}: exclude: {key}: expected a value of the sweep, got {value!r}; {hint}")
 
 
 def _validate(space: SweepSpace, origin: str) -> None:

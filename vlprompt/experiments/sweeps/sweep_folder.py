@@ -105,27 +105,39 @@ class SweepCall:
     def __init__(self, path: Path) -> None:
         self.path, self.outcomes_path, self.attempts_path = path, path / "outcomes", path / "attempts"
 
-    def create(self, owner: Owner, finished: Sequence[str]) -> None:
+    def create(self, owner: Owner, list_name: str, finished: Sequence[str]) -> None:
         """Begin a call.
 
         Args:
             owner: the process that watches it.
+            list_name: of the configurations of its runs.
             finished: runs of its list that are done already.
         """
         with explain_write_errors(self.path):
             self.outcomes_path.mkdir(parents=True, exist_ok=True)
             self.attempts_path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "call.json", {"owner": owner.to_dict(), "finished": list(finished)})
+        write_json(self.path / "call.json", {"owner": owner.to_dict(), "list": list_name, "finished": list(finished)})
+
+    def read_list_name(self) -> str:
+        """Return the name of the list of its runs; "" where it is not known."""
+        return str(self._read_call().get("list", ""))
 
     def read_finished(self) -> set[str]:
         """Return the runs that were done when the call began."""
         return set(self._read_call().get("finished", ()))
 
     def has_ended(self) -> bool:
-        """Whether the process that watches it is seen to have ended."""
+        """Whether it has come to its end, or the process that watches it is seen to have ended."""
+        if (self.path / "ended").exists():
+            return True
         with suppress(TypeError, KeyError):
             return Owner.parse(self._read_call()["owner"]).has_ended()
         return False
+
+    def end(self) -> None:
+        """Mark that nobody watches it any more, and that its workers have ended."""
+        with suppress(OSError):
+            (self.path / "ended").touch()
 
     def _read_call(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
@@ -166,6 +178,11 @@ class SweepCall:
         for path in self._list_attempts(run):
             if path.suffix == f".{owner.token}":
                 path.unlink(missing_ok=True)
+
+    def count_open_attempts(self) -> int:
+        """Return how often runs that have not ended were begun."""
+        ended = self.read_outcomes()
+        return sum(path.name.partition(".")[0] not in ended for path in self.attempts_path.glob("[!.]*"))
 
     def _list_attempts(self, run: str) -> list[Path]:
         return list(self.attempts_path.glob(f"{run}.*"))

@@ -30,7 +30,14 @@ from vlprompt.experiments.sweeps.owner import Owner
 from vlprompt.experiments.sweeps.run_names import format_run_name, get_run_folder
 from vlprompt.experiments.sweeps.runs import RunMaker
 from vlprompt.experiments.sweeps.sweep_folder import Outcome, SweepCall, SweepFolder
-from vlprompt.runtime.errors import FolderInUseError, RunStoppedError, describe_error, is_input_error
+from vlprompt.runtime.errors import (
+    FolderInUseError,
+    RunStoppedError,
+    describe_error,
+    is_debugging,
+    is_disk_error,
+    is_input_error,
+)
 from vlprompt.runtime.settings import SETTINGS
 
 MAX_ATTEMPTS = 2  # a run whose process died, or that failed by no mistake of the user's, is tried once more
@@ -160,6 +167,9 @@ class _Worker:
             del pending[key]
             return False
         except Exception as error:
+            if is_disk_error(error):  # the other runs would fail alike
+                self.call.remove_attempts(key, self.owner)
+                raise
             is_final = is_input_error(error) or n_attempts >= MAX_ATTEMPTS
             outcome = Outcome(key, describe_error(error), folder) if is_final else None
             self.on_event(RunFailed(name, error))
@@ -212,7 +222,12 @@ def main() -> None:
     job = WorkerJob.parse(sys.argv[1])
     with stop_on_signals(signal.SIGTERM, signal.SIGINT) as stop:
         threading.Thread(target=_end_with_parent, args=(job.parent, stop), daemon=True).start()
-        work(job, stop)
+        try:
+            work(job, stop)
+        except Exception as error:
+            if is_debugging():
+                raise
+            sys.exit(describe_error(error))
 
 
 def _end_with_parent(parent: int | None, stop: threading.Event) -> None:

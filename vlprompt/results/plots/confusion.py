@@ -1,6 +1,6 @@
 """Figures of what a run answered: confusion matrices, and reliability diagrams."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +187,24 @@ def read_run_answers(result: Result) -> Mapping[str, TestAnswers]:
     return RunFolder(Path(result.folder)).read_answers() if result.folder else {}
 
 
-def build_answer_figures(result: Result) -> list[Figure]:
-    """Build the confusion matrix and the reliability diagram of every test of a run."""
-    figures, run = list[Figure](), Path(result.folder or "").name
+def _iter_answers(result: Result) -> Iterator[tuple[str, str, TestAnswers]]:
+    """Yield run, test and answers of every test that has any."""
     for test, answers in read_run_answers(result).items():
-        title = f"{run}, {test}"
         if len(answers.labels):
-            figures.append(build_confusion(answers, make_figure_name("confusion", run, test), title))
-            figures.append(build_reliability(answers, make_figure_name("reliability", run, test), title))
-    return figures
+            yield Path(result.folder or "").name, test, answers
+
+
+def build_confusion_figures(result: Result) -> list[Figure]:
+    """Build the confusion matrix of every test of a run."""
+    return [
+        build_confusion(answers, make_figure_name("confusion", run, test), f"{run}, {test}")
+        for run, test, answers in _iter_answers(result)
+    ]
+
+
+def build_reliability_figures(result: Result) -> list[Figure]:
+    """Build the reliability diagram of every test of a run."""
+    return [
+        build_reliability(answers, make_figure_name("reliability", run, test), f"{run}, {test}")
+        for run, test, answers in _iter_answers(result)
+    ]

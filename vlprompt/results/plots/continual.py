@@ -15,9 +15,9 @@ MAX_LABELLED_LESSONS = 10  # lessons, above which a matrix has no room for its n
 
 def iter_continual_figures(rows: Sequence[ResultRow]) -> Iterator[tuple[str, Any]]:
     """Yield the file name and figure of every plot that there are results for."""
-    if any(len(_compute_curve(r)) > 1 for r in rows):
+    if any(len(compute_curve(r)) > 1 for r in rows):
         yield "stages.png", plot_stages(rows)
-    if any(map(_average_accuracy_matrix, rows)):
+    if any(map(average_accuracy_matrix, rows)):
         yield "matrix.png", plot_accuracy_matrices(rows)
     if any(map(_get_prompt_usage, rows)):
         yield "prompts.png", plot_prompt_usage(rows)
@@ -25,7 +25,7 @@ def iter_continual_figures(rows: Sequence[ResultRow]) -> Iterator[tuple[str, Any
 
 def require_curves(rows: Sequence[ResultRow]) -> None:
     """Raise a ValueError without a stream of two lessons or more."""
-    if not any(len(_compute_curve(r)) > 1 for r in rows):
+    if not any(len(compute_curve(r)) > 1 for r in rows):
         raise ValueError(
             "plot: expected streams of at least two lessons, got none. "
             "Make some by `vlprompt run nearest_mean digits --task continual --seed 1,2,3`."
@@ -42,15 +42,15 @@ def plot_stages(rows: Sequence[ResultRow]) -> Any:
     """
     plt = load_pyplot()
     require_curves(rows)
-    tables = [table for table in group_by_table(rows) if any(len(_compute_curve(r)) > 1 for r in table)]
+    tables = [table for table in group_by_table(rows) if any(len(compute_curve(r)) > 1 for r in table)]
     figure, axes = plt.subplots(len(tables), 1, figsize=(7.6, 4.4 * len(tables)), squeeze=False, layout="constrained")
     for axis, table in zip(axes[:, 0], tables, strict=True):
         _draw_curves(axis, table)
-        n_lessons = max(len(_compute_curve(r)) for r in table)
+        n_lessons = max(len(compute_curve(r)) for r in table)
         axis.set_xticks(range(1, n_lessons + 1, -(-n_lessons // 12)))
         axis.set_xlabel("lessons learned")
         axis.set_ylabel("accuracy on all test images seen so far, %")
-        title = f"{_format_continual_title(table[0])}: mean and spread over {format_seed_count(table)}"
+        title = f"{format_continual_title(table[0])}: mean and spread over {format_seed_count(table)}"
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
@@ -60,15 +60,15 @@ def plot_stages(rows: Sequence[ResultRow]) -> Any:
 def _draw_curves(axis: Any, rows: Sequence[ResultRow]) -> None:
     """Draw methods with error bars, then the references: zero-shot, and joint training as an upper bound."""
     with_backbone = len({r.backbone for r in rows}) > 1
-    methods = [r for r in rows if len(_compute_curve(r)) > 1 and r.method != "zero_shot"]
+    methods = [r for r in rows if len(compute_curve(r)) > 1 and r.method != "zero_shot"]
     for i, row in enumerate(methods):
-        mean, std = zip(*_compute_curve(row), strict=True)
+        mean, std = zip(*compute_curve(row), strict=True)
         style = {**get_line_style(i), "markersize": 4, "capsize": 2}
         axis.errorbar(range(1, len(mean) + 1), mean, std, label=_format_row_label(row, with_backbone), **style)
     references = [r for r in rows if r not in methods]
     bounds = [r for r in references if r.method != "zero_shot"]
     for row in references:
-        mean, style = [m for m, _ in _compute_curve(row)], {"color": ZERO_SHOT_COLOUR, "linestyle": "--"}
+        mean, style = [m for m, _ in compute_curve(row)], {"color": ZERO_SHOT_COLOUR, "linestyle": "--"}
         if row in bounds:
             style = {"color": JOINT_COLOUR, "linestyle": ("--", "-.", ":")[bounds.index(row) % 3]}
         label = _format_row_label(row, with_backbone)
@@ -81,7 +81,7 @@ def _draw_curves(axis: Any, rows: Sequence[ResultRow]) -> None:
 def plot_accuracy_matrices(rows: Sequence[ResultRow]) -> Any:
     """Plot the accuracy matrix (T, T) of every method, mean over seeds: after a lesson (row) on each test (column)."""
     plt = load_pyplot()
-    panels = [(r, matrix) for r in rows if (matrix := _average_accuracy_matrix(r))]
+    panels = [(r, matrix) for r in rows if (matrix := average_accuracy_matrix(r))]
     if not panels:
         raise ValueError(
             "plot: expected streams with a test of each lesson for an accuracy matrix, got none. "
@@ -153,7 +153,7 @@ def _label_axes(
 ) -> None:
     axis.set_xlabel(x, fontsize=8)
     axis.set_ylabel(y, fontsize=8)
-    table = f"\n{_format_continual_title(row)}" if with_table else ""
+    table = f"\n{format_continual_title(row)}" if with_table else ""
     axis.set_title(f"{_format_row_label(row, with_backbone)}{suffix}{table}", fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -162,18 +162,18 @@ def _format_row_label(row: ResultRow, with_backbone: bool) -> str:
     return textwrap.fill(format_label(row, "" if with_backbone else row.backbone), 32)
 
 
-def _format_continual_title(row: ResultRow) -> str:
+def format_continual_title(row: ResultRow) -> str:
     stages = "" if row.stages is None else f", {row.stages} stages"
     return f"{row.dataset}, {row.kind.replace('_', '-')}{stages}"
 
 
-def _compute_curve(row: ResultRow) -> list[tuple[float, float]]:
+def compute_curve(row: ResultRow) -> list[tuple[float, float]]:
     """Return mean and deviation over seeds of the accuracy on all classes seen, after each lesson."""
     by_run = [[tests["seen"]["accuracy"] for tests in r.scores if "seen" in tests] for r in row.runs]
     return [(statistics.fmean(values), statistics.pstdev(values)) for values in zip(*by_run, strict=False)]
 
 
-def _average_accuracy_matrix(row: ResultRow) -> list[list[float]]:
+def average_accuracy_matrix(row: ResultRow) -> list[list[float]]:
     """Average the accuracy matrix over seeds; empty if there is no more than one test."""
     by_run = [r.accuracy_matrix for r in row.runs]
     matrix = [[statistics.fmean(v) for v in zip(*lines, strict=False)] for lines in zip(*by_run, strict=False)]

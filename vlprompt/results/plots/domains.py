@@ -43,7 +43,7 @@ def plot_pseudo_labels(rows: Sequence[ResultRow]) -> Any:
     Raises:
         ValueError: if no run has pseudo-labels.
     """
-    panels = _collect_pseudo_label_panels(rows)
+    panels = collect_pseudo_label_panels(rows)
     if not panels:
         raise ValueError(
             "plot: expected a run with pseudo-labels, got none. "
@@ -61,7 +61,7 @@ def plot_pseudo_labels(rows: Sequence[ResultRow]) -> Any:
     return _add_oracle_note(figure, [row for _, panel_rows in panels for row in panel_rows])
 
 
-def _collect_pseudo_label_panels(rows: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
+def collect_pseudo_label_panels(rows: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
     """Return the title and the rows of each panel."""
     panels, tables = list[tuple[str, list[ResultRow]]](), group_by_table(rows)
     for table in tables:
@@ -85,7 +85,7 @@ def _collect_pseudo_label_panels(rows: Sequence[ResultRow]) -> list[tuple[str, l
 
 def _draw_pseudo_labels(axis: Any, rows: Sequence[ResultRow]) -> None:
     for key, (label, colour, marker) in CURVES.items():
-        mean, std = _average_over_epochs(rows, key)
+        mean, std = average_over_epochs(rows, key)
         epochs = range(1, len(mean) + 1)
         axis.plot(epochs, mean, color=colour, marker=marker, markersize=3, label=label)
         low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
@@ -181,7 +181,7 @@ def _has_pseudo_labels(result: Result) -> bool:
     return any("coverage" in epoch for epoch in _get_epoch_records(result))
 
 
-def _average_over_epochs(rows: Sequence[ResultRow], key: str) -> tuple[list[float], list[float]]:
+def average_over_epochs(rows: Sequence[ResultRow], key: str) -> tuple[list[float], list[float]]:
     """Average over the pairs of each seed, then over seeds, after every epoch that all have.
 
     Returns:

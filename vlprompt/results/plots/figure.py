@@ -83,7 +83,9 @@ def render_canvas(canvas: Any, picture_format: str) -> bytes:
         )
     stream = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        canvas.savefig(stream, format=picture_format, dpi=130, metadata=PICTURE_METADATA[picture_format])
+        canvas.savefig(
+            stream, format=picture_format, dpi=130, bbox_inches="tight", metadata=PICTURE_METADATA[picture_format]
+        )
     return stream.getvalue()
 
 

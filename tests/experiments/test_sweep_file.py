@@ -1,0 +1,99 @@
+"""Files of sweeps: one name for each setting, exclusions that exclude, and what stops a sweep as a whole."""
+
+import resource
+from functools import partial
+
+import pytest
+from forks import give
+
+from vlprompt.cli.app import main
+from vlprompt.experiments.sweeps.expansion import expand, find_impossible_runs
+from vlprompt.experiments.sweeps.options import LoadedBackbones, SweepOptions
+from vlprompt.experiments.sweeps.sweep_file import read_sweep_space, split_values
+
+GRID = "grid: {method: [coop, zero_shot], shots: [1, 2], seed: [1]}\nsettings: {dataset: digits, train: {epochs: 1}}\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text, *words):
+        (tmp_path / "sweep.yaml").write_text(text)
+        return read_sweep_space(tmp_path / "sweep.yaml", words)
+
+    return read
+
+
+def test_the_grid_wins_over_settings_in_whatever_form_they_are_written(read):
+    settings = "settings: {method: {name: coop}, task: {dataset: digits, shots: 4}}\n"
+    [config] = expand(read(settings + "grid: {method: [linear], dataset: [glyphs], task.shots: [2]}")).configs
+    assert (config.method["name"], config.task["dataset"], config.task["shots"]) == ("linear", "glyphs", 2)
+    space = read(settings + "grid: {method: [linear]}", "task.dataset=glyphs", "shots=2")
+    assert expand(space).configs == [config]
+
+
+def test_a_setting_by_two_names_is_refused(read):
+    with pytest.raises(ValueError, match="settings: dataset: expected one value, got it as dataset too"):
+        read("settings: {task.dataset: digits, dataset: glyphs}\ngrid: {seed: [1]}")
+    with pytest.raises(ValueError, match="shots: expected in one of grid, zip and runs"):
+        read("grid: {shots: [1]}\nzip: {task.shots: [2]}")
+
+
+def test_names_are_taken_as_they_are_typed():
+    [combination] = read_sweep_space(None, ["dataset=010", 'method="coop"', "seed=010"]).iter_combinations()
+    assert combination == {"dataset": "010", "method": "coop", "seed": 10}
+
+
+def test_an_apostrophe_is_no_quote_and_what_does_not_end_is_refused():
+    assert split_values("it's {name}, {name}'s") == ["it's {name}", "{name}'s"]
+    for text in ("[1, 2", '"a, b', "a), b"):
+        with pytest.raises(ValueError, match="expected brackets and quotes that end"):
+            split_values(text)
+
+
+def test_exclusions_see_settings_and_refuse_values_that_no_run_has(read):
+    found = read(GRID + "exclude: [{dataset: digits, method: coop, shots: 1}]").iter_combinations()
+    assert [(c["method"], c["shots"]) for c in found] == [("coop", 2), ("zero_shot", 1), ("zero_shot", 2)]
+    with pytest.raises(
+        ValueError, match=r"exclude: method: expected a value of the sweep, got 'cop'; did you mean 'co"
+    ):
+        read(GRID + "exclude: [{method: cop}]")
+    narrowed = read(GRID + "exclude: [{method: coop, shots: 1}]", "method=zero_shot")
+    assert len(list(narrowed.iter_combinations())) == 2  # the file's own exclusion, though no run here has coop
+
+
+def test_methods_without_weights_for_new_classes_are_impossible(tmp_path):
+    space = read_sweep_space(None, ["method=linear,coop", "dataset=digits", "task=base_to_new", "seed=1,2"])
+    reasons = find_impossible_runs(expand(space).configs, LoadedBackbones(SweepOptions(tmp_path))).values()
+    assert len(reasons) == 2
+    assert all("linear head: no weights for class '5'" in reason for reason in reasons)
+    assert all("task.base_only=true" in reason for reason in reasons)
+
+
+WORDS = ["sweep", "method=coop", "dataset=digits", "shots=1", "backbone=glyph", "train.epochs=1", "--out", "runs"]
+
+
+def sweep_with_limit(limit, words):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # stands for a full disk
+    main(words)
+
+
+@pytest.mark.parametrize("jobs", [[], pytest.param(["--jobs", "2"], marks=pytest.mark.slow)])
+def test_a_full_disk_ends_a_sweep_with_one_error_and_loses_nothing(tmp_path, jobs):
+    words = [*WORDS, "seed=1,2", "--feature-cache", "none", *jobs]
+    status, text = give(*words, act=partial(sweep_with_limit, 8000), cwd=tmp_path)
+    text = " ".join(text.split())
+    assert status == 2, text
+    assert text.count("error: ") == 1
+    assert "expected a file that can be written" in text.partition("error: ")[2]
+    assert "Free space" in text
+    assert "Traceback" not in text
+    assert not list(tmp_path.glob("runs/.sweep/calls/*/outcomes/*"))  # the other run is not trained in vain
+    status, text = give(*words, cwd=tmp_path)
+    assert (status, "2 of 2 runs" in text) == (0, True)
+
+
+def test_status_is_of_the_latest_sweep(type_in):
+    words = ["sweep", "method=zero_shot", "dataset=digits", "backbone=glyph/random"]
+    assert type_in(*words, "shots=1", "seed=1,2")[0] == 0
+    assert type_in(*words, "shots=2", "seed=1,2,3")[0] == 0
+    assert "3 of 3 runs done, 0 running" in type_in("status", "runs")[1]

@@ -1,0 +1,192 @@
+"""`--track`: every store is read back by its own reader, and a run that was killed is in it once."""
+
+import json
+import os
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from vlprompt.cli.app import main
+from vlprompt.results.run_folder import RunFolder, find_run_folders
+
+WORDS = ["run", "coop", "digits", "--shots", "1", "train.epochs=4", "--feature-cache", "none"]
+N_STEPS = 4
+
+
+def call(*words):
+    with pytest.raises(SystemExit) as exit_:
+        main([str(word) for word in words])
+    return exit_.value.code
+
+
+@pytest.fixture
+def quiet(monkeypatch, tmp_path):
+    """Stores stay below the test's folder."""
+    for name in ("WANDB_DIR", "MLFLOW_TRACKING_URI", "TRACKIO_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+
+
+def only_run(out):
+    [path] = find_run_folders(out)
+    return path
+
+
+def read_steps(run):
+    return [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+
+
+def read_jsonl(run):
+    return [json.loads(line) for line in (run / "tracked.jsonl").read_text().splitlines()]
+
+
+def read_tensorboard(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def read_wandb(path):
+    """Records of an offline file: LevelDB's log format, with a header of seven bytes."""
+    from wandb.proto import wandb_internal_pb2 as messages
+
+    data, place, parts, records = path.read_bytes(), 7, [], []
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        if not kind:
+            break
+        parts.append(data[place + 7 : place + 7 + length])
+        place += 7 + length
+        if kind in (1, 4):
+            record = messages.Record()
+            record.ParseFromString(b"".join(parts))
+            records.append(record)
+            parts = []
+    return records
+
+
+def test_every_store_has_the_numbers_of_the_run(tmp_path, quiet):
+    assert call(*WORDS, "--out", tmp_path / "plain") == 0
+    assert call(*WORDS, "--out", tmp_path / "runs", "--track", "jsonl,tensorboard") == 0
+    run, plain = only_run(tmp_path / "runs"), only_run(tmp_path / "plain")
+    assert (run / "prompt.safetensors").read_bytes() == (plain / "prompt.safetensors").read_bytes()
+    steps, result = read_steps(run), RunFolder(run).read_result()
+    losses = [step["ce"] for step in steps]
+    assert len(losses) == N_STEPS
+
+    lines = read_jsonl(run)
+    assert [line["loss"] for line in lines if line["kind"] == "step"] == losses
+    assert lines[0]["config"] == result.config
+    assert lines[-1]["summary"] == result.summary
+
+    scalars = read_tensorboard(run)
+    assert scalars["train/loss"] == [(i, pytest.approx(loss)) for i, loss in enumerate(losses, 1)]
+    assert scalars["test/test/accuracy"] == [(N_STEPS, pytest.approx(result.summary["accuracy"]))]
+
+
+@pytest.mark.slow
+def test_mlflow_has_the_numbers_of_the_run(tmp_path, quiet):
+    assert call(*WORDS, "--out", tmp_path / "runs", "--track", "mlflow") == 0
+    run = only_run(tmp_path / "runs")
+    losses, result = [step["ce"] for step in read_steps(run)], RunFolder(run).read_result()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    run_id = json.loads((run / "trackers.json").read_text())["mlflow"]["run_id"]
+    history = client.get_metric_history(run_id, "train/loss")
+    assert [(one.step, one.value) for one in history] == list(enumerate(losses, 1))
+    stored = client.get_run(run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.metrics["accuracy"] == result.summary["accuracy"]
+    assert stored.data.params["train.lr"] == str(result.config["train"]["lr"])
+    assert {file.path for file in client.list_artifacts(run_id)} >= {"config.yaml", "result.json", "prompt.safetensors"}
+
+
+@pytest.mark.slow
+def test_wandb_and_trackio_have_the_numbers_of_the_run(tmp_path, quiet):
+    assert call(*WORDS, "--out", tmp_path / "runs", "--track", "wandb,trackio") == 0
+    run = only_run(tmp_path / "runs")
+    losses, result = [step["ce"] for step in read_steps(run)], RunFolder(run).read_result()
+    [file] = (tmp_path / "runs").glob("wandb/offline-run-*/*.wandb")
+    items = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in read_wandb(file)
+        if record.WhichOneof("record_type") == "history"
+    ]
+    assert [item["train/loss"] for item in items if "train/loss" in item] == losses
+    with sqlite3.connect(tmp_path / "trackio" / "vlprompt.db") as store:
+        rows = [(step, json.loads(values)) for step, values in store.execute("select step, metrics from metrics")]
+    assert [(step, values["train/loss"]) for step, values in rows if "train/loss" in values] == list(
+        enumerate(losses, 1)
+    )
+    assert rows[-1][1]["accuracy"] == result.summary["accuracy"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_is_in_each_store_once(tmp_path, quiet):
+    """Its first process dies by SIGKILL after some steps; the second goes on in the same tracked run."""
+    words = [*WORDS, "train.epochs=120", "--save-every", "0", "--out", str(tmp_path / "runs")]
+    words += ["--track", "jsonl,tensorboard,mlflow"]
+    code = "from vlprompt.cli.app import main; main()"
+    process = subprocess.Popen([sys.executable, "-P", "-c", code, *words], env=dict(os.environ))
+    while process.poll() is None:
+        tracked = list((tmp_path / "runs").glob("*/tracked.jsonl"))
+        if tracked and tracked[0].read_text().count('"step"') > 3:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert call(*words) == 0
+    run = only_run(tmp_path / "runs")
+    losses = [step["ce"] for step in read_steps(run)]
+    assert len(losses) == 120
+    assert [line["loss"] for line in read_jsonl(run) if line["kind"] == "step"] == losses
+    assert [step for step, _ in read_tensorboard(run)["train/loss"]] == list(range(1, 121))
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    run_id = json.loads((run / "trackers.json").read_text())["mlflow"]["run_id"]
+    history = client.get_metric_history(run_id, "train/loss")
+    assert sorted((one.step, one.value) for one in history) == list(enumerate(losses, 1))
+    assert len(client.search_runs([client.get_run(run_id).info.experiment_id])) == 1
+
+
+def test_a_tracker_that_can_not_be_used_is_refused_before_anything_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, error in (
+        ("tensorbord", "unknown tracker 'tensorbord'; did you mean 'tensorboard'?"),
+        ("wandb", "expected a login or WANDB_MODE=offline, got neither"),
+    ):
+        assert call(*WORDS, "--out", tmp_path / "runs", "--track", name) == 2
+        assert error in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert call(*WORDS, "--out", tmp_path / "runs", "--track", "tensorboard") == 2
+    assert 'pip install "vlprompt[tensorboard]"' in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_trouble_of_a_store_does_not_stop_the_run(tmp_path, capsys, quiet, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert call(*WORDS, "--out", tmp_path / "runs", "--track", "mlflow,jsonl") == 0
+    assert "goes on without it" in " ".join(capsys.readouterr().err.split())
+    assert [line["kind"] for line in read_jsonl(only_run(tmp_path / "runs"))] == [
+        "config",
+        *["step"] * N_STEPS,
+        "result",
+    ]

@@ -1,0 +1,1 @@
+"""Copies of what runs report, for the trackers that people look at; one file each."""

@@ -1,0 +1,50 @@
+"""Trackio: a local store in TRACKIO_DIR, by default in the runs' folder."""
+
+import os
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import find_spec
+from io import StringIO
+from typing import Any
+
+from vlprompt.experiments.trackers.tracker import TrackedRun, TrackedStep
+from vlprompt.experiments.trackers.values import flatten_config, flatten_result
+from vlprompt.results.run_folder import Result
+from vlprompt.runtime.installation import require_package
+
+DIRECTORY_VARIABLE = "TRACKIO_DIR"  # read when trackio is imported
+
+
+class TrackioTracker:
+    """Logs to the project TRACKIO_PROJECT, by default vlprompt."""
+
+    def __init__(self) -> None:
+        if find_spec("trackio") is None:  # importing it reads TRACKIO_DIR
+            require_package("trackio", "trackio", "--track trackio")
+
+    def begin(self, run: TrackedRun, state: dict[str, Any]) -> dict[str, Any]:
+        os.environ.setdefault(DIRECTORY_VARIABLE, str(run.runs_folder.absolute() / "trackio"))
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            self.trackio: Any = require_package("trackio", "trackio", "--track trackio")
+            self.handle = self.trackio.init(
+                project=os.environ.get("TRACKIO_PROJECT", "vlprompt"),
+                name=run.name,
+                config=flatten_config(run.config),
+                resume="allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+        self.last_step = state.get("last_step", 0)
+        return {"name": run.name}
+
+    def log(self, steps: Sequence[TrackedStep]) -> None:
+        for one in steps:
+            self.handle.log({f"train/{name}": value for name, value in one.values.items()}, step=one.step)
+            self.last_step = one.step
+
+    def finish(self, result: Result | None) -> None:
+        if result is not None:
+            self.handle.log({**result.summary, **flatten_result(result)}, step=self.last_step)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            self.handle.finish()
