@@ -218,6 +218,16 @@ def test_a_folder_of_another_space_is_refused(tmp_path):
         TrialStore(study, store.folder)
 
 
+def test_trackers_follow_the_final_runs_alone(tmp_path, type_all):
+    words = ["search", "linear", "digits", *FIXED, "search.train.lr=[1.0,0.25]", "--backbone", "glyph/random"]
+    assert type_all(*words, "--seed", "1", "--track", "jsonl", "--out", tmp_path)[0] == 0
+    assert len([*tmp_path.glob("linear-*/trackers.json")]) == len([*tmp_path.rglob("trackers.json")]) == 1
+    status, text, _ = type_all(*words, "--track", "nothing", "--out", tmp_path / "other")
+    assert status == 2
+    assert "--track" in text
+    assert not (tmp_path / "other").exists()
+
+
 def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch, type_all):
     monkeypatch.setitem(sys.modules, "optuna", None)
     status, printed, _ = type_all(*WORDS, "--out", tmp_path)

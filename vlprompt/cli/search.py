@@ -20,7 +20,9 @@ from vlprompt.cli.options import (
     SeedOption,
     SkipBrokenOption,
     ThreadsOption,
+    TrackOption,
     VerifyDataOption,
+    parse_trackers,
     set_data_root,
     set_data_verification,
     set_feature_cache,
@@ -68,6 +70,7 @@ def search(
     trials: Annotated[
         int | None, typer.Option(min=1, help="Of optuna: how many in all, with those of other shells; default 50.")
     ] = None,
+    track: TrackOption = None,
 ) -> None:
     """Search settings on validation images, then train with the best on all images, seed by seed, and test.
 
@@ -94,7 +97,7 @@ def search(
         )
     given += ["task.skip_broken=true"] if skip_broken else []
     seeds = list(dict.fromkeys(n for n in parse_integers(seed, "seed") if n is not None))
-    options = SweepOptions(runs_folder, device, threads, save_every, fresh=fresh)
+    options = SweepOptions(runs_folder, device, threads, save_every, fresh=fresh, trackers=parse_trackers(track))
     results: list[Result] = []
     failed: dict[str, Exception] = {}
     clips: dict[str, Any] = {}
