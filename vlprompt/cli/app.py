@@ -40,7 +40,23 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(new_app, name="new")
 data_app.command()(features)
-for command in (run, sweep, status, predict, search, table, plot, look, report, export, save, push, serve, check, doctor):
+for command in (
+    run,
+    sweep,
+    status,
+    predict,
+    search,
+    table,
+    plot,
+    look,
+    report,
+    export,
+    save,
+    push,
+    serve,
+    check,
+    doctor,
+):
     app.command()(command)
 app.command("eval")(evaluate)
 console, error_console = make_console(), make_console(stderr=True)

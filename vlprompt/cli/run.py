@@ -53,6 +53,13 @@ def _are_method_names(text: str) -> bool:
     return all(part in find_classes() or ":" in part for part in text.split(","))
 
 
+def _require_one_dataset(names: list[str]) -> None:
+    if len(names) > 1:
+        raise ValueError(
+            f"dataset: expected one dataset, got {', '.join(names)}. Give one dataset, and settings as key=value."
+        )
+
+
 def run(
     method: Annotated[str | None, typer.Argument(help="A method, or several with commas: coop,cocoop.")] = None,
     arguments: Annotated[
@@ -118,10 +125,7 @@ def run(
         method, arguments = None, [method, *arguments]  # the file names the method, the argument the dataset
     arguments = [w.removeprefix("dataset=") for w in arguments]
     plain = [w for w in arguments if "=" not in w]
-    if len(plain) > 1:
-        raise ValueError(
-            f"dataset: expected one dataset, got {', '.join(plain)}. Give one dataset, and settings as key=value."
-        )
+    _require_one_dataset(plain)
     settings: list[Override] = [{"task": {"targets": [name.strip() for name in targets.split(",")]}}] if targets else []
     settings += [f"train.augmentations={augmentations}"] if augmentations else []
     settings += [w for w in arguments if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
