@@ -53,8 +53,12 @@ if TYPE_CHECKING:
     from vlprompt.layers.verbalizers import SoftVerbalizer as SoftVerbalizer
     from vlprompt.layers.verbalizers import TagHead as TagHead
     from vlprompt.layers.verbalizers import Verbalizer as Verbalizer
+    from vlprompt.results import plots as plots
 
-_MODULES = ("data", "methods", "metrics", "tasks", "testing")
+_MODULES = {  # public name -> the module
+    **{name: name for name in ("data", "methods", "metrics", "tasks", "testing")},
+    "plots": "results.plots",
+}
 _HOMES = {  # public name -> the module that defines it
     "load": "backbones",
     "Batch": "core.batch",
@@ -106,5 +110,5 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     if name in _MODULES:
-        return import_module(f"vlprompt.{name}")
+        return import_module(f"vlprompt.{_MODULES[name]}")
     raise AttributeError(f"module 'vlprompt' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -2,6 +2,7 @@
 
 import vlprompt
 from docs.markdown_text import page_title
+from vlprompt.results import plots
 
 GROUPS = {
     "Run": ("load", "run", "fit", "TrainConfig"),
@@ -18,6 +19,9 @@ GROUPS = {
         *("Images", "ImageItem", "Preprocessing", "Augmentation", "TextItem", "TextBatch"),
     ),
 }
+PLOTS = (  # of vlprompt.plots
+    *("scan_runs", "build_figures", "Figure", "draw_figure", "render_picture", "save_figure_files"),
+)
 TESTING = ("check_method", "iter_checks", "parametrize_with_checks", "Check", "CheckResult")  # of vlprompt.testing
 
 
@@ -48,6 +52,9 @@ def build() -> str:
         lines += [f"## {title}", ""]
         for name in names:
             lines += [f"::: {homes[name]}", "    options:", "      heading_level: 3", f'      heading: "{name}"', ""]
+    lines += ["## Figures", "", "In `vlprompt.plots`; `vlprompt plot --what` writes them on the command line.", ""]
+    for name in PLOTS:
+        lines += [f"::: vlprompt.results.{plots._HOMES[name]}.{name}", "    options:", "      heading_level: 3", ""]
     lines += ["## Checks of a method", "", "In `vlprompt.testing`; `vlprompt check` runs them on the command line.", ""]
     for name in TESTING:
         lines += [f"::: vlprompt.testing.suite.{name}", "    options:", "      heading_level: 3", ""]

@@ -8,7 +8,15 @@ from typing import Any
 from vlprompt.results.comparability import CONTINUAL, DOMAIN, Footnotes
 from vlprompt.results.plots.figure import Figure, make_figure_name
 from vlprompt.results.plots.interactive import REFERENCE_COLOUR, clean_numbers, escape, make_layout, make_trace
-from vlprompt.results.plots.lines import Line, add_letters, build_line_figure, finish_axes, label_rows, write_notes
+from vlprompt.results.plots.lines import (
+    Line,
+    add_letters,
+    build_line_figure,
+    finish_axes,
+    format_shots,
+    label_rows,
+    write_notes,
+)
 from vlprompt.results.plots.shots import COLOURS, format_seed_count, get_line_style, has_shots_curve
 from vlprompt.results.tables.formats import Table
 from vlprompt.results.tables.summary import MAIN_METRICS, MeanStd, ResultRow, format_label, group_by_table
@@ -61,7 +69,7 @@ def _build_base_new_figure(rows: Sequence[ResultRow]) -> Figure:
     with_shots = len({r.shots for r in rows}) > 1
     points, data = list[tuple[str, MeanStd, MeanStd]](), list[dict[str, Any]]()
     for i, row in enumerate(rows):
-        label = add_letters(labels[id(row)] + f", {row.shots} shots" * with_shots, [letters[id(row)]])
+        label = add_letters(labels[id(row)] + f", {format_shots(row.shots)}" * with_shots, [letters[id(row)]])
         base, new = row.metrics["base"], row.metrics["new"]
         points.append((label, base, new))
         trace = make_trace(label, "scatter", x=clean_numbers([base.mean]), y=clean_numbers([new.mean]), mode="markers")
@@ -141,7 +149,7 @@ def _collect_grid(rows: Sequence[ResultRow]) -> DatasetGrid:
             label = format_label(row, "" if with_backbone else row.backbone)
             letter = footnotes.add(texts[letters[id(row)]]) if letters[id(row)] else ""
             cells.setdefault(label, {})[row.dataset] = row.metrics[metric], letter
-    shots = "" if rows[0].shots is None else f"{rows[0].shots} shot{'s' * (rows[0].shots != 1)}"
+    shots = format_shots(rows[0].shots)
     datasets = tuple(dict.fromkeys(r.dataset for r in rows))
     notes = tuple(footnotes.format_lines())
     return DatasetGrid((rows[0].task, shots), metric, datasets, cells, notes, format_seed_count(rows))
@@ -173,28 +181,29 @@ def _build_bars(grid: DatasetGrid) -> Figure:
         trace["hovertemplate"] = "%{fullData.name}<br>%{x}: %{y:.1f} %, %{text}<extra></extra>"
         data.append(trace)
     layout = make_layout("dataset", f"{grid.metric}, %", xaxis={"type": "category"}, barmode="group")
-    width = 0.8 / len(grid.cells)
 
     def draw(axes: Any) -> None:
-        for i, (label, by_name) in enumerate(grid.cells.items()):
-            for x, dataset in enumerate(grid.datasets):
-                if dataset in by_name:
-                    value, letter = by_name[dataset]
-                    position = x - 0.4 + (i + 0.5) * width
-                    text, error = (label if not axes.patches or label not in drawn else ""), [value.std]
-                    style = {"color": COLOURS[i % len(COLOURS)], "hatch": ("", "//", "..", "xx")[i // len(COLOURS) % 4]}
-                    axes.bar([position], [value.mean], width, yerr=error, capsize=2, label=text, **style)
-                    drawn.add(label)
-                    axes.text(position, value.mean + value.std, letter, ha="center", va="bottom", fontsize=8)
-        axes.set_xticks(range(len(grid.datasets)), grid.datasets, rotation=0 if len(grid.datasets) < 6 else 40)
+        _draw_bars(axes, grid)
         axes.set_ylabel(f"{grid.metric}, %")
-        finish_axes(axes, grid.title, grid.notes, 5)  # bars leave no room for a legend
+        finish_axes(axes, grid.title, grid.notes, n_labels=math.inf)  # bars leave no room for a legend
 
-    drawn = set[str]()
     text = " ".join([f"Bars of {grid.metric}, a group per dataset and a bar per method.", *grid.notes])
     size = (max(6.4, 1.6 + 0.22 * len(grid.cells) * len(grid.datasets)), 4.0)
     name = make_figure_name("bars", *grid.name)
     return Figure(name, grid.title, text, draw, {"data": data, "layout": layout}, _make_grid_table(grid), size)
+
+
+def _draw_bars(axes: Any, grid: DatasetGrid) -> None:
+    """Draw a bar per method and dataset, with the letter of its protocol on top."""
+    width = 0.8 / len(grid.cells)
+    for i, (label, by_name) in enumerate(grid.cells.items()):
+        style = {"color": COLOURS[i % len(COLOURS)], "hatch": ("", "//", "..", "xx")[i // len(COLOURS) % 4]}
+        places = {x - 0.4 + (i + 0.5) * width: by_name[d] for x, d in enumerate(grid.datasets) if d in by_name}
+        means, errors = ([getattr(value, name) for value, _ in places.values()] for name in ("mean", "std"))
+        axes.bar([*places], means, width, yerr=errors, capsize=2, label=label, **style)
+        for x, (value, letter) in places.items():
+            axes.text(x, value.mean + value.std, letter, ha="center", va="bottom", fontsize=8)
+    axes.set_xticks(range(len(grid.datasets)), grid.datasets, rotation=0 if len(grid.datasets) < 6 else 40)
 
 
 def build_radar_figures(rows: Sequence[ResultRow]) -> list[Figure]:

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlprompt.results.comparability import CONTINUAL
 from vlprompt.results.plots.figure import Figure, make_figure_name
 from vlprompt.results.plots.interactive import REFERENCE_COLOUR, clean_numbers, make_layout, make_trace
-from vlprompt.results.plots.lines import add_letters, finish_axes, label_rows
+from vlprompt.results.plots.lines import add_letters, describe_group, finish_axes, group_for_figures, label_rows
 from vlprompt.results.plots.shots import COLOURS, get_line_style
 from vlprompt.results.tables.formats import Table
-from vlprompt.results.tables.summary import MAIN_METRICS, MeanStd, ResultRow, group_by_table
+from vlprompt.results.tables.summary import MAIN_METRICS, MeanStd, ResultRow
 
 COSTS = {"seconds": "seconds a run", "trained_parameters": "trained parameters"}
 ZERO_POSITION = -0.7  # of a cost of 0 on a logarithmic axis, which has no 0
@@ -50,16 +49,17 @@ def find_pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def build_cost_figures(rows: Sequence[ResultRow]) -> list[Figure]:
     """Build accuracy over seconds and over trained parameters for each task, dataset and number of shots."""
-    groups = dict[tuple[Any, int | None], list[ResultRow]]()
-    for table in group_by_table(rows):
-        for row in table:
-            groups.setdefault((row.table_key, row.shots), []).append(row)
-    groups = {key: group for key, group in groups.items() if len(group) > 1}
-    return [_build_cost_figure(group, cost) for group in groups.values() for cost in COSTS]
+    groups = [[r for r in group if _get_metric(r) in r.metrics] for group in group_for_figures(rows)]
+    groups = [group for group in groups if len(group) > 1]
+    return [_build_cost_figure(group, cost) for group in groups for cost in COSTS]
+
+
+def _get_metric(row: ResultRow) -> str:
+    return MAIN_METRICS.get(row.task) or next(iter(row.metrics), "")
 
 
 def _build_cost_figure(rows: Sequence[ResultRow], cost: str) -> Figure:
-    metric = MAIN_METRICS.get(rows[0].task) or next(iter(rows[0].metrics))
+    metric = _get_metric(rows[0])
     labels, letters, notes = label_rows(rows)
     points = [
         CostPoint(
@@ -69,7 +69,6 @@ def _build_cost_figure(rows: Sequence[ResultRow], cost: str) -> Figure:
             not letters[id(r)] and not r.is_oracle,
         )
         for r in rows
-        if metric in r.metrics
     ]
     compared = [p for p in points if p.is_comparable]
     front = [compared[i] for i in find_pareto_front([(p.cost, p.value.mean) for p in compared])]
@@ -78,11 +77,8 @@ def _build_cost_figure(rows: Sequence[ResultRow], cost: str) -> Figure:
     devices = {(str(run.environment.get("device")), run.environment.get("threads")) for r in rows for run in r.runs}
     if cost == "seconds" and len(devices) > 1:
         notes = [*notes, f"seconds of {len(devices)} kinds of machines: {', '.join(sorted(d for d, _ in devices))}"]
-    first, shots = rows[0], f"{rows[0].shots} shots" if rows[0].shots else ""
-    title = f"{', '.join(filter(None, (first.task, first.dataset, shots)))}: {metric} over {COSTS[cost]}"
-    parts = "cost", cost, first.task, first.dataset, shots
-    if first.task == CONTINUAL:
-        parts = *parts, first.kind, str(first.stages or "")
+    parts = describe_group(rows)
+    title = f"{', '.join(parts)}: {metric} over {COSTS[cost]}"
     table = Table(
         title,
         ["method", COSTS[cost], metric, "n", "Pareto front"],
@@ -98,7 +94,7 @@ def _build_cost_figure(rows: Sequence[ResultRow], cost: str) -> Figure:
         finish_axes(axes, title, notes, len(points) + 1)
 
     interactive = _make_interactive_costs(points, front, *axes_names)
-    return Figure(make_figure_name(*parts), title, text, draw, interactive, table)
+    return Figure(make_figure_name("cost", cost, *parts), title, text, draw, interactive, table)
 
 
 def _make_ticks(costs: Sequence[float]) -> tuple[list[float], list[str]]:

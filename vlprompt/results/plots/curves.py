@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from vlprompt.results.plots.continual import average_accuracy_matrix, compute_cu
 from vlprompt.results.plots.domains import CURVES, average_over_epochs, collect_pseudo_label_panels
 from vlprompt.results.plots.figure import Figure, make_figure_name
 from vlprompt.results.plots.interactive import make_heatmap, make_layout
-from vlprompt.results.plots.lines import Line, add_letters, build_line_figure, label_rows
+from vlprompt.results.plots.lines import (
+    Line,
+    add_letters,
+    build_line_figure,
+    describe_group,
+    group_for_figures,
+    label_rows,
+)
 from vlprompt.results.plots.shots import COLOURS, build_colormap, format_seed_count, get_line_style
 from vlprompt.results.run_folder import Result, RunFolder
 from vlprompt.results.tables.domains import ORACLE_NOTE
@@ -53,10 +61,7 @@ def thin(steps: Sequence[int], values: Sequence[float], n: int = MAX_POINTS) -> 
 
 def build_learning_figures(rows: Sequence[ResultRow]) -> list[Figure]:
     """Build the terms of the loss over the steps, mean over seeds, for each task, dataset and number of shots."""
-    groups = dict[tuple[Any, int | None], list[ResultRow]]()
-    for row in rows:
-        groups.setdefault((row.table_key, row.shots), []).append(row)
-    return [figure for group in groups.values() if (figure := _build_learning_figure(group))]
+    return [figure for group in group_for_figures(rows) if (figure := _build_learning_figure(group))]
 
 
 def _build_learning_figure(rows: Sequence[ResultRow]) -> Figure | None:
@@ -79,27 +84,17 @@ def _build_learning_figure(rows: Sequence[ResultRow]) -> Figure | None:
         return None
     if max(widths) > 1:
         notes = [*notes, f"a point is the mean of up to {max(widths)} steps"]
-    first, shots = rows[0], f"{rows[0].shots} shots" if rows[0].shots else ""
-    subject = ", ".join(filter(None, (first.task, first.dataset, shots)))
-    parts = [first.task, first.dataset, shots, *([first.kind, str(first.stages or "")] if first.stages else [])]
+    parts = describe_group(rows)
     figure = build_line_figure(
         make_figure_name("learning", *parts),
-        f"{subject}: loss, mean over {format_seed_count(rows)}",
+        f"{', '.join(parts)}: loss, mean over {format_seed_count(rows)}",
         "Terms of the loss over the training steps that all seeds have; terms of different methods do not compare.",
         lines,
         "step",
         "loss",
         notes,
     )
-    return Figure(
-        figure.name,
-        figure.title,
-        figure.description,
-        figure.draw,
-        figure.interactive,
-        _make_loss_table(figure.title, lines, notes),
-        figure.size,
-    )
+    return replace(figure, table=_make_loss_table(figure.title, lines, notes))
 
 
 def _make_loss_table(title: str, lines: Sequence[Line], notes: Sequence[str]) -> Table:

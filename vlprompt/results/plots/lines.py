@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlprompt.results.comparability import CONTINUAL, DOMAIN, get_domain_pair
 from vlprompt.results.plots.figure import Figure
 from vlprompt.results.plots.interactive import clean_numbers, make_layout, make_trace
 from vlprompt.results.tables.formats import Table
@@ -39,6 +40,35 @@ def label_rows(rows: Sequence[ResultRow]) -> tuple[dict[int, str], dict[int, str
     with_backbone = len({r.backbone for r in rows}) > 1
     labels = {id(r): format_label(r, "" if with_backbone else r.backbone) for r in rows}
     return labels, letters, notes
+
+
+def group_for_figures(rows: Iterable[ResultRow]) -> list[list[ResultRow]]:
+    """Return rows of one task, dataset, number of shots and pair of domains together, which one figure compares."""
+    groups = dict[tuple[Any, ...], list[ResultRow]]()
+    for row in rows:
+        pair = get_domain_pair(row.runs[0]) if row.task == DOMAIN else None
+        groups.setdefault((row.table_key, row.shots, pair), []).append(row)
+    return list(groups.values())
+
+
+def describe_group(rows: Sequence[ResultRow]) -> list[str]:
+    """Return what the rows of one figure share, for its title and its name: task, dataset, shots, kind, pair."""
+    first = rows[0]
+    parts = [first.task, first.dataset, format_shots(first.shots)]
+    if first.task in (CONTINUAL, DOMAIN):
+        parts.append(first.kind.replace("_", "-"))
+    if first.stages:
+        parts.append(f"{first.stages} stages")
+    if first.task == DOMAIN:
+        sources, target = get_domain_pair(first.runs[0])
+        pair = f"{'+'.join(sources)} -> {target}"
+        parts += [pair] if pair != first.dataset else []
+    return [part for part in parts if part]
+
+
+def format_shots(shots: int | None) -> str:
+    """Return "4 shots"; nothing for all images."""
+    return "" if shots is None else f"{shots} shot{'s' * (shots != 1)}"
 
 
 def add_letters(label: str, letters: Iterable[str]) -> str:
@@ -139,6 +169,8 @@ def build_line_figure(
             axes.set_xscale("log", base=2)
             axes.set_xticks(log_ticks, [str(v) for v in log_ticks])
             axes.minorticks_off()
+        else:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel=x, ylabel=y)
         finish_axes(axes, title, notes, len(lines))
 
@@ -146,12 +178,12 @@ def build_line_figure(
     return Figure(name, title, text, draw, interactive, make_line_table(title, x, lines, notes))
 
 
-def finish_axes(axes: Any, title: str, notes: Sequence[str], n_labels: int) -> None:
+def finish_axes(axes: Any, title: str, notes: Sequence[str], n_labels: float) -> None:
     """Set title, grid, legend and footnotes; the legend of many labels stands beside the axes."""
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
-    if n_labels > 4:
+    if n_labels > 3:
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     else:
         axes.legend(fontsize=8, loc="best")
