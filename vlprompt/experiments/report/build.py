@@ -1,5 +1,6 @@
 """Build the report of folders of runs."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,10 +23,12 @@ from vlprompt.results.report.result_tables import (
 )
 from vlprompt.results.run_folder import Result
 from vlprompt.results.run_scan import RunScan, mark_changed_inputs, scan_runs
-from vlprompt.results.tables.summary import ResultRow, build_rows, find_usual_backbone, format_label
+from vlprompt.results.tables.summary import ResultRow, build_rows, find_usual_backbone, format_label, group_by_table
 
 ANSWERS_TITLE, OTHER_TITLE = "Answers: confusion and calibration", "Further figures"
 MAX_DETAILED_RUNS = 16  # whose answers are drawn and whose mistakes are shown, so that the page stays small
+MOST_SHOTS_TITLES = {"cost": "Cost against accuracy", "learning": "Learning curves"}  # topics with many figures
+MOST_SHOTS_TEXT = "Of each dataset the runs with the most shots; `vlprompt plot` draws all."
 TITLES = {  # topic of figures -> title of their section
     "shots": "Accuracy over shots",
     "base_new": "Base against new classes",
@@ -34,8 +37,7 @@ TITLES = {  # topic of figures -> title of their section
     "stages": "Streams",
     "matrix": "Streams",
     "pseudo": "Pseudo-labels",
-    "cost": "Cost against accuracy",
-    "learning": "Learning curves",
+    **MOST_SHOTS_TITLES,
     "confusion": ANSWERS_TITLE,
     "reliability": ANSWERS_TITLE,
 }
@@ -72,8 +74,12 @@ def build_report(folders: Sequence[Path], title: str = "Results") -> Report:
     results = [mark_changed_inputs(result) for result in scan.results]
     rows = build_rows(results)
     detailed, n_left = choose_detailed_runs(rows)
-    answered = [run.result for run in detailed]
-    figures = [*build_figures(results, tuple(ROW_TOPICS)), *build_figures(answered, tuple(RUN_TOPICS))]
+    chosen = {
+        tuple(topic for topic in ROW_TOPICS if topic not in MOST_SHOTS_TITLES): results,
+        tuple(MOST_SHOTS_TITLES): choose_most_shots(rows),
+        tuple(RUN_TOPICS): [run.result for run in detailed],
+    }
+    figures = [figure for topics, members in chosen.items() for figure in build_figures(members, topics)]
     sections = [
         Section("results", "Results", (RESULTS_TEXT,), build_result_tables(rows)),
         Section("tests", "Tests over datasets", tables=build_test_tables(rows)),
@@ -122,6 +128,15 @@ def choose_detailed_runs(rows: Sequence[ResultRow]) -> tuple[list[DetailedRun], 
     return [run for *_, run in ranked[:MAX_DETAILED_RUNS]], max(0, len(ranked) - MAX_DETAILED_RUNS)
 
 
+def choose_most_shots(rows: Sequence[ResultRow]) -> list[Result]:
+    """Return of each table the runs with the most shots; all images are more than any number."""
+    chosen = list[Result]()
+    for table in group_by_table(rows):
+        shots = [math.inf if row.shots is None else row.shots for row in table]
+        chosen += [run for row, n in zip(table, shots, strict=True) if n == max(shots) for run in row.runs]
+    return chosen
+
+
 def _build_figure_sections(
     figures: Sequence[Figure], detailed: Sequence[DetailedRun], n_left: int
 ) -> Iterator[Section]:
@@ -130,7 +145,8 @@ def _build_figure_sections(
         by_title[TITLES.get(figure.name.partition("-")[0], OTHER_TITLE)].append(figure)
     for title, group in by_title.items():
         if group:
-            texts = (_describe_choice(detailed, n_left),) if title == ANSWERS_TITLE else ()
+            texts = [_describe_choice(detailed, n_left)] if title == ANSWERS_TITLE else []
+            texts += [MOST_SHOTS_TEXT] if title in MOST_SHOTS_TITLES.values() else []
             yield Section(make_figure_name(*title.lower().split()), title, texts, figures=group)
 
 

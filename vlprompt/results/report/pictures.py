@@ -1,13 +1,16 @@
 """Pictures of figures: files for papers, and an SVG inside the page that takes the colours of its theme."""
 
+import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vlprompt.results.plots.figure import STYLE, Figure, render_canvas
+from vlprompt.results.plots.figure import PICTURE_METADATA, STYLE, Figure
 
 TEXT_COLOUR = "#010203"  # of no line: on the page it becomes the colour of the text
-MAX_INLINE_BYTES = 300_000
+MAX_INLINE_BYTES, FILE_DPI = 300_000, 130
+PADDING = 0.05  # inches around what is drawn
 THEME: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), TEXT_COLOUR),
     "figure.facecolor": "none",
@@ -32,19 +35,45 @@ class Pictures:
 
 
 def draw_pictures(figure: Figure, with_files: bool) -> Pictures:
-    """Draw a figure once and write it in every format."""
+    """Draw a figure and write it in every format, with one layout."""
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
+    # the writers of the formats themselves, as `savefig` draws twice for each
+    writers = {"png": FigureCanvasAgg, "pdf": FigureCanvasPdf} if with_files else {}
     with matplotlib.rc_context({**STYLE, **THEME}):
         canvas = Canvas(figsize=figure.size, layout="constrained")
         figure.draw(canvas.subplots())
         canvas.draw_without_rendering()
-        canvas.set_layout_engine("none")  # else each format lays out anew
-        svg = render_canvas(canvas, "svg").decode()
+        _fit_page(canvas)
+        svg = _write(FigureCanvasSVG(canvas).print_svg, "svg").decode()
         canvas.set_facecolor("white")
-        files = {suffix: render_canvas(canvas, suffix) for suffix in ("png", "pdf")} if with_files else {}
+        files = {}
+        for name, writer in writers.items():
+            canvas.set_dpi(FILE_DPI)  # as writers of vectors set their own
+            files[name] = _write(getattr(writer(canvas), f"print_{name}"), name)
     return Pictures(svg, files)
+
+
+def _fit_page(canvas: Any) -> None:
+    """End the layout, and move the page's edges to what is drawn: labels may reach out of it."""
+    width, height = canvas.get_size_inches()
+    box = canvas.get_tightbbox().padded(PADDING)
+    canvas.set_layout_engine("none")
+    positions = [(axes, axes.get_position(original=True)) for axes in canvas.axes]
+    canvas.set_size_inches(box.width, box.height)
+    for axes, place in positions:
+        left, bottom = (place.x0 * width - box.x0) / box.width, (place.y0 * height - box.y0) / box.height
+        axes.set_position((left, bottom, place.width * width / box.width, place.height * height / box.height))
+
+
+def _write(write: Callable[..., None], picture_format: str) -> bytes:
+    stream = io.BytesIO()
+    write(stream, metadata=PICTURE_METADATA[picture_format])
+    return stream.getvalue()
 
 
 def inline_svg(svg: str, name: str) -> str:
