@@ -10,6 +10,8 @@ import sys
 import warnings
 
 import pytest
+from forks import give
+from kills import COMMAND, killed_when
 
 from vlprompt.cli.app import main
 from vlprompt.results.run_folder import RunFolder, find_run_folders
@@ -131,6 +133,76 @@ def test_wandb_and_trackio_have_the_numbers_of_the_run(tmp_path, quiet):
         enumerate(losses, 1)
     )
     assert rows[-1][1]["accuracy"] == result.summary["accuracy"]
+
+
+def kill_and_go_on(out, *words):
+    """Kill a run by SIGKILL once some steps are in its saved state; give the command again. Returns losses by step."""
+    words = ["run", "coop", "digits", "--shots", "1", "train.epochs=60", "--save-every", "0", "--out", str(out), *words]
+    condition = 'any(len(p.read_bytes()) > 1500 for p in folder.glob("*/steps.jsonl"))'
+    killed_when(out, condition, COMMAND, *words)
+    status, text = give(*words)
+    assert status == 0, text
+    run = only_run(out)
+    losses = [step["ce"] for step in read_steps(run)]
+    assert len(losses) == 60
+    return run, list(enumerate(losses, 1))
+
+
+def test_a_run_killed_before_a_batch_was_passed_on_is_in_each_file_once(tmp_path, quiet):
+    """The steps that its saved state knows are read from steps.jsonl, as the killed process can't pass them on."""
+    run, losses = kill_and_go_on(tmp_path / "runs", "--track", "jsonl,tensorboard")
+    assert [(line["step"], line["loss"]) for line in read_jsonl(run) if line["kind"] == "step"] == losses
+    assert [step for step, _ in read_tensorboard(run)["train/loss"]] == [step for step, _ in losses]
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_in_the_stores_of_wandb_and_trackio_once(tmp_path, quiet):
+    """Also where it was killed after it had passed steps on, and before it wrote so."""
+    words = [*WORDS, "train.epochs=300", "--save-every", "0", "--out", str(tmp_path / "runs")]
+    words = [COMMAND, *words, "--track", "wandb,trackio"]
+    process = subprocess.Popen(words, env=dict(os.environ))
+    while process.poll() is None:
+        states = [path.read_text() for path in (tmp_path / "runs").glob("*/trackers.json")]
+        if states and '"last_step": 0' not in states[0] and states[0].count('"last_step"') == 2:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert process.returncode == -signal.SIGKILL
+    [path] = (tmp_path / "runs").glob("*/trackers.json")
+    state = json.loads(path.read_text())
+    for name in ("wandb", "trackio"):
+        assert state[name].pop("last_step") > 1
+    path.write_text(json.dumps(state))
+    assert subprocess.run(words, check=False).returncode == 0
+    losses = [(i, step["ce"]) for i, step in enumerate(read_steps(only_run(tmp_path / "runs")), 1)]
+    assert len(losses) == 300
+    rows = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for file in sorted((tmp_path / "runs").glob("wandb/offline-run-*/*.wandb"))
+        for record in read_wandb(file)
+        if record.WhichOneof("record_type") == "history"
+    ]
+    assert [(row["_step"], row["train/loss"]) for row in rows if "train/loss" in row] == losses
+    files = [file.name for file in (tmp_path / "runs").glob("wandb/offline-run-*/*.wandb")]
+    assert len(files) == 2
+    assert len({*files}) == 1
+    with sqlite3.connect(tmp_path / "trackio" / "vlprompt.db") as store:
+        rows = [(step, json.loads(values)) for step, values in store.execute("select step, metrics from metrics")]
+    assert [(step, values["train/loss"]) for step, values in rows if "train/loss" in values] == losses
+
+
+@pytest.mark.slow
+def test_a_stream_counts_its_steps_over_all_lessons(tmp_path, quiet):
+    """Also where it was killed before anything was passed on, in a later lesson."""
+    words = ["run", "l2p", "digits", "--task", "continual", "--backbone", "glyph-vit", "--save-every", "0",
+             "train.epochs=2", "train.batch_size=64", "--track", "jsonl", "--out", str(tmp_path / "runs")]  # fmt: skip
+    condition = 'any(b\'"stage": 1\' in p.read_bytes() for p in folder.glob("*/steps.jsonl"))'
+    killed_when(tmp_path / "runs", condition, COMMAND, *words)
+    assert give(*words)[0] == 0
+    run = only_run(tmp_path / "runs")
+    losses = [sum(v for k, v in step.items() if k not in ("stage", "epoch", "step", "lr")) for step in read_steps(run)]
+    tracked = [line for line in read_jsonl(run) if line["kind"] == "step"]
+    assert [line["step"] for line in tracked] == [*range(1, len(losses) + 1)]
+    assert [line["loss"] for line in tracked] == pytest.approx(losses)
 
 
 @pytest.mark.slow

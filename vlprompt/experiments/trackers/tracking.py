@@ -1,9 +1,10 @@
 """Follow runs by trackers: numbers go to them in batches, and no trouble of theirs stops a run."""
 
 import json
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from vlprompt.results.atomic_files import write_json
 from vlprompt.results.run_folder import Result
 
 STATE_FILE = "trackers.json"  # in a run's folder: how each tracker identifies the run, and the last step that it has
-LESSONS = "steps"  # in it: how many steps each lesson has
+STEPS_FILE = "steps.jsonl"  # in a run's folder: all that it has learned from
 SECONDS_PER_BATCH = 2.0
 
 
@@ -33,7 +34,8 @@ class TrackedRunListener:
         self.trackers: dict[str, Tracker] = {}
         self._pending = list[TrackedStep]()
         self._last_flush = time.monotonic()
-        self._steps_of_lessons = self.state.setdefault(LESSONS, {})
+        self._steps_before: int | None = None  # of earlier lessons; None before the first step is heard
+        self._lesson = self._steps_of_lesson = 0
         for name in names:
             self._guard(name, lambda name=name: self._begin(name))
         self._write_state()
@@ -47,12 +49,28 @@ class TrackedRunListener:
         """Note a step; every other event is nothing to a tracker."""
         if not isinstance(event, StepDone):
             return
-        self._steps_of_lessons[str(event.lesson)] = event.total_steps
-        earlier = sum(n for lesson, n in self._steps_of_lessons.items() if int(lesson) < event.lesson)
-        terms = {f"loss/{name}": value for name, value in event.terms.items()} if len(event.terms) > 1 else {}
-        self._pending.append(TrackedStep(earlier + event.step, {"loss": event.loss, "lr": event.lr, **terms}))
+        if self._steps_before is None:
+            self._pending = self._read_earlier_steps(event.lesson, event.step)
+            self._steps_before = len(self._pending) - event.step + 1
+        elif event.lesson != self._lesson:
+            self._steps_before += self._steps_of_lesson
+        self._lesson, self._steps_of_lesson = event.lesson, event.step
+        values = _describe_step(event.loss, event.lr, event.terms)
+        self._pending.append(TrackedStep(self._steps_before + event.step, values))
         if time.monotonic() - self._last_flush >= SECONDS_PER_BATCH:
             self.flush()
+
+    def _read_earlier_steps(self, lesson: float, step: float) -> list[TrackedStep]:
+        """Return the steps before this one from the log of the run, which a killed process may not have passed on."""
+        steps = list[TrackedStep]()
+        with suppress(OSError, ValueError, KeyError):
+            for line in (self.run.folder / STEPS_FILE).read_text("utf-8").splitlines():
+                terms = json.loads(line)
+                place, lr, _ = (terms.pop("stage"), terms.pop("step")), terms.pop("lr"), terms.pop("epoch")
+                if place >= (lesson, step):
+                    break
+                steps.append(TrackedStep(len(steps) + 1, _describe_step(sum(terms.values()), lr, terms)))
+        return steps
 
     def flush(self) -> None:
         """Pass on what was noted; steps that a tracker has, from before the run was resumed, are left out."""
@@ -67,6 +85,8 @@ class TrackedRunListener:
 
     def finish(self, result: Result | None) -> None:
         """End the run in every tracker."""
+        if self._steps_before is None and result is not None:  # the process before was killed after the last step
+            self._pending = self._read_earlier_steps(math.inf, math.inf)
         self.flush()
         for name, tracker in list(self.trackers.items()):
             self._guard(name, lambda tracker=tracker: tracker.finish(result))
@@ -87,6 +107,12 @@ class TrackedRunListener:
             )
             return False
         return True
+
+
+def _describe_step(loss: float, lr: float, terms: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers of a step; one term alone is the loss."""
+    several = {f"loss/{name}": value for name, value in terms.items()} if len(terms) > 1 else {}
+    return {"loss": loss, "lr": lr, **several}
 
 
 @contextmanager

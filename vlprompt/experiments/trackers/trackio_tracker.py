@@ -12,6 +12,7 @@ from vlprompt.experiments.trackers.values import flatten_config, flatten_result
 from vlprompt.results.run_folder import Result
 from vlprompt.runtime.installation import require_package
 
+REMOTE_VARIABLES = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 DIRECTORY_VARIABLE = "TRACKIO_DIR"  # read when trackio is imported
 
 
@@ -24,19 +25,28 @@ class TrackioTracker:
 
     def begin(self, run: TrackedRun, state: dict[str, Any]) -> dict[str, Any]:
         os.environ.setdefault(DIRECTORY_VARIABLE, str(run.runs_folder.absolute() / "trackio"))
+        self.project = os.environ.get("TRACKIO_PROJECT", "vlprompt")
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             self.trackio: Any = require_package("trackio", "trackio", "--track trackio")
             self.handle = self.trackio.init(
-                project=os.environ.get("TRACKIO_PROJECT", "vlprompt"),
+                project=self.project,
                 name=run.name,
                 config=flatten_config(run.config),
-                resume="allow",
+                resume="allow" if state else "never",
                 embed=False,
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-        self.last_step = state.get("last_step", 0)
-        return {"name": run.name}
+        self.last_step = self._read_last_step(run.name, state)
+        return {"name": run.name, "last_step": self.last_step}
+
+    def _read_last_step(self, name: str, state: dict[str, Any]) -> int:
+        """Return the last step in a local store, which a killed process may not have brought up to its state."""
+        if not state or any(variable in os.environ for variable in REMOTE_VARIABLES):
+            return state.get("last_step", 0)
+        from trackio.sqlite_storage import SQLiteStorage
+
+        return SQLiteStorage.get_last_step(self.project, name) or 0
 
     def log(self, steps: Sequence[TrackedStep]) -> None:
         for one in steps:

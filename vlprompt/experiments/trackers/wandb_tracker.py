@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from vlprompt.experiments.trackers.tracker import TrackedRun, TrackedStep
 from vlprompt.experiments.trackers.values import flatten_result
+from vlprompt.experiments.trackers.wandb_files import read_last_step
 from vlprompt.results.run_folder import Result
 from vlprompt.runtime.installation import require_package
 
@@ -27,21 +29,23 @@ class WandbTracker:
 
     def begin(self, run: TrackedRun, state: dict[str, Any]) -> dict[str, Any]:
         self.run, identity = run, state.get("id") or uuid4().hex[:12]
+        folder = os.environ.get("WANDB_DIR", str(run.runs_folder))
+        last_step = read_last_step(Path(folder), identity)
         self.handle = self.wandb.init(
             project=os.environ.get("WANDB_PROJECT", "vlprompt"),
             id=identity,
             name=run.name,
-            dir=os.environ.get("WANDB_DIR", str(run.runs_folder)),
+            dir=folder,
             config=dict(run.config),
             resume="allow",
             reinit="create_new",
             settings=self.wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
         )
-        return {"id": identity}
+        return {"id": identity} | ({} if last_step is None else {"last_step": last_step})
 
     def log(self, steps: Sequence[TrackedStep]) -> None:
         for one in steps:
-            self.handle.log({f"train/{name}": value for name, value in one.values.items()}, step=one.step)
+            self.handle.log({f"train/{name}": value for name, value in one.values.items()}, step=one.step, commit=True)
 
     def finish(self, result: Result | None) -> None:
         if result is not None:
