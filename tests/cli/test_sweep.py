@@ -11,7 +11,7 @@ from vlprompt.cli.app import main
 from vlprompt.experiments.sweeps.sweep_file import read_sweep_space, split_values
 from vlprompt.results.run_folder import RunFolder, find_run_folders
 
-SHORT = ["train.epochs=1", "--feature-cache", "none"]
+SHORT = ["train.epochs=1"]
 
 
 def call(*words):
@@ -175,7 +175,7 @@ def _iter_outcomes(out):
 
 def test_one_failure_stops_nothing(tmp_path, capsys):
     words = ["sweep", "method=coop", "dataset=digits", "shots=1", "seed=1", "train.lr=0.002,1e30", "train.epochs=2"]
-    assert call(*words, "--out", tmp_path, "--jobs", 2, "--feature-cache", "none") == 1
+    assert call(*words, "--out", tmp_path, "--jobs", 2) == 1
     streams = capsys.readouterr()
     assert "1 of 2 runs" in streams.out
     assert "got NaN for" in " ".join(streams.err.split())

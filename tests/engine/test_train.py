@@ -163,6 +163,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tiny, tmp
 def test_the_folder_of_a_run(tiny, tmp_path):
     result = run(CoOp(tiny, 4), FewShot("digits", shots=1), TrainConfig(epochs=3), tmp_path / "one")
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
+        "answers.safetensors",
         "config.yaml",
         "inputs.json",
         "prompt.safetensors",

@@ -16,7 +16,7 @@ from kills import COMMAND, killed_when
 from vlprompt.cli.app import main
 from vlprompt.results.run_folder import RunFolder, find_run_folders
 
-WORDS = ["run", "coop", "digits", "--shots", "1", "train.epochs=4", "--feature-cache", "none"]
+WORDS = ["run", "coop", "digits", "--shots", "1", "train.epochs=4"]
 N_STEPS = 4
 
 
