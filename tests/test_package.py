@@ -22,6 +22,8 @@ def test_the_wheel_runs_from_another_folder(tmp_path):
     assert "vlprompt/_configs/reference/base_to_new.yaml" in held
     assert {"vlprompt/_configs/groups.yaml", "vlprompt/_configs/preprocess/vpt_vtab.yaml"} <= set(held)
     assert "vlprompt/backbones/glyph.safetensors" in held
+    page = "templates/page.html.j2", "templates/parts.html.j2", "assets/report.css", "assets/report.js"
+    assert {f"vlprompt/results/report/{name}" for name in page} <= set(held)
     assert not [name for name in held if name.startswith(("datasets/", "tests/", "configs/"))]
     site, work = tmp_path / "site", tmp_path / "work"
     work.mkdir()

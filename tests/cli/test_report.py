@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -25,7 +26,7 @@ def call(*words):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "runs"
-    options = ["--shots", "1,2", "--seed", "1,2,3", "train.epochs=1", "--feature-cache", "none", "--out", folder]
+    options = ["--shots", "1,2", "--seed", "1,2,3", "train.epochs=1", "--out", folder]
     assert call("run", "zero_shot,coop", "digits", *options) == 0
     return folder
 
@@ -67,7 +68,7 @@ def test_commands_make_the_runs_again(report, runs, tmp_path):
     assert len(lines) == 4
     command = next(line for line in lines if "coop" in line and "--shots 1 " in line)
     assert "--seed 1,2,3" in command
-    assert call(*command.split()[1:], "--feature-cache", "none", "--out", tmp_path / "again") == 0
+    assert call(*command.split()[1:], "--out", tmp_path / "again") == 0
     assert {path.name for path in find_run_folders(tmp_path / "again")} <= {p.name for p in find_run_folders(runs)}
     assert environments.table.rows[0][1] == "12"
 
@@ -123,7 +124,7 @@ def test_broken_and_unfinished_runs_are_listed(copy):
     del content["checksum"]
     (folders[2] / "result.json").write_text(json.dumps({**content, "added_by_a_later_version": 1}))
     shutil.copytree(folders[3], copy / "a copy")
-    built = build_report([copy, copy / folders[3].name])
+    built = build_report([copy, copy / folders[4].name])
     lines = "\n".join(section(built, "left-out").lines)
     assert folders[0].name in lines
     assert f"not finished, give the same command again: {folders[1].name}" in lines
@@ -169,4 +170,11 @@ def test_what_is_no_report(runs, tmp_path, capsys):
 
 
 def test_a_folder_that_can_not_be_written(runs, capsys):
-    assert "expected a file that can be written" in refuse(capsys, runs, "--out", "/proc/report")
+    for words in (["--out", "/proc/report"], ["--single", "/proc/report/page.html"]):
+        assert "expected a file that can be written" in refuse(capsys, runs, *words)
+
+
+def test_without_the_extra(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert 'pip install "vlprompt[report]"' in refuse(capsys, runs, "--out", tmp_path / "report")
+    assert not (tmp_path / "report").exists()

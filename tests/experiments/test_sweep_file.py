@@ -79,7 +79,7 @@ def sweep_with_limit(limit, words):
 
 @pytest.mark.parametrize("jobs", [[], pytest.param(["--jobs", "2"], marks=pytest.mark.slow)])
 def test_a_full_disk_ends_a_sweep_with_one_error_and_loses_nothing(tmp_path, jobs):
-    words = [*WORDS, "seed=1,2", "--feature-cache", "none", *jobs]
+    words = [*WORDS, "seed=1,2", *jobs]
     status, text = give(*words, act=partial(sweep_with_limit, 8000), cwd=tmp_path)
     text = " ".join(text.split())
     assert status == 2, text

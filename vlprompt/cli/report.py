@@ -32,8 +32,9 @@ def report(
     from vlprompt.experiments.report.build import build_report
     from vlprompt.results.atomic_files import write_atomically
     from vlprompt.results.report.folder import require_report_folder, require_single_path, write_report_folder
-    from vlprompt.results.report.page import render_page_files, render_single_page
+    from vlprompt.results.report.page import render_page_files, render_single_page, require_page_packages
 
+    require_page_packages()
     folder = (None if single else Path("report")) if out is None else out
     if single is not None:
         require_single_path(single)
@@ -43,7 +44,6 @@ def report(
     if folder is not None:
         console.print(f"wrote {write_report_folder(folder, render_page_files(built))}", markup=False, soft_wrap=True)
     if single is not None:
-        single.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(single, render_single_page(built))
         console.print(f"wrote {single}", markup=False, soft_wrap=True)
     show_warnings([line for section in built.sections if section.name == "left-out" for line in section.lines], console)

@@ -10,11 +10,13 @@ LIST_NAME = "report_files.json"
 
 
 def require_single_path(path: Path) -> None:
-    """ValueError for a page that would be no file .html."""
+    """Make the folder of a page; ValueError where it would be no file .html, OSError where it can't be written."""
     if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
         what = "a folder" if path.is_dir() else repr(str(path))
         raise ValueError(f"--single: expected a file .html, got {what}. Name one, or give --out {path} for a folder.")
     _require_folder(path.parent, "--single")
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def require_report_folder(folder: Path) -> None:

@@ -26,6 +26,12 @@ class Files:
     by_figure: dict[str, list[str]] = field(default_factory=dict)
 
 
+def require_page_packages() -> None:
+    """OSError that names the extra, where a package of the page is missing."""
+    for package in ("jinja2", "plotly"):
+        require_package(package, EXTRA, PURPOSE)
+
+
 def render_single_page(report: Report) -> bytes:
     """Return a report as one HTML file, with its scripts and without further files."""
     return _render(report, Files(), is_single=True)

@@ -162,6 +162,7 @@
   const controls = document.querySelector("[data-controls]");
   controls.append(make("label", {}, "Colours", select));
   controls.hidden = false;
+  document.querySelector("[data-no-script]").remove();
 
   if (window.matchMedia("(max-width: 40rem)").matches) document.querySelector("nav details").open = false;
 })();
