@@ -13,7 +13,7 @@ MAX_SHOWN_REASONS = 10
 
 
 def show_plan(plan: "SweepPlan", impossible: dict[str, str], n_workers: int, console: "Console") -> None:
-    """Print a line for the runs of each method, dataset and number of shots, their sums, and what is missing."""
+    """Print a line for the runs of each method, dataset and number of shots, their sums, and what is impossible."""
     from vlprompt.experiments.memory_plan import format_duration
     from vlprompt.results.tables.formats import Table
 
@@ -34,8 +34,6 @@ def show_plan(plan: "SweepPlan", impossible: dict[str, str], n_workers: int, con
     console.print(line, highlight=False, soft_wrap=True)
     if any(group.is_measured for group in plan.groups):
         console.print("s per run and MB: of finished runs", style="dim")
-    for name, reason in plan.missing.items():
-        console.print(f"missing: {name}: {reason}", style="yellow", highlight=False, soft_wrap=True)
     for reason in list(impossible.values())[:MAX_SHOWN_REASONS]:
         console.print(f"impossible: {reason}", style="yellow", highlight=False, soft_wrap=True)
 

@@ -14,13 +14,11 @@ from vlprompt.engine.unseen_classes import require_test_classes
 from vlprompt.experiments.sweeps.combinations import resolve_sweep
 from vlprompt.experiments.sweeps.options import LoadedBackbones
 from vlprompt.experiments.sweeps.run_names import format_run_name
-from vlprompt.experiments.sweeps.sweep_file import Combination, SweepSpace
+from vlprompt.experiments.sweeps.sweep_file import OPTIONS, Combination, SweepSpace
 from vlprompt.runtime.seeding import make_generator
 
 if TYPE_CHECKING:
     from vlprompt.core.stage import Stage
-
-OPTIONS = ("method", "dataset", "task", "backbone", "shots", "seed", "source", "target")  # what is no setting
 
 
 @dataclass

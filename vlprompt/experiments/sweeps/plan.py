@@ -1,4 +1,4 @@
-"""What a sweep would run, before it does: how many runs, how far they are, hours, memory, disk, and what is missing."""
+"""What a sweep would run, before it does: how many runs, how far they are, hours, memory and disk."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -60,10 +60,9 @@ class PlanGroup:
 
 @dataclass
 class SweepPlan:
-    """The groups of a sweep, and why data of it are missing (dataset -> reason)."""
+    """The groups of a sweep."""
 
     groups: list[PlanGroup] = field(default_factory=list)
-    missing: dict[str, str] = field(default_factory=dict)
 
     def sum_left(self, value: Callable[[PlanGroup], float | None]) -> tuple[float, int]:
         """Return the sum of a cost over the runs that are left, and how many of them it does not know."""
@@ -85,8 +84,10 @@ def plan_sweep(
         runs_folder: where they are.
         load_backbone: loads the backbone of a run to measure a step on it; None to measure nothing.
     """
-    sizes = {name: find_dataset_size(name) for name in dict.fromkeys(d for c in configs for d in _list_datasets(c))}
-    plan = SweepPlan(missing={name: size.missing_reason for name, size in sizes.items() if size.missing_reason})
+    plan, sizes = SweepPlan(), dict[str, DatasetSize]()
+    if load_backbone is not None:
+        names = dict.fromkeys(name for config in configs for name in _list_datasets(config))
+        sizes = {name: find_dataset_size(name) for name in names}
     members: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
         members.setdefault(_key_without_seed(config), []).append(index)

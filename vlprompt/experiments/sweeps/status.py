@@ -1,7 +1,6 @@
 """Where the sweeps of a folder stand, from what their processes wrote."""
 
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 
 from vlprompt.experiments.events import RunProgress
@@ -50,11 +49,8 @@ def read_status(runs_folder: Path) -> SweepStatus:
     watched = [call for call in calls[:-1] if not call.has_ended()] + calls[-1:]
     current = {call.read_list_name() for call in watched} & set(names) or set(names[-1:])
     configs = {config.hash: config for name in sorted(current) for config in folder.read_list(name)}
-    done = {
-        key
-        for key, config in configs.items()
-        if _has_result(runs_folder, key, get_run_folder(runs_folder, config).path)
-    }
+    finished = _list_finished(runs_folder)
+    done = {key for key, config in configs.items() if get_run_folder(runs_folder, config).path.name in finished}
     claims: Claims = folder.open_claims(Owner.create(), patience=0.0)
     running = {
         key: parse_progress(claims.read_progress(key), format_run_name(configs[key]), claims.read_owner(key))
@@ -80,9 +76,10 @@ def read_status(runs_folder: Path) -> SweepStatus:
     )
 
 
-def _has_result(runs_folder: Path, key: str, path: Path) -> bool:
-    """Whether a run has a result, in its folder or in one of other inputs beside it."""
-    return (path / "result.json").exists() or any(runs_folder.glob(f"{escape(path.name)}-*/result.json"))
+def _list_finished(runs_folder: Path) -> set[str]:
+    """Return the names of folders with a result; of those on other inputs also the name that they stand beside."""
+    names = {path.parent.name for path in runs_folder.glob("*/result.json")}
+    return names | {name.rpartition("-")[0] for name in names}
 
 
 def _is_dead(claims: Claims, key: str) -> bool:

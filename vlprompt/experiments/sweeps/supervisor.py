@@ -128,21 +128,15 @@ class _Supervisor:
 
     def _start_workers(self) -> None:
         """Start as many workers as there are runs that nobody makes."""
-        left = [key for key in self.pending if key not in self.outcomes]
-        n_free = sum(not self._is_taken(key) for key in left)
-        n_taken_here = sum(self._is_taken_here(key) for key in left)
+        left = self.pending.keys() - self.outcomes.keys()
+        owners = {key: self.claims.read_owner(key) for key in self.claims.list_keys() if key in left}
+        taken = {k: owner for k, owner in owners.items() if owner is not None and not self.claims.is_abandoned(k)}
+        n_free = len(left) - len(taken)
+        n_taken_here = sum(self.call.has_attempt(key, owner) for key, owner in taken.items())
         n_jobs = min(self.scheduler.n_workers, n_free + n_taken_here) - len(self.alive)
         if n_jobs > 0 and n_free and time.monotonic() >= self.next_start:
             for handle in self.scheduler.submit(self.job, n_jobs):
                 self.alive[handle] = JobState(JobPhase.WAITING)
-
-    def _is_taken_here(self, key: str) -> bool:
-        """Whether a worker of this sweep makes a run."""
-        owner = self.claims.read_owner(key)
-        return owner is not None and self.call.has_attempt(key, owner) and not self.claims.is_abandoned(key)
-
-    def _is_taken(self, key: str) -> bool:
-        return self.claims.read_owner(key) is not None and not self.claims.is_abandoned(key)
 
     def _look_at_workers(self) -> None:
         for handle in list(self.alive):
@@ -155,7 +149,7 @@ class _Supervisor:
 
     def _wait_before_next_start(self) -> None:
         """Wait ever longer where workers end without ending a run, as where another command makes it."""
-        n_ended = len(self.call.read_outcomes())
+        n_ended = len(self.call.list_ended())
         self.n_idle_ends = 0 if n_ended > self.n_ended_before else self.n_idle_ends + 1
         self.n_ended_before = n_ended
         self.next_start = time.monotonic() + min(MAX_SECONDS_TO_WAIT, 2.0**self.n_idle_ends - 1)
@@ -171,8 +165,8 @@ class _Supervisor:
         self.on_event(Notice(state.place or self.scheduler.name, f"{state.error}; another worker goes on"))
 
     def _read_outcomes(self) -> None:
-        for key, outcome in self.call.read_outcomes().items():
-            if key not in self.outcomes and key in self.pending:
+        for key, outcome in self.call.read_outcomes(self.outcomes).items():
+            if key in self.pending:
                 self.outcomes[key], self.n_deaths = outcome, 0
 
     def _measure_progress(self) -> SweepProgress:

@@ -15,6 +15,7 @@ Combination: TypeAlias = dict[str, PlainValue]  # dotted setting -> value
 OPENING, CLOSING, QUOTES = "([{", ")]}", "'\""
 SHORT_KEYS = {"method.name": "method", "task.name": "task", "task.dataset": "dataset", "task.shots": "shots"}
 NAMES = ("method", "dataset", "task", "backbone", "source", "target")  # keys whose values are names, as they are typed
+OPTIONS = (*NAMES, "shots", "seed")  # keys that are no settings
 
 
 class SweepSpace(BaseModel):

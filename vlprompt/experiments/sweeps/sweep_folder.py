@@ -8,7 +8,7 @@ claims/RUN/       who makes a run, and how far it is
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -154,15 +154,16 @@ class SweepCall:
             return Outcome(**content)
         return None
 
-    def read_outcomes(self) -> dict[str, Outcome]:
-        """Return how runs ended, by run."""
-        outcomes = dict[str, Outcome]()
+    def list_ended(self) -> set[str]:
+        """Return the runs that have ended."""
         with suppress(OSError):
-            for name in os.listdir(self.outcomes_path):
-                outcome = None if name.startswith(".") else self.read_outcome(name.removesuffix(".json"))
-                if outcome is not None:
-                    outcomes[outcome.run] = outcome
-        return outcomes
+            return {name.removesuffix(".json") for name in os.listdir(self.outcomes_path) if not name.startswith(".")}
+        return set()
+
+    def read_outcomes(self, known: Container[str] = ()) -> dict[str, Outcome]:
+        """Return how runs ended, by run, but those that are known."""
+        outcomes = {run: self.read_outcome(run) for run in self.list_ended() if run not in known}
+        return {run: outcome for run, outcome in outcomes.items() if outcome is not None}
 
     def add_attempt(self, run: str, owner: Owner) -> int:
         """Write that a process begins a run; return how often it was begun, this time included."""
@@ -181,7 +182,7 @@ class SweepCall:
 
     def count_open_attempts(self) -> int:
         """Return how often runs that have not ended were begun."""
-        ended = self.read_outcomes()
+        ended = self.list_ended()
         return sum(path.name.partition(".")[0] not in ended for path in self.attempts_path.glob("[!.]*"))
 
     def _list_attempts(self, run: str) -> list[Path]:

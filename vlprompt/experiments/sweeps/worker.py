@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -114,22 +114,18 @@ class _Worker:
         self.call: SweepCall = folder.get_call(job.call_name)
         self.maker = RunMaker(self.options, self._hear)
         self.heartbeat: Heartbeat | None = None
-        self.progress: dict[str, Any] = {}
+        self.ended = set[str]()  # runs of the call
         self._last_written = 0.0
-        self._is_parent_alive: Callable[[], bool] = lambda: job.parent is None or os.getppid() == job.parent
 
     def work(self, configs: list[RunConfig]) -> int:
         finished, n_ended = self.call.read_finished(), 0
         pending = {config.hash: config for config in configs if config.hash not in finished}
-        while not self._must_stop() and (key := self._take_next(pending)) is not None:
+        while not self.stop.is_set() and (key := self._take_next(pending)) is not None:
             with self.claims.keep(key) as heartbeat:
                 self.heartbeat = heartbeat
                 if self.call.read_outcome(key) is None:  # another worker may have ended it before this one took it
                     n_ended += self._make(key, pending)
         return n_ended
-
-    def _must_stop(self) -> bool:
-        return self.stop.is_set() or not self._is_parent_alive()
 
     def _take_next(self, pending: dict[str, RunConfig]) -> str | None:
         """Claim a run; None where nothing is left, or others make all that is."""
@@ -139,12 +135,10 @@ class _Worker:
         def rank(key: str) -> tuple[bool, bool]:
             return pending[key].backbone not in loaded, pending[key].backbone in busy
 
-        for key in sorted(pending, key=rank):  # a stable order
-            if self.call.read_outcome(key) is not None:
-                del pending[key]
-            elif self.claims.take(key) or (self.claims.is_abandoned(key) and self.claims.take_over(key)):
-                return key
-        return None
+        for key in self.call.read_outcomes(self.ended):
+            self.ended.add(key)
+            pending.pop(key, None)
+        return next((k for k in sorted(pending, key=rank) if self.claims.take(k) or self.claims.take_over(k)), None)
 
     def _make(self, key: str, pending: dict[str, RunConfig]) -> bool:
         """Make a run that was claimed; return whether it ended, by a result or for good without one.
@@ -157,7 +151,6 @@ class _Worker:
         folder = str(get_run_folder(self.options.runs_folder, config).path)
         outcome: Outcome | None
         self.on_event(RunStarted(name, config))
-        self.progress = {"name": name, "host": self.owner.host, "pid": self.owner.pid}
         try:
             if n_attempts > MAX_ATTEMPTS:
                 raise RuntimeError(f"its process died {n_attempts - 1} times")
@@ -183,7 +176,7 @@ class _Worker:
     def _hear(self, event: Event) -> None:
         """Pass an event on, write the progress now and then, and stop the run where it must."""
         if isinstance(event, StepDone | EvaluationProgress):
-            if self._must_stop():
+            if self.stop.is_set():
                 raise RunStoppedError("stopped; the same command goes on from here")
             if self.heartbeat is not None and self.heartbeat.is_lost():
                 raise RunStoppedError("another process took the run, as this one did not beat")
@@ -195,10 +188,10 @@ class _Worker:
             return
         self._last_written = now
         if isinstance(event, StepDone):
-            part = {"activity": "training", "n_done": event.step, "total": event.total_steps}
+            progress = {"activity": "training", "n_done": event.step, "total": event.total_steps}
         else:
-            part = {"activity": f"testing {event.test}", "n_done": event.n_done, "total": event.n_images}
-        self.claims.write_progress(self.heartbeat.key, {**self.progress, **part})
+            progress = {"activity": f"testing {event.test}", "n_done": event.n_done, "total": event.n_images}
+        self.claims.write_progress(self.heartbeat.key, progress)
 
 
 @contextmanager
