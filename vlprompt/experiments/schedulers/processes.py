@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from vlprompt.experiments.schedulers.logs import add_log_end
 from vlprompt.experiments.schedulers.scheduler import JobPhase, JobState
 from vlprompt.experiments.sweeps.worker import WorkerJob
 from vlprompt.runtime.memory import measure_available
 
 WORKER_CODE = "from vlprompt.experiments.sweeps.worker import main; main()"
-LOG_BYTES = 2000  # of the end of a log, in an error
 SECONDS_TO_STOP = 60.0  # until a process that was asked to stop is killed
 
 
@@ -99,9 +99,7 @@ class Processes:
 
     def _describe_death(self, handle: str, status: int) -> str:
         how = f"signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"exit status {status}"
-        path = self.log_folder / f"{handle}.log"
-        text = path.read_bytes()[-LOG_BYTES:].decode("utf-8", "replace").strip() if path.exists() else ""
-        return f"worker {handle}: ended by {how}{': ' * bool(text)}{text}"
+        return add_log_end(f"worker {handle}: ended by {how}", self.log_folder / f"{handle}.log")
 
     def cancel(self, handle: str) -> None:
         process = self._processes[handle]

@@ -15,12 +15,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vlprompt.experiments.schedulers.logs import add_log_end
 from vlprompt.experiments.schedulers.scheduler import JobPhase, JobState
 from vlprompt.experiments.sweeps.worker import WorkerJob, stop_on_signals, work
 from vlprompt.runtime.installation import require_package
 
 COMMANDS = "sbatch", "srun", "squeue", "scancel"
-LOG_BYTES = 2000  # of the end of a log, in an error
 SECONDS_TO_STOP = 120.0  # until a job that was asked to stop is cancelled
 SECONDS_PER_COMMAND = 60.0
 SECONDS_TO_REQUEUE = 60.0  # until a job that Slurm took off its node, and did not queue again, counts as ended
@@ -189,9 +189,7 @@ class Slurm:
         return time.monotonic() - self._off_since.setdefault(handle, time.monotonic()) < SECONDS_TO_REQUEUE
 
     def _describe_death(self, handle: str, state: str) -> str:
-        path = self._jobs[handle].paths.stdout
-        text = path.read_bytes()[-LOG_BYTES:].decode("utf-8", "replace").strip() if path.exists() else ""
-        return f"job {handle}: ended as {state}{': ' * bool(text)}{text}"
+        return add_log_end(f"job {handle}: ended as {state}", self._jobs[handle].paths.stdout)
 
     def _query(self) -> None:
         """Ask the controller for all jobs at once, seldom; where it doesn't answer for a while, the last states stand.
