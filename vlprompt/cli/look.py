@@ -48,8 +48,7 @@ def look(
     from vlprompt.data.images.image_inputs import build_image_items
     from vlprompt.experiments.learned.prompt import load_prompt
     from vlprompt.experiments.look.figures import iter_look_figures, require_pictures
-    from vlprompt.results.plots.figure import Figure
-    from vlprompt.results.plots.learned.files import require_picture_formats, write_picture
+    from vlprompt.results.plots.figure import Figure, require_picture_formats, save_figure_files
 
     set_data_root(root)
     set_feature_cache(feature_cache)
@@ -62,7 +61,7 @@ def look(
         folder = _choose_folder(run, out, len(runs) > 1)
         for figure in iter_look_figures(load_prompt(run, backbone, device), names, items=items):
             if isinstance(figure, Figure):
-                for path in write_picture(figure, folder, formats):
+                for path in save_figure_files(figure, folder, (*formats, "csv")):
                     console.print(f"wrote {path}", soft_wrap=True, markup=False, highlight=False)
                 if figure.name == "words":
                     console.print(figure.description, style="yellow", soft_wrap=True, markup=False)

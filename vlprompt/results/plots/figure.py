@@ -73,6 +73,13 @@ def render_picture(figure: Figure, picture_format: str) -> bytes:
         return render_canvas(canvas, picture_format)
 
 
+def require_picture_formats(formats: Sequence[str]) -> None:
+    """Raise ValueError for a format that there is not."""
+    for name in formats:
+        if name not in PICTURE_FORMATS:
+            raise ValueError(f"--format: expected {', '.join(PICTURE_FORMATS)}, got {name!r}. Write one of them.")
+
+
 def render_canvas(canvas: Any, picture_format: str) -> bytes:
     """Return a figure of Matplotlib as bytes without dates."""
     import matplotlib
