@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlprompt.results.tables.summary import (
-    MAIN_METRICS,
     ResultRow,
     find_usual_backbone,
     format_label,
@@ -123,7 +122,7 @@ def compare_methods(rows: Sequence[ResultRow], metric: str | None = None, alpha:
         metric: of the summary; by default the main one of the task.
         alpha: level of significance.
     """
-    metric = metric or (MAIN_METRICS.get(rows[0].task) or next(iter(rows[0].metrics)) if rows else "accuracy")
+    metric = metric or (rows[0].main_metric if rows else "accuracy")
     values, notes = _collect_values(rows, metric)
     if len(values) < 2:
         return GroupComparison(metric, next(iter(values), None), None, (), (*notes, "fewer than two methods"), alpha)

@@ -19,7 +19,6 @@ from vlprompt.results.report.result_tables import (
     build_result_tables,
     build_run_table,
     build_test_tables,
-    get_main_metric,
 )
 from vlprompt.results.run_folder import Result
 from vlprompt.results.run_scan import RunScan, mark_changed_inputs, scan_runs
@@ -114,7 +113,7 @@ def choose_detailed_runs(rows: Sequence[ResultRow]) -> tuple[list[DetailedRun], 
     backbone = find_usual_backbone(rows)
     for row in rows:
         for run in row.runs:
-            value = run.summary.get(get_main_metric(row))
+            value = run.summary.get(row.main_metric)
             key = row.task, row.dataset, row.kind, row.method
             if value is not None and (key not in best or value > best[key].value):
                 seed = f"seed {run.config['seed']}"

@@ -19,7 +19,7 @@ from vlprompt.results.plots.lines import (
 )
 from vlprompt.results.plots.shots import COLOURS, format_seed_count, get_line_style, has_shots_curve
 from vlprompt.results.tables.formats import Table
-from vlprompt.results.tables.summary import MAIN_METRICS, MeanStd, ResultRow, format_label, group_by_table
+from vlprompt.results.tables.summary import MeanStd, ResultRow, format_label, group_by_table
 
 ZERO_SHOT_STYLE = {"color": REFERENCE_COLOUR, "linestyle": "--"}
 MIN_RADAR_DATASETS = 3
@@ -133,13 +133,13 @@ def collect_dataset_grids(rows: Sequence[ResultRow]) -> list[DatasetGrid]:
     """Return methods by datasets for each task and number of shots, streams and domains aside."""
     groups = dict[tuple[str, int | None], list[ResultRow]]()
     for row in rows:
-        if row.task not in (CONTINUAL, DOMAIN) and (MAIN_METRICS.get(row.task) or next(iter(row.metrics), "")):
+        if row.task not in (CONTINUAL, DOMAIN) and row.main_metric:
             groups.setdefault((row.task, row.shots), []).append(row)
     return [_collect_grid(group) for group in groups.values()]
 
 
 def _collect_grid(rows: Sequence[ResultRow]) -> DatasetGrid:
-    metric = MAIN_METRICS.get(rows[0].task) or next(iter(rows[0].metrics))
+    metric = rows[0].main_metric
     footnotes, cells = Footnotes(uses_letters=True), dict[str, dict[str, tuple[MeanStd, str]]]()
     with_backbone = len({r.backbone for r in rows}) > 1
     for table in group_by_table(rows):

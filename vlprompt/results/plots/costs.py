@@ -10,7 +10,7 @@ from vlprompt.results.plots.interactive import REFERENCE_COLOUR, clean_numbers, 
 from vlprompt.results.plots.lines import add_letters, describe_group, finish_axes, group_for_figures, label_rows
 from vlprompt.results.plots.shots import COLOURS, get_line_style
 from vlprompt.results.tables.formats import Table
-from vlprompt.results.tables.summary import MAIN_METRICS, MeanStd, ResultRow
+from vlprompt.results.tables.summary import MeanStd, ResultRow
 
 COSTS = {"seconds": "seconds a run", "trained_parameters": "trained parameters"}
 ZERO_POSITION = -0.7  # of a cost of 0 on a logarithmic axis, which has no 0
@@ -49,17 +49,13 @@ def find_pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def build_cost_figures(rows: Sequence[ResultRow]) -> list[Figure]:
     """Build accuracy over seconds and over trained parameters for each task, dataset and number of shots."""
-    groups = [[r for r in group if _get_metric(r) in r.metrics] for group in group_for_figures(rows)]
+    groups = [[r for r in group if r.main_metric in r.metrics] for group in group_for_figures(rows)]
     groups = [group for group in groups if len(group) > 1]
     return [_build_cost_figure(group, cost) for group in groups for cost in COSTS]
 
 
-def _get_metric(row: ResultRow) -> str:
-    return MAIN_METRICS.get(row.task) or next(iter(row.metrics), "")
-
-
 def _build_cost_figure(rows: Sequence[ResultRow], cost: str) -> Figure:
-    metric = _get_metric(rows[0])
+    metric = rows[0].main_metric
     labels, letters, notes = label_rows(rows)
     points = [
         CostPoint(

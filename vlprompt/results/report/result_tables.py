@@ -11,16 +11,11 @@ from vlprompt.results.run_folder import Result
 from vlprompt.results.statistics import GroupComparison, compare_methods
 from vlprompt.results.tables.all_tables import build_records, build_tables
 from vlprompt.results.tables.formats import Table
-from vlprompt.results.tables.summary import MAIN_METRICS, UNITS, ResultRow, format_label, group_by_table
+from vlprompt.results.tables.summary import UNITS, ResultRow, format_label, group_by_table
 
 BEST, NOT_WORSE = "best", "not-worse"
 TEST_COLUMN = "against the best"
 TEST_HEADER = ["method", "pairs", "behind the best", "p", "p corrected", "verdict"]
-
-
-def get_main_metric(row: ResultRow) -> str:
-    """Return the metric that a row is judged by."""
-    return MAIN_METRICS.get(row.task) or next(iter(row.metrics), "")
 
 
 def build_result_tables(rows: Sequence[ResultRow]) -> list[ReportTable]:
@@ -126,7 +121,7 @@ def _name_run(row: ResultRow, run: Result) -> list[str]:
 
 
 def _format_run(row: ResultRow, run: Result) -> list[str]:
-    metric = get_main_metric(row)
+    metric = row.main_metric
     value = run.summary.get(metric)
     shots = "all" if row.shots is None else str(row.shots)
     number = "" if value is None else f"{value:.2f}"

@@ -104,6 +104,11 @@ class ResultRow:
         return self.task, self.dataset, self.kind, self.stages
 
     @property
+    def main_metric(self) -> str:
+        """The metric that it is judged by; "" for a row without metrics."""
+        return MAIN_METRICS.get(self.task) or next(iter(self.metrics), "")
+
+    @property
     def is_oracle(self) -> bool:
         """Whether test labels of the target chose the epoch; such a row is always marked."""
         return any(r.config["train"].get("model_selection") == "oracle" for r in self.runs)
