@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlprompt.results.plots.figure import Figure, make_figure_name
 from vlprompt.results.plots.interactive import REFERENCE_COLOUR, clean_numbers, make_heatmap, make_layout, make_trace
-from vlprompt.results.plots.shots import COLOURS, build_colormap
+from vlprompt.results.plots.shots import COLOURS, build_colormap, list_shades
 from vlprompt.results.run_folder import Result, RunFolder
 from vlprompt.results.tables.formats import Table, render_csv
 from vlprompt.results.test_answers import TestAnswers
@@ -108,7 +108,7 @@ def build_confusion(answers: TestAnswers, name: str, title: str) -> Figure:
         layout,
         zmin=0,
         zmax=100,
-        colorscale=[[0, "#edf1fc"], [0.6, "#97b1ea"], [0.85, COLOURS[0]], [1, "#1c2f66"]],
+        colorscale=list_shades(0.6, 0.85),
         customdata=items,
         hovertemplate="%{y} as %{x}: %{z:.1f} %, %{customdata} items<extra></extra>",
     )

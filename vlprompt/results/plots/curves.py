@@ -21,7 +21,7 @@ from vlprompt.results.plots.lines import (
     group_for_figures,
     label_rows,
 )
-from vlprompt.results.plots.shots import COLOURS, build_colormap, format_seed_count, get_line_style
+from vlprompt.results.plots.shots import build_colormap, format_seed_count, get_line_style, list_shades
 from vlprompt.results.run_folder import Result, RunFolder
 from vlprompt.results.tables.domains import ORACLE_NOTE
 from vlprompt.results.tables.formats import Table
@@ -167,7 +167,7 @@ def _build_matrix(name: str, title: str, matrix: Sequence[Sequence[float]], note
         layout,
         zmin=0,
         zmax=100,
-        colorscale=[[0, "#edf1fc"], [0.6, "#97b1ea"], [0.85, COLOURS[0]], [1, "#1c2f66"]],
+        colorscale=list_shades(0.6, 0.85),
         hovertemplate="after lesson %{y}, test of lesson %{x}: %{z:.1f} %<extra></extra>",
     )
 

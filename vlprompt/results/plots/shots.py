@@ -114,12 +114,16 @@ def load_pyplot() -> Any:
     return plt
 
 
+def list_shades(tint_position: float, colour_position: float) -> list[list[Any]]:
+    """Return (position, colour) from a tint, as white would look like no value, over the first colour to a dark one."""
+    return [[0.0, "#edf1fc"], [tint_position, "#97b1ea"], [colour_position, COLOURS[0]], [1.0, "#1c2f66"]]
+
+
 def build_colormap(tint_position: float, colour_position: float) -> Any:
-    """Build a map from a tint, as white would look like no value, over the plots' first colour to a dark one."""
+    """Build the map of `list_shades`."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    steps = [(0.0, "#edf1fc"), (tint_position, "#97b1ea"), (colour_position, COLOURS[0]), (1.0, "#1c2f66")]
-    return LinearSegmentedColormap.from_list("shades", steps)
+    return LinearSegmentedColormap.from_list("shades", list_shades(tint_position, colour_position))
 
 
 def create_panels(plt: Any, count: int) -> tuple[Any, list[Any]]:
