@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import small_models
 import torch
+from browsers import browser  # noqa: F401  # a fixture
 from miniatures import small_jpegs
 from PIL import Image
 from written_out import double  # noqa: F401  # a fixture

@@ -1,13 +1,11 @@
 """The page of `vlprompt report` in a browser: sorted, filtered, by keyboard, light and dark, without a network."""
 
-import shutil
-
 import pytest
+from browsers import IN_A_BROWSER
 
 from vlprompt.cli.app import main
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
+pytestmark = IN_A_BROWSER
 
 
 def call(*words):
@@ -24,16 +22,6 @@ def folder(tmp_path_factory):
     call("run", "zero_shot,coop", "digits", *options)
     call("report", runs, "--out", folder / "report", "--single", folder / "page.html")
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import base64
 import io
-import shutil
 import socket
 import threading
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from browsers import IN_A_BROWSER
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -20,8 +20,7 @@ from vlprompt.experiments.server.models import ServedModel, ServedModels
 from vlprompt.experiments.server.neighbours import open_training_images
 from vlprompt.experiments.server.service import Server, ServerSettings
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")]
+pytestmark = IN_A_BROWSER
 TOKEN = "a long random text"
 MAKE_FILE = """
 const bytes = Uint8Array.from(atob(encoded), c => c.charCodeAt(0));
@@ -74,16 +73,6 @@ def serve(models, settings, with_neighbours):
 def address(models):
     with serve(models, ServerSettings(), True) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
