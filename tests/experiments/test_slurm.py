@@ -219,11 +219,11 @@ def test_a_preempted_job_saves_its_state_and_goes_on(tmp_path: Path, node: Slurm
     seen: dict[str, dict[int, list[int]]] = {}  # run -> process -> steps done, as they were seen
 
     def preempt(event: object) -> None:
-        for run in event.running if isinstance(event, SweepProgress) else ():
+        running = event.running if isinstance(event, SweepProgress) else ()
+        for run in running:
             if run.activity == "training":
                 seen.setdefault(run.name, {}).setdefault(find_pid(run.place), []).append(run.n_done)
-        is_under_way = isinstance(event, SweepProgress) and any(run.n_done > 5 for run in event.running)
-        if is_under_way and not signals:
+        if running and all(run.n_done > 5 for run in running) and not signals:
             signals.extend(node.run("squeue", "--noheader", "--array", "--format=%i").split())
             for job in signals:
                 node.run("scancel", "--signal=USR2", job)
