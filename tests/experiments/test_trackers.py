@@ -234,6 +234,42 @@ def test_a_run_killed_in_the_middle_is_in_each_store_once(tmp_path, quiet):
     assert len(client.search_runs([client.get_run(run_id).info.experiment_id])) == 1
 
 
+def leave_as_killed_at_the_end(run):
+    """What a process leaves that dies after the result was written and before the tracker had all of it."""
+    lines = (run / "tracked.jsonl").read_text().splitlines(keepends=True)
+    (run / "tracked.jsonl").write_text("".join(lines[:2]))
+    (run / "trackers.json").write_text(json.dumps({"jsonl": {"file": "tracked.jsonl", "last_step": 1}}))
+    return lines
+
+
+@pytest.mark.parametrize("words", [WORDS, ["sweep", "method=coop", "dataset=digits", "shots=1", WORDS[-1]]])
+def test_a_run_killed_after_its_result_is_tracked_to_its_end(tmp_path, quiet, words):
+    words = [*words, "--out", tmp_path, "--track", "jsonl"]
+    assert call(*words) == 0
+    run = only_run(tmp_path)
+    result, lines = (run / "result.json").read_bytes(), leave_as_killed_at_the_end(run)
+    for _ in range(2):  # the second time there is nothing left to do
+        assert call(*words) == 0
+        assert (run / "tracked.jsonl").read_text().splitlines(keepends=True) == lines
+        assert (run / "result.json").read_bytes() == result
+
+
+def test_a_store_that_stays_broken_hides_no_run(tmp_path, quiet, capsys):
+    words = ["sweep", "method=coop", "dataset=digits", "shots=1", WORDS[-1], "--out", tmp_path, "--track", "jsonl"]
+    assert call(*words) == 0
+    run = only_run(tmp_path)
+    leave_as_killed_at_the_end(run)
+    (run / "tracked.jsonl").unlink()
+    (run / "tracked.jsonl").mkdir()
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert call(*words) == 0
+    streams = capsys.readouterr()
+    assert "1 of 1 runs" in streams.out
+    assert "goes on without it" in " ".join(streams.err.split())
+
+
 def test_a_tracker_that_can_not_be_used_is_refused_before_anything_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -57,7 +57,15 @@ def _read_finished(options: SweepOptions, config: RunConfig, goes_on: bool) -> R
             return None
         raise
     folder.remove_leftovers()
-    return folder.read_finished()
+    return None if _is_tracked_in_part(folder, options) else folder.read_finished()
+
+
+def _is_tracked_in_part(folder: RunFolder, options: SweepOptions) -> bool:
+    if not options.trackers:
+        return False
+    from vlprompt.experiments.trackers.tracking import is_tracked_in_part
+
+    return is_tracked_in_part(folder.path, options.trackers)
 
 
 def read_finished_runs(
@@ -187,8 +195,8 @@ class RunMaker:
 
     def _track(self, make_run: Callable[[Listener], Result], config: RunConfig, folder: RunFolder) -> Result:
         """Make a run, copied to the trackers by the main process."""
-        is_tracked = self.options.trackers and distributed.is_main_process() and folder.read_finished() is None
-        if not is_tracked:
+        has_all = folder.read_finished() is not None and not _is_tracked_in_part(folder, self.options)
+        if not self.options.trackers or not distributed.is_main_process() or has_all:
             return make_run(self.on_event)
         from vlprompt.experiments.trackers.tracker import TrackedRun
         from vlprompt.experiments.trackers.tracking import follow_run

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from secrets import token_hex
 
 from vlprompt.config.run_config import RunConfig
@@ -78,7 +78,8 @@ def run_sweep(
         if outcome is not None and outcome.error:
             report.errors[index] = outcome.error
     done = [i for i, result in enumerate(results) if result is None and i not in report.errors]
-    for index, result in zip(done, read_finished_runs([configs[i] for i in done], options), strict=True):
+    untracked = replace(options, trackers=())  # a tracker that lacks a part of a run takes no result away
+    for index, result in zip(done, read_finished_runs([configs[i] for i in done], untracked), strict=True):
         report.results[index] = result
     return report
 

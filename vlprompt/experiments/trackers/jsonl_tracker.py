@@ -17,7 +17,9 @@ class JsonlTracker:
         self.path = run.folder / FILE
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         complete = [line for line in lines if line.endswith(b"\n")]
-        self.last_step = max((json.loads(line).get("step", 0) for line in complete), default=0)
+        contents = [json.loads(line) for line in complete]
+        self.last_step = max((content.get("step", 0) for content in contents), default=0)
+        self.has_result = any(content["kind"] == "result" for content in contents)
         if not complete:
             complete = [_format_line("config", {"name": run.name, "config": dict(run.config)})]
         self.path.write_bytes(b"".join(complete))  # without half a line of a process that was killed
@@ -28,7 +30,7 @@ class JsonlTracker:
         self._append(b"".join(_format_line("step", {"step": one.step, **one.values}) for one in new))
 
     def finish(self, result: Result | None) -> None:
-        if result is not None:
+        if result is not None and not self.has_result:
             self._append(
                 _format_line("result", {"summary": result.summary, "scores": result.scores, "cost": result.cost})
             )

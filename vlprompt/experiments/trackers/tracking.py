@@ -13,10 +13,10 @@ from vlprompt.experiments.events import Event, StepDone
 from vlprompt.experiments.trackers.choice import build_tracker
 from vlprompt.experiments.trackers.tracker import TrackedRun, TrackedStep, Tracker
 from vlprompt.results.atomic_files import write_json
-from vlprompt.results.run_folder import Result
+from vlprompt.results.run_folder import Result, RunFolder
 
 STATE_FILE = "trackers.json"  # in a run's folder: how each tracker identifies the run, and the last step that it has
-STEPS_FILE = "steps.jsonl"  # in a run's folder: all that it has learned from
+HAS_RESULT = "has_result"  # in it: whether the tracker has all of a finished run
 SECONDS_PER_BATCH = 2.0
 
 
@@ -64,7 +64,7 @@ class TrackedRunListener:
         """Return the steps before this one from the log of the run, which a killed process may not have passed on."""
         steps = list[TrackedStep]()
         with suppress(OSError, ValueError, KeyError):
-            for line in (self.run.folder / STEPS_FILE).read_text("utf-8").splitlines():
+            for line in RunFolder(self.run.folder).steps_path.read_text("utf-8").splitlines():
                 terms = json.loads(line)
                 place, lr, _ = (terms.pop("stage"), terms.pop("step")), terms.pop("lr"), terms.pop("epoch")
                 if place >= (lesson, step):
@@ -89,7 +89,9 @@ class TrackedRunListener:
             self._pending = self._read_earlier_steps(math.inf, math.inf)
         self.flush()
         for name, tracker in list(self.trackers.items()):
-            self._guard(name, lambda tracker=tracker: tracker.finish(result))
+            if self._guard(name, lambda tracker=tracker: tracker.finish(result)) and result is not None:
+                self.state[name][HAS_RESULT] = True
+                self._write_state()
 
     def _write_state(self) -> None:
         with suppress(OSError):
@@ -126,6 +128,12 @@ def follow_run(names: Sequence[str], run: TrackedRun) -> "Iterator[TrackedRunLis
         with suppress(OSError):
             run.folder.rmdir()  # of a run that did not begin
         raise
+
+
+def is_tracked_in_part(folder: Path, names: Sequence[str]) -> bool:
+    """Return whether one of these trackers began a run and has not all of it, as its process was killed at the end."""
+    state = _read_state(folder)
+    return any(name in state and not state[name].get(HAS_RESULT) for name in names)
 
 
 def _read_state(folder: Path) -> dict[str, dict[str, Any]]:
