@@ -313,7 +313,7 @@ def test_without_a_network_it_says_which_file_to_put_where(tmp_path, monkeypatch
 # --- what is no ViT ---
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "test_resnet"])
+@pytest.mark.parametrize("name", [pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow), "test_resnet"])
 def test_other_models_give_features_and_take_no_prompts(name):
     tower = load(f"timm:{name}/random", "cpu")
     side = tower.preprocessing.size[0]
@@ -491,6 +491,7 @@ def test_the_command_line_on_a_timm_vit(type_in, type_all, file, pictures, tmp_p
     assert "trained_percent,stored_bytes" in (tmp_path / "t.csv").read_text()
 
 
+@pytest.mark.slow
 def test_looks_are_variants_in_a_table(type_in, tmp_path):
     words = ["run", "vpt", "digits", "--shots", "1", "--backbone", "glyph-vit/random", "method.head=linear"]
     words += ["train.epochs=1", "train.warmup=0"]

@@ -140,6 +140,7 @@ def test_pixels_of_another_shape(exported):
         run_session(OnnxPrompt(exported[0]).session, np.zeros((1, 3, 8, 8), np.float32))
 
 
+@pytest.mark.slow
 def test_the_lessons_of_a_stream(lesson, tmp_path):
     """Each image by the head of its own lesson, also where a batch has none of another lesson."""
     pixels = load_pixels("8", "cpu")
@@ -261,6 +262,7 @@ class Airy(Linear):
         return torch.special.airy_ai(tower(inputs))
 
 
+@pytest.mark.slow
 def test_operations_that_onnx_lacks(lesson, tmp_path):
     pixels = load_pixels("4", "cpu")
     method = Airy(pixels.image, LinearHead())
@@ -303,6 +305,7 @@ def test_a_difference_leaves_nothing(module, write, linear, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_onnx_file_without_its_data(run, linear, tmp_path):
     lines = write_onnx(linear, tmp_path / "out", PLAIN, max_inline_bytes=1000)
     assert "move both files together" in lines[1]

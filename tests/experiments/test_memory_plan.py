@@ -83,8 +83,10 @@ def test_what_a_step_holds_is_told_from_small_ones(name, tiny, limit):
     ("name", "wanted"),
     [
         ("coop", {"text_micro_batch", "activation_checkpointing"}),
-        ("cocoop", {"micro_batch_size", "text_micro_batch", "activation_checkpointing"}),
-        ("vpt", {"micro_batch_size", "activation_checkpointing"}),
+        pytest.param(
+            "cocoop", {"micro_batch_size", "text_micro_batch", "activation_checkpointing"}, marks=pytest.mark.slow
+        ),
+        pytest.param("vpt", {"micro_batch_size", "activation_checkpointing"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_does_not_fit_is_made_to(name, wanted, tiny, limit):

@@ -137,7 +137,7 @@ def numbers_of(thing):
     return list(thing) if isinstance(thing, list | tuple) and all(type(v) is int for v in thing) else []
 
 
-@pytest.mark.parametrize("of", ["a folder", "digits"])
+@pytest.mark.parametrize("of", ["a folder", pytest.param("digits", marks=pytest.mark.slow)])
 def test_no_label_of_the_target_can_be_reached(of, clip, domains):
     task = (
         Domain(str(domains), "paper", "night")
@@ -178,7 +178,10 @@ def with_other_labels(data):
     return replace(data, train=wrong(data.train), val=wrong(data.val), test=wrong(data.test))
 
 
-@pytest.mark.parametrize("select", ["last", "val", "entropy", "density", "agreement", "oracle"])
+@pytest.mark.parametrize(
+    "select",
+    ["val", "density", *(pytest.param(s, marks=pytest.mark.slow) for s in ("last", "entropy", "agreement", "oracle"))],
+)
 def test_other_labels_of_the_target_teach_the_same(select, glyph, tmp_path):
     """And choose the same epoch, but by the oracle; this is what would notice a leak anywhere."""
     few, states = thin("digits", 3), []
