@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-METHODS, DATASETS, SHOTS, SEEDS = ("coop", "linear", "zero_shot"), ("digits", "glyphs"), (1, 2, 4), (1, 2, 3)
+METHODS, DATASETS, SHOTS, SEEDS = ("coop", "kgcoop", "tip_adapter"), ("digits", "glyphs"), (1, 2, 4), (1, 2, 3)
 CODE = "from vlprompt.cli.app import main; main()"
 
 

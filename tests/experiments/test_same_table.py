@@ -1,4 +1,4 @@
-"""One table of three methods, two datasets, three shots and three seeds: killed twice, it is the same by any scheduler."""
+"""One table of 3 methods, 2 datasets, 3 shots and 3 seeds: killed twice, it is the same by any scheduler."""
 
 import csv
 import os
