@@ -11,6 +11,7 @@ the end and the exit status is 1. Without weights, --backbone open_clip:ViT-B-16
 """
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def parse_options(arguments=None):
 
 
 def select_methods_and_datasets(options, reference):
-    """Return methods and datasets: those of the options, or those of the table."""
+    """Return methods, each with the settings that tell a variant apart, and datasets: of the options or the table."""
     from vlprompt import methods
 
     task = TABLES[options.table]
@@ -60,10 +61,13 @@ def select_methods_and_datasets(options, reference):
     entries = [
         e for e in reference.entries if e.task == task and (not e.targets or len(e.targets) == kinds[options.table])
     ]
-    published = dict.fromkeys(e.method for e in entries if e.method in methods.find_classes())
-    return options.methods or list(published), options.datasets or list(
-        entries[0].targets or reference.averaged_datasets[task]
-    )
+    ours = methods.find_classes()
+    known = [e for e in entries if e.method in ours and all(v in ours for v in [e.arguments.get("method", e.method)])]
+    published = {json.dumps([e.method, e.arguments]): (e.method, e.arguments) for e in known}
+    variants = [(name, {}) for name in options.methods] if options.methods else list(published.values())
+    specific = {name for name, arguments in variants if arguments}
+    variants = [(name, arguments) for name, arguments in variants if arguments or name not in specific]
+    return variants, options.datasets or list(entries[0].targets or reference.averaged_datasets[task])
 
 
 def build_configs(options, reference):
@@ -71,21 +75,21 @@ def build_configs(options, reference):
     from vlprompt.cli.options import parse_integers
     from vlprompt.config.resolve import resolve_grid
 
-    task, (names, datasets) = TABLES[options.table], select_methods_and_datasets(options, reference)
+    task, (variants, datasets) = TABLES[options.table], select_methods_and_datasets(options, reference)
     shots = parse_integers(options.shots or ("1,2,4,8,16" if task == "few_shot" else "16"), "shots")
     precision = options.precision or ("fp16" if is_on_gpu(options.device) else "fp32")
     found = []
     targets = [f"task.targets={json.dumps(datasets)}"] if task == "transfer" else []
     settings = [*targets, f"train.precision={precision}", *options.set]
-    for dataset in [options.source] if targets else datasets:
+    for dataset, (name, arguments) in itertools.product([options.source] if targets else datasets, variants):
         found += resolve_grid(
-            names,
+            [name],
             shots,
             parse_integers(options.seeds, "seeds"),
             dataset=dataset,
             task=task,
             backbone=options.backbone,
-            overrides=settings,
+            overrides=[*settings, *(f"method.{key}={json.dumps(value)}" for key, value in arguments.items())],
         )
     return found
 
@@ -103,6 +107,14 @@ def get_run_state(folder):
     return "begun" if folder.state_path.exists() else "to do"
 
 
+def name_variant(method, variants):
+    """Name a method with its settings that are others in another variant of the table."""
+    differing = [key for key, value in method.items() if any(v.get(key) != value for v in variants)]
+    known = [f"{key}={method[key]}" for key in differing if not isinstance(method[key], str | dict | list)]
+    inner = [method[key]["name"] for key in differing if isinstance(method[key], dict) and "name" in method[key]]
+    return " ".join([method["name"], *known, *inner])
+
+
 def show_plan(options, configs, sizes, backbone):
     """Print one line per dataset, method and shots, then the totals and missing data."""
     from vlprompt.backbones.glyph import build_tiny_clip
@@ -117,10 +129,13 @@ def show_plan(options, configs, sizes, backbone):
     for name in ("dataset", "method", "shots", "runs", "done", "images", "steps", "tested", "time left", "MB"):
         table.add_column(name, justify="left" if name in ("dataset", "method") else "right", no_wrap=True)
     total = {"runs": 0, "done": 0, "begun": 0, "steps": 0, "seconds": 0.0}
-    groups = {}
+    groups, variants = {}, {}
     for plan in configs:
-        groups.setdefault((list_datasets(plan)[0], plan.method["name"], plan.task.get("shots")), []).append(plan)
-    for (dataset, method, shots), group in groups.items():
+        where = list_datasets(plan)[0], plan.task.get("shots"), plan.method["name"]
+        groups.setdefault((*where, json.dumps(plan.method)), []).append(plan)
+        variants.setdefault(where, []).append(plan.method)
+    for (dataset, shots, name, _), group in groups.items():
+        method = name_variant(group[0].method, variants[dataset, shots, name])
         key = json.dumps([group[0].method, group[0].train | {"epochs": 0}])
         if key not in prices:
             console.print(f"measuring a step of {method} ...", style="dim") if backbone else None

@@ -124,7 +124,7 @@ def test_plan_run_and_run_again(reproduce, eleven, tmp_path):
     assert status == 0
     assert "base_to_new with glyph/random, against published" in text
     average = [row for row in shown(tmp_path / "runs") if row[0] == "average"]
-    assert [row[1] for row in average] == ["zero_shot"] * 3 + ["coop"] * 8
+    assert [row[1] for row in average] == ["zero_shot"] * 3 + ["coop"] * 10
     assert [row[6] for row in average[3:6]] == [82.69, 63.22, 71.66]
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     status, text = reproduce(*words)

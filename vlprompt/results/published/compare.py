@@ -19,7 +19,7 @@ from vlprompt.results.published.continual_protocol import (
     explain_continual_differences,
     match_continual_entries,
 )
-from vlprompt.results.published.entries import PublishedResult, Reference
+from vlprompt.results.published.entries import USES, PublishedResult, Reference
 from vlprompt.results.run_folder import Result
 from vlprompt.results.tables.summary import MeanStd
 
@@ -73,6 +73,7 @@ class Comparison:
             "source": self.theirs.source.text,
             "extraction": self.theirs.source.extraction,
             "is_verified": self.theirs.source.is_verified,
+            "run_by": self.theirs.run_by,
             "note": self.theirs.note,
             "comparable": not self.reasons,
             "reasons": list(self.reasons),
@@ -199,6 +200,8 @@ def _explain_protocol_differences(ours: AggregatedResult, theirs: PublishedResul
     chosen = {str(p.get("selection", "not known")) for p in ours.protocols}
     if theirs.selection is not None and chosen != {theirs.selection}:
         yield f"model chosen by {' and '.join(sorted(chosen))}, theirs by {theirs.selection}"
+    ours_uses = {use for p in ours.protocols for use in p.get("uses", ())}
+    yield from (reason for use, reason in USES.items() if use in theirs.uses and use not in ours_uses)
     if theirs.task == CONTINUAL:
         yield from explain_continual_differences(ours, theirs)
 

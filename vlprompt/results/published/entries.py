@@ -7,6 +7,13 @@ from typing import Any
 
 from vlprompt.runtime.errors import suggest_nearest
 
+USES = {  # what a published number used beyond the labelled images of its shots -> why another does not compare with it
+    "teacher": "theirs had a larger teacher",
+    "unlabelled_images": "theirs had unlabelled images of all classes",
+    "llm_texts": "theirs had class texts of a language model",
+    "settings_by_dataset": "theirs had settings for each dataset that no validation images chose",
+}
+
 
 @dataclass(frozen=True)
 class NumberSource:
@@ -36,6 +43,8 @@ class PublishedResult:
         tolerance: of numbers that were read off a plot.
         has_other_harmonic: the printed harmonic mean is not that of base and new.
         arguments: settings of the method that tell its variants apart.
+        uses: keys of `USES`.
+        run_by: who ran the method, if not its authors.
         protocol: of a stream or of domains; the metrics of streams have the names of ours.
     """
 
@@ -57,6 +66,8 @@ class PublishedResult:
     has_other_harmonic: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
+    uses: tuple[str, ...] = ()
+    run_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from vlprompt.results.comparability import CONTINUAL, DOMAIN
 from vlprompt.results.published import continual_protocol, domain_protocol
 from vlprompt.results.published.continual_protocol import rename_metrics
-from vlprompt.results.published.entries import NumberSource, PublishedResult, Reference
+from vlprompt.results.published.entries import USES, NumberSource, PublishedResult, Reference
 from vlprompt.runtime.yaml_text import load_yaml
 
 PROTOCOL_VALIDATORS = {  # of the tasks whose numbers have a protocol
@@ -15,7 +15,7 @@ PROTOCOL_VALIDATORS = {  # of the tasks whose numbers have a protocol
     DOMAIN: domain_protocol.validate_domain_protocol,
 }
 ENTRY_KEYS = {"method", "title", "backbone", "shots", "precision", "selection", "seeds", "source", "note", "tolerance"}
-ENTRY_KEYS |= {"arguments", "protocol"}
+ENTRY_KEYS |= {"arguments", "protocol", "uses", "run_by"}
 REQUIRED_KEYS = {"method", "title", "backbone", "shots", "source"}
 ROW_KEYS = {"rows", "averages", "has_other_harmonic"}
 FILE_KEYS = {"task", "metrics", "targets", "averaged_datasets", "sources", "published"} | ENTRY_KEYS
@@ -61,6 +61,9 @@ def _parse_entries(content: dict[str, Any], entry: dict[str, Any], path: Path) -
             f"{location}: source: expected one of {', '.join(content['sources'])}, got {fields['source']!r}. Use one "
             "of these, or add it to sources."
         )
+    fields["uses"] = tuple(fields.get("uses", ()))
+    if unknown := set(fields["uses"]) - set(USES):
+        raise ValueError(f"{location}: uses: expected some of {', '.join(USES)}, got {min(unknown)!r}. Correct it.")
     protocol = {**content.get("protocol", {}), **entry.get("protocol", {})}
     fields["protocol"] = _validate_task_protocol(content["task"], protocol, location)
     source, shots = NumberSource(**content["sources"][fields.pop("source")]), fields.pop("shots")

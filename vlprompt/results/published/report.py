@@ -60,7 +60,8 @@ def _build_table(title: str, comparisons: Sequence[Comparison]) -> Table:
 
 def _describe_source(comparison: Comparison) -> str:
     theirs = comparison.theirs
-    parts = theirs.source.text, f"{theirs.title}, {theirs.backbone}", theirs.source.extraction, theirs.note
+    run_by = f"run by {theirs.run_by}" if theirs.run_by else ""
+    parts = theirs.source.text, f"{theirs.title}, {theirs.backbone}", theirs.source.extraction, run_by, theirs.note
     return "; ".join(part for part in parts if part)
 
 
