@@ -25,6 +25,7 @@ from vlprompt.experiments.runner import run
 from vlprompt.experiments.side_by_side import (
     MAX_RUNS,
     GroupRun,
+    SharedWork,
     count_runs_that_fit,
     group_configs,
     measure_shared_work,
@@ -231,6 +232,12 @@ def test_what_a_step_could_share_says_where_it_pays(clip, method, n_rows, reason
     for device, wanted in (("cpu", reason), ("cuda", reason_on_cuda)):
         assert wanted in work.explain_no_gain(device)
         assert bool(wanted) == bool(work.explain_no_gain(device))
+
+
+def test_one_row_of_many_texts_is_work_enough_for_a_cpu():
+    many, few = SharedWork(n_rows=1, n_texts=100, width=512), SharedWork(n_rows=1, n_texts=40, width=512)
+    assert "one pass of 100 texts keeps the processor busy" in many.explain_no_gain("cpu")
+    assert [few.explain_no_gain("cpu"), many.explain_no_gain("cuda")] == ["", ""]
 
 
 def test_as_many_runs_train_at_once_as_the_memory_has_room_for():

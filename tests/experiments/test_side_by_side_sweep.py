@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import signal
 import threading
 
 import pytest
-from kills import killed_until_done
+from kills import end, killed_until_done, start
 from safetensors.torch import load_file
 
 from vlprompt.cli.app import main
@@ -50,7 +51,7 @@ def assert_same_to_rounding(folder, other):
         for key, tensor in tensors.items():
             assert (tensor - other_tensors[key]).abs().max() <= 1e-3 * tensor.abs().max(), (name, key)
         for step, other_step in zip(steps, other_steps, strict=True):
-            assert step == pytest.approx(other_step, rel=1e-3)
+            assert step == pytest.approx(other_step, rel=1e-3, abs=1e-5)
 
 
 def count_side_by_side(folder):
@@ -58,20 +59,22 @@ def count_side_by_side(folder):
 
 
 def test_a_sweep_shares_passes_where_it_pays_and_says_so_where_not(tmp_path):
-    """Seeds and rates of one method share; one of them that diverges and a method without a gain stop nothing."""
+    """Seeds and rates of one method share; one of them that diverges and runs that can't share stop nothing."""
     configs = [*resolve("coop", [1, 2]), *resolve("coop", [1], "train.lr=1e30"), *resolve("linear", [1, 2])]
+    configs += resolve("coop", [1, 2], "train.activation_checkpointing=true", "train.epochs=1")
     events = []
     options = SweepOptions(tmp_path / "together", side_by_side=True)
     report = run_sweep(configs, options, InProcess(events.append))
     assert list(report.errors) == [2]
-    assert [event.n_others for event in events if isinstance(event, RunStarted)] == [2, 0, 0]
+    assert [event.n_others for event in events if isinstance(event, RunStarted)] == [2, 0, 0, 0, 0]
     notices = [event.text for event in events if isinstance(event, Notice)]
     assert [text for text in notices if "one by one" in text] == [
-        "2 runs train one by one: their steps have no pass of the text tower with trained tokens that runs could share"
+        "2 runs train one by one: their steps have no pass of the text tower with trained tokens that runs could share",
+        "2 runs train one by one: they set train.activation_checkpointing, which a tower has once",
     ]
     run_sweep(configs, SweepOptions(tmp_path / "alone"), InProcess())
     assert_same_to_rounding(tmp_path / "together", tmp_path / "alone")
-    assert sorted(count_side_by_side(tmp_path / "together").values()) == [1, 1, 3, 3]
+    assert sorted(count_side_by_side(tmp_path / "together").values()) == [1, 1, 1, 1, 3, 3]
     assert set(count_side_by_side(tmp_path / "alone").values()) == {1}
 
 
@@ -102,12 +105,14 @@ def test_seeds_of_a_command_train_side_by_side(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_group_that_is_killed_goes_on_side_by_side_or_alone(tmp_path):
-    words = ["--seed", "1,2,3", "train.epochs=20", "train.batch_size=8", "method.n_ctx=3"]
+    words = ["--seed", "1,2,3", "train.epochs=10", "train.batch_size=8", "method.n_ctx=3"]
     killed_until_done(tmp_path / "undisturbed", [], *words, "--side-by-side")
-    killed_until_done(tmp_path / "killed", ["0/33/loss", "0/70/end"], *words, "--side-by-side")
-    assert_same_to_rounding(tmp_path / "killed", tmp_path / "undisturbed")
-    assert set(count_side_by_side(tmp_path / "killed").values()) == {3}
-    killed_until_done(tmp_path / "begun", ["0/50/loss"], *words, "--side-by-side")
+    killed_until_done(tmp_path / "killed", ["0/13/loss", "0/30/end"], *words, "--side-by-side")
+    assert end(start(tmp_path / "begun", *words, "--side-by-side", KILL_AT="0/25/loss"))[0] == -signal.SIGKILL
+    killed_until_done(tmp_path / "begun", [], *words)  # alone
+    for name in ("killed", "begun"):
+        assert_same_to_rounding(tmp_path / name, tmp_path / "undisturbed")
+        assert set(count_side_by_side(tmp_path / name).values()) == {3}
 
 
 @pytest.mark.slow

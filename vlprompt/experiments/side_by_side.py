@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # settings of training in which runs of a group may differ
 GROUP_KEYS = ("lr", "weight_decay")
-MAX_RUNS = 8  # in one pass
+MAX_RUNS = 8  # in one pass; on a CPU more gain little
+MAX_TEXT_SIZE = 30_000  # texts x width of the tower, above which one row keeps a CPU busy
 MEASURED_IMAGES = 2  # in the step that shows what can be shared
 
 MemberJob: TypeAlias = "Callable[[GroupMember, Listener], Result]"
@@ -48,13 +49,29 @@ class GroupRun:
 
 def make_group_key(config: RunConfig) -> str:
     """Return a key that runs share which may train side by side: they differ by seed, lr or weight decay only."""
-    from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS
-
-    if config.train_config.compute_options != DEFAULT_COMPUTE_OPTIONS:
-        return config.hash  # a tower has one setting at a time, which runs in turns would change for each other
     train = {k: v for k, v in config.train.items() if k not in GROUP_KEYS}
     task = {k: v for k, v in config.task.items() if k != "seed"}
     return json.dumps({**config.to_dict(), "seed": None, "train": train, "task": task}, sort_keys=True, default=str)
+
+
+def explain_conflict(config: RunConfig) -> str:
+    """Return which setting keeps a run from training side by side; "" for none.
+
+    A tower has one value of such a setting at a time, which runs in turns would change for each other.
+    """
+    from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS
+
+    default = vars(DEFAULT_COMPUTE_OPTIONS)
+    changed = [name for name, value in vars(config.train_config.compute_options).items() if value != default[name]]
+    return f"they set {', '.join(f'train.{name}' for name in changed)}, which a tower has once" if changed else ""
+
+
+def group_by_key(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Group runs that differ by seed, learning rate or weight decay only, in the order of the first of each group."""
+    groups: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        groups.setdefault(make_group_key(config), []).append(config)
+    return list(groups.values())
 
 
 def group_configs(configs: Sequence[RunConfig], max_size: int | None = None) -> list[list[RunConfig]]:
@@ -67,11 +84,13 @@ def group_configs(configs: Sequence[RunConfig], max_size: int | None = None) -> 
     Returns:
         Groups in the order of their first run; a run that can't share is alone.
     """
-    groups: dict[str, list[RunConfig]] = {}
-    for config in configs:
-        groups.setdefault(make_group_key(config), []).append(config)
+    groups = [
+        part
+        for group in group_by_key(configs)
+        for part in ([[c] for c in group] if explain_conflict(group[0]) else [group])
+    ]
     size = max_size or max(len(configs), 1)
-    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
 
 @dataclass(frozen=True)
@@ -81,11 +100,13 @@ class SharedWork:
     Args:
         n_rows: rows of its largest pass of the text tower that can be joined; 0 where there is none.
         n_texts: texts of such a row.
+        width: of the text tower.
         trains_image_features: whether the step goes through the image tower, which each run has for itself.
     """
 
     n_rows: int = 0
     n_texts: int = 0
+    width: int = 0
     trains_image_features: bool = False
 
     def explain_no_gain(self, device: str) -> str:
@@ -101,6 +122,10 @@ class SharedWork:
             return "most of a step is work of the image tower, which runs don't share"
         if self.n_rows > 1:
             return "each image has a row of the text tower already, so that a pass of more rows gains nothing"
+        if self.n_texts * self.width > MAX_TEXT_SIZE:
+            return (
+                f"one pass of {self.n_texts} texts keeps the processor busy, so that a pass of more rows gains little"
+            )
         return ""
 
 
@@ -140,7 +165,8 @@ def measure_shared_work(build: "Callable[[Clip], Method]", clip: "Backbone", les
         return SharedWork()
     largest = max(recorder.passes, key=lambda one: one.n_rows * one.n_texts)
     image = output.image_features
-    return SharedWork(largest.n_rows, largest.n_texts, image is not None and image.requires_grad)
+    trains_image_features = image is not None and image.requires_grad
+    return SharedWork(largest.n_rows, largest.n_texts, clip.text.dim, trains_image_features)
 
 
 def count_runs_that_fit(plan: "MemoryPlan | None") -> int:

@@ -24,7 +24,8 @@ from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.experiments.side_by_side import (
     MemberJob,
     count_runs_that_fit,
-    group_configs,
+    explain_conflict,
+    group_by_key,
     make_group_key,
     measure_shared_work,
     run_jobs,
@@ -129,7 +130,7 @@ def run_configs(
     on_event(SweepStarted(len(configs), sum(result is not None for result in results)))
     index_of = {id(config): index for index, config in enumerate(configs)}
     pending = [config for config, result in zip(configs, results, strict=True) if result is None]
-    groups = group_configs(pending) if options.side_by_side else [[config] for config in pending]
+    groups = group_by_key(pending) if options.side_by_side else [[config] for config in pending]
     for group in groups:
         named = [NamedRun(format_run_name(config, has_many_datasets), config) for config in group]
         while named:
@@ -219,6 +220,8 @@ class RunMaker:
         """Return how many runs of a group may train at once, and why it is 1 where it is."""
         if distributed.get_world_size() > 1:
             return 1, "several processes share the work of each"
+        if conflict := explain_conflict(first.config):
+            return 1, conflict
         prepared = self._prepared[first.config.hash] = self._prepare(first)
         if overrides := prepared.memory_overrides.keys() - {"micro_batch_size"}:
             return 1, f"to fit into the memory they need {', '.join(f'train.{name}' for name in sorted(overrides))}"
