@@ -54,6 +54,9 @@ CASES = {
     "coop, ViT-B/16, 100 classes, 3 seeds": Case("coop", VIT, 3, 1, 1, 100),
     "maple, ViT-B/16, 3 seeds": Case("maple", VIT, 3, 1, 1),
 }
+ROUNDS = {
+    case: 1 for case, one in CASES.items() if one.backbone == VIT and (one.n_classes > 10 or one.method != "coop")
+}
 SETTING = "cached image features where they are frozen, tests not timed"
 COLUMNS = {
     "one by one s": make_number_column("reference:.2f"),
