@@ -235,7 +235,7 @@ def test_what_a_step_could_share_says_where_it_pays(clip, method, n_rows, reason
 
 
 def test_one_row_of_many_texts_is_work_enough_for_a_cpu():
-    many, few = SharedWork(n_rows=1, n_texts=100, width=512), SharedWork(n_rows=1, n_texts=40, width=512)
+    many, few = SharedWork(n_rows=1, n_texts=100, width=512), SharedWork(n_rows=1, n_texts=30, width=512)
     assert "one pass of 100 texts keeps the processor busy" in many.explain_no_gain("cpu")
     assert [few.explain_no_gain("cpu"), many.explain_no_gain("cuda")] == ["", ""]
 

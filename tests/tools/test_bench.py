@@ -321,4 +321,4 @@ def test_both_forms_are_one(what, case, tmp_path):
 def test_runs_side_by_side_are_measured_on_a_gpu():
     done = bench("side_by_side", "--device", "cuda", "--case", "coop, embedded CLIP, 3 seeds", "--rounds", "1")
     assert done.returncode == 0, done.stderr
-    assert "| yes |" in done.stdout
+    assert "| coop, embedded CLIP, 3 seeds |" in done.stdout

@@ -3,8 +3,8 @@
 All train on 4 images (a ViT-B/16: 1) of each of the ten handwritten digits with the settings of the method's recipe
 for a few steps; cases of more classes add names without images. Features of images are cached before where a step does
 not train them; tests are not timed. Seconds are of all trainings together; in lockstep their prompts are the rows of
-one pass of the text tower. pays: what the rule of `--side-by-side` in vlprompt/experiments/side_by_side.py says, which
-follows these rows. same: the largest relative difference of learned tensors.
+one pass of the text tower. The rule of `--side-by-side` (vlprompt/experiments/side_by_side.py) follows these rows.
+same: the largest relative difference of learned tensors.
 """
 
 import statistics
@@ -18,7 +18,6 @@ from vlprompt.config.build import build_method, build_task
 from vlprompt.core.class_names import ClassName
 from vlprompt.engine.loop import fit
 from vlprompt.engine.side_by_side import TrainingGroup
-from vlprompt.experiments.side_by_side import measure_shared_work
 from vlprompt.experiments.sweeps.combinations import resolve_sweep
 from vlprompt.runtime.seeding import make_generator
 
@@ -64,7 +63,6 @@ COLUMNS = {
     "ratio": make_number_column("ratio:.2f"),
     "least": make_number_column("min:.2f"),
     "largest": make_number_column("max:.2f"),
-    "pays": lambda row: row["pays"],
     "same": make_number_column("difference:.0e"),
 }
 
@@ -79,8 +77,6 @@ def measure_row(case, device, rounds):
 
     def build(clip):
         return build_method(configs[0].method, clip)
-
-    work = measure_shared_work(build, clip, lessons[0])
 
     def train(index, clip, **options):
         method = build(clip)
@@ -110,7 +106,6 @@ def measure_row(case, device, rounds):
         "ratio": statistics.median(ratios),
         "min": min(ratios),
         "max": max(ratios),
-        "pays": "no" if work.explain_no_gain(device) else "yes",
         "difference": max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs),
     }
 
