@@ -85,12 +85,12 @@ def test_a_worker_makes_of_a_group_what_it_gets(tmp_path):
     call.create(Owner.create(), "list", [])
     far = dataclasses.replace(Owner.create(), host="far", pid=1, process_start="0")
     folder.open_claims(far, 100.0).take(configs[0].hash)
-    call.add_attempt(configs[1].hash, far)
+    call.add_attempt(configs[3].hash, far)
     job = WorkerJob(str(tmp_path), folder.write_list(configs), "call", {"side_by_side": True})
     assert work(job, threading.Event()) == 4
     numbers = count_side_by_side(tmp_path)
     names = [get_run_folder(tmp_path, config).path.name for config in configs]
-    assert [numbers.get(name) for name in names] == [None, 1, 3, 3, 3]
+    assert [numbers.get(name) for name in names] == [None, 3, 3, 1, 3]
     assert folder.open_claims(far, 100.0).list_keys() == [configs[0].hash]
 
 
