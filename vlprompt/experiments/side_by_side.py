@@ -121,7 +121,7 @@ class SharedWork:
         if self.trains_image_features:
             return "most of a step is work of the image tower, which runs don't share"
         if self.n_rows > 1:
-            return "each image has a row of the text tower already, so that a pass of more rows gains nothing"
+            return "each image has a row of the text tower already, so that a pass of more rows gains little"
         if self.n_texts * self.width > MAX_TEXT_SIZE:
             return (
                 f"one pass of {self.n_texts} texts keeps the processor busy, so that a pass of more rows gains little"
