@@ -53,8 +53,6 @@ CASES = {
     "coop, ViT-B/16, 100 classes, 3 seeds": Case("coop", VIT, 3, 1, 1, 100),
 }
 ROUNDS = {case: 1 for case, one in CASES.items() if one.backbone == VIT and one.n_classes > 10}
-    case: 1 for case, one in CASES.items() if one.backbone == VIT and (one.n_classes > 10 or one.method != "coop")
-}
 SETTING = "cached image features where they are frozen, tests not timed"
 COLUMNS = {
     "one by one s": make_number_column("reference:.2f"),
