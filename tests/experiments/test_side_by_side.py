@@ -20,8 +20,17 @@ from vlprompt.engine.loop import Loop
 from vlprompt.engine.side_by_side import TrainingGroup
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.events import StepDone
+from vlprompt.experiments.memory_plan import MemoryPlan
 from vlprompt.experiments.runner import run
-from vlprompt.experiments.side_by_side import GroupRun, group_configs, run_group
+from vlprompt.experiments.side_by_side import (
+    MAX_RUNS,
+    GroupRun,
+    SharedWork,
+    count_runs_that_fit,
+    group_configs,
+    measure_shared_work,
+    run_group,
+)
 from vlprompt.experiments.sweeps.combinations import resolve_sweep
 from vlprompt.methods import CoCoOp, CoOp, KgCoOp, MaPLe, ProGrad
 from vlprompt.runtime.errors import NonFiniteError, RunStoppedError
@@ -102,6 +111,45 @@ def test_gradients_of_a_step_are_those_of_one_training(double, make):  # noqa: F
             assert (gradient - alone).abs().max() <= 1e-11 * alone.abs().max()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [{"seed": 1}, {"seed": 2}, {"seed": 3}],
+        [{"lr": 0.002}, {"lr": 0.01}, {"lr": 0.05}],
+        [{"weight_decay": 0.0}, {"weight_decay": 0.01}, {"weight_decay": 0.1}],
+    ],
+    ids=["seed", "lr", "weight_decay"],
+)
+def test_trainings_that_differ_by_one_setting_equal_those_one_by_one(double, changes):  # noqa: F811
+    """In float64, after four steps of Adam: to 1e-9."""
+    _, clip = double
+    names = tuple(ClassName(name, name) for name in ("cat", "dog", "sea horse"))
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images, lesson = Images(lambda _, places: pixels[list(places)], [None] * 4), Lesson(Split((), (), names))
+
+    def train(settings, clip, **options):
+        settings = {"seed": 1, "lr": 0.01, **settings}
+        seed = settings.pop("seed")
+        method, config = CoOp(clip), TrainConfig(optimizer="adamw", **settings)
+        method.begin_lesson(lesson, torch.Generator().manual_seed(seed))
+        loop = Loop(method.double(), lesson, config, seed, **options)
+        for _ in range(4):
+            loop.take_step(Batch(images, torch.tensor([0, 1, 2, seed % 3]), names), config.lr)
+        return method.ctx.detach()
+
+    group = TrainingGroup(clip, len(changes))
+    jobs = [
+        partial(train, one, m.clip, differentiate=m.differentiate)
+        for one, m in zip(changes, group.members, strict=True)
+    ]
+    contexts = group.run(jobs)
+    assert [member.n_joined for member in group.members] == [3, 3, 3]
+    for context, one in zip(contexts, changes, strict=True):
+        alone = train(one, clip)
+        assert (context - alone).abs().max() <= 1e-9 * alone.abs().max()
+    assert not torch.allclose(contexts[0], contexts[1], rtol=1e-4)
+
+
 def test_stopped_run_goes_on_the_other_way(clip, tmp_path):
     """Begun side by side and finished alone, and the other way round."""
     configs = resolve("coop", [1, 2])
@@ -161,5 +209,49 @@ def test_only_runs_that_differ_by_seed_and_rates_are_grouped():
     configs.append(set_rate(configs[0], 0.05))
     assert [[configs.index(config) for config in group] for group in group_configs(configs)] == [[0, 1, 4], [2], [3]]
     assert [len(group) for group in group_configs(configs, max_size=2)] == [2, 1, 1, 1]
-    checkpointed = resolve("coop", [1, 2], "train.activation_checkpointing=true")
-    assert [len(group) for group in group_configs(checkpointed)] == [1, 1]
+    for setting in ("activation_checkpointing=true", "cuda_graphs=false"):
+        assert [len(group) for group in group_configs(resolve("coop", [1, 2], f"train.{setting}"))] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "n_rows", "reason", "reason_on_cuda"),
+    [
+        ("coop", 1, "", ""),
+        ("kgcoop", 1, "", ""),
+        ("cocoop", 2, "each image has a row", ""),
+        ("maple", 1, "work of the image tower", ""),
+        ("taskres", 0, "no pass of the text tower", "no pass of the text tower"),
+        ("linear", 0, "no pass of the text tower", "no pass of the text tower"),
+    ],
+)
+def test_what_a_step_could_share_says_where_it_pays(clip, method, n_rows, reason, reason_on_cuda):
+    [config] = resolve(method, [1])
+    lesson = next(iter(build_task(config.task).stages())).lesson
+    work = measure_shared_work(lambda clip: build_method(config.method, clip), clip, lesson)
+    assert work.n_rows == n_rows
+    for device, wanted in (("cpu", reason), ("cuda", reason_on_cuda)):
+        assert wanted in work.explain_no_gain(device)
+        assert bool(wanted) == bool(work.explain_no_gain(device))
+
+
+def test_one_row_of_many_texts_is_work_enough_for_a_cpu():
+    many, few = SharedWork(n_rows=1, n_texts=100, width=512), SharedWork(n_rows=1, n_texts=30, width=512)
+    assert "one pass of 100 texts keeps the processor busy" in many.explain_no_gain("cpu")
+    assert [few.explain_no_gain("cpu"), many.explain_no_gain("cuda")] == ["", ""]
+
+
+def test_as_many_runs_train_at_once_as_the_memory_has_room_for():
+    plan = MemoryPlan(peak_mb=300.0, available_mb=700.0, seconds=1.0, tensor_mb=100.0)
+    assert count_runs_that_fit(plan) == 3
+    assert count_runs_that_fit(replace(plan, peak_mb=690.0)) == 1
+    assert count_runs_that_fit(replace(plan, available_mb=1e6)) == count_runs_that_fit(None) == MAX_RUNS
+
+
+@pytest.mark.gpu
+def test_runs_on_a_gpu_share_passes_too(tmp_path):
+    clip, configs = load_backbone("glyph/random", "cuda"), resolve("coop", [1, 2])
+    results = run_group(clip, [make_group_run(config, tmp_path / f"group{i}") for i, config in enumerate(configs)])
+    for i, result in enumerate(results):
+        alone = run_alone(clip, configs[i], tmp_path / f"alone{i}")
+        assert_same(result, tmp_path / f"group{i}", alone, tmp_path / f"alone{i}")
+        assert result.environment["trained_side_by_side"] == 2

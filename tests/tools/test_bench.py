@@ -315,3 +315,10 @@ def test_both_forms_are_one(what, case, tmp_path):
     assert row["difference"] < 1e-4
     assert row["ratio"] > 1
     assert row["flop_ratio"] > 1
+
+
+@pytest.mark.gpu
+def test_runs_side_by_side_are_measured_on_a_gpu():
+    done = bench("side_by_side", "--device", "cuda", "--case", "coop, embedded CLIP, 3 seeds", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    assert "| coop, embedded CLIP, 3 seeds |" in done.stdout

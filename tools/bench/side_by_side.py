@@ -1,31 +1,59 @@
 """tools/bench side_by_side: trainings that differ by their seed, in lockstep against one after another.
 
-Both train CoOp (KgCoOp where the case says so) with 16 tokens on 4 images (a ViT-B/16: 1) of each of the ten
-handwritten digits, whose features are cached before; tests are not timed. Seconds are of all trainings together; in
-lockstep their prompts are the rows of one pass of the text tower. same: the largest relative difference of learned
-tensors.
+All train on 4 images (a ViT-B/16: 1) of each of the ten handwritten digits with the settings of the method's recipe
+for a few steps; cases of more classes add names without images. Features of images are cached before where a step does
+not train them; tests are not timed. Seconds are of all trainings together; in lockstep their prompts are the rows of
+one pass of the text tower. The rule of `--side-by-side` (vlprompt/experiments/side_by_side.py) follows these rows.
+same: the largest relative difference of learned tensors.
 """
 
 import statistics
+from dataclasses import dataclass, replace
 from functools import partial
 
 from bench.measure import time_call
 from bench.rows import make_number_column
 from vlprompt.backbones import load_backbone
+from vlprompt.config.build import build_method, build_task
+from vlprompt.core.class_names import ClassName
 from vlprompt.engine.loop import fit
 from vlprompt.engine.side_by_side import TrainingGroup
-from vlprompt.engine.train_config import TrainConfig
-from vlprompt.methods import CoOp, KgCoOp
+from vlprompt.experiments.sweeps.combinations import resolve_sweep
 from vlprompt.runtime.seeding import make_generator
-from vlprompt.tasks import FewShot
 
-CASES = {  # name -> backbone, build the method, trainings, steps, images of each class
-    "coop, embedded CLIP, 3 seeds": ("glyph", CoOp, 3, 50, 4),
-    "coop, embedded CLIP, 8 seeds": ("glyph", CoOp, 8, 50, 4),
-    "kgcoop, embedded CLIP, 3 seeds": ("glyph", lambda clip: KgCoOp(CoOp(clip)), 3, 50, 4),
-    "coop, ViT-B/16, 3 seeds": ("open_clip:ViT-B-16/random", CoOp, 3, 4, 1),
+EMBEDDED, VIT = "glyph", "open_clip:ViT-B-16/random"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Trainings to compare: method, backbone, number of trainings, steps, images of each class, classes."""
+
+    method: str
+    backbone: str
+    n_runs: int
+    n_steps: int
+    shots: int
+    n_classes: int = 10
+
+
+CASES = {
+    "coop, embedded CLIP, 2 seeds": Case("coop", EMBEDDED, 2, 30, 4),
+    "coop, embedded CLIP, 3 seeds": Case("coop", EMBEDDED, 3, 30, 4),
+    "coop, embedded CLIP, 8 seeds": Case("coop", EMBEDDED, 8, 30, 4),
+    "coop, embedded CLIP, 16 seeds": Case("coop", EMBEDDED, 16, 30, 4),
+    "coop, embedded CLIP, 100 classes, 3 seeds": Case("coop", EMBEDDED, 3, 8, 4, 100),
+    "kgcoop, embedded CLIP, 3 seeds": Case("kgcoop", EMBEDDED, 3, 30, 4),
+    "prograd, embedded CLIP, 3 seeds": Case("prograd", EMBEDDED, 3, 30, 4),
+    "cocoop, embedded CLIP, 3 seeds": Case("cocoop", EMBEDDED, 3, 15, 4),
+    "maple, embedded CLIP, 3 seeds": Case("maple", EMBEDDED, 3, 8, 4),
+    "promptsrc, embedded CLIP, 3 seeds": Case("promptsrc", EMBEDDED, 3, 8, 4),
+    "coop, ViT-B/16, 2 seeds": Case("coop", VIT, 2, 2, 1),
+    "coop, ViT-B/16, 3 seeds": Case("coop", VIT, 3, 2, 1),
+    "coop, ViT-B/16, 40 classes, 3 seeds": Case("coop", VIT, 3, 1, 1, 40),
+    "coop, ViT-B/16, 100 classes, 3 seeds": Case("coop", VIT, 3, 1, 1, 100),
 }
-SETTING = "image features cached, tests not timed"
+ROUNDS = {case: 1 for case, one in CASES.items() if one.backbone == VIT and one.n_classes > 10}
+SETTING = "cached image features where they are frozen, tests not timed"
 COLUMNS = {
     "one by one s": make_number_column("reference:.2f"),
     "side by side s": make_number_column("fast:.2f"),
@@ -37,17 +65,22 @@ COLUMNS = {
 
 
 def measure_row(case, device, rounds):
-    backbone, build, n_runs, n_steps, shots = CASES[case]
-    clip, config = load_backbone(backbone, device), TrainConfig(iterations=n_steps)
-    lessons = [next(iter(FewShot("digits", shots=shots, seed=seed).stages())).lesson for seed in range(n_runs)]
-    for lesson in lessons:
-        for batch in lesson.train.batches(40):
-            clip.image(batch.inputs)
+    case = CASES[case]
+    clip, n_runs = load_backbone(case.backbone, device), case.n_runs
+    configs = resolve_sweep(
+        [case.method], [case.shots], list(range(1, n_runs + 1)), dataset="digits", backbone=case.backbone
+    )
+    lessons = [add_names(next(iter(build_task(config.task).stages())).lesson, case.n_classes) for config in configs]
+
+    def build(clip):
+        return build_method(configs[0].method, clip)
 
     def train(index, clip, **options):
         method = build(clip)
         method.begin_lesson(lessons[index], make_generator(index))
-        for _ in fit(method, lessons[index], config, index, **options):
+        for _ in fit(
+            method, lessons[index], replace(configs[index].train_config, iterations=case.n_steps), index, **options
+        ):
             pass
         return method.state_dict()
 
@@ -72,3 +105,12 @@ def measure_row(case, device, rounds):
         "max": max(ratios),
         "difference": max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs),
     }
+
+
+def add_names(lesson, n_classes):
+    """Return a lesson with more classes, of which it has no images."""
+    names = (
+        *lesson.train.names,
+        *(ClassName(f"kind {i}", f"kind {i}") for i in range(len(lesson.train.names), n_classes)),
+    )
+    return replace(lesson, train=replace(lesson.train, names=names), val=None)

@@ -104,6 +104,14 @@ MemoryLimitOption = Annotated[
     float | None,
     typer.Option(help="GB that the process (on a GPU: its tensors) may take in all; default: what is free."),
 ]
+SideBySideOption = Annotated[
+    bool,
+    typer.Option(
+        "--side-by-side",
+        help="Train runs that differ by seed, train.lr or train.weight_decay in shared passes of the text tower, "
+        "where that is faster; equal to rounding.",
+    ),
+]
 TrackOption = Annotated[
     str | None,
     typer.Option(

@@ -19,6 +19,7 @@ from vlprompt.cli.options import (
     RunsFolderOption,
     SaveEveryOption,
     SeedOption,
+    SideBySideOption,
     SkipBrokenOption,
     ThreadsOption,
     TrackOption,
@@ -103,6 +104,7 @@ def run(
     fresh: FreshOption = False,
     verify_data: VerifyDataOption = False,
     track: TrackOption = None,
+    side_by_side: SideBySideOption = False,
 ) -> None:
     """Train and test: every combination of methods, shots and seeds (and pairs of domains), one folder each.
 
@@ -143,7 +145,7 @@ def run(
             overrides=settings,
         )
         options = SweepOptions(
-            runs_folder, process_device, threads, save_every, max_lessons, fresh, parse_trackers(track)
+            runs_folder, process_device, threads, save_every, max_lessons, fresh, parse_trackers(track), side_by_side
         )
         unique = list({config.hash: config for config in configs}.values())
         if repeated := len(configs) - len(unique):

@@ -77,6 +77,9 @@ class GroupMember:
         group: the trainings.
         index: which of them this is.
         clip: the CLIP to build the method on; its text tower waits for the other trainings.
+
+    Attributes:
+        n_joined: most trainings that a pass of this one was joined with, itself among them; 0 before the first pass.
     """
 
     def __init__(self, group: "TrainingGroup", index: int, clip: Clip):
@@ -84,14 +87,15 @@ class GroupMember:
         self.clip = replace(clip, text=_JoiningTextTower(clip.text, self))
         self.passes: list[_MemberPass] = []
         self.seconds, self.turn_start = 0.0, 0.0
-
-    @property
-    def n_runs(self) -> int:
-        return self.group.n_members
+        self.n_joined = 0
 
     def clock(self) -> float:
         """Return the seconds that this training has used: its own turns, and its share of joined passes."""
         return self.seconds + time.monotonic() - self.turn_start
+
+    def require_running(self) -> None:
+        """Raise the error by which the group ends, if it does."""
+        self.group.require_running(self)
 
     def encode_texts(self, texts: tuple[str, ...], prompt: Prompt) -> Tensor:
         """Return the features (R, C, E) of this training's rows of a joined pass."""
@@ -132,10 +136,54 @@ class _JoiningTextTower:
         return getattr(vars(self)["tower"], name)
 
     def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
-        has_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in prompt.tokens.values())
-        if not has_gradient or output != "pooled" or len(prompt.adapters) or len(prompt.prefix):
-            return self.tower(texts, prompt, output)
-        return self.member.encode_texts(tuple(texts), prompt)
+        if can_join(prompt, output):
+            return self.member.encode_texts(tuple(texts), prompt)
+        return self.tower(texts, prompt, output)
+
+
+def can_join(prompt: Prompt, output: str) -> bool:
+    """Whether a pass of the text tower can be joined with those of other trainings: its prompt is trained tokens."""
+    has_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in prompt.tokens.values())
+    return has_gradient and output == "pooled" and not len(prompt.adapters) and not len(prompt.prefix)
+
+
+@dataclass(frozen=True)
+class TextPass:
+    """The size of a pass of the text tower that can be joined: rows, and texts in each."""
+
+    n_rows: int
+    n_texts: int
+
+
+class TextPassRecorder:
+    """Records which passes of the text tower a training could join with others.
+
+    Args:
+        clip: the CLIP.
+
+    Attributes:
+        clip: the CLIP to build the method on.
+        passes: those that can be joined, as they come.
+    """
+
+    def __init__(self, clip: Clip):
+        self.passes: list[TextPass] = []
+        self.clip = replace(clip, text=_RecordingTextTower(clip.text, self.passes))
+
+
+class _RecordingTextTower:
+    """A text tower that writes down its passes that can be joined."""
+
+    def __init__(self, tower: TextTower, passes: list[TextPass]):
+        self.tower, self.passes = tower, passes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["tower"], name)
+
+    def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
+        if can_join(prompt, output):
+            self.passes.append(TextPass(max(len(t) for t in prompt.tokens.values()), len(texts)))
+        return self.tower(texts, prompt, output)
 
 
 @dataclass
@@ -191,7 +239,11 @@ class TrainingGroup:
                     self._give_turn(thread)
                 self._serve([t for t in alive if t.request is not None])
         except BaseException as error:  # Ctrl-C, or a signal: each ends where it waits and closes its files
-            self._end_all(error)
+            for thread in self._threads:
+                thread.error = error
+                thread.may_run.release()
+            for worker in workers:
+                worker.join()
             raise
         finally:
             self._restore_random_state(before[0])
@@ -200,13 +252,18 @@ class TrainingGroup:
 
     def wait_for(self, member: GroupMember, request: _Request) -> Any:
         """Let the other trainings go on until a request is answered; called from a member's thread."""
+        self.require_running(member)
         thread = self._threads[member.index]
         thread.request = request
         self._scheduler_may_run.release()
         thread.may_run.acquire()
-        if thread.error is not None:
-            raise thread.error
+        self.require_running(member)
         return thread.answer
+
+    def require_running(self, member: GroupMember) -> None:
+        """Raise the error by which a member is to end, if there is one."""
+        if (error := self._threads[member.index].error) is not None:
+            raise error
 
     def _do_job(self, thread: _Thread, job: Callable[[], Any], n_torch_threads: int) -> None:
         thread.may_run.acquire()
@@ -232,13 +289,6 @@ class TrainingGroup:
         if thread.is_done and isinstance(thread.outcome, BaseException) and not isinstance(thread.outcome, Exception):
             raise thread.outcome
 
-    def _end_all(self, error: BaseException) -> None:
-        for thread in self._threads:
-            if not thread.is_done:
-                thread.error = error
-                thread.may_run.release()
-                self._scheduler_may_run.acquire()
-
     def _serve(self, waiting: Sequence[_Thread]) -> None:
         """Answer all requests, those of one kind in one pass."""
         groups: dict[object, list[_Thread]] = defaultdict(list)
@@ -257,6 +307,7 @@ class TrainingGroup:
                     thread.answer = answer
             for thread in threads:
                 thread.member.seconds += (time.monotonic() - start) / len(threads)
+                thread.member.n_joined = max(thread.member.n_joined, len(threads))
 
     def _answer(self, requests: Sequence[Any]) -> list[Any]:
         return self._join_forward(requests) if isinstance(requests[0], _Forward) else _join_backward(requests)

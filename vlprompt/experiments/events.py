@@ -17,10 +17,11 @@ class SweepStarted:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run of a sweep begins; until it ends, steps and tests are its own."""
+    """A run of a sweep begins, perhaps with others side by side; until they end, steps and tests are theirs."""
 
     name: str
     config: RunConfig
+    n_others: int = 0
 
 
 @dataclass(frozen=True)

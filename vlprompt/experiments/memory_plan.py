@@ -128,6 +128,17 @@ def subsample_lesson(lesson: Lesson, classes: int, images: int) -> Lesson:
     return replace(lesson, train=train, val=val, unlabelled=unlabelled, memory=None)
 
 
+def build_batch(method: Method, lesson: Lesson) -> Batch | None:
+    """Return all items of a small lesson as one batch; None for a lesson without items."""
+    unlabelled = None
+    if lesson.unlabelled is not None and method.needs_unlabelled:
+        unlabelled = next(lesson.unlabelled.batches(len(lesson.unlabelled)))
+    batch = next(lesson.train.batches(len(lesson.train) or 1), None)
+    if batch is None and unlabelled is not None:
+        batch = Batch(unlabelled.inputs.slice(0, 0), torch.empty(0, dtype=torch.long), lesson.train.names)
+    return None if batch is None else replace(batch, unlabelled=unlabelled)
+
+
 def plan_memory(
     make_method: Callable[[], Method], lesson: Lesson, config: TrainConfig, n_test_images: int = 0
 ) -> MemoryPlan:
@@ -299,18 +310,12 @@ def _measure_step_and_test(method: Method, lesson: Lesson, config: TrainConfig) 
     """Measure a step and a test of all images of a small lesson."""
     with torch.random.fork_rng():
         method.begin_lesson(lesson, make_generator(0))
-        names, unlabelled = lesson.train.names, None
-        if lesson.unlabelled is not None and method.needs_unlabelled:
-            unlabelled = next(lesson.unlabelled.batches(len(lesson.unlabelled)))
-        batch = next(lesson.train.batches(len(lesson.train) or 1), None)
-        if batch is None and unlabelled is not None:
-            batch = Batch(unlabelled.inputs.slice(0, 0), torch.empty(0, dtype=torch.long), names)
+        names, batch = lesson.train.names, build_batch(method, lesson)
         step_bytes = step_seconds = 0.0
         if batch is not None and any(p.requires_grad for p in method.parameters()):
-            loop = Loop(method.train(), lesson, config, 1)
-            step_bytes, step_seconds = _measure_step(loop, replace(batch, unlabelled=unlabelled))
+            step_bytes, step_seconds = _measure_step(Loop(method.train(), lesson, config, 1), batch)
         method.eval()
-        test_batch = batch if batch is not None and len(batch.inputs) else unlabelled
+        test_batch = batch if batch is None or len(batch.inputs) else batch.unlabelled
         with torch.no_grad(), memory.TensorMemoryTracker() as tracker:
             prepared = method.prepare(names, method.precompute(names))
             start = time.perf_counter()

@@ -157,7 +157,7 @@ class _RunProgress:
     seconds: float = 0.0
     log_bytes: int = 0
     trained_parameters: int = 0
-    side_by_side: int = 0  # runs that a part of it was trained with, itself among them
+    side_by_side: int = 0  # most runs that shared a pass of its training, itself among them
     cache_counts: list[int] = field(default_factory=lambda: [0, 0])  # misses, hits
 
 
@@ -282,7 +282,6 @@ class _Run:
         differentiate = torch.autograd.grad
         if self.member is not None:
             differentiate = self.member.differentiate
-            self.progress.side_by_side = max(self.progress.side_by_side, self.member.n_runs)
         last_saved, step = time.monotonic(), None
         on_epoch = record if stage.needs_epoch_metrics else None
         try:
@@ -314,11 +313,15 @@ class _Run:
     def _measure_seconds(self) -> float:
         return self.previous_seconds + self.clock() - self.start_time
 
+    def _count_side_by_side(self) -> int:
+        return max(self.progress.side_by_side, 0 if self.member is None else self.member.n_joined)
+
     def _save_state(self, state: State) -> None:
         if self.folder is not None:
             self.step_log.flush()
             self.progress.cache_counts = self.cache_stats.counts()
             self.progress.seconds, self.progress.log_bytes = self._measure_seconds(), self.step_log.n_bytes
+            self.progress.side_by_side = self._count_side_by_side()
             self.folder.save_state(state, asdict(self.progress))
 
     def _build_result(self, lessons: list[Lesson], pause: str) -> Result:
@@ -338,7 +341,8 @@ class _Run:
         cost["stored_bytes"] = len(learned)
         environment = describe_environment(device)
         environment |= {"memory_overrides": self.memory_overrides} if self.memory_overrides else {}
-        environment |= {"trained_side_by_side": progress.side_by_side} if progress.side_by_side else {}
+        n_runs = self._count_side_by_side()
+        environment |= {"trained_side_by_side": n_runs} if n_runs > 1 else {}
         result = Result(
             config,
             progress.scores,

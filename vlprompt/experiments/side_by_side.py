@@ -1,10 +1,10 @@
-"""Make runs side by side: which of them may share the passes of the text tower, and one group of them."""
+"""Make runs side by side: which of them may share the passes of the text tower, where it pays, and a group of them."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from vlprompt.config.run_config import RunConfig
 from vlprompt.experiments.events import Event, Listener, ignore_event
@@ -13,13 +13,19 @@ from vlprompt.runtime.errors import RunStoppedError
 
 if TYPE_CHECKING:
     from vlprompt.core.method import Method
-    from vlprompt.core.towers import Clip
+    from vlprompt.core.stage import Lesson
+    from vlprompt.core.towers import Backbone, Clip
+    from vlprompt.engine.side_by_side import GroupMember
+    from vlprompt.experiments.memory_plan import MemoryPlan
     from vlprompt.tasks import Task
 
 # settings of training in which runs of a group may differ
 GROUP_KEYS = ("lr", "weight_decay")
-# settings that a tower holds during a step, so that runs in turns would change them for each other
-TOWER_SETTINGS = ("activation_checkpointing", "text_micro_batch", "compile")
+MAX_RUNS = 8  # in one pass; on a CPU more gain little
+MAX_TEXT_SIZE = 16_000  # texts x width of the tower, above which one row keeps a CPU busy
+MEASURED_IMAGES = 2  # in the step that shows what can be shared
+
+MemberJob: TypeAlias = "Callable[[GroupMember, Listener], Result]"
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,33 @@ class GroupRun:
     on_event: Listener = ignore_event
 
 
+def make_group_key(config: RunConfig) -> str:
+    """Return a key that runs share which may train side by side: they differ by seed, lr or weight decay only."""
+    train = {k: v for k, v in config.train.items() if k not in GROUP_KEYS}
+    task = {k: v for k, v in config.task.items() if k != "seed"}
+    return json.dumps({**config.to_dict(), "seed": None, "train": train, "task": task}, sort_keys=True, default=str)
+
+
+def explain_conflict(config: RunConfig) -> str:
+    """Return which setting keeps a run from training side by side; "" for none.
+
+    A tower has one value of such a setting at a time, which runs in turns would change for each other.
+    """
+    from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS
+
+    default = vars(DEFAULT_COMPUTE_OPTIONS)
+    changed = [name for name, value in vars(config.train_config.compute_options).items() if value != default[name]]
+    return f"they set {', '.join(f'train.{name}' for name in changed)}, which a tower has once" if changed else ""
+
+
+def group_by_key(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Group runs that differ by seed, learning rate or weight decay only, in the order of the first of each group."""
+    groups: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        groups.setdefault(make_group_key(config), []).append(config)
+    return list(groups.values())
+
+
 def group_configs(configs: Sequence[RunConfig], max_size: int | None = None) -> list[list[RunConfig]]:
     """Group runs that may train side by side: those that differ by seed, learning rate or weight decay only.
 
@@ -51,23 +84,103 @@ def group_configs(configs: Sequence[RunConfig], max_size: int | None = None) -> 
     Returns:
         Groups in the order of their first run; a run that can't share is alone.
     """
-    groups: dict[str, list[RunConfig]] = {}
-    for config in configs:
-        key = _get_group_key(config) if _may_share(config) else config.hash
-        groups.setdefault(key, []).append(config)
+    groups = [
+        part
+        for group in group_by_key(configs)
+        for part in ([[c] for c in group] if explain_conflict(group[0]) else [group])
+    ]
     size = max_size or max(len(configs), 1)
-    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
 
-def _may_share(config: RunConfig) -> bool:
-    return not any(config.train.get(setting) for setting in TOWER_SETTINGS)
+@dataclass(frozen=True)
+class SharedWork:
+    """What a training step of a run could share with those of other runs.
+
+    Args:
+        n_rows: rows of its largest pass of the text tower that can be joined; 0 where there is none.
+        n_texts: texts of such a row.
+        width: of the text tower.
+        trains_image_features: whether the step goes through the image tower, which each run has for itself.
+    """
+
+    n_rows: int = 0
+    n_texts: int = 0
+    width: int = 0
+    trains_image_features: bool = False
+
+    def explain_no_gain(self, device: str) -> str:
+        """Return why runs side by side would take as long as one by one; "" where they are faster.
+
+        On a CPU it is a rule of what was measured (tools/bench side_by_side); elsewhere, any shared pass counts.
+        """
+        if not self.n_rows:
+            return "their steps have no pass of the text tower with trained tokens that runs could share"
+        if device != "cpu":
+            return ""
+        if self.trains_image_features:
+            return "most of a step is work of the image tower, which runs don't share"
+        if self.n_rows > 1:
+            return "each image has a row of the text tower already, so that a pass of more rows gains little"
+        if self.n_texts * self.width > MAX_TEXT_SIZE:
+            return (
+                f"one pass of {self.n_texts} texts keeps the processor busy, so that a pass of more rows gains little"
+            )
+        return ""
 
 
-def _get_group_key(config: RunConfig) -> str:
-    values = config.to_dict()
-    train = {k: v for k, v in config.train.items() if k not in GROUP_KEYS}
-    task = {k: v for k, v in config.task.items() if k != "seed"}
-    return json.dumps({**values, "seed": None, "train": train, "task": task}, sort_keys=True, default=str)
+def measure_shared_work(build: "Callable[[Clip], Method]", clip: "Backbone", lesson: "Lesson") -> SharedWork:
+    """Compute the loss of a few images, and return what of it could be shared.
+
+    Args:
+        build: builds the method on the CLIP that it is passed.
+        clip: the backbone.
+        lesson: what it will train on.
+
+    Raises:
+        ValueError: for a method that does not suit the lesson or the backbone.
+    """
+    import torch
+
+    from vlprompt.core.towers import Clip
+    from vlprompt.engine.side_by_side import TextPassRecorder
+    from vlprompt.experiments.memory_plan import build_batch, subsample_lesson
+    from vlprompt.runtime.seeding import make_generator
+
+    if not isinstance(clip, Clip):
+        return SharedWork()
+    recorder, small = TextPassRecorder(clip), subsample_lesson(lesson, len(lesson.train.names), MEASURED_IMAGES)
+    method = build(recorder.clip)
+    if not isinstance(method.backbone, Clip):
+        return SharedWork()
+    with torch.random.fork_rng():
+        method.begin_lesson(small, make_generator(0))
+        batch = build_batch(method, small)
+        if batch is None or not any(p.requires_grad for p in method.parameters()):
+            return SharedWork()
+        with torch.no_grad():
+            fixed = method.train().precompute(batch.names)
+        _, output = method.loss_terms(batch, fixed)
+    if not recorder.passes:
+        return SharedWork()
+    largest = max(recorder.passes, key=lambda one: one.n_rows * one.n_texts)
+    image = output.image_features
+    trains_image_features = image is not None and image.requires_grad
+    return SharedWork(largest.n_rows, largest.n_texts, clip.text.dim, trains_image_features)
+
+
+def count_runs_that_fit(plan: "MemoryPlan | None") -> int:
+    """Return how many runs may train at once: each needs its activations until the backward pass.
+
+    Args:
+        plan: of one of them; None where it was not measured.
+    """
+    from vlprompt.experiments.memory_plan import GLIBC_OVERHEAD
+
+    if plan is None or not plan.tensor_mb:
+        return MAX_RUNS
+    n_more = int((plan.available_mb - plan.peak_mb) // (GLIBC_OVERHEAD * plan.tensor_mb))
+    return max(1, min(MAX_RUNS, 1 + n_more))
 
 
 def run_group(clip: "Clip", runs: Sequence[GroupRun], save_every: float = 5.0) -> list[Result | Exception]:
@@ -84,30 +197,51 @@ def run_group(clip: "Clip", runs: Sequence[GroupRun], save_every: float = 5.0) -
     Returns:
         The result of each, or the error by which it ended; the others go on.
     """
-    from vlprompt.engine.side_by_side import TrainingGroup
-    from vlprompt.experiments.runner import run, use_threads
+    from vlprompt.experiments.runner import run
 
-    group, stop = TrainingGroup(clip, len(runs)), list[RunStoppedError]()
-
-    def make_job(index: int) -> Callable[[], Result]:
-        mine, member = runs[index], group.members[index]
-
-        def on_event(event: Event) -> None:
-            if stop:
-                raise stop[0]
-            try:
-                mine.on_event(event)
-            except RunStoppedError as error:
-                stop.append(error)
-                raise
-
-        def job() -> Result:
-            method = mine.build(member.clip)
+    def make_job(one: GroupRun) -> MemberJob:
+        def job(member: "GroupMember", on_event: Listener) -> Result:
+            method = one.build(member.clip)
             return run(
-                method, mine.task, mine.config, mine.folder, save_every=save_every, on_event=on_event, member=member
+                method, one.task, one.config, one.folder, save_every=save_every, on_event=on_event, member=member
             )
 
         return job
 
-    with use_threads(runs[0].config.backbone):
-        return group.run([make_job(i) for i in range(len(runs))])
+    jobs = [make_job(one) for one in runs]
+    return run_jobs(clip, jobs, [one.on_event for one in runs], runs[0].config.backbone)
+
+
+def run_jobs(
+    clip: "Clip", jobs: Sequence[MemberJob], listeners: Sequence[Listener], backbone: str
+) -> list[Result | Exception]:
+    """Do jobs that call `run` for the members of a group in lockstep.
+
+    Args:
+        clip: the backbone of all.
+        jobs: take their member, and the listener to call.
+        listeners: of each job. A RunStoppedError that one raises stops all of them.
+        backbone: its name.
+    """
+    from vlprompt.engine.side_by_side import TrainingGroup
+    from vlprompt.experiments.runner import use_threads
+
+    group, stop = TrainingGroup(clip, len(jobs)), list[RunStoppedError]()
+
+    def make_job(index: int) -> Callable[[], Result]:
+        member = group.members[index]
+
+        def on_event(event: Event) -> None:
+            member.require_running()
+            if stop:
+                raise stop[0]
+            try:
+                listeners[index](event)
+            except RunStoppedError as error:
+                stop.append(error)
+                raise
+
+        return lambda: jobs[index](member, on_event)
+
+    with use_threads(backbone):
+        return group.run([make_job(i) for i in range(len(jobs))])

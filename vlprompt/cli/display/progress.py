@@ -51,7 +51,8 @@ class ProgressDisplay:
                 self._current = self._start(has_counts=False).add_task(name, total=1, note="")
             case events.RunStarted():
                 note = f"loading {event.config.backbone}"
-                self._current = self._start(has_counts=True).add_task(event.name, total=1, note=note)
+                name = event.name + f" and {event.n_others} side by side" * bool(event.n_others)
+                self._current = self._start(has_counts=True).add_task(name, total=1, note=note)
             case events.DatasetOpened():
                 self._show_dataset(event)
             case events.Notice():

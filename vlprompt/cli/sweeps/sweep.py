@@ -19,6 +19,7 @@ from vlprompt.cli.options import (
     RootOption,
     RunsFolderOption,
     SaveEveryOption,
+    SideBySideOption,
     ThreadsOption,
     TrackOption,
     VerifyDataOption,
@@ -83,6 +84,7 @@ def sweep(
     fresh: FreshOption = False,
     verify_data: VerifyDataOption = False,
     track: TrackOption = None,
+    side_by_side: SideBySideOption = False,
 ) -> None:
     """Run every combination of methods, datasets, shots, seeds and settings, by one process or many.
 
@@ -95,7 +97,10 @@ def sweep(
     set_feature_cache(feature_cache)
     set_memory_limit(memory_limit)
     set_data_verification(verify_data)
-    options = SweepOptions(runs_folder, device, threads, save_every, fresh=fresh, trackers=parse_trackers(track))
+    trackers = parse_trackers(track)
+    options = SweepOptions(
+        runs_folder, device, threads, save_every, fresh=fresh, trackers=trackers, side_by_side=side_by_side
+    )
     expansion = _expand(arguments, yes)
     impossible = {**expansion.impossible, **_find_impossible(expansion.configs, options)}
     configs = [config for config in expansion.configs if config.hash not in impossible]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """How and where runs are made; nothing that they learn depends on it.
+    """How and where runs are made; nothing that they learn depends on it, but for rounding where runs train together.
 
     Args:
         runs_folder: where the folder of each run goes.
@@ -26,6 +26,7 @@ class SweepOptions:
         max_lessons: pause streams after this number of lessons.
         fresh: make a run in a new folder where its folder holds one on other inputs.
         trackers: names of the trackers that runs are copied to.
+        side_by_side: train runs that differ by seed, learning rate or weight decay in one pass, where it pays.
     """
 
     runs_folder: Path
@@ -35,6 +36,7 @@ class SweepOptions:
     max_lessons: int | None = None
     fresh: bool = False
     trackers: Sequence[str] = ()
+    side_by_side: bool = False
 
     def describe(self) -> dict[str, Any]:
         """Describe the options besides the folder by plain values, for other processes."""

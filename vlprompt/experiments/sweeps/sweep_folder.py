@@ -170,6 +170,10 @@ class SweepCall:
         write_atomically(self.attempts_path / f"{run}.{len(self._list_attempts(run))}.{owner.token}", b"")
         return len(self._list_attempts(run))
 
+    def count_attempts(self, run: str) -> int:
+        """Return how often a run was begun."""
+        return len(self._list_attempts(run))
+
     def has_attempt(self, run: str, owner: Owner) -> bool:
         """Whether this process has begun a run in this call."""
         return any(path.suffix == f".{owner.token}" for path in self._list_attempts(run))

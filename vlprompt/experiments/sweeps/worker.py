@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -24,12 +24,14 @@ from vlprompt.experiments.events import (
     StepDone,
     ignore_event,
 )
+from vlprompt.experiments.side_by_side import make_group_key
 from vlprompt.experiments.sweeps.claims import Claims, Heartbeat
 from vlprompt.experiments.sweeps.options import SweepOptions
 from vlprompt.experiments.sweeps.owner import Owner
 from vlprompt.experiments.sweeps.run_names import format_run_name, get_run_folder
-from vlprompt.experiments.sweeps.runs import RunMaker
+from vlprompt.experiments.sweeps.runs import NamedRun, RunMaker
 from vlprompt.experiments.sweeps.sweep_folder import Outcome, SweepCall, SweepFolder
+from vlprompt.results.run_folder import Result
 from vlprompt.runtime.errors import (
     FolderInUseError,
     RunStoppedError,
@@ -112,86 +114,125 @@ class _Worker:
         self.owner = Owner.create()
         self.claims: Claims = folder.open_claims(self.owner, job.patience)
         self.call: SweepCall = folder.get_call(job.call_name)
-        self.maker = RunMaker(self.options, self._hear)
-        self.heartbeat: Heartbeat | None = None
+        self.maker = RunMaker(self.options, on_event)
+        self.heartbeats: dict[str, Heartbeat] = {}  # of the runs under way
         self.ended = set[str]()  # runs of the call
-        self._last_written = 0.0
+        self._last_written: dict[str, float] = {}
 
     def work(self, configs: list[RunConfig]) -> int:
         finished, n_ended = self.call.read_finished(), 0
         pending = {config.hash: config for config in configs if config.hash not in finished}
         while not self.stop.is_set() and (key := self._take_next(pending)) is not None:
-            with self.claims.keep(key) as heartbeat:
-                self.heartbeat = heartbeat
+            with ExitStack() as claims:
+                self.heartbeats = {key: claims.enter_context(self.claims.keep(key))}
                 if self.call.read_outcome(key) is None:  # another worker may have ended it before this one took it
-                    n_ended += self._make(key, pending)
+                    n_ended += self._make([key, *self._take_others(key, pending, claims)], pending)
         return n_ended
 
     def _take_next(self, pending: dict[str, RunConfig]) -> str | None:
         """Claim a run; None where nothing is left, or others make all that is."""
-        loaded = self.maker.backbones.backbones
-        busy = {pending[key].backbone for key in self.claims.list_keys() if key in pending}
+        loaded, claimed = self.maker.backbones.backbones, set(self.claims.list_keys()) & pending.keys()
+        busy = {pending[key].backbone for key in claimed}
+        busy_groups = {make_group_key(pending[key]) for key in claimed} if self.options.side_by_side else set[str]()
 
-        def rank(key: str) -> tuple[bool, bool]:
-            return pending[key].backbone not in loaded, pending[key].backbone in busy
+        def rank(key: str) -> tuple[bool, bool, bool]:
+            config = pending[key]
+            is_in_busy_group = bool(busy_groups) and make_group_key(config) in busy_groups
+            return is_in_busy_group, config.backbone not in loaded, config.backbone in busy
 
         for key in self.call.read_outcomes(self.ended):
             self.ended.add(key)
             pending.pop(key, None)
-        return next((k for k in sorted(pending, key=rank) if self.claims.take(k) or self.claims.take_over(k)), None)
+        return next((k for k in sorted(pending, key=rank) if self._take(k)), None)
 
-    def _make(self, key: str, pending: dict[str, RunConfig]) -> bool:
-        """Make a run that was claimed; return whether it ended, by a result or for good without one.
+    def _take(self, key: str) -> bool:
+        return self.claims.take(key) or self.claims.take_over(key)
+
+    def _take_others(self, key: str, pending: dict[str, RunConfig], claims: ExitStack) -> list[str]:
+        """Claim the runs to train side by side with one that is claimed, as far as no other process has them.
+
+        A run that was begun before, whose process may have died by it, is left to be made alone.
+        """
+        if not self.options.side_by_side or self.call.count_attempts(key):
+            return []
+        group = make_group_key(pending[key])
+        others = [k for k, c in pending.items() if k != key and make_group_key(c) == group]
+        others = [k for k in others if not self.call.count_attempts(k) and self.call.read_outcome(k) is None]
+        named = [NamedRun(format_run_name(pending[k]), pending[k]) for k in (key, *others)]
+        n_others, taken = self.maker.choose_group_size(named) - 1, list[str]()
+        for other in others:
+            if len(taken) < n_others and self._take(other):
+                self.heartbeats[other] = claims.enter_context(self.claims.keep(other))
+                if self.call.read_outcome(other) is None:
+                    taken.append(other)
+        return taken
+
+    def _make(self, keys: list[str], pending: dict[str, RunConfig]) -> int:
+        """Make runs that were claimed; return how many ended, by a result or for good without one.
 
         One that another process is at work on, or that is stopped, is left to a later worker.
         """
+        start = time.monotonic()
+        n_attempts = {key: self.call.add_attempt(key, self.owner) for key in keys}
+        runs = [NamedRun(format_run_name(pending[key]), pending[key]) for key in keys]
+        self.on_event(RunStarted(runs[0].name, runs[0].config, len(runs) - 1))
+        results: list[Result | Exception]
+        if max(n_attempts.values()) > MAX_ATTEMPTS:
+            results = [RuntimeError(f"its process died {n_attempts[keys[0]] - 1} times")]
+        else:
+            results = self.maker.make_all(runs, [self._listen_to(key) for key in keys])
+        n_ended = 0
+        for key, result in zip(keys, results, strict=True):
+            outcome = self._judge(key, pending, n_attempts[key], result)
+            if outcome is not None:
+                self.call.write_outcome(replace(outcome, seconds=(time.monotonic() - start) / len(keys)))
+                n_ended += 1
+        return n_ended
+
+    def _judge(
+        self, key: str, pending: dict[str, RunConfig], n_attempts: int, result: Result | Exception
+    ) -> Outcome | None:
+        """Return how a run ended; None for one that has not."""
         config = pending[key]
-        name, start = format_run_name(config), time.monotonic()
-        n_attempts = self.call.add_attempt(key, self.owner)
-        folder = str(get_run_folder(self.options.runs_folder, config).path)
-        outcome: Outcome | None
-        self.on_event(RunStarted(name, config))
-        try:
-            if n_attempts > MAX_ATTEMPTS:
-                raise RuntimeError(f"its process died {n_attempts - 1} times")
-            result = self.maker.make(name, config)
-        except (RunStoppedError, FolderInUseError):
+        folder, name = str(get_run_folder(self.options.runs_folder, config).path), format_run_name(config)
+        if not isinstance(result, Exception):
+            self.on_event(RunFinished(name, result))
+            return Outcome(key, folder=result.folder or folder)
+        if isinstance(result, RunStoppedError | FolderInUseError):
             self.call.remove_attempts(key, self.owner)
             del pending[key]
-            return False
-        except Exception as error:
-            if is_disk_error(error):  # the other runs would fail alike
-                self.call.remove_attempts(key, self.owner)
-                raise
-            is_final = is_input_error(error) or n_attempts >= MAX_ATTEMPTS
-            outcome = Outcome(key, describe_error(error), folder) if is_final else None
-            self.on_event(RunFailed(name, error))
-        else:
-            outcome = Outcome(key, folder=result.folder or folder)
-            self.on_event(RunFinished(name, result))
-        if outcome is not None:
-            self.call.write_outcome(replace(outcome, seconds=time.monotonic() - start))
-        return outcome is not None
+            return None
+        if is_disk_error(result):  # the other runs would fail alike
+            self.call.remove_attempts(key, self.owner)
+            raise result
+        self.on_event(RunFailed(name, result))
+        is_final = is_input_error(result) or n_attempts >= MAX_ATTEMPTS
+        return Outcome(key, describe_error(result), folder) if is_final else None
 
-    def _hear(self, event: Event) -> None:
-        """Pass an event on, write the progress now and then, and stop the run where it must."""
-        if isinstance(event, StepDone | EvaluationProgress):
-            if self.stop.is_set():
-                raise RunStoppedError("stopped; the same command goes on from here")
-            if self.heartbeat is not None and self.heartbeat.is_lost():
-                raise RunStoppedError("another process took the run, as this one did not beat")
-            self._write_progress(event)
-        self.on_event(event)
+    def _listen_to(self, key: str) -> Listener:
+        """Return a listener that passes events of a run on, writes its progress, and stops it where it must."""
+        heartbeat = self.heartbeats[key]
 
-    def _write_progress(self, event: StepDone | EvaluationProgress) -> None:
-        if (now := time.monotonic()) - self._last_written < SECONDS_PER_PROGRESS or self.heartbeat is None:
+        def hear(event: Event) -> None:
+            if isinstance(event, StepDone | EvaluationProgress):
+                if self.stop.is_set():
+                    raise RunStoppedError("stopped; the same command goes on from here")
+                if heartbeat.is_lost():
+                    raise RunStoppedError("another process took the run, as this one did not beat")
+                self._write_progress(key, event)
+            self.on_event(event)
+
+        return hear
+
+    def _write_progress(self, key: str, event: StepDone | EvaluationProgress) -> None:
+        if (now := time.monotonic()) - self._last_written.get(key, 0.0) < SECONDS_PER_PROGRESS:
             return
-        self._last_written = now
+        self._last_written[key] = now
         if isinstance(event, StepDone):
             progress = {"activity": "training", "n_done": event.step, "total": event.total_steps}
         else:
             progress = {"activity": f"testing {event.test}", "n_done": event.n_done, "total": event.n_images}
-        self.claims.write_progress(self.heartbeat.key, progress)
+        self.claims.write_progress(key, progress)
 
 
 @contextmanager
