@@ -66,7 +66,7 @@ class TrackioTracker:
                 self.handle.log(dict(outcome.scores), step=self.last_step)
                 self._log_pictures(outcome)
                 self._log_files(outcome)
-            self.handle.finish()
+            self.trackio.finish()
 
     def _log_pictures(self, outcome: TrackedOutcome) -> None:
         from PIL import Image

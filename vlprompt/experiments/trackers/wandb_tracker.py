@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from vlprompt.experiments.trackers.tracker import TrackedOutcome, TrackedRun, TrackedStage, TrackedStep
 from vlprompt.experiments.trackers.values import flatten_config
-from vlprompt.experiments.trackers.wandb_files import read_last_step
+from vlprompt.experiments.trackers.wandb_files import STEP, read_last_step
 from vlprompt.runtime.installation import require_package
 
 LOCAL_MODES = ("offline", "disabled", "dryrun")
@@ -42,6 +42,7 @@ class WandbTracker:
         folder = os.environ.get("WANDB_DIR", str(run.runs_folder))
         last_step = read_last_step(Path(folder), identity)
         self.last_step = state.get("last_step", 0) if last_step is None else last_step
+        self.n_stages = len(state.get("lessons", []))  # rows beside those of steps: numbers of rows may only rise
         timeouts = {name: value for name, value in TIMEOUTS.items() if name in self.wandb.Settings.model_fields}
         settings = self.wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, **timeouts)
         self.handle = self.wandb.init(
@@ -55,16 +56,20 @@ class WandbTracker:
             reinit="create_new",
             settings=settings,
         )
+        for pattern in ("train/*", "epoch/*"):
+            self.handle.define_metric(pattern, step_metric=STEP)
         self.handle.define_metric("stage/*", step_metric="stage/lesson")
         return {"id": identity} | ({} if last_step is None else {"last_step": last_step})
 
     def log(self, steps: Sequence[TrackedStep]) -> None:
         for one in steps:
-            self.handle.log(dict(one.values), step=one.step, commit=True)
+            self.handle.log({STEP: one.step, **one.values}, step=one.step + self.n_stages, commit=True)
             self.last_step = one.step
 
     def log_stage(self, stage: TrackedStage) -> None:
-        self.handle.log({"stage/lesson": stage.lesson, **stage.values}, step=self.last_step, commit=True)
+        self.n_stages += 1
+        row = {"stage/lesson": stage.lesson, **stage.values}
+        self.handle.log(row, step=self.last_step + self.n_stages, commit=True)
 
     def finish(self, outcome: TrackedOutcome | None) -> None:
         if outcome is not None:
@@ -82,7 +87,7 @@ class WandbTracker:
         pictures = (outcome.pictures or {}).items()
         images = {name: self.wandb.Image(Image.open(io.BytesIO(data))) for name, data in pictures}
         if images:
-            self.handle.log(images, step=self.last_step + 1)
+            self.handle.log(images, step=self.last_step + self.n_stages + 1)
 
 
 def _require_server(url: str) -> None:
