@@ -13,7 +13,7 @@ from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
 from vlprompt.core.towers import Backbone
 from vlprompt.engine.evaluate import evaluate
-from vlprompt.experiments.events import EpochDone, Event, Listener, Notice, SearchStarted, ignore_event
+from vlprompt.experiments.events import EpochDone, Event, Listener, Notice, SearchStarted, StepDone, ignore_event
 from vlprompt.experiments.runner import run
 from vlprompt.experiments.searches.study import Study
 from vlprompt.experiments.searches.trial_store import ClaimedTrial, TrialStore, parse_values
@@ -122,7 +122,10 @@ class _Worker:
         method = build_method(config.method, self.backbone)
         reports = dict(self.store.read_trials()[trial.number].intermediate_values)
 
+        is_hopeless = False
+
         def hear(event: Event) -> None:
+            nonlocal is_hopeless
             if isinstance(event, EpochDone):
                 reports[event.epoch] = self._measure_accuracy(method, config.train_config.micro_batch_size)
                 event = replace(event, scores={**event.scores, "val": reports[event.epoch]})
@@ -132,8 +135,9 @@ class _Worker:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message=".*is already reported")  # an epoch whose end comes again
                     trial.report(reports[event.epoch], event.epoch)
-                if trial.should_prune():
-                    raise TrialPrunedError(f"epoch {event.epoch}: {reports[event.epoch]:.1f}")
+                is_hopeless = trial.should_prune()
+            elif is_hopeless and isinstance(event, StepDone):  # the last step of the epoch, which trackers have now
+                raise TrialPrunedError(f"epoch {max(reports)}: {reports[max(reports)]:.1f}")
 
         try:
             with follow_run(self.trackers, self._describe_tracked(claimed, config)) as tracked:
