@@ -24,7 +24,14 @@ from vlprompt.results.run_folder import Result, RunFolder, find_run_folders
 SETTINGS = ["--shots", "2", "task.augment=none", "train.epochs=4", "train.model_selection=val"]
 N_STEPS = 4
 PICTURES = ["confusion/test", "learning"]
-PUBLIC_VARIABLES = ("WANDB_DIR", "WANDB_BASE_URL", "WANDB_API_KEY", "MLFLOW_TRACKING_URI", "TRACKIO_DIR")
+STORE_VARIABLES = (
+    "WANDB_DIR",
+    "WANDB_SERVICE",
+    "WANDB_BASE_URL",
+    "WANDB_API_KEY",
+    "MLFLOW_TRACKING_URI",
+    "TRACKIO_DIR",
+)
 
 
 def call(*words):
@@ -35,8 +42,8 @@ def call(*words):
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    """Stores stay below the folder of the runs, whatever the machine has set."""
-    for name in PUBLIC_VARIABLES:
+    """Stores stay below the folder of the runs, whatever the machine has set, and no process shares one of wandb's."""
+    for name in STORE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
 
@@ -459,10 +466,13 @@ def test_a_tracker_that_can_not_be_used_is_refused_before_anything_runs(tmp_path
 @pytest.mark.slow
 def test_without_a_network_wandb_is_refused_at_once(tmp_path, words):
     """Its client itself would wait for a server before each run."""
-    where = {**os.environ, "HOME": str(tmp_path), "WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    where = {**os.environ, "HOME": str(tmp_path), "WANDB_API_KEY": "a" * 40}
     del where["WANDB_MODE"]
+    settings = tmp_path / ".config" / "wandb" / "settings"  # as `wandb login --host` writes it
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nbase_url = http://127.0.0.1:9\n")
     status, text = give(*words, "--out", tmp_path / "runs", "--track", "wandb", env=where)
-    assert status == 2
+    assert status == 2, text
     assert "expected a server at http://127.0.0.1:9, got no answer (Connection refused)" in " ".join(text.split())
     assert "set WANDB_MODE=offline" in " ".join(text.split())
     assert not (tmp_path / "runs").exists()

@@ -4,6 +4,8 @@ import io
 import os
 import socket
 from collections.abc import Sequence
+from configparser import ConfigParser
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -31,11 +33,13 @@ class WandbTracker:
         self.wandb: Any = require_package("wandb", "wandb", "--track wandb")
         if os.environ.get("WANDB_MODE", "online") in LOCAL_MODES:
             return
-        if not self.wandb.api.api_key:
+        with redirect_stderr(io.StringIO()):  # newer versions tell that this will go
+            key = self.wandb.api.api_key
+        if not key:
             raise OSError(
                 "--track wandb: expected a login or WANDB_MODE=offline, got neither. Call `wandb login`, or " + LATER
             )
-        _require_server(self.wandb.setup().settings.base_url)
+        _require_server(_read_server(self.wandb.Settings()))
 
     def begin(self, run: TrackedRun, state: dict[str, Any]) -> dict[str, Any]:
         self.run, identity = run, state.get("id") or uuid4().hex[:12]
@@ -88,6 +92,13 @@ class WandbTracker:
         images = {name: self.wandb.Image(Image.open(io.BytesIO(data))) for name, data in pictures}
         if images:
             self.handle.log(images, step=self.last_step + self.n_stages + 1)
+
+
+def _read_server(settings: Any) -> str:
+    """Return the address that `wandb login` wrote; `wandb.setup` knows it too, but leaves a process behind."""
+    files = ConfigParser()
+    files.read([settings.settings_system, settings.settings_workspace])
+    return os.environ.get("WANDB_BASE_URL") or files.get("default", "base_url", fallback=settings.base_url)
 
 
 def _require_server(url: str) -> None:
