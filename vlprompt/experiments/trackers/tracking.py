@@ -21,7 +21,7 @@ STATE_FILE = "trackers.json"  # how each tracker identifies the run, and the las
 HAS_RESULT = "has_result"  # in it: whether the tracker has all of a finished run
 EPOCHS_FILE = "epoch_scores.jsonl"  # which steps.jsonl lacks, for a process that goes on
 SECONDS_PER_BATCH = 2.0
-MAX_SHARE = 0.04  # of the time that a run may spend on passing batches on: a slow store gets larger ones
+MAX_SHARE = 0.02  # of the time that a run may spend on passing batches on: a slow store gets larger ones
 
 
 class TrackedRunListener:
