@@ -1,5 +1,6 @@
 """Miniatures of the real datasets: their layouts with a few classes and five real pictures each, and as archives."""
 
+import functools
 import hashlib
 import io
 import json
@@ -8,6 +9,7 @@ import re
 import tarfile
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import yaml
@@ -439,3 +441,21 @@ def five_datasets(root, jpegs, patch):
         told[part] = [told[part][0], file.name, hashlib.md5(file.read_bytes()).hexdigest()]
     patch.setattr(SVHN, "split_list", told)
     return root
+
+
+DIGITS = TemporaryDirectory(prefix="vlprompt-digits-")
+
+
+@functools.cache
+def small_digits():
+    """A folder of real handwritten digits, whose name is digits: of each class 6 train, 4 val and 4 test images."""
+    from sklearn.datasets import load_digits
+
+    data, root = load_digits(), Path(DIGITS.name) / "digits"
+    for split, places in (("train", slice(6)), ("val", slice(6, 10)), ("test", slice(10, 14))):
+        for label in data.target_names:
+            folder = root / split / f"digit {label}"
+            folder.mkdir(parents=True)
+            for i, array in enumerate(data.images[data.target == label][places]):
+                Image.fromarray((array * 15).astype("uint8")).resize((32, 32)).save(folder / f"{i}.png")
+    return str(root)

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from forks import Fork, give
 from kills import killed_when
+from miniatures import small_digits
 
+from vlprompt.backbones import load_backbone
 from vlprompt.cli.app import main
 from vlprompt.core.images import ImageItem
 from vlprompt.experiments.searches.grid import run_search
@@ -22,12 +24,15 @@ from vlprompt.tasks import VTAB
 COMMAND = Path(sys.executable).parent / "vlprompt"
 RATES = "search.train.lr={low: 1e-3, high: 10, log: true}"
 FIXED = ["train.epochs=3", "train.warmup=0", "train.batch_size=64", "search.train.weight_decay=[0.0]"]
-WORDS = ["search", "linear", "digits", *FIXED, RATES, "--backbone", "glyph/random", "--seed", "1",
-         "--sampler", "optuna", "--save-every", "0"]  # fmt: skip
+
+
+def command():
+    return ["search", "linear", small_digits(), *FIXED, RATES, "--backbone", "glyph", "--seed", "1",
+            "--sampler", "optuna", "--save-every", "0"]  # fmt: skip
 
 
 def study_of(*more, name="linear", sampler="optuna"):
-    return build_study(name, "digits", [1], sampler=sampler, overrides=[*FIXED, *more], backbone="glyph/random")
+    return build_study(name, small_digits(), [1], sampler=sampler, overrides=[*FIXED, *more], backbone="glyph")
 
 
 def store_of(path, *more, **how):
@@ -40,24 +45,31 @@ def trials_of(store):
     return [(t.number, t.state.name, t.params, t.value, t.intermediate_values) for t in store.read_trials()]
 
 
-def search_of(path, tiny, n_trials, *more, **how):
+def search_of(path, clip, n_trials, *more, **how):
     study, store = store_of(path, *more, **how)
     notices = []
-    chosen = run_trials(study, store, tiny, n_trials, 0.0, lambda event: notices.append(getattr(event, "text", "")))
+    chosen = run_trials(study, store, clip, n_trials, 0.0, lambda event: notices.append(getattr(event, "text", "")))
     return study, store, chosen, [text for text in notices if text]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_backbone("glyph", "cpu")
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     """The command, given once: its status and its folder."""
     out = tmp_path_factory.mktemp("whole")
-    status, _ = give(*WORDS, "--trials", "9", "--out", str(out))
+    with pytest.raises(SystemExit) as exit_:
+        main([*command(), "--trials", "9", "--out", str(out), "--track", "jsonl"])
+    status = exit_.value.code
     [folder] = out.glob("search-*")
     return status, out, folder
 
 
 def reopen(out):
-    study = build_study("linear", "digits", [1], sampler="optuna", overrides=[*FIXED, RATES], backbone="glyph/random")
+    study = study_of(RATES)
     return TrialStore(study, study.get_folder(out))
 
 
@@ -80,20 +92,46 @@ def test_the_command_searches_a_range_prunes_and_tests_the_best_once(searched):
     assert config["train"]["lr"] == chosen["config"]["train"]["lr"]
 
 
-def test_a_trial_is_the_run_that_a_grid_makes_of_its_values(searched, tiny, tmp_path):
+def tracked_trials(folder):
+    """Lines of each tracked trial, but for names and the cost."""
+    trials = {}
+    for path in sorted(folder.glob("tracked/*/tracked.jsonl")):
+        _, *lines = map(json.loads, path.read_text().splitlines())
+        trials[int(path.parent.name)] = [{k: v for k, v in line.items() if "cost/" not in k} for line in lines]
+    return trials
+
+
+def test_each_trial_is_one_tracked_run_in_the_group_of_the_search(searched):
+    _, out, folder = searched
+    trials, lines = reopen(out).read_trials(), tracked_trials(folder)
+    assert [*lines] == [trial.number for trial in trials]
+    for trial in trials:
+        path = folder / "tracked" / f"{trial.number:05d}" / "tracked.jsonl"
+        config = json.loads(path.read_text().splitlines()[0])
+        assert (config["name"], config["group"]) == (f"{folder.name}-trial-{trial.number:05d}", folder.name)
+        assert config["config"]["train.lr"] == trial.params["train.lr"] * 64 / 256  # as the recipe scales it
+        steps = [line for line in lines[trial.number] if line["kind"] == "step"]
+        assert [line["epoch/val"] for line in steps if "epoch/val" in line] == [*trial.intermediate_values.values()]
+        results = [line["accuracy"] for line in lines[trial.number] if line["kind"] == "result"]
+        assert results == ([] if trial.state.name == "PRUNED" else [pytest.approx(trial.value)])
+    assert len([*out.glob("linear-*/tracked.jsonl")]) == 1  # and the final run is one of its own
+
+
+def test_a_trial_is_the_run_that_a_grid_makes_of_its_values(searched, clip, tmp_path):
     """Pruning looks at validation images between epochs; that changes nothing of what is learned."""
     first = reopen(searched[1]).read_trials()[0]
     lists = [f"search.train.lr=[{first.params['train.lr']!r},2.0]"]
     grid = study_of(*lists, sampler="grid")
-    run_search(grid, grid.get_folder(tmp_path), tiny)
+    run_search(grid, grid.get_folder(tmp_path), clip)
     entries = grid.get_folder(tmp_path).read_entries().values()
     [entry] = [e for e in entries if e["values"]["train.lr"] == first.params["train.lr"]]
     assert entry["accuracy"] == pytest.approx(first.value)
     assert first.intermediate_values[3] == first.value
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_trials(searched, tmp_path, type_all):
-    words = [*WORDS, "--trials", "9", "--out", str(tmp_path / "killed")]
+    words = [*command(), "--trials", "9", "--out", str(tmp_path / "killed"), "--track", "jsonl"]
     for n_trials in (1, 6):  # in the middle of a trial
         condition = (
             f'any(p.parent.name >= "{n_trials:05d}" for p in folder.glob("search-*/.trials/*/last.safetensors"))'
@@ -101,11 +139,13 @@ def test_a_killed_search_goes_on_with_the_same_trials(searched, tmp_path, type_a
         killed_when(tmp_path / "killed", condition, COMMAND, *words)
     assert type_all(*words)[0] == 0
     assert trials_of(reopen(tmp_path / "killed")) == trials_of(reopen(searched[1]))
+    [folder] = (tmp_path / "killed").glob("search-*")
+    assert tracked_trials(folder) == tracked_trials(searched[2])
 
 
 @pytest.mark.slow
 def test_two_shells_share_the_trials_and_a_larger_number_adds_some(tmp_path):
-    words = [*WORDS, "--out", str(tmp_path)]
+    words = [*command(), "--out", str(tmp_path)]
     forks = [Fork(main, [str(word) for word in [*words, "--trials", "6"]]) for _ in range(2)]
     for fork in forks:
         text = fork.communicate()[0]
@@ -118,17 +158,17 @@ def test_two_shells_share_the_trials_and_a_larger_number_adds_some(tmp_path):
     assert json.loads(chosen.read_text())["n_settings"] == 7
 
 
-def test_the_same_seed_proposes_the_same_trials_and_another_others(searched, tiny, tmp_path):
-    _, store, *_ = search_of(tmp_path / "a", tiny, 3, RATES)
+def test_the_same_seed_proposes_the_same_trials_and_another_others(searched, clip, tmp_path):
+    _, store, *_ = search_of(tmp_path / "a", clip, 3, RATES)
     assert trials_of(store) == trials_of(reopen(searched[1]))[:3]
-    _, store, *_ = search_of(tmp_path / "b", tiny, 1, RATES, "search.seed=2")
+    _, store, *_ = search_of(tmp_path / "b", clip, 1, RATES, "search.seed=2")
     assert store.read_trials()[0].params != reopen(searched[1]).read_trials()[0].params
 
 
-def test_trials_whose_loss_is_not_finite_are_out_and_told(tiny, tmp_path):
+def test_trials_whose_loss_is_not_finite_are_out_and_told(clip, tmp_path):
     rates = "search.train.lr=[1.0e+38, 0.01]"
     more = ["train.warmup=0", "train.epochs=2", "train.batch_size=256", rates, "search.method.n_ctx=[1]"]
-    _, store, chosen, notices = search_of(tmp_path, tiny, 4, *more, name="coop")
+    _, store, chosen, notices = search_of(tmp_path, clip, 4, *more, name="coop")
     bad = [t for t in store.read_trials() if json.loads(t.params["train.lr"]) > 1]
     assert bad
     assert all(t.state.name == "PRUNED" and not t.intermediate_values for t in bad)
@@ -137,21 +177,21 @@ def test_trials_whose_loss_is_not_finite_are_out_and_told(tiny, tmp_path):
     assert chosen["pruned"] == 0
 
 
-def test_trials_never_decode_a_test_image(tiny, tmp_path, monkeypatch):
+def test_trials_never_decode_a_test_image(clip, tmp_path, monkeypatch):
     def broken(look, view):
         raise AssertionError("a test image was looked at")
 
-    opened = VTAB("digits").data
+    opened = VTAB(small_digits()).data
     test = replace(opened.test, items=tuple(ImageItem(i.key, broken, i.name) for i in opened.test.items))
     monkeypatch.setattr(VTAB, "data", replace(opened, test=test))
-    study, _, chosen, _ = search_of(tmp_path, tiny, 2, RATES)
+    study, _, chosen, _ = search_of(tmp_path, clip, 2, RATES)
     assert chosen["accuracy"] > 0
     assert set(study.stage.tests) == {"val"}
 
 
 def test_a_search_refuses_another_test_than_validation_images(tmp_path):
     study = study_of(RATES)
-    study.__dict__["task"] = VTAB("digits", "final")
+    study.__dict__["task"] = VTAB(small_digits(), "final")
     with pytest.raises(ValueError, match=r"validation images as the only test of a search, got test\."):
         _ = study.stage
 
@@ -218,8 +258,8 @@ def test_a_folder_of_another_space_is_refused(tmp_path):
         TrialStore(study, store.folder)
 
 
-def test_trackers_follow_the_final_runs_alone(tmp_path, type_all):
-    words = ["search", "linear", "digits", *FIXED, "search.train.lr=[1.0,0.25]", "--backbone", "glyph/random"]
+def test_of_a_grid_trackers_follow_the_final_runs_alone(tmp_path, type_all):
+    words = ["search", "linear", small_digits(), *FIXED, "search.train.lr=[1.0,0.25]", "--backbone", "glyph"]
     assert type_all(*words, "--seed", "1", "--track", "jsonl", "--out", tmp_path)[0] == 0
     assert len([*tmp_path.glob("linear-*/trackers.json")]) == len([*tmp_path.rglob("trackers.json")]) == 1
     status, text, _ = type_all(*words, "--track", "nothing", "--out", tmp_path / "other")
@@ -230,7 +270,7 @@ def test_trackers_follow_the_final_runs_alone(tmp_path, type_all):
 
 def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch, type_all):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    status, printed, _ = type_all(*WORDS, "--out", tmp_path)
+    status, printed, _ = type_all(*command(), "--out", tmp_path)
     assert status == 2
     assert '--sampler optuna: expected optuna, got no such package. Install it by: pip install "vlprompt[search]"' in (
         " ".join(printed.split())

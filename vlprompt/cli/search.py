@@ -177,10 +177,10 @@ def _search_trials(
     from vlprompt.experiments.searches.trial_store import TrialStore
     from vlprompt.experiments.searches.trials import DEFAULT_TRIALS, run_trials
 
-    store = TrialStore(study, folder)
+    store, options, n = TrialStore(study, folder), backbones.options, n_trials or DEFAULT_TRIALS
     backbone = backbones.load(study.settings[0].config)
     with ProgressDisplay(console) as display:
-        chosen = run_trials(study, store, backbone, n_trials or DEFAULT_TRIALS, backbones.options.save_every, display)
+        chosen = run_trials(study, store, backbone, n, options.save_every, display, options.trackers)
     stack.enter_context(store.claim_final_runs())
     return chosen
 

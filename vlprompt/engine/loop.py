@@ -102,6 +102,7 @@ class Loop:
         self.gradient_sync = GradientSync(method, self.parameters, derive_seed(seed, lesson.index))
         self.epoch_start_step = 0
         self.best_state: dict[str, Tensor] = {}
+        self.epoch_scores: Mapping[str, float] = {}  # of the last epoch that ended
 
     def state(self) -> State:
         """Copy everything that the next step depends on."""
@@ -300,6 +301,7 @@ def _end_epoch(loop: Loop, epoch: int, epochs: int, score_epoch: EpochScorer | N
         scores = score_epoch(loop)
     else:
         scores = compute_selection_scores(method, loop.lesson, rules, config.micro_batch_size)
+    loop.epoch_scores = scores
     if rules:
         loop.update_best(scores, is_last)
 

@@ -60,6 +60,16 @@ class EpochDone:
 
     epoch: int
     lesson: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)  # of model selection, or of an adaptation's target
+
+
+@dataclass(frozen=True)
+class StageTested:
+    """The tests of a stage are done; lessons count from 0."""
+
+    lesson: int
+    n_lessons: int | None  # None: not known beforehand
+    scores: Mapping[str, Mapping[str, float]]  # metrics by test
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ class PredictionProgress:
     total: int | None
 
 
-RunEvent = StepDone | EpochDone | EvaluationProgress
+RunEvent = StepDone | EpochDone | StageTested | EvaluationProgress
 Event = (
     RunEvent
     | SweepStarted

@@ -23,7 +23,7 @@ from vlprompt.engine.side_by_side import GroupMember
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.engine.unseen_classes import require_test_classes
 from vlprompt.experiments.adaptation_metrics import evaluate_baselines, record_epoch
-from vlprompt.experiments.events import EpochDone, Listener, StepDone
+from vlprompt.experiments.events import EpochDone, Listener, StageTested, StepDone
 from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.experiments.provenance import describe_environment, describe_learned_state
 from vlprompt.experiments.stage_tests import StageTests, TestScores
@@ -244,6 +244,7 @@ class _Run:
         if self.folder is not None and outcome.answers:
             self.folder.save_answers(outcome.answers)
         progress.next_stage, progress.is_training, progress.epochs = index + 1, False, []
+        self._report_stage(lesson)
         self.cache_stats.flush()
         if lesson.total != index + 1:
             self._save_state(State(tensors={f"method/{k}": v.detach() for k, v in self.method.state_dict().items()}))
@@ -303,7 +304,14 @@ class _Run:
     def _report_epoch(self, step: Step, lesson: Lesson) -> None:
         """Report the end of an epoch; before the state is saved, so that a run that goes on has reported it."""
         if self.on_event and not step.loop.cursor.batch_index:
-            self.on_event(EpochDone(step.epoch + 1, lesson.index))
+            scores = self.progress.epochs[-1] if self.progress.epochs else step.loop.epoch_scores
+            scores = {name: value for name, value in scores.items() if name not in ("epoch", "step")}
+            self.on_event(EpochDone(step.epoch + 1, lesson.index, scores))
+
+    def _report_stage(self, lesson: Lesson) -> None:
+        """Report the tests of a stage; before the state is saved, so that a run that goes on has reported them."""
+        if self.on_event:
+            self.on_event(StageTested(lesson.index, lesson.total, self.progress.scores[-1]))
 
     def _report_step(self, step: Step, lesson: Lesson) -> None:
         if self.on_event:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vlprompt.config.build import build_method
+from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
 from vlprompt.core.towers import Backbone
 from vlprompt.engine.evaluate import evaluate
@@ -152,10 +153,7 @@ class _Search:
             scores = list[float | None]()
             for i, method in enumerate(methods):
                 method.end_lesson(stage.lesson)
-                micro_batch_size, test = configs[i].micro_batch_size, stage.tests["val"]
-                is_finite = i not in failed
-                metrics = evaluate(method, test, micro_batch_size=micro_batch_size).metrics if is_finite else None
-                scores.append(None if metrics is None else metrics["accuracy"])
+                scores.append(None if i in failed else _measure_accuracy(method, stage, configs[i].micro_batch_size))
         return scores, previous_seconds + time.monotonic() - start
 
     def _train_single(self, point: SearchPoint) -> tuple[float | None, float]:
@@ -167,3 +165,11 @@ class _Search:
         except NonFiniteError:
             return None, time.monotonic() - start
         return result.scores[-1]["val"]["accuracy"], result.cost["seconds"]
+
+
+def _measure_accuracy(method: Method, stage: Stage, micro_batch_size: int | None) -> float | None:
+    """Return the validation accuracy; None where the last step, whose loss was finite, left weights that are not."""
+    try:
+        return evaluate(method, stage.tests["val"], micro_batch_size=micro_batch_size).metrics["accuracy"]
+    except NonFiniteError:
+        return None

@@ -3,18 +3,22 @@
 import shutil
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.config.build import build_method
+from vlprompt.config.run_config import RunConfig
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
 from vlprompt.core.towers import Backbone
 from vlprompt.engine.evaluate import evaluate
-from vlprompt.experiments.events import EpochDone, Event, Listener, Notice, SearchStarted, ignore_event
+from vlprompt.experiments.events import EpochDone, Event, Listener, Notice, SearchStarted, StepDone, ignore_event
 from vlprompt.experiments.runner import run
 from vlprompt.experiments.searches.study import Study
 from vlprompt.experiments.searches.trial_store import ClaimedTrial, TrialStore, parse_values
+from vlprompt.experiments.trackers.tracker import TrackedRun
+from vlprompt.experiments.trackers.tracking import follow_run
 from vlprompt.runtime.errors import NonFiniteError, RunStoppedError
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at the trials of other processes
 DEFAULT_TRIALS = 50
+TRACKED_FOLDER = "tracked"  # in that of the search: files of trackers, a folder for each trial
 
 
 class TrialPrunedError(RunStoppedError):
@@ -35,6 +40,7 @@ def run_trials(
     n_trials: int = DEFAULT_TRIALS,
     save_every: float = 5.0,
     on_event: Listener = ignore_event,
+    trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train trials until there are n_trials in all, and choose the one whose last epoch is best on validation images.
 
@@ -47,6 +53,7 @@ def run_trials(
         n_trials: how many trials there are to be, those of other processes and earlier calls included.
         save_every: seconds between two saved states.
         on_event: hears of each step and each trial.
+        trackers: names of those that each trial is copied to, as a run in the group of the search.
 
     Returns:
         As `run_search`.
@@ -57,7 +64,7 @@ def run_trials(
     folder = store.folder
     if store.count_done() < n_trials:
         on_event(SearchStarted(study.dataset, n_trials))
-    worker = _Worker(study, store, backbone, save_every, on_event, study.stage)
+    worker = _Worker(study, store, backbone, save_every, on_event, study.stage, trackers)
     while store.count_done() < n_trials:
         claimed = store.claim(n_trials)
         if claimed is None:
@@ -89,6 +96,7 @@ class _Worker:
     save_every: float
     on_event: Listener
     stage: Stage
+    trackers: Sequence[str]
 
     def run_trial(self, claimed: ClaimedTrial) -> None:
         """Train one trial and write its outcome."""
@@ -114,25 +122,45 @@ class _Worker:
         method = build_method(config.method, self.backbone)
         reports = dict(self.store.read_trials()[trial.number].intermediate_values)
 
+        is_hopeless = False
+
         def hear(event: Event) -> None:
-            self.on_event(event)
+            nonlocal is_hopeless
             if isinstance(event, EpochDone):
                 reports[event.epoch] = self._measure_accuracy(method, config.train_config.micro_batch_size)
-                trial.report(reports[event.epoch], event.epoch)
-                if trial.should_prune():
-                    raise TrialPrunedError(f"epoch {event.epoch}: {reports[event.epoch]:.1f}")
+                event = replace(event, scores={**event.scores, "val": reports[event.epoch]})
+            tracked.hear(event)
+            self.on_event(event)
+            if isinstance(event, EpochDone):
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message=".*is already reported")  # an epoch whose end comes again
+                    trial.report(reports[event.epoch], event.epoch)
+                is_hopeless = trial.should_prune()
+            elif is_hopeless and isinstance(event, StepDone):  # the last step of the epoch, which trackers have now
+                raise TrialPrunedError(f"epoch {max(reports)}: {reports[max(reports)]:.1f}")
 
         try:
-            if reports and trial.should_prune():  # by a process that died before it wrote so
-                raise TrialPrunedError(f"epoch {max(reports)}")
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*is already reported")  # of an epoch whose end comes again
+            with follow_run(self.trackers, self._describe_tracked(claimed, config)) as tracked:
+                if reports and trial.should_prune():  # by a process that died before it wrote so
+                    raise TrialPrunedError(f"epoch {max(reports)}")
                 result = run(method, self.study.task, config, claimed.folder, save_every=self.save_every, on_event=hear)
+                tracked.finish(result)
         except TrialPrunedError:
             return _Outcome("PRUNED", reports[max(reports)], max(reports), time.monotonic() - start)
         except NonFiniteError:
             return _Outcome("PRUNED", None, 0, time.monotonic() - start)
         return _Outcome("COMPLETE", result.scores[-1]["val"]["accuracy"], 0, result.cost["seconds"])
+
+    def _describe_tracked(self, claimed: ClaimedTrial, config: RunConfig) -> TrackedRun:
+        folder, number = self.store.folder.path, claimed.trial.number
+        return TrackedRun(
+            f"{folder.name}-trial-{number:05d}",
+            config.to_dict(),
+            claimed.folder,
+            folder / TRACKED_FOLDER / f"{number:05d}",
+            folder.parent,
+            group=folder.name,
+        )
 
     def _measure_accuracy(self, method: Method, micro_batch_size: int | None) -> float:
         return evaluate(method, self.stage.tests["val"], micro_batch_size=micro_batch_size).metrics["accuracy"]

@@ -340,7 +340,7 @@ class RunMaker:
         from vlprompt.experiments.trackers.tracker import TrackedRun
         from vlprompt.experiments.trackers.tracking import follow_run
 
-        tracked = TrackedRun(folder.path.name, config.to_dict(), folder.path, self.options.runs_folder)
+        tracked = TrackedRun(folder.path.name, config.to_dict(), folder.path, folder.path, self.options.runs_folder)
         with follow_run(self.options.trackers, tracked) as listener:
 
             def hear(event: Event) -> None:

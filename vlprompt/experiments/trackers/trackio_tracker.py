@@ -1,15 +1,15 @@
 """Trackio: a local store in TRACKIO_DIR, by default in the runs' folder."""
 
+import io
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
-from typing import Any
+from typing import Any, ClassVar
 
-from vlprompt.experiments.trackers.tracker import TrackedRun, TrackedStep
-from vlprompt.experiments.trackers.values import flatten_config, flatten_result
-from vlprompt.results.run_folder import Result
+from vlprompt.experiments.trackers.tracker import TrackedOutcome, TrackedRun, TrackedStage, TrackedStep
+from vlprompt.experiments.trackers.values import flatten_config
 from vlprompt.runtime.installation import require_package
 
 REMOTE_VARIABLES = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
@@ -18,6 +18,9 @@ DIRECTORY_VARIABLE = "TRACKIO_DIR"  # read when trackio is imported
 
 class TrackioTracker:
     """Logs to the project TRACKIO_PROJECT, by default vlprompt."""
+
+    takes_files: ClassVar[bool] = True
+    takes_pictures: ClassVar[bool] = True
 
     def __init__(self) -> None:
         if find_spec("trackio") is None:  # importing it reads TRACKIO_DIR
@@ -31,13 +34,14 @@ class TrackioTracker:
             self.handle = self.trackio.init(
                 project=self.project,
                 name=run.name,
+                group=run.group or None,
                 config=flatten_config(run.config),
                 resume="allow" if state else "never",
                 embed=False,
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-        self.last_step = self._read_last_step(run.name, state)
+        self.name, self.last_step = run.name, self._read_last_step(run.name, state)
         return {"name": run.name, "last_step": self.last_step}
 
     def _read_last_step(self, name: str, state: dict[str, Any]) -> int:
@@ -50,11 +54,32 @@ class TrackioTracker:
 
     def log(self, steps: Sequence[TrackedStep]) -> None:
         for one in steps:
-            self.handle.log({f"train/{name}": value for name, value in one.values.items()}, step=one.step)
+            self.handle.log(dict(one.values), step=one.step)
             self.last_step = one.step
 
-    def finish(self, result: Result | None) -> None:
-        if result is not None:
-            self.handle.log({**result.summary, **flatten_result(result)}, step=self.last_step)
+    def log_stage(self, stage: TrackedStage) -> None:
+        self.handle.log({"stage/lesson": stage.lesson, **stage.values}, step=self.last_step)
+
+    def finish(self, outcome: TrackedOutcome | None) -> None:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            self.handle.finish()
+            if outcome is not None:
+                self.handle.log(dict(outcome.scores), step=self.last_step)
+                self._log_pictures(outcome)
+                self._log_files(outcome)
+            self.trackio.finish()
+
+    def _log_pictures(self, outcome: TrackedOutcome) -> None:
+        from PIL import Image
+
+        pictures = (outcome.pictures or {}).items()
+        images = {name: self.trackio.Image(Image.open(io.BytesIO(data))) for name, data in pictures}
+        if images:
+            self.handle.log(images, step=self.last_step)
+
+    def _log_files(self, outcome: TrackedOutcome) -> None:
+        if not hasattr(self.trackio, "Artifact"):  # of an earlier version
+            return
+        artifact = self.trackio.Artifact(self.name, type="run")
+        for path in outcome.files:
+            artifact.add_file(str(path))
+        self.handle.log_artifact(artifact)

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+STEP = "train/step"  # of a row: the step of the training
 HEADER_BYTES = 7  # of the file
 BLOCK_BYTES = 32768  # of LevelDB's log format: no header of a part crosses the end of a block
 PART_HEADER = struct.Struct("<IHB")  # checksum, length, kind
@@ -29,7 +30,7 @@ def read_last_step(folder: Path, identity: str) -> int | None:
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
                 row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-                steps += [json.loads(row["_step"])] if "train/loss" in row else []
+                steps += [json.loads(row[STEP])] if STEP in row else []
     return max(steps) if paths else None
 
 
