@@ -25,10 +25,15 @@ ZERO_SHOT_STYLE = {"color": REFERENCE_COLOUR, "linestyle": "--"}
 MIN_RADAR_DATASETS = 3
 
 
-def build_shots_figures(rows: Sequence[ResultRow]) -> list[Figure]:
-    """Build accuracy over shots for each task and dataset with several numbers of shots; zero-shot dashed."""
+def build_shots_figures(rows: Sequence[ResultRow], n_shots: int = 2) -> list[Figure]:
+    """Build accuracy over shots for each task and dataset; zero-shot dashed.
+
+    Args:
+        rows: of all tasks.
+        n_shots: how many numbers of shots there must be at least.
+    """
     tables = [[r for r in table if has_shots_curve(r)] for table in group_by_table(rows)]
-    return [_build_shots_figure(table) for table in tables if len({r.shots for r in table}) > 1]
+    return [_build_shots_figure(table) for table in tables if len({r.shots for r in table}) >= n_shots]
 
 
 def _build_shots_figure(rows: Sequence[ResultRow]) -> Figure:

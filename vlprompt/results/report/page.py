@@ -6,9 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlprompt.results.plots.figure import TABLE_SUFFIXES, Figure, render_figure_table
+from vlprompt.results.plots.figure import (
+    PICTURE_FORMATS,
+    TABLE_SUFFIXES,
+    Figure,
+    render_figure_table,
+    render_picture,
+    render_pictures,
+)
 from vlprompt.results.report.content import Report, ReportTable, Section
-from vlprompt.results.report.pictures import MAX_INLINE_BYTES, TEXT_COLOUR, draw_pictures, inline_svg
+from vlprompt.results.report.pictures import MAX_INLINE_BYTES, TEXT_COLOUR, THEME, inline_svg
 from vlprompt.results.tables.formats import Table, render_csv, render_tables
 from vlprompt.runtime.installation import require_package
 
@@ -74,22 +81,22 @@ def _draw(report: Report, files: Files, is_single: bool) -> dict[str, Any]:
     markup = require_package("markupsafe", EXTRA, PURPOSE).Markup
     pictures = {}
     for figure in (f for section in report.sections for f in section.figures):
-        drawn = draw_pictures(figure, with_files=not is_single)
+        drawn = render_pictures(figure, ("svg",) if is_single else PICTURE_FORMATS, THEME)
+        svg = drawn["svg"].decode()
         if not is_single:
-            own = {"svg": drawn.svg.replace(TEXT_COLOUR, "#000000").encode(), **drawn.files}
+            own = {**drawn, "svg": svg.replace(TEXT_COLOUR, "#000000").encode()}
             if figure.table is not None and figure.table.rows:
                 own |= {suffix: render_figure_table(figure, suffix).encode() for suffix in TABLE_SUFFIXES}
             named = {f"figures/{figure.name}.{suffix}": data for suffix, data in own.items()}
             _add(files.data, files.by_figure, figure.name, named)
-        is_small = len(drawn.svg) <= MAX_INLINE_BYTES
-        svg = inline_svg(drawn.svg, figure.name) if is_small else _embed_png(figure)
-        pictures[figure.name] = markup(svg)
+        is_small = len(svg) <= MAX_INLINE_BYTES
+        pictures[figure.name] = markup(inline_svg(svg, figure.name) if is_small else _embed_png(figure))
     return pictures
 
 
 def _embed_png(figure: Figure) -> str:
     """Return a figure of many marks as a picture of pixels."""
-    png = draw_pictures(figure, with_files=True).files["png"]
+    png = render_picture(figure, "png")
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 

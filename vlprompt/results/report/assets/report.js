@@ -73,11 +73,13 @@
   // figures: Plotly in the colours of the page
 
   const root = document.documentElement;
-  const getColours = () => {
-    const style = getComputedStyle(root);
-    const read = (name) => style.getPropertyValue(name).trim();
-    return { text: read("--text"), grid: read("--grid"), raised: read("--raised"), line: read("--line") };
+  const probe = make("span", { hidden: true });  // a property has both colours, a style the one of the theme
+  document.body.append(probe);
+  const read = (name) => {
+    probe.style.color = `var(${name})`;
+    return getComputedStyle(probe).color;
   };
+  const getColours = () => ({ text: read("--text"), grid: read("--grid"), raised: read("--raised"), line: read("--line") });
   const makeTheme = (layout) => {
     const { text, grid, raised, line } = getColours();
     const theme = {
