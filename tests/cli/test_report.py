@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from vlprompt.cli.app import main
-from vlprompt.experiments.report.build import build_report, choose_detailed_runs
+from vlprompt.experiments.report.build import build_report
+from vlprompt.experiments.report.choice import choose_detailed_runs, choose_learned_runs
 from vlprompt.experiments.report.mistakes import MistakeFinder, MistakesUnknownError
 from vlprompt.results.run_folder import RunFolder, find_run_folders
 from vlprompt.results.run_scan import scan_runs
@@ -114,6 +115,34 @@ def test_the_best_runs_are_chosen_and_the_others_counted(runs):
     chosen, n_left = choose_detailed_runs(many)
     assert (len(chosen), n_left) == (16, 4)
     assert [run.value for run in chosen[:10]] == [max(values.values())] * 10
+
+
+def test_the_page_tells_that_prompts_are_not_looked_at(report, runs):
+    learned = section(report, "learned")
+    assert not learned.figures
+    assert "give `--look`" in learned.texts[0]
+    chosen, n_left = choose_learned_runs(choose_detailed_runs(build_rows(scan_runs(runs).results))[0])
+    assert ([run.result.config["method"]["name"] for run in chosen], n_left) == (
+        ["coop"],
+        0,
+    )  # zero_shot learns nothing
+
+
+@pytest.mark.slow
+def test_prompts_are_looked_at(copy, tmp_path):
+    zero_shot, coop = (next(copy.glob(f"{name}-*-1shot-seed1-*")) for name in ("zero_shot", "coop"))
+    shutil.copytree(zero_shot, tmp_path / "few" / zero_shot.name)
+    shutil.copytree(coop, tmp_path / "few" / coop.name)
+    built = build_report([tmp_path / "few"], with_learned=True)
+    learned = section(built, "learned")
+    assert [f.name for f in learned.figures] == [
+        f"look-{n}-{coop.name}" for n in ("words", "similarity", "tsne", "attention")
+    ]
+    assert "seldom mean anything" in learned.figures[0].description
+    (tmp_path / "few" / coop.name / "prompt.safetensors").write_bytes(b"broken")
+    learned = section(build_report([tmp_path / "few"], with_learned=True), "learned")
+    assert not learned.figures
+    assert learned.lines[0].startswith("no pictures of coop, few_shot on digits, seed 1: ")
 
 
 def test_broken_and_unfinished_runs_are_listed(copy):

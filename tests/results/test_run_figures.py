@@ -11,6 +11,7 @@ from plotly import graph_objects
 
 import vlprompt
 from tests.results.test_domain_results import domain
+from tests.results.test_stream_results import stream
 from vlprompt.cli.app import main
 from vlprompt.cli.plot import WHAT_HELP
 from vlprompt.results.plots.accuracy import build_radar_figures, build_shots_figures
@@ -50,7 +51,7 @@ def results(runs):
 
 @pytest.fixture(scope="module")
 def figures(results):
-    return build_figures([*results, domain(seed=1), domain(seed=2)])
+    return build_figures([*results, domain(seed=1), domain(seed=2), stream(lessons=2, pool=4)])
 
 
 def get(figures, prefix):

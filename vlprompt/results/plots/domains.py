@@ -112,7 +112,7 @@ def build_pair_figures(rows: Sequence[ResultRow]) -> list[Figure]:
         values = {key: [[_compute_mean(m, column, key) for column in columns] for m in methods] for key in PAIR_KEYS}
         text = "Accuracy of every method on every pair of domains."
         name = make_figure_name("pairs", table[0].dataset, table[0].kind)
-        figures.append(_build_grid(name, title, text, (axis, ""), (titles, names), values, notes))
+        figures.append(_build_grid(name, title, text, (axis, "method"), (titles, names), values, notes))
         for method, label in zip(methods, names, strict=True):
             figures += _build_transfers(f"{name}-{make_figure_name(label)}", f"{label}: {title}", method, notes)
     return figures
@@ -192,7 +192,7 @@ def _build_grid(
         write_notes(axes, notes)
 
     rows = [[name, *line] for name, line in zip(ticks[1], texts, strict=True)]
-    table = Table(title, [axes_titles[1] or "method", *ticks[0]], rows, footnotes=tuple(notes))
+    table = Table(title, [axes_titles[1], *ticks[0]], rows, footnotes=tuple(notes))
     description = " ".join([text, f"The colour is the {bar}.", *notes])
     size = max(5.5, 3.0 + 0.7 * len(ticks[0])), 1.6 + 0.42 * len(ticks[1])
     return Figure(name, title, description, draw, interactive, table, size)

@@ -79,8 +79,8 @@ def render_pictures(figure: Figure, formats: Sequence[str], theme: Mapping[str, 
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    pictures = dict[str, bytes]()
-    with matplotlib.rc_context({**STYLE, **(theme or {})}):
+    pictures, style = dict[str, bytes](), {**STYLE, **(theme or {})}
+    with matplotlib.rc_context(style):
         canvas = Canvas(figsize=figure.size)
         figure.draw(canvas.subplots())
         _fit_page(canvas)
