@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.results.test_published import planned, write_run
 from vlprompt.cli.app import main
 from vlprompt.experiments.report.build import build_report
 from vlprompt.experiments.report.choice import choose_detailed_runs, choose_learned_runs
@@ -115,6 +116,22 @@ def test_the_best_runs_are_chosen_and_the_others_counted(runs):
     chosen, n_left = choose_detailed_runs(many)
     assert (len(chosen), n_left) == (16, 4)
     assert [run.value for run in chosen[:10]] == [max(values.values())] * 10
+
+
+def test_published_numbers_stand_beside_ours(tmp_path):
+    """A run by the paper's protocol has no letter; one of another precision and fewer epochs has two."""
+    for folder, more in (("same", ()), ("other", ["train.precision=fp32", "train.epochs=9"])):
+        write_run(tmp_path / folder, planned("dtd", more=more), {"base": 79.0, "new": 41.0, "harmonic": 53.99})
+    published = section(build_report([tmp_path]), "published")
+    [item] = published.tables
+    assert item.table.header[-5:] == ["ours", "published", "difference", "source", "not comparable"]
+    rows = {(cells[3], cells[-1]): cells[4:7] for cells in item.table.rows}
+    assert rows["base", ""] == rows["base", "a b"] == ["79.0", "79.44", "-0.4"]
+    assert rows["new", ""] == ["41.0", "41.18", "-0.2"]
+    notes = "\n".join(item.table.footnotes)
+    assert "a: precision fp32, theirs fp16" in notes
+    assert "b: other settings than the paper's: train.epochs=9 (theirs 200)" in notes
+    assert "source 1: PromptKD repository" in notes
 
 
 def test_the_page_tells_that_prompts_are_not_looked_at(report, runs):

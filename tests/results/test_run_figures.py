@@ -170,8 +170,9 @@ def test_a_broken_line_of_the_log_is_left_out(results, tmp_path):
 def test_streams(results, figures):
     [run] = [r for r in results if r.config["method"]["name"] == "linear"]
     seen = [tests["seen"]["accuracy"] for tests in run.scores]
-    assert get(figures, "stages").interactive["data"][0]["y"] == pytest.approx(seen, abs=1e-4)
-    cells = get(figures, "matrix").interactive["data"][0]["z"]
+    trace = get(figures, "stages-digits-class_incremental-5").interactive["data"][0]
+    assert trace["y"] == pytest.approx(seen, abs=1e-4)
+    cells = get(figures, "matrix-linear").interactive["data"][0]["z"]
     assert cells[1][:2] == pytest.approx(run.accuracy_matrix[1], abs=1e-4)
     assert cells[0][1] is None
 

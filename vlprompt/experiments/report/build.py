@@ -32,6 +32,10 @@ from vlprompt.results.tables.summary import ResultRow, build_rows
 ANSWERS_TITLE, OTHER_TITLE = "Answers: confusion and calibration", "Further figures"
 MOST_SHOTS_TITLES = {"cost": "Cost against accuracy", "learning": "Learning curves"}  # topics with many figures
 MOST_SHOTS_TEXT = "Of each dataset the runs with the most shots; `vlprompt plot` draws all."
+PUBLISHED_TEXT = (
+    "Difference: ours less the published number. Each letter under not comparable is a difference of the protocols, "
+    "named below the table; only a row without letters was made as the published number was."
+)
 TITLES = {  # topic of figures -> title of their section
     "shots": "Accuracy over shots",
     "base_new": "Base against new classes",
@@ -137,7 +141,8 @@ def _build_published(results: Sequence[Result]) -> Section:
         for i, table in enumerate(build_comparison_tables(comparisons), 1)
     ]
     lines = [line] if (line := describe_unmatched(unmatched)) else []
-    return Section("published", "Against published numbers", tables=tables, lines=lines)
+    texts = [PUBLISHED_TEXT] if tables else []
+    return Section("published", "Against published numbers", texts, tables, lines=lines)
 
 
 def _build_run_sections(rows: Sequence[ResultRow], results: Sequence[Result]) -> Iterator[Section]:

@@ -3,6 +3,7 @@
 import statistics
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vlprompt.results.comparability import DOMAIN
@@ -90,6 +91,17 @@ def collect_pseudo_label_panels(rows: Sequence[ResultRow]) -> list[tuple[str, li
 Cells = list[list[float | None]]  # None where there is no run
 
 
+@dataclass(frozen=True)
+class _Colours:
+    """What the cells of a heat map are coloured by."""
+
+    cells: Cells
+    low: float
+    high: float
+    scale: Sequence[Sequence[Any]]
+    title: str
+
+
 def build_pair_figures(rows: Sequence[ResultRow]) -> list[Figure]:
     """Build the accuracy on every pair of domains, mean over seeds, in the colour of the gain over zero-shot.
 
@@ -154,48 +166,57 @@ def _build_grid(
         values: accuracy and gain of each cell.
         notes: footnotes.
     """
-    accuracies, gains = values["accuracy"], values["gain"]
-    has_gains = [[v is None for v in line] for line in accuracies] == [[v is None for v in line] for line in gains]
-    colours = gains if has_gains else accuracies
-    largest = max([abs(v) for line in colours for v in line if v is not None], default=1.0) or 1.0
-    low, high = (-largest, largest) if has_gains else (0.0, 100.0)
-    scale = GAIN_COLOURS if has_gains else list_shades(0.6, 0.85)
-    bar = "gain over zero-shot, points" if has_gains else "accuracy, %"
-    texts = [["" if v is None else f"{v:.1f}" for v in line] for line in accuracies]
+    colours = _choose_colours(values)
+    texts = [["" if v is None else f"{v:.1f}" for v in line] for line in values["accuracy"]]
     interactive = make_heatmap(
-        colours,
+        colours.cells,
         *ticks,
         make_layout(*axes_titles),
-        zmin=low,
-        zmax=high,
-        colorscale=scale,
+        zmin=colours.low,
+        zmax=colours.high,
+        colorscale=colours.scale,
         text=texts,
         texttemplate="%{text}",
-        colorbar={"title": {"text": bar, "side": "right"}},
-        hovertemplate=f"%{{y}}, %{{x}}: accuracy %{{text}} %<br>{bar} %{{z:.1f}}<extra></extra>",
+        colorbar={"title": {"text": colours.title, "side": "right"}},
+        hovertemplate=f"%{{y}}, %{{x}}: accuracy %{{text}} %<br>{colours.title} %{{z:.1f}}<extra></extra>",
     )
 
     def draw(axes: Any) -> None:
-        cells = [[float("nan") if v is None else v for v in line] for line in colours]
-        image = axes.imshow(cells, aspect="auto", cmap=build_scale(scale), vmin=low, vmax=high)
-        for y, line in enumerate(texts):
-            for x, value in enumerate(line):
-                is_dark = colours[y][x] is not None and abs(colours[y][x] or 0.0) > 0.7 * high
-                axes.text(x, y, value, ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
+        _draw_cells(axes, colours, texts)
         turned = {"rotation": 30, "ha": "right"} if sum(map(len, ticks[0])) > 60 else {}
         axes.set_xticks(range(len(ticks[0])), ticks[0], fontsize=8, **turned)
         axes.set_yticks(range(len(ticks[1])), [textwrap.fill(name, 36) for name in ticks[1]], fontsize=8)
         axes.set(xlabel=axes_titles[0], ylabel=axes_titles[1])
         axes.set_title(title, fontsize=9)
         axes.spines[:].set_visible(False)
-        axes.figure.colorbar(image, ax=axes, fraction=0.04).set_label(bar, fontsize=8)
         write_notes(axes, notes)
 
     rows = [[name, *line] for name, line in zip(ticks[1], texts, strict=True)]
     table = Table(title, [axes_titles[1], *ticks[0]], rows, footnotes=tuple(notes))
-    description = " ".join([text, f"The colour is the {bar}.", *notes])
+    description = " ".join([text, f"The colour is the {colours.title}.", *notes])
     size = max(5.5, 3.0 + 0.7 * len(ticks[0])), 1.6 + 0.42 * len(ticks[1])
     return Figure(name, title, description, draw, interactive, table, size)
+
+
+def _choose_colours(values: dict[str, Cells]) -> _Colours:
+    """Colour by the gain where every cell has one, else by the accuracy."""
+    accuracies, gains = values["accuracy"], values["gain"]
+    if [[v is None for v in line] for line in accuracies] != [[v is None for v in line] for line in gains]:
+        return _Colours(accuracies, 0.0, 100.0, list_shades(0.6, 0.85), "accuracy, %")
+    largest = max([abs(v) for line in gains for v in line if v is not None], default=1.0) or 1.0
+    return _Colours(gains, -largest, largest, GAIN_COLOURS, "gain over zero-shot, points")
+
+
+def _draw_cells(axes: Any, colours: _Colours, texts: Sequence[Sequence[str]]) -> None:
+    """Draw a heat map with a text in each cell and its bar of colours."""
+    cells = [[float("nan") if v is None else v for v in line] for line in colours.cells]
+    style = {"cmap": build_scale(colours.scale), "vmin": colours.low, "vmax": colours.high}
+    image = axes.imshow(cells, aspect="auto", **style)
+    for y, line in enumerate(texts):
+        for x, value in enumerate(line):
+            is_dark = abs(colours.cells[y][x] or 0.0) > 0.7 * colours.high
+            axes.text(x, y, value, ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
+    axes.figure.colorbar(image, ax=axes, fraction=0.04).set_label(colours.title, fontsize=8)
 
 
 def _format_domain_title(row: ResultRow) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PICTURE_FORMATS = ("png", "pdf", "svg")
 FILE_DPI, PADDING = 130, 0.05  # inches around what is drawn
+MARGINS = {"left": 0.08, "right": 0.98, "bottom": 0.1, "top": 0.92}  # as small as a layout leaves them
 TABLE_SUFFIXES = ("csv", "md", "tex")
 PICTURE_METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}}
 # names may have $; ids of an SVG come from its content; its texts stay texts
@@ -82,6 +83,7 @@ def render_pictures(figure: Figure, formats: Sequence[str], theme: Mapping[str, 
     pictures, style = dict[str, bytes](), {**STYLE, **(theme or {})}
     with matplotlib.rc_context(style):
         canvas = Canvas(figsize=figure.size)
+        canvas.subplots_adjust(**MARGINS)
         figure.draw(canvas.subplots())
         _fit_page(canvas)
         for name in sorted(formats, reverse=True):  # the SVG first, which has the background of the theme

@@ -1,6 +1,7 @@
 """Write a report as a page: in one file, or in a folder with its figures and tables as files."""
 
 import base64
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,7 @@ def _render(report: Report, files: Files, is_single: bool) -> bytes:
         keep_trailing_newline=True,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    environment.filters["code"] = _mark_code
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":"), "allow_nan": False}
     has_interactive = _has_interactive(report)
     text = environment.get_template("page.html.j2").render(
@@ -128,6 +130,12 @@ def _render(report: Report, files: Files, is_single: bool) -> bytes:
         inline=_read_inline_parts(has_interactive) if is_single else None,
     )
     return text.lstrip().encode()
+
+
+def _mark_code(text: str) -> Any:
+    """Return a text as markup in which what stands between backticks is code."""
+    markup = require_package("markupsafe", EXTRA, PURPOSE)
+    return markup.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(markup.escape(text))))
 
 
 def _cut_numbers(section: Section) -> Section:
