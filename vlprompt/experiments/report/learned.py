@@ -29,7 +29,7 @@ def build_learned_section(runs: Sequence[DetailedRun], n_left: int, is_drawn: bo
     Args:
         runs: whose prompts are loaded.
         n_left: how many runs more there are.
-        is_drawn: False for a section without pictures, which names the option that draws them; it is empty without runs.
+        is_drawn: False for a section that names the option instead; it is empty without runs.
     """
     name, title = "learned", "What was learned"
     if not runs or not is_drawn:
