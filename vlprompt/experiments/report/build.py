@@ -30,6 +30,7 @@ from vlprompt.results.run_scan import RunScan, mark_changed_inputs, scan_runs
 from vlprompt.results.tables.summary import ResultRow, build_rows
 
 ANSWERS_TITLE, OTHER_TITLE = "Answers: confusion and calibration", "Further figures"
+MAX_FIGURES = 32  # of a section: thirty pairs of domains have a cost and a learning curve each
 MOST_SHOTS_TITLES = {"cost": "Cost against accuracy", "learning": "Learning curves"}  # topics with many figures
 MOST_SHOTS_TEXT = "Of each dataset the runs with the most shots; `vlprompt plot` draws all."
 PUBLISHED_TEXT = (
@@ -120,7 +121,9 @@ def _build_figure_sections(
         if group:
             texts = [describe_choice(detailed, n_left)] if title == ANSWERS_TITLE else []
             texts += [MOST_SHOTS_TEXT] if title in MOST_SHOTS_TITLES.values() else []
-            yield Section(make_figure_name(*title.lower().split()), title, texts, figures=group)
+            shown = group[:MAX_FIGURES]
+            texts += [f"The first {MAX_FIGURES} of {len(group)} figures."] if len(group) > len(shown) else []
+            yield Section(make_figure_name(*title.lower().split()), title, texts, figures=shown)
 
 
 def _build_mistakes(detailed: Sequence[DetailedRun], n_left: int) -> Section:
