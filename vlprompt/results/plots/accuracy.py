@@ -7,7 +7,7 @@ from typing import Any
 
 from vlprompt.results.comparability import CONTINUAL, DOMAIN, Footnotes
 from vlprompt.results.plots.figure import Figure, make_figure_name
-from vlprompt.results.plots.interactive import REFERENCE_COLOUR, clean_numbers, escape, make_layout, make_trace
+from vlprompt.results.plots.interactive import LEGEND, REFERENCE_COLOUR, clean_numbers, escape, make_layout, make_trace
 from vlprompt.results.plots.lines import (
     Line,
     add_letters,
@@ -237,7 +237,7 @@ def _build_radar(grid: DatasetGrid) -> Figure | None:
         trace |= {"line": {"color": COLOURS[i % len(COLOURS)]}, "fill": "none"}
         trace["hovertemplate"] = "%{fullData.name}<br>%{theta}: %{r:.1f} %<extra></extra>"
         data.append(trace)
-    layout = {"polar": {"radialaxis": {"range": [0, 100]}}, "legend": {"orientation": "h", "y": -0.15}}
+    layout = {"polar": {"radialaxis": {"range": [0, 100]}}, "legend": LEGEND}
 
     def draw(axes: Any) -> None:
         _draw_radar(axes, grid.datasets, means)

@@ -13,6 +13,7 @@ from vlprompt.results.plots.shots import build_colormap, format_seed_count, get_
 from vlprompt.results.tables.formats import Table
 from vlprompt.results.tables.summary import ResultRow, group_by_table
 
+MAX_LABELLED_LESSONS = 15  # above which the cells of a matrix have no room for numbers
 JOINT_COLOUR = "#808080"  # readable on white and on black
 
 
@@ -78,6 +79,8 @@ def _build_matrix(name: str, title: str, matrix: Sequence[Sequence[float]], note
         zmin=0,
         zmax=100,
         colorscale=list_shades(0.6, 0.85),
+        colorbar={"title": {"text": "accuracy, %", "side": "right"}},
+        **({"texttemplate": "%{z:.0f}"} if max(width, len(rows)) <= MAX_LABELLED_LESSONS else {}),
         hovertemplate="after lesson %{y}, test of lesson %{x}: %{z:.1f} %<extra></extra>",
     )
 
@@ -85,7 +88,7 @@ def _build_matrix(name: str, title: str, matrix: Sequence[Sequence[float]], note
         values = [[float("nan") if v is None else v for v in line] for line in cells]
         image = axes.imshow(values, cmap=build_colormap(0.6, 0.85), vmin=0, vmax=100)
         _set_ticks(axes, columns, rows)
-        for y, line in enumerate(matrix if max(width, len(rows)) <= 15 else []):
+        for y, line in enumerate(matrix if max(width, len(rows)) <= MAX_LABELLED_LESSONS else []):
             for x, value in enumerate(line):
                 colour = "white" if value > 70 else "black"
                 axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
@@ -127,6 +130,7 @@ def _build_usage(name: str, title: str, percent: Sequence[Sequence[float]]) -> F
         zmin=0,
         zmax=highest,
         colorscale=list_shades(0.3, 0.6),
+        colorbar={"title": {"text": "share of a lesson's choices, %", "side": "right"}},
         hovertemplate="test of lesson %{y}, prompt %{x}: %{z:.1f} %<extra></extra>",
     )
 
