@@ -11,6 +11,7 @@ import torch
 
 from tests.results.test_published import planned, write_run
 from vlprompt.cli.app import main
+from vlprompt.experiments.report import build as build_module
 from vlprompt.experiments.report.build import build_report
 from vlprompt.experiments.report.choice import choose_detailed_runs, choose_learned_runs
 from vlprompt.experiments.report.mistakes import MistakeFinder, MistakesUnknownError
@@ -132,6 +133,15 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     assert "a: precision fp32, theirs fp16" in notes
     assert "b: other settings than the paper's: train.epochs=9 (theirs 200)" in notes
     assert "source 1: PromptKD repository" in notes
+
+
+def test_costs_of_many_datasets_are_cut_and_answers_are_not(runs, monkeypatch):
+    rows = build_rows(scan_runs(runs).results)
+    monkeypatch.setattr(build_module, "MAX_FIGURES", 1)
+    built = build_report([runs])
+    costs = section(built, "cost-against-accuracy")
+    assert (len(costs.figures), costs.texts[-1]) == (1, "The first 1 of 2 figures.")
+    assert len(section(built, "answers-confusion-and-calibration").figures) == 2 * len({row.method for row in rows})
 
 
 def test_the_page_tells_that_prompts_are_not_looked_at(report, runs):

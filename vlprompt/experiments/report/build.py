@@ -30,7 +30,7 @@ from vlprompt.results.run_scan import RunScan, mark_changed_inputs, scan_runs
 from vlprompt.results.tables.summary import ResultRow, build_rows
 
 ANSWERS_TITLE, OTHER_TITLE = "Answers: confusion and calibration", "Further figures"
-MAX_FIGURES = 32  # of a section: thirty pairs of domains have a cost and a learning curve each
+MAX_FIGURES = 32  # of costs, and of learning curves, of which thirty pairs of domains have one each
 MOST_SHOTS_TITLES = {"cost": "Cost against accuracy", "learning": "Learning curves"}  # topics with many figures
 MOST_SHOTS_TEXT = "Of each dataset the runs with the most shots; `vlprompt plot` draws all."
 PUBLISHED_TEXT = (
@@ -120,9 +120,10 @@ def _build_figure_sections(
     for title, group in by_title.items():
         if group:
             texts = [describe_choice(detailed, n_left)] if title == ANSWERS_TITLE else []
-            texts += [MOST_SHOTS_TEXT] if title in MOST_SHOTS_TITLES.values() else []
-            shown = group[:MAX_FIGURES]
-            texts += [f"The first {MAX_FIGURES} of {len(group)} figures."] if len(group) > len(shown) else []
+            shown = group
+            if title in MOST_SHOTS_TITLES.values():
+                shown, texts = group[:MAX_FIGURES], [MOST_SHOTS_TEXT]
+                texts += [f"The first {MAX_FIGURES} of {len(group)} figures."] if len(group) > MAX_FIGURES else []
             yield Section(make_figure_name(*title.lower().split()), title, texts, figures=shown)
 
 

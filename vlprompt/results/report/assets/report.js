@@ -123,10 +123,15 @@
     const width = plot.clientWidth;
     const height = Math.max(320, Math.min(640, width * parseFloat(plot.dataset.ratio)));
     const layout = { ...figure.layout, height, autosize: true, margin: { t: 30, r: 20, ...(figure.layout.margin || {}) } };
-    const config = { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg", filename: plot.dataset.plot } };
+    const config = {
+      responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",  // nothing leaves the page
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],  // which choose nothing here
+      toImageButtonOptions: { format: "svg", filename: plot.dataset.plot },
+    };
     return window.Plotly.newPlot(plot, figure.data, layout, config)
       .then(() => window.Plotly.relayout(plot, makeTheme(figure.layout)))
       .then(() => recolourBars(plot, figure.data))
+      .then(() => plot.querySelectorAll("svg.main-svg").forEach((svg) => svg.setAttribute("aria-hidden", "true")))
       .then(() => { picture.hidden = true; plot.dataset.drawn = "yes"; addChoice(plot, figure); })
       .catch((error) => { plot.hidden = true; picture.hidden = false; console.error(error); });
   };
