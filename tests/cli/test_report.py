@@ -9,8 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.results.test_published import planned, write_run
 from vlprompt.cli.app import main
-from vlprompt.experiments.report.build import build_report, choose_detailed_runs
+from vlprompt.experiments.report import build as build_module
+from vlprompt.experiments.report.build import build_report
+from vlprompt.experiments.report.choice import choose_detailed_runs, choose_learned_runs
 from vlprompt.experiments.report.mistakes import MistakeFinder, MistakesUnknownError
 from vlprompt.results.run_folder import RunFolder, find_run_folders
 from vlprompt.results.run_scan import scan_runs
@@ -114,6 +117,57 @@ def test_the_best_runs_are_chosen_and_the_others_counted(runs):
     chosen, n_left = choose_detailed_runs(many)
     assert (len(chosen), n_left) == (16, 4)
     assert [run.value for run in chosen[:10]] == [max(values.values())] * 10
+
+
+def test_published_numbers_stand_beside_ours(tmp_path):
+    """A run by the paper's protocol has no letter; one of another precision and fewer epochs has two."""
+    for folder, more in (("same", ()), ("other", ["train.precision=fp32", "train.epochs=9"])):
+        write_run(tmp_path / folder, planned("dtd", more=more), {"base": 79.0, "new": 41.0, "harmonic": 53.99})
+    published = section(build_report([tmp_path]), "published")
+    [item] = published.tables
+    assert item.table.header[-5:] == ["ours", "published", "difference", "source", "not comparable"]
+    rows = {(cells[3], cells[-1]): cells[4:7] for cells in item.table.rows}
+    assert rows["base", ""] == rows["base", "a b"] == ["79.0", "79.44", "-0.4"]
+    assert rows["new", ""] == ["41.0", "41.18", "-0.2"]
+    notes = "\n".join(item.table.footnotes)
+    assert "a: precision fp32, theirs fp16" in notes
+    assert "b: other settings than the paper's: train.epochs=9 (theirs 200)" in notes
+    assert "source 1: PromptKD repository" in notes
+
+
+def test_costs_of_many_datasets_are_cut_and_answers_are_not(runs, monkeypatch):
+    rows = build_rows(scan_runs(runs).results)
+    monkeypatch.setattr(build_module, "MAX_FIGURES", 1)
+    built = build_report([runs])
+    costs = section(built, "cost-against-accuracy")
+    assert (len(costs.figures), costs.texts[-1]) == (1, "The first 1 of 2 figures.")
+    assert len(section(built, "answers-confusion-and-calibration").figures) == 2 * len({row.method for row in rows})
+
+
+def test_the_page_tells_that_prompts_are_not_looked_at(report, runs):
+    learned = section(report, "learned")
+    assert not learned.figures
+    assert "give `--look`" in learned.texts[0]
+    chosen, n_left = choose_learned_runs(choose_detailed_runs(build_rows(scan_runs(runs).results))[0])
+    assert ([run.result.config["method"]["name"] for run in chosen], n_left) == (
+        ["coop"],
+        0,
+    )  # zero_shot learns nothing
+
+
+@pytest.mark.slow
+def test_prompts_are_looked_at(copy, tmp_path):
+    zero_shot, coop = (next(copy.glob(f"{name}-*-1shot-seed1-*")) for name in ("zero_shot", "coop"))
+    shutil.copytree(zero_shot, tmp_path / "few" / zero_shot.name)
+    shutil.copytree(coop, tmp_path / "few" / coop.name)
+    built = build_report([tmp_path / "few"], with_learned=True)
+    learned = section(built, "learned")
+    assert [f.name.split("-")[1] for f in learned.figures] == ["words", "similarity", "tsne", "attention"]
+    assert "seldom mean anything" in learned.figures[0].description
+    (tmp_path / "few" / coop.name / "prompt.safetensors").write_bytes(b"broken")
+    learned = section(build_report([tmp_path / "few"], with_learned=True), "learned")
+    assert not learned.figures
+    assert learned.lines[0].startswith("no pictures of coop, few_shot on digits, seed 1: ")
 
 
 def test_broken_and_unfinished_runs_are_listed(copy):

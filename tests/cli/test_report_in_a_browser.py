@@ -6,6 +6,7 @@ from browsers import IN_A_BROWSER
 from vlprompt.cli.app import main
 
 pytestmark = IN_A_BROWSER
+TOOLS = {"Download plot", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
 
 
 def call(*words):
@@ -94,6 +95,8 @@ def test_figures_are_drawn_and_lines_chosen(open_page, name):
     figure = page.locator("figure[id^=figure-shots]")
     assert figure.locator(".plot svg.main-svg").count() > 0
     assert not figure.locator(".picture").is_visible()
+    tools = figure.get_by_role("group", name="Interactive figure").get_by_role("button")
+    assert {tool.get_attribute("aria-label") for tool in tools.all()} == TOOLS  # none that sends the figure elsewhere
     figure.get_by_text("Choose what is shown").click()
     box = figure.get_by_label("zero_shot")
     box.uncheck()
@@ -112,15 +115,15 @@ def test_colours_follow_the_system_and_the_switch(open_page):
         return page.evaluate("getComputedStyle(document.body).backgroundColor"), set(texts)
 
     dark = read()
-    assert dark == ("rgb(18, 22, 31)", {"#e6e9f0"})
+    assert dark == ("rgb(18, 22, 31)", {"rgb(230, 233, 240)"})
     page.get_by_label("Colours").select_option("light")
-    page.wait_for_function("document.querySelector('[data-drawn]').layout.font.color === '#1b2130'")
-    assert read() == ("rgb(255, 255, 255)", {"#1b2130"})
+    page.wait_for_function("document.querySelector('[data-drawn]').layout.font.color === 'rgb(27, 33, 48)'")
+    assert read() == ("rgb(255, 255, 255)", {"rgb(27, 33, 48)"})
     page.reload()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     page.get_by_label("Colours").select_option("system")
     draw_all(page)
-    page.wait_for_function("document.querySelector('[data-drawn]').layout.font.color === '#e6e9f0'")
+    page.wait_for_function("document.querySelector('[data-drawn]').layout.font.color === 'rgb(230, 233, 240)'")
     assert read() == dark
 
 
@@ -158,6 +161,7 @@ def test_landmarks_names_and_the_order_of_focus(open_page):
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "content"
     assert page.get_by_role("navigation", name="Contents").count() == 1
+    assert page.get_by_role("button", name="value", exact=True).count() == 1  # without the arrow beside it
     names = page.locator("main section").evaluate_all(
         "all => all.map((one) => document.getElementById(one.getAttribute('aria-labelledby')).textContent)"
     )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import statistics
 from itertools import permutations
 
 import matplotlib as mpl
@@ -10,8 +11,10 @@ import yaml
 from conftest import keep
 
 from vlprompt.experiments.paper_recipes import load_reference
+from vlprompt.results.comparability import get_domain_pair
 from vlprompt.results.plots.all_plots import draw_all_plots
-from vlprompt.results.plots.domains import plot_pair_matrices, plot_pseudo_labels
+from vlprompt.results.plots.domains import build_pair_figures, build_pseudo_label_figures
+from vlprompt.results.plots.figure import draw_figure
 from vlprompt.results.published.compare import compare_results
 from vlprompt.results.published.reference import read_reference
 from vlprompt.results.run_folder import Result
@@ -284,62 +287,77 @@ def test_every_form_has_pairs_and_their_mean(type_all, tmp_path, monkeypatch):
 
 
 def test_pseudo_labels_over_epochs():
-    figure = plot_pseudo_labels(
-        build_rows([*home(), *home("zero_shot", pseudo=False), *home("upl", model_selection="oracle")])
-    )
-    panels = [a for a in figure.axes if a.lines]
-    assert [a.get_title() for a in panels] == ["dapl, mean over 12 pairs", "upl*, mean over 12 pairs"]
-    curves = {line.get_label(): list(line.get_ydata()) for line in panels[0].lines}
-    assert curves == {
+    rows = build_rows([*home(), *home("zero_shot", pseudo=False), *home("upl", model_selection="oracle")])
+    figures = build_pseudo_label_figures(rows)
+    titles = ["dapl, mean over 12 pairs", "upl*, mean over 12 pairs"]
+    assert [f.title for f in figures] == [f"{title}: mean and spread over 3 seeds" for title in titles]
+    traces = {trace["name"]: trace for trace in figures[0].interactive["data"]}
+    assert {name: trace["y"] for name, trace in traces.items()} == {
         "pseudo-labelled (coverage)": pytest.approx([52.0, 62.0, 72.0]),
         "right among these (precision)": pytest.approx([90.0, 88.0, 86.0]),
         "accuracy": pytest.approx([65.5, 69.5, 67.5]),  # 60 + 5.5 + 2 at the end
         "zero-shot accuracy": pytest.approx([62.5, 62.5]),
     }
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == list(curves)
-    band = panels[0].collections[2].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == (pytest.approx(65.5 - (2 / 3) ** 0.5), pytest.approx(69.5 + (2 / 3) ** 0.5))
-    assert "an oracle" in figure.get_suptitle()
+    assert traces["accuracy"]["error_y"]["array"] == pytest.approx([(2 / 3) ** 0.5] * 3, abs=1e-4)
+    assert ["an oracle" in f.description for f in figures] == [False, True]
 
 
-def test_few_pairs_have_a_panel_each():
-    figure = plot_pseudo_labels(
+def test_few_pairs_have_a_figure_each():
+    figures = build_pseudo_label_figures(
         build_rows([*home(pairs=PAIRS[:2]), domain(source="glyphs", target="digits", dataset="glyphs -> digits")])
     )
-    assert [a.get_title() for a in figure.axes if a.lines] == [
-        "dapl\nglyphs -> digits, adapt",
-        "dapl, Art -> Clipart\noffice_home, adapt",
-        "dapl, Art -> Product\noffice_home, adapt",
+    assert [f.title.partition(":")[0] for f in figures] == [
+        "dapl glyphs -> digits, adapt",
+        "dapl, Art -> Clipart office_home, adapt",
+        "dapl, Art -> Product office_home, adapt",
     ]
-    assert not figure.get_suptitle()
 
 
 def test_every_method_on_every_pair():
-    figure = plot_pair_matrices(
-        build_rows([*home(pairs=PAIRS[:3]), *home("zero_shot", pairs=PAIRS[:2], at=55, pseudo=False)])
-    )
-    axis = next(a for a in figure.axes if a.images)
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["zero_shot", "dapl"]
-    assert [t.get_text() for t in axis.get_xticklabels()] == ["A -> C", "A -> P", "A -> R", "mean"]
-    assert [t.get_text() for t in axis.texts] == ["57.0", "58.0", "", "", "62.0", "63.0", "64.0", "63.0"]
-    assert axis.get_xlabel() == "source -> target (A = Art, C = Clipart, P = Product, R = Real World)"
-    assert axis.images[0].get_array().tolist() == [[0, 0, None, None], [5, 5, 5, 5]]
+    rows = build_rows([*home(pairs=PAIRS[:3]), *home("zero_shot", pairs=PAIRS[:2], at=55, pseudo=False)])
+    [figure] = build_pair_figures(rows)  # one source has no matrix of sources and targets
+    assert figure.table.header == ["method", "A -> C", "A -> P", "A -> R", "mean"]
+    assert figure.table.rows == [
+        ["zero_shot", "57.0", "58.0", "", ""],
+        ["dapl", "62.0", "63.0", "64.0", "63.0"],
+    ]
+    axes = draw_figure(figure)
+    assert [t.get_text() for t in axes.texts if t.get_text() and "." in t.get_text()] == [
+        cell for cells in figure.table.rows for cell in cells[1:] if cell
+    ]
+    assert axes.get_xlabel() == "source -> target (A = Art, C = Clipart, P = Product, R = Real World)"
+    assert axes.images[0].get_array().tolist() == [[0, 0, None, None], [5, 5, 5, 5]]
+    assert figure.interactive["data"][0]["z"] == [[0, 0, None, None], [5, 5, 5, 5]]
     without = home(pairs=PAIRS[:3])
     for r in without:
         del r.summary["gain"], r.summary["zero_shot"]
-    figure = plot_pair_matrices(build_rows(without))
-    assert [a.get_ylabel() for a in figure.axes] == ["", "accuracy, %"]
-    assert figure.axes[0].images[0].get_array().tolist() == [[62, 63, 64, 63]]
+    [figure] = build_pair_figures(build_rows(without))
+    assert "The colour is the accuracy, %." in figure.description
+    assert figure.interactive["data"][0]["z"] == [[62, 63, 64, 63]]
+
+
+def test_every_source_on_every_target():
+    figures = build_pair_figures(build_rows(home()))
+    assert [f.name for f in figures] == ["pairs-office_home-adapt", "pairs-office_home-adapt-dapl"]
+    table = figures[1].table
+    assert table.header == ["source", "Art", "Clipart", "Product", "Real World"]
+    assert [line[i + 1] for i, line in enumerate(table.rows)] == [""] * 4  # no domain is a target of its own
+    by_pair = {get_domain_pair(r): [] for r in home()}
+    for r in home():
+        by_pair[get_domain_pair(r)].append(r.summary["accuracy"])
+    for source, *cells in table.rows:
+        for target, cell in zip(table.header[1:], cells, strict=True):
+            if cell:
+                assert float(cell) == pytest.approx(statistics.fmean(by_pair[(source,), target]), abs=0.051)
 
 
 def test_plot_draws_what_there_is(type_in, tmp_path):
-    keep(tmp_path / "runs", *home(seeds=(1,)))
+    keep(tmp_path / "runs", *home(seeds=(1,), pairs=PAIRS[:2]))
     assert type_in("plot", "runs") == (0, "wrote runs/pseudo.png wrote runs/pairs.png")
     assert (tmp_path / "runs" / "pairs.png").read_bytes()[:4] == b"\x89PNG"
-    keep(tmp_path / "coop", *home("coop", pseudo=False, shots=4))  # of few shots, and yet no few-shot run
+    keep(tmp_path / "coop", *home("coop", pairs=PAIRS[:1], pseudo=False, shots=4))  # and yet no few-shot run
     assert type_in("plot", "coop", "--figure", "my.png")[1] == "wrote my.png"
-    with pytest.raises(ValueError, match=r"expected a run with pseudo-labels, got none\. Make one by"):
-        plot_pseudo_labels(build_rows(home("coop", pseudo=False)))
+    assert build_pseudo_label_figures(build_rows(home("coop", pseudo=False))) == []
     with pytest.raises(ValueError, match="expected few-shot runs, got none"):
         draw_all_plots([], tmp_path)
 

@@ -70,6 +70,12 @@ def test_names_stay_texts(files):
     assert "alert(1)</script>" not in page
 
 
+def test_code_in_texts():
+    section = Section("a", "A", ("give `--look <x>` or ` alone",))
+    page = render_page_files(Report("A", "", [section]))["index.html"].decode()
+    assert "<p>give <code>--look &lt;x&gt;</code> or ` alone</p>" in page
+
+
 def test_every_link_leads_to_a_file_or_an_anchor(files):
     reader = Reader(files["index.html"].decode())
     for target in reader.targets:

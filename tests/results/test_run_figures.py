@@ -11,6 +11,7 @@ from plotly import graph_objects
 
 import vlprompt
 from tests.results.test_domain_results import domain
+from tests.results.test_stream_results import stream
 from vlprompt.cli.app import main
 from vlprompt.cli.plot import WHAT_HELP
 from vlprompt.results.plots.accuracy import build_radar_figures, build_shots_figures
@@ -50,7 +51,7 @@ def results(runs):
 
 @pytest.fixture(scope="module")
 def figures(results):
-    return build_figures([*results, domain(seed=1), domain(seed=2)])
+    return build_figures([*results, domain(seed=1), domain(seed=2), stream(lessons=2, pool=4)])
 
 
 def get(figures, prefix):
@@ -169,8 +170,9 @@ def test_a_broken_line_of_the_log_is_left_out(results, tmp_path):
 def test_streams(results, figures):
     [run] = [r for r in results if r.config["method"]["name"] == "linear"]
     seen = [tests["seen"]["accuracy"] for tests in run.scores]
-    assert get(figures, "stages").interactive["data"][0]["y"] == pytest.approx(seen, abs=1e-4)
-    cells = get(figures, "matrix").interactive["data"][0]["z"]
+    trace = get(figures, "stages-digits-class_incremental-5").interactive["data"][0]
+    assert trace["y"] == pytest.approx(seen, abs=1e-4)
+    cells = get(figures, "matrix-linear").interactive["data"][0]["z"]
     assert cells[1][:2] == pytest.approx(run.accuracy_matrix[1], abs=1e-4)
     assert cells[0][1] is None
 

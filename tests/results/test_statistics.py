@@ -1,7 +1,7 @@
 """Paired tests of methods: p as scipy has it, Holm's correction, and what can't be compared is named."""
 
 import pytest
-from scipy.stats import wilcoxon
+from scipy.stats import PermutationMethod, wilcoxon
 from test_stream_results import stream
 
 from vlprompt.results.run_folder import Result
@@ -41,7 +41,10 @@ def test_p_with_ties_counts_all_signs():
     differences = [1.0, 1.0, -1.0, 2.0, 2.0, 3.0, 0.0]
     ranks, total = [2, 2, 2, 4.5, 4.5, 6], 21
     sums = [sum(r for k, r in enumerate(ranks) if bits >> k & 1) for bits in range(64)]
-    assert wilcoxon_p(differences) == pytest.approx(2 * sum(s <= min(2, total - 2) for s in sums) / 64)
+    expected = 2 * sum(s <= min(2, total - 2) for s in sums) / 64
+    assert wilcoxon_p(differences) == pytest.approx(expected)
+    all_signs = PermutationMethod(n_resamples=1000)  # more than there are
+    assert wilcoxon([d for d in differences if d], method=all_signs).pvalue == pytest.approx(expected)
     assert wilcoxon_p([0.0, 0.0]) == 1
 
 

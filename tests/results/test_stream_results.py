@@ -11,9 +11,10 @@ from conftest import keep
 
 from vlprompt.experiments.paper_recipes import load_reference, resolve_paper_config
 from vlprompt.results.comparability import describe_protocol_differences
+from vlprompt.results.plots.accuracy import build_shots_figures
 from vlprompt.results.plots.all_plots import draw_all_plots
-from vlprompt.results.plots.continual import plot_accuracy_matrices, plot_prompt_usage, plot_stages
-from vlprompt.results.plots.shots import plot_shots
+from vlprompt.results.plots.continual import build_matrix_figures, build_prompt_figures, build_stage_figures
+from vlprompt.results.plots.figure import draw_figure
 from vlprompt.results.published.compare import compare_results
 from vlprompt.results.published.reference import read_reference
 from vlprompt.results.run_folder import Result
@@ -246,42 +247,38 @@ def few_shot(seed=1):
 
 def test_accuracy_over_lessons():
     every = [*seeds(), *seeds("zero_shot", last=30.0), *seeds("linear", joint=True, last=90.0), *seeds(lessons=5)]
-    figure = plot_stages(build_rows(every))
-    assert [a.get_title() for a in figure.axes] == [
+    figures = build_stage_figures(build_rows(every))
+    assert [f.title for f in figures] == [
         f"digits, class-incremental, {t} stages: mean and spread over 3 seeds" for t in (3, 5)]  # fmt: skip
-    axis = figure.axes[0]
-    [bars] = axis.containers
-    line, _, [spread] = bars.lines
-    assert line.get_xdata().tolist() == [1, 2, 3]
-    assert line.get_ydata().tolist() == pytest.approx([82.0, 72.5, 63.0])  # of what was seen: 80, 70.5, 61 + the seed
-    assert spread.get_segments()[2][:, 1].tolist() == pytest.approx([63 - (2 / 3) ** 0.5, 63 + (2 / 3) ** 0.5])
-    dashed = {one.get_label(): list(one.get_ydata()) for one in axis.lines if one.get_linestyle() == "--"}
-    assert dashed == {"linear (joint training)": [92.0, 92.0], "zero_shot": pytest.approx([52.0, 42.5, 33.0])}
-    told = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert sorted(told) == ["l2p", "linear (joint training)", "zero_shot"]
-    assert axis.get_xticks().tolist() == [1, 2, 3]
+    traces = {trace["name"].split(" [")[0]: trace for trace in figures[0].interactive["data"]}
+    assert sorted(traces) == ["l2p", "linear (joint training)", "zero_shot"]
+    assert traces["l2p"]["x"] == [1, 2, 3]
+    assert traces["l2p"]["y"] == pytest.approx([82.0, 72.5, 63.0])  # of what was seen: 80, 70.5, 61 + the seed
+    assert traces["l2p"]["error_y"]["array"][2] == pytest.approx((2 / 3) ** 0.5, abs=1e-4)
+    assert traces["linear (joint training)"]["y"] == [92.0, 92.0]  # a level over all lessons
+    assert traces["zero_shot"]["y"] == pytest.approx([52.0, 42.5, 33.0])
+    assert {trace["line"]["dash"] for name, trace in traces.items() if name != "l2p"} == {"dash", "dashdot"}
 
 
 def test_the_accuracy_matrix():
-    figure = plot_accuracy_matrices(
-        build_rows([*seeds(), *seeds("dual"), *seeds("linear", joint=True), *seeds("long", lessons=11)])
-    )
-    panels = [a for a in figure.axes if a.images and a.get_xlabel()]
-    assert [a.get_title().split("\n")[0] for a in panels] == ["dual", "l2p", "long"]  # joint training has none
+    rows = build_rows([*seeds(), *seeds("dual"), *seeds("linear", joint=True), *seeds("long", lessons=16)])
+    figures = build_matrix_figures(rows)
+    assert [f.title.split(":")[0] for f in figures] == ["dual", "l2p", "long"]  # joint training has none
+    panels = [draw_figure(figure) for figure in figures]
     cells = panels[1].images[0].get_array()
     assert cells[2].tolist() == pytest.approx([62.0, 63.0, 64.0])
     assert [int(line.mask.sum()) for line in cells] == [2, 1, 0]  # the upper triangle is empty
     assert [t.get_text() for t in panels[1].texts] == ["82", "72", "73", "62", "63", "64"]
-    assert not panels[2].texts  # 11 lessons have no room for numbers
+    assert not panels[2].texts  # 16 lessons have no room for numbers
     assert panels[1].images[0].get_clim() == (0, 100)
 
 
 def test_the_use_of_prompts_is_of_one_seed():
-    figure = plot_prompt_usage(build_rows([*seeds(pool=4), stream("nearest_mean")]))
-    [panel] = [a for a in figure.axes if a.get_xlabel()]
-    assert panel.get_title() == "l2p, seed 1"
-    assert panel.images[0].get_array().tolist() == [[100, 0, 0, 0], [0, 100, 0, 0], [0, 0, 100, 0]]
-    assert panel.get_xlabel() == "prompt"
+    [figure] = build_prompt_figures(build_rows([*seeds(pool=4), stream("nearest_mean")]))
+    assert figure.title == "l2p, seed 1: digits, class-incremental, 3 stages"
+    assert figure.interactive["data"][0]["z"] == [[100, 0, 0, 0], [0, 100, 0, 0], [0, 0, 100, 0]]
+    assert figure.table.rows[1] == ["2", "0.0", "100.0", "0.0", "0.0"]
+    assert draw_figure(figure).images[0].get_array().tolist() == [[100, 0, 0, 0], [0, 100, 0, 0], [0, 0, 100, 0]]
 
 
 def test_plot_draws_what_there_is(type_in, tmp_path):
@@ -298,7 +295,8 @@ def test_plot_draws_what_there_is(type_in, tmp_path):
 
 def test_a_stream_of_few_shots_is_no_few_shot_run(tmp_path):
     with pytest.raises(ValueError, match="expected few-shot runs, got none"):
-        plot_shots(build_rows([stream(shots=4)]), tmp_path / "x.png")
+        draw_all_plots([], tmp_path)
+    assert build_shots_figures(build_rows([stream(shots=4)]), n_shots=1) == []
     assert [p.name for p in draw_all_plots([stream(shots=4)], tmp_path)] == ["stages.png", "matrix.png"]
 
 
@@ -312,12 +310,6 @@ def test_a_stream_of_few_shots_is_no_few_shot_run(tmp_path):
 def test_nothing_to_plot_is_told(tmp_path, results, told):
     with pytest.raises(ValueError, match=told):
         draw_all_plots(results, tmp_path)
-    for figure, missing in (
-        (plot_accuracy_matrices, "for an accuracy matrix, got none"),
-        (plot_prompt_usage, "expected a run with a pool of prompts, got none"),
-    ):
-        with pytest.raises(ValueError, match=missing):
-            figure(build_rows(results))
     assert not list(tmp_path.iterdir())
 
 

@@ -26,6 +26,10 @@ def report(
         Path | None, typer.Option(help="Write one HTML file instead, without further files.", callback=expand_home)
     ] = None,
     title: Annotated[str, typer.Option(help="The title of the page.")] = "Results",
+    with_learned: Annotated[
+        bool,
+        typer.Option("--look", help="Draw what some runs have learned, as `vlprompt look` does: seconds for each run."),
+    ] = False,
 ) -> None:
     """Write all finished runs as a page: tables, figures, mistakes, commands to repeat them; no network needed."""
     from vlprompt.cli.display.terminal import show_warnings
@@ -40,7 +44,7 @@ def report(
         require_single_path(single)
     if folder is not None:
         require_report_folder(folder)
-    built = build_report([path.expanduser() for path in runs_folders], title)
+    built = build_report([path.expanduser() for path in runs_folders], title, with_learned)
     if folder is not None:
         console.print(f"wrote {write_report_folder(folder, render_page_files(built))}", markup=False, soft_wrap=True)
     if single is not None:

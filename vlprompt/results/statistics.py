@@ -128,7 +128,8 @@ def compare_methods(rows: Sequence[ResultRow], metric: str | None = None, alpha:
         return GroupComparison(metric, next(iter(values), None), None, (), (*notes, "fewer than two methods"), alpha)
     best, shared = _choose_best(values)
     if len(shared) < max(map(len, values.values())):
-        notes.append(f"the best is that of the {len(shared)} pairs (dataset, shots, seed) that all methods have")
+        pairs = f"{len(shared)} pairs" if len(shared) != 1 else "one pair"
+        notes.append(f"the best is that of the {pairs} (dataset, shots, seed) that all methods have")
     if best is None:
         return GroupComparison(metric, None, None, (), (*notes, "no pair that all methods have, so no best"), alpha)
     comparisons = _compare_with_best(values, best, alpha)

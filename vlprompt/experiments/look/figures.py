@@ -60,7 +60,7 @@ def _draw_words(look: Look) -> Figure:
         [token, *(cell for pair in zip(row, map(str, distances), strict=True) for cell in pair)]
         for token, row, distances in zip(words.tokens, words.words, words.distances, strict=True)
     ]
-    table, size = Table("Nearest words", header, rows), (7.5, 1.1 + 0.24 * min(len(rows), 32))
+    table, size = Table("Nearest words", header, rows), (8.6, 1.1 + 0.24 * min(len(rows), 32))
     return Figure(
         "words", "Nearest words of learned tokens", words.note, partial(_draw, plot_words, words), None, table, size
     )

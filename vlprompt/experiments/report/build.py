@@ -1,13 +1,18 @@
 """Build the report of folders of runs."""
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from vlprompt.experiments.paper_recipes import compare_with_published
+from vlprompt.experiments.report.choice import (
+    DetailedRun,
+    choose_detailed_runs,
+    choose_learned_runs,
+    choose_most_shots,
+    describe_choice,
+)
 from vlprompt.experiments.report.commands import build_command_table
+from vlprompt.experiments.report.learned import build_learned_section
 from vlprompt.experiments.report.mistakes import MistakeFinder, MistakesUnknownError, describe_unknown
 from vlprompt.results.plots.all_figures import ROW_TOPICS, RUN_TOPICS, build_figures
 from vlprompt.results.plots.confusion import MAX_CLASSES, read_run_answers, write_confusion_csv
@@ -22,12 +27,16 @@ from vlprompt.results.report.result_tables import (
 )
 from vlprompt.results.run_folder import Result
 from vlprompt.results.run_scan import RunScan, mark_changed_inputs, scan_runs
-from vlprompt.results.tables.summary import ResultRow, build_rows, find_usual_backbone, format_label, group_by_table
+from vlprompt.results.tables.summary import ResultRow, build_rows
 
 ANSWERS_TITLE, OTHER_TITLE = "Answers: confusion and calibration", "Further figures"
-MAX_DETAILED_RUNS = 16  # whose answers are drawn and whose mistakes are shown, so that the page stays small
+MAX_FIGURES = 32  # of costs, and of learning curves, of which thirty pairs of domains have one each
 MOST_SHOTS_TITLES = {"cost": "Cost against accuracy", "learning": "Learning curves"}  # topics with many figures
 MOST_SHOTS_TEXT = "Of each dataset the runs with the most shots; `vlprompt plot` draws all."
+PUBLISHED_TEXT = (
+    "Difference: ours less the published number. Each letter under not comparable is a difference of the protocols, "
+    "named below the table; only a row without letters was made as the published number was."
+)
 TITLES = {  # topic of figures -> title of their section
     "shots": "Accuracy over shots",
     "base_new": "Base against new classes",
@@ -35,7 +44,9 @@ TITLES = {  # topic of figures -> title of their section
     "radar": "Datasets",
     "stages": "Streams",
     "matrix": "Streams",
-    "pseudo": "Pseudo-labels",
+    "prompts": "Streams",
+    "pseudo": "Domains",
+    "pairs": "Domains",
     **MOST_SHOTS_TITLES,
     "confusion": ANSWERS_TITLE,
     "reliability": ANSWERS_TITLE,
@@ -47,17 +58,13 @@ RESULTS_TEXT = (
 )
 
 
-@dataclass(frozen=True)
-class DetailedRun:
-    """A run that is the best of its method on its dataset."""
-
-    label: str
-    result: Result
-    value: float
-
-
-def build_report(folders: Sequence[Path], title: str = "Results") -> Report:
+def build_report(folders: Sequence[Path], title: str = "Results", with_learned: bool = False) -> Report:
     """Build the report of all runs in folders.
+
+    Args:
+        folders: of runs.
+        title: of the page.
+        with_learned: draw what the prompts of some runs have learned, which takes seconds for each.
 
     Raises:
         ValueError: for a folder that does not exist, or without any finished run.
@@ -84,6 +91,7 @@ def build_report(folders: Sequence[Path], title: str = "Results") -> Report:
         Section("tests", "Tests over datasets", tables=build_test_tables(rows)),
         *_build_figure_sections(figures, detailed, n_left),
         _build_mistakes(detailed, n_left),
+        build_learned_section(*choose_learned_runs(detailed), is_drawn=with_learned),
         _build_published(results),
         *_build_run_sections(rows, results),
         _build_left_out(scan),
@@ -103,39 +111,6 @@ def describe_results(rows: Sequence[ResultRow], results: Sequence[Result]) -> st
     return ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items()) + "."
 
 
-def choose_detailed_runs(rows: Sequence[ResultRow]) -> tuple[list[DetailedRun], int]:
-    """Choose the best run of each method on each dataset, the best of the datasets first.
-
-    Returns:
-        At most `MAX_DETAILED_RUNS`, and how many were left out.
-    """
-    best: dict[tuple[str, str, str, str], DetailedRun] = {}
-    backbone = find_usual_backbone(rows)
-    for row in rows:
-        for run in row.runs:
-            value = run.summary.get(row.main_metric)
-            key = row.task, row.dataset, row.kind, row.method
-            if value is not None and (key not in best or value > best[key].value):
-                seed = f"seed {run.config['seed']}"
-                label = ", ".join([format_label(row, backbone), f"{row.task} on {row.dataset}", seed])
-                best[key] = DetailedRun(label, run, value)
-    ranked: list[tuple[int, int, DetailedRun]] = []
-    for number, (_, group) in enumerate(groupby(sorted(best), key=lambda key: key[:3])):
-        runs = sorted((best[key] for key in group), key=lambda run: -run.value)
-        ranked += [(rank, number, run) for rank, run in enumerate(runs)]
-    ranked.sort(key=lambda one: one[:2])
-    return [run for *_, run in ranked[:MAX_DETAILED_RUNS]], max(0, len(ranked) - MAX_DETAILED_RUNS)
-
-
-def choose_most_shots(rows: Sequence[ResultRow]) -> list[Result]:
-    """Return of each table the runs with the most shots; all images are more than any number."""
-    chosen = list[Result]()
-    for table in group_by_table(rows):
-        shots = [math.inf if row.shots is None else row.shots for row in table]
-        chosen += [run for row, n in zip(table, shots, strict=True) if n == max(shots) for run in row.runs]
-    return chosen
-
-
 def _build_figure_sections(
     figures: Sequence[Figure], detailed: Sequence[DetailedRun], n_left: int
 ) -> Iterator[Section]:
@@ -144,14 +119,12 @@ def _build_figure_sections(
         by_title[TITLES.get(figure.name.partition("-")[0], OTHER_TITLE)].append(figure)
     for title, group in by_title.items():
         if group:
-            texts = [_describe_choice(detailed, n_left)] if title == ANSWERS_TITLE else []
-            texts += [MOST_SHOTS_TEXT] if title in MOST_SHOTS_TITLES.values() else []
-            yield Section(make_figure_name(*title.lower().split()), title, texts, figures=group)
-
-
-def _describe_choice(detailed: Sequence[DetailedRun], n_left: int) -> str:
-    text = "Of each method on each dataset the run that is best by the main metric on the test items"
-    return f"{text}; the first {len(detailed)}, {n_left} more are not shown." if n_left else f"{text}."
+            texts = [describe_choice(detailed, n_left)] if title == ANSWERS_TITLE else []
+            shown = group
+            if title in MOST_SHOTS_TITLES.values():
+                shown, texts = group[:MAX_FIGURES], [MOST_SHOTS_TEXT]
+                texts += [f"The first {MAX_FIGURES} of {len(group)} figures."] if len(group) > MAX_FIGURES else []
+            yield Section(make_figure_name(*title.lower().split()), title, texts, figures=shown)
 
 
 def _build_mistakes(detailed: Sequence[DetailedRun], n_left: int) -> Section:
@@ -161,7 +134,7 @@ def _build_mistakes(detailed: Sequence[DetailedRun], n_left: int) -> Section:
             galleries.append(finder.build_gallery(run.result, run.label))
         except MistakesUnknownError as error:
             reasons.append((run.label, str(error)))
-    text = f"{_describe_choice(detailed, n_left)} The most confused pairs of classes, the surest mistakes first."
+    text = f"{describe_choice(detailed, n_left)} The most confused pairs of classes, the surest mistakes first."
     return Section("mistakes", "Mistakes", (text,), galleries=galleries, lines=describe_unknown(reasons))
 
 
@@ -172,7 +145,8 @@ def _build_published(results: Sequence[Result]) -> Section:
         for i, table in enumerate(build_comparison_tables(comparisons), 1)
     ]
     lines = [line] if (line := describe_unmatched(unmatched)) else []
-    return Section("published", "Against published numbers", tables=tables, lines=lines)
+    texts = [PUBLISHED_TEXT] if tables else []
+    return Section("published", "Against published numbers", texts, tables, lines=lines)
 
 
 def _build_run_sections(rows: Sequence[ResultRow], results: Sequence[Result]) -> Iterator[Section]:

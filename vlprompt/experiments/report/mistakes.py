@@ -104,9 +104,9 @@ def _make_image(item: ImageItem, probability: float) -> ReportImage:
     return ReportImage(stream.getvalue(), f"{item.name}, p {probability:.2f}")
 
 
-def describe_unknown(reasons: Sequence[tuple[str, str]]) -> list[str]:
-    """Return a line for each reason why images are not shown, with the runs that it is about."""
+def describe_unknown(reasons: Sequence[tuple[str, str]], noun: str = "images") -> list[str]:
+    """Return a line for each reason why something of runs is not shown, with the runs that it is about."""
     labels: dict[str, list[str]] = {}
     for label, reason in reasons:
         labels.setdefault(reason, []).append(label)
-    return [f"no images of {', '.join(names)}: {reason}" for reason, names in labels.items()]
+    return [f"no {noun} of {', '.join(names)}: {reason}" for reason, names in labels.items()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlprompt.results.comparability import CONTINUAL, DOMAIN, Footnotes
 from vlprompt.results.plots.figure import Figure, make_figure_name
-from vlprompt.results.plots.interactive import REFERENCE_COLOUR, clean_numbers, escape, make_layout, make_trace
+from vlprompt.results.plots.interactive import LEGEND, REFERENCE_COLOUR, clean_numbers, escape, make_layout, make_trace
 from vlprompt.results.plots.lines import (
     Line,
     add_letters,
@@ -25,10 +25,15 @@ ZERO_SHOT_STYLE = {"color": REFERENCE_COLOUR, "linestyle": "--"}
 MIN_RADAR_DATASETS = 3
 
 
-def build_shots_figures(rows: Sequence[ResultRow]) -> list[Figure]:
-    """Build accuracy over shots for each task and dataset with several numbers of shots; zero-shot dashed."""
+def build_shots_figures(rows: Sequence[ResultRow], n_shots: int = 2) -> list[Figure]:
+    """Build accuracy over shots for each task and dataset; zero-shot dashed.
+
+    Args:
+        rows: of all tasks.
+        n_shots: how many numbers of shots there must be at least.
+    """
     tables = [[r for r in table if has_shots_curve(r)] for table in group_by_table(rows)]
-    return [_build_shots_figure(table) for table in tables if len({r.shots for r in table}) > 1]
+    return [_build_shots_figure(table) for table in tables if len({r.shots for r in table}) >= n_shots]
 
 
 def _build_shots_figure(rows: Sequence[ResultRow]) -> Figure:
@@ -232,7 +237,7 @@ def _build_radar(grid: DatasetGrid) -> Figure | None:
         trace |= {"line": {"color": COLOURS[i % len(COLOURS)]}, "fill": "none"}
         trace["hovertemplate"] = "%{fullData.name}<br>%{theta}: %{r:.1f} %<extra></extra>"
         data.append(trace)
-    layout = {"polar": {"radialaxis": {"range": [0, 100]}}, "legend": {"orientation": "h", "y": -0.15}}
+    layout = {"polar": {"radialaxis": {"range": [0, 100]}}, "legend": LEGEND}
 
     def draw(axes: Any) -> None:
         _draw_radar(axes, grid.datasets, means)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from vlprompt.results.plots import accuracy, confusion, costs, curves
+from vlprompt.results.plots import accuracy, confusion, continual, costs, curves, domains
 from vlprompt.results.plots.figure import Figure
 from vlprompt.results.run_folder import Result
 from vlprompt.results.tables.summary import ResultRow, build_rows
@@ -17,9 +17,11 @@ ROW_TOPICS: dict[str, RowTopic] = {  # topic -> its figures of rows, means over 
     "radar": accuracy.build_radar_figures,
     "cost": costs.build_cost_figures,
     "learning": curves.build_learning_figures,
-    "stages": curves.build_stage_figures,
-    "matrix": curves.build_matrix_figures,
-    "pseudo": curves.build_pseudo_label_figures,
+    "stages": continual.build_stage_figures,
+    "matrix": continual.build_matrix_figures,
+    "prompts": continual.build_prompt_figures,
+    "pseudo": domains.build_pseudo_label_figures,
+    "pairs": domains.build_pair_figures,
 }
 RUN_TOPICS: dict[str, Callable[[Result], list[Figure]]] = {  # topic -> its figures of a single run
     "confusion": confusion.build_confusion_figures,

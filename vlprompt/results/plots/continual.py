@@ -1,165 +1,156 @@
 """Figures of streams: accuracy over the lessons, accuracy matrices, and the usage of the prompts of a pool."""
 
-import math
 import statistics
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from vlprompt.results.plots.shots import build_colormap, create_panels, format_seed_count, get_line_style, load_pyplot
-from vlprompt.results.tables.summary import ResultRow, format_label, group_by_table
+from vlprompt.results.comparability import CONTINUAL
+from vlprompt.results.plots.accuracy import ZERO_SHOT_STYLE
+from vlprompt.results.plots.figure import Figure, make_figure_name
+from vlprompt.results.plots.interactive import make_heatmap, make_layout
+from vlprompt.results.plots.lines import Line, add_letters, build_line_figure, label_rows
+from vlprompt.results.plots.shots import build_colormap, format_seed_count, get_line_style, list_shades
+from vlprompt.results.tables.formats import Table
+from vlprompt.results.tables.summary import ResultRow, group_by_table
 
-JOINT_COLOUR, ZERO_SHOT_COLOUR = "#222222", "#777777"
-MAX_LABELLED_LESSONS = 10  # lessons, above which a matrix has no room for its numbers
-
-
-def iter_continual_figures(rows: Sequence[ResultRow]) -> Iterator[tuple[str, Any]]:
-    """Yield the file name and figure of every plot that there are results for."""
-    if any(len(compute_curve(r)) > 1 for r in rows):
-        yield "stages.png", plot_stages(rows)
-    if any(map(average_accuracy_matrix, rows)):
-        yield "matrix.png", plot_accuracy_matrices(rows)
-    if any(map(_get_prompt_usage, rows)):
-        yield "prompts.png", plot_prompt_usage(rows)
+MAX_LABELLED_LESSONS = 15  # above which the cells of a matrix have no room for numbers
+JOINT_COLOUR = "#808080"  # readable on white and on black
 
 
-def require_curves(rows: Sequence[ResultRow]) -> None:
-    """Raise a ValueError without a stream of two lessons or more."""
-    if not any(len(compute_curve(r)) > 1 for r in rows):
-        raise ValueError(
-            "plot: expected streams of at least two lessons, got none. "
-            "Make some by `vlprompt run nearest_mean digits --task continual --seed 1,2,3`."
-        )
+def build_stage_figures(rows: Sequence[ResultRow]) -> list[Figure]:
+    """Build accuracy on all classes seen so far after each lesson, for each stream; joint training as a level."""
+    tables = group_by_table(r for r in rows if r.task == CONTINUAL)
+    return [_build_stage_figure(table) for table in tables if any(len(compute_curve(r)) > 1 for r in table)]
 
 
-def plot_stages(rows: Sequence[ResultRow]) -> Any:
-    """Plot accuracy on all test images seen so far over the lessons, a line per method with its deviation over seeds.
-
-    Zero-shot is dashed; joint training, which has one lesson, a dashed horizontal line.
-
-    Raises:
-        ValueError: without a stream of two lessons or more.
-    """
-    plt = load_pyplot()
-    require_curves(rows)
-    tables = [table for table in group_by_table(rows) if any(len(compute_curve(r)) > 1 for r in table)]
-    figure, axes = plt.subplots(len(tables), 1, figsize=(7.6, 4.4 * len(tables)), squeeze=False, layout="constrained")
-    for axis, table in zip(axes[:, 0], tables, strict=True):
-        _draw_curves(axis, table)
-        n_lessons = max(len(compute_curve(r)) for r in table)
-        axis.set_xticks(range(1, n_lessons + 1, -(-n_lessons // 12)))
-        axis.set_xlabel("lessons learned")
-        axis.set_ylabel("accuracy on all test images seen so far, %")
-        title = f"{format_continual_title(table[0])}: mean and spread over {format_seed_count(table)}"
-        axis.set_title(title, fontsize=10)
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    return figure
-
-
-def _draw_curves(axis: Any, rows: Sequence[ResultRow]) -> None:
-    """Draw methods with error bars, then the references: zero-shot, and joint training as an upper bound."""
-    with_backbone = len({r.backbone for r in rows}) > 1
-    methods = [r for r in rows if len(compute_curve(r)) > 1 and r.method != "zero_shot"]
-    for i, row in enumerate(methods):
-        mean, std = zip(*compute_curve(row), strict=True)
-        style = {**get_line_style(i), "markersize": 4, "capsize": 2}
-        axis.errorbar(range(1, len(mean) + 1), mean, std, label=_format_row_label(row, with_backbone), **style)
-    references = [r for r in rows if r not in methods]
-    bounds = [r for r in references if r.method != "zero_shot"]
-    for row in references:
-        mean, style = [m for m, _ in compute_curve(row)], {"color": ZERO_SHOT_COLOUR, "linestyle": "--"}
-        if row in bounds:
-            style = {"color": JOINT_COLOUR, "linestyle": ("--", "-.", ":")[bounds.index(row) % 3]}
-        label = _format_row_label(row, with_backbone)
-        if len(mean) > 1:
-            axis.plot(range(1, len(mean) + 1), mean, linewidth=1.2, label=label, **style)
-        elif mean:
-            axis.axhline(mean[0], linewidth=1.2, label=label, **style)
+def _build_stage_figure(rows: Sequence[ResultRow]) -> Figure:
+    labels, letters, notes = label_rows(rows)
+    lines, n_methods = list[Line](), 0
+    for row in rows:
+        curve = compute_curve(row)
+        if not curve:
+            continue
+        is_reference = row.method == "zero_shot" or len(curve) == 1
+        style = get_line_style(n_methods)
+        if is_reference:
+            style = ZERO_SHOT_STYLE if row.method == "zero_shot" else {"color": JOINT_COLOUR, "linestyle": "-."}
+        n_methods += not is_reference
+        mean, std = zip(*curve, strict=True)
+        x, n = range(1, len(curve) + 1), [len(row.runs)] * len(curve)
+        label = add_letters(labels[id(row)], [letters[id(row)]])
+        lines.append(Line(label, x, mean, std, n, style, is_reference))
+    first = rows[0]
+    return build_line_figure(
+        make_figure_name("stages", first.dataset, first.kind, str(first.stages or "")),
+        f"{format_continual_title(first)}: mean and spread over {format_seed_count(rows)}",
+        "Accuracy on all test images seen so far after each lesson, a line per method.",
+        lines,
+        "lessons learned",
+        "accuracy on all seen, %",
+        notes,
+    )
 
 
-def plot_accuracy_matrices(rows: Sequence[ResultRow]) -> Any:
-    """Plot the accuracy matrix (T, T) of every method, mean over seeds: after a lesson (row) on each test (column)."""
-    plt = load_pyplot()
-    panels = [(r, matrix) for r in rows if (matrix := average_accuracy_matrix(r))]
-    if not panels:
-        raise ValueError(
-            "plot: expected streams with a test of each lesson for an accuracy matrix, got none. "
-            "Make some by `vlprompt run nearest_mean digits --task continual --seed 1,2,3`."
-        )
-    with_backbone, with_table = _needs_backbone_and_table([r for r, _ in panels])
-    figure, axes = create_panels(plt, len(panels))
-    image = None
-    for axis, (row, matrix) in zip(axes, panels, strict=False):
-        height, width = len(matrix), max(map(len, matrix))
-        cells = [[*line, *[math.nan] * (width - len(line))] for line in matrix]
-        image = axis.imshow(cells, cmap=build_colormap(0.6, 0.85), vmin=0, vmax=100)
-        if max(height, width) <= MAX_LABELLED_LESSONS:
-            _write_numbers(axis, matrix)
-        _set_ticks(axis, width, height)
-        _label_axes(axis, row, "test of lesson", "after lesson", with_backbone, with_table)
-    figure.colorbar(image, ax=axes, label="accuracy, %", fraction=0.04, aspect=30)
-    return figure
+def build_matrix_figures(rows: Sequence[ResultRow]) -> list[Figure]:
+    """Build the accuracy on the test of each lesson (column) after each lesson (row), a figure per method."""
+    figures = list[Figure]()
+    for table in group_by_table(r for r in rows if r.task == CONTINUAL):
+        labels, letters, notes = label_rows(table)
+        for row in table:
+            if matrix := average_accuracy_matrix(row):
+                letter = letters[id(row)]
+                title = f"{add_letters(labels[id(row)], [letter])}: {format_continual_title(row)}"
+                name = make_figure_name("matrix", labels[id(row)], row.dataset, row.kind, str(row.stages or ""))
+                own_notes = [note for note in notes if letter and note.startswith(f"{letter}: ")]
+                figures.append(_build_matrix(name, title, matrix, own_notes))
+    return figures
 
 
-def _write_numbers(axis: Any, matrix: Sequence[Sequence[float]]) -> None:
-    size = 8 if len(matrix) <= 6 else 6.5
-    for t, line in enumerate(matrix):
-        for i, value in enumerate(line):
-            colour = "white" if value > 70 else "black"
-            axis.text(i, t, f"{value:.0f}", ha="center", va="center", fontsize=size, color=colour)
+def _build_matrix(name: str, title: str, matrix: Sequence[Sequence[float]], notes: Sequence[str]) -> Figure:
+    width = max(map(len, matrix))
+    cells: list[list[float | None]] = [[*line, *[None] * (width - len(line))] for line in matrix]
+    columns, rows = ([str(i + 1) for i in range(n)] for n in (width, len(matrix)))
+    layout = make_layout("test of lesson", "after lesson")
+    interactive = make_heatmap(
+        cells,
+        columns,
+        rows,
+        layout,
+        zmin=0,
+        zmax=100,
+        colorscale=list_shades(0.6, 0.85),
+        colorbar={"title": {"text": "accuracy, %", "side": "right"}},
+        **({"texttemplate": "%{z:.0f}"} if max(width, len(rows)) <= MAX_LABELLED_LESSONS else {}),
+        hovertemplate="after lesson %{y}, test of lesson %{x}: %{z:.1f} %<extra></extra>",
+    )
+
+    def draw(axes: Any) -> None:
+        values = [[float("nan") if v is None else v for v in line] for line in cells]
+        image = axes.imshow(values, cmap=build_colormap(0.6, 0.85), vmin=0, vmax=100)
+        _set_ticks(axes, columns, rows)
+        for y, line in enumerate(matrix if max(width, len(rows)) <= MAX_LABELLED_LESSONS else []):
+            for x, value in enumerate(line):
+                colour = "white" if value > 70 else "black"
+                axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        axes.set(xlabel="test of lesson", ylabel="after lesson")
+        axes.set_title(title, fontsize=9)
+        axes.figure.colorbar(image, ax=axes, label="accuracy, %", fraction=0.046)
+
+    texts = [[row, *("" if v is None else f"{v:.1f}" for v in line)] for row, line in zip(rows, cells, strict=True)]
+    table = Table(title, ["after lesson", *columns], texts, footnotes=tuple(notes))
+    text = " ".join(["Accuracy on the test of each lesson after each lesson, mean over seeds.", *notes])
+    return Figure(name, title, text, draw, interactive, table, (5.4, 4.6))
 
 
-def _needs_backbone_and_table(rows: Sequence[ResultRow]) -> tuple[bool, bool]:
-    """Whether titles of panels name the backbone, and the table: only where there are several."""
-    return len({r.backbone for r in rows}) > 1, len({r.table_key for r in rows}) > 1
-
-
-def plot_prompt_usage(rows: Sequence[ResultRow]) -> Any:
-    """Plot how often the test images of each lesson take each prompt of a pool after the last lesson.
+def build_prompt_figures(rows: Sequence[ResultRow]) -> list[Figure]:
+    """Build the share of each prompt of a pool (column) in the answers to each lesson's test (row) after the last one.
 
     For the first seed. It is no mean over seeds: the same number is another prompt under another seed.
     """
-    plt = load_pyplot()
-    panels = [(r, usage) for r in rows if (usage := _get_prompt_usage(r))]
-    if not panels:
-        raise ValueError(
-            "plot: expected a run with a pool of prompts, got none. Make one by `vlprompt run l2p digits --task "
-            "continual`."
-        )
-    with_backbone, with_table = _needs_backbone_and_table([r for r, _ in panels])
-    figure, axes = create_panels(plt, len(panels))
-    maximum = 100 * max(max(line) for _, usage in panels for line in usage)
-    image = None
-    for axis, (row, usage) in zip(axes, panels, strict=False):
-        percent = [[100 * fraction for fraction in line] for line in usage]
-        image = axis.imshow(percent, cmap=build_colormap(0.3, 0.6), vmin=0, vmax=maximum, aspect="auto")
-        _set_ticks(axis, len(usage[0]), len(usage))
-        suffix = f", seed {row.runs[0].config['seed']}"
-        _label_axes(axis, row, "prompt", "test of lesson", with_backbone, with_table, suffix)
-    figure.colorbar(image, ax=axes, label="share of a lesson's choices, %", fraction=0.04, aspect=30)
-    return figure
+    figures = list[Figure]()
+    for table in group_by_table(r for r in rows if r.task == CONTINUAL):
+        labels, letters, _ = label_rows(table)
+        for row in table:
+            if usage := _get_prompt_usage(row):
+                label = add_letters(labels[id(row)], [letters[id(row)]])
+                title = f"{label}, seed {row.runs[0].config['seed']}: {format_continual_title(row)}"
+                name = make_figure_name("prompts", labels[id(row)], row.dataset, row.kind, str(row.stages or ""))
+                figures.append(_build_usage(name, title, [[100 * share for share in line] for line in usage]))
+    return figures
 
 
-def _set_ticks(axis: Any, n_columns: int, n_rows: int) -> None:
-    """Set ticks that count from 1, twelve at most."""
-    for count, set_ticks in ((n_columns, axis.set_xticks), (n_rows, axis.set_yticks)):
-        step = -(-count // 12)
-        set_ticks(range(0, count, step), [str(i + 1) for i in range(0, count, step)], fontsize=7)
+def _build_usage(name: str, title: str, percent: Sequence[Sequence[float]]) -> Figure:
+    columns, rows = ([str(i + 1) for i in range(n)] for n in (len(percent[0]), len(percent)))
+    highest = max(map(max, percent))
+    interactive = make_heatmap(
+        percent,
+        columns,
+        rows,
+        make_layout("prompt", "test of lesson"),
+        zmin=0,
+        zmax=highest,
+        colorscale=list_shades(0.3, 0.6),
+        colorbar={"title": {"text": "share of a lesson's choices, %", "side": "right"}},
+        hovertemplate="test of lesson %{y}, prompt %{x}: %{z:.1f} %<extra></extra>",
+    )
+
+    def draw(axes: Any) -> None:
+        image = axes.imshow(percent, cmap=build_colormap(0.3, 0.6), vmin=0, vmax=highest, aspect="auto")
+        _set_ticks(axes, columns, rows)
+        axes.set(xlabel="prompt", ylabel="test of lesson")
+        axes.set_title(title, fontsize=9)
+        axes.figure.colorbar(image, ax=axes, label="share of a lesson's choices, %", fraction=0.046)
+
+    cells = [[row, *(f"{v:.1f}" for v in line)] for row, line in zip(rows, percent, strict=True)]
+    table = Table(title, ["test of lesson", *columns], cells)
+    text = "Share of each prompt of the pool in the choices of each lesson's test images, in percent."
+    return Figure(name, title, text, draw, interactive, table, (5.4, 4.0))
 
 
-def _label_axes(
-    axis: Any, row: ResultRow, x: str, y: str, with_backbone: bool, with_table: bool, suffix: str = ""
-) -> None:
-    axis.set_xlabel(x, fontsize=8)
-    axis.set_ylabel(y, fontsize=8)
-    table = f"\n{format_continual_title(row)}" if with_table else ""
-    axis.set_title(f"{_format_row_label(row, with_backbone)}{suffix}{table}", fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def _format_row_label(row: ResultRow, with_backbone: bool) -> str:
-    return textwrap.fill(format_label(row, "" if with_backbone else row.backbone), 32)
+def _set_ticks(axes: Any, columns: Sequence[str], rows: Sequence[str], n_ticks: int = 15) -> None:
+    for names, set_ticks in ((columns, axes.set_xticks), (rows, axes.set_yticks)):
+        step = -(-len(names) // n_ticks)
+        set_ticks(range(0, len(names), step), names[::step])
 
 
 def format_continual_title(row: ResultRow) -> str:

@@ -2,10 +2,16 @@
 
 import statistics
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from vlprompt.results.plots.shots import COLOURS, build_colormap, create_panels, format_seed_count, load_pyplot
+from vlprompt.results.comparability import DOMAIN
+from vlprompt.results.plots.accuracy import ZERO_SHOT_STYLE
+from vlprompt.results.plots.figure import Figure, make_figure_name
+from vlprompt.results.plots.interactive import make_heatmap, make_layout
+from vlprompt.results.plots.lines import Line, add_letters, build_line_figure, write_notes
+from vlprompt.results.plots.shots import COLOURS, build_scale, format_seed_count, list_shades
 from vlprompt.results.run_folder import Result
 from vlprompt.results.tables.domains import (
     ORACLE_NOTE,
@@ -14,55 +20,54 @@ from vlprompt.results.tables.domains import (
     abbreviate_pairs,
     collect_pairs,
     group_by_method,
+    mark_method_protocols,
 )
+from vlprompt.results.tables.formats import Table
 from vlprompt.results.tables.summary import ResultRow, group_by_table
 
-MAX_PAIR_PANELS = 4  # with more pairs a method has one panel with the mean over them
+MAX_PAIR_PANELS = 4  # with more pairs a method has one figure with the mean over them
 CURVES = {
     "coverage": ("pseudo-labelled (coverage)", COLOURS[1], "s"),
     "precision": ("right among these (precision)", COLOURS[4], "^"),
     "target": ("accuracy", COLOURS[0], "o"),
 }
-LOSS_COLOUR = "#ff725c"
+GAIN_COLOURS = [[0.0, "#ff725c"], [0.5, "#f7f7f7"], [1.0, COLOURS[0]]]  # worse than zero-shot, equal, better
+PAIR_KEYS = ("accuracy", "gain")
 
 
-def iter_domain_figures(rows: Sequence[ResultRow]) -> Iterator[tuple[str, Any]]:
-    """Yield the file name and figure of every plot that there are results for."""
-    if any(_has_pseudo_labels(r) for row in rows for r in row.runs):
-        yield "pseudo.png", plot_pseudo_labels(rows)
-    if rows:
-        yield "pairs.png", plot_pair_matrices(rows)
-
-
-def plot_pseudo_labels(rows: Sequence[ResultRow]) -> Any:
-    """Plot over the epochs how many target images have a pseudo-label, how many of these are right, and the accuracy.
-
-    A panel for each pair up to four, else one with the mean over the pairs; a band of one standard deviation over
-    seeds; zero-shot dashed.
-
-    Raises:
-        ValueError: if no run has pseudo-labels.
-    """
-    panels = collect_pseudo_label_panels(rows)
-    if not panels:
-        raise ValueError(
-            "plot: expected a run with pseudo-labels, got none. "
-            "Make one by `vlprompt run dapl --source glyphs --target digits`."
+def build_pseudo_label_figures(rows: Sequence[ResultRow]) -> list[Figure]:
+    """Build pseudo-labelled, right and accuracy over the epochs, for each method and pair of domains."""
+    figures = list[Figure]()
+    for title, members in collect_pseudo_label_panels([r for r in rows if r.task == DOMAIN]):
+        lines = list[Line]()
+        for key, (label, colour, marker) in CURVES.items():
+            mean, std = average_over_epochs(members, key)
+            n = [len({run.config["seed"] for row in members for run in row.runs})] * len(mean)
+            style = {"color": colour, "marker": marker}
+            if mean:
+                lines.append(Line(label, range(1, len(mean) + 1), mean, std, n, style))
+        zero_shot = [run.summary["zero_shot"] for row in members for run in row.runs if "zero_shot" in run.summary]
+        if zero_shot:
+            level = [statistics.fmean(zero_shot)]
+            lines.append(Line("zero-shot accuracy", [1], level, style=ZERO_SHOT_STYLE, is_reference=True))
+        text = " ".join(title.split())
+        notes = [ORACLE_NOTE] if any(row.is_oracle for row in members) else []
+        figures.append(
+            build_line_figure(
+                make_figure_name("pseudo", text),
+                f"{text}: mean and spread over {format_seed_count(members)}",
+                "Target images with a pseudo-label, how many of these are right, and the accuracy, over the epochs.",
+                lines,
+                "epoch",
+                "target images, %",
+                notes,
+            )
         )
-    figure, axes = create_panels(load_pyplot(), len(panels))
-    for axis, (title, panel_rows) in zip(axes, panels, strict=False):
-        _draw_pseudo_labels(axis, panel_rows)
-        axis.set_title(title, fontsize=9)
-    bottom = min(axis.get_ylim()[0] for axis in axes[: len(panels)])
-    for axis in axes:
-        axis.set_ylim(max(bottom, 0), 101)
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(2 * len(panels), 4), fontsize=8)
-    return _add_oracle_note(figure, [row for _, panel_rows in panels for row in panel_rows])
+    return figures
 
 
 def collect_pseudo_label_panels(rows: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
-    """Return the title and the rows of each panel."""
+    """Return the title and the rows of each figure."""
     panels, tables = list[tuple[str, list[ResultRow]]](), group_by_table(rows)
     for table in tables:
         pairs = collect_pairs(table)
@@ -83,90 +88,135 @@ def collect_pseudo_label_panels(rows: Sequence[ResultRow]) -> list[tuple[str, li
     return panels
 
 
-def _draw_pseudo_labels(axis: Any, rows: Sequence[ResultRow]) -> None:
-    for key, (label, colour, marker) in CURVES.items():
-        mean, std = average_over_epochs(rows, key)
-        epochs = range(1, len(mean) + 1)
-        axis.plot(epochs, mean, color=colour, marker=marker, markersize=3, label=label)
-        low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
-        axis.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-    zero_shot = [r.summary["zero_shot"] for row in rows for r in row.runs if "zero_shot" in r.summary]
-    if zero_shot:
-        style = {"color": "#555555", "linestyle": "--", "linewidth": 1.2}
-        axis.axhline(statistics.fmean(zero_shot), label="zero-shot accuracy", **style)
-    axis.set_xlabel("epoch", fontsize=8)
-    axis.set_ylabel("target images, %", fontsize=8)
-    axis.tick_params(labelsize=8)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.grid(alpha=0.25)
+Cells = list[list[float | None]]  # None where there is no run
 
 
-def plot_pair_matrices(rows: Sequence[ResultRow]) -> Any:
-    """Plot the accuracy of every method (row) on every pair (column), mean over seeds, in the colour of the gain.
+@dataclass(frozen=True)
+class _Colours:
+    """What the cells of a heat map are coloured by."""
 
-    The colour is that of the accuracy itself if a run does not know its zero-shot accuracy.
+    cells: Cells
+    low: float
+    high: float
+    scale: Sequence[Sequence[Any]]
+    title: str
+
+
+def build_pair_figures(rows: Sequence[ResultRow]) -> list[Figure]:
+    """Build the accuracy on every pair of domains, mean over seeds, in the colour of the gain over zero-shot.
+
+    One figure of every method (row) on every pair (column) for each setting; and for each method one of every source
+    (row) on every target (column), where there are several of both. The colour is that of the accuracy itself if a run
+    does not know its zero-shot accuracy.
     """
-    plt, tables = load_pyplot(), group_by_table(rows)
-    sizes = [(len(group_by_method(table)), len(collect_pairs(table))) for table in tables]
-    width = 3.6 + 0.62 * max(n_pairs + (n_pairs > 1) for _, n_pairs in sizes)
-    heights = [1.5 + 0.36 * n_methods for n_methods, _ in sizes]
-    figure, axes = plt.subplots(
-        len(tables),
-        1,
-        figsize=(max(width, 5.5), sum(heights)),
-        squeeze=False,
-        height_ratios=heights,
-        layout="constrained",
+    figures = list[Figure]()
+    for table in group_by_table(r for r in rows if r.task == DOMAIN):
+        methods, pairs = group_by_method(table), collect_pairs(table)
+        labels, legend = abbreviate_pairs(pairs)
+        letters, notes = mark_method_protocols(methods, labels)
+        notes += [ORACLE_NOTE] if any(m.first_row.is_oracle for m in methods) else []
+        names = [add_letters(m.name, [letters[id(m)]]) for m in methods]
+        columns = [[p] for p in pairs] + ([pairs] if len(pairs) > 1 else [])
+        titles = [*(labels[p] for p in pairs), *(["mean"] if len(pairs) > 1 else [])]
+        axis = f"{'source -> target' if '->' in titles[0] else 'target'}{f' ({legend})' if legend else ''}"
+        title = f"{_format_domain_title(table[0])}: accuracy on the target's test, %, mean over "
+        title += format_seed_count(table)
+        values = {key: [[_compute_mean(m, column, key) for column in columns] for m in methods] for key in PAIR_KEYS}
+        text = "Accuracy of every method on every pair of domains."
+        name = make_figure_name("pairs", table[0].dataset, table[0].kind)
+        figures.append(_build_grid(name, title, text, (axis, "method"), (titles, names), values, notes))
+        for method, label in zip(methods, names, strict=True):
+            figures += _build_transfers(f"{name}-{make_figure_name(label)}", f"{label}: {title}", method, notes)
+    return figures
+
+
+def _build_transfers(name: str, title: str, method: MethodResults, notes: Sequence[str]) -> list[Figure]:
+    """Build the figure of one method's sources and targets; none without several of both."""
+    single = [p for p in method.rows_by_pair if len(p[0]) == 1]
+    sources, targets = sorted({p[0][0] for p in single}), sorted({p[1] for p in single})
+    if min(len(sources), len(targets)) < 2 or len(single) < 3:
+        return []
+    values = {
+        key: [
+            [_compute_mean(method, [((s,), t)], key) if ((s,), t) in single else None for t in targets] for s in sources
+        ]
+        for key in PAIR_KEYS
+    }
+    text = "Accuracy of one method, trained with labels of a source, on every target."
+    return [_build_grid(name, title, text, ("target", "source"), (targets, sources), values, notes)]
+
+
+def _build_grid(
+    name: str,
+    title: str,
+    text: str,
+    axes_titles: tuple[str, str],
+    ticks: tuple[Sequence[str], Sequence[str]],
+    values: dict[str, Cells],
+    notes: Sequence[str],
+) -> Figure:
+    """Build a heat map with the accuracy in each cell.
+
+    Args:
+        name: of its files.
+        title: one line.
+        text: what it shows.
+        axes_titles: of the columns and of the rows.
+        ticks: names of the columns and of the rows.
+        values: accuracy and gain of each cell.
+        notes: footnotes.
+    """
+    colours = _choose_colours(values)
+    texts = [["" if v is None else f"{v:.1f}" for v in line] for line in values["accuracy"]]
+    interactive = make_heatmap(
+        colours.cells,
+        *ticks,
+        make_layout(*axes_titles),
+        zmin=colours.low,
+        zmax=colours.high,
+        colorscale=colours.scale,
+        text=texts,
+        texttemplate="%{text}",
+        colorbar={"title": {"text": colours.title, "side": "right"}},
+        hovertemplate=f"%{{y}}, %{{x}}: accuracy %{{text}} %<br>{colours.title} %{{z:.1f}}<extra></extra>",
     )
-    for axis, table in zip(axes[:, 0], tables, strict=True):
-        _draw_pair_matrix(axis, table)
-    return _add_oracle_note(figure, rows)
+
+    def draw(axes: Any) -> None:
+        _draw_cells(axes, colours, texts)
+        turned = {"rotation": 30, "ha": "right"} if sum(map(len, ticks[0])) > 60 else {}
+        axes.set_xticks(range(len(ticks[0])), ticks[0], fontsize=8, **turned)
+        axes.set_yticks(range(len(ticks[1])), [textwrap.fill(name, 36) for name in ticks[1]], fontsize=8)
+        axes.set(xlabel=axes_titles[0], ylabel=axes_titles[1])
+        axes.set_title(title, fontsize=9)
+        axes.spines[:].set_visible(False)
+        write_notes(axes, notes)
+
+    rows = [[name, *line] for name, line in zip(ticks[1], texts, strict=True)]
+    table = Table(title, [axes_titles[1], *ticks[0]], rows, footnotes=tuple(notes))
+    description = " ".join([text, f"The colour is the {colours.title}.", *notes])
+    size = max(5.5, 3.0 + 0.7 * len(ticks[0])), 1.6 + 0.42 * len(ticks[1])
+    return Figure(name, title, description, draw, interactive, table, size)
 
 
-def _draw_pair_matrix(axis: Any, rows: Sequence[ResultRow]) -> None:
-    methods, pairs = group_by_method(rows), collect_pairs(rows)
-    columns = [[p] for p in pairs] + ([pairs] if len(pairs) > 1 else [])
-    accuracies = [[_compute_mean(m, column, "accuracy") for column in columns] for m in methods]
-    gains = [[_compute_mean(m, column, "gain") for column in columns] for m in methods]
-    has_gains = [[v is None for v in line] for line in accuracies] == [[v is None for v in line] for line in gains]
-    colours = gains if has_gains else accuracies
-    maximum = max([abs(v) for line in colours for v in line if v is not None], default=1.0) or 1.0
-    style: dict[str, Any] = {"cmap": build_colormap(0.6, 0.85), "vmin": 0, "vmax": 100}
-    if has_gains:
-        style = {"cmap": _build_gain_colormap(), "vmin": -maximum, "vmax": maximum}
-    cells = [[float("nan") if v is None else v for v in line] for line in colours]
-    image = axis.imshow(cells, aspect="auto", **style)
-    for y, line in enumerate(accuracies):
+def _choose_colours(values: dict[str, Cells]) -> _Colours:
+    """Colour by the gain where every cell has one, else by the accuracy."""
+    accuracies, gains = values["accuracy"], values["gain"]
+    if [[v is None for v in line] for line in accuracies] != [[v is None for v in line] for line in gains]:
+        return _Colours(accuracies, 0.0, 100.0, list_shades(0.6, 0.85), "accuracy, %")
+    largest = max([abs(v) for line in gains for v in line if v is not None], default=1.0) or 1.0
+    return _Colours(gains, -largest, largest, GAIN_COLOURS, "gain over zero-shot, points")
+
+
+def _draw_cells(axes: Any, colours: _Colours, texts: Sequence[Sequence[str]]) -> None:
+    """Draw a heat map with a text in each cell and its bar of colours."""
+    cells = [[float("nan") if v is None else v for v in line] for line in colours.cells]
+    style = {"cmap": build_scale(colours.scale), "vmin": colours.low, "vmax": colours.high}
+    image = axes.imshow(cells, aspect="auto", **style)
+    for y, line in enumerate(texts):
         for x, value in enumerate(line):
-            is_dark = colours[y][x] is not None and (colours[y][x] or 0.0) > 0.7 * style["vmax"]
-            font = {"color": "white" if is_dark else "black", "weight": "bold" if len(columns[x]) > 1 else "normal"}
-            axis.text(x, y, "" if value is None else f"{value:.1f}", ha="center", va="center", fontsize=8, **font)
-    _label_pair_matrix(axis, rows, methods, pairs)
-    bar = axis.figure.colorbar(image, ax=axis, fraction=0.04)
-    bar.set_label("gain over zero-shot, points" if has_gains else "accuracy, %", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-
-
-def _label_pair_matrix(
-    axis: Any, rows: Sequence[ResultRow], methods: Sequence[MethodResults], pairs: Sequence[DomainPair]
-) -> None:
-    labels, legend = abbreviate_pairs(pairs)
-    ticks = [*(labels[p] for p in pairs), *(["mean"] if len(pairs) > 1 else [])]
-    is_crowded = 0.07 * max(map(len, ticks)) > (axis.figure.get_figwidth() - 2.5) / len(ticks)
-    axis.set_xticks(range(len(ticks)), ticks, fontsize=8, **({"rotation": 30, "ha": "right"} if is_crowded else {}))
-    axis.set_yticks(range(len(methods)), [textwrap.fill(m.name, 36) for m in methods], fontsize=8)
-    columns = "source -> target" if "->" in ticks[0] else "target"
-    axis.set_xlabel(columns + (f" ({legend})" if legend else ""), fontsize=8)
-    title = f"{_format_domain_title(rows[0])}: accuracy on the target's test, %, mean over {format_seed_count(rows)}"
-    axis.set_title(title, fontsize=9)
-    axis.spines[:].set_visible(False)
-
-
-def _add_oracle_note(figure: Any, rows: Sequence[ResultRow]) -> Any:
-    """Explain the star of an oracle if there is one."""
-    if any(row.is_oracle for row in rows):
-        figure.suptitle(ORACLE_NOTE, fontsize=8, x=0.01, ha="left")
-    return figure
+            is_dark = abs(colours.cells[y][x] or 0.0) > 0.7 * colours.high
+            axes.text(x, y, value, ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
+    axes.figure.colorbar(image, ax=axes, fraction=0.04).set_label(colours.title, fontsize=8)
 
 
 def _format_domain_title(row: ResultRow) -> str:
@@ -198,10 +248,3 @@ def average_over_epochs(rows: Sequence[ResultRow], key: str) -> tuple[list[float
 def _compute_mean(method: MethodResults, pairs: Sequence[DomainPair], name: str) -> float | None:
     mean = method.mean(pairs, lambda result: result.summary.get(name))
     return None if mean is None else mean.mean
-
-
-def _build_gain_colormap() -> Any:
-    """Build a map from worse than zero-shot over equal to better."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("gains", [(0.0, LOSS_COLOUR), (0.5, "#f7f7f7"), (1.0, COLOURS[0])])

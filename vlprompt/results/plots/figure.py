@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURE_FORMATS = ("png", "pdf", "svg")
+FILE_DPI, PADDING = 130, 0.05  # inches around what is drawn
+MARGINS = {"left": 0.08, "right": 0.98, "bottom": 0.1, "top": 0.92}  # as small as a layout leaves them
 TABLE_SUFFIXES = ("csv", "md", "tex")
 PICTURE_METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}}
 # names may have $; ids of an SVG come from its content; its texts stay texts
@@ -64,13 +66,42 @@ def draw_figure(figure: Figure, axes: "Axes | None" = None) -> "Axes":
 
 def render_picture(figure: Figure, picture_format: str) -> bytes:
     """Return a figure as the bytes of a PNG, PDF or SVG, the same for the same numbers."""
+    return render_pictures(figure, [picture_format])[picture_format]
+
+
+def render_pictures(figure: Figure, formats: Sequence[str], theme: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    """Draw a figure once and return it in several formats.
+
+    Args:
+        figure: what is drawn.
+        formats: "png", "pdf" and "svg"; the first two have a white background.
+        theme: settings of Matplotlib, for example another background of the SVG.
+    """
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=figure.size, layout="constrained")
+    pictures, style = dict[str, bytes](), {**STYLE, **(theme or {})}
+    with matplotlib.rc_context(style):
+        canvas = Canvas(figsize=figure.size)
+        canvas.subplots_adjust(**MARGINS)
         figure.draw(canvas.subplots())
-        return render_canvas(canvas, picture_format)
+        _fit_page(canvas)
+        for name in sorted(formats, reverse=True):  # the SVG first, which has the background of the theme
+            if name != "svg":
+                canvas.set_facecolor("white")
+            pictures[name] = render_canvas(canvas, name)
+    return pictures
+
+
+def _fit_page(canvas: Any) -> None:
+    """Move the page's edges to what is drawn; many times as fast as a layout that moves what is drawn."""
+    width, height = canvas.get_size_inches()
+    box = canvas.get_tightbbox().padded(PADDING)
+    positions = [(axes, axes.get_position(original=True)) for axes in canvas.axes]
+    canvas.set_size_inches(box.width, box.height)
+    for axes, place in positions:
+        left, bottom = (place.x0 * width - box.x0) / box.width, (place.y0 * height - box.y0) / box.height
+        axes.set_position((left, bottom, place.width * width / box.width, place.height * height / box.height))
 
 
 def require_picture_formats(formats: Sequence[str]) -> None:
@@ -82,17 +113,20 @@ def require_picture_formats(formats: Sequence[str]) -> None:
 
 def render_canvas(canvas: Any, picture_format: str) -> bytes:
     """Return a figure of Matplotlib as bytes without dates."""
-    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    if picture_format not in PICTURE_FORMATS:
+    # the writers of the formats themselves, as `savefig` draws twice for each
+    writers = {"png": FigureCanvasAgg, "pdf": FigureCanvasPdf, "svg": FigureCanvasSVG}
+    if picture_format not in writers:
         raise ValueError(
             f"format: expected one of {', '.join(PICTURE_FORMATS)}, got {picture_format!r}. Name another file."
         )
     stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        canvas.savefig(
-            stream, format=picture_format, dpi=130, bbox_inches="tight", metadata=PICTURE_METADATA[picture_format]
-        )
+    canvas.set_dpi(FILE_DPI)  # as writers of vectors set their own
+    write = getattr(writers[picture_format](canvas), f"print_{picture_format}")
+    write(stream, metadata=PICTURE_METADATA[picture_format])
     return stream.getvalue()
 
 
@@ -110,14 +144,10 @@ def save_figure_files(
 ) -> list[Path]:
     """Write a figure in every format: PNG, PDF, SVG, and its table as CSV, Markdown and LaTeX."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for suffix in formats:
-        if suffix in TABLE_SUFFIXES:
-            if figure.table is None:
-                continue
-            data = render_figure_table(figure, suffix).encode()
-        else:
-            data = render_picture(figure, suffix)
-        write_atomically(path := folder / f"{figure.name}.{suffix}", data)
-        paths.append(path)
+    tables = [suffix for suffix in formats if suffix in TABLE_SUFFIXES and figure.table is not None]
+    files = render_pictures(figure, [name for name in formats if name not in TABLE_SUFFIXES])
+    files |= {suffix: render_figure_table(figure, suffix).encode() for suffix in tables}
+    paths = [folder / f"{figure.name}.{suffix}" for suffix in formats if suffix in files]
+    for path in paths:
+        write_atomically(path, files[path.suffix[1:]])
     return paths

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 REFERENCE_COLOUR = "#808080"  # readable on white and on black
+LEGEND = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}  # below the title of the axis
 
 
 def escape(text: str) -> str:
@@ -25,7 +26,7 @@ def make_trace(name: str, kind: str, **settings: Any) -> dict[str, Any]:
 
 def make_layout(x: str, y: str, **settings: Any) -> dict[str, Any]:
     """Return a layout with titles of the axes; further settings update those of the axes too."""
-    layout: dict[str, Any] = {"hovermode": "closest", "legend": {"orientation": "h", "y": -0.25}}
+    layout: dict[str, Any] = {"hovermode": "closest", "legend": LEGEND}
     for axis, title in (("xaxis", x), ("yaxis", y)):
         layout[axis] = {"title": {"text": escape(title)}, "automargin": True, **settings.pop(axis, {})}
     return layout | settings

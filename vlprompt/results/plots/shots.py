@@ -1,68 +1,14 @@
-"""Figures of accuracy over shots and of images with their predictions; parts that all figures share."""
+"""Figures of images with their predictions; parts that all figures share."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vlprompt.results.comparability import CONTINUAL, DOMAIN
-from vlprompt.results.tables.summary import MAIN_METRICS, ResultRow, format_label
+from vlprompt.results.tables.summary import MAIN_METRICS, ResultRow
 
 LINE_STYLES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")  # where there are more lines than colours
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#97bbf5", "#9c6b4e")
-
-
-def plot_shots(rows: Sequence[ResultRow], path: Path) -> Path:
-    """Plot accuracy over shots, a line per method with its deviation over seeds; zero-shot as a dashed line.
-
-    Raises:
-        ValueError: without few-shot runs.
-    """
-    plt, rows = load_pyplot(), [r for r in rows if has_shots_curve(r)]
-    if not rows:
-        raise ValueError(
-            "plot: expected few-shot runs, got none. "
-            "Make some by `vlprompt run coop digits --shots 1,2,4,8,16 --seed 1,2,3`."
-        )
-    datasets = list(dict.fromkeys(r.dataset for r in rows))
-    width = 9.6 if len(_group_by_line(rows)) > len(COLOURS) else 6.4  # many lines have their legend beside the axes
-    size = width * len(datasets), 4.4
-    figure, axes = plt.subplots(1, len(datasets), figsize=size, squeeze=False, layout="constrained")
-    for axis, dataset in zip(axes[0], datasets, strict=True):
-        _draw_shots(axis, [r for r in rows if r.dataset == dataset])
-    return save_figure(figure, path)
-
-
-def _draw_shots(axis: Any, rows: Sequence[ResultRow]) -> None:
-    """Draw all methods on one dataset."""
-    lines, with_backbone = _group_by_line(rows), len({r.backbone for r in rows}) > 1
-    for i, line in enumerate(lines):
-        accuracies = [r.metrics["accuracy"] for r in line]
-        label = format_label(line[0], "" if with_backbone else line[0].backbone)
-        if line[0].method == "zero_shot":
-            axis.axhline(accuracies[0].mean, color="#555555", linestyle="--", linewidth=1.2, label=label)
-            continue
-        shots, means, stds = [r.shots for r in line], [a.mean for a in accuracies], [a.std for a in accuracies]
-        axis.errorbar(shots, means, stds, markersize=4, capsize=2, label=label, **get_line_style(i))
-    ticks = sorted({r.shots for r in rows if r.shots})
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, [str(t) for t in ticks])
-    axis.set_xlabel("training images per class")
-    axis.set_ylabel("accuracy on the test split, %")
-    n_seeds = max(len(r.seeds) for r in rows)
-    axis.set_title(f"{rows[0].dataset}: mean and spread over {n_seeds} seeds", fontsize=10)
-    axis.grid(alpha=0.25)
-    if len(lines) > len(COLOURS):
-        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    else:
-        axis.legend(fontsize=8, loc="lower right")
-
-
-def _group_by_line(rows: Sequence[ResultRow]) -> list[list[ResultRow]]:
-    """Join the rows of one method, backbone and variant, sorted by shots."""
-    lines: dict[tuple[str, str, str], list[ResultRow]] = {}
-    for row in rows:
-        lines.setdefault((row.method, row.backbone, row.variant), []).append(row)
-    return [sorted(line, key=lambda r: r.shots or 0) for line in lines.values()]
 
 
 def get_line_style(index: int) -> dict[str, Any]:
@@ -121,20 +67,14 @@ def list_shades(tint_position: float, colour_position: float) -> list[list[Any]]
 
 def build_colormap(tint_position: float, colour_position: float) -> Any:
     """Build the map of `list_shades`."""
+    return build_scale(list_shades(tint_position, colour_position))
+
+
+def build_scale(colours: Sequence[Sequence[Any]]) -> Any:
+    """Build the map of (position, colour) pairs, which Plotly takes as they are."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("shades", list_shades(tint_position, colour_position))
-
-
-def create_panels(plt: Any, count: int) -> tuple[Any, list[Any]]:
-    """Create a figure with `count` panels, three in a row."""
-    columns = min(3, count)
-    lines = -(-count // columns)
-    size = (3.0 * columns + 1.2, 2.9 * lines + 0.2)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat[count:]:
-        axis.axis("off")
-    return figure, list(axes.flat)
+    return LinearSegmentedColormap.from_list("colours", [(position, colour) for position, colour in colours])
 
 
 def save_figure(figure: Any, path: Path) -> Path:

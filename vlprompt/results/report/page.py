@@ -1,14 +1,22 @@
 """Write a report as a page: in one file, or in a folder with its figures and tables as files."""
 
 import base64
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlprompt.results.plots.figure import TABLE_SUFFIXES, Figure, render_figure_table
+from vlprompt.results.plots.figure import (
+    PICTURE_FORMATS,
+    TABLE_SUFFIXES,
+    Figure,
+    render_figure_table,
+    render_picture,
+    render_pictures,
+)
 from vlprompt.results.report.content import Report, ReportTable, Section
-from vlprompt.results.report.pictures import MAX_INLINE_BYTES, TEXT_COLOUR, draw_pictures, inline_svg
+from vlprompt.results.report.pictures import MAX_INLINE_BYTES, TEXT_COLOUR, THEME, inline_svg
 from vlprompt.results.tables.formats import Table, render_csv, render_tables
 from vlprompt.runtime.installation import require_package
 
@@ -74,22 +82,22 @@ def _draw(report: Report, files: Files, is_single: bool) -> dict[str, Any]:
     markup = require_package("markupsafe", EXTRA, PURPOSE).Markup
     pictures = {}
     for figure in (f for section in report.sections for f in section.figures):
-        drawn = draw_pictures(figure, with_files=not is_single)
+        drawn = render_pictures(figure, ("svg",) if is_single else PICTURE_FORMATS, THEME)
+        svg = drawn["svg"].decode()
         if not is_single:
-            own = {"svg": drawn.svg.replace(TEXT_COLOUR, "#000000").encode(), **drawn.files}
+            own = {**drawn, "svg": svg.replace(TEXT_COLOUR, "#000000").encode()}
             if figure.table is not None and figure.table.rows:
                 own |= {suffix: render_figure_table(figure, suffix).encode() for suffix in TABLE_SUFFIXES}
             named = {f"figures/{figure.name}.{suffix}": data for suffix, data in own.items()}
             _add(files.data, files.by_figure, figure.name, named)
-        is_small = len(drawn.svg) <= MAX_INLINE_BYTES
-        svg = inline_svg(drawn.svg, figure.name) if is_small else _embed_png(figure)
-        pictures[figure.name] = markup(svg)
+        is_small = len(svg) <= MAX_INLINE_BYTES
+        pictures[figure.name] = markup(inline_svg(svg, figure.name) if is_small else _embed_png(figure))
     return pictures
 
 
 def _embed_png(figure: Figure) -> str:
     """Return a figure of many marks as a picture of pixels."""
-    png = draw_pictures(figure, with_files=True).files["png"]
+    png = render_picture(figure, "png")
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
@@ -108,6 +116,7 @@ def _render(report: Report, files: Files, is_single: bool) -> bytes:
         keep_trailing_newline=True,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    environment.filters["code"] = _mark_code
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":"), "allow_nan": False}
     has_interactive = _has_interactive(report)
     text = environment.get_template("page.html.j2").render(
@@ -121,6 +130,12 @@ def _render(report: Report, files: Files, is_single: bool) -> bytes:
         inline=_read_inline_parts(has_interactive) if is_single else None,
     )
     return text.lstrip().encode()
+
+
+def _mark_code(text: str) -> Any:
+    """Return a text as markup in which what stands between backticks is code."""
+    markup = require_package("markupsafe", EXTRA, PURPOSE)
+    return markup.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(markup.escape(text))))
 
 
 def _cut_numbers(section: Section) -> Section:

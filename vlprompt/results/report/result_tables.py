@@ -54,7 +54,7 @@ def describe_verdicts(comparison: GroupComparison) -> dict[str, tuple[str, str]]
     verdicts = {comparison.best: ("best", BEST)}
     for c in comparison.comparisons:
         if c.is_worse is None:
-            verdicts[c.label] = (f"no test, {c.n_pairs} pairs", "")
+            verdicts[c.label] = (f"no test, {c.n_pairs} pair{'s' * (c.n_pairs != 1)}", "")
         else:
             p = _format_p(c.p_corrected)
             verdicts[c.label] = (f"worse, p {p}", "") if c.is_worse else (f"not shown worse, p {p}", NOT_WORSE)

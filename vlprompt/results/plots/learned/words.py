@@ -33,6 +33,8 @@ def plot_words(words: NearestWords, axes: Any = None) -> Any:
         words: the first 32 tokens are drawn.
         axes: to draw into; default: those of a new figure.
     """
+    from matplotlib import rcParams
+
     tokens = words.tokens[:MAX_DRAWN_TOKENS]
     axes = prepare_axes(axes, (7.5, 1.1 + 0.24 * len(tokens)))
     axes.axis("off")
@@ -45,7 +47,7 @@ def plot_words(words: NearestWords, axes: Any = None) -> Any:
     table.auto_set_font_size(False)
     table.set_fontsize(7)
     for (line, _), cell in table.get_celld().items():
-        cell.set_linewidth(0.3 if line else 0.8)
+        cell.set(linewidth=0.3 if line else 0.8, facecolor="none", edgecolor=rcParams["axes.edgecolor"])
         cell.set_text_props(weight="normal" if line else "bold")
     rest = len(words.tokens) - len(tokens)
     more = f" The first {len(tokens)} of {len(words.tokens)} tokens." if rest else ""

@@ -73,11 +73,13 @@
   // figures: Plotly in the colours of the page
 
   const root = document.documentElement;
-  const getColours = () => {
-    const style = getComputedStyle(root);
-    const read = (name) => style.getPropertyValue(name).trim();
-    return { text: read("--text"), grid: read("--grid"), raised: read("--raised"), line: read("--line") };
+  const probe = make("span", { hidden: true });  // a property has both colours, a style the one of the theme
+  document.body.append(probe);
+  const read = (name) => {
+    probe.style.color = `var(${name})`;
+    return getComputedStyle(probe).color;
   };
+  const getColours = () => ({ text: read("--text"), grid: read("--grid"), raised: read("--raised"), line: read("--line") });
   const makeTheme = (layout) => {
     const { text, grid, raised, line } = getColours();
     const theme = {
@@ -121,10 +123,15 @@
     const width = plot.clientWidth;
     const height = Math.max(320, Math.min(640, width * parseFloat(plot.dataset.ratio)));
     const layout = { ...figure.layout, height, autosize: true, margin: { t: 30, r: 20, ...(figure.layout.margin || {}) } };
-    const config = { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg", filename: plot.dataset.plot } };
+    const config = {
+      responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",  // nothing leaves the page
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],  // which choose nothing here
+      toImageButtonOptions: { format: "svg", filename: plot.dataset.plot },
+    };
     return window.Plotly.newPlot(plot, figure.data, layout, config)
       .then(() => window.Plotly.relayout(plot, makeTheme(figure.layout)))
       .then(() => recolourBars(plot, figure.data))
+      .then(() => plot.querySelectorAll("svg.main-svg").forEach((svg) => svg.setAttribute("aria-hidden", "true")))
       .then(() => { picture.hidden = true; plot.dataset.drawn = "yes"; addChoice(plot, figure); })
       .catch((error) => { plot.hidden = true; picture.hidden = false; console.error(error); });
   };
