@@ -18,6 +18,7 @@ from typing import Any
 
 from vlprompt.experiments.sweeps.owner import Owner
 from vlprompt.results.atomic_files import explain_write_errors, write_atomically
+from vlprompt.runtime.errors import RunLostError
 
 OWNER_FILE, PROGRESS_FILE, BEAT_PREFIX = "owner.json", "progress.json", "beat-"
 BEATS_PER_PATIENCE = 12  # an owner beats this often before others may take it for dead
@@ -153,6 +154,11 @@ class Heartbeat:
                 return True
             self._confirmed = time.monotonic()
         return False
+
+    def require(self) -> None:
+        """Raise RunLostError where another process has taken the run, so that this one writes nothing more."""
+        if not self.claims.is_mine(self.key):
+            raise RunLostError("another process took the run, as this one did not beat")
 
     def _beat_on(self) -> None:
         while not self._ended.wait(self.claims.patience / BEATS_PER_PATIENCE):

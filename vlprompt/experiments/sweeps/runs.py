@@ -139,6 +139,7 @@ class RunMaker:
         options: how and where.
         on_event: hears of each step, test and notice.
         backbones: those by name that are loaded already; others are added.
+        before_write: called before each file of a run is written, as `run` takes it.
     """
 
     def __init__(
@@ -146,8 +147,9 @@ class RunMaker:
         options: SweepOptions,
         on_event: Listener = ignore_event,
         backbones: "dict[str, Backbone] | None" = None,
+        before_write: Callable[[], None] | None = None,
     ) -> None:
-        self.options, self.on_event = options, on_event
+        self.options, self.on_event, self.before_write = options, on_event, before_write
         self.backbones = LoadedBackbones(options, {} if backbones is None else backbones)
         self.memory_plans: dict[str, MemoryPlan] = {}  # runs that differ by their seed share one
 
@@ -189,6 +191,7 @@ class RunMaker:
                 on_event=on_event,
                 max_lessons=self.options.max_lessons,
                 memory_overrides=overrides,
+                before_write=self.before_write,
             )
 
         return self._track(make_run, config, folder)

@@ -71,6 +71,9 @@ def run_sweep(
     supervisor = _Supervisor(configs, results, options, scheduler, on_event, patience)
     try:
         supervisor.watch(seconds_between_looks)
+    except OSError:  # where a scheduler does not answer, nobody knows of its workers
+        supervisor.may_have_workers = True
+        raise
     finally:
         supervisor.close()
     for index, config in enumerate(configs):
@@ -100,13 +103,11 @@ class _Supervisor:
         self.folder = SweepFolder(options.runs_folder)
         owner = Owner.create()
         self.claims: Claims = self.folder.open_claims(owner, patience)
-        call_name = token_hex(8)
-        self.call: SweepCall = self.folder.get_call(call_name)
-        list_name = self.folder.write_list(configs)
-        self.call.create(owner, list_name, [config.hash for config in configs if config.hash not in self.pending])
+        call_name, finished = token_hex(8), [config.hash for config in configs if config.hash not in self.pending]
+        self.call: SweepCall = self.folder.begin_call(call_name, owner, configs, finished)
         self.job = WorkerJob(
             str(options.runs_folder.absolute()),
-            list_name,
+            self.call.read_list_name(),
             call_name,
             options.describe(),
             describe_settings(),
@@ -114,6 +115,8 @@ class _Supervisor:
         )
         self.alive: dict[str, JobState] = {}
         self.outcomes: dict[str, Outcome] = {}
+        self.notices = set[str]()  # that were passed on
+        self.may_have_workers = False  # after the end
         self.n_deaths, self.start = 0, time.monotonic()
         self.n_idle_ends, self.n_ended_before, self.next_start = 0, 0, self.start
 
@@ -123,6 +126,7 @@ class _Supervisor:
             self._start_workers()
             self._look_at_workers()
             self._read_outcomes()
+            self._pass_notices_on()
             self.on_event(self._measure_progress())
             if len(self.outcomes) < len(self.pending):
                 time.sleep(seconds_between_looks)
@@ -170,6 +174,10 @@ class _Supervisor:
             if key in self.pending:
                 self.outcomes[key], self.n_deaths = outcome, 0
 
+    def _pass_notices_on(self) -> None:
+        for notice in self.call.read_notices(self.notices):
+            self.on_event(notice)
+
     def _measure_progress(self) -> SweepProgress:
         running = list[RunProgress]()
         for key in self.claims.list_keys():
@@ -196,8 +204,10 @@ class _Supervisor:
         for handle in self.alive:
             self.scheduler.cancel(handle)
         self.scheduler.close()
-        self.call.end()
-        self.folder.remove_old_calls()
+        self._pass_notices_on()
+        if not self.may_have_workers:
+            self.call.end()
+        self.folder.tidy()
 
 
 def parse_progress(progress: dict[str, object], name: str, owner: Owner | None) -> RunProgress:

@@ -6,23 +6,24 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from vlprompt.config.run_config import RunConfig
 from vlprompt.experiments.events import (
     EvaluationProgress,
     Event,
     Listener,
+    Notice,
     RunFailed,
     RunFinished,
     RunStarted,
     StepDone,
-    ignore_event,
 )
 from vlprompt.experiments.sweeps.claims import Claims, Heartbeat
 from vlprompt.experiments.sweeps.options import SweepOptions
@@ -89,21 +90,26 @@ def apply_settings(settings: dict[str, Any]) -> None:
         setattr(SETTINGS, name, Path(value) if name == "data_root" and value is not None else value)
 
 
-def work(job: WorkerJob, stop: threading.Event, on_event: Listener = ignore_event) -> int:
+def work(job: WorkerJob, stop: threading.Event, on_event: Listener | None = None) -> int:
     """Make runs of a list until all are done, failed, or made by others.
 
     Args:
         job: which runs, and how.
         stop: set it to stop the run under way with its state saved, and to return.
-        on_event: hears of each run, step and test.
+        on_event: hears of each run, step and test; None in another process than the command, which then reads what a
+            user should know from the files of the call.
 
     Returns:
         How many runs ended here.
     """
     apply_settings(job.settings)
     folder = SweepFolder(Path(job.runs_folder))
-    worker = _Worker(job, folder, stop, on_event)
-    return worker.work(folder.read_list(job.list_name))
+    call = folder.get_call(job.call_name)
+    if not call.exists():  # it was tidied up, since all of its runs had ended before this worker began
+        return 0
+    worker = _Worker(job, folder, stop, on_event or call.add_notice)
+    with nullcontext() if on_event else worker.pass_warnings_on():
+        return worker.work(folder.read_list(job.list_name))
 
 
 class _Worker:
@@ -112,8 +118,9 @@ class _Worker:
         self.owner = Owner.create()
         self.claims: Claims = folder.open_claims(self.owner, job.patience)
         self.call: SweepCall = folder.get_call(job.call_name)
-        self.maker = RunMaker(self.options, self._hear)
+        self.maker = RunMaker(self.options, self._hear, before_write=self._require_claim)
         self.heartbeat: Heartbeat | None = None
+        self.run_name = ""
         self.ended = set[str]()  # runs of the call
         self._last_written = 0.0
 
@@ -124,8 +131,33 @@ class _Worker:
             with self.claims.keep(key) as heartbeat:
                 self.heartbeat = heartbeat
                 if self.call.read_outcome(key) is None:  # another worker may have ended it before this one took it
-                    n_ended += self._make(key, pending)
+                    try:
+                        n_ended += self._make(key, pending)
+                    except OSError:
+                        if self.call.exists():
+                            raise
+                        return n_ended  # the call was tidied up, since all of its runs have a result
         return n_ended
+
+    @contextmanager
+    def pass_warnings_on(self) -> Iterator[None]:
+        """Pass warnings of Python on as notices, besides writing them to the log."""
+        with warnings.catch_warnings():
+            show = warnings.showwarning
+
+            def pass_on(
+                message: Warning | str,
+                category: type[Warning],
+                filename: str,
+                lineno: int,
+                file: TextIO | None = None,
+                line: str | None = None,
+            ) -> None:
+                self.on_event(Notice(self.run_name, " ".join(str(message).split())))
+                show(message, category, filename, lineno, file, line)
+
+            warnings.showwarning = pass_on
+            yield
 
     def _take_next(self, pending: dict[str, RunConfig]) -> str | None:
         """Claim a run; None where nothing is left, or others make all that is."""
@@ -147,6 +179,7 @@ class _Worker:
         """
         config = pending[key]
         name, start = format_run_name(config), time.monotonic()
+        self.run_name = name
         n_attempts = self.call.add_attempt(key, self.owner)
         folder = str(get_run_folder(self.options.runs_folder, config).path)
         outcome: Outcome | None
@@ -155,7 +188,9 @@ class _Worker:
             if n_attempts > MAX_ATTEMPTS:
                 raise RuntimeError(f"its process died {n_attempts - 1} times")
             result = self.maker.make(name, config)
-        except (RunStoppedError, FolderInUseError):
+        except (RunStoppedError, FolderInUseError) as error:
+            if isinstance(error, FolderInUseError):
+                self.on_event(Notice(name, f"waits: {error}"))
             self.call.remove_attempts(key, self.owner)
             del pending[key]
             return False
@@ -163,6 +198,10 @@ class _Worker:
             if is_disk_error(error):  # the other runs would fail alike
                 self.call.remove_attempts(key, self.owner)
                 raise
+            if self.heartbeat is not None and self.heartbeat.is_lost():  # such as a file that its new owner removed
+                self.call.remove_attempts(key, self.owner)
+                del pending[key]
+                return False
             is_final = is_input_error(error) or n_attempts >= MAX_ATTEMPTS
             outcome = Outcome(key, describe_error(error), folder) if is_final else None
             self.on_event(RunFailed(name, error))
@@ -173,13 +212,17 @@ class _Worker:
             self.call.write_outcome(replace(outcome, seconds=time.monotonic() - start))
         return outcome is not None
 
+    def _require_claim(self) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.require()
+
     def _hear(self, event: Event) -> None:
         """Pass an event on, write the progress now and then, and stop the run where it must."""
         if isinstance(event, StepDone | EvaluationProgress):
             if self.stop.is_set():
                 raise RunStoppedError("stopped; the same command goes on from here")
             if self.heartbeat is not None and self.heartbeat.is_lost():
-                raise RunStoppedError("another process took the run, as this one did not beat")
+                self.heartbeat.require()
             self._write_progress(event)
         self.on_event(event)
 
