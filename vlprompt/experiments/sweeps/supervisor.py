@@ -114,6 +114,7 @@ class _Supervisor:
             patience,
         )
         self.alive: dict[str, JobState] = {}
+        self.frozen: dict[str, Owner] = {}  # by token
         self.outcomes: dict[str, Outcome] = {}
         self.notices = set[str]()  # that were passed on
         self.may_have_workers = False  # after the end
@@ -135,13 +136,26 @@ class _Supervisor:
         """Start as many workers as there are runs that nobody makes."""
         left = self.pending.keys() - self.outcomes.keys()
         owners = {key: self.claims.read_owner(key) for key in self.claims.list_keys() if key in left}
-        taken = {k: owner for k, owner in owners.items() if owner is not None and not self.claims.is_abandoned(k)}
-        n_free = len(left) - len(taken)
-        n_taken_here = sum(self.call.has_attempt(key, owner) for key, owner in taken.items())
-        n_jobs = min(self.scheduler.n_workers, n_free + n_taken_here) - len(self.alive)
+        signs = {key: self.claims.find_last_sign(key) for key in owners}
+        silent = {key: sign for key, sign in signs.items() if sign is not None}
+        here = {k: owner for k, owner in owners.items() if owner is not None and self.call.has_attempt(k, owner)}
+        taken = {key for key, owner in owners.items() if owner is not None and key not in silent}
+        self._note_frozen(here, silent)
+        n_free, n_taken_here = len(left) - len(taken), len(taken & here.keys())
+        n_at_work = max(0, len(self.alive) - len(self.frozen))
+        n_jobs = min(self.scheduler.n_workers, n_free + n_taken_here) - n_at_work
         if n_jobs > 0 and n_free and time.monotonic() >= self.next_start:
-            for handle in self.scheduler.submit(self.job, n_jobs):
+            for handle in self.scheduler.submit(replace(self.job, silent=silent), n_jobs):
                 self.alive[handle] = JobState(JobPhase.WAITING)
+
+    def _note_frozen(self, here: dict[str, Owner], silent: dict[str, str]) -> None:
+        """Note the workers that are alive and silent, as stopped or suspended ones: others make their runs."""
+        for key, owner in here.items():
+            if key in silent:
+                self.frozen[owner.token] = owner
+            else:
+                self.frozen.pop(owner.token, None)
+        self.frozen = {token: owner for token, owner in self.frozen.items() if not owner.has_ended()}
 
     def _look_at_workers(self) -> None:
         for handle in list(self.alive):

@@ -9,11 +9,12 @@ claims/RUN/       who makes a run, and how far it is
 import json
 import os
 import shutil
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from secrets import token_hex
+from types import MappingProxyType
 from typing import Any
 
 from vlprompt.config.run_config import RunConfig, hash_config
@@ -54,9 +55,9 @@ class SweepFolder:
     def __init__(self, runs_folder: Path) -> None:
         self.runs_folder, self.path = runs_folder, runs_folder / SWEEP_FOLDER
 
-    def open_claims(self, owner: Owner, patience: float) -> Claims:
+    def open_claims(self, owner: Owner, patience: float, silent: Mapping[str, str] = MappingProxyType({})) -> Claims:
         """Return the claims of runs as this process sees them."""
-        return Claims(self.path / "claims", owner, patience)
+        return Claims(self.path / "claims", owner, patience, silent)
 
     def begin_call(self, name: str, owner: Owner, configs: Sequence[RunConfig], finished: Sequence[str]) -> "SweepCall":
         """Write a call, and the list of its runs where no other call wrote it.

@@ -58,6 +58,8 @@ class WorkerJob:
         settings: fields of `RuntimeSettings`.
         patience: seconds without a beat after which another worker counts as dead.
         parent: the process with which the worker ends; None for one that goes on by itself.
+        silent: run -> the last sign of its owner, which the command watched for the patience. A worker that begins has
+            not seen it for so long.
     """
 
     runs_folder: str
@@ -67,6 +69,7 @@ class WorkerJob:
     settings: dict[str, Any] = field(default_factory=dict)
     patience: float = 120.0
     parent: int | None = None
+    silent: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -116,7 +119,7 @@ class _Worker:
     def __init__(self, job: WorkerJob, folder: SweepFolder, stop: threading.Event, on_event: Listener) -> None:
         self.stop, self.on_event, self.options = stop, on_event, job.build_options()
         self.owner = Owner.create()
-        self.claims: Claims = folder.open_claims(self.owner, job.patience)
+        self.claims: Claims = folder.open_claims(self.owner, job.patience, job.silent)
         self.call: SweepCall = folder.get_call(job.call_name)
         self.maker = RunMaker(self.options, self._hear, before_write=self._require_claim)
         self.heartbeat: Heartbeat | None = None
