@@ -13,7 +13,16 @@ from vlprompt.experiments.sweeps.owner import Owner
 
 CODE = "from vlprompt.cli.app import main; main()"
 FILES = "prompt.safetensors", "answers.safetensors", "steps.jsonl"
-SECONDS_TO_WAIT = 240.0
+SECONDS_TO_WAIT = 480.0
+METHOD = """
+import os, time
+from vlprompt.methods import CoOp
+
+class Slow(CoOp):  # its steps take time on the clock, and none of a core
+    def loss_terms(self, batch, fixed):
+        time.sleep(float(os.environ.get("SECONDS_PER_STEP", "0")))
+        return super().loss_terms(batch, fixed)
+"""
 
 
 def start_sweep(runs: Path, *words: object, log: Path | None = None, **variables: str) -> "subprocess.Popen[bytes]":
@@ -74,3 +83,17 @@ def read_files(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Return the files of a run, and when they were written; not its lock."""
     paths = [path for path in folder.iterdir() if path.is_file() and path.name != ".lock"]
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def read_parent(pid: int) -> int:
+    """Return the parent of a process; 0 for one that has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def read_variable(pid: int, name: str) -> str:
+    """Return a variable of the environment with which a process began; "" for none."""
+    pairs = [word.partition("=") for word in Path(f"/proc/{pid}/environ").read_text().split("\0")]
+    return next((value for key, _, value in pairs if key == name), "")

@@ -4,15 +4,29 @@ import os
 import random
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
-from sweep_commands import list_running, read_files, read_runs, run_sweep_command, start_sweep, wait_for
+from sweep_commands import (
+    SECONDS_TO_WAIT,
+    list_running,
+    read_files,
+    read_parent,
+    read_runs,
+    run_sweep_command,
+    start_sweep,
+    wait_for,
+)
 
-pytestmark = pytest.mark.slow
+from vlprompt.experiments.sweeps.claims import BEATS_PER_PATIENCE
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("slow_method")]
 SMALL = "backbone=glyph/random", "dataset=digits"
-GRID = "method=coop,linear,zero_shot", *SMALL, "shots=1,2", "seed=1,2,3", "train.epochs=60"
-ONE_RUN = "method=coop", *SMALL, "shots=1", "seed=1", "train.epochs=400"
+GRID = "method=coop,linear,zero_shot", *SMALL, "shots=1,2", "seed=1,2,3", "train.epochs=20"
+N_RUNS = 18
+ONE_RUN = "method=slow_method:Slow", *SMALL, "shots=1", "seed=1", "train.epochs=150"
+HASTE = "--patience", 4, "--save-every", 0.2
 # another machine: its name and clocks; processes of one are not looked up by the other
 FAR = """
 import socket, time
@@ -25,104 +39,102 @@ socket.gethostname = lambda: "far"
 
 def test_eight_processes_with_kills_make_the_table_of_one(tmp_path: Path) -> None:
     run_sweep_command(tmp_path / "one", *GRID)
-    runs, killed, chance = tmp_path / "eight", set[str](), random.Random(1)
-    words = *GRID, "--jobs", 8
-    command = start_sweep(runs, *words)
+    runs, log, killed, chance = tmp_path / "eight", tmp_path / "eight.log", set[str](), random.Random(1)
 
-    def kill_one() -> bool:
-        """Kill the worker of a run, none of which is killed twice: that would be one that kills its process."""
-        victims = [(key, owner.pid) for key, (owner, _) in list_running(runs).items() if key not in killed]
+    def kill_one(command: "subprocess.Popen[bytes]") -> bool:
+        """Kill a worker of the command; no run twice, as one whose process dies again counts as the cause."""
+        running = list_running(runs).items()
+        victims = [(k, o.pid) for k, (o, _) in running if k not in killed and read_parent(o.pid) == command.pid]
         if victims:
             key, pid = chance.choice(victims)
             killed.add(key)
             os.kill(pid, signal.SIGKILL)
         return bool(victims)
 
-    for _ in range(3):
-        wait_for(kill_one, command)
-    wait_for(lambda: list_running(runs), command)
-    command.kill()
-    command.wait()
-    assert len(read_runs(runs)) < 18
-    command = start_sweep(runs, *words)
-    for _ in range(2):
-        wait_for(kill_one, command)
-    assert command.wait(240) == 0, (tmp_path / "eight.log").read_text()
-    assert "another worker goes on" in (tmp_path / "eight.log").read_text()
-    assert len(read_runs(runs)) == 18
+    for is_first in (True, False):
+        command = start_sweep(runs, *GRID, "--jobs", 8)
+        for _ in range(2):
+            n_told = log.read_text().count("another worker goes on")
+            wait_for(partial(kill_one, command), command)
+            wait_for(lambda n=n_told: log.read_text().count("another worker goes on") > n, command)
+        if is_first:
+            command.kill()
+            command.wait()
+            assert len(read_runs(runs)) < N_RUNS
+    assert command.wait(SECONDS_TO_WAIT) == 0, log.read_text()
+    assert len(killed) == 4
+    assert len(read_runs(runs)) == N_RUNS
     assert read_runs(runs) == read_runs(tmp_path / "one")
 
 
-def begin_and_stop(runs: Path, *words: object) -> "tuple[subprocess.Popen[bytes], int, Path]":
-    """Start a sweep of one run, and stop its worker in the middle."""
-    command = start_sweep(runs, *ONE_RUN, "--jobs", 1, "--patience", 2, "--save-every", 0.2, *words)
-    [(owner, _)] = wait_for(lambda: [one for one in list_running(runs).values() if one[1] > 20], command)
-    os.kill(owner.pid, signal.SIGSTOP)
-    [folder] = runs.glob("coop*")
+def begin_and_stop(runs: Path) -> "tuple[subprocess.Popen[bytes], Path]":
+    """Start a sweep of one run, and stop its process in the middle."""
+    command = start_sweep(runs, *ONE_RUN, *HASTE, SECONDS_PER_STEP="0.1")
+    wait_for(lambda: list_running(runs), command)
+    os.kill(command.pid, signal.SIGSTOP)
+    [folder] = runs.glob("Slow*")
     assert not (folder / "result.json").exists()
-    return command, owner.pid, folder
+    return command, folder
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, slow_method_folder: Path) -> Path:
     runs = tmp_path_factory.mktemp("alone") / "runs"
-    run_sweep_command(runs, *ONE_RUN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(slow_method_folder), prepend=os.pathsep)
+        run_sweep_command(runs, *ONE_RUN)
     return runs
 
 
-def test_the_run_of_a_stopped_worker_is_made_by_another_and_stays_as_it_is(tmp_path: Path, alone: Path) -> None:
-    command, pid, folder = begin_and_stop(tmp_path / "runs")
+def test_the_run_of_a_stopped_process_is_made_by_another_and_stays_as_it_is(tmp_path: Path, alone: Path) -> None:
+    runs = tmp_path / "runs"
+    stopped, folder = begin_and_stop(runs)
     try:
         (folder / ".lock").unlink()  # as seen from a machine to which the file system passes no locks
-        wait_for((folder / "result.json").exists, command)
+        run_sweep_command(runs, *ONE_RUN, *HASTE)
         files = read_files(folder)
     finally:
-        os.kill(pid, signal.SIGCONT)
-    assert command.wait(240) == 0
+        os.kill(stopped.pid, signal.SIGCONT)
+    assert stopped.wait(SECONDS_TO_WAIT) == 0
     assert read_files(folder) == files
-    assert read_runs(tmp_path / "runs") == read_runs(alone)
+    assert read_runs(runs) == read_runs(alone)
 
 
-def test_a_locked_folder_of_a_stopped_worker_waits_for_it_and_says_so(tmp_path: Path, alone: Path) -> None:
-    command, pid, _ = begin_and_stop(tmp_path / "runs")
+def test_a_locked_folder_of_a_stopped_process_waits_for_it_and_says_so(tmp_path: Path, alone: Path) -> None:
+    runs, log = tmp_path / "runs", tmp_path / "second.log"
+    stopped, _ = begin_and_stop(runs)
     try:
-        log = tmp_path / "runs.log"
-        wait_for(lambda: "got one that another process has locked" in log.read_text(), command)
+        second = start_sweep(runs, *ONE_RUN, *HASTE, log=log)
+        wait_for(lambda: "got one that another process has locked" in log.read_text(), second)
     finally:
-        os.kill(pid, signal.SIGCONT)
-    assert command.wait(240) == 0, log.read_text()
-    assert read_runs(tmp_path / "runs") == read_runs(alone)
+        os.kill(stopped.pid, signal.SIGCONT)
+    assert stopped.wait(SECONDS_TO_WAIT) == 0
+    assert second.wait(SECONDS_TO_WAIT) == 0, log.read_text()
+    assert read_runs(runs) == read_runs(alone)
 
 
 @pytest.mark.parametrize("seconds", [3600, -3600])
 def test_a_machine_whose_clock_is_an_hour_off_shares_the_runs(tmp_path: Path, seconds: int) -> None:
-    words = "method=coop", *SMALL, "shots=1", "seed=1,2", "train.epochs=700", "--patience", 3, "--save-every", 0.2
+    words = "method=slow_method:Slow", *SMALL, "shots=1", "seed=1,2", "train.epochs=300", *HASTE
     run_sweep_command(tmp_path / "one", *words)
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "sitecustomize.py").write_text(FAR.format(seconds=seconds))
-    path = os.pathsep.join([str(tmp_path / "far"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    runs = tmp_path / "runs"
-    near = start_sweep(runs, *words, "--jobs", 1)
-    wait_for(lambda: list_running(runs), near)
-    far = start_sweep(runs, *words, "--jobs", 1, log=tmp_path / "far.log", PYTHONPATH=path)
-    both = wait_for(lambda: len(list_running(runs)) == 2 and list_running(runs), far)
-    assert {owner.host for owner, _ in both.values()} == {
-        "far",
-        next(iter({o.host for o, _ in both.values()} - {"far"})),
-    }
-    owners = {key: {owner.token} for key, (owner, _) in both.items()}
+    path = os.pathsep.join([str(tmp_path / "far"), os.environ["PYTHONPATH"]])
+    runs, tokens = tmp_path / "runs", dict[str, set[str]]()
+    near = start_sweep(runs, *words, SECONDS_PER_STEP="0.1")
+    far = start_sweep(runs, *words, log=tmp_path / "far.log", PYTHONPATH=path, SECONDS_PER_STEP="0.1")
 
-    def is_through() -> bool:
-        """Whether both runs are far on, each by the worker that began it: longer than the patience."""
-        running = list_running(runs)
-        for key, (owner, _) in running.items():
-            owners[key].add(owner.token)
-        return all(n_done > 400 for _, n_done in running.values()) or len(running) < 2
+    def have_beaten() -> bool:
+        """Whether both have had their runs for longer than the patience."""
+        for key, (owner, _) in list_running(runs).items():
+            tokens.setdefault(key, set()).add(owner.token)
+        beats = [int(path.name.partition("-")[2]) for path in runs.glob(".sweep/claims/[!.]*/beat-*")]
+        return len(beats) == 2 and min(beats) > 1.5 * BEATS_PER_PATIENCE
 
-    wait_for(is_through, near)
-    assert [len(tokens) for tokens in owners.values()] == [1, 1]
-    [victim] = [owner for owner, _ in list_running(runs).values() if owner.host == "far"]
+    wait_for(have_beaten, near)
+    assert [len(one) for one in tokens.values()] == [1, 1]
+    assert sum(owner.host == "far" for owner, _ in list_running(runs).values()) == 1
     far.kill()
-    os.kill(victim.pid, signal.SIGKILL)
-    assert near.wait(240) == 0, (tmp_path / "runs.log").read_text()
+    far.wait()
+    assert near.wait(SECONDS_TO_WAIT) == 0, (tmp_path / "runs.log").read_text()
     assert read_runs(runs) == read_runs(tmp_path / "one")

@@ -193,7 +193,7 @@ class _Worker:
             result = self.maker.make(name, config)
         except (RunStoppedError, FolderInUseError) as error:
             if isinstance(error, FolderInUseError):
-                self.on_event(Notice(name, f"waits: {error}"))
+                self.call.add_notice(Notice(name, f"waits: {error}"))  # once, however often it is tried
             self.call.remove_attempts(key, self.owner)
             del pending[key]
             return False
