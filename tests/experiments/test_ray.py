@@ -134,10 +134,10 @@ def test_two_nodes_with_kills_make_the_table_of_one_process(tmp_path, monkeypatc
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         nodes = RayNodes(Path(folder))
         try:
-            head = nodes.start_head()
-            other = nodes.start(f"--address=127.0.0.1:{nodes.port}")
+            head, address = nodes.start_head(), f"127.0.0.1:{nodes.port}"
+            other = nodes.start(f"--address={address}")
             ray = "--on", "ray", "--jobs", 2
-            command = start_sweep(runs, *words, *ray, RAY_ADDRESS=f"127.0.0.1:{nodes.port}")
+            command = start_sweep(runs, *words, *ray, RAY_ADDRESS=address)
             running = wait_for(lambda: len(list_running(runs)) == 2 and list_running(runs), command)
             assert {read_parent(owner.pid) for owner, _ in running.values()} == {head, other}
             os.kill(other, signal.SIGKILL)
@@ -147,7 +147,7 @@ def test_two_nodes_with_kills_make_the_table_of_one_process(tmp_path, monkeypatc
             command.kill()
             command.wait()
             assert len(read_runs(runs)) < 4
-            run_sweep_command(runs, *words, *ray, "--on-option", f"address=ray://127.0.0.1:{nodes.client_port}")
+            run_sweep_command(runs, *words, *ray, "--on-option", f"address={address}")
         finally:
             nodes.stop()
     assert len(read_runs(runs)) == 4
