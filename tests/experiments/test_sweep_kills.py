@@ -30,7 +30,7 @@ HASTE = "--patience", 4, "--save-every", 0.2
 # another machine: its name and clocks; processes of one are not looked up by the other
 FAR = """
 import socket, time
-HOUR = {seconds}
+HOUR = 3600
 wall, counter = time.time, time.monotonic
 time.time, time.monotonic = lambda: wall() + HOUR, lambda: counter() + HOUR
 socket.gethostname = lambda: "far"
@@ -113,12 +113,11 @@ def test_a_locked_folder_of_a_stopped_process_waits_for_it_and_says_so(tmp_path:
     assert read_runs(runs) == read_runs(alone)
 
 
-@pytest.mark.parametrize("seconds", [3600, -3600])
-def test_a_machine_whose_clock_is_an_hour_off_shares_the_runs(tmp_path: Path, seconds: int) -> None:
+def test_a_machine_whose_clock_is_an_hour_off_shares_the_runs(tmp_path: Path) -> None:
     words = "method=slow_method:Slow", *SMALL, "shots=1", "seed=1,2", "train.epochs=300", *HASTE
     run_sweep_command(tmp_path / "one", *words)
     (tmp_path / "far").mkdir()
-    (tmp_path / "far" / "sitecustomize.py").write_text(FAR.format(seconds=seconds))
+    (tmp_path / "far" / "sitecustomize.py").write_text(FAR)
     path = os.pathsep.join([str(tmp_path / "far"), os.environ["PYTHONPATH"]])
     runs, tokens = tmp_path / "runs", dict[str, set[str]]()
     near = start_sweep(runs, *words, SECONDS_PER_STEP="0.1")
