@@ -39,7 +39,7 @@ socket.gethostname = lambda: "far"
 
 def test_eight_processes_with_kills_make_the_table_of_one(tmp_path: Path) -> None:
     # with a limit of its own no worker trains in micro-batches, which round differently, where little memory is free
-    grid = *GRID, "--memory-limit", "4GB"
+    grid = *GRID, "--memory-limit", 4
     run_sweep_command(tmp_path / "one", *grid)
     runs, log, killed, chance = tmp_path / "eight", tmp_path / "eight.log", set[str](), random.Random(1)
 
