@@ -229,6 +229,22 @@ def type_all(capsys, tmp_path, monkeypatch):
     return typed
 
 
+@pytest.fixture(scope="session")
+def slow_method_folder(tmp_path_factory):
+    """A folder with the module of a method whose steps take time."""
+    from sweep_commands import METHOD
+
+    folder = tmp_path_factory.mktemp("methods")
+    (folder / "slow_method.py").write_text(METHOD)
+    return folder
+
+
+@pytest.fixture
+def slow_method(slow_method_folder, monkeypatch):
+    """Commands can import that module."""
+    monkeypatch.setenv("PYTHONPATH", str(slow_method_folder), prepend=os.pathsep)
+
+
 @pytest.fixture
 def type_in(type_all):
     """The same; gives (exit status, what it printed in one line)."""

@@ -1,10 +1,11 @@
 """A Slurm cluster of this one machine, in a folder of its own: munged, slurmctld and slurmd without a system service.
 
-    python tools/slurm_node.py FOLDER -- COMMAND ...
+    python tools/slurm_node.py FOLDER [--nodes N] -- COMMAND ...
 
 runs a command with SLURM_CONF set, and stops the daemons when it has ended. Debian: apt-get install slurm-wlm munge.
 """
 
+import argparse
 import os
 import shutil
 import socket
@@ -22,7 +23,6 @@ CONFIGURATION = """\
 ClusterName=onenode
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -30,11 +30,11 @@ CredType=cred/munge
 # a requeued job waits until its old credential has expired, 120 seconds by default
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 MpiDefault=none
 SwitchType=switch/none
 ProctrackType=proctrack/linuxproc
@@ -49,9 +49,11 @@ SlurmdTimeout={seconds_to_down}
 ReturnToService=2
 KillWait=5
 MinJobAge=600
-NodeName={host} NodeAddr=127.0.0.1 CPUs={n_cpus} RealMemory=8000 State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE DefMemPerCPU=1000 State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefMemPerCPU=1000 State=UP
 """
+NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={n_cpus} RealMemory=8000 State=UNKNOWN\n"
+)
 
 
 def find_obstacle() -> str:
@@ -69,14 +71,21 @@ class SlurmNode:
 
     Args:
         folder: of all their files.
-        n_cpus: that Slurm gives away, which need not be there.
+        n_cpus: of a node that Slurm gives away, which need not be there.
+        n_nodes: each with a daemon of its own, which Slurm has to be built for (--enable-multiple-slurmd), as Debian's.
         seconds_to_down: without an answer after which the controller takes the node for down.
     """
 
     folder: Path
     n_cpus: int = 4
+    n_nodes: int = 1
     seconds_to_down: int = 10
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the nodes; a single one has that of the machine."""
+        return [_read_host()] if self.n_nodes == 1 else [f"node{i}" for i in range(1, self.n_nodes + 1)]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -85,28 +94,30 @@ class SlurmNode:
 
     def start(self) -> None:
         """Write the configuration and start the daemons; OSError where the node does not come up."""
-        for name in ("munge", "state", "spool"):
+        for name in ("munge", "state", *(f"spool-{node}" for node in self.names)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         (self.folder / "munge").chmod(0o755)
-        host = socket.gethostname().partition(".")[0]
-        controller_port, node_port = _find_free_ports(2)
-        values = {"host": host, "controller_port": controller_port, "node_port": node_port, "n_cpus": self.n_cpus}
-        (self.folder / "slurm.conf").write_text(
-            CONFIGURATION.format(folder=self.folder, seconds_to_down=self.seconds_to_down, **values), "utf-8"
-        )
+        values = {"host": _read_host(), "folder": self.folder, "seconds_to_down": self.seconds_to_down}
+        controller_port, *ports = _find_free_ports(1 + self.n_nodes)
+        text = CONFIGURATION.format(controller_port=controller_port, **values)
+        for name, port in zip(self.names, ports, strict=True):
+            text += NODE.format(name=name, host=_read_host(), port=port, n_cpus=self.n_cpus)
+        (self.folder / "slurm.conf").write_text(text, "utf-8")
         self._start_munged()
         self._start_daemon("slurmctld", "-D", "-c")
-        self.start_slurmd()
+        for name in self.names:
+            self.start_slurmd(name)
 
-    def start_slurmd(self) -> None:
-        """Start the node's daemon, and wait until it takes jobs."""
-        self._start_daemon("slurmd", "-D")
-        _wait_for("an idle node", self._is_node_up)
+    def start_slurmd(self, name: str) -> None:
+        """Start a node's daemon, and wait until it takes jobs."""
+        self._start_daemon("slurmd", "-D", "-N", name)
+        _wait_for("an idle node", lambda: self._is_node_up(name))
 
-    def stop_slurmd(self) -> None:
-        """End the node's daemon as a crash does; its jobs go on."""
-        self.processes["slurmd"].kill()
-        self.processes.pop("slurmd").wait()
+    def stop_slurmd(self, name: str) -> None:
+        """End a node's daemon as a crash does; its jobs go on."""
+        process = self.processes.pop(f"slurmd-{name}")
+        process.kill()
+        process.wait()
 
     def run(self, *command: str) -> str:
         """Run one of Slurm's commands, and return its output."""
@@ -115,7 +126,7 @@ class SlurmNode:
 
     def stop(self) -> None:
         """Cancel all jobs and end the daemons."""
-        if "slurmd" in self.processes:
+        if any(name.startswith("slurmd-") for name in self.processes):
             subprocess.run(["scancel", "--user=root"], env={**os.environ, **self.environment}, check=False)
             try:
                 _wait_for("an empty queue", lambda: not self.run("squeue", "--noheader").strip())
@@ -142,8 +153,9 @@ class SlurmNode:
 
     def _start_daemon(self, name: str, *options: str) -> None:
         path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-        with (self.folder / f"{name}.out").open("ab") as output:
-            self.processes[name] = subprocess.Popen(
+        key = f"{name}-{options[-1]}" if "-N" in options else name
+        with (self.folder / f"{key}.out").open("ab") as output:
+            self.processes[key] = subprocess.Popen(
                 [shutil.which(name, path=path) or name, *options],
                 env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
@@ -152,13 +164,13 @@ class SlurmNode:
                 start_new_session=True,
             )
 
-    def _is_node_up(self) -> bool:
+    def _is_node_up(self, node: str) -> bool:
         for name, process in self.processes.items():
             if process.poll() is not None:
                 text = (self.folder / f"{name}.out").read_text("utf-8", "replace")
                 raise OSError(f"{name}: ended with status {process.returncode}: {text[-2000:]}")
         try:
-            return self.run("sinfo", "--noheader", "-o", "%T").strip() in ("idle", "mixed", "allocated")
+            return self.run("sinfo", "--noheader", "-n", node, "-o", "%T").strip() in ("idle", "mixed", "allocated")
         except subprocess.CalledProcessError:
             return False
 
@@ -182,6 +194,10 @@ def _wait_for(what: str, is_there: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def _read_host() -> str:
+    return socket.gethostname().partition(".")[0]
+
+
 def _find_free_ports(n_ports: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n_ports)]
     ports = [one.getsockname()[1] for one in sockets]
@@ -191,12 +207,15 @@ def _find_free_ports(n_ports: int) -> list[int]:
 
 
 def main() -> None:
-    if len(sys.argv) < 4 or sys.argv[2] != "--":
-        sys.exit("usage: python tools/slurm_node.py FOLDER -- COMMAND ...")
+    parser = argparse.ArgumentParser(prog="slurm_node", description="Run a command with a Slurm cluster.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
     if obstacle := find_obstacle():
         sys.exit(f"slurm: {obstacle}")
-    with start_node(Path(sys.argv[1])) as node:
-        sys.exit(subprocess.run(sys.argv[3:], env={**os.environ, **node.environment}, check=False).returncode)
+    with start_node(options.folder, n_nodes=options.nodes) as node:
+        sys.exit(subprocess.run(options.command, env={**os.environ, **node.environment}, check=False).returncode)
 
 
 if __name__ == "__main__":

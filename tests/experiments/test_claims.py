@@ -54,3 +54,17 @@ def test_a_free_run_is_not_abandoned(tmp_path):
     claims = Claims(tmp_path, Owner.create(), patience=-1)
     assert not claims.is_abandoned("run")
     assert not claims.take_over("run")
+
+
+def test_a_new_process_trusts_who_watched_the_owner_until_a_sign_of_life(tmp_path):
+    far = Claims(tmp_path, dataclasses.replace(Owner.create(), host="far"))
+    far.take("run")
+    sign = Claims(tmp_path, Owner.create(), patience=-1).find_last_sign("run")
+    assert sign is not None
+    beat = tmp_path / "run" / "beat-0"
+    beat.rename(beat.with_name("beat-1"))
+    new = Claims(tmp_path, Owner.create(), silent={"run": sign})
+    assert not new.take_over("run")
+    beat.with_name("beat-1").rename(beat)
+    assert new.take_over("run")
+    assert not Claims(tmp_path, Owner.create(), silent={"run": sign}).take_over("run")  # it has another owner now

@@ -2,10 +2,17 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from sweep_commands import list_running, read_parent, read_runs, run_sweep_command, start_sweep, wait_for
 
 from vlprompt.experiments.events import Notice, SweepProgress
 from vlprompt.experiments.schedulers.in_process import InProcess
@@ -67,3 +74,81 @@ def test_an_actor_that_is_killed_is_replaced(tmp_path):
     for name in ("prompt.safetensors", "steps.jsonl"):
         [one], [other] = (list(options.runs_folder.glob(f"*/{name}")) for options in (here, there))
         assert one.read_bytes() == other.read_bytes()
+
+
+class RayNodes:
+    """A cluster of Ray on this machine, as its documentation says: `ray start --head`, and other nodes that join it.
+
+    Args:
+        folder: of the logs, and of Ray's own files; a short path, as those have sockets.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.processes = folder, list[subprocess.Popen[bytes]]()
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(2)]
+            self.port, self.client_port = (one.getsockname()[1] for one in sockets)
+
+    def start(self, *words: str) -> int:
+        """Start a node; return the process of its raylet."""
+        log = self.folder / f"node{len(self.processes)}.log"
+        options = "--block", "--num-cpus=1", "--num-gpus=0", "--object-store-memory=100000000", *words
+        with log.open("wb") as output:
+            command = [str(Path(sys.executable).with_name("ray")), "start", *options]
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        self.processes.append(process)
+        wait_for(lambda: "Ray runtime started" in log.read_text(), process)
+        stats = [path for path in Path("/proc").glob("[0-9]*/cmdline") if is_raylet(path, process.pid)]
+        return int(stats[0].parent.name)
+
+    def start_head(self) -> int:
+        ports = f"--port={self.port}", f"--ray-client-server-port={self.client_port}"
+        return self.start("--head", *ports, "--include-dashboard=false", f"--temp-dir={self.folder}")
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def is_raylet(cmdline: Path, parent: int) -> bool:
+    try:
+        return b"raylet/raylet\0" in cmdline.read_bytes() and read_parent(int(cmdline.parent.name)) == parent
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slow_method")
+def test_two_nodes_with_kills_make_the_table_of_one_process(tmp_path, monkeypatch):
+    words = "method=slow_method:Slow", "dataset=digits", "backbone=glyph/random", "shots=1", "seed=1,2,3,4"
+    words = *words, "train.epochs=100", "--save-every", "0.2"
+    run_sweep_command(tmp_path / "one", *words)
+    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "SECONDS_PER_STEP": "0.1"}.items():
+        monkeypatch.setenv(name, value)
+    runs, log = tmp_path / "runs", tmp_path / "runs.log"
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        nodes = RayNodes(Path(folder))
+        try:
+            head, address = nodes.start_head(), f"127.0.0.1:{nodes.port}"
+            other = nodes.start(f"--address={address}")
+            ray = "--on", "ray", "--jobs", 2
+            command = start_sweep(runs, *words, *ray, RAY_ADDRESS=address)
+            running = wait_for(lambda: len(list_running(runs)) == 2 and list_running(runs), command)
+            assert {read_parent(owner.pid) for owner, _ in running.values()} == {head, other}
+            os.kill(other, signal.SIGKILL)
+            wait_for(lambda: "another worker goes on" in log.read_text(), command)
+            owners = {owner.token for owner, _ in running.values()}
+            wait_for(lambda: any(owner.token not in owners for owner, _ in list_running(runs).values()), command)
+            command.kill()
+            command.wait()
+            assert len(read_runs(runs)) < 4
+            run_sweep_command(runs, *words, *ray, "--on-option", f"address={address}")
+        finally:
+            nodes.stop()
+    assert len(read_runs(runs)) == 4
+    assert read_runs(runs) == read_runs(tmp_path / "one")

@@ -11,6 +11,16 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from sweep_commands import (
+    SECONDS_TO_WAIT,
+    list_running,
+    read_parent,
+    read_runs,
+    read_variable,
+    run_sweep_command,
+    start_sweep,
+    wait_for,
+)
 
 from vlprompt.experiments.events import Notice, SweepProgress
 from vlprompt.experiments.schedulers import slurm
@@ -243,6 +253,55 @@ def test_a_preempted_job_saves_its_state_and_goes_on(tmp_path: Path, node: Slurm
         steps = (folder / "steps.jsonl").read_text().splitlines()
         assert steps == sorted(set(steps), key=steps.index)  # no step was made twice
     assert read_files(tmp_path / "there") == read_files(tmp_path / "here")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slow_method")
+def test_a_job_that_reaches_its_time_limit_saves_its_state_and_goes_on(tmp_path: Path, node: SlurmNode) -> None:
+    words = (
+        "method=slow_method:Slow",
+        "dataset=digits",
+        "backbone=glyph/random",
+        "shots=1",
+        "seed=1",
+        "train.epochs=500",
+    )
+    run_sweep_command(tmp_path / "here", *words)
+    limit = "--on-option", "minutes=1", "--on-option", "seconds_to_save=15"
+    text = run_sweep_command(tmp_path / "there", *words, "--on", "slurm", *limit, SECONDS_PER_STEP="0.1")
+    assert "another worker" not in text  # it is the same job, not one that died
+    logs = "".join(path.read_text() for path in (tmp_path / "there" / ".sweep" / "logs").glob("*_log.out"))
+    assert "queued again, with the state of its run saved" in logs, logs
+    assert read_runs(tmp_path / "there") == read_runs(tmp_path / "here")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slow_method")
+def test_a_node_that_goes_down_loses_its_run_to_the_other(tmp_path: Path, node: SlurmNode) -> None:
+    words = (
+        "method=slow_method:Slow",
+        "dataset=digits",
+        "backbone=glyph/random",
+        "shots=1",
+        "seed=1,2",
+        "train.epochs=200",
+    )
+    run_sweep_command(tmp_path / "here", *words)
+    runs = tmp_path / "there"
+    with start_node(tmp_path / "slurm", n_cpus=1, n_nodes=2) as pair:
+        variables = {**pair.environment, "SECONDS_PER_STEP": "0.1"}
+        command = start_sweep(runs, *words, "--on", "slurm", "--jobs", 2, **variables)
+        running = wait_for(lambda: len(list_running(runs)) == 2 and list_running(runs), command)
+        nodes = {key: read_variable(owner.pid, "SLURMD_NODENAME") for key, (owner, _) in running.items()}
+        assert sorted(nodes.values()) == ["node1", "node2"]
+        pair.stop_slurmd("node2")
+        [victim] = [owner for key, (owner, _) in running.items() if nodes[key] == "node2"]
+        for pid in (read_parent(victim.pid), victim.pid):  # Slurm's process of the step, and the worker
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: "down" in pair.run("sinfo", "--noheader", "-n", "node2", "-o", "%T"), command)
+        assert command.wait(SECONDS_TO_WAIT) == 0, (tmp_path / "there.log").read_text()
+        assert "down" in pair.run("sinfo", "--noheader", "-n", "node2", "-o", "%T")
+    assert read_runs(runs) == read_runs(tmp_path / "here")
 
 
 @pytest.mark.slow

@@ -88,6 +88,11 @@ class RunFinished:
     name: str
     result: Result
 
+    @property
+    def change(self) -> str:
+        """What was changed in the settings to suit the backbone or the data; "" for nothing."""
+        return "; ".join(f"{setting} {how}" for setting, how in self.result.protocol["clipped_settings"].items())
+
 
 @dataclass(frozen=True)
 class RunFailed:

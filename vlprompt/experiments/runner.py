@@ -1,7 +1,7 @@
 """run: train and test a method on a task, resumably, and write one folder."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from vlprompt.results.run_inputs import Inputs
 from vlprompt.results.step_log import StepLog
 from vlprompt.results.tensor_files import serialize_tensors
 from vlprompt.runtime import collectives, distributed, memory
-from vlprompt.runtime.errors import NonFiniteError, RunStoppedError
+from vlprompt.runtime.errors import NonFiniteError, RunLostError, RunStoppedError
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Task
 
@@ -52,6 +52,7 @@ def run(
     max_lessons: int | None = None,
     memory_overrides: Mapping[str, Any] = NO_OVERRIDES,
     member: GroupMember | None = None,
+    before_write: Callable[[], None] | None = None,
 ) -> Result:
     """Train and test a method on a task.
 
@@ -72,6 +73,8 @@ def run(
             (micro_batch_size, text_micro_batch, activation_checkpointing), as memory_plan.py chooses them. They are
             in the result, not in the configuration.
         member: the place of this run among others that train side by side; `method` is built on its `clip`.
+        before_write: called before each file of the run is written. A RunLostError that it raises ends the run, and
+            nothing more is written.
 
     Raises:
         ValueError: for a folder that holds another run, or a method that does not suit the backbone, task or tests.
@@ -83,7 +86,7 @@ def run(
     seed = seed if seed is not None else config.seed if isinstance(config, RunConfig) else task.seed
     run_config = describe_run(method, task, config, seed)
     train = config.train_config if isinstance(config, RunConfig) else config
-    run_folder = None if folder is None or not distributed.is_main_process() else RunFolder(Path(folder))
+    run_folder = None if folder is None or not distributed.is_main_process() else RunFolder(Path(folder), before_write)
     config_dict = run_config.to_dict()
     inputs: Inputs = distributed.broadcast_from_main(
         lambda: {} if run_folder is None else describe_inputs(task, run_config, method.backbone)
@@ -296,6 +299,8 @@ class _Run:
                 self._report_step(step, lesson)
             if step is not None:
                 self._save_state(step.loop.state())  # the tests may take long
+        except RunLostError:
+            raise
         except (NonFiniteError, RunStoppedError):
             if step is not None:
                 self._save_state(step.loop.state())

@@ -4,7 +4,7 @@ Every file is written completely under a temporary name and then renamed, so tha
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -18,7 +18,7 @@ from vlprompt.results.atomic_files import explain_write_errors, write_atomically
 from vlprompt.results.run_inputs import ChangedInputsError, Inputs, list_differences
 from vlprompt.results.tensor_files import read_tensors, serialize_tensors
 from vlprompt.results.test_answers import TestAnswers, read_answers, serialize_answers
-from vlprompt.runtime.errors import FolderInUseError
+from vlprompt.runtime.errors import FolderInUseError, RunLostError
 
 ATOMIC_FILES = (
     "answers.safetensors",
@@ -69,10 +69,14 @@ class RunFolder:
     config.yaml, inputs.json (what it stands on beside the configuration, by content), steps.jsonl, last.safetensors
     (to resume; goes when the run is done), answers.safetensors (predictions of the last tests), prompt.safetensors (the
     learned state) and result.json, written last: that it exists means that the run is done.
+
+    Args:
+        path: of the folder.
+        before_write: called before each file of the run is written; a RunLostError that it raises keeps the file.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, before_write: Callable[[], None] | None = None):
+        self.path, self.before_write = path, before_write or _allow
         self.config_path, self.result_path, self.state_path = (
             path / "config.yaml",
             path / "result.json",
@@ -106,6 +110,8 @@ class RunFolder:
                 write_atomically(self.config_path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
                 write_json(self.inputs_path, inputs)
                 yield
+            except RunLostError:  # what lies there is of the process that has the run now
+                raise
             except BaseException:
                 self._discard_if_empty()
                 raise
@@ -209,6 +215,7 @@ class RunFolder:
 
     def save_state(self, state: State, progress: dict[str, Any]) -> None:
         """Write all that a resume needs into one file: a single rename is never half done."""
+        self.before_write()
         cursor = {key: getattr(state, key) for key in ("epoch", "batch_index", "step", "best_score", "scaler")}
         write_atomically(self.state_path, serialize_tensors(state.tensors, {"cursor": cursor, "progress": progress}))
 
@@ -219,6 +226,7 @@ class RunFolder:
         return State(tensors=tensors, **metadata["cursor"]), metadata["progress"]
 
     def save_answers(self, answers: dict[str, TestAnswers]) -> None:
+        self.before_write()
         write_atomically(self.answers_path, serialize_answers(answers))
 
     def read_answers(self) -> dict[str, TestAnswers]:
@@ -227,6 +235,7 @@ class RunFolder:
 
     def finish(self, result: Result, learned: bytes) -> Result:
         """Write the learned state, then the result, and remove what only a resume needs."""
+        self.before_write()
         write_atomically(self.learned_path, learned)
         content = {k: v for k, v in asdict(result).items() if k != "folder"}
         write_json(self.result_path, {**content, "checksum": _compute_checksum(content)})
@@ -278,6 +287,10 @@ class RunFolder:
             f"run: expected the folder of one run, got {str(self.path)!r}, which holds {len(folders)}. "
             f"Name one: {names}."
         )
+
+
+def _allow() -> None:
+    """Let a file be written."""
 
 
 def _compute_checksum(content: Any) -> str:

@@ -27,6 +27,7 @@ class StepLog:
 
     def flush(self) -> None:
         if self.folder is not None and self.pending_lines:
+            self.folder.before_write()
             with explain_write_errors(self.folder.steps_path), self.folder.steps_path.open("ab") as file:
                 file.write(b"".join(self.pending_lines))
             self.n_bytes += sum(map(len, self.pending_lines))

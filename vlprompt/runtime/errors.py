@@ -23,6 +23,10 @@ class RunStoppedError(Exception):
     """A run was asked to stop between two steps; its state is saved, and the same command goes on from there."""
 
 
+class RunLostError(RunStoppedError):
+    """Another process has taken a run over, so that this one may write nothing more of it."""
+
+
 class FolderInUseError(ValueError):
     """Another process is at work in a folder."""
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from vlprompt.experiments.events import DatasetOpened, Event, RunFinished, StepDone
-    from vlprompt.results.run_folder import Result
 
 StyledText: TypeAlias = str | tuple[str, str]  # a text, or a text and its style
 
@@ -71,8 +70,8 @@ class ProgressDisplay:
                     self._current = progress.add_task("predicting", total=event.total, note="")
                 self._update(event.n_done, event.total, f"{event.n_done:,} done")
             case events.RunFinished():
-                if clipped := _format_clipped_settings(event.result):
-                    self._print(f"{event.name}: {clipped}", style="yellow")
+                if event.change:
+                    self._print(f"{event.name}: {event.change}", style="yellow")
                 self._end_run(_format_finished_run(event))
             case events.RunFailed():
                 self._end_run((f"{event.name}: ", ("failed", "red")))
@@ -104,23 +103,23 @@ class ProgressDisplay:
             self._progress.advance(self._total)
 
     def _show_dataset(self, event: "DatasetOpened") -> None:
-        if event.summary in self._datasets:
-            return
-        self._datasets.add(event.summary)
-        self.console.print(event.summary, markup=False, highlight=False, soft_wrap=True)
-        for remark in event.remarks:
-            self.console.print(f"note: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        if event.summary not in self._datasets:
+            self._datasets.add(event.summary)
+            show_dataset(event, self.console)
 
     def _print(self, text: "str | Text", style: str | None = None) -> None:
         self.console.print(text, style=style, highlight=False, soft_wrap=True)
 
 
+def show_dataset(event: "DatasetOpened", console: "Console") -> None:
+    """Print what was taken for a dataset."""
+    console.print(event.summary, markup=False, highlight=False, soft_wrap=True)
+    for remark in event.remarks:
+        console.print(f"note: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def _format_activity(event: "StepDone") -> str:
     return "training" if event.n_lessons == 1 else f"lesson {event.lesson + 1}/{event.n_lessons}"
-
-
-def _format_clipped_settings(result: "Result") -> str:
-    return "; ".join(f"{setting} {how}" for setting, how in result.protocol["clipped_settings"].items())
 
 
 def _format_finished_run(event: "RunFinished") -> "list[StyledText]":

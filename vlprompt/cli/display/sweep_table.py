@@ -36,11 +36,15 @@ class SweepDisplay:
             self._live.stop()
 
     def __call__(self, event: "Event") -> None:
+        from vlprompt.cli.display.progress import show_dataset
         from vlprompt.experiments import events
 
         match event:
             case events.Notice():
-                self.console.print(f"{event.name}: {event.text}", style="yellow", highlight=False, soft_wrap=True)
+                style = "yellow" if event.is_warning else "dim"
+                self.console.print(f"{event.name}: {event.text}", style=style, highlight=False, soft_wrap=True)
+            case events.DatasetOpened():
+                show_dataset(event, self.console)
             case events.SweepProgress():
                 self._show(event)
 

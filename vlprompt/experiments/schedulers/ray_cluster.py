@@ -25,7 +25,8 @@ class RayOptions(BaseModel):
     """Where Ray is, and what each worker takes of it.
 
     Args:
-        address: "auto", HOST:PORT, or ray://HOST:PORT by Ray Client; None starts Ray on this machine.
+        address: "auto", HOST:PORT, or ray://HOST:PORT by Ray Client; by default that of RAY_ADDRESS, else None, which
+            starts Ray on this machine.
         cpus: of each worker.
         gpus: of each worker; a fraction shares one.
         memory_mb: of each worker (2**20 bytes); None asks for none.
@@ -34,7 +35,7 @@ class RayOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    address: str | None = None
+    address: str | None = Field(default_factory=lambda: os.environ.get("RAY_ADDRESS") or None)
     cpus: float = Field(default=1.0, gt=0)
     gpus: float = Field(default=0.0, ge=0)
     memory_mb: float | None = Field(default=None, gt=0)
@@ -186,7 +187,7 @@ def _require_listener(address: str | None) -> None:
 def _explain_address(address: str | None, error: str) -> str:
     return (
         f"Ray: expected a cluster at {address or 'this machine'}, got none ({_shorten(error)}). Start one by "
-        "`ray start --head`, or leave the address out to use this machine."
+        "`ray start --head`, or leave the address out; where one is there, set RAY_AUTH_MODE=token as on its nodes."
     )
 
 

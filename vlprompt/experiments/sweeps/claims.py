@@ -11,13 +11,15 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vlprompt.experiments.sweeps.owner import Owner
 from vlprompt.results.atomic_files import explain_write_errors, write_atomically
+from vlprompt.runtime.errors import RunLostError
 
 OWNER_FILE, PROGRESS_FILE, BEAT_PREFIX = "owner.json", "progress.json", "beat-"
 BEATS_PER_PATIENCE = 12  # an owner beats this often before others may take it for dead
@@ -31,10 +33,13 @@ class Claims:
         owner: this process.
         patience: seconds without a beat after which another owner counts as dead; above the time for which a
             network file system may show old names.
+        silent: run -> the last sign of its owner, which another process has found dead by `find_last_sign`.
     """
 
-    def __init__(self, folder: Path, owner: Owner, patience: float = 120.0) -> None:
-        self.folder, self.owner, self.patience = folder, owner, patience
+    def __init__(
+        self, folder: Path, owner: Owner, patience: float = 120.0, silent: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        self.folder, self.owner, self.patience, self.silent = folder, owner, patience, silent
         self._beats: dict[str, tuple[str, float]] = {}  # run -> (token and beat, when they were first seen)
 
     def take(self, key: str) -> bool:
@@ -67,19 +72,22 @@ class Claims:
         return []
 
     def is_abandoned(self, key: str) -> bool:
-        """Whether the owner of a run is dead, as far as this process has seen."""
+        """Whether the owner of a run is dead, as far as this process knows."""
+        return self.find_last_sign(key) is not None
+
+    def find_last_sign(self, key: str) -> str | None:
+        """Return the token and the last beat of the owner of a run that is dead; None for no owner, or a living one."""
         owner = self.read_owner(key)
         if owner is None and not (self.folder / key).exists():
-            return False
+            return None
         if owner is not None and owner.token == self.owner.token:
-            return False
-        if owner is not None and owner.has_ended():
-            return True
+            return None
         token = "" if owner is None else owner.token  # whose file is broken is dead after the patience
-        beat, now = f"{token} {_read_beat(self.folder / key)}", time.monotonic()
-        if self._beats.get(key, ("", 0.0))[0] != beat:
-            self._beats[key] = beat, now
-        return now - self._beats[key][1] > self.patience
+        sign, now = f"{token} {_read_beat(self.folder / key)}", time.monotonic()
+        if self._beats.get(key, ("", 0.0))[0] != sign:
+            self._beats[key] = sign, now
+        is_silent = self.silent.get(key) == sign or now - self._beats[key][1] > self.patience
+        return sign if is_silent or (owner is not None and owner.has_ended()) else None
 
     def take_over(self, key: str) -> bool:
         """Take the run of an owner that `is_abandoned`; False where another process was first."""
@@ -153,6 +161,11 @@ class Heartbeat:
                 return True
             self._confirmed = time.monotonic()
         return False
+
+    def require(self) -> None:
+        """Raise RunLostError where another process has taken the run, so that this one writes nothing more."""
+        if not self.claims.is_mine(self.key):
+            raise RunLostError("another process took the run, as this one did not beat")
 
     def _beat_on(self) -> None:
         while not self._ended.wait(self.claims.patience / BEATS_PER_PATIENCE):

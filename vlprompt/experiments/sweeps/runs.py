@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.config.build import build_method, build_task
@@ -181,6 +182,7 @@ class RunMaker:
         options: how and where.
         on_event: hears of each step, test and notice.
         backbones: those by name that are loaded already; others are added.
+        before_write: called with the hash of a run before each of its files is written; see `run`.
     """
 
     def __init__(
@@ -188,8 +190,9 @@ class RunMaker:
         options: SweepOptions,
         on_event: Listener = ignore_event,
         backbones: "dict[str, Backbone] | None" = None,
+        before_write: Callable[[str], None] | None = None,
     ) -> None:
-        self.options, self.on_event = options, on_event
+        self.options, self.on_event, self.before_write = options, on_event, before_write
         self.backbones = LoadedBackbones(options, {} if backbones is None else backbones)
         self.memory_plans: dict[str, MemoryPlan] = {}  # runs that differ by their seed share one
         self._max_sizes: dict[str, int] = {}  # of groups by their key: runs at once
@@ -314,6 +317,7 @@ class RunMaker:
 
         config = prepared.config
         method = prepared.method if member is None else build_method(config.method, member.clip)
+        before_write = partial(self.before_write, config.hash) if self.before_write else None
 
         def make_run(listener: Listener) -> Result:
             return run(
@@ -326,6 +330,7 @@ class RunMaker:
                 max_lessons=self.options.max_lessons,
                 memory_overrides=prepared.memory_overrides,
                 member=member,
+                before_write=before_write,
             )
 
         return self._track(make_run, config, prepared.folder, on_event)

@@ -49,8 +49,7 @@ def read_status(runs_folder: Path) -> SweepStatus:
     watched = [call for call in calls[:-1] if not call.has_ended()] + calls[-1:]
     current = {call.read_list_name() for call in watched} & set(names) or set(names[-1:])
     configs = {config.hash: config for name in sorted(current) for config in folder.read_list(name)}
-    finished = _list_finished(runs_folder)
-    done = {key for key, config in configs.items() if get_run_folder(runs_folder, config).path.name in finished}
+    done = folder.list_done(configs.values())
     claims: Claims = folder.open_claims(Owner.create(), patience=0.0)
     running = {
         key: parse_progress(claims.read_progress(key), format_run_name(configs[key]), claims.read_owner(key))
@@ -74,12 +73,6 @@ def read_status(runs_folder: Path) -> SweepStatus:
     return SweepStatus(
         len(configs), len(done), tuple(running.values()), failed, n_left - len(set(running) - done), left
     )
-
-
-def _list_finished(runs_folder: Path) -> set[str]:
-    """Return the names of folders with a result; of those on other inputs also the name that they stand beside."""
-    names = {path.parent.name for path in runs_folder.glob("*/result.json")}
-    return names | {name.rpartition("-")[0] for name in names}
 
 
 def _is_dead(claims: Claims, key: str) -> bool:

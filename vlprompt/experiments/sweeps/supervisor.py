@@ -71,6 +71,9 @@ def run_sweep(
     supervisor = _Supervisor(configs, results, options, scheduler, on_event, patience)
     try:
         supervisor.watch(seconds_between_looks)
+    except OSError:  # where a scheduler does not answer, nobody knows of its workers
+        supervisor.may_have_workers = True
+        raise
     finally:
         supervisor.close()
     for index, config in enumerate(configs):
@@ -100,20 +103,21 @@ class _Supervisor:
         self.folder = SweepFolder(options.runs_folder)
         owner = Owner.create()
         self.claims: Claims = self.folder.open_claims(owner, patience)
-        call_name = token_hex(8)
-        self.call: SweepCall = self.folder.get_call(call_name)
-        list_name = self.folder.write_list(configs)
-        self.call.create(owner, list_name, [config.hash for config in configs if config.hash not in self.pending])
+        call_name, finished = token_hex(8), [config.hash for config in configs if config.hash not in self.pending]
+        self.call: SweepCall = self.folder.begin_call(call_name, owner, configs, finished)
         self.job = WorkerJob(
             str(options.runs_folder.absolute()),
-            list_name,
+            self.call.read_list_name(),
             call_name,
             options.describe(),
             describe_settings(),
             patience,
         )
         self.alive: dict[str, JobState] = {}
+        self.frozen: dict[str, Owner] = {}  # by token
         self.outcomes: dict[str, Outcome] = {}
+        self.notices = set[str]()  # that were passed on
+        self.may_have_workers = False  # after the end
         self.n_deaths, self.start = 0, time.monotonic()
         self.n_idle_ends, self.n_ended_before, self.next_start = 0, 0, self.start
 
@@ -123,6 +127,7 @@ class _Supervisor:
             self._start_workers()
             self._look_at_workers()
             self._read_outcomes()
+            self._pass_notices_on()
             self.on_event(self._measure_progress())
             if len(self.outcomes) < len(self.pending):
                 time.sleep(seconds_between_looks)
@@ -131,13 +136,26 @@ class _Supervisor:
         """Start as many workers as there are runs that nobody makes."""
         left = self.pending.keys() - self.outcomes.keys()
         owners = {key: self.claims.read_owner(key) for key in self.claims.list_keys() if key in left}
-        taken = {k: owner for k, owner in owners.items() if owner is not None and not self.claims.is_abandoned(k)}
-        n_free = len(left) - len(taken)
-        n_taken_here = sum(self.call.has_attempt(key, owner) for key, owner in taken.items())
-        n_jobs = min(self.scheduler.n_workers, n_free + n_taken_here) - len(self.alive)
+        signs = {key: self.claims.find_last_sign(key) for key in owners}
+        silent = {key: sign for key, sign in signs.items() if sign is not None}
+        here = {k: owner for k, owner in owners.items() if owner is not None and self.call.has_attempt(k, owner)}
+        taken = {key for key, owner in owners.items() if owner is not None and key not in silent}
+        self._note_frozen(here, silent)
+        n_free, n_taken_here = len(left) - len(taken), len(taken & here.keys())
+        n_at_work = max(0, len(self.alive) - len(self.frozen))
+        n_jobs = min(self.scheduler.n_workers, n_free + n_taken_here) - n_at_work
         if n_jobs > 0 and n_free and time.monotonic() >= self.next_start:
-            for handle in self.scheduler.submit(self.job, n_jobs):
+            for handle in self.scheduler.submit(replace(self.job, silent=silent), n_jobs):
                 self.alive[handle] = JobState(JobPhase.WAITING)
+
+    def _note_frozen(self, here: dict[str, Owner], silent: dict[str, str]) -> None:
+        """Note the workers that are alive and silent, as stopped or suspended ones: others make their runs."""
+        for key, owner in here.items():
+            if key in silent:
+                self.frozen[owner.token] = owner
+            else:
+                self.frozen.pop(owner.token, None)
+        self.frozen = {token: owner for token, owner in self.frozen.items() if not owner.has_ended()}
 
     def _look_at_workers(self) -> None:
         for handle in list(self.alive):
@@ -170,6 +188,10 @@ class _Supervisor:
             if key in self.pending:
                 self.outcomes[key], self.n_deaths = outcome, 0
 
+    def _pass_notices_on(self) -> None:
+        for notice in self.call.read_notices(self.notices):
+            self.on_event(notice)
+
     def _measure_progress(self) -> SweepProgress:
         running = list[RunProgress]()
         for key in self.claims.list_keys():
@@ -196,8 +218,10 @@ class _Supervisor:
         for handle in self.alive:
             self.scheduler.cancel(handle)
         self.scheduler.close()
-        self.call.end()
-        self.folder.remove_old_calls()
+        self._pass_notices_on()
+        if not self.may_have_workers:
+            self.call.end()
+        self.folder.tidy()
 
 
 def parse_progress(progress: dict[str, object], name: str, owner: Owner | None) -> RunProgress:

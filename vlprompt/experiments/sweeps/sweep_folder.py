@@ -1,22 +1,27 @@
 """What processes that share the runs of a sweep know of each other, in RUNS/.sweep.
 
 lists/NAME.json   the configurations of a sweep
-calls/NAME/       one call of the command: call.json, outcomes/RUN.json of runs that it ended, attempts/RUN.* of begins
+calls/NAME/       one call of the command: call.json, outcomes/RUN.json of runs that it ended, attempts/RUN.* of begins,
+                  notices/HASH.json of what its workers have to tell
 claims/RUN/       who makes a run, and how far it is
 """
 
 import json
 import os
 import shutil
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from secrets import token_hex
+from types import MappingProxyType
 from typing import Any
 
 from vlprompt.config.run_config import RunConfig, hash_config
+from vlprompt.experiments.events import DatasetOpened, Event, Notice, RunFinished
 from vlprompt.experiments.sweeps.claims import Claims
 from vlprompt.experiments.sweeps.owner import Owner
+from vlprompt.experiments.sweeps.run_names import get_run_folder
 from vlprompt.results.atomic_files import explain_write_errors, write_atomically, write_json
 
 SWEEP_FOLDER = ".sweep"
@@ -50,20 +55,28 @@ class SweepFolder:
     def __init__(self, runs_folder: Path) -> None:
         self.runs_folder, self.path = runs_folder, runs_folder / SWEEP_FOLDER
 
-    def open_claims(self, owner: Owner, patience: float) -> Claims:
+    def open_claims(self, owner: Owner, patience: float, silent: Mapping[str, str] = MappingProxyType({})) -> Claims:
         """Return the claims of runs as this process sees them."""
-        return Claims(self.path / "claims", owner, patience)
+        return Claims(self.path / "claims", owner, patience, silent)
 
-    def write_list(self, configs: Sequence[RunConfig]) -> str:
-        """Write the configurations of a sweep; return the name of the list."""
+    def begin_call(self, name: str, owner: Owner, configs: Sequence[RunConfig], finished: Sequence[str]) -> "SweepCall":
+        """Write a call, and the list of its runs where no other call wrote it.
+
+        Args:
+            name: of the call.
+            owner: the process that watches it.
+            configs: of its runs.
+            finished: those of them that are done already.
+        """
         content = {"runs": [config.to_dict() for config in configs]}
-        name = hash_config(content)
-        path = self.path / "lists" / f"{name}.json"
+        list_name, call = hash_config(content), self.get_call(name)
+        call.create(owner, list_name, finished)  # before the list, which then has a use
+        path = self.path / "lists" / f"{list_name}.json"
         if not path.exists():
             with explain_write_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, content)
-        return name
+        return call
 
     def read_list(self, name: str) -> list[RunConfig]:
         """Return the configurations of a list; ValueError for a broken file."""
@@ -92,11 +105,43 @@ class SweepFolder:
             return [SweepCall(path) for path in sorted((self.path / "calls").iterdir(), key=_get_age)]
         return []
 
-    def remove_old_calls(self) -> None:
-        """Remove what calls of this machine left that have ended, but the latest."""
+    def list_done(self, configs: Iterable[RunConfig]) -> set[str]:
+        """Return the hashes of the runs that have a result, on these inputs or others."""
+        names = {path.parent.name for path in self.runs_folder.glob("*/result.json")}
+        names |= {name.rpartition("-")[0] for name in names}
+        return {config.hash for config in configs if get_run_folder(self.runs_folder, config).path.name in names}
+
+    def tidy(self) -> None:
+        """Remove the calls that nobody uses, but the latest, and the lists that no call names.
+
+        A call that came to its end has no workers any more. Where its command was killed, workers of a cluster go on,
+        and others may still be queued: such a call stays until each of its runs has a result or failed for good. A
+        worker that finds its call gone ends. Calls that were killed on another machine stay, as nobody here knows it.
+        """
         for call in self.list_calls()[:-MAX_ENDED_CALLS]:
-            if call.has_ended():
+            if call.is_closed() or (call.has_ended() and not self._has_open_runs(call)):
                 shutil.rmtree(call.path, ignore_errors=True)
+        for name in set(self.list_names()) - self._list_used():
+            path = self.path / "lists" / f"{name}.json"
+            away = path.with_name(f".{path.name}.{token_hex(4)}")
+            with suppress(OSError):
+                path.rename(away)
+                # a command writes its call before its list: one that saw the list before it went is seen here
+                if name in self._list_used():
+                    away.rename(path)
+                away.unlink(missing_ok=True)
+
+    def _list_used(self) -> set[str]:
+        return {call.read_list_name() for call in self.list_calls()}
+
+    def _has_open_runs(self, call: "SweepCall") -> bool:
+        try:
+            configs = self.read_list(call.read_list_name())
+        except ValueError:  # without its list no worker can begin
+            return False
+        ended = call.list_ended() | call.read_finished()
+        left = [config for config in configs if config.hash not in ended]
+        return len(self.list_done(left)) < len(left)
 
 
 class SweepCall:
@@ -104,6 +149,7 @@ class SweepCall:
 
     def __init__(self, path: Path) -> None:
         self.path, self.outcomes_path, self.attempts_path = path, path / "outcomes", path / "attempts"
+        self.notices_path = path / "notices"
 
     def create(self, owner: Owner, list_name: str, finished: Sequence[str]) -> None:
         """Begin a call.
@@ -114,8 +160,8 @@ class SweepCall:
             finished: runs of its list that are done already.
         """
         with explain_write_errors(self.path):
-            self.outcomes_path.mkdir(parents=True, exist_ok=True)
-            self.attempts_path.mkdir(parents=True, exist_ok=True)
+            for folder in (self.outcomes_path, self.attempts_path, self.notices_path):
+                folder.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "call.json", {"owner": owner.to_dict(), "list": list_name, "finished": list(finished)})
 
     def read_list_name(self) -> str:
@@ -126,9 +172,17 @@ class SweepCall:
         """Return the runs that were done when the call began."""
         return set(self._read_call().get("finished", ()))
 
+    def exists(self) -> bool:
+        """Whether its files are there; `SweepFolder.tidy` removes them."""
+        return self.path.exists()
+
+    def is_closed(self) -> bool:
+        """Whether it has come to its end, with its workers."""
+        return (self.path / "ended").exists()
+
     def has_ended(self) -> bool:
         """Whether it has come to its end, or the process that watches it is seen to have ended."""
-        if (self.path / "ended").exists():
+        if self.is_closed():
             return True
         with suppress(TypeError, KeyError):
             return Owner.parse(self._read_call()["owner"]).has_ended()
@@ -143,6 +197,32 @@ class SweepCall:
         with suppress(OSError, ValueError):
             return json.loads((self.path / "call.json").read_text("utf-8"))
         return {}
+
+    def add_notice(self, event: Event) -> None:
+        """Write what a user should know, for the command to show; each text once, and no events of other kinds."""
+        if isinstance(event, RunFinished) and event.change:
+            event = Notice(event.name, event.change)
+        if not isinstance(event, Notice | DatasetOpened):
+            return
+        text = event.text if isinstance(event, Notice) else event.summary
+        path = self.notices_path / f"{hash_config({'text': text})}.json"
+        if not path.exists():
+            with suppress(OSError):  # a run is not to fail by it
+                write_json(path, asdict(event))
+
+    def read_notices(self, known: set[str]) -> list[Notice | DatasetOpened]:
+        """Return what workers wrote, the oldest first, but what is `known`; what is returned is added to that."""
+        paths = [path for path in self.notices_path.glob("[!.]*.json") if path.name not in known]
+        notices = list[Notice | DatasetOpened]()
+        for path in sorted(paths, key=_get_age):
+            known.add(path.name)
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+                if "text" in content:
+                    notices.append(Notice(**content))
+                else:
+                    notices.append(DatasetOpened(content["summary"], tuple(content["remarks"])))
+        return notices
 
     def write_outcome(self, outcome: Outcome) -> None:
         write_json(self.outcomes_path / f"{outcome.run}.json", asdict(outcome))

@@ -6,23 +6,24 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from vlprompt.config.run_config import RunConfig
 from vlprompt.experiments.events import (
     EvaluationProgress,
     Event,
     Listener,
+    Notice,
     RunFailed,
     RunFinished,
     RunStarted,
     StepDone,
-    ignore_event,
 )
 from vlprompt.experiments.side_by_side import make_group_key
 from vlprompt.experiments.sweeps.claims import Claims, Heartbeat
@@ -59,6 +60,8 @@ class WorkerJob:
         settings: fields of `RuntimeSettings`.
         patience: seconds without a beat after which another worker counts as dead.
         parent: the process with which the worker ends; None for one that goes on by itself.
+        silent: run -> the last sign of its owner, which the command watched for the patience. A worker that begins has
+            not seen it for so long.
     """
 
     runs_folder: str
@@ -68,6 +71,7 @@ class WorkerJob:
     settings: dict[str, Any] = field(default_factory=dict)
     patience: float = 120.0
     parent: int | None = None
+    silent: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -91,31 +95,37 @@ def apply_settings(settings: dict[str, Any]) -> None:
         setattr(SETTINGS, name, Path(value) if name == "data_root" and value is not None else value)
 
 
-def work(job: WorkerJob, stop: threading.Event, on_event: Listener = ignore_event) -> int:
+def work(job: WorkerJob, stop: threading.Event, on_event: Listener | None = None) -> int:
     """Make runs of a list until all are done, failed, or made by others.
 
     Args:
         job: which runs, and how.
         stop: set it to stop the run under way with its state saved, and to return.
-        on_event: hears of each run, step and test.
+        on_event: hears of each run, step and test; None in another process than the command, which then reads what a
+            user should know from the files of the call.
 
     Returns:
         How many runs ended here.
     """
     apply_settings(job.settings)
     folder = SweepFolder(Path(job.runs_folder))
-    worker = _Worker(job, folder, stop, on_event)
-    return worker.work(folder.read_list(job.list_name))
+    call = folder.get_call(job.call_name)
+    if not call.exists():  # it was tidied up, since all of its runs had ended before this worker began
+        return 0
+    worker = _Worker(job, folder, stop, on_event or call.add_notice)
+    with nullcontext() if on_event else worker.pass_warnings_on():
+        return worker.work(folder.read_list(job.list_name))
 
 
 class _Worker:
     def __init__(self, job: WorkerJob, folder: SweepFolder, stop: threading.Event, on_event: Listener) -> None:
         self.stop, self.on_event, self.options = stop, on_event, job.build_options()
         self.owner = Owner.create()
-        self.claims: Claims = folder.open_claims(self.owner, job.patience)
+        self.claims: Claims = folder.open_claims(self.owner, job.patience, job.silent)
         self.call: SweepCall = folder.get_call(job.call_name)
-        self.maker = RunMaker(self.options, on_event)
+        self.maker = RunMaker(self.options, on_event, before_write=self._require_claim)
         self.heartbeats: dict[str, Heartbeat] = {}  # of the runs under way
+        self.run_name = ""
         self.ended = set[str]()  # runs of the call
         self._last_written: dict[str, float] = {}
 
@@ -126,8 +136,33 @@ class _Worker:
             with ExitStack() as claims:
                 self.heartbeats = {key: claims.enter_context(self.claims.keep(key))}
                 if self.call.read_outcome(key) is None:  # another worker may have ended it before this one took it
-                    n_ended += self._make([key, *self._take_others(key, pending, claims)], pending)
+                    try:
+                        n_ended += self._make([key, *self._take_others(key, pending, claims)], pending)
+                    except OSError:
+                        if self.call.exists():
+                            raise
+                        return n_ended  # the call was tidied up, since all of its runs have a result
         return n_ended
+
+    @contextmanager
+    def pass_warnings_on(self) -> Iterator[None]:
+        """Pass warnings of Python on as notices, besides writing them to the log."""
+        with warnings.catch_warnings():
+            show = warnings.showwarning
+
+            def pass_on(
+                message: Warning | str,
+                category: type[Warning],
+                filename: str,
+                lineno: int,
+                file: TextIO | None = None,
+                line: str | None = None,
+            ) -> None:
+                self.on_event(Notice(self.run_name, " ".join(str(message).split())))
+                show(message, category, filename, lineno, file, line)
+
+            warnings.showwarning = pass_on
+            yield
 
     def _take_next(self, pending: dict[str, RunConfig]) -> str | None:
         """Claim a run; None where nothing is left, or others make all that is."""
@@ -175,6 +210,7 @@ class _Worker:
         start = time.monotonic()
         n_attempts = {key: self.call.add_attempt(key, self.owner) for key in keys}
         runs = [NamedRun(format_run_name(pending[key]), pending[key]) for key in keys]
+        self.run_name = runs[0].name
         self.on_event(RunStarted(runs[0].name, runs[0].config, len(runs) - 1))
         results: list[Result | Exception]
         if max(n_attempts.values()) > MAX_ATTEMPTS:
@@ -198,7 +234,10 @@ class _Worker:
         if not isinstance(result, Exception):
             self.on_event(RunFinished(name, result))
             return Outcome(key, folder=result.folder or folder)
-        if isinstance(result, RunStoppedError | FolderInUseError):
+        is_lost = self.heartbeats[key].is_lost()  # an error may be that of a file that its new owner removed
+        if isinstance(result, FolderInUseError):
+            self.call.add_notice(Notice(name, f"waits: {result}"))  # once, however often it is tried
+        if isinstance(result, RunStoppedError | FolderInUseError) or (is_lost and not is_disk_error(result)):
             self.call.remove_attempts(key, self.owner)
             del pending[key]
             return None
@@ -209,6 +248,9 @@ class _Worker:
         is_final = is_input_error(result) or n_attempts >= MAX_ATTEMPTS
         return Outcome(key, describe_error(result), folder) if is_final else None
 
+    def _require_claim(self, key: str) -> None:
+        self.heartbeats[key].require()
+
     def _listen_to(self, key: str) -> Listener:
         """Return a listener that passes events of a run on, writes its progress, and stops it where it must."""
         heartbeat = self.heartbeats[key]
@@ -218,7 +260,7 @@ class _Worker:
                 if self.stop.is_set():
                     raise RunStoppedError("stopped; the same command goes on from here")
                 if heartbeat.is_lost():
-                    raise RunStoppedError("another process took the run, as this one did not beat")
+                    heartbeat.require()
                 self._write_progress(key, event)
             self.on_event(event)
 
