@@ -56,15 +56,15 @@ exclude: [{method: linear, shots: 1}, {dataset: glyphs, seed: 2}]
     assert all(c.get("method.n_ctx") == 4 for c in found if c["method"] == "coop")
     assert not [c for c in found if c["method"] == "linear" and c["shots"] == 1]
     narrowed = combinations(tmp_path, text, "shots=4", "train.lr=0.1,0.2")
-    assert {(c["shots"], c["train.lr"]) for c in narrowed} == {(4, 0.1), (4, 0.2)}
+    assert {(c["shots"], c["train.lr"]) for c in narrowed} == {(4, "0.1"), (4, "0.2")}
 
 
 @pytest.mark.parametrize(
     ("text", "words", "error"),
     [
         ("grids: {seed: [1]}", [], "unknown key 'grids'; did you mean 'grid'?"),
-        ("grid: [1]", [], "grid: expected keys, got [1]"),
-        ("runs: {method: coop}", [], "runs: expected a list of settings"),
+        ("grid: [1]", [], "grid: expected keys with values, got [1]"),
+        ("runs: {method: coop}", [], "runs: expected a list, got {'method': 'coop'}"),
         ("grid: {shots: []}", [], "shots: expected values, got none"),
         ("zip: {shots: [1, 2], seed: [1]}", [], "expected as many values of each key, got 2 of shots, 1 of seed"),
         ("grid: {seed: [1]}\nzip: {seed: [2]}", [], "seed: expected in one of grid, zip and runs"),

@@ -65,8 +65,8 @@ def test_methods_without_weights_for_new_classes_are_impossible(tmp_path):
     space = read_sweep_space(None, ["method=linear,coop", "dataset=digits", "task=base_to_new", "seed=1,2"])
     reasons = find_impossible_runs(expand(space).configs, LoadedBackbones(SweepOptions(tmp_path))).values()
     assert len(reasons) == 2
-    assert all("linear head: no weights for class '5'" in reason for reason in reasons)
-    assert all("task.base_only=true" in reason for reason in reasons)
+    assert all("linear head: no weights for class '5'" in run.reason for run in reasons)
+    assert all("task.base_only=true" in run.reason for run in reasons)
 
 
 WORDS = ["sweep", "method=coop", "dataset=digits", "shots=1", "backbone=glyph", "train.epochs=1", "--out", "runs"]

@@ -1,6 +1,5 @@
 """Make runs side by side: which of them may share the passes of the text tower, and one group of them."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlprompt.config.run_config import RunConfig
 from vlprompt.experiments.events import Event, Listener, ignore_event
+from vlprompt.results.comparability import make_group_key
 from vlprompt.results.run_folder import Result
 from vlprompt.runtime.errors import RunStoppedError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlprompt.tasks import Task
 
 # settings of training in which runs of a group may differ
-GROUP_KEYS = ("lr", "weight_decay")
+GROUP_KEYS = ("train.lr", "train.weight_decay")
 # settings that a tower holds during a step, so that runs in turns would change them for each other
 TOWER_SETTINGS = ("activation_checkpointing", "text_micro_batch", "compile")
 
@@ -53,7 +53,7 @@ def group_configs(configs: Sequence[RunConfig], max_size: int | None = None) -> 
     """
     groups: dict[str, list[RunConfig]] = {}
     for config in configs:
-        key = _get_group_key(config) if _may_share(config) else config.hash
+        key = make_group_key(config.to_dict(), GROUP_KEYS) if _may_share(config) else config.hash
         groups.setdefault(key, []).append(config)
     size = max_size or max(len(configs), 1)
     return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
@@ -61,13 +61,6 @@ def group_configs(configs: Sequence[RunConfig], max_size: int | None = None) -> 
 
 def _may_share(config: RunConfig) -> bool:
     return not any(config.train.get(setting) for setting in TOWER_SETTINGS)
-
-
-def _get_group_key(config: RunConfig) -> str:
-    values = config.to_dict()
-    train = {k: v for k, v in config.train.items() if k not in GROUP_KEYS}
-    task = {k: v for k, v in config.task.items() if k != "seed"}
-    return json.dumps({**values, "seed": None, "train": train, "task": task}, sort_keys=True, default=str)
 
 
 def run_group(clip: "Clip", runs: Sequence[GroupRun], save_every: float = 5.0) -> list[Result | Exception]:

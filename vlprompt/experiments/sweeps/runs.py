@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.config.build import build_method, build_task
@@ -27,6 +28,7 @@ from vlprompt.experiments.sweeps.run_names import (
     get_run_folder,
 )
 from vlprompt.results.run_folder import Result, RunFolder
+from vlprompt.results.run_inputs import ChangedInputsError
 from vlprompt.runtime import distributed
 
 if TYPE_CHECKING:
@@ -35,29 +37,34 @@ if TYPE_CHECKING:
     from vlprompt.tasks import Task
 
 
-def _read_finished(options: SweepOptions, config: RunConfig, goes_on: bool) -> Result | None:
-    """Return the result of a finished run, None for another or a damaged one.
-
-    Data are opened only where there is something to compare.
+@dataclass(frozen=True)
+class StoredRun:
+    """What the folders of runs hold of one run.
 
     Args:
-        options: where the runs are.
-        config: of the run.
-        goes_on: return None for a run that can't be compared, which then fails in its turn.
-
-    Raises:
-        ChangedInputsError: as `choose_run_folder`.
+        result: None where it is not finished, or damaged.
+        error: why it can't be compared with what is there.
     """
+
+    result: Result | None = None
+    error: Exception | None = None
+
+    @property
+    def has_changed_inputs(self) -> bool:
+        """Whether its folder holds a run on other data, files or weights."""
+        return isinstance(self.error, ChangedInputsError)
+
+
+def read_stored_run(options: SweepOptions, config: RunConfig) -> StoredRun:
+    """Read what is there of a run; data are opened only where there is something to compare."""
     if not get_run_folder(options.runs_folder, config).path.exists():
-        return None
+        return StoredRun()
     try:
         folder = choose_run_folder(options, config, describe_inputs(build_task(config.task), config))
-    except (ValueError, OSError):
-        if goes_on:
-            return None
-        raise
+    except (ValueError, OSError) as error:
+        return StoredRun(error=error)
     folder.remove_leftovers()
-    return None if _is_tracked_in_part(folder, options) else folder.read_finished()
+    return StoredRun(None if _is_tracked_in_part(folder, options) else folder.read_finished())
 
 
 def _is_tracked_in_part(folder: RunFolder, options: SweepOptions) -> bool:
@@ -81,7 +88,13 @@ def read_finished_runs(
     Raises:
         ChangedInputsError: for a run whose folder holds one on other inputs, without `goes_on` and `options.fresh`.
     """
-    return [_read_finished(options, config, goes_on) for config in configs]
+    results = list[Result | None]()
+    for config in configs:
+        stored = read_stored_run(options, config)
+        if stored.error is not None and not goes_on:
+            raise stored.error
+        results.append(stored.result)
+    return results
 
 
 def run_configs(
@@ -189,6 +202,7 @@ class RunMaker:
                 on_event=on_event,
                 max_lessons=self.options.max_lessons,
                 memory_overrides=overrides,
+                inputs=inputs,
             )
 
         return self._track(make_run, config, folder)

@@ -165,7 +165,7 @@ class _Worker:
                 raise
             is_final = is_input_error(error) or n_attempts >= MAX_ATTEMPTS
             outcome = Outcome(key, describe_error(error), folder) if is_final else None
-            self.on_event(RunFailed(name, error))
+            self.on_event(RunFailed(name, error, is_final))
         else:
             outcome = Outcome(key, folder=result.folder or folder)
             self.on_event(RunFinished(name, result))
