@@ -162,7 +162,8 @@ def read_yaml(path: Path, option: str = "--config", sections: Sequence[str] = SE
     try:
         values = load_yaml(path.read_text("utf-8")) or {}
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected YAML, got an error: {' '.join(str(error).split())}. Correct it.") from error
+        text = " ".join(str(error).split()).replace('in "<unicode string>",', "at")
+        raise ValueError(f"{path}: expected YAML, got an error: {text}. Correct it.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected keys, got a {type(values).__name__}. Write {', '.join(sections)} as keys.")
     return values

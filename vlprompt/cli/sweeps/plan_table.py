@@ -31,7 +31,10 @@ def show_plan(plan: "SweepPlan", impossible: "dict[str, ImpossibleRun]", n_worke
     n_changed = sum(group.n_changed for group in plan.groups)
     seconds, n_unknown = plan.sum_left(lambda group: group.seconds)
     size, n_unsized = plan.sum_left(lambda group: group.disk_bytes)
-    line = f"{n_runs} runs, {n_left} left" + f", {n_changed} of them changed" * bool(n_changed)
+    line = f"{n_runs:,} run{'s' * (n_runs != 1)}, {n_left:,} left" + f", {n_changed:,} of them changed" * bool(
+        n_changed
+    )
+    line += f", {sum(run.n_runs for run in impossible.values()):,} impossible" * bool(impossible)
     if n_left > n_unknown:
         line += f"; {format_duration(seconds / n_workers)} with {n_workers} worker{'s' * (n_workers > 1)}"
         line += f" and {n_unknown} runs of unknown time" if n_unknown else ""
@@ -42,7 +45,8 @@ def show_plan(plan: "SweepPlan", impossible: "dict[str, ImpossibleRun]", n_worke
     if any(group.is_measured for group in plan.groups):
         console.print("s per run and MB: of finished runs", style="dim")
     _show_lines("impossible", list_reasons(impossible), console)
-    _show_lines("changed", plan.notices, console)
+    _show_lines("changed", plan.changed, console)
+    _show_lines("missing", plan.missing, console)
 
 
 def _show_lines(name: str, lines: Sequence[str], console: "Console") -> None:

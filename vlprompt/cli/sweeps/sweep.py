@@ -117,7 +117,7 @@ def sweep(
         _show_plan(configs, impossible, options, placement.n_workers, calibrate)
         return
     if impossible and not (skip_impossible and configs):
-        raise ValueError(_explain_impossible(impossible, len(expansion.configs) + len(expansion.impossible)))
+        raise ValueError(_explain_impossible(impossible, len(configs)))
     with _interrupt_on_sigterm():
         report = _run(configs, options, patience, scheduler)
     _show_report(configs, report, runs_folder)
@@ -157,15 +157,16 @@ def _find_impossible(configs: "list[RunConfig]", options: "SweepOptions") -> "di
     return find_impossible_runs(configs, LoadedBackbones(options))
 
 
-def _explain_impossible(impossible: "dict[str, ImpossibleRun]", n_runs: int) -> str:
+def _explain_impossible(impossible: "dict[str, ImpossibleRun]", n_possible: int) -> str:
     from vlprompt.experiments.sweeps.expansion import list_reasons
 
     reasons = list_reasons(impossible)
+    n_impossible = sum(run.n_runs for run in impossible.values())
     more = f" (and {len(reasons) - MAX_SHOWN_REASONS} more)" if len(reasons) > MAX_SHOWN_REASONS else ""
     lines = "\n  ".join(reasons[:MAX_SHOWN_REASONS])
     return (
-        f"sweep: expected runs that can be made, got {len(impossible)} of {n_runs} that can't{more}:\n  {lines}\n"
-        "Exclude them, or give --skip-impossible to run the others."
+        f"sweep: expected runs that can be made, got {n_impossible} of {n_possible + n_impossible} that "
+        f"can't{more}:\n  {lines}\nExclude them, or give --skip-impossible to run the others."
     )
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.backbones.schemes import SINGLE_THREADED_BACKBONES, find_scheme
+from vlprompt.backbones.missing_weights import describe_missing_weights
+from vlprompt.backbones.schemes import SINGLE_THREADED_BACKBONES
 from vlprompt.config.build import build_method, build_task, resolve_class
 from vlprompt.config.run_config import RunConfig
 from vlprompt.config.sources import COMMAND_LINE, Override, PlainValue, nest_setting
@@ -16,6 +17,7 @@ from vlprompt.experiments.sweeps.options import LoadedBackbones
 from vlprompt.experiments.sweeps.run_names import format_run_name
 from vlprompt.experiments.sweeps.sweep_file import NUMBERS, OPTIONS, Combination, SweepSpace, TypedText
 from vlprompt.results.comparability import make_group_key
+from vlprompt.runtime.errors import describe_error
 from vlprompt.runtime.seeding import make_generator
 
 if TYPE_CHECKING:
@@ -24,10 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImpossibleRun:
-    """What can't be run, and why."""
+    """What can't be run.
+
+    Args:
+        name: of the run, or of the settings that can't be resolved.
+        reason: why.
+        n_runs: that have these settings.
+    """
 
     name: str
     reason: str
+    n_runs: int = 1
 
 
 @dataclass
@@ -54,7 +63,7 @@ def expand(space: SweepSpace) -> Expansion:
             configs = _resolve(space, {**space.settings, **combination}, seeds)
         except (ValueError, OSError) as error:
             name = _format_settings(combination)
-            expansion.impossible[name] = ImpossibleRun(name, str(error))
+            expansion.impossible[name] = ImpossibleRun(name, str(error), len(seeds))
             continue
         n_resolved += len(configs)
         unique |= {config.hash: config for config in configs}
@@ -69,10 +78,14 @@ def expand(space: SweepSpace) -> Expansion:
 
 def list_reasons(impossible: Mapping[str, ImpossibleRun]) -> list[str]:
     """Return a line for each reason, with the first run that it holds for and the number of the others."""
-    names: dict[str, list[str]] = {}
+    by_reason: dict[str, list[ImpossibleRun]] = {}
     for run in impossible.values():
-        names.setdefault(run.reason, []).append(run.name)
-    return [f"{all_[0]}{f' and {len(all_) - 1} more' * (len(all_) > 1)}: {reason}" for reason, all_ in names.items()]
+        by_reason.setdefault(run.reason, []).append(run)
+    lines = list[str]()
+    for reason, runs in by_reason.items():
+        n_others = sum(run.n_runs for run in runs) - 1
+        lines.append(f"{runs[0].name}{f' and {n_others:,} more' if n_others else ''}: {reason}")
+    return lines
 
 
 def _group_by_seed(space: SweepSpace) -> "list[tuple[Combination, list[Any]]]":
@@ -88,11 +101,15 @@ def _group_by_seed(space: SweepSpace) -> "list[tuple[Combination, list[Any]]]":
 def _resolve(space: SweepSpace, combination: Combination, seeds: Sequence[Any]) -> list[RunConfig]:
     for key, values in (("shots", [combination.get("shots")]), ("seed", seeds)):
         if wrong := [value for value in values if value is not None and type(value) is not int]:
-            raise ValueError(f"{key}: expected whole numbers, got {wrong[0]!r}. Write {key}=1,2,4.")
+            hint = ", or null for all" if key == "shots" else ""
+            raise ValueError(f"{key}: expected whole numbers, got {wrong[0]!r}. Write {key}=1,2,4{hint}.")
     for key in ("method", "task"):
         _require_class(key, combination.get(key), space.find_origin(key))
     texts = {key: combination.get(key) for key in OPTIONS if key not in NUMBERS}
     shots: Any = combination.get("shots")
+    overrides = [_build_override(space, k, v) for k, v in combination.items() if k not in OPTIONS]
+    if "shots" in combination and shots is None:  # all of them, where no value would be the task's default
+        overrides.append(nest_setting("task.shots", None))
     return resolve_sweep(
         [texts["method"]],
         [shots],
@@ -102,7 +119,7 @@ def _resolve(space: SweepSpace, combination: Combination, seeds: Sequence[Any]) 
         task=texts["task"],
         dataset=texts["dataset"],
         backbone=texts["backbone"],
-        overrides=[_build_override(space, k, v) for k, v in combination.items() if k not in OPTIONS],
+        overrides=overrides,
         origin=space.find_origin("shots") or COMMAND_LINE,
     )
 
@@ -146,7 +163,7 @@ def find_impossible_runs(configs: Sequence[RunConfig], backbones: LoadedBackbone
 def _explain(config: RunConfig, backbones: LoadedBackbones) -> str:
     """Return why a run can't be made; "" where nothing speaks against it."""
     try:
-        find_scheme(config.backbone)
+        describe_missing_weights(config.backbone)  # or raise, where there are none
         task = build_task(config.task)
         stage: Stage = next(iter(task.stages()))
         if config.backbone in SINGLE_THREADED_BACKBONES:
@@ -155,6 +172,6 @@ def _explain(config: RunConfig, backbones: LoadedBackbones) -> str:
             method = build_method(config.method, backbone)
             require_test_classes(method, stage, getattr(task, "seen_classes_hint", ""))
             method.begin_lesson(stage.lesson.without_items(), make_generator(config.seed, "begin", 0))
-    except (ValueError, OSError) as error:
-        return str(error)
+    except Exception as error:  # of a user's own method or task, of any kind
+        return describe_error(error)
     return ""

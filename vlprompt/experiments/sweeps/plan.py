@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlprompt.backbones.missing_weights import describe_missing_weights
 from vlprompt.config.run_config import RunConfig
 from vlprompt.config.sources import PlainValue, iter_flat_settings
 from vlprompt.experiments.cost_model import (
@@ -68,10 +69,17 @@ class PlanGroup:
 
 @dataclass
 class SweepPlan:
-    """The groups of a sweep, and what should be known of its runs."""
+    """The groups of a sweep, and what should be known of its runs.
+
+    Args:
+        groups: of runs.
+        changed: why runs can't go on in their folders.
+        missing: weights that are not on this machine.
+    """
 
     groups: list[PlanGroup] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     def sum_left(self, value: Callable[[PlanGroup], float | None]) -> tuple[float, int]:
         """Return the sum of a cost over the runs that are left, and how many of them it does not know."""
@@ -115,7 +123,12 @@ def plan_sweep(
             _measure_costs(group, config, sizes, load_backbone(config), prices)
         plan.groups.append(group)
     _name_differences(plan.groups, [configs[indices[0]] for indices in members.values()])
-    plan.notices = list(dict.fromkeys(str(run.error) for run in stored if run.has_changed_inputs))
+    plan.changed = list(dict.fromkeys(str(run.error) for run in stored if run.has_changed_inputs))
+    plan.missing = [
+        f"{name}: its weights are not on this machine, and the first run loads them from {source}"
+        for name in dict.fromkeys(config.backbone for config in configs)
+        if (source := describe_missing_weights(name))
+    ]
     return plan
 
 

@@ -134,7 +134,7 @@ class SweepSpace(BaseModel):
 
 def _read_value(value: PlainValue) -> PlainValue:
     """Return a value as a file would have it."""
-    return parse_text(value) if isinstance(value, TypedText) else value
+    return parse_text(str(value)) if isinstance(value, TypedText) else value
 
 
 def read_sweep_space(path: Path | None, words: Sequence[str]) -> SweepSpace:
@@ -240,7 +240,8 @@ def _require_known_key(key: str, origin: str) -> None:
     """ValueError for a key that is neither an option nor in a section of settings."""
     known = list(dict.fromkeys([*OPTIONS, *SETTING_SECTIONS]))
     if key not in OPTIONS and key.partition(".")[0] not in SETTING_SECTIONS:
-        raise ValueError(f"{origin}: unknown key {key!r}; {suggest_nearest(key, known)}")
+        hint = "" if "." in key else ". Settings have their section, as train.lr."
+        raise ValueError(f"{origin}: unknown key {key!r}; {suggest_nearest(key, known)}{hint}")
 
 
 def _require_values(key: str, values: Sequence[PlainValue], origin: str) -> None:
@@ -250,15 +251,16 @@ def _require_values(key: str, values: Sequence[PlainValue], origin: str) -> None
         if value is None or key not in OPTIONS:
             continue
         if key in NUMBERS and type(value) is not int:
-            raise ValueError(f"{origin}: {key}: expected whole numbers, got {value!r}. Write {key}: [1, 2, 4].")
+            hint = ", or null for all" if key == "shots" else ""
+            raise ValueError(f"{origin}: {key}: expected whole numbers, got {value!r}. Write {key}: [1, 2, 4]{hint}.")
         if key in NUMBERS:
             continue
         if not isinstance(value, str):
             raise ValueError(
-                f"{origin}: {key}: expected names, got {value!r}. Write numbers in quotes, and what goes together "
-                "under runs."
+                f"{origin}: {key}: expected names, got {value!r}. Write lists under grid or zip, what goes together "
+                "under runs, and numbers in quotes."
             )
-        if key in ("method", "task") and "," in value:
+        if "," in value and (key in ("method", "task") or (key == "dataset" and not Path(value).exists())):
             names = ", ".join(part.strip() for part in value.split(","))
             raise ValueError(f"{origin}: {key}: expected a list of names, got {value!r}. Write {key}: [{names}].")
 
