@@ -42,11 +42,21 @@ def show_plan(plan: "SweepPlan", impossible: "dict[str, ImpossibleRun]", n_worke
         line += "; time and memory are not known before a run is done: --calibrate measures a step"
     line += f"; {size / 1e6:.1f} MB of disk" if n_left > n_unsized else ""
     console.print(line, highlight=False, soft_wrap=True)
-    if any(group.is_measured for group in plan.groups):
-        console.print("s per run and MB: of finished runs", style="dim")
+    if any(group.seconds is not None for group in plan.groups):
+        console.print(_explain_costs(plan.groups), style="dim", highlight=False, soft_wrap=True)
     _show_lines("impossible", list_reasons(impossible), console)
     _show_lines("changed", plan.changed, console)
     _show_lines("missing", plan.missing, console)
+
+
+def _explain_costs(groups: "Sequence[PlanGroup]") -> str:
+    sources = {
+        "of finished runs": any(group.is_measured for group in groups),
+        "of a step and a test measured here, without what cached features save": any(
+            group.seconds is not None and not group.is_measured for group in groups
+        ),
+    }
+    return "s: seconds a run, MB: peak memory; " + ", else ".join(text for text, is_used in sources.items() if is_used)
 
 
 def _show_lines(name: str, lines: Sequence[str], console: "Console") -> None:
@@ -67,6 +77,6 @@ def _build_row(group: "PlanGroup") -> dict[str, str]:
         "done": str(group.n_done),
         "begun": str(group.n_begun),
         "changed": str(group.n_changed),
-        "s per run": "?" if group.seconds is None else f"{group.seconds:.1f}",
+        "s": "?" if group.seconds is None else f"{group.seconds:.1f}",
         "MB": "?" if group.peak_mb is None else f"{group.peak_mb:.0f}",
     }

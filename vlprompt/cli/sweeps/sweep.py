@@ -180,9 +180,9 @@ def _show_plan(
     from vlprompt.cli.sweeps.plan_table import show_plan
     from vlprompt.experiments.sweeps.options import LoadedBackbones
     from vlprompt.experiments.sweeps.plan import plan_sweep
-    from vlprompt.experiments.sweeps.runs import read_stored_run
+    from vlprompt.experiments.sweeps.runs import iter_stored_runs
 
-    stored = [read_stored_run(options, config) for config in configs]
+    stored = list(iter_stored_runs(configs, options))
     load = LoadedBackbones(options).load if calibrate else None
     show_plan(plan_sweep(configs, stored, options.runs_folder, load), impossible, n_workers, console)
 

@@ -19,7 +19,7 @@ from vlprompt.experiments.events import (
     SweepStarted,
     ignore_event,
 )
-from vlprompt.experiments.inputs import describe_inputs
+from vlprompt.experiments.inputs import describe_inputs, hash_named_files
 from vlprompt.experiments.sweeps.options import LoadedBackbones, SweepOptions
 from vlprompt.experiments.sweeps.run_names import (
     choose_run_folder,
@@ -28,7 +28,7 @@ from vlprompt.experiments.sweeps.run_names import (
     get_run_folder,
 )
 from vlprompt.results.run_folder import Result, RunFolder
-from vlprompt.results.run_inputs import ChangedInputsError
+from vlprompt.results.run_inputs import ChangedInputsError, Inputs
 from vlprompt.runtime import distributed
 
 if TYPE_CHECKING:
@@ -55,16 +55,29 @@ class StoredRun:
         return isinstance(self.error, ChangedInputsError)
 
 
-def read_stored_run(options: SweepOptions, config: RunConfig) -> StoredRun:
-    """Read what is there of a run; data are opened only where there is something to compare."""
-    if not get_run_folder(options.runs_folder, config).path.exists():
-        return StoredRun()
-    try:
-        folder = choose_run_folder(options, config, describe_inputs(build_task(config.task), config))
-    except (ValueError, OSError) as error:
-        return StoredRun(error=error)
-    folder.remove_leftovers()
-    return StoredRun(None if _is_tracked_in_part(folder, options) else folder.read_finished())
+def iter_stored_runs(configs: Sequence[RunConfig], options: SweepOptions) -> Iterator[StoredRun]:
+    """Yield what is there of each run; data are opened once for all runs on them, where there is something to compare.
+
+    Args:
+        configs: of the runs.
+        options: where they are.
+    """
+    described: dict[str, Inputs] = {}  # by the settings of the task
+    for config in configs:
+        if not get_run_folder(options.runs_folder, config).path.exists():
+            yield StoredRun()
+            continue
+        try:
+            key = json.dumps(config.task, sort_keys=True)
+            if key not in described:
+                described[key] = describe_inputs(build_task(config.task), config)
+            inputs = {**described[key], "files": hash_named_files(config.to_dict())}
+            folder = choose_run_folder(options, config, inputs)
+        except (ValueError, OSError) as error:
+            yield StoredRun(error=error)
+            continue
+        folder.remove_leftovers()
+        yield StoredRun(None if _is_tracked_in_part(folder, options) else folder.read_finished())
 
 
 def _is_tracked_in_part(folder: RunFolder, options: SweepOptions) -> bool:
@@ -89,8 +102,7 @@ def read_finished_runs(
         ChangedInputsError: for a run whose folder holds one on other inputs, without `goes_on` and `options.fresh`.
     """
     results = list[Result | None]()
-    for config in configs:
-        stored = read_stored_run(options, config)
+    for stored in iter_stored_runs(configs, options):
         if stored.error is not None and not goes_on:
             raise stored.error
         results.append(stored.result)
