@@ -31,9 +31,8 @@ def show_plan(plan: "SweepPlan", impossible: "dict[str, ImpossibleRun]", n_worke
     n_changed = sum(group.n_changed for group in plan.groups)
     seconds, n_unknown = plan.sum_left(lambda group: group.seconds)
     size, n_unsized = plan.sum_left(lambda group: group.disk_bytes)
-    line = f"{n_runs:,} run{'s' * (n_runs != 1)}, {n_left:,} left" + f", {n_changed:,} of them changed" * bool(
-        n_changed
-    )
+    line = f"{n_runs:,} run{'s' * (n_runs != 1)}, {n_left:,} left"
+    line += f", {n_changed:,} of them changed" if n_changed else ""
     line += f", {sum(run.n_runs for run in impossible.values()):,} impossible" * bool(impossible)
     if n_left > n_unknown:
         line += f"; {format_duration(seconds / n_workers)} with {n_workers} worker{'s' * (n_workers > 1)}"
