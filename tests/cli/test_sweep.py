@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from shutil import copytree
 
 import pytest
 
@@ -56,15 +57,15 @@ exclude: [{method: linear, shots: 1}, {dataset: glyphs, seed: 2}]
     assert all(c.get("method.n_ctx") == 4 for c in found if c["method"] == "coop")
     assert not [c for c in found if c["method"] == "linear" and c["shots"] == 1]
     narrowed = combinations(tmp_path, text, "shots=4", "train.lr=0.1,0.2")
-    assert {(c["shots"], c["train.lr"]) for c in narrowed} == {(4, 0.1), (4, 0.2)}
+    assert {(c["shots"], c["train.lr"]) for c in narrowed} == {(4, "0.1"), (4, "0.2")}
 
 
 @pytest.mark.parametrize(
     ("text", "words", "error"),
     [
         ("grids: {seed: [1]}", [], "unknown key 'grids'; did you mean 'grid'?"),
-        ("grid: [1]", [], "grid: expected keys, got [1]"),
-        ("runs: {method: coop}", [], "runs: expected a list of settings"),
+        ("grid: [1]", [], "grid: expected keys with values, got [1]"),
+        ("runs: {method: coop}", [], "runs: expected a list, got {'method': 'coop'}"),
         ("grid: {shots: []}", [], "shots: expected values, got none"),
         ("zip: {shots: [1, 2], seed: [1]}", [], "expected as many values of each key, got 2 of shots, 1 of seed"),
         ("grid: {seed: [1]}\nzip: {seed: [2]}", [], "seed: expected in one of grid, zip and runs"),
@@ -72,6 +73,17 @@ exclude: [{method: linear, shots: 1}, {dataset: glyphs, seed: 2}]
         ("zip: {seed: [1]}", ["seed=2"], "got one that"),
         ("{}", [], "expected values to combine, got none"),
         ("grid: {seed: [1]}", ["coop"], "expected a file .yaml first, then key=value, got 'coop'"),
+        ("method: coop", [], "method: expected under grid, zip, runs or settings"),
+        ("grid: {shot: [1]}", [], "grid: unknown key 'shot'; did you mean 'shots'?"),
+        ("grid: {lr: [1]}", [], "Settings have their section, as train.lr."),
+        ("grid: {search.train.lr: [1, 2]}", [], "grid: unknown key 'search.train.lr'"),
+        ("grid: {seed: 1-3}", [], "grid: seed: expected whole numbers, got '1-3'. Write seed: [1, 2, 4]."),
+        ("grid: {method: 'coop, linear'}", [], "method: expected a list of names, got 'coop, linear'"),
+        ("grid: {dataset: [010]}", [], "dataset: expected names, got 10"),
+        ("grid: {method: [{name: coop}]}", [], "method: expected names, got {'name': 'coop'}"),
+        ("settings: {method: [coop]}\ngrid: {seed: [1]}", [], "Write lists under grid or zip"),
+        ("grid: {seed: [1]}\ngrid: {seed: [2]}", [], "the key 'grid' stands twice at line 2"),
+        ("grid: {seed: [1]}\njobs: many", [], "jobs: expected a valid integer"),
     ],
 )
 def test_a_sweep_that_says_nothing_runnable_is_refused(tmp_path, text, words, error):
@@ -116,6 +128,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, capsys):
         (["--on", "ray", "--on-option", "cpus=none"], "cpus: expected a valid number"),
         (["--on", "ray", "--on-option", "cpus"], "expected KEY=VALUE, got 'cpus'"),
         (["--jobs", "0"], "Invalid value for '--jobs'"),
+        (["task=nowhere", "--on", "ray", "--on-option", "cpu=2"], "unknown option 'cpu'"),  # before runs are looked at
     ):
         assert call(*words, *options) == 2
         assert error in " ".join(capsys.readouterr().err.split())
@@ -149,12 +162,34 @@ def test_a_sweep_is_planned_run_and_shown(swept, capsys):
     assert "?" not in plan  # finished runs say what others cost
 
 
+def test_a_plan_shows_what_differs_and_what_has_changed(swept, tmp_path, capsys):
+    out = tmp_path / "runs"
+    copytree(swept, out)
+    [folder] = out.glob("coop-digits-1shot-seed1-*")
+    inputs = json.loads((folder / "inputs.json").read_text())
+    (folder / "inputs.json").write_text(json.dumps(inputs | {"classes": {}}))
+    assert call(*WORDS[:-1], "train.epochs=1,2", "method=coop", "--out", out, "--plan") == 0
+    text = capsys.readouterr().out
+    rows = [line.split()[:8] for line in text.splitlines() if line.strip().startswith("digits ")]
+    assert rows == [
+        ["digits", "coop", "train.epochs=1", "1", "2", "1", "0", "1"],
+        ["digits", "coop", "train.epochs=2", "1", "2", "0", "0", "0"],
+        ["digits", "coop", "train.epochs=1", "2", "2", "2", "0", "0"],
+        ["digits", "coop", "train.epochs=2", "2", "2", "0", "0", "0"],
+    ]
+    assert "8 runs, 5 left, 1 of them changed;" in text
+    assert f"changed: {str(folder)!r}: expected a run on the same inputs" in text
+    assert call(*WORDS, "method=coop", "--out", out) == 1
+    assert f"{folder.name}: {str(folder)!r}: expected a run on the same inputs" in capsys.readouterr().err
+
+
 def test_processes_make_the_same_bits(swept, tmp_path, capsys):
     assert call(*WORDS, "--out", tmp_path / "runs", "--jobs", 2) == 0
     assert read_results(tmp_path / "runs") == read_results(swept)
     assert "8 of 8 runs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_sweeps_of_one_folder_make_each_run_once(swept, tmp_path):
     """Both print all runs; no run is begun by both."""
     out = tmp_path / "runs"
@@ -175,7 +210,7 @@ def _iter_outcomes(out):
 
 def test_one_failure_stops_nothing(tmp_path, capsys):
     words = ["sweep", "method=coop", "dataset=digits", "shots=1", "seed=1", "train.lr=0.002,1e30", "train.epochs=2"]
-    assert call(*words, "--out", tmp_path, "--jobs", 2) == 1
+    assert call(*words, "--out", tmp_path) == 1
     streams = capsys.readouterr()
     assert "1 of 2 runs" in streams.out
     assert "got NaN for" in " ".join(streams.err.split())

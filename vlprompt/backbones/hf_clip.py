@@ -49,7 +49,7 @@ def load_hf_clip(name: str, *, spec: str, device: str) -> Clip:
         raise ValueError(
             f"{spec!r}: expected the package transformers, got none. Run pip install transformers."
         ) from error
-    _check_source(name)
+    check_source(name)
     try:
         model, missing, tokenizer, processor = _read_pretrained(transformers, name)
     except (RuntimeError, SafetensorError) as error:  # tensors of other shapes, a truncated file
@@ -99,7 +99,7 @@ def _describe_required_files() -> str:
     return ", ".join(" or ".join(names[:2]) for names in REQUIRED_FILES)
 
 
-def _check_source(name: str) -> None:
+def check_source(name: str) -> None:
     """Raise ValueError for an impossible name, OSError for a folder that lacks a file."""
     folder = Path(name)
     if folder.is_dir():

@@ -17,7 +17,7 @@ from vlprompt.config.build import (
 )
 from vlprompt.config.override_types import apply_argument_types
 from vlprompt.config.run_config import Arguments, RunConfig
-from vlprompt.config.sources import LayeredConfig, Override, PlainValue, Settings, read_yaml
+from vlprompt.config.sources import COMMAND_LINE, LayeredConfig, Override, PlainValue, Settings, read_yaml
 from vlprompt.core.towers import WEIGHT_PRECISIONS
 from vlprompt.runtime.errors import suggest_nearest
 from vlprompt.runtime.paths import find_configs_folder
@@ -36,6 +36,7 @@ class LayerOptions(TypedDict, total=False):
     backbone: str | None
     config_file: Path | None
     overrides: Sequence[Override]
+    origin: str
 
 
 def find_recipes(task: str, method: str, backbone: str) -> list[Path]:
@@ -203,12 +204,14 @@ def load_layered_config(
     backbone: str | None = None,
     config_file: Path | None = None,
     overrides: Sequence[Override] = (),
+    origin: str = COMMAND_LINE,
 ) -> LayeredConfig:
     """Collect the settings of one run. Later wins: recipe < file < options < key=value.
 
     Args:
         config_file: a YAML file of settings.
         overrides: key=value texts, such as "train.lr=0.1", which the types of the arguments read; or settings.
+        origin: where the other arguments come from, for errors.
     """
     task_options = {"dataset": dataset, "name": task, "shots": shots}
     options: Settings = {
@@ -217,7 +220,7 @@ def load_layered_config(
     }
     options |= {key: value for key, value in (("backbone", backbone), ("seed", seed)) if value is not None}
     layers = [(read_yaml(config_file), str(config_file))] if config_file is not None else []
-    layers.append((options, "the command line"))
+    layers.append((options, origin))
     config = LayeredConfig([*_load_recipes(LayeredConfig(layers, overrides).values), *layers], overrides)
     apply_argument_types(config)
     return config

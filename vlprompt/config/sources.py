@@ -18,7 +18,9 @@ HEADS = {"linear": "LinearHead", "cosine": "CosineHead", "texts": "TextHead", **
 SECTIONS = ("backbone", "preprocess", "method", "task", "train", "seed", "search")
 PlainValue: TypeAlias = Any  # what YAML and JSON hold; its type is checked when settings are resolved
 Settings: TypeAlias = dict[str, PlainValue]  # a section, or nested sections
-Override: TypeAlias = str | Settings  # key=value as it was typed, or settings whose values have their types
+# key=value as it was typed; or settings whose values have their types, perhaps with where they come from
+Override: TypeAlias = str | Settings | tuple[Settings, str]
+COMMAND_LINE = "the command line"
 NAME_KEYS = ("backbone", "method.name", "task.name", "task.dataset")  # texts that decide which recipes apply
 
 
@@ -62,8 +64,8 @@ class LayeredConfig:
 
     def add_override(self, override: Override) -> None:
         """Merge key=value over the present settings; its text is stored until the type of its argument is known."""
-        if isinstance(override, dict):
-            self.add_layer(override, "the command line")
+        if not isinstance(override, str):
+            self.add_layer(*(override if isinstance(override, tuple) else (override, COMMAND_LINE)))
             return
         self.add_layer(parse_override(override), f"the option {override!r}")
         key, _, text = override.partition("=")
@@ -140,8 +142,13 @@ def iter_flat_settings(values: Mapping[str, PlainValue], prefix: str = "") -> It
             yield f"{prefix}{key}", value
 
 
-def read_yaml(path: Path) -> Settings:
+def read_yaml(path: Path, option: str = "--config", sections: Sequence[str] = SECTIONS) -> Settings:
     """Read a file of settings.
+
+    Args:
+        path: of the file.
+        option: that names it, for errors.
+        sections: that it may have, for errors.
 
     Raises:
         ValueError: if there is no such file, or it is not YAML, or holds no mapping.
@@ -151,13 +158,14 @@ def read_yaml(path: Path) -> Settings:
     from vlprompt.runtime.yaml_text import load_yaml
 
     if not path.is_file():
-        raise ValueError(f"--config: expected a YAML file, got {str(path)!r}, which does not exist. Correct the path.")
+        raise ValueError(f"{option}: expected a YAML file, got {str(path)!r}, which does not exist. Correct the path.")
     try:
         values = load_yaml(path.read_text("utf-8")) or {}
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected YAML, got an error: {' '.join(str(error).split())}. Correct it.") from error
+        text = " ".join(str(error).split()).replace('in "<unicode string>",', "at")
+        raise ValueError(f"{path}: expected YAML, got an error: {text}. Correct it.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected keys, got a {type(values).__name__}. Write {', '.join(SECTIONS)} as keys.")
+        raise ValueError(f"{path}: expected keys, got a {type(values).__name__}. Write {', '.join(sections)} as keys.")
     return values
 
 

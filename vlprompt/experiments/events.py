@@ -96,10 +96,17 @@ class RunFinished:
 
 @dataclass(frozen=True)
 class RunFailed:
-    """A run of a sweep ended by an error; the others go on."""
+    """A run of a sweep ended by an error; the others go on.
+
+    Args:
+        name: of the run.
+        error: by which it ended.
+        is_final: whether it is not tried again.
+    """
 
     name: str
     error: Exception
+    is_final: bool = True
 
 
 @dataclass(frozen=True)

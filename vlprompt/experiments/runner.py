@@ -53,6 +53,7 @@ def run(
     memory_overrides: Mapping[str, Any] = NO_OVERRIDES,
     member: GroupMember | None = None,
     before_write: Callable[[], None] | None = None,
+    inputs: Inputs | None = None,
 ) -> Result:
     """Train and test a method on a task.
 
@@ -75,6 +76,7 @@ def run(
         member: the place of this run among others that train side by side; `method` is built on its `clip`.
         before_write: called before each file of the run is written. A RunLostError that it raises ends the run, and
             nothing more is written.
+        inputs: what the run stands on, where that is described already.
 
     Raises:
         ValueError: for a folder that holds another run, or a method that does not suit the backbone, task or tests.
@@ -88,9 +90,10 @@ def run(
     train = config.train_config if isinstance(config, RunConfig) else config
     run_folder = None if folder is None or not distributed.is_main_process() else RunFolder(Path(folder), before_write)
     config_dict = run_config.to_dict()
-    inputs: Inputs = distributed.broadcast_from_main(
-        lambda: {} if run_folder is None else describe_inputs(task, run_config, method.backbone)
-    )
+    if inputs is None:
+        inputs = distributed.broadcast_from_main(
+            lambda: {} if run_folder is None else describe_inputs(task, run_config, method.backbone)
+        )
 
     def read_finished() -> Result | None:
         return distributed.broadcast_from_main(lambda: run_folder and run_folder.read_finished())

@@ -1,6 +1,5 @@
 """Make runs side by side: which of them may share the passes of the text tower, where it pays, and a group of them."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from vlprompt.config.run_config import RunConfig
 from vlprompt.experiments.events import Event, Listener, ignore_event
+from vlprompt.results.comparability import make_group_key
 from vlprompt.results.run_folder import Result
 from vlprompt.runtime.errors import RunStoppedError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlprompt.tasks import Task
 
 # settings of training in which runs of a group may differ
-GROUP_KEYS = ("lr", "weight_decay")
+GROUP_KEYS = ("train.lr", "train.weight_decay")
 MAX_RUNS = 8  # in one pass; on a CPU more gain little
 MAX_TEXT_SIZE = 16_000  # texts x width of the tower, above which one row keeps a CPU busy
 MEASURED_IMAGES = 2  # in the step that shows what can be shared
@@ -47,11 +47,9 @@ class GroupRun:
     on_event: Listener = ignore_event
 
 
-def make_group_key(config: RunConfig) -> str:
+def get_group_key(config: RunConfig) -> str:
     """Return a key that runs share which may train side by side: they differ by seed, lr or weight decay only."""
-    train = {k: v for k, v in config.train.items() if k not in GROUP_KEYS}
-    task = {k: v for k, v in config.task.items() if k != "seed"}
-    return json.dumps({**config.to_dict(), "seed": None, "train": train, "task": task}, sort_keys=True, default=str)
+    return make_group_key(config.to_dict(), GROUP_KEYS)
 
 
 def explain_conflict(config: RunConfig) -> str:
@@ -70,7 +68,7 @@ def group_by_key(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     """Group runs that differ by seed, learning rate or weight decay only, in the order of the first of each group."""
     groups: dict[str, list[RunConfig]] = {}
     for config in configs:
-        groups.setdefault(make_group_key(config), []).append(config)
+        groups.setdefault(get_group_key(config), []).append(config)
     return list(groups.values())
 
 

@@ -23,6 +23,22 @@ SETTING_LABELS = {
 ProtocolFacts = dict[tuple[str, str], Any]  # (name, group of rows in which it is compared) -> value
 
 
+def make_group_key(config: Mapping[str, Any], ignored: Sequence[str] = ()) -> str:
+    """Return a text that runs have in common which differ by their seed alone, or by ignored settings too.
+
+    Args:
+        config: of a run, as `RunConfig.to_dict` has it.
+        ignored: settings, such as train.lr, or sections.
+    """
+    remaining = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    for setting in ("seed", "task.seed", *ignored):
+        section, _, name = setting.partition(".")
+        settings = remaining.get(section) if name else remaining
+        if isinstance(settings, dict):
+            settings.pop(name or section, None)
+    return json.dumps(remaining, sort_keys=True, default=str)
+
+
 class Footnotes:
     """Footnotes with one mark for each text, in the order of their first use.
 

@@ -120,7 +120,7 @@ def _load_tokenizer(name: str) -> Any:
         ) from error
 
 
-def _get_published_config(name: str, tag: str) -> dict[str, Any]:
+def get_published_config(name: str, tag: str) -> dict[str, Any]:
     """Return open_clip's configuration of published weights; ValueError for an unknown tag."""
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
@@ -134,7 +134,7 @@ def _get_published_config(name: str, tag: str) -> dict[str, Any]:
 
 
 def _load_tag(name: str, tag: str) -> Any:
-    config = _get_published_config(name, tag)
+    config = get_published_config(name, tag)
     is_quick = bool(config.get("quick_gelu"))
     require_activation(name, is_quick, f"weights {tag!r}", f"/{tag}")
     try:  # open_clip only warns if the weights are of QuickGELU and the name is not
@@ -192,7 +192,7 @@ def _make_file_error(name: str, path: Path, error: Exception) -> ValueError:
 
 def _find_computation(name: str, path: Path, tag: str, is_openai: bool) -> tuple[bool, dict[str, Any], dict[str, str]]:
     """Return what a file's weights don't show: whether to force QuickGELU, the preprocessing, and notes on guesses."""
-    config = _get_published_config(name, tag) if tag else {}
+    config = get_published_config(name, tag) if tag else {}
     preprocessing = {k: config[k] for k in PREPROCESSING_KEYS if k in config} or _find_published_preprocessing(name)
     if is_openai:  # all of OpenAI's weights use QuickGELU, whatever the name says
         return True, preprocessing, {}

@@ -96,6 +96,11 @@ def read_timm_model(source: str) -> SourceModel:
     return SourceModel(model, name, published_name, preprocessing, file, notes)
 
 
+def find_published_config(source: str) -> Any:
+    """Return timm's configuration of published weights; ValueError for those that there are not."""
+    return _find_pretrained_config(*_parse_name(source))
+
+
 def _parse_name(text: str) -> tuple[str, str]:
     """Return name and tag ("": timm's default); ValueError for those that timm does not know or silently replaces."""
     import timm

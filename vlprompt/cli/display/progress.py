@@ -50,6 +50,7 @@ class ProgressDisplay:
                 self._current = self._start(has_counts=False).add_task(name, total=1, note="")
             case events.RunStarted():
                 note = f"loading {event.config.backbone}"
+                self._end_bar()  # of a run that another process makes
                 name = event.name + f" and {event.n_others} side by side" * bool(event.n_others)
                 self._current = self._start(has_counts=True).add_task(name, total=1, note=note)
             case events.DatasetOpened():
@@ -74,7 +75,8 @@ class ProgressDisplay:
                     self._print(f"{event.name}: {event.change}", style="yellow")
                 self._end_run(_format_finished_run(event))
             case events.RunFailed():
-                self._end_run((f"{event.name}: ", ("failed", "red")))
+                again = "" if event.is_final else ", is tried again"
+                self._end_run((f"{event.name}: ", (f"failed{again}", "red")), event.is_final)
 
     def _start(self, has_counts: bool) -> "Progress":
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -92,14 +94,17 @@ class ProgressDisplay:
         if self._progress is not None and self._current is not None:
             self._progress.update(self._current, completed=n_done, total=total, note=note)
 
-    def _end_run(self, parts: "Sequence[StyledText]") -> None:
-        from rich.text import Text
-
+    def _end_bar(self) -> None:
         if self._progress is not None and self._current is not None:
             self._progress.remove_task(self._current)
             self._current = None
+
+    def _end_run(self, parts: "Sequence[StyledText]", is_final: bool = True) -> None:
+        from rich.text import Text
+
+        self._end_bar()
         self._print(Text.assemble(*parts))
-        if self._progress is not None and self._total is not None:
+        if is_final and self._progress is not None and self._total is not None:
             self._progress.advance(self._total)
 
     def _show_dataset(self, event: "DatasetOpened") -> None:

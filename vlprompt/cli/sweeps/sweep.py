@@ -1,6 +1,5 @@
 """The command `vlprompt sweep`. Heavy libraries are imported when it runs."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +16,12 @@ from vlprompt.cli.options import (
     FreshOption,
     MemoryLimitOption,
     RootOption,
-    RunsFolderOption,
     SaveEveryOption,
     SideBySideOption,
     ThreadsOption,
     TrackOption,
     VerifyDataOption,
+    expand_home,
     parse_trackers,
     set_data_root,
     set_data_verification,
@@ -34,9 +33,10 @@ from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER
 if TYPE_CHECKING:
     from vlprompt.config.run_config import RunConfig
     from vlprompt.experiments.schedulers.scheduler import Scheduler
-    from vlprompt.experiments.sweeps.expansion import Expansion
+    from vlprompt.experiments.sweeps.expansion import Expansion, ImpossibleRun
     from vlprompt.experiments.sweeps.options import SweepOptions
     from vlprompt.experiments.sweeps.supervisor import SweepReport
+    from vlprompt.experiments.sweeps.sweep_file import SweepSpace
 
 console, error_console = make_console(), make_console(stderr=True)
 MANY_RUNS = 10_000  # asked to confirm
@@ -52,15 +52,24 @@ def sweep(
             metavar="[FILE.yaml] [KEY=VALUE[,VALUE]]...",
         ),
     ],
-    runs_folder: RunsFolderOption = DEFAULT_RUNS_FOLDER,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", help="Where run folders go; default: `out` of the file, else runs.", callback=expand_home
+        ),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print what would run, what it costs and lacks, and stop.")
     ] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="With --plan: measure a step of each method here.")
     ] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes, or workers of a cluster; default 1.")] = None,
-    on: Annotated[str | None, typer.Option(help="Where workers run: slurm or ray; default this machine.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes, or workers of a cluster; default: `jobs` of the file, else 1.")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(help="Where workers run: slurm, ray or local; default: `on` of the file, else local.")
+    ] = None,
     on_options: Annotated[
         list[str] | None,
         typer.Option("--on-option", help="Of slurm or ray: partition=gpu; may be repeated.", metavar="KEY=VALUE"),
@@ -91,36 +100,46 @@ def sweep(
     What is finished is not done again, what was stopped goes on, a run whose process died is tried once more, and one
     that fails stops no other. The same command may be given until it is through, and in several shells at once.
     """
+    from vlprompt.cli.sweeps.placement import choose_placement
     from vlprompt.experiments.sweeps.options import SweepOptions
 
     set_data_root(root)
     set_feature_cache(feature_cache)
     set_memory_limit(memory_limit)
     set_data_verification(verify_data)
+    space = _read_space(arguments)
+    placement = choose_placement(space, jobs, on, on_options or [])
+    runs_folder = out or (Path(space.place.out).expanduser() if space.place.out else DEFAULT_RUNS_FOLDER)
     trackers = parse_trackers(track)
     options = SweepOptions(
         runs_folder, device, threads, save_every, fresh=fresh, trackers=trackers, side_by_side=side_by_side
     )
-    expansion = _expand(arguments, yes)
+    scheduler = None if plan or placement.is_in_process else placement.build_scheduler(options)
+    expansion = _expand(space, yes)
     impossible = {**expansion.impossible, **_find_impossible(expansion.configs, options)}
     configs = [config for config in expansion.configs if config.hash not in impossible]
     if plan:
-        _show_plan(configs, impossible, options, jobs or 1, calibrate)
+        _show_plan(configs, impossible, options, placement.n_workers, calibrate)
         return
     if impossible and not (skip_impossible and configs):
-        raise ValueError(_explain_impossible(impossible, len(expansion.configs) + len(expansion.impossible)))
+        raise ValueError(_explain_impossible(impossible, len(configs)))
     with _interrupt_on_sigterm():
-        report = _run(configs, options, patience, jobs, on, on_options or [])
+        report = _run(configs, options, patience, scheduler)
     _show_report(configs, report, runs_folder)
 
 
-def _expand(arguments: list[str], yes: bool) -> "Expansion":
-    """Resolve the runs that the arguments name."""
-    from vlprompt.experiments.sweeps.expansion import expand
+def _read_space(arguments: list[str]) -> "SweepSpace":
+    """Read what the arguments combine."""
     from vlprompt.experiments.sweeps.sweep_file import read_sweep_space
 
     has_file = bool(arguments) and "=" not in arguments[0]
-    space = read_sweep_space(Path(arguments[0]).expanduser() if has_file else None, arguments[has_file:])
+    return read_sweep_space(Path(arguments[0]).expanduser() if has_file else None, arguments[has_file:])
+
+
+def _expand(space: "SweepSpace", yes: bool) -> "Expansion":
+    """Resolve the runs of a sweep."""
+    from vlprompt.experiments.sweeps.expansion import expand
+
     if (n_runs := space.count()) > MANY_RUNS and not yes:
         question = f"{n_runs:,} combinations; each takes a folder and a file of the sweep. Go on?"
         if not console.is_terminal or not typer.confirm(question):
@@ -129,90 +148,67 @@ def _expand(arguments: list[str], yes: bool) -> "Expansion":
                 "--yes to run them."
             )
     expansion = expand(space)
-    if expansion.n_repeated:
-        console.print(f"{expansion.n_repeated} combinations name a run of another one; each is made once")
+    for notice in expansion.notices:
+        console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if not expansion.configs and not expansion.impossible:
         raise ValueError("sweep: expected combinations, got none that `exclude` leaves. Exclude fewer.")
     return expansion
 
 
-def _find_impossible(configs: "list[RunConfig]", options: "SweepOptions") -> dict[str, str]:
+def _find_impossible(configs: "list[RunConfig]", options: "SweepOptions") -> "dict[str, ImpossibleRun]":
     from vlprompt.experiments.sweeps.expansion import find_impossible_runs
     from vlprompt.experiments.sweeps.options import LoadedBackbones
 
     return find_impossible_runs(configs, LoadedBackbones(options))
 
 
-def _explain_impossible(impossible: dict[str, str], n_runs: int) -> str:
-    reasons = list(dict.fromkeys(impossible.values()))
+def _explain_impossible(impossible: "dict[str, ImpossibleRun]", n_possible: int) -> str:
+    from vlprompt.experiments.sweeps.expansion import list_reasons
+
+    reasons = list_reasons(impossible)
+    n_impossible = sum(run.n_runs for run in impossible.values())
     more = f" (and {len(reasons) - MAX_SHOWN_REASONS} more)" if len(reasons) > MAX_SHOWN_REASONS else ""
     lines = "\n  ".join(reasons[:MAX_SHOWN_REASONS])
     return (
-        f"sweep: expected runs that can be made, got {len(impossible)} of {n_runs} that can't{more}:\n  {lines}\n"
-        "Exclude them, or give --skip-impossible to run the others."
+        f"sweep: expected runs that can be made, got {n_impossible} of {n_possible + n_impossible} that "
+        f"can't{more}:\n  {lines}\nExclude them, or give --skip-impossible to run the others."
     )
 
 
 def _show_plan(
-    configs: "list[RunConfig]", impossible: dict[str, str], options: "SweepOptions", n_workers: int, calibrate: bool
+    configs: "list[RunConfig]",
+    impossible: "dict[str, ImpossibleRun]",
+    options: "SweepOptions",
+    n_workers: int,
+    calibrate: bool,
 ) -> None:
     from vlprompt.cli.sweeps.plan_table import show_plan
     from vlprompt.experiments.sweeps.options import LoadedBackbones
     from vlprompt.experiments.sweeps.plan import plan_sweep
-    from vlprompt.experiments.sweeps.runs import read_finished_runs
+    from vlprompt.experiments.sweeps.stored_runs import iter_stored_runs
 
-    results = read_finished_runs(configs, options)
+    stored = list(iter_stored_runs(configs, options))
     load = LoadedBackbones(options).load if calibrate else None
-    show_plan(plan_sweep(configs, results, options.runs_folder, load), impossible, n_workers, console)
+    show_plan(plan_sweep(configs, stored, options.runs_folder, load), impossible, n_workers, console)
 
 
 def _run(
     configs: "list[RunConfig]",
     options: "SweepOptions",
     patience: float,
-    jobs: int | None,
-    on: str | None,
-    on_options: list[str],
+    scheduler: "Scheduler | None",
 ) -> "SweepReport":
-    """Run a sweep where the options say."""
+    """Run a sweep by the workers of a scheduler, or in this process."""
     from vlprompt.cli.display.progress import ProgressDisplay
     from vlprompt.cli.display.sweep_table import SweepDisplay
     from vlprompt.experiments.schedulers.in_process import InProcess
     from vlprompt.experiments.sweeps.supervisor import run_sweep
 
-    if on is None and on_options:
-        raise ValueError("--on-option: expected with --on slurm or --on ray, got neither. Name one, or leave it out.")
-    if on is None and (jobs or 1) == 1:
+    if scheduler is None:
         with ProgressDisplay(console) as display:
             return run_sweep(configs, options, InProcess(display), display, patience=patience)
     with SweepDisplay(console) as display:
-        return run_sweep(configs, options, _build_scheduler(options, jobs, on, on_options), display, patience=patience)
-
-
-def _build_scheduler(options: "SweepOptions", jobs: int | None, on: str | None, on_options: list[str]) -> "Scheduler":
-    from vlprompt.config.sources import parse_text
-    from vlprompt.experiments.schedulers.choice import build_cluster
-    from vlprompt.experiments.schedulers.processes import Processes
-    from vlprompt.experiments.sweeps.sweep_folder import SweepFolder
-
-    log_folder = SweepFolder(options.runs_folder).path / "logs"
-    if on is None:
-        return Processes(jobs or 1, log_folder, _list_gpus(options.device))
-    pairs = [word.partition("=") for word in on_options]
-    if wrong := [word for word, pair in zip(on_options, pairs, strict=True) if not pair[1]]:
-        raise ValueError(f"--on-option: expected KEY=VALUE, got {wrong[0]!r}. Write --on-option partition=gpu.")
-    return build_cluster(on, jobs or 1, log_folder, {key: parse_text(text) for key, _, text in pairs})
-
-
-def _list_gpus(device: str | None) -> tuple[str, ...]:
-    """List the GPUs that workers share out; none where the option names one device, or the CPU."""
-    import torch
-
-    from vlprompt.experiments.schedulers.processes import name_devices
-
-    if device not in (None, "cuda"):
-        return ()
-    return name_devices(torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return run_sweep(configs, options, scheduler, display, patience=patience)
 
 
 @contextmanager

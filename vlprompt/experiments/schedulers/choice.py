@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlprompt.experiments.schedulers.scheduler import Scheduler
 from vlprompt.runtime.errors import suggest_nearest
@@ -10,45 +10,39 @@ from vlprompt.runtime.errors import suggest_nearest
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+LOCAL = "local"  # this machine
 CLUSTERS = {  # name -> (module, class, class of its options)
     "slurm": ("slurm", "Slurm", "SlurmOptions"),
     "ray": ("ray_cluster", "RayCluster", "RayOptions"),
 }
 
 
-def build_cluster(name: str, n_workers: int, log_folder: Path, options: dict[str, Any]) -> Scheduler:
+def require_place(name: str, origin: str) -> None:
+    """ValueError for a name that is neither a cluster's nor that of this machine."""
+    if name not in (LOCAL, *CLUSTERS):
+        raise ValueError(f"{origin}: unknown scheduler {name!r}; {suggest_nearest(name, (LOCAL, *CLUSTERS))}")
+
+
+def get_options_schema(name: str) -> "type[BaseModel]":
+    """Return the schema of the options of a cluster."""
+    file, _, schema = CLUSTERS[name]
+    return getattr(import_module(f"vlprompt.experiments.schedulers.{file}"), schema)
+
+
+def build_cluster(name: str, n_workers: int, log_folder: Path, options: "BaseModel") -> Scheduler:
     """Build the scheduler of a cluster.
 
     Args:
         name: of the cluster's system.
         n_workers: at once.
         log_folder: where workers write their logs.
-        options: of the cluster, by name.
+        options: of the schema of the cluster.
 
     Raises:
-        ValueError: for an unknown name, or an option that it does not have.
         OSError: where the cluster or its client is not there.
     """
-    if name not in CLUSTERS:
-        raise ValueError(f"--on: unknown scheduler {name!r}; {suggest_nearest(name, CLUSTERS)}")
-    file, cls, options_cls = CLUSTERS[name]
-    module = import_module(f"vlprompt.experiments.schedulers.{file}")
-    scheduler: Scheduler = getattr(module, cls)(
-        n_workers, log_folder, _parse_options(name, getattr(module, options_cls), options)
+    file, cls, _ = CLUSTERS[name]
+    scheduler: Scheduler = getattr(import_module(f"vlprompt.experiments.schedulers.{file}"), cls)(
+        n_workers, log_folder, options
     )
     return scheduler
-
-
-def _parse_options(name: str, cls: "type[BaseModel]", options: dict[str, Any]) -> "BaseModel":
-    from pydantic import ValidationError
-
-    if unknown := [key for key in options if key not in cls.model_fields]:
-        raise ValueError(f"--on {name}: unknown option {unknown[0]!r}; {suggest_nearest(unknown[0], cls.model_fields)}")
-    try:
-        return cls(**options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key, hint = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Input should be ")
-        raise ValueError(
-            f"--on {name}: {key}: expected {hint}, got {first['input']!r}. Set --on-option {key}=VALUE."
-        ) from error

@@ -1,24 +1,42 @@
 """From the values of a sweep to the configurations of its runs, and what of them is impossible."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vlprompt.backbones.missing_weights import describe_missing_weights
 from vlprompt.backbones.schemes import SINGLE_THREADED_BACKBONES
-from vlprompt.config.build import build_method, build_task
+from vlprompt.config.build import build_method, build_task, resolve_class
 from vlprompt.config.run_config import RunConfig
-from vlprompt.config.sources import Override, nest_setting
+from vlprompt.config.sources import COMMAND_LINE, Override, PlainValue, nest_setting
 from vlprompt.core.towers import validate_stage_inputs
 from vlprompt.engine.unseen_classes import require_test_classes
 from vlprompt.experiments.sweeps.combinations import resolve_sweep
 from vlprompt.experiments.sweeps.options import LoadedBackbones
 from vlprompt.experiments.sweeps.run_names import format_run_name
-from vlprompt.experiments.sweeps.sweep_file import OPTIONS, Combination, SweepSpace
+from vlprompt.experiments.sweeps.sweep_file import NUMBERS, OPTIONS, Combination, SweepSpace, TypedText
+from vlprompt.results.comparability import make_group_key
+from vlprompt.runtime.errors import describe_error
 from vlprompt.runtime.seeding import make_generator
 
 if TYPE_CHECKING:
     from vlprompt.core.stage import Stage
+
+
+@dataclass(frozen=True)
+class ImpossibleRun:
+    """What can't be run.
+
+    Args:
+        name: of the run, or of the settings that can't be resolved.
+        reason: why.
+        n_runs: that have these settings.
+    """
+
+    name: str
+    reason: str
+    n_runs: int = 1
 
 
 @dataclass
@@ -27,13 +45,13 @@ class Expansion:
 
     Args:
         configs: of the runs, each once.
-        impossible: what can't be run -> why.
-        n_repeated: combinations that come to a run which another one names already.
+        impossible: what can't be run, by its settings.
+        notices: what a user should know of the combinations.
     """
 
     configs: list[RunConfig] = field(default_factory=list)
-    impossible: dict[str, str] = field(default_factory=dict)
-    n_repeated: int = 0
+    impossible: dict[str, ImpossibleRun] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
 
 
 def expand(space: SweepSpace) -> Expansion:
@@ -42,15 +60,32 @@ def expand(space: SweepSpace) -> Expansion:
     unique: dict[str, RunConfig] = {}
     for combination, seeds in _group_by_seed(space):
         try:
-            configs = _resolve({**space.settings, **combination}, seeds)
+            configs = _resolve(space, {**space.settings, **combination}, seeds)
         except (ValueError, OSError) as error:
-            expansion.impossible[_format_combination(combination)] = str(error)
+            name = _format_settings(combination)
+            expansion.impossible[name] = ImpossibleRun(name, str(error), len(seeds))
             continue
         n_resolved += len(configs)
         unique |= {config.hash: config for config in configs}
     expansion.configs = list(unique.values())
-    expansion.n_repeated = n_resolved - len(unique)
+    if n_repeated := n_resolved - len(unique):
+        expansion.notices.append(f"{n_repeated} combinations name a run of another one; each is made once")
+    for pattern in space.find_idle_exclusions():
+        text = _format_settings(pattern)
+        expansion.notices.append(f"{space.file}: exclude: {text} leaves nothing out, as no combination has all of it")
     return expansion
+
+
+def list_reasons(impossible: Mapping[str, ImpossibleRun]) -> list[str]:
+    """Return a line for each reason, with the first run that it holds for and the number of the others."""
+    by_reason: dict[str, list[ImpossibleRun]] = {}
+    for run in impossible.values():
+        by_reason.setdefault(run.reason, []).append(run)
+    lines = list[str]()
+    for reason, runs in by_reason.items():
+        n_others = sum(run.n_runs for run in runs) - 1
+        lines.append(f"{runs[0].name}{f' and {n_others:,} more' if n_others else ''}: {reason}")
+    return lines
 
 
 def _group_by_seed(space: SweepSpace) -> "list[tuple[Combination, list[Any]]]":
@@ -63,13 +98,18 @@ def _group_by_seed(space: SweepSpace) -> "list[tuple[Combination, list[Any]]]":
     return list(groups.values())
 
 
-def _resolve(combination: Combination, seeds: Sequence[Any]) -> list[RunConfig]:
+def _resolve(space: SweepSpace, combination: Combination, seeds: Sequence[Any]) -> list[RunConfig]:
     for key, values in (("shots", [combination.get("shots")]), ("seed", seeds)):
         if wrong := [value for value in values if value is not None and type(value) is not int]:
-            raise ValueError(f"{key}: expected whole numbers, got {wrong[0]!r}. Write {key}=1,2,4.")
-    texts = {key: None if (value := combination.get(key)) is None else str(value) for key in OPTIONS}
-    overrides: list[Override] = [nest_setting(k, v) for k, v in combination.items() if k not in OPTIONS]
+            hint = ", or null for all" if key == "shots" else ""
+            raise ValueError(f"{key}: expected whole numbers, got {wrong[0]!r}. Write {key}=1,2,4{hint}.")
+    for key in ("method", "task"):
+        _require_class(key, combination.get(key), space.find_origin(key))
+    texts = {key: combination.get(key) for key in OPTIONS if key not in NUMBERS}
     shots: Any = combination.get("shots")
+    overrides = [_build_override(space, k, v) for k, v in combination.items() if k not in OPTIONS]
+    if "shots" in combination and shots is None:  # all of them, where no value would be the task's default
+        overrides.append(nest_setting("task.shots", None))
     return resolve_sweep(
         [texts["method"]],
         [shots],
@@ -80,33 +120,50 @@ def _resolve(combination: Combination, seeds: Sequence[Any]) -> list[RunConfig]:
         dataset=texts["dataset"],
         backbone=texts["backbone"],
         overrides=overrides,
+        origin=space.find_origin("shots") or COMMAND_LINE,
     )
 
 
-def _format_combination(combination: Combination) -> str:
-    return " ".join(f"{key}={value}" for key, value in combination.items())
+def _require_class(kind: str, name: str | None, origin: str) -> None:
+    """ValueError for a method or task that there is not, with the place of its name in a file."""
+    try:
+        if name is not None:
+            resolve_class(kind, name)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}" if origin else str(error)) from error
 
 
-def find_impossible_runs(configs: Sequence[RunConfig], backbones: LoadedBackbones) -> dict[str, str]:
-    """Return the hash of each run that can't be made -> why, as far as it is seen before anything runs.
+def _build_override(space: SweepSpace, key: str, value: PlainValue) -> Override:
+    if isinstance(value, TypedText):
+        return f"{key}={value}"
+    return nest_setting(key, value), space.find_origin(key) or COMMAND_LINE
+
+
+def _format_settings(settings: Combination) -> str:
+    return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def find_impossible_runs(configs: Sequence[RunConfig], backbones: LoadedBackbones) -> dict[str, ImpossibleRun]:
+    """Return the runs that can't be made by their hashes, as far as it is seen before anything runs.
 
     Data are opened, and methods are begun on an embedded backbone, once for all seeds; other backbones are loaded by
     the runs alone.
     """
     reasons: dict[str, str] = {}
-    impossible: dict[str, str] = {}
+    impossible: dict[str, ImpossibleRun] = {}
     for config in configs:
-        key = json.dumps([config.backbone, config.method, {k: v for k, v in config.task.items() if k != "seed"}])
+        key = make_group_key(config.to_dict(), ["train", "preprocess"])
         if key not in reasons:
             reasons[key] = _explain(config, backbones)
         if reasons[key]:
-            impossible[config.hash] = f"{format_run_name(config)}: {reasons[key]}"
+            impossible[config.hash] = ImpossibleRun(format_run_name(config), reasons[key])
     return impossible
 
 
 def _explain(config: RunConfig, backbones: LoadedBackbones) -> str:
     """Return why a run can't be made; "" where nothing speaks against it."""
     try:
+        describe_missing_weights(config.backbone)  # or raise, where there are none
         task = build_task(config.task)
         stage: Stage = next(iter(task.stages()))
         if config.backbone in SINGLE_THREADED_BACKBONES:
@@ -115,6 +172,6 @@ def _explain(config: RunConfig, backbones: LoadedBackbones) -> str:
             method = build_method(config.method, backbone)
             require_test_classes(method, stage, getattr(task, "seen_classes_hint", ""))
             method.begin_lesson(stage.lesson.without_items(), make_generator(config.seed, "begin", 0))
-    except (ValueError, OSError) as error:
-        return str(error)
+    except Exception as error:  # of a user's own method or task, of any kind
+        return describe_error(error)
     return ""

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlprompt.backbones.missing_weights import describe_missing_weights
 from vlprompt.config.run_config import RunConfig
+from vlprompt.config.sources import PlainValue, iter_flat_settings
 from vlprompt.experiments.cost_model import (
     DatasetSize,
     MeasuredCosts,
@@ -17,11 +19,14 @@ from vlprompt.experiments.cost_model import (
     measure_costs,
 )
 from vlprompt.experiments.sweeps.run_names import format_dataset_name, get_run_folder
+from vlprompt.experiments.sweeps.stored_runs import StoredRun
+from vlprompt.results.comparability import make_group_key
 from vlprompt.results.run_folder import Result
 
 if TYPE_CHECKING:
     from vlprompt.core.towers import Backbone
 
+SEEDS = ("seed", "task.seed")
 MEASURED_TASKS = ("few_shot", "base_to_new", "transfer")  # whose costs follow from a step and a test
 
 
@@ -36,6 +41,8 @@ class PlanGroup:
         n_runs: in all.
         n_done: finished.
         n_begun: with a saved state.
+        n_changed: whose folder holds a run on other data, files or weights.
+        settings: those in which it differs from other groups of its dataset, method and shots.
         seconds: of one run; None where not known.
         peak_mb: memory of one run likewise.
         disk_bytes: of the folder of one run likewise.
@@ -48,6 +55,8 @@ class PlanGroup:
     n_runs: int = 0
     n_done: int = 0
     n_begun: int = 0
+    n_changed: int = 0
+    settings: dict[str, PlainValue] = field(default_factory=dict)
     seconds: float | None = None
     peak_mb: float | None = None
     disk_bytes: float | None = None
@@ -60,9 +69,17 @@ class PlanGroup:
 
 @dataclass
 class SweepPlan:
-    """The groups of a sweep."""
+    """The groups of a sweep, and what should be known of its runs.
+
+    Args:
+        groups: of runs.
+        changed: why runs can't go on in their folders.
+        missing: weights that are not on this machine.
+    """
 
     groups: list[PlanGroup] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     def sum_left(self, value: Callable[[PlanGroup], float | None]) -> tuple[float, int]:
         """Return the sum of a cost over the runs that are left, and how many of them it does not know."""
@@ -72,7 +89,7 @@ class SweepPlan:
 
 def plan_sweep(
     configs: Sequence[RunConfig],
-    results: Sequence[Result | None],
+    stored: Sequence[StoredRun],
     runs_folder: Path,
     load_backbone: "Callable[[RunConfig], Backbone] | None" = None,
 ) -> SweepPlan:
@@ -80,7 +97,7 @@ def plan_sweep(
 
     Args:
         configs: of the runs.
-        results: of those that are finished, None for the others.
+        stored: what is there of each.
         runs_folder: where they are.
         load_backbone: loads the backbone of a run to measure a step on it; None to measure nothing.
     """
@@ -90,26 +107,42 @@ def plan_sweep(
         sizes = {name: find_dataset_size(name) for name in names}
     members: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
-        members.setdefault(_key_without_seed(config), []).append(index)
+        members.setdefault(make_group_key(config.to_dict()), []).append(index)
     prices: dict[str, MeasuredCosts] = {}
     for indices in members.values():
         config = configs[indices[0]]
         group = PlanGroup(format_dataset_name(config.task), config.method["name"], config.task.get("shots"))
-        finished = [result for i in indices if (result := results[i]) is not None]
+        finished = [result for i in indices if (result := stored[i].result) is not None]
         group.n_runs, group.n_done = len(indices), len(finished)
-        states = [get_run_folder(runs_folder, configs[i]).state_path for i in indices if results[i] is None]
-        group.n_begun = sum(path.exists() for path in states)
+        left = [i for i in indices if stored[i].result is None and not stored[i].has_changed_inputs]
+        group.n_begun = sum(get_run_folder(runs_folder, configs[i]).state_path.exists() for i in left)
+        group.n_changed = sum(stored[i].has_changed_inputs for i in indices)
         if finished:
             _take_costs(group, finished)
         elif load_backbone is not None and config.task["name"] in MEASURED_TASKS:
             _measure_costs(group, config, sizes, load_backbone(config), prices)
         plan.groups.append(group)
+    _name_differences(plan.groups, [configs[indices[0]] for indices in members.values()])
+    plan.changed = list(dict.fromkeys(str(run.error) for run in stored if run.has_changed_inputs))
+    plan.missing = [
+        f"{name}: its weights are not on this machine, and the first run loads them from {source}"
+        for name in dict.fromkeys(config.backbone for config in configs)
+        if (source := describe_missing_weights(name))
+    ]
     return plan
 
 
-def _key_without_seed(config: RunConfig) -> str:
-    task = {key: value for key, value in config.task.items() if key != "seed"}
-    return json.dumps({**config.to_dict(), "task": task, "seed": 0}, sort_keys=True)
+def _name_differences(groups: Sequence[PlanGroup], configs: Sequence[RunConfig]) -> None:
+    """Set the settings by which groups of one dataset, method and number of shots differ."""
+    alike: dict[tuple[str, str, int | None], list[int]] = {}
+    for index, group in enumerate(groups):
+        alike.setdefault((group.dataset, group.method, group.shots), []).append(index)
+    for indices in alike.values():
+        settings = [dict(iter_flat_settings(configs[i].to_dict())) for i in indices] if len(indices) > 1 else []
+        keys = [key for key in dict.fromkeys(key for one in settings for key in one) if key not in SEEDS]
+        differing = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+        for index, one in zip(indices, settings, strict=bool(settings)):
+            groups[index].settings = {key: one[key] for key in differing if key in one}
 
 
 def _list_datasets(config: RunConfig) -> list[str]:

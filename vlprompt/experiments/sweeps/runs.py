@@ -26,8 +26,8 @@ from vlprompt.experiments.side_by_side import (
     MemberJob,
     count_runs_that_fit,
     explain_conflict,
+    get_group_key,
     group_by_key,
-    make_group_key,
     measure_shared_work,
     run_jobs,
 )
@@ -36,9 +36,10 @@ from vlprompt.experiments.sweeps.run_names import (
     choose_run_folder,
     format_dataset_name,
     format_run_name,
-    get_run_folder,
 )
+from vlprompt.experiments.sweeps.stored_runs import lacks_tracked_parts, read_finished_runs
 from vlprompt.results.run_folder import Result, RunFolder
+from vlprompt.results.run_inputs import Inputs
 from vlprompt.runtime import distributed
 
 if TYPE_CHECKING:
@@ -47,55 +48,6 @@ if TYPE_CHECKING:
     from vlprompt.engine.side_by_side import GroupMember
     from vlprompt.experiments.memory_plan import MemoryPlan
     from vlprompt.tasks import Task
-
-
-def _read_finished(options: SweepOptions, config: RunConfig, goes_on: bool) -> Result | None:
-    """Return the result of a finished run, None for another or a damaged one.
-
-    Data are opened only where there is something to compare.
-
-    Args:
-        options: where the runs are.
-        config: of the run.
-        goes_on: return None for a run that can't be compared, which then fails in its turn.
-
-    Raises:
-        ChangedInputsError: as `choose_run_folder`.
-    """
-    if not get_run_folder(options.runs_folder, config).path.exists():
-        return None
-    try:
-        folder = choose_run_folder(options, config, describe_inputs(build_task(config.task), config))
-    except (ValueError, OSError):
-        if goes_on:
-            return None
-        raise
-    folder.remove_leftovers()
-    return None if _is_tracked_in_part(folder, options) else folder.read_finished()
-
-
-def _is_tracked_in_part(folder: RunFolder, options: SweepOptions) -> bool:
-    if not options.trackers:
-        return False
-    from vlprompt.experiments.trackers.tracking import is_tracked_in_part
-
-    return is_tracked_in_part(folder.path, options.trackers)
-
-
-def read_finished_runs(
-    configs: Sequence[RunConfig], options: SweepOptions, goes_on: bool = True
-) -> list[Result | None]:
-    """Return the results of the runs that are finished, None for the others.
-
-    Args:
-        configs: of the runs.
-        options: where they are.
-        goes_on: return None for a run that can't be compared, which then fails in its turn.
-
-    Raises:
-        ChangedInputsError: for a run whose folder holds one on other inputs, without `goes_on` and `options.fresh`.
-    """
-    return [_read_finished(options, config, goes_on) for config in configs]
 
 
 def run_configs(
@@ -167,6 +119,7 @@ class _PreparedRun:
     task: "Task"
     backbone: "Backbone"
     method: "Method"
+    inputs: Inputs
     folder: RunFolder
     memory_plan: "MemoryPlan | None"  # None where it was not planned
 
@@ -207,7 +160,7 @@ class RunMaker:
         if len(runs) == 1:
             return 1
         first = runs[0]
-        key = make_group_key(first.config)
+        key = get_group_key(first.config)
         if key not in self._max_sizes:
             try:
                 size, reason = self._measure_group_size(first)
@@ -309,7 +262,8 @@ class RunMaker:
         folder = choose_run_folder(self.options, config, inputs)
         if damage := folder.find_damage():
             self.on_event(Notice(name, f"runs again, as a file is damaged: {damage}"))
-        return _PreparedRun(config, task, backbone, method, folder, self._plan_memory(name, config, task, backbone))
+        plan = self._plan_memory(name, config, task, backbone)
+        return _PreparedRun(config, task, backbone, method, inputs, folder, plan)
 
     def _execute(self, prepared: _PreparedRun, on_event: Listener, member: "GroupMember | None") -> Result:
         """Make a prepared run, as a member of a group where it is one."""
@@ -331,6 +285,7 @@ class RunMaker:
                 memory_overrides=prepared.memory_overrides,
                 member=member,
                 before_write=before_write,
+                inputs=prepared.inputs,
             )
 
         return self._track(make_run, config, prepared.folder, on_event)
@@ -339,7 +294,7 @@ class RunMaker:
         self, make_run: Callable[[Listener], Result], config: RunConfig, folder: RunFolder, on_event: Listener
     ) -> Result:
         """Make a run, copied to the trackers by the main process."""
-        has_all = folder.read_finished() is not None and not _is_tracked_in_part(folder, self.options)
+        has_all = folder.read_finished() is not None and not lacks_tracked_parts(folder, self.options)
         if not self.options.trackers or not distributed.is_main_process() or has_all:
             return make_run(on_event)
         from vlprompt.experiments.trackers.tracker import TrackedRun

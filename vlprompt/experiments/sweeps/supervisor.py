@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from secrets import token_hex
 
 from vlprompt.config.run_config import RunConfig
@@ -19,10 +20,10 @@ from vlprompt.experiments.sweeps.claims import Claims
 from vlprompt.experiments.sweeps.options import SweepOptions
 from vlprompt.experiments.sweeps.owner import Owner
 from vlprompt.experiments.sweeps.run_names import format_run_name
-from vlprompt.experiments.sweeps.runs import read_finished_runs
+from vlprompt.experiments.sweeps.stored_runs import read_finished_runs
 from vlprompt.experiments.sweeps.sweep_folder import Outcome, SweepCall, SweepFolder
 from vlprompt.experiments.sweeps.worker import WorkerJob, describe_settings
-from vlprompt.results.run_folder import Result
+from vlprompt.results.run_folder import Result, RunFolder
 
 MAX_DEATHS_IN_A_ROW = 3  # of workers that began no run, without a run that ended in between
 MAX_SECONDS_TO_WAIT = 30.0  # for a run that another command makes, before a worker asks for it again
@@ -80,10 +81,8 @@ def run_sweep(
         outcome = supervisor.outcomes.get(config.hash)
         if outcome is not None and outcome.error:
             report.errors[index] = outcome.error
-    done = [i for i, result in enumerate(results) if result is None and i not in report.errors]
-    untracked = replace(options, trackers=())  # a tracker that lacks a part of a run takes no result away
-    for index, result in zip(done, read_finished_runs([configs[i] for i in done], untracked), strict=True):
-        report.results[index] = result
+        elif outcome is not None:
+            report.results[index] = RunFolder(options.runs_folder / Path(outcome.folder).name).read_finished()
     return report
 
 

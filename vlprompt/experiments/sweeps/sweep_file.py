@@ -8,14 +8,53 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vlprompt.config.sources import PlainValue, iter_flat_settings, parse_text, read_yaml, strip_quotes
+from vlprompt.config.schemas import parse_schema
+from vlprompt.config.sources import SECTIONS, PlainValue, iter_flat_settings, parse_text, read_yaml, strip_quotes
 from vlprompt.runtime.errors import suggest_nearest
 
 Combination: TypeAlias = dict[str, PlainValue]  # dotted setting -> value
 OPENING, CLOSING, QUOTES = "([{", ")]}", "'\""
 SHORT_KEYS = {"method.name": "method", "task.name": "task", "task.dataset": "dataset", "task.shots": "shots"}
 NAMES = ("method", "dataset", "task", "backbone", "source", "target")  # keys whose values are names, as they are typed
-OPTIONS = (*NAMES, "shots", "seed")  # keys that are no settings
+NUMBERS = ("shots", "seed")  # keys whose values are whole numbers
+OPTIONS = (*NAMES, *NUMBERS)  # keys that are no settings
+SETTING_SECTIONS = tuple(section for section in SECTIONS if section != "search")  # first parts of settings
+
+
+class TypedText(str):
+    """The value of a setting as it was typed, which the type of its argument reads."""
+
+    __slots__ = ()
+
+
+class SweepPlace(BaseModel):
+    """Where runs are made and written, as the file of a sweep says; options of the command line win.
+
+    Args:
+        out: the folder of runs.
+        on: slurm or ray; local for this machine.
+        jobs: processes, or workers of a cluster.
+        slurm: options of Slurm, as `SlurmOptions` has them.
+        ray: options of Ray, as `RayOptions` has them.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    out: str | None = None
+    on: str | None = None
+    jobs: int | None = Field(default=None, ge=1)
+    slurm: dict[str, Any] = Field(default_factory=dict)
+    ray: dict[str, Any] = Field(default_factory=dict)
+
+
+class _SweepFile(SweepPlace):
+    """The file of a sweep; a key of `grid` or `zip` may have one value instead of a list."""
+
+    grid: dict[Any, Any] = Field(default_factory=dict)
+    zip: dict[Any, Any] = Field(default_factory=dict)
+    runs: list[dict[Any, Any]] = Field(default_factory=list)
+    exclude: list[dict[Any, Any]] = Field(default_factory=list)
+    settings: dict[Any, Any] = Field(default_factory=dict)
 
 
 class SweepSpace(BaseModel):
@@ -29,6 +68,9 @@ class SweepSpace(BaseModel):
         runs: settings that go together, written out.
         exclude: combinations to leave out: those that have all of these settings.
         settings: of all runs, over their recipes.
+        place: where the runs are made.
+        file: that these come from; "" for the command line.
+        typed: keys whose values come from the command line.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -38,11 +80,27 @@ class SweepSpace(BaseModel):
     runs: list[dict[str, Any]] = Field(default_factory=list)
     exclude: list[dict[str, Any]] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)
+    place: SweepPlace = Field(default_factory=SweepPlace)
+    file: str = ""
+    typed: frozenset[str] = frozenset()
 
     @property
     def keys(self) -> set[str]:
         """The keys that differ between runs."""
         return {*self.grid, *self.zip, *(key for run in self.runs for key in run)}
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, for errors."""
+        return self.file or "sweep"
+
+    def find_origin(self, key: str) -> str:
+        """Return the file and the section of it that a key stands in; "" for one of the command line."""
+        if not self.file or key in self.typed:
+            return ""
+        row_keys = {row_key for row in self.runs for row_key in row}
+        sections = {"grid": self.grid, "zip": self.zip, "runs": row_keys, "settings": self.settings}
+        return next((f"{self.file}: {name}" for name, keys in sections.items() if key in keys), "")
 
     def count(self) -> int:
         """Count the combinations, excluded ones included, without making them."""
@@ -51,16 +109,32 @@ class SweepSpace(BaseModel):
 
     def iter_combinations(self) -> Iterator[Combination]:
         """Yield the combinations that are not excluded; the last key of the grid changes fastest."""
+        for combination in self._iter_all():
+            if not any(self._matches(combination, pattern) for pattern in self.exclude):
+                yield combination
+
+    def find_idle_exclusions(self) -> list[Combination]:
+        """Return what is excluded and is no combination; what the command line narrows may be none."""
+        idle = [pattern for pattern in self.exclude if not self.typed & pattern.keys()]
+        if idle:
+            for combination in self._iter_all():
+                idle = [pattern for pattern in idle if not self._matches(combination, pattern)]
+        return idle
+
+    def _iter_all(self) -> Iterator[Combination]:
         rows = [dict(zip(self.zip, row, strict=True)) for row in zip(*self.zip.values(), strict=True)] or [{}]
         for run, row in product(self.runs or [{}], rows):
             for values in product(*self.grid.values()):
-                combination = {**run, **row, **dict(zip(self.grid, values, strict=True))}
-                if not any(_matches({**self.settings, **combination}, pattern) for pattern in self.exclude):
-                    yield combination
+                yield {**run, **row, **dict(zip(self.grid, values, strict=True))}
+
+    def _matches(self, combination: Combination, pattern: Combination) -> bool:
+        values = {**self.settings, **combination}
+        return all(key in values and _read_value(values[key]) == value for key, value in pattern.items())
 
 
-def _matches(combination: Combination, pattern: Combination) -> bool:
-    return all(key in combination and combination[key] == value for key, value in pattern.items())
+def _read_value(value: PlainValue) -> PlainValue:
+    """Return a value as a file would have it."""
+    return parse_text(str(value)) if isinstance(value, TypedText) else value
 
 
 def read_sweep_space(path: Path | None, words: Sequence[str]) -> SweepSpace:
@@ -72,9 +146,7 @@ def read_sweep_space(path: Path | None, words: Sequence[str]) -> SweepSpace:
     Raises:
         ValueError: for an unknown key, values that can't combine, or none.
     """
-    origin = "the command line" if path is None else str(path)
     space = SweepSpace() if path is None else _parse_file(path)
-    _require_excludable(space, origin)
     for word in words:
         key, separator, text = word.partition("=")
         key = SHORT_KEYS.get(key, key)
@@ -82,15 +154,21 @@ def read_sweep_space(path: Path | None, words: Sequence[str]) -> SweepSpace:
             raise ValueError(
                 f"sweep: expected a file .yaml first, then key=value, got {word!r}. Write method=coop dataset=digits."
             )
+        _require_known_key(key, f"the option {word!r}")
         if key in space.zip or any(key in run for run in space.runs):
             raise ValueError(
-                f"{word}: expected a key of the grid, got one that {origin} has under zip or runs. Change it there."
+                f"{word}: expected a key of the grid, got one that {space.file} has under zip or runs. Change it there."
             )
-        parse = strip_quotes if key in NAMES else parse_text
-        values = [parse(part) for part in split_values(text)]
-        space = space.model_copy(update={"grid": {**space.grid, key: values}})
-    _validate(space, origin)
+        values = [_parse_word(key, part) for part in split_values(text)]
+        space = space.model_copy(update={"grid": {**space.grid, key: values}, "typed": space.typed | {key}})
+    _validate(space)
     return space
+
+
+def _parse_word(key: str, text: str) -> PlainValue:
+    if key in NAMES:
+        return strip_quotes(text)
+    return parse_text(text) if key in NUMBERS else TypedText(text)
 
 
 def split_values(text: str) -> list[str]:
@@ -120,33 +198,31 @@ def split_values(text: str) -> list[str]:
 
 
 def _parse_file(path: Path) -> SweepSpace:
-    content = read_yaml(path)
-    sections = list(SweepSpace.model_fields)
-    if unknown := [key for key in content if key not in sections]:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; {suggest_nearest(str(unknown[0]), sections)}")
-    for section in ("grid", "zip", "settings"):
-        if not isinstance(content.get(section, {}), dict):
-            raise ValueError(
-                f"{path}: {section}: expected keys, got {content[section]!r}. Write {section}: {{key: ...}}."
-            )
-    for section in ("runs", "exclude"):
-        rows = content.get(section, [])
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(
-                f"{path}: {section}: expected a list of settings, got {rows!r}. Write - {{method: coop, shots: 1}}."
-            )
-    flat = {
-        section: _flatten(content.get(section, {}), f"{path}: {section}") for section in ("grid", "zip", "settings")
-    }
-    listed: dict[str, Any] = {
-        section: {key: value if isinstance(value, list) else [value] for key, value in flat[section].items()}
-        for section in ("grid", "zip")
-    }
-    rows: dict[str, Any] = {
-        section: [_flatten(row, f"{path}: {section}") for row in content.get(section, [])]
-        for section in ("runs", "exclude")
-    }
-    return SweepSpace(**listed, **rows, settings=flat["settings"])
+    content = read_yaml(path, "sweep", list(_SweepFile.model_fields))
+    if stray := [key for key in content if str(key).partition(".")[0] in (*OPTIONS, *SETTING_SECTIONS)]:
+        raise ValueError(
+            f"{path}: {stray[0]}: expected under grid, zip, runs or settings, got it beside them. Move it."
+        )
+    file = parse_schema(_SweepFile, content, str(path))
+    grid, zipped = (
+        {key: value if isinstance(value, list) else [value] for key, value in _flatten(section, origin).items()}
+        for section, origin in ((file.grid, f"{path}: grid"), (file.zip, f"{path}: zip"))
+    )
+    runs = [_flatten(row, f"{path}: runs") for row in file.runs]
+    settings = _flatten(file.settings, f"{path}: settings")
+    for name, section in (("grid", grid), ("zip", zipped)):
+        for key, values in section.items():
+            _require_values(key, values, f"{path}: {name}")
+    for name, section in (("settings", settings), *(("runs", row) for row in runs)):
+        for key, value in section.items():
+            _require_values(key, [value], f"{path}: {name}")
+    exclude = [_flatten(row, f"{path}: exclude") for row in file.exclude]
+    place = SweepPlace(**{name: getattr(file, name) for name in SweepPlace.model_fields})
+    space = SweepSpace(
+        grid=grid, zip=zipped, runs=runs, exclude=exclude, settings=settings, place=place, file=str(path)
+    )
+    _require_excludable(space)
+    return space
 
 
 def _flatten(settings: dict[str, PlainValue], origin: str) -> Combination:
@@ -160,7 +236,36 @@ def _flatten(settings: dict[str, PlainValue], origin: str) -> Combination:
     return flat
 
 
-def _require_excludable(space: SweepSpace, origin: str) -> None:
+def _require_known_key(key: str, origin: str) -> None:
+    """ValueError for a key that is neither an option nor in a section of settings."""
+    known = list(dict.fromkeys([*OPTIONS, *SETTING_SECTIONS]))
+    if key not in OPTIONS and key.partition(".")[0] not in SETTING_SECTIONS:
+        hint = "" if "." in key else ". Settings have their section, as train.lr."
+        raise ValueError(f"{origin}: unknown key {key!r}; {suggest_nearest(key, known)}{hint}")
+
+
+def _require_values(key: str, values: Sequence[PlainValue], origin: str) -> None:
+    """ValueError for a key that there is not, a name that is no text, and a number that is none."""
+    _require_known_key(key, origin)
+    for value in values:
+        if value is None or key not in OPTIONS:
+            continue
+        if key in NUMBERS and type(value) is not int:
+            hint = ", or null for all" if key == "shots" else ""
+            raise ValueError(f"{origin}: {key}: expected whole numbers, got {value!r}. Write {key}: [1, 2, 4]{hint}.")
+        if key in NUMBERS:
+            continue
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{origin}: {key}: expected names, got {value!r}. Write lists under grid or zip, what goes together "
+                "under runs, and numbers in quotes."
+            )
+        if "," in value and (key in ("method", "task") or (key == "dataset" and not Path(value).exists())):
+            names = ", ".join(part.strip() for part in value.split(","))
+            raise ValueError(f"{origin}: {key}: expected a list of names, got {value!r}. Write {key}: [{names}].")
+
+
+def _require_excludable(space: SweepSpace) -> None:
     """ValueError for an excluded value that no run of the file has, as a mistyped one."""
     values = {key: [value] for key, value in space.settings.items()}
     for row in space.runs:
@@ -170,11 +275,12 @@ def _require_excludable(space: SweepSpace, origin: str) -> None:
     for key, value in (pair for pattern in space.exclude for pair in pattern.items()):
         if key in values and value not in values[key]:
             hint = suggest_nearest(str(value), [str(one) for one in values[key]])
-            raise ValueError(f"{origin}: exclude: {key}: expected a value of the sweep, got {value!r}; {hint}")
+            raise ValueError(f"{space.file}: exclude: {key}: expected a value of the sweep, got {value!r}; {hint}")
 
 
-def _validate(space: SweepSpace, origin: str) -> None:
+def _validate(space: SweepSpace) -> None:
     """ValueError for values that can't combine, or none."""
+    origin = space.origin
     if not space.keys:
         raise ValueError(
             f"{origin}: expected values to combine, got none. Write method=coop dataset=digits shots=1,2,4."

@@ -25,7 +25,7 @@ from vlprompt.experiments.events import (
     RunStarted,
     StepDone,
 )
-from vlprompt.experiments.side_by_side import make_group_key
+from vlprompt.experiments.side_by_side import get_group_key
 from vlprompt.experiments.sweeps.claims import Claims, Heartbeat
 from vlprompt.experiments.sweeps.options import SweepOptions
 from vlprompt.experiments.sweeps.owner import Owner
@@ -168,11 +168,11 @@ class _Worker:
         """Claim a run; None where nothing is left, or others make all that is."""
         loaded, claimed = self.maker.backbones.backbones, set(self.claims.list_keys()) & pending.keys()
         busy = {pending[key].backbone for key in claimed}
-        busy_groups = {make_group_key(pending[key]) for key in claimed} if self.options.side_by_side else set[str]()
+        busy_groups = {get_group_key(pending[key]) for key in claimed} if self.options.side_by_side else set[str]()
 
         def rank(key: str) -> tuple[bool, bool, bool]:
             config = pending[key]
-            is_in_busy_group = bool(busy_groups) and make_group_key(config) in busy_groups
+            is_in_busy_group = bool(busy_groups) and get_group_key(config) in busy_groups
             return is_in_busy_group, config.backbone not in loaded, config.backbone in busy
 
         for key in self.call.read_outcomes(self.ended):
@@ -190,8 +190,8 @@ class _Worker:
         """
         if not self.options.side_by_side or self.call.count_attempts(key):
             return []
-        group = make_group_key(pending[key])
-        others = [k for k, c in pending.items() if k != key and make_group_key(c) == group]
+        group = get_group_key(pending[key])
+        others = [k for k, c in pending.items() if k != key and get_group_key(c) == group]
         others = [k for k in others if not self.call.count_attempts(k) and self.call.read_outcome(k) is None]
         named = [NamedRun(format_run_name(pending[k]), pending[k]) for k in (key, *others)]
         n_others, taken = self.maker.choose_group_size(named) - 1, list[str]()
@@ -244,8 +244,8 @@ class _Worker:
         if is_disk_error(result):  # the other runs would fail alike
             self.call.remove_attempts(key, self.owner)
             raise result
-        self.on_event(RunFailed(name, result))
         is_final = is_input_error(result) or n_attempts >= MAX_ATTEMPTS
+        self.on_event(RunFailed(name, result, is_final))
         return Outcome(key, describe_error(result), folder) if is_final else None
 
     def _require_claim(self, key: str) -> None:

@@ -1,6 +1,5 @@
 """Aggregate our results as the literature does: over seeds, and averages over datasets or pairs of domains."""
 
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.metrics import harmonic_mean
-from vlprompt.results.comparability import DOMAIN
+from vlprompt.results.comparability import DOMAIN, make_group_key
 from vlprompt.results.run_folder import Result
 from vlprompt.results.tables.summary import MeanStd, compute_mean_std
 
@@ -72,11 +71,6 @@ def aggregate_results(
     return aggregated + averages
 
 
-def _make_group_key(config: dict[str, Any], *ignored_keys: str) -> str:
-    task = {k: v for k, v in config["task"].items() if k not in ("seed", *ignored_keys)}
-    return json.dumps({k: v for k, v in config.items() if k != "seed"} | {"task": task}, sort_keys=True)
-
-
 def summarize_seeds(by_seed: dict[int, dict[str, float]]) -> dict[str, MeanStd]:
     """Return mean and deviation over seeds; the harmonic mean is that of the mean base and the mean new accuracy."""
     metrics = {}
@@ -91,7 +85,7 @@ def summarize_seeds(by_seed: dict[int, dict[str, float]]) -> dict[str, MeanStd]:
 def _group_by_config(results: Sequence[Result]) -> list[AggregatedResult]:
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(_make_group_key(result.config), []).append(result)
+        groups.setdefault(make_group_key(result.config), []).append(result)
     aggregated = []
     for runs in groups.values():
         first, by_seed = runs[0], {r.config["seed"]: r.summary for r in runs}
@@ -106,7 +100,7 @@ def _average_over_pairs(results: Sequence[AggregatedResult]) -> list[AggregatedR
     families: dict[tuple[Any, ...], list[AggregatedResult]] = {}
     for ours in results:
         has_several_sources = any(len(p["sources"]) > 1 for p in ours.protocols)
-        key = ours.dataset, has_several_sources, _make_group_key(ours.config, "source", "target")
+        key = ours.dataset, has_several_sources, make_group_key(ours.config, ("task.source", "task.target"))
         families.setdefault(key, []).append(ours)
     return [replace(_average_members(members, "pairs"), dataset=members[0].dataset) for members in families.values()]
 
@@ -128,7 +122,7 @@ def _average_over_datasets(
         if len(family) > len({o.dataset for o in family}):
             groups = {}
             for ours in family:
-                groups.setdefault(_make_group_key(ours.config, "dataset"), []).append(ours)
+                groups.setdefault(make_group_key(ours.config, ("task.dataset",)), []).append(ours)
         for members in groups.values():
             if {o.dataset for o in members} == set(datasets) and len(members) == len(datasets):
                 yield _average_members(members)
