@@ -81,12 +81,11 @@ def test_a_sweep_shares_passes_where_it_pays_and_says_so_where_not(tmp_path):
 def test_a_worker_makes_of_a_group_what_it_gets(tmp_path):
     """Of five runs one is another process's, and one, begun by a process that died, is made alone: three share."""
     configs, folder = resolve("coop", [1, 2, 3, 4, 5]), SweepFolder(tmp_path)
-    call = folder.get_call("call")
-    call.create(Owner.create(), "list", [])
+    call = folder.begin_call("call", Owner.create(), configs, [])
     far = dataclasses.replace(Owner.create(), host="far", pid=1, process_start="0")
     folder.open_claims(far, 100.0).take(configs[0].hash)
     call.add_attempt(configs[3].hash, far)
-    job = WorkerJob(str(tmp_path), folder.write_list(configs), "call", {"side_by_side": True})
+    job = WorkerJob(str(tmp_path), call.read_list_name(), "call", {"side_by_side": True})
     assert work(job, threading.Event()) == 4
     numbers = count_side_by_side(tmp_path)
     names = [get_run_folder(tmp_path, config).path.name for config in configs]
