@@ -16,14 +16,14 @@ LEFT_OUT = ("n", "%", "MB")  # columns of the demo's tables that a first look do
 
 
 def make_method_table() -> str:
-    """Return a Markdown table with a row for each method: what it learns, what it needs and what it is for."""
-    lines = ["| method | | on | for |", "|---|---|---|---|"]
+    """Return a Markdown table of the methods by what they need and what they are for."""
+    rows: dict[tuple[str, str], list[str]] = {}
     for group in group_methods():
         for entry in group.methods:
-            title = f"{entry.title}: {entry.idea[0].lower()}{entry.idea[1:].rstrip('.')}"
-            link = f"[`{entry.name}`](vlprompt/methods/{entry.name}.py)"
-            lines.append(f"| {link} | {title} | {entry.needs} | {entry.use} |")
-    return "\n".join(lines)
+            link = f"[{entry.title}](vlprompt/methods/{entry.name}.py)"
+            rows.setdefault((entry.needs, entry.use), []).append(link)
+    lines = ["| on | for | methods |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {needs} | {use} | {', '.join(links)} |" for (needs, use), links in rows.items())])
 
 
 def make_demo_tables() -> str:
