@@ -38,6 +38,10 @@ SMALL = {
     "clip_lora": {"dropout": 0.0},
     "tip_adapter": {"finetune": True},
     "tpt": {"augmentations": 9, "train_context": True},
+    "ctpt": {"augmentations": 4, "confident_fraction": 0.4, "train_context": True},
+    "mta": {"augmentations": 5},
+    "tps": {"augmentations": 5, "confident_fraction": 0.4, "scale": True},
+    "zero": {"augmentations": 5, "confident_fraction": 0.5},
     "linear": {"solver": "fit"},
     "mlp": {"dropout": 0.0},
     "adapter": {"design": "houlsby"},
@@ -69,8 +73,10 @@ STARTS_AS_ZERO_SHOT = {
     "cross_modal": {"template": PLAIN},
     "clip_lora": {},
     **{name: {"head": {"name": "texts", "template": PLAIN}} for name in STARTS_AS_BARE_TOWER},
-    "tpt": {"lr": 1e-12},
+    **{name: {"lr": 1e-12} for name in ("tpt", "ctpt")},
+    "tps": {"lr": 1e-12, "template": PLAIN},
 }
+TEST_TIME = ("ctpt", "mta", "tps", "tpt", "zero")  # they need augmentations of a test image
 LANGUAGE_METHODS = [
     name for name in methods.find_classes() if "lm" in get_constructor_types(resolve_class("method", name))
 ]  # texts: test_language_methods.py
@@ -121,8 +127,9 @@ def test_identity_at_the_start(name, build_case):
 @pytest.mark.parametrize("name", IMAGE_METHODS)
 def test_its_recipe_runs(name, task, clip, pictures):
     short = {
-        "tpt": ["method.augmentations=3", "train.micro_batch_size=50"],
+        **dict.fromkeys(TEST_TIME, ["method.augmentations=3", "train.micro_batch_size=50"]),
         "promptsrc": ["method.template=imagenet-7"],
+        "tps": ["method.augmentations=3", "train.micro_batch_size=50", "method.template=imagenet-7"],
         "coda_prompt": ["method.pool_size=8"],
         "ranpac": ["method.projection_dim=100"],
         "upl": ["method.method=coop"],

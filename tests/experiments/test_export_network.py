@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conformance import IMAGE_METHODS, build_case, clip  # noqa: F401  # fixtures
+from conformance import IMAGE_METHODS, TEST_TIME, build_case, clip  # noqa: F401  # fixtures
 from conftest import images
 from open_clip.model import CLIP
 from PIL import Image
@@ -356,7 +356,7 @@ def require_equal(prompt, folder, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in IMAGE_METHODS if name != "tpt"])  # tpt trains at test: refused above
+@pytest.mark.parametrize("name", [name for name in IMAGE_METHODS if name not in TEST_TIME])  # those are refused above
 def test_every_image_method(name, build_case, clip, lesson, tmp_path):
     require_equal(prompt_of(build_case(name).trained, name, clip, lesson.train.names), tmp_path, 32)
 
