@@ -122,12 +122,16 @@ def test_identity_at_the_start(name, build_case):
 
 
 @pytest.mark.parametrize(
-    "task", ["few_shot", "base_to_new", pytest.param("transfer", marks=pytest.mark.slow), "continual", "domain"]
+    "task",
+    [
+        *("few_shot", "base_to_new", "continual", "domain"),
+        *(pytest.param(task, marks=pytest.mark.slow) for task in ("transfer", "online")),
+    ],
 )
 @pytest.mark.parametrize("name", IMAGE_METHODS)
 def test_its_recipe_runs(name, task, clip, pictures):
     short = {
-        **dict.fromkeys(TEST_TIME, ["method.augmentations=3", "train.micro_batch_size=50"]),
+        **{key: ["method.augmentations=3", "train.micro_batch_size=50"] for key in TEST_TIME},
         "promptsrc": ["method.template=imagenet-7"],
         "tps": ["method.augmentations=3", "train.micro_batch_size=50", "method.template=imagenet-7"],
         "coda_prompt": ["method.pool_size=8"],
@@ -144,8 +148,10 @@ def test_its_recipe_runs(name, task, clip, pictures):
     knows_no_names = name in ("nearest_mean", "ranpac") or plan.method.get("head", {}).get("name") == "linear"
     if case.build().needs_unlabelled:
         refusal = None if task == "domain" else "Run it with --source and --target"
-    elif knows_no_names and task not in ("few_shot", "continual", "domain"):
+    elif knows_no_names and task not in ("few_shot", "continual", "domain", "online"):
         refusal = "no weights for class '"
+    elif case.build().is_online and task != "online":
+        refusal = "Set --task online"
     others = [setting for setting in short if not setting.startswith("method.")]
     with pytest.raises(SkipTest, match=refusal) if refusal else nullcontext():
         check_runs(case, task, others)

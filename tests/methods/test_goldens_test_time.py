@@ -17,6 +17,7 @@ from vlprompt.methods._views import count_confident, order_by_confidence
 from vlprompt.methods.ctpt import compute_dispersion
 from vlprompt.metrics import entropy
 
+BOUNDS = "entropy_threshold", "mask_threshold"  # of the negative cache of TDA
 NAMES = ("cat", "dog", "plane", "big car")
 
 
@@ -244,6 +245,60 @@ def test_the_files_descriptions_are_joined_with_the_templates(golden_clip, tmp_p
         m.TPS(golden_clip, descriptions=str(path)).precompute(("cat", "plane"))
 
 
+# --- TDA ---
+
+
+@pytest.mark.parametrize("case", golden_cases("tda"))
+def test_tda(authors_clip, case):
+    told, arrays = golden(case)
+    h, clip = told["hyperparameters"], replace(authors_clip, scale=told["hyperparameters"]["scale"], bias=0.0)
+    positive, negative = h["positive"], h["negative"]
+    bounds = [tuple(negative[key][bound] for bound in ("lower", "upper")) for key in BOUNDS]
+    method = m.TDA(
+        *(clip, positive["alpha"], positive["beta"], positive["shot_capacity"]),
+        *(negative["alpha"], negative["beta"], negative["shot_capacity"], *bounds, h["views"] - 1),
+    )
+    views, names = arrays["views"].transpose(0, 1), tuple(map(str, range(h["classes"])))
+    stream, plain = (method.prepare(names, arrays["text"]) for _ in range(2))
+    logits = torch.cat([method.decide(views[:, i : i + 7], stream) for i in range(0, h["images"], 7)])
+    features, image_logits, p = method.merge_views(views, plain)
+    errors = {
+        "feature": relative(features, arrays["feature"]),
+        "zero-shot": relative(image_logits, arrays["logits_zeroshot"]),
+        "probabilities": relative(p, arrays["probabilities"]),
+        "entropy": relative(entropy(p), arrays["entropy"]),
+        "logits": relative(logits, arrays["logits"]),
+    }
+    assert torch.equal(image_logits.argmax(1), arrays["predicted"])
+    assert torch.equal(torch.tensor([method.is_unsure(row) for row in p]), arrays["in_negative"])
+    for name, cache in (("positive", stream.positive), ("negative", stream.negative)):
+        is_stored = cache.entropies.isfinite()
+        assert torch.equal(is_stored.nonzero()[:, 0], arrays[f"{name}.class"])
+        errors[f"{name} keys"] = relative(cache.keys[is_stored], arrays[f"{name}.keys"])
+        errors[f"{name} entropies"] = relative(cache.entropies[is_stored], arrays[f"{name}.entropy"])
+    lower, upper = bounds[1]
+    may_be = (arrays["negative.probabilities"] > lower) & (arrays["negative.probabilities"] < upper)
+    assert torch.equal(stream.negative.values[stream.negative.entropies.isfinite()], may_be.float())
+    assert max(errors.values()) < 1e-4, errors
+
+
+def test_an_image_of_tda_is_in_the_cache_before_it_is_judged(golden_clip, pixels):
+    """Its own key has similarity 1, so the predicted class gets alpha at least."""
+    inputs = images(pixels[:1], "first")
+    plain = answer(begun(m.ZeroShot(golden_clip)), inputs).logits
+    logits = answer(begun(m.TDA(golden_clip, alpha=3.0, negative_capacity=0)), inputs).logits
+    assert torch.allclose(logits - plain, 3.0 * (plain == plain.amax(1)).float(), atol=1e-4)
+    nothing = answer(begun(m.TDA(golden_clip, capacity=0, negative_capacity=0)), images(pixels, "first")).logits
+    assert relative(nothing, answer(begun(m.ZeroShot(golden_clip)), images(pixels, "first")).logits) < 1e-5
+
+
+def test_the_answers_of_tda_depend_on_the_order(golden_clip):
+    pixels = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    method, order = begun(m.TDA(golden_clip)), torch.arange(11, -1, -1)
+    forwards, backwards = (answer(method, images(p, f"tda {k}")).logits for k, p in enumerate((pixels, pixels[order])))
+    assert not torch.allclose(forwards, backwards[order], atol=0.01)
+
+
 # --- all ---
 
 
@@ -257,6 +312,7 @@ def test_the_files_descriptions_are_joined_with_the_templates(golden_clip, tmp_p
         (lambda clip: m.MTA(clip, entropy_weight=0.0), "method.entropy_weight: expected at least 0.001, got 0.0"),
         (lambda clip: m.CTPT(clip, confident_fraction=2.0), "method.confident_fraction: expected a fraction from 0"),
         (lambda clip: m.TPT(clip, confident_fraction=-0.1), "method.confident_fraction: expected at least 0, got -0.1"),
+        (lambda clip: m.TDA(clip, capacity=-1), "method.capacity: expected at least 0, got -1"),
         (lambda clip: m.TPS(clip, steps=-1), "method.steps: expected at least 0, got -1"),
     ],
 )
@@ -265,7 +321,7 @@ def test_settings_that_do_not_fit(golden_clip, method, message):
         begun(method(golden_clip))
 
 
-@pytest.mark.parametrize("name", ["ZERO", "MTA", "CTPT", "TPS"])
+@pytest.mark.parametrize("name", ["ZERO", "MTA", "CTPT", "TPS", "TDA"])
 def test_one_class_and_one_augmentation(golden_clip, pixels, name):
     logits = answer(begun(getattr(m, name)(golden_clip, augmentations=1), ("cat",)), images(pixels, "one"), ("cat",))
     assert logits.logits.shape == (4, 1)
