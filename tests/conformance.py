@@ -77,6 +77,7 @@ STARTS_AS_ZERO_SHOT = {
     "tps": {"lr": 1e-12, "template": PLAIN},
 }
 TEST_TIME = ("ctpt", "mta", "tps", "tpt", "zero")  # they need augmentations of a test image
+REFUSED_BY_EXPORT = (*TEST_TIME, "tda")  # whose answers are no function of the pixels alone
 LANGUAGE_METHODS = [
     name for name in methods.find_classes() if "lm" in get_constructor_types(resolve_class("method", name))
 ]  # texts: test_language_methods.py

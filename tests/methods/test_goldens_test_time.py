@@ -117,6 +117,16 @@ def test_equal_views_have_the_answer_of_one(golden_clip, pixels):
     assert torch.equal(votes.argmax(1), plain.argmax(1))
 
 
+def test_views_of_which_some_are_equal_have_an_inlierness(golden_clip):
+    """The bandwidth of equal views is zero, of which the others know nothing."""
+    clip, draw = golden_clip, torch.Generator().manual_seed(2)
+    views, text = clip.unit(torch.randn(12, 2, 64, generator=draw)), clip.unit(torch.randn(3, 64, generator=draw))
+    views[:5] = views[0]
+    mode, inlierness = m.MTA(clip, 11).find_mode(views, text)
+    assert torch.allclose(inlierness.sum(1), torch.ones(2))
+    assert torch.allclose(mode.norm(dim=1), torch.ones(2))
+
+
 # --- C-TPT ---
 
 

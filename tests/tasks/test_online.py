@@ -82,8 +82,9 @@ def test_it_is_refused_where_inputs_have_no_order(finished, clip, tmp_path):
         load_prompt(finished / "TDA")
     with pytest.raises(ValueError, match="expected a method that answers each input by itself, got"):
         evaluate_run(finished / "TDA", None, None, None, False, figure_path=tmp_path / "figure.png")
-    with pytest.raises(ValueError, match=r"^task.orders: expected at least 1, got 0\. Set task.orders=3\.$"):
-        Online("digits", orders=0)
+    for orders in (0, 101):
+        with pytest.raises(ValueError, match=rf"^task.orders: expected 1 to 100, got {orders}\. Set task.orders=3\.$"):
+            Online("digits", orders=orders)
 
 
 def test_a_batch_of_any_size_is_the_images_one_after_the_other(clip):

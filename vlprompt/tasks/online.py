@@ -17,6 +17,7 @@ from vlprompt.data.dataset import Data
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks.few_shot import FewShot
 
+MAX_ORDERS = 100  # each is a test of its own
 ONLINE_METRICS = {
     "accuracy": "mean over the orders of the share right; the other metrics of classes likewise",
     "order_std": "standard deviation of the accuracy over the orders, divided by n; 0 where the order does not matter",
@@ -51,8 +52,8 @@ class Online(FewShot):
         layout: str | None = None,
     ):
         super().__init__(dataset, shots, seed, augment, skip_broken, layout)
-        if orders < 1:
-            raise ValueError(f"task.orders: expected at least 1, got {orders}. Set task.orders=3.")
+        if not 1 <= orders <= MAX_ORDERS:
+            raise ValueError(f"task.orders: expected 1 to {MAX_ORDERS}, got {orders}. Set task.orders=3.")
         self.orders = orders
 
     @cached_property
