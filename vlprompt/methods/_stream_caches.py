@@ -12,34 +12,37 @@ class Cache:
     Args:
         keys: (C, K, E), their features.
         entropies: (C, K), ascending; infinite where nothing is stored.
-        values: (C, K, C), what each says of every class.
+        values: (C, K, C), what each says of every class, zeros where nothing is stored; None: each its own class.
     """
 
     keys: Tensor
     entropies: Tensor
-    values: Tensor
+    values: Tensor | None = None
 
     @classmethod
-    def empty(cls, capacity: int, text: Tensor) -> "Cache":
+    def empty(cls, capacity: int, text: Tensor, has_values: bool = False) -> "Cache":
         """Return a cache of K images for each class of texts (C, E)."""
         n, dim = text.shape
-        shapes = (n, capacity, dim), (n, capacity), (n, capacity, n)
-        return cls(text.new_zeros(shapes[0]), text.new_full(shapes[1], float("inf")), text.new_zeros(shapes[2]))
+        keys, entropies = text.new_zeros(n, capacity, dim), text.new_full((n, capacity), float("inf"))
+        return cls(keys, entropies, text.new_zeros(n, capacity, n) if has_values else None)
 
-    def offer(self, label: int, key: Tensor, image_entropy: Tensor, value: Tensor) -> None:
+    def offer(self, label: int, key: Tensor, image_entropy: Tensor, value: Tensor | None = None) -> None:
         """Store an image under a class where there is room, or instead of the last one if its entropy is lower."""
         if not self.entropies.shape[1] or not bool(image_entropy < self.entropies[label, -1]):
             return
-        self.keys[label, -1], self.entropies[label, -1], self.values[label, -1] = key, image_entropy, value
+        self.keys[label, -1], self.entropies[label, -1] = key, image_entropy
         order = self.entropies[label].argsort(stable=True)
-        for tensor in (self.keys, self.entropies, self.values):
-            tensor[label] = tensor[label][order]
+        self.keys[label], self.entropies[label] = self.keys[label][order], self.entropies[label][order]
+        if self.values is not None and value is not None:
+            self.values[label, -1] = value
+            self.values[label] = self.values[label][order]
 
     def compute_logits(self, key: Tensor, weight: float, sharpness: float) -> Tensor:
-        """Return the weighted sum (C,) of the stored values by their similarity to a feature (E,)."""
-        is_stored = self.entropies.isfinite().flatten()
-        similarity = (-sharpness * (1 - self.keys.flatten(0, 1) @ key)).exp() * is_stored
-        return weight * (similarity @ self.values.flatten(0, 1))
+        """Return the weighted sum (C,) of what the stored images say, by their similarity to a feature (E,)."""
+        similarity = (-sharpness * (1 - self.keys @ key)).exp()  # (C, K)
+        if self.values is None:
+            return weight * (similarity * self.entropies.isfinite()).sum(-1)
+        return weight * (similarity.flatten() @ self.values.flatten(0, 1))
 
 
 @dataclass

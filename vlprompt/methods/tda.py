@@ -80,7 +80,7 @@ class TDA(Method):
 
     def prepare(self, names: Names, fixed: Tensor) -> Stream:
         """Begin a stream."""
-        return Stream(fixed, Cache.empty(self.capacity, fixed), Cache.empty(self.negative_capacity, fixed))
+        return Stream(fixed, Cache.empty(self.capacity, fixed), Cache.empty(self.negative_capacity, fixed, True))
 
     def forward(self, inputs: Images, prepared: Stream) -> Output:
         views = encode_views(self.clip, inputs, self.augment, self.augmentations)
@@ -107,8 +107,7 @@ class TDA(Method):
     def answer(self, feature: Tensor, logits: Tensor, p: Tensor, stream: Stream) -> Tensor:
         """Offer one image (E,) to the caches, and return its zero-shot logits (C,) with what the caches say."""
         label, image_entropy = int(logits.argmax()), entropy(p)
-        is_class = torch.arange(len(p), device=p.device) == label
-        stream.positive.offer(label, feature, image_entropy, is_class.float())
+        stream.positive.offer(label, feature, image_entropy)
         if self.is_unsure(p):
             may_be = (p > self.probability_range[0]) & (p < self.probability_range[1])
             stream.negative.offer(label, feature, image_entropy, may_be.float())
