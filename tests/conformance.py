@@ -38,6 +38,10 @@ SMALL = {
     "clip_lora": {"dropout": 0.0},
     "tip_adapter": {"finetune": True},
     "tpt": {"augmentations": 9, "train_context": True},
+    "ctpt": {"augmentations": 4, "confident_fraction": 0.4, "train_context": True},
+    "mta": {"augmentations": 5},
+    "tps": {"augmentations": 5, "confident_fraction": 0.4, "scale": True},
+    "zero": {"augmentations": 5, "confident_fraction": 0.5},
     "linear": {"solver": "fit"},
     "mlp": {"dropout": 0.0},
     "adapter": {"design": "houlsby"},
@@ -69,8 +73,11 @@ STARTS_AS_ZERO_SHOT = {
     "cross_modal": {"template": PLAIN},
     "clip_lora": {},
     **{name: {"head": {"name": "texts", "template": PLAIN}} for name in STARTS_AS_BARE_TOWER},
-    "tpt": {"lr": 1e-12},
+    **{name: {"lr": 1e-12} for name in ("tpt", "ctpt")},
+    "tps": {"lr": 1e-12, "template": PLAIN},
 }
+TEST_TIME = ("ctpt", "mta", "tps", "tpt", "zero")  # they need augmentations of a test image
+REFUSED_BY_EXPORT = (*TEST_TIME, "tda")  # whose answers are no function of the pixels alone
 LANGUAGE_METHODS = [
     name for name in methods.find_classes() if "lm" in get_constructor_types(resolve_class("method", name))
 ]  # texts: test_language_methods.py
@@ -116,13 +123,18 @@ def test_identity_at_the_start(name, build_case):
 
 
 @pytest.mark.parametrize(
-    "task", ["few_shot", "base_to_new", pytest.param("transfer", marks=pytest.mark.slow), "continual", "domain"]
+    "task",
+    [
+        *("few_shot", "base_to_new", "continual", "domain"),
+        *(pytest.param(task, marks=pytest.mark.slow) for task in ("transfer", "online")),
+    ],
 )
 @pytest.mark.parametrize("name", IMAGE_METHODS)
 def test_its_recipe_runs(name, task, clip, pictures):
     short = {
-        "tpt": ["method.augmentations=3", "train.micro_batch_size=50"],
+        **{key: ["method.augmentations=3", "train.micro_batch_size=50"] for key in TEST_TIME},
         "promptsrc": ["method.template=imagenet-7"],
+        "tps": ["method.augmentations=3", "train.micro_batch_size=50", "method.template=imagenet-7"],
         "coda_prompt": ["method.pool_size=8"],
         "ranpac": ["method.projection_dim=100"],
         "upl": ["method.method=coop"],
@@ -137,8 +149,10 @@ def test_its_recipe_runs(name, task, clip, pictures):
     knows_no_names = name in ("nearest_mean", "ranpac") or plan.method.get("head", {}).get("name") == "linear"
     if case.build().needs_unlabelled:
         refusal = None if task == "domain" else "Run it with --source and --target"
-    elif knows_no_names and task not in ("few_shot", "continual", "domain"):
+    elif knows_no_names and task not in ("few_shot", "continual", "domain", "online"):
         refusal = "no weights for class '"
+    elif case.build().is_online and task != "online":
+        refusal = "Set --task online"
     others = [setting for setting in short if not setting.startswith("method.")]
     with pytest.raises(SkipTest, match=refusal) if refusal else nullcontext():
         check_runs(case, task, others)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conformance import IMAGE_METHODS, build_case, clip  # noqa: F401  # fixtures
+from conformance import IMAGE_METHODS, REFUSED_BY_EXPORT, build_case, clip  # noqa: F401  # fixtures
 from conftest import images
 from open_clip.model import CLIP
 from PIL import Image
@@ -278,6 +278,9 @@ def test_what_is_refused(build_case, clip, lesson, to, tmp_path):
     tpt = prompt_of(build_case("tpt").trained, "tpt", clip, lesson.train.names)
     with pytest.raises(ValueError, match=r"from the pixels alone, got tpt .*can't be augmented.*such as coop"):
         write(tpt, tmp_path / "out", PLAIN)
+    tda = prompt_of(build_case("tda").trained, "tda", clip, lesson.train.names)
+    with pytest.raises(ValueError, match=r"from the pixels alone, got tda, whose answers depend.*such as coop"):
+        write(tda, tmp_path / "out", PLAIN)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -356,7 +359,9 @@ def require_equal(prompt, folder, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in IMAGE_METHODS if name != "tpt"])  # tpt trains at test: refused above
+@pytest.mark.parametrize(
+    "name", [name for name in IMAGE_METHODS if name not in REFUSED_BY_EXPORT]
+)  # those are refused above
 def test_every_image_method(name, build_case, clip, lesson, tmp_path):
     require_equal(prompt_of(build_case(name).trained, name, clip, lesson.train.names), tmp_path, 32)
 

@@ -122,6 +122,7 @@ def merged(method, batch):
 AVERAGED = golden_cases("promptsrc", suits=lambda told: "MAX_EPOCH" in told["hyperparameters"])
 CASES = golden_cases(*MAKE, suits=lambda told: "MAX_EPOCH" not in told["hyperparameters"])
 KINDS = {*MAKE, "tipadapter", "clip", "vit", "dapl", "vpt", "ssf", "l2p", "dualprompt", "coda", "codarepo"}
+KINDS |= {"zero", "mta", "ctpt", "tps", "tda"}  # of test_goldens_test_time.py
 KINDS |= {"locoop", "metrics"}  # of test_unknown_scores.py and test_calibration.py
 
 

@@ -163,6 +163,15 @@ def test_two_processes_come_to_what_one_comes_to_and_end_together(tmp_path, fold
 
 
 @pytest.mark.slow
+def test_a_stream_of_test_images_is_the_same_in_two_processes(tmp_path, folder):
+    plan = {"method": "tda", "overrides": ["task.orders=2"], "task": "online", "shots": 1, "backbone": "glyph"}
+    [(one, two)], _, _ = both(tmp_path, [plan], folder)
+    assert_same(one, two)
+    assert one[0]["scores"] == two[0]["scores"]  # of nine batches, each with what all before it left
+    assert one[0]["summary"]["order_std"] > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [0, 1])
 def test_every_kind_of_method_comes_to_the_same(tmp_path, folder, half):
     pairs, (alone, *shares), _ = both(tmp_path, SLOW[half::2], folder)

@@ -196,6 +196,34 @@ class CantAnswerMany(Sound):
         return super().forward(inputs, prepared)
 
 
+class RemembersInSilence(Sound):
+    """One whose answers move the class texts for the later ones, a batch at a time."""
+
+    def prepare(self, names, fixed):
+        return super().prepare(names, fixed) + 0
+
+    def forward(self, inputs, prepared):
+        output = super().forward(inputs, prepared)
+        if not self.training:
+            prepared += 0.3 * self.clip.image(inputs).mean(0)
+        return output
+
+
+class AnswersABatchAtOnce(RemembersInSilence):
+    is_online = True
+
+
+class BeginsNoStream(Sound):
+    """An online one that goes on where the last evaluation ended."""
+
+    is_online = True
+
+    def forward(self, inputs, prepared):
+        self.n_answers = getattr(self, "n_answers", 0) + len(inputs)
+        output = super().forward(inputs, prepared)
+        return output._replace(logits=output.logits * self.n_answers)
+
+
 class SaysItNeedsUnlabelled(Sound):
     needs_unlabelled = True
 
@@ -257,6 +285,9 @@ BROKEN = [  # (class, the check that fails, what it says)
     (LearnsOutsideOfItsState, "state_restores", "Register what is learned as nn.Parameter or by register_buffer"),
     (ShapesByItems, "state_restores", "shapes that follow from the class names alone"),
     (CentresItsBatch, "batch_independence", "expected the same answer to an input in any batch"),
+    (RemembersInSilence, "order_of_answers", "expected the same answer whatever was answered before"),
+    (AnswersABatchAtOnce, "order_of_answers", "expected the same answers to a stream one by one"),
+    (BeginsNoStream, "order_of_answers", "expected the same answers to the same stream"),
     (IgnoresNames, "class_order", "expected one column for each of 3 names, got logits of the shape (3, 10)"),
     (SortsNames, "class_order", "expected the same logit for a class wherever its name stands"),
     (IgnoresNames, "new_class_names", "expected logits of the shape (2, 3) for 3 new names, got (2, 10)"),
@@ -266,7 +297,7 @@ BROKEN = [  # (class, the check that fails, what it says)
     (ForgetsTheFirstClasses, "second_lesson_new_classes", "expected logits of the shape (6, 10)"),
     (NeverRestarts, "first_lesson_restarts", "got another state than a new object's (ctx)"),
     *((CantAnswerMany, f"runs_{task}", "got IndexError: too many images")
-      for task in ("few_shot", "base_to_new", "transfer", "continual", "domain")),
+      for task in ("few_shot", "base_to_new", "transfer", "continual", "domain", "online")),
     (SaysItNeedsUnlabelled, "runs_few_shot", "expected a refusal of the task few_shot, got a run"),
     (CantAnswerManyTexts, "runs_text", "got IndexError: too many texts"),
 ]  # fmt: skip

@@ -27,7 +27,7 @@ PICTURE_SETTINGS: dict[str, dict[str, Any]] = {  # what has no default, or none 
     "chain_of_thought": {"max_new_tokens": 2, "max_answer_tokens": 2},
     "p_tuning": {"template": "{ctx} {text} {ctx} {mask}"},
     "in_context": {"shots": 2},
-    "tpt": {"augmentations": 4},
+    **{name: {"augmentations": 4} for name in ("ctpt", "mta", "tps", "tpt", "zero")},
     "tip_adapter": {"finetune": True},
     "linear": {"solver": "fit"},
     "ranpac": {"projection_dim": 16},

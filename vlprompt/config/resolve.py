@@ -39,15 +39,20 @@ class LayerOptions(TypedDict, total=False):
     origin: str
 
 
+TRAINS_AS = {"online": "few_shot"}  # a task that differs from another in its tests alone -> the other
+
+
 def find_recipes(task: str, method: str, backbone: str) -> list[Path]:
     """Return the recipes that apply, in the order in which later ones win.
 
-    They are configs/<task>/<method>.yaml, the paper's values; <task>/<backbone>.yaml; <task>/<backbone>/<method>.yaml.
+    They are configs/<task>/<method>.yaml, the paper's values; <task>/<backbone>.yaml; <task>/<backbone>/<method>.yaml;
+    for a task that trains as another one does, before them those of the other.
     """
-    root, kind = find_configs_folder() / task, backbone.partition(":")[0].removesuffix("/random")
+    kind = backbone.partition(":")[0].removesuffix("/random")
     kind = "hf" if kind in WEIGHT_PRECISIONS else kind
-    candidates = [root / f"{method}.yaml", root / f"{kind}.yaml", root / kind / f"{method}.yaml"]
-    return [path for path in candidates if path.is_file()]
+    names = f"{method}.yaml", f"{kind}.yaml", f"{kind}/{method}.yaml"
+    folders = [find_configs_folder() / name for name in (TRAINS_AS.get(task), task) if name]
+    return [folder / name for folder in folders for name in names if (folder / name).is_file()]
 
 
 def complete_arguments(kind: str, cls: type, values: Settings, config: LayeredConfig) -> Arguments:

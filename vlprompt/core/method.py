@@ -66,6 +66,8 @@ class Method(nn.Module):
         max_vmap_images: images per step, over all settings, up to which vmapped training pays; 0 for never.
         needs_unlabelled: whether it learns from unlabelled images.
         depends_on_class_set: whether the score of a class depends on which other classes there are.
+        is_online: whether an answer changes the later ones: `prepare` begins a stream, and `forward` changes what it
+            returned, image by image in their order, so that a batch of any size is the images one after the other.
         clipped_settings: settings that were clipped, for the result; replaced, never written into.
     """
 
@@ -75,6 +77,7 @@ class Method(nn.Module):
     max_vmap_images: int = 0
     needs_unlabelled: bool = False
     depends_on_class_set: bool = False
+    is_online: bool = False
     clipped_settings: Mapping[str, str] = {}
 
     @property

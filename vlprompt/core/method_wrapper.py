@@ -40,6 +40,10 @@ class MethodWrapper(Method):
     def needs_unlabelled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.method.needs_unlabelled
 
+    @property
+    def is_online(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.method.is_online
+
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.method.begin_lesson(lesson, generator)
 

@@ -38,7 +38,8 @@ def iter_outputs(
 ) -> Iterator[Output]:
     """Yield the outputs of a split in order, in eval mode, on the CPU, without features.
 
-    In a process group each process computes some of the batches, and every process receives all outputs.
+    In a process group each process computes some of the batches, of an online method all of them, and every process
+    receives all outputs.
 
     Args:
         micro_batch_size: items per forward pass (None: the whole batch); the outputs are the same.
@@ -63,6 +64,9 @@ def iter_outputs(
             return _concatenate_outputs([answer(part.inputs) for part in batch.micro_batches(micro_batch_size)])
 
         batches = prefetch_images(split.batches(batch_size))
+        if method.is_online:  # each answer needs all images before it
+            yield from map(_require_numbers, map(compute, batches))
+            return
         yield from map(_require_numbers, collectives.map_distributed(batches, compute, feature_caches(method)))
     finally:
         method.train(was_training)

@@ -36,6 +36,7 @@ from vlprompt.experiments.learned.state import read_learned_state
 from vlprompt.metrics import accuracy, calibration_scores, unknown_scores
 from vlprompt.results.comparability import DOMAIN
 from vlprompt.results.plots.shots import plot_predictions
+from vlprompt.tasks.online import draw_order
 from vlprompt.tasks.text import Text
 
 MAX_DRAWN_IMAGES = 40
@@ -99,7 +100,12 @@ def evaluate_run(
     if selection.unknown is not None:
         unknown = open_unknown(task, test.names, selection.unknown, "test", skip_broken)
         require_other_items(test, unknown)
-    prompt, note = _choose(restore_prompt(state, backbone, device), selection, skip_broken)
+    is_plain = selection == Selection() and figure_path is None  # the test is run once
+    restored = restore_prompt(state, backbone, device, allows_online=is_plain)
+    prompt, note = _choose(restored, selection, skip_broken)
+    if prompt.method.is_online:
+        test = draw_order(test, task["seed"], 0)
+        note = (*note, f"the test images are a stream, in the first order that seed {task['seed']} draws")
     evaluation = _evaluate(prompt, test, unknown, selection)
     evaluation = replace(evaluation, notes=(*evaluation.notes, *note))
     if figure_path is not None:

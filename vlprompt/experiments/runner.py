@@ -83,6 +83,7 @@ def run(
         NonFiniteError: for a loss that is not a number, after the last good state was saved.
     """
     _require_image_towers(method)
+    _require_stream(method, task)
     _require_valid_options(max_lessons, memory_overrides)
     config = config or TrainConfig()
     seed = seed if seed is not None else config.seed if isinstance(config, RunConfig) else task.seed
@@ -148,6 +149,15 @@ def _require_image_towers(method: Method) -> None:
     """ValueError where a method that needs an image tower was given a CLIP."""
     if any(isinstance(getattr(part, "tower", None), Clip) for part in method.modules()):
         raise ValueError(f"{type(method).__name__}: expected an image tower, got a Clip. Pass clip.image.")
+
+
+def _require_stream(method: Method, task: Task) -> None:
+    """ValueError where a method whose answers depend on the order of the test images has a task without an order."""
+    if method.is_online and not getattr(task, "is_online", False):
+        raise ValueError(
+            f"{type(method).__name__}: expected a task whose test images are a stream, since its answers depend on "
+            f"their order, got {type(task).__name__}. Set --task online."
+        )
 
 
 @dataclass
@@ -388,6 +398,8 @@ class _Run:
             "backbone_key": "" if tower is None else tower.key,
             "clipped_settings": clipped if tower is None else {**tower.notes, **clipped},
         }
+        if self.method.is_online:
+            protocol["order_dependent"] = True
         if isinstance(tower, VisionTower):
             protocol["preprocess"] = to_plain_value(asdict(tower.preprocessing))
         if self.progress.trained_parameters and protocol.get("augment", "none") != "none":

@@ -23,6 +23,7 @@ from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 from vlprompt.layers.adapters import register_tensor
 from vlprompt.layers.class_texts import fill_class_texts
+from vlprompt.methods._views import count_confident, encode_views, order_by_confidence, require_view_settings
 from vlprompt.metrics import entropy
 
 
@@ -62,7 +63,8 @@ class TPT(Method):
         self.confident_fraction, self.lr, self.weight_decay, self.steps = confident_fraction, lr, weight_decay, steps
 
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self.require_at_least(augmentations=0, steps=0, confident_fraction=0)
+        require_view_settings(self)
+        self.require_at_least(steps=0)
         if not lesson.index:
             ctx = self.clip.text.init_context(self.n_ctx, self.init_text, generator)  # (P, D)
             register_tensor(self, "ctx", ctx, self.train_context)
@@ -74,28 +76,33 @@ class TPT(Method):
         return fixed
 
     def forward(self, inputs: Images, prepared: list[str]) -> Output:
-        image = self.clip.image(inputs)  # (B, E)
         if self.training:
+            image = self.clip.image(inputs)  # (B, E)
             text = self.clip.text(prepared, Prompt(tokens={0: self.ctx[None]}))[0]  # (C, E)
         else:
-            augmented = (self.clip.image(inputs.augment(self.augment, k)) for k in range(self.augmentations))
-            ctx = self.tune_context(torch.stack([image, *augmented]), prepared)
+            views = encode_views(self.clip, inputs, self.augment, self.augmentations)
+            image, ctx = views[0], self.tune_context(views, prepared)
             text = self.clip.text(prepared, Prompt(tokens={0: ctx}))  # (B, C, E)
         return Output(self.clip.logits(image, text), image_features=image, text_features=text)
 
-    def tune_context(self, images: Tensor, texts: list[str]) -> Tensor:
-        """Tune the context of each image (B, P, D) on its augmentations (1 + A, B, E)."""
+    def compute_loss(self, p: Tensor, text: Tensor) -> Tensor:
+        """Compute what a step lowers (B,), from probabilities (n, B, C) of confident views and unit texts (B, C, E)."""
+        return entropy(p.mean(0))
+
+    def tune_context(self, views: Tensor, texts: list[str]) -> Tensor:
+        """Tune the context of each image (B, P, D) on its views (1 + A, B, E)."""
         with torch.enable_grad():
-            ctx = nn.Parameter(repeat(self.ctx.detach(), "p d -> b p d", b=images.shape[1]).clone())
+            ctx = nn.Parameter(repeat(self.ctx.detach(), "p d -> b p d", b=views.shape[1]).clone())
             optimizer = torch.optim.AdamW([ctx], self.lr, weight_decay=self.weight_decay)
-            chosen, features = None, rearrange(self.clip.unit(images), "a b e -> b e a")
+            chosen, features = None, rearrange(self.clip.unit(views), "a b e -> b e a")
             for _ in range(self.steps):
-                text = self.clip.text(texts, Prompt(tokens={0: ctx}))  # (B, C, E)
-                logits = self.clip.scale * rearrange((self.clip.unit(text) @ features).float(), "b c a -> a b c")
+                text = self.clip.unit(self.clip.text(texts, Prompt(tokens={0: ctx})))  # (B, C, E)
+                logits = self.clip.scale * rearrange((text @ features).float(), "b c a -> a b c")
                 if chosen is None:  # the most confident ones, chosen once
-                    n = max(1, int(len(images) * self.confident_fraction))
-                    chosen = entropy(logits.detach().softmax(-1)).argsort(0)[:n]  # (n, B)
+                    n = count_confident(len(views), self.confident_fraction)
+                    chosen = order_by_confidence(logits.detach())[:n]  # (n, B)
                 p = torch.take_along_dim(logits, chosen[..., None], 0).softmax(-1)
-                [ctx.grad] = torch.autograd.grad(entropy(p.mean(0)).sum(), [ctx])  # the sum keeps images independent
+                loss = self.compute_loss(p, text).sum()  # the sum keeps images independent
+                [ctx.grad] = torch.autograd.grad(loss, [ctx])
                 optimizer.step()
         return ctx.detach()

@@ -14,6 +14,8 @@ CONTINUAL, DOMAIN = "continual", "domain"
 DOMAIN_PROTOCOL_SETTINGS = ("classes", "val_fraction", "shots")  # settings of domains that define the protocol
 CONTINUAL_PROTOCOL_SETTINGS = ("order", "joint", "mask", "buffer", "blur", "with_val", "shots")  # those of a stream
 JOINT_KEY, TARGET_TEST_IMAGES = "task.joint", "test images of the target"  # which differ from pair to pair
+ORDER_KEY = "order_dependent"
+ORDER_NOTE = "order-dependent: each answer depends on the test images before it"
 SETTING_LABELS = {
     (JOINT_KEY, True): "joint training",
     (JOINT_KEY, False): "",
@@ -217,6 +219,7 @@ def collect_protocol_facts(runs: Sequence[Result]) -> ProtocolFacts:
     facts |= {(k, ""): protocol.get(k) for k in ("augment", "split", "augmentations")}
     facts |= {(f"preprocess.{k}", backbone): v for k, v in protocol.get("preprocess", {}).items()}
     facts |= {(f"metric {k}", ""): v for k, v in protocol.get("metrics", {}).items()}
+    facts[ORDER_KEY, ""] = protocol.get(ORDER_KEY)
     if task["name"] == CONTINUAL:
         facts |= _collect_continual_facts(runs)
     if task["name"] == DOMAIN:
@@ -250,6 +253,9 @@ def describe_protocol_differences(rows: Sequence[ProtocolFacts]) -> list[str]:
     majority: dict[tuple[str, str], str] = {}
     for key in dict.fromkeys(k for row in rows for k in row):
         counts = Counter(json.dumps(row[key]) for row in rows if key in row)
+        if key[0] == ORDER_KEY:  # always marked, also where all rows are
+            majority[key] = "false"
+            continue
         majority[key] = "false" if key[0] == JOINT_KEY and "false" in counts else counts.most_common(1)[0][0]
     texts = []
     for row in rows:
@@ -263,6 +269,8 @@ def describe_protocol_differences(rows: Sequence[ProtocolFacts]) -> list[str]:
 
 
 def _describe_difference(name: str, value: Any, usual_value: Any) -> str:
+    if name == ORDER_KEY:
+        return ORDER_NOTE
     if isinstance(value, bool):
         return f"{name}={str(value).lower()}"
     if name == TARGET_TEST_IMAGES:

@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Sequence
+from io import BytesIO
 from unittest import SkipTest
 
 import torch
 from torch import Tensor
 
+from vlprompt.core.batch import Inputs
 from vlprompt.core.class_names import ClassName
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
@@ -49,21 +51,70 @@ def check_batch_independence(case: MethodCase) -> None:
     if case.answer_kind != "class":
         raise SkipTest("logits of free-form answers have no row for each text")
     together = case.answer(case.trained, case.draw_inputs(6, "batch"))
-    alone = torch.cat([case.answer(case.trained, inputs) for inputs in case.draw_single_inputs(6, "batch")])
+    alone = case.answer_batches(case.trained, case.draw_single_inputs(6, "batch"))
     require_close_answers(together, alone, case)
+
+
+def check_order_of_answers(case: MethodCase) -> None:
+    """An answer depends on no earlier one; of an online method on these alone, in any batches and after a pause."""
+    if case.answer_kind != "class":
+        raise SkipTest("logits of free-form answers have no row for each text")
+    method, inputs = case.trained, case.draw_inputs(6, "batch")
+    together = case.answer(method, inputs)
+    if method.is_online:
+        _check_stream(case, inputs, together)
+        return
+    last, first = case.answer_batches(method, [inputs.slice(2, 6), inputs.slice(0, 2)]).split([4, 2])
+    difference = _max_difference(together, torch.cat([first, last]))
+    require(
+        difference <= _compute_tolerance(together, case),
+        f"forward: expected the same answer whatever was answered before, got logits that differ by {difference:.1e} "
+        "in another order. Change nothing in forward, or set is_online = True.",
+    )
+
+
+def _check_stream(case: MethodCase, inputs: Inputs, together: Tensor) -> None:
+    """Check the answers (N, C) of an online method to a stream: again, one by one, and after a pause."""
+    method, again = case.trained, case.build()
+    repeated = case.answer(method, inputs)
+    require(
+        is_same(together, repeated),
+        f"is_online: expected the same answers to the same stream, got logits that differ by "
+        f"{_max_difference(together, repeated):.1e}. Begin each stream in `prepare`.",
+    )
+    alone = case.answer_batches(method, [inputs.slice(i, i + 1) for i in range(6)])
+    restore_state(again, [case.lesson], copy.deepcopy(method.state_dict()))
+    stream, buffer = case.prepare(method), BytesIO()
+    with torch.no_grad():
+        begun = method(inputs.slice(0, 2), stream).logits
+        torch.save(stream, buffer)
+        buffer.seek(0)
+        resumed = again.eval()(inputs.slice(2, 6), torch.load(buffer, weights_only=False)).logits
+    for how, logits in (("one by one", alone), ("after a pause", torch.cat([begun, resumed]))):
+        difference = _max_difference(together, logits)
+        require(
+            difference <= _compute_tolerance(together, case),
+            f"is_online: expected the same answers to a stream {how}, got logits that differ by {difference:.1e}. "
+            "Answer its inputs in their order, each from what `prepare` returned and the inputs before.",
+        )
 
 
 def require_close_answers(together: Tensor, alone: Tensor, case: MethodCase) -> None:
     """Raise CheckFailure where answers in one batch differ from those one by one."""
-    finite = together[together.isfinite()].abs()
-    scale = max(1.0, float(finite.max())) if len(finite) else 1.0
-    tolerance = BATCH_TOLERANCE * scale * (10 if case.has_texts else 1)  # texts are padded to the longest
+    is_close = _max_difference(together, alone) <= _compute_tolerance(together, case)
     require(
-        torch.equal(together.isfinite(), alone.isfinite()) and _max_difference(together, alone) <= tolerance,
+        torch.equal(together.isfinite(), alone.isfinite()) and is_close,
         f"forward: expected the same answer to an input in any batch, got logits that differ by "
         f"{_max_difference(together, alone):.1e} from those one by one. Use no mean, norm or maximum over the batch "
         "outside of training.",
     )
+
+
+def _compute_tolerance(logits: Tensor, case: MethodCase) -> float:
+    """Return by how much answers in other batches may differ."""
+    finite = logits[logits.isfinite()].abs()
+    scale = max(1.0, float(finite.max())) if len(finite) else 1.0
+    return BATCH_TOLERANCE * scale * (10 if case.has_texts else 1)  # texts are padded to the longest
 
 
 def check_new_class_names(case: MethodCase) -> None:

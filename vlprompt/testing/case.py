@@ -23,6 +23,7 @@ from vlprompt.config.resolve import complete_arguments
 from vlprompt.config.sources import LayeredConfig
 from vlprompt.core.batch import Inputs
 from vlprompt.core.class_names import Names
+from vlprompt.core.head import Prepared
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
 from vlprompt.core.texts import TextBatch
@@ -181,9 +182,19 @@ class MethodCase:
             inputs: images or texts.
             names: the class names to choose from; default: those of the lesson.
         """
+        return self.answer_batches(method, [inputs], names)
+
+    def answer_batches(self, method: Method, batches: Sequence[Inputs], names: Names | None = None) -> Tensor:
+        """Return the logits of a method batch after batch, in one evaluation; arguments as in `answer`."""
+        with torch.no_grad():
+            prepared = self.prepare(method, names)
+            return torch.cat([method(inputs, prepared).logits for inputs in batches])
+
+    def prepare(self, method: Method, names: Names | None = None) -> Prepared:
+        """Begin an evaluation of a method; arguments as in `answer`."""
         names = self.names if names is None else names
         with torch.no_grad():
-            return method.eval()(inputs, method.prepare(names, method.precompute(names))).logits
+            return method.eval().prepare(names, method.precompute(names))
 
 
 def _require_method(cls: type) -> str:

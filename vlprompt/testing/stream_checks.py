@@ -3,8 +3,6 @@
 import copy
 from unittest import SkipTest
 
-import torch
-
 from vlprompt.core.batch import Unlabelled
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
@@ -51,8 +49,8 @@ def _check_second_lesson(case: MethodCase, has_new_classes: bool) -> None:
         "state_dict: expected all that two lessons taught, got other answers after it was loaded. Register what is "
         "learned as nn.Parameter or by register_buffer, and let begin_lesson alone decide shapes.",
     )
-    alone = [case.answer(method, inputs) for inputs in case.draw_single_inputs(6, "second lesson")]
-    require_close_answers(together, torch.cat(alone), case)
+    alone = case.answer_batches(method, case.draw_single_inputs(6, "second lesson"))
+    require_close_answers(together, alone, case)
 
 
 def check_first_lesson_restarts(case: MethodCase) -> None:

@@ -31,6 +31,7 @@ CHECKS: tuple[CheckFunction, ...] = (
     learning_checks.check_bf16,
     answer_checks.check_state_restores,
     answer_checks.check_batch_independence,
+    answer_checks.check_order_of_answers,
     answer_checks.check_class_order,
     answer_checks.check_new_class_names,
     language_checks.check_text_evaluation,
@@ -42,12 +43,13 @@ CHECKS: tuple[CheckFunction, ...] = (
     task_checks.check_runs_transfer,
     task_checks.check_runs_continual,
     task_checks.check_runs_domain,
+    task_checks.check_runs_online,
     task_checks.check_runs_text,
 )
 ON_TEXTS_ALONE = ("activation_checkpointing", "text_evaluation", "runs_text")
 ON_IMAGES_ALONE = (
     "second_lesson_new_classes",
-    *(f"runs_{task}" for task in ("few_shot", "base_to_new", "transfer", "continual", "domain")),
+    *(f"runs_{task}" for task in ("few_shot", "base_to_new", "transfer", "continual", "domain", "online")),
 )
 
 

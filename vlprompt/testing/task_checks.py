@@ -43,6 +43,11 @@ def check_runs_domain(case: MethodCase) -> None:
     check_runs(case, "domain")
 
 
+def check_runs_online(case: MethodCase) -> None:
+    """A run learns from one image per class, and tests on a stream of others in two orders."""
+    check_runs(case, "online")
+
+
 def check_runs_text(case: MethodCase) -> None:
     """A run learns from texts, and tests on others."""
     check_runs(case, "text")
@@ -73,6 +78,7 @@ def check_runs(case: MethodCase, task: str, overrides: Sequence[str] = ()) -> No
     )
     method = build_method(plan.method, case.backbone)
     needs_target = method.needs_unlabelled and task != "domain"
+    needs_order = method.is_online and task != "online"
     try:
         with TemporaryDirectory(prefix="vlprompt-check-") as folder:
             result = run(method, build_task(plan.task), plan.train_config, Path(folder) / "run", 1)
@@ -81,6 +87,8 @@ def check_runs(case: MethodCase, task: str, overrides: Sequence[str] = ()) -> No
     except ValueError as error:
         if needs_target:
             raise SkipTest(f"it needs a target domain: {error}") from error
+        if needs_order:
+            raise SkipTest(f"it needs a stream of test images: {error}") from error
         raise
     require(not needs_target, f"needs_unlabelled: expected a refusal of the task {task}, got a run. Set it to False.")
     require(
@@ -101,6 +109,7 @@ def choose_data(task: str, kind: AnswerKind = "class") -> tuple[str, list[str]]:
         "transfer": [f"task.targets=[{root / 'looks'}]"],
         "continual": ["task.stages=2"],
         "domain": ["task.source=ink", "task.target=chalk"],
+        "online": ["task.orders=2"],
     }
     return str(root / ("domains" if task == "domain" else "digits")), settings.get(task, [])
 

@@ -15,6 +15,7 @@ from vlprompt.metrics import (
     UNKNOWN_METRICS,
 )
 from vlprompt.results.result_schema import COST_PARTS, RESULT_PARTS
+from vlprompt.tasks.online import ONLINE_METRICS
 
 SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "Classes": (
@@ -33,6 +34,7 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         CONTINUAL_METRICS,
     ),
     "Domains": ("The summary of `domain`.", DOMAIN_METRICS),
+    "Online": ("The summary of `online`.", ONLINE_METRICS),
     "Unknown classes": (
         "Of `vlprompt eval --unknown`, for each score; a score is high for what is known.",
         UNKNOWN_METRICS,

@@ -35,8 +35,10 @@ def describe_nearest(prompt: LearnedPrompt, to: str) -> str:
     """Return in a sentence which formats have a place for a prompt, other than `to`."""
     if isinstance(prompt.method.backbone, LanguageTower):
         return "Export it --to peft or transformers."
+    if prompt.method.is_online:
+        return "No format can, since each answer depends on the images before it: use vlprompt run --task online."
     if _needs_augmentations(prompt):
-        return "No format can, since each answer is a training of its own: use vlprompt predict."
+        return "No format can, since each answer needs augmentations of its image: use vlprompt predict."
     formats = [name for name in (*_list_merged_formats(prompt), "onnx", "torch") if name != to]
     return f"Export it --to {', '.join(formats[:-1])} or {formats[-1]}."
 

@@ -165,9 +165,16 @@ def load_prompt(source: str | Path, backbone: str | Backbone | None = None, devi
 
 
 def restore_prompt(
-    state: LearnedState, backbone: str | Backbone | None = None, device: str | None = None
+    state: LearnedState,
+    backbone: str | Backbone | None = None,
+    device: str | None = None,
+    allows_online: bool = False,
 ) -> LearnedPrompt:
-    """Restore a learned state on its backbone; arguments and errors as in `load_prompt`."""
+    """Restore a learned state on its backbone; arguments and errors as in `load_prompt`.
+
+    Args:
+        allows_online: whether answers may depend on the order of the inputs; else such a method is refused.
+    """
     config = state.config
     if backbone is None and state.is_backbone_local:
         raise ValueError(
@@ -187,6 +194,7 @@ def restore_prompt(
         method = build_method(config["method"], frozen)
         method.restore(state.lessons, {name: tensor.to(tower.device) for name, tensor in state.tensors.items()})
         _require_same_kinds(method, state)
+        _require_order(method, state, allows_online)
     except (RuntimeError, TypeError) as error:
         cause = " ".join(str(error).split())
         raise ValueError(
@@ -194,6 +202,16 @@ def restore_prompt(
             f"loading it: {cause}. Train it again with this version."
         ) from error
     return LearnedPrompt(method, state)
+
+
+def _require_order(method: Method, state: LearnedState, allows_online: bool) -> None:
+    """Raise ValueError for a method whose answers depend on the order of the inputs, unless that is allowed."""
+    if method.is_online and not allows_online:
+        raise ValueError(
+            f"{state.source!r}: expected a method that answers each input by itself, got "
+            f"{state.config['method']['name']}, whose answers depend on the inputs before. Test it by vlprompt eval "
+            "alone, or vlprompt run --task online."
+        )
 
 
 def _require_same_kinds(method: Method, state: LearnedState) -> None:

@@ -24,6 +24,7 @@ MAIN_METRICS = {  # the metric that a task is judged by; of other tasks the firs
     "few_shot": "accuracy",
     "base_to_new": "harmonic",
     "transfer": "average",
+    "online": "accuracy",
     CONTINUAL: "accuracy",
     DOMAIN: "accuracy",
 }

@@ -61,6 +61,11 @@ def build_image_model(prompt: LearnedPrompt, options: ExportOptions, to: str) ->
     device = find_input_tower(backbone).device
     if device.type != "cpu":
         raise ValueError(f"--to {to}: expected a backbone on a CPU, got one on {device}. Set --device cpu.")
+    if prompt.method.is_online:
+        raise ValueError(
+            f"--to {to}: expected a method whose answer follows from the pixels alone, got {name}, whose answers "
+            "depend on the images before. Export a run of a method that is fixed after its training, such as coop."
+        )
     names = resolve_names(prompt, options)
     model = ImageModel(prompt, names).eval()
     try:
