@@ -34,7 +34,19 @@ from bench import rows as row_store  # noqa: E402
 from bench.rows import RowStore  # noqa: E402
 
 DEFAULT_TABLES = ("text", "image", "vpt", "epoch", "startup", "memory", "plan")
-TABLES = (*DEFAULT_TABLES, "scaling", "heads", "streams", "dapl", "lm", "icl", "predict", "server", "side_by_side")
+TABLES = (
+    *DEFAULT_TABLES,
+    "scaling",
+    "heads",
+    "closed_form",
+    "streams",
+    "dapl",
+    "lm",
+    "icl",
+    "predict",
+    "server",
+    "side_by_side",
+)
 EXTRA = "extra"  # the lines that some tables have below them
 
 

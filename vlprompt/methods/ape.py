@@ -111,8 +111,7 @@ class APE(support.SupportMethod):
         rows = support.find_rows(self.names, names, self.values.device)
         column_of_class = support.find_rows(names, self.names, rows.device)
         one_hot = F.one_hot(column_of_class[self.values] % (len(names) + 1), len(names) + 1)  # -1: the last column
-        text = self.encode_texts(names)
-        return text, rows, one_hot[:, :-1].to(text.dtype)
+        return self.encode_texts(names), rows, one_hot[:, :-1].to(self.keys.dtype)
 
     def prepare(self, names: Names, fixed: Fixed) -> Cache:
         text, rows, labels = fixed

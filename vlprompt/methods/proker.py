@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlprompt.core.batch import Split
 from vlprompt.core.class_names import Names
 from vlprompt.core.images import Images
 from vlprompt.core.method import Output
@@ -26,6 +27,7 @@ from vlprompt.layers.class_texts import TemplateChoice
 from vlprompt.methods import _support as support
 
 Grid = tuple[float, float, int]  # first and last value, and their number
+BY_SHOTS = {1: (3.0, 0.05), 2: (2.6, 0.05), 4: (1.5, 0.05), 8: (1.66, 0.07), 16: (1.7, 0.1)}  # theirs for ImageNet
 
 
 class ProKeR(support.SupportMethod):
@@ -33,8 +35,9 @@ class ProKeR(support.SupportMethod):
 
     Args:
         clip: frozen CLIP.
-        beta: sharpness of the kernel exp(-beta (1 - cosine)).
-        lmbda: weight of the images (lambda in the authors' code).
+        beta: sharpness of the kernel exp(-beta (1 - cosine)) where it is not searched; None: the authors' for ImageNet,
+            by the number of shots.
+        lmbda: weight of the images (lambda in the authors' code), likewise.
         beta_grid: first value, last value and number of those that are searched on validation images; None: no search.
         lmbda_grid: likewise of lambda.
         augmentations: views of each image (1 where the data is not augmented).
@@ -51,8 +54,8 @@ class ProKeR(support.SupportMethod):
     def __init__(
         self,
         clip: Clip,
-        beta: float = 1.7,
-        lmbda: float = 0.1,
+        beta: float | None = None,
+        lmbda: float | None = None,
         beta_grid: Grid | None = (0.1, 10.0, 20),
         lmbda_grid: Grid | None = (0.01, 10.0, 10),
         augmentations: int = 10,
@@ -67,8 +70,9 @@ class ProKeR(support.SupportMethod):
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
         """Read the features of the lesson, choose beta and lambda, and solve for the images of all lessons."""
         self.require_at_least(augmentations=1)
+        beta, lmbda = self._choose_defaults(lesson)
         for setting in ("beta", "lmbda"):
-            if min(values := self._list_values(setting), default=0) <= 0:
+            if min(values := self._list_values(setting, lesson), default=0) <= 0:
                 raise ValueError(f"method.{setting}: expected values above 0, got {values}. Set greater ones.")
         self.names = support.extend_names(self.names if lesson.index else (), lesson.train.names)
         seed = support.draw_seed(generator)
@@ -76,7 +80,7 @@ class ProKeR(support.SupportMethod):
         values = support.find_rows(self.names, lesson.train.names, x.device)[labels]
         if lesson.index:
             x, values = torch.cat([self.features, x]), torch.cat([self.values, values])
-        chosen = torch.tensor([self.beta, self.lmbda], dtype=torch.float64, device=x.device)
+        chosen = torch.tensor([beta, lmbda], dtype=torch.float64, device=x.device)
         coefficients = torch.zeros(len(x), len(self.names), dtype=torch.float64, device=x.device)
         state = {"features": x, "values": values, "coefficients": coefficients, "beta_lmbda": chosen}
         for name, tensor in state.items():
@@ -84,42 +88,51 @@ class ProKeR(support.SupportMethod):
         if len(x):
             self._solve(lesson)
 
-    def _list_values(self, setting: str) -> list[float]:
-        """Return the values of the grid of a setting; its own value without one."""
+    def _choose_defaults(self, lesson: Lesson) -> list[float]:
+        """Return beta and lambda without a search."""
+        shots = max(1, round(len(lesson.train) / max(1, len(lesson.train.names))))
+        defaults = BY_SHOTS[max(n for n in BY_SHOTS if n <= shots)]
+        return [b if a is None else a for a, b in zip((self.beta, self.lmbda), defaults, strict=True)]
+
+    def _list_values(self, setting: str, lesson: Lesson) -> list[float]:
+        """Return the values of the grid of a setting; that without a search where there is no grid."""
         grid: Grid | None = getattr(self, f"{setting}_grid")
-        return [getattr(self, setting)] if grid is None else torch.linspace(*grid, dtype=torch.float64).tolist()
+        default = self._choose_defaults(lesson)[setting == "lmbda"]
+        return [default] if grid is None else torch.linspace(*grid, dtype=torch.float64).tolist()
 
     def _solve(self, lesson: Lesson) -> None:
         features, text = self.features.double(), self.encode_texts(self.names).double()
         residual = F.one_hot(self.values, len(self.names)) - features @ text.T  # (M, C)
         if lesson.val is not None and len(lesson.val):
-            self._search(lesson.val.names, *support.compute_features(self.clip, lesson.val), residual, text)
+            self._search(lesson, lesson.val, residual, text)
         beta, lmbda = self.beta_lmbda.tolist()
-        self.coefficients.copy_(solve(compute_kernel(features, features, beta), lmbda, residual))
+        self.coefficients.copy_(solve(compute_kernel(features, features, beta).div_(lmbda), residual))
 
-    def _search(self, names: Names, x: Tensor, labels: Tensor, residual: Tensor, text: Tensor) -> None:
-        """Choose beta and lambda on validation images (N, E), the first of a tie; lambda changes faster."""
-        rows, x, features = support.find_rows(self.names, names, x.device), x.double(), self.features.double()
+    def _search(self, lesson: Lesson, val: Split, residual: Tensor, text: Tensor) -> None:
+        """Choose beta and lambda on validation images, the first of a tie; lambda changes faster."""
+        x, labels = support.compute_features(self.clip, val)
+        rows, x, features = support.find_rows(self.names, val.names, x.device), x.double(), self.features.double()
+        betas, lmbdas = (self._list_values(setting, lesson) for setting in ("beta", "lmbda"))
         text_logits, residual, best = x @ text[rows].T, residual[:, rows], -1
-        for beta in self._list_values("beta"):
+        for beta in betas:
             kernel, val_kernel = compute_kernel(features, features, beta), compute_kernel(x, features, beta)
-            for lmbda in self._list_values("lmbda"):
-                solved = solve(kernel, lmbda, val_kernel.T if len(x) < len(rows) else residual)  # the fewer columns
+            for lmbda in lmbdas:
+                solved = solve(kernel / lmbda, val_kernel.T if len(x) < len(rows) else residual)  # the fewer columns
                 added = solved.T @ residual if len(x) < len(rows) else val_kernel @ solved
                 n_correct = int(support.count_correct(text_logits + added, labels))
                 if n_correct > best:
-                    best, self.beta_lmbda[:] = n_correct, torch.tensor([beta, lmbda])
+                    best, self.beta_lmbda[:] = n_correct, text.new_tensor([beta, lmbda])
 
-    def precompute(self, names: Names) -> tuple[Tensor, Tensor]:
+    def precompute(self, names: Names) -> tuple[Tensor, Tensor, Tensor]:
         text, rows = self.encode_texts(names), support.find_rows(self.names, names, self.values.device)
         columns = F.pad(self.coefficients, (0, 1))  # the last one is of classes that are not known: zeros
         has_images = F.pad(torch.bincount(self.values, minlength=len(self.names)) > 0, (0, 1))
-        return text, columns[:, rows] * has_images[rows]  # (M, C)
+        return text, self.features.double(), columns[:, rows] * has_images[rows]  # (C, E), (M, E), (M, C)
 
-    def forward(self, inputs: Images, prepared: tuple[Tensor, Tensor]) -> Output:
-        text, coefficients = prepared
+    def forward(self, inputs: Images, prepared: tuple[Tensor, Tensor, Tensor]) -> Output:
+        text, features, coefficients = prepared
         image = self.clip.image(inputs)  # (B, E)
-        kernel = compute_kernel(self.clip.unit(image).double(), self.features.double(), float(self.beta_lmbda[0]))
+        kernel = compute_kernel(self.clip.unit(image).double(), features, float(self.beta_lmbda[0]))
         scale = self.clip.scale if self.logit_scale is None else self.logit_scale
         logits = self.clip.logits(image, text, self.logit_scale) + scale * (kernel @ coefficients)
         return Output(logits.float(), image_features=image, text_features=text)
@@ -130,8 +143,7 @@ def compute_kernel(a: Tensor, b: Tensor, beta: float) -> Tensor:
     return (a @ b.T).sub_(1).mul_(beta).exp_()
 
 
-def solve(kernel: Tensor, lmbda: float, right: Tensor) -> Tensor:
-    """Solve (K / lambda + I) A = right."""
-    system = kernel / lmbda
+def solve(system: Tensor, right: Tensor) -> Tensor:
+    """Solve (system + I) A = right; the system is overwritten."""
     system.diagonal().add_(1)
     return torch.cholesky_solve(right, torch.linalg.cholesky(system))
