@@ -189,7 +189,7 @@ def test_lpplus_takes_the_best_epoch(name, monkeypatch):
     case = Case(name)
     a = case.arrays
     monkeypatch.setattr("vlprompt.methods.lpplus.draw_uniform", lambda *_: a["param.bias"])
-    method = case.learn(m.LPPlusPlus(case.clip, case.hyper["epochs"]))
+    method = case.learn(m.LPPlus(case.clip, case.hyper["epochs"]))
     case.relative(logits_test=case.answer(method, a["test_features"]))
     x, text = a["features"], a["text"]
     start = build_probe(x, a["labels"], text, a["param.bias"])
@@ -249,7 +249,7 @@ UNIT = F.normalize(torch.randn(24, WIDTH, generator=make_generator("unit")), dim
 CLIP = build_clip({str(name): row for name, row in zip((*NAMES, "fox"), UNIT[-5:], strict=True)})
 NEW = ClassName("fox", template="{name}")
 LABELS = torch.tensor([0, 1, 3, 3, 0, 1])  # a yak has no image, and the others are not in order
-METHODS = {"gda": m.GDA, "proker": m.ProKeR, "lpplus": m.LPPlusPlus, "ape": m.APE}
+METHODS = {"gda": m.GDA, "proker": m.ProKeR, "lpplus": m.LPPlus, "ape": m.APE}
 
 
 def begin(method, features=UNIT[:6], labels=LABELS, val=None, augment="none", **lesson):
@@ -382,7 +382,7 @@ def test_gda_without_validation_images_has_the_authors_alpha():
         (m.ProKeR(CLIP, lmbda_grid=(0.0, 1.0, 3)), r"method.lmbda: expected values above 0, got \[0.0, 0.5, 1.0\]"),
         (m.ProKeR(CLIP, beta=-1.0, beta_grid=None), r"method.beta: expected values above 0, got \[-1.0\]. Set greater"),
         (m.ProKeR(CLIP, beta_grid=(1.0, 2.0, 0)), r"method.beta: expected values above 0, got \[\]"),
-        (m.LPPlusPlus(CLIP, epochs=0), r"method.epochs: expected at least 1, got 0"),
+        (m.LPPlus(CLIP, epochs=0), r"method.epochs: expected at least 1, got 0"),
         (m.APE(CLIP, channels=(1.5, 1.0)), r"method.channels: expected fractions above 0, at most 1, got 1.5"),
         (m.APE(CLIP, True, channels=(1.0, 0.0)), r"method.channels: expected fractions above 0, at most 1, got 0.0"),
     ],
@@ -401,7 +401,7 @@ def test_lpplus_validates_on_classes_that_have_images():
     """The images of others, whose labels are no places among those that are trained, change nothing."""
     val = UNIT[12:20], torch.tensor([0, 1, 3, 0, 1, 3, 0, 1])
     more = torch.cat([val[0], UNIT[20:23]]), torch.cat([val[1], torch.full((3,), 2)])
-    one, other = (begin(m.LPPlusPlus(CLIP, 40), val=data) for data in (val, more))
+    one, other = (begin(m.LPPlus(CLIP, 40), val=data) for data in (val, more))
     assert torch.equal(one.weight, other.weight)
     assert torch.equal(one.alpha, other.alpha)
 

@@ -1,4 +1,4 @@
-"""tools/bench closed_form: classifiers that are computed from kept features, up to the size of ImageNet, and their grids.
+"""tools/bench closed_form: classifiers that are computed from kept features, up to the size of ImageNet.
 
 16,000 x 512 are the features of 16 images of each of 1,000 classes, 4,000 validation images beside them. Written out is
 what a reader of the papers would write: a loop over classes or pairs of them, each point of a grid from the features
@@ -16,7 +16,7 @@ from vlprompt.core.images import ImageItem
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 from vlprompt.layers.feature_statistics import compute_channel_similarity
-from vlprompt.methods import APE, GDA, LPPlusPlus, ProKeR
+from vlprompt.methods import APE, GDA, LPPlus, ProKeR
 from vlprompt.runtime.seeding import make_generator
 
 WIDTH, SHOTS, N_VAL, EPOCHS = 512, 16, 4, 30
@@ -78,7 +78,7 @@ class ClosedFormBenchmark:
         make = {
             "gda": lambda: GDA(self.clip),
             "proker": lambda: ProKeR(self.clip),
-            "lpplus": lambda: LPPlusPlus(self.clip, EPOCHS),
+            "lpplus": lambda: LPPlus(self.clip, EPOCHS),
             "ape": lambda: APE(self.clip, search_steps=(20, 20, 20)),
         }
         method = make[self.kind]()

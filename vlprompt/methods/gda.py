@@ -126,7 +126,7 @@ class GDA(support.SupportMethod):
         image = self.clip.image(inputs)  # (B, E)
         gaussian = self.clip.unit(image).double() @ weights.T + biases
         logits = self.clip.logits(image, text, self.logit_scale) + self.chosen_alpha * gaussian
-        return Output(logits.float(), image_features=image, text_features=text)
+        return Output(logits.to(image.dtype), image_features=image, text_features=text)
 
     @torch.no_grad()
     def end_lesson(self, lesson: Lesson) -> None:

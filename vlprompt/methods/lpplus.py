@@ -44,7 +44,7 @@ class _Probe(NamedTuple):
         return torch.addmm(self.bias, x, self.weight.T).addcmul_(self.alpha, cosines)
 
 
-class LPPlusPlus(support.SupportMethod):
+class LPPlus(support.SupportMethod):
     """A linear probe that blends weights of the images with the class texts.
 
     Args:

@@ -135,7 +135,7 @@ class ProKeR(support.SupportMethod):
         kernel = compute_kernel(self.clip.unit(image).double(), features, float(self.beta_lmbda[0]))
         scale = self.clip.scale if self.logit_scale is None else self.logit_scale
         logits = self.clip.logits(image, text, self.logit_scale) + scale * (kernel @ coefficients)
-        return Output(logits.float(), image_features=image, text_features=text)
+        return Output(logits.to(image.dtype), image_features=image, text_features=text)
 
 
 def compute_kernel(a: Tensor, b: Tensor, beta: float) -> Tensor:
