@@ -392,6 +392,15 @@ def test_settings_that_fit_nothing(method, told):
         begin(method)
 
 
+def test_proker_whose_kernel_does_not_fit(monkeypatch):
+    monkeypatch.setattr("vlprompt.runtime.memory.measure_available", lambda device: 0.0005)
+    told = (
+        r"method.augmentations: expected a kernel of 6 views within 0 MB, got one of 0 MB. Set method.augmentations=1"
+    )
+    with pytest.raises(ValueError, match=told):
+        begin(m.ProKeR(CLIP))
+
+
 def test_ape_of_one_class():
     with pytest.raises(ValueError, match="lesson: expected at least two classes to choose channels by, got one"):
         m.APE(CLIP).begin_lesson(Lesson(build_split(UNIT[None, :2], LABELS[:2] * 0, NAMES[:1])), make_generator(0))

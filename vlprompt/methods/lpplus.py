@@ -145,5 +145,4 @@ def compute_gradient(probe: _Probe, x: Tensor, cosines: Tensor, labels: Tensor) 
     """Compute the gradient of the mean cross-entropy."""
     error = probe.answer(x, cosines).softmax(-1)
     error[torch.arange(len(x), device=x.device), labels] -= 1
-    error /= len(x)
-    return _Probe(error.T @ x, error.sum(0), torch.einsum("nc,nc->c", error, cosines))
+    return _Probe(error.T @ x / len(x), error.mean(0), error.mul_(cosines).mean(0))

@@ -1,8 +1,8 @@
 """ProKeR: Bendou et al., "ProKeR: A Kernel Perspective on Few-Shot Adaptation of Large VLMs", CVPR 2025.
 
 arXiv:2501.11175. A kernel regression of what the zero-shot cosines lack to the one-hot labels of the training images is
-added to them; nothing is trained. With M views of training images the solution takes M^3 operations, and 16 M^2 bytes,
-4 GB at 16,000; the search does so for each point of its grid. Sites: none.
+added to them; nothing is trained. With M views of training images a solution takes M^3 / 3 operations, one for each
+point of the grid that is searched, and 24 M^2 bytes, 6 GB at 16,000. Sites: none.
 
 Differs from the authors' code in: the system is solved in float64 by Cholesky; ImageNet's validation images are not its
 test; the logits are multiplied by the CLIP's scale, which changes no ranking (theirs are cosines). As there, and unlike
@@ -25,6 +25,7 @@ from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 from vlprompt.layers.class_texts import TemplateChoice
 from vlprompt.methods import _support as support
+from vlprompt.runtime import memory
 
 Grid = tuple[float, float, int]  # first and last value, and their number
 BY_SHOTS = {1: (3.0, 0.05), 2: (2.6, 0.05), 4: (1.5, 0.05), 8: (1.66, 0.07), 16: (1.7, 0.1)}  # theirs for ImageNet
@@ -68,55 +69,56 @@ class ProKeR(support.SupportMethod):
 
     @torch.no_grad()
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
-        """Read the features of the lesson, choose beta and lambda, and solve for the images of all lessons."""
         self.require_at_least(augmentations=1)
-        beta, lmbda = self._choose_defaults(lesson)
-        for setting in ("beta", "lmbda"):
-            if min(values := self._list_values(setting, lesson), default=0) <= 0:
-                raise ValueError(f"method.{setting}: expected values above 0, got {values}. Set greater ones.")
+        chosen, grids = self._list_values(lesson)
         self.names = support.extend_names(self.names if lesson.index else (), lesson.train.names)
         seed = support.draw_seed(generator)
         x, labels = support.compute_features(self.clip, lesson.train, self.augmentations, seed)
         values = support.find_rows(self.names, lesson.train.names, x.device)[labels]
         if lesson.index:
             x, values = torch.cat([self.features, x]), torch.cat([self.values, values])
-        chosen = torch.tensor([beta, lmbda], dtype=torch.float64, device=x.device)
-        coefficients = torch.zeros(len(x), len(self.names), dtype=torch.float64, device=x.device)
-        state = {"features": x, "values": values, "coefficients": coefficients, "beta_lmbda": chosen}
-        for name, tensor in state.items():
-            self.register_buffer(name, tensor)  # (M, E), (M,), (M, C), (2,)
+        options = {"dtype": torch.float64, "device": x.device}
+        coefficients, beta_lmbda = torch.zeros(len(x), len(self.names), **options), torch.tensor(chosen, **options)
+        state = {"features": x, "values": values, "coefficients": coefficients, "beta_lmbda": beta_lmbda}
+        for name, tensor in state.items():  # (M, E), (M,), (M, C), (2,)
+            self.register_buffer(name, tensor)
         if len(x):
-            self._solve(lesson)
+            self._solve(lesson.val, grids)
 
-    def _choose_defaults(self, lesson: Lesson) -> list[float]:
-        """Return beta and lambda without a search."""
+    def _list_values(self, lesson: Lesson) -> tuple[list[float], list[list[float]]]:
+        """Return beta and lambda without a search, and the values of each that are searched."""
         shots = max(1, round(len(lesson.train) / max(1, len(lesson.train.names))))
         defaults = BY_SHOTS[max(n for n in BY_SHOTS if n <= shots)]
-        return [b if a is None else a for a, b in zip((self.beta, self.lmbda), defaults, strict=True)]
+        chosen = [b if a is None else a for a, b in zip((self.beta, self.lmbda), defaults, strict=True)]
+        grids = [
+            [value] if grid is None else torch.linspace(*grid, dtype=torch.float64).tolist()
+            for value, grid in zip(chosen, (self.beta_grid, self.lmbda_grid), strict=True)
+        ]
+        for setting, values in zip(("beta", "lmbda"), grids, strict=True):
+            if min(values, default=0) <= 0:
+                raise ValueError(f"method.{setting}: expected values above 0, got {values}. Set greater ones.")
+        return chosen, grids
 
-    def _list_values(self, setting: str, lesson: Lesson) -> list[float]:
-        """Return the values of the grid of a setting; that without a search where there is no grid."""
-        grid: Grid | None = getattr(self, f"{setting}_grid")
-        default = self._choose_defaults(lesson)[setting == "lmbda"]
-        return [default] if grid is None else torch.linspace(*grid, dtype=torch.float64).tolist()
-
-    def _solve(self, lesson: Lesson) -> None:
+    def _solve(self, val: Split | None, grids: list[list[float]]) -> None:
         features, text = self.features.double(), self.encode_texts(self.names).double()
+        needed, available = 24 * len(features) ** 2 / 2**20, memory.measure_available(features.device)  # MB
+        if needed > available:
+            told = f"expected a kernel of {len(features)} views within {available:.0f} MB, got one of {needed:.0f} MB"
+            raise ValueError(f"method.augmentations: {told}. Set method.augmentations=1, or take fewer shots.")
         residual = F.one_hot(self.values, len(self.names)) - features @ text.T  # (M, C)
-        if lesson.val is not None and len(lesson.val):
-            self._search(lesson, lesson.val, residual, text)
+        if val is not None and len(val):
+            self._search(val, grids, residual, text)
         beta, lmbda = self.beta_lmbda.tolist()
         self.coefficients.copy_(solve(compute_kernel(features, features, beta).div_(lmbda), residual))
 
-    def _search(self, lesson: Lesson, val: Split, residual: Tensor, text: Tensor) -> None:
+    def _search(self, val: Split, grids: list[list[float]], residual: Tensor, text: Tensor) -> None:
         """Choose beta and lambda on validation images, the first of a tie; lambda changes faster."""
-        x, labels = support.compute_features(self.clip, val)
-        rows, x, features = support.find_rows(self.names, val.names, x.device), x.double(), self.features.double()
-        betas, lmbdas = (self._list_values(setting, lesson) for setting in ("beta", "lmbda"))
+        (x, labels), features = support.compute_features(self.clip, val), self.features.double()
+        x, rows = x.double(), support.find_rows(self.names, val.names, x.device)
         text_logits, residual, best = x @ text[rows].T, residual[:, rows], -1
-        for beta in betas:
+        for beta in grids[0]:
             kernel, val_kernel = compute_kernel(features, features, beta), compute_kernel(x, features, beta)
-            for lmbda in lmbdas:
+            for lmbda in grids[1]:
                 solved = solve(kernel / lmbda, val_kernel.T if len(x) < len(rows) else residual)  # the fewer columns
                 added = solved.T @ residual if len(x) < len(rows) else val_kernel @ solved
                 n_correct = int(support.count_correct(text_logits + added, labels))
@@ -131,9 +133,8 @@ class ProKeR(support.SupportMethod):
 
     def forward(self, inputs: Images, prepared: tuple[Tensor, Tensor, Tensor]) -> Output:
         text, features, coefficients = prepared
-        image = self.clip.image(inputs)  # (B, E)
-        kernel = compute_kernel(self.clip.unit(image).double(), features, float(self.beta_lmbda[0]))
-        scale = self.clip.scale if self.logit_scale is None else self.logit_scale
+        image, scale = self.clip.image(inputs), self.clip.scale if self.logit_scale is None else self.logit_scale
+        kernel = compute_kernel(self.clip.unit(image).double(), features, float(self.beta_lmbda[0]))  # (B, M)
         logits = self.clip.logits(image, text, self.logit_scale) + scale * (kernel @ coefficients)
         return Output(logits.to(image.dtype), image_features=image, text_features=text)
 
