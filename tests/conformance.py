@@ -37,6 +37,7 @@ SMALL = {
     "vpt": {"head": {"name": "texts"}, "dropout": 0.0},
     "clip_lora": {"dropout": 0.0},
     "tip_adapter": {"finetune": True},
+    "ape": {"finetune": True, "search_steps": [4, 3, 2]},
     "tpt": {"augmentations": 9, "train_context": True},
     "ctpt": {"augmentations": 4, "confident_fraction": 0.4, "train_context": True},
     "mta": {"augmentations": 5},

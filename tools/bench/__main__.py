@@ -38,6 +38,7 @@ TABLES = (
     *DEFAULT_TABLES,
     "scaling",
     "heads",
+    "closed_form",
     "streams",
     "dapl",
     "lm",

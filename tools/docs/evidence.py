@@ -31,7 +31,7 @@ class GoldenVector:
 
 
 def _plain(text: str) -> str:
-    return "".join(character for character in text.lower() if character.isalnum())
+    return "".join(character for character in text.lower().replace("+", "plus") if character.isalnum())
 
 
 @cache

@@ -16,19 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.core.batch import Split
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import Images
-from vlprompt.core.method import Method, Output
+from vlprompt.core.method import Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 from vlprompt.layers.adapters import register_tensor
 from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts
+from vlprompt.methods import _support as support
 
 TextAndValues = tuple[Tensor, Tensor]
 
 
-class TipAdapter(Method):
+class TipAdapter(support.SupportMethod):
     """A cache of the training images added to zero-shot CLIP.
 
     Args:
@@ -43,6 +43,7 @@ class TipAdapter(Method):
         template: of the class texts; default the dataset's own.
     """
 
+    tensors_by_image = ("keys", "values")
     keys: Tensor
     values: Tensor
     alpha_beta: Tensor
@@ -68,34 +69,14 @@ class TipAdapter(Method):
         train, device = lesson.train, self.clip.device
         known_ids = self.class_ids if lesson.index else ()
         self.class_ids = (*known_ids, *(i for i in class_ids(train.names) if i not in known_ids))
-        seed = int(torch.randint(2**31, (), generator=generator))
-        keys, labels = torch.zeros(0, self.clip.feature_dim, device=device), torch.zeros(0, dtype=torch.long)
-        if len(train):
-            keys, labels = self._compute_keys(train, seed), torch.tensor(train.labels)
-        values = torch.tensor([self.class_ids.index(i) for i in class_ids(train.names)])[labels].to(device)
+        seed = support.draw_seed(generator)
+        keys, labels = support.compute_keys(self.clip, train, self.augmentations, seed)
+        values = torch.tensor([self.class_ids.index(i) for i in class_ids(train.names)], device=device)[labels]
         if lesson.index:
             keys, values = torch.cat([self.keys.detach(), keys]), torch.cat([self.values, values])
         register_tensor(self, "keys", keys, self.finetune)  # (M, E)
         self.register_buffer("values", values)  # (M,): indices into self.class_ids
         self.register_buffer("alpha_beta", torch.tensor([self.alpha, self.beta], device=device))
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
-    ) -> None:
-        """Take the number of keys from the saved state, for a resumed run too."""
-        for tensor, name in ((self.keys, "keys"), (self.values, "values")):
-            if (saved := state_dict.get(f"{prefix}{name}")) is not None:
-                tensor.data = tensor.data.new_empty(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _compute_keys(self, train: Split, seed: int) -> Tensor:
-        """Compute the normalised mean (M, E) of un-normalised features over augmentations."""
-        n = 1 if train.augment == "none" else self.augmentations
-        total = sum(
-            torch.cat([self.clip.image(b.inputs) for b in train.batches(256, seed=seed, epoch=k, shuffle=False)])
-            for k in range(n)
-        )
-        return self.clip.unit(total)  # type: ignore[arg-type]  # n is at least 1
 
     def precompute(self, names: Names) -> TextAndValues:
         text = encode_class_texts(self.clip, names, self.template, normalize=True)  # (C, E)
@@ -117,16 +98,13 @@ class TipAdapter(Method):
         """Choose alpha and beta on the validation images, the first of a tie."""
         if self.search_scale is None or lesson.val is None or not len(lesson.val):
             return
-        text, values = self.precompute(lesson.val.names)
-        image = self.clip.unit(torch.cat([self.clip.image(b.inputs) for b in lesson.val.batches(256)]))
-        text_logits, similarity = self.clip.logits(image, text, self.logit_scale), image @ self.keys.T
-        labels, best = torch.tensor(lesson.val.labels, device=image.device), -1.0
-        betas, alphas = (
-            torch.linspace(0.1, top, n + 1)[:-1] for top, n in zip(self.search_scale, (200, 20), strict=True)
-        )
-        for beta in betas.tolist():
-            cache_logits = (-beta * (1 - similarity)).exp() @ values
-            for alpha in alphas.tolist():
-                accuracy = float(((text_logits + alpha * cache_logits).argmax(1) == labels).float().mean())
-                if accuracy > best:
-                    best, self.alpha_beta[:] = accuracy, torch.tensor([alpha, beta])
+        text = self.precompute(lesson.val.names)[0]
+        x, labels = support.compute_features(self.clip, lesson.val)
+        known_ids = class_ids(lesson.val.names)
+        columns = torch.tensor([known_ids.index(i) if i in known_ids else -1 for i in self.class_ids], device=x.device)
+        grid = support.build_grid((0.1, 0.1), self.search_scale, (200, 20))
+        text_logits = self.clip.logits(x, text, self.logit_scale)
+        weights = torch.ones(1, len(self.keys), device=x.device)
+        options = columns[self.values], weights, labels, grid
+        beta, alpha, _ = support.search_cache(text_logits, x @ self.keys.T, *options)
+        self.alpha_beta[:] = torch.tensor([alpha, beta])
