@@ -51,7 +51,7 @@ class _Forward:
     @property
     def key(self) -> object:
         shapes = [(layer, tuple(t.shape[1:]), t.dtype, t.requires_grad) for layer, t in self.prompt.tokens.items()]
-        return self.texts, tuple(shapes), self.autocast
+        return self.texts, tuple(shapes), tuple(self.prompt.carry.items()), self.prompt.is_embedded, self.autocast
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ class _JoiningTextTower:
 
     def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
         has_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in prompt.tokens.values())
-        if not has_gradient or output != "pooled" or len(prompt.adapters) or len(prompt.prefix):
+        is_joinable = not (len(prompt.adapters) or len(prompt.prefix)) and not _carries_tensors(prompt)
+        if not has_gradient or output != "pooled" or not is_joinable:
             return self.tower(texts, prompt, output)
         return self.member.encode_texts(tuple(texts), prompt)
 
@@ -271,7 +272,7 @@ class TrainingGroup:
         dtype = requests[0].autocast
         autocast = torch.autocast(self.clip.device.type, dtype) if dtype else nullcontext()
         with torch.enable_grad(), autocast:
-            features = self.clip.text(requests[0].texts, Prompt(tokens))
+            features = self.clip.text(requests[0].texts, replace(requests[0].prompt, tokens=tokens))
         joined = _JoinedPass(leaves, features, [len(next(iter(mine.values()))) for mine in leaves])
         rows = [part.detach().requires_grad_() for part in features.split(joined.row_counts)]
         return [
@@ -300,6 +301,10 @@ class TrainingGroup:
         """Set the counts of the cache to those of all members together."""
         hits, misses = (before[i] + sum(t.counts[i] - before[i] for t in self._threads) for i in (0, 1))
         self._set_counts((hits, misses))
+
+
+def _carries_tensors(prompt: Prompt) -> bool:
+    return any(isinstance(carry, Tensor) for carry in prompt.carry.values())
 
 
 def _expand_rows(tokens: Any) -> dict[int, Tensor]:
