@@ -3,7 +3,8 @@
 The paper is "MMRL++: Parameter-Efficient and Interaction-Aware Representation Learning for Vision-Language Models",
 arXiv:2505.10088. MMRL with a sixth of its parameters: the maps of a tower are one trained matrix and an update of low
 rank per layer, the image tokens are projected by the frozen projection and such an update, and tokens of later layers
-mix with what the layer before made of their rows. Sites: those of MMRL.
+mix with what the layer before made of their rows. Sites: tokens without positions at the last 7 of 12 layers of both
+towers.
 
 Differs from the authors' code in: as MMRL does. Their share of new tokens, `beta`, is another one for each dataset,
 chosen on test images: the recipes have it and say so. On targets of a transfer they even test with another beta than
