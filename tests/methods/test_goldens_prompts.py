@@ -3,8 +3,10 @@
 import pytest
 import torch
 from conftest import golden, golden_cases, images, relative
+from written_out import library
 
 from vlprompt import methods as m
+from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.core.batch import Batch, Split
 from vlprompt.core.stage import Lesson
 
@@ -138,3 +140,76 @@ def test_each_class_gets_the_answer_that_it_is_trained_for(authors_clip, case):
     found = answer(method, batch).logits
     assert relative(found[:, :2], arrays["logits_fusion"][:, :2]) < 1e-4
     assert relative(found[:, 2:], arrays["logits"][:, 2:]) < 1e-4
+
+
+# --- bad input, and towers of other shapes ---
+
+
+def begin(method, names=("cat", "dog"), index=0):
+    method.begin_lesson(Lesson(Split((), (), names), index=index), torch.Generator().manual_seed(0))
+    return method
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda clip: m.MMRL(clip, alpha=1.5), r"method.alpha: expected at most 1, got 1.5"),
+        (lambda clip: m.MMRL(clip, n_tokens=0), r"method.n_tokens: expected at least 1, got 0"),
+        (lambda clip: m.MMRL(clip, layers=()), r"method.layers: expected layers 0 to 2 of the tower, got \[\]"),
+        (lambda clip: m.MMRL(clip, layers=(5, 6)), r"method.layers: expected layers 0 to 2 of the tower, got \[5, 6\]"),
+        (lambda clip: m.MMRL(clip, layers=0), r"method.layers: expected at least 1, got 0"),
+        (lambda clip: m.MMRLpp(clip, beta=-0.1), r"method.beta: expected at least 0, got -0.1"),
+        (lambda clip: m.MMRLpp(clip, beta=1.1), r"method.beta: expected at most 1, got 1.1"),
+        (lambda clip: m.MMRLpp(clip, rank=0), r"method.rank: expected at least 1, got 0"),
+        (lambda clip: m.TCP(clip, n_ctx=0), r"method.n_ctx: expected at least 1 prompt token, got 0"),
+        (lambda clip: m.TCP(clip, depth=0), r"method.depth: expected at least 1, got 0"),
+        (lambda clip: m.TCP(clip, reduction=0), r"method.reduction: expected at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range(tiny, make, message):
+    with pytest.raises(ValueError, match=message):
+        begin(make(tiny))
+
+
+def test_layers_are_clipped_and_the_result_says_so(tiny):
+    method = begin(m.TCP(tiny, depth=8))
+    assert method.layer == 2
+    assert method.clipped_settings == {"depth": "clipped from 8 to 2 (the tower has 3 layers)"}
+    method = begin(m.MMRL(tiny, layers=7))
+    assert [list(layers) for layers in method.tower_layers.values()] == [[0, 1, 2], [0, 1, 2]]
+    assert method.clipped_settings == {"layers": "clipped from 7 to 3 (the tower has 3 layers)"}
+    method = begin(m.MMRL(tiny, layers=(2, 1, 1, 9)))
+    assert list(method.tower_layers["text"]) == [1, 2]
+
+
+def test_the_last_layers_of_towers_of_different_depths():
+    model, tokenizer = library({"vision_cfg": {"layers": 4}, "text_cfg": {"layers": 2}})
+    method = begin(m.MMRLpp(wrap_clip(model, tokenizer, "x"), layers=2))
+    assert [list(layers) for layers in method.tower_layers.values()] == [[0, 1], [2, 3]]
+    batch = Batch(images(torch.randn(3, 3, 32, 32)), torch.tensor([0, 1, 1]), ("cat", "dog"))
+    terms, _ = method.loss_terms(batch, method.precompute(batch.names))
+    sum(value for value, _ in terms.values()).backward()
+    assert all(p.grad is not None for p in method.parameters())
+
+
+def test_a_tower_that_pools_all_tokens_has_no_projection_of_single_rows():
+    model, tokenizer = library({"vision_cfg": {"pool_type": "avg"}})
+    clip = wrap_clip(model, tokenizer, "open_clip:avg/x")
+    begin(m.MMRL(clip, layers=2))
+    with pytest.raises(ValueError, match="open_clip:avg/x: expected features that are read from the class token alone"):
+        begin(m.MMRLpp(clip, layers=2))
+
+
+@pytest.mark.parametrize("make", [m.MMRL, m.MMRLpp])
+def test_opaque_towers_are_refused_before_the_training(make):
+    model, tokenizer = library({"vision_cfg": {"qk_norm": True}})
+    with pytest.raises(ValueError, match="expected a block-wise tower"):
+        begin(make(wrap_clip(model, tokenizer, "x"), layers=2))
+
+
+def test_classes_of_later_lessons_are_known_too(tiny):
+    method = begin(m.MMRL(tiny, layers=2))
+    begin(method, ("fox",), 1)
+    assert method.precompute(("ox", "fox", "cat"))[2].tolist() == [False, True, True]
+    begin(method, ("ox",))
+    assert method.precompute(("ox", "fox", "cat"))[2].tolist() == [True, False, False]

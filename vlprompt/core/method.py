@@ -98,6 +98,12 @@ class Method(nn.Module):
             if (value := getattr(self, setting)) < bound:
                 raise ValueError(f"method.{setting}: expected at least {bound}, got {value}. Set a larger value.")
 
+    def require_at_most(self, **bounds: float) -> None:
+        """Raise ValueError for a setting above its bound."""
+        for setting, bound in bounds.items():
+            if (value := getattr(self, setting)) > bound:
+                raise ValueError(f"method.{setting}: expected at most {bound}, got {value}. Set a smaller value.")
+
     def clip_to_depth(self, setting: str, depth: int, n_above: int = 0) -> int:
         """Return a setting that counts layers, clipped to the tower's depth and noted in `clipped_settings`.
 

@@ -40,7 +40,11 @@ class TextTower(Tower, Protocol):
     """The text tower of a CLIP: C texts after each of R contexts -> features (R, C, E)."""
 
     def init_context(
-        self, n_tokens: int | None = None, init: str | None = None, generator: torch.Generator | None = None
+        self,
+        n_tokens: int | None = None,
+        init: str | None = None,
+        generator: torch.Generator | None = None,
+        std: float = 0.02,
     ) -> Tensor: ...
     def merged(self, prompt: Prompt) -> "TextTower": ...
 

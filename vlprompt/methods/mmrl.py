@@ -69,6 +69,7 @@ class MMRL(Method):
         if lesson.index:
             return
         self.require_at_least(n_tokens=1, dim=1, alpha=0, weight=0)
+        self.require_at_most(alpha=1)
         text, image = self.clip.text, self.clip.image
         for tower in (text, image):
             tower.require_blocks()
@@ -80,7 +81,7 @@ class MMRL(Method):
                 "image": range(image.depth - n, image.depth),
             }
         else:
-            self.tower_layers = dict.fromkeys(("text", "image"), sorted(self.clip_layers("layers", depth)))
+            self.tower_layers = dict.fromkeys(("text", "image"), sorted(set(self.clip_layers("layers", depth))))
         vectors = torch.randn(self.n_tokens, self.dim, generator=generator) * 0.02
         self.vectors = nn.Parameter(vectors.to(self.clip.device))  # (K, d)
         self.build(generator)

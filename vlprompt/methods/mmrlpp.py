@@ -55,6 +55,7 @@ class MMRLpp(MMRL):
 
     def build(self, generator: torch.Generator) -> None:
         self.require_at_least(beta=0, rank=1, projection_rank=1)
+        self.require_at_most(beta=1)
         device, feature_dim = self.clip.device, self.clip.feature_dim
         self.shared, self.biases, self.downs, self.ups = (nn.ParameterDict() for _ in range(4))
         for name, layers in self.tower_layers.items():

@@ -133,9 +133,13 @@ class TransformerTextTower:
         return tower
 
     def init_context(
-        self, n_tokens: int | None = None, init: str | None = None, generator: torch.Generator | None = None
+        self,
+        n_tokens: int | None = None,
+        init: str | None = None,
+        generator: torch.Generator | None = None,
+        std: float = 0.02,
     ) -> Tensor:
-        """Return initial soft tokens (P, D): embeddings of the words of `init`, or draws from N(0, 0.02) on the CPU.
+        """Return initial soft tokens (P, D): embeddings of the words of `init`, or draws from N(0, std) on the CPU.
 
         Words have no begin or end token here: every text has its own before the first soft token and at its end.
         """
@@ -143,7 +147,7 @@ class TransformerTextTower:
             n = 16 if n_tokens is None else n_tokens
             if n < 1:
                 raise ValueError(f"method.n_ctx: expected at least 1 prompt token, got {n}. Set a larger value.")
-            return (torch.randn(n, self.dim, generator=generator) * 0.02).to(self.device)
+            return (torch.randn(n, self.dim, generator=generator) * std).to(self.device)
         ids = self.tokenizer.encode(init.replace("_", " "))
         if n_tokens is not None and n_tokens != len(ids):
             raise ValueError(
