@@ -15,6 +15,8 @@ Expected (base-to-new, ViT-B/16, 16 shots, mean of 11 sets): base 85.68, new 77.
 their code (AlignedNorm's) 85.71, 76.28, 80.72.
 """
 
+import copy
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -46,6 +48,8 @@ class MMRL(Method):
         template: of the class texts; default the dataset's own.
         logit_scale: of the logits; default the CLIP's own.
     """
+
+    tower_layers: Mapping[str, Sequence[int]]
 
     def __init__(
         self,
@@ -92,9 +96,7 @@ class MMRL(Method):
         for name, layers in self.tower_layers.items():
             width, device = getattr(self.clip, name).dim, self.clip.device
             first = make_linear(self.dim, width, generator, device)
-            self.maps[name] = nn.ModuleList(nn.Linear(self.dim, width, device=device) for _ in layers)
-            for one in self.maps[name]:
-                one.load_state_dict(first.state_dict())
+            self.maps[name] = nn.ModuleList(copy.deepcopy(first) for _ in layers)
         width = self.clip.image.dim
         projection = torch.randn(width, self.clip.feature_dim, generator=generator) * width**-0.5
         self.projection = nn.Parameter(projection.to(self.clip.device))  # (D, E)
