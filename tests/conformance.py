@@ -59,6 +59,9 @@ SMALL = {
     "upl": {"method": COOP, "images_per_class": 4},
     "entropy": {"method": COOP},
     "dann": {"bottleneck_dim": 8, "discriminator_dim": 16},
+    "mmrl": {"dim": 16, "layers": 2},
+    "mmrlpp": {"dim": 16, "layers": 2, "projection_rank": 8},
+    "tcp": {"depth": 1},
 }
 PLAIN = "a photo of a {name}."
 WORDS = {"init_text": "a photo of a", "context_template": "{ctx} {name}."}

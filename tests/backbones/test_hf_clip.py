@@ -138,6 +138,37 @@ def test_prompts_go_in(folders, kind):
         near(clip.image(images(pixels), Prompt(tokens={0: t}), output="prompts"), x[:, special : special + 3])
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_tokens_from_a_later_layer(folders, kind):
+    """They mix with what stands there; the towers are read twice in one pass."""
+    folder, model = folders[kind]
+    clip, special = load(f"hf_clip:{folder}", "cpu"), 0 if kind == "siglip" else 1
+    pixels, t = torch.randn(2, 3, 32, 32), {i: torch.randn(1, 3, 64) for i in (1, 2)}
+    vision, mine = model.vision_model, slice(special, special + 3)
+    with torch.no_grad():
+        x = vision.embeddings(pixels)
+        x = x if kind == "siglip" else vision.pre_layrnorm(x)
+        for i, layer in enumerate(vision.encoder.layers):
+            if i == 1:
+                x = torch.cat([x[:, :special], t[1].expand(2, -1, -1), x[:, special:]], 1)
+            if i == 2:
+                x = torch.cat([x[:, :special], 0.2 * x[:, mine] + 0.8 * t[2], x[:, special + 3 :]], 1)
+            found = layer(x, attention_mask=None)
+            x = found if isinstance(found, torch.Tensor) else found[0]  # transformers 4 gives a tuple
+        x = vision.post_layernorm(x)
+        wanted = vision.head(x[:, 3:]) if kind == "siglip" else model.visual_projection(x[:, 0])
+        pooled, prompts = clip.image.read(images(pixels), Prompt(t, carry={2: 0.2}), ("pooled", "prompts"))
+        near(pooled, wanted)
+        near(prompts, x[:, mine])
+    t = {1: torch.randn(1, 2, 48, requires_grad=True), 2: torch.randn(1, 4, 2, 48, requires_grad=True)}
+    texts = ["dog", "a photo of a cat.", "a {2} big dog", "the"]
+    fast, slow = (clip.text(texts, Prompt(t, carry={2: 0.3}, adapters=b)) for b in ({}, {"0/q": Whole()}))
+    near(fast.detach(), slow.detach())
+    direction = torch.randn_like(fast)
+    for a, b in zip(*(torch.autograd.grad((f * direction).sum(), list(t.values())) for f in (fast, slow)), strict=True):
+        near(a, b)
+
+
 def changed(folder, tmp_path, name, change):
     """A copy of the folder with one JSON file changed."""
     copy = shutil.copytree(folder, tmp_path / "copy")

@@ -461,6 +461,8 @@ def test_refusals(lm):
         ValueError, match=r"expected tokens at layer 0 of a language model, got layers \[1\]. Use a prefix"
     ):
         llama(passages(), Prompt(tokens={1: torch.zeros(1, 2, 48)}))
+    with pytest.raises(ValueError, match=r"expected embedded tokens .* got is_embedded=False and carry at layers \[\]"):
+        llama(passages(), Prompt(tokens={0: torch.zeros(1, 2, 48)}, is_embedded=False))
     with pytest.raises(ValueError, match=r"expected a place {mask} for the answer, got none. Add one"):
         bert(passages(), output="mask")
     with pytest.raises(ValueError, match="reads from left to right"):

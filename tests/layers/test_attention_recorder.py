@@ -37,6 +37,8 @@ def prompts():
         "deep": Prompt(tokens={i: draw(1, P, D, seed=i) for i in range(DEPTH)}),
         "two layers, one set per image": Prompt(tokens={i: draw(2, P, D, seed=i) for i in range(2)}),
         "later": Prompt(tokens={1: draw(1, P, D)}),
+        "mixed": Prompt(tokens={i: draw(1, P, D, seed=i) for i in range(DEPTH)}, carry={1: 0.3, 2: 0.6}),
+        "mixed, with a prefix": Prompt({i: draw(1, P, D) for i in range(DEPTH)}, {2: keys}, carry={2: 0.6}),
         "prefix": Prompt(prefix={1: keys}),
         "prefix and deep": Prompt(tokens={i: draw(1, P, D, seed=i) for i in range(DEPTH)}, prefix={0: keys, 2: keys}),
     }
@@ -54,8 +56,12 @@ def write_out(tower, pixels, prompt):
         if i in prompt.tokens:
             tokens = prompt.tokens[i].expand(n_images, -1, -1)
             n_before = x.shape[1] - S - N
+            entered, carry = sink.expand(n_images, P, -1), prompt.carry.get(i, 0.0)
+            if n_before:
+                tokens = carry * x[:, S : S + P] + (1 - carry) * tokens
+                entered = carry * share[:, S : S + P] + (1 - carry) * entered
             x = torch.cat([x[:, :S], tokens, x[:, S + n_before :]], 1)
-            share = torch.cat([share[:, :S], sink.expand(n_images, P, -1), share[:, S + n_before :]], 1)
+            share = torch.cat([share[:, :S], entered, share[:, S + n_before :]], 1)
         y = block.norm1(x)
         q, k, v = (f(y).unflatten(-1, (H, -1)).transpose(1, 2) for f in (block.q, block.k, block.v))
         if i in prompt.prefix:

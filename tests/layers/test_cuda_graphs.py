@@ -73,6 +73,23 @@ def test_a_pass_that_comes_again_is_recorded_once(graphs):
             assert torch.equal(a, b)
 
 
+def test_what_tokens_carry_belongs_to_the_kind_of_pass(graphs):
+    """Numbers tell passes apart, tensors are inputs, and so is whether tokens are embedded."""
+
+    def mix(prompt):
+        return sum((prompt.carry[1] * t).sum() * (1 + prompt.is_embedded) for t in prompt.tokens.values()) ** 2
+
+    for value in (0.5, 0.25, torch.tensor(0.5), torch.tensor(0.75)):
+        for is_embedded in (True, False):
+            for _ in range(2):
+                a, b = (torch.randn(2, 3, dtype=torch.double, requires_grad=True) for _ in range(2))
+                prompt = Prompt({0: a, 1: b}, carry={1: value}, is_embedded=is_embedded)
+                found = torch.autograd.grad(graphs(mix, "mix", prompt), (a, b))
+                for mine, want in zip(found, torch.autograd.grad(mix(prompt), (a, b)), strict=True):
+                    torch.testing.assert_close(mine, want)
+    assert Twin.made == 6  # four numbers, two tensors of one shape
+
+
 def test_two_passes_before_their_gradients(graphs):
     """And micro-batches, whose gradients add up where the one before lies."""
     for _ in range(3):

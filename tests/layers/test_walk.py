@@ -314,8 +314,6 @@ def test_texts_that_do_not_fit(tiny):
         tiny.text(["big dog"], Prompt(tokens={0: t}))
     with pytest.raises(ValueError, match="expected places for 4 prompt tokens, got 3"):
         tiny.text(["{3} dog"], Prompt(tokens={0: torch.zeros(1, 4, 48)}))
-    with pytest.raises(ValueError, match="must begin at layer 0"):
-        tiny.text(["dog"], Prompt(tokens={1: torch.zeros(1, 4, 48)}))
     with pytest.raises(ValueError, match="expected tokens for 2 texts, got tokens for 5 classes"):
         tiny.text(["a", "b"], Prompt(tokens={0: torch.zeros(1, 5, 4, 48)}))
     with pytest.raises(ValueError, match=r"expected one of norm, norm1.*, got 'queries'"):

@@ -138,7 +138,7 @@ class ImageBenchmark:
                 with torch.no_grad():
                     x = self.tower.encode(x.to(self.device))
             if self.workload == "vpt":
-                features = self.tower._encode_with_prompt(x.to(self.device), self._build_prompt(), "pooled")
+                features = self.tower._encode_with_prompt(x.to(self.device), self._build_prompt(), ("pooled",))[0]
                 labels = self.labels[k * self.batch_size :][: len(files)].to(self.device)
                 x = F.cross_entropy(self.method.head(features, self.method.precompute(self.split.names)), labels)
                 parameters = list(self.method.parameters())

@@ -1,10 +1,10 @@
-"""tools/bench text: one training step of the text side of CoOp, CoCoOp, MaPLe and PromptSRC.
+"""tools/bench text: one training step of the text side of CoOp, CoCoOp, MaPLe, PromptSRC, TCP, MMRL and MMRL++.
 
 The written-out form is what the authors run: 77 tokens of every class (and for CoCoOp of every image, in a loop)
 through open_clip's own text transformer, rows of deep prompts replaced before each layer. Both forms make the same step
-of a ViT-B/16-size CLIP with random weights: forward, cross-entropy with given image features (and PromptSRC's term on
-the texts), backward to the prompt, SGD. The classes are CIFAR-100's unless the case says otherwise: how much is saved
-depends on how long their names are.
+of a ViT-B/16-size CLIP with random weights: forward, cross-entropy with given image features (and the term on the texts
+of PromptSRC, TCP and MMRL), backward to the prompt, SGD. The classes are CIFAR-100's unless the case says otherwise:
+how much is saved depends on how long their names are.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from vlprompt.core.class_names import ClassName
 from vlprompt.core.images import Images
 from vlprompt.core.method import Output
 from vlprompt.core.stage import Lesson
-from vlprompt.methods import IVLP, CoCoOp, CoOp, MaPLe, PromptSRC
+from vlprompt.methods import IVLP, MMRL, TCP, CoCoOp, CoOp, MaPLe, MMRLpp, PromptSRC
 from vlprompt.runtime.seeding import make_generator
 
 CASES = {  # name -> method, its arguments, classes, images a step
@@ -31,6 +31,9 @@ CASES = {  # name -> method, its arguments, classes, images a step
     "cocoop, 100 classes, 4 images": (CoCoOp, {"n_ctx": 4}, 100, 4),
     "maple, 100 classes, text part": (MaPLe, {"n_ctx": 2}, 100, 4),
     "promptsrc, 100 classes, text part": (lambda clip, n_ctx: PromptSRC(IVLP(clip, n_ctx, 0)), {"n_ctx": 4}, 100, 4),
+    "tcp, 100 classes": (TCP, {"n_ctx": 4}, 100, 32),
+    "mmrl, 100 classes, text part": (MMRL, {"n_tokens": 5}, 100, 32),
+    "mmrlpp, 100 classes, text part": (MMRLpp, {"n_tokens": 5}, 100, 32),
 }
 
 SHORT = {
@@ -42,6 +45,9 @@ TARGETS = dict.fromkeys(CASES, ("ratio >= 28",)) | {
     "coop, 100 classes, middle": ("ratio >= 9",),
     "coop, 100 classes, front": ("ratio >= 5",),
     "coop, 100 classes, own": ("ratio >= 5",),
+    "tcp, 100 classes": ("ratio >= 15",),
+    "mmrl, 100 classes, text part": ("ratio >= 15",),
+    "mmrlpp, 100 classes, text part": ("ratio >= 15",),
 }
 ROUNDS = {"cocoop, 100 classes, 4 images": 2}  # written out, it takes more than a minute
 
@@ -68,6 +74,7 @@ class KnownFeatureTower:
     def __init__(self, tower, features):
         self.feature_dim, self.device, self.features = tower.feature_dim, tower.device, features
         self.dim, self.depth = tower.dim, tower.depth
+        self.require_blocks, self.project_rows = tower.require_blocks, tower.project_rows
 
     def __call__(self, images, prompt=None):
         return self.features[[int(key) for key in images.keys]]
@@ -114,17 +121,31 @@ class TextBenchmark:
             self.inner_method, MaPLe | IVLP
         )  # of MaPLe's only the text side: its maps end in the image tower
         self.parameters = list(self.inner_method.ctx if deep else self.method.parameters())
+        if isinstance(self.method, MMRL):  # but those of the image tower
+            of_image = ("maps.image", "shared.image", "biases.image", "downs.image", "ups.image", "projection")
+            self.parameters = [p for name, p in self.method.named_parameters() if not name.startswith(of_image)]
         self.images = Images(lambda look, places: self.features[list(places)], [str(i) for i in range(size)])
-        words = "X " * self.options["n_ctx"] + "of a " * (cls is MaPLe)
+        words = "X " * self.options.get("n_ctx", 0) + "of a " * (cls is MaPLe)
+        words = "a photo of a " if isinstance(self.method, MMRL) else words
         self.ids = self.tokenizer([f"{words}{name}." for name in self.names]).to(self.device)
         self.lengths = [len(self.tokenizer.encode(name)) for name in self.names]
         self.embedded = None
 
     def fast(self):
+        if isinstance(self.method, MMRL):
+            text, *_ = self.method.prepare(self.names, self.fixed)
+            return Output(self._compute_logits(self.features, text), text_features=text)
         return self.method(self.images, self.method.prepare(self.names, self.fixed))
 
     def reference(self):
+        if isinstance(self.method, MMRL):
+            text = self._encode_texts_with_rows(self.method.prompt("text"))
+            return Output(self._compute_logits(self.features, text), text_features=text)
         ctx = self.inner_method.ctx
+        if isinstance(self.method, TCP):
+            later = [ctx] * 7 + [self.method.class_tokens(self.fixed[1])]
+            text = self._encode_texts(ctx, later, replaced_at=(8,))
+            return Output(self._compute_logits(self.features, text), text_features=text)
         if isinstance(self.inner_method, CoCoOp):
             shifts = self.inner_method.meta(F.normalize(self.features, dim=-1))
             pairs = zip(self.features, shifts, strict=True)
@@ -137,7 +158,22 @@ class TextBenchmark:
     def _compute_logits(self, features, text):
         return self.scale * F.normalize(features, dim=-1) @ F.normalize(text, dim=-1).T
 
-    def _encode_texts(self, ctx, later_tokens=()):
+    def _encode_texts_with_rows(self, prompt):
+        """Texts without soft tokens, behind whose first row new rows come in at the prompt's first layer."""
+        first, n = min(prompt.tokens), next(iter(prompt.tokens.values())).shape[1]
+        x, mask = self.model.token_embedding(self.ids) + self.model.positional_embedding, self.model.attn_mask
+        for i, block in enumerate(self.model.transformer.resblocks):
+            if i in prompt.tokens:
+                old, carry = x[:, 1 : 1 + n], prompt.carry.get(i, 0.0)
+                rows = prompt.tokens[i].expand(len(x), -1, -1)
+                rows = carry * old + (1 - carry) * rows if carry else rows
+                x = torch.cat([x[:, :1], rows, x[:, 1 + n * (i > first) :]], 1)
+            if i == first:
+                mask = torch.full((x.shape[1], x.shape[1]), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+            x = block(x, attn_mask=mask)
+        return self.model.ln_final(x)[torch.arange(len(x)), self.ids.argmax(-1) + n] @ self.model.text_projection
+
+    def _encode_texts(self, ctx, later_tokens=(), replaced_at=None):
         n, text = ctx.shape[-2], self.options.get("context_template", "{ctx} {name}.")
         ctx = ctx if ctx.ndim == 3 else ctx.expand(len(self.names), -1, -1)
         if self.embedded is None:
@@ -151,7 +187,7 @@ class TextBenchmark:
             x = torch.stack([torch.cat([s, c[:before], r[:k], c[before:], r[k:]]) for s, c, r, k in rows])
         x, mask = x + self.model.positional_embedding, self.model.attn_mask
         for i, block in enumerate(self.model.transformer.resblocks):
-            if 0 < i <= len(later_tokens):
+            if 0 < i <= len(later_tokens) and (replaced_at is None or i in replaced_at):
                 x = torch.cat([x[:, :1], later_tokens[i - 1].expand(len(x), -1, -1), x[:, 1 + n :]], 1)
             x = block(x, attn_mask=mask)
         return self.model.ln_final(x)[torch.arange(len(x)), self.ids.argmax(-1)] @ self.model.text_projection
@@ -160,6 +196,9 @@ class TextBenchmark:
         near = 0.0
         if isinstance(self.method, PromptSRC):  # its term on the texts; those on images and answers need the images
             near = self.method.text_weight * (F.normalize(output.text_features, dim=-1) - self.fixed[1]).abs().mean()
+        if isinstance(self.method, TCP | MMRL):
+            cosine = (F.normalize(output.text_features, dim=-1) * self.fixed[1]).sum(-1)
+            near = self.method.weight * (1 - cosine.mean())
         return F.cross_entropy(output.logits, self.labels) + near
 
     def compute_gradients(self, run):

@@ -46,3 +46,8 @@ def as_class_name(name: str) -> ClassName:
 def class_ids(names: Sequence[str]) -> Names:
     """Return the ids of class names; a plain string is its own id."""
     return tuple(getattr(name, "id", str(name)) for name in names)
+
+
+def extend_ids(known_ids: Sequence[str], names: Sequence[str]) -> Names:
+    """Return the known ids, and behind them those of these names that are not known yet."""
+    return (*known_ids, *(i for i in class_ids(names) if i not in known_ids))

@@ -101,14 +101,23 @@ class Method(nn.Module):
             if (value := getattr(self, setting)) < bound:
                 raise ValueError(f"method.{setting}: expected at least {bound}, got {value}. Set a larger value.")
 
-    def clip_to_depth(self, setting: str, depth: int) -> int:
-        """Return a setting that counts layers, clipped to the tower's depth and noted in `clipped_settings`."""
+    def require_at_most(self, **bounds: float) -> None:
+        """Raise ValueError for a setting above its bound."""
+        for setting, bound in bounds.items():
+            if (value := getattr(self, setting)) > bound:
+                raise ValueError(f"method.{setting}: expected at most {bound}, got {value}. Set a smaller value.")
+
+    def clip_to_depth(self, setting: str, depth: int, n_above: int = 0) -> int:
+        """Return a setting that counts layers, clipped to the tower's depth and noted in `clipped_settings`.
+
+        n_above: layers that must remain above.
+        """
         self.require_at_least(**{setting: 1})
-        value = getattr(self, setting)
-        if value > depth:
-            note = f"clipped from {value} to {depth} (the tower has {depth} layers)"
+        value, limit = getattr(self, setting), depth - n_above
+        if value > limit:
+            note = f"clipped from {value} to {limit} (the tower has {depth} layers)"
             self.clipped_settings = {**self.clipped_settings, setting: note}
-        return min(value, depth)
+        return min(value, limit)
 
     def clip_layers(self, setting: str, depth: int) -> list[int]:
         """Return the layers of a setting that the tower has; those that it lacks are noted in `clipped_settings`.

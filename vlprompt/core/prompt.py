@@ -19,11 +19,17 @@ class Prompt:
             replace.
         prefix: layer -> keys and values (R, H, P, Dh) that attention sees before its own.
         adapters: site -> f(given, made) -> made, for example {"3/q": adapter}; a dict or an nn.ModuleDict.
+        carry: layer -> fraction, a number or one of each token (P,), by which a row of the layer before goes on: it
+            becomes carry * row + (1 - carry) * token. Without it tokens replace, as with 0; with 1 a row flows on.
+        is_embedded: whether tokens at layer 0 are embedded as words and patches are: with positions in a text tower,
+            through the norm before the first block in an image tower. Tokens that begin at a later layer never are.
     """
 
     tokens: Mapping[int, Tensor] = field(default_factory=dict)
     prefix: Mapping[int | str, KV] = field(default_factory=dict)
     adapters: Mapping[str, AdapterFn] | nn.ModuleDict = field(default_factory=dict)  # an nn.ModuleDict has no .get
+    carry: Mapping[int, float | Tensor] = field(default_factory=dict)
+    is_embedded: bool = True
 
     def __bool__(self) -> bool:
         return bool(len(self.tokens) or len(self.prefix) or len(self.adapters))
@@ -38,6 +44,19 @@ class Prompt:
                 "what an earlier one inserted: give every layer the same number of tokens."
             )
         return next(iter(lengths), 0)
+
+    @property
+    def entry_layer(self) -> int | None:
+        """The layer at which tokens come in as rows without embedding; None if they are embedded, or there are none."""
+        first = min(self.tokens, default=None)
+        return None if first == 0 and self.is_embedded else first
+
+    @property
+    def first_layer(self) -> int | None:
+        """The first layer that it changes; None if it changes no layer (it is empty, or has the last norm alone)."""
+        sites = (site.split("/")[0] for site in self.adapters if "/" in site)
+        layers = [i for i in (*self.tokens, *self.prefix, *map(int, sites)) if isinstance(i, int)]
+        return min(layers, default=None)
 
     @property
     def mixes_rows(self) -> bool:

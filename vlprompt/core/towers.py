@@ -40,7 +40,11 @@ class TextTower(Tower, Protocol):
     """The text tower of a CLIP: C texts after each of R contexts -> features (R, C, E)."""
 
     def init_context(
-        self, n_tokens: int | None = None, init: str | None = None, generator: torch.Generator | None = None
+        self,
+        n_tokens: int | None = None,
+        init: str | None = None,
+        generator: torch.Generator | None = None,
+        std: float = 0.02,
     ) -> Tensor: ...
     def merged(self, prompt: Prompt) -> "TextTower": ...
 
@@ -59,6 +63,14 @@ class VisionTower(Tower, Protocol):
     position_embeddings: Tensor  # (S + N, D), added to special tokens and patches; empty if there are none
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> "VisionTower": ...
+    def read(self, images: Inputs, prompt: Prompt, outputs: Sequence[str]) -> tuple[Tensor, ...]:
+        """Encode images and return several outputs of one pass, such as ("pooled", "prompts"): (B, E) and (B, P, D)."""
+        ...
+
+    def project_rows(self, rows: Tensor) -> Tensor:
+        """Project rows (.., D) behind the last norm into the joint space (.., E), as the class token is."""
+        ...
+
     def merged(self, prompt: Prompt) -> "VisionTower": ...
     def split_at(self, k: int) -> "tuple[VisionTower, nn.Module]": ...
     def trainable_copy(self) -> nn.Module: ...

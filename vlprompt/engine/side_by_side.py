@@ -51,7 +51,7 @@ class _Forward:
     @property
     def key(self) -> object:
         shapes = [(layer, tuple(t.shape[1:]), t.dtype, t.requires_grad) for layer, t in self.prompt.tokens.items()]
-        return self.texts, tuple(shapes), self.autocast
+        return self.texts, tuple(shapes), tuple(self.prompt.carry.items()), self.prompt.is_embedded, self.autocast
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,10 @@ class _JoiningTextTower:
 
 
 def can_join(prompt: Prompt, output: str) -> bool:
-    """Whether a pass of the text tower can be joined with those of other trainings: its prompt is trained tokens."""
+    """Whether a pass of the text tower can be joined with those of other trainings: its prompt is trained tokens alone."""
     has_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in prompt.tokens.values())
-    return has_gradient and output == "pooled" and not len(prompt.adapters) and not len(prompt.prefix)
+    is_tokens_only = not len(prompt.adapters) and not len(prompt.prefix) and not _carries_tensors(prompt)
+    return has_gradient and output == "pooled" and is_tokens_only
 
 
 @dataclass(frozen=True)
@@ -322,7 +323,7 @@ class TrainingGroup:
         dtype = requests[0].autocast
         autocast = torch.autocast(self.clip.device.type, dtype) if dtype else nullcontext()
         with torch.enable_grad(), autocast:
-            features = self.clip.text(requests[0].texts, Prompt(tokens))
+            features = self.clip.text(requests[0].texts, replace(requests[0].prompt, tokens=tokens))
         joined = _JoinedPass(leaves, features, [len(next(iter(mine.values()))) for mine in leaves])
         rows = [part.detach().requires_grad_() for part in features.split(joined.row_counts)]
         return [
@@ -351,6 +352,10 @@ class TrainingGroup:
         """Set the counts of the cache to those of all members together."""
         hits, misses = (before[i] + sum(t.counts[i] - before[i] for t in self._threads) for i in (0, 1))
         self._set_counts((hits, misses))
+
+
+def _carries_tensors(prompt: Prompt) -> bool:
+    return any(isinstance(carry, Tensor) for carry in prompt.carry.values())
 
 
 def _expand_rows(tokens: Any) -> dict[int, Tensor]:

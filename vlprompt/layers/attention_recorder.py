@@ -1,13 +1,12 @@
 """What attention looked at in a pass: its weights in every layer, and their rollout through the layers."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vlprompt.core.prompt import KV, Prompt
-from vlprompt.layers.block import AttentionFn
+from vlprompt.layers.block import AttentionFn, mix_tokens
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class RecordedPass:
         n_prompts = n_rows - s - self.n_patches
         on_prompts = weights[..., : last.n_front].sum(-1)
         on_prompts = on_prompts + weights[..., last.n_front + s : last.n_front + s + n_prompts].sum(-1)
-        rollout = roll_out(self.layers, self.prompt.tokens, s, self.n_patches)
+        rollout = roll_out(self.layers, self.prompt, s, self.n_patches)
         return weights[..., -self.n_patches :], rollout[..., s : s + self.n_patches], on_prompts
 
 
@@ -95,7 +94,7 @@ def _compute_weights(
     return LayerAttention(weights, n_front, positions)
 
 
-def roll_out(layers: list[LayerAttention], tokens: Mapping[int, Tensor], n_special: int, n_patches: int) -> Tensor:
+def roll_out(layers: list[LayerAttention], prompt: Prompt, n_special: int, n_patches: int) -> Tensor:
     """Multiply attention through the layers (Abnar and Zuidema, 2020, arXiv:2005.00928).
 
     A layer passes on half of each row and half of what the row attends to, mean over heads. Prompt tokens are sources
@@ -103,7 +102,7 @@ def roll_out(layers: list[LayerAttention], tokens: Mapping[int, Tensor], n_speci
 
     Args:
         layers: the attention of each layer.
-        tokens: the prompt's tokens by layer, which replace those of the layer before.
+        prompt: its tokens replace those of the layer before, or mix with them.
         n_special: class and register tokens (S).
         n_patches: patches (N).
 
@@ -118,13 +117,18 @@ def roll_out(layers: list[LayerAttention], tokens: Mapping[int, Tensor], n_speci
     for i, layer in enumerate(layers):
         weights = layer.weights.mean(1)
         n_tokens = weights.shape[-1] - layer.n_front - n_fixed
-        if sources.shape[1] > n_fixed and (i in tokens or not n_tokens):  # the tokens of the layer before go
-            carried = sources.shape[1] - n_fixed
-            sources = torch.cat([sources[:, :n_special], sources[:, n_special + carried :]], 1)
+        entered = of_prompt.expand(n_images, prompt.length, -1)
+        if sources.shape[1] > n_fixed and (i in prompt.tokens or not n_tokens):  # the tokens of the layer before go
+            if i in prompt.carry:
+                before = sources[:, n_special : n_special + prompt.length]
+                entered = mix_tokens(before, entered, prompt.carry[i])
+            sources = torch.cat([sources[:, :n_special], sources[:, n_special + prompt.length :]], 1)
         if sources.shape[1] == n_fixed and n_tokens:
-            put_in = of_prompt.expand(n_images, n_tokens, -1)
-            sources = torch.cat([sources[:, :n_special], put_in, sources[:, n_special:]], 1)
-        from_front = weights[..., : layer.n_front].sum(-1, keepdim=True) * of_prompt
+            sources = torch.cat([sources[:, :n_special], entered, sources[:, n_special:]], 1)
+        front = of_prompt.expand(n_images, layer.n_front, -1)
+        if i in prompt.carry and not n_tokens:  # tokens that are keys only stand behind those of a prefix
+            front = torch.cat([front[:, prompt.length :], entered], 1)
+        from_front = weights[..., : layer.n_front] @ front
         attended = from_front + weights[..., layer.n_front :] @ sources
         residual = sources if layer.positions is None else sources[:, layer.positions]
         sources = (attended + residual) / 2

@@ -17,6 +17,7 @@ AttentionFn: TypeAlias = Callable[[Tensor, Tensor, Tensor, KV | None, Tensor | N
 # an int: tokens become new rows from there on; else existing rows and the index of the token in each, (r,) for all
 # sequences, or (B, P) with different rows per sequence
 TokenSlot: TypeAlias = int | tuple[Tensor, Tensor]
+Carry: TypeAlias = float | Tensor  # fraction of a row that goes on where a token enters: a number, or (P,)
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,31 @@ def isolate_rows(block_fn: BlockFn, layer: int) -> BlockFn:
     return run_isolated
 
 
-def insert_tokens(x: Tensor, slot: TokenSlot, tokens: Tensor) -> Tensor:
-    """Put tokens (1 or B, P, D) into x (B, N, D): as new rows at an int slot, else into existing rows."""
+def insert_tokens(x: Tensor, slot: TokenSlot, tokens: Tensor, carry: Carry | None = None) -> Tensor:
+    """Put tokens (1 or B, P, D) into x (B, N, D): as new rows at an int slot, else into existing rows.
+
+    A text of its own tokens has them one after the other, (1 or B, C * P, D). carry: fraction of an existing row that
+    goes on, of all tokens or of each (P,).
+    """
     t = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
     if isinstance(slot, int):
         return torch.cat([x[:, :slot], t, x[:, slot:]], 1)
     rows, token_indices = slot
     if rows.ndim == 2:
+        if carry is not None:
+            t = mix_tokens(select_positions(x, rows), t, carry)
         return x.scatter(1, rows[..., None].expand_as(t), t)
-    return x.index_copy(1, rows, t[:, token_indices])
+    t = t[:, token_indices]
+    if carry is not None:
+        carry = carry[token_indices % len(carry)] if isinstance(carry, Tensor) and carry.ndim else carry
+        t = mix_tokens(x[:, rows], t, carry)
+    return x.index_copy(1, rows, t)
+
+
+def mix_tokens(rows: Tensor, tokens: Tensor, carry: Carry) -> Tensor:
+    """Return carry * rows + (1 - carry) * tokens, (B, P, D), for a number or one of each token (P,)."""
+    weight = carry.to(rows.dtype)[..., None] if isinstance(carry, Tensor) else carry
+    return weight * rows + (1 - weight) * tokens.to(rows.dtype)
 
 
 def compute_prompt_kv(block: Block, i: int, tokens: Tensor, prompt: Prompt) -> KV:
@@ -172,6 +189,7 @@ def walk(
     return_prompt: bool = False,
     qkv: Tensor | None = None,
     block_fn: BlockFn = run_block,
+    first_block: int = 0,
 ) -> Tensor:
     """Run frozen blocks with a prompt and return only the positions that are read.
 
@@ -181,20 +199,22 @@ def walk(
 
     Args:
         blocks: the blocks.
-        x: embeddings (B, N, D).
+        x: rows before the first block (B, N, D).
         prompt: tokens, prefix and adapters.
         attention: computes attention.
-        slot: an int where tokens become rows of their own, seen by every row; otherwise x has tokens[0] in it already.
+        slot: an int where tokens become rows of their own, seen by every row; otherwise x has those of the first block
+            in it already.
         positions: (r,) or (B, r), indices of x's rows to return; None for all.
-        return_prompt: return the rows of tokens at an int slot instead.
+        return_prompt: return the rows of tokens at an int slot too, behind the others.
         qkv: (B, N, 3 D), queries, keys and values of the first block if they were computed before.
         block_fn: `run_block`, or the same with compute options.
+        first_block: the block to begin with.
 
     Returns:
-        (B, r, D).
+        (B, r, D), or (B, r + P, D).
     """
-    p, skips, last = prompt.length, not prompt.mixes_rows, len(blocks) - 1
     inserts, has_token_rows = isinstance(slot, int), False  # has_token_rows: x has rows of tokens now
+    p, skips, last = prompt.length if inserts else 0, not prompt.mixes_rows, len(blocks) - 1
 
     def current_positions(rows: Tensor | None) -> Tensor | None:
         """Where these rows of the given x are now."""
@@ -205,25 +225,32 @@ def walk(
 
     def output_positions() -> Tensor | None:
         if return_prompt and isinstance(slot, int):
-            return torch.arange(slot, slot + p, device=x.device)
+            rows, prompt_rows = current_positions(positions), torch.arange(slot, slot + p, device=x.device)
+            return prompt_rows if rows is None else torch.cat([rows, prompt_rows])
         return current_positions(positions)
 
-    for i, block in enumerate(blocks):
+    for i, block in enumerate(blocks[first_block:], first_block):
         prefix, tokens, needed = prompt.prefix.get(i), prompt.tokens.get(i), None
-        drops_tokens = inserts and skips and (i + 1 in prompt.tokens or (i == last and not return_prompt))
+        is_replaced = i + 1 in prompt.tokens and i + 1 not in prompt.carry
+        drops_tokens = inserts and skips and (is_replaced or (i == last and not return_prompt))
         if tokens is not None and inserts:
-            x, has_token_rows = select_positions(x, current_positions(None)) if has_token_rows else x, False
+            if has_token_rows and isinstance(slot, int):
+                if i in prompt.carry:
+                    tokens = mix_tokens(x[:, slot : slot + p], tokens, prompt.carry[i])
+                x, has_token_rows = select_positions(x, current_positions(None)), False
             if drops_tokens:
                 prefix = compute_prompt_kv(block, i, tokens.to(x.dtype), prompt)
             else:
                 x, has_token_rows = insert_tokens(x, slot, tokens), True
-        elif tokens is not None and i:
-            x = insert_tokens(x, slot, tokens)
+        elif tokens is not None and i > first_block:
+            x = insert_tokens(x, slot, tokens, prompt.carry.get(i))
         if skips and i == last:
             needed = output_positions()
         elif drops_tokens:
             needed = current_positions(None)
-        x = block_fn(block, i, x, prompt, attention, needed, prefix, qkv if i == 0 and needed is None else None)
+        x = block_fn(
+            block, i, x, prompt, attention, needed, prefix, qkv if i == first_block and needed is None else None
+        )
         has_token_rows = has_token_rows and not drops_tokens
     return x if skips else select_positions(x, output_positions())
 
@@ -233,6 +260,17 @@ def validate_prompt_layers(prompt: Prompt, depth: int) -> None:
     layers = [*prompt.tokens, *prompt.prefix, *(site.split("/")[0] for site in prompt.adapters if "/" in site)]
     if beyond := [i for i in layers if not 0 <= int(i) < depth]:
         raise ValueError(f"Prompt: expected layers 0..{depth - 1} of this tower, got layer {beyond[0]}. Leave it out.")
+    if alone := [i for i in prompt.carry if i not in prompt.tokens or i == min(prompt.tokens)]:
+        raise ValueError(
+            f"Prompt.carry: expected layers with tokens above the first one, got layer {alone[0]} with tokens at "
+            f"{sorted(prompt.tokens)}. Leave it out: nothing stands there yet that could go on."
+        )
+    for i, carry in prompt.carry.items():
+        if isinstance(carry, Tensor) and carry.shape not in ((), (prompt.length,)):
+            raise ValueError(
+                f"Prompt.carry: expected a number or ({prompt.length},) of the tokens at layer {i}, got "
+                f"{tuple(carry.shape)}. Give each token one."
+            )
 
 
 def find_sites(

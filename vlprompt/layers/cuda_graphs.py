@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -120,43 +120,64 @@ class CudaGraphCache:
             kind: all that the pass depends on besides the prompt.
             prompt: tensors only; a prompt with adapters is run plainly.
         """
-        inputs = [*prompt.tokens.values(), *(t for kv in prompt.prefix.values() for t in kv)]
+        structure, inputs = _take_apart(prompt)
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
         is_traced = _get_current_dispatch_mode() is not None  # a mode that counts operations must see them
         if not needs_grad or is_traced or len(prompt.adapters):
             return fn(prompt)
-        kind = self._describe_pass(kind, prompt, inputs)
+        kind = self._describe_pass((kind, structure), inputs)
         if kind not in self.slots_by_kind:
             self._remember(kind)
             return fn(prompt)
-        slot = self.slots_by_kind.pop(kind) or self._record(fn, prompt, inputs)
+        slot = self.slots_by_kind.pop(kind) or self._record(partial(_call_with_tensors, fn, structure), inputs)
         self.slots_by_kind[kind] = slot  # at the end: the last one used is dropped last
         return _Replay.apply(slot, *inputs) if slot.is_free else fn(prompt)  # pyright: ignore[reportReturnType]
 
     @staticmethod
-    def _describe_pass(kind: Hashable, prompt: Prompt, inputs: Sequence[Tensor]) -> Hashable:
+    def _describe_pass(kind: Hashable, inputs: Sequence[Tensor]) -> Hashable:
         device = inputs[0].device.type
         autocast_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         shapes = tuple((t.shape, t.dtype, t.requires_grad) for t in inputs)
-        return kind, tuple(prompt.tokens), tuple(prompt.prefix), shapes, autocast_dtype
+        return kind, shapes, autocast_dtype
 
     def _remember(self, kind: Hashable) -> None:
         self.slots_by_kind[kind] = None
         while len(self.slots_by_kind) > MAX_KNOWN_KINDS:
             del self.slots_by_kind[next(iter(self.slots_by_kind))]
 
-    def _record(self, fn: Callable[[Prompt], Tensor], prompt: Prompt, inputs: Sequence[Tensor]) -> _PassSlot:
+    def _record(self, call: Callable[..., Tensor], inputs: Sequence[Tensor]) -> _PassSlot:
         recorded = [kind for kind, slot in self.slots_by_kind.items() if slot is not None]
         if len(recorded) >= MAX_RECORDED_PASSES:
             del self.slots_by_kind[recorded[0]]
-        call = partial(_call_with_tensors, fn, tuple(prompt.tokens), tuple(prompt.prefix))
         return _PassSlot(self.record_fn(call, inputs))
 
 
-def _call_with_tensors(
-    fn: Callable[[Prompt], Tensor], tokens: Sequence[int], prefix: Sequence[int | str], *tensors: Tensor
-) -> Tensor:
+class _Structure(NamedTuple):
+    """A prompt without its tensors: the layers of its tokens, prefixes and of what they carry, and its numbers."""
+
+    tokens: tuple[int, ...]
+    prefix: tuple[int | str, ...]
+    carry: tuple[int, ...]
+    carried_numbers: tuple[tuple[int, float], ...]
+    is_embedded: bool
+
+
+def _take_apart(prompt: Prompt) -> tuple[_Structure, list[Tensor]]:
+    """Return the structure of a prompt and its tensors."""
+    carry = {i: value for i, value in prompt.carry.items() if isinstance(value, Tensor)}
+    numbers = tuple((i, value) for i, value in prompt.carry.items() if not isinstance(value, Tensor))
+    structure = _Structure(tuple(prompt.tokens), tuple(prompt.prefix), tuple(carry), numbers, prompt.is_embedded)
+    return structure, [*prompt.tokens.values(), *carry.values(), *(t for kv in prompt.prefix.values() for t in kv)]
+
+
+def _call_with_tensors(fn: Callable[[Prompt], Tensor], structure: _Structure, *tensors: Tensor) -> Tensor:
     """Call fn with the prompt of these tensors."""
-    n = len(tokens)
-    pairs = zip(tensors[n::2], tensors[n + 1 :: 2], strict=True)
-    return fn(Prompt(dict(zip(tokens, tensors[:n], strict=True)), dict(zip(prefix, pairs, strict=True))))
+    n = len(structure.tokens)
+    m = n + len(structure.carry)
+    carry = dict(zip(structure.carry, tensors[n:m], strict=True)) | dict(structure.carried_numbers)
+    pairs = zip(tensors[m::2], tensors[m + 1 :: 2], strict=True)
+    tokens, prefix = (
+        dict(zip(structure.tokens, tensors[:n], strict=True)),
+        dict(zip(structure.prefix, pairs, strict=True)),
+    )
+    return fn(Prompt(tokens, prefix, carry=carry, is_embedded=structure.is_embedded))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.core.class_names import Names, class_ids
+from vlprompt.core.class_names import Names, class_ids, extend_ids
 from vlprompt.core.head import Head
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
@@ -28,11 +28,11 @@ class ClassWeightHead(Head):
 
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator, feature_dim: int, device: torch.device) -> None:
         known = self.class_ids if lesson.index else ()
-        added = [i for i in class_ids(lesson.train.names) if i not in known]
-        for name, value in self.init_parameters((len(added), feature_dim), generator).items():
+        self.class_ids = extend_ids(known, lesson.train.names)
+        n_added = len(self.class_ids) - len(known)
+        for name, value in self.init_parameters((n_added, feature_dim), generator).items():
             rows = [getattr(self, name).detach()] if known else []
             setattr(self, name, nn.Parameter(torch.cat([*rows, value.to(device)])))
-        self.class_ids = (*known, *added)
 
     def class_indices(self, names: Names) -> Tensor:
         """Return the rows (C,) of these names; UnknownClassError for an unknown class."""
@@ -131,6 +131,12 @@ def find_class_indices(known_ids: Sequence[str], names: Names, owner: str) -> Te
             "training classes, or use a method with class texts, such as coop."
         )
     return torch.tensor([index_of_id[i] for i in ids])
+
+
+def find_known_classes(known_ids: Sequence[str], names: Names) -> Tensor:
+    """Return which of the names (C,) are known classes, for methods that answer in another way for new ones."""
+    known = set(known_ids)
+    return torch.tensor([i in known for i in class_ids(names)])
 
 
 def _quote(names: Sequence[str]) -> str:

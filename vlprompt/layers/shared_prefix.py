@@ -1,9 +1,14 @@
-"""Passes of many texts behind a shared prefix: shared positions run once, then each text's own rows, packed."""
+"""Passes of many texts behind a shared prefix: shared positions run once, then each text's own rows, packed.
+
+Blocks run in phases. Below the layer at which tokens come in, texts are their words alone; below the one at which each
+text has tokens of its own, texts share those that they share. Blocks below the first that a prompt changes run once.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from einops import rearrange
@@ -12,7 +17,7 @@ from torch import Tensor
 from vlprompt.core.compute_options import BlockFn
 from vlprompt.core.prompt import KV, NOTHING, Prompt
 from vlprompt.layers.attention import TextGroups, attend, attend_shared, prepend_prefix
-from vlprompt.layers.block import Block, run_block, walk
+from vlprompt.layers.block import Block, insert_tokens, run_block, walk
 
 # token ids of a text, and the index of the soft token at each position (-1: none)
 TokensAndSlots: TypeAlias = tuple[list[int], list[int]]
@@ -31,6 +36,8 @@ class PackedLayout:
         order: (C,), the packed index of each text.
         groups: (texts, rows per text), in packed order.
         visible: the rows (texts, rows) of a group that are not padding; None for a group without padding.
+        places: of each row, a text that has it and its index there.
+        first_rows: of each text, the first row that is its own.
     """
 
     n_shared: int
@@ -41,6 +48,12 @@ class PackedLayout:
     order: Tensor
     groups: TextGroups
     visible: tuple[Tensor | None, ...]
+    places: tuple[tuple[int, int], ...]
+    first_rows: tuple[int, ...]
+
+    def row_of(self, text: int, index: int) -> int:
+        """Return the row of a text's token."""
+        return index if index < self.n_shared else self.first_rows[text] + index - self.n_shared
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Tensor | None) -> Tensor:
         """Attention of packed rows: a text sees the prefix, the shared rows and its own.
@@ -91,6 +104,7 @@ def pack_texts(
     is_class_specific: bool,
     device: torch.device,
     min_saved_rows: int = 0,
+    has_positions: bool = True,
 ) -> PackedLayout:
     """Lay out texts with n_tokens soft tokens each.
 
@@ -100,21 +114,23 @@ def pack_texts(
         is_class_specific: whether each text has soft tokens of its own.
         device: of the layout.
         min_saved_rows: rows that another group must save; 0 pads nothing. On a GPU few groups are faster than few rows.
+        has_positions: whether soft tokens have positions; else the words have those of the text without them.
     """
     order = sorted(range(len(texts)), key=lambda c: len(texts[c][0]))
     s = count_shared_tokens(texts, is_class_specific)
-    ids, slots, positions = list(texts[0][0][:s]), list(texts[0][1][:s]), list(range(s))
+    ids, slots, places = list(texts[0][0][:s]), list(texts[0][1][:s]), [(0, j) for j in range(s)]
     lengths = [len(texts[c][0]) - s for c in order]
     padded = pad_lengths(lengths, min_saved_rows)
-    end_rows = list[int]()
+    end_rows, first_rows = list[int](), dict[int, int]()
     for c, length, padded_length in zip(order, lengths, padded, strict=True):
         text_ids, text_slots = texts[c]
         first_token = c * n_tokens if is_class_specific else 0
         n_padding = padded_length - length
         end_rows.append(len(ids) + length - 1)
+        first_rows[c] = len(ids)
         ids += [*text_ids[s:], *[0] * n_padding]
         slots += [*(w if w < 0 else w + first_token for w in text_slots[s:]), *[-1] * n_padding]
-        positions += [*range(s, len(text_ids)), *[len(text_ids) - 1] * n_padding]
+        places += [(c, j) for j in (*range(s, len(text_ids)), *[len(text_ids) - 1] * n_padding)]
 
     def as_tensor(indices: Sequence[int]) -> Tensor:
         return torch.tensor(indices, dtype=torch.long, device=device)
@@ -123,6 +139,8 @@ def pack_texts(
     packed_index[torch.tensor(order)] = torch.arange(len(texts))
     slot_rows = [row for row, w in enumerate(slots) if w >= 0]
     groups = _group_equal(padded)
+    places = tuple(places)
+    positions = [j if has_positions else _index_of_word(texts[c][1], j) for c, j in places]
     return PackedLayout(
         n_shared=s,
         token_ids=as_tensor(ids),
@@ -132,7 +150,15 @@ def pack_texts(
         order=packed_index.to(device),
         groups=groups,
         visible=_find_visible_rows(lengths, groups, device),
+        places=places,
+        first_rows=tuple(first_rows[c] for c in range(len(texts))),
     )
+
+
+def _index_of_word(slots: Sequence[int], index: int) -> int:
+    """The index of a token in its text without soft tokens; of a soft token, that of the word before it."""
+    n_words = sum(w < 0 for w in slots[: index + 1])
+    return max(n_words - 1, 0)
 
 
 def _group_equal(lengths: Sequence[int]) -> TextGroups:
@@ -150,10 +176,87 @@ def _find_visible_rows(lengths: Sequence[int], groups: TextGroups, device: torch
     return tuple(visible)
 
 
+class TokenPlan(NamedTuple):
+    """What of a prompt decides how texts are laid out.
+
+    Args:
+        n_tokens: soft tokens of a text.
+        first_layer: below it nothing is changed, so that blocks run once.
+        entry_layer: the layer at which soft tokens come in as new rows, without positions; None: they are embedded.
+        specific_layer: the first layer at which each text has tokens of its own; None: there is none.
+    """
+
+    n_tokens: int = 0
+    first_layer: int = 0
+    entry_layer: int | None = None
+    specific_layer: int | None = None
+
+
+@dataclass(frozen=True)
+class PackedPhase:
+    """Blocks that run on one layout.
+
+    Args:
+        first_block: the block that it begins with; it ends where the next one begins.
+        layout: of the texts.
+        source_rows: (T,), the row of the phase before that each row goes on from; rows of new tokens have any. None for
+            the first phase.
+    """
+
+    first_block: int
+    layout: PackedLayout
+    source_rows: Tensor | None = None
+
+
+def plan_phases(
+    texts: Sequence[TokensAndSlots], plan: TokenPlan, device: torch.device, min_saved_rows: int = 0
+) -> tuple[PackedPhase, ...]:
+    """Lay out the phases of texts with soft tokens, from block 0 on."""
+    entry, specific, is_embedded = plan.entry_layer, plan.specific_layer, plan.entry_layer is None
+    pack = partial(pack_texts, device=device, min_saved_rows=min_saved_rows)
+    if entry is None:
+        phases = [PackedPhase(0, pack(texts, plan.n_tokens, specific == 0))]
+    else:
+        words = [([i for i, w in zip(*text, strict=True) if w < 0], [-1] * text[1].count(-1)) for text in texts]
+        below, layout = pack(words, 0, False), pack(texts, plan.n_tokens, specific == entry, has_positions=False)
+        sources = [below.row_of(c, _index_of_word(texts[c][1], j)) for c, j in layout.places]
+        phases = [PackedPhase(0, below), PackedPhase(entry, layout, torch.tensor(sources, device=device))]
+    if specific is not None and specific > (entry or 0):
+        below, layout = phases[-1].layout, pack(texts, plan.n_tokens, True, has_positions=is_embedded)
+        sources = [below.row_of(c, j) for c, j in layout.places]
+        phases.append(PackedPhase(specific, layout, torch.tensor(sources, device=device)))
+    return tuple(phases)
+
+
+def run_unchanged_blocks(
+    blocks: Sequence[Block], x: Tensor, phases: Sequence[PackedPhase], first_layer: int
+) -> tuple[Tensor, tuple[PackedPhase, ...]]:
+    """Run the blocks below the first layer that a prompt changes.
+
+    Args:
+        blocks: the blocks.
+        x: (1, T, D), the rows of the first phase before block 0.
+        phases: from block 0 on.
+        first_layer: the layer.
+
+    Returns:
+        The rows before that layer, and the phases from there on.
+    """
+    phase, *rest = phases
+    while True:
+        end = min([first_layer, *(later.first_block for later in rest[:1])])
+        layout = phase.layout
+        x = walk(blocks[:end], x, attention=layout.attention, slot=layout.prompt_slots, first_block=phase.first_block)
+        if not rest or rest[0].first_block > first_layer:
+            return x, (replace(phase, first_block=end), *rest)
+        phase, *rest = rest
+        x = x[:, phase.source_rows]
+
+
 def encode_packed(
     blocks: Sequence[Block],
     x: Tensor,
-    layout: PackedLayout,
+    phases: Sequence[PackedPhase],
     prompt: Prompt = NOTHING,
     qkv: Tensor | None = None,
     block_fn: BlockFn = run_block,
@@ -162,8 +265,8 @@ def encode_packed(
 
     Args:
         blocks: the blocks.
-        x: (R, T, D), in the layout's order, with tokens[0] in it.
-        layout: of the texts.
+        x: (R, T, D), the rows of the first phase before its first block, with embedded tokens in them.
+        phases: of the blocks that the prompt changes, and those above.
         prompt: tokens, prefix and adapters.
         qkv: (1, T, 3 D), queries, keys and values of the first block, right in rows without soft tokens: those of words
             never change.
@@ -173,20 +276,32 @@ def encode_packed(
         The last row of each text, in text order, (R, C, D).
     """
     flat = {i: rearrange(t, "r c p d -> r (c p) d") if t.ndim == 4 else t for i, t in prompt.tokens.items()}
-    prompt, (slot_rows, _), first = Prompt(flat, prompt.prefix, prompt.adapters), layout.prompt_slots, blocks[0]
-    if any(f"0/{site}" in prompt.adapters for site in ("norm1", "q", "k", "v")):
+    prompt, begin, last = replace(prompt, tokens=flat), phases[0].first_block, phases[-1]
+    if any(f"{begin}/{site}" in prompt.adapters for site in ("norm1", "q", "k", "v")):
         qkv = None
-    if qkv is not None and first.qkv is not None and len(slot_rows):
-        prompt_qkv = first.qkv(first.norm1(x[:, slot_rows]))
-        qkv = qkv.to(prompt_qkv.dtype).expand(x.shape[0], -1, -1).index_copy(1, slot_rows, prompt_qkv)
-    ends = walk(
-        blocks,
-        x,
-        prompt,
-        attention=layout.attention,
-        slot=layout.prompt_slots,
-        positions=layout.end_rows,
-        qkv=qkv,
-        block_fn=block_fn,
-    )
-    return ends[:, layout.order]
+    for phase, end in zip(phases, [*(later.first_block for later in phases[1:]), len(blocks)], strict=True):
+        begin, layout, is_later = phase.first_block, phase.layout, phase is not phases[0]
+        x = x[:, phase.source_rows] if is_later else x
+        if begin in flat and (begin or not prompt.is_embedded):
+            x = insert_tokens(x, layout.prompt_slots, flat[begin], prompt.carry.get(begin))
+        x = walk(
+            blocks[:end],
+            x,
+            prompt,
+            attention=layout.attention,
+            slot=layout.prompt_slots,
+            positions=layout.end_rows if phase is last else None,
+            qkv=None if is_later or qkv is None else _update_qkv(blocks[begin], x, qkv, layout),
+            block_fn=block_fn,
+            first_block=begin,
+        )
+    return x[:, last.layout.order]
+
+
+def _update_qkv(block: Block, x: Tensor, qkv: Tensor, layout: PackedLayout) -> Tensor:
+    """Queries, keys and values (1 or R, T, 3 D) of words, with those of the soft tokens in x."""
+    slot_rows, _ = layout.prompt_slots
+    if block.qkv is None or not len(slot_rows):
+        return qkv
+    prompt_qkv = block.qkv(block.norm1(x[:, slot_rows]))
+    return qkv.to(prompt_qkv.dtype).expand(x.shape[0], -1, -1).index_copy(1, slot_rows, prompt_qkv)

@@ -131,6 +131,11 @@ class LanguageModel(FrozenTransformer):
                 f"Prompt.tokens: expected tokens at layer 0 of a language model, got layers {sorted(prompt.tokens)}. "
                 "Use a prefix for later layers (prefix_tuning)."
             )
+        if prompt.entry_layer is not None or prompt.carry:
+            raise ValueError(
+                "Prompt: expected embedded tokens that nothing mixes with, as a language model takes, got is_embedded="
+                f"{prompt.is_embedded} and carry at layers {sorted(prompt.carry)}. Leave both out."
+            )
         if unknown := [layer for layer in prompt.prefix if layer not in self.layer_modules]:
             raise ValueError(
                 f"{self.spec}: expected a prefix of the layers {', '.join(map(str, self.prefix_layers))}, got one of "

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlprompt.backbones.open_clip.byte_pairs import BytePairTokenizer
-from vlprompt.backbones.towers.image import ViT
 from vlprompt.backbones.towers.plain_weights import (
     BLOCK_MAPS,
     BlockSettings,
@@ -25,6 +24,7 @@ from vlprompt.backbones.towers.plain_weights import (
     read_projection,
 )
 from vlprompt.backbones.towers.text import TransformerTextTower
+from vlprompt.backbones.towers.vit import ViT
 from vlprompt.core.towers import Clip
 from vlprompt.layers.frozen_maps import identity
 

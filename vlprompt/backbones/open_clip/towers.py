@@ -15,9 +15,11 @@ from vlprompt.backbones.towers.freeze import (
     freeze,
     identify,
 )
-from vlprompt.backbones.towers.image import ImageTower, ViT
+from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.backbones.towers.opaque import OpaqueTextTower
-from vlprompt.backbones.towers.text import TextTokenizer, TransformerTextTower, wrap_hf_tokenizer
+from vlprompt.backbones.towers.text import TransformerTextTower
+from vlprompt.backbones.towers.text_tokenizer import TextTokenizer, wrap_hf_tokenizer
+from vlprompt.backbones.towers.vit import ViT
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.towers import Clip
 from vlprompt.layers.block import Block

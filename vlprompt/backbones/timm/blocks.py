@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.backbones.towers.freeze import build_patch_unfold, convert_activation
-from vlprompt.backbones.towers.image import ViT
 from vlprompt.backbones.towers.trainable import PositionedTokens
+from vlprompt.backbones.towers.vit import ViT
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.prompt import KV
 from vlprompt.layers.attention import attend

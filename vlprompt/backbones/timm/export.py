@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.backbones.timm.loading import read_timm_model
-from vlprompt.backbones.towers.image import ImageTower, ViT
+from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.backbones.towers.plain_weights import (
     BLOCK_MAPS,
     describe_unknown_tower,
@@ -20,6 +20,7 @@ from vlprompt.backbones.towers.plain_weights import (
     read_patch_weights,
     read_projection,
 )
+from vlprompt.backbones.towers.vit import ViT
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 ARCHITECTURE_BY_EPS = {1e-5: "vit_base_patch16_clip_224", 1e-6: "vit_base_patch16_224"}  # their norms differ in eps

@@ -47,7 +47,11 @@ class OpaqueTextTower:
             return self.net([as_templated_text(text).words for text in texts])[None]
 
     def init_context(
-        self, n_tokens: int | None = None, init: str | None = None, generator: torch.Generator | None = None
+        self,
+        n_tokens: int | None = None,
+        init: str | None = None,
+        generator: torch.Generator | None = None,
+        std: float = 0.02,
     ) -> Tensor:
         raise self._unsupported_error("soft tokens")
 

@@ -3,21 +3,38 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlprompt.backbones.cache.memory import cache_fixed_texts
+from vlprompt.backbones.towers.text_tokenizer import TextTokenizer
 from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS, recompute_in_backward
 from vlprompt.core.prompt import NOTHING, Prompt
-from vlprompt.core.templates import TemplatePiece, as_templated_text
-from vlprompt.layers.block import Block, find_sites, make_attention, run_block, validate_prompt_layers, walk
+from vlprompt.core.templates import as_templated_text
+from vlprompt.layers.attention import select_positions
+from vlprompt.layers.block import (
+    Block,
+    find_sites,
+    insert_tokens,
+    make_attention,
+    run_block,
+    validate_prompt_layers,
+    walk,
+)
 from vlprompt.layers.cuda_graphs import CudaGraphCache
 from vlprompt.layers.frozen_maps import FrozenMap
-from vlprompt.layers.shared_prefix import PackedLayout, TokensAndSlots, encode_packed, pack_texts
+from vlprompt.layers.shared_prefix import (
+    PackedPhase,
+    TokenPlan,
+    TokensAndSlots,
+    encode_packed,
+    plan_phases,
+    run_unchanged_blocks,
+)
 from vlprompt.layers.weight_merging import merge_adapter, merge_into_blocks
 
 TOKENS_PER_PASS = 65536  # token rows of a pass without gradients, as far as texts can be split
@@ -28,83 +45,18 @@ MAX_RECORDED_TEXTS = 2048
 
 
 class EmbeddedLayout(NamedTuple):
-    """A layout, its rows before the first block (1, T, D), and their queries, keys and values if those are constant."""
+    """Phases, the rows (1, T, D) before the first one, and their queries, keys and values if those are constant."""
 
-    layout: PackedLayout
+    phases: tuple[PackedPhase, ...]
     x: Tensor
     qkv: Tensor | None
 
 
-@dataclass(frozen=True)
-class TextTokenizer:
-    """A tokenizer of a CLIP's texts.
-
-    Args:
-        encode: text -> ids without special tokens.
-        begin_ids: special tokens in front.
-        end_ids: special tokens behind.
-        decode: id -> the token as the vocabulary writes it.
-        pad_id: fills a context.
-    """
-
-    encode: Callable[[str], list[int]]
-    begin_ids: tuple[int, ...]
-    end_ids: tuple[int, ...]
-    decode: Callable[[int], str]
-    pad_id: int = 0
-
-    def tokenize(self, text: str, n_tokens: int) -> TokensAndSlots:
-        """Tokenize a text as one string and put soft tokens in, each after the words before it.
-
-        Args:
-            text: a text with places of soft tokens ("{4} dog."); without one they follow the beginning.
-            n_tokens: soft tokens of the prompt.
-
-        Returns:
-            Token ids, and the index of the soft token at each position (-1: none).
-        """
-        pieces = as_templated_text(text, n_tokens).pieces
-        if n_tokens and all(piece.kind == "words" for piece in pieces):
-            pieces = (TemplatePiece("tokens", n_soft_tokens=n_tokens), TemplatePiece("words", " "), *pieces)
-        words, slots, n_placed = "", list[tuple[int, int]](), 0
-        for piece in pieces:
-            if piece.kind == "words":
-                words += piece.text
-            else:  # after as many tokens as the words before it have alone
-                words = words.rstrip()
-                slots.append((n_placed + len(self.encode(words)), piece.n_soft_tokens))
-                n_placed += piece.n_soft_tokens
-        if n_placed != n_tokens:
-            raise ValueError(
-                f"text: expected places for {n_tokens} prompt tokens, got {n_placed} in {str(text)!r}. Write for "
-                f"example '{{{n_tokens}}} dog.'"
-            )
-        ids, n_placed = list(self.encode(words)), 0
-        indices = [-1] * len(ids)
-        for position, n in slots:
-            ids[position:position], indices[position:position] = [0] * n, range(n_placed, n_placed + n)
-            n_placed += n
-        begin, end = self.begin_ids, self.end_ids
-        return [*begin, *ids, *end], [*[-1] * len(begin), *indices, *[-1] * len(end)]
-
-
-def wrap_hf_tokenizer(tokenizer: Any, clean: Callable[[str], str] = str) -> TextTokenizer:
-    """Wrap a Hugging Face tokenizer; `clean` is applied to a text before it."""
-    full, word = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
-    start = next(i for i in range(len(full)) if full[i : i + len(word)] == word)
-    begin, end = tuple(full[:start]), tuple(full[start + len(word) :])
-    pad = tokenizer.pad_token_id or 0
-    decode = tokenizer.convert_ids_to_tokens
-    return TextTokenizer(lambda text: tokenizer.encode(clean(text), add_special_tokens=False), begin, end, decode, pad)
-
-
-def iter_text_micro_batches(
-    prompt: Prompt, n_texts: int, size: int, class_specific: bool
-) -> Iterator[tuple[int, Prompt]]:
+def iter_text_micro_batches(prompt: Prompt, n_texts: int, size: int) -> Iterator[tuple[int, Prompt]]:
     """Yield the first text of each micro-batch, and the prompt with its texts' tokens."""
     for i in range(0, n_texts, size):
-        tokens = {layer: t[:, i : i + size] if class_specific else t for layer, t in prompt.tokens.items()}
-        yield i, Prompt(tokens, prompt.prefix, prompt.adapters)
+        tokens = {layer: t[:, i : i + size] if t.ndim == 4 else t for layer, t in prompt.tokens.items()}
+        yield i, replace(prompt, tokens=tokens)
 
 
 class TransformerTextTower:
@@ -181,9 +133,13 @@ class TransformerTextTower:
         return tower
 
     def init_context(
-        self, n_tokens: int | None = None, init: str | None = None, generator: torch.Generator | None = None
+        self,
+        n_tokens: int | None = None,
+        init: str | None = None,
+        generator: torch.Generator | None = None,
+        std: float = 0.02,
     ) -> Tensor:
-        """Return initial soft tokens (P, D): embeddings of the words of `init`, or draws from N(0, 0.02) on the CPU.
+        """Return initial soft tokens (P, D): embeddings of the words of `init`, or draws from N(0, std) on the CPU.
 
         Words have no begin or end token here: every text has its own before the first soft token and at its end.
         """
@@ -191,7 +147,7 @@ class TransformerTextTower:
             n = 16 if n_tokens is None else n_tokens
             if n < 1:
                 raise ValueError(f"method.n_ctx: expected at least 1 prompt token, got {n}. Set a larger value.")
-            return (torch.randn(n, self.dim, generator=generator) * 0.02).to(self.device)
+            return (torch.randn(n, self.dim, generator=generator) * std).to(self.device)
         ids = self.tokenizer.encode(init.replace("_", " "))
         if n_tokens is not None and n_tokens != len(ids):
             raise ValueError(
@@ -206,58 +162,53 @@ class TransformerTextTower:
         if output != "pooled":
             raise ValueError(f"output: expected 'pooled' of a text tower, got {output!r}. Leave it out.")
         self.on_prompt(prompt)
-        prompt, n_contexts, class_specific = self._normalize_prompt(prompt, len(texts))
+        prompt, n_contexts = self._normalize_prompt(prompt, len(texts))
         is_packed = self.is_causal and self.pooling == "end" and not prompt.mixes_rows
         encode, texts = self._encode_packed if is_packed else self._encode_padded, tuple(texts)
         size = self._max_texts_per_pass(n_contexts, is_packed)
         if len(texts) > size:
-            micro_batches = iter_text_micro_batches(prompt, len(texts), size, class_specific)
-            parts = [
-                recompute_in_backward(encode, texts[i : i + size], part, n_contexts, class_specific)
-                for i, part in micro_batches
-            ]
+            micro_batches = iter_text_micro_batches(prompt, len(texts), size)
+            parts = [recompute_in_backward(encode, texts[i : i + size], part, n_contexts) for i, part in micro_batches]
             return self._project_features(torch.cat(parts, 1), prompt)
         if is_packed and self._may_record(n_contexts * len(texts)):
-            return self._encode_recorded(texts, prompt, n_contexts, class_specific)
-        return self._project_features(encode(texts, prompt, n_contexts, class_specific), prompt)
+            return self._encode_recorded(texts, prompt, n_contexts)
+        return self._project_features(encode(texts, prompt, n_contexts), prompt)
 
-    def _normalize_prompt(self, prompt: Prompt, n_texts: int) -> tuple[Prompt, int, bool]:
-        """The prompt with tokens of one form, R, and whether that form is (R, C, P, D) instead of (R, P, D)."""
-        if prompt.tokens and 0 not in prompt.tokens:
-            raise ValueError(
-                f"Prompt.tokens: expected tokens from layer 0 on, got layers {sorted(prompt.tokens)}. Tokens of a text "
-                "tower must begin at layer 0: later layers replace what stands there."
-            )
+    def _normalize_prompt(self, prompt: Prompt, n_texts: int) -> tuple[Prompt, int]:
+        """The prompt with tokens (R, C, P, D) from the first layer on where texts have their own, else (R, P, D); R."""
         validate_prompt_layers(prompt, self.depth)
         n_contexts = [t.shape[0] for t in prompt.tokens.values()] + [k.shape[0] for k, _ in prompt.prefix.values()]
-        n_classes = {t.shape[1] for t in prompt.tokens.values() if t.ndim == 4}
-        class_specific = any(n > 1 for n in n_classes)
-        if class_specific and n_classes != {n_texts}:
+        n_classes = {t.shape[1] for t in prompt.tokens.values() if t.ndim == 4} - {1}
+        if n_classes - {n_texts}:
             raise ValueError(
                 f"Prompt.tokens: expected tokens for {n_texts} texts, got tokens for "
-                f"{next(iter(prompt.tokens.values())).shape[1]} classes. Give each text its tokens."
+                f"{min(n_classes - {n_texts})} classes. Give each text its tokens."
             )
-        tokens = dict[int, Tensor]()
-        for i, t in prompt.tokens.items():
-            if class_specific:
-                tokens[i] = t if t.ndim == 4 else t[:, None].expand(-1, n_texts, -1, -1)
-            else:
-                tokens[i] = t.flatten(1, 2) if t.ndim == 4 else t
-        return Prompt(tokens, prompt.prefix, prompt.adapters), max(n_contexts, default=1), class_specific
+        tokens, class_specific = dict[int, Tensor](), False
+        for i, t in sorted(prompt.tokens.items()):
+            class_specific = class_specific or (t.ndim == 4 and t.shape[1] > 1)
+            t = t if t.ndim == 4 else t[:, None]
+            tokens[i] = t.expand(-1, n_texts, -1, -1) if class_specific else t.flatten(1, 2)
+        return replace(prompt, tokens=tokens), max(n_contexts, default=1)
+
+    def _plan_tokens(self, prompt: Prompt) -> TokenPlan:
+        """What decides the layout, of a prompt with tokens of the tower's form."""
+        specific = min((i for i, t in prompt.tokens.items() if t.ndim == 4), default=None)
+        return TokenPlan(prompt.length, prompt.first_layer or 0, prompt.entry_layer, specific)
 
     def _may_record(self, n_texts: int) -> bool:
         is_default = self.compute_options == DEFAULT_COMPUTE_OPTIONS
         return self.cuda_graphs is not None and is_default and n_texts <= MAX_RECORDED_TEXTS
 
-    def _encode_recorded(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int, class_specific: bool) -> Tensor:
+    def _encode_recorded(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> Tensor:
         """Encode packed texts through recorded CUDA graphs."""
         assert self.cuda_graphs is not None
-        embedded = self._get_layout(texts, prompt.length, class_specific, n_contexts)  # the recorded pass refers to it
+        embedded = self._get_layout(texts, prompt, n_contexts)  # the recorded pass refers to it
 
         def encode(prompt: Prompt) -> Tensor:
-            return self._project_features(self._encode_layout(embedded, prompt, n_contexts, class_specific), prompt)
+            return self._project_features(self._encode_layout(embedded, prompt, n_contexts), prompt)
 
-        return self.cuda_graphs(encode, (texts, class_specific), prompt)
+        return self.cuda_graphs(encode, (texts, self._plan_tokens(prompt)), prompt)
 
     def _project_features(self, x: Tensor, prompt: Prompt) -> Tensor:
         return self.project(prompt.apply_adapter("norm", x, self.norm(x)))
@@ -270,72 +221,81 @@ class TransformerTextTower:
         is_one_pass = torch.is_grad_enabled() or torch.compiler.is_exporting()  # a traced batch has no number yet
         return size if is_one_pass else min(size, limit)
 
-    def tokenize(self, texts: Sequence[str], n_tokens: int) -> list[TokensAndSlots]:
-        """Tokenize texts with n_tokens soft tokens each; ValueError for one that exceeds the context."""
+    def tokenize(self, texts: Sequence[str], n_tokens: int, has_positions: bool = True) -> list[TokensAndSlots]:
+        """Tokenize texts with n_tokens soft tokens each; ValueError for one that exceeds the context.
+
+        has_positions: whether soft tokens take positions of the context.
+        """
         rows = [self.tokenizer.tokenize(text, n_tokens) for text in texts]
         for text, (ids, _) in zip(texts, rows, strict=True):
-            if len(ids) > self.context_length:
-                max_tokens = max(0, n_tokens - len(ids) + self.context_length)
+            n_positions = len(ids) - (0 if has_positions else n_tokens)
+            if n_positions > self.context_length:
+                max_tokens = max(0, n_tokens - n_positions + self.context_length)
+                remedy = f"Use at most {max_tokens} prompt tokens (n_ctx) in all, or shorter names."
                 raise ValueError(
-                    f"text: expected at most {self.context_length} tokens, got {len(ids)} for "
-                    f"{as_templated_text(text, n_tokens).words!r} with {n_tokens} prompt tokens. "
-                    f"Use at most {max_tokens} prompt tokens (n_ctx) in all, or shorter names."
+                    f"text: expected at most {self.context_length} tokens, got {n_positions} for "
+                    f"{as_templated_text(text, n_tokens).words!r} with {n_tokens} prompt tokens"
+                    f"{'. ' + remedy if has_positions else ', which take no positions. Use shorter names.'}"
                 )
         if n_tokens:  # the features of fixed texts may come from a cache: they are compared instead
             _warn_of_equal_tokens([as_templated_text(text, n_tokens).words for text in texts], rows)
         return rows
 
-    def _build_layout(
-        self, texts: tuple[str, ...], n_tokens: int, class_specific: bool, group_overhead: int
-    ) -> EmbeddedLayout:
-        rows, first = self.tokenize(texts, n_tokens), self.blocks[0]
-        layout = pack_texts(rows, n_tokens, class_specific, self.device, group_overhead)
+    def _build_layout(self, texts: tuple[str, ...], plan: TokenPlan, group_overhead: int) -> EmbeddedLayout:
+        rows, first_layer = self.tokenize(texts, plan.n_tokens, plan.entry_layer is None), plan.first_layer
+        phases = plan_phases(rows, plan, self.device, group_overhead)
+        layout = phases[0].layout
         x = (self.token_embeddings[layout.token_ids] + self.positions[layout.positions])[None]
-        if not n_tokens or first.qkv is None:  # fixed texts are encoded once, so there is nothing to reuse
-            return EmbeddedLayout(layout, x, None)
+        if not plan.n_tokens and not first_layer:  # fixed texts are encoded once, so there is nothing to reuse
+            return EmbeddedLayout(phases, x, None)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return EmbeddedLayout(layout, x, first.qkv(first.norm1(x)))
+            x, phases = run_unchanged_blocks(self.blocks, x, phases, first_layer)
+            first = self.blocks[first_layer]
+            return EmbeddedLayout(phases, x, None if first.qkv is None else first.qkv(first.norm1(x)))
 
-    def _get_layout(
-        self, texts: tuple[str, ...], n_tokens: int, class_specific: bool, n_contexts: int
-    ) -> EmbeddedLayout:
+    def _get_layout(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> EmbeddedLayout:
         group_overhead = self.group_overhead and self.group_overhead // n_contexts
-        return self._cached_layout(texts, n_tokens, class_specific, group_overhead)
+        return self._cached_layout(texts, self._plan_tokens(prompt), group_overhead)
 
-    def _encode_packed(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int, class_specific: bool) -> Tensor:
-        embedded = self._get_layout(texts, prompt.length, class_specific, n_contexts)
-        return self._encode_layout(embedded, prompt, n_contexts, class_specific)
+    def _encode_packed(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> Tensor:
+        return self._encode_layout(self._get_layout(texts, prompt, n_contexts), prompt, n_contexts)
 
-    def _encode_layout(
-        self, embedded_layout: EmbeddedLayout, prompt: Prompt, n_contexts: int, class_specific: bool
-    ) -> Tensor:
+    def _encode_layout(self, embedded: EmbeddedLayout, prompt: Prompt, n_contexts: int) -> Tensor:
         """Encode texts behind their shared prefix -> (R, C, D)."""
-        layout, x, qkv = embedded_layout
+        phases, x, qkv = embedded
         x = x.expand(n_contexts, -1, -1)
-        if prompt.length:
+        if 0 in prompt.tokens and prompt.is_embedded:
+            layout, tokens = phases[0].layout, prompt.tokens[0]
             rows, token_indices = layout.prompt_slots
-            tokens = prompt.tokens[0].flatten(1, 2) if class_specific else prompt.tokens[0]
+            tokens = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens
             placed = (tokens[:, token_indices] + self.positions[layout.positions[rows]]).to(x.dtype)
             x = x.index_copy(1, rows, placed.expand(n_contexts, -1, -1))
-        return encode_packed(self.blocks, x, layout, prompt, qkv, self.compute_options.wrap_block_fn(run_block))
+        return encode_packed(self.blocks, x, phases, prompt, qkv, self.compute_options.wrap_block_fn(run_block))
 
-    def _encode_padded(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int, class_specific: bool) -> Tensor:
+    def _encode_padded(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> Tensor:
         """Encode every text by itself -> (R, C, D): without a causal mask, or if an adapter mixes rows."""
-        rows, n_texts = self.tokenize(texts, prompt.length), len(texts)
-        n_positions = self._padded_length(max(len(ids) for ids, _ in rows))
-        padded = [ids + [self.tokenizer.pad_id] * (n_positions - len(ids)) for ids, _ in rows]
+        n_texts, p, entry = len(texts), prompt.length, prompt.entry_layer
+        rows = self.tokenize(texts, p, entry is None)
+        n_rows = self._padded_length(max(len(ids) for ids, _ in rows), 0 if entry is None else p)
+        padded = [ids + [self.tokenizer.pad_id] * (n_rows - len(ids)) for ids, _ in rows]
         ids = torch.tensor(padded, device=self.device)
-        x = (self.token_embeddings[ids] + self.positions[:n_positions]).repeat(n_contexts, 1, 1)  # (R * C, N, D)
         slots = [[j for j, w in enumerate(slots) if w >= 0] for _, slots in rows]
-        slot_rows = torch.tensor(slots, device=self.device).long().repeat(n_contexts, 1)  # (R * C, P)
-        prompt = _repeat_per_text(prompt, n_contexts, n_texts, class_specific)
-        if prompt.length:
-            t = (prompt.tokens[0] + self.positions[slot_rows]).to(x.dtype)
-            x = x.scatter(1, slot_rows[..., None].expand_as(t), t)
+        slot_rows = torch.tensor(slots, device=self.device).long()  # (C, P)
+        positions = torch.arange(n_rows, device=self.device).expand_as(ids)
+        if entry is not None:  # of the text without soft tokens
+            is_slot = torch.zeros_like(ids).scatter(1, slot_rows, 1)
+            positions = positions - is_slot.cumsum(1)
+        x = (self.token_embeddings[ids] + self.positions[positions]).repeat(n_contexts, 1, 1)  # (R * C, N, D)
         visible = None
         if self.class_token is not None:
             x = torch.cat([x, (self.class_token + self.positions[-1]).expand(len(x), 1, -1)], 1)
-            visible = self._visible_positions(ids, slot_rows[:n_texts]).repeat(n_contexts, 1)
+            visible = self._visible_positions(ids, slot_rows).repeat(n_contexts, 1)
+        prompt, slot_rows = _repeat_per_text(prompt, n_contexts, n_texts), slot_rows.repeat(n_contexts, 1)
+        if entry is not None:
+            x = self._run_below_entry(x, prompt, slot_rows, visible)
+            x = insert_tokens(x, (slot_rows, slot_rows), prompt.tokens[entry])
+        elif p:
+            x = insert_tokens(x, (slot_rows, slot_rows), prompt.tokens[0] + self.positions[slot_rows])
         x = walk(
             self.blocks,
             x,
@@ -343,15 +303,30 @@ class TransformerTextTower:
             attention=make_attention(self.is_causal, visible),
             slot=(slot_rows, slot_rows),
             block_fn=self.compute_options.wrap_block_fn(run_block),
+            first_block=entry or 0,
         )
         ends = torch.tensor([len(ids) - 1 for ids, _ in rows], device=self.device).repeat(n_contexts)
         return self._pool(x, ends).unflatten(0, (n_contexts, n_texts))
 
-    def _padded_length(self, max_length: int) -> int:
-        has_class_token = self.class_token is not None
+    def _run_below_entry(self, x: Tensor, prompt: Prompt, slot_rows: Tensor, visible: Tensor | None) -> Tensor:
+        """Run the blocks below the layer at which tokens come in, on the words (B, N, D) alone."""
+        is_slot = torch.zeros(x.shape[:2], device=x.device).scatter(1, slot_rows, 1.0)
+        word_rows = is_slot.argsort(dim=1, stable=True)[:, : x.shape[1] - slot_rows.shape[1]]
+        words = walk(
+            self.blocks[: prompt.entry_layer],
+            select_positions(x, word_rows),
+            replace(prompt, tokens={}, carry={}),
+            attention=make_attention(self.is_causal, None if visible is None else visible.gather(1, word_rows)),
+            block_fn=self.compute_options.wrap_block_fn(run_block),
+        )
+        return x.scatter(1, word_rows[..., None].expand_as(words), words)
+
+    def _padded_length(self, max_length: int, n_new: int) -> int:
+        """The rows of a text before a class token; n_new of them have no position."""
+        has_class_token, n_context = self.class_token is not None, self.context_length + n_new
         if not self.is_causal or (self.pooling == "last" and not has_class_token):
-            return self.context_length
-        return min(max_length + has_class_token, self.context_length)
+            return n_context
+        return min(max_length + has_class_token, n_context)
 
     def _pool(self, x: Tensor, ends: Tensor) -> Tensor:
         """Rows (B, N, D) -> the one that is read (B, D)."""
@@ -383,11 +358,11 @@ def _warn_of_equal_tokens(texts: Sequence[str], rows: Sequence[TokensAndSlots]) 
             return
 
 
-def _repeat_per_text(prompt: Prompt, n_contexts: int, n_texts: int, class_specific: bool) -> Prompt:
+def _repeat_per_text(prompt: Prompt, n_contexts: int, n_texts: int) -> Prompt:
     """A prompt of R contexts for R * C sequences."""
 
     def repeat_tokens(tokens: Tensor) -> Tensor:
-        per_text = tokens if class_specific else tokens[:, None].expand(-1, n_texts, -1, -1)
+        per_text = tokens if tokens.ndim == 4 else tokens[:, None].expand(-1, n_texts, -1, -1)
         return per_text.expand(n_contexts, -1, -1, -1).flatten(0, 1)
 
     def repeat_prefix(x: Tensor) -> Tensor:
@@ -395,4 +370,4 @@ def _repeat_per_text(prompt: Prompt, n_contexts: int, n_texts: int, class_specif
 
     tokens = {i: repeat_tokens(t) for i, t in prompt.tokens.items()}
     prefix = {i: (repeat_prefix(k), repeat_prefix(v)) for i, (k, v) in prompt.prefix.items()}
-    return Prompt(tokens, prefix, prompt.adapters)
+    return replace(prompt, tokens=tokens, prefix=prefix)

@@ -32,7 +32,7 @@ class BlockTower(Protocol):
     feature_cache: FeatureCache
 
     def embed_pixels(self, pixels: Tensor, prompt: Prompt) -> tuple[Tensor, Prompt]: ...
-    def run_blocks(self, x: Tensor, prompt: Prompt, output: str) -> Tensor: ...
+    def run_blocks(self, x: Tensor, prompt: Prompt, outputs: Sequence[str]) -> tuple[Tensor, ...]: ...
     def encode(self, pixels: Tensor) -> Tensor: ...
 
 
@@ -116,7 +116,7 @@ class TrainableUpper(nn.Module):
         return tower
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.as_tower().run_blocks(x, NOTHING, "pooled")
+        return self.as_tower().run_blocks(x, NOTHING, ("pooled",))[0]
 
 
 class TrainableTower(TrainableUpper):
