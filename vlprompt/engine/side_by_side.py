@@ -142,7 +142,7 @@ class _JoiningTextTower:
 
 
 def can_join(prompt: Prompt, output: str) -> bool:
-    """Whether a pass of the text tower can be joined with those of other trainings: its prompt is trained tokens alone."""
+    """Whether a pass of the text tower can be joined with others: its prompt is trained tokens alone."""
     has_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in prompt.tokens.values())
     is_tokens_only = not len(prompt.adapters) and not len(prompt.prefix) and not _carries_tensors(prompt)
     return has_gradient and output == "pooled" and is_tokens_only
