@@ -1,7 +1,8 @@
-"""Wall time of a sweep: in one process, by several, and by one command for each run."""
+"""Wall time of a sweep: by one process, by several, and by one command for each run; each with its feature cache."""
 
 import argparse
 import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,20 +13,21 @@ METHODS, DATASETS, SHOTS, SEEDS = ("coop", "kgcoop", "tip_adapter"), ("digits", 
 CODE = "from vlprompt.cli.app import main; main()"
 
 
-def call(*words):
-    subprocess.run([sys.executable, "-P", "-c", CODE, *words], check=True, capture_output=True)
+def call(out, *words):
+    environment = {**os.environ, "VLPROMPT_FEATURE_CACHE": str(out.with_name(f"{out.name}-features"))}
+    command = [sys.executable, "-P", "-c", CODE, *words, "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
 
 
 def run_one_by_one(out, epochs):
     for method, dataset, shots, seed in itertools.product(METHODS, DATASETS, SHOTS, SEEDS):
-        options = ["--shots", str(shots), "--seed", str(seed), "--feature-cache", "none"]
-        call("run", method, dataset, *options, f"train.epochs={epochs}", "--out", str(out))
+        call(out, "run", method, dataset, "--shots", str(shots), "--seed", str(seed), f"train.epochs={epochs}")
 
 
 def sweep(out, epochs, jobs):
     axes = (("method", METHODS), ("dataset", DATASETS), ("shots", SHOTS), ("seed", SEEDS))
     words = [f"{key}={','.join(map(str, values))}" for key, values in axes]
-    call("sweep", *words, f"train.epochs={epochs}", "--out", str(out), "--jobs", str(jobs), "--feature-cache", "none")
+    call(out, "sweep", *words, f"train.epochs={epochs}", "--jobs", str(jobs))
 
 
 def main(arguments=None):

@@ -241,7 +241,7 @@ def test_a_sweep_goes_on_after_a_run_that_fails(type_in, tmp_path, write_method)
     assert code == 1
     assert len(list(tmp_path.rglob("result.json"))) == 2
     assert "zero_shot" in text
-    assert "2 failed; the same command tries again:" in text
+    assert "2 failed; the same command tries them again, once what the message names is mended:" in text
     assert f"digits: {name}:Raises 1 shot, seed 2: Raises.forward ({tmp_path / name}.py, line 9)" in text
     assert type_in(*command)[0] == 1
 

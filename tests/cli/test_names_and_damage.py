@@ -153,6 +153,25 @@ def test_a_damaged_result_is_named_and_the_others_are_shown(type_in, runs, tmp_p
     assert "give the command of the run again" in text
 
 
+@pytest.mark.parametrize("name", ["answers.safetensors", "prompt.safetensors"])
+def test_files_that_the_run_did_not_write_are_refused(type_in, runs, finished, tmp_path, name):
+    second = folder_of(runs, 2)
+    content = (second / name).read_bytes()
+    (second / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # a whole file with another number
+    refusal = f"{name}': expected the file that the run wrote, got another."
+    if name == "answers.safetensors":  # of which reports draw
+        row, text = read_row(type_in, tmp_path, "r[x]")
+        assert row["n"] == 1
+    else:
+        text = type_in("eval", second, finished / ODD)[1]
+    assert refusal in " ".join(text.split())
+    words = [*RUN[:2], finished / ODD, *RUN[2:], "--seed", "1,2", "-o", "r[x]"]
+    code, text = type_in(*words)
+    assert code == 0
+    assert refusal in " ".join(text.split())  # why it runs again
+    assert (second / name).read_bytes() == content
+
+
 def test_bytes_that_are_no_text_are_named(type_in, runs, tmp_path):
     (folder_of(runs) / "result.json").write_bytes(b"\xff\xfe\x00")
     (folder_of(runs, 2) / "config.yaml").write_bytes(b"\xff: [")

@@ -183,6 +183,8 @@ class RunFolder:
             checksum = content.pop("checksum", None) if isinstance(content, dict) else None
             if checksum not in (None, _compute_checksum(content)):
                 raise ValueError("it was edited after the run wrote it")
+            if isinstance(content, dict):
+                content.pop("files", None)  # digests, which `_require_same_file` compares
             content = validate_result(content)
             return Result(**content, folder=str(self.path))
         except (OSError, ValueError, RecursionError) as error:
@@ -211,7 +213,21 @@ class RunFolder:
         if result is not None:
             self.read_config()
             read_tensors(self.learned_path, with_values=False)
+            for path in (self.learned_path, self.answers_path):
+                self._require_same_file(path)
         return result
+
+    def _require_same_file(self, path: Path) -> None:
+        """Raise ValueError for a file that is not the one that the run wrote; one that is gone is none."""
+        if not path.exists() or not self.result_path.exists():
+            return
+        content = json.loads(self.result_path.read_text("utf-8"))
+        digest = content.get("files", {}).get(path.name) if isinstance(content, dict) else None
+        if digest not in (None, compute_digest(path.read_bytes())):
+            raise ValueError(
+                f"{str(path)!r}: expected the file that the run wrote, got another. Put it back, or delete "
+                f"{self.result_path.name} and give the command of the run again, which makes it anew."
+            )
 
     def save_state(self, state: State, progress: dict[str, Any]) -> None:
         """Write all that a resume needs into one file: a single rename is never half done."""
@@ -230,14 +246,22 @@ class RunFolder:
         write_atomically(self.answers_path, serialize_answers(answers))
 
     def read_answers(self) -> dict[str, TestAnswers]:
-        """Return the answers of the last tests by test; {} for a run that has none."""
+        """Return the answers of the last tests by test, {} for a run that has none; ValueError for those of another."""
+        self.verify_answers()
         return read_answers(self.answers_path)
+
+    def verify_answers(self) -> None:
+        """Raise ValueError for a file of answers that the run did not write."""
+        self._require_same_file(self.answers_path)
 
     def finish(self, result: Result, learned: bytes) -> Result:
         """Write the learned state, then the result, and remove what only a resume needs."""
         self.before_write()
         write_atomically(self.learned_path, learned)
         content = {k: v for k, v in asdict(result).items() if k != "folder"}
+        content["files"] = {self.learned_path.name: compute_digest(learned)}
+        if self.answers_path.exists():
+            content["files"][self.answers_path.name] = compute_digest(self.answers_path.read_bytes())
         write_json(self.result_path, {**content, "checksum": _compute_checksum(content)})
         self.state_path.unlink(missing_ok=True)
         return Result(**{**asdict(result), "folder": str(self.path)})
@@ -262,6 +286,7 @@ class RunFolder:
                 f"{str(self.learned_path)!r}: expected what the run has learned, got no such file. Give the command "
                 "of the run again, which makes it anew."
             )
+        self._require_same_file(self.learned_path)
         return read_tensors(self.learned_path)
 
     def _explain_no_run(self) -> str:
@@ -295,7 +320,12 @@ def _allow() -> None:
 
 def _compute_checksum(content: Any) -> str:
     """Hash JSON values, whatever the order of keys: it tells a result that was edited by hand."""
-    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return compute_digest(json.dumps(content, sort_keys=True).encode())
+
+
+def compute_digest(content: bytes) -> str:
+    """Hash the bytes of a file."""
+    return blake2b(content, digest_size=16).hexdigest()
 
 
 @contextmanager

@@ -58,10 +58,12 @@ def scan_runs(*roots: Path) -> RunScan:
     folders = {folder.resolve(): folder for root in roots for folder in find_run_folders(root)}  # one may hold another
     for folder in folders.values():
         try:
-            result = RunFolder(folder).read_result()
+            run_folder = RunFolder(folder)
+            result = run_folder.read_result()
             if result is None:
                 scan.unfinished.append(folder)
                 continue
+            run_folder.verify_answers()
             _require_presentable(result)
             identity = _identify_run(result)
         except ValueError as error:

@@ -22,8 +22,9 @@ def get_line_style(index: int) -> dict[str, Any]:
 
 
 def format_seed_count(rows: Sequence[ResultRow]) -> str:
-    count = max(len(r.seeds) for r in rows)
-    return f"{count} seed{'s' * (count != 1)}"
+    """Return over how many seeds the rows are, from the fewest to the most."""
+    fewest, most = min(len(r.seeds) for r in rows), max(len(r.seeds) for r in rows)
+    return f"{fewest} to {most} seeds" if fewest < most else f"{most} seed{'s' * (most != 1)}"
 
 
 def has_shots_curve(row: ResultRow) -> bool:
