@@ -28,6 +28,7 @@ SMALL = {
     "cocoop": {"n_ctx": 4, "reduction": 4},
     "kgcoop": {"method": COOP},
     "prograd": {"method": COOP},
+    "dept": {"method": COOP},
     "promptsrc": {
         "method": {"name": "ivlp", "n_image_tokens": 2, "depth_text": 2, "depth_image": 3},
         "template": "imagenet-7",
@@ -130,6 +131,7 @@ def test_its_recipe_runs(name, task, clip, pictures):
         "ranpac": ["method.projection_dim=100"],
         "upl": ["method.method=coop"],
         "entropy": ["method.method=coop"],
+        "dept": ["method.method=coop"],
         "dapl": ["method.threshold=0.1"],
     }.get(name, [])
     dataset, settings = choose_data(task)

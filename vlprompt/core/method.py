@@ -47,10 +47,17 @@ InputTower = TypeVar("InputTower", bound=AnyTower)  # the towers that a method i
 
 
 class ParamGroup(TypedDict):
-    """Parameters that the optimizer treats alike, with settings other than those of the training."""
+    """Parameters that the optimizer treats alike, with settings other than those of the training.
+
+    Args:
+        params: the parameters.
+        weight_decay: theirs, in place of the training's.
+        lr_factor: their learning rate over that of the training.
+    """
 
     params: list[nn.Parameter]
     weight_decay: NotRequired[float]
+    lr_factor: NotRequired[float]
 
 
 class Method(nn.Module):
