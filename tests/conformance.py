@@ -29,6 +29,7 @@ SMALL = {
     "kgcoop": {"method": COOP},
     "prograd": {"method": COOP},
     "dept": {"method": COOP},
+    "atprompt": {"method": COOP},
     "promptsrc": {
         "method": {"name": "ivlp", "n_image_tokens": 2, "depth_text": 2, "depth_image": 3},
         "template": "imagenet-7",
@@ -132,6 +133,7 @@ def test_its_recipe_runs(name, task, clip, pictures):
         "upl": ["method.method=coop"],
         "entropy": ["method.method=coop"],
         "dept": ["method.method=coop"],
+        "atprompt": ["method.method=coop"],
         "dapl": ["method.threshold=0.1"],
     }.get(name, [])
     dataset, settings = choose_data(task)

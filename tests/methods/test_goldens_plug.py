@@ -8,6 +8,7 @@ from test_goldens import ours as ours_of_older_methods
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Batch, Split
+from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.loop import Loop
 from vlprompt.engine.train_config import TrainConfig
@@ -27,7 +28,15 @@ def dept(clip, h, told):
     return m.DePT(inner, h["LINEAR_PROBE.WEIGHT"])
 
 
-MAKE = {"dept": dept}
+def atprompt(clip, h, told):
+    name = told["name"].split("-")[1]
+    make = {"coop": m.CoOp, "cocoop": m.CoCoOp, "maple": lambda *given: m.MaPLe(*given, h["PROMPT_DEPTH"], None)}[name]
+    inner = make(clip, h["N_CTX"])
+    inner.context_template = "{ctx} {name}."
+    return m.ATPrompt(inner, tuple(h[f"ATT{i + 1}_TEXT"] for i in range(h["ATT_NUM"])), h["N_ATT1"])
+
+
+MAKE = {"dept": dept, "atprompt": atprompt}
 
 
 def innermost(method):
@@ -42,6 +51,8 @@ def ours(method, theirs):
     if parts[0].startswith("film_lp"):
         tower = "image" if parts[0].endswith("img") else "text"
         return {"scale": method.scales, "bias": method.shifts}[parts[1]][tower]
+    if parts[-1].startswith("ctx_att"):
+        return method.anchors[int(parts[-1][-1]) - 1]
     return ours_of_older_methods(innermost(method), theirs)
 
 
@@ -73,7 +84,11 @@ def dept_errors(method, out, terms, arrays):
     return errors
 
 
-OWN_ERRORS = {"dept": dept_errors}
+def atprompt_errors(method, out, terms, arrays):
+    return {"training logits": relative(out.logits, arrays["logits"])}
+
+
+OWN_ERRORS = {"dept": dept_errors, "atprompt": atprompt_errors}
 
 
 @pytest.mark.parametrize("case", golden_cases(*MAKE))
@@ -96,6 +111,12 @@ def test_the_authors_numbers(authors_clip, case):
 
 
 # --- DePT ---
+
+
+def step(method):
+    begin(method)
+    batch = batch_of(("cat", "dog"))
+    return method.loss_terms(batch, method.precompute(batch.names))
 
 
 @pytest.mark.parametrize("case", golden_cases("dept"))
@@ -163,3 +184,66 @@ def test_settings_out_of_range(tiny, make, message):
 def test_methods_without_a_clip_are_refused(tiny):
     with pytest.raises(ValueError, match=r"DePT: expected a method on a CLIP, got VPT."):
         begin(m.DePT(m.VPT(tiny.image, LinearHead(), 2)))
+
+
+# --- ATPrompt ---
+
+
+def plain_texts(clip, template, names, tokens):
+    """Class texts with all tokens, as a template with places writes them."""
+    texts = [template.replace("{name}", name) for name in names]
+    return clip.text(texts, Prompt(tokens={0: tokens[None]}))[0]
+
+
+def test_words_of_several_tokens_stand_in_the_text_whole(authors_clip):
+    """The second word comes behind all of the first one, where the authors' slices lose it."""
+    words, names = ("art world", "texture"), ("cat", "flower")
+    method = begin(m.ATPrompt(m.CoOp(authors_clip, 3), words, 2), names)
+    text = method.prepare(names, method.precompute(names))
+    tokens = torch.cat([*method.anchors, method.method.ctx]).detach()
+    assert relative(text, plain_texts(authors_clip, "{2} art world {2} texture {3} {name}.", names, tokens)) < 1e-6
+    cut = plain_texts(authors_clip, "{2} art {2} world {3} {name}.", names, tokens)
+    assert relative(text, cut) > 1e-3
+
+
+def test_class_specific_contexts_share_the_words(tiny):
+    names = ("cat", "dog", "fox")
+    method = begin(m.ATPrompt(m.CoOp(tiny, 2, class_specific=True), ("color",), 3), names)
+    text = method.prepare(names, method.precompute(names))
+    for i, name in enumerate(names):
+        tokens = torch.cat([*method.anchors, method.method.ctx[i]]).detach()
+        assert relative(text[i], plain_texts(tiny, "{3} color {2} {name}.", (name,), tokens)[0]) < 1e-5
+
+
+def test_frozen_texts_have_no_words_and_wrappers_stand_outside(tiny):
+    names = ("cat", "dog")
+    near, bare = (
+        begin(m.KgCoOp(make(m.CoOp(tiny, 2))), names) for make in (lambda inner: m.ATPrompt(inner), lambda x: x)
+    )
+    assert torch.equal(near.reference_texts(names), bare.reference_texts(names))
+    method, batch = begin(m.DePT(m.ATPrompt(m.CoOp(tiny, 2))), names), batch_of(names)
+    terms, _ = method.loss_terms(batch, method.precompute(names))
+    sum(value for value, _ in terms.values()).backward()
+    assert all(bool(p.grad.abs().sum() > 0) for p in method.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda clip: m.ATPrompt(m.CoOp(clip, 2), ()), r"method.attributes: expected words such as .*, got \[\]"),
+        (lambda clip: m.ATPrompt(m.CoOp(clip, 2), ("color", " ")), r"method.attributes: .*, got \['color', ' '\]"),
+        (lambda clip: m.ATPrompt(m.CoOp(clip, 2), n_tokens=0), r"method.n_tokens: expected at least 1, got 0"),
+        (
+            lambda clip: m.ATPrompt(m.KgCoOp(m.CoOp(clip, 2))),
+            r"method.method: .*, got KgCoOp. Pass coop, cocoop or maple",
+        ),
+        (
+            lambda clip: m.ATPrompt(m.TaskRes(clip)),
+            r"method.method: expected .* at layer 0 of the text .*, got TaskRes",
+        ),
+        (lambda clip: m.ATPrompt(m.MMRL(clip, layers=2)), r"method.method: expected .* at layer 0 .*, got MMRL"),
+    ],
+)
+def test_methods_and_words_that_do_not_fit(tiny, make, message):
+    with pytest.raises(ValueError, match=message):
+        step(make(tiny))

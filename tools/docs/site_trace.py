@@ -34,6 +34,7 @@ PICTURE_SETTINGS: dict[str, dict[str, Any]] = {  # what has no default, or none 
     "kgcoop": {"method": {"name": "coop"}},
     "prograd": {"method": {"name": "coop"}},
     "dept": {"method": {"name": "coop"}},
+    "atprompt": {"method": {"name": "coop"}},
     "promptsrc": {"method": {"name": "ivlp"}, "template": "a photo of a {name}."},
     "upl": {"method": {"name": "coop"}},
     "entropy": {"method": {"name": "coop"}},
