@@ -1,18 +1,27 @@
 """Methods around other methods against numbers that their authors' own code computed: values, gradients, a step."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import golden, golden_cases, images, relative
+from PIL import Image
 from test_goldens import answer, coop, hand_written, maple
 from test_goldens import ours as ours_of_older_methods
 
+import vlprompt
 from vlprompt import methods as m
 from vlprompt.core.batch import Batch, Split
+from vlprompt.core.images import Augmentation, Images, Preprocessing
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
+from vlprompt.data.images.decoding import preprocess_image
 from vlprompt.engine.loop import Loop
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.layers.heads import LinearHead
+from vlprompt.tasks.few_shot import FewShot
 
 DEPT_INNER = {
     "coop": coop,
@@ -36,7 +45,13 @@ def atprompt(clip, h, told):
     return m.ATPrompt(inner, tuple(h[f"ATT{i + 1}_TEXT"] for i in range(h["ATT_NUM"])), h["N_ATT1"])
 
 
-MAKE = {"dept": dept, "atprompt": atprompt}
+def coprompt(clip, h, told):
+    distance = {"cosine": "cosine"}.get(h["DISTILL"], "mse")
+    ratios = h["image_adapter_m"], h["text_adapter_m"]
+    return m.CoPrompt(maple(clip, h, told), None, h["W"], distance, *ratios, h["reduction"])
+
+
+MAKE = {"dept": dept, "atprompt": atprompt, "coprompt": coprompt}
 
 
 def innermost(method):
@@ -51,6 +66,8 @@ def ours(method, theirs):
     if parts[0].startswith("film_lp"):
         tower = "image" if parts[0].endswith("img") else "text"
         return {"scale": method.scales, "bias": method.shifts}[parts[1]][tower]
+    if parts[0].startswith("adapter_"):
+        return method.adapters[parts[0].removeprefix("adapter_")][int(parts[2])].weight
     if parts[-1].startswith("ctx_att"):
         return method.anchors[int(parts[-1][-1]) - 1]
     return ours_of_older_methods(innermost(method), theirs)
@@ -77,7 +94,9 @@ def dept_errors(method, out, terms, arrays):
         "similarity": relative(out.logits, arrays["logits_similarity"]),
         "ce": relative(terms["ce"][0], (1 - weight) * arrays["loss_ce"]),
         "linear": relative(terms["linear"][0], weight * arrays["loss_linear"]),
-        "head": relative(method.linear(method.modulate_images(out), slice(None)), arrays["logits_linear"]),
+        "head": relative(
+            method.linear(method.modulate("image", out.image_features), slice(None)), arrays["logits_linear"]
+        ),
     }
     if "near" in terms:
         errors["near"] = relative(terms["near"][0], method.method.weight * arrays["loss_kg"])
@@ -88,19 +107,49 @@ def atprompt_errors(method, out, terms, arrays):
     return {"training logits": relative(out.logits, arrays["logits"])}
 
 
-OWN_ERRORS = {"dept": dept_errors, "atprompt": atprompt_errors}
+def coprompt_errors(method, out, terms, arrays):
+    weight = method.weight
+    return {
+        "training logits": relative(out.logits, arrays["logits"]),
+        "ce": relative(terms["ce"][0], arrays["loss_ce"]),
+        "image term": relative(terms["image"][0], weight * arrays["loss_image"]),
+        "text term": relative(terms["text"][0], weight * arrays["loss_text"]),
+    }
+
+
+OWN_ERRORS = {"dept": dept_errors, "atprompt": atprompt_errors, "coprompt": coprompt_errors}
+
+
+def with_second_view(method, batch, arrays, told, tmp_path):
+    """Images whose augmentation is the authors' second view; one sentence for each class: the one that they drew."""
+    drawn = {n: [s[told["hyperparameters"]["text_index"]]] for n, s in zip(batch.names, told["llm_texts"], strict=True)}
+    (tmp_path / "drawn.json").write_text(json.dumps(drawn))
+    method.descriptions = str(tmp_path / "drawn.json")
+    pixels = arrays["images"]
+    second = Images(
+        lambda look, places: pixels[list(places)],
+        [f"{told['name']}/{i}" for i in range(len(pixels))],
+        lambda kind, k: images(arrays["images2"], f"{told['name']}/second"),
+    )
+    return replace(batch, inputs=second)
 
 
 @pytest.mark.parametrize("case", golden_cases(*MAKE))
-def test_the_authors_numbers(authors_clip, case):
+def test_the_authors_numbers(authors_clip, case, tmp_path):
     method, pairs, batch, arrays, told = begun(case, authors_clip)
+    if case.startswith("coprompt"):
+        batch = with_second_view(method, batch, arrays, told, tmp_path)
     errors = {"logits": relative(answer(method, batch).logits, arrays["logits"])}
     terms, out = method.train().loss_terms(batch, method.precompute(batch.names))
     loss = sum(value for value, _ in terms.values())
     loss.backward()
     errors["loss"] = relative(loss, arrays["loss"])
-    errors["text"] = relative(out.text_features, arrays["text_features_raw"])
-    errors["image"] = relative(out.image_features, arrays["image_features_raw"])
+    for tower, features in {"text": out.text_features, "image": out.image_features}.items():
+        wanted = arrays[f"{tower}_features_raw"]
+        if f"adapter_{tower}_out" in arrays:
+            ratio = told["hyperparameters"][f"{tower}_adapter_m"]
+            wanted = ratio * arrays[f"adapter_{tower}_out"] + (1 - ratio) * wanted
+        errors[tower] = relative(features, wanted)
     errors |= OWN_ERRORS[case.partition("-")[0]](method, out, terms, arrays)
     errors |= {f"grad {name}": relative(p.grad, arrays[f"grad.{name}"]) for name, p in pairs.items()}
     torch.optim.SGD(method.parameters(), told["sgd"]["lr"]).step()
@@ -215,6 +264,12 @@ def test_class_specific_contexts_share_the_words(tiny):
         assert relative(text[i], plain_texts(tiny, "{3} color {2} {name}.", (name,), tokens)[0]) < 1e-5
 
 
+def test_texts_without_a_context_have_no_words(tiny):
+    _, text = begin(m.ATPrompt(m.CoOp(tiny, 2))).view_anchored()
+    assert torch.equal(text(["a photo of a cat."]), tiny.text(["a photo of a cat."]))
+    assert not text.is_used
+
+
 def test_frozen_texts_have_no_words_and_wrappers_stand_outside(tiny):
     names = ("cat", "dog")
     near, bare = (
@@ -247,3 +302,91 @@ def test_frozen_texts_have_no_words_and_wrappers_stand_outside(tiny):
 def test_methods_and_words_that_do_not_fit(tiny, make, message):
     with pytest.raises(ValueError, match=message):
         step(make(tiny))
+
+
+# --- CoPrompt ---
+
+
+def write_sentences(tmp_path, sentences):
+    (tmp_path / "sentences.json").write_text(json.dumps(sentences))
+    return str(tmp_path / "sentences.json")
+
+
+@pytest.mark.parametrize("case", golden_cases("coprompt"))
+def test_one_number_of_a_sentence_is_drawn_for_all_classes_at_each_step(authors_clip, case, tmp_path):
+    method, _, batch, arrays, told = begun(case, authors_clip)
+    method.descriptions = write_sentences(tmp_path, dict(zip(batch.names, told["llm_texts"], strict=True)))
+    sentences = method.precompute(batch.names)[1]
+    drawn = [sentences.draw(torch.Generator().manual_seed(i)) for i in range(30)]
+    matches = [[n for n, wanted in enumerate(arrays["llm_text_features"]) if relative(d, wanted) < 1e-4] for d in drawn]
+    assert all(len(found) == 1 for found in matches)
+    assert {found[0] for found in matches} == set(range(len(arrays["llm_text_features"])))
+    fixed = method.precompute(batch.names)
+    steps = [method.loss_terms(replace(batch, step=step), fixed)[0]["text"][0] for step in range(5)]
+    again = method.loss_terms(replace(batch, step=0), method.precompute(batch.names))[0]["text"][0]
+    assert torch.equal(steps[0], again)
+    assert len({float(value.detach()) for value in steps}) > 1
+
+
+def test_classes_may_have_different_numbers_of_sentences(tiny, tmp_path):
+    path = write_sentences(tmp_path, {"cat": ["a cat."], "dog": ["a dog.", "one more dog.", "the {dog}"]})
+    method = begin(m.CoPrompt(m.MaPLe(tiny, 2, 2), path))
+    sentences = method.precompute(("dog", "cat"))[1]
+    assert [len(of_class) for of_class in sentences.features] == [3, 1]
+    assert all(
+        torch.equal(sentences.draw(torch.Generator().manual_seed(i))[1], sentences.features[1][0]) for i in (0, 1, 2)
+    )
+
+
+def test_new_classes_need_no_sentences_and_a_restored_method_needs_no_file(tiny):
+    method, batch = begin(m.CoPrompt(m.MaPLe(tiny, 2, 2))), batch_of(("fox", "cat"))
+    assert answer(method, batch).logits.shape == (3, 2)
+
+
+def test_a_training_without_sentences_says_what_to_put_where(tiny, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"method.descriptions: expected a file of sentences .* set method.descriptions"
+    ):
+        step(m.CoPrompt(m.MaPLe(tiny, 2, 2)))
+    path = write_sentences(tmp_path, {"cat": ["a cat."]})
+    with pytest.raises(ValueError, match=r"sentences.json': expected a description of 'dog', got none. Add one"):
+        step(m.CoPrompt(m.MaPLe(tiny, 2, 2), path))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda clip: m.CoPrompt(m.CoOp(clip, 2), image_ratio=1.5), r"method.image_ratio: expected at most 1, got 1.5"),
+        (lambda clip: m.CoPrompt(m.CoOp(clip, 2), text_ratio=-1), r"method.text_ratio: expected at least 0, got -1"),
+        (lambda clip: m.CoPrompt(m.CoOp(clip, 2), reduction=0), r"method.reduction: expected at least 1, got 0"),
+        (
+            lambda clip: m.CoPrompt(m.KgCoOp(m.CoOp(clip, 2))),
+            r"method.method: .* by cross-entropy alone, .*, got KgCoOp",
+        ),
+    ],
+)
+def test_settings_of_coprompt_that_do_not_fit(tiny, make, message):
+    with pytest.raises(ValueError, match=message):
+        begin(make(tiny))
+
+
+def test_the_protocol_says_that_texts_of_a_language_model_were_used(tiny):
+    descriptions = str(Path(__file__).parents[1] / "descriptions_of_digits.json")
+    method = m.DePT(m.CoPrompt(m.MaPLe(tiny, 2, 1), descriptions)), m.DePT(m.MaPLe(tiny, 2, 1))
+    with_texts, without = (
+        vlprompt.run(one, FewShot("digits", shots=1), TrainConfig(iterations=1, batch_size=2)).protocol
+        for one in method
+    )
+    assert with_texts["uses"] == ["llm_texts"]
+    assert "uses" not in without
+
+
+def test_randaugment_squashes_without_a_crop_and_is_a_function_of_its_seed():
+    pixels = torch.zeros(40, 60, 3, dtype=torch.uint8)
+    pixels[:, 30:] = 255
+    picture, size = Image.fromarray(pixels.numpy()), Preprocessing((32, 32))
+    views = [preprocess_image(picture, size, Augmentation("randaugment", seed)) for seed in range(40)]
+    assert torch.equal(views[3], preprocess_image(picture, size, Augmentation("randaugment", 3)))
+    assert len({view.numpy().tobytes() for view in views}) > 10
+    squashed = preprocess_image(picture, replace(size, resize="squash"))  # what operations on colours leave as it is
+    assert any(torch.equal(view, squashed) for view in views)

@@ -35,6 +35,7 @@ PICTURE_SETTINGS: dict[str, dict[str, Any]] = {  # what has no default, or none 
     "prograd": {"method": {"name": "coop"}},
     "dept": {"method": {"name": "coop"}},
     "atprompt": {"method": {"name": "coop"}},
+    "coprompt": {"method": {"name": "maple"}},
     "promptsrc": {"method": {"name": "ivlp"}, "template": "a photo of a {name}."},
     "upl": {"method": {"name": "coop"}},
     "entropy": {"method": {"name": "coop"}},

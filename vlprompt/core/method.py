@@ -73,6 +73,7 @@ class Method(nn.Module):
         max_vmap_images: images per step, over all settings, up to which vmapped training pays; 0 for never.
         needs_unlabelled: whether it learns from unlabelled images.
         depends_on_class_set: whether the score of a class depends on which other classes there are.
+        uses: what it learns from beyond the images of its lesson, such as "llm_texts", for the protocol of results.
         clipped_settings: settings that were clipped, for the result; replaced, never written into.
     """
 
@@ -82,6 +83,7 @@ class Method(nn.Module):
     max_vmap_images: int = 0
     needs_unlabelled: bool = False
     depends_on_class_set: bool = False
+    uses: tuple[str, ...] = ()
     clipped_settings: Mapping[str, str] = {}
 
     @property

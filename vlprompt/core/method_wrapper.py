@@ -36,6 +36,15 @@ class MethodWrapper(Method):
             )
         return out.text_features
 
+    def require_image_features(self, out: Output) -> Tensor:
+        """Return the image features (B, E) of an answer; ValueError if it has none."""
+        if out.image_features is None:
+            raise ValueError(
+                f"{type(self).__name__}: expected a method with image features, got {type(self.method).__name__}. "
+                "Pass one whose answers have them, such as coop."
+            )
+        return out.image_features
+
     @property
     def needs_unlabelled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.method.needs_unlabelled

@@ -3,7 +3,7 @@
 Words for attributes of the classes, such as color and shape, stand in every class text before the context of the
 wrapped method, each behind learned tokens of its own, so that the context is anchored to what classes of one kind have
 in common. Where the wrapped method replaces its tokens at deeper layers, the rows of words and their tokens flow on.
-Sites: those of the wrapped method, and soft tokens at layer 0 of the text tower.
+Sites: soft tokens at layer 0 of the text tower, before those of the wrapped method.
 
 Differs from the authors' code in: words of several tokens stand in the text whole (theirs counts one token for each, so
 that on Oxford Pets, with "playfulness", the second word never enters); each word may have another number of tokens than

@@ -74,15 +74,6 @@ class DePT(MethodWrapper):
         """Scale and shift each channel of un-normalised features (B, E)."""
         return self.scales[tower] * features + self.shifts[tower]
 
-    def modulate_images(self, out: Output) -> Tensor:
-        """Modulated image features (B, E) of an answer; ValueError if it has none."""
-        if out.image_features is None:
-            raise ValueError(
-                f"{type(self).__name__}: expected a method with image features, got {type(self.method).__name__}. "
-                "Pass one whose answers have them, such as coop."
-            )
-        return self.modulate("image", out.image_features)
-
     def prepare(self, names: Names, fixed: Fixed) -> Prepared:
         return self.method.prepare(names, fixed[0]), fixed[1]
 
@@ -90,13 +81,13 @@ class DePT(MethodWrapper):
         out: Output = self.method(inputs, prepared[0])
         if (rows := prepared[1]) is None:
             return out
-        linear = self.linear(self.modulate_images(out), rows)  # (B, C)
+        linear = self.linear(self.modulate("image", self.require_image_features(out)), rows)  # (B, C)
         return out._replace(logits=(1 - self.weight) * out.logits + self.weight * linear)
 
     def extra_terms(self, batch: Batch, out: Output, reference: Tensor | slice | None) -> dict[str, Tensor]:
         if not len(batch.labels):  # a batch of unlabelled images alone
             return {}
-        image, text = self.modulate_images(out), self.require_text_features(out)
+        image, text = self.modulate("image", self.require_image_features(out)), self.require_text_features(out)
         labels = batch.labels.to(image.device)
         own = text[labels] if text.ndim == 2 else text[torch.arange(len(labels), device=text.device), labels]
         logits = self.linear(torch.cat([self.modulate("text", own), image]), reference)  # (2 B, C)
