@@ -230,6 +230,13 @@ def test_settings_out_of_range(tiny, make, message):
         begin(make(tiny))
 
 
+def test_terms_of_one_name_are_refused_instead_of_lost(tiny):
+    inner = m.DePT(m.CoOp(tiny, 2))
+    assert {"ce", "linear", "near"} == step(m.KgCoOp(inner))[0].keys()
+    with pytest.raises(ValueError, match=r"KgCoOp: expected a method without a loss term 'near', .*, got TCP. Wrap"):
+        step(m.KgCoOp(m.TCP(tiny, depth=1)))
+
+
 def test_methods_without_a_clip_are_refused(tiny):
     with pytest.raises(ValueError, match=r"DePT: expected a method on a CLIP, got VPT."):
         begin(m.DePT(m.VPT(tiny.image, LinearHead(), 2)))
@@ -358,6 +365,10 @@ def test_a_training_without_sentences_says_what_to_put_where(tiny, tmp_path):
     [
         (lambda clip: m.CoPrompt(m.CoOp(clip, 2), image_ratio=1.5), r"method.image_ratio: expected at most 1, got 1.5"),
         (lambda clip: m.CoPrompt(m.CoOp(clip, 2), text_ratio=-1), r"method.text_ratio: expected at least 0, got -1"),
+        (
+            lambda clip: m.CoPrompt(m.CoOp(clip, 2), augment="randaug"),
+            r"method.augment: .*, got 'randaug'; did you mean",
+        ),
         (lambda clip: m.CoPrompt(m.CoOp(clip, 2), reduction=0), r"method.reduction: expected at least 1, got 0"),
         (
             lambda clip: m.CoPrompt(m.KgCoOp(m.CoOp(clip, 2))),
