@@ -5,6 +5,7 @@ those that begin as the identity and with which settings.
 """
 
 from contextlib import nullcontext
+from pathlib import Path
 from unittest import SkipTest
 
 import pytest
@@ -28,6 +29,13 @@ SMALL = {
     "cocoop": {"n_ctx": 4, "reduction": 4},
     "kgcoop": {"method": COOP},
     "prograd": {"method": COOP},
+    "dept": {"method": COOP},
+    "atprompt": {"method": COOP},
+    "coprompt": {
+        "method": {"name": "maple", "depth": 2},
+        "weight": 1.0,
+        "descriptions": str(Path(__file__).parent / "descriptions_of_digits.json"),
+    },
     "promptsrc": {
         "method": {"name": "ivlp", "n_image_tokens": 2, "depth_text": 2, "depth_image": 3},
         "template": "imagenet-7",
@@ -143,6 +151,9 @@ def test_its_recipe_runs(name, task, clip, pictures):
         "ranpac": ["method.projection_dim=100"],
         "upl": ["method.method=coop"],
         "entropy": ["method.method=coop"],
+        "dept": ["method.method=coop"],
+        "atprompt": ["method.method=coop"],
+        "coprompt": ["method.method=maple", f"method.descriptions={SMALL['coprompt']['descriptions']}"],
         "dapl": ["method.threshold=0.1"],
     }.get(name, [])
     dataset, settings = choose_data(task)

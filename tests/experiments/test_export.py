@@ -34,13 +34,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:no confident pseudo-label for") 
 TEXTS, WEIGHTS = {"classes", "open_clip"}, {"open_clip", "timm"}
 EXPORTS = {  # the other methods on images: none of these formats
     **dict.fromkeys(("bitfit", "full", "lora", "lora_fa", "partial", "ssf"), WEIGHTS),
-    **dict.fromkeys(("clap", "coop", "cross_modal", "dapl", "entropy", "kgcoop", "nearest_mean"), TEXTS),
+    **dict.fromkeys(("atprompt", "clap", "coop", "cross_modal", "dapl", "entropy", "kgcoop", "nearest_mean"), TEXTS),
     **dict.fromkeys(("prograd", "taskres", "upl", "zero_shot", "gda", "lpplus"), TEXTS),
     "clip_lora": {"open_clip"},
     "linear": TEXTS | WEIGHTS,
 }
 TWINS = (  # another method takes the same ways
-    *("entropy", "kgcoop", "prograd", "upl", "clap", "taskres", "zero_shot", "dapl"),
+    *("atprompt", "entropy", "kgcoop", "prograd", "upl", "clap", "taskres", "zero_shot", "dapl"),
     *("lora", "full", "partial", "s_prompts", "tip_adapter", "ranpac", "nearest_mean", "cross_modal"),
     *("lpplus", "ape", "proker"),
     *("lora_fa", "bitfit", "adapter", "convpass", "coda_prompt", "dualprompt", "ivlp", "maple", "promptsrc"),

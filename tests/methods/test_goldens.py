@@ -126,6 +126,7 @@ KINDS |= {"zero", "mta", "ctpt", "tps", "tda"}  # of test_goldens_test_time.py
 KINDS |= {"locoop", "metrics"}  # of test_unknown_scores.py and test_calibration.py
 KINDS |= {"ape", "gda", "lpplus", "proker"}  # of test_goldens_heads.py
 KINDS |= {"tcp", "mmrl", "mmrlpp"}  # of test_goldens_prompts.py
+KINDS |= {"dept", "atprompt", "coprompt"}  # of test_goldens_plug.py
 
 
 def test_no_vector_is_left_out():

@@ -47,10 +47,17 @@ InputTower = TypeVar("InputTower", bound=AnyTower)  # the towers that a method i
 
 
 class ParamGroup(TypedDict):
-    """Parameters that the optimizer treats alike, with settings other than those of the training."""
+    """Parameters that the optimizer treats alike, with settings other than those of the training.
+
+    Args:
+        params: the parameters.
+        weight_decay: theirs, in place of the training's.
+        lr_factor: their learning rate over that of the training.
+    """
 
     params: list[nn.Parameter]
     weight_decay: NotRequired[float]
+    lr_factor: NotRequired[float]
 
 
 class Method(nn.Module):
@@ -68,6 +75,7 @@ class Method(nn.Module):
         depends_on_class_set: whether the score of a class depends on which other classes there are.
         is_online: whether an answer changes the later ones: `prepare` begins a stream, and `forward` changes what it
             returned, image by image in their order, so that a batch of any size is the images one after the other.
+        uses: what it learns from beyond the images of its lesson, such as "llm_texts", for the protocol of results.
         clipped_settings: settings that were clipped, for the result; replaced, never written into.
     """
 
@@ -78,6 +86,7 @@ class Method(nn.Module):
     needs_unlabelled: bool = False
     depends_on_class_set: bool = False
     is_online: bool = False
+    uses: tuple[str, ...] = ()
     clipped_settings: Mapping[str, str] = {}
 
     @property

@@ -36,6 +36,15 @@ class MethodWrapper(Method):
             )
         return out.text_features
 
+    def require_image_features(self, out: Output) -> Tensor:
+        """Return the image features (B, E) of an answer; ValueError if it has none."""
+        if out.image_features is None:
+            raise ValueError(
+                f"{type(self).__name__}: expected a method with image features, got {type(self.method).__name__}. "
+                "Pass one whose answers have them, such as coop."
+            )
+        return out.image_features
+
     @property
     def needs_unlabelled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.method.needs_unlabelled
@@ -80,6 +89,11 @@ class MethodWrapper(Method):
         answered = batch if len(batch.inputs) or batch.unlabelled is None else batch.unlabelled
         n_rows = float(batch.n_items)
         extra_terms = self.extra_terms(answered, out, fixed[1])
+        if clashes := terms.keys() & extra_terms.keys():
+            raise ValueError(
+                f"{type(self).__name__}: expected a method without a loss term {min(clashes)!r}, which is its own, got "
+                f"{type(self.method).__name__}. Wrap another method, or rename the term in one of your own."
+            )
         return terms | {name: (value, n_rows) for name, value in extra_terms.items()}, out
 
     def merge_gradients(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:

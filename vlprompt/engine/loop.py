@@ -220,7 +220,7 @@ class Loop:
         for p, g in zip(self.parameters, grads, strict=True):
             p.grad = g
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         self.scaler.unscale_(self.optimizer)
         if self.config.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)

@@ -391,8 +391,10 @@ class _Run:
             for part in self.method.modules()
             for setting, how in getattr(part, "clipped_settings", {}).items()
         }
+        uses = sorted({use for part in self.method.modules() for use in getattr(part, "uses", ())})
         protocol = {
             **self.task.protocol,
+            **({"uses": uses} if uses else {}),
             **({"contents": self.inputs["contents"]} if self.inputs else {}),
             "selection": SELECTION_DESCRIPTIONS[self.train_config.model_selection],
             "backbone_key": "" if tower is None else tower.key,

@@ -25,7 +25,7 @@ class FewShot:
         dataset: a card's name, a folder or file of images, or opened Data.
         shots: images per class, None for all.
         seed: draws the shots.
-        augment: "none", "crop" or "crop-flip" instead of the card's augmentation.
+        augment: "none", "crop", "crop-flip" or "randaugment" instead of the card's augmentation.
         skip_broken: leave out files that can't be decoded.
         layout: what the sub-folders of a folder are (classes, groups, domains or splits); None recognises it.
     """

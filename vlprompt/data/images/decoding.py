@@ -21,7 +21,7 @@ from vlprompt.runtime.file_index import get_content_hash, read_stamp
 
 # the smallest fraction of the image area that a random crop covers
 MIN_CROP_AREA = {"crop": 0.08, "crop-flip": 0.08, "crop-flip-half": 0.5, "augmix": 0.08}
-AUGMENTATIONS = ("none", *MIN_CROP_AREA, "shift-flip")
+AUGMENTATIONS = ("none", *MIN_CROP_AREA, "shift-flip", "randaugment")
 MAX_RESIZED_PIXELS = 2**27  # 400 MB as bytes; a narrow strip becomes long when its short side is scaled
 SKIP_REMEDY = ", or leave out such files with --skip-broken"  # of commands that have this option
 EXIF_TRANSPOSES = {  # orientation in the file's EXIF or XMP -> what makes the image upright
@@ -116,6 +116,14 @@ def _apply_augmix(image: Any, seed: int) -> Any:
 
     with _SeededRandomness(seed):
         return AugMix(severity=1)(image)
+
+
+def _apply_randaugment(image: Any, seed: int) -> Any:
+    """RandAugment (Cubuk et al., NeurIPS 2020, arXiv:1909.13719) with 2 operations of magnitude 10 of 30, seeded."""
+    from torchvision.transforms.v2 import RandAugment
+
+    with _SeededRandomness(seed):
+        return RandAugment(num_ops=2, magnitude=10)(image)
 
 
 def _resize_to(image: Image.Image, width: int, height: int, preprocessing: Preprocessing) -> Image.Image:
@@ -213,6 +221,9 @@ def finish_pixels(image: Any, preprocessing: Preprocessing, augmentation: Augmen
         image = _crop(image, top, left, *preprocessing.size)
         if float(torch.rand(1, generator=generator)) < 0.5:
             image = _flip(image)
+    elif augmentation is not None and augmentation.kind == "randaugment":
+        image = _resize_to(image, preprocessing.size[1], preprocessing.size[0], preprocessing)
+        image = _apply_randaugment(image, augmentation.seed)
     elif augmentation is not None and augmentation.kind != "none":
         generator = torch.Generator().manual_seed(augmentation.seed)
         width, height = image.size
@@ -241,8 +252,9 @@ def preprocess_image(
         image: an RGB image.
         preprocessing: the size, crop and normalisation.
         augmentation: None for resize and centre crop; "shift-flip" resizes and crops at a random position within the
-            margin that the preprocessing's crop leaves (VPT on FGVC); the others resize a random crop. All but "crop"
-            flip horizontally with probability one half.
+            margin that the preprocessing's crop leaves (VPT on FGVC); "randaugment" squashes the image, and neither
+            crops nor flips it; the others resize a random crop. All others but "crop" flip horizontally with
+            probability one half.
 
     Returns:
         (3, h, w), normalised.
