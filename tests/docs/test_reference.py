@@ -49,6 +49,7 @@ EXPECTED_SITES = {  # method -> {(tower, kind): layers}; what is not named is em
     "coda_prompt": {("image", "prefix"): set(range(5))},
     "lora": {("image", "adapters"): ALL_BLOCKS},
     "clip_lora": {("image", "adapters"): ALL_BLOCKS, ("text", "adapters"): ALL_BLOCKS},
+    "clip_svd": {("image", "adapters"): ALL_BLOCKS, ("text", "adapters"): ALL_BLOCKS},
     "ssf": {("image", "adapters"): {*ALL_BLOCKS, None}},
     "bitfit": {("image", "adapters"): {*ALL_BLOCKS, None}},
     "full": {("image", "trained_blocks"): ALL_BLOCKS},

@@ -12,6 +12,7 @@ from vlprompt.backbones.towers.input_size import check_patch_multiple, format_si
 from vlprompt.backbones.towers.trainable import PositionedTokens, TrainableTower, TrainableUpper, build_lower_blocks
 from vlprompt.core.images import Images, Preprocessing
 from vlprompt.core.prompt import NOTHING, Prompt
+from vlprompt.core.towers import WeightedMap
 from vlprompt.layers.attention_recorder import AttentionRecorder
 from vlprompt.layers.block import (
     AttentionFn,
@@ -24,7 +25,7 @@ from vlprompt.layers.block import (
     walk,
 )
 from vlprompt.layers.frozen_maps import FrozenMap, identity
-from vlprompt.layers.weight_merging import merge_adapter, merge_into_blocks
+from vlprompt.layers.weight_merging import find_frozen_map, merge_adapter, merge_into_blocks
 
 OUTPUTS = ("pooled", "prompts", "tokens", "local")
 
@@ -135,6 +136,10 @@ class ViT(ImageTower):
         return find_sites(
             self.blocks, kinds, {"patch": (3 * self.patch_size**2, self.dim), "norm": (self.dim, self.dim)}
         )
+
+    def frozen_map(self, site: str) -> WeightedMap:
+        """Return the linear map or norm at a site such as "3/q", to read its weights; ValueError for other sites."""
+        return find_frozen_map(self.blocks, site, {"patch": self.embed, "norm": self.norm})
 
     def __call__(self, images: Images, prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
         """Encode images with a prompt.
