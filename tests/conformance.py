@@ -54,6 +54,7 @@ SMALL = {
     "upl": {"method": COOP, "images_per_class": 4},
     "entropy": {"method": COOP},
     "dann": {"bottleneck_dim": 8, "discriminator_dim": 16},
+    "mma": {"bottleneck_dim": 8, "layers": 2, "scale": 0.1},
     "mmrl": {"dim": 16, "layers": 2},
     "mmrlpp": {"dim": 16, "layers": 2, "projection_rank": 8},
     "tcp": {"depth": 1},

@@ -50,6 +50,7 @@ EXPECTED_SITES = {  # method -> {(tower, kind): layers}; what is not named is em
     "lora": {("image", "adapters"): ALL_BLOCKS},
     "clip_lora": {("image", "adapters"): ALL_BLOCKS, ("text", "adapters"): ALL_BLOCKS},
     "clip_svd": {("image", "adapters"): ALL_BLOCKS, ("text", "adapters"): ALL_BLOCKS},
+    "mma": {("image", "adapters"): set(range(4, 12)), ("text", "adapters"): set(range(4, 12))},
     "ssf": {("image", "adapters"): {*ALL_BLOCKS, None}},
     "bitfit": {("image", "adapters"): {*ALL_BLOCKS, None}},
     "full": {("image", "trained_blocks"): ALL_BLOCKS},
@@ -64,6 +65,7 @@ EXPECTED_KINDS = {
     "adapter": ["mlp"],
     "adaptformer": ["mlp+"],
     "convpass": ["attn", "mlp"],
+    "mma": ["block"],
     "ssf": ["norm1", "q", "k", "v", "out", "norm2", "up", "down"],
 }
 

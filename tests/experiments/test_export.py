@@ -36,7 +36,8 @@ EXPORTS = {  # the other methods on images: none of these formats
     **dict.fromkeys(("bitfit", "full", "lora", "lora_fa", "partial", "ssf"), WEIGHTS),
     **dict.fromkeys(("clap", "coop", "cross_modal", "dapl", "entropy", "kgcoop", "nearest_mean"), TEXTS),
     **dict.fromkeys(("prograd", "taskres", "upl", "zero_shot"), TEXTS),
-    **dict.fromkeys(("clip_lora", "clip_svd"), {"open_clip"}),
+    "clip_lora": {"open_clip"},
+    "clip_svd": {"open_clip"},
     "linear": TEXTS | WEIGHTS,
 }
 TWINS = (  # another method takes the same ways

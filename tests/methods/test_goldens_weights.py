@@ -3,12 +3,14 @@
 import pytest
 import torch
 from conftest import golden, golden_cases, images, relative
+from written_out import library
 
 from vlprompt import methods as m
+from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.core.batch import Batch, Split
 from vlprompt.core.stage import Lesson
 
-KINDS = ("clipsvd",)
+KINDS = ("clipsvd", "mma")
 MAPS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "out", "c_fc": "up", "c_proj": "down"}
 
 
@@ -23,12 +25,21 @@ def clip_svd(clip, h):
     return m.CLIPSVD(clip, sides, sites, logit_scale=float(h["logit_scale"]), template=named(h["template"]))
 
 
-MAKE = {"clipsvd": clip_svd}
+def mma(clip, h):
+    layers = tuple(range(h["ADAPTER_START"] - 1, h["ADAPTER_END"]))
+    return m.MMA(clip, h["ADAPTER_DIM"], layers, h["ADAPTER_SCALE"], h["TEXT_CTX_INIT"] + " {name}.")
+
+
+MAKE = {"clipsvd": clip_svd, "mma": mma}
 
 
 def ours(method, theirs):
     """Our parameter that is the authors' `theirs`."""
     parts = theirs.split(".")
+    if "adapter_learner" in parts:
+        tower, index = {"visual": "image", "text": "text"}.get(parts[1].split("_")[0]), int(parts[2]) - 1
+        maps = method.shared if tower is None else getattr(method, parts[3])[tower]
+        return getattr(maps[method.tower_layers["image"].index(index)], parts[-1])
     tower = "image" if parts[0] == "visual" else "text"
     layer = parts[parts.index("resblocks") + 1]
     return method.adapters[tower][f"{layer}/{MAPS[parts[-2]]}"].values
@@ -125,6 +136,10 @@ def test_the_state_has_the_singular_values_alone(tiny):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda clip: m.MMA(clip, 0), r"method.bottleneck_dim: expected at least 1, got 0"),
+        (lambda clip: m.MMA(clip, scale=0.0), r"method.scale: expected a value above 0, got 0.0"),
+        (lambda clip: m.MMA(clip, layers=(3,)), r"method.layers: expected layers 0 to 2 of the tower, got \[3\]"),
+        (lambda clip: m.MMA(clip, layers=0), r"method.layers: expected at least 1, got 0"),
         (lambda clip: m.CLIPSVD(clip, sites=("norm1",)), r"method.sites: expected linear maps .*, got 'norm1'"),
         (lambda clip: m.CLIPSVD(clip, sites=()), r"method.sites: expected one linear map at least, got none"),
         (
@@ -136,3 +151,22 @@ def test_the_state_has_the_singular_values_alone(tiny):
 def test_settings_out_of_range(tiny, make, message):
     with pytest.raises(ValueError, match=message):
         begin(make(tiny))
+
+
+# --- MMA ---
+
+
+def test_the_last_blocks_of_towers_of_different_depths():
+    model, tokenizer = library({"vision_cfg": {"layers": 4}, "text_cfg": {"layers": 2}})
+    method = begin(m.MMA(wrap_clip(model, tokenizer, "x"), 8, 3))
+    assert {name: list(layers) for name, layers in method.tower_layers.items()} == {"text": [0, 1], "image": [2, 3]}
+    assert method.clipped_settings == {"layers": "clipped from 3 to 2 (the tower has 2 layers)"}
+
+
+def test_a_bottleneck_as_wide_as_a_tower(tiny):
+    """It breaks in the authors' code."""
+    method = begin(m.MMA(tiny, tiny.text.dim, 1))
+    batch = Batch(images(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1]), ("cat", "dog"))
+    loss, _ = step(method, batch)
+    assert loss.isfinite()
+    assert all(p.grad.abs().sum() > 0 for p in method.parameters())

@@ -118,7 +118,7 @@ class TransformerTextTower:
     def sites(self, *kinds: str) -> dict[str, tuple[int, int]]:
         """Return {"0/q": (fan_in, fan_out), ...}.
 
-        Kinds: norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+.
+        Kinds: norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+ block.
         """
         return find_sites(self.blocks, kinds, {"norm": (self.dim, self.dim)})
 

@@ -131,7 +131,7 @@ class ViT(ImageTower):
         """Return {"0/q": (fan_in, fan_out), ...} for the sites of these kinds.
 
         Args:
-            kinds: patch, norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+.
+            kinds: patch, norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+ block.
         """
         return find_sites(
             self.blocks, kinds, {"patch": (3 * self.patch_size**2, self.dim), "norm": (self.dim, self.dim)}
