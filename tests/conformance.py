@@ -73,6 +73,7 @@ STARTS_AS_ZERO_SHOT = {
     "cross_modal": {"template": PLAIN},
     "clip_lora": {},
     "clip_svd": {"template": PLAIN},
+    "two_stage": {},
     **{name: {"head": {"name": "texts", "template": PLAIN}} for name in STARTS_AS_BARE_TOWER},
     "tpt": {"lr": 1e-12},
 }

@@ -38,6 +38,7 @@ EXPORTS = {  # the other methods on images: none of these formats
     **dict.fromkeys(("prograd", "taskres", "upl", "zero_shot"), TEXTS),
     "clip_lora": {"open_clip"},
     "clip_svd": {"open_clip"},
+    "two_stage": {"open_clip"},
     "linear": TEXTS | WEIGHTS,
 }
 TWINS = (  # another method takes the same ways

@@ -26,18 +26,31 @@ SITES = {
 }
 
 
+class Replacing:
+    """Merges other weights."""
+
+    def __init__(self, *weights):
+        self.weights = weights
+
+    def merge(self, weight, bias):
+        return self.weights
+
+
 def library_names(site, tower):
     """The library's names of weight and bias, and the rows of them."""
     root, (layer, _, kind) = "visual." if tower == "image" else "", site.rpartition("/")
     prefix = f"{root}transformer.resblocks.{layer}." if layer else root
-    name = SITES[site] + {"image": "post", "text": "final"}[tower] * (site == "norm")
+    name = (
+        "ln_pre" if kind == "pre_norm" else SITES[site] + {"image": "post", "text": "final"}[tower] * (site == "norm")
+    )
     name += "." * (name[-1] not in "._")
     n = {"q": 0, "k": 1, "v": 2}.get(kind)
     return [f"{prefix}{name}{part}" for part in ("weight", "bias")], n
 
 
-@pytest.mark.parametrize("tower", ["image", "text"])
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(
+    ("site", "tower"), [*((site, tower) for site in SITES for tower in ("image", "text")), ("pre_norm", "image")]
+)
 def test_weights_are_read_and_replaced(double, site, tower):
     model, clip = double
     torch.manual_seed(1)
@@ -62,6 +75,8 @@ def test_weights_are_read_and_replaced(double, site, tower):
     want = torch.func.functional_call(model, changed, (given,))
     model.forward = forward
     near(mine, want, 1e-12)
+    merged = getattr(clip, tower).merged(Prompt(adapters={site: Replacing(*new)}))
+    near(merged(images(pixels)) if tower == "image" else merged(WORDS)[0], want.detach(), 1e-12)
     direction = torch.randn_like(want)
     found, expected = (torch.autograd.grad((x * direction).sum(), new) for x in (mine, want))
     for a, b in zip(found, expected, strict=True):
@@ -91,6 +106,11 @@ def test_maps_of_a_merged_tower_have_the_merged_weights(double):
         first, second, third = (tower.frozen_map(site) for tower in (clip.image, once, twice))
         assert torch.equal(second.weight, 2 * first.weight)
         assert torch.equal(third.bias, first.bias + 2)
+    pixels = images(torch.randn(2, 3, 32, 32).double())
+    again = {
+        site: Replacing(once.frozen_map(site).weight * 2, once.frozen_map(site).bias + 1) for site in prompt.adapters
+    }
+    near(twice(pixels), clip.image.merged(Prompt(adapters=again))(pixels), 1e-12)
 
 
 @pytest.mark.parametrize("site", ["attn", "1/mlp", "0/gate", "3/q", "-1/q", "q", "enc/0/q", "patches", ""])
@@ -106,3 +126,14 @@ def test_opaque_towers_have_none():
     for tower in (clip.image, clip.text):
         with pytest.raises(ValueError, match="expected a block-wise tower"):
             tower.frozen_map("0/q")
+
+
+def test_the_first_norm_is_of_soft_tokens_too(double):
+    _, clip = double
+    norm, tokens = clip.image.frozen_map("pre_norm"), torch.randn(1, 2, clip.image.dim).double()
+    weights = 2 * norm.weight, norm.bias + 1
+    prompt = Prompt({0: tokens}, adapters={"pre_norm": lambda given, made: replace_weights(norm, *weights)(given)})
+    pixels = images(torch.randn(2, 3, 32, 32).double())
+    merged = clip.image.merged(Prompt(adapters={"pre_norm": Replacing(*weights)}))
+    near(clip.image(pixels, prompt), merged(pixels, Prompt({0: tokens})), 1e-12)
+    assert "pre_norm" not in walked(shaken(VisionTransformer(**PLAIN))).sites()

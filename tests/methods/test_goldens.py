@@ -124,7 +124,7 @@ CASES = golden_cases(*MAKE, suits=lambda told: "MAX_EPOCH" not in told["hyperpar
 KINDS = {*MAKE, "tipadapter", "clip", "vit", "dapl", "vpt", "ssf", "l2p", "dualprompt", "coda", "codarepo"}
 KINDS |= {"locoop", "metrics"}  # of test_unknown_scores.py and test_calibration.py
 KINDS |= {"tcp", "mmrl", "mmrlpp"}  # of test_goldens_prompts.py
-KINDS |= {"clipsvd", "mma"}  # of test_goldens_weights.py
+KINDS |= {"clipsvd", "mma", "twostage"}  # of test_goldens_weights.py
 
 
 def test_no_vector_is_left_out():

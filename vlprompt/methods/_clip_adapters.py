@@ -57,11 +57,12 @@ class ClipAdapterMethod(Method):
         self.validate()
         self.adapters = nn.ModuleDict()
         for name in self.towers:
-            tower, sites = cast(TextTower, getattr(self.clip, name)), self._select_sites(name)
+            tower, sites = cast(TextTower, getattr(self.clip, name)), self.select_sites(name)
             adapters = {site: self.build_adapter(tower, site, fans, generator) for site, fans in sites.items()}
             self.adapters[name] = nn.ModuleDict(adapters)
 
-    def _select_sites(self, name: TowerName) -> dict[str, tuple[int, int]]:
+    def select_sites(self, name: TowerName) -> dict[str, tuple[int, int]]:
+        """Return the sites of a tower that get an adapter, with their (fan_in, fan_out)."""
         tower: VisionTower | TextTower = getattr(self.clip, name)
         sites = tower.sites(*self.sites)
         if self.layers is not None:
