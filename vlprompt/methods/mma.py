@@ -1,8 +1,8 @@
 """MMA: Yang, Zhang, Wang and Xie, "MMA: Multi-Modal Adapter for Vision-Language Models", CVPR 2024.
 
-Beside each of the upper blocks of both towers stands a bottleneck, which reads the block's input behind its frozen
-norm and is added to the block's output. Its middle layer is shared by the two towers. Sites: block of the last 8 of 12
-layers of both towers.
+Pages 23826 to 23837 of the proceedings (arXiv: none). Beside each of the upper blocks of both towers stands a
+bottleneck, which reads the block's input behind its frozen norm and is added to the block's output. Its middle layer is
+shared by the two towers. Sites: block of the last 8 of 12 layers of both towers.
 
 Differs from the authors' code in: class texts are encoded anew for each test (theirs are cached for good); float32.
 Their adapters get 1 / scale times their gradient, as if the scale were 1, and so do these: with plain gradients the
