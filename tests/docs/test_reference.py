@@ -49,6 +49,9 @@ EXPECTED_SITES = {  # method -> {(tower, kind): layers}; what is not named is em
     "coda_prompt": {("image", "prefix"): set(range(5))},
     "lora": {("image", "adapters"): ALL_BLOCKS},
     "clip_lora": {("image", "adapters"): ALL_BLOCKS, ("text", "adapters"): ALL_BLOCKS},
+    "clip_svd": {("image", "adapters"): ALL_BLOCKS, ("text", "adapters"): ALL_BLOCKS},
+    "mma": {("image", "adapters"): set(range(4, 12)), ("text", "adapters"): set(range(4, 12))},
+    "two_stage": {("image", "adapters"): ALL_BLOCKS, ("text", "adapters"): ALL_BLOCKS},
     "ssf": {("image", "adapters"): {*ALL_BLOCKS, None}},
     "bitfit": {("image", "adapters"): {*ALL_BLOCKS, None}},
     "full": {("image", "trained_blocks"): ALL_BLOCKS},
@@ -63,6 +66,8 @@ EXPECTED_KINDS = {
     "adapter": ["mlp"],
     "adaptformer": ["mlp+"],
     "convpass": ["attn", "mlp"],
+    "mma": ["block"],
+    "two_stage": ["norm1", "norm2"],
     "ssf": ["norm1", "q", "k", "v", "out", "norm2", "up", "down"],
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,12 @@ def test_learning_rates_per_iteration():
             compute_learning_rate(train, step // 10, step, 4, 40), optimizer.param_groups[0]["lr"], rel_tol=1e-9
         )
         optimizer.step()
+        cosine.step()
+    swinging = replace(train, schedule_period=10)  # a scheduler that is stepped on after its end
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.AdamW([parameter], lr=2e-4), 10, eta_min=1e-6)
+    for step in range(40):
+        assert math.isclose(compute_learning_rate(swinging, step // 10, step, 4, 40), cosine.get_last_lr()[0])
+        cosine.optimizer.step()
         cosine.step()
     rising = [
         compute_learning_rate(

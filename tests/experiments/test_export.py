@@ -37,6 +37,8 @@ EXPORTS = {  # the other methods on images: none of these formats
     **dict.fromkeys(("atprompt", "clap", "coop", "cross_modal", "dapl", "entropy", "kgcoop", "nearest_mean"), TEXTS),
     **dict.fromkeys(("prograd", "taskres", "upl", "zero_shot", "gda", "lpplus"), TEXTS),
     "clip_lora": {"open_clip"},
+    "clip_svd": {"open_clip"},
+    "two_stage": {"open_clip"},
     "linear": TEXTS | WEIGHTS,
 }
 TWINS = (  # another method takes the same ways

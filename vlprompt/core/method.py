@@ -204,6 +204,17 @@ class Method(nn.Module):
             "as a whole."
         )
 
+    def idle_parameters(self) -> Sequence[nn.Parameter]:
+        """Return the parameters that this step leaves as they are, without weight decay or momentum; none by default.
+
+        Asked after the gradients of the step are computed.
+        """
+        return ()
+
+    def schedule_starts(self, steps: int) -> Sequence[int]:
+        """Return the steps, from 0, at which the learning-rate schedule begins anew; by default the first alone."""
+        return (0,)
+
     def param_groups(self) -> list[ParamGroup]:
         """Return parameter groups without frozen parameters, which may have a gradient from an earlier lesson."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]

@@ -1,7 +1,9 @@
 """MethodWrapper: a Method around any other Method, with loss terms of its own."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlprompt.core.batch import Batch, Inputs
 from vlprompt.core.class_names import Names
@@ -98,6 +100,12 @@ class MethodWrapper(Method):
 
     def merge_gradients(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
         return self.method.merge_gradients(grads)
+
+    def idle_parameters(self) -> Sequence[nn.Parameter]:
+        return self.method.idle_parameters()
+
+    def schedule_starts(self, steps: int) -> Sequence[int]:
+        return self.method.schedule_starts(steps)
 
     def param_groups(self) -> list[ParamGroup]:
         return self.method.param_groups()

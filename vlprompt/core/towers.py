@@ -19,6 +19,16 @@ from vlprompt.core.texts import TextBatch, TextItem
 WEIGHT_PRECISIONS = {"hf": "fp32", "hf-bf16": "bf16", "hf-int8": "int8", "hf-nf4": "nf4"}
 
 
+class WeightedMap(Protocol):
+    """A frozen linear map (weight (out, in)) or norm (weight (D,)) at a site of a tower."""
+
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor | None: ...
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
 @runtime_checkable
 class Tower(Protocol):
     """A frozen network that takes a Prompt. Not an nn.Module: it can't be trained, saved or moved by mistake."""
@@ -46,6 +56,7 @@ class TextTower(Tower, Protocol):
         generator: torch.Generator | None = None,
         std: float = 0.02,
     ) -> Tensor: ...
+    def frozen_map(self, site: str) -> WeightedMap: ...
     def merged(self, prompt: Prompt) -> "TextTower": ...
 
 
@@ -69,6 +80,10 @@ class VisionTower(Tower, Protocol):
 
     def project_rows(self, rows: Tensor) -> Tensor:
         """Project rows (.., D) behind the last norm into the joint space (.., E), as the class token is."""
+        ...
+
+    def frozen_map(self, site: str) -> WeightedMap:
+        """Return the linear map or norm at a site such as "3/q", to read its weights; ValueError for other sites."""
         ...
 
     def merged(self, prompt: Prompt) -> "VisionTower": ...

@@ -1,7 +1,7 @@
 """Train a method on one lesson: `fit` is a generator, so the caller's for loop is the callback."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -217,8 +217,9 @@ class Loop:
                 f"{self.cursor.epoch}, learning rate {lr:.3g}); the parameters are those of the step before. "
                 "Lower train.lr, set train.grad_clip=1, or train.precision=fp32."
             )
+        idle = {id(p) for p in self.method.idle_parameters()}
         for p, g in zip(self.parameters, grads, strict=True):
-            p.grad = g
+            p.grad = None if id(p) in idle else g
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         self.scaler.unscale_(self.optimizer)
@@ -282,13 +283,20 @@ def fit(
             step = epoch * steps + index
             if index < n_done or step >= total_steps:
                 continue
-            lr = compute_learning_rate(config, epoch, step, epochs, total_steps)
+            begin, end = find_schedule_span(method.schedule_starts(total_steps), step, total_steps)
+            n_epochs = -(-(end - begin) // steps)
+            lr = compute_learning_rate(config, (step - begin) // steps, step - begin, n_epochs, end - begin)
             terms = loop.take_step(replace(batch, step=step, progress=step / total_steps), lr)
             method.end_step(step + 1, total_steps)
             loop.cursor.batch_index, loop.cursor.step = index + 1, step + 1
             if index + 1 == steps or step + 1 == total_steps:
                 _end_epoch(loop, epoch, epochs, score_epoch, is_last=step + 1 == total_steps)
             yield Step(epoch, step + 1, total_steps, terms, lr, loop)
+
+
+def find_schedule_span(starts: Sequence[int], step: int, total_steps: int) -> tuple[int, int]:
+    """Return where the learning-rate schedule of a step (0-based) begins, and where the next one does."""
+    return max(i for i in starts if i <= step), min([*(i for i in starts if i > step), total_steps])
 
 
 def _end_epoch(loop: Loop, epoch: int, epochs: int, score_epoch: EpochScorer | None, is_last: bool) -> None:

@@ -18,6 +18,7 @@ MINIMUM = {
     "min_lr": 0,
     "iterations": 1,
     "text_micro_batch": 1,
+    "schedule_period": 1,
 }
 POSITIVE = ("lr", "eps", "grad_clip")
 
@@ -41,6 +42,8 @@ class TrainConfig:
         weight_decay: of every optimizer.
         schedule: cosine (its period is all epochs, as in the CoOp family), cosine-after-warmup (its period is what is
             left after the warm-up, as in VPT) or constant.
+        schedule_period: length of the cosine in schedule units, after which the rate rises again, falls again and so
+            on (None: one fall, as the schedule says).
         schedule_unit: whether the schedule is stepped per epoch or per iteration.
         warmup: length of the warm-up, in schedule units.
         warmup_kind: at warmup_lr throughout (constant), or rising from warmup_lr to lr (linear).
@@ -73,6 +76,7 @@ class TrainConfig:
     eps: float = 1e-8
     weight_decay: float = 5e-4
     schedule: Literal["cosine", "cosine-after-warmup", "constant"] = "cosine"
+    schedule_period: int | None = None
     schedule_unit: Literal["epoch", "iteration"] = "epoch"
     warmup: int = 1
     warmup_kind: Literal["constant", "linear"] = "constant"
@@ -125,7 +129,8 @@ def compute_learning_rate(config: TrainConfig, epoch: int, step: int, n_epochs: 
         return config.warmup_lr + (config.lr - config.warmup_lr) * position / config.warmup
     if config.schedule == "constant":
         return config.lr
-    period = length - config.warmup if config.schedule == "cosine-after-warmup" else length
+    full = length - config.warmup if config.schedule == "cosine-after-warmup" else length
+    period = config.schedule_period or full
     return (
         config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * (position - config.warmup) / period)) / 2
     )

@@ -67,7 +67,7 @@ class Block:
     def sites(self, i: int) -> dict[str, tuple[int, int]]:
         """Return the sites of this block, the i-th, with the widths of their inputs and outputs."""
         d, hidden = self.dim, self.hidden_dim
-        fans = dict.fromkeys(("norm1", "q", "k", "v", "out", "norm2", "attn", "mlp", "attn+", "mlp+"), (d, d))
+        fans = dict.fromkeys(("norm1", "q", "k", "v", "out", "norm2", "attn", "mlp", "attn+", "mlp+", "block"), (d, d))
         fans |= {"up": (d, hidden), "down": (hidden, d)} | ({} if self.gate is None else {"gate": (d, hidden)})
         return {f"{i}/{name}": fan for name, fan in fans.items()}
 
@@ -161,7 +161,8 @@ def run_block(
     def adapt(site: str, given: Tensor, made: Tensor) -> Tensor:
         return prompt.apply_adapter(f"{i}/{site}", given, made)
 
-    y, is_plain = adapt("norm1", x, block.norm1(x)), not any(f"{i}/{site}" in prompt.adapters for site in "qkv")
+    y = adapt("norm1", x, block.norm1(x))
+    is_plain = not any(f"{i}/{site}" in prompt.adapters for site in "qkv")
     if qkv is None and positions is None and block.qkv is not None and is_plain:
         qkv = block.qkv(y)
     if qkv is not None:
@@ -170,12 +171,14 @@ def run_block(
         k, v = (split_heads(adapt(site, y, f(y)), block.n_heads) for site, f in (("k", block.k), ("v", block.v)))
         x, y = select_positions(x, positions), select_positions(y, positions)
         q = split_heads(adapt("q", y, block.q(y)), block.n_heads)
+    normed = y
     a = block.attn_inner_norm(merge_heads(attention(q, k, v, prefix, positions)))
     x = x + block.layer_scale1(adapt("attn+", x, adapt("attn", y, adapt("out", a, block.out(a)))))
     y = adapt("norm2", x, block.norm2(x))
     h = adapt("up", y, block.up(y))
     h = block.mlp_inner_norm(block.act(h) if block.gate is None else block.act(adapt("gate", y, block.gate(y))) * h)
-    return x + block.layer_scale2(adapt("mlp+", x, adapt("mlp", y, adapt("down", h, block.down(h)))))
+    x = x + block.layer_scale2(adapt("mlp+", x, adapt("mlp", y, adapt("down", h, block.down(h)))))
+    return adapt("block", normed, x)
 
 
 def walk(

@@ -1,6 +1,6 @@
-"""Merge adapters into the weights of frozen maps: the same results at the cost of the plain tower."""
+"""Read and replace the weights of frozen maps, and merge adapters into them, at the cost of the plain tower."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.core.prompt import Prompt
+from vlprompt.core.towers import WeightedMap
 from vlprompt.layers.block import Block, validate_prompt_layers
 from vlprompt.layers.frozen_maps import FrozenLinear, FrozenMap
 
@@ -45,6 +46,43 @@ class MergedIdentity:
         return x * self.weight if self.bias is None else x * self.weight + self.bias
 
 
+def has_weights(frozen: object) -> bool:
+    """Whether a map is a linear map or a norm with weights."""
+    known = isinstance(frozen, nn.LayerNorm | FrozenLinear | MergedNorm | MergedScaleNorm) or _is_scale_norm(frozen)
+    return known and getattr(frozen, "weight", None) is not None
+
+
+def find_frozen_map(blocks: Sequence[Block], site: str, outer_maps: Mapping[str, FrozenMap]) -> WeightedMap:
+    """Return the linear map or norm at a site of a tower.
+
+    Args:
+        blocks: the blocks of the tower.
+        site: such as "3/q".
+        outer_maps: the maps outside of the blocks by their sites.
+
+    Raises:
+        ValueError: for a site that the tower does not have, and one without weights.
+    """
+    layer, _, kind = site.rpartition("/")
+    frozen: FrozenMap | None = outer_maps.get(site)
+    if layer.isdecimal() and int(layer) < len(blocks) and kind in MERGEABLE_SITES:
+        frozen = getattr(blocks[int(layer)], kind)
+    if not has_weights(frozen):
+        raise ValueError(
+            f"site: expected a linear map or a norm of this tower, got {site!r}, which has no weights. Take one of "
+            f"{', '.join([*outer_maps, *MERGEABLE_SITES])}, in a layer from 0 to {len(blocks) - 1}."
+        )
+    return cast(WeightedMap, frozen)
+
+
+def replace_weights(frozen: WeightedMap, weight: Tensor, bias: Tensor | None) -> FrozenMap:
+    """Return a linear map or a norm with other weights, through which gradients flow to them."""
+    if isinstance(frozen, FrozenLinear):
+        return FrozenLinear(weight, bias)
+    norm = frozen.norm if isinstance(frozen, MergedNorm | MergedScaleNorm) else cast(nn.Module, frozen)
+    return MergedNorm(norm, weight, bias) if isinstance(norm, nn.LayerNorm) else MergedScaleNorm(norm, weight, bias)
+
+
 def _is_scale_norm(frozen: object) -> bool:
     """Whether a map is a norm whose only weight is its gain."""
     if not isinstance(frozen, nn.Module) or "norm" not in type(frozen).__name__.lower():
@@ -72,18 +110,15 @@ def merge_adapter(site: str, frozen: FrozenMap | None, adapter: object) -> Froze
     if isinstance(frozen, nn.Identity):
         with torch.no_grad():
             return MergedIdentity(*merge(torch.ones(()), None))
-    if not (isinstance(frozen, nn.LayerNorm | FrozenLinear) or _is_scale_norm(frozen)):
+    if not has_weights(frozen):
         raise ValueError(
             f"{site}: expected a linear map or a norm, got a map without weights to merge {type(adapter).__name__} "
             "into. Take an adapter of linear maps and norms, such as LoRA or SSF."
         )
-    layer = cast(nn.LayerNorm | FrozenLinear, frozen)
+    layer = cast(WeightedMap, frozen)
     bias = getattr(layer, "bias", None)
     with torch.no_grad():
-        weight, bias = merge(layer.weight.detach(), None if bias is None else bias.detach())
-    if isinstance(layer, FrozenLinear):
-        return FrozenLinear(weight, bias)
-    return MergedNorm(layer, weight, bias) if isinstance(layer, nn.LayerNorm) else MergedScaleNorm(layer, weight, bias)
+        return replace_weights(layer, *merge(layer.weight.detach(), None if bias is None else bias.detach()))
 
 
 def merge_into_blocks(blocks: Sequence[Block], prompt: Prompt) -> list[Block]:

@@ -13,6 +13,7 @@ from vlprompt.backbones.towers.input_size import check_finite, check_width
 from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS
 from vlprompt.core.images import Images, PixelBatch, Preprocessing
 from vlprompt.core.prompt import NOTHING, Prompt
+from vlprompt.core.towers import WeightedMap
 from vlprompt.layers.frozen_maps import FrozenMap
 from vlprompt.runtime import collectives
 
@@ -159,6 +160,9 @@ class ImageTower:
         raise self._unsupported_error()
 
     def sites(self, *kinds: str) -> dict[str, tuple[int, int]]:
+        raise self._unsupported_error()
+
+    def frozen_map(self, site: str) -> WeightedMap:
         raise self._unsupported_error()
 
     def merged(self, prompt: Prompt) -> "ImageTower":

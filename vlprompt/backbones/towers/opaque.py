@@ -8,6 +8,7 @@ from torch import Tensor
 from vlprompt.backbones.cache.memory import cache_fixed_texts
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.templates import as_templated_text
+from vlprompt.core.towers import WeightedMap
 
 
 class OpaqueTextTower:
@@ -57,6 +58,9 @@ class OpaqueTextTower:
 
     def require_blocks(self) -> None:
         raise self._unsupported_error("soft tokens")
+
+    def frozen_map(self, site: str) -> WeightedMap:
+        raise self._unsupported_error("weights of single maps")
 
     def merged(self, prompt: Prompt) -> "OpaqueTextTower":
         if prompt:

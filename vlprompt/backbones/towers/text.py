@@ -15,6 +15,7 @@ from vlprompt.backbones.towers.text_tokenizer import TextTokenizer
 from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS, recompute_in_backward
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.templates import as_templated_text
+from vlprompt.core.towers import WeightedMap
 from vlprompt.layers.attention import select_positions
 from vlprompt.layers.block import (
     Block,
@@ -35,7 +36,7 @@ from vlprompt.layers.shared_prefix import (
     plan_phases,
     run_unchanged_blocks,
 )
-from vlprompt.layers.weight_merging import merge_adapter, merge_into_blocks
+from vlprompt.layers.weight_merging import find_frozen_map, merge_adapter, merge_into_blocks
 
 TOKENS_PER_PASS = 65536  # token rows of a pass without gradients, as far as texts can be split
 # token rows whose products take a GPU as long as the many small operations of one more group of texts
@@ -117,9 +118,13 @@ class TransformerTextTower:
     def sites(self, *kinds: str) -> dict[str, tuple[int, int]]:
         """Return {"0/q": (fan_in, fan_out), ...}.
 
-        Kinds: norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+.
+        Kinds: norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+ block.
         """
         return find_sites(self.blocks, kinds, {"norm": (self.dim, self.dim)})
+
+    def frozen_map(self, site: str) -> WeightedMap:
+        """Return the linear map or norm at a site such as "3/q", to read its weights; ValueError for other sites."""
+        return find_frozen_map(self.blocks, site, {"norm": self.norm})
 
     def merged(self, prompt: Prompt) -> "TransformerTextTower":
         """Return a tower with the adapters of a prompt in its weights; ValueError for tokens, prefixes and others."""

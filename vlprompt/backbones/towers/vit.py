@@ -12,6 +12,7 @@ from vlprompt.backbones.towers.input_size import check_patch_multiple, format_si
 from vlprompt.backbones.towers.trainable import PositionedTokens, TrainableTower, TrainableUpper, build_lower_blocks
 from vlprompt.core.images import Images, Preprocessing
 from vlprompt.core.prompt import NOTHING, Prompt
+from vlprompt.core.towers import WeightedMap
 from vlprompt.layers.attention_recorder import AttentionRecorder
 from vlprompt.layers.block import (
     AttentionFn,
@@ -24,9 +25,10 @@ from vlprompt.layers.block import (
     walk,
 )
 from vlprompt.layers.frozen_maps import FrozenMap, identity
-from vlprompt.layers.weight_merging import merge_adapter, merge_into_blocks
+from vlprompt.layers.weight_merging import find_frozen_map, has_weights, merge_adapter, merge_into_blocks
 
 OUTPUTS = ("pooled", "prompts", "tokens", "local")
+OUTER_MAPS = {"patch": "embed", "pre_norm": "pre_norm", "norm": "norm"}  # sites outside of the blocks
 
 
 class ViT(ImageTower):
@@ -130,11 +132,16 @@ class ViT(ImageTower):
         """Return {"0/q": (fan_in, fan_out), ...} for the sites of these kinds.
 
         Args:
-            kinds: patch, norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+.
+            kinds: patch, pre_norm (of CLIPs), norm, and per layer q k v out up down norm1 norm2 attn mlp attn+ mlp+
+                block.
         """
-        return find_sites(
-            self.blocks, kinds, {"patch": (3 * self.patch_size**2, self.dim), "norm": (self.dim, self.dim)}
-        )
+        norms = ("pre_norm", "norm") if has_weights(self.pre_norm) else ("norm",)
+        patch = {"patch": (3 * self.patch_size**2, self.dim)}
+        return find_sites(self.blocks, kinds, patch | dict.fromkeys(norms, (self.dim, self.dim)))
+
+    def frozen_map(self, site: str) -> WeightedMap:
+        """Return the linear map or norm at a site such as "3/q", to read its weights; ValueError for other sites."""
+        return find_frozen_map(self.blocks, site, {site: getattr(self, name) for site, name in OUTER_MAPS.items()})
 
     def __call__(self, images: Images, prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
         """Encode images with a prompt.
@@ -211,12 +218,12 @@ class ViT(ImageTower):
         """Return tokens (B, N, D) for the first block, and the prompt with `pre_norm` applied to its first tokens."""
         patches = self.unfold(pixels)
         x = prompt.apply_adapter("patch", patches, self.embed(patches))
-        x = self.pre_norm(
-            torch.cat([self.special_tokens.to(x.dtype).expand(x.shape[0], -1, -1), x], 1) + self.position_embeddings
-        )
+        x = torch.cat([self.special_tokens.to(x.dtype).expand(x.shape[0], -1, -1), x], 1) + self.position_embeddings
+        x = prompt.apply_adapter("pre_norm", x, self.pre_norm(x))
         if 0 in prompt.tokens and prompt.is_embedded:
-            tokens = {i: self.pre_norm(t) if i == 0 else t for i, t in prompt.tokens.items()}
-            prompt = replace(prompt, tokens=tokens)
+            t = prompt.tokens[0]
+            first = prompt.apply_adapter("pre_norm", t, self.pre_norm(t))
+            prompt = replace(prompt, tokens={**prompt.tokens, 0: first})
         return x, prompt
 
     def run_blocks(
@@ -256,10 +263,9 @@ class ViT(ImageTower):
             ValueError: for tokens, prefixes, and adapters that have no merged form.
         """
         (tower := copy(self)).blocks = merge_into_blocks(self.blocks, prompt)
-        if "patch" in prompt.adapters:
-            tower.embed = merge_adapter("patch", self.embed, prompt.adapters["patch"])
-        if "norm" in prompt.adapters:
-            tower.norm = merge_adapter("norm", self.norm, prompt.adapters["norm"])
+        for site, name in OUTER_MAPS.items():
+            if site in prompt.adapters:
+                setattr(tower, name, merge_adapter(site, getattr(self, name), prompt.adapters[site]))
         tower.feature_cache = self.feature_cache.new_with_namespace(None, tower)
         return tower
 
