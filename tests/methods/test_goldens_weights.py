@@ -294,3 +294,27 @@ def test_weights_of_both_stages_merge(tiny):
         assert relative(merged.image(batch.inputs), out.image_features) < 1e-5
         assert relative(merged.text(method.precompute(batch.names)[0])[0], out.text_features) < 1e-5
         assert relative(out.image_features, tiny.image(batch.inputs)) > 1e-2
+
+
+def test_the_stages_go_through_a_method_around_it(tiny):
+    lesson = build_digits_lesson()
+    wrapper = m.KgCoOp(m.TwoStage(tiny), 1.0)
+    wrapper.begin_lesson(lesson, torch.Generator().manual_seed(0))
+    assert wrapper.schedule_starts(10) == (0, 6)
+    config = TrainConfig(iterations=3, batch_size=5, schedule_unit="iteration", warmup=0)
+    idle = [{n for n, p in wrapper.named_parameters() if p.grad is None} for _ in fit(wrapper, lesson, config)]
+    assert idle[0] == {"method.classifier"}
+    assert idle[1] == idle[2] == {n for n, _ in wrapper.named_parameters()} - {"method.classifier"}
+
+
+def test_each_class_keeps_its_row_while_another_is_learned_again(tiny):
+    method = begin(m.TwoStage(tiny))
+    method.end_step(1, 1)
+    rows = torch.randn_like(method.classifier)
+    method.classifier.data.copy_(rows)
+    begin(method, ("cat",), 1)
+    names = ("dog", "cat")
+    with torch.no_grad():
+        found = method.prepare(names, method.precompute(names))
+    assert torch.equal(found[0], rows[1])
+    assert relative(found[1], tiny.text(["a photo of a cat."])[0, 0]) < 1e-5
