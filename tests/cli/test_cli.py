@@ -416,10 +416,16 @@ def test_a_prompt_of_another_backbone_method_or_shape(type_in, tmp_path, learned
     assert "got glyph with other weights (" in text
     other = tmp_path / "other"
     shutil.copytree(learned, other)
+    from vlprompt.results.run_folder import RunFolder
     from vlprompt.results.tensor_files import read_tensors, serialize_tensors
 
+    def write_learned(content):
+        """Write it as if the run had learned it."""
+        run = RunFolder(other)
+        run.finish(run.read_result(), content)
+
     state, told = read_tensors(learned / "prompt.safetensors")
-    (other / "prompt.safetensors").write_bytes(serialize_tensors({"ctx": state["ctx"][:2]}, told))
+    write_learned(serialize_tensors({"ctx": state["ctx"][:2]}, told))
     assert (
         "expected a learned state of the method coop, got an error on loading it: Error(s) in loading state_dict"
         in type_in("predict", other, picture)[1]
@@ -431,9 +437,9 @@ def test_a_prompt_of_another_backbone_method_or_shape(type_in, tmp_path, learned
         "context_template": "{ctx} {name}.",
         "reduction": 16,
     }
-    (other / "prompt.safetensors").write_bytes(serialize_tensors(state, told))
+    write_learned(serialize_tensors(state, told))
     assert "expected a learned state of the method cocoop, got" in type_in("predict", other, picture)[1]
-    (other / "prompt.safetensors").write_bytes(b"half")
+    write_learned(b"half")
     assert "expected a complete safetensors file, got a broken one" in type_in("predict", other, picture)[1]
 
 

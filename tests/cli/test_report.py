@@ -91,11 +91,19 @@ def test_mistakes_have_images_of_the_items(report):
         assert "answered as" in gallery.groups[0].title
 
 
+def write_answers(folder, answers):
+    """Write answers as if the run in the folder had given them."""
+    run = RunFolder(folder)
+    result = run.read_result()
+    run.save_answers({"test": answers})
+    run.finish(result, run.learned_path.read_bytes())
+
+
 def test_mistakes_of_other_items_are_refused(copy):
     result = scan_runs(copy).results[0]
-    answers = RunFolder(find_run_folders(copy)[0]).read_answers()
-    labels = answers["test"].labels.flip(0)
-    RunFolder(find_run_folders(copy)[0]).save_answers({"test": replace(answers["test"], labels=labels)})
+    folder = find_run_folders(copy)[0]
+    answers = RunFolder(folder).read_answers()["test"]
+    write_answers(folder, replace(answers, labels=answers.labels.flip(0)))
     with pytest.raises(MistakesUnknownError, match="other test items"):
         MistakeFinder().build_gallery(result, "a run")
     gone = replace(result, config={**result.config, "task": {**result.config["task"], "dataset": "./nowhere"}})
@@ -192,7 +200,7 @@ def test_a_thousand_classes(copy):
         names = tuple(f"class {i}" for i in range(1000))
         answers = RunFolder(folder).read_answers()["test"]
         labels = torch.arange(len(answers.labels)) % 1000
-        RunFolder(folder).save_answers({"test": replace(answers, labels=labels, predicted=labels // 2, names=names)})
+        write_answers(folder, replace(answers, labels=labels, predicted=labels // 2, names=names))
     built = build_report([copy])
     [figure, _] = [f for part in built.sections for f in part.figures if f.name.startswith("confusion")]
     assert "40 most confused of 1000 classes" in figure.description

@@ -35,7 +35,7 @@ TEXTS, WEIGHTS = {"classes", "open_clip"}, {"open_clip", "timm"}
 EXPORTS = {  # the other methods on images: none of these formats
     **dict.fromkeys(("bitfit", "full", "lora", "lora_fa", "partial", "ssf"), WEIGHTS),
     **dict.fromkeys(("atprompt", "clap", "coop", "cross_modal", "dapl", "entropy", "kgcoop", "nearest_mean"), TEXTS),
-    **dict.fromkeys(("prograd", "taskres", "upl", "zero_shot", "gda", "lpplus"), TEXTS),
+    **dict.fromkeys(("prograd", "taskres", "tcp", "upl", "zero_shot", "gda", "lpplus"), TEXTS),
     "clip_lora": {"open_clip"},
     "clip_svd": {"open_clip"},
     "two_stage": {"open_clip"},

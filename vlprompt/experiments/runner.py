@@ -16,7 +16,7 @@ from vlprompt.config.describe import describe_run, to_plain_value
 from vlprompt.config.run_config import RunConfig
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson, Stage
-from vlprompt.core.towers import Clip, VisionTower, find_feature_cache, find_input_tower, validate_stage_inputs
+from vlprompt.core.towers import VisionTower, find_feature_cache, find_input_tower, validate_stage_inputs
 from vlprompt.engine.loop import Loop, State, Step, fit
 from vlprompt.engine.model_selection import SELECTION_DESCRIPTIONS
 from vlprompt.engine.side_by_side import GroupMember
@@ -26,6 +26,7 @@ from vlprompt.experiments.adaptation_metrics import evaluate_baselines, record_e
 from vlprompt.experiments.events import EpochDone, Listener, StageTested, StepDone
 from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.experiments.provenance import describe_environment, describe_learned_state
+from vlprompt.experiments.run_requirements import require_image_towers, require_stream, require_valid_options
 from vlprompt.experiments.stage_tests import StageTests, TestScores
 from vlprompt.results.run_folder import Result, RunFolder
 from vlprompt.results.run_inputs import Inputs
@@ -36,7 +37,6 @@ from vlprompt.runtime.errors import NonFiniteError, RunLostError, RunStoppedErro
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Task
 
-MEMORY_SETTINGS = ("micro_batch_size", "text_micro_batch", "activation_checkpointing")
 NO_OVERRIDES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -82,9 +82,9 @@ def run(
         ValueError: for a folder that holds another run, or a method that does not suit the backbone, task or tests.
         NonFiniteError: for a loss that is not a number, after the last good state was saved.
     """
-    _require_image_towers(method)
-    _require_stream(method, task)
-    _require_valid_options(max_lessons, memory_overrides)
+    require_image_towers(method)
+    require_stream(method, task)
+    require_valid_options(max_lessons, memory_overrides)
     config = config or TrainConfig()
     seed = seed if seed is not None else config.seed if isinstance(config, RunConfig) else task.seed
     run_config = describe_run(method, task, config, seed)
@@ -132,32 +132,6 @@ def use_threads(backbone: str) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _require_valid_options(max_lessons: int | None, memory_overrides: Mapping[str, Any]) -> None:
-    """ValueError for options of `run` that are out of their range."""
-    if max_lessons is not None and max_lessons < 1:
-        raise ValueError(f"--max-lessons: expected at least 1, got {max_lessons}. Set 1 or more, or leave it out.")
-    if unknown := set(memory_overrides) - set(MEMORY_SETTINGS):
-        raise ValueError(
-            f"memory_overrides: expected {', '.join(MEMORY_SETTINGS)}, got {', '.join(sorted(unknown))}. "
-            "Set it in the configuration."
-        )
-
-
-def _require_image_towers(method: Method) -> None:
-    """ValueError where a method that needs an image tower was given a CLIP."""
-    if any(isinstance(getattr(part, "tower", None), Clip) for part in method.modules()):
-        raise ValueError(f"{type(method).__name__}: expected an image tower, got a Clip. Pass clip.image.")
-
-
-def _require_stream(method: Method, task: Task) -> None:
-    """ValueError where a method whose answers depend on the order of the test images has a task without an order."""
-    if method.is_online and not getattr(task, "is_online", False):
-        raise ValueError(
-            f"{type(method).__name__}: expected a task whose test images are a stream, since its answers depend on "
-            f"their order, got {type(task).__name__}. Set --task online."
-        )
 
 
 @dataclass
