@@ -466,11 +466,8 @@ def test_a_tracker_that_can_not_be_used_is_refused_before_anything_runs(tmp_path
 @pytest.mark.slow
 def test_without_a_network_wandb_is_refused_at_once(tmp_path, words):
     """Its client itself would wait for a server before each run."""
-    where = {**os.environ, "HOME": str(tmp_path), "WANDB_API_KEY": "a" * 40}
+    where = {**os.environ, "HOME": str(tmp_path), "WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     del where["WANDB_MODE"]
-    settings = tmp_path / ".config" / "wandb" / "settings"  # as `wandb login --host` writes it
-    settings.parent.mkdir(parents=True)
-    settings.write_text("[default]\nbase_url = http://127.0.0.1:9\n")
     status, text = give(*words, "--out", tmp_path / "runs", "--track", "wandb", env=where)
     assert status == 2, text
     assert "expected a server at http://127.0.0.1:9, got no answer (Connection refused)" in " ".join(text.split())

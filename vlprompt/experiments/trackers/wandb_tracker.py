@@ -97,7 +97,7 @@ class WandbTracker:
 def _read_server(settings: Any) -> str:
     """Return the address that `wandb login` wrote; `wandb.setup` knows it too, but leaves a process behind."""
     files = ConfigParser()
-    files.read([settings.settings_system, settings.settings_workspace])
+    files.read([path for path in (settings.settings_system, settings.settings_workspace) if path])
     return os.environ.get("WANDB_BASE_URL") or files.get("default", "base_url", fallback=settings.base_url)
 
 
