@@ -184,7 +184,7 @@ class RunFolder:
             if checksum not in (None, _compute_checksum(content)):
                 raise ValueError("it was edited after the run wrote it")
             if isinstance(content, dict):
-                content.pop("files", None)  # digests, which `_require_same_file` compares
+                content.pop("files", None)  # digests, which `_require_same_files` compares
             content = validate_result(content)
             return Result(**content, folder=str(self.path))
         except (OSError, ValueError, RecursionError) as error:
@@ -213,21 +213,21 @@ class RunFolder:
         if result is not None:
             self.read_config()
             read_tensors(self.learned_path, with_values=False)
-            for path in (self.learned_path, self.answers_path):
-                self._require_same_file(path)
+            self._require_same_files(self.learned_path, self.answers_path)
         return result
 
-    def _require_same_file(self, path: Path) -> None:
+    def _require_same_files(self, *paths: Path) -> None:
         """Raise ValueError for a file that is not the one that the run wrote; one that is gone is none."""
-        if not path.exists() or not self.result_path.exists():
+        if not self.result_path.exists():
             return
         content = json.loads(self.result_path.read_text("utf-8"))
-        digest = content.get("files", {}).get(path.name) if isinstance(content, dict) else None
-        if digest not in (None, compute_digest(path.read_bytes())):
-            raise ValueError(
-                f"{str(path)!r}: expected the file that the run wrote, got another. Put it back, or delete "
-                f"{self.result_path.name} and give the command of the run again, which makes it anew."
-            )
+        digests = content.get("files", {}) if isinstance(content, dict) else {}
+        for path in (path for path in paths if path.name in digests and path.exists()):
+            if digests[path.name] != compute_digest(path.read_bytes()):
+                raise ValueError(
+                    f"{str(path)!r}: expected the file that the run wrote, got another. Put it back, or delete "
+                    f"{self.result_path.name} and give the command of the run again, which makes it anew."
+                )
 
     def save_state(self, state: State, progress: dict[str, Any]) -> None:
         """Write all that a resume needs into one file: a single rename is never half done."""
@@ -252,7 +252,7 @@ class RunFolder:
 
     def verify_answers(self) -> None:
         """Raise ValueError for a file of answers that the run did not write."""
-        self._require_same_file(self.answers_path)
+        self._require_same_files(self.answers_path)
 
     def finish(self, result: Result, learned: bytes) -> Result:
         """Write the learned state, then the result, and remove what only a resume needs."""
@@ -286,7 +286,7 @@ class RunFolder:
                 f"{str(self.learned_path)!r}: expected what the run has learned, got no such file. Give the command "
                 "of the run again, which makes it anew."
             )
-        self._require_same_file(self.learned_path)
+        self._require_same_files(self.learned_path)
         return read_tensors(self.learned_path)
 
     def _explain_no_run(self) -> str:
