@@ -186,13 +186,10 @@ def run_and_show(configs: "list[RunConfig]", options: "SweepOptions", console: "
 
 
 def _show_failures(failures: "list[tuple[RunConfig, Exception]]") -> None:
+    from vlprompt.cli.display.terminal import describe_failures
     from vlprompt.experiments.sweeps.run_names import format_run_name
 
-    error_console.print(
-        f"{len(failures)} failed; the same command tries them again, once what the message names is mended:",
-        style="bold red",
-        highlight=False,
-    )
+    error_console.print(describe_failures(len(failures)), style="bold red", highlight=False)
     for config, error in failures:
         text = f"{format_run_name(config)}: {describe_error(error)}"
         error_console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -126,3 +126,8 @@ def show_comparison(
         console.print(describe_unmatched(unmatched), style="dim", markup=False, soft_wrap=True)
     if not comparisons and not unmatched:
         console.print("no finished runs here yet, so there is nothing to compare")
+
+
+def describe_failures(n_failed: int) -> str:
+    """Return the line above the errors of runs that failed."""
+    return f"{n_failed} failed; the same command tries them again, once what the message names is mended:"

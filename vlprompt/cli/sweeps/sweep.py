@@ -227,7 +227,7 @@ def _show_report(configs: "list[RunConfig]", report: "SweepReport", runs_folder:
     Raises:
         typer.Exit: with status 1 where runs failed.
     """
-    from vlprompt.cli.display.terminal import show_results
+    from vlprompt.cli.display.terminal import describe_failures, show_results
     from vlprompt.experiments.sweeps.run_names import get_run_folder
     from vlprompt.results.tables.summary import build_rows
 
@@ -235,10 +235,7 @@ def _show_report(configs: "list[RunConfig]", report: "SweepReport", runs_folder:
     show_results(build_rows(finished), console)
     console.print(f"{len(finished)} of {len(configs)} runs under {runs_folder}/", style="dim", highlight=False)
     if report.errors:
-        error_console.print(
-            f"{len(report.errors)} failed; the same command tries them again, once what the message names is mended:",
-            style="bold red",
-        )
+        error_console.print(describe_failures(len(report.errors)), style="bold red")
         for index, error in report.errors.items():
             name = get_run_folder(runs_folder, configs[index]).path.name
             error_console.print(f"{name}: {error}", highlight=False, soft_wrap=True)
