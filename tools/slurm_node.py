@@ -119,6 +119,17 @@ class SlurmNode:
         process.kill()
         process.wait()
 
+    def stop_controller(self) -> None:
+        """End the controller as a crash does; jobs that run go on."""
+        process = self.processes.pop("slurmctld")
+        process.kill()
+        process.wait()
+
+    def start_controller(self) -> None:
+        """Start the controller with the jobs that it knew, and wait until it answers."""
+        self._start_daemon("slurmctld", "-D")
+        _wait_for("nodes that are up", lambda: all(map(self._is_node_up, self.names)))
+
     def run(self, *command: str) -> str:
         """Run one of Slurm's commands, and return its output."""
         environment = {**os.environ, **self.environment}

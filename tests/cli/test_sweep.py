@@ -134,6 +134,17 @@ def test_options_that_do_not_fit_are_refused(tmp_path, capsys):
         assert error in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    "words", [("run", "coop", "digits"), ("sweep", "method=coop", "dataset=digits"), ("search", "coop", "digits")]
+)
+def test_a_file_in_place_of_the_folder_of_runs_is_refused_at_once(tmp_path, capsys, words):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "runs"):
+        assert call(*words, "--out", path) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert "--out: expected a folder, or one to make, got the file" in error
+
+
 def test_status_without_a_sweep(tmp_path, capsys):
     assert call("status", tmp_path) == 2
     assert "expected a folder of a sweep" in capsys.readouterr().err
@@ -178,7 +189,10 @@ def test_a_plan_shows_what_differs_and_what_has_changed(swept, tmp_path, capsys)
         ["digits", "coop", "train.epochs=2", "2", "2", "0", "0", "0"],
     ]
     assert "8 runs, 5 left, 1 of them changed;" in text
+    assert "side by side" not in text
     assert f"changed: {str(folder)!r}: expected a run on the same inputs" in text
+    assert call(*WORDS, "--out", out, "--plan", "--side-by-side") == 0
+    assert "what training side by side saves is not counted" in capsys.readouterr().out
     assert call(*WORDS, "method=coop", "--out", out) == 1
     assert f"{folder.name}: {str(folder)!r}: expected a run on the same inputs" in capsys.readouterr().err
 

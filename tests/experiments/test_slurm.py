@@ -305,6 +305,23 @@ def test_a_node_that_goes_down_loses_its_run_to_the_other(tmp_path: Path, node: 
 
 
 @pytest.mark.slow
+def test_a_controller_that_crashes_and_comes_back_loses_nothing(tmp_path: Path, node: SlurmNode) -> None:
+    words = "method=coop", "dataset=digits", "shots=1", "seed=1,2", "train.epochs=400"
+    run_sweep_command(tmp_path / "here", *words)
+    runs = tmp_path / "there"
+    command = start_sweep(runs, *words, "--on", "slurm", "--jobs", 2)
+    n_done = {key: n for key, (_, n) in wait_for(lambda: list_running(runs), command).items()}
+    node.stop_controller()
+    with pytest.raises(subprocess.CalledProcessError):
+        node.run("squeue", "--noheader")
+    wait_for(lambda: any(n > n_done.get(key, n) for key, (_, n) in list_running(runs).items()), command)
+    node.start_controller()
+    assert command.wait(SECONDS_TO_WAIT) == 0, (tmp_path / "there.log").read_text()
+    assert "another worker" not in (tmp_path / "there.log").read_text()  # nobody took the jobs for dead
+    assert read_runs(runs) == read_runs(tmp_path / "here")
+
+
+@pytest.mark.slow
 def test_a_partition_that_is_not_there_is_one_error(tmp_path: Path, node: SlurmNode) -> None:
     scheduler = Slurm(1, tmp_path / "jobs", SlurmOptions(partition="moon"))
     with pytest.raises(OSError, match="invalid partition"):

@@ -10,12 +10,21 @@ from rich.console import Console
 
 from vlprompt.cli.display.console import make_console
 from vlprompt.runtime import distributed
+from vlprompt.runtime.paths import require_folder
 from vlprompt.runtime.settings import SETTINGS
 
 
 def expand_home(path: Path | None) -> Path | None:
     """Expand ~ in a path, which shells leave as it is in --out=~/runs."""
     return None if path is None else path.expanduser()
+
+
+def take_runs_folder(path: Path | None) -> Path | None:
+    """Expand ~, and require a folder that is there or can be made, before anything long begins."""
+    path = expand_home(path)
+    if path is not None:
+        require_folder(path, "--out")
+    return path
 
 
 # what is run, and where its results go
@@ -33,7 +42,7 @@ SeedOption = Annotated[
 ConfigFileOption = Annotated[
     Path | None, typer.Option("-c", "--config", help="A YAML file of settings.", callback=expand_home)
 ]
-RunsFolderOption = Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.", callback=expand_home)]
+RunsFolderOption = Annotated[Path, typer.Option("-o", "--out", help="Where run folders go.", callback=take_runs_folder)]
 SaveEveryOption = Annotated[float, typer.Option(min=0, help="Seconds between two saved states.")]
 DEFAULT_SAVE_EVERY = 5.0
 

@@ -15,7 +15,13 @@ MAX_SHOWN_REASONS = 10
 OPTIONAL_COLUMNS = "settings", "changed"  # shown where a row has something there
 
 
-def show_plan(plan: "SweepPlan", impossible: "dict[str, ImpossibleRun]", n_workers: int, console: "Console") -> None:
+def show_plan(
+    plan: "SweepPlan",
+    impossible: "dict[str, ImpossibleRun]",
+    n_workers: int,
+    console: "Console",
+    side_by_side: bool = False,
+) -> None:
     """Print a line for the runs of each method, dataset and number of shots, their sums, and what is impossible."""
     from vlprompt.experiments.memory_plan import format_duration
     from vlprompt.experiments.sweeps.expansion import list_reasons
@@ -42,7 +48,8 @@ def show_plan(plan: "SweepPlan", impossible: "dict[str, ImpossibleRun]", n_worke
     line += f"; {size / 1e6:.1f} MB of disk" if n_left > n_unsized else ""
     console.print(line, highlight=False, soft_wrap=True)
     if any(group.seconds is not None for group in plan.groups):
-        console.print(_explain_costs(plan.groups), style="dim", highlight=False, soft_wrap=True)
+        note = "; what training side by side saves is not counted" * side_by_side
+        console.print(_explain_costs(plan.groups) + note, style="dim", highlight=False, soft_wrap=True)
     _show_lines("impossible", list_reasons(impossible), console)
     _show_lines("changed", plan.changed, console)
     _show_lines("missing", plan.missing, console)

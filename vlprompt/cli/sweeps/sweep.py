@@ -28,7 +28,7 @@ from vlprompt.cli.options import (
     set_feature_cache,
     set_memory_limit,
 )
-from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER
+from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER, require_folder
 
 if TYPE_CHECKING:
     from vlprompt.config.run_config import RunConfig
@@ -110,6 +110,7 @@ def sweep(
     space = _read_space(arguments)
     placement = choose_placement(space, jobs, on, on_options or [])
     runs_folder = out or (Path(space.place.out).expanduser() if space.place.out else DEFAULT_RUNS_FOLDER)
+    require_folder(runs_folder, "--out")
     trackers = parse_trackers(track)
     options = SweepOptions(
         runs_folder, device, threads, save_every, fresh=fresh, trackers=trackers, side_by_side=side_by_side
@@ -189,7 +190,9 @@ def _show_plan(
 
     stored = list(iter_stored_runs(configs, options))
     load = LoadedBackbones(options).load if calibrate else None
-    show_plan(plan_sweep(configs, stored, options.runs_folder, load), impossible, n_workers, console)
+    show_plan(
+        plan_sweep(configs, stored, options.runs_folder, load), impossible, n_workers, console, options.side_by_side
+    )
 
 
 def _run(
