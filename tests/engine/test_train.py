@@ -69,6 +69,35 @@ def test_learning_rates_per_iteration():
     assert rising == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+def test_rates_fall_at_milestones_as_torchs_do():
+    train = TrainConfig(epochs=8, lr=0.1, schedule="milestones", milestones=(3, 6), milestone_factor=0.2, warmup=0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 6], 0.2)
+    for epoch in range(8):
+        assert math.isclose(compute_learning_rate(train, epoch, 4 * epoch, 8, 32), steps.get_last_lr()[0])
+        optimizer.step()
+        steps.step()
+    for settings in (
+        {"schedule": "milestones"},
+        {"milestones": (3,)},
+        {"schedule": "milestones", "milestones": (6, 3)},
+    ):
+        with pytest.raises(ValueError, match=r"train\.milestones: expected epochs .* in rising order"):
+            TrainConfig(**settings)
+
+
+def test_the_first_lesson_of_a_stream_has_epochs_and_a_rate_of_its_own(tiny):
+    data = open_data("digits").train.select(range(64))
+    train = TrainConfig(epochs=2, first_epochs=3, lr=0.1, first_lr=0.4, batch_size=32, schedule="constant", warmup=0)
+    method = Linear(tiny.image, heads.LinearHead())
+    for index, (n_epochs, lr) in enumerate([(3, 0.4), (2, 0.1), (2, 0.1)]):
+        lesson = Lesson(data, index=index, total=3)
+        method.begin_lesson(lesson, make_generator(1))
+        steps = list(fit(method, lesson, train))
+        assert len(steps) == 2 * n_epochs
+        assert {step.lr for step in steps} == {lr}
+
+
 class Seen(Method):
     """A linear model of known gradient, to hold the optimizer against one written out."""
 

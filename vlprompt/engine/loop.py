@@ -264,6 +264,7 @@ def fit(
         NonFiniteError: for a loss or gradient that is not finite.
     """
     method.train()
+    config = config.for_lesson(lesson.index)
     _require_labels(method, lesson, config)
     if not any(p.requires_grad for p in method.parameters()) or not config.epochs:
         return

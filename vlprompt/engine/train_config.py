@@ -1,13 +1,14 @@
 """Settings of a training, and the learning rate of a step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vlprompt.core.compute_options import ComputeOptions
 
 MINIMUM = {
     "epochs": 0,
+    "first_epochs": 0,
     "batch_size": 1,
     "micro_batch_size": 1,
     "warmup": 0,
@@ -20,7 +21,7 @@ MINIMUM = {
     "text_micro_batch": 1,
     "schedule_period": 1,
 }
-POSITIVE = ("lr", "eps", "grad_clip")
+POSITIVE = ("lr", "first_lr", "eps", "grad_clip", "milestone_factor")
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,22 @@ class TrainConfig:
     Args:
         epochs: passes over the training items; 0 trains nothing.
         iterations: steps in all, instead of epochs.
+        first_epochs: epochs of the first lesson of a stream (None: as of the others).
         batch_size: items per optimizer step.
         micro_batch_size: items per forward and backward pass (None: the batch); the gradient is the same.
         optimizer: paged_adamw is AdamW with states that move to CPU memory when a CUDA GPU is full (bitsandbytes).
         lr: learning rate after the warm-up.
+        first_lr: that of the first lesson of a stream (None: as of the others).
         momentum: of sgd.
         betas: of adam and adamw.
         eps: of adam and adamw.
         weight_decay: of every optimizer.
         schedule: cosine (its period is all epochs, as in the CoOp family), cosine-after-warmup (its period is what is
-            left after the warm-up, as in VPT) or constant.
+            left after the warm-up, as in VPT), milestones or constant.
         schedule_period: length of the cosine in schedule units, after which the rate rises again, falls again and so
             on (None: one fall, as the schedule says).
+        milestones: of schedule=milestones, the units (from 0) from which the rate is lower, in rising order.
+        milestone_factor: by which each milestone multiplies the rate.
         schedule_unit: whether the schedule is stepped per epoch or per iteration.
         warmup: length of the warm-up, in schedule units.
         warmup_kind: at warmup_lr throughout (constant), or rising from warmup_lr to lr (linear).
@@ -66,17 +71,21 @@ class TrainConfig:
     """
 
     epochs: int = 50
+    first_epochs: int | None = None
     iterations: int | None = None
     batch_size: int = 32
     micro_batch_size: int | None = None
     optimizer: Literal["sgd", "adam", "adamw", "paged_adamw"] = "sgd"
     lr: float = 0.002
+    first_lr: float | None = None
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 5e-4
-    schedule: Literal["cosine", "cosine-after-warmup", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine-after-warmup", "milestones", "constant"] = "cosine"
     schedule_period: int | None = None
+    milestones: tuple[int, ...] = ()
+    milestone_factor: float = 0.1
     schedule_unit: Literal["epoch", "iteration"] = "epoch"
     warmup: int = 1
     warmup_kind: Literal["constant", "linear"] = "constant"
@@ -101,6 +110,19 @@ class TrainConfig:
         for name in POSITIVE:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"train.{name}: expected a value above 0, got {value}. Set a higher train.{name}.")
+
+        if (self.schedule == "milestones") != bool(self.milestones) or list(self.milestones) != sorted(self.milestones):
+            raise ValueError(
+                f"train.milestones: expected epochs (or iterations) in rising order with train.schedule=milestones, "
+                f"and none with another schedule, got {list(self.milestones)} with {self.schedule}. Set both."
+            )
+
+    def for_lesson(self, index: int) -> "TrainConfig":
+        """Return the settings of a lesson (from 0) of a stream."""
+        if index or (self.first_epochs is None and self.first_lr is None):
+            return self
+        epochs = self.epochs if self.first_epochs is None else self.first_epochs
+        return replace(self, epochs=epochs, lr=self.lr if self.first_lr is None else self.first_lr)
 
     @property
     def compute_options(self) -> ComputeOptions:
@@ -129,6 +151,8 @@ def compute_learning_rate(config: TrainConfig, epoch: int, step: int, n_epochs: 
         return config.warmup_lr + (config.lr - config.warmup_lr) * position / config.warmup
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "milestones":
+        return config.lr * config.milestone_factor ** sum(position >= milestone for milestone in config.milestones)
     full = length - config.warmup if config.schedule == "cosine-after-warmup" else length
     period = config.schedule_period or full
     return (

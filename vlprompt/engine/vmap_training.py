@@ -226,6 +226,7 @@ def fit_vmapped(
     Raises:
         ValueError: for settings that can't be trained this way.
     """
+    configs = [config.for_lesson(lesson.index) for config in configs]
     validate_vmap(methods, configs)
     for method in methods:
         method.train()

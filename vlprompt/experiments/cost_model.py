@@ -90,7 +90,7 @@ def compute_workload(config: RunConfig, sizes: dict[str, DatasetSize], has_train
     tests += [(sizes[t].test_images, sizes[t].classes) for t in task.get("targets") or ()]
     counts = size.train_counts or (shots or 0,) * size.classes
     images = sum(counts[c] if shots is None else min(shots, counts[c]) for c in chosen)
-    steps = config.train_config.count_steps(images)[2] if has_training and images else 0
+    steps = config.train_config.for_lesson(0).count_steps(images)[2] if has_training and images else 0
     return Workload(images, len(chosen), steps, tuple(tests))
 
 

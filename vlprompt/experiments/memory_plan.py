@@ -213,7 +213,8 @@ class _Planner:
         device: torch.device,
         used_mb: float,
     ) -> None:
-        self.make_method, self.lesson, self.config = make_method, lesson, config
+        self.make_method, self.lesson = make_method, lesson
+        self.config = config = config.for_lesson(lesson.index)
         self.n_test_images, self.device, self.used_mb = n_test_images, device, used_mb
         self.n_classes = len(lesson.train.names)
         n_images = len(lesson.train) or (0 if lesson.unlabelled is None else len(lesson.unlabelled))
