@@ -89,7 +89,7 @@ def test_rates_fall_at_milestones_as_torchs_do():
 def test_the_first_lesson_of_a_stream_has_epochs_and_a_rate_of_its_own(tiny):
     data = open_data("digits").train.select(range(64))
     train = TrainConfig(epochs=2, first_epochs=3, lr=0.1, first_lr=0.4, batch_size=32, schedule="constant", warmup=0)
-    method = Linear(tiny.image, heads.LinearHead())
+    method = CoOp(tiny)
     for index, (n_epochs, lr) in enumerate([(3, 0.4), (2, 0.1), (2, 0.1)]):
         lesson = Lesson(data, index=index, total=3)
         method.begin_lesson(lesson, make_generator(1))

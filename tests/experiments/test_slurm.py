@@ -305,11 +305,19 @@ def test_a_node_that_goes_down_loses_its_run_to_the_other(tmp_path: Path, node: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("slow_method")
 def test_a_controller_that_crashes_and_comes_back_loses_nothing(tmp_path: Path, node: SlurmNode) -> None:
-    words = "method=coop", "dataset=digits", "shots=1", "seed=1,2", "train.epochs=400"
+    words = (
+        "method=slow_method:Slow",
+        "dataset=digits",
+        "backbone=glyph/random",
+        "shots=1",
+        "seed=1,2",
+        "train.epochs=200",
+    )
     run_sweep_command(tmp_path / "here", *words)
     runs = tmp_path / "there"
-    command = start_sweep(runs, *words, "--on", "slurm", "--jobs", 2)
+    command = start_sweep(runs, *words, "--on", "slurm", "--jobs", 2, SECONDS_PER_STEP="0.1")
     n_done = {key: n for key, (_, n) in wait_for(lambda: list_running(runs), command).items()}
     node.stop_controller()
     with pytest.raises(subprocess.CalledProcessError):
