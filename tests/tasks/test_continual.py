@@ -428,7 +428,7 @@ def test_test_queries_are_made_once_for_all_lessons():
         ),
         (
             {"stages": 5, "order": "random"},
-            "task.order: expected natural, seeded or a list of classes, got 'random'. Set",
+            "task.order: expected natural, seeded, pilot, icarl, numpy-SEED or a list of classes, got 'random'. Set",
         ),
         (
             {"stages": 5, "order": ["1", "2"]},

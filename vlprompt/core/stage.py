@@ -19,6 +19,7 @@ class Lesson:
         total: number of lessons, None if unknown.
         has_task_boundaries: False for a stream whose images come in their own order, each once, without a sign of
             where one task ends.
+        is_single_pass: True for a stream that gives each image once.
     """
 
     train: Split
@@ -29,6 +30,7 @@ class Lesson:
     index: int = 0
     total: int | None = 1
     has_task_boundaries: bool = True
+    is_single_pass: bool = False
 
     @property
     def train_with_memory(self) -> Split:

@@ -79,9 +79,9 @@ def validate_lesson(lesson: Lesson, config: TrainConfig, has_epoch_scorer: bool 
         raise ValueError(
             "train.model_selection=oracle: expected a target with test labels, got none. Set train.model_selection=val."
         )
-    if not lesson.has_task_boundaries and (config.epochs != 1 or config.iterations is not None):
+    if lesson.is_single_pass and (config.epochs != 1 or config.iterations is not None):
         setting = f"epochs={config.epochs}" if config.iterations is None else f"iterations={config.iterations}"
         raise ValueError(
-            f"train.epochs, train.iterations: expected one epoch of a task-free stream, which gives each image once, "
+            f"train.epochs, train.iterations: expected one epoch of a stream that gives each image once (task.kind), "
             f"got train.{setting}. Set train.epochs=1 train.iterations=null train.warmup=0."
         )

@@ -64,7 +64,7 @@ class Linear(TowerMethod[AnyTower]):
                     f"method.solver: expected 'fit' for a {type(self.head).__name__}, got 'lbfgs', which solves a "
                     "linear head. Set method.solver=fit."
                 )
-            if not lesson.has_task_boundaries:
+            if lesson.is_single_pass:
                 raise ValueError(
                     "method.solver: expected 'fit' for a stream that gives each image once, got 'lbfgs', which needs "
                     "several passes. Set method.solver=fit."

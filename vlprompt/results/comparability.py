@@ -12,7 +12,16 @@ from vlprompt.results.run_folder import Result
 
 CONTINUAL, DOMAIN = "continual", "domain"
 DOMAIN_PROTOCOL_SETTINGS = ("classes", "val_fraction", "shots")  # settings of domains that define the protocol
-CONTINUAL_PROTOCOL_SETTINGS = ("order", "joint", "mask", "buffer", "blur", "with_val", "shots")  # those of a stream
+CONTINUAL_PROTOCOL_SETTINGS = (
+    "order",
+    "joint",
+    "mask",
+    "buffer",
+    "buffer_per_class",
+    "blur",
+    "with_val",
+    "shots",
+)  # those of a stream
 JOINT_KEY, TARGET_TEST_IMAGES = "task.joint", "test images of the target"  # which differ from pair to pair
 ORDER_KEY = "order_dependent"
 ORDER_NOTE = "order-dependent: each answer depends on the test images before it"
@@ -235,6 +244,7 @@ def collect_protocol_facts(runs: Sequence[Result]) -> ProtocolFacts:
 def _collect_continual_facts(runs: Sequence[Result]) -> ProtocolFacts:
     task = runs[0].config["task"]
     names = [k for k in CONTINUAL_PROTOCOL_SETTINGS if k != "blur" or task.get("kind") == "task_free"]
+    names += ["disjoint_classes", "blurred_images"] if task.get("kind") == "si_blurry" else []
     setting = json.dumps([task.get("order"), task.get("joint")])
     orders = {("class order", f"{setting} {r.config['seed']}"): r.protocol.get("class_order") for r in runs}
     return _collect_setting_facts(task, names, ("shots",)) | orders

@@ -16,7 +16,10 @@ from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
 from vlprompt.data.splits.sampling import sample_few_shot
 from vlprompt.data.splits.streams import (
+    BlurryClasses,
     blur_order,
+    blur_stages,
+    draw_blurry_classes,
     group_into_stages,
     list_stream_domains,
     resolve_order,
@@ -25,7 +28,8 @@ from vlprompt.data.splits.streams import (
 from vlprompt.metrics import CONTINUAL_METRICS, continual_summary
 from vlprompt.tasks.few_shot import FewShot
 
-StreamKind = Literal["class_incremental", "domain_incremental", "task_incremental", "task_free"]
+StreamKind = Literal["class_incremental", "domain_incremental", "task_incremental", "online", "si_blurry", "task_free"]
+SINGLE_PASS_KINDS = ("online", "si_blurry", "task_free")
 
 
 class Continual(FewShot):
@@ -33,19 +37,25 @@ class Continual(FewShot):
 
     Args:
         dataset: as in FewShot.
-        stages: the number of stages, or the ids of the classes (or domains) of each; None for the dataset's own.
+        stages: the number of stages, their sizes as "B50-10" (50 classes, then 10 each; "B0-10", "Bhalf-10"), or the
+            ids of the classes (or domains) of each; None for the dataset's own.
         kind: class_incremental (new classes in each stage, predictions among all classes so far), domain_incremental
             (the same classes in another domain), task_incremental (new classes, predictions among those of the image's
-            task) or task_free (one pass without task boundaries: each image once, classes in overlapping bumps).
-        order: of the classes or domains, or of the stages if these are lists ("1", "2" ...): "natural", "seeded" or
-            all ids.
+            task), online (class_incremental, each image once), si_blurry (each image once, stages of drawn sizes, a
+            share of the images of some classes in other stages; arXiv:2308.09303) or task_free (one pass without task
+            boundaries: each image once, classes in overlapping bumps).
+        order: of the classes or domains, or of the stages if these are lists ("1", "2" ...): "natural", "seeded",
+            "pilot" (NumPy's permutation under seed 1993), "numpy-1996" of another seed, "icarl" or all ids.
         seed: of the order, the shots, the replay memory and the training.
         joint: train on all lessons at once, as the upper bound.
         mask: restrict training to the classes of the lesson; False for all classes so far.
         buffer: the capacity of the replay memory in images, equally many of each class.
+        buffer_per_class: images of each earlier class in the replay memory, which then grows with the classes.
         blur: the overlap of the tasks of a task-free stream, as a standard deviation in task lengths.
         with_val: train on the validation images too, as the literature does; False reserves them for
             train.model_selection=val and for methods that search on them.
+        disjoint_classes: of a si_blurry stream, the share of the classes that come in one stage only.
+        blurred_images: of a si_blurry stream, the share of the other classes' images that come in other stages.
         shots: training images per class, None for all.
         augment: as in FewShot.
         skip_broken: as in FewShot.
@@ -55,15 +65,18 @@ class Continual(FewShot):
     def __init__(
         self,
         dataset: str | Data,
-        stages: int | list[list[str]] | None = None,
+        stages: int | str | list[list[str]] | None = None,
         kind: StreamKind = "class_incremental",
         order: str | list[str] = "natural",
         seed: int = 1,
         joint: bool = False,
         mask: bool = True,
         buffer: int = 0,
+        buffer_per_class: int = 0,
         blur: float = 0.25,
         with_val: bool = True,
+        disjoint_classes: float = 0.5,
+        blurred_images: float = 0.1,
         shots: int | None = None,
         augment: str | None = None,
         skip_broken: bool = False,
@@ -71,7 +84,8 @@ class Continual(FewShot):
     ):
         super().__init__(dataset, shots, seed, augment, skip_broken, layout)
         self.stages_, self.kind, self.order, self.joint, self.mask = stages, kind, order, joint, mask
-        self.buffer, self.blur, self.with_val = buffer, blur, with_val
+        self.buffer, self.buffer_per_class, self.blur, self.with_val = buffer, buffer_per_class, blur, with_val
+        self.disjoint_classes, self.blurred_images = disjoint_classes, blurred_images
 
     @cached_property
     def lesson(self) -> Lesson:
@@ -104,9 +118,11 @@ class Continual(FewShot):
         """
         self._validate_memory()
         stages, what = self._resolve_stages(), "domains" if self.kind == "domain_incremental" else "classes"
-        if isinstance(stages, int):
+        if isinstance(stages, int | str):
             order = resolve_order(self.unit_ids, self.order, self.seed, what)
             groups = group_into_stages(self.unit_ids, stages, order, what)
+            if self.kind == "si_blurry":
+                groups = self._draw_blurry_classes(order, len(groups)).groups
         else:  # the classes of each stage are listed, so that the order is one of stages
             stage_ids = [str(k) for k in range(1, len(stages) + 1)]
             groups = group_into_stages(self.unit_ids, stages, [], what)
@@ -114,17 +130,31 @@ class Continual(FewShot):
         self._validate_groups(groups)
         return groups
 
-    def _resolve_stages(self) -> int | Sequence[Sequence[str]]:
+    def _draw_blurry_classes(self, order: Sequence[int], n_stages: int) -> BlurryClasses:
+        return draw_blurry_classes(order, n_stages, self.disjoint_classes, self.seed)
+
+    @cached_property
+    def blurry_classes(self) -> frozenset[int]:
+        """The indices of the classes of a si_blurry stream whose images come in several stages."""
+        order = resolve_order(self.unit_ids, self.order, self.seed, "classes")
+        return self._draw_blurry_classes(order, len(self.groups)).blurry
+
+    def _resolve_stages(self) -> int | str | Sequence[Sequence[str]]:
         by_domain, stages = self.kind == "domain_incremental", self.stages_
         if stages is None:
             stages = len(self.unit_ids) if by_domain else self.lesson.train.info.get("stages")
-        if not isinstance(stages, int | list | tuple):
+        if not isinstance(stages, int | str | list | tuple):
             raise ValueError(
                 f"task.stages: expected a number or a list, got {stages!r}, and {self.dataset} has no number of its "
                 "own. "
                 "Set task.stages=5."
             )
-        if by_domain and isinstance(stages, int) and stages != len(self.unit_ids):
+        if self.kind == "si_blurry" and not isinstance(stages, int):
+            raise ValueError(
+                f"task.stages: expected a number for task.kind=si_blurry, which draws their sizes, got {stages!r}. Set "
+                "task.stages=5."
+            )
+        if by_domain and isinstance(stages, int | str) and stages != len(self.unit_ids):
             raise ValueError(
                 f"task.stages: expected {len(self.unit_ids)}, one for each domain of {self.dataset} "
                 f"({', '.join(self.unit_ids)}), got {stages}. Set task.stages={len(self.unit_ids)}, or list the "
@@ -134,13 +164,21 @@ class Continual(FewShot):
         return stages
 
     def _validate_memory(self) -> None:
-        for key, value in (("buffer", self.buffer), ("blur", self.blur)):
-            if not 0 <= value < math.inf:
+        for key in ("buffer", "buffer_per_class", "blur"):
+            if not 0 <= (value := getattr(self, key)) < math.inf:
                 raise ValueError(f"task.{key}: expected at least 0, got {value}. Set task.{key}=0 or more.")
-        if self.buffer and (self.joint or self.kind == "task_free"):
+        for key in ("disjoint_classes", "blurred_images"):
+            if not 0 <= (value := getattr(self, key)) <= 1:
+                raise ValueError(f"task.{key}: expected a share from 0 to 1, got {value}. Set task.{key}=0.5.")
+        if self.buffer and self.buffer_per_class:
+            raise ValueError(
+                f"task.buffer: expected 0 with task.buffer_per_class={self.buffer_per_class}, got {self.buffer}. Set "
+                "one of them."
+            )
+        if (self.buffer or self.buffer_per_class) and (self.joint or self.kind == "task_free"):
             raise ValueError(
                 f"task.buffer: expected 0 for a stream of one lesson, which has no earlier images to replay, got "
-                f"{self.buffer}. Set task.buffer=0."
+                f"{self.buffer or self.buffer_per_class}. Set task.buffer=0 and task.buffer_per_class=0."
             )
 
     def _validate_groups(self, groups: list[list[int]]) -> None:
@@ -180,6 +218,9 @@ class Continual(FewShot):
             for i, unit in enumerate(() if split is None else self._unit_indices(split)):
                 if unit in task_by_unit:
                     indices[split_name][task_by_unit[unit]].append(i)
+        if self.kind == "si_blurry" and not self.joint:
+            labels, blurry = self.lesson.train.labels, self.blurry_classes
+            indices["train"] = blur_stages(indices["train"], labels, blurry, self.blurred_images, self.seed)
         return indices
 
     @property
@@ -197,7 +238,9 @@ class Continual(FewShot):
         """Return the items of these tasks with only these class names, and the task of each item."""
         split = self._splits[split_name]
         assert split is not None, "val is selected only if there is one"
-        indexed_tasks = sorted((i, task) for task in tasks for i in self._item_indices[split_name][task])
+        indexed_tasks = [(i, task) for task in tasks for i in self._item_indices[split_name][task]]
+        if self.kind != "si_blurry":  # whose images come in a drawn order
+            indexed_tasks.sort()
         subset = split.select([i for i, _ in indexed_tasks]).select_classes(classes)
         return replace(subset, domains=None, info={}), [task for _, task in indexed_tasks]
 
@@ -213,14 +256,33 @@ class Continual(FewShot):
             classes = all_classes if self.joint else sorted(all_classes)
             train, tasks = self._select("train", range(total), classes)
             train = train if self.joint else train.select(blur_order(tasks, self.blur, self.seed))
-            yield Lesson(train, self._select_val(range(total), classes), has_task_boundaries=self.joint)
+            val = self._select_val(range(total), classes)
+            yield Lesson(train, val, has_task_boundaries=self.joint, is_single_pass=self.kind in SINGLE_PASS_KINDS)
             return
         memory: Split | None = None
         for k in range(total):
-            names = self._class_labels([k] if self.mask else range(k + 1))
+            names = self._list_lesson_classes(k)
             train = self._select("train", [k], names)[0]
-            yield Lesson(train, self._select_val([k], names), memory=memory or None, index=k, total=total)
-            memory = update_memory(memory, train, self.buffer, self.seed) if self.buffer else None
+            yield Lesson(
+                train,
+                self._select_val([k], names),
+                memory=memory or None,
+                index=k,
+                total=total,
+                has_task_boundaries=self.kind != "si_blurry",
+                is_single_pass=self.kind in SINGLE_PASS_KINDS,
+            )
+            if self.buffer or self.buffer_per_class:
+                memory = update_memory(memory, train, self.buffer, self.seed, self.buffer_per_class)
+
+    def _list_lesson_classes(self, stage: int) -> list[int]:
+        """List the classes that a lesson names: its own, or all so far."""
+        stages = [stage] if self.mask else range(stage + 1)
+        if self.kind != "si_blurry":
+            return self._class_labels(stages)
+        labels, train = self.lesson.train.labels, self._item_indices["train"]
+        present = {labels[i] for k in stages for i in train[k]}
+        return [label for label in self._class_labels(range(len(self.groups))) if label in present]
 
     def _build_tests(self, tasks: Sequence[int]) -> dict[str, Split]:
         if self.has_shared_test:
@@ -249,9 +311,10 @@ class Continual(FewShot):
     @property
     def protocol(self) -> dict[str, Any]:
         warnings = []
-        by_class = self.kind in ("class_incremental", "task_incremental")
+        by_class = self.kind in ("class_incremental", "task_incremental", "online")
         single_class_stages = [k for k, group in enumerate(self.groups, 1) if len(group) == 1]
-        if self.mask and not self.joint and not self.buffer and by_class and single_class_stages:
+        has_memory = self.buffer or self.buffer_per_class
+        if self.mask and not self.joint and not has_memory and by_class and single_class_stages:
             numbers = ", ".join(map(str, single_class_stages[:5])) + " ..." * (len(single_class_stages) > 5)
             warnings.append(
                 f"stage {numbers}: nothing is learned, because the cross-entropy of a single class is zero; "
@@ -271,9 +334,15 @@ class Continual(FewShot):
             "stages": len(self.groups),
             "class_order": [[self.unit_ids[i] for i in group] for group in self.groups],
             "trained_on": "train+val" if with_val else "train",
+            **self._describe_blur(),
             "warnings": warnings,
             "metrics": CONTINUAL_METRICS,
         }
+
+    def _describe_blur(self) -> dict[str, Any]:
+        if self.kind != "si_blurry" or self.joint:
+            return {}
+        return {"blurry_classes": sorted(self.unit_ids[i] for i in self.blurry_classes)}
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
         return continual_summary(scores, [len(indices) for indices in self._item_indices["test"]])

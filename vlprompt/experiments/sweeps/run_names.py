@@ -47,7 +47,7 @@ def _format_data_size(task: dict[str, Any], separator: str = " ") -> str:
     """Format how much data a run has: shots, or the lessons of a stream."""
     k, stages = task.get("shots"), task.get("stages")
     if task["name"] == CONTINUAL and k is None:
-        return "stream" if stages is None else f"{stages if isinstance(stages, int) else len(stages)}{separator}stages"
+        return "stream" if stages is None else f"{len(stages) if isinstance(stages, list) else stages}{separator}stages"
     if task["name"] == DOMAIN and k is None:
         return task["setting"].replace("_", "-")
     return f"{k if k is not None else 'all'}{separator}shot" + ("s" if separator and k != 1 else "")
