@@ -1,5 +1,6 @@
 """Streams as the literature has them: named orders, sizes of stages, one pass, blurry stages, memory per class."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -16,6 +17,9 @@ from vlprompt.data.loading import open_data
 from vlprompt.data.splits.streams import ICARL_ORDER, group_into_stages, resolve_order
 from vlprompt.layers.heads import LinearHead
 from vlprompt.methods import Linear, NearestMean, SPrompts
+from vlprompt.results.run_folder import RunFolder
+from vlprompt.results.run_scan import scan_runs
+from vlprompt.results.tables.summary import build_rows
 from vlprompt.tasks import Continual
 
 HUNDRED = [f"class {i:02}" for i in range(100)]
@@ -178,6 +182,55 @@ def test_a_memory_per_class_grows_with_the_classes():
     assert all(set(m.count_per_class()) == {3} for m in memories[1:])
     first, later = ({item.name for item in m.items} for m in (memories[1], memories[4]))
     assert first < later
+
+
+def test_a_search_sees_the_first_lessons_and_no_test_image():
+    whole = Continual("digits", stages=5, order="pilot", seed=2, with_val=False)
+    task = Continual("digits", stages=5, order="pilot", seed=2, phase="search", search_lessons=2)
+    stages, expected = list(task.stages()), list(whole.lessons())[:2]
+    assert [class_ids(s.lesson.train.names) for s in stages] == [class_ids(e.train.names) for e in expected]
+    assert [s.lesson.train.items for s in stages] == [e.train.items for e in expected]
+    tested = {item.name for stage in stages for item in stage.tests["val"].items}
+    assert tested == {item.name for lesson in expected for item in lesson.val.items}
+    assert all(set(s.tests) == {"val"} and not s.future_tests and not s.initial_tests for s in stages)
+    assert class_ids(stages[1].tests["val"].names) == class_ids(
+        stages[0].lesson.train.names + stages[1].lesson.train.names
+    )
+    for settings, error in (
+        ({"search_lessons": None}, "task.search_lessons: expected 1 or more"),
+        ({"search_lessons": 2, "joint": True}, "expected a search on the first lessons of a stream"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            Continual("digits", stages=5, phase="search", **settings)
+
+
+def test_settings_are_searched_on_the_first_lessons_and_every_result_says_so(type_in, tmp_path):
+    words = "linear", "digits", "--backbone", "glyph-vit/random", "--out", tmp_path
+    settings = "task.stages=5", "task.search_lessons=2", "method.solver=fit", "train.epochs=20"
+    rates = "search.train.lr=[0.000001,0.05]"
+    status, text = type_in("search", *words, "--task", "continual", *settings, rates)
+    assert status == 0, text
+    [folder] = tmp_path.glob("linear-*")
+    result = RunFolder(folder).read_finished()
+    assert result.config["train"]["lr"] == 0.05
+    assert result.config["task"]["phase"] == "final"
+    assert len(result.scores) == 5
+    assert result.protocol["settings_chosen"] == "searched on validation images of the first 2 lessons"
+    [search] = tmp_path.glob("search-*")
+    entries = [json.loads(line) for line in (search / "grid.jsonl").read_text().splitlines()]
+    assert [entry["lr"] for entry in entries] == [1e-6, 0.05]
+    assert entries[0]["accuracy"] < entries[1]["accuracy"]
+    status, text = type_in("run", *words, "--task", "continual", "task.stages=5", "method.solver=fit", "train.lr=0.05")
+    assert status == 0, text
+    assert len(build_rows(scan_runs(tmp_path).results)) == 2
+    status, text = type_in("table", tmp_path)
+    assert "settings searched on validation images of the first 2 lessons (others given)" in " ".join(text.split())
+    status, text = type_in("search", *words, "--task", "continual", "--sampler", "optuna", *settings, rates)
+    assert status == 2
+    assert "--sampler: expected grid for streams, got optuna" in text
+    status, text = type_in("search", *words, "--task", "few_shot", rates)
+    assert status == 2
+    assert "--task: expected vtab or continual, got few_shot" in text
 
 
 def test_a_card_of_train_and_test_folders(root, jpegs, type_in):

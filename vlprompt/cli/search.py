@@ -52,6 +52,9 @@ def search(
         list[str] | None,
         typer.Argument(help="Settings, and lists to search: 'search.train.lr=[0.1,0.01]'.", metavar="[KEY=VALUE]..."),
     ] = None,
+    task: Annotated[
+        str, typer.Option(help="vtab, or continual: a stream, searched on its first task.search_lessons=3 lessons.")
+    ] = "vtab",
     backbone: BackboneOption = None,
     seed: SeedOption = None,
     config_file: ConfigFileOption = None,
@@ -87,8 +90,7 @@ def search(
     set_data_root(root)
     set_feature_cache(feature_cache)
     set_data_verification(verify_data)
-    if trials is not None and sampler == "grid":
-        raise ValueError(f"--trials: expected --sampler optuna with it, got {trials} for a grid. Add --sampler optuna.")
+    _require_trials(trials, sampler)
     given = [w for w in overrides or [] if w]
     if strange := [w for w in given if "=" not in w]:
         raise ValueError(
@@ -103,7 +105,8 @@ def search(
     clips: dict[str, Any] = {}
     for name in dict.fromkeys(method.split(",")):
         for dataset in dict.fromkeys(_expand_datasets(datasets)):
-            how = {"backbone": backbone, "config_file": config_file, "overrides": given, "sampler": sampler}
+            how = {"backbone": backbone, "config_file": config_file, "overrides": given}
+            how |= {"sampler": sampler, "task": task}
             try:
                 results += _search_dataset(name, dataset, seeds, how, clips, options, trials)
             except (ValueError, OSError, ArithmeticError) as error:
@@ -118,6 +121,11 @@ def search(
         (first, error), *others = failed.items()
         more = f" Failed too: {', '.join(name for name, _ in others)}." if others else ""
         raise ValueError(f"{first}: {error}{more}")
+
+
+def _require_trials(trials: int | None, sampler: str) -> None:
+    if trials is not None and sampler == "grid":
+        raise ValueError(f"--trials: expected --sampler optuna with it, got {trials} for a grid. Add --sampler optuna.")
 
 
 def _expand_datasets(text: str) -> Sequence[str]:

@@ -247,7 +247,8 @@ def _collect_continual_facts(runs: Sequence[Result]) -> ProtocolFacts:
     names += ["disjoint_classes", "blurred_images"] if task.get("kind") == "si_blurry" else []
     setting = json.dumps([task.get("order"), task.get("joint")])
     orders = {("class order", f"{setting} {r.config['seed']}"): r.protocol.get("class_order") for r in runs}
-    return _collect_setting_facts(task, names, ("shots",)) | orders
+    chosen = {("settings", ""): runs[0].protocol.get("settings_chosen")}
+    return _collect_setting_facts(task, names, ("shots",)) | orders | chosen
 
 
 def _collect_setting_facts(task: Mapping[str, Any], names: Sequence[str], all_names: Sequence[str]) -> ProtocolFacts:

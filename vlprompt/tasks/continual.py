@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal
 
 from vlprompt.core.batch import Split
@@ -56,6 +57,9 @@ class Continual(FewShot):
             train.model_selection=val and for methods that search on them.
         disjoint_classes: of a si_blurry stream, the share of the classes that come in one stage only.
         blurred_images: of a si_blurry stream, the share of the other classes' images that come in other stages.
+        phase: "search" is the stream of the first `search_lessons` lessons, tested on its validation images alone;
+            "final" is the whole one.
+        search_lessons: on how many of the first lessons the settings are searched; None where they are given.
         shots: training images per class, None for all.
         augment: as in FewShot.
         skip_broken: as in FewShot.
@@ -77,6 +81,8 @@ class Continual(FewShot):
         with_val: bool = True,
         disjoint_classes: float = 0.5,
         blurred_images: float = 0.1,
+        phase: Literal["final", "search"] = "final",
+        search_lessons: int | None = None,
         shots: int | None = None,
         augment: str | None = None,
         skip_broken: bool = False,
@@ -86,6 +92,22 @@ class Continual(FewShot):
         self.stages_, self.kind, self.order, self.joint, self.mask = stages, kind, order, joint, mask
         self.buffer, self.buffer_per_class, self.blur, self.with_val = buffer, buffer_per_class, blur, with_val
         self.disjoint_classes, self.blurred_images = disjoint_classes, blurred_images
+        self.phase, self.search_lessons = phase, search_lessons
+        if phase == "search":
+            self._require_search()
+            self.with_val = False
+
+    def _require_search(self) -> None:
+        if self.search_lessons is None or self.search_lessons < 1:
+            raise ValueError(
+                f"task.search_lessons: expected 1 or more for task.phase=search, got {self.search_lessons}. Set "
+                "task.search_lessons=3."
+            )
+        if self.joint or self.kind == "task_free" or self.shots is not None:
+            raise ValueError(
+                "task.phase: expected a search on the first lessons of a stream with all of their images, got "
+                "task.joint, task.kind=task_free or task.shots. Leave it out."
+            )
 
     @cached_property
     def lesson(self) -> Lesson:
@@ -299,7 +321,22 @@ class Continual(FewShot):
         tasks = [stage] if self.kind == "task_incremental" else range(stage + 1)
         return self._select("test", [stage], self._class_labels(tasks))[0]
 
+    def _search_stages(self) -> Iterator[Stage]:
+        """Yield the first lessons, with validation images of all classes so far as their only test."""
+        if self.lesson.val is None or not len(self.lesson.val):
+            raise ValueError(
+                f"task.phase=search: expected validation images, got none in {self.dataset}. Cut some off, or "
+                "search on another dataset."
+            )
+        for lesson in islice(self.lessons(), self.search_lessons):
+            stages = range(lesson.index + 1)
+            test = self._select("val", stages, self._class_labels(stages))[0]
+            yield Stage(replace(lesson, val=None), {"val": test})
+
     def stages(self) -> Iterator[Stage]:
+        if self.phase == "search":
+            yield from self._search_stages()
+            return
         total = len(self.groups)
         for lesson in self.lessons():
             is_single = lesson.total == 1 or self.has_shared_test
@@ -335,9 +372,15 @@ class Continual(FewShot):
             "class_order": [[self.unit_ids[i] for i in group] for group in self.groups],
             "trained_on": "train+val" if with_val else "train",
             **self._describe_blur(),
+            "settings_chosen": self._describe_choice(),
             "warnings": warnings,
             "metrics": CONTINUAL_METRICS,
         }
+
+    def _describe_choice(self) -> str:
+        if self.search_lessons is None:
+            return "given"
+        return f"searched on validation images of the first {self.search_lessons} lessons"
 
     def _describe_blur(self) -> dict[str, Any]:
         if self.kind != "si_blurry" or self.joint:
@@ -345,4 +388,6 @@ class Continual(FewShot):
         return {"blurry_classes": sorted(self.unit_ids[i] for i in self.blurry_classes)}
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+        if self.phase == "search":
+            return dict(scores[-1]["val"])
         return continual_summary(scores, [len(indices) for indices in self._item_indices["test"]])

@@ -96,7 +96,7 @@ class _Search:
             groups.setdefault(point.vmap_group, []).append(point)
         stage = self.study.stage
         for group in groups.values():
-            n_vmapped = self._count_vmapped(group[0], stage)
+            n_vmapped = 1 if self.study.is_stream else self._count_vmapped(group[0], stage)
             trains, size = n_vmapped > 0, n_vmapped or len(group)
             for chunk in (group[i : i + size] for i in range(0, len(group), size)):
                 if not all(point.key in self.folder.read_entries() for point in chunk):

@@ -15,11 +15,13 @@ from vlprompt.core.stage import Stage
 from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.experiments.searches.points import PointBuilder, SearchPoint
 from vlprompt.experiments.searches.space import VMAP_KEYS, Axis, flatten_space, read_axes
+from vlprompt.results.comparability import CONTINUAL
 from vlprompt.results.run_inputs import ChangedInputsError, Inputs
 from vlprompt.results.search_folder import SearchFolder
 from vlprompt.tasks import Task
 
 SAMPLERS = ("grid", "optuna")
+VTAB, DEFAULT_SEARCH_LESSONS = "vtab", 3
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,14 @@ class Study:
         return describe_inputs(self.task, self.settings[0].config)
 
     @property
+    def is_stream(self) -> bool:
+        """Whether its points are trained on several lessons, one after the other."""
+        return self.settings[0].config.task["name"] == CONTINUAL
+
+    @property
     def stage(self) -> Stage:
-        """The stage of the search, which has validation images to judge by and no other test."""
-        [stage] = self.task.stages()
+        """The first stage of the search, which has validation images to judge by and no other test."""
+        stage = next(iter(self.task.stages()))
         if set(stage.tests) != {"val"} or stage.initial_tests or stage.future_tests:
             raise ValueError(
                 f"task: expected validation images as the only test of a search, got {', '.join(stage.tests)}. Leave "
@@ -120,6 +127,7 @@ def build_study(
 
     Args:
         seeds: of the final runs.
+        task: "vtab", or "continual" for a stream, searched on the validation images of its first lessons.
         sampler: "grid" tries the product of all lists; "optuna" proposes values of lists and ranges.
         **options: as `load_layered_config` takes them.
 
@@ -128,8 +136,16 @@ def build_study(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"--sampler: expected {' or '.join(SAMPLERS)}, got {sampler}. Set --sampler optuna.")
+    if task not in (VTAB, CONTINUAL):
+        raise ValueError(f"--task: expected {VTAB} or {CONTINUAL}, got {task}. Set one of these.")
+    if task == CONTINUAL and sampler != "grid":
+        raise ValueError(
+            f"--sampler: expected grid for streams, got {sampler}, which stops trials after epochs of one lesson. "
+            "Leave --sampler out."
+        )
     options = {"dataset": dataset, "task": task, **options}
-    overrides = [*overrides, "task.phase=search"]
+    first = [f"task.search_lessons={DEFAULT_SEARCH_LESSONS}"] if task == CONTINUAL else []
+    overrides = [*first, *overrides, "task.phase=search"]
     layers = load_layered_config(method, overrides=overrides, **options).values
     flat = dict(flatten_space(layers.get("search", {})))
     axes = read_axes(flat, layers["method"].get("name", ""), has_ranges=sampler != "grid")
