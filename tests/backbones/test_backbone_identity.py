@@ -46,6 +46,7 @@ def few(tmp_path):
     return tmp_path / "few"
 
 
+@pytest.mark.slow
 def test_another_model_of_the_same_weights_is_refused(type_in, few, tmp_path):
     torch.manual_seed(1)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=12)

@@ -303,6 +303,7 @@ def opened(folder):
     return disk.CacheNamespace(disk.DiskCache(folder), {"tower": "t"}, lambda: torch.ones(8), torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.0, 0.01, 0.03, 0.1, 0.25, 0.5])
 def test_a_process_killed_while_it_writes_leaves_a_store_that_works(tmp_path, after):
     width = 50_000

@@ -166,6 +166,7 @@ def test_only_the_momentum_encoder_is_left(vit, tmp_path):
     assert torch.equal(tower.position_embeddings, vit.pos_embed[0] + 1)
 
 
+@pytest.mark.slow
 def test_moco_vit_s_has_twelve_heads(tmp_path):
     model = random_of("vit_small_patch16_224", num_heads=12)
     told = moco(model, "vit_small")
@@ -178,6 +179,7 @@ def test_moco_vit_s_has_twelve_heads(tmp_path):
     assert tower.n_heads == 12
 
 
+@pytest.mark.slow
 def test_dinov2_with_registers_at_another_size(tmp_path):
     """The authors' file: class and patches share one table of positions, registers have none."""
     name = "vit_small_patch14_reg4_dinov2"
@@ -204,6 +206,7 @@ def test_a_tag_says_how_a_file_is_looked_at(tmp_path):
     assert (tower.preprocessing.mean, tower.preprocessing.crop, tower.spec) == (HALVES[0], 0.9, spec)
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_say_its_look_is_told(tmp_path):
     name = "vit_small_patch16_224"  # published with both normalisations
     save_file(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "w.safetensors")

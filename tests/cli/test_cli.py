@@ -153,6 +153,7 @@ def test_predict(type_in, tmp_path, learned, pictures):
     assert (tmp_path / "p.png").stat().st_size > 3000
 
 
+@pytest.mark.slow
 def test_eval_draws_test_images(type_in, tmp_path, learned):
     code, text, _ = type_in("eval", learned, "digits", "--figure", "e.png")
     told = json.loads((learned / "result.json").read_text())["summary"]
@@ -325,6 +326,7 @@ def test_a_wrong_type_in_a_file_names_file_and_key(type_in, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_no_network_says_which_file_to_put_where(tmp_path):
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "COLUMNS": "200"}
     words = ["run", "coop", "digits", "--backbone", "open_clip:ViT-B-16/openai"]

@@ -49,6 +49,7 @@ def report(runs):
     return build_report([runs])
 
 
+@pytest.mark.slow
 def test_results_have_marks_and_name_the_correction(report, runs):
     [item] = section(report, "results").tables
     column = item.table.header.index("against the best")
@@ -195,6 +196,7 @@ def test_broken_and_unfinished_runs_are_listed(copy):
     assert built.summary.startswith("9 runs, ")
 
 
+@pytest.mark.slow
 def test_a_thousand_classes(copy):
     for folder in find_run_folders(copy):
         names = tuple(f"class {i}" for i in range(1000))

@@ -77,6 +77,7 @@ def hub():
     server.server_close()
 
 
+@pytest.mark.slow
 def test_all_that_libraries_say_is_one_line(tmp_path, hub):
     (tmp_path / "mine.py").write_text(NOISY)
     env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}

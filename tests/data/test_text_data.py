@@ -76,6 +76,7 @@ def every(data):
     return list(chain(*(split.items for split in (data.train, data.val, data.test))))
 
 
+@pytest.mark.slow
 def test_docstrings_tell_modules_without_their_names():
     data = open_data("docstrings")
     assert tuple(data.train.names) == MODULES
@@ -104,6 +105,7 @@ def test_docstrings_tell_modules_without_their_names():
     assert data.train.names[0].words == ("async",)
 
 
+@pytest.mark.slow
 def test_the_other_offline_sets_have_their_answers():
     code = open_data("doc_or_code")
     assert max(code.train.count_per_class()) < 1.1 * min(code.train.count_per_class())

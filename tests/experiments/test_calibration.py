@@ -135,6 +135,7 @@ def test_calibration_is_reported_before_and_after(runs, capsys):
     assert evaluation.metrics["calibration_error"] == pytest.approx(evaluation.calibration["after"]["ece15"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_unknown_classes_are_reported_for_each_score(runs, capsys):
     code, out, _ = command(capsys, "eval", runs["all"], "--unknown", runs["noise"], "--score", "mcm,msp")
     assert code == 0

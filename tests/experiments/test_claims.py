@@ -17,6 +17,7 @@ def take_all(folder, barrier, answers):
     answers.put([key for key in KEYS if claims.take(key)])
 
 
+@pytest.mark.slow
 def test_processes_that_race_never_share_a_run(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, answers = context.Barrier(8), context.Queue()

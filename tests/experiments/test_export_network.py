@@ -193,6 +193,7 @@ def test_8_bits_say_what_they_lose(exported):
     assert loss["accuracy_float32"] == pytest.approx(right)
 
 
+@pytest.mark.slow
 def test_a_program_runs_without_vlprompt(linear, tmp_path):
     """In a fresh process, on other batches than it was traced with."""
     prompt = linear.with_decision(Decision(temperature=2.0, threshold=0.3))
@@ -217,6 +218,7 @@ def test_a_program_runs_without_vlprompt(linear, tmp_path):
     assert (facts["temperature"], facts["threshold"], facts["classes"][3]) == (2.0, 0.3, "three")
 
 
+@pytest.mark.slow
 def test_other_classes(build_case, clip, lesson, linear, tmp_path):
     """Where the method reads names."""
     coop = prompt_of(build_case("coop").trained, "coop", clip, lesson.train.names)

@@ -110,6 +110,7 @@ def session(tmp_path_factory):
         yield Session(answers, hub, root, run, environment, first)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_pushed_by_one_commit_and_answers_the_same(session):
     code, text = session["push RUN me/digits --license mit"]
     [(_, new), (first, files), (second, _)] = session.hub.models["me/digits"]

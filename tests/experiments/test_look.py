@@ -51,6 +51,7 @@ def test_split(coop):
     return select_test(open_stage(coop))
 
 
+@pytest.mark.slow
 def test_nearest_words_are_those_of_all_distances(coop, test_split):
     words = find_nearest_words(coop, 3, test_split)
     table, ctx = coop.method.clip.text.token_embeddings.double(), coop.method.ctx.detach().double()
@@ -142,6 +143,7 @@ def test_few_points_and_many_classes(test_split):
     assert note == "60 of 3,000 test images of 20 of 1,000 classes, evenly spaced"
 
 
+@pytest.mark.slow
 def test_class_specific_tokens_are_named_by_class(tmp_path):
     run = train(
         tmp_path, "coop", "digits", "--shots", "1", "train.epochs=1", "method.n_ctx=1", "method.class_specific=true"

@@ -43,6 +43,7 @@ def read_card(run, folder, **options):
     return (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_hub_can_read_the_card(run, tmp_path):
     from huggingface_hub import ModelCard
 
@@ -202,6 +203,7 @@ def test_many_classes_are_counted_and_broken_names_stay_in_their_place(run, tmp_
     assert "\n# x" not in text
 
 
+@pytest.mark.slow
 def test_a_card_that_is_no_card_is_one_sentence(run, tmp_path):
     read_card(run, tmp_path / "mine", license="mit")
     for content, told in (

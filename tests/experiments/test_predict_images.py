@@ -298,6 +298,7 @@ def test_what_is_broken_in_a_shard_or_an_archive_loses_nothing_else(predict, pho
     assert f"4 of {len(rows)} inputs could not be read" in said
 
 
+@pytest.mark.slow
 def test_files_that_are_no_images_in_the_middle_of_a_thousand(type_all, runs, tmp_path):
     (tmp_path / "many").mkdir()
     content = io.BytesIO()
@@ -360,6 +361,7 @@ def test_each_image_is_opened_once_and_its_features_do_not_stay(runs, photos, mo
     assert (len(cache), cache.counts.misses) == (0, 24)  # two prompts on one backbone encode an image once
 
 
+@pytest.mark.slow
 def test_seeds_and_backbones_are_averaged(type_all, predict, runs, photos):
     names = ("one", "two", "random")
     words = [runs[name] for name in names]
@@ -571,6 +573,7 @@ def saved(runs, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_saved_threshold_answers_unknown(type_all, saved, photos, tmp_path):
     """A grey image is below the threshold that was chosen for the coverage 0.95, and most digits are above it."""
     from pyarrow import parquet
@@ -657,6 +660,7 @@ def no_module(name):
     raise ImportError(name)
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_utf8(type_all, runs, photos, tmp_path):
     name = b"\xff.png".decode("utf-8", "surrogateescape")
     (tmp_path / "odd").mkdir()

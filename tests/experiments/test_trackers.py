@@ -276,6 +276,7 @@ def test_a_file_that_is_too_large_for_a_store_is_told(tracked):
     assert list_run_files(tracked.run) == ([tracked.run / name for name in FILES], [])
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_a_batch_was_passed_on_is_tracked_once(tmp_path, words):
     """The steps that its saved state knows are read from its files, as the killed process can't pass them on."""
     words = [*words, "train.epochs=30", "--save-every", "0", "--out", str(tmp_path), "--track", "jsonl"]

@@ -216,6 +216,7 @@ def test_depths_beyond_the_tower_are_cut_and_told(golden_clip, pixels):
         begun(m.MaPLe(golden_clip, depth=0), pixels)
 
 
+@pytest.mark.slow
 def test_tip_adapter_chooses_on_validation_images(golden_clip, pixels):
     """The first best point of the authors' grid, found by looking at every one of them."""
     val = split(torch.randn(9, 3, 32, 32, generator=make_generator("val")), torch.arange(9) % 3)

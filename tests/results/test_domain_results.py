@@ -182,6 +182,7 @@ def test_no_star_without_an_oracle():
     assert not any(note.startswith("*") for grid in (pairs, means) for note in grid.footnotes)
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_cuts_no_number(type_all, tmp_path, monkeypatch):
     keep(tmp_path / "runs", *(r for i in range(9) for r in home(f"method{i}", seeds=(1, 2), pseudo=False)))
     monkeypatch.setenv("COLUMNS", "60")

@@ -58,6 +58,7 @@ def get(figures, prefix):
     return next(f for f in figures if f.name.startswith(prefix))
 
 
+@pytest.mark.slow
 def test_every_topic_in_order_and_every_name_once(figures):
     names = [f.name.split("-")[0] for f in figures]
     expected = [topic for topic in TOPICS if topic != "radar"]

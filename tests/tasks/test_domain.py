@@ -539,6 +539,7 @@ def test_unlabelled_batches_are_passes(clip):
 # as a user
 
 
+@pytest.mark.slow
 def test_all_pairs_of_a_folder_by_one_command(type_all, domains, tmp_path):
     status, told, _ = type_all("run", "dapl", domains, "--seed", "1,2", "method.threshold=0.1", "method.n_ctx=2",
                                "method.n_domain_ctx=2", *SHORT)  # fmt: skip
@@ -560,6 +561,7 @@ def test_all_pairs_of_a_folder_by_one_command(type_all, domains, tmp_path):
     assert len(list((tmp_path / "runs").glob("coop-*-to-night-adapt-*"))) == 3
 
 
+@pytest.mark.slow
 def test_domains_in_a_file_of_settings(type_in, domains, tmp_path):
     task = "task: {name: domain, dataset: %s, source: %s, target: %s}\nmethod: {name: coop, n_ctx: 2}\n"
     for source, target, runs in (("[paper, dusk]", "night", 1), ("rest", "[night, dusk]", 2), ("rest", "null", 3)):
@@ -576,6 +578,7 @@ def test_domains_in_a_file_of_settings(type_in, domains, tmp_path):
     assert "got all of them (paper, dusk, night). Name fewer sources." in told
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no confident pseudo-label for")  # a random CLIP takes all for one class
 def test_a_target_alone(type_in, domains, tmp_path):
     """UPL and entropy are of the task domain without saying so, as DAPL is."""
@@ -590,6 +593,7 @@ def test_a_target_alone(type_in, domains, tmp_path):
     assert "expected at least two domains, got digits with no domains. Use" in told
 
 
+@pytest.mark.slow
 def test_one_method_that_adapts_says_the_task_for_all(type_in, domains, tmp_path):
     status, told = type_in("run", "zero_shot,entropy", domains, *SHORT, "train.epochs=1")
     assert not status, told

@@ -71,6 +71,7 @@ def test_what_it_refuses(words, told, tool, capsys):
     assert (left.value.code, told in capsys.readouterr().err) == (2, True)
 
 
+@pytest.mark.slow
 def test_rows_are_kept_until_they_are_asked_anew(tmp_path):
     out = tmp_path / "table.md"
     first = bench(*HELP, "--out", out)
@@ -92,6 +93,7 @@ def test_rows_are_kept_until_they_are_asked_anew(tmp_path):
     assert other != row
 
 
+@pytest.mark.slow
 def test_a_killed_table_goes_on(tmp_path):
     words, rows = [*HELP, "--threads", "1,2,3", "--out", tmp_path / "t.md"], tmp_path / "t.jsonl"
     killed_when(tmp_path, '(folder / "t.jsonl").exists() and (folder / "t.jsonl").read_text()', TOOLS / "bench", *words)
@@ -217,6 +219,7 @@ def test_measure_counts_operations_and_takes_turns(tool):
     assert 0.05 < row["fraction_of_matmul_rate"] < 20
 
 
+@pytest.mark.slow
 def test_memory_is_what_the_work_holds():
     code = """
 import torch

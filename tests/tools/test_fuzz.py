@@ -28,6 +28,7 @@ def rules(box):
     return [violation.rule for violation in box.violations]
 
 
+@pytest.mark.slow
 def test_a_slice_holds(capsys):
     cases = [Case(kind, 3, index) for kind in KINDS for index in range(N_CASES)]
     report = run_cases(iter(cases), Report())

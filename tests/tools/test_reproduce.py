@@ -94,6 +94,7 @@ def laid_out_and_run(reproduce, names, tmp_path, pictures, monkeypatch):
     return text
 
 
+@pytest.mark.slow
 def test_layouts_of_real_datasets(reproduce, tmp_path, pictures, monkeypatch):
     names = ["eurosat", "oxford_pets", "fgvc_aircraft"]
     text = laid_out_and_run(reproduce, names, tmp_path, pictures, monkeypatch)
@@ -132,6 +133,7 @@ def test_plan_run_and_run_again(reproduce, eleven, tmp_path):
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_failure_loses_no_other_run(reproduce, eleven, tmp_path):
     words = ["--table", "few-shot", *TINY, *QUICK, "--datasets", tmp_path / "ucf101", eleven[0], eleven[1]]
     status, text = reproduce(*words)
