@@ -115,7 +115,7 @@ def _iter_description_files(method: Method) -> Iterator[Path]:
     for part in method.modules():
         template, descriptions = getattr(part, "template", None), getattr(part, "descriptions", None)
         choices = template if isinstance(template, list | tuple) else [template]
-        paths = [choice for choice in choices if is_description_file(choice)]
+        paths: list[str] = [choice for choice in choices if is_description_file(choice)]
         paths += [descriptions] if isinstance(descriptions, str) else []
         yield from (Path(path).expanduser() for path in paths)
 

@@ -4,10 +4,11 @@ A file is JSON or YAML, {class name or id: [texts]}, or {"template": ..., "descr
 {...}} as `vlprompt describe` writes it, whose template puts each text into a sentence.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from vlprompt.core.templates import PromptTemplate
 
@@ -63,7 +64,7 @@ class ClassDescriptions:
         )
 
 
-def is_description_file(template: object) -> bool:
+def is_description_file(template: object) -> TypeGuard[str]:
     """Whether a template names a file of descriptions, as "texts.json" does."""
     return isinstance(template, str) and "{" not in template and template.lower().endswith(FILE_SUFFIXES)
 
@@ -122,15 +123,13 @@ def load_descriptions(path: Path) -> ClassDescriptions:
 def _load_mapping(path: Path) -> dict[str, Any]:
     from yaml import YAMLError
 
-    from vlprompt.runtime.yaml_text import load_yaml
-
     if not path.is_file():
         raise ValueError(
             f"method.descriptions: expected a file of descriptions, got {str(path)!r}, which does not exist. Give a "
             "JSON file of {class name: [texts]}."
         )
     try:
-        content = load_yaml(path.read_text("utf-8"), typed_keys=())  # JSON is YAML
+        content = _parse(path.read_text("utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
         cause = " ".join(str(error).split())
         raise ValueError(
@@ -144,7 +143,26 @@ def _load_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def _require_texts(path: Path, content: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+def _parse(text: str) -> Any:
+    """Parse JSON, whose escapes YAML reads otherwise, else YAML; YAMLError for what is neither."""
+    from yaml import YAMLError
+
+    from vlprompt.runtime.yaml_text import load_yaml
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping = dict(pairs)
+        if len(mapping) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise YAMLError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        return mapping
+
+    try:
+        return json.loads(text, object_pairs_hook=collect)
+    except json.JSONDecodeError:
+        return load_yaml(text, typed_keys=())
+
+
+def _require_texts(path: Path, content: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
     descriptions = {str(key): [value] if isinstance(value, str) else value for key, value in content.items()}
     for key, texts in descriptions.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):

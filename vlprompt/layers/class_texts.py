@@ -120,7 +120,7 @@ def list_class_texts(names: Sequence[str], template: TemplateChoice) -> list[lis
     """Return all texts of each class: in each template, and from each file of descriptions."""
     columns = list[list[list[str]]]()
     for choice in _list_choices(template):
-        if choice is not None and is_description_file(choice):
+        if is_description_file(choice):
             columns.append(read_descriptions(choice, names))
         else:
             columns += [[[text] for text in fill_class_texts(t, names)] for t in load_templates(choice)]
