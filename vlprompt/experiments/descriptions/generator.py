@@ -86,7 +86,7 @@ class DescriptionFile:
                 f"--out: expected a new file, or one that vlprompt describe wrote, got {str(self.path)!r}, which has "
                 "no settings. Name another."
             )
-        plain, own = json.loads(json.dumps([self.generator | {"template": self.template}, own]))
+        plain, own = json.loads(json.dumps([{**self.generator, "template": self.template}, own]))
         own["template"] = content.get("template")
         if changed := [key for key in dict.fromkeys((*plain, *own)) if plain.get(key) != own.get(key)]:
             key = changed[0]
