@@ -28,10 +28,9 @@ from vlprompt.core.method import LossTerms, Method, Output
 from vlprompt.core.method_wrapper import MethodWrapper
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
-from vlprompt.data.images.decoding import AUGMENTATIONS
 from vlprompt.layers.adapters import make_linear
 from vlprompt.layers.class_descriptions import read_descriptions
-from vlprompt.runtime.errors import suggest_nearest
+from vlprompt.methods._views import require_augmentation
 from vlprompt.runtime.seeding import make_generator
 
 
@@ -105,9 +104,7 @@ class CoPrompt(MethodWrapper):
                 f"method.method: expected a method that learns by cross-entropy alone, such as maple, got "
                 f"{type(self.method).__name__}. Wrappers such as dept go around coprompt."
             )
-        if self.augment not in AUGMENTATIONS:
-            choices = suggest_nearest(self.augment, AUGMENTATIONS)
-            raise ValueError(f"method.augment: expected a known augmentation, got {self.augment!r}; {choices}")
+        require_augmentation(self.augment)
         dim, device = self.clip.feature_dim, self.clip.device
         super().begin_lesson(lesson, generator)
         self.draw_seed = int(torch.randint(2**31, (1,), generator=generator))
