@@ -84,11 +84,10 @@ def test_validation_images_are_drawn_anew(mixture, lesson):
 
 def test_the_search_is_a_function_of_its_seed_and_moves_the_weights(golden_clip, lesson):
     config = TrainConfig(epochs=2, batch_size=10)
-    search = (
-        lambda seed: search_attributes(  # noqa: E731
-            lambda: m.CoOp(golden_clip, 2), lesson, WORDS[:2], config, seed=seed
-        )
-    )
+
+    def search(seed):
+        return search_attributes(lambda: m.CoOp(golden_clip, 2), lesson, WORDS[:2], config, seed=seed)
+
     weights = search(1)
     assert set(weights) == {("color",), ("shape",), ("color", "shape")}
     assert sum(weights.values()) == pytest.approx(1)
@@ -116,3 +115,29 @@ def test_without_validation_images_there_is_no_search(golden_clip, lesson):
     empty = Lesson(lesson.train)
     with pytest.raises(ValueError, match=r"^lesson: expected validation images, on which the words are"):
         search_attributes(lambda: m.CoOp(golden_clip, 2), empty, WORDS)
+
+
+def test_the_command_prints_a_value_of_the_setting(type_in):
+    words = ("attributes", "digits", "color,shape", "--shots", "1", "--backbone", "glyph/random", "train.epochs=1")
+    code, text = type_in(*words)
+    assert code == 0, text
+    assert "3 combinations of color, shape; coop, 1 shot, seed 1" in text
+    assert "vlprompt run atprompt digits --shots 1 method.method=coop 'method.attributes=[" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("color,color",), "words: expected 1 to 6 different words, got ['color', 'color']"),
+        ((",",), "words: expected 1 to 6 different words, got []"),
+        (
+            ("color", "--method", "vpt"),
+            "method.method: expected a method with soft tokens at layer 0 of the",
+        ),
+        (("color", "color=red"), "color"),
+    ],
+)
+def test_bad_words_are_one_error(type_in, words, expected):
+    code, text = type_in("attributes", "digits", *words, "--shots", "1", "--backbone", "glyph/random")
+    assert code == 2, text
+    assert expected in text

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from vlprompt.cli.data import app as data_app
+from vlprompt.cli.descriptions.attributes import attributes
 from vlprompt.cli.descriptions.describe import describe
 from vlprompt.cli.development.check import check
 from vlprompt.cli.development.new import app as new_app
@@ -52,6 +53,7 @@ for command in (
     look,
     report,
     describe,
+    attributes,
     export,
     save,
     push,

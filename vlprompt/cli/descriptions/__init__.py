@@ -1,1 +1,1 @@
-"""The command that writes class descriptions."""
+"""The commands that find words for classes: descriptions, and attributes."""
