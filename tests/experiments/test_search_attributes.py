@@ -57,18 +57,19 @@ def test_the_loss_is_that_of_the_weighted_logits(mixture, lesson):
     assert all(p.grad is not None for p in mixture.parameters())
 
 
-def test_a_step_of_the_weights_is_adams_on_validation_images(mixture, lesson):
-    batch = mixture.draw_validation_batch(1)
-    with torch.no_grad():
-        each = torch.stack(
-            [p(batch.inputs, p.prepare(batch.names, p.precompute(batch.names))).logits for p in mixture.prompts]
-        )
+def test_steps_of_the_weights_are_adams_on_validation_images(mixture):
+    before = {name: p.clone() for name, p in mixture.named_parameters()}
     weights = torch.zeros(3, requires_grad=True)
     optimizer = torch.optim.Adam([weights], 0.02, (0.5, 0.999))
-    F.cross_entropy((weights.softmax(0)[:, None, None] * each).sum(0), batch.labels).backward()
-    optimizer.step()
-    before = {name: p.clone() for name, p in mixture.named_parameters()}
-    mixture.end_step(1, 10)
+    for step in (1, 2, 3):
+        batch = mixture.draw_validation_batch(step)
+        with torch.no_grad():
+            pairs = zip(mixture.prompts, mixture.precompute(batch.names), strict=True)
+            each = torch.stack([p(batch.inputs, p.prepare(batch.names, fixed)).logits for p, fixed in pairs])
+        optimizer.zero_grad()
+        F.cross_entropy((weights.softmax(0)[:, None, None] * each).sum(0), batch.labels).backward()
+        optimizer.step()
+        mixture.end_step(step, 10)
     assert torch.allclose(mixture.weights, weights, atol=1e-6)
     assert mixture.weights.abs().max() > 0.01
     assert all(torch.equal(p, before[name]) for name, p in mixture.named_parameters())
