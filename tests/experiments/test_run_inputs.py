@@ -18,7 +18,7 @@ from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.methods import NearestMean
 from vlprompt.results.run_inputs import list_differences
 from vlprompt.runtime import file_index
-from vlprompt.runtime.file_index import FileIndex
+from vlprompt.runtime.file_index import FileIndex, get_content_hash
 from vlprompt.tasks import FewShot, Text
 
 WORDS = ("run", "nearest_mean", "--backbone", "pixels", "--shots", "2", "--out")
@@ -398,3 +398,23 @@ def test_one_seed_on_other_training_images_is_a_row_of_its_own(type_all, tmp_pat
     rows = json.loads((tmp_path / "t.json").read_text())
     assert [row["n"] for row in rows] == [1, 1]
     assert "on other data" in rows[0]["variant"] + rows[1]["variant"]
+
+
+@pytest.mark.parametrize(("style", "use"), [("cupl", "llm_texts"), ("waffle", "random_texts")])
+def test_a_result_says_what_descriptions_it_used(type_all, tmp_path, style, use):
+    file = tmp_path / "texts.json"
+    content = {"descriptions": {"cat": ["dark"], "dog": ["bright"]}, "generator": {"style": style}}
+    file.write_text(json.dumps(content))
+    words = ["run", "zero_shot", str(write_photos(tmp_path / "photos")), "--shots", "2", "--out", str(tmp_path / "out")]
+    for setting in (f"method.template={file}", f'method.template=["a {{name}}",{file}]', f"method.descriptions={file}"):
+        status, text, _ = type_all(*words, setting)
+        assert status == 0, text
+    results = [json.loads(path.read_text())["protocol"] for path in (tmp_path / "out").rglob("result.json")]
+    assert len(results) == 3
+    hashes = {protocol["descriptions"]["texts.json"] for protocol in results}
+    assert [protocol["uses"] for protocol in results] == [[use]] * 3
+    assert hashes == {get_content_hash(file)}
+    file.write_text(json.dumps({"cat": ["other"], "dog": ["bright"]}))
+    for setting in (f"method.template={file}", f'method.template=["a {{name}}",{file}]'):
+        status, text, _ = type_all(*words, setting)
+        assert (status, "content of the file method.template" in text) == (2, True)

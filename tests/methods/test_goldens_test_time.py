@@ -336,3 +336,9 @@ def test_one_class_and_one_augmentation(golden_clip, pixels, name):
     logits = answer(begun(getattr(m, name)(golden_clip, augmentations=1), ("cat",)), images(pixels, "one"), ("cat",))
     assert logits.logits.shape == (4, 1)
     assert bool(logits.logits.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["TPT", "CTPT", "TPS", "ZERO", "MTA", "TDA"])
+def test_an_unknown_augmentation_is_one_error(golden_clip, name):
+    with pytest.raises(ValueError, match=r"^method.augment: expected a known augmentation, got 'augmx'; .*augmix"):
+        begun(getattr(m, name)(golden_clip, augment="augmx"))

@@ -319,3 +319,27 @@ def test_table_against_published(type_in, tmp_path, pictures, monkeypatch):
     (tmp_path / "empty").mkdir()
     assert "there is nothing to compare" in type_in("table", "empty", "--against", "published", "--json", "e.json")[1]
     assert json.loads((tmp_path / "e.json").read_text()) == []
+
+
+def test_a_method_around_another_is_compared_with_the_number_of_both(tmp_path):
+    """What it wraps is a name in the reference, and settings in a result."""
+    numbers = {"base": 83.0, "new": 73.0, "harmonic": 77.7}
+    for method, inner, title in [
+        ("dept", ["kgcoop", "coop"], "DePT on KgCoOp"),
+        ("atprompt", ["maple"], "ATPrompt on MaPLe"),
+        ("atprompt", ["coop"], "ATPrompt on CoOp"),
+    ]:
+        settings = [f"method.{'method.' * i}method={name}" for i, name in enumerate(inner)]
+        write_run(tmp_path / title, planned("dtd", method, more=settings), numbers)
+        assert {p.theirs.title for p in pairs_of(tmp_path / title)} == {title}
+    for dataset in ELEVEN:
+        more = ["method.method=atprompt", "method.method.method=coop"]
+        write_run(tmp_path / "both", planned(dataset, "dept", more=more), numbers)
+    assert {p.theirs.title for p in pairs_of(tmp_path / "both")} == {"ATPrompt on CoOp in DePT"}
+
+
+def test_an_average_is_of_one_method_around_one_other(tmp_path):
+    for i, dataset in enumerate(ELEVEN):
+        inner = "coop" if i < 6 else "maple"
+        write_run(tmp_path, planned(dataset, "dept", more=[f"method.method={inner}"]), {"base": 1.0, "new": 1.0})
+    assert not [p for p in pairs_of(tmp_path) if p.ours.dataset == "average"]

@@ -87,6 +87,15 @@ def test_it_is_refused_where_inputs_have_no_order(finished, clip, tmp_path):
             Online("digits", orders=orders)
 
 
+def test_what_ends_with_its_stream_is_not_saved(finished, type_in, tmp_path):
+    code, text = type_in("save", str(finished / "TDA"), "model")
+    assert code == 2
+    assert "save: expected a prompt that answers each input by itself, got " in text
+    assert "Share the command of its run instead." in text
+    assert not (tmp_path / "model").exists()
+    assert type_in("save", str(finished / "ZeroShot"), "model")[0] == 0
+
+
 def test_a_batch_of_any_size_is_the_images_one_after_the_other(clip):
     method = sharp(clip)
     test = Online("digits", orders=1, shots=1).tests["order_1"].select(range(30))

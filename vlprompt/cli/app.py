@@ -6,6 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from vlprompt.cli.data import app as data_app
+from vlprompt.cli.descriptions.attributes import attributes
+from vlprompt.cli.descriptions.describe import describe
 from vlprompt.cli.development.check import check
 from vlprompt.cli.development.new import app as new_app
 from vlprompt.cli.display.console import make_console
@@ -50,6 +52,8 @@ for command in (
     plot,
     look,
     report,
+    describe,
+    attributes,
     export,
     save,
     push,
@@ -69,7 +73,7 @@ FIRST_COMMANDS = """Prompt learning on frozen vision-language and language model
 
 vlprompt --help for all commands; vlprompt doctor says what is installed and seen."""
 INTERRUPTED_STATUS = 130
-RESUMABLE_COMMANDS = ("run", "sweep", "search", "data prepare")
+RESUMABLE_COMMANDS = ("run", "sweep", "search", "describe", "data prepare")
 
 
 @app.callback()

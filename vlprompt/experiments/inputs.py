@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.core.batch import Split, Unlabelled
 from vlprompt.core.class_names import as_class_name
+from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
 from vlprompt.core.towers import find_input_tower
+from vlprompt.layers.class_descriptions import is_description_file, load_descriptions
 from vlprompt.results.run_inputs import Inputs, choose_witnesses
 from vlprompt.runtime.file_index import get_content_hash, get_file_index
 
@@ -94,10 +96,37 @@ def _find_source_file(method: str) -> str:
     return "" if spec is None else spec.origin or ""
 
 
+def describe_uses(method: Method) -> dict[str, Any]:
+    """Return what a method uses beyond the images of its lessons, for the protocol of its result.
+
+    Returns:
+        uses: keys of `Method.uses`, files of class descriptions included; descriptions: content hash of each such file
+            by its name; neither where there is none.
+    """
+    uses, hashes = {use for part in method.modules() for use in getattr(part, "uses", ())}, dict[str, str]()
+    for path in _iter_description_files(method):
+        if path.is_file():  # else it went during the run, which has read it
+            uses.add(load_descriptions(path).use)
+            hashes[path.name] = get_content_hash(path)
+    return {**({"uses": sorted(uses)} if uses else {}), **({"descriptions": hashes} if hashes else {})}
+
+
+def _iter_description_files(method: Method) -> Iterator[Path]:
+    for part in method.modules():
+        template, descriptions = getattr(part, "template", None), getattr(part, "descriptions", None)
+        choices = template if isinstance(template, list | tuple) else [template]
+        paths: list[str] = [choice for choice in choices if is_description_file(choice)]
+        paths += [descriptions] if isinstance(descriptions, str) else []
+        yield from (Path(path).expanduser() for path in paths)
+
+
 def hash_named_files(settings: Any, key: str = "") -> dict[str, str]:
     """Return the content hashes of files that settings name, by the key of the setting; datasets are compared apart."""
     if isinstance(settings, Mapping):
         parts = (hash_named_files(value, f"{key}.{name}".lstrip(".")) for name, value in settings.items())
+        return {name: content for part in parts for name, content in part.items()}
+    if isinstance(settings, list | tuple):
+        parts = (hash_named_files(value, f"{key}.{i}") for i, value in enumerate(settings))
         return {name: content for part in parts for name, content in part.items()}
     if not isinstance(settings, str) or key.startswith("task."):
         return {}

@@ -24,7 +24,7 @@ from vlprompt.engine.train_config import TrainConfig
 from vlprompt.engine.unseen_classes import require_test_classes
 from vlprompt.experiments.adaptation_metrics import evaluate_baselines, record_epoch
 from vlprompt.experiments.events import EpochDone, Listener, StageTested, StepDone
-from vlprompt.experiments.inputs import describe_inputs
+from vlprompt.experiments.inputs import describe_inputs, describe_uses
 from vlprompt.experiments.provenance import describe_environment, describe_learned_state
 from vlprompt.experiments.run_requirements import require_image_towers, require_stream, require_valid_options
 from vlprompt.experiments.stage_tests import StageTests, TestScores
@@ -365,10 +365,9 @@ class _Run:
             for part in self.method.modules()
             for setting, how in getattr(part, "clipped_settings", {}).items()
         }
-        uses = sorted({use for part in self.method.modules() for use in getattr(part, "uses", ())})
         protocol = {
             **self.task.protocol,
-            **({"uses": uses} if uses else {}),
+            **describe_uses(self.method),
             **({"contents": self.inputs["contents"]} if self.inputs else {}),
             "selection": SELECTION_DESCRIPTIONS[self.train_config.model_selection],
             "backbone_key": "" if tower is None else tower.key,

@@ -10,8 +10,9 @@ from torch import Tensor
 from vlprompt.core.class_names import DEFAULT_TEMPLATE, class_ids
 from vlprompt.core.templates import PromptTemplate
 from vlprompt.core.towers import Clip, TextTower
+from vlprompt.layers.class_descriptions import is_description_file, read_descriptions
 
-# a template, several, or the name of a set; None: that of each name's dataset
+# a template, several, the name of a set, or a file of descriptions; None: the template of each name's dataset
 TemplateChoice: TypeAlias = str | list[str] | None
 TEMPLATE_SETS = {"imagenet-80": 80, "imagenet-60": 60, "imagenet-7": 7}
 
@@ -98,17 +99,42 @@ def init_contexts(
 
 
 def encode_class_texts(clip: Clip, names: Sequence[str], template: TemplateChoice, normalize: bool = False) -> Tensor:
-    """Compute the mean text features (C, E) over templates.
+    """Compute the mean text features (C, E) over templates and descriptions.
 
     Args:
         clip: the CLIP.
         names: class names.
-        template: a template, several, or the name of a set.
+        template: a template, several, the name of a set, or a file of descriptions, which may be one of several: all
+            texts of a class then have the same weight.
         normalize: take the mean of normalised features.
     """
+    if any(map(is_description_file, _list_choices(template))):
+        groups = encode_text_groups(clip, list_class_texts(names, template))
+        return torch.stack([(clip.unit(group) if normalize else group).mean(0) for group in groups])
     features = [clip.text(fill_class_texts(t, names))[0] for t in load_templates(template)]
     _warn_of_equal_features([name.replace("_", " ") for name in names], clip.unit(features[0]))
     return torch.stack([clip.unit(x) for x in features] if normalize else features).mean(0)
+
+
+def list_class_texts(names: Sequence[str], template: TemplateChoice) -> list[list[str]]:
+    """Return all texts of each class: in each template, and from each file of descriptions."""
+    columns = list[list[list[str]]]()
+    for choice in _list_choices(template):
+        if is_description_file(choice):
+            columns.append(read_descriptions(choice, names))
+        else:
+            columns += [[[text] for text in fill_class_texts(t, names)] for t in load_templates(choice)]
+    return [[text for column in columns for text in column[i]] for i in range(len(names))]
+
+
+def encode_text_groups(clip: Clip, class_texts: Sequence[Sequence[str]]) -> list[Tensor]:
+    """Compute the features (S, E) of the texts of each class, not normalised."""
+    features = clip.text([text for texts in class_texts for text in texts])[0]
+    return list(features.split([len(texts) for texts in class_texts]))
+
+
+def _list_choices(template: TemplateChoice) -> Sequence[str | None]:
+    return [template] if template is None or isinstance(template, str) else template
 
 
 def _warn_of_equal_features(names: Sequence[str], features: Tensor) -> None:
@@ -143,12 +169,20 @@ def select_class_rows(table: Tensor, known_ids: Sequence[str], names: Sequence[s
     return torch.where((rows >= 0)[:, None], table[rows], default)
 
 
-def load_templates(choice: str | Sequence[str] | None) -> Sequence[str | None]:
+def load_templates(choice: TemplateChoice) -> Sequence[str | None]:
     """Return one template, several, or those of a set; None stays None.
 
     imagenet-80: the 80 of Radford et al., 2021 (arXiv:2103.00020); imagenet-7: the seven that its authors found to do
     as well; imagenet-60: the first 60 of the 80, which PromptSRC's code uses.
+
+    Raises:
+        ValueError: for a file of descriptions, which has other texts for each class.
     """
+    if files := [one for one in _list_choices(choice) if is_description_file(one)]:
+        raise ValueError(
+            f"template: expected templates with {{name}}, got the file of descriptions {files[0]!r}. Give templates to "
+            "a method that encodes its class texts anew at each step, or whose templates are counted."
+        )
     if choice is None or (isinstance(choice, str) and choice not in TEMPLATE_SETS):
         return [choice]
     if not isinstance(choice, str):

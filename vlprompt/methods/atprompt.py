@@ -8,8 +8,8 @@ Sites: soft tokens at layer 0 of the text tower, before those of the wrapped met
 Differs from the authors' code in: words of several tokens stand in the text whole (theirs counts one token for each, so
 that on Oxford Pets, with "playfulness", the second word never enters); each word may have another number of tokens than
 the context (theirs needs the same around MaPLe); the wrapped method may start from words (theirs at random); float32.
-The search for words (five by a language model, then weights of their combinations) is not here: the recipes have its
-published results. From the paper in: the same.
+The recipes have the words that the authors published; `vlprompt attributes` searches others, by weights of combinations
+of one word and more (theirs of three and more). From the paper in: the same.
 
 Expected (base-to-new, ViT-B/16, 16 shots, mean of 11 sets): base 82.68, new 68.04, harmonic mean 74.65 around CoOp;
 81.69, 74.54, 77.95 around CoCoOp; 82.98, 75.76, 79.21 around MaPLe; 83.80, 73.75, 78.45 around CoOp in DePT.

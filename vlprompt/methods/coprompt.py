@@ -15,7 +15,6 @@ their code (SkipTuning's) 82.89, 75.32, 78.93, and several users could not repea
 """
 
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -29,10 +28,9 @@ from vlprompt.core.method import LossTerms, Method, Output
 from vlprompt.core.method_wrapper import MethodWrapper
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
-from vlprompt.data.images.decoding import AUGMENTATIONS
 from vlprompt.layers.adapters import make_linear
-from vlprompt.methods.zero_shot import read_descriptions
-from vlprompt.runtime.errors import suggest_nearest
+from vlprompt.layers.class_descriptions import read_descriptions
+from vlprompt.methods._views import require_augmentation
 from vlprompt.runtime.seeding import make_generator
 
 
@@ -56,7 +54,7 @@ class _Sentences:
                 "method.descriptions: expected a file of sentences about each class, such as a language model's, got "
                 'none. Write JSON {"class name": ["a sentence", ...]}, and set method.descriptions to its path.'
             )
-        sentences = read_descriptions(Path(self.path).expanduser(), self.names, None)
+        sentences = read_descriptions(self.path, self.names)
         with torch.no_grad(), torch.autocast(self.clip.device.type, enabled=False):
             features = self.clip.unit(self.clip.text([text for texts in sentences for text in texts])[0])
         return list(features.split([len(texts) for texts in sentences]))
@@ -106,9 +104,7 @@ class CoPrompt(MethodWrapper):
                 f"method.method: expected a method that learns by cross-entropy alone, such as maple, got "
                 f"{type(self.method).__name__}. Wrappers such as dept go around coprompt."
             )
-        if self.augment not in AUGMENTATIONS:
-            choices = suggest_nearest(self.augment, AUGMENTATIONS)
-            raise ValueError(f"method.augment: expected a known augmentation, got {self.augment!r}; {choices}")
+        require_augmentation(self.augment)
         dim, device = self.clip.feature_dim, self.clip.device
         super().begin_lesson(lesson, generator)
         self.draw_seed = int(torch.randint(2**31, (1,), generator=generator))

@@ -22,7 +22,7 @@ from vlprompt.core.method import Method, Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts
-from vlprompt.methods._views import encode_views
+from vlprompt.methods._views import encode_views, require_augmentation
 
 NEAREST, ITERATIONS, TOLERANCE = 0.3, 5, 1e-6  # of the bandwidth, and of each of the three nested loops
 
@@ -55,6 +55,7 @@ class MTA(Method):
         self.entropy_weight, self.affinity_weight = entropy_weight, affinity_weight
 
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
+        require_augmentation(self.augment)
         self.require_at_least(augmentations=1, entropy_weight=1e-3, affinity_weight=0)
 
     def precompute(self, names: Names) -> Tensor:

@@ -12,7 +12,6 @@ Expected (domain generalisation, ViT-B/16, 80 templates and GPT-4's descriptions
 71.45, V2 64.91, Sketch 50.88, A 60.61, R 80.20.
 """
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,9 +23,9 @@ from vlprompt.core.images import Images
 from vlprompt.core.method import Method, Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
+from vlprompt.layers.class_descriptions import read_descriptions
 from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts, load_templates
 from vlprompt.methods._views import count_confident, encode_views, order_by_confidence, require_view_settings
-from vlprompt.methods.zero_shot import read_descriptions
 from vlprompt.metrics import entropy
 
 
@@ -76,7 +75,7 @@ class TPS(Method):
     def precompute(self, names: Names) -> Tensor:
         text = encode_class_texts(self.clip, names, self.template, normalize=True)  # (C, E)
         if self.descriptions is not None:
-            described = read_descriptions(Path(self.descriptions).expanduser(), names, None)
+            described = read_descriptions(self.descriptions, names)
             counts = [len(texts) for texts in described]
             features = self.clip.unit(self.clip.text([t for texts in described for t in texts])[0])
             weight = len(load_templates(self.template)) if self.pooling == "macro" else None

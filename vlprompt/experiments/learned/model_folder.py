@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vlprompt.config.build import resolve_class
 from vlprompt.config.run_config import hash_config
 from vlprompt.data.validation import validate
 from vlprompt.experiments.inputs import hash_named_files
@@ -68,8 +69,10 @@ def build_model_files(
         license: as in `save_prompt`.
 
     Raises:
-        ValueError: for a method that reads files of this machine, and for a licence that is no identifier.
+        ValueError: for a method that reads files of this machine or whose answers depend on their order, and for a
+            licence that is no identifier.
     """
+    _require_no_order(state)
     _require_no_files(state)
     tensors = serialize_tensors(dict(state.tensors), {"format_version": FORMAT_VERSION})
     config = build_model_config(state, tensors, result)
@@ -112,6 +115,18 @@ def build_model_config(state: LearnedState, tensors: bytes, result: Result | Non
 
 def _describe_class(name: str, id: str, template: str | None, words: Any) -> dict[str, Any]:
     return {"name": name, "id": id, "template": template, "words": list(words)}
+
+
+def _require_no_order(state: LearnedState) -> None:
+    """ValueError where answers depend on the images before them: what such a method holds ends with its stream."""
+    settings: Any = state.config["method"]
+    while isinstance(settings, Mapping):
+        if resolve_class("method", settings["name"]).is_online is True:
+            raise ValueError(
+                f"save: expected a prompt that answers each input by itself, got {settings['name']}, which learns from "
+                "the stream of its test images and begins anew with each. Share the command of its run instead."
+            )
+        settings = settings.get("method")
 
 
 def _require_no_files(state: LearnedState) -> None:

@@ -43,6 +43,15 @@ class AggregatedResult:
         return task["name"], self.config["method"]["name"], task.get("shots"), self.config["backbone"]
 
     @property
+    def wrapped_methods(self) -> tuple[str, ...]:
+        """The names of the methods that its method is around, the outermost first."""
+        names, inner = list[str](), self.config["method"].get("method")
+        while isinstance(inner, dict):
+            names.append(str(inner.get("name")))
+            inner = inner.get("method")
+        return tuple(names)
+
+    @property
     def metrics(self) -> dict[str, MeanStd]:
         return summarize_seeds(self.by_seed)
 
@@ -116,7 +125,7 @@ def _average_over_datasets(
     families: dict[tuple[Any, ...], list[AggregatedResult]] = {}
     for ours in results:
         if ours.key[0] == task and ours.dataset in datasets:
-            families.setdefault(ours.key, []).append(ours)
+            families.setdefault((*ours.key, *ours.wrapped_methods), []).append(ours)
     for family in families.values():
         groups = {"": family}
         if len(family) > len({o.dataset for o in family}):

@@ -128,11 +128,17 @@ def _match_entries(ours: AggregatedResult, entries: Sequence[PublishedResult]) -
     """Find entries of the same task, dataset and method; prefer those with our shots and our backbone."""
     task, method, shots, backbone = ours.key
     matches = [e for e in entries if (e.task, e.dataset, e.method) == (task, ours.dataset, method)]
-    matches = [e for e in matches if all(ours.config["method"].get(k) == v for k, v in e.arguments.items())]
+    settings = ours.config["method"]
+    matches = [e for e in matches if all(_has_argument(settings.get(k), v) for k, v in e.arguments.items())]
     matches = [e for e in matches if _has_same_shots(shots, e)] or matches
     matches = match_continual_entries(ours, matches) if task == CONTINUAL else matches
     matches = domain_protocol.match_domain_entries(ours, matches) if task == DOMAIN else matches
     return [e for e in matches if _parse_backbone(backbone) == _parse_backbone(e.backbone)] or matches
+
+
+def _has_argument(setting: Any, value: Any) -> bool:
+    """Whether a setting of ours is the published one; a wrapped method or a head is published by its name."""
+    return (setting.get("name") if isinstance(setting, dict) and isinstance(value, str) else setting) == value
 
 
 def _has_same_shots(shots: int | None, theirs: PublishedResult) -> bool:

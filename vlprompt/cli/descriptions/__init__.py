@@ -1,0 +1,1 @@
+"""The commands that find words for classes: descriptions, and attributes."""
