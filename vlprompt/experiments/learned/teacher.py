@@ -97,6 +97,8 @@ class RunTeacher(Teacher):
                         f"method.teacher: expected a teacher that knows the classes of the student, got one that does "
                         f"not ({error})"
                     ) from error
+                except ValueError as error:
+                    raise ValueError(f"method.teacher: {error}") from error
                 texts = method(_draw_blank_images(), prepared).text_features
             if texts is None or texts.ndim != 2 or len(texts) != len(names):
                 raise ValueError(
