@@ -158,6 +158,7 @@ def test_its_recipe_runs(name, task, clip, pictures):
         "atprompt": ["method.method=coop"],
         "coprompt": ["method.method=maple", f"method.descriptions={SMALL['coprompt']['descriptions']}"],
         "dapl": ["method.threshold=0.1"],
+        "promptkd": ["method.teacher.backbone=glyph/random"],
     }.get(name, [])
     dataset, settings = choose_data(task)
     short += [*SHORT_TRAINING, *settings, *([f"task.targets=[{pictures}]"] if task == "transfer" else [])]
@@ -166,7 +167,7 @@ def test_its_recipe_runs(name, task, clip, pictures):
     case, refusal = MethodCase(resolve_class("method", name), arguments, clip), None
     knows_no_names = name in ("nearest_mean", "ranpac") or plan.method.get("head", {}).get("name") == "linear"
     if case.build().needs_unlabelled:
-        refusal = None if task == "domain" else "Run it with --source and --target"
+        refusal = None if task == "domain" or plan.task.get("unlabelled") else "un it with --source and --target"
     elif knows_no_names and task not in ("few_shot", "continual", "domain", "online"):
         refusal = "no weights for class '"
     elif case.build().is_online and task != "online":

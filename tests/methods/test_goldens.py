@@ -129,6 +129,7 @@ KINDS |= {"tcp", "mmrl", "mmrlpp"}  # of test_goldens_prompts.py
 KINDS |= {"dept", "atprompt", "coprompt"}  # of test_goldens_plug.py
 KINDS |= {"clipsvd", "mma", "twostage"}  # of test_goldens_weights.py
 KINDS |= {"descriptions"}  # of test_goldens_descriptions.py
+KINDS |= {"promptkd"}  # of test_goldens_teacher.py
 
 
 def test_no_vector_is_left_out():

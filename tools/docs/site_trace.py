@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from docs.small_towers import build_small_clip, build_small_language_model
-from vlprompt.config.build import build_method, get_constructor_types, is_adaptation_method, resolve_class
+from vlprompt.config.build import get_constructor_types, is_adaptation_method, resolve_class
 from vlprompt.config.resolve import complete_arguments
 from vlprompt.config.sources import LayeredConfig
 from vlprompt.core.batch import Batch, Split, Unlabelled
@@ -19,6 +19,7 @@ from vlprompt.core.class_names import ClassName
 from vlprompt.core.images import ImageItem
 from vlprompt.core.stage import Lesson
 from vlprompt.core.texts import TextItem
+from vlprompt.experiments.learned.prompt import build_run_method
 from vlprompt.runtime.seeding import make_generator
 
 N_CLASSES, N_ITEMS = 2, 4
@@ -36,6 +37,7 @@ PICTURE_SETTINGS: dict[str, dict[str, Any]] = {  # what has no default, or none 
     "dept": {"method": {"name": "coop"}},
     "atprompt": {"method": {"name": "coop"}},
     "coprompt": {"method": {"name": "maple"}},
+    "promptkd": {"teacher": {"backbone": "glyph/random"}},
     "promptsrc": {"method": {"name": "ivlp"}, "template": "a photo of a {name}."},
     "upl": {"method": {"name": "coop"}},
     "entropy": {"method": {"name": "coop"}},
@@ -221,7 +223,7 @@ def trace_method(name: str) -> Trace:
         warnings.simplefilter("ignore")
         if name == "qlora":
             backbone.weight_precision = "nf4"  # the sites are the same; quantising a random model shows nothing
-        method = build_method({"name": name, **arguments}, backbone)
+        method = build_run_method({"name": name, **arguments}, backbone)
         with _record_all(recorder, towers):
             _run_once(method, lesson)
     inside, outside = _split_parameters(method, recorder.injected)

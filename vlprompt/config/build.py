@@ -1,6 +1,7 @@
 """Build methods, heads and tasks from resolved configurations."""
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -12,12 +13,20 @@ from vlprompt.layers import heads, verbalizers
 from vlprompt.runtime.errors import suggest_nearest
 
 if TYPE_CHECKING:
+    import torch
+
     from vlprompt.core.method import Method
+    from vlprompt.core.teacher import Teacher, TeacherSettings
     from vlprompt.core.towers import Backbone
     from vlprompt.tasks import Task
 
+OpenTeacher: TypeAlias = "Callable[[TeacherSettings, torch.device], Teacher]"
 Annotation: TypeAlias = Any  # a type as signatures write it: a class, a union, a Literal
-NESTED_KINDS = {"Method": "method", "Head": "head"}  # types of arguments that are built from settings themselves
+NESTED_KINDS = {
+    "Method": "method",
+    "Head": "head",
+    "Teacher": "teacher",
+}  # arguments that are built
 
 
 def resolve_class(kind: str, name: str) -> type:
@@ -97,7 +106,7 @@ def get_constructor_types(cls: type) -> dict[str, Annotation]:
 
 
 def get_nested_kind(annotation: Annotation) -> str | None:
-    """Return "method" or "head" where an argument is one."""
+    """Return "method", "head" or "teacher" where an argument is one."""
     return NESTED_KINDS.get(getattr(annotation, "__name__", ""))
 
 
@@ -133,16 +142,21 @@ def require_backbone_kind(method: str, kind: str, backbone: "Backbone") -> None:
         )
 
 
-def build_method(config: Settings, backbone: "Backbone", kind: str = "method") -> "Method":
+def build_method(
+    config: Settings, backbone: "Backbone", kind: str = "method", open_teacher: "OpenTeacher | None" = None
+) -> "Method":
     """Build a method (or a head) on a backbone.
 
     Args:
         config: its name and all constructor arguments but the backbone.
         kind: "method" or "head".
+        open_teacher: builds the teacher of a method that has one; `vlprompt.experiments.learned.prompt` has one that
+            reads runs.
 
     Raises:
-        ValueError: where it needs another kind of backbone.
+        ValueError: where it needs another kind of backbone, or a teacher that nothing opens.
     """
+    from vlprompt.core.teacher import TeacherSettings
     from vlprompt.core.towers import find_input_tower
 
     cls = resolve_class(kind, config["name"])
@@ -151,8 +165,15 @@ def build_method(config: Settings, backbone: "Backbone", kind: str = "method") -
         if (backbone_kind := get_backbone_kind(name, annotation)) is not None:
             require_backbone_kind(config["name"], backbone_kind, backbone)
             arguments[name] = backbone if backbone_kind == "Clip" else find_input_tower(backbone)
-        elif (part := get_nested_kind(annotation)) is not None:
-            arguments[name] = build_method(arguments[name], backbone, part)
+        elif (part := get_nested_kind(annotation)) == "teacher":
+            if open_teacher is None:
+                raise ValueError(
+                    f"method.{name}: expected a way to open a teacher, got none. Build {config['name']} by "
+                    "vlprompt.experiments.learned.prompt.build_run_method."
+                )
+            arguments[name] = open_teacher(TeacherSettings(**arguments[name]), find_input_tower(backbone).device)
+        elif part is not None:
+            arguments[name] = build_method(arguments[name], backbone, part, open_teacher)
     return cls(**arguments)
 
 

@@ -9,6 +9,7 @@ from vlprompt.config.run_config import Arguments, RunConfig
 from vlprompt.config.sources import HEADS, PlainValue
 from vlprompt.core.head import Head
 from vlprompt.core.method import Method
+from vlprompt.core.teacher import Teacher
 from vlprompt.core.towers import Clip, Tower, VisionTower, find_input_tower
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.tasks import Task
@@ -33,6 +34,8 @@ def to_plain_value(value: object) -> PlainValue:
     """Convert a value to what YAML and JSON can hold."""
     if isinstance(value, (Method, Head)):
         return describe(value)
+    if isinstance(value, Teacher):
+        return asdict(value.settings)
     if isinstance(value, tuple | list):
         return [to_plain_value(v) for v in value]
     if isinstance(value, dict):

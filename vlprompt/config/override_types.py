@@ -74,5 +74,9 @@ def _find_types(kind: str, settings: Settings) -> dict[str, Annotation]:
         from vlprompt.engine.train_config import TrainConfig
 
         return get_constructor_types(TrainConfig)
+    if kind == "teacher":
+        from vlprompt.core.teacher import TeacherSettings
+
+        return get_constructor_types(TeacherSettings)
     name = settings.get("name")
     return get_constructor_types(resolve_class(kind, name)) if kind != "search" and isinstance(name, str) else {}

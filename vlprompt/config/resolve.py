@@ -95,7 +95,7 @@ def _build_fields(cls: type, types: dict[str, Annotation]) -> dict[str, FieldDef
             continue
         part, default = get_nested_kind(annotation), inspect.signature(cls).parameters[name].default
         if default is inspect.Parameter.empty:
-            default = {"name": "linear"} if part == "head" else ...  # a head is linear by default
+            default = {"head": {"name": "linear"}, "teacher": {}}.get(part or "", ...)  # a head is linear by default
         fields[name] = (Arguments if part else annotation, default)
     return fields
 
@@ -131,11 +131,27 @@ def _validate_values(kind: str, model_type: type["BaseModel"], values: Settings,
 
 
 def _complete_part(key: str, kind: str, values: Settings, config: LayeredConfig) -> Arguments:
-    """Complete the settings of a method or head that is an argument of another method."""
+    """Complete the settings of a method, head or teacher that is an argument of another method."""
+    if kind == "teacher":
+        return _complete_teacher(key, values, config)
     if not values.get("name"):
         raise ValueError(f"{config.find_origin(key)}: {key}: expected a name, got none. Set {key}={{name: coop}}.")
     cls = resolve_class(kind, values["name"])
     return {"name": values["name"], **complete_arguments(key, cls, values, config)}
+
+
+def _complete_teacher(key: str, values: Settings, config: LayeredConfig) -> Arguments:
+    from vlprompt.core.teacher import TeacherSettings
+
+    if "name" in values:  # a bare text, as the name of a method would be
+        values = {"run": values["name"]}
+    arguments = complete_arguments(key, TeacherSettings, values, config)
+    if not any(arguments.values()):
+        raise ValueError(
+            f"{config.find_origin(key)}: {key}: expected a backbone or a run, got neither. Set "
+            f"{key}='{{backbone: open_clip:ViT-L-14/openai, run: FOLDER}}'."
+        )
+    return arguments
 
 
 def resolve(config: LayeredConfig) -> RunConfig:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from vlprompt.config.build import build_method
 from vlprompt.config.run_config import RunConfig
 from vlprompt.core.batch import Batch, Split
 from vlprompt.core.class_names import ClassName, class_ids
@@ -20,6 +19,7 @@ from vlprompt.data.dataset import Data
 from vlprompt.data.loading import open_data
 from vlprompt.data.splits.sampling import split_base_new
 from vlprompt.engine.loop import Loop
+from vlprompt.experiments.learned.prompt import build_run_method
 from vlprompt.experiments.memory_plan import CostModel
 from vlprompt.runtime import memory
 from vlprompt.runtime.paths import find_configs_folder
@@ -87,6 +87,8 @@ def compute_workload(config: RunConfig, sizes: dict[str, DatasetSize], has_train
         chosen = [size.names.index(i) for i in task["base_classes"]] if known else split_base_new(size.classes)[0]
         both = len(chosen), size.classes - len(chosen)
         tests += [(round(size.test_images * n / size.classes), n) for n in both]
+    if task.get("unlabelled"):
+        chosen = list(range(size.classes))
     tests += [(sizes[t].test_images, sizes[t].classes) for t in task.get("targets") or ()]
     counts = size.train_counts or (shots or 0,) * size.classes
     images = sum(counts[c] if shots is None else min(shots, counts[c]) for c in chosen)
@@ -116,7 +118,7 @@ def _draw_random_images(images: int) -> Images:
 
 def has_trainable_parameters(config: dict[str, Any], backbone: Backbone) -> bool:
     """Return whether a method has trainable parameters."""
-    method = build_method(config, backbone)
+    method = build_run_method(config, backbone)
     lesson = _build_random_lesson(backbone, 2, 2)
     method.begin_lesson(replace(lesson, val=lesson.train), make_generator(0))
     return any(p.requires_grad for p in method.parameters())
@@ -151,7 +153,7 @@ def measure_costs(config: RunConfig, backbone: Backbone) -> MeasuredCosts:
 
 
 def _measure_at_classes(config: RunConfig, backbone: Backbone, classes: int) -> tuple[float, float, float, float]:
-    train, method = config.train_config, build_method(config.method, backbone)
+    train, method = config.train_config, build_run_method(config.method, backbone)
     lesson = _build_random_lesson(backbone, classes, train.batch_size)
     memory.reset_peak(backbone.device)
     with torch.random.fork_rng():

@@ -11,12 +11,14 @@ from vlprompt.core.class_names import as_class_name
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
 from vlprompt.core.towers import find_input_tower
+from vlprompt.experiments.learned.teacher import find_teachers, hash_teacher_runs
 from vlprompt.layers.class_descriptions import is_description_file, load_descriptions
 from vlprompt.results.run_inputs import Inputs, choose_witnesses
 from vlprompt.runtime.file_index import get_content_hash, get_file_index
 
 if TYPE_CHECKING:
     from vlprompt.config.run_config import RunConfig
+    from vlprompt.core.method import Method
     from vlprompt.core.towers import Backbone
     from vlprompt.tasks import Task
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 FILE_SETTINGS = ("descriptions",)  # arguments of methods that name files, whatever the files are called
 
 
-def describe_inputs(task: "Task", config: "RunConfig", backbone: "Backbone | None" = None) -> Inputs:
+def describe_inputs(
+    task: "Task", config: "RunConfig", backbone: "Backbone | None" = None, method: "Method | None" = None
+) -> Inputs:
     """Return what a run stands on, as JSON values by name.
 
     Every image and text that the run trains or tests on is hashed, by the index of files where it knows them.
@@ -33,12 +37,14 @@ def describe_inputs(task: "Task", config: "RunConfig", backbone: "Backbone | Non
         task: on its data.
         config: the configuration of the run.
         backbone: None where it is not loaded.
+        method: the method, whose teachers are opened; None where it is not built.
 
     Returns:
         data: what the task says of its data, with hashes of names and labels; classes: id -> name, template and words
         for it; contents: number and content hash of the
         items by their use; files: content hashes of the files that settings name; witnesses: some files and folders
-        for `results.run_inputs.find_changes`; backbone: the key of a loaded one.
+        for `results.run_inputs.find_changes`; backbone: the key of a loaded one;
+        teacher_runs: what the runs of teachers have learned; teachers: the keys of opened ones.
 
     Raises:
         ValueError: for data that can't be opened.
@@ -56,6 +62,10 @@ def describe_inputs(task: "Task", config: "RunConfig", backbone: "Backbone | Non
         "witnesses": choose_witnesses(files),
     }
     get_file_index().flush()
+    if runs := hash_teacher_runs(config.method):
+        inputs["teacher_runs"] = runs
+    if teachers := {} if method is None else find_teachers(method):
+        inputs["teachers"] = {setting: teacher.key for setting, teacher in teachers.items()}
     return inputs if backbone is None else {**inputs, "backbone": find_input_tower(backbone).key}
 
 

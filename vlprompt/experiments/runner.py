@@ -25,6 +25,7 @@ from vlprompt.engine.unseen_classes import require_test_classes
 from vlprompt.experiments.adaptation_metrics import evaluate_baselines, record_epoch
 from vlprompt.experiments.events import EpochDone, Listener, StageTested, StepDone
 from vlprompt.experiments.inputs import describe_inputs, describe_uses
+from vlprompt.experiments.learned.teacher import find_teachers, require_teachers
 from vlprompt.experiments.provenance import describe_environment, describe_learned_state
 from vlprompt.experiments.run_requirements import require_image_towers, require_stream, require_valid_options
 from vlprompt.experiments.stage_tests import StageTests, TestScores
@@ -84,6 +85,7 @@ def run(
     """
     require_image_towers(method)
     require_stream(method, task)
+    require_teachers(method, task, None if folder is None else Path(folder))
     require_valid_options(max_lessons, memory_overrides)
     config = config or TrainConfig()
     seed = seed if seed is not None else config.seed if isinstance(config, RunConfig) else task.seed
@@ -93,7 +95,7 @@ def run(
     config_dict = run_config.to_dict()
     if inputs is None:
         inputs = distributed.broadcast_from_main(
-            lambda: {} if run_folder is None else describe_inputs(task, run_config, method.backbone)
+            lambda: {} if run_folder is None else describe_inputs(task, run_config, method.backbone, method)
         )
 
     def read_finished() -> Result | None:
@@ -365,9 +367,11 @@ class _Run:
             for part in self.method.modules()
             for setting, how in getattr(part, "clipped_settings", {}).items()
         }
+        teachers = find_teachers(self.method)
         protocol = {
             **self.task.protocol,
             **describe_uses(self.method),
+            **({"teachers": {setting: teacher.key for setting, teacher in teachers.items()}} if teachers else {}),
             **({"contents": self.inputs["contents"]} if self.inputs else {}),
             "selection": SELECTION_DESCRIPTIONS[self.train_config.model_selection],
             "backbone_key": "" if tower is None else tower.key,

@@ -23,7 +23,8 @@ CONTINUAL_PROTOCOL_SETTINGS = (
     "shots",
 )  # those of a stream
 JOINT_KEY, TARGET_TEST_IMAGES = "task.joint", "test images of the target"  # which differ from pair to pair
-ORDER_KEY = "order_dependent"
+ORDER_KEY, USES_KEY = "order_dependent", "uses"
+ALWAYS_MARKED = {ORDER_KEY: "false", USES_KEY: "[]"}  # also where all rows have it -> what an unmarked row has
 ORDER_NOTE = "order-dependent: each answer depends on the test images before it"
 SETTING_LABELS = {
     (JOINT_KEY, True): "joint training",
@@ -228,7 +229,7 @@ def collect_protocol_facts(runs: Sequence[Result]) -> ProtocolFacts:
     facts |= {(k, ""): protocol.get(k) for k in ("augment", "split", "augmentations")}
     facts |= {(f"preprocess.{k}", backbone): v for k, v in protocol.get("preprocess", {}).items()}
     facts |= {(f"metric {k}", ""): v for k, v in protocol.get("metrics", {}).items()}
-    facts[ORDER_KEY, ""] = protocol.get(ORDER_KEY)
+    facts |= {(k, ""): protocol.get(k) for k in ALWAYS_MARKED}
     if task["name"] == CONTINUAL:
         facts |= _collect_continual_facts(runs)
     if task["name"] == DOMAIN:
@@ -264,8 +265,8 @@ def describe_protocol_differences(rows: Sequence[ProtocolFacts]) -> list[str]:
     majority: dict[tuple[str, str], str] = {}
     for key in dict.fromkeys(k for row in rows for k in row):
         counts = Counter(json.dumps(row[key]) for row in rows if key in row)
-        if key[0] == ORDER_KEY:  # always marked, also where all rows are
-            majority[key] = "false"
+        if key[0] in ALWAYS_MARKED:
+            majority[key] = ALWAYS_MARKED[key[0]]
             continue
         majority[key] = "false" if key[0] == JOINT_KEY and "false" in counts else counts.most_common(1)[0][0]
     texts = []
@@ -282,6 +283,8 @@ def describe_protocol_differences(rows: Sequence[ProtocolFacts]) -> list[str]:
 def _describe_difference(name: str, value: Any, usual_value: Any) -> str:
     if name == ORDER_KEY:
         return ORDER_NOTE
+    if name == USES_KEY:
+        return f"uses {' and '.join(value).replace('_', ' ')}: not comparable with rows that do not"
     if isinstance(value, bool):
         return f"{name}={str(value).lower()}"
     if name == TARGET_TEST_IMAGES:

@@ -7,7 +7,13 @@ from typing import Any
 from vlprompt.runtime.file_index import get_content_hash
 
 Inputs = dict[str, Any]  # sections of JSON values by name, as vlprompt.experiments.inputs describes them
-SECTION_FORMATS = {"contents": "content of the {} items", "files": "content of the file {}", "classes": "class {}"}
+SECTION_FORMATS = {
+    "contents": "content of the {} items",
+    "files": "content of the file {}",
+    "classes": "class {}",
+    "teacher_runs": "what {} has learned",
+    "teachers": "the teacher {}",
+}
 DATA_NAMES = {"train": "names and labels of train", "test": "names and labels of test"}
 
 

@@ -6,7 +6,7 @@ Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022
 from collections.abc import Iterator
 from functools import cached_property
 
-from vlprompt.core.class_names import class_ids
+from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
 from vlprompt.data.splits.sampling import split_base_new
@@ -29,6 +29,7 @@ class BaseToNew(FewShot):
         skip_broken: as in FewShot.
         layout: as in FewShot.
         base_only: test on the base classes alone, as suits methods that can't classify new classes.
+        unlabelled: as in FewShot: images of the new classes too are learned from, and no labels at all.
     """
 
     seen_classes_hint = "Set task.base_only=true for the accuracy on the base classes alone."
@@ -43,8 +44,9 @@ class BaseToNew(FewShot):
         skip_broken: bool = False,
         layout: str | None = None,
         base_only: bool = False,
+        unlabelled: bool = False,
     ):
-        super().__init__(dataset, shots, seed, augment, skip_broken, layout)
+        super().__init__(dataset, shots, seed, augment, skip_broken, layout, unlabelled)
         self.base_classes, self.base_only = base_classes, base_only
 
     @cached_property
@@ -69,9 +71,14 @@ class BaseToNew(FewShot):
 
     @cached_property
     def lesson(self) -> Lesson:
-        lesson, base = super().lesson, self.base_and_new[0]
-        val = None if lesson.val is None else lesson.val.select_classes(base)
-        return Lesson(lesson.train.select_classes(base), val)
+        (train, val), base = self.training_images, self.base_and_new[0]
+        if self.unlabelled:
+            return self.hide_labels(train)
+        return Lesson(train.select_classes(base), None if val is None else val.select_classes(base))
+
+    @property
+    def labelled_names(self) -> Names:
+        return tuple(self.data.train.names[label] for label in self.base_and_new[0])
 
     def stages(self) -> Iterator[Stage]:
         base, new = (self.data.test.select_classes(group) for group in self.base_and_new)

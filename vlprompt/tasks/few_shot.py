@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import Names
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
 from vlprompt.data.loading import identify_dataset, resolve_dataset
+from vlprompt.data.splits.label_hiding import anonymize_items, drop_labels
 from vlprompt.data.splits.sampling import sample_few_shot
 
 
@@ -28,6 +31,8 @@ class FewShot:
         augment: "none", "crop", "crop-flip" or "randaugment" instead of the card's augmentation.
         skip_broken: leave out files that can't be decoded.
         layout: what the sub-folders of a folder are (classes, groups, domains or splits); None recognises it.
+        unlabelled: learn from the images of all classes without their labels, as methods with a teacher do; validation
+            images, which have labels, are left out too.
     """
 
     def __init__(
@@ -38,10 +43,11 @@ class FewShot:
         augment: str | None = None,
         skip_broken: bool = False,
         layout: str | None = None,
+        unlabelled: bool = False,
     ):
         self.dataset_source, self.dataset = dataset, identify_dataset(dataset)
         self.shots, self.seed, self.augment = shots, seed, augment
-        self.skip_broken, self.layout = skip_broken, layout
+        self.skip_broken, self.layout, self.unlabelled = skip_broken, layout, unlabelled
 
     @cached_property
     def data(self) -> Data:
@@ -57,10 +63,26 @@ class FewShot:
         return self.data.template
 
     @cached_property
-    def lesson(self) -> Lesson:
+    def training_images(self) -> tuple[Split, Split | None]:
+        """The training and validation images of all classes."""
         if self.shots is None:
-            return Lesson(self.data.train, self.data.val)
-        return Lesson(*sample_few_shot(self.data.train, self.data.val, self.shots, self.seed))
+            return self.data.train, self.data.val
+        return sample_few_shot(self.data.train, self.data.val, self.shots, self.seed)
+
+    @cached_property
+    def lesson(self) -> Lesson:
+        train, val = self.training_images
+        return self.hide_labels(train) if self.unlabelled else Lesson(train, val)
+
+    @staticmethod
+    def hide_labels(train: Split) -> Lesson:
+        """Return the lesson of all classes that has these images without labels."""
+        return Lesson(train.select([]), unlabelled=drop_labels(anonymize_items(train)))
+
+    @property
+    def labelled_names(self) -> Names:
+        """The classes whose labels may be learned from."""
+        return self.data.train.names
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -77,7 +99,12 @@ class FewShot:
             "template": self.data.template,
             "split": get_split_origin(self.data),
             "note": self.data.note,
+            **self._describe_unlabelled(),
         }
+
+    def _describe_unlabelled(self) -> dict[str, Any]:
+        images = self.lesson.unlabelled
+        return {} if images is None else {"unlabelled": images.hash(), "unlabelled_images": len(images)}
 
     def stages(self) -> Iterator[Stage]:
         yield Stage(self.lesson, {"test": self.data.test})

@@ -37,6 +37,7 @@ class Online(FewShot):
         augment: as in FewShot.
         skip_broken: as in FewShot.
         layout: as in FewShot.
+        unlabelled: as in FewShot.
     """
 
     is_online = True
@@ -50,8 +51,9 @@ class Online(FewShot):
         augment: str | None = None,
         skip_broken: bool = False,
         layout: str | None = None,
+        unlabelled: bool = False,
     ):
-        super().__init__(dataset, shots, seed, augment, skip_broken, layout)
+        super().__init__(dataset, shots, seed, augment, skip_broken, layout, unlabelled)
         if not 1 <= orders <= MAX_ORDERS:
             raise ValueError(f"task.orders: expected 1 to {MAX_ORDERS}, got {orders}. Set task.orders=3.")
         self.orders = orders

@@ -12,7 +12,6 @@ from torch import Tensor
 from vlprompt.backbones import load_backbone
 from vlprompt.backbones.glyph import build_tiny_clip
 from vlprompt.config.build import (
-    build_method,
     get_backbone_kind,
     get_constructor_types,
     get_nested_kind,
@@ -30,6 +29,7 @@ from vlprompt.core.texts import TextBatch
 from vlprompt.core.towers import Backbone, Clip, LanguageTower, find_preprocessing
 from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig
+from vlprompt.experiments.learned.prompt import build_run_method
 from vlprompt.runtime.seeding import derive_seed, make_generator
 from vlprompt.testing.failures import require
 from vlprompt.testing.images import build_digits_lesson, draw_pixels, wrap_pixels
@@ -98,12 +98,11 @@ class MethodCase:
     @cached_property
     def assumptions(self) -> dict[str, Any]:
         """Settings that were chosen because none were given."""
-        required = [
-            name
-            for name, kind in get_constructor_types(self.cls).items()
-            if get_nested_kind(kind) == "method" and name not in self.settings
-        ]
-        return dict.fromkeys(required, WRAPPED_METHOD) if isinstance(self.backbone, Clip) else {}
+        if not isinstance(self.backbone, Clip):
+            return {}
+        values = {"method": WRAPPED_METHOD, "teacher": {"backbone": self.backbone.spec}}  # which teaches itself
+        kinds = {name: get_nested_kind(kind) for name, kind in get_constructor_types(self.cls).items()}
+        return {name: values[kind] for name, kind in kinds.items() if kind in values and name not in self.settings}
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -126,7 +125,7 @@ class MethodCase:
 
     def build(self) -> Method:
         """Construct the method."""
-        return build_method({"name": self.name, **self.arguments}, self.backbone)
+        return build_run_method({"name": self.name, **self.arguments}, self.backbone)
 
     def begin(self, seed: int = 0) -> Method:
         """Construct the method and begin the lesson."""

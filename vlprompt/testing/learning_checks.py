@@ -82,6 +82,8 @@ def _iter_gradient_batches(case: MethodCase, method: Method) -> Iterator[Batch]:
         unlabelled = next(case.lesson.unlabelled.batches(9))
     for batch in train.batches(10):
         yield replace(batch, unlabelled=unlabelled, progress=0.5)
+    if not len(train) and unlabelled is not None:
+        yield replace(unlabelled, inputs=unlabelled.inputs.slice(0, 0), names=train.names, unlabelled=unlabelled)
 
 
 def check_learns(case: MethodCase) -> None:

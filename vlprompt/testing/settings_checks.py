@@ -1,7 +1,7 @@
 """The check of a constructor: it stores its arguments, which are the method's configuration."""
 
-from vlprompt.config.build import build_method
 from vlprompt.config.describe import describe
+from vlprompt.experiments.learned.prompt import build_run_method
 from vlprompt.testing.case import MethodCase
 from vlprompt.testing.failures import CheckFailure, require
 from vlprompt.testing.learning_checks import join_names
@@ -23,4 +23,6 @@ def check_constructor(case: MethodCase) -> None:
         f"__init__: expected its arguments as they are, got other values in {join_names(changed)}. Store them "
         "unchanged (self.NAME = NAME), and derive other values in begin_lesson.",
     )
-    require(build_method(settings, case.backbone) is not method, "__init__: expected a new object, got the same one.")
+    require(
+        build_run_method(settings, case.backbone) is not method, "__init__: expected a new object, got the same one."
+    )

@@ -6,8 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import SkipTest
 
-from vlprompt.config.build import build_method, build_task
+from vlprompt.config.build import build_task
 from vlprompt.config.resolve import resolve_grid
+from vlprompt.experiments.learned.prompt import build_run_method
 from vlprompt.experiments.runner import run
 from vlprompt.runtime.errors import UnknownClassError
 from vlprompt.testing.case import MethodCase
@@ -76,8 +77,8 @@ def check_runs(case: MethodCase, task: str, overrides: Sequence[str] = ()) -> No
         backbone=case.backbone.spec,
         overrides=[*SHORT_TRAINING, *task_settings, {"method": case.arguments}, *overrides],
     )
-    method = build_method(plan.method, case.backbone)
-    needs_target = method.needs_unlabelled and task != "domain"
+    method = build_run_method(plan.method, case.backbone)
+    needs_target = method.needs_unlabelled and task != "domain" and not plan.task.get("unlabelled")
     needs_order = method.is_online and task != "online"
     try:
         with TemporaryDirectory(prefix="vlprompt-check-") as folder:

@@ -11,7 +11,6 @@ import torch
 
 from vlprompt.backbones import load_backbone
 from vlprompt.backbones.feature_cache import attach_disk_cache
-from vlprompt.config.build import build_method
 from vlprompt.config.describe import describe_run
 from vlprompt.config.run_config import RunConfig
 from vlprompt.core.batch import Split
@@ -27,7 +26,7 @@ from vlprompt.core.towers import (
 )
 from vlprompt.data.images.preprocess_presets import resolve_preprocessing
 from vlprompt.engine.loop import fit
-from vlprompt.experiments.learned.prompt import LearnedPrompt, restore_prompt
+from vlprompt.experiments.learned.prompt import LearnedPrompt, build_run_method, restore_prompt
 from vlprompt.experiments.learned.state import LearnedState
 from vlprompt.experiments.provenance import describe_learned_state
 from vlprompt.experiments.runner import use_threads
@@ -61,7 +60,7 @@ def learn_lesson(
         if earlier is None:
             backbone = _load_preprocessed(config, device)
             validate_stage_inputs(backbone, Stage(lesson, {}))
-            method = build_method(config.method, backbone)
+            method = build_run_method(config.method, backbone)
         else:
             method = earlier.method
         _train(method, lesson, config)

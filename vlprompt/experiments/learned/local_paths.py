@@ -42,6 +42,8 @@ def shorten_settings(value: Any, key: str = "", dataset_keys: Collection[str] = 
         return {name: shorten_settings(part, name, dataset_keys) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [shorten_settings(part, key, dataset_keys) for part in value]
+    if isinstance(value, str) and key == "backbone":
+        return shorten_backbone(value)[0]
     if isinstance(value, str):
         return shorten_dataset(value) if key in dataset_keys else shorten_path(value)
     return value

@@ -1,7 +1,8 @@
 """A learned prompt on its frozen backbone, ready to answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +17,16 @@ from vlprompt.core.batch import Item, Split
 from vlprompt.core.class_names import ClassName, Names, as_class_name, class_ids
 from vlprompt.core.head import Prepared
 from vlprompt.core.method import Method, Output
-from vlprompt.core.towers import Backbone, find_input_tower, find_preprocessing, with_preprocessing
+from vlprompt.core.teacher import Teacher, TeacherSettings
+from vlprompt.core.towers import Backbone, Clip, find_input_tower, find_preprocessing, with_preprocessing
 from vlprompt.data.images.image_inputs import build_image_items
 from vlprompt.data.images.preprocess_presets import resolve_preprocessing
 from vlprompt.engine.evaluate import iter_outputs
 from vlprompt.engine.unknown_scores import make_score_fn
 from vlprompt.experiments.learned.decision import UNKNOWN, Decision
 from vlprompt.experiments.learned.state import LearnedState, read_learned_state
+from vlprompt.experiments.learned.teacher import OpenedTeacher, RunTeacher, hash_learned_state
+from vlprompt.methods.zero_shot import ZeroShot
 from vlprompt.runtime.settings import SETTINGS
 
 MAX_PREPARED_CLASS_LISTS = 8
@@ -191,7 +195,7 @@ def restore_prompt(
     tower = find_input_tower(frozen)
     _require_same_backbone(tower.key, state, tower.spec if not isinstance(spec, str) else spec)
     try:
-        method = build_method(config["method"], frozen)
+        method = build_run_method(config["method"], frozen)
         method.restore(state.lessons, {name: tensor.to(tower.device) for name, tensor in state.tensors.items()})
         _require_same_kinds(method, state)
         _require_order(method, state, allows_online)
@@ -244,3 +248,39 @@ def _require_same_backbone(key: str, state: LearnedState, spec: str) -> None:
             f"was trained on ({trained_spec}), got {spec}, which has the same weights but differs in these. Name the "
             "same model before the weights' file by --backbone."
         )
+
+
+def build_run_method(config: Mapping[str, Any], backbone: Backbone) -> Method:
+    """Build a method on its backbone, with its teacher where it has one; arguments and errors as in `build_method`."""
+    return build_method(dict(config), backbone, open_teacher=open_teacher)
+
+
+def open_teacher(settings: TeacherSettings, device: torch.device) -> Teacher:
+    """Return the teacher that settings name; it is opened when it is first asked."""
+    return RunTeacher(settings, device, _open_teacher_method)
+
+
+def _open_teacher_method(settings: TeacherSettings, device: str) -> OpenedTeacher:
+    if settings.run is None:
+        return _open_zero_shot(str(settings.backbone), device)
+    state = read_learned_state(settings.run)
+    return _open_learned(settings, device, hash_learned_state(state))
+
+
+@lru_cache(maxsize=2)  # runs of one process share it; it is frozen
+def _open_zero_shot(backbone: str, device: str) -> OpenedTeacher:
+    frozen = attach_disk_cache(load_backbone(backbone, device), SETTINGS.get_cache_folder())
+    if not isinstance(frozen, Clip):
+        raise ValueError(
+            f"--backbone: expected a CLIP, got {backbone}, which has no texts. Name one such as glyph or "
+            "open_clip:ViT-L-14/openai."
+        )
+    return OpenedTeacher(ZeroShot(frozen), "")
+
+
+@lru_cache(maxsize=2)  # likewise
+def _open_learned(settings: TeacherSettings, device: str, learned_hash: str) -> OpenedTeacher:
+    prompt = load_prompt(str(settings.run), settings.backbone, device)
+    if hash_learned_state(prompt.state) != learned_hash:
+        raise ValueError(f"{settings.run!r}: expected a run that stays as it is, got one that changes. Run it again.")
+    return OpenedTeacher(prompt.method, learned_hash)

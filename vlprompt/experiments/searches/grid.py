@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from vlprompt.config.build import build_method
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
 from vlprompt.core.towers import Backbone
 from vlprompt.engine.evaluate import evaluate
 from vlprompt.engine.vmap_training import count_vmapped_runs, fit_vmapped
 from vlprompt.experiments.events import Listener, SearchStarted, VmapStepDone, ignore_event
+from vlprompt.experiments.learned.prompt import build_run_method
 from vlprompt.experiments.runner import run
 from vlprompt.experiments.searches.points import SearchPoint
 from vlprompt.experiments.searches.study import Study
@@ -104,7 +104,7 @@ class _Search:
 
     def _count_vmapped(self, point: SearchPoint, stage: Stage) -> int:
         """Return how many points of a group train at once; 0 for a method without training, whose points are equal."""
-        method, train = build_method(point.config.method, self.backbone), point.config.train_config
+        method, train = build_run_method(point.config.method, self.backbone), point.config.train_config
         method.begin_lesson(stage.lesson, make_generator(point.config.seed, "begin", 0))
         has_training = any(p.requires_grad for p in method.parameters()) and train.epochs
         return count_vmapped_runs(method, train) if has_training else 0
@@ -137,7 +137,7 @@ class _Search:
         """Return the validation accuracy of each point, None for one that is not finite, and the seconds of all."""
         start, keys, seeds = time.monotonic(), [p.key for p in points], [p.config.seed for p in points]
         resume_state, previous_seconds = self.folder.load_vmap_state(keys)
-        methods = [build_method(point.config.method, self.backbone) for point in points]
+        methods = [build_run_method(point.config.method, self.backbone) for point in points]
         for method, seed in zip(methods, seeds, strict=True):
             method.begin_lesson(stage.lesson, make_generator(seed, "begin", 0))
         last_saved, step = time.monotonic(), None
@@ -159,7 +159,7 @@ class _Search:
     def _train_single(self, point: SearchPoint) -> tuple[float | None, float]:
         """Return the validation accuracy of a point, None for one that is not finite, and its seconds."""
         start, config = time.monotonic(), point.config
-        method, folder = build_method(config.method, self.backbone), self.folder.current_run_path / point.key
+        method, folder = build_run_method(config.method, self.backbone), self.folder.current_run_path / point.key
         try:
             result = run(method, self.study.task, config, folder, save_every=self.save_every, on_event=self.on_event)
         except NonFiniteError:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.config.build import build_method
 from vlprompt.config.run_config import RunConfig
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
 from vlprompt.core.towers import Backbone
 from vlprompt.engine.evaluate import evaluate
 from vlprompt.experiments.events import EpochDone, Event, Listener, Notice, SearchStarted, StepDone, ignore_event
+from vlprompt.experiments.learned.prompt import build_run_method
 from vlprompt.experiments.runner import run
 from vlprompt.experiments.searches.study import Study
 from vlprompt.experiments.searches.trial_store import ClaimedTrial, TrialStore, parse_values
@@ -119,7 +119,7 @@ class _Worker:
         """Train a trial to the end, or to the epoch at which it is pruned or its loss is not finite."""
         start, trial = time.monotonic(), claimed.trial
         config = self.study.builder.build(claimed.values).config
-        method = build_method(config.method, self.backbone)
+        method = build_run_method(config.method, self.backbone)
         reports = dict(self.store.read_trials()[trial.number].intermediate_values)
 
         is_hopeless = False

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.backbones.missing_weights import describe_missing_weights
 from vlprompt.backbones.schemes import SINGLE_THREADED_BACKBONES
-from vlprompt.config.build import build_method, build_task, resolve_class
+from vlprompt.config.build import build_task, resolve_class
 from vlprompt.config.run_config import RunConfig
 from vlprompt.config.sources import COMMAND_LINE, Override, PlainValue, nest_setting
 from vlprompt.core.towers import validate_stage_inputs
 from vlprompt.engine.unseen_classes import require_test_classes
+from vlprompt.experiments.learned.prompt import build_run_method
 from vlprompt.experiments.sweeps.combinations import resolve_sweep
 from vlprompt.experiments.sweeps.options import LoadedBackbones
 from vlprompt.experiments.sweeps.run_names import format_run_name
@@ -169,7 +170,7 @@ def _explain(config: RunConfig, backbones: LoadedBackbones) -> str:
         if config.backbone in SINGLE_THREADED_BACKBONES:
             backbone = backbones.load(config)
             validate_stage_inputs(backbone, stage)
-            method = build_method(config.method, backbone)
+            method = build_run_method(config.method, backbone)
             require_test_classes(method, stage, getattr(task, "seen_classes_hint", ""))
             method.begin_lesson(stage.lesson.without_items(), make_generator(config.seed, "begin", 0))
     except Exception as error:  # of a user's own method or task, of any kind

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.config.build import build_method, build_task
+from vlprompt.config.build import build_task
 from vlprompt.config.run_config import RunConfig
 from vlprompt.core.towers import Clip, find_input_tower
 from vlprompt.data.report import summarize_dataset
@@ -22,6 +22,7 @@ from vlprompt.experiments.events import (
     ignore_event,
 )
 from vlprompt.experiments.inputs import describe_inputs
+from vlprompt.experiments.learned.prompt import build_run_method
 from vlprompt.experiments.side_by_side import (
     MemberJob,
     count_runs_that_fit,
@@ -183,7 +184,9 @@ class RunMaker:
             return 1, f"to fit into the memory they need {', '.join(f'train.{name}' for name in sorted(overrides))}"
         lesson = next(iter(prepared.task.stages())).lesson
         try:
-            work = measure_shared_work(lambda clip: build_method(first.config.method, clip), prepared.backbone, lesson)
+            work = measure_shared_work(
+                lambda clip: build_run_method(first.config.method, clip), prepared.backbone, lesson
+            )
         except ValueError as error:  # a few images may be too few for a method
             return 1, f"what their steps share was not measured ({error})"
         if reason := work.explain_no_gain(find_input_tower(prepared.backbone).device.type):
@@ -257,8 +260,8 @@ class RunMaker:
             self.on_event(Notice(name, text))
         with distributed.local_main_process_first():
             backbone = self.backbones.load(config)
-        method = build_method(config.method, backbone)
-        inputs = distributed.broadcast_from_main(lambda: describe_inputs(task, config, backbone))
+        method = build_run_method(config.method, backbone)
+        inputs = distributed.broadcast_from_main(lambda: describe_inputs(task, config, backbone, method))
         folder = choose_run_folder(self.options, config, inputs)
         if damage := folder.find_damage():
             self.on_event(Notice(name, f"runs again, as a file is damaged: {damage}"))
@@ -270,7 +273,7 @@ class RunMaker:
         from vlprompt.experiments.runner import run
 
         config = prepared.config
-        method = prepared.method if member is None else build_method(config.method, member.clip)
+        method = prepared.method if member is None else build_run_method(config.method, member.clip)
         before_write = partial(self.before_write, config.hash) if self.before_write else None
 
         def make_run(listener: Listener) -> Result:
@@ -325,7 +328,7 @@ class RunMaker:
             return self.memory_plans[key]
 
         def build() -> Any:
-            return build_method(config.method, backbone)
+            return build_run_method(config.method, backbone)
 
         try:
             plan = self.memory_plans[key] = plan_memory(build, stage.lesson, config.train_config, n_test_images)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vlprompt.config.build import build_task
 from vlprompt.config.run_config import RunConfig
 from vlprompt.experiments.inputs import describe_inputs, hash_named_files
+from vlprompt.experiments.learned.teacher import hash_teacher_runs
 from vlprompt.experiments.sweeps.options import SweepOptions
 from vlprompt.experiments.sweeps.run_names import choose_run_folder, get_run_folder
 from vlprompt.results.run_folder import Result, RunFolder
@@ -48,6 +49,7 @@ def iter_stored_runs(configs: Sequence[RunConfig], options: SweepOptions) -> Ite
             if key not in described:
                 described[key] = describe_inputs(build_task(config.task), config)
             inputs = {**described[key], "files": hash_named_files(config.to_dict())}
+            inputs["teacher_runs"] = hash_teacher_runs(config.method)
             folder = choose_run_folder(options, config, inputs)
         except (ValueError, OSError) as error:
             yield StoredRun(error=error)
