@@ -71,12 +71,12 @@ def answer(method, batch):
 
 
 def cosines(method, batch, arrays):
-    """(M, N, B, C) of the two sets of a vector."""
+    """(B, M, N, C) of the two sets of a vector."""
     text = method.prepare(batch.names, method.precompute(batch.names))
     text = text[0] if isinstance(text, tuple) else text
     image = arrays["local_features"][1:] if "local_features" in arrays else arrays["image_features_raw"]
     unit = method.clip.unit
-    return torch.einsum("mbe,nce->mnbc", unit(image), unit(text)).detach()
+    return torch.einsum("mbe,nce->bmnc", unit(image), unit(text)).detach()
 
 
 @pytest.mark.parametrize("case", golden_cases(*MAKE))
@@ -92,7 +92,7 @@ def test_the_authors_numbers(authors_clip, case):
         "loss": relative(terms["ce"][0], arrays["loss"]),
         "logits": relative(out.logits, arrays["logits"]),
         "text": relative(text[0] if isinstance(text, tuple) else text, arrays["text_features_raw"]),
-        "transport": relative(plan.permute(2, 3, 0, 1).flatten(0, 1), arrays["transport"]),
+        "transport": relative(plan.movedim(-1, 1).flatten(0, 1), arrays["transport"]),
         "mean text": relative(out.text_features, arrays["text_features_raw"].mean(0)),
     }
     if "image_features_raw" in arrays:
@@ -173,8 +173,8 @@ def test_plot_on_the_towers_that_have_patches(tiny, pooled):
         method, batch = begin(m.PLOT(clip, n_ctx=2, pooled=pooled)), batch_of(size)
         text = method.prepare(batch.names, method.precompute(batch.names))
         rows = clip.unit(clip.image(batch.inputs, output="patches"))
-        plan = compute_transport_plan(torch.einsum("bme,nce->mnbc", rows, clip.unit(text)), 0.1, 100, 0.01)
-        expected = clip.scale * torch.einsum("mnbc,bme,nce->bc", plan, rows, clip.unit(text))
+        plan = compute_transport_plan(torch.einsum("bme,nce->bmnc", rows, clip.unit(text)), 0.1, 100, 0.01)
+        expected = clip.scale * torch.einsum("bmnc,bme,nce->bc", plan, rows, clip.unit(text))
         if pooled:
             expected = expected + clip.logits(clip.image(batch.inputs), text.mean(0))
         found = method(batch.inputs, text)

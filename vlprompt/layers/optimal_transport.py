@@ -15,28 +15,28 @@ def compute_transport_plan(similarity: Tensor, epsilon: float, max_rounds: int, 
     itself, so that its plan does not depend on which others stand beside it.
 
     Args:
-        similarity: (M, N, ...), of each pair of sets behind the first two.
+        similarity: (..., M, N, C), of each pair of sets: of an image, and of each of C classes.
         epsilon: weight of the entropy, at least `MIN_EPSILON` for cosines.
         max_rounds: after which a pair stops at the latest.
         threshold: a pair stops when the mean change of the factors of its M rows is below it; 0: never.
 
     Returns:
-        (M, N, ...), without gradient: columns add up to 1 / N, and rows to 1 / M as far as the rounds have come.
+        (..., M, N, C), without gradient: columns add up to 1 / N, and rows to 1 / M as far as the rounds have come.
     """
-    m, n, *pairs = similarity.shape
+    m, n, _ = similarity.shape[-3:]
     cost = 1 - similarity.to(torch.promote_types(similarity.dtype, torch.float32))
-    kernel = torch.exp(-cost / epsilon).contiguous()  # (M, N, ...)
-    rows, columns = kernel.new_ones(m, *pairs), kernel.new_ones(n, *pairs)
-    is_moving = torch.ones(pairs, dtype=torch.bool, device=kernel.device)
+    kernel = torch.exp(-cost / epsilon)
+    rows, columns = torch.ones_like(kernel[..., :1, :]), torch.ones_like(kernel[..., :1, :, :])
+    is_moving = torch.ones_like(rows[..., :1, :, :], dtype=torch.bool)  # (..., 1, 1, C)
     for _ in range(max_rounds):
-        new_rows = 1 / m / (kernel * columns).sum(1)
-        new_columns = 1 / n / (kernel * new_rows[:, None]).sum(0)
-        change = (new_rows - rows).abs().mean(0)
+        new_rows = 1 / m / (kernel * columns).sum(-2, keepdim=True)
+        new_columns = 1 / n / (kernel * new_rows).sum(-3, keepdim=True)
+        change = (new_rows - rows).abs().mean(-3, keepdim=True)
         rows, columns = torch.where(is_moving, new_rows, rows), torch.where(is_moving, new_columns, columns)
         is_moving = is_moving & (change >= threshold)
         if not torch.compiler.is_exporting() and not bool(is_moving.any()):  # later rounds would change nothing
             break
-    return rows[:, None] * kernel * columns
+    return rows * kernel * columns
 
 
 def compute_transport_scores(image: Tensor, text: Tensor, epsilon: float, max_rounds: int, threshold: float) -> Tensor:
@@ -54,6 +54,6 @@ def compute_transport_scores(image: Tensor, text: Tensor, epsilon: float, max_ro
     """
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     cosines = image.flatten(0, 1) @ text.flatten(0, 1).T  # (B * M, N * C)
-    similarity = cosines.view(*image.shape[:2], *text.shape[:2]).permute(1, 2, 0, 3)  # (M, N, B, C)
+    similarity = cosines.view(*image.shape[:2], *text.shape[:2])  # (B, M, N, C)
     plan = compute_transport_plan(similarity, epsilon, max_rounds, threshold)
-    return (plan * similarity).sum((0, 1))
+    return (plan * similarity).sum((1, 2))
