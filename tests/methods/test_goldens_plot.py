@@ -10,7 +10,9 @@ from written_out import library
 from vlprompt import methods as m
 from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.core.batch import Batch, Split
+from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
+from vlprompt.layers.class_texts import fill_class_texts
 from vlprompt.layers.optimal_transport import compute_transport_plan
 
 
@@ -124,6 +126,15 @@ def test_the_texts_are_the_authors(authors_clip):
     assert [indices for _, indices in fixed] == [[0, 1], [2], [3]]
     assert [str(texts[0]) for texts, _ in fixed] == ["{5} cat.", "{5} of cat.", "{5} a cat."]
     assert method.ctx.shape[1] == told["hyperparameters"]["n_ctx_effective"]
+
+
+def test_contexts_keep_their_order_where_ends_of_sentences_come_again(tiny):
+    texts = ("a photo of a", "this is a photo of", "one small picture of a", "one picture of a")
+    method = begin(m.PLOTpp(tiny, texts))
+    found, _ = method.prepare(("cat", "dog"), method.precompute(("cat", "dog")))
+    for text, ctx, rest in zip(found, method.ctx, ("", " of", " a", ""), strict=True):
+        alone = tiny.text(fill_class_texts(f"{{ctx}}{rest} {{name}}.", ("cat", "dog"), 4), Prompt({0: ctx[None]}))
+        assert relative(text, alone[0]) < 1e-5
 
 
 # --- stages, other towers, bad input ---
