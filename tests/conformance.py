@@ -70,6 +70,8 @@ SMALL = {
     "mma": {"bottleneck_dim": 8, "layers": 2, "scale": 0.1},
     "mmrl": {"dim": 16, "layers": 2},
     "mmrlpp": {"dim": 16, "layers": 2, "projection_rank": 8},
+    "plot": {"n_ctx": 4, "max_rounds": 10},
+    "plotpp": {"max_rounds": 10},
     "tcp": {"depth": 1},
 }
 PLAIN = "a photo of a {name}."

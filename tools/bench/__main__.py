@@ -39,6 +39,7 @@ TABLES = (
     "scaling",
     "heads",
     "closed_form",
+    "transport",
     "streams",
     "dapl",
     "lm",

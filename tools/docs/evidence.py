@@ -15,10 +15,8 @@ TWIN_FILES = ("methods/test_twins.py", "methods/test_image_tower_methods.py", "m
               "methods/test_goldens.py", "backbones/test_peft.py")  # fmt: skip
 
 
-NO_METHODS = (
-    None,
-    "LoCoOp",
-)  # of the field `method`: weights, towers, metrics; and a method whose scores alone are here
+# of the field `method`: weights, towers, metrics; and methods whose scores or features of patches alone are here
+NO_METHODS = (None, "LoCoOp", "DualCoOp", "TaI-DPT")
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def _plain(text: str) -> str:
 
 @cache
 def find_golden_vectors() -> dict[str, list[GoldenVector]]:
-    """Return {method: its golden vectors}, by the field `method` of each file.
+    """Return {method: its golden vectors}, by the name of each file, else by its field `method`.
 
     Raises:
         ValueError: for a file of a method that there is not.
@@ -47,7 +45,8 @@ def find_golden_vectors() -> dict[str, list[GoldenVector]]:
         content = json.loads(path.read_text("utf-8"))
         if content.get("method") in NO_METHODS:
             continue
-        fitting = [plain for plain in names if plain in _plain(content["method"])]
+        title, kind = _plain(content["method"]), _plain(path.stem.partition("-")[0])
+        fitting = [kind] if kind in names else [plain for plain in names if plain in title]
         if not fitting:
             raise ValueError(f"{path}: expected the name of a method, got {content['method']!r}. Correct the field.")
         vector = GoldenVector(path.stem, content["source"], content["commit"])

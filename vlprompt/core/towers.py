@@ -78,6 +78,10 @@ class VisionTower(Tower, Protocol):
         """Encode images and return several outputs of one pass, such as ("pooled", "prompts"): (B, E) and (B, P, D)."""
         ...
 
+    def require_patch_features(self) -> None:
+        """Raise ValueError unless the output "patches" has the features (B, N, E) of patches in the joint space."""
+        ...
+
     def project_rows(self, rows: Tensor) -> Tensor:
         """Project rows (.., D) behind the last norm into the joint space (.., E), as the class token is."""
         ...

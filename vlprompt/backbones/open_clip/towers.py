@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.backbones.timm.blocks import build_timm_tower
+from vlprompt.backbones.towers.attention_pooled import AttentionPooledTower
 from vlprompt.backbones.towers.freeze import (
     PROBE_TEXT,
     build_patch_unfold,
@@ -22,6 +23,7 @@ from vlprompt.backbones.towers.text_tokenizer import TextTokenizer, wrap_hf_toke
 from vlprompt.backbones.towers.vit import ViT
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.towers import Clip
+from vlprompt.layers.attention_pool import AttentionPool
 from vlprompt.layers.block import Block
 from vlprompt.layers.frozen_maps import FrozenMap, freeze_linear, identity
 
@@ -87,12 +89,14 @@ def _read_preprocessing(visual: Any) -> Preprocessing:
 
 
 def _build_image_tower(visual: Any, width: int, key: str, device: torch.device) -> ImageTower:
-    preprocessing, vit = _read_preprocessing(visual), None
+    preprocessing, known = _read_preprocessing(visual), None
     if type(visual).__name__ == "TimmModel" and "pool" not in dict(visual.head.named_children()):
-        vit = build_timm_tower(visual.trunk, _convert_head(visual), width, preprocessing, key, device)
+        known = build_timm_tower(visual.trunk, _convert_head(visual), width, preprocessing, key, device)
     elif type(visual).__name__ == "VisionTransformer":
-        vit = _build_vit(visual, width, preprocessing, key, device)
-    tower = vit or ImageTower(lambda pixels: _select_pooled(visual(pixels)), width, preprocessing, key, device)
+        known = _build_vit(visual, width, preprocessing, key, device)
+    elif type(visual).__name__ == "ModifiedResNet":
+        known = _build_resnet(visual, width, preprocessing, key, device)
+    tower = known or ImageTower(lambda pixels: _select_pooled(visual(pixels)), width, preprocessing, key, device)
     tower.n_parameters = count_parameters(visual)
     return tower
 
@@ -145,6 +149,21 @@ def _build_vit(visual: Any, width: int, preprocessing: Preprocessing, key: str, 
         key=key,
         device=device,
     )
+
+
+def _build_resnet(
+    visual: Any, width: int, preprocessing: Preprocessing, key: str, device: torch.device
+) -> AttentionPooledTower:
+    pool, stages = visual.attnpool, (visual.stem, visual.layer1, visual.layer2, visual.layer3, visual.layer4)
+
+    def run_trunk(pixels: Tensor) -> Tensor:
+        for stage in stages:
+            pixels = stage(pixels)
+        return pixels
+
+    maps = (freeze_linear(one) for one in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj))
+    rows = AttentionPool(pool.num_heads, pool.positional_embedding.detach(), *maps)
+    return AttentionPooledTower(run_trunk, pool, rows, width, preprocessing, key, device)
 
 
 def _select_pooled(features: Any) -> Tensor:

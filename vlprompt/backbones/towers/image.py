@@ -159,6 +159,13 @@ class ImageTower:
         """Raise ValueError: an opaque tower takes no prompt."""
         raise self._unsupported_error()
 
+    def require_patch_features(self) -> None:
+        """Raise ValueError unless the tower has features of patches in the joint space, as output "patches"."""
+        raise ValueError(
+            f"image tower of {self.spec}: expected a CLIP with features of patches, got one that only computes pooled "
+            "features. Use a ViT or a ResNet of CLIP, for example open_clip:ViT-B-16/openai or open_clip:RN50/openai."
+        )
+
     def sites(self, *kinds: str) -> dict[str, tuple[int, int]]:
         raise self._unsupported_error()
 

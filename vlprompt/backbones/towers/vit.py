@@ -27,7 +27,8 @@ from vlprompt.layers.block import (
 from vlprompt.layers.frozen_maps import FrozenMap, identity
 from vlprompt.layers.weight_merging import find_frozen_map, has_weights, merge_adapter, merge_into_blocks
 
-OUTPUTS = ("pooled", "prompts", "tokens", "local")
+OUTPUTS = ("pooled", "prompts", "tokens", "patches", "local")
+PROJECTED_OUTPUTS = ("patches", "local")  # patches as the class token is: in the joint space
 OUTER_MAPS = {"patch": "embed", "pre_norm": "pre_norm", "norm": "norm"}  # sites outside of the blocks
 
 
@@ -128,6 +129,10 @@ class ViT(ImageTower):
     def require_blocks(self) -> None:
         """Do nothing: a ViT has blocks."""
 
+    def require_patch_features(self) -> None:
+        """Raise ValueError if the features of this tower are a pool over all tokens."""
+        self._require_class_token("features of patches")
+
     def sites(self, *kinds: str) -> dict[str, tuple[int, int]]:
         """Return {"0/q": (fan_in, fan_out), ...} for the sites of these kinds.
 
@@ -149,11 +154,12 @@ class ViT(ImageTower):
         Args:
             images: the batch.
             prompt: tokens, prefixes and adapters; without any, features come from the cache.
-            output: "pooled"; the states after the last norm of the "prompts" or the patch "tokens"; or "local", the
-                patches in the joint space, where no row of the last block sees another one.
+            output: "pooled"; the states after the last norm of the "prompts" or the patch "tokens"; "patches", these
+                tokens in the joint space; or "local", the same where no row of the last block sees another one.
 
         Returns:
-            "pooled": un-normalised (B, E); "prompts": (B, P, D); "tokens": (B, N, D); "local": un-normalised (B, N, E).
+            "pooled": un-normalised (B, E); "prompts": (B, P, D); "tokens": (B, N, D); "patches" and "local":
+            un-normalised (B, N, E). Only "pooled" is cached.
         """
         features = None if prompt or output != "pooled" else self.look_up_features(images)
         if features is not None and self.recorder is None:
@@ -182,10 +188,11 @@ class ViT(ImageTower):
             raise ValueError(
                 f"image tower: expected output {', '.join(OUTPUTS)}, got {unknown[0]!r}. Pass one of them."
             )
-        if "local" in outputs:
-            self._require_class_token("output 'local'")
-            if len(outputs) > 1:
-                raise ValueError(f"image tower: expected 'local' alone, got {tuple(outputs)}. Read it in its own pass.")
+        for output in PROJECTED_OUTPUTS:
+            if output in outputs:
+                self._require_class_token(f"output {output!r}")
+        if "local" in outputs and len(outputs) > 1:
+            raise ValueError(f"image tower: expected 'local' alone, got {tuple(outputs)}. Read it in its own pass.")
         validate_prompt_layers(prompt, self.depth)
         if any(t.ndim != 3 for t in prompt.tokens.values()):
             raise ValueError(
@@ -230,7 +237,7 @@ class ViT(ImageTower):
         self, x: Tensor, prompt: Prompt, outputs: Sequence[str], attention: AttentionFn | None = None
     ) -> tuple[Tensor, ...]:
         """Run the blocks on tokens (B, N, D) and return the outputs, as `read` does."""
-        reads_prompt, reads_all = "prompts" in outputs, "tokens" in outputs or "local" in outputs
+        reads_prompt, reads_all = "prompts" in outputs, not {"tokens", *PROJECTED_OUTPUTS}.isdisjoint(outputs)
         n_read = None if reads_all else self.n_pooled_tokens if "pooled" in outputs else 0
         block_fn = self.compute_options.wrap_block_fn(run_block)
         x = walk(
@@ -254,7 +261,7 @@ class ViT(ImageTower):
         if output == "pooled":
             return self.project(x if self.is_norm_after_pool else self.pool(x))
         x = x if output == "prompts" else x[:, self.n_special_tokens :]
-        return self.project(x) if output == "local" else x
+        return self.project(x) if output in PROJECTED_OUTPUTS else x
 
     def merged(self, prompt: Prompt) -> "ViT":
         """Return a tower with the adapters of a prompt merged into its weights (blocks, patches and last norm).
