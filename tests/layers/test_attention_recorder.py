@@ -9,7 +9,7 @@ from written_out import library
 
 from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.core.prompt import Prompt
-from vlprompt.layers.attention_recorder import AttentionRecorder
+from vlprompt.layers.blocks.attention_recorder import AttentionRecorder
 
 P, N, S, H, D, DEPTH = 4, 16, 1, 4, 64, 3
 

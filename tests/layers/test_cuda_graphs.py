@@ -10,7 +10,7 @@ from vlprompt.backbones.glyph import build_tiny_clip
 from vlprompt.core.prompt import Prompt
 from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig
-from vlprompt.layers.cuda_graphs import MAX_RECORDED_PASSES, CudaGraphCache
+from vlprompt.layers.blocks.cuda_graphs import MAX_RECORDED_PASSES, CudaGraphCache
 from vlprompt.runtime.memory import TensorMemoryTracker
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import FewShot

@@ -110,7 +110,7 @@ def test_a_row_is_made_anew_when_the_code_changes(tool, tmp_path, monkeypatch):
     for name in (
         "tools/bench/measure.py",
         "tools/bench/text.py",
-        "vlprompt/layers/block.py",
+        "vlprompt/layers/blocks/block.py",
         "vlprompt/backbones/towers/text.py",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def test_a_row_is_made_anew_when_the_code_changes(tool, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(rows, "HERE", tmp_path / "tools" / "bench")
     found = [rows.hash_code("text")]
-    for name in ("vlprompt/layers/block.py", "vlprompt/backbones/towers/text.py", "tools/bench/text.py"):
+    for name in ("vlprompt/layers/blocks/block.py", "vlprompt/backbones/towers/text.py", "tools/bench/text.py"):
         epoch = rows.hash_code("epoch")
         (tmp_path / name).write_text("other")
         found.append(rows.hash_code("text"))

@@ -20,7 +20,7 @@ from vlprompt.backbones.towers.text_tokenizer import TextTokenizer, wrap_hf_toke
 from vlprompt.backbones.towers.vit import ViT
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.towers import Clip
-from vlprompt.layers.block import Block
+from vlprompt.layers.blocks.block import Block
 from vlprompt.layers.frozen_maps import freeze_linear, identity
 
 REQUIRED_FILES = (  # one file of each line must be in a folder

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlprompt.layers.attention import attend, merge_heads, split_heads
+from vlprompt.layers.blocks.attention import attend, merge_heads, split_heads
 from vlprompt.layers.frozen_maps import FrozenMap
 
 

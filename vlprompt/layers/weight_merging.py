@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import WeightedMap
-from vlprompt.layers.block import Block, validate_prompt_layers
+from vlprompt.layers.blocks.block import Block, validate_prompt_layers
 from vlprompt.layers.frozen_maps import FrozenLinear, FrozenMap
 
 MERGEABLE_SITES = ("norm1", "q", "k", "v", "out", "norm2", "up", "gate", "down")

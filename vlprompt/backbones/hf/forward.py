@@ -22,7 +22,7 @@ from vlprompt.backbones.hf.packing import PackedBatch
 from vlprompt.backbones.hf.tokenization import T5_SENTINEL, TemplateTokenizer, TokenizedText
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.texts import TextBatch
-from vlprompt.layers.block import insert_tokens
+from vlprompt.layers.blocks.block import insert_tokens
 
 ModelKind = Literal["causal", "encoder", "seq2seq"]
 DEFAULT_POOLING = {

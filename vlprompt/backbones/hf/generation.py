@@ -12,7 +12,7 @@ from vlprompt.backbones.hf.forward import FrozenTransformer
 from vlprompt.backbones.hf.tokenization import TokenizedText
 from vlprompt.core.prompt import KV, Prompt
 from vlprompt.core.texts import TextBatch
-from vlprompt.layers.attention import prepend_prefix
+from vlprompt.layers.blocks.attention import prepend_prefix
 
 
 @torch.no_grad()

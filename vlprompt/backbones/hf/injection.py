@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vlprompt.backbones.hf.architectures import LayerModules
 from vlprompt.core.prompt import KV, AdapterFn, Prompt
-from vlprompt.layers.attention import prepend_prefix
+from vlprompt.layers.blocks.attention import prepend_prefix
 
 ATTENTION_NAME = "vlprompt"
 

@@ -24,7 +24,7 @@ from vlprompt.backbones.towers.vit import ViT
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.towers import Clip
 from vlprompt.layers.attention_pool import AttentionPool
-from vlprompt.layers.block import Block
+from vlprompt.layers.blocks.block import Block
 from vlprompt.layers.frozen_maps import FrozenMap, freeze_linear, identity
 
 

@@ -10,8 +10,8 @@ from vlprompt.backbones.towers.trainable import PositionedTokens
 from vlprompt.backbones.towers.vit import ViT
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.prompt import KV
-from vlprompt.layers.attention import attend
-from vlprompt.layers.block import AttentionFn, Block, make_attention
+from vlprompt.layers.blocks.attention import attend
+from vlprompt.layers.blocks.block import AttentionFn, Block, make_attention
 from vlprompt.layers.frozen_maps import FrozenMap, FrozenScale, freeze_linear, identity
 
 POOL_TYPES = ("token", "avg", "avgmax", "max", "map")

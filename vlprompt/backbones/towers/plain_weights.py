@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vlprompt.backbones.towers.freeze import quick_gelu
 from vlprompt.backbones.towers.vit import ViT
-from vlprompt.layers.block import Block
+from vlprompt.layers.blocks.block import Block
 from vlprompt.layers.frozen_maps import FrozenMap, identity
 from vlprompt.layers.weight_merging import MergedNorm
 

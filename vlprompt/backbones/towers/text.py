@@ -16,8 +16,8 @@ from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS, recompute_in_
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.templates import as_templated_text
 from vlprompt.core.towers import WeightedMap
-from vlprompt.layers.attention import select_positions
-from vlprompt.layers.block import (
+from vlprompt.layers.blocks.attention import select_positions
+from vlprompt.layers.blocks.block import (
     Block,
     find_sites,
     insert_tokens,
@@ -26,9 +26,8 @@ from vlprompt.layers.block import (
     validate_prompt_layers,
     walk,
 )
-from vlprompt.layers.cuda_graphs import CudaGraphCache
-from vlprompt.layers.frozen_maps import FrozenMap
-from vlprompt.layers.shared_prefix import (
+from vlprompt.layers.blocks.cuda_graphs import CudaGraphCache
+from vlprompt.layers.blocks.shared_prefix import (
     PackedPhase,
     TokenPlan,
     TokensAndSlots,
@@ -36,6 +35,7 @@ from vlprompt.layers.shared_prefix import (
     plan_phases,
     run_unchanged_blocks,
 )
+from vlprompt.layers.frozen_maps import FrozenMap
 from vlprompt.layers.weight_merging import find_frozen_map, merge_adapter, merge_into_blocks
 
 TOKENS_PER_PASS = 65536  # token rows of a pass without gradients, as far as texts can be split

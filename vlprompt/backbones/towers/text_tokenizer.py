@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlprompt.core.templates import TemplatePiece, as_templated_text
-from vlprompt.layers.shared_prefix import TokensAndSlots
+from vlprompt.layers.blocks.shared_prefix import TokensAndSlots
 
 
 @dataclass(frozen=True)

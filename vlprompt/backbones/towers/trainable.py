@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlprompt.backbones.cache.memory import FeatureCache
 from vlprompt.core.prompt import NOTHING, Prompt
-from vlprompt.layers.block import AttentionFn, Block, walk
+from vlprompt.layers.blocks.block import AttentionFn, Block, walk
 from vlprompt.layers.frozen_maps import FrozenLinear, FrozenMap, FrozenScale
 
 PositionedTokens: TypeAlias = Literal["all", "patches", "none"]

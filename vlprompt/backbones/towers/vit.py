@@ -13,8 +13,8 @@ from vlprompt.backbones.towers.trainable import PositionedTokens, TrainableTower
 from vlprompt.core.images import Images, Preprocessing
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.towers import WeightedMap
-from vlprompt.layers.attention_recorder import AttentionRecorder
-from vlprompt.layers.block import (
+from vlprompt.layers.blocks.attention_recorder import AttentionRecorder
+from vlprompt.layers.blocks.block import (
     AttentionFn,
     Block,
     find_sites,

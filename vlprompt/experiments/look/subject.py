@@ -14,7 +14,7 @@ from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Stage
 from vlprompt.core.towers import Clip, LanguageTower
 from vlprompt.experiments.learned.prompt import LearnedPrompt, restore_prompt
-from vlprompt.layers.attention_recorder import AttentionRecorder
+from vlprompt.layers.blocks.attention_recorder import AttentionRecorder
 
 MAX_IMAGES, MAX_CLASSES = 1000, 20
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.core.prompt import KV, Prompt
-from vlprompt.layers.block import AttentionFn, mix_tokens
+from vlprompt.layers.blocks.block import AttentionFn, mix_tokens
 
 
 @dataclass(frozen=True)

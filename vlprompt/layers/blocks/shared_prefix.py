@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vlprompt.core.compute_options import BlockFn
 from vlprompt.core.prompt import KV, NOTHING, Prompt
-from vlprompt.layers.attention import TextGroups, attend, attend_shared, prepend_prefix
-from vlprompt.layers.block import Block, insert_tokens, run_block, walk
+from vlprompt.layers.blocks.attention import TextGroups, attend, attend_shared, prepend_prefix
+from vlprompt.layers.blocks.block import Block, insert_tokens, run_block, walk
 
 # token ids of a text, and the index of the soft token at each position (-1: none)
 TokensAndSlots: TypeAlias = tuple[list[int], list[int]]

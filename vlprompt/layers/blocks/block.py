@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlprompt.core.compute_options import BlockFn
 from vlprompt.core.prompt import KV, NOTHING, Prompt
-from vlprompt.layers.attention import attend, merge_heads, prepend_prefix, select_positions, split_heads
+from vlprompt.layers.blocks.attention import attend, merge_heads, prepend_prefix, select_positions, split_heads
 from vlprompt.layers.frozen_maps import FrozenMap, identity
 
 # (q, k, v, prefix, positions of the queries) -> output, all (B, H, rows, Dh)

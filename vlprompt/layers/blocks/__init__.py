@@ -1,0 +1,1 @@
+"""Blocks of transformers: the walk through them, attention, texts that share a prefix, recorded passes."""
