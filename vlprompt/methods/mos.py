@@ -3,8 +3,8 @@
 The paper is "MOS: Model Surgery for Pre-Trained Model-Based Class-Incremental Learning". Each lesson goes on with a
 copy of the last lesson's adapters, merged with the mean of the earlier ones after each step; the head is aligned on
 features drawn from a Gaussian of each class. For a test image, the nearest class mean chooses the adapters, and the
-head's answer with these the next ones, until they stay; the answers of means and head add up. Sites: mlp+, another set
-per image. Use: streams.
+head's answer with these the next ones, until they stay; the answers of means and head add up. Sites: mlp+. Use:
+streams.
 
 It stores 4 (2 D r + D + r) bytes a layer of each lesson (ViT-B/16, r = 16: 1.2 MB) and 4 E^2 + 12 E of each class (2.4
 MB; method.spread=variance: 16 E, 12 kB). An answer takes 1 to 5 passes.

@@ -9,10 +9,9 @@ of each class. Sites: mlp+. Use: streams.
 It stores 4 (2 D r + D + r) bytes a layer of each lesson (ViT-B/16, r = 16: 1.2 MB) and 4 E^2 + 8 E of each class (2.4
 MB; with method.spread=variance 12 E, 9 kB). An answer takes a pass for each lesson and one more.
 
-Differs from the authors' code in: the universal adapters are read, as the paper says (as released they are made, and
-the newest ones read in their place); any number of layers; a class without images can't win; logits are the log of the
-mean of both softmaxes. As there, method.shrinks_means shrinks newer classes most, in groups that begin one class late,
-and the rate of the alignment falls and rises every 5 epochs. From the paper in: nothing.
+Differs from the authors' code in: the universal adapters are read, as the paper says (as released the newest ones are);
+a class without images can't win; logits are the log of the mean of both softmaxes. As there, shrinks_means shrinks
+newer classes most, in groups that begin a class late, and alignment has waves of 5 epochs. From the paper in: nothing.
 
 Expected (average and last accuracy, ViT-B/16 of IN-21k; the authors' logs): CIFAR-100 of 20 94.86 91.60; ImageNet-R of
 10 84.09 79.30; ImageNet-A of 10 73.78 64.78.
@@ -78,9 +77,9 @@ class TUNA(Method):
     ):
         super().__init__()
         self.tower, self.bottleneck_dim, self.scale, self.dropout = tower, bottleneck_dim, scale, dropout
-        self.logit_scale, self.margin, self.orthogonality_weight = logit_scale, margin, orthogonality_weight
-        self.shrinks_means, self.align_epochs = shrinks_means, align_epochs
-        self.align_lr, self.align_samples = align_lr, align_samples
+        self.logit_scale, self.margin, self.shrinks_means = logit_scale, margin, shrinks_means
+        self.align_epochs, self.align_lr, self.align_samples = align_epochs, align_lr, align_samples
+        self.orthogonality_weight = orthogonality_weight
         self.spread: Spread = spread
 
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
