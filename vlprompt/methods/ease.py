@@ -6,7 +6,7 @@ that of its own lesson first; the means of old classes in later subspaces are co
 by how similar the two are in the old subspace. Sites: mlp+. Use: streams.
 
 It stores 4 (2 D r + D + r) bytes a layer of each lesson (ViT-B/16, r = 64: 4.8 MB), and 4 E t of each class of lesson t
-for its means, so that a stream of classes takes the square of its lessons. An answer takes a pass for each lesson.
+for its means, which thus grow with the square of the lessons. An answer takes a pass for each lesson.
 
 Differs from the authors' code in: a class of several lessons has the means of all its images and counts as one of the
 last; a class that never had an image can't win; before its lesson ends, the lesson's own head answers for its classes.
