@@ -118,3 +118,15 @@ def test_a_state_is_read_back_and_an_unknown_class_refused():
     assert torch.equal(other.draw(2, torch.ones(1, D)), gaussians.draw(2, torch.ones(1, D)))
     with pytest.raises(UnknownClassError, match="Gaussians of classes"):
         gaussians.get_means((ClassName("d", "d"),))
+
+
+def test_a_covariance_of_few_long_features_is_drawn_from():
+    """Their rounding to float32 is larger than the ridge, so that the stored covariance has negative eigenvalues."""
+    gaussians = ClassGaussians()
+    gaussians.begin_lesson(NAMES[:1], True, 64, torch.device("cpu"))
+    x = 1000 * torch.randn(4, 64, generator=torch.Generator().manual_seed(4))
+    gaussians.add(x, torch.zeros(4, dtype=torch.long), NAMES[:1])
+    assert float(torch.linalg.eigvalsh(gaussians.spreads[0].double())[0]) < 0
+    drawn = gaussians.draw(0, torch.randn(50_000, 64, generator=torch.Generator().manual_seed(5)))
+    expected = torch.cov(x.T)
+    assert float((torch.cov(drawn.T) - expected).abs().max() / expected.abs().max()) < 0.05

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,17 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.dropout(self.act(self.down(x))))
+
+
+class ParallelBottleneck(Bottleneck):
+    """outputs + scale * bottleneck(inputs)."""
+
+    def __init__(self, scale: float, *args: Any):
+        super().__init__(*args)
+        self.scale = scale
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:  # type: ignore[override]
+        return outputs + self.scale * super().forward(inputs)
 
 
 class LowRankAdapter(nn.Module):

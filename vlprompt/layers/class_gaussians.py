@@ -132,11 +132,20 @@ class ClassGaussians(nn.Module):
         """
         present = self.counts[row] > 0
         if self.spread == "covariance":
-            factor = torch.linalg.cholesky(self.spreads[row].double())
+            factor = self._factorize(self.spreads[row].double())
             return (noise.double() @ factor.T + mean_factor * self.means[row].double()).float()
         means, deviations = self.means[row, present], self.spreads[row, present].sqrt()
         noise = noise.unflatten(0, (len(means), -1))
         return (mean_factor * means[:, None] + deviations[:, None] * noise).flatten(0, 1)
+
+    def _factorize(self, covariance: Tensor) -> Tensor:
+        """Return the Cholesky factor (D, D); eigenvalues that float32 rounded below the ridge are raised to it."""
+        factor, info = torch.linalg.cholesky_ex(covariance)
+        if int(info):
+            values, vectors = torch.linalg.eigh(covariance)
+            values = values.clamp(min=max(self.ridge, 1e-12 * float(values[-1])))
+            factor = torch.linalg.cholesky(vectors * values @ vectors.T)
+        return factor
 
     def draw_classes(
         self, rows: Sequence[int], n: int, generator: torch.Generator, mean_factors: Sequence[float] | None = None

@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.core.batch import Split
+from vlprompt.core.head import Head
 from vlprompt.core.images import Images
+from vlprompt.layers.class_gaussians import ClassGaussians
 
 
 class AlignmentSettings(NamedTuple):
@@ -62,6 +65,33 @@ def align(
                     p.sub_(lr * velocity)
     for p, requires_grad in zip(parameters, required, strict=True):
         p.requires_grad_(requires_grad)
+
+
+def align_head(
+    head: Head,
+    gaussians: ClassGaussians,
+    seed: int,
+    settings: AlignmentSettings,
+    mean_factors: Sequence[float] | None = None,
+) -> None:
+    """Train the parameters of a head that require a gradient by cross-entropy over all classes that have images.
+
+    Args:
+        head: one that finds its rows by the ids of classes; one without such parameters stays as it is.
+        gaussians: of the classes.
+        seed: of what is drawn.
+        settings: of the training; each epoch draws batch_size features of each class (or of each of its centroids).
+        mean_factors: of each class of the Gaussians; 1 by default.
+    """
+    parameters = [p for p in head.parameters() if p.requires_grad]
+    rows = gaussians.counts.sum(1).nonzero()[:, 0].tolist()
+    names = tuple(gaussians.class_ids[row] for row in rows)
+    fixed = head.precompute(names) if parameters else None
+    generator = torch.Generator().manual_seed(seed)
+    factors = None if mean_factors is None else [mean_factors[row] for row in rows]
+    draws = (gaussians.draw_classes(rows, settings.batch_size, generator, factors) for _ in range(settings.epochs))
+    if parameters:
+        align(parameters, lambda x, y: F.cross_entropy(head(x, head.prepare(names, fixed)), y), draws, settings)
 
 
 @torch.no_grad()

@@ -10,27 +10,14 @@ before it, as every adapter here does.
 Expected (FGVC, ViT-B/16 of IN-21k): 88.48 (V-PETL's table).
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vlprompt.core.head import Head
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import AnyTower
-from vlprompt.layers.adapters import Bottleneck
-
-
-class _ParallelAdapter(Bottleneck):
-    """outputs + scale * bottleneck(inputs)."""
-
-    def __init__(self, scale: float, *args: Any):
-        super().__init__(*args)
-        self.scale = scale
-
-    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:  # type: ignore[override]
-        return outputs + self.scale * super().forward(inputs)
+from vlprompt.layers.adapters import ParallelBottleneck
 
 
 class AdaptFormer(TowerMethod[AnyTower]):
@@ -54,7 +41,7 @@ class AdaptFormer(TowerMethod[AnyTower]):
         options = (self.bottleneck_dim, nn.ReLU(), None, self.dropout, generator, self.tower.device)
         sites = self.tower.sites("mlp+")
         self.adapters = nn.ModuleDict(
-            {site: _ParallelAdapter(self.scale, d, *options) for site, (_, d) in sites.items()}
+            {site: ParallelBottleneck(self.scale, d, *options) for site, (_, d) in sites.items()}
         )
 
     def prompt(self, n: int) -> Prompt:
