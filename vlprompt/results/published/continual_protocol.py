@@ -60,7 +60,8 @@ def _collect_stage_counts(ours: "AggregatedResult") -> set[int | None]:
     task = ours.config["task"]
     if task.get("joint"):
         stages = task.get("stages")
-        return {len(stages) if isinstance(stages, list) else stages}
+        if not isinstance(stages, str):  # sizes such as B50-10, whose number only the protocol has
+            return {len(stages) if isinstance(stages, list) else stages}
     return {p.get("stages") for p in ours.protocols}
 
 
