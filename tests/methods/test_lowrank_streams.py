@@ -264,17 +264,21 @@ def test_what_inflora_learns_does_not_read_directions_that_were_taken(tower):
     ranks = torch.linalg.matrix_rank(taken)
     assert (ranks >= 1).all()
     assert torch.equal(taken.diagonal(dim1=1, dim2=2).sum(1).round().long(), ranks)
-    free = torch.linalg.matrix_rank(method.free, hermitian=True)
-    assert (free < 48 - ranks).any()
+    assert (count_free(method) < 48 - ranks).any()
+
+
+def count_free(method):
+    return method.free.diagonal(dim1=1, dim2=2).sum(1).round().long()
 
 
 def test_a_first_lesson_that_takes_half_of_the_directions_or_all(tower):
     """The authors' code fails at half."""
     with pytest.warns(UserWarning, match=r"inflora: lesson 2 has 0 free directions .* Lower method.threshold"):
         method = learned(m.InfLoRA(tower, LinearHead(), 2, threshold=1.0), STREAM)
-    assert method.down.abs().max() < 1e-10
-    method = learned(m.InfLoRA(tower, LinearHead(), 2, threshold=1 - 1e-9), STREAM)
-    assert torch.linalg.matrix_rank(method.free, hermitian=True).max() < 24
+    assert (method.down.abs().amax((1, 2)) < 1e-10).any()
+    method = learned(m.InfLoRA(tower, LinearHead(), 2, threshold=1 - 1e-5), STREAM[:1])
+    assert ((count_free(method) > 0) & (count_free(method) < 24)).any()
+    learned(method, STREAM[1:])
     assert answer(method, torch.randn(2, 3, 32, 32)).logits.isfinite().all()
 
 

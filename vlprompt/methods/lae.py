@@ -2,14 +2,15 @@
 
 The paper is "A Unified Continual Learning Framework with General Parameter-Efficient Tuning". An online module learns
 every lesson, after the head has learned alone for a while; an offline module is its moving average. An answer is the
-larger one, class by class, of the two softmaxes. Sites: mlp+ of the first layers of the image tower; or, with
-method.tuning=prefix, prefixes there. Use: streams.
+larger one, class by class, of the two softmaxes. Sites: mlp+ of the first layers of the image tower. Use: streams.
 
-The prefixes have their weight beside the attention that was there: attention to the prefix alone is added to the
-attention to all, of which the prefix has no value. Differs from the authors' code in: adapters are those of AdaptFormer
-with a learned scale; the answer's logarithm stands for logits, so that probabilities add up to 1; the prefix form is
-for towers without rotary positions and norms inside of attention. The vectors are of the prefix form in PILOT, whose
-form with adapters has no effect. As there, the average is taken while the online module is frozen too.
+Modules may be keys and values instead of adapters (method.tuning=prefix). They keep their weight beside the attention
+that was there: attention to them alone is added to the attention to all, of which they have no value.
+
+Differs from the authors' code in: adapters are those of AdaptFormer with a learned scale; the logarithm of the answer
+stands for logits, so that probabilities add up to 1; prefixes are for towers without rotary positions and norms inside
+of attention, and start between -1 and 1 over the root of the width. As there, the average is taken in the steps in
+which the online module rests too. From the paper in: nothing.
 
 Its state does not grow but for the head: two modules, 77 kB each on a ViT-B/16 (prefixes: 307 kB).
 
