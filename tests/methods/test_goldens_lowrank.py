@@ -276,7 +276,11 @@ def step_hideprompt(method, batch, h, arrays, t):
     return errors | compare_known(guesser, arrays, f"tii.task{t}.after")
 
 
-@pytest.mark.parametrize("case", golden_cases("hideprompt"))
+# -asis mixes up the axes of the prefixes, so that an answer depends on its batch
+HIDEPROMPT = golden_cases("hideprompt", suits=lambda told: not told["name"].endswith("-asis"))
+
+
+@pytest.mark.parametrize("case", HIDEPROMPT)
 def test_the_authors_numbers_of_hideprompt(authors_tower, case):
     h, arrays, lessons = read(case)
     method, errors = build_hideprompt(authors_tower, h), {}
