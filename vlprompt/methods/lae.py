@@ -12,7 +12,7 @@ stands for logits, so that probabilities add up to 1; prefixes are for towers wi
 of attention, and start between -1 and 1 over the root of the width. As there, the average is taken in the steps in
 which the online module rests too. From the paper in: nothing.
 
-Its state does not grow but for the head: two modules, 77 kB each on a ViT-B/16 (prefixes: 307 kB).
+Its state does not grow but for the head: two modules, 169 kB each on a ViT-B/16 (prefixes: 307 kB).
 
 Expected: no published number that was checked.
 """
