@@ -36,6 +36,7 @@ EXPORTS = {  # the other methods on images: none of these formats
     **dict.fromkeys(("bitfit", "full", "lora", "lora_fa", "partial", "ssf"), WEIGHTS),
     **dict.fromkeys(("atprompt", "clap", "coop", "cross_modal", "dapl", "entropy", "kgcoop", "nearest_mean"), TEXTS),
     **dict.fromkeys(("prograd", "taskres", "tcp", "upl", "zero_shot", "gda", "lpplus"), TEXTS),
+    **dict.fromkeys(("inflora", "sdlora"), WEIGHTS),
     "clip_lora": {"open_clip"},
     "clip_svd": {"open_clip"},
     "two_stage": {"open_clip"},
@@ -45,6 +46,7 @@ TWINS = (  # another method takes the same ways
     *("atprompt", "entropy", "kgcoop", "prograd", "upl", "clap", "taskres", "zero_shot", "dapl"),
     *("lora", "full", "partial", "s_prompts", "tip_adapter", "ranpac", "nearest_mean", "cross_modal"),
     *("lpplus", "ape", "proker"),
+    *("inflora", "sdlora", "lae", "hideprompt"),
     *("lora_fa", "bitfit", "adapter", "convpass", "coda_prompt", "dualprompt", "ivlp", "maple", "promptsrc"),
 )
 

@@ -1,9 +1,10 @@
 """What the low-rank methods share: the updates, and a check of the sites."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlprompt.core.head import Head
 from vlprompt.core.method import TowerMethod
@@ -23,6 +24,31 @@ def require_linear_sites(sites: Sequence[str]) -> None:
             raise ValueError(
                 f"method.sites: expected linear maps (q k v out up down gate patch), got {site!r}. Take some of these."
             )
+
+
+class LowRankUpdate(NamedTuple):
+    """outputs + up(down(inputs)), with down (r, fan_in) and up (fan_out, r), which a method computes for one pass."""
+
+    down: Tensor
+    up: Tensor
+
+    def __call__(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        return outputs + inputs @ self.down.T @ self.up.T
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.up @ self.down, bias
+
+
+class MatrixUpdate(NamedTuple):
+    """outputs + change(inputs), with change (fan_out, fan_in)."""
+
+    change: Tensor
+
+    def __call__(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        return outputs + inputs @ self.change.T
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.change, bias
 
 
 class LowRankMethod(TowerMethod[AnyTower]):
