@@ -2,8 +2,8 @@
 
 The paper is "SD-LoRA: Scalable Decoupled Low-Rank Adaptation for Class Incremental Learning". Each lesson adds a
 low-rank direction to the weights; directions of earlier lessons are frozen at unit length, and only their magnitudes,
-one for each lesson in all layers, are trained on. No image is stored, and no lesson is chosen at test. Sites: q and v of
-every layer of the image tower, or any other linear maps; merged into the weights for tests. Use: streams.
+one for each lesson in all layers, are trained on. No image is stored, and no lesson is chosen at test. Sites: q and v
+of every layer of the image tower, or any other linear maps; merged into the weights for tests. Use: streams.
 
 Differs from the authors' code in: magnitudes that were learned go on, as in the paper (there all of them begin
 anew at 0.8 in each lesson: keep_magnitudes=False); any number of lessons (there 20 at most); a direction that was
