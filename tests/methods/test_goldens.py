@@ -128,6 +128,7 @@ KINDS |= {"ape", "gda", "lpplus", "proker"}  # of test_goldens_heads.py
 KINDS |= {"tcp", "mmrl", "mmrlpp"}  # of test_goldens_prompts.py
 KINDS |= {"dept", "atprompt", "coprompt"}  # of test_goldens_plug.py
 KINDS |= {"clipsvd", "mma", "twostage"}  # of test_goldens_weights.py
+KINDS |= {"simplecil", "aper", "fecam", "slca", "slcapp"}  # of test_goldens_prototypes.py
 
 
 def test_no_vector_is_left_out():

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from vlprompt.tasks import Task
 
 Annotation: TypeAlias = Any  # a type as signatures write it: a class, a union, a Literal
-NESTED_KINDS = {"Method": "method", "Head": "head"}  # types of arguments that are built from settings themselves
+# types of arguments that are built from settings themselves
+NESTED_KINDS = {"Method": "method", "TowerMethod": "method", "Head": "head"}
 
 
 def resolve_class(kind: str, name: str) -> type:

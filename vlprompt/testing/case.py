@@ -36,7 +36,10 @@ from vlprompt.testing.images import build_digits_lesson, draw_pixels, wrap_pixel
 from vlprompt.testing.language_models import build_tiny_language_model
 from vlprompt.testing.texts import AnswerKind, draw_text_data, draw_texts
 
-WRAPPED_METHOD = {"name": "coop", "n_ctx": 4}  # for a wrapper whose settings name no method
+WRAPPED_METHODS: dict[str, Any] = {  # for a wrapper whose settings name no method, by the type that it takes
+    "Method": {"name": "coop", "n_ctx": 4},
+    "TowerMethod": {"name": "adaptformer", "bottleneck_dim": 8, "dropout": 0.0},
+}
 ANSWER_KINDS: dict[str, AnswerKind] = {"tags": "tags", "response": "response"}  # by the name of a head
 CHECK_TRAINING: dict[str, Any] = {"batch_size": 7, "lr": 0.01, "warmup": 0}  # 7 leaves a short last batch of 20 items
 
@@ -98,12 +101,12 @@ class MethodCase:
     @cached_property
     def assumptions(self) -> dict[str, Any]:
         """Settings that were chosen because none were given."""
-        required = [
-            name
+        assumed = {
+            name: WRAPPED_METHODS[kind.__name__]
             for name, kind in get_constructor_types(self.cls).items()
             if get_nested_kind(kind) == "method" and name not in self.settings
-        ]
-        return dict.fromkeys(required, WRAPPED_METHOD) if isinstance(self.backbone, Clip) else {}
+        }
+        return assumed if isinstance(self.backbone, Clip) else {}
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
