@@ -37,6 +37,7 @@ PICTURE_SETTINGS: dict[str, dict[str, Any]] = {  # what has no default, or none 
     "atprompt": {"method": {"name": "coop"}},
     "coprompt": {"method": {"name": "maple"}},
     "promptsrc": {"method": {"name": "ivlp"}, "template": "a photo of a {name}."},
+    "aper": {"method": {"name": "adaptformer"}},
     "upl": {"method": {"name": "coop"}},
     "entropy": {"method": {"name": "coop"}},
     "vpt": {"dropout": 0.0},

@@ -3,7 +3,7 @@
 The paper is "Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability and Adaptivity are All You
 Need". The first lesson tunes the tower by another method; from then on nothing is trained, and the class whose mean
 feature has the highest cosine with the image's answers. The feature is that of the frozen tower, and behind it that of
-the tuned one. Sites: those of the tuning method, in the first lesson. Use: streams.
+the tuned one. Sites: those of the wrapped method, in the first lesson. Use: streams.
 
 Differs from the authors' code in: the cosine head that tunes starts at normal weights, of which the direction matters
 alone (theirs: uniform); soft tokens start at random ones (theirs: zero) and stand before the patches (theirs: behind

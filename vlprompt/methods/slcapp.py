@@ -2,10 +2,9 @@
 
 The paper is "SLCA++: Unleash the Power of Sequential Fine-tuning for Continual Learning with Pre-training". As SLCA,
 but the stream trains low-rank updates of the packed queries, keys and values, the norms, the biases and the class
-token, each slower than the head; the loss has a cross-entropy from the labels to the answer too; and features of
-earlier classes are drawn a little shorter, and answered a little longer, for each lesson that has passed. Sites:
-pre_norm (a shift of the class token, and the norm if there is one), norm, patch and, per layer, norm1 q k v out norm2
-up down. Use: streams.
+token (by a shift at pre_norm), each slower than the head; the loss has a cross-entropy from the labels to the answer
+too; and features of earlier classes are drawn a little shorter, and answered a little longer, for each lesson that has
+passed. Sites: pre_norm, norm, patch and, per layer, norm1 q k v out norm2 up down. Use: streams.
 
 Differs from the authors' code in: the norm behind the last block is the pre-trained one (theirs: a new one); biases and
 the class token are shifts, which weight decay pulls to the pre-trained values (theirs: to zero); the updates of the
@@ -97,7 +96,7 @@ class SLCApp(SlowLearner):
 
     def build(self) -> None:
         names = ("tower_lr_factor", "first_rank_lr_factor", "label_weight", "reverse_weight", "growth")
-        self.require_at_least(rank=1, **dict.fromkeys(names, 0.0))
+        self.require_at_least(rank=1, **dict.fromkeys(names, 0))
         tower = self.tower
         self.updates = nn.ModuleList(_PackedUpdate(tower, i, self.rank) for i in range(tower.depth))
         has_pre_norm = "pre_norm" in tower.sites()
