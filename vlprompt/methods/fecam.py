@@ -39,7 +39,7 @@ class FeCAM(Method):
 
     Args:
         tower: frozen image tower or language model.
-        shrinkage: of each covariance, which gets so many times its mean variance on the diagonal.
+        shrinkage: what is added to the diagonal of each covariance, over its mean variance.
     """
 
     def __init__(self, tower: AnyTower, shrinkage: float = 1.0):
