@@ -367,7 +367,10 @@ def test_every_image_method(name, build_case, clip, lesson, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["l2p", "dualprompt", "coda_prompt", "s_prompts", "ranpac", "nearest_mean"])
+@pytest.mark.parametrize(
+    "name",
+    ["l2p", "dualprompt", "coda_prompt", "s_prompts", "ranpac", "nearest_mean", "aper", "fecam", "slca", "slcapp"],
+)
 def test_a_stream_of_two_lessons(name, build_case, clip, lesson, tmp_path):
     case = build_case(name)
     require_equal(prompt_of(learn_stream(case, build_stream(case, True)), name, clip, lesson.train.names), tmp_path, 32)
