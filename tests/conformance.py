@@ -70,6 +70,9 @@ SMALL = {
     "inflora": {"rank": 2, "batch_size": 7},
     "lae": {"frozen_fraction": 0.25, "decay": 0.9},
     "hideprompt": {"prompt_length": 2, "n_centroids": 2, "alignment_epochs": 2, "draws": 10, "guesser_lr_factor": 1.0},
+    "aper": {"method": {"name": "adaptformer", "bottleneck_dim": 8, "dropout": 0.0, "head": {"name": "cosine"}}},
+    "slca": {"draws_per_class": 8, "tower_lr_factor": 0.5},
+    "slcapp": {"draws_per_class": 8, "rank": 2},
     "dapl": {"n_ctx": 2, "n_domain_ctx": 2, "threshold": 0.0},
     "upl": {"method": COOP, "images_per_class": 4},
     "entropy": {"method": COOP},
@@ -100,6 +103,7 @@ STARTS_AS_ZERO_SHOT = {
     **{name: {"lr": 1e-12} for name in ("tpt", "ctpt")},
     "tps": {"lr": 1e-12, "template": PLAIN},
 }
+ONLY_TRAINED_CLASSES = ("nearest_mean", "ranpac", "simplecil", "aper", "fecam", "slca", "slcapp")  # without names
 TEST_TIME = ("ctpt", "mta", "tps", "tpt", "zero")  # they need augmentations of a test image
 REFUSED_BY_EXPORT = (*TEST_TIME, "tda")  # whose answers are no function of the pixels alone
 LANGUAGE_METHODS = [
@@ -161,6 +165,9 @@ def test_its_recipe_runs(name, task, clip, pictures):
         "tps": ["method.augmentations=3", "train.micro_batch_size=50", "method.template=imagenet-7"],
         "coda_prompt": ["method.pool_size=8"],
         "ranpac": ["method.projection_dim=100"],
+        "aper": ["method.method=adaptformer"],
+        "slca": ["method.draws_per_class=8"],
+        "slcapp": ["method.draws_per_class=8"],
         "upl": ["method.method=coop"],
         "entropy": ["method.method=coop"],
         "dept": ["method.method=coop"],
@@ -174,7 +181,7 @@ def test_its_recipe_runs(name, task, clip, pictures):
     [plan] = resolve_grid([name], [1], [1], dataset=dataset, task=task, backbone=clip.spec, overrides=short)
     arguments = {key: value for key, value in plan.method.items() if key != "name"}
     case, refusal = MethodCase(resolve_class("method", name), arguments, clip), None
-    knows_no_names = name in ("nearest_mean", "ranpac") or plan.method.get("head", {}).get("name") == "linear"
+    knows_no_names = name in ONLY_TRAINED_CLASSES or plan.method.get("head", {}).get("name") == "linear"
     if case.build().needs_unlabelled:
         refusal = None if task == "domain" or plan.task.get("unlabelled") else "un it with --source and --target"
     elif knows_no_names and task not in ("few_shot", "continual", "domain", "online"):

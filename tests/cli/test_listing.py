@@ -32,7 +32,7 @@ def test_needs_and_uses():
     assert (coop.title, coop.idea) == ("CoOp", "Learned context tokens of the text tower.")
     assert "arXiv:2109.01134" in coop.citation
     assert (coop.needs, coop.use) == ("a CLIP", "few-shot, base to new, transfer")
-    assert find("kgcoop").needs == find("upl").needs == "another method"
+    assert find("kgcoop").needs == find("upl").needs == find("aper").needs == "another method"
     assert find("vpt").needs == "an image tower"
     assert find("lora").needs == "an image tower or a language model"
     assert find("qlora").needs == "a language model"

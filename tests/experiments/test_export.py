@@ -40,11 +40,14 @@ EXPORTS = {  # the other methods on images: none of these formats
     "clip_lora": {"open_clip"},
     "clip_svd": {"open_clip"},
     "two_stage": {"open_clip"},
+    "simplecil": TEXTS,
+    "slca": WEIGHTS,
     "linear": TEXTS | WEIGHTS,
 }
 TWINS = (  # another method takes the same ways
     *("atprompt", "entropy", "kgcoop", "prograd", "upl", "clap", "taskres", "zero_shot", "dapl"),
     *("lora", "full", "partial", "s_prompts", "tip_adapter", "ranpac", "nearest_mean", "cross_modal"),
+    *("simplecil", "aper", "fecam", "slca", "slcapp"),
     *("lpplus", "ape", "proker"),
     *("inflora", "sdlora", "lae", "hideprompt"),
     *("lora_fa", "bitfit", "adapter", "convpass", "coda_prompt", "dualprompt", "ivlp", "maple", "promptsrc"),

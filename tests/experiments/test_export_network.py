@@ -370,7 +370,11 @@ def test_every_image_method(name, build_case, clip, lesson, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["l2p", "dualprompt", "coda_prompt", "s_prompts", "ranpac", "nearest_mean", "ease", "mos", "tuna"]
+    "name",
+    [
+        *("l2p", "dualprompt", "coda_prompt", "s_prompts", "ranpac", "nearest_mean", "ease", "mos", "tuna"),
+        *("aper", "fecam", "slca", "slcapp"),
+    ],
 )
 def test_a_stream_of_two_lessons(name, build_case, clip, lesson, tmp_path):
     case = build_case(name)

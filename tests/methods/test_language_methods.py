@@ -39,7 +39,7 @@ SMALL = {  # settings that fit tiny models
     "mlp": {"dropout": 0.0},
     "ranpac": {"projection_dim": 64},
 }
-TRAINED = [*SMALL, "ssf", "bitfit", "full", "nearest_mean"]
+TRAINED = [*SMALL, "ssf", "bitfit", "full", "nearest_mean", "simplecil", "fecam"]
 CLASSES = ("linear", "cosine", "sentences", "verbalizer", "soft_verbalizer")
 READERS = {**dict.fromkeys(CLASSES, "class"), "tags": "tags", "response": "response"}
 NO_BIASES = "has no biases there"

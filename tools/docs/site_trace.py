@@ -39,6 +39,7 @@ PICTURE_SETTINGS: dict[str, dict[str, Any]] = {  # what has no default, or none 
     "coprompt": {"method": {"name": "maple"}},
     "promptkd": {"teacher": {"backbone": "glyph/random"}},
     "promptsrc": {"method": {"name": "ivlp"}, "template": "a photo of a {name}."},
+    "aper": {"method": {"name": "adaptformer"}},
     "upl": {"method": {"name": "coop"}},
     "entropy": {"method": {"name": "coop"}},
     "vpt": {"dropout": 0.0},

@@ -13,6 +13,7 @@ BACKBONE_TYPES = ("Clip", "Tower", "AnyTower", "VisionTower", "LanguageTower")
 NEEDS = {  # annotation of a constructor's argument -> what the method needs; in the order in which groups are listed
     "Clip": "a CLIP",
     "Method": "another method",
+    "TowerMethod[VisionTower]": "another method",
     "VisionTower": "an image tower",
     "AnyTower": "an image tower or a language model",
     "LanguageTower": "a language model",

@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 
 OpenTeacher: TypeAlias = "Callable[[TeacherSettings, torch.device], Teacher]"
 Annotation: TypeAlias = Any  # a type as signatures write it: a class, a union, a Literal
-NESTED_KINDS = {
-    "Method": "method",
-    "Head": "head",
-    "Teacher": "teacher",
-}  # arguments that are built
+# types of arguments that are built from settings themselves
+NESTED_KINDS = {"Method": "method", "TowerMethod": "method", "Head": "head", "Teacher": "teacher"}
 
 
 def resolve_class(kind: str, name: str) -> type:

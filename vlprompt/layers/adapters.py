@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.towers import AnyTower, Clip, LanguageTower
+from vlprompt.core.towers import AnyTower, Clip, LanguageTower, WeightedMap
+from vlprompt.layers.weight_merging import replace_weights
 
 # the maps of a ViT that have biases
 VIT_MAP_SITES = ("patch", "norm1", "q", "k", "v", "out", "norm2", "up", "down", "norm")
@@ -53,6 +54,21 @@ class BiasAdapter(nn.Module):
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         return weight, self.bias if bias is None else bias + self.bias
+
+
+class NormAdapter(nn.Module):
+    """A frozen norm with another gain and bias (D,), which start at its own."""
+
+    def __init__(self, frozen: WeightedMap):
+        super().__init__()
+        self.frozen, self.weight = (frozen,), nn.Parameter(frozen.weight.detach().clone())
+        self.bias = None if frozen.bias is None else nn.Parameter(frozen.bias.detach().clone())
+
+    def forward(self, given: Tensor, made: Tensor) -> Tensor:
+        return replace_weights(self.frozen[0], self.weight, self.bias)(given)
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.weight, self.bias
 
 
 def find_map_sites(tower: AnyTower, kinds: Sequence[str] | None) -> dict[str, tuple[int, int]]:

@@ -23,28 +23,13 @@ from vlprompt.core.images import Images
 from vlprompt.core.method import Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip, TextTower, WeightedMap
+from vlprompt.layers.adapters import NormAdapter
 from vlprompt.layers.class_texts import TemplateChoice, select_class_rows
 from vlprompt.layers.heads import find_class_indices, find_known_classes
-from vlprompt.layers.weight_merging import replace_weights
 from vlprompt.methods._clip_adapters import ClipAdapterMethod, TowerName
 
 SITES = {"norms": ("norm1", "norm2"), "biases": ("norm1", "norm2", "out", "up", "down")}
 OUTER_SITES = {"norms": (), "biases": ("pre_norm", "norm")}
-
-
-class _Norm(nn.Module):
-    """A frozen norm with another gain and bias (D,)."""
-
-    def __init__(self, frozen: WeightedMap):
-        super().__init__()
-        self.frozen, self.weight = (frozen,), nn.Parameter(frozen.weight.detach().clone())
-        self.bias = None if frozen.bias is None else nn.Parameter(frozen.bias.detach().clone())
-
-    def forward(self, given: Tensor, made: Tensor) -> Tensor:
-        return replace_weights(self.frozen[0], self.weight, self.bias)(given)
-
-    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self.weight, self.bias
 
 
 class _Bias(nn.Module):
@@ -100,7 +85,7 @@ class TwoStage(ClipAdapterMethod):
         self.require_at_most(share=1)
 
     def build_adapter(self, tower: TextTower, site: str, fans: tuple[int, int], generator: Generator) -> nn.Module:
-        return (_Norm if self.tuning == "norms" else _Bias)(tower.frozen_map(site))
+        return (NormAdapter if self.tuning == "norms" else _Bias)(tower.frozen_map(site))
 
     def select_sites(self, name: TowerName) -> dict[str, tuple[int, int]]:
         outer = [site for site in OUTER_SITES[self.tuning] if site in getattr(self.clip, name).sites()]

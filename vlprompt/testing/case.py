@@ -36,7 +36,10 @@ from vlprompt.testing.images import build_digits_lesson, draw_pixels, wrap_pixel
 from vlprompt.testing.language_models import build_tiny_language_model
 from vlprompt.testing.texts import AnswerKind, draw_text_data, draw_texts
 
-WRAPPED_METHOD = {"name": "coop", "n_ctx": 4}  # for a wrapper whose settings name no method
+WRAPPED_METHODS: dict[str, Any] = {  # for a wrapper whose settings name no method, by the type that it takes
+    "Method": {"name": "coop", "n_ctx": 4},
+    "TowerMethod": {"name": "adaptformer", "bottleneck_dim": 8, "dropout": 0.0},
+}
 ANSWER_KINDS: dict[str, AnswerKind] = {"tags": "tags", "response": "response"}  # by the name of a head
 CHECK_TRAINING: dict[str, Any] = {"batch_size": 7, "lr": 0.01, "warmup": 0}  # 7 leaves a short last batch of 20 items
 
@@ -98,11 +101,13 @@ class MethodCase:
     @cached_property
     def assumptions(self) -> dict[str, Any]:
         """Settings that were chosen because none were given."""
-        if not isinstance(self.backbone, Clip):
-            return {}
-        values = {"method": WRAPPED_METHOD, "teacher": {"backbone": self.backbone.spec}}  # which teaches itself
-        kinds = {name: get_nested_kind(kind) for name, kind in get_constructor_types(self.cls).items()}
-        return {name: values[kind] for name, kind in kinds.items() if kind in values and name not in self.settings}
+        kinds = {name: kind for name, kind in get_constructor_types(self.cls).items() if name not in self.settings}
+        values = {
+            name: WRAPPED_METHODS[kind.__name__] for name, kind in kinds.items() if get_nested_kind(kind) == "method"
+        }
+        teacher = {"backbone": self.backbone.spec}  # which teaches itself
+        values |= {name: teacher for name, kind in kinds.items() if get_nested_kind(kind) == "teacher"}
+        return values if isinstance(self.backbone, Clip) else {}
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
