@@ -71,6 +71,7 @@ SMALL = {
     "mmrl": {"dim": 16, "layers": 2},
     "mmrlpp": {"dim": 16, "layers": 2, "projection_rank": 8},
     "tcp": {"depth": 1},
+    "proof": {"n_exemplars": 2, "dropout": 0.0},
 }
 PLAIN = "a photo of a {name}."
 WORDS = {"init_text": "a photo of a", "context_template": "{ctx} {name}."}
@@ -164,7 +165,7 @@ def test_its_recipe_runs(name, task, clip, pictures):
     [plan] = resolve_grid([name], [1], [1], dataset=dataset, task=task, backbone=clip.spec, overrides=short)
     arguments = {key: value for key, value in plan.method.items() if key != "name"}
     case, refusal = MethodCase(resolve_class("method", name), arguments, clip), None
-    knows_no_names = name in ("nearest_mean", "ranpac") or plan.method.get("head", {}).get("name") == "linear"
+    knows_no_names = name in ("nearest_mean", "proof", "ranpac") or plan.method.get("head", {}).get("name") == "linear"
     if case.build().needs_unlabelled:
         refusal = None if task == "domain" else "Run it with --source and --target"
     elif knows_no_names and task not in ("few_shot", "continual", "domain", "online"):

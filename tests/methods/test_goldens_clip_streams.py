@@ -112,3 +112,63 @@ def test_rapf(authors_clip, case):
     for t in range(len(stream.sizes)):
         learn_rapf(stream, method, t)
     stream.require()
+
+
+# --- PROOF ---
+
+
+def of_proof(method, name):
+    """Our parameter that is the authors' `name`."""
+    kind, _, rest = name.partition(".")
+    if kind == "logit_scale":
+        return method.log_scale
+    if kind == "context_prompts":
+        return method.contexts[int(rest)]
+    if kind == "sel_attn":
+        part, _, rest = rest.partition(".")
+        part = {"w_qs": "query", "w_ks": "key", "w_vs": "value", "fc": "out", "layer_norm": "norm"}[part]
+        return getattr(getattr(method.fusion, part), rest)
+    maps = {"projs_img": method.image_maps, "projs_text": method.text_maps}[kind]
+    place, _, rest = rest.partition(".")
+    return getattr(maps[int(place)], rest)
+
+
+def learn_proof(stream, method, t):
+    a, lesson = stream.of(t), stream.lesson(t)
+    method.train().begin_lesson(lesson, make_generator(t))
+    for key in [k for k in a if k.startswith("param.")]:
+        of_proof(method, key.removeprefix("param.")).data.copy_(a[key])
+    means = method.sums / method.counts[:, None]
+    stream.compare(t, prototypes=means)
+    terms, out = method.loss_terms(stream.batch(t), method.precompute(lesson.train.names))
+    total = sum(value for value, _ in terms.values())
+    total.backward()
+    theirs = {"loss_text": "ce", "loss_clip": "contrast", "loss_proto": "prototypes"}
+    stream.compare(t, loss=total, **{name: terms[ours][0] for name, ours in theirs.items()})
+    stream.errors[f"{t} logits"] = relative(out.logits, a["train.logits"][: len(a["labels"])])
+    stream.compare(t, **{k: of_proof(method, k.removeprefix("grad.")).grad for k in a if k.startswith("grad.")})
+    with torch.no_grad():
+        for p in method.parameters():
+            if p.requires_grad:
+                p -= stream.hyper["train_lr"] * p.grad
+            else:
+                assert p.grad is None
+            p.grad = None
+    stream.compare(t, **{k: of_proof(method, k.removeprefix("after.")) for k in a if k.startswith("after.")})
+    method.end_lesson(lesson)
+    stream.compare(t, **{"eval.logits_each": stream.answer(method, t)})
+
+
+@pytest.mark.parametrize("case", golden_cases("proof"))
+def test_proof(authors_clip, case):
+    stream = Stream(case)
+    h = stream.hyper
+    templates = [text.replace("{}", "{name}") for text in h["templates"]]
+    method = m.PROOF(authors_clip, h["context_per_task"], h["memory_per_class"], 0.0, templates)
+    for t in range(len(stream.sizes)):
+        if t:
+            memory, pixels = stream.of(t)["memory.index"], torch.cat([stream.of(k)["images"] for k in range(t)])
+            wanted = authors_clip.image(images(pixels[memory], f"{case}/memory"))
+            assert relative(method.exemplars.flatten(0, 1), wanted) < 1e-4
+        learn_proof(stream, method, t)
+    stream.require()

@@ -1,4 +1,4 @@
-"""Statistics of frozen features: Gaussian classes of one covariance, and channels that tell classes apart.
+"""Statistics of frozen features: Gaussian classes of one covariance, exemplars, channels that tell classes apart.
 
 Sums are float64 and add up over parts of the data.
 """
@@ -83,6 +83,23 @@ def build_gaussian_classifier(means: Tensor, precision: Tensor) -> tuple[Tensor,
     """Build the linear classifier, (C, E) and (C,), of Gaussians with these means (C, E), without a prior."""
     weights = means @ precision
     return weights, -(weights * means).sum(1) / 2
+
+
+def select_by_herding(features: Tensor, n: int) -> Tensor:
+    """Select at most n features (N, E) whose mean stays nearest to that of all, one after the other.
+
+    As iCaRL (Rebuffi et al., CVPR 2017, arXiv:1611.07725) selects exemplars; the first of a tie, none twice.
+
+    Returns:
+        Their indices in the order of the selection.
+    """
+    x, chosen = features.double(), list[int]()
+    mean, total, is_free = x.mean(0), torch.zeros_like(x[0]), torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for k in range(1, min(n, len(x)) + 1):
+        distances = ((total + x) / k - mean).square().sum(1)
+        chosen.append(int(torch.where(is_free, distances, torch.inf).argmin()))
+        total, is_free[chosen[-1]] = total + x[chosen[-1]], False
+    return torch.tensor(chosen, dtype=torch.long, device=x.device)
 
 
 def compute_channel_similarity(text: Tensor, features: Tensor, labels: Tensor) -> Tensor:
