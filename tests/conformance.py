@@ -72,6 +72,7 @@ SMALL = {
     "mmrlpp": {"dim": 16, "layers": 2, "projection_rank": 8},
     "tcp": {"depth": 1},
     "proof": {"n_exemplars": 2, "dropout": 0.0},
+    "engine": {"descriptions": str(Path(__file__).parent / "pairs_of_digits.json")},
 }
 PLAIN = "a photo of a {name}."
 WORDS = {"init_text": "a photo of a", "context_template": "{ctx} {name}."}
@@ -159,13 +160,14 @@ def test_its_recipe_runs(name, task, clip, pictures):
         "atprompt": ["method.method=coop"],
         "coprompt": ["method.method=maple", f"method.descriptions={SMALL['coprompt']['descriptions']}"],
         "dapl": ["method.threshold=0.1"],
+        "engine": [f"method.descriptions={SMALL['engine']['descriptions']}"],
     }.get(name, [])
     dataset, settings = choose_data(task)
     short += [*SHORT_TRAINING, *settings, *([f"task.targets=[{pictures}]"] if task == "transfer" else [])]
     [plan] = resolve_grid([name], [1], [1], dataset=dataset, task=task, backbone=clip.spec, overrides=short)
     arguments = {key: value for key, value in plan.method.items() if key != "name"}
     case, refusal = MethodCase(resolve_class("method", name), arguments, clip), None
-    knows_no_names = name in ("nearest_mean", "proof", "ranpac") or plan.method.get("head", {}).get("name") == "linear"
+    knows_no_names = name in ("engine", "nearest_mean", "proof", "ranpac") or plan.method.get("head", {}).get("name") == "linear"
     if case.build().needs_unlabelled:
         refusal = None if task == "domain" else "Run it with --source and --target"
     elif knows_no_names and task not in ("few_shot", "continual", "domain", "online"):

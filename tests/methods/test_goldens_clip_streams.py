@@ -1,5 +1,7 @@
 """Streams on a CLIP with class texts against numbers that the authors' own code computed: RAPF, PROOF and ENGINE."""
 
+import json
+
 import pytest
 import torch
 from conftest import golden, golden_cases, images, relative
@@ -9,6 +11,7 @@ from vlprompt.core.batch import Batch, Split
 from vlprompt.core.class_names import ClassName
 from vlprompt.core.images import ImageItem
 from vlprompt.core.stage import Lesson
+from vlprompt.methods import engine as engine_file
 from vlprompt.methods import rapf as rapf_file
 from vlprompt.runtime.seeding import make_generator
 
@@ -171,4 +174,66 @@ def test_proof(authors_clip, case):
             wanted = authors_clip.image(images(pixels[memory], f"{case}/memory"))
             assert relative(method.exemplars.flatten(0, 1), wanted) < 1e-4
         learn_proof(stream, method, t)
+    stream.require()
+
+
+# --- ENGINE ---
+
+
+def learn_engine(stream, method, t):
+    a, lesson = stream.of(t), stream.lesson(t)
+    method.train().begin_lesson(lesson, make_generator(t))
+    parameters = {}
+    for name, maps in (("image", method.image_maps), ("text", method.text_maps)):
+        parameters |= {f"{name}.{t}.{part}": getattr(maps[t], part) for part in ("weight", "bias")}
+    for name, p in parameters.items():
+        p.data.copy_(a[f"param.{name}"])
+    noise = {"pixels": a["aug.z"], "prototypes": a.get("proto.z", torch.zeros(0, 64))}
+    method.draw_noise = lambda purpose, step, *shape: noise[purpose].view(shape)
+    terms, _ = method.loss_terms(stream.batch(t), None)
+    total = sum(value for value, _ in terms.values())
+    total.backward()
+    stream.compare(t, loss=total, loss_clip=terms["contrast"][0])
+    stream.compare(t, loss_text=terms["text"][0] / method.text_weight)
+    stream.compare(t, loss_image=terms["image"][0] / method.image_weight)
+    stream.compare(t, **{f"grad.{name}": p.grad for name, p in parameters.items()})
+    assert {id(p) for p in method.parameters() if p.requires_grad} == {id(p) for p in parameters.values()}
+    with torch.no_grad():
+        for p in parameters.values():
+            p -= stream.hyper["train_lr"] * p.grad
+    stream.compare(t, **{f"after.{name}": p for name, p in parameters.items()})
+    method.end_lesson(lesson)
+    fixed = method.eval().precompute(stream.seen(t))
+    stream.compare(t, **{"gda.W": fixed.weights.T.float(), "gda.b": fixed.biases.float()})
+    stream.compare(t, proto=(method.sums / method.gaussians.counts[:, None]).float())
+    stream.compare(t, **{"eval.logits": stream.answer(method, t)})
+    for part, weights in (("cosine", (0.0, 0.0)), ("rerank", (1.0, 0.0))):
+        settings = method.rerank_weight, method.gaussian_weight
+        method.rerank_weight, method.gaussian_weight = weights
+        stream.compare(t, **{f"eval.{part}": stream.answer(method, t)})
+        method.rerank_weight, method.gaussian_weight = settings
+
+
+@pytest.mark.parametrize("case", golden_cases("engine"))
+def test_engine(authors_clip, case, tmp_path, monkeypatch):
+    first = lambda sentences, labels, generator: torch.stack([sentences[row][0] for row in labels])  # noqa: E731
+    monkeypatch.setattr(engine_file, "draw_sentences", first)
+    stream = Stream(case)
+    h, file = stream.hyper, tmp_path / "pairs.json"
+    file.write_text(json.dumps(stream.told["descriptions"]))
+    templates = [text.replace("{}", "{name}") for text in h["templates"]]
+    method = m.ENGINE(
+        authors_clip,
+        str(file),
+        h["text_des"],
+        h["image_aug"],
+        h["rerank"],
+        h["stat"],
+        h["rerank_top"],
+        h["sample_noise"],
+        templates,
+    )
+    assert h["aug_noise"] == engine_file.NOISE
+    for t in range(len(stream.sizes)):
+        learn_engine(stream, method, t)
     stream.require()

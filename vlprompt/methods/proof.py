@@ -29,10 +29,9 @@ from vlprompt.core.method import LossTerms, Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 from vlprompt.layers.attention import SharedRowAttention
-from vlprompt.layers.class_texts import TemplateChoice, fill_class_texts, load_templates
+from vlprompt.layers.class_texts import TemplateChoice
 from vlprompt.layers.feature_statistics import select_by_herding
 from vlprompt.layers.heads import find_class_indices
-from vlprompt.methods import _support as support
 from vlprompt.methods._feature_maps import FeatureMapMethod, compute_contrast
 from vlprompt.runtime.seeding import make_generator
 
@@ -78,21 +77,18 @@ class PROOF(FeatureMapMethod):
         sizes = {"sums": (dim,), "counts": (), "exemplars": (self.n_exemplars, dim), "exemplar_counts": ()}
         for name, size in sizes.items():
             self.grow_buffer(name, *size)
-        self.draw_seed, self.n_images = support.draw_seed(generator), len(lesson.train_with_memory)
-        self.training_texts: Tensor | None = None
+        self.n_images, self.training_texts = len(lesson.train_with_memory), None
         for row, x in self.group_features(lesson.train).items():
             self.sums[row] += self.clip.unit(x).sum(0)
             self.counts[row] += len(x)
 
     def precompute(self, names: Names) -> Tensor:
-        with torch.no_grad(), torch.autocast(self.clip.device.type, enabled=False):
-            texts = [fill_class_texts(template, names) for template in load_templates(self.template)]
-            return torch.stack([self.clip.text(text)[0] for text in texts])  # (K, C, E)
+        return self.encode_texts(names)  # (K, C, E)
 
     def prepare(self, names: Names, fixed: Tensor) -> tuple[Tensor, Tensor]:
         """Return the projected texts (C, E), and what images share: texts, prototypes, contexts (2 C + P, E)."""
         rows = find_class_indices(class_ids(self.names), names, "PROOF").to(self.sums.device)
-        text = self.clip.unit(self.clip.unit(self.map_features(fixed, self.text_maps)).mean(0))
+        text = self.map_texts(fixed)
         means = self.sums[rows] / self.counts[rows].clamp(min=1)[:, None]
         prototypes = self.clip.unit(self.map_features(means, self.image_maps))
         return text, torch.cat([text, prototypes, *self.contexts])
@@ -114,7 +110,7 @@ class PROOF(FeatureMapMethod):
 
     def loss_terms(self, batch: Batch, fixed: Tensor) -> tuple[LossTerms, Output]:
         if self.training_texts is None:
-            self.training_texts = self.precompute(self.names)[:1]
+            self.training_texts = self.encode_texts(self.names)[:1]
         (text, shared), n = self.prepare(self.names, self.training_texts), len(batch.labels)
         features, rows = self.draw_exemplars(n, batch.step)
         labels, features = (

@@ -23,6 +23,7 @@ from vlprompt.core.method import Method, Output
 from vlprompt.core.templates import PromptTemplate
 from vlprompt.core.towers import Clip
 from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts
+from vlprompt.methods._descriptions import load_description_file, normalize_name, normalize_names
 
 
 class ZeroShot(Method):
@@ -70,7 +71,7 @@ def read_descriptions(path: Path, names: Names, template: str | None) -> list[li
     parsed.require_fields(f"method.template {pattern!r}", ("name", "description"))
     class_texts = []
     for name in names:
-        keys = map(_normalize, (getattr(name, "id", name), name))
+        keys = map(normalize_name, (getattr(name, "id", name), name))
         texts = next((descriptions[key] for key in keys if descriptions.get(key)), None)
         if texts is None:
             raise ValueError(
@@ -84,42 +85,14 @@ def read_descriptions(path: Path, names: Names, template: str | None) -> list[li
 
 def _load_descriptions(path: Path) -> dict[str, list[str]]:
     """Return {normalized class name or id: texts}."""
-    from yaml import YAMLError
-
-    from vlprompt.runtime.yaml_text import load_yaml
-
-    if not path.is_file():
-        raise ValueError(
-            f"method.descriptions: expected a file of descriptions, got {str(path)!r}, which does not exist. Give a "
-            "JSON file of {class name: [texts]}."
-        )
-    try:
-        content = load_yaml(path.read_text("utf-8"), typed_keys=())  # JSON is YAML
-    except (YAMLError, UnicodeDecodeError) as error:
-        cause = " ".join(str(error).split())
-        raise ValueError(
-            f"method.descriptions: expected JSON or YAML in {str(path)!r}, got an error: {cause}. Correct the file."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"method.descriptions: expected {{class name: [texts]}} in {str(path)!r}, got a {type(content).__name__}. "
-            "Give a mapping of class names."
-        )
-    descriptions = {str(key): [value] if isinstance(value, str) else value for key, value in content.items()}
-    for key, texts in descriptions.items():
+    content = load_description_file(path, "{class name: [texts]}")
+    descriptions = dict[str, list[str]]()
+    for key, value in content.items():
+        texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError(
                 f"method.descriptions: expected a list of texts for {key!r} in {str(path)!r}, got {texts!r}. Write its "
                 "texts in quotes."
             )
-    by_name = {_normalize(key): texts for key, texts in descriptions.items()}
-    if len(by_name) < len(descriptions):
-        raise ValueError(
-            f"method.descriptions: expected each class once in {str(path)!r}, got names that differ in case or "
-            "underscores only. Remove one, or use the ids of the classes."
-        )
-    return by_name
-
-
-def _normalize(name: str) -> str:
-    return name.replace("_", " ").lower()
+        descriptions[key] = texts
+    return normalize_names(descriptions, path)
