@@ -67,6 +67,7 @@ class PROOF(FeatureMapMethod):
     @torch.no_grad()
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.require_at_least(context_length=1, n_exemplars=0, dropout=0)
+        self.require_at_most(dropout=1)
         self.begin_maps(lesson, generator, trains_earlier_texts=True)
         dim, device = self.clip.feature_dim, self.clip.device
         if not lesson.index:
