@@ -93,6 +93,7 @@ STARTS_AS_ZERO_SHOT = {
     **{name: {"lr": 1e-12} for name in ("tpt", "ctpt")},
     "tps": {"lr": 1e-12, "template": PLAIN},
 }
+KNOWS_NO_NAMES = ("engine", "nearest_mean", "proof", "ranpac")  # they answer for classes with images alone
 TEST_TIME = ("ctpt", "mta", "tps", "tpt", "zero")  # they need augmentations of a test image
 REFUSED_BY_EXPORT = (*TEST_TIME, "tda")  # whose answers are no function of the pixels alone
 LANGUAGE_METHODS = [
@@ -167,7 +168,7 @@ def test_its_recipe_runs(name, task, clip, pictures):
     [plan] = resolve_grid([name], [1], [1], dataset=dataset, task=task, backbone=clip.spec, overrides=short)
     arguments = {key: value for key, value in plan.method.items() if key != "name"}
     case, refusal = MethodCase(resolve_class("method", name), arguments, clip), None
-    knows_no_names = name in ("engine", "nearest_mean", "proof", "ranpac") or plan.method.get("head", {}).get("name") == "linear"
+    knows_no_names = name in KNOWS_NO_NAMES or plan.method.get("head", {}).get("name") == "linear"
     if case.build().needs_unlabelled:
         refusal = None if task == "domain" else "Run it with --source and --target"
     elif knows_no_names and task not in ("few_shot", "continual", "domain", "online"):

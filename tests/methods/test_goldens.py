@@ -127,6 +127,7 @@ KINDS |= {"locoop", "metrics"}  # of test_unknown_scores.py and test_calibration
 KINDS |= {"ape", "gda", "lpplus", "proker"}  # of test_goldens_heads.py
 KINDS |= {"tcp", "mmrl", "mmrlpp"}  # of test_goldens_prompts.py
 KINDS |= {"dept", "atprompt", "coprompt"}  # of test_goldens_plug.py
+KINDS |= {"rapf", "proof", "engine"}  # of test_goldens_clip_streams.py
 KINDS |= {"clipsvd", "mma", "twostage"}  # of test_goldens_weights.py
 
 

@@ -8,7 +8,7 @@ the others have not. Sites: none; features are computed once, those of noisy ima
 Differs from the authors' code in: sentences are against classes so far (theirs: later ones too), and an answer takes
 all of a pair (theirs: three random draws); what theirs adds to the inverse covariance besides, which changes nothing,
 is left out; underscores in names are spaces. As there, pixels are clamped to 0 and 1 after the normalisation, images of
-one class are told apart by the loss, and inverse covariances of lessons are averaged (gda sums covariances). From the
+one class are negatives of each other, and inverse covariances of lessons are averaged (gda sums covariances). From the
 paper in: not compared.
 
 State (ViT-B/16): 8 E^2 + 8 E bytes a lesson (2.1 MB), 8 D + 4 E + 8 a class (8 kB), 8 D^2 + 8 (4.7 MB).
