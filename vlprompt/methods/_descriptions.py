@@ -1,4 +1,4 @@
-"""Files of texts about classes, such as a language model's: about each, or about what each has and another one has not."""
+"""Files of texts about classes, such as a language model's: about each, or what it has and another one has not."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
