@@ -36,6 +36,7 @@ PICTURE_SETTINGS: dict[str, dict[str, Any]] = {  # what has no default, or none 
     "dept": {"method": {"name": "coop"}},
     "atprompt": {"method": {"name": "coop"}},
     "coprompt": {"method": {"name": "maple"}},
+    "engine": {"text_weight": 0.0, "rerank_weight": 0.0},
     "promptsrc": {"method": {"name": "ivlp"}, "template": "a photo of a {name}."},
     "upl": {"method": {"name": "coop"}},
     "entropy": {"method": {"name": "coop"}},
