@@ -83,6 +83,8 @@ SMALL = {
     "plot": {"n_ctx": 4, "max_rounds": 10},
     "plotpp": {"max_rounds": 10},
     "tcp": {"depth": 1},
+    "proof": {"n_exemplars": 2, "dropout": 0.0},
+    "engine": {"descriptions": str(Path(__file__).parent / "pairs_of_digits.json")},
 }
 PLAIN = "a photo of a {name}."
 WORDS = {"init_text": "a photo of a", "context_template": "{ctx} {name}."}
@@ -103,7 +105,10 @@ STARTS_AS_ZERO_SHOT = {
     **{name: {"lr": 1e-12} for name in ("tpt", "ctpt")},
     "tps": {"lr": 1e-12, "template": PLAIN},
 }
-ONLY_TRAINED_CLASSES = ("nearest_mean", "ranpac", "simplecil", "aper", "fecam", "slca", "slcapp")  # without names
+ONLY_TRAINED_CLASSES = (  # without names
+    *("nearest_mean", "ranpac", "simplecil", "aper", "fecam", "slca", "slcapp"),
+    *("engine", "proof"),
+)
 TEST_TIME = ("ctpt", "mta", "tps", "tpt", "zero")  # they need augmentations of a test image
 REFUSED_BY_EXPORT = (*TEST_TIME, "tda")  # whose answers are no function of the pixels alone
 LANGUAGE_METHODS = [
@@ -175,6 +180,7 @@ def test_its_recipe_runs(name, task, clip, pictures):
         "coprompt": ["method.method=maple", f"method.descriptions={SMALL['coprompt']['descriptions']}"],
         "dapl": ["method.threshold=0.1"],
         "promptkd": ["method.teacher.backbone=glyph/random"],
+        "engine": [f"method.descriptions={SMALL['engine']['descriptions']}"],
     }.get(name, [])
     dataset, settings = choose_data(task)
     short += [*SHORT_TRAINING, *settings, *([f"task.targets=[{pictures}]"] if task == "transfer" else [])]

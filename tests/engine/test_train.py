@@ -164,7 +164,7 @@ def test_parameters_stay_float32(tiny, precision):
 def test_features_are_computed_once_in_a_run_of_several_epochs(tiny):
     passes = []
     encode = tiny.image.encode
-    tiny.image.encode = lambda pixels: passes.append(len(pixels)) or encode(pixels)
+    tiny.image.encode = lambda pixels, *output: passes.append(len(pixels)) or encode(pixels, *output)
     task = FewShot("digits", shots=4)
     run(CoOp(tiny, 4), task, TrainConfig(epochs=5))
     images = 40 + len(task.data.test)

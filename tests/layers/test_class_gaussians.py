@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlprompt.core.class_names import ClassName
-from vlprompt.layers.class_gaussians import ClassGaussians
+from vlprompt.layers.class_gaussians import ClassGaussians, GaussianSampler, shrink_covariance
 from vlprompt.runtime.errors import UnknownClassError
 
 D = 4
@@ -130,3 +130,24 @@ def test_a_covariance_of_few_long_features_is_drawn_from():
     drawn = gaussians.draw(0, torch.randn(50_000, 64, generator=torch.Generator().manual_seed(5)))
     expected = torch.cov(x.T)
     assert float((torch.cov(drawn.T) - expected).abs().max() / expected.abs().max()) < 0.05
+
+
+def test_a_sampler_draws_as_the_gaussians_do_and_shrinks_on_request():
+    x, labels = draw_features()
+    gaussians = build()
+    gaussians.add(x, labels, NAMES)
+    noise = torch.randn(3, 5, D, generator=torch.Generator().manual_seed(5))
+    drawn = GaussianSampler(gaussians).draw(torch.tensor([2, 0, 2]), noise)
+    torch.testing.assert_close(
+        drawn, torch.cat([gaussians.draw(row, z) for row, z in zip((2, 0, 2), noise, strict=True)])
+    )
+    shrunk = GaussianSampler(gaussians, shrinkage=True).draw(torch.tensor([1]), noise[:1])
+    factor = torch.linalg.cholesky(shrink_covariance(gaussians.spreads[1].double())).float()
+    torch.testing.assert_close(shrunk, noise[0] @ factor.T + gaussians.means[1])
+    assert GaussianSampler(gaussians).draw(torch.tensor([], dtype=torch.long), noise[:0]).shape == (0, D)
+
+
+def test_a_shrunk_covariance_has_the_mean_variance_and_the_mean_of_the_others_more():
+    covariance = torch.tensor([[2.0, 1.0, 0.0], [1.0, 4.0, 3.0], [0.0, 3.0, 6.0]])
+    expected = covariance + torch.tensor([[4.0, 2.0, 2.0], [2.0, 4.0, 2.0], [2.0, 2.0, 4.0]])  # 2: of those not 0
+    torch.testing.assert_close(shrink_covariance(covariance), expected)

@@ -10,6 +10,7 @@ from vlprompt.layers.feature_statistics import (
     compute_gaussian_sums,
     estimate_precision,
     invert_shrunk,
+    select_by_herding,
 )
 
 E = 6
@@ -94,3 +95,19 @@ def test_the_divergence_is_that_of_the_labels(x):
     one_hot, p = torch.eye(5).double()[LABELS], (x @ torch.nn.functional.normalize(text, dim=1).T).softmax(1)
     theirs = (one_hot * ((one_hot + 1e-6) / (p + 1e-6)).log2()).sum(1)
     close(compute_divergence(text, 2 * x, LABELS), theirs)
+
+
+def test_herding_takes_what_brings_the_mean_nearest_each_time(x):
+    chosen = select_by_herding(x, 5).tolist()
+    for k in range(5):
+        before = chosen[:k]
+        left = [i for i in range(len(x)) if i not in before]
+        gaps = {i: float((x[[*before, i]].mean(0) - x.mean(0)).norm()) for i in left}
+        assert chosen[k] == min(left, key=gaps.get)
+    assert (x[chosen].mean(0) - x.mean(0)).norm() < (x[:5].mean(0) - x.mean(0)).norm()
+
+
+def test_herding_of_few_or_equal_features_takes_each_once(x):
+    assert sorted(select_by_herding(x[:3], 20).tolist()) == [0, 1, 2]
+    assert select_by_herding(x[:1].expand(4, -1), 3).tolist() == [0, 1, 2]
+    assert select_by_herding(x, 0).shape == (0,)

@@ -128,6 +128,7 @@ KINDS |= {"ape", "gda", "lpplus", "proker"}  # of test_goldens_heads.py
 KINDS |= {"tcp", "mmrl", "mmrlpp"}  # of test_goldens_prompts.py
 KINDS |= {"dept", "atprompt", "coprompt"}  # of test_goldens_plug.py
 KINDS |= {"ease", "mos", "tuna"}  # of test_goldens_adapters.py
+KINDS |= {"rapf", "proof", "engine"}  # of test_goldens_clip_streams.py
 KINDS |= {"clipsvd", "mma", "twostage"}  # of test_goldens_weights.py
 KINDS |= {"descriptions"}  # of test_goldens_descriptions.py
 KINDS |= {"promptkd"}  # of test_goldens_teacher.py

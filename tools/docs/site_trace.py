@@ -38,6 +38,7 @@ PICTURE_SETTINGS: dict[str, dict[str, Any]] = {  # what has no default, or none 
     "atprompt": {"method": {"name": "coop"}},
     "coprompt": {"method": {"name": "maple"}},
     "promptkd": {"teacher": {"backbone": "glyph/random"}},
+    "engine": {"text_weight": 0.0, "rerank_weight": 0.0},
     "promptsrc": {"method": {"name": "ivlp"}, "template": "a photo of a {name}."},
     "aper": {"method": {"name": "adaptformer"}},
     "upl": {"method": {"name": "coop"}},

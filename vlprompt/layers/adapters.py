@@ -8,25 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.core.towers import AnyTower, Clip, LanguageTower, WeightedMap
+from vlprompt.layers.initial_values import make_linear
 from vlprompt.layers.weight_merging import replace_weights
 
 # the maps of a ViT that have biases
 VIT_MAP_SITES = ("patch", "norm1", "q", "k", "v", "out", "norm2", "up", "down", "norm")
-
-
-def make_linear(
-    fan_in: int, fan_out: int, generator: torch.Generator, device: torch.device, bias: bool = True
-) -> nn.Linear:
-    """Make a linear layer with torch's usual initial bounds, drawn from a generator on the CPU."""
-    layer = nn.Linear(fan_in, fan_out, bias=bias)
-    for tensor in (layer.weight, layer.bias) if bias else (layer.weight,):
-        tensor.data.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * fan_in**-0.5)
-    return layer.to(device)
-
-
-def draw_uniform(shape: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Draw values between low and high from a generator on the CPU."""
-    return (low + high) / 2 + (high - low) / 2 * (torch.rand(tuple(shape), generator=generator) * 2 - 1)
 
 
 def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from vlprompt.core.templates import PromptTemplate
 
+Value = TypeVar("Value")
 FILE_SUFFIXES = (".json", ".yaml", ".yml")
 FILE_KEYS = ("template", "descriptions", "generator")
 DESCRIPTION_FIELDS = ("description", "descriptor")
@@ -103,7 +104,7 @@ def write_clause(descriptor: str) -> str:
 
 def load_descriptions(path: Path) -> ClassDescriptions:
     """Read a file of descriptions; ValueError if there is none, or it is broken."""
-    content = _load_mapping(path)
+    content = load_mapping(path)
     template, generator = None, dict[str, Any]()
     if isinstance(content.get("descriptions"), dict):
         if unknown := [key for key in content if key not in FILE_KEYS]:
@@ -120,13 +121,14 @@ def load_descriptions(path: Path) -> ClassDescriptions:
     return ClassDescriptions(path, _require_texts(path, content), template, generator)
 
 
-def _load_mapping(path: Path) -> dict[str, Any]:
+def load_mapping(path: Path, form: str = "{class name: [texts]}") -> dict[str, Any]:
+    """Read a JSON or YAML file that is a mapping of class names, of a form that an error names."""
     from yaml import YAMLError
 
     if not path.is_file():
         raise ValueError(
             f"method.descriptions: expected a file of descriptions, got {str(path)!r}, which does not exist. Give a "
-            "JSON file of {class name: [texts]}."
+            f"JSON file of {form}."
         )
     try:
         content = _parse(path.read_text("utf-8"))
@@ -137,7 +139,7 @@ def _load_mapping(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ValueError(
-            f"method.descriptions: expected {{class name: [texts]}} in {str(path)!r}, got a {type(content).__name__}. "
+            f"method.descriptions: expected {form} in {str(path)!r}, got a {type(content).__name__}. "
             "Give a mapping of class names."
         )
     return content
@@ -170,8 +172,13 @@ def _require_texts(path: Path, content: Mapping[str, Any]) -> Mapping[str, Seque
                 f"method.descriptions: expected a list of texts for {key!r} in {str(path)!r}, got {texts!r}. Write its "
                 "texts in quotes."
             )
-    by_name = {normalize_name(key): texts for key, texts in descriptions.items()}
-    if len(by_name) < len(descriptions):
+    return normalize_names(descriptions, path)
+
+
+def normalize_names(values: Mapping[str, Value], path: Path) -> dict[str, Value]:
+    """Return the values by their names in lower case and with spaces; ValueError for two that become one."""
+    by_name = {normalize_name(key): value for key, value in values.items()}
+    if len(by_name) < len(values):
         raise ValueError(
             f"method.descriptions: expected each class once in {str(path)!r}, got names that differ in case or "
             "underscores only. Remove one, or use the ids of the classes."

@@ -1,14 +1,15 @@
-"""Statistics of frozen features: Gaussian classes of one covariance, and channels that tell classes apart.
+"""Statistics of frozen features: Gaussian classes of one covariance, exemplars, channels that tell classes apart.
 
 Sums are float64 and add up over parts of the data.
 """
 
+import math
 import warnings
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 SINGULAR = 1e-10  # of a sum of squares, or of the largest variance: less is a rounding error of float32 features
 
@@ -83,6 +84,62 @@ def build_gaussian_classifier(means: Tensor, precision: Tensor) -> tuple[Tensor,
     """Build the linear classifier, (C, E) and (C,), of Gaussians with these means (C, E), without a prior."""
     weights = means @ precision
     return weights, -(weights * means).sum(1) / 2
+
+
+class AveragedGaussians(nn.Module):
+    """Gaussian classes of a stream, of one covariance: its inverse is the mean of those of the lessons, by classes.
+
+    As ENGINE (arXiv:2503.08510) has them. The mean of inverses is not the inverse of the mean; `GaussianSums` add up.
+    Its buffers have 8 D + 8 bytes a class, and 8 D^2 + 8.
+    """
+
+    sums: Tensor  # (C, D)
+    counts: Tensor  # (C,)
+    precision: Tensor  # (D, D)
+    n_averaged: Tensor
+
+    def begin_lesson(self, n_classes: int, is_first: bool, dim: int, device: torch.device) -> None:
+        """Make room for all classes so far; the first lesson begins anew."""
+        options = {"dtype": torch.float64, "device": device}
+        known = 0 if is_first else len(self.counts)
+        for name, size in (("sums", (dim,)), ("counts", ())):
+            rows = [] if is_first else [getattr(self, name)]
+            self.register_buffer(name, torch.cat([*rows, torch.zeros(n_classes - known, *size, **options)]))
+        if is_first:
+            self.register_buffer("precision", torch.eye(dim, **options))
+            self.register_buffer("n_averaged", torch.zeros((), **options))
+
+    @torch.no_grad()
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Add the features (N, D) of a lesson, and the rows (N,) of their classes."""
+        added, n = compute_gaussian_sums(features, labels, len(self.counts)), len(labels.unique())
+        self.precision += n / (n + self.n_averaged) * (estimate_precision(added) - self.precision)
+        self.n_averaged += n
+        self.sums += added.sums
+        self.counts += added.counts
+
+    def build_classifier(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Build the linear classifier, (C, D) and (C,), of these classes, with equal priors."""
+        means = self.sums[rows] / self.counts[rows].clamp(min=1)[:, None]
+        weights, biases = build_gaussian_classifier(means, self.precision)
+        return weights, biases - math.log(max(len(rows), 1))
+
+
+def select_by_herding(features: Tensor, n: int) -> Tensor:
+    """Select at most n features (N, E) whose mean stays nearest to that of all, one after the other.
+
+    As iCaRL (Rebuffi et al., CVPR 2017, arXiv:1611.07725) selects exemplars; the first of a tie, none twice.
+
+    Returns:
+        Their indices in the order of the selection.
+    """
+    x, chosen = features.double(), list[int]()
+    mean, total, is_free = x.mean(0), torch.zeros_like(x[0]), torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for k in range(1, min(n, len(x)) + 1):
+        distances = ((total + x) / k - mean).square().sum(1)
+        chosen.append(int(torch.where(is_free, distances, torch.inf).argmin()))
+        total, is_free[chosen[-1]] = total + x[chosen[-1]], False
+    return torch.tensor(chosen, dtype=torch.long, device=x.device)
 
 
 def compute_channel_similarity(text: Tensor, features: Tensor, labels: Tensor) -> Tensor:

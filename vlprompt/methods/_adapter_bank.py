@@ -12,8 +12,9 @@ from vlprompt.core.method import Output
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip, VisionTower
-from vlprompt.layers.adapters import ParallelBottleneck, draw_uniform
+from vlprompt.layers.adapters import ParallelBottleneck
 from vlprompt.layers.heads import CosineHead
+from vlprompt.layers.initial_values import draw_uniform
 from vlprompt.methods._alignment import compute_features
 
 

@@ -11,8 +11,8 @@ from torch import Generator, Tensor, nn
 
 from vlprompt.core.prompt import KV, AdapterFn, Prompt
 from vlprompt.core.towers import VisionTower
-from vlprompt.layers.adapters import draw_uniform
 from vlprompt.layers.blocks.attention import merge_heads, split_heads
+from vlprompt.layers.initial_values import draw_uniform
 
 
 class CompensatedPrefix(nn.Module):

@@ -10,9 +10,9 @@ from vlprompt.core.head import Head
 from vlprompt.core.images import Images
 from vlprompt.core.method import ParamGroup
 from vlprompt.core.stage import Lesson
-from vlprompt.layers.adapters import make_linear
 from vlprompt.layers.class_gaussians import ClassGaussians
 from vlprompt.layers.heads import LinearHead
+from vlprompt.layers.initial_values import make_linear
 from vlprompt.methods._alignment import AlignmentSettings, align, compute_features
 
 TEMPERATURE = 0.8  # of the contrast

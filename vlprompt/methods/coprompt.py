@@ -28,8 +28,8 @@ from vlprompt.core.method import LossTerms, Method, Output
 from vlprompt.core.method_wrapper import MethodWrapper
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
-from vlprompt.layers.adapters import make_linear
 from vlprompt.layers.class_descriptions import read_descriptions
+from vlprompt.layers.initial_values import make_linear
 from vlprompt.methods._views import require_augmentation
 from vlprompt.runtime.seeding import make_generator
 

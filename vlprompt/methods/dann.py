@@ -24,7 +24,8 @@ from vlprompt.core.images import Images
 from vlprompt.core.method import LossTerms, Output, TowerMethod
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import VisionTower
-from vlprompt.layers.adapters import Bottleneck, make_linear
+from vlprompt.layers.adapters import Bottleneck
+from vlprompt.layers.initial_values import make_linear
 from vlprompt.methods._adaptation import require_target
 
 

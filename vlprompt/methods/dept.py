@@ -26,8 +26,8 @@ from vlprompt.core.images import Images
 from vlprompt.core.method import LossTerms, Method, Output, ParamGroup
 from vlprompt.core.method_wrapper import MethodWrapper
 from vlprompt.core.stage import Lesson
-from vlprompt.layers.adapters import draw_uniform
 from vlprompt.layers.heads import LinearHead, find_known_classes
+from vlprompt.layers.initial_values import draw_uniform
 
 
 class _UniformHead(LinearHead):

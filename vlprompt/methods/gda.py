@@ -2,7 +2,8 @@
 
 arXiv:2402.04087. Gaussian discriminant analysis: the features of each class are a Gaussian, all of one covariance; its
 linear classifier is added to the zero-shot logits. With form="base-to-new" a new class gets a Gaussian too, of the
-training images nearest to its text. Nothing is trained. Sites: none.
+training images nearest to its text. Nothing is trained. In a stream the sums of lessons add up, so that their order
+does not matter. Sites: none.
 
 Differs from the authors' code in: sums and inverses are float64; alpha is never chosen on the test, as theirs is for
 ImageNet; a singular covariance of form="base-to-new" is shrunk, and without two different views of any class it is the

@@ -33,8 +33,8 @@ from vlprompt.core.method import LossTerms, Output, ParamGroup, TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import VisionTower
-from vlprompt.layers.adapters import draw_uniform
 from vlprompt.layers.class_gaussians import Spread
+from vlprompt.layers.initial_values import draw_uniform
 from vlprompt.methods._alignment import AlignmentSettings
 from vlprompt.methods._lesson_guess import LessonGuesser, ReplayedClasses, require_task_boundaries, set_lr_factors
 

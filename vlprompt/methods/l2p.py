@@ -31,8 +31,9 @@ from vlprompt.core.method import Output, TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import VisionTower
-from vlprompt.layers.adapters import cosine_similarity, draw_uniform
+from vlprompt.layers.adapters import cosine_similarity
 from vlprompt.layers.heads import TextHead
+from vlprompt.layers.initial_values import draw_uniform
 
 
 class L2P(TowerMethod[VisionTower]):

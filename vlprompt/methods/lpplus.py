@@ -25,8 +25,8 @@ from vlprompt.core.images import Images
 from vlprompt.core.method import Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
-from vlprompt.layers.adapters import draw_uniform
 from vlprompt.layers.class_texts import TemplateChoice
+from vlprompt.layers.initial_values import draw_uniform
 from vlprompt.methods import _support as support
 
 MOMENTUM, ALPHA_START, ALPHA_PERIOD = 0.9, 250.0, 10  # of all steps; alpha's first value; epochs between its steps

@@ -18,8 +18,8 @@ from vlprompt.core.method import Method, Output
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
-from vlprompt.layers.adapters import make_linear
 from vlprompt.layers.class_texts import fill_class_texts
+from vlprompt.layers.initial_values import make_linear
 
 
 class MaPLe(Method):

@@ -16,7 +16,7 @@ from vlprompt.core.batch import Inputs
 from vlprompt.core.head import Head
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.towers import AnyTower
-from vlprompt.layers.adapters import make_linear
+from vlprompt.layers.initial_values import make_linear
 
 
 class MLP(TowerMethod[AnyTower]):

@@ -30,9 +30,9 @@ from vlprompt.core.method import LossTerms, Method, Output
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip, VisionTower
-from vlprompt.layers.adapters import make_linear
 from vlprompt.layers.class_texts import fill_class_texts
 from vlprompt.layers.heads import find_known_classes
+from vlprompt.layers.initial_values import make_linear
 
 
 class MMRL(Method):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import Clip, VisionTower
-from vlprompt.layers.adapters import draw_uniform, make_linear
+from vlprompt.layers.initial_values import draw_uniform, make_linear
 from vlprompt.methods.mmrl import MMRL
 
 

@@ -22,7 +22,7 @@ from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.texts import TextBatch
 from vlprompt.core.towers import LanguageTower
-from vlprompt.layers.adapters import make_linear
+from vlprompt.layers.initial_values import make_linear
 
 
 class PTuning(TowerMethod[LanguageTower]):

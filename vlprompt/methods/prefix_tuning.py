@@ -21,7 +21,7 @@ from vlprompt.core.head import Head
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import KV, Prompt
 from vlprompt.core.towers import LanguageTower
-from vlprompt.layers.adapters import make_linear
+from vlprompt.layers.initial_values import make_linear
 
 
 class PrefixTuning(TowerMethod[LanguageTower]):

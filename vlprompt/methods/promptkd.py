@@ -30,8 +30,8 @@ from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.teacher import Teacher
 from vlprompt.core.towers import Clip
-from vlprompt.layers.adapters import make_linear
 from vlprompt.layers.heads import find_class_indices, find_known_classes
+from vlprompt.layers.initial_values import make_linear
 from vlprompt.runtime.errors import UnknownClassError
 
 

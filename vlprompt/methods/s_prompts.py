@@ -31,7 +31,7 @@ from vlprompt.core.method import Output, TowerMethod
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip, VisionTower
-from vlprompt.layers.adapters import draw_uniform
+from vlprompt.layers.initial_values import draw_uniform
 
 
 class _LessonCandidates(NamedTuple):

@@ -28,7 +28,7 @@ from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import VisionTower
-from vlprompt.layers.adapters import draw_uniform
+from vlprompt.layers.initial_values import draw_uniform
 from vlprompt.methods._low_rank import LowRankUpdate, require_linear_sites
 
 

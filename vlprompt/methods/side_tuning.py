@@ -18,7 +18,7 @@ from vlprompt.core.head import Head
 from vlprompt.core.images import Images
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.towers import VisionTower
-from vlprompt.layers.adapters import make_linear
+from vlprompt.layers.initial_values import make_linear
 
 
 class SideTuning(TowerMethod[VisionTower]):

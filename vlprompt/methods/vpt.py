@@ -25,7 +25,8 @@ from vlprompt.core.head import Head
 from vlprompt.core.method import TowerMethod
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.towers import VisionTower
-from vlprompt.layers.adapters import VIT_MAP_SITES, build_bias_adapters, draw_uniform, make_linear
+from vlprompt.layers.adapters import VIT_MAP_SITES, build_bias_adapters
+from vlprompt.layers.initial_values import draw_uniform, make_linear
 
 
 class VPT(TowerMethod[VisionTower]):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,50 +83,61 @@ class ImageTower:
     def project_rows(self, rows: Tensor) -> Tensor:
         raise self._unsupported_error()
 
-    def look_up_features(self, images: Images) -> Tensor:
+    def look_up_features(self, images: Images, output: str = "pooled") -> Tensor:
         """Return features (B, E) from the cache, computing and caching those that are missing.
 
         In a run of several processes each computes its share of the missing features. Images without a key (random
         augmentations) are always computed; a PixelBatch in one pass, without the cache.
+
+        Args:
+            images: the batch.
+            output: "pooled", or another one that `encode` knows, which is cached beside it.
         """
         if isinstance(images, PixelBatch):
-            return self.encode(images.pixels(self.preprocessing).to(self.device))
-        collectives.compute_missing_features(
-            self.feature_cache, images.keys, lambda keys: self._compute_and_cache(images, keys)
-        )
+            return self.encode(images.pixels(self.preprocessing).to(self.device), output)
+        suffix = "" if output == "pooled" else f"|output={output}"
+        keys = [None if key is None else key + suffix for key in images.keys]
+        compute_and_cache = partial(self._compute_and_cache, images, keys, output)
+        collectives.compute_missing_features(self.feature_cache, keys, compute_and_cache)
         features: dict[str, Tensor] = {}
         missing: dict[str, int] = {}
-        for i, key in enumerate(images.keys):
+        for i, key in enumerate(keys):
             if key is not None and (cached := self.feature_cache.get(key)) is not None:
                 features[key] = cached
             elif key is not None:
                 missing.setdefault(key, i)
         if missing:
-            features |= self._compute_and_cache(images, missing)
-        uncached = [i for i, key in enumerate(images.keys) if key is None]
-        fresh = dict(zip(uncached, self.compute_features(images, uncached), strict=True)) if uncached else {}
-        return torch.stack([fresh[i] if key is None else features[key] for i, key in enumerate(images.keys)])
+            features |= compute_and_cache(missing)
+        uncached = [i for i, key in enumerate(keys) if key is None]
+        fresh = self.compute_features(images, uncached, output=output) if uncached else ()
+        rows = dict(zip(uncached, fresh, strict=True))
+        return torch.stack([rows[i] if key is None else features[key] for i, key in enumerate(keys)])
 
-    def _compute_and_cache(self, images: Images, keys: Iterable[str]) -> dict[str, Tensor]:
-        """Compute and cache the features of the images with these keys, in passes; return them by key."""
-        index = {key: i for i, key in reversed([*enumerate(images.keys)])}
+    def _compute_and_cache(
+        self, images: Images, image_keys: Sequence[str | None], output: str, keys: Iterable[str]
+    ) -> dict[str, Tensor]:
+        """Compute and cache the features with these keys, in passes, of images that have them; return them by key."""
+        index = {key: i for i, key in reversed([*enumerate(image_keys)])}
         indices, features = {key: index[key] for key in keys}, dict[str, Tensor]()
         order = list(indices)
         for begin in range(0, len(order), self.pass_size):
             current, following = (order[i : i + self.pass_size] for i in (begin, begin + self.pass_size))
-            rows = self.compute_features(images, [indices[k] for k in current], [indices[k] for k in following])
+            rows = self.compute_features(images, [indices[k] for k in current], [indices[k] for k in following], output)
             for key, feature in zip(current, rows, strict=True):
                 features[key] = feature
                 self.feature_cache.add_computed(key, feature.clone())
         return features
 
-    def compute_features(self, images: Images, indices: list[int], next_indices: Sequence[int] = ()) -> Tensor:
+    def compute_features(
+        self, images: Images, indices: list[int], next_indices: Sequence[int] = (), output: str = "pooled"
+    ) -> Tensor:
         """Compute features (len(indices), E) without the cache, in passes of one size, the last one padded.
 
         Args:
             images: the batch.
             indices: which of its images.
             next_indices: images whose decoding is started during the last pass.
+            output: "pooled", or another one that `encode` knows.
         """
         parts = []
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), sdpa_kernel(SDPA_BACKENDS):
@@ -135,12 +147,14 @@ class ImageTower:
                 pixels = images.decode(self.preprocessing, current, single_use=True).to(self.device)
                 images.prefetch(self.preprocessing, following, single_use=True)
                 padded = torch.cat([pixels, pixels[-1:].expand(self.pass_size - len(current), -1, -1, -1)])
-                parts.append(self.encode(padded)[: len(current)])
+                parts.append(self.encode(padded, output)[: len(current)])
                 check_finite(parts[-1], self.spec)
         return torch.cat(parts)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (B, 3, h, w) as features (B, E), without the cache."""
+    def encode(self, pixels: Tensor, output: str = "pooled") -> Tensor:
+        """Encode pixels (B, 3, h, w) as features (B, E), without the cache; ValueError for another output."""
+        if output != "pooled":
+            raise self._unsupported_error()
         return self.net(pixels)
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> "ImageTower":

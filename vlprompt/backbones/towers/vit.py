@@ -27,7 +27,7 @@ from vlprompt.layers.blocks.block import (
 from vlprompt.layers.frozen_maps import FrozenMap, identity
 from vlprompt.layers.weight_merging import find_frozen_map, has_weights, merge_adapter, merge_into_blocks
 
-OUTPUTS = ("pooled", "prompts", "tokens", "patches", "local")
+OUTPUTS = ("pooled", "class", "prompts", "tokens", "patches", "local")
 PROJECTED_OUTPUTS = ("patches", "local")  # patches as the class token is: in the joint space
 OUTER_MAPS = {"patch": "embed", "pre_norm": "pre_norm", "norm": "norm"}  # sites outside of the blocks
 
@@ -154,14 +154,18 @@ class ViT(ImageTower):
         Args:
             images: the batch.
             prompt: tokens, prefixes and adapters; without any, features come from the cache.
-            output: "pooled"; the states after the last norm of the "prompts" or the patch "tokens"; "patches", these
-                tokens in the joint space; or "local", the same where no row of the last block sees another one.
+            output: "pooled"; "class", the class token that it is the projection of; the states after the last norm of
+                the "prompts" or the patch "tokens"; "patches", these tokens in the joint space; or "local", the same
+                where no row of the last block sees another one.
 
         Returns:
-            "pooled": un-normalised (B, E); "prompts": (B, P, D); "tokens": (B, N, D); "patches" and "local":
-            un-normalised (B, N, E). Only "pooled" is cached.
+            un-normalised, "pooled": (B, E); "class": (B, D); "prompts": (B, P, D); "tokens": (B, N, D); "patches" and
+            "local": (B, N, E). Only "pooled" and "class" are cached.
         """
-        features = None if prompt or output != "pooled" else self.look_up_features(images)
+        is_cached = not prompt and output in ("pooled", "class")
+        if output == "class":
+            self._require_class_token("output 'class'")
+        features = self.look_up_features(images, output) if is_cached else None
         if features is not None and self.recorder is None:
             return features
         [encoded] = self.read(images, prompt, (output,))
@@ -188,7 +192,7 @@ class ViT(ImageTower):
             raise ValueError(
                 f"image tower: expected output {', '.join(OUTPUTS)}, got {unknown[0]!r}. Pass one of them."
             )
-        for output in PROJECTED_OUTPUTS:
+        for output in ("class", *PROJECTED_OUTPUTS):
             if output in outputs:
                 self._require_class_token(f"output {output!r}")
         if "local" in outputs and len(outputs) > 1:
@@ -218,8 +222,8 @@ class ViT(ImageTower):
         self._require_class_token("a projection of single rows")
         return self.project(rows)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        return self.run_blocks(*self.embed_pixels(pixels, NOTHING), ("pooled",))[0]
+    def encode(self, pixels: Tensor, output: str = "pooled") -> Tensor:
+        return self.run_blocks(*self.embed_pixels(pixels, NOTHING), (output,))[0]
 
     def embed_pixels(self, pixels: Tensor, prompt: Prompt) -> tuple[Tensor, Prompt]:
         """Return tokens (B, N, D) for the first block, and the prompt with `pre_norm` applied to its first tokens."""
@@ -238,7 +242,8 @@ class ViT(ImageTower):
     ) -> tuple[Tensor, ...]:
         """Run the blocks on tokens (B, N, D) and return the outputs, as `read` does."""
         reads_prompt, reads_all = "prompts" in outputs, not {"tokens", *PROJECTED_OUTPUTS}.isdisjoint(outputs)
-        n_read = None if reads_all else self.n_pooled_tokens if "pooled" in outputs else 0
+        reads_pooled = "pooled" in outputs or "class" in outputs
+        n_read = None if reads_all else self.n_pooled_tokens if reads_pooled else 0
         block_fn = self.compute_options.wrap_block_fn(run_block)
         x = walk(
             self.blocks,
@@ -255,11 +260,13 @@ class ViT(ImageTower):
 
     def _read_output(self, x: Tensor, prompt: Prompt, output: str) -> Tensor:
         """Make one output of the rows (B, r, D) behind the last block that it is of."""
-        if output == "pooled" and self.is_norm_after_pool:
+        is_pooled = output in ("pooled", "class")
+        if is_pooled and self.is_norm_after_pool:
             x = self.pool(x)
         x = prompt.apply_adapter("norm", x, self.norm(x))
-        if output == "pooled":
-            return self.project(x if self.is_norm_after_pool else self.pool(x))
+        if is_pooled:
+            x = x if self.is_norm_after_pool else self.pool(x)
+            return x if output == "class" else self.project(x)
         x = x if output == "prompts" else x[:, self.n_special_tokens :]
         return self.project(x) if output in PROJECTED_OUTPUTS else x
 
