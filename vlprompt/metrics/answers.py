@@ -1,5 +1,7 @@
 """Metrics of one answer per item: accuracy, precision, recall, F1; percentages unless said otherwise."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -96,8 +98,9 @@ def precision_recall_f1(
     from sklearn.metrics import precision_recall_fscore_support
 
     require_labels(labels, n_classes)
+    zero: Any = 0  # its annotations name the string only
     values = precision_recall_fscore_support(
-        labels.numpy(), predicted.numpy(), labels=range(n_classes), average=average, zero_division=0
+        labels.numpy(), predicted.numpy(), labels=range(n_classes), average=average, zero_division=zero
     )
     precision, recall, f1 = (100 * torch.as_tensor(value, dtype=torch.double) for value in values[:3])
     return precision, recall, f1

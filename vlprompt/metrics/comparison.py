@@ -10,11 +10,12 @@ N_RESAMPLES, LEVEL = 1000, 0.95
 
 
 class Interval(NamedTuple):
-    """A difference, and the interval that holds it at a level of confidence."""
+    """A difference, the interval that holds it at a level of confidence, and the draws on which it was undefined."""
 
     difference: float
     low: float
     high: float
+    n_undefined: int = 0
 
 
 class McNemar(NamedTuple):
@@ -37,7 +38,8 @@ def paired_bootstrap(
     Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; Koehn, EMNLP 2004.
 
     Args:
-        difference: of a metric, on the items at these places (N,), which are drawn with replacement.
+        difference: of a metric, on the items at these places (N,), which are drawn with replacement; nan where the
+            metric is undefined on them. Such draws are left out and counted.
         n_items: N.
         n_resamples: how often N items are drawn.
         level: of confidence.
@@ -49,8 +51,8 @@ def paired_bootstrap(
         dtype=torch.double,
     )
     tail = (1 - level) / 2
-    low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()
-    return Interval(difference(torch.arange(n_items)), low, high)
+    low, high = torch.nanquantile(values, torch.tensor([tail, 1 - tail], dtype=torch.double)).tolist()
+    return Interval(difference(torch.arange(n_items)), low, high, int(values.isnan().sum()))
 
 
 def mcnemar(first_correct: Tensor, second_correct: Tensor) -> McNemar:

@@ -74,8 +74,8 @@ def select_labels(probabilities: Tensor, threshold: float | None = 0.5, top_k: i
     Args:
         probabilities: (N, C).
         threshold: that a probability must exceed, as in DualCoOp's code (in ML-GCN's it is enough); None for none.
-        top_k: at most so many labels an item, those of the highest probabilities, of equal ones the first classes; with
-            threshold None exactly as many, as F1@k of zero-shot work has it.
+        top_k: the greatest number of labels an item, those of the highest probabilities, of equal ones the first
+            classes; with threshold None exactly this number, as F1@k of zero-shot work has it.
     """
     chosen = torch.ones_like(probabilities, dtype=torch.bool) if threshold is None else probabilities > threshold
     if top_k is None:
