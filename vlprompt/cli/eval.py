@@ -102,7 +102,7 @@ def evaluate(
     known accepted is closest to 95 % (fpr95) and at the strictest that accepts at least 95 % (fpr95_at_least); AUPR
     with the known (aupr_in) and with the unknown positive (aupr_out). In percent.
 
-    With --from-predictions, and without a RUN: any metric of predictions that were kept.
+    With --from-predictions, and without a RUN: any metric of a file that --keep-predictions wrote.
     """
     if from_predictions is not None:
         if folder is not None:
@@ -119,8 +119,7 @@ def evaluate(
     from vlprompt.experiments.calibration.choice import Selection
     from vlprompt.experiments.evaluation import evaluate_run
 
-    if keep_predictions is not None:
-        require_prediction_writer()
+    require_prediction_writer(keep_predictions is not None)
     set_data_root(root)
     set_feature_cache(feature_cache)
     require_one_run([folder, *map(Path, dataset or [])])

@@ -185,11 +185,12 @@ def parse_scores(text: str | None) -> tuple[str, ...] | None:
     return names
 
 
-def require_prediction_writer() -> None:
-    """OSError where files of predictions can't be written, before anything runs."""
-    from vlprompt.runtime.installation import require_package
+def require_prediction_writer(is_needed: bool) -> None:
+    """OSError where files of predictions are needed and can't be written, before anything runs."""
+    if is_needed:
+        from vlprompt.runtime.installation import require_package
 
-    require_package("pyarrow.parquet", "parquet", "--keep-predictions")
+        require_package("pyarrow.parquet", "parquet", "--keep-predictions")
 
 
 def parse_trackers(text: str | None) -> tuple[str, ...]:

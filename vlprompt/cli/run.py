@@ -126,8 +126,7 @@ def run(
     set_image_decoding(workers, image_cache)
     set_memory_limit(memory_limit)
     set_data_verification(verify_data)
-    if keep_predictions:
-        require_prediction_writer()
+    require_prediction_writer(keep_predictions)
     arguments = [w for w in (arguments or []) if w]
     if method and "=" in method:
         method, arguments = None, [method, *arguments]
@@ -152,18 +151,8 @@ def run(
             config_file=config_file,
             overrides=settings,
         )
-        trackers = parse_trackers(track)
-        options = SweepOptions(
-            runs_folder,
-            process_device,
-            threads,
-            save_every,
-            max_lessons,
-            fresh,
-            trackers,
-            side_by_side,
-            keep_predictions,
-        )
+        where = runs_folder, process_device, threads, save_every, max_lessons, fresh, parse_trackers(track)
+        options = SweepOptions(*where, side_by_side, keep_predictions)
         unique = list({config.hash: config for config in configs}.values())
         if repeated := len(configs) - len(unique):
             process_console.print(f"{repeated} of {len(configs)} runs were named twice; each is made and counted once")

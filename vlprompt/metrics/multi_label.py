@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlprompt.metrics.unknown import aupr
+
 ApRule = Literal["all_points", "voc2007", "voc2010"]
 
 
@@ -15,7 +17,7 @@ def average_precisions(scores: Tensor, targets: Tensor, rule: ApRule = "all_poin
     Args:
         scores: (N, C), high for present. Equal scores are one threshold.
         targets: (N, C) of 1, 0 and -1; items whose target is unknown leave the ranking of that class.
-        rule: "all_points" sums over thresholds the recall gained times the precision (scikit-learn; without equal
+        rule: "all_points" sums over thresholds the recall gained times the precision (as scikit-learn; without equal
             scores also the codes of ASL, ML-GCN and DualCoOp, and what they call mAP on VOC2007); "voc2007" is the mean
             over the recalls 0, .1, ..., 1 of the best precision at this recall or more (Everingham et al., IJCV 2010;
             steps as numpy adds them up, so that a recall of .3 is below .30000000000000004, as in py-faster-rcnn);
@@ -33,12 +35,13 @@ def average_precisions(scores: Tensor, targets: Tensor, rule: ApRule = "all_poin
 
 
 def _average_precision(scores: Tensor, targets: Tensor, rule: ApRule) -> float:
-    from sklearn.metrics import average_precision_score, precision_recall_curve
-
-    if not bool((targets == 1).any()):
+    positive, negative = scores[targets == 1], scores[targets == 0]
+    if not len(positive):
         return float("nan")
     if rule == "all_points":
-        return 100 * float(average_precision_score(targets.numpy(), scores.numpy()))
+        return aupr(positive, negative) if len(negative) else 100.0
+    from sklearn.metrics import precision_recall_curve
+
     precision, recall, _ = precision_recall_curve(targets.numpy(), scores.numpy())
     precision, recall = precision[-2::-1], recall[-2::-1]  # from the strictest threshold on, without the end (1, 0)
     highest = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or more
