@@ -99,3 +99,14 @@ def test_a_run_that_was_tested_before_says_that_it_has_none(folder, type_in, tmp
     status, printed = type_in(*words, "--keep-predictions")
     assert status == 0
     assert "it was tested before; vlprompt eval" in printed
+
+
+def test_predictions_of_earlier_tests_go(folder, tmp_path):
+    run = RunFolder(tmp_path)
+    file = read_predictions(folder / "predictions-base.parquet")
+    run.save_predictions({"seen": file, "seen/0": file})
+    assert {p.name for p in tmp_path.iterdir()} == {"predictions-seen.parquet", "predictions-seen%2F0.parquet"}
+    run.save_predictions({"seen": file})
+    assert [p.name for p in tmp_path.iterdir()] == ["predictions-seen.parquet"]
+    run.save_predictions({})
+    assert not list(tmp_path.iterdir())

@@ -253,10 +253,14 @@ class RunFolder:
         write_atomically(self.answers_path, serialize_answers(answers))
 
     def save_predictions(self, predictions: Mapping[str, PredictionFile]) -> None:
-        """Write a file of predictions for each test: predictions-TEST.parquet."""
-        for test, file in predictions.items():
+        """Write a file of predictions for each test, predictions-TEST.parquet; those of earlier tests go."""
+        paths = {self.path / f"predictions-{quote(test, safe=' ')}.parquet": test for test in predictions}
+        for path in set(self.path.glob("predictions-*.parquet")) - paths.keys():
             self.before_write()
-            write_predictions(file, self.path / f"predictions-{quote(test, safe=' ')}.parquet")
+            path.unlink(missing_ok=True)
+        for path, test in paths.items():
+            self.before_write()
+            write_predictions(predictions[test], path)
 
     def read_answers(self) -> dict[str, TestAnswers]:
         """Return the answers of the last tests by test, {} for a run that has none; ValueError for those of another."""
