@@ -48,14 +48,13 @@ DEFAULT_SAVE_EVERY = 5.0
 
 # runs that are there
 RunsArgument = Annotated[Path, typer.Argument(help="A folder of runs.", metavar="RUNS", callback=expand_home)]
-RunArgument = Annotated[
-    Path,
-    typer.Argument(
-        help="The folder of a finished run, a model folder, or OWNER/NAME[@REVISION] on the Hugging Face hub.",
-        metavar="RUN",
-        callback=expand_home,
-    ),
-]
+_RUN = typer.Argument(
+    help="The folder of a finished run, a model folder, or OWNER/NAME[@REVISION] on the Hugging Face hub.",
+    metavar="RUN",
+    callback=expand_home,
+)
+RunArgument = Annotated[Path, _RUN]
+OptionalRunArgument = Annotated[Path | None, _RUN]
 MovedBackboneOption = Annotated[
     str | None,
     typer.Option("--backbone", help="Where the backbone is now, if not where it was; the weights must be the same."),
@@ -131,6 +130,14 @@ ProcessesOption = Annotated[
     int | None,
     typer.Option(min=1, help="How many processes there must be; torchrun --nproc-per-node N starts N of them."),
 ]
+KeepPredictionsOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-predictions",
+        help="Write label, prediction and logits of each item of the last tests into predictions-TEST.parquet of the "
+        "run's folder, for `vlprompt eval --from-predictions`.",
+    ),
+]
 
 # how scores become an answer
 ScoreOption = Annotated[
@@ -176,6 +183,14 @@ def parse_scores(text: str | None) -> tuple[str, ...] | None:
     for name in names or ():
         require_score(name)
     return names
+
+
+def require_prediction_writer(is_needed: bool) -> None:
+    """OSError where files of predictions are needed and can't be written, before anything runs."""
+    if is_needed:
+        from vlprompt.runtime.installation import require_package
+
+        require_package("pyarrow.parquet", "parquet", "--keep-predictions")
 
 
 def parse_trackers(text: str | None) -> tuple[str, ...]:

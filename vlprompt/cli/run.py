@@ -1,5 +1,6 @@
 """The command `vlprompt run`. Heavy libraries are imported when it runs, so that --help is instant."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from vlprompt.cli.options import (
     FeatureCacheOption,
     FreshOption,
     ImageCacheOption,
+    KeepPredictionsOption,
     MemoryLimitOption,
     ProcessesOption,
     RootOption,
@@ -28,6 +30,7 @@ from vlprompt.cli.options import (
     join_processes,
     parse_integers,
     parse_trackers,
+    require_prediction_writer,
     set_data_root,
     set_data_verification,
     set_feature_cache,
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from vlprompt.config.run_config import RunConfig
     from vlprompt.config.sources import Override
     from vlprompt.experiments.sweeps.options import SweepOptions
+    from vlprompt.results.run_folder import Result
 
 out, error_console = make_console(), make_console(stderr=True)
 
@@ -106,6 +110,7 @@ def run(
     verify_data: VerifyDataOption = False,
     track: TrackOption = None,
     side_by_side: SideBySideOption = False,
+    keep_predictions: KeepPredictionsOption = False,
 ) -> None:
     """Train and test: every combination of methods, shots and seeds (and pairs of domains), one folder each.
 
@@ -121,6 +126,7 @@ def run(
     set_image_decoding(workers, image_cache)
     set_memory_limit(memory_limit)
     set_data_verification(verify_data)
+    require_prediction_writer(keep_predictions)
     arguments = [w for w in (arguments or []) if w]
     if method and "=" in method:
         method, arguments = None, [method, *arguments]
@@ -145,9 +151,8 @@ def run(
             config_file=config_file,
             overrides=settings,
         )
-        options = SweepOptions(
-            runs_folder, process_device, threads, save_every, max_lessons, fresh, parse_trackers(track), side_by_side
-        )
+        where = runs_folder, process_device, threads, save_every, max_lessons, fresh, parse_trackers(track)
+        options = SweepOptions(*where, side_by_side, keep_predictions)
         unique = list({config.hash: config for config in configs}.values())
         if repeated := len(configs) - len(unique):
             process_console.print(f"{repeated} of {len(configs)} runs were named twice; each is made and counted once")
@@ -180,9 +185,19 @@ def run_and_show(configs: "list[RunConfig]", options: "SweepOptions", console: "
     if finished or not n_paused:
         show_results(build_rows(finished), console)
     console.print(f"{len(finished)} run{'s' * (len(finished) != 1)} under {options.runs_folder}/", style="dim")
+    if options.keep_predictions:
+        _report_missing_predictions(finished, console)
     if failures:
         _show_failures([(configs[index], error) for index, error in failures.items()])
         raise typer.Exit(1)
+
+
+def _report_missing_predictions(results: "list[Result]", console: "Console") -> None:
+    """Say which runs were finished before predictions were asked for, so that they have none."""
+    for folder in (Path(result.folder) for result in results if result.folder):
+        if not any(folder.glob("predictions-*.parquet")):
+            text = f"no predictions in {folder}: it was tested before; vlprompt eval {folder} --keep-predictions FILE"
+            console.print(f"{text} writes them", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_failures(failures: "list[tuple[RunConfig, Exception]]") -> None:

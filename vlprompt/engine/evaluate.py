@@ -19,6 +19,7 @@ from vlprompt.metrics import (
     accuracy,
     benchmark_metric,
     classification_scores,
+    confusion_matrix,
     effective_prompts,
     find_class_domains,
     per_class_accuracy,
@@ -128,6 +129,8 @@ class Scores:
             lesson also chosen, the fraction whose predicted lesson is the domain's number.
         prompt_usage: mean usage (M,) of each prompt of a pool, of every domain by its name and of all images (None).
         answers: of each item; None for texts with responses or tags.
+        confusion: (class, answered class, items) as numbers, where there are any; the answer C is none.
+        logits: (N, C) of the items, divided by the temperature; None likewise.
     """
 
     metrics: dict[str, float]
@@ -135,6 +138,8 @@ class Scores:
     domain_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     prompt_usage: dict[str | None, list[float]] = field(default_factory=dict)
     answers: Answers | None = None
+    confusion: list[list[int]] = field(default_factory=list)
+    logits: Tensor | None = None
 
 
 def evaluate(
@@ -192,7 +197,8 @@ def score_outputs(output: Output, split: Split, temperature: float = 1.0) -> Sco
     predicted = output.logits.argmax(1)
     if output.unanswered is not None:
         predicted[output.unanswered] = n_classes  # no class: wrong for every label
-    probabilities = (output.logits / temperature).softmax(1)
+    logits = output.logits / temperature
+    probabilities = logits.softmax(1)
     metrics = classification_scores(predicted, probabilities, labels, n_classes)
     if output.unanswered is not None:
         metrics["unanswered"] = 100 * float(output.unanswered.double().mean())
@@ -207,7 +213,9 @@ def score_outputs(output: Output, split: Split, temperature: float = 1.0) -> Sco
         domain_metrics, usage_by_domain = _score_domains(output, predicted, labels, split)
         prompt_usage |= usage_by_domain
     answers = Answers(labels.int(), predicted.int(), probabilities.amax(1))
-    return Scores(metrics, class_accuracy, domain_metrics, prompt_usage, answers)
+    counts = confusion_matrix(predicted, labels, n_classes)
+    confusion = [[i, j, int(counts[i, j])] for i, j in counts.nonzero().tolist()]
+    return Scores(metrics, class_accuracy, domain_metrics, prompt_usage, answers, confusion, logits)
 
 
 def _score_domains(

@@ -18,7 +18,7 @@ from vlprompt.data.dataset import Data
 from vlprompt.data.loading import resolve_dataset
 from vlprompt.data.sources import require_folder, select_layout
 from vlprompt.data.splits.label_hiding import drop_labels
-from vlprompt.engine.evaluate import collect_outputs, evaluate, iter_logits, score_outputs
+from vlprompt.engine.evaluate import Scores, collect_outputs, evaluate, iter_logits, score_outputs
 from vlprompt.engine.model_selection import collect_pseudo_labels
 from vlprompt.engine.unknown_scores import SCORES, make_score_fn
 from vlprompt.experiments.calibration.choice import Selection, choose_for_prompt, require_classes, require_numbers
@@ -33,9 +33,12 @@ from vlprompt.experiments.calibration.temperature import NoTemperatureError
 from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.prompt import LearnedPrompt, restore_prompt
 from vlprompt.experiments.learned.state import read_learned_state
+from vlprompt.experiments.provenance import describe_predictions
+from vlprompt.experiments.stage_tests import build_prediction_file
 from vlprompt.metrics import accuracy, calibration_scores, unknown_scores
 from vlprompt.results.comparability import DOMAIN
 from vlprompt.results.plots.shots import plot_predictions
+from vlprompt.results.prediction_files import write_predictions
 from vlprompt.tasks.online import draw_order
 from vlprompt.tasks.text import Text
 
@@ -52,6 +55,7 @@ class Evaluation:
         calibration: "before" and "after" temperature scaling, those of `CALIBRATION_METRICS`.
         decision: temperature and threshold.
         notes: what a reader should know.
+        scores: of the test, with the prediction of each item.
     """
 
     metrics: dict[str, float]
@@ -59,6 +63,7 @@ class Evaluation:
     calibration: dict[str, dict[str, float]] = field(default_factory=dict)
     decision: Decision = field(default_factory=Decision)
     notes: tuple[str, ...] = ()
+    scores: Scores | None = None
 
 
 def evaluate_run(
@@ -71,6 +76,7 @@ def evaluate_run(
     layout: str | None = None,
     on_note: Callable[[str], None] | None = None,
     selection: Selection | None = None,
+    predictions_path: Path | None = None,
 ) -> Evaluation:
     """Score a learned prompt on the test split of a dataset, among its classes.
 
@@ -84,6 +90,7 @@ def evaluate_run(
         layout: of a folder, instead of the one that is recognised or that the run names.
         on_note: receives what was left out of the dataset, if anything was.
         selection: what is chosen before, and the unknown classes.
+        predictions_path: where to write the predictions and logits of each item, in Parquet.
     """
     state, selection = read_learned_state(folder), selection or Selection()
     task = state.config["task"]
@@ -108,6 +115,10 @@ def evaluate_run(
         note = (*note, f"the test images are a stream, in the first order that seed {task['seed']} draws")
     evaluation = _evaluate(prompt, test, unknown, selection)
     evaluation = replace(evaluation, notes=(*evaluation.notes, *note))
+    if predictions_path is not None:
+        origin = describe_predictions(state.config, state.lessons) | {"test": "eval"}
+        origin |= {} if dataset is None else {"dataset": str(dataset)}
+        write_predictions(build_prediction_file(cast(Scores, evaluation.scores), test, origin), predictions_path)
     if figure_path is not None:
         _draw_test(prompt.method, test, task["name"] == DOMAIN, figure_path)
     return evaluation
@@ -127,7 +138,8 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
     """Test a prompt with its decision, and against items of unknown classes."""
     method, decision = prompt.method, prompt.decide_among(test.names)
     if decision == Decision() and not selection.needs_validation and unknown is None:
-        return Evaluation(evaluate(method, test).metrics)
+        scores = evaluate(method, test)
+        return Evaluation(scores.metrics, scores=scores)
     require_classes(test)
     prepared, notes = prompt.prepare(test.names), tuple[str, ...]()
     names = (
@@ -140,7 +152,8 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
     score_fn = make_score_fn(method, names, decision.temperature)
     output = collect_outputs(method, test, prepared=prepared, score_fn=score_fn)
     known_scores, labels = require_numbers(cast(Tensor, output.scores)), torch.tensor(test.labels)
-    metrics, rows = score_outputs(output, test, decision.temperature).metrics, dict[str, dict[str, float]]()
+    scores, rows = score_outputs(output, test, decision.temperature), dict[str, dict[str, float]]()
+    metrics = dict(scores.metrics)
     if decision.threshold is not None:
         metrics |= _score_rejection(output, known_scores[:, 0], labels, decision.threshold)
     if unknown is not None:
@@ -151,7 +164,7 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
         if decision.threshold is not None:
             metrics["unknown_accepted"] = 100 * (other_scores[:, 0] >= decision.threshold).double().mean().item()
         notes = (*notes, _describe_sides(test, unknown))
-    return Evaluation(metrics, rows, _score_calibration(output, labels, decision, selection), decision, notes)
+    return Evaluation(metrics, rows, _score_calibration(output, labels, decision, selection), decision, notes, scores)
 
 
 def _find_scores(

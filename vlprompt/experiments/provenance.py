@@ -2,13 +2,14 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlprompt.core.class_names import as_class_name
+from vlprompt.core.class_names import Names, as_class_name, extend_ids
 from vlprompt.core.stage import Lesson
 from vlprompt.runtime import distributed
 from vlprompt.runtime.installation import find_version
@@ -52,4 +53,20 @@ def describe_learned_state(backbone_key: str, lessons: list[Lesson], config: dic
         "total": lessons[0].total,
         "has_task_boundaries": lessons[0].has_task_boundaries,
         "domains": [list(lesson.domains) for lesson in lessons],
+    }
+
+
+def describe_predictions(config: Mapping[str, Any], lessons: Sequence[Lesson]) -> dict[str, Any]:
+    """Return what a file of predictions says of its run: its settings in short, and the classes that it learned."""
+    ids: Names = ()
+    for lesson in lessons:
+        ids = extend_ids(ids, lesson.train.names)
+    return {
+        "method": config["method"]["name"],
+        "dataset": config["task"].get("dataset"),
+        "task": config["task"]["name"],
+        "seed": config["seed"],
+        "backbone": config["backbone"],
+        "vlprompt": find_version("vlprompt"),
+        "learned_class_ids": ids,
     }

@@ -26,7 +26,11 @@ from vlprompt.experiments.adaptation_metrics import evaluate_baselines, record_e
 from vlprompt.experiments.events import EpochDone, Listener, StageTested, StepDone
 from vlprompt.experiments.inputs import describe_inputs, describe_uses
 from vlprompt.experiments.learned.teacher import find_teachers, require_teachers
-from vlprompt.experiments.provenance import describe_environment, describe_learned_state
+from vlprompt.experiments.provenance import (
+    describe_environment,
+    describe_learned_state,
+    describe_predictions,
+)
 from vlprompt.experiments.run_requirements import require_image_towers, require_stream, require_valid_options
 from vlprompt.experiments.stage_tests import StageTests, TestScores
 from vlprompt.results.run_folder import Result, RunFolder
@@ -55,6 +59,7 @@ def run(
     member: GroupMember | None = None,
     before_write: Callable[[], None] | None = None,
     inputs: Inputs | None = None,
+    keep_predictions: bool = False,
 ) -> Result:
     """Train and test a method on a task.
 
@@ -78,6 +83,7 @@ def run(
         before_write: called before each file of the run is written. A RunLostError that it raises ends the run, and
             nothing more is written.
         inputs: what the run stands on, where that is described already.
+        keep_predictions: write the predictions and logits of each item of the last tests into the folder, in Parquet.
 
     Raises:
         ValueError: for a folder that holds another run, or a method that does not suit the backbone, task or tests.
@@ -119,6 +125,7 @@ def run(
         dict(memory_overrides),
         inputs,
         member,
+        keep_predictions,
     )
     opened = nullcontext() if run_folder is None else run_folder.open(config_dict, inputs)
     with use_threads(run_config.backbone), opened:
@@ -144,6 +151,7 @@ class _RunProgress:
     is_training: bool = False
     scores: list[TestScores] = field(default_factory=list)
     class_accuracy: list[TestScores] = field(default_factory=list)
+    confusion: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the last tests
     stages: list[dict[str, Any]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)  # of the stage that is being trained
     seconds: float = 0.0
@@ -166,6 +174,7 @@ class _Run:
     memory_overrides: dict[str, Any]
     inputs: Inputs
     member: GroupMember | None
+    keeps_predictions: bool = False
 
     def execute(self) -> Result:
         saved = distributed.broadcast_from_main(lambda: self.folder.load_state() if self.folder else None)
@@ -176,6 +185,7 @@ class _Run:
         memory.reset_peak(torch.device("cpu") if backbone is None else backbone.device)
         self.cache_stats = CacheStats(find_feature_cache(backbone), self.progress.cache_counts)
         lessons, pause = list[Lesson](), ""
+        self.lessons = lessons
         with torch.random.fork_rng(), StepLog(self.folder, self.progress.log_bytes) as self.step_log:
             for index, stage in enumerate(self.task.stages()):
                 validate_stage_inputs(backbone, stage)
@@ -215,7 +225,9 @@ class _Run:
             self.method.load_state_dict({k.removeprefix("method/"): v for k, v in state.tensors.items()})
             state = None
         require_test_classes(self.method, stage, getattr(self.task, "seen_classes_hint", ""))
-        tests = StageTests(self.method, self.train_config, self.on_event)
+        keeps_predictions = self.keeps_predictions and self.folder is not None
+        origin = describe_predictions(self.run_config.to_dict(), self.lessons) if keeps_predictions else None
+        tests = StageTests(self.method, self.train_config, self.on_event, origin)
         if stage.initial_tests:
             self._begin_lesson(lesson.without_items(), index)
             scores |= tests.evaluate_unseen(stage.initial_tests)
@@ -233,8 +245,10 @@ class _Run:
         progress.scores = [*progress.scores, scores]
         progress.class_accuracy = [*progress.class_accuracy, outcome.class_accuracy]
         progress.stages = [*progress.stages, self._describe_stage(self.clock() - start, outcome.prompt_usage)]
+        progress.confusion = outcome.confusion
         if self.folder is not None and outcome.answers:
             self.folder.save_answers(outcome.answers)
+            self.folder.save_predictions(outcome.predictions)
         progress.next_stage, progress.is_training, progress.epochs = index + 1, False, []
         self._report_stage(lesson)
         self.cache_stats.flush()
@@ -354,6 +368,7 @@ class _Run:
             self._describe_protocol(pause),
             progress.class_accuracy,
             progress.stages,
+            confusion=progress.confusion,
         )
         folder = None if pause else self.folder
         return distributed.broadcast_from_main(lambda: result if folder is None else folder.finish(result, learned))

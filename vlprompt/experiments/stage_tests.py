@@ -1,8 +1,11 @@
 """Evaluate a method on the tests of a stage."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from vlprompt.core.batch import Split
+from vlprompt.core.class_names import class_ids
 from vlprompt.core.compute_options import ComputeOptions
 from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.method import Method
@@ -10,6 +13,7 @@ from vlprompt.core.stage import Stage
 from vlprompt.engine.evaluate import Scores, evaluate
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.events import EvaluationProgress, Listener
+from vlprompt.results.prediction_files import PredictionFile
 from vlprompt.results.test_answers import TestAnswers
 from vlprompt.runtime.errors import UnknownClassError
 
@@ -25,12 +29,16 @@ class StageOutcome:
         class_accuracy: accuracy by class id, by test.
         prompt_usage: mean usage of each prompt of a pool, by test and "test/domain".
         answers: what was predicted for each item, by test; texts with responses or tags have none.
+        confusion: class ids and `Scores.confusion`, by test; likewise.
+        predictions: of each item with its logits, by test, where they are asked for; likewise.
     """
 
     scores: TestScores = field(default_factory=dict)
     class_accuracy: TestScores = field(default_factory=dict)
     prompt_usage: dict[str, list[float]] = field(default_factory=dict)
     answers: dict[str, TestAnswers] = field(default_factory=dict)
+    confusion: dict[str, dict[str, Any]] = field(default_factory=dict)
+    predictions: dict[str, PredictionFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,13 @@ class StageTests:
         method: what is evaluated.
         config: of the training, for the sizes of micro-batches.
         on_event: hears of each batch.
+        origin: what `describe_predictions` returned, if the outcome is to have the predictions of each item; else None.
     """
 
     method: Method
     config: TrainConfig
     on_event: Listener | None = None
+    origin: Mapping[str, Any] | None = None
 
     def evaluate(self, stage: Stage) -> StageOutcome:
         """Evaluate on the tests of what was seen."""
@@ -60,6 +70,9 @@ class StageTests:
             outcome.prompt_usage |= {name if k is None else f"{name}/{k}": u for k, u in scores.prompt_usage.items()}
             if scores.answers is not None:
                 outcome.answers[name] = TestAnswers(*scores.answers, names=tuple(map(str, test.names)))
+                outcome.confusion[name] = {"classes": list(class_ids(test.names)), "counts": scores.confusion}
+            if self.origin is not None:
+                outcome.predictions[name] = build_prediction_file(scores, test, {**self.origin, "test": name})
         return outcome
 
     def evaluate_unseen(self, tests: dict[str, Split]) -> TestScores:
@@ -80,3 +93,27 @@ class StageTests:
         options = ComputeOptions(text_micro_batch=self.config.text_micro_batch)
         with apply_compute_options(self.method, options):
             return evaluate(self.method, test, micro_batch_size=self.config.micro_batch_size, on_progress=report)
+
+
+def build_prediction_file(scores: Scores, test: Split, origin: Mapping[str, Any]) -> PredictionFile:
+    """Return the predictions of a test; ValueError for texts with responses or tags, which have none.
+
+    Args:
+        scores: of the test.
+        test: its items.
+        origin: what `describe_predictions` returned, and the name of the test.
+    """
+    if scores.answers is None or scores.logits is None:
+        raise ValueError(
+            "--keep-predictions: expected a test with classes, got texts with responses or tags. Leave it out."
+        )
+    return PredictionFile(
+        tuple(item.name for item in test.items),
+        scores.answers.labels.long(),
+        scores.answers.predicted.long(),
+        scores.logits,
+        tuple(map(str, test.names)),
+        class_ids(test.names),
+        tuple(origin["learned_class_ids"]),
+        {key: value for key, value in origin.items() if key != "learned_class_ids"},
+    )

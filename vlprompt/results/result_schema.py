@@ -65,6 +65,8 @@ RESULT_PARTS = {  # key of a result.json -> what it holds
     "environment": "versions, device and threads of the run",
     "protocol": "what must agree where results are compared: hashes of the splits, template, classes, backbone",
     "class_accuracy": "after each lesson: {test: {class: percent of its items right}}",
+    "confusion": "of the last tests: {test: {classes, counts}}, the confusion matrix as rows [true class, answered "
+    "class, items] where there are any; classes are counted from 0, and the number of classes is no answer",
     "stages": "of each lesson: parameters, bytes of the state, seconds, use of each prompt, scores after each epoch",
 }
 COST_PARTS = {  # key of a result's cost -> what it is

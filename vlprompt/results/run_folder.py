@@ -4,17 +4,19 @@ Every file is written completely under a temporary name and then renamed, so tha
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import Tensor
 
 from vlprompt.engine.loop import State
 from vlprompt.results.atomic_files import explain_write_errors, write_atomically, write_json
+from vlprompt.results.prediction_files import PredictionFile, write_predictions
 from vlprompt.results.run_inputs import ChangedInputsError, Inputs, list_differences
 from vlprompt.results.tensor_files import read_tensors, serialize_tensors
 from vlprompt.results.test_answers import TestAnswers, read_answers, serialize_answers
@@ -25,6 +27,7 @@ ATOMIC_FILES = (
     "config.yaml",
     "inputs.json",
     "last.safetensors",
+    "predictions-*",
     "prompt.safetensors",
     "result.json",
 )  # files that `write_atomically` makes in a run
@@ -45,6 +48,8 @@ class Result:
         class_accuracy: the accuracy of each class by its id, per stage and test.
         stages: after each lesson its parameters, bytes, seconds and prompt usage.
         folder: where it was read from.
+        confusion: of the last tests: classes (ids), and counts: true class, answered class (the number of classes for
+            no answer) and items, where there are any.
     """
 
     config: dict[str, Any]
@@ -56,6 +61,7 @@ class Result:
     class_accuracy: list[dict[str, dict[str, float]]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
     folder: str | None = None
+    confusion: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def accuracy_matrix(self) -> list[list[float]]:
@@ -67,8 +73,9 @@ class RunFolder:
     """The files of one run.
 
     config.yaml, inputs.json (what it stands on beside the configuration, by content), steps.jsonl, last.safetensors
-    (to resume; goes when the run is done), answers.safetensors (predictions of the last tests), prompt.safetensors (the
-    learned state) and result.json, written last: that it exists means that the run is done.
+    (to resume; goes when the run is done), answers.safetensors (predictions of the last tests), on request
+    predictions-TEST.parquet (with logits), prompt.safetensors (the learned state) and result.json, written last: that
+    it exists means that the run is done.
 
     Args:
         path: of the folder.
@@ -244,6 +251,16 @@ class RunFolder:
     def save_answers(self, answers: dict[str, TestAnswers]) -> None:
         self.before_write()
         write_atomically(self.answers_path, serialize_answers(answers))
+
+    def save_predictions(self, predictions: Mapping[str, PredictionFile]) -> None:
+        """Write a file of predictions for each test, predictions-TEST.parquet; those of earlier tests go."""
+        paths = {self.path / f"predictions-{quote(test, safe=' ')}.parquet": test for test in predictions}
+        for path in set(self.path.glob("predictions-*.parquet")) - paths.keys():
+            self.before_write()
+            path.unlink(missing_ok=True)
+        for path, test in paths.items():
+            self.before_write()
+            write_predictions(predictions[test], path)
 
     def read_answers(self) -> dict[str, TestAnswers]:
         """Return the answers of the last tests by test, {} for a run that has none; ValueError for those of another."""

@@ -1,4 +1,4 @@
-"""The page of metrics: every number in a result.json, with its definition."""
+"""The page of metrics: every number in a result.json and every metric by name, with its definition."""
 
 from collections.abc import Mapping
 
@@ -14,6 +14,8 @@ from vlprompt.metrics import (
     TRANSFER_METRICS,
     UNKNOWN_METRICS,
 )
+from vlprompt.metrics.catalogue import METRICS
+from vlprompt.metrics.tables import TABLES
 from vlprompt.results.result_schema import COST_PARTS, RESULT_PARTS
 from vlprompt.tasks.online import ONLINE_METRICS
 
@@ -48,16 +50,43 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "Parts of a result.json": ("", RESULT_PARTS),
 }
 
+BY_NAME = {  # group of METRICS -> title and text
+    "one label": ("Answers", "Of items with one label each."),
+    "probabilities of one label": ("Probabilities", "Likewise, of the probabilities of all classes."),
+    "several labels": (
+        "Several labels",
+        "A label is predicted where its probability is above .5. The `mAP` are of items with one label too, whose "
+        "other classes are negative.",
+    ),
+    "known and other classes": (
+        "Known and other classes",
+        "Of a test with items of classes that training had and of others, such as `joint` of `base_to_new`. The score "
+        "of an item is the highest probability, among all classes, of those that training had.",
+    ),
+}
+
+
+def _build_by_name() -> list[str]:
+    """Return the section of what `vlprompt eval --metric` takes."""
+    lines = ["## By name", "", "What `vlprompt eval --from-predictions FILE --metric NAME[,NAME...]` computes.", ""]
+    columns = ["name", "definition", "range", "source"]
+    groups = {BY_NAME[group]: metrics for group, metrics in METRICS.items()}
+    for (title, text), metrics in [*groups.items(), (("Tables", "Several numbers each."), TABLES)]:
+        rows = [[code(k), escape(m.definition), escape(m.limits), escape(m.source)] for k, m in metrics.items()]
+        lines += [f"### {title}", "", text, "", *table(columns, rows)]
+    return lines
+
 
 def build() -> str:
     """Return the page as Markdown."""
     lines = page_title(
         "Metrics",
-        "Every number of a `result.json`. Percentages unless said otherwise. A mean over seeds is shown as mean±"
-        "standard deviation, where deviations are divided by n, as in the field.",
+        "Every number of a `result.json`, and every metric by name. Percentages unless said otherwise. A mean over "
+        "seeds is shown as mean±standard deviation, where deviations are divided by n, as in the field.",
     )
     for title, (text, definitions) in SECTIONS.items():
         rows = [[code(key), escape(definition)] for key, definition in definitions.items()]
         lines += [f"## {title}", "", *([text, ""] if text else []), *table(["key", "definition"], rows)]
+    lines += _build_by_name()
     lines += ["Tables of results:", "", *fenced("bash", "vlprompt table runs/ --json results.json")]
     return "\n".join(lines)

@@ -26,6 +26,7 @@ class SweepOptions:
         max_lessons: pause streams after this number of lessons.
         fresh: make a run in a new folder where its folder holds one on other inputs.
         trackers: names of the trackers that runs are copied to.
+        keep_predictions: write the predictions and logits of each item of the last tests into the folders.
         side_by_side: train runs that differ by seed, learning rate or weight decay in one pass, where it pays.
     """
 
@@ -37,6 +38,7 @@ class SweepOptions:
     fresh: bool = False
     trackers: Sequence[str] = ()
     side_by_side: bool = False
+    keep_predictions: bool = False
 
     def describe(self) -> dict[str, Any]:
         """Describe the options besides the folder by plain values, for other processes."""

@@ -289,6 +289,7 @@ class RunMaker:
                 member=member,
                 before_write=before_write,
                 inputs=prepared.inputs,
+                keep_predictions=self.options.keep_predictions,
             )
 
         return self._track(make_run, config, prepared.folder, on_event)

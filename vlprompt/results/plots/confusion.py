@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from vlprompt.metrics import confusion_matrix, reliability
 from vlprompt.results.plots.figure import Figure, make_figure_name
 from vlprompt.results.plots.interactive import REFERENCE_COLOUR, clean_numbers, make_heatmap, make_layout, make_trace
 from vlprompt.results.plots.shots import COLOURS, build_colormap, list_shades
@@ -20,11 +20,7 @@ NO_ANSWER = "(no answer)"
 
 def count_confusions(answers: TestAnswers) -> Tensor:
     """Return how often each class (row) was answered as each (column): (C, C), with a column more for no answer."""
-    n = len(answers.names)
-    has_no_answer = bool((answers.predicted >= n).any())
-    flat = answers.labels.long() * (n + 1) + answers.predicted.long().clamp(max=n)
-    counts = torch.bincount(flat, minlength=n * (n + 1)).view(n, n + 1)
-    return counts if has_no_answer else counts[:, :n]
+    return confusion_matrix(answers.predicted, answers.labels, len(answers.names))
 
 
 def find_confused_pairs(answers: TestAnswers) -> list[tuple[str, str, int, float]]:
@@ -123,13 +119,8 @@ def build_confusion(answers: TestAnswers, name: str, title: str) -> Figure:
 
 def compute_reliability(answers: TestAnswers, n_bins: int = N_BINS) -> list[tuple[int, float, float]]:
     """Return (items, mean probability, percent right) of each bin (lower, upper] of the predicted probability."""
-    confidence = answers.probabilities.double()
-    correct = (answers.predicted == answers.labels).double()
-    bins = (confidence * n_bins).ceil().long().clamp(1, n_bins) - 1
-    zeros = torch.zeros(n_bins, dtype=torch.double)
-    counts = torch.bincount(bins, minlength=n_bins)
-    sums = [zeros.index_add(0, bins, values) / counts.clamp(min=1) * 100 for values in (confidence, correct)]
-    return list(zip(counts.tolist(), *(s.tolist() for s in sums), strict=True))
+    columns = reliability(answers.probabilities, answers.predicted == answers.labels, n_bins)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def compute_answer_calibration_error(bins: Sequence[tuple[int, float, float]]) -> float:

@@ -1,0 +1,112 @@
+"""`run --keep-predictions`, `eval --keep-predictions` and `eval --from-predictions`, and the confusions of a result."""
+
+import pytest
+import torch
+
+from vlprompt.cli.app import main
+from vlprompt.metrics import confusion_matrix
+from vlprompt.results.prediction_files import read_predictions
+from vlprompt.results.run_folder import RunFolder, find_run_folders
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of a zero-shot run whose predictions were kept."""
+    root = tmp_path_factory.mktemp("kept")
+    with pytest.raises(SystemExit) as left:
+        main(["run", "zero_shot", "digits", "--task", "base_to_new", "--out", str(root), "--keep-predictions"])
+    assert not left.value.code
+    [folder] = find_run_folders(root)
+    return folder
+
+
+def lines(printed):
+    return {words[0]: words[1] for words in map(str.split, printed.splitlines()) if len(words) == 2}
+
+
+def test_every_number_of_a_result_comes_from_its_predictions(folder, type_all):
+    result = RunFolder(folder).read_result()
+    assert sorted(p.name for p in folder.glob("*.parquet")) == [
+        f"predictions-{t}.parquet" for t in ("base", "joint", "new")
+    ]
+    for test, scores in result.scores[0].items():
+        path = folder / f"predictions-{test}.parquet"
+        status, _, printed = type_all(
+            "eval", "--from-predictions", path, "--metric", "accuracy,class_mean,macro_f1,ece15"
+        )
+        assert not status
+        names = {
+            "accuracy": "accuracy",
+            "class_mean": "class_mean",
+            "macro_f1": "macro_f1",
+            "calibration_error": "ece15",
+        }
+        assert {lines(printed)[name]: f"{scores[key]:.2f}" for key, name in names.items()} == {
+            v: v for v in lines(printed).values()
+        }
+        file = read_predictions(path)
+        assert file.facts["test"] == test
+        assert file.learned_ids == tuple("01234")
+        confusion = result.confusion[test]
+        counts = torch.zeros(len(file.ids), len(file.ids), dtype=torch.long)
+        for true, answered, n in confusion["counts"]:
+            counts[true, answered] = n
+        assert confusion["classes"] == list(file.ids)
+        assert torch.equal(counts, confusion_matrix(file.predicted, file.labels, len(file.ids)))
+    joint = folder / "predictions-joint.parquet"
+    _, _, printed = type_all("eval", "--from-predictions", joint, "--metric", "base,new,harmonic,openworld_accuracy")
+    summary = {**result.summary, "openworld_accuracy": result.summary["joint"]}
+    assert lines(printed) == {
+        name: f"{summary[name]:.2f}" for name in ("base", "new", "harmonic", "openworld_accuracy")
+    }
+
+
+def test_an_evaluation_keeps_the_same_predictions(folder, type_all, tmp_path):
+    path = tmp_path / "again.parquet"
+    status, printed, _ = type_all("eval", folder, "--keep-predictions", path)
+    assert not status
+    assert f"wrote {path}" in printed
+    kept, again = read_predictions(folder / "predictions-joint.parquet"), read_predictions(path)
+    assert again.digest == kept.digest
+    assert torch.allclose(again.logits, kept.logits, atol=1e-4)
+    assert again.learned_ids == kept.learned_ids
+    status, printed, _ = type_all("eval", "--from-predictions", path, "--against", folder / "predictions-joint.parquet",
+                                  "--metric", "accuracy,per_class")  # fmt: skip
+    assert not status
+    assert "difference interval accuracy" in printed
+    assert "McNemar: 0 items only the first has right, 0 only the second, p = 1" in printed
+    assert "class items precision recall f1 zero" in printed
+
+
+def test_mistakes_in_a_command(folder, type_in, tmp_path):
+    base, joint = folder / "predictions-base.parquet", folder / "predictions-joint.parquet"
+    for words, message in (
+        (("eval",), "expected a RUN or --from-predictions FILE, got none"),
+        (("eval", folder, "--metric", "ece15"), "expected --from-predictions with --metric, got none"),
+        (("eval", folder, "--from-predictions", base), "expected a RUN or --from-predictions, got"),
+        (("eval", "--from-predictions", base, "--against", joint), "got those of another split"),
+        (("eval", "--from-predictions", base, "--metric", "auroc"), "--metric auroc: predictions: expected items of"),
+        (("eval", "--from-predictions", tmp_path / "none.parquet"), "expected a file of predictions, got no such file"),
+    ):
+        status, printed = type_in(*words)
+        assert status, words
+        assert message in printed, words
+
+
+def test_a_run_that_was_tested_before_says_that_it_has_none(folder, type_in, tmp_path):
+    words = "run", "zero_shot", "digits", "--task", "base_to_new", "task.base_only=true", "--out", tmp_path / "runs"
+    assert type_in(*words)[0] == 0
+    status, printed = type_in(*words, "--keep-predictions")
+    assert status == 0
+    assert "it was tested before; vlprompt eval" in printed
+
+
+def test_predictions_of_earlier_tests_go(folder, tmp_path):
+    run = RunFolder(tmp_path)
+    file = read_predictions(folder / "predictions-base.parquet")
+    run.save_predictions({"seen": file, "seen/0": file})
+    assert {p.name for p in tmp_path.iterdir()} == {"predictions-seen.parquet", "predictions-seen%2F0.parquet"}
+    run.save_predictions({"seen": file})
+    assert [p.name for p in tmp_path.iterdir()] == ["predictions-seen.parquet"]
+    run.save_predictions({})
+    assert not list(tmp_path.iterdir())
