@@ -119,6 +119,8 @@ def _validate_values(kind: str, model_type: type["BaseModel"], values: Settings,
         model = model_type(**values)
     except ValidationError as error:
         first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union the alternative that came furthest
+        if first["type"] == "value_error":  # by a value that checks itself, and names its settings
+            raise ValueError(f"{config.find_origin(kind)}: {first['ctx']['error']}") from error
         key = ".".join([kind, *(str(part) for part in first["loc"] if "[" not in str(part))])
         value = "nothing" if first["type"] == "missing" else repr(first["input"])
         needs_quotes = first["type"] == "string_type" and len(first["loc"]) > 1

@@ -1,0 +1,139 @@
+"""NLPrompt, LoCoOp and DeCoOp against numbers that their authors' own code computed."""
+
+import pytest
+import torch
+from conftest import golden, golden_cases, images, relative
+
+from vlprompt import methods as m
+from vlprompt.core.batch import Batch, Split
+from vlprompt.core.stage import Lesson
+
+CTX = "prompt_learner.ctx"
+TEXTS = {"end": "{ctx} {name}.", "middle": "{ctx} {name} {ctx}.", "front": "{name} {ctx}."}
+
+
+def coop_settings(h):
+    return {
+        "n_ctx": h["N_CTX"],
+        "context_template": TEXTS[h["CLASS_TOKEN_POSITION"]],
+        "class_specific": h["CSC"],
+    }
+
+
+def begin(method, names):
+    method.begin_lesson(Lesson(Split((), (), tuple(names))), torch.Generator().manual_seed(0))
+    return method
+
+
+def answer(method, inputs, names):
+    with torch.no_grad():
+        return method.eval()(inputs, method.prepare(names, method.precompute(names)))
+
+
+def step(method, batch, lr):
+    """Take one step of plain SGD; the loss and the gradient before it."""
+    terms, _ = method.train().loss_terms(batch, method.precompute(batch.names))
+    [parameter] = method.parameters()
+    loss = sum(value for value, _ in terms.values())
+    [grad] = torch.autograd.grad(loss, [parameter])
+    with torch.no_grad():
+        parameter -= lr * grad
+    return loss.detach(), grad
+
+
+# --- NLPrompt ---
+
+
+@pytest.mark.parametrize("case", golden_cases("nlprompt"))
+def test_the_authors_numbers_of_nlprompt(authors_clip, case):
+    told, arrays = golden(case)
+    h, names = told["hyperparameters"], tuple(told["classnames"])
+    similarity = {"logP": "log_softmax", "softmax": "softmax"}[h["Pmode"]]
+    inner = m.CoOp(authors_clip, **coop_settings(h))
+    method = begin(m.NLPrompt(inner, h["budget"], h["reg_e"], similarity, h["q"], h["numItermax"]), names)
+    with torch.no_grad():
+        inner.ctx.copy_(arrays[f"param.{CTX}"])
+    labels = arrays["labels"]
+    logits = answer(method, images(arrays["images"], case), names).logits
+    plan = method.assign(logits)
+    agrees = method.choose_agreeing(plan, labels)
+    errors = {
+        "logits": relative(logits, arrays["logits"]),
+        "plan": relative(plan.float(), arrays["pseudo_labels"]),
+        "coupling": relative(plan / len(plan), arrays["f64.coupling"]),
+        "confidence": relative(plan.amax(1).float(), arrays["conf"]),
+    }
+    assert torch.equal(plan.argmax(1), arrays["pseudo"])
+    assert torch.equal(agrees, arrays["clean"].bool())
+    assert torch.equal(~agrees, arrays["noisy"].bool())
+    assert int(arrays["selected"].sum()) == int(h["budget"] * len(labels))
+    method.rows = {(f"{case}/{i}", int(label)): i for i, label in enumerate(labels)}
+    method.agrees = agrees
+    everything = images(arrays["images"], case)
+    mixed, _ = method.loss_terms(Batch(everything, labels, names), method.precompute(names))
+    for name, rows in (("ce", arrays["clean"]), ("mae", arrays["noisy"])):
+        rows = rows.nonzero()[:, 0]
+        pixels, tag = arrays["images"][rows], f"{case}-{name}"
+        method.rows |= {(f"{tag}/{k}", int(labels[i])): int(i) for k, i in enumerate(rows)}
+        batch = Batch(images(pixels, tag), labels[rows], names)
+        loss, grad = step(method, batch, told["sgd"]["lr"])
+        errors[f"loss {name}"] = relative(loss, arrays[f"loss_{name}"])
+        errors[f"grad {name}"] = relative(grad, arrays[f"grad_{name}.{CTX}"])
+        after = "after_ce" if name == "ce" else "after"
+        errors[after] = relative(inner.ctx, arrays[f"{after}.{CTX}"])
+    errors["logits after"] = relative(answer(method, everything, names).logits, arrays["logits_after"])
+    print(case, max(errors.values()))
+    assert max(errors.values()) < 1e-4, {k: v for k, v in errors.items() if v >= 1e-4}
+    assert mixed["ce"][1] == len(labels)
+
+
+def test_a_mixed_batch_gives_each_image_its_own_loss(tiny):
+    method = begin(m.NLPrompt(m.CoOp(tiny, 4)), ("cat", "dog"))
+    pixels = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    method.rows = {(f"mixed/{i}", int(label)): i for i, label in enumerate(labels)}
+    method.agrees = torch.tensor([True, False, True, False, True])
+    batch = Batch(images(pixels, "mixed"), labels, ("cat", "dog"))
+    terms, out = method.loss_terms(batch, method.precompute(batch.names))
+    p = out.logits.softmax(1)[range(5), labels]
+    expected = torch.where(method.agrees, -p.log(), 1 - p).mean()
+    assert float(terms["ce"][0]) == pytest.approx(float(expected), rel=1e-5)
+    views = batch.inputs.augment("crop", 0)
+    assert (
+        method.find_agreeing([f"{key}|crop|17" for key in batch.inputs.keys], labels).tolist() == method.agrees.tolist()
+    )
+    assert method.find_agreeing(views.keys, labels).all()  # images of no lesson
+
+
+def test_labels_are_compared_before_each_epoch(tiny, monkeypatch):
+    from vlprompt.engine.loop import fit
+    from vlprompt.engine.train_config import TrainConfig
+    from vlprompt.testing.images import build_digits_lesson
+
+    lesson, seen = build_digits_lesson(), []
+    method = m.NLPrompt(m.CoOp(tiny, 4), epsilon=0.05)
+    compare = method.compare_labels
+    monkeypatch.setattr(method, "compare_labels", lambda: (compare(), seen.append(method.agrees.clone())))
+    method.begin_lesson(lesson, torch.Generator().manual_seed(0))
+    list(fit(method, lesson, TrainConfig(epochs=2, batch_size=10, lr=0.1, warmup=0)))
+    assert len(seen) == 3
+    assert 0 < seen[0].sum() < 20  # some of a random CLIP
+    method.end_lesson(lesson)
+    assert method.agrees.shape == (0,)
+    again = m.NLPrompt(m.CoOp(tiny, 4))
+    again.restore([lesson], method.state_dict())
+    assert torch.equal(again.method.ctx, method.method.ctx)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda clip: m.NLPrompt(m.CoOp(clip, 4), budget=1.5), r"^method\.budget: expected at most 1, got 1.5"),
+        (lambda clip: m.NLPrompt(m.CoOp(clip, 4), epsilon=0.0), r"^method\.epsilon: expected at least 0.0001, got 0"),
+        (lambda clip: m.NLPrompt(m.CoOp(clip, 4), q=2.0), r"^method\.q: expected at most 1, got 2"),
+        (lambda clip: m.NLPrompt(m.UPL(m.CoOp(clip, 4))), r"^nlprompt: expected a method that learns from labels"),
+    ],
+)
+def test_settings_of_nlprompt_out_of_range(tiny, make, message):
+    with pytest.raises(ValueError, match=message):
+        begin(make(tiny), ("cat", "dog"))
