@@ -97,7 +97,7 @@ def test_a_mixed_batch_gives_each_image_its_own_loss(tiny):
     terms, out = method.loss_terms(batch, method.precompute(batch.names))
     p = out.logits.softmax(1)[range(5), labels]
     expected = torch.where(method.agrees, -p.log(), 1 - p).mean()
-    assert float(terms["ce"][0]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(terms["ce"][0].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     views = batch.inputs.augment("crop", 0)
     assert (
         method.find_agreeing([f"{key}|crop|17" for key in batch.inputs.keys], labels).tolist() == method.agrees.tolist()
@@ -137,3 +137,90 @@ def test_labels_are_compared_before_each_epoch(tiny, monkeypatch):
 def test_settings_of_nlprompt_out_of_range(tiny, make, message):
     with pytest.raises(ValueError, match=message):
         begin(make(tiny), ("cat", "dog"))
+
+
+# --- LoCoOp ---
+
+
+def locoop(case, clip, **changes):
+    told, arrays = golden(case)
+    h = {**told["hyperparameters"], **changes}
+    inner = m.CoOp(clip, **coop_settings(h))
+    method = begin(m.LoCoOp(inner, h["lambda"], h["topk"]), told["classnames"])
+    with torch.no_grad():
+        inner.ctx.copy_(arrays[f"param.{CTX}"])
+    batch = Batch(images(arrays["images"], case), arrays["labels"], tuple(told["classnames"]))
+    return method, batch, arrays, told
+
+
+@pytest.mark.parametrize("case", golden_cases("locoop"))
+def test_the_authors_numbers_of_locoop(authors_clip, case):
+    method, batch, arrays, told = locoop(case, authors_clip)
+    terms, out = method.train().loss_terms(batch, method.precompute(batch.names))
+    local_logits = method.compute_local_logits(batch, out).detach()
+    is_other = method.find_other_things(local_logits, batch.labels)
+    assert torch.equal(is_other.flatten(), arrays["kept"].bool())
+    assert terms["local"][1] == int(arrays["kept"].sum())
+    errors = {
+        "logits": relative(out.logits, arrays["logits"]),
+        "local logits": relative(local_logits, arrays["logits_local"]),
+        "loss_id": relative(terms["ce"][0], arrays["loss_id"]),
+        "loss_en": relative(terms["local"][0], told["hyperparameters"]["lambda"] * arrays["loss_en"]),
+    }
+    loss, grad = step(method, batch, told["sgd"]["lr"])
+    errors["loss"] = relative(loss, arrays["loss"])
+    errors["grad"] = relative(grad, arrays[f"grad.{CTX}"])
+    errors["after"] = relative(method.method.ctx, arrays[f"after.{CTX}"])
+    after = answer(method, batch.inputs, batch.names)
+    errors["logits after"] = relative(after.logits, arrays["logits_after"])
+    errors["local logits after"] = relative(method.compute_local_logits(batch, after), arrays["logits_local_after"])
+    print(case, max(errors.values()))
+    assert max(errors.values()) < 1e-4, {k: v for k, v in errors.items() if v >= 1e-4}
+
+
+def test_no_region_of_another_thing_adds_nothing(authors_clip):
+    method, batch, arrays, _ = locoop("locoop-end", authors_clip)
+    method.top_k = 6  # all classes
+    terms, _ = method.loss_terms(batch, method.precompute(batch.names))
+    assert float(terms["local"][0].detach()) == float(arrays["loss_en_all"]) == 0
+    assert terms["local"][1] == 0
+
+
+def test_regions_of_micro_batches_add_up(authors_clip):
+    """Each region of another thing counts once, whichever part of a batch its image is in."""
+    method, batch, *_ = locoop("locoop-end", authors_clip)
+    fixed = method.precompute(batch.names)
+    whole = method.loss_terms(batch, fixed)[0]["local"]
+    parts = [method.loss_terms(part, fixed)[0]["local"] for part in batch.micro_batches(1)]
+    assert len({n for _, n in parts}) > 1
+    mean = sum(value * n for value, n in parts) / sum(n for _, n in parts)
+    assert float((mean - whole[0]).detach().abs()) < 1e-5
+
+
+def test_locoop_around_texts_of_each_image(tiny):
+    method = begin(m.LoCoOp(m.CoCoOp(tiny, 4, reduction=4)), ("cat", "dog"))
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images(pixels, "each"), torch.tensor([0, 1, 1]), ("cat", "dog"))
+    terms, out = method.loss_terms(batch, method.precompute(batch.names))
+    local = tiny.image(batch.inputs, output="local")
+    expected = torch.stack([tiny.logits(rows, text) for rows, text in zip(local, out.text_features, strict=True)])
+    assert torch.allclose(method.compute_local_logits(batch, out), expected, atol=1e-4)
+    assert terms["local"][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda clip: m.LoCoOp(m.CoOp(clip, 4), top_k=2), r"^method\.top_k: expected 1 to 1 of 2 classes, got 2"),
+        (lambda clip: m.LoCoOp(m.CoOp(clip, 4), top_k=0), r"^method\.top_k: expected 1 to 1 of 2 classes, got 0"),
+        (lambda clip: m.LoCoOp(m.CoOp(clip, 4), weight=-1.0), r"^method\.weight: expected at least 0, got -1"),
+    ],
+)
+def test_settings_of_locoop_out_of_range(tiny, make, message):
+    with pytest.raises(ValueError, match=message):
+        begin(make(tiny), ("cat", "dog"))
+
+
+def test_locoop_takes_a_fifth_of_the_classes(tiny):
+    method = m.LoCoOp(m.CoOp(tiny, 4))
+    assert [method.choose_top_k(n) for n in (2, 10, 1000)] == [1, 2, 200]

@@ -228,7 +228,7 @@ def collect_protocol_facts(runs: Sequence[Result]) -> ProtocolFacts:
     """
     config, protocol = runs[0].config, runs[0].protocol
     task, backbone = config["task"], config["backbone"]
-    chosen = json.dumps([task.get(k) for k in ("base_classes", "targets", "source", "target")])
+    chosen = json.dumps([task.get(k) for k in ("base_classes", "known_classes", "targets", "source", "target")])
     images = TARGET_TEST_IMAGES if task["name"] == DOMAIN else "test images"
     facts: ProtocolFacts = {(images, chosen): protocol.get("test"), ("weights", backbone): protocol.get("backbone_key")}
     facts["content of the test items", chosen] = _get_test_content(protocol)
@@ -236,6 +236,7 @@ def collect_protocol_facts(runs: Sequence[Result]) -> ProtocolFacts:
     facts |= {(f"preprocess.{k}", backbone): v for k, v in protocol.get("preprocess", {}).items()}
     facts |= {(f"metric {k}", ""): v for k, v in protocol.get("metrics", {}).items()}
     facts |= {(k, ""): protocol.get(k) for k in ALWAYS_MARKED}
+    facts |= {(k.replace("_", " "), ""): protocol.get(k) for k in ("unknown_items", "known_classes")}
     facts[NOISE_KEY, ""] = protocol.get(NOISE_KEY, "none")
     if task["name"] == CONTINUAL:
         facts |= _collect_continual_facts(runs)
