@@ -70,6 +70,7 @@ SMALL = {
     "mma": {"bottleneck_dim": 8, "layers": 2, "scale": 0.1},
     "mmrl": {"dim": 16, "layers": 2},
     "mmrlpp": {"dim": 16, "layers": 2, "projection_rank": 8},
+    "decoop": {"n_ctx": 4, "share": 0.5},
     "locoop": {"method": COOP, "weight": 1.0},
     "nlprompt": {"method": COOP, "epsilon": 0.05},
     "plot": {"n_ctx": 4, "max_rounds": 10},

@@ -6,7 +6,12 @@ from conftest import golden, golden_cases, images, relative
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Batch, Split
+from vlprompt.core.images import ImageItem
 from vlprompt.core.stage import Lesson
+from vlprompt.engine.loop import fit
+from vlprompt.engine.train_config import TrainConfig
+from vlprompt.methods._detectors import find_otsu_threshold
+from vlprompt.testing.images import build_digits_lesson
 
 CTX = "prompt_learner.ctx"
 TEXTS = {"end": "{ctx} {name}.", "middle": "{ctx} {name} {ctx}.", "front": "{name} {ctx}."}
@@ -106,10 +111,6 @@ def test_a_mixed_batch_gives_each_image_its_own_loss(tiny):
 
 
 def test_labels_are_compared_before_each_epoch(tiny, monkeypatch):
-    from vlprompt.engine.loop import fit
-    from vlprompt.engine.train_config import TrainConfig
-    from vlprompt.testing.images import build_digits_lesson
-
     lesson, seen = build_digits_lesson(), []
     method = m.NLPrompt(m.CoOp(tiny, 4), epsilon=0.05)
     compare = method.compare_labels
@@ -224,3 +225,136 @@ def test_settings_of_locoop_out_of_range(tiny, make, message):
 def test_locoop_takes_a_fifth_of_the_classes(tiny):
     method = m.LoCoOp(m.CoOp(tiny, 4))
     assert [method.choose_top_k(n) for n in (2, 10, 1000)] == [1, 2, 200]
+
+
+# --- DeCoOp ---
+
+
+def decoop(case, clip):
+    told, arrays = golden(case)
+    h, names = told["hyperparameters"], tuple(told["classnames"])
+    margin = None if h["ood_margin"] == "auto" else h["ood_margin"]
+    template = None if h["templates"] == ["auto"] else "imagenet-7"
+    base = names[: h["n_base"]]
+    method = begin(m.DeCoOp(clip, h["n_ctx"], h["K"], margin, template=template), base)
+    with torch.no_grad():
+        method.detector_ctx.copy_(stacked(arrays, "param.ood", h["K"]))
+        method.classifier_ctx.copy_(stacked(arrays, "param.coop", h["K"]))
+    return method, Batch(images(arrays["images"], case), arrays["labels"], base), arrays, names, told["sgd"]["lr"]
+
+
+def stacked(arrays, name, k):
+    return torch.stack([arrays[f"{name}.{i}.ctx"] for i in range(k)])
+
+
+def check_step(method, batch, arrays, stage, lr):
+    """Errors of the loss, the gradient and the step of a stage."""
+    ctx = {"ood": method.detector_ctx, "coop": method.classifier_ctx}[stage]
+    terms, _ = method.loss_terms(batch, method.precompute(batch.names))
+    loss = sum(value for value, _ in terms.values())
+    [grad] = torch.autograd.grad(loss, [ctx])
+    with torch.no_grad():
+        ctx -= lr * grad
+    return {
+        f"loss {stage}": relative(loss, arrays["loss_stage1" if stage == "ood" else "loss_stage2"]),
+        f"grad {stage}": relative(grad, stacked(arrays, f"grad.{stage}", len(ctx))),
+        f"after {stage}": relative(ctx, stacked(arrays, f"after.{stage}", len(ctx))),
+    }, terms
+
+
+@pytest.mark.parametrize("case", golden_cases("decoop"))
+def test_the_authors_numbers_of_decoop(authors_clip, case):
+    method, batch, arrays, _, lr = decoop(case, authors_clip)
+    k, fixed, image = method.n_detectors, method.precompute(batch.names), authors_clip.image(batch.inputs)
+    logits = method.compute_logits(image, fixed.texts, method.detector_ctx).detach()
+    errors = dict[str, float]()
+    for i, (rows, own) in enumerate(zip(logits, method.list_own(len(batch.names)), strict=True)):
+        errors[f"logits {i}"] = relative(rows[:, own].sort().values, arrays[f"ood_logits.{i}"].sort().values)
+        inside = [j for j in range(len(batch.names)) if j % k != i]
+        assert (arrays[f"ood_labels.{i}"] >= 0).nonzero()[:, 0].tolist() == inside
+    first, terms = check_step(method, batch, arrays, "ood", lr)
+    errors |= {
+        name: relative(terms[ours][0], arrays[name]) for name, ours in (("loss_id", "ce"), ("loss_ood", "margin"))
+    }
+    method.train_split = split_of(arrays["images"], arrays["labels"], batch.names)
+    method.choose_threshold()
+    errors["scores"] = relative(method.score(image, fixed.texts).T, arrays["train_scores"])
+    errors["threshold"] = relative(method.threshold, arrays["threshold"])
+    method.is_second.fill_(True)
+    errors |= first | check_step(method, batch, arrays, "coop", lr)[0]
+    print(case, max(errors.values()))
+    assert max(errors.values()) < 1e-4, {k: v for k, v in errors.items() if v >= 1e-4}
+
+
+@pytest.mark.parametrize("case", golden_cases("decoop"))
+def test_the_authors_answers_of_decoop(authors_clip, case):
+    method, _, arrays, names, _ = decoop(case, authors_clip)
+    with torch.no_grad():
+        method.detector_ctx.copy_(stacked(arrays, "after.ood", method.n_detectors))
+        method.classifier_ctx.copy_(stacked(arrays, "after.coop", method.n_detectors))
+    method.threshold.copy_(arrays["threshold"])
+    tests, fixed = images(arrays["test_images"], f"{case}-test"), method.precompute(names)
+    image = authors_clip.image(tests)
+    p, scores = answer(method, tests, names).logits.softmax(1), method.score(image, fixed.texts).T.detach()
+    errors = {
+        "test scores": relative(scores, arrays["test_scores"]),
+        "answers": relative(p, arrays["test_prob"]),
+        "zero-shot": relative(method.compute_zero_shot(image, fixed), arrays["test_zero_shot"]),
+    }
+    assert torch.equal((scores < method.threshold).all(1), arrays["used_zero_shot"].bool())
+    right = p.argmax(1) == arrays["test_labels"]
+    assert 100 * float(right.float().mean()) == pytest.approx(float(arrays["metrics"][3]), abs=1e-3)
+    print(case, max(errors.values()))
+    assert max(errors.values()) < 1e-4, errors
+
+
+def split_of(pixels, labels, names):
+    items = [
+        ImageItem(f"split/{i}/{float(x.sum())}", lambda look, a, x=x: x, f"split/{i}") for i, x in enumerate(pixels)
+    ]
+    return Split(tuple(items), tuple(labels.tolist()), names)
+
+
+def test_the_detectors_learn_first_and_then_the_classifiers(tiny):
+    pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    lesson = Lesson(split_of(pixels, torch.tensor([0, 1, 2, 0, 1, 2]), ("cat", "dog", "bird")))
+    method = m.DeCoOp(tiny, 4)
+    method.begin_lesson(lesson, torch.Generator().manual_seed(0))
+    assert method.schedule_starts(9) == (0, 3)
+    assert method.idle_parameters() == [method.classifier_ctx]
+    first, second = method.detector_ctx.detach().clone(), method.classifier_ctx.detach().clone()
+    config = TrainConfig(epochs=3, batch_size=3, warmup=0, lr=0.1)
+    seen = [(step.terms.keys(), bool(method.is_second)) for step in fit(method, lesson, config)]
+    assert ["kl" in terms for terms, _ in seen] == [False] * 2 + [True] * 4
+    assert method.idle_parameters() == [method.detector_ctx]
+    assert float(method.threshold) > 0
+    assert not torch.equal(method.classifier_ctx, second)
+    assert not torch.equal(method.detector_ctx, first)
+
+
+def test_one_class_of_images_gives_no_nan(tiny):
+    method = begin(m.DeCoOp(tiny, 4), ("cat", "dog", "bird", "fish"))
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images(pixels, "one"), torch.tensor([1, 1]), ("cat", "dog", "bird", "fish"))
+    for is_second in (False, True):
+        method.is_second.fill_(is_second)
+        terms, _ = method.loss_terms(batch, method.precompute(batch.names))
+        assert all(value.isfinite() for value, _ in terms.values())
+
+
+def test_a_threshold_between_two_groups():
+    values = torch.cat([0.1 + 0.01 * torch.rand(50), 0.9 + 0.01 * torch.rand(50)])
+    assert 0.1 < find_otsu_threshold(values) < 0.9
+    assert find_otsu_threshold(torch.full((3,), 0.5)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda clip: m.DeCoOp(clip, 4, n_detectors=1), r"^method\.n_detectors: expected at least 2, got 1"),
+        (lambda clip: m.DeCoOp(clip, 4, share=1.5), r"^method\.share: expected at most 1, got 1.5"),
+    ],
+)
+def test_settings_of_decoop_out_of_range(tiny, make, message):
+    with pytest.raises(ValueError, match=message):
+        begin(make(tiny), ("cat", "dog"))
