@@ -47,7 +47,7 @@ class DeCoOp(Method):
     depends_on_class_set = True
     parameters_without_grad = ("detector_ctx", "classifier_ctx")  # in the other stage
     threshold: Tensor
-    is_second: Tensor  # whether the classifiers learn
+    is_second: Tensor
 
     def __init__(
         self,
@@ -66,9 +66,8 @@ class DeCoOp(Method):
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.require_at_least(n_detectors=2, share=0)
         self.require_at_most(share=1)
-        device, names = self.clip.device, lesson.train.names
-        self.trained_names = join_names(self.trained_names if lesson.index else (), names)
-        self.train_split = lesson.train
+        device, self.train_split = self.clip.device, lesson.train
+        self.trained_names = join_names(self.trained_names if lesson.index else (), lesson.train.names)
         self.register_buffer("threshold", torch.zeros((), device=device))
         self.register_buffer("is_second", torch.tensor(False, device=device))
         if not lesson.index:
@@ -83,9 +82,7 @@ class DeCoOp(Method):
         return FixedTexts(texts, [places.index(i) for i in class_ids(names)], zero_shot)
 
     def list_own(self, n_names: int) -> Tensor:
-        return _detectors.list_own_names(self.n_detectors, len(self.trained_names), n_names).to(
-            self.clip.device
-        )  # (K, U)
+        return _detectors.list_own_names(self.n_detectors, len(self.trained_names), n_names).to(self.clip.device)
 
     def compute_logits(self, image: Tensor, texts: list[str], ctx: Tensor) -> Tensor:
         """Return the logits (K, B, U) of images (B, E) by each context."""
@@ -99,9 +96,6 @@ class DeCoOp(Method):
         """Return how well each detector knows images (K, B): its largest probability, among all names, of its own."""
         p = self.compute_logits(image, texts, self.detector_ctx).float().softmax(-1)
         return p.masked_fill(~self.list_own(len(texts))[:, None], 0.0).amax(-1)
-
-    def prepare(self, names: Names, fixed: FixedTexts) -> FixedTexts:
-        return fixed
 
     def forward(self, inputs: Images, prepared: FixedTexts) -> Output:
         image, (texts, asked, _) = self.clip.image(inputs), prepared
@@ -121,10 +115,8 @@ class DeCoOp(Method):
             pairs = zip(logits, is_known, strict=True)
             terms = [_detectors.compute_classifier_terms(loss, rows, labels, known, zero_shot) for rows, known in pairs]
         else:
-            labels, texts = (
-                torch.tensor(fixed.asked, device=image.device)[labels],
-                fixed.texts[: len(self.trained_names)],
-            )
+            texts = fixed.texts[: len(self.trained_names)]
+            labels = torch.tensor(fixed.asked, device=image.device)[labels]
             logits, own = self.compute_logits(image, texts, self.detector_ctx).float(), self.list_own(len(texts))
             pairs = enumerate(zip(logits, own, strict=True))
             terms = [self._detect(loss, rows[:, columns], columns, labels, i) for i, (rows, columns) in pairs]
@@ -149,7 +141,6 @@ class DeCoOp(Method):
     @torch.no_grad()
     def choose_threshold(self) -> None:
         """Take the smallest of Otsu's thresholds of the detectors' scores of the training images."""
-        texts = self.precompute(self.trained_names).texts
-        batches = self.train_split.batches(100)
+        texts, batches = self.precompute(self.trained_names).texts, self.train_split.batches(100)
         scores = torch.cat([self.score(self.clip.image(batch.inputs), texts) for batch in batches], 1)
         self.threshold.fill_(min(map(_detectors.find_otsu_threshold, scores)))
