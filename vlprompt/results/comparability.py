@@ -228,7 +228,9 @@ def collect_protocol_facts(runs: Sequence[Result]) -> ProtocolFacts:
     """
     config, protocol = runs[0].config, runs[0].protocol
     task, backbone = config["task"], config["backbone"]
-    chosen = json.dumps([task.get(k) for k in ("base_classes", "known_classes", "targets", "source", "target")])
+    chosen = json.dumps(
+        [task.get(k) for k in ("base_classes", "known_classes", "unknown", "targets", "source", "target")]
+    )
     images = TARGET_TEST_IMAGES if task["name"] == DOMAIN else "test images"
     facts: ProtocolFacts = {(images, chosen): protocol.get("test"), ("weights", backbone): protocol.get("backbone_key")}
     facts["content of the test items", chosen] = _get_test_content(protocol)
