@@ -80,6 +80,9 @@ SMALL = {
     "mma": {"bottleneck_dim": 8, "layers": 2, "scale": 0.1},
     "mmrl": {"dim": 16, "layers": 2},
     "mmrlpp": {"dim": 16, "layers": 2, "projection_rank": 8},
+    "decoop": {"n_ctx": 4, "share": 0.5},
+    "locoop": {"method": COOP, "weight": 1.0},
+    "nlprompt": {"method": COOP, "epsilon": 0.05},
     "plot": {"n_ctx": 4, "max_rounds": 10},
     "plotpp": {"max_rounds": 10},
     "tcp": {"depth": 1},
@@ -159,7 +162,7 @@ def test_identity_at_the_start(name, build_case):
     "task",
     [
         *("few_shot", "base_to_new", "continual", "domain"),
-        *(pytest.param(task, marks=pytest.mark.slow) for task in ("transfer", "online")),
+        *(pytest.param(task, marks=pytest.mark.slow) for task in ("transfer", "online", "open_set")),
     ],
 )
 @pytest.mark.parametrize("name", IMAGE_METHODS)
@@ -176,6 +179,8 @@ def test_its_recipe_runs(name, task, clip, pictures):
         "upl": ["method.method=coop"],
         "entropy": ["method.method=coop"],
         "dept": ["method.method=coop"],
+        "nlprompt": ["method.method=coop"],
+        "locoop": ["method.method=coop"],
         "atprompt": ["method.method=coop"],
         "coprompt": ["method.method=maple", f"method.descriptions={SMALL['coprompt']['descriptions']}"],
         "dapl": ["method.threshold=0.1"],
@@ -190,7 +195,7 @@ def test_its_recipe_runs(name, task, clip, pictures):
     knows_no_names = name in ONLY_TRAINED_CLASSES or plan.method.get("head", {}).get("name") == "linear"
     if case.build().needs_unlabelled:
         refusal = None if task == "domain" or plan.task.get("unlabelled") else "un it with --source and --target"
-    elif knows_no_names and task not in ("few_shot", "continual", "domain", "online"):
+    elif knows_no_names and task not in ("few_shot", "continual", "domain", "online", "open_set"):
         refusal = "no weights for class '"
     elif case.build().is_online and task != "online":
         refusal = "Set --task online"

@@ -124,6 +124,7 @@ CASES = golden_cases(*MAKE, suits=lambda told: "MAX_EPOCH" not in told["hyperpar
 KINDS = {*MAKE, "tipadapter", "clip", "vit", "dapl", "vpt", "ssf", "l2p", "dualprompt", "coda", "codarepo"}
 KINDS |= {"zero", "mta", "ctpt", "tps", "tda"}  # of test_goldens_test_time.py
 KINDS |= {"locoop", "metrics"}  # of test_unknown_scores.py and test_calibration.py
+KINDS |= {"nlprompt", "decoop"}  # of test_goldens_openset.py
 KINDS |= {"ape", "gda", "lpplus", "proker"}  # of test_goldens_heads.py
 KINDS |= {"tcp", "mmrl", "mmrlpp"}  # of test_goldens_prompts.py
 KINDS |= {"dept", "atprompt", "coprompt"}  # of test_goldens_plug.py

@@ -43,6 +43,8 @@ PICTURE_SETTINGS: dict[str, dict[str, Any]] = {  # what has no default, or none 
     "aper": {"method": {"name": "adaptformer"}},
     "upl": {"method": {"name": "coop"}},
     "entropy": {"method": {"name": "coop"}},
+    "locoop": {"method": {"name": "coop"}},
+    "nlprompt": {"method": {"name": "coop"}},
     "vpt": {"dropout": 0.0},
     "coda_prompt": {"pool_size": 8},
 }

@@ -13,7 +13,7 @@ BACKBONES = ("glyph/random", "pixels:2", "glyph-vit/random", "glyph/random", "pi
              "open_clip:", "timm:nothing/random", "hf:nowhere", "open_clip:ViT-B-32@nowhere.pt")  # fmt: skip
 LONG = ("epochs", "iterations", "steps", "n_steps", "lr_steps", "max_iter")  # larger values only take longer
 CHEAP = ("nearest_mean", "linear", "coop", "zero_shot", "vpt", "lora", "taskres", "tip_adapter", "clip_adapter")
-TASKS = ("few_shot", "few_shot", "base_to_new", "transfer", "vtab", "continual", "domain", "online", "text")
+TASKS = ("few_shot", "few_shot", "base_to_new", "transfer", "vtab", "continual", "domain", "online", "open_set", "text")
 OPTIONS = {  # option -> values; large numbers of threads are not drawn
     "--shots": ("0", "-1", "1", "2,1", "1,1", "x", "1.5", "", "1,", "99999999999999999999"),
     "--seed": ("0", "-1", "1,1", "2,1", "x", "", "99999999999999999999", "1e3"),

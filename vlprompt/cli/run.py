@@ -77,9 +77,15 @@ def run(
     dataset: Annotated[str | None, typer.Option(help="The dataset, if not given as an argument.")] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="few_shot (default), base_to_new, transfer, vtab, continual, domain, online, text."),
+        typer.Option(
+            help="few_shot (default), base_to_new, transfer, vtab, continual, domain, online, open_set, text."
+        ),
     ] = None,
     targets: Annotated[str | None, typer.Option(help="Of a transfer: datasets with commas.")] = None,
+    unknown: Annotated[
+        str | None,
+        typer.Option(help="Of open_set: datasets of unknown classes, with commas; default: held-out classes."),
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option(help="Of domains: one, several at once with commas, rest or none; default each in turn."),
@@ -136,6 +142,7 @@ def run(
     plain = [w for w in arguments if "=" not in w]
     _require_one_dataset(plain)
     settings: list[Override] = [{"task": {"targets": [name.strip() for name in targets.split(",")]}}] if targets else []
+    settings += [{"task": {"unknown": [name.strip() for name in unknown.split(",")]}}] if unknown else []
     settings += [f"train.augmentations={augmentations}"] if augmentations else []
     settings += [w for w in arguments if "=" in w] + (["task.skip_broken=true"] if skip_broken else [])
     with join_processes(device, processes, out) as (process_device, process_console):

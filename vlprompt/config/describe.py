@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 
 from vlprompt.config.run_config import Arguments, RunConfig
@@ -40,6 +40,8 @@ def to_plain_value(value: object) -> PlainValue:
         return [to_plain_value(v) for v in value]
     if isinstance(value, dict):
         return {k: to_plain_value(v) for k, v in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_plain_value(asdict(value))
     return str(value) if isinstance(value, Path) else value
 
 

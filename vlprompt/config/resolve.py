@@ -39,7 +39,10 @@ class LayerOptions(TypedDict, total=False):
     origin: str
 
 
-TRAINS_AS = {"online": "few_shot"}  # a task that differs from another in its tests alone -> the other
+TRAINS_AS = {
+    "online": "few_shot",
+    "open_set": "few_shot",
+}  # a task that differs from another in its tests alone -> the other
 
 
 def find_recipes(task: str, method: str, backbone: str) -> list[Path]:
@@ -119,6 +122,8 @@ def _validate_values(kind: str, model_type: type["BaseModel"], values: Settings,
         model = model_type(**values)
     except ValidationError as error:
         first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union the alternative that came furthest
+        if first["type"] == "value_error":  # by a value that checks itself, and names its settings
+            raise ValueError(f"{config.find_origin(kind)}: {first.get('ctx', {}).get('error')}") from error
         key = ".".join([kind, *(str(part) for part in first["loc"] if "[" not in str(part))])
         value = "nothing" if first["type"] == "missing" else repr(first["input"])
         needs_quotes = first["type"] == "string_type" and len(first["loc"]) > 1

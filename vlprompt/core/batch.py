@@ -1,11 +1,12 @@
 """Splits of items with labels, and the batches that are made of them."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.core.class_names import Names, class_ids
@@ -15,6 +16,8 @@ from vlprompt.runtime.seeding import derive_seed, make_generator
 
 Item: TypeAlias = Any  # ImageItem or TextItem; a split has one kind, which its users know
 Inputs: TypeAlias = Any  # Images or a TextBatch, likewise; a text tower takes the texts of the classes
+# (logits (B, C) in float32, labels, reduction="mean" or "none") -> mean, or one loss per row
+LabelLoss: TypeAlias = Callable[..., Tensor]
 BATCHES_PER_LENGTH_GROUP = 50  # batches among which texts are sorted by length
 
 
@@ -30,6 +33,7 @@ class Batch:
         unlabelled: images without labels, for methods that learn from them.
         step: number of the training step.
         progress: of the training, from 0 to 1.
+        label_loss: by which methods learn from labels, as `train.loss` says; called as F.cross_entropy is.
     """
 
     inputs: Inputs
@@ -39,6 +43,7 @@ class Batch:
     unlabelled: "Batch | None" = None
     step: int = 0
     progress: float = 0.0
+    label_loss: LabelLoss = F.cross_entropy
 
     @property
     def n_items(self) -> int:

@@ -43,6 +43,11 @@ def as_class_name(name: str) -> ClassName:
     return name if isinstance(name, ClassName) else ClassName(name)
 
 
+def normalize_name(name: str) -> str:
+    """Return a class name without case and underscores, by which the names of two datasets are compared."""
+    return " ".join(str(name).replace("_", " ").casefold().split())
+
+
 def class_ids(names: Sequence[str]) -> Names:
     """Return the ids of class names; a plain string is its own id."""
     return tuple(getattr(name, "id", str(name)) for name in names)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple, NotRequired, TypeAlias, TypedDict, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.core.batch import Batch, Inputs, Item
@@ -183,8 +182,8 @@ class Method(nn.Module):
         """Return the loss as named means with the rows they are over: micro-batches and processes add up exactly."""
         out = self(batch.inputs, self.prepare(batch.names, fixed))
         targets = batch.labels if out.targets is None else out.targets
-        cross_entropy = F.cross_entropy(out.logits.float(), targets.to(out.logits.device))
-        terms: LossTerms = {"ce": (cross_entropy, len(targets))}
+        label_loss = batch.label_loss(out.logits.float(), targets.to(out.logits.device))
+        terms: LossTerms = {"ce": (label_loss, len(targets))}
         if isinstance(out.penalty, Tensor):
             terms["penalty"] = out.penalty, len(batch.labels)
         return terms, out

@@ -52,6 +52,8 @@ class Stage:
         future_tests: tests of later stages, run after the lesson, for methods that can answer about unseen classes.
         initial_tests: tests run before the first lesson, for such methods.
         labelled_target: the unlabelled images with their labels, only to judge pseudo-labels.
+        unknown_tests: items of unknown classes, against which the first test is compared; their labels mean nothing.
+        unknown_scores: the scores that compare them; () for all that the method has.
         needs_epoch_metrics: whether the test "target" is run after each epoch.
         needs_zero_shot: whether a zero-shot CLIP takes the tests as well.
     """
@@ -61,5 +63,7 @@ class Stage:
     future_tests: dict[str, Split] = field(default_factory=dict)
     initial_tests: dict[str, Split] = field(default_factory=dict)
     labelled_target: Split | None = None
+    unknown_tests: dict[str, Split] = field(default_factory=dict)
+    unknown_scores: tuple[str, ...] = ()
     needs_epoch_metrics: bool = False
     needs_zero_shot: bool = False

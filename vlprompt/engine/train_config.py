@@ -2,9 +2,14 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
+import torch.nn.functional as F
+
+from vlprompt.core.batch import LabelLoss
 from vlprompt.core.compute_options import ComputeOptions
+from vlprompt.layers.label_losses import generalised_cross_entropy
 
 MINIMUM = {
     "epochs": 0,
@@ -21,7 +26,7 @@ MINIMUM = {
     "text_micro_batch": 1,
     "schedule_period": 1,
 }
-POSITIVE = ("lr", "first_lr", "eps", "grad_clip", "milestone_factor")
+POSITIVE = ("lr", "first_lr", "eps", "grad_clip", "milestone_factor", "loss_q")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,9 @@ class TrainConfig:
         iterations: steps in all, instead of epochs.
         first_epochs: epochs of the first lesson of a stream (None: as of the others).
         batch_size: items per optimizer step.
+        loss: by which every method learns from labels: cross-entropy, or generalised cross-entropy (gce), which learns
+            less from wrong ones.
+        loss_q: of gce, between cross-entropy (towards 0) and the mean absolute error (1).
         micro_batch_size: items per forward and backward pass (None: the batch); the gradient is the same.
         optimizer: paged_adamw is AdamW with states that move to CPU memory when a CUDA GPU is full (bitsandbytes).
         lr: learning rate after the warm-up.
@@ -74,6 +82,8 @@ class TrainConfig:
     first_epochs: int | None = None
     iterations: int | None = None
     batch_size: int = 32
+    loss: Literal["ce", "gce"] = "ce"
+    loss_q: float = 0.7
     micro_batch_size: int | None = None
     optimizer: Literal["sgd", "adam", "adamw", "paged_adamw"] = "sgd"
     lr: float = 0.002
@@ -111,6 +121,8 @@ class TrainConfig:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"train.{name}: expected a value above 0, got {value}. Set a higher train.{name}.")
 
+        if self.loss_q > 1:
+            raise ValueError(f"train.loss_q: expected at most 1, got {self.loss_q}. Set train.loss_q=0.7.")
         if (self.schedule == "milestones") != bool(self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise ValueError(
                 f"train.milestones: expected epochs (or iterations) in rising order with train.schedule=milestones, "
@@ -123,6 +135,10 @@ class TrainConfig:
             return self
         epochs = self.epochs if self.first_epochs is None else self.first_epochs
         return replace(self, epochs=epochs, lr=self.lr if self.first_lr is None else self.first_lr)
+
+    @property
+    def label_loss(self) -> LabelLoss:
+        return F.cross_entropy if self.loss == "ce" else partial(generalised_cross_entropy, q=self.loss_q)
 
     @property
     def compute_options(self) -> ComputeOptions:

@@ -250,7 +250,7 @@ def fit_vmapped(
             rates = [compute_learning_rate(loop.config, epoch, step, epochs, total_steps) for loop in loops]
             losses = dict[int, float]()
             for group, batch in zip(trainer.groups, batches, strict=True):
-                batch = replace(batch, step=step, progress=step / total_steps)
+                batch = replace(batch, step=step, progress=step / total_steps, label_loss=config.label_loss)
                 losses |= group.take_step(batch, rates, trainer.failed)
             ends_epoch = index + 1 == steps or step + 1 == total_steps
             for loop in loops:

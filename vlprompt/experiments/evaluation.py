@@ -11,7 +11,6 @@ from torch import Tensor
 from vlprompt.config.build import build_task
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import Names
-from vlprompt.core.head import Prepared
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.method import Method, Output
 from vlprompt.data.dataset import Data
@@ -19,6 +18,7 @@ from vlprompt.data.loading import resolve_dataset
 from vlprompt.data.sources import require_folder, select_layout
 from vlprompt.data.splits.label_hiding import drop_labels
 from vlprompt.engine.evaluate import Scores, collect_outputs, evaluate, iter_logits, score_outputs
+from vlprompt.engine.evaluate_unknown import find_scores
 from vlprompt.engine.model_selection import collect_pseudo_labels
 from vlprompt.engine.unknown_scores import SCORES, make_score_fn
 from vlprompt.experiments.calibration.choice import Selection, choose_for_prompt, require_classes, require_numbers
@@ -146,7 +146,7 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
         [decision.score] if unknown is None else list(dict.fromkeys((decision.score, *(selection.scores or SCORES))))
     )
     if unknown is not None and selection.scores is None:
-        names, notes = _find_scores(method, test, prepared, names)
+        names, notes = find_scores(method, test, prepared, names)
     if decision != prompt.decision:
         notes = (*notes, "the threshold holds only for the classes that it was chosen among, so none is applied here")
     score_fn = make_score_fn(method, names, decision.temperature)
@@ -165,20 +165,6 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
             metrics["unknown_accepted"] = 100 * (other_scores[:, 0] >= decision.threshold).double().mean().item()
         notes = (*notes, _describe_sides(test, unknown))
     return Evaluation(metrics, rows, _score_calibration(output, labels, decision, selection), decision, notes, scores)
-
-
-def _find_scores(
-    method: Method, test: Split, prepared: Prepared, names: list[str]
-) -> tuple[list[str], tuple[str, ...]]:
-    """Return the scores that a method has, and why it lacks the others, tried on one item."""
-    present, notes = list[str](), list[str]()
-    for name in names:
-        try:
-            collect_outputs(method, test.select([0]), prepared=prepared, score_fn=make_score_fn(method, [name]))
-            present.append(name)
-        except ValueError as error:
-            notes.append(f"left out: {error}")
-    return present, tuple(notes)
 
 
 def _describe_sides(test: Split, unknown: ChosenItems) -> str:

@@ -87,7 +87,7 @@ def _iter_splits(stage: Stage) -> Iterator[tuple[str, Split | Unlabelled]]:
     lesson = stage.lesson
     named = {"train": lesson.train, "val": lesson.val, "unlabelled": lesson.unlabelled}
     yield from ((use, split) for use, split in named.items() if split is not None and len(split))
-    for tests in (stage.tests, stage.future_tests, stage.initial_tests):
+    for tests in (stage.tests, stage.unknown_tests, stage.future_tests, stage.initial_tests):
         yield from (("test", split) for split in tests.values())
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from vlprompt.core.method import Method
 from vlprompt.core.towers import Clip
+from vlprompt.engine.unknown_scores import require_score
 from vlprompt.tasks import Task
 
 MEMORY_SETTINGS = ("micro_batch_size", "text_micro_batch", "activation_checkpointing")
@@ -25,6 +26,13 @@ def require_image_towers(method: Method) -> None:
     """Raise ValueError where a method that needs an image tower was given a CLIP."""
     if any(isinstance(getattr(part, "tower", None), Clip) for part in method.modules()):
         raise ValueError(f"{type(method).__name__}: expected an image tower, got a Clip. Pass clip.image.")
+
+
+def require_task(method: Method, task: Task) -> None:
+    """Raise ValueError for a task that does not suit a method, or that names a score that there is not."""
+    require_stream(method, task)
+    for name in getattr(task, "scores", None) or ():
+        require_score(name)
 
 
 def require_stream(method: Method, task: Task) -> None:

@@ -31,8 +31,8 @@ from vlprompt.experiments.provenance import (
     describe_learned_state,
     describe_predictions,
 )
-from vlprompt.experiments.run_requirements import require_image_towers, require_stream, require_valid_options
-from vlprompt.experiments.stage_tests import StageTests, TestScores
+from vlprompt.experiments.run_requirements import require_image_towers, require_task, require_valid_options
+from vlprompt.experiments.stage_tests import StageOutcome, StageTests, TestScores
 from vlprompt.results.run_folder import Result, RunFolder
 from vlprompt.results.run_inputs import Inputs
 from vlprompt.results.step_log import StepLog
@@ -90,7 +90,7 @@ def run(
         NonFiniteError: for a loss that is not a number, after the last good state was saved.
     """
     require_image_towers(method)
-    require_stream(method, task)
+    require_task(method, task)
     require_teachers(method, task, None if folder is None else Path(folder))
     require_valid_options(max_lessons, memory_overrides)
     config = config or TrainConfig()
@@ -244,7 +244,7 @@ class _Run:
         scores |= evaluate_baselines(self.method, stage, progress.epochs, self.train_config.micro_batch_size)
         progress.scores = [*progress.scores, scores]
         progress.class_accuracy = [*progress.class_accuracy, outcome.class_accuracy]
-        progress.stages = [*progress.stages, self._describe_stage(self.clock() - start, outcome.prompt_usage)]
+        progress.stages = [*progress.stages, self._describe_stage(self.clock() - start, outcome)]
         progress.confusion = outcome.confusion
         if self.folder is not None and outcome.answers:
             self.folder.save_answers(outcome.answers)
@@ -255,12 +255,13 @@ class _Run:
         if lesson.total != index + 1:
             self._save_state(State(tensors={f"method/{k}": v.detach() for k, v in self.method.state_dict().items()}))
 
-    def _describe_stage(self, seconds: float, prompt_usage: dict[str, list[float]]) -> dict[str, Any]:
+    def _describe_stage(self, seconds: float, outcome: StageOutcome) -> dict[str, Any]:
         return {
             "parameters": self._count_parameters(),
             "state_bytes": sum(t.nbytes for t in self.method.state_dict().values()),
             "seconds": seconds,
-            **({"prompt_usage": prompt_usage} if prompt_usage else {}),
+            **({"prompt_usage": outcome.prompt_usage} if outcome.prompt_usage else {}),
+            **({"notes": [*outcome.notes]} if outcome.notes else {}),
             **({"epochs": self.progress.epochs} if self.progress.epochs else {}),
         }
 

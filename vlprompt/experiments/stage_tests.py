@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from vlprompt.core.batch import Split
@@ -11,6 +12,7 @@ from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
 from vlprompt.engine.evaluate import Scores, evaluate
+from vlprompt.engine.evaluate_unknown import evaluate_against_unknown
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.events import EvaluationProgress, Listener
 from vlprompt.results.prediction_files import PredictionFile
@@ -31,6 +33,7 @@ class StageOutcome:
         answers: what was predicted for each item, by test; texts with responses or tags have none.
         confusion: class ids and `Scores.confusion`, by test; likewise.
         predictions: of each item with its logits, by test, where they are asked for; likewise.
+        notes: scores of unknown classes that the method lacks, and why.
     """
 
     scores: TestScores = field(default_factory=dict)
@@ -39,6 +42,7 @@ class StageOutcome:
     answers: dict[str, TestAnswers] = field(default_factory=dict)
     confusion: dict[str, dict[str, Any]] = field(default_factory=dict)
     predictions: dict[str, PredictionFile] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,10 @@ class StageTests:
         """Evaluate on the tests of what was seen."""
         outcome = StageOutcome()
         for name, test in stage.tests.items():
-            scores = self._evaluate_test(name, test)
+            if stage.unknown_tests and name == next(iter(stage.tests)):
+                scores = self._compare_with_unknown(name, stage, outcome)
+            else:
+                scores = self._evaluate_test(name, test)
             outcome.scores |= {
                 name: scores.metrics,
                 **{f"{name}/{k}": part for k, part in scores.domain_metrics.items()},
@@ -85,14 +92,35 @@ class StageTests:
                 return {}
         return scores
 
-    def _evaluate_test(self, name: str, test: Split) -> Scores:
-        def report(n_done: int, n_images: int) -> None:
-            if self.on_event:
-                self.on_event(EvaluationProgress(name, n_done, n_images))
-
+    def _compare_with_unknown(self, name: str, stage: Stage, outcome: StageOutcome) -> Scores:
+        """Return the scores of the known test; add those against each set of unknown items to the outcome."""
         options = ComputeOptions(text_micro_batch=self.config.text_micro_batch)
         with apply_compute_options(self.method, options):
-            return evaluate(self.method, test, micro_batch_size=self.config.micro_batch_size, on_progress=report)
+            comparison = evaluate_against_unknown(
+                self.method,
+                stage.tests[name],
+                stage.unknown_tests,
+                stage.unknown_scores,
+                micro_batch_size=self.config.micro_batch_size,
+                on_progress=lambda test, n_done, n: self._report(test or name, n_done, n),
+            )
+        outcome.scores |= {f"unknown/{unknown}": metrics for unknown, metrics in comparison.metrics.items()}
+        outcome.notes = comparison.notes
+        return comparison.known
+
+    def _report(self, name: str, n_done: int, n_images: int) -> None:
+        if self.on_event:
+            self.on_event(EvaluationProgress(name, n_done, n_images))
+
+    def _evaluate_test(self, name: str, test: Split) -> Scores:
+        options = ComputeOptions(text_micro_batch=self.config.text_micro_batch)
+        with apply_compute_options(self.method, options):
+            return evaluate(
+                self.method,
+                test,
+                micro_batch_size=self.config.micro_batch_size,
+                on_progress=partial(self._report, name),
+            )
 
 
 def build_prediction_file(scores: Scores, test: Split, origin: Mapping[str, Any]) -> PredictionFile:

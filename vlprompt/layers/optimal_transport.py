@@ -1,5 +1,7 @@
 """Entropic optimal transport between two sets of vectors, by Sinkhorn's rounds, each pair of sets by itself."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,3 +59,31 @@ def compute_transport_scores(image: Tensor, text: Tensor, epsilon: float, max_ro
     similarity = cosines.view(*image.shape[:2], *text.shape[:2])  # (B, M, N, C)
     plan = compute_transport_plan(similarity, epsilon, max_rounds, threshold)
     return (plan * similarity).sum((1, 2))
+
+
+@torch.no_grad()
+def assign_evenly(similarity: Tensor, epsilon: float, max_rounds: int = 1000, tolerance: float = 1e-7) -> Tensor:
+    """Assign N items to C classes by entropic optimal transport, so that all classes receive equally much.
+
+    Computed on logarithms, so that no epsilon underflows.
+
+    Args:
+        similarity: (N, C), minus the cost.
+        epsilon: weight of the entropy, above 0.
+        max_rounds: after which it stops at the latest.
+        tolerance: relative error of what the classes receive at which it stops.
+
+    Returns:
+        (N, C) in float64: rows add up to 1, columns to N / C as far as the rounds have come.
+    """
+    scores = similarity.double() / epsilon
+    log_share = math.log(scores.shape[0] / scores.shape[1])
+    rows = scores.new_zeros(scores.shape[0], 1)
+    plan = scores
+    for i in range(max_rounds):
+        columns = log_share - (scores + rows).logsumexp(0)
+        rows = -(scores + columns).logsumexp(1, keepdim=True)
+        plan = scores + rows + columns
+        if i % 10 == 9 and float((plan.logsumexp(0) - log_share).abs().max()) <= tolerance:
+            break
+    return plan.exp()

@@ -65,7 +65,7 @@ class CrossModal(Method):
         weight = self.prepare(batch.names, fixed)
         out, labels = self(batch.inputs, weight), batch.labels.to(fixed.device)
         text_labels = torch.arange(len(fixed), device=fixed.device)  # one text for each class
-        image_loss = F.cross_entropy(out.logits.float(), labels)
+        image_loss = batch.label_loss(out.logits.float(), labels)
         text_loss = F.cross_entropy(self.scale * fixed @ weight.T, text_labels)
         return {
             "ce": ((1 - self.text_weight) * image_loss, len(labels)),

@@ -100,7 +100,7 @@ class DANN(TowerMethod[VisionTower]):
         terms, outputs, domains = LossTerms(), list[Output](), list[Tensor]()
         if len(batch.inputs):
             out = self(batch.inputs, prepared)
-            terms["ce"] = F.cross_entropy(out.logits.float(), batch.labels.to(out.logits.device)), len(batch.labels)
+            terms["ce"] = batch.label_loss(out.logits.float(), batch.labels.to(out.logits.device)), len(batch.labels)
             outputs.append(out)
             domains.append(torch.zeros(len(batch.inputs)).long() if batch.domains is None else batch.domains)
         if unlabelled is not None:

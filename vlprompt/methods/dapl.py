@@ -18,10 +18,9 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.core.batch import Batch
+from vlprompt.core.batch import Batch, LabelLoss
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import Images
 from vlprompt.core.method import LossTerms, Method, Output
@@ -116,7 +115,7 @@ class DAPL(Method):
         return p, p.max(-1).values >= self.threshold
 
     def compute_losses(
-        self, inputs: Images, domains: Tensor, labels: Tensor, texts: dict[int, Tensor]
+        self, inputs: Images, domains: Tensor, labels: Tensor, texts: dict[int, Tensor], label_loss: LabelLoss
     ) -> tuple[Tensor, Output]:
         """Classify images by the texts of their own domains (B,), and compute their losses (B,)."""
         image, device = self.clip.image(inputs), self.clip.device  # (B, E)
@@ -125,10 +124,8 @@ class DAPL(Method):
         all_logits = self.clip.logits(image, torch.cat([*texts.values()])).unflatten(1, (len(texts), n_classes))
         logits, labels = all_logits[torch.arange(len(image), device=device), k], labels.to(device)  # of (B, K, C)
         text = texts[int(domains[0])] if len(domains.unique()) == 1 else torch.stack([*texts.values()])[k]
-        if self.softmax_over == "all":
-            loss = F.cross_entropy(all_logits.flatten(1).float(), k * n_classes + labels, reduction="none")
-        else:
-            loss = F.cross_entropy(logits.float(), labels, reduction="none")
+        rows = (all_logits.flatten(1), k * n_classes + labels) if self.softmax_over == "all" else (logits, labels)
+        loss = label_loss(rows[0].float(), rows[1], reduction="none")
         return loss, Output(logits, image_features=image, text_features=text)
 
     def loss_terms(self, batch: Batch, fixed: _FixedTexts) -> tuple[LossTerms, Output]:
@@ -137,12 +134,14 @@ class DAPL(Method):
         used = {*domains.tolist(), *([] if unlabelled is None else [target])}
         texts = {k: self.encode_domain(k, fixed) for k in range(target + 1) if k in used or self.softmax_over == "all"}
         if len(batch.inputs):
-            losses, out = self.compute_losses(batch.inputs, domains, batch.labels, texts)
+            losses, out = self.compute_losses(batch.inputs, domains, batch.labels, texts, batch.label_loss)
             terms["ce"] = losses.mean(), len(losses)
         if unlabelled is not None:
             p, is_confident = self.pseudo_labels(unlabelled.inputs, fixed)
             target_domain = torch.full((len(p),), target)
-            losses, target_out = self.compute_losses(unlabelled.inputs, target_domain, p.argmax(-1), texts)
+            losses, target_out = self.compute_losses(
+                unlabelled.inputs, target_domain, p.argmax(-1), texts, batch.label_loss
+            )
             n = int(is_confident.sum())
             terms["target"] = self.weight * (losses * is_confident).sum() / max(n, 1), float(n)
             out = out or target_out

@@ -16,7 +16,6 @@ repository).
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.core.batch import Batch
@@ -91,7 +90,7 @@ class DePT(MethodWrapper):
         labels = batch.labels.to(image.device)
         own = text[labels] if text.ndim == 2 else text[torch.arange(len(labels), device=text.device), labels]
         logits = self.linear(torch.cat([self.modulate("text", own), image]), reference)  # (2 B, C)
-        return {"linear": self.weight * F.cross_entropy(logits.float(), labels.repeat(2))}
+        return {"linear": self.weight * batch.label_loss(logits.float(), labels.repeat(2))}
 
     def loss_terms(self, batch: Batch, fixed: Fixed) -> tuple[LossTerms, Output]:
         terms, out = super().loss_terms(batch, fixed)

@@ -13,7 +13,6 @@ Expected: no published number of a prompt method that was checked.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.core.batch import Batch
@@ -53,7 +52,7 @@ class Entropy(MethodWrapper):
         prepared = inner.prepare(batch.names, fixed[0]) if is_default or unlabelled is not None else None
         if is_default and len(batch.inputs):
             out = inner(batch.inputs, prepared)
-            terms["ce"] = F.cross_entropy(out.logits.float(), batch.labels.to(out.logits.device)), len(batch.labels)
+            terms["ce"] = batch.label_loss(out.logits.float(), batch.labels.to(out.logits.device)), len(batch.labels)
             if isinstance(out.penalty, Tensor):
                 terms["penalty"] = out.penalty, len(batch.labels)
         elif inner.needs_unlabelled or len(batch.inputs):

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.core.batch import Batch
@@ -141,8 +140,8 @@ class MMRL(Method):
         unit, labels, n, alpha = self.clip.unit, batch.labels.to(logits.device), len(batch.labels), self.alpha
         frozen = unit(self.clip.image(batch.inputs))  # (B, E), of the same augmentations
         terms: LossTerms = {
-            "ce": (alpha * F.cross_entropy(logits.float(), labels), n),
-            "ce_tokens": ((1 - alpha) * F.cross_entropy(token_logits.float(), labels), n),
+            "ce": (alpha * batch.label_loss(logits.float(), labels), n),
+            "ce_tokens": ((1 - alpha) * batch.label_loss(token_logits.float(), labels), n),
             "image": (self.weight * (1 - (unit(image) * frozen).sum(-1).mean()), n),
             "text": (self.weight * (1 - (unit(text) * fixed[1]).sum(-1).mean()), n),
         }

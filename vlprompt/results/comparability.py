@@ -23,8 +23,12 @@ CONTINUAL_PROTOCOL_SETTINGS = (
     "shots",
 )  # those of a stream
 JOINT_KEY, TARGET_TEST_IMAGES = "task.joint", "test images of the target"  # which differ from pair to pair
-ORDER_KEY, USES_KEY = "order_dependent", "uses"
-ALWAYS_MARKED = {ORDER_KEY: "false", USES_KEY: "[]"}  # also where all rows have it -> what an unmarked row has
+ORDER_KEY, USES_KEY, NOISE_KEY = "order_dependent", "uses", "noise"
+ALWAYS_MARKED = {
+    ORDER_KEY: "false",
+    USES_KEY: "[]",
+    NOISE_KEY: '"none"',
+}  # also where all rows have it -> what an unmarked row has
 ORDER_NOTE = "order-dependent: each answer depends on the test images before it"
 SETTING_LABELS = {
     (JOINT_KEY, True): "joint training",
@@ -138,6 +142,8 @@ def _collect_table_settings(result: Result) -> dict[str, Any]:
     excluded = {"name", "seed", "dataset", *column_keys}
     sections = {s: result.config[s] for s in ("method", "task", "train")}
     settings = {f"{s}.{k}": v for s, values in sections.items() for k, v in values.items() if k not in excluded}
+    if settings.get("task.noise"):
+        settings["task.noise"] = result.protocol.get(NOISE_KEY)
     settings |= {f"preprocess.{k}": v for k, v in result.protocol.get("preprocess", {}).items()}
     return settings | {
         "images.test": result.protocol.get("test"),
@@ -222,7 +228,9 @@ def collect_protocol_facts(runs: Sequence[Result]) -> ProtocolFacts:
     """
     config, protocol = runs[0].config, runs[0].protocol
     task, backbone = config["task"], config["backbone"]
-    chosen = json.dumps([task.get(k) for k in ("base_classes", "targets", "source", "target")])
+    chosen = json.dumps(
+        [task.get(k) for k in ("base_classes", "known_classes", "unknown", "targets", "source", "target")]
+    )
     images = TARGET_TEST_IMAGES if task["name"] == DOMAIN else "test images"
     facts: ProtocolFacts = {(images, chosen): protocol.get("test"), ("weights", backbone): protocol.get("backbone_key")}
     facts["content of the test items", chosen] = _get_test_content(protocol)
@@ -230,6 +238,8 @@ def collect_protocol_facts(runs: Sequence[Result]) -> ProtocolFacts:
     facts |= {(f"preprocess.{k}", backbone): v for k, v in protocol.get("preprocess", {}).items()}
     facts |= {(f"metric {k}", ""): v for k, v in protocol.get("metrics", {}).items()}
     facts |= {(k, ""): protocol.get(k) for k in ALWAYS_MARKED}
+    facts |= {(k.replace("_", " "), ""): protocol.get(k) for k in ("unknown_items", "known_classes")}
+    facts[NOISE_KEY, ""] = protocol.get(NOISE_KEY, "none")
     if task["name"] == CONTINUAL:
         facts |= _collect_continual_facts(runs)
     if task["name"] == DOMAIN:
@@ -285,6 +295,8 @@ def _describe_difference(name: str, value: Any, usual_value: Any) -> str:
         return ORDER_NOTE
     if name == USES_KEY:
         return f"uses {' and '.join(value).replace('_', ' ')}: not comparable with rows that do not"
+    if name == NOISE_KEY:
+        return f"wrong training labels: {value}"
     if isinstance(value, bool):
         return f"{name}={str(value).lower()}"
     if name == TARGET_TEST_IMAGES:

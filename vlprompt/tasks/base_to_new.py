@@ -9,6 +9,7 @@ from functools import cached_property
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
+from vlprompt.data.splits.label_noise import LabelNoise
 from vlprompt.data.splits.sampling import split_base_new
 from vlprompt.metrics import harmonic_mean
 from vlprompt.tasks.few_shot import FewShot
@@ -30,6 +31,7 @@ class BaseToNew(FewShot):
         layout: as in FewShot.
         base_only: test on the base classes alone, as suits methods that can't classify new classes.
         unlabelled: as in FewShot: images of the new classes too are learned from, and no labels at all.
+        noise: as in FewShot, among the base classes.
     """
 
     seen_classes_hint = "Set task.base_only=true for the accuracy on the base classes alone."
@@ -45,8 +47,9 @@ class BaseToNew(FewShot):
         layout: str | None = None,
         base_only: bool = False,
         unlabelled: bool = False,
+        noise: LabelNoise | None = None,
     ):
-        super().__init__(dataset, shots, seed, augment, skip_broken, layout, unlabelled)
+        super().__init__(dataset, shots, seed, augment, skip_broken, layout, unlabelled, noise)
         self.base_classes, self.base_only = base_classes, base_only
 
     @cached_property
@@ -74,7 +77,8 @@ class BaseToNew(FewShot):
         (train, val), base = self.training_images, self.base_and_new[0]
         if self.unlabelled:
             return self.hide_labels(train)
-        return Lesson(train.select_classes(base), None if val is None else val.select_classes(base))
+        train = self.add_noise(train.select_classes(base))
+        return Lesson(train, None if val is None else val.select_classes(base))
 
     @property
     def labelled_names(self) -> Names:

@@ -13,6 +13,7 @@ from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
 from vlprompt.data.loading import identify_dataset, resolve_dataset
 from vlprompt.data.splits.label_hiding import anonymize_items, drop_labels
+from vlprompt.data.splits.label_noise import LabelNoise, flip_labels
 from vlprompt.data.splits.sampling import sample_few_shot
 
 
@@ -33,6 +34,8 @@ class FewShot:
         layout: what the sub-folders of a folder are (classes, groups, domains or splits); None recognises it.
         unlabelled: learn from the images of all classes without their labels, as methods with a teacher do; validation
             images, which have labels, are left out too.
+        noise: wrong labels among the training images, drawn by the seed: {kind: symmetric, pairflip or asymmetric,
+            rate: share}; validation and test images keep theirs.
     """
 
     def __init__(
@@ -44,10 +47,16 @@ class FewShot:
         skip_broken: bool = False,
         layout: str | None = None,
         unlabelled: bool = False,
+        noise: LabelNoise | None = None,
     ):
         self.dataset_source, self.dataset = dataset, identify_dataset(dataset)
         self.shots, self.seed, self.augment = shots, seed, augment
         self.skip_broken, self.layout, self.unlabelled = skip_broken, layout, unlabelled
+        self.noise = LabelNoise(**noise) if isinstance(noise, dict) else noise
+        if self.noise is not None and unlabelled:
+            raise ValueError(
+                "task.noise: expected labels to change, got task.unlabelled=true, which has none. Leave one out."
+            )
 
     @cached_property
     def data(self) -> Data:
@@ -72,7 +81,11 @@ class FewShot:
     @cached_property
     def lesson(self) -> Lesson:
         train, val = self.training_images
-        return self.hide_labels(train) if self.unlabelled else Lesson(train, val)
+        return self.hide_labels(train) if self.unlabelled else Lesson(self.add_noise(train), val)
+
+    def add_noise(self, train: Split) -> Split:
+        """Return the training images of a lesson with the wrong labels of `noise`."""
+        return train if self.noise is None else flip_labels(train, self.noise, self.seed)
 
     @staticmethod
     def hide_labels(train: Split) -> Lesson:
@@ -100,6 +113,8 @@ class FewShot:
             "split": get_split_origin(self.data),
             "note": self.data.note,
             **self._describe_unlabelled(),
+            **({} if self.noise is None else {"noise": self.noise.describe()}),
+            **{key: train.info[key] for key in ("wrong_labels",) if key in train.info},
         }
 
     def _describe_unlabelled(self) -> dict[str, Any]:

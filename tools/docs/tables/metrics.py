@@ -18,6 +18,7 @@ from vlprompt.metrics.catalogue import METRICS
 from vlprompt.metrics.tables import TABLES
 from vlprompt.results.result_schema import COST_PARTS, RESULT_PARTS
 from vlprompt.tasks.online import ONLINE_METRICS
+from vlprompt.tasks.open_set import OPEN_SET_METRICS
 
 SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "Classes": (
@@ -37,6 +38,7 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
     "Domains": ("The summary of `domain`.", DOMAIN_METRICS),
     "Online": ("The summary of `online`.", ONLINE_METRICS),
+    "Open set": ("The summary of `open_set`, for each score that the method has.", OPEN_SET_METRICS),
     "Unknown classes": (
         "Of `vlprompt eval --unknown`, for each score; a score is high for what is known.",
         UNKNOWN_METRICS,

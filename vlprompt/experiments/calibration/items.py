@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from vlprompt.config.build import build_task
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Names, class_ids
+from vlprompt.core.class_names import Names, class_ids, normalize_name
 from vlprompt.core.stage import Lesson
 from vlprompt.data.dataset import Data
 from vlprompt.data.loading import resolve_dataset
@@ -94,7 +94,7 @@ def open_unknown(
     if dataset == task.get("dataset"):
         known = set(class_ids(names))
         split = split.select_classes([k for k, i in enumerate(class_ids(split.names)) if i not in known])
-    shared = {_normalize(text) for text in names} & {_normalize(text) for text in split.names}
+    shared = {normalize_name(text) for text in names} & {normalize_name(text) for text in split.names}
     if shared or not len(split):
         classes = quote_classes(sorted(shared)) if shared else "no items of other classes"
         raise ValueError(
@@ -172,10 +172,6 @@ def require_other_items(known: Split, unknown: ChosenItems) -> None:
             f"--unknown: expected other items than the known ones, got {len(shared)} of {len(unknown.split)} that are "
             f"among them, such as {shared[0].name!r} of {unknown.dataset!r}. Take them out of one of the datasets."
         )
-
-
-def _normalize(name: str) -> str:
-    return " ".join(str(name).replace("_", " ").casefold().split())
 
 
 def quote_classes(names: Sequence[str]) -> str:

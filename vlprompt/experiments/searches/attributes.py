@@ -55,7 +55,7 @@ class _Mixture(Method):
     def loss_terms(self, batch: Batch, fixed: list[object]) -> tuple[LossTerms, Output]:
         pairs = zip(self._list_prompts(), fixed, strict=True)
         logits = self.mix(torch.stack([prompt.loss_terms(batch, own)[1].logits for prompt, own in pairs]), grad=False)
-        return {"ce": (F.cross_entropy(logits, batch.labels.to(logits.device)), len(batch.labels))}, Output(logits)
+        return {"ce": (batch.label_loss(logits, batch.labels.to(logits.device)), len(batch.labels))}, Output(logits)
 
     def mix(self, logits: Tensor, grad: bool) -> Tensor:
         """Return the weighted sum (B, C) of logits (K, B, C); `grad`: whether the weights have a gradient."""

@@ -322,7 +322,7 @@ class RunMaker:
         if distributed.get_world_size() > 1:
             return None
         stage = next(iter(task.stages()))
-        n_test_images = sum(len(test) for test in stage.tests.values())
+        n_test_images = sum(len(test) for test in (*stage.tests.values(), *stage.unknown_tests.values()))
         sizes = len(stage.lesson.train.names), len(stage.lesson.train), n_test_images
         key = json.dumps([config.backbone, config.preprocess, config.method, config.train, *sizes])
         if key in self.memory_plans:

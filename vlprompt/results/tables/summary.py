@@ -25,6 +25,7 @@ MAIN_METRICS = {  # the metric that a task is judged by; of other tasks the firs
     "base_to_new": "harmonic",
     "transfer": "average",
     "online": "accuracy",
+    "open_set": "auroc_msp",
     CONTINUAL: "accuracy",
     DOMAIN: "accuracy",
 }
