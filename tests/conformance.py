@@ -66,6 +66,8 @@ SMALL = {
     "dapl": {"n_ctx": 2, "n_domain_ctx": 2, "threshold": 0.0},
     "upl": {"method": COOP, "images_per_class": 4},
     "entropy": {"method": COOP},
+    "promptstyler": {"n_styles": 3, "style_steps": 2, "epochs": 2},
+    "pda": {"depth": 2, "coupled_depth": 1, "threshold": 0.0},
     "dann": {"bottleneck_dim": 8, "discriminator_dim": 16},
     "mma": {"bottleneck_dim": 8, "layers": 2, "scale": 0.1},
     "mmrl": {"dim": 16, "layers": 2},
@@ -160,6 +162,8 @@ def test_its_recipe_runs(name, task, clip, pictures):
         "atprompt": ["method.method=coop"],
         "coprompt": ["method.method=maple", f"method.descriptions={SMALL['coprompt']['descriptions']}"],
         "dapl": ["method.threshold=0.1"],
+        "promptstyler": ["method.n_styles=3", "method.style_steps=2"],
+        "pda": ["method.threshold=0.1"],
         "promptkd": ["method.teacher.backbone=glyph/random"],
     }.get(name, [])
     dataset, settings = choose_data(task)
@@ -167,7 +171,9 @@ def test_its_recipe_runs(name, task, clip, pictures):
     [plan] = resolve_grid([name], [1], [1], dataset=dataset, task=task, backbone=clip.spec, overrides=short)
     arguments = {key: value for key, value in plan.method.items() if key != "name"}
     case, refusal = MethodCase(resolve_class("method", name), arguments, clip), None
-    knows_no_names = name in ("nearest_mean", "ranpac") or plan.method.get("head", {}).get("name") == "linear"
+    knows_no_names = (
+        name in ("nearest_mean", "promptstyler", "ranpac") or plan.method.get("head", {}).get("name") == "linear"
+    )
     if case.build().needs_unlabelled:
         refusal = None if task == "domain" or plan.task.get("unlabelled") else "un it with --source and --target"
     elif knows_no_names and task not in ("few_shot", "continual", "domain", "online"):

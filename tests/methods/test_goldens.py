@@ -131,6 +131,7 @@ KINDS |= {"clipsvd", "mma", "twostage"}  # of test_goldens_weights.py
 KINDS |= {"descriptions"}  # of test_goldens_descriptions.py
 KINDS |= {"promptkd"}  # of test_goldens_teacher.py
 KINDS |= {"plot", "plotpp", "dualcoop", "taidpt"}  # of test_goldens_plot.py and test_attention_pool.py
+KINDS |= {"pda", "promptstyler", "damp"}  # of test_goldens_domains.py
 
 
 def test_no_vector_is_left_out():

@@ -39,10 +39,11 @@ class Domain:
     Args:
         dataset: the dataset with the domains; None if source and target are datasets, whose classes are matched by
             name.
-        source: one source, a list, or "rest" for all other domains.
+        source: one source, a list, "rest" for all other domains, or "none".
         target: the target.
         setting: "adapt" (unlabelled target images during training), "source_free" (unlabelled target images, but only
-            after the source; without a source the method starts from the target) or "generalise" (no target images).
+            after the source; without a source the method starts from the target) or "generalise" (no target images;
+            without a source no images at all, for methods that learn from class names).
         transductive: whether to test on the target images that were adapted to; None follows the benchmark.
         val_fraction: the fraction of each class to hold out of a source without validation images, for
             train.model_selection=val and for the accuracy on the source; 0 trains on all images.
@@ -148,7 +149,9 @@ class Domain:
                     "Name a dataset, or name the sources by --source."
                 )
             source = [name for name in domains if name != target]
-        if not source and self.setting != "source_free":
+        if source == "none" and self.setting != "adapt":
+            return []
+        if source in (None, [], "none") and self.setting != "source_free":
             choices = f" ({self.data.name} has {', '.join(domains)})" if self.data is not None else ""
             raise ValueError(
                 f"task.source: expected a domain, got none. Name one by --source{choices}, or set "
