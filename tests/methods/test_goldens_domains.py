@@ -1,14 +1,17 @@
 """PDA, PromptStyler and DAMP against numbers that their authors' own code computed, and what each of them refuses."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import golden, golden_cases, images, relative
 from test_domain_methods import NAMES, beside, items, taught, whole
 
 from vlprompt import methods as m
 from vlprompt.backbones import load
+from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.core.batch import Batch, Split, Unlabelled
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
@@ -213,6 +216,89 @@ def test_a_finished_promptstyler_is_left_alone_by_a_lesson_without_new_classes(g
     assert len(method.precompute((*NAMES, "forget-me-not"))) == 4
 
 
+# --- DAMP ---
+DAMP_RENAMED = {
+    "prompt_learner.gamma_t": "gamma.text", "prompt_learner.gamma_v": "gamma.image", "prompt_learner.ctx": "ctx",
+    "context_decoder.memory_proj": "decoder.memory", "context_decoder.text_proj": "decoder.query",
+    "context_decoder.out_proj": "decoder.out", "context_decoder.decoder": "decoder.layers",
+    "self_attn.": "self_attention.", "cross_attn.": "cross_attention.", "q_proj": "q", "k_proj": "k", "v_proj": "v",
+    "tion.proj": "tion.out", "norm1": "norms.0", "norm2": "norms.1", "norm3": "norms.2",
+}  # fmt: skip
+
+
+def ours_of_damp(method, theirs):
+    for old, new in DAMP_RENAMED.items():
+        theirs = theirs.replace(old, new)
+    return method.get_parameter(theirs)
+
+
+def two_views(weak, strong, tag):
+    inputs = images(weak, tag)
+    inputs._augment_fn = lambda kind, index: images(strong, f"{tag} strong")
+    return inputs
+
+
+def damp(clip, case):
+    told, arrays = golden(case)
+    h, names = told["hyperparameters"], tuple(told["classnames"])
+    d = h["decoder"]
+    method = m.DAMP(clip, h["N_CTX"], h["CSC"], d["width"], d["heads"], d["layers"], 0.0, h["TAU"], h["U"])
+    method.begin_lesson(Lesson(Split((), (), names), domains=DOMAINS), make_generator(0))
+    assert [p.tolist() for p in method.gamma.values()] == [[pytest.approx(0.01)]] * 2
+    method.end_epoch(h["epoch"] - 1, h["max_epoch"])
+    with torch.no_grad():
+        for key, value in arrays.items():
+            if key.startswith("param."):
+                parameter = ours_of_damp(method, key[6:])
+                parameter.copy_(value.view_as(parameter))
+    assert {id(ours_of_damp(method, k[6:])) for k in arrays if k[:6] == "param."} == {
+        id(p) for p in method.parameters()
+    }
+    target = Batch(two_views(arrays["images_u"], arrays["images_u2"], f"{case} u"), torch.empty(0).long(), names)
+    source = two_views(arrays["images_x"], arrays["images_x2"], f"{case} x")
+    return method, Batch(source, arrays["labels_x"], names, unlabelled=target), arrays, told
+
+
+@pytest.mark.parametrize("case", golden_cases("damp"))
+def test_the_authors_damp(authors_clip, case):
+    method, batch, arrays, told = damp(authors_clip, case)
+    fixed, target = method.precompute(batch.names), batch.unlabelled.inputs
+    text, context = method.prepare(batch.names, fixed)
+    zero_shot = authors_clip.logits(authors_clip.image(target), fixed.zero_shot_text)
+    strong = method(target.augment("", 0), (text, context))
+    p, sure = method.pseudo_labels(target, fixed)
+    assert torch.equal(sure.float(), arrays["mask"].float())
+    assert 0 < sure.sum() < len(sure) or case != "damp"
+    assert torch.equal(p.argmax(1), arrays["pseudo_label"])
+    terms, out = method.train().loss_terms(batch, fixed)
+    sum(value for value, _ in terms.values()).backward()
+    read = (out.text_features - text) / method.gamma["text"]
+    errors = {
+        "text": relative(text, arrays["text_features_raw"]),
+        "context": relative(context, arrays["text_context"]),
+        "zero shot": relative(zero_shot, arrays["zero_shot_logits_u"]),
+        "sure": relative(p.max(1).values, arrays["pseudo_prob_max"]),
+        "logits_x": relative(out.logits, arrays["logits_x"]),
+        "logits_u2": relative(strong.logits, arrays["logits_u2"]),
+        "read": relative(read, arrays["text_diff"]),
+        "loss_x": relative(F.cross_entropy(out.logits, batch.labels), arrays["loss_x"]),  # theirs are of one view
+        "contrast": relative(terms["contrast"][0], arrays["loss_ind_x"]),
+        "information": relative(terms["information"][0], arrays["loss_im"]),
+        "loss": relative(sum(value for value, _ in terms.values()), arrays["loss"]),
+    }
+    for kind in ("grad", "after"):
+        for key, value in arrays.items():
+            if key.startswith(f"{kind}."):
+                parameter = ours_of_damp(method, key.removeprefix(f"{kind}."))
+                errors[key] = relative((parameter.grad if kind == "grad" else parameter).view_as(value), value)
+        if kind == "grad":
+            torch.optim.SGD(method.parameters(), told["sgd"]["lr"]).step()
+    answer = method.eval()(target, method.prepare(batch.names, fixed)).logits
+    errors["logits after"] = relative(answer, arrays["logits_u_after"])
+    print(case, max(errors.values()))
+    assert max(errors.values()) < 1e-4, {k: v for k, v in errors.items() if v >= 1e-4}
+
+
 # --- what they refuse, and odd lessons ---
 def pda_of(clip, **more):
     return m.PDA(clip, **{"depth": 2, "coupled_depth": 1, "threshold": 0.0, **more})
@@ -222,6 +308,8 @@ def pda_of(clip, **more):
     (lambda clip: pda_of(clip, coupled_depth=0), "method.coupled_depth: expected at least 1, got 0"),
     (lambda clip: pda_of(clip, bank_size=0), "method.bank_size: expected at least 1, got 0"),
     (lambda clip: pda_of(clip, threshold=-0.1), "method.threshold: expected at least 0"),
+    (lambda clip: m.DAMP(clip, 2, width=10, n_heads=4), "method.width: expected a multiple of method.n_heads=4"),
+    (lambda clip: m.DAMP(clip, 2, augment="blur"), "method.augment: expected a known augmentation, got 'blur'"),
     (lambda clip: m.PromptStyler(clip, 0), "method.n_styles: expected at least 1, got 0"),
     (lambda clip: m.PromptStyler(clip, style_steps=0), "method.style_steps: expected at least 1, got 0"),
 ])  # fmt: skip
@@ -298,11 +386,75 @@ def test_a_lesson_without_images_by_the_task():
     assert len(stage.tests["target"]) > 500
     assert task.protocol["sources"] == []
     assert task.protocol["train_images"] == 0
-    assert expand_domain_pairs({"setting": "generalise"}, "none", "digits") == [
-        ["task.source=none", "task.target=digits"]
-    ]
-    assert expand_domain_pairs({}, "none", "digits") == [["task.source=null", "task.target=digits"]]
+    [[source, _]] = expand_domain_pairs({"setting": "generalise"}, "none", "digits")
+    assert source == 'task.source="none"'
+    [[source, _]] = expand_domain_pairs({}, "none", "digits")
+    assert source == "task.source=null"
     with pytest.raises(ValueError, match=r"task.source: expected a domain, got none. Name one by --source"):
         list(Domain(source="none", target="digits").stages())
+    coop = m.CoOp(load("glyph/random"), 2)
+    coop.begin_lesson(stage.lesson, make_generator(0))
     with pytest.raises(ValueError, match="expected training images, got none"):
-        list(fit(m.CoOp(load("glyph/random"), 2), stage.lesson, TrainConfig(epochs=1), 1))
+        list(fit(coop, stage.lesson, TrainConfig(epochs=1), 1))
+
+
+def damp_of(clip, **more):
+    return m.DAMP(
+        clip, **{"n_ctx": 2, "width": 8, "n_heads": 2, "n_layers": 1, "threshold": 0.0, "dropout": 0.0, **more}
+    )
+
+
+def test_damp_trusts_itself_more_from_epoch_to_epoch(golden_clip):
+    method = damp_of(golden_clip)
+    method.begin_lesson(taught(), make_generator(0))
+    batch = whole(taught())
+    fixed, inputs = method.precompute(batch.names), batch.unlabelled.inputs
+    zero_shot = golden_clip.logits(golden_clip.image(inputs), fixed.zero_shot_text).softmax(1)
+    assert torch.equal(method.pseudo_labels(inputs, fixed)[0], zero_shot)
+    method.end_epoch(0, 4)
+    own = method.eval()(inputs, method.prepare(batch.names, fixed)).logits.softmax(1)
+    assert torch.allclose(method.pseudo_labels(inputs, fixed)[0], 0.25 * own + 0.75 * zero_shot)
+    method.begin_lesson(taught(index=1, total=2), make_generator(0))
+    assert float(method.own_share) == 0
+    text = golden_clip.text([f"a real world photo of a {name}." for name in NAMES])[0]  # the target's name is in it
+    assert relative(fixed.zero_shot_text, text) < 1e-6
+
+
+def test_damp_takes_opaque_towers_for_what_they_are(golden_clip):
+    class Opaque:
+        feature_dim, device = 64, torch.device("cpu")
+
+        def require_patch_features(self):
+            raise ValueError("only computes pooled features")
+
+    with pytest.raises(ValueError, match="only computes pooled features"):
+        damp_of(replace(golden_clip, image=Opaque())).begin_lesson(taught(), make_generator(0))
+
+
+def test_all_rows_of_texts_are_those_of_the_model(golden_model):
+    """The twin is open_clip's own pass, in float64: values and gradients."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    model = copy.deepcopy(golden_model).double()
+    clip = wrap_clip(model, SimpleTokenizer(), "rows")
+    tokens = (0.1 * torch.randn(2, 3, clip.text.dim, generator=make_generator(1)).double()).requires_grad_()
+    texts = fill_class_texts("{ctx} {name}.", NAMES, 3)
+    rows = clip.text(texts, Prompt(tokens={0: tokens}), output="rows")  # (R, C, N, E)
+    ids = SimpleTokenizer()([f"X X X {name}." for name in NAMES])
+    ends, errors = ids.argmax(-1).tolist(), []
+    for r in range(2):
+        embedded = model.token_embedding(ids)
+        x = torch.cat([embedded[:, :1], tokens[r].expand(3, -1, -1), embedded[:, 4:]], 1) + model.positional_embedding
+        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask.double())) @ model.text_projection
+        for c, end in enumerate(ends):
+            weight = torch.randn(end + 1, x.shape[-1], generator=make_generator(r, c)).double()
+            mine, twin = rows[r, c, : end + 1], x[c, : end + 1]
+            errors.append(relative(mine, twin))
+            grads = [torch.autograd.grad((y * weight).sum(), tokens, retain_graph=True)[0] for y in (mine, twin)]
+            assert relative(*grads) < 1e-11
+    assert max(errors) < 1e-12
+    assert rows.shape[2] == max(ends) + 1
+    pooled = clip.text(texts, Prompt(tokens={0: tokens}))
+    assert relative(torch.stack([rows[:, c, end] for c, end in enumerate(ends)], 1), pooled) < 1e-12
+    with pytest.raises(ValueError, match=r"expected one of .* of a text tower, got 'patches'"):
+        clip.text(texts, Prompt(tokens={0: tokens}), output="patches")

@@ -54,7 +54,7 @@ class PromptStyler(Method):
         style_template: where style and class name stand; what comes before the name is the text of a style alone.
         style_steps, style_lr: steps of each style, and their learning rate, which falls by a cosine.
         epochs, batch_size, lr: training of the classifier on the K x C texts, whose rate falls by a cosine too.
-        loss: of the classifier, "cross_entropy" or "arcface".
+        loss: of the classifier.
     """
 
     styles: Tensor  # (K, P, D)
@@ -76,8 +76,7 @@ class PromptStyler(Method):
             self.register_buffer("styles", torch.stack(contexts))
             self.register_buffer("weight", torch.zeros(0, self.clip.feature_dim, device=self.clip.device))
             self.names: Names = ()
-        known_ids = class_ids(self.names)
-        added = [n for n in lesson.train.names if class_ids((n,))[0] not in known_ids]
+        added = [n for n in lesson.train.names if class_ids((n,))[0] not in class_ids(self.names)]
         self.names, self.has_new_names = (*self.names, *added), bool(added)
         bound = self.clip.feature_dim**-0.5
         rows = draw_uniform((len(added), self.clip.feature_dim), -bound, bound, generator)
