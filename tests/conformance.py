@@ -76,6 +76,9 @@ SMALL = {
     "dapl": {"n_ctx": 2, "n_domain_ctx": 2, "threshold": 0.0},
     "upl": {"method": COOP, "images_per_class": 4},
     "entropy": {"method": COOP},
+    "damp": {"n_ctx": 2, "width": 16, "n_layers": 1, "dropout": 0.0, "threshold": 0.0},
+    "promptstyler": {"n_styles": 3, "style_steps": 2, "epochs": 2},
+    "pda": {"depth": 2, "coupled_depth": 1, "threshold": 0.0},
     "dann": {"bottleneck_dim": 8, "discriminator_dim": 16},
     "mma": {"bottleneck_dim": 8, "layers": 2, "scale": 0.1},
     "mmrl": {"dim": 16, "layers": 2},
@@ -110,7 +113,7 @@ STARTS_AS_ZERO_SHOT = {
 }
 ONLY_TRAINED_CLASSES = (  # without names
     *("nearest_mean", "ranpac", "simplecil", "aper", "fecam", "slca", "slcapp"),
-    *("engine", "proof"),
+    *("engine", "proof", "promptstyler"),
 )
 TEST_TIME = ("ctpt", "mta", "tps", "tpt", "zero")  # they need augmentations of a test image
 REFUSED_BY_EXPORT = (*TEST_TIME, "tda")  # whose answers are no function of the pixels alone
@@ -184,6 +187,9 @@ def test_its_recipe_runs(name, task, clip, pictures):
         "atprompt": ["method.method=coop"],
         "coprompt": ["method.method=maple", f"method.descriptions={SMALL['coprompt']['descriptions']}"],
         "dapl": ["method.threshold=0.1"],
+        "damp": ["method.n_ctx=4", "method.width=16", "method.threshold=0.1"],
+        "promptstyler": ["method.n_styles=3", "method.style_steps=2"],
+        "pda": ["method.threshold=0.1"],
         "promptkd": ["method.teacher.backbone=glyph/random"],
         "engine": [f"method.descriptions={SMALL['engine']['descriptions']}"],
     }.get(name, [])

@@ -136,6 +136,7 @@ KINDS |= {"promptkd"}  # of test_goldens_teacher.py
 KINDS |= {"plot", "plotpp", "dualcoop", "taidpt"}  # of test_goldens_plot.py and test_attention_pool.py
 KINDS |= {"sdlora", "inflora", "lae", "hideprompt"}  # of test_goldens_lowrank.py
 KINDS |= {"simplecil", "aper", "fecam", "slca", "slcapp"}  # of test_goldens_prototypes.py
+KINDS |= {"pda", "promptstyler", "damp"}  # of test_goldens_domains.py
 
 
 def test_no_vector_is_left_out():

@@ -43,6 +43,19 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class UnknownTest:
+    """Images of a target's unknown classes, which an answer should be refused for.
+
+    Args:
+        images: of the unknown classes; their labels mean nothing.
+        validation: known images of the sources, by which the threshold of a refusal is chosen.
+    """
+
+    images: Split
+    validation: Split
+
+
+@dataclass(frozen=True)
 class Stage:
     """A lesson and its tests, which only the evaluator sees.
 
@@ -51,9 +64,10 @@ class Stage:
         tests: splits by name.
         future_tests: tests of later stages, run after the lesson, for methods that can answer about unseen classes.
         initial_tests: tests run before the first lesson, for such methods.
-        labelled_target: the unlabelled images with their labels, only to judge pseudo-labels.
+        labelled_target: the unlabelled images with their labels (-1: an unknown class), only to judge pseudo-labels.
         unknown_tests: items of unknown classes, against which the first test is compared; their labels mean nothing.
         unknown_scores: the scores that compare them; () for all that the method has.
+        unknown_test: images of classes that no source has, and how to refuse them.
         needs_epoch_metrics: whether the test "target" is run after each epoch.
         needs_zero_shot: whether a zero-shot CLIP takes the tests as well.
     """
@@ -67,3 +81,4 @@ class Stage:
     unknown_scores: tuple[str, ...] = ()
     needs_epoch_metrics: bool = False
     needs_zero_shot: bool = False
+    unknown_test: UnknownTest | None = None

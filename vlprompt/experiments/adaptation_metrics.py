@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlprompt.core.batch import Batch, Split, Unlabelled
 from vlprompt.core.method import Method
-from vlprompt.core.stage import Lesson, Stage
+from vlprompt.core.stage import Lesson, Stage, UnknownTest
 from vlprompt.core.towers import Clip
 from vlprompt.engine.evaluate import evaluate, iter_logits
 from vlprompt.engine.loop import Loop
@@ -20,6 +20,7 @@ from vlprompt.runtime import collectives
 from vlprompt.runtime.seeding import derive_seed
 
 LABEL_FREE_RULES = ("val", *UNLABELLED_CRITERIA)  # rules of model selection that need no label of the target
+REFUSED_SHARE = 0.05  # of known source images, by which the threshold of an open set is chosen
 EpochRecord = dict[str, float]
 
 
@@ -103,6 +104,30 @@ def score_selection_rules(records: Sequence[EpochRecord]) -> EpochRecord:
     return scores
 
 
+@torch.no_grad()
+def score_open_set(method: Method, target: Split, test: UnknownTest, micro_batch_size: int | None) -> EpochRecord:
+    """Score answers of which the least confident are refused, by a threshold that known source images choose.
+
+    Returns:
+        In percent, `known`: mean over the known classes of the target images that are answered, and right; `unknown`:
+        images of unknown classes that are refused; `h_score`: the harmonic mean of both (Bucci et al., ECCV 2020,
+        arXiv:2007.12576). An answer is refused below the probability that 95 % of the validation images reach.
+    """
+
+    def answer(split: Split) -> tuple[Tensor, Tensor]:
+        logits = torch.cat(list(iter_logits(method, split, micro_batch_size=micro_batch_size)))
+        confidence, predicted = logits.double().softmax(1).max(1)
+        return confidence, predicted
+
+    threshold = answer(test.validation)[0].quantile(REFUSED_SHARE)
+    confidence, predicted = answer(target)
+    labels = torch.tensor(target.labels)
+    is_right = ((predicted == labels) & (confidence >= threshold)).double()
+    known = 100 * float(torch.stack([is_right[labels == c].mean() for c in labels.unique()]).mean())
+    unknown = 100 * float((answer(test.images)[0] < threshold).double().mean())
+    return {"known": known, "unknown": unknown, "h_score": 2 * known * unknown / max(known + unknown, 1e-12)}
+
+
 def evaluate_baselines(
     method: Method, stage: Stage, records: Sequence[EpochRecord], micro_batch_size: int | None
 ) -> dict[str, EpochRecord]:
@@ -110,13 +135,16 @@ def evaluate_baselines(
 
     Returns:
         `zero_shot` (of the target; "zero_shot source"): the frozen CLIP with the prompt templates of the dataset.
-        `rules`: the accuracy that each selection rule would give. `pseudo_labels`: those of the last epoch.
+        `open_set`: of `score_open_set`, where there are unknown classes. `rules`: the accuracy that each selection rule
+        would give. `pseudo_labels`: those of the last epoch.
     """
     baselines, clip = dict[str, EpochRecord](), method.backbone
     if stage.needs_zero_shot and isinstance(clip, Clip):
         for name, test in stage.tests.items():
             metrics = evaluate(ZeroShot(clip), test, micro_batch_size=micro_batch_size).metrics
             baselines["zero_shot" if name == "target" else f"zero_shot {name}"] = metrics
+    if stage.unknown_test is not None:
+        baselines["open_set"] = score_open_set(method, stage.tests["target"], stage.unknown_test, micro_batch_size)
     if records:
         baselines["rules"] = score_selection_rules(records)
         baselines["pseudo_labels"] = {k: v for k, v in records[-1].items() if k in ("coverage", "precision")}

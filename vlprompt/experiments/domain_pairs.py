@@ -39,7 +39,8 @@ def _split_names(value: Any) -> list[Any]:
 
 def _list_pairs(task: dict[str, Any], sources: list[str], targets: list[str]) -> list[Pair]:
     """Return (source, target) of each run; all ordered pairs of the dataset's domains where neither is named."""
-    source = None if sources in ([], ["none"]) else sources[0] if len(sources) == 1 else sources
+    nothing = "none" if task.get("setting") == "generalise" and sources else None  # there, no source means the rest
+    source = nothing if sources in ([], ["none"]) else sources[0] if len(sources) == 1 else sources
     if task.get("dataset") is None or (targets and sources):
         return [(source, target) for target in targets or [None]]
     from vlprompt.data.loading import open_data
@@ -50,7 +51,7 @@ def _list_pairs(task: dict[str, Any], sources: list[str], targets: list[str]) ->
     if len(domains) < 2:
         return [(source, targets[0] if targets else None)]  # the task itself rejects it
     if sources == ["none"]:
-        return [(None, target) for target in domains]
+        return [(nothing, target) for target in domains]
     if not sources and task.get("setting") != "generalise":
         pairs = list_domain_pairs(data) if not targets else [(a, b) for b in targets for a in domains if a != b]
         return list[Pair](pairs)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import Names, class_ids
-from vlprompt.core.stage import Lesson, Stage
+from vlprompt.core.stage import Lesson, Stage, UnknownTest
 from vlprompt.data.dataset import Data
 from vlprompt.data.loading import identify_dataset, resolve_dataset
 from vlprompt.data.sources import require_folder, select_layout
@@ -31,6 +31,11 @@ from vlprompt.tasks.few_shot import get_split_origin
 
 DomainSetting = Literal["adapt", "source_free", "generalise"]
 DatasetLike = str | Data
+OPEN_SET_METRICS = {
+    "known": "mean over the known classes of the share of target images that are answered, and right",
+    "unknown": "share of images of unknown classes that are refused, at a threshold that 5 % of source images miss",
+    "h_score": "harmonic mean of known and unknown",
+}
 
 
 class Domain:
@@ -39,15 +44,19 @@ class Domain:
     Args:
         dataset: the dataset with the domains; None if source and target are datasets, whose classes are matched by
             name.
-        source: one source, a list, or "rest" for all other domains.
+        source: one source, a list, "rest" for all other domains, or "none".
         target: the target.
         setting: "adapt" (unlabelled target images during training), "source_free" (unlabelled target images, but only
-            after the source; without a source the method starts from the target) or "generalise" (no target images).
+            after the source; without a source the method starts from the target) or "generalise" (no target images;
+            without a source no images at all, for methods that learn from class names).
         transductive: whether to test on the target images that were adapted to; None follows the benchmark.
         val_fraction: the fraction of each class to hold out of a source without validation images, for
             train.model_selection=val and for the accuracy on the source; 0 trains on all images.
         classes: ids of the target's classes, or "shared" for those that the sources have too; None for all, which the
             sources must have.
+        target_classes: ids of the classes that the target has images of (partial adaptation); None for all.
+        unknown_classes: ids of classes that the target has images of and the sources have not (open-set adaptation):
+            among what is adapted to, and to be refused in the test.
         shots: images per class and source, None for all.
         seed: draws the shots.
         epoch_metrics: after each epoch, record the score of every model selection rule, the precision of the
@@ -69,6 +78,8 @@ class Domain:
         shots: int | None = None,
         seed: int = 1,
         epoch_metrics: bool = True,
+        target_classes: list[str] | None = None,
+        unknown_classes: list[str] | None = None,
         augment: str | None = None,
         skip_broken: bool = False,
         layout: str | None = None,
@@ -95,6 +106,7 @@ class Domain:
             self.source = source and identify_dataset(source)
         self.setting, self.transductive, self.val_fraction, self.classes = setting, transductive, val_fraction, classes
         self.shots, self.seed, self.epoch_metrics = shots, seed, epoch_metrics
+        self.target_classes, self.unknown_classes = target_classes, unknown_classes
         self.augment, self.skip_broken, self.layout = augment, skip_broken, layout
         sources = source if isinstance(source, list) else [source]
         require_folder(layout, *([*sources, target] if dataset is None else [dataset]))
@@ -148,7 +160,9 @@ class Domain:
                     "Name a dataset, or name the sources by --source."
                 )
             source = [name for name in domains if name != target]
-        if not source and self.setting != "source_free":
+        if source == "none" and self.setting != "adapt":
+            return []
+        if source in (None, [], "none") and self.setting != "source_free":
             choices = f" ({self.data.name} has {', '.join(domains)})" if self.data is not None else ""
             raise ValueError(
                 f"task.source: expected a domain, got none. Name one by --source{choices}, or set "
@@ -182,7 +196,8 @@ class Domain:
             source.select_classes({labels[i]: k for k, i in enumerate(chosen) if i in labels}, chosen_names)
             for source, labels in zip(sources, label_maps, strict=True)
         ]
-        matched_target = target.select_classes({i: k for k, i in enumerate(chosen)}, chosen_names)
+        present = {i for i in chosen if self.target_classes is None or class_ids(names)[i] in self.target_classes}
+        matched_target = target.select_classes({i: k for k, i in enumerate(chosen) if i in present}, chosen_names)
         return matched_sources, matched_target, ", ".join(dict.fromkeys(criterion for _, criterion in matches))
 
     def _choose_classes(
@@ -194,7 +209,17 @@ class Domain:
         if self.classes == "shared":
             chosen = [i for i in range(len(names)) if has_source[i] and counts[i]]
         else:
-            chosen = self._requested_classes(names)
+            chosen = self._find_classes("classes", names)
+        hidden = self._find_classes("unknown_classes", names) if self.unknown_classes else []
+        present = chosen if self.target_classes is None else self._find_classes("target_classes", names)
+        if clashing := [
+            i for i in hidden if i in present and (self.target_classes or self.classes not in (None, "shared"))
+        ]:
+            raise ValueError(
+                f"task.unknown_classes: expected classes that are not known, got {str(names[clashing[0]])!r}, which "
+                "task.classes or task.target_classes lists too. Leave it out of one of them."
+            )
+        chosen = [i for i in chosen if i not in hidden]
         if unknown := [i for i in chosen if counts[i] and not has_source[i]]:
             more = f" and {len(unknown) - 1} more" * (len(unknown) > 1)
             raise ValueError(
@@ -209,16 +234,18 @@ class Domain:
             )
         return chosen
 
-    def _requested_classes(self, names: Names) -> list[int]:
-        """Return the labels of the target's classes that `classes` lists."""
-        ids = class_ids(names)
-        if self.classes is None:
+    def _find_classes(self, setting: str, names: Names) -> list[int]:
+        """Return the labels of the target's classes that a setting lists; all where it lists none."""
+        ids, requested = class_ids(names), getattr(self, setting)
+        if requested is None:
             return list(range(len(ids)))
-        if unknown := [class_id for class_id in self.classes if class_id not in ids]:
+        if not requested:
+            raise ValueError(f"task.{setting}: expected at least one class, got none. Leave it out, or list some.")
+        if unknown := [class_id for class_id in requested if class_id not in ids]:
             raise ValueError(
-                f"task.classes: expected classes of the target, got {unknown[0]!r}; {suggest_nearest(unknown[0], ids)}"
+                f"task.{setting}: expected the target's classes, got {unknown[0]!r}; {suggest_nearest(unknown[0], ids)}"
             )
-        return [ids.index(class_id) for class_id in dict.fromkeys(self.classes)]
+        return [ids.index(class_id) for class_id in dict.fromkeys(requested)]
 
     @cached_property
     def _source_splits(self) -> tuple[Split, Split | None, Split | None]:
@@ -236,12 +263,16 @@ class Domain:
         return train, val, None if test is None else replace(test, info=info)
 
     @cached_property
+    def _is_transductive(self) -> bool:
+        return self._target[0].is_transductive if self.transductive is None else self.transductive
+
+    @cached_property
     def _target_splits(self) -> tuple[Split, Split]:
-        """The target's images to adapt to, with labels for the evaluator only, and its test."""
+        """The target's images to adapt to, with labels for the evaluator only (-1: unknown), and its test."""
         target = self._matched_domains[1]
-        if target.is_transductive if self.transductive is None else self.transductive:
-            images = anonymize_items(target.all_images)
-            return images, images
+        if self._is_transductive:
+            images = anonymize_items(_add_unknown(target, self._unknown_target, "all_images"))
+            return images, images if self._unknown_target is None else anonymize_items(target.all_images)
         if not len(target.test):
             raise ValueError(
                 f"task.target: expected test images, got {target.name} without any. Add some, or set "
@@ -252,7 +283,33 @@ class Domain:
                 f"task.target: expected images to adapt to, got {target.name} with a test split only. Set "
                 "task.transductive=true to adapt to the test images themselves."
             )
-        return anonymize_items(replace(target, test=target.test.select([])).all_images), anonymize_items(target.test)
+        images = _add_unknown(target, self._unknown_target, "images_before_test")
+        return anonymize_items(images), anonymize_items(target.test)
+
+    @cached_property
+    def _unknown_target(self) -> DomainData | None:
+        """The target's images of unknown classes, whose labels mean nothing."""
+        if not self.unknown_classes:
+            return None
+        target, names = self._target[0], self._matched_domains[1].test.names
+        hidden = self._find_classes("unknown_classes", target.test.names)
+        return target.select_classes(dict.fromkeys(hidden, 0), names)
+
+    @cached_property
+    def _unknown_test(self) -> UnknownTest | None:
+        if (unknown := self._unknown_target) is None:
+            return None
+        if (val := self._source_splits[1]) is None or not len(val):
+            raise ValueError(
+                "task.unknown_classes: expected held-out images of a source, by which answers are refused, got none. "
+                "Name a source by --source, and set task.val_fraction=0.1."
+            )
+        images = unknown.all_images if self._is_transductive else unknown.test
+        if not len(images):
+            raise ValueError(
+                f"task.unknown_classes: expected test images of {self.unknown_classes}, got none. Name other classes."
+            )
+        return UnknownTest(anonymize_items(images), replace(val, domains=None))
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -269,32 +326,22 @@ class Domain:
     def stages(self) -> Iterator[Stage]:
         train, val, source_test = self._source_splits
         truth, test = self._target_splits
+        judged: dict[str, Any] = {"needs_epoch_metrics": self.epoch_metrics, "unknown_test": self._unknown_test}
+        judged["needs_zero_shot"] = True
         tests = {"target": test} | ({} if source_test is None or not len(source_test) else {"source": source_test})
         lesson = Lesson(train, val, domains=self.domain_names)
         if self.setting == "generalise":
-            yield Stage(lesson, tests, needs_epoch_metrics=self.epoch_metrics, needs_zero_shot=True)
+            yield Stage(lesson, tests, **judged)
             return
         unlabelled = drop_labels(truth)
         if self.setting == "adapt":
-            yield Stage(
-                replace(lesson, unlabelled=unlabelled),
-                tests,
-                labelled_target=truth,
-                needs_epoch_metrics=self.epoch_metrics,
-                needs_zero_shot=True,
-            )
+            yield Stage(replace(lesson, unlabelled=unlabelled), tests, labelled_target=truth, **judged)
             return
         adaptation = replace(lesson, train=train.select([]), val=None, unlabelled=unlabelled)
         if len(train):
             yield Stage(replace(lesson, total=2), tests, needs_zero_shot=True)
             adaptation = replace(adaptation, index=1, total=2)
-        yield Stage(
-            adaptation,
-            tests,
-            labelled_target=truth,
-            needs_epoch_metrics=self.epoch_metrics,
-            needs_zero_shot=True,
-        )
+        yield Stage(adaptation, tests, labelled_target=truth, **judged)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -309,7 +356,7 @@ class Domain:
             "sources": names,
             "target": target.name,
             "setting": self.setting,
-            "transductive": adapts and truth is test,
+            "transductive": adapts and self._is_transductive,
             "train": train.hash(),
             "test": test.hash(),
             "source_test": None if source_test is None else source_test.hash(),
@@ -327,7 +374,27 @@ class Domain:
             "split": get_split_origin(self._target[1]),
             "note": "; ".join(dict.fromkeys(data.note for data in datasets if data.note)),
             "metrics": DOMAIN_METRICS,
-        }
+        } | self._class_protocol
+
+    @property
+    def _class_protocol(self) -> dict[str, Any]:
+        """What partial and open-set adaptation add to the protocol."""
+        protocol: dict[str, Any] = (
+            {} if self.target_classes is None else {"target_classes": sorted(self.target_classes)}
+        )
+        if (test := self._unknown_test) is None:
+            return protocol
+        protocol |= {"unknown_classes": sorted(self.unknown_classes or ()), "unknown_images": len(test.images)}
+        return protocol | {"unknown_test": test.images.hash(), "metrics": DOMAIN_METRICS | OPEN_SET_METRICS}
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-        return domain_summary(scores[-1])
+        return domain_summary(scores[-1]) | scores[-1].get("open_set", {})
+
+
+def _add_unknown(known: DomainData, unknown: DomainData | None, part: str) -> Split:
+    """Return a part of the known images with that of the unknown ones, whose label is -1."""
+    images: Split = getattr(known, part)
+    if unknown is None:
+        return images
+    items = getattr(unknown, part).items
+    return replace(images, items=images.items + items, labels=images.labels + (-1,) * len(items))

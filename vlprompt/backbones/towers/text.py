@@ -41,6 +41,7 @@ from vlprompt.layers.weight_merging import find_frozen_map, merge_adapter, merge
 TOKENS_PER_PASS = 65536  # token rows of a pass without gradients, as far as texts can be split
 # token rows whose products take a GPU as long as the many small operations of one more group of texts
 GROUP_OVERHEAD_TOKENS = 1000
+OUTPUTS = ("pooled", "rows")
 # texts of a pass, over all contexts, up to which launching its operations is what takes long
 MAX_RECORDED_TEXTS = 2048
 
@@ -163,11 +164,17 @@ class TransformerTextTower:
 
     @cache_fixed_texts
     def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
-        """Encode C texts behind each of R contexts -> (R, C, E); soft tokens stand at places like {4}."""
-        if output != "pooled":
-            raise ValueError(f"output: expected 'pooled' of a text tower, got {output!r}. Leave it out.")
+        """Encode C texts behind each of R contexts -> (R, C, E); soft tokens stand at places like {4}.
+
+        output: "pooled", or "rows": (R, C, N, E) of all rows, each projected as the one that is read; N is the longest.
+        """
+        if output not in OUTPUTS:
+            raise ValueError(f"output: expected one of {OUTPUTS} of a text tower, got {output!r}. Leave it out.")
         self.on_prompt(prompt)
         prompt, n_contexts = self._normalize_prompt(prompt, len(texts))
+        if output == "rows":
+            rows = self._project_features(self._run_padded(tuple(texts), prompt, n_contexts)[0], prompt)
+            return rows.unflatten(0, (n_contexts, len(texts)))
         is_packed = self.is_causal and self.pooling == "end" and not prompt.mixes_rows
         encode, texts = self._encode_packed if is_packed else self._encode_padded, tuple(texts)
         size = self._max_texts_per_pass(n_contexts, is_packed)
@@ -279,6 +286,11 @@ class TransformerTextTower:
 
     def _encode_padded(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> Tensor:
         """Encode every text by itself -> (R, C, D): without a causal mask, or if an adapter mixes rows."""
+        x, ends = self._run_padded(texts, prompt, n_contexts)
+        return self._pool(x, ends).unflatten(0, (n_contexts, len(texts)))
+
+    def _run_padded(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> tuple[Tensor, Tensor]:
+        """Run the blocks on padded texts -> (R * C, N, D), and the row (R * C,) of each one's end."""
         n_texts, p, entry = len(texts), prompt.length, prompt.entry_layer
         rows = self.tokenize(texts, p, entry is None)
         n_rows = self._padded_length(max(len(ids) for ids, _ in rows), 0 if entry is None else p)
@@ -310,8 +322,7 @@ class TransformerTextTower:
             block_fn=self.compute_options.wrap_block_fn(run_block),
             first_block=entry or 0,
         )
-        ends = torch.tensor([len(ids) - 1 for ids, _ in rows], device=self.device).repeat(n_contexts)
-        return self._pool(x, ends).unflatten(0, (n_contexts, n_texts))
+        return x, torch.tensor([len(ids) - 1 for ids, _ in rows], device=self.device).repeat(n_contexts)
 
     def _run_below_entry(self, x: Tensor, prompt: Prompt, slot_rows: Tensor, visible: Tensor | None) -> Tensor:
         """Run the blocks below the layer at which tokens come in, on the words (B, N, D) alone."""

@@ -48,9 +48,14 @@ class DomainData:
         return reduce(Split.concat, [split for split in (self.train, self.val, self.test) if split is not None])
 
     @cached_property
+    def images_before_test(self) -> Split:
+        """The images of train and val."""
+        return replace(self, test=self.test.select([])).all_images
+
+    @cached_property
     def training_images(self) -> Split:
         """The images to learn from: all of a transductive domain, train and val otherwise."""
-        return self.all_images if self.is_transductive else replace(self, test=self.test.select([])).all_images
+        return self.all_images if self.is_transductive else self.images_before_test
 
     def source_splits(
         self, val_fraction: float, shots: int | None, seed: int
