@@ -26,11 +26,7 @@ from vlprompt.experiments.adaptation_metrics import evaluate_baselines, record_e
 from vlprompt.experiments.events import EpochDone, Listener, StageTested, StepDone
 from vlprompt.experiments.inputs import describe_inputs, describe_uses
 from vlprompt.experiments.learned.teacher import find_teachers, require_teachers
-from vlprompt.experiments.provenance import (
-    describe_environment,
-    describe_learned_state,
-    describe_predictions,
-)
+from vlprompt.experiments.provenance import describe_environment, describe_learned_state, describe_predictions
 from vlprompt.experiments.run_requirements import require_image_towers, require_task, require_valid_options
 from vlprompt.experiments.stage_tests import StageOutcome, StageTests, TestScores
 from vlprompt.results.run_folder import Result, RunFolder
@@ -113,20 +109,8 @@ def run(
             run_folder.require_inputs(inputs)
             run_folder.remove_leftovers()
         return result
-    job = _Run(
-        method,
-        task,
-        replace(train, **memory_overrides),
-        run_config,
-        run_folder,
-        save_every,
-        on_event,
-        max_lessons,
-        dict(memory_overrides),
-        inputs,
-        member,
-        keep_predictions,
-    )
+    options = save_every, on_event, max_lessons, dict(memory_overrides), inputs, member, keep_predictions
+    job = _Run(method, task, replace(train, **memory_overrides), run_config, run_folder, *options)
     opened = nullcontext() if run_folder is None else run_folder.open(config_dict, inputs)
     with use_threads(run_config.backbone), opened:
         return read_finished() or job.execute()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vlprompt.core.batch import Split, Unlabelled
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.towers import Clip
-from vlprompt.layers.adapters import make_linear
+from vlprompt.layers.initial_values import make_linear
 from vlprompt.methods._adaptation import zero_shot_probabilities
 
 ATTENTION_SCALE = 0.1

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from vlprompt.core.method import Output
 from vlprompt.core.towers import Clip
-from vlprompt.layers.adapters import make_linear
 from vlprompt.layers.blocks.attention import attend, merge_heads, split_heads
+from vlprompt.layers.initial_values import make_linear
 
 EPSILON = 1e-5  # in logarithms
 

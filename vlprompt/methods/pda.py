@@ -25,8 +25,8 @@ from vlprompt.core.method import LossTerms, Method, Output
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
-from vlprompt.layers.adapters import make_linear
 from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts, fill_class_texts
+from vlprompt.layers.initial_values import make_linear
 from vlprompt.methods._adaptation import require_target, warn_if_unconfident
 from vlprompt.methods._feature_banks import BankAttention, FeatureBank
 

@@ -27,9 +27,9 @@ from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.templates import PromptTemplate
 from vlprompt.core.towers import Clip
-from vlprompt.layers.adapters import draw_uniform
 from vlprompt.layers.class_texts import fill_class_texts
 from vlprompt.layers.heads import find_class_indices
+from vlprompt.layers.initial_values import draw_uniform
 from vlprompt.runtime.seeding import make_generator
 
 
