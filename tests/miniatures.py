@@ -89,6 +89,9 @@ class Miniature:
                 (self.images / strange).mkdir()
                 (self.images / strange / "image_0001.jpg").write_bytes(self.jpegs[0])
 
+    def lay_train_test_folders(self):
+        self.all(lambda key, k, i: f"{'test' if i > 2 else 'train'}/{key}/{key}_{i}.jpg")
+
     def lay_imagenet(self):
         self.all(lambda key, k, i: f"{'val' if i > 2 else 'train'}/{key}/{key}_{i}.JPEG")
 

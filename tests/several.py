@@ -23,9 +23,9 @@ def make(folder, plans):
     """The runs' folders are numbered, so that they can be compared; gives how many features were computed."""
     computed, features = [0], ImageTower.compute_features
 
-    def counted(tower, images, places, after=()):
+    def counted(tower, images, places, after=(), output="pooled"):
         computed[0] += len(places)
-        return features(tower, images, places, after)
+        return features(tower, images, places, after, output)
 
     ImageTower.compute_features = counted
     for k, plan in enumerate(plans):

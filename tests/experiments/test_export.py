@@ -36,6 +36,7 @@ EXPORTS = {  # the other methods on images: none of these formats
     **dict.fromkeys(("bitfit", "full", "lora", "lora_fa", "partial", "ssf"), WEIGHTS),
     **dict.fromkeys(("atprompt", "clap", "coop", "cross_modal", "dapl", "entropy", "kgcoop", "nearest_mean"), TEXTS),
     **dict.fromkeys(("prograd", "taskres", "tcp", "upl", "zero_shot", "gda", "lpplus"), TEXTS),
+    **dict.fromkeys(("locoop", "nlprompt", "promptstyler"), TEXTS),
     **dict.fromkeys(("inflora", "sdlora"), WEIGHTS),
     "clip_lora": {"open_clip"},
     "clip_svd": {"open_clip"},

@@ -138,6 +138,7 @@ def test_every_recipe_is_written_as_a_command(task, method, monkeypatch):
     from vlprompt.cli.app import main
 
     overrides = ["train.lr=0.5", "train.betas=[0.8, 0.9]", "train.augmentations=3"]
+    overrides += ["method.teacher.backbone=glyph/random"] if method == "promptkd" else []
     overrides += {"transfer": ['task.targets=["digits"]']}.get(task, [])
     data = {"vtab": "digits", "domain": None}.get(task, "./my images/it's")
     options = {"dataset": data, "task": task, "overrides": overrides}

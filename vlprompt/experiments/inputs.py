@@ -12,7 +12,7 @@ from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
 from vlprompt.core.towers import find_input_tower
 from vlprompt.experiments.learned.teacher import find_teachers, hash_teacher_runs
-from vlprompt.layers.class_descriptions import is_description_file, load_descriptions
+from vlprompt.layers.class_descriptions import find_description_use, is_description_file
 from vlprompt.results.run_inputs import Inputs, choose_witnesses
 from vlprompt.runtime.file_index import get_content_hash, get_file_index
 
@@ -116,7 +116,7 @@ def describe_uses(method: Method) -> dict[str, Any]:
     uses, hashes = {use for part in method.modules() for use in getattr(part, "uses", ())}, dict[str, str]()
     for path in _iter_description_files(method):
         if path.is_file():  # else it went during the run, which has read it
-            uses.add(load_descriptions(path).use)
+            uses.add(find_description_use(path))
             hashes[path.name] = get_content_hash(path)
     return {**({"uses": sorted(uses)} if uses else {}), **({"descriptions": hashes} if hashes else {})}
 

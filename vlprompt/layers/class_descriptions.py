@@ -121,6 +121,13 @@ def load_descriptions(path: Path) -> ClassDescriptions:
     return ClassDescriptions(path, _require_texts(path, content), template, generator)
 
 
+def find_description_use(path: Path) -> str:
+    """Return the key of `Method.uses` for a file of descriptions, or of what classes have and others have not."""
+    content = load_mapping(path)
+    is_of_pairs = "descriptions" not in content and any(isinstance(v, dict) for v in content.values())
+    return "llm_texts" if is_of_pairs else load_descriptions(path).use
+
+
 def load_mapping(path: Path, form: str = "{class name: [texts]}") -> dict[str, Any]:
     """Read a JSON or YAML file that is a mapping of class names, of a form that an error names."""
     from yaml import YAMLError
