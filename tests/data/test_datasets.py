@@ -27,6 +27,7 @@ from vlprompt.data.splits.sampling import sample_few_shot
 
 OTHERS = (
     "vtab_",
+    "pilot_",
     *list_benchmark_datasets("fgvc"),
     *STREAMS,
     *DOMAIN_SETS,

@@ -31,6 +31,10 @@ class Teacher:
 
     settings: TeacherSettings = TeacherSettings()
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "Teacher":
+        """Return itself: a copy of a student has the same frozen teacher, whose kept answers lie in open files."""
+        return self
+
     @property
     def key(self) -> str:
         """What identifies its weights and what it has learned."""

@@ -1,8 +1,8 @@
 """PromptStyler: Cho et al., "Prompt-driven Style Generation for Source-free Domain Generalization", arXiv:2307.15199.
 
 Without any image, style words are learned one after another, each unlike the earlier ones and true to the class names,
-and a linear classifier of image features learns from the texts of all classes in all styles. Sites: soft tokens at
-layer 0 of the text tower, in training alone.
+and a linear classifier of image features learns from the texts of all classes in all styles. Sites: none in its
+answers; styles are soft tokens at layer 0 of the text tower while they are learned.
 
 Differs from PromptTA's re-implementation (the authors released none) in: a finished style is frozen (there momentum and
 weight decay may move it on); no epoch is chosen by a test; float32. As there, the loss is a cross-entropy; loss=arcface
