@@ -37,6 +37,7 @@ from tools.slurm_node import SlurmNode, find_obstacle, start_node
 
 SWEEP = "method=coop,linear", "dataset=digits", "shots=1,2", "seed=1,2"
 ONE_RUN = "method=coop", "dataset=digits", "shots=1", "seed=1"
+SLOW_METHOD = "method=slow_method:Slow", "dataset=digits", "backbone=glyph/random", "shots=1"
 FILES = "prompt.safetensors", "answers.safetensors"
 
 
@@ -258,14 +259,7 @@ def test_a_preempted_job_saves_its_state_and_goes_on(tmp_path: Path, node: Slurm
 @pytest.mark.slow
 @pytest.mark.usefixtures("slow_method")
 def test_a_job_that_reaches_its_time_limit_saves_its_state_and_goes_on(tmp_path: Path, node: SlurmNode) -> None:
-    words = (
-        "method=slow_method:Slow",
-        "dataset=digits",
-        "backbone=glyph/random",
-        "shots=1",
-        "seed=1",
-        "train.epochs=500",
-    )
+    words = *SLOW_METHOD, "seed=1", "train.epochs=500"
     run_sweep_command(tmp_path / "here", *words)
     limit = "--on-option", "minutes=1", "--on-option", "seconds_to_save=15"
     text = run_sweep_command(tmp_path / "there", *words, "--on", "slurm", *limit, SECONDS_PER_STEP="0.1")
@@ -278,14 +272,7 @@ def test_a_job_that_reaches_its_time_limit_saves_its_state_and_goes_on(tmp_path:
 @pytest.mark.slow
 @pytest.mark.usefixtures("slow_method")
 def test_a_node_that_goes_down_loses_its_run_to_the_other(tmp_path: Path, node: SlurmNode) -> None:
-    words = (
-        "method=slow_method:Slow",
-        "dataset=digits",
-        "backbone=glyph/random",
-        "shots=1",
-        "seed=1,2",
-        "train.epochs=200",
-    )
+    words = *SLOW_METHOD, "seed=1,2", "train.epochs=200"
     run_sweep_command(tmp_path / "here", *words)
     runs = tmp_path / "there"
     with start_node(tmp_path / "slurm", n_cpus=1, n_nodes=2) as pair:
@@ -307,14 +294,7 @@ def test_a_node_that_goes_down_loses_its_run_to_the_other(tmp_path: Path, node: 
 @pytest.mark.slow
 @pytest.mark.usefixtures("slow_method")
 def test_a_controller_that_crashes_and_comes_back_loses_nothing(tmp_path: Path, node: SlurmNode) -> None:
-    words = (
-        "method=slow_method:Slow",
-        "dataset=digits",
-        "backbone=glyph/random",
-        "shots=1",
-        "seed=1,2",
-        "train.epochs=200",
-    )
+    words = *SLOW_METHOD, "seed=1,2", "train.epochs=200"
     run_sweep_command(tmp_path / "here", *words)
     runs = tmp_path / "there"
     command = start_sweep(runs, *words, "--on", "slurm", "--jobs", 2, SECONDS_PER_STEP="0.1")

@@ -88,13 +88,17 @@ def ours(method, theirs):
     raise KeyError(theirs)
 
 
-def begun(case, clip):
-    """The method of a golden vector with the authors' initial values in it, its parameters by their names, a batch."""
+def begun(case, clip, make=None, find=None):
+    """The method of a golden vector with the authors' initial values in it, its parameters by their names, a batch.
+
+    make, find: what builds a method by its kind, and finds a parameter by the authors' name; by default those below.
+    """
+    make, find = make or MAKE, find or ours
     told, arrays = golden(case)
     names = tuple(told["classnames"])
-    method = MAKE[case.partition("-")[0]](clip, told["hyperparameters"], told)
+    method = make[case.partition("-")[0]](clip, told["hyperparameters"], told)
     method.begin_lesson(Lesson(Split((), (), names)), torch.Generator().manual_seed(0))
-    pairs = {k.removeprefix("param."): ours(method, k.removeprefix("param.")) for k in arrays if k.startswith("param.")}
+    pairs = {k.removeprefix("param."): find(method, k.removeprefix("param.")) for k in arrays if k.startswith("param.")}
     with torch.no_grad():
         for name, parameter in pairs.items():
             parameter.copy_(arrays[f"param.{name}"])

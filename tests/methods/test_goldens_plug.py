@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import golden, golden_cases, images, relative
+from conftest import golden_cases, images, relative
 from PIL import Image
-from test_goldens import answer, coop, hand_written, maple
+from test_goldens import answer, begun, coop, hand_written, maple
 from test_goldens import ours as ours_of_older_methods
 
 import vlprompt
@@ -73,20 +73,6 @@ def ours(method, theirs):
     return ours_of_older_methods(innermost(method), theirs)
 
 
-def begun(case, clip):
-    """The method of a golden vector with the authors' initial values in it, its parameters by their names, a batch."""
-    told, arrays = golden(case)
-    names = tuple(told["classnames"])
-    method = MAKE[case.partition("-")[0]](clip, told["hyperparameters"], told)
-    method.begin_lesson(Lesson(Split((), (), names)), torch.Generator().manual_seed(0))
-    pairs = {k.removeprefix("param."): ours(method, k.removeprefix("param.")) for k in arrays if k.startswith("param.")}
-    with torch.no_grad():
-        for name, parameter in pairs.items():
-            parameter.copy_(arrays[f"param.{name}"])
-    assert {id(p) for p in pairs.values()} == {id(p) for p in method.parameters()}
-    return method, pairs, Batch(images(arrays["images"], case), arrays["labels"], names), arrays, told
-
-
 def dept_errors(method, out, terms, arrays):
     """Of what DePT alone has."""
     weight = method.weight
@@ -136,7 +122,7 @@ def with_second_view(method, batch, arrays, told, tmp_path):
 
 @pytest.mark.parametrize("case", golden_cases(*MAKE))
 def test_the_authors_numbers(authors_clip, case, tmp_path):
-    method, pairs, batch, arrays, told = begun(case, authors_clip)
+    method, pairs, batch, arrays, told = begun(case, authors_clip, MAKE, ours)
     if case.startswith("coprompt"):
         batch = with_second_view(method, batch, arrays, told, tmp_path)
     errors = {"logits": relative(answer(method, batch).logits, arrays["logits"])}
@@ -170,7 +156,7 @@ def step(method):
 
 @pytest.mark.parametrize("case", golden_cases("dept"))
 def test_a_list_with_a_new_class_is_answered_by_the_cosines_alone(authors_clip, case):
-    method, _, batch, arrays, _ = begun(case, authors_clip)
+    method, _, batch, arrays, _ = begun(case, authors_clip, MAKE, ours)
     some = Batch(batch.inputs, batch.labels, batch.names[3:1:-1])
     assert relative(answer(method, some).logits, arrays["logits"][:, [3, 2]]) < 1e-4  # by name, not by number
     method.linear.class_ids = method.linear.class_ids[1:]
@@ -321,7 +307,7 @@ def write_sentences(tmp_path, sentences):
 
 @pytest.mark.parametrize("case", golden_cases("coprompt"))
 def test_one_number_of_a_sentence_is_drawn_for_all_classes_at_each_step(authors_clip, case, tmp_path):
-    method, _, batch, arrays, told = begun(case, authors_clip)
+    method, _, batch, arrays, told = begun(case, authors_clip, MAKE, ours)
     method.descriptions = write_sentences(tmp_path, dict(zip(batch.names, told["llm_texts"], strict=True)))
     sentences = method.precompute(batch.names)[1]
     drawn = [sentences.draw(torch.Generator().manual_seed(i)) for i in range(30)]

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from conftest import OWN_GOLDEN, golden, golden_vit_of, images, relative, vit_tower_of
 from kills import interrupted, same_but_for_time
+from test_continual_methods import NAMES, lesson_of
 
 import vlprompt
 from vlprompt import methods as m
 from vlprompt.backbones.glyph import build_tiny_clip
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import ClassName
-from vlprompt.core.images import ImageItem
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.data.loading import open_data
@@ -26,7 +26,6 @@ from vlprompt.layers.heads import LinearHead, TextHead
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import Continual
 
-NAMES = tuple(ClassName(f"class {i}", str(i)) for i in range(7))
 ALIGN = {"alignment_epochs": 2, "draws": 10}
 MAKERS = {
     "sdlora": lambda t: m.SDLoRA(t, LinearHead(), 2),
@@ -50,18 +49,6 @@ def tower(trunk):
 @pytest.fixture(scope="module")
 def pixels():
     return golden("vit-plain", OWN_GOLDEN)[1]["images"]
-
-
-def lesson_of(names, index=0, total=2, each=4, **more):
-    """Random pictures of these classes, `each` of a class, around a picture of the class and the lesson."""
-    items, labels = [], []
-    for c, name in enumerate(names):
-        centre = torch.randn(3, 32, 32, generator=make_generator("class", name, index))
-        for k in range(each):
-            picture = centre + 0.5 * torch.randn(3, 32, 32, generator=make_generator("picture", name, index, k))
-            items.append(ImageItem(f"{index}/{name}/{k}", lambda look, view, p=picture: p))
-            labels.append(c)
-    return Lesson(Split(tuple(items), tuple(labels), tuple(names)), index=index, total=total, **more)
 
 
 STREAM = [lesson_of(NAMES[:4], 0), lesson_of(NAMES[4:], 1)]

@@ -15,7 +15,7 @@ from vlprompt.engine.loop import Loop
 from vlprompt.engine.model_selection import UNLABELLED_CRITERIA, compute_selection_scores
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.methods.zero_shot import ZeroShot
-from vlprompt.metrics import accuracy
+from vlprompt.metrics import accuracy, harmonic_mean
 from vlprompt.runtime import collectives
 from vlprompt.runtime.seeding import derive_seed
 
@@ -125,7 +125,7 @@ def score_open_set(method: Method, target: Split, test: UnknownTest, micro_batch
     is_right = ((predicted == labels) & (confidence >= threshold)).double()
     known = 100 * float(torch.stack([is_right[labels == c].mean() for c in labels.unique()]).mean())
     unknown = 100 * float((answer(test.images)[0] < threshold).double().mean())
-    return {"known": known, "unknown": unknown, "h_score": 2 * known * unknown / max(known + unknown, 1e-12)}
+    return {"known": known, "unknown": unknown, "h_score": harmonic_mean(known, unknown)}
 
 
 def evaluate_baselines(

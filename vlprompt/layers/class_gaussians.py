@@ -132,13 +132,13 @@ class ClassGaussians(nn.Module):
         """
         present = self.counts[row] > 0
         if self.spread == "covariance":
-            factor = self._factorize(self.spreads[row].double())
+            factor = self.factorize(self.spreads[row].double())
             return (noise.double() @ factor.T + mean_factor * self.means[row].double()).float()
         means, deviations = self.means[row, present], self.spreads[row, present].sqrt()
         noise = noise.unflatten(0, (len(means), -1))
         return (mean_factor * means[:, None] + deviations[:, None] * noise).flatten(0, 1)
 
-    def _factorize(self, covariance: Tensor) -> Tensor:
+    def factorize(self, covariance: Tensor) -> Tensor:
         """Return the Cholesky factor (D, D); eigenvalues that float32 rounded below the ridge are raised to it."""
         factor, info = torch.linalg.cholesky_ex(covariance)
         if int(info):
@@ -191,7 +191,7 @@ class GaussianSampler:
         if row not in self._factors:
             covariance = self.gaussians.spreads[row].double()
             covariance = shrink_covariance(covariance) if self.shrinkage else covariance
-            self._factors[row] = torch.linalg.cholesky(covariance).float()
+            self._factors[row] = self.gaussians.factorize(covariance).float()
         return self._factors[row]
 
 
