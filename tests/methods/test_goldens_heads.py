@@ -14,11 +14,11 @@ from vlprompt.core.images import ImageItem, Preprocessing
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 from vlprompt.layers.feature_statistics import compute_channel_similarity
-from vlprompt.methods._support import build_grid, search_cache
+from vlprompt.methods._support import build_grid, compute_kernel, search_cache
 from vlprompt.methods.ape import TRAINED_CRITERION
 from vlprompt.methods.gda import ALPHAS
 from vlprompt.methods.lpplus import build_probe, compute_gradient, iter_epochs
-from vlprompt.methods.proker import BY_SHOTS, compute_kernel
+from vlprompt.methods.proker import BY_SHOTS
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.testing.case import MethodCase
 from vlprompt.testing.suite import CHECKS
@@ -399,6 +399,14 @@ def test_proker_whose_kernel_does_not_fit(monkeypatch):
     )
     with pytest.raises(ValueError, match=told):
         begin(m.ProKeR(CLIP))
+
+
+def test_proker_of_many_views_in_the_precision_of_its_features(monkeypatch):
+    exact = begin(m.ProKeR(CLIP))
+    monkeypatch.setattr("vlprompt.methods.proker.EXACT_VIEWS", 0)
+    rounded = begin(m.ProKeR(CLIP))
+    difference = (rounded.coefficients - exact.coefficients).abs().max() / exact.coefficients.abs().max()
+    assert 0 < difference < 1e-5
 
 
 def test_ape_of_one_class():

@@ -2,8 +2,8 @@
 
 16,000 x 512 are the features of 16 images of each of 1,000 classes, 4,000 validation images beside them. Written out is
 what a reader of the papers would write: a loop over classes or pairs of them, each point of a grid from the features
-anew, general inverses, the optimizer of torch. ProKeR's system of 16,000 equations takes 2e12 operations in float64 and
-two matrices of 2 GB; the search at that size would take them 200 times.
+anew, general inverses, the optimizer of torch. ProKeR's system of 16,000 equations takes 2e12 operations in float32 and
+three matrices of 1 GB; the search at that size would take them 200 times.
 """
 
 import torch

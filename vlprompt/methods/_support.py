@@ -135,3 +135,8 @@ def search_cache(
             best, (row, column) = int(n_correct.max()), divmod(int(n_correct.argmax()), len(weights))
             chosen = beta, float(grid[1][row]), column
     return chosen
+
+
+def compute_kernel(a: Tensor, b: Tensor, beta: float) -> Tensor:
+    """Compute exp(-beta (1 - cosine)) (N, M) of normalised features (N, E) and (M, E)."""
+    return (a @ b.T).sub_(1).mul_(beta).exp_()
