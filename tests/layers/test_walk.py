@@ -15,6 +15,7 @@ from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.core.images import Images
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.templates import as_templated_text
+from vlprompt.layers.blocks.shared_prefix import PackingRule
 
 TEXTS = ["a photo of a dog.", "cat", "the U.S. flag, in colour", "C++", "a", "Queen Anne's lace and a {{curly}} brace"]
 VARIANTS = {
@@ -215,10 +216,10 @@ def test_a_part_that_mixes_rows_sees_all_of_them(double):
     deep=st.integers(0, 2),
     own=st.booleans(),
     prefix=st.booleans(),
-    worth=st.sampled_from([0, 3, 10**6]),
+    rule=st.sampled_from([(0, 0), (3, 0), (10**6, 0), (0, 10**6)]),
     seed=st.integers(0, 99),
 )
-def test_shared_prefix_is_exact(double, names, template, p, contexts, deep, own, prefix, worth, seed):
+def test_shared_prefix_is_exact(double, names, template, p, contexts, deep, own, prefix, rule, seed):
     from vlprompt.layers.class_texts import fill_class_texts
 
     _, clip = double
@@ -228,11 +229,11 @@ def test_shared_prefix_is_exact(double, names, template, p, contexts, deep, own,
     kv = {1: tuple(torch.randn(contexts, 3, 2, 16).double().requires_grad_() for _ in "kv")} if prefix else {}
     leaves = [*tokens.values(), *(t for pair in kv.values() for t in pair)]
     texts = fill_class_texts(template, names, p)
-    clip.text.group_overhead = worth  # texts are padded where another group would save fewer rows
+    usual, clip.text.packing_rule = clip.text.packing_rule, PackingRule(*rule)  # by groups, padded, or under one mask
     try:
         fast, slow = clip.text(texts, Prompt(tokens, kv)), clip.text(texts, Prompt(tokens, kv, {"0/q": Whole()}))
     finally:
-        clip.text.group_overhead = 0
+        clip.text.packing_rule = usual
     assert fast.shape == (contexts, len(names), 64)
     near(fast, slow, 1e-12)
     direction = torch.randn_like(fast)

@@ -40,6 +40,7 @@ TABLES = (
     "heads",
     "closed_form",
     "transport",
+    "operations",
     "streams",
     "dapl",
     "lm",

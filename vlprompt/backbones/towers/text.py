@@ -29,6 +29,7 @@ from vlprompt.layers.blocks.block import (
 from vlprompt.layers.blocks.cuda_graphs import CudaGraphCache
 from vlprompt.layers.blocks.shared_prefix import (
     PackedPhase,
+    PackingRule,
     TokenPlan,
     TokensAndSlots,
     encode_packed,
@@ -39,8 +40,9 @@ from vlprompt.layers.frozen_maps import FrozenMap
 from vlprompt.layers.weight_merging import find_frozen_map, merge_adapter, merge_into_blocks
 
 TOKENS_PER_PASS = 65536  # token rows of a pass without gradients, as far as texts can be split
-# token rows whose products take a GPU as long as the many small operations of one more group of texts
-GROUP_OVERHEAD_TOKENS = 1000
+# of an attention of all packed rows under one mask, rows² x width x contexts that take as long as the operations of
+# attention by groups which it saves; and token rows whose products take a GPU as long as one more group of texts
+MASKED_PRODUCTS, GROUP_OVERHEAD_TOKENS = {"cpu": 8e6, "cuda": 5e8}, {"cuda": 1000}
 OUTPUTS = ("pooled", "rows")
 # texts of a pass, over all contexts, up to which launching its operations is what takes long
 MAX_RECORDED_TEXTS = 2048
@@ -104,7 +106,8 @@ class TransformerTextTower:
         self.depth, self.dim, self.n_heads = len(blocks), token_embeddings.shape[1], blocks[0].n_heads
         self.head_dim = self.dim // self.n_heads
         self.context_length = len(positions) - (class_token is not None)
-        self.group_overhead = GROUP_OVERHEAD_TOKENS if device.type == "cuda" else 0
+        max_masked_rows = int((MASKED_PRODUCTS.get(device.type, 0) / self.dim) ** 0.5)
+        self.packing_rule = PackingRule(GROUP_OVERHEAD_TOKENS.get(device.type, 0), max_masked_rows)
         self.cuda_graphs = CudaGraphCache() if device.type == "cuda" else None
         self._cached_layout, self.compute_options = lru_cache(64)(self._build_layout), DEFAULT_COMPUTE_OPTIONS
 
@@ -253,9 +256,9 @@ class TransformerTextTower:
             _warn_of_equal_tokens([as_templated_text(text, n_tokens).words for text in texts], rows)
         return rows
 
-    def _build_layout(self, texts: tuple[str, ...], plan: TokenPlan, group_overhead: int) -> EmbeddedLayout:
+    def _build_layout(self, texts: tuple[str, ...], plan: TokenPlan, rule: PackingRule) -> EmbeddedLayout:
         rows, first_layer = self.tokenize(texts, plan.n_tokens, plan.entry_layer is None), plan.first_layer
-        phases = plan_phases(rows, plan, self.device, group_overhead)
+        phases = plan_phases(rows, plan, self.device, rule)
         layout = phases[0].layout
         x = (self.token_embeddings[layout.token_ids] + self.positions[layout.positions])[None]
         if not plan.n_tokens and not first_layer:  # fixed texts are encoded once, so there is nothing to reuse
@@ -266,8 +269,9 @@ class TransformerTextTower:
             return EmbeddedLayout(phases, x, None if first.qkv is None else first.qkv(first.norm1(x)))
 
     def _get_layout(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> EmbeddedLayout:
-        group_overhead = self.group_overhead and self.group_overhead // n_contexts
-        return self._cached_layout(texts, self._plan_tokens(prompt), group_overhead)
+        min_saved_rows, max_masked_rows = self.packing_rule  # of one context
+        rule = PackingRule(min_saved_rows // n_contexts, int(max_masked_rows / n_contexts**0.5))
+        return self._cached_layout(texts, self._plan_tokens(prompt), rule)
 
     def _encode_packed(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> Tensor:
         return self._encode_layout(self._get_layout(texts, prompt, n_contexts), prompt, n_contexts)

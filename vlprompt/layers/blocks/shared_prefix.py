@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -21,6 +22,21 @@ from vlprompt.layers.blocks.block import Block, insert_tokens, run_block, walk
 
 # token ids of a text, and the index of the soft token at each position (-1: none)
 TokensAndSlots: TypeAlias = tuple[list[int], list[int]]
+
+
+class PackingRule(NamedTuple):
+    """What of packing texts pays on a device: where launching an operation costs more than rows, few of them.
+
+    Args:
+        min_saved_rows: rows that another group must save; 0 pads nothing.
+        max_masked_rows: rows up to which all of them attend to each other under one mask, instead of a group at a time.
+    """
+
+    min_saved_rows: int = 0
+    max_masked_rows: int = 0
+
+
+FEWEST_ROWS = PackingRule()
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,7 @@ class PackedLayout:
         visible: the rows (texts, rows) of a group that are not padding; None for a group without padding.
         places: of each row, a text that has it and its index there.
         first_rows: of each text, the first row that is its own.
+        mask: (T, T), added to the scores: minus infinity where a row does not see another one; None: groups attend.
     """
 
     n_shared: int
@@ -50,6 +67,7 @@ class PackedLayout:
     visible: tuple[Tensor | None, ...]
     places: tuple[tuple[int, int], ...]
     first_rows: tuple[int, ...]
+    mask: Tensor | None = None
 
     def row_of(self, text: int, index: int) -> int:
         """Return the row of a text's token."""
@@ -65,6 +83,10 @@ class PackedLayout:
             prefix: keys and values in front.
             positions: None if q has all rows.
         """
+        if self.mask is not None:
+            mask, (k, v) = self.mask if positions is None else self.mask[positions], prepend_prefix(prefix, k, v)
+            mask = mask if prefix is None else F.pad(mask, (k.shape[2] - mask.shape[1], 0))
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
         (ks, k), (vs, v) = (t.split([self.n_shared, t.shape[2] - self.n_shared], 2) for t in (k, v))
         n_shared_queries = self.n_shared if positions is None else 0
         qs, q = q.split([n_shared_queries, q.shape[2] - n_shared_queries], 2)
@@ -103,7 +125,7 @@ def pack_texts(
     n_tokens: int,
     is_class_specific: bool,
     device: torch.device,
-    min_saved_rows: int = 0,
+    rule: PackingRule = FEWEST_ROWS,
     has_positions: bool = True,
 ) -> PackedLayout:
     """Lay out texts with n_tokens soft tokens each.
@@ -113,14 +135,15 @@ def pack_texts(
         n_tokens: soft tokens per text.
         is_class_specific: whether each text has soft tokens of its own.
         device: of the layout.
-        min_saved_rows: rows that another group must save; 0 pads nothing. On a GPU few groups are faster than few rows.
+        rule: what pays on the device.
         has_positions: whether soft tokens have positions; else the words have those of the text without them.
     """
     order = sorted(range(len(texts)), key=lambda c: len(texts[c][0]))
     s = count_shared_tokens(texts, is_class_specific)
     ids, slots, places = list(texts[0][0][:s]), list(texts[0][1][:s]), [(0, j) for j in range(s)]
     lengths = [len(texts[c][0]) - s for c in order]
-    padded = pad_lengths(lengths, min_saved_rows)
+    is_masked = s + sum(lengths) <= rule.max_masked_rows
+    padded = lengths if is_masked else pad_lengths(lengths, rule.min_saved_rows)
     end_rows, first_rows = list[int](), dict[int, int]()
     for c, length, padded_length in zip(order, lengths, padded, strict=True):
         text_ids, text_slots = texts[c]
@@ -152,6 +175,7 @@ def pack_texts(
         visible=_find_visible_rows(lengths, groups, device),
         places=places,
         first_rows=tuple(first_rows[c] for c in range(len(texts))),
+        mask=_build_mask(s, lengths, device) if is_masked else None,
     )
 
 
@@ -164,6 +188,15 @@ def _index_of_word(slots: Sequence[int], index: int) -> int:
 def _group_equal(lengths: Sequence[int]) -> TextGroups:
     """(texts, rows per text) of runs of equal lengths."""
     return tuple((len(list(run)), length) for length, run in groupby(lengths))
+
+
+def _build_mask(n_shared: int, lengths: Sequence[int], device: torch.device) -> Tensor:
+    """(T, T) added to scores: 0 where a row sees a shared one or one of its own text, itself or before it."""
+    texts = torch.tensor(
+        [-1] * n_shared + [c for c, length in enumerate(lengths) for _ in range(length)], device=device
+    )
+    seen = (texts == -1) | (texts == texts[:, None])
+    return torch.zeros(seen.shape, device=device).masked_fill_(~seen.tril(), -torch.inf)
 
 
 def _find_visible_rows(lengths: Sequence[int], groups: TextGroups, device: torch.device) -> tuple[Tensor | None, ...]:
@@ -209,11 +242,11 @@ class PackedPhase:
 
 
 def plan_phases(
-    texts: Sequence[TokensAndSlots], plan: TokenPlan, device: torch.device, min_saved_rows: int = 0
+    texts: Sequence[TokensAndSlots], plan: TokenPlan, device: torch.device, rule: PackingRule = FEWEST_ROWS
 ) -> tuple[PackedPhase, ...]:
     """Lay out the phases of texts with soft tokens, from block 0 on."""
     entry, specific, is_embedded = plan.entry_layer, plan.specific_layer, plan.entry_layer is None
-    pack = partial(pack_texts, device=device, min_saved_rows=min_saved_rows)
+    pack = partial(pack_texts, device=device, rule=rule)
     if entry is None:
         phases = [PackedPhase(0, pack(texts, plan.n_tokens, specific == 0))]
     else:
