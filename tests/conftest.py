@@ -19,7 +19,7 @@ import torch
 from browsers import browser  # noqa: F401  # a fixture
 from miniatures import small_jpegs
 from PIL import Image
-from written_out import double  # noqa: F401  # a fixture
+from written_out import clip_tokenizer, double  # noqa: F401  # double is a fixture
 
 import vlprompt
 from vlprompt.backbones.glyph import build_tiny_clip
@@ -55,8 +55,8 @@ def golden(name, folder=GOLDEN):
 
 def golden_cases(*kinds, suits=lambda told: True):
     """The names of all golden vectors of some kinds: what stands before the first hyphen."""
-    told = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json"))}
-    return [name for name, content in told.items() if name.partition("-")[0] in kinds and suits(content)]
+    paths = [path for path in sorted(GOLDEN.glob("*.json")) if path.stem.partition("-")[0] in kinds]
+    return [path.stem for path in paths if suits(json.loads(path.read_text()))]
 
 
 @functools.cache
@@ -78,9 +78,7 @@ def golden_model_of(folder):
 
 @functools.cache
 def golden_clip_of(folder):
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return wrap_clip(golden_model_of(folder), SimpleTokenizer(), "golden")
+    return wrap_clip(golden_model_of(folder), clip_tokenizer(), "golden")
 
 
 def golden_vit_of(folder):

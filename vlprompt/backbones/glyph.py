@@ -1,6 +1,8 @@
 """The embedded CLIP, and a tiny random one for tests."""
 
+import copy
 import json
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -72,12 +74,18 @@ def build_tiny_clip(device: str = "cpu", seed: int = 0, **changes: Any) -> Clip:
 
 
 def _build_tiny_model(seed: int, **changes: Any) -> Any:
-    from open_clip.model import CLIP
-
     config: dict[str, Any] = {
         k: {**v, **changes.get(k, {})} if isinstance(v, dict) else changes.get(k, v) for k, v in TINY_CONFIG.items()
     }
     config |= {k: v for k, v in changes.items() if k not in TINY_CONFIG}
+    return copy.deepcopy(_draw_model(seed, json.dumps(config)))
+
+
+@lru_cache(maxsize=4)
+def _draw_model(seed: int, config: str) -> Any:
+    """Return open_clip's CLIP of a configuration as JSON, with its initial values; to be copied."""
+    from open_clip.model import CLIP
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CLIP(**config)
+        return CLIP(**json.loads(config))
