@@ -9,11 +9,11 @@ import open_clip
 import pytest
 import timm
 import torch
-from conftest import images
 from open_clip.coca_model import CoCa
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CustomTextCLIP
 from random_twins import PLAIN, shaken, walked
+from shared import images
 from timm.layers import GluMlp, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer

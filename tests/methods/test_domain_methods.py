@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden, golden_cases, images, relative
+from shared import golden, golden_cases, images, relative
 from written_out import clip_tokenizer
 
 from vlprompt import methods as m

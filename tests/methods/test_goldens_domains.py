@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden, golden_cases, images, relative
+from shared import golden, golden_cases, images, relative
 from test_domain_methods import NAMES, beside, items, taught, whole
 from written_out import clip_tokenizer
 

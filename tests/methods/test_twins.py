@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import images, relative
+from shared import images, relative
 from written_out import clip_tokenizer
 
 from vlprompt import methods as m
