@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     try:
         with show_warnings(error_console):
-            status: Any = _build_command()(arguments, standalone_mode=False)  # 130 of newer typers for Ctrl-C
+            status: Any = build_command()(arguments, standalone_mode=False)  # 130 of newer typers for Ctrl-C
     except KeyboardInterrupt:
         status = INTERRUPTED_STATUS
     except Exception as error:
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @cache
-def _build_command() -> Any:
+def build_command() -> Any:
     """Return the command with all its options, which take longer to build than to parse."""
     return typer.main.get_command(app)
 
