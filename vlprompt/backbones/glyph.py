@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vlprompt.backbones.open_clip.byte_pairs import BytePairTokenizer
-from vlprompt.backbones.open_clip.plain_clip import PlainClip, build_plain_clip
+from vlprompt.backbones.open_clip.plain_clip import PlainClip, build_plain_clip, draw_plain_clip, is_plain
 from vlprompt.backbones.open_clip.towers import wrap_clip, wrap_image_tower
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.towers import Clip
@@ -83,9 +83,12 @@ def _build_tiny_model(seed: int, **changes: Any) -> Any:
 
 @lru_cache(maxsize=4)
 def _draw_model(seed: int, config: str) -> Any:
-    """Return open_clip's CLIP of a configuration as JSON, with its initial values; to be copied."""
-    from open_clip.model import CLIP
-
+    """Return a CLIP of an open_clip configuration as JSON, with open_clip's initial values; to be copied."""
+    settings = json.loads(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CLIP(**json.loads(config))
+        if is_plain(settings):
+            return draw_plain_clip(settings)
+        from open_clip.model import CLIP
+
+        return CLIP(**settings)
