@@ -158,7 +158,8 @@ def swept(tmp_path_factory):
     return out
 
 
-WORDS = ["sweep", "method=coop,zero_shot", "dataset=digits", "shots=1,2", "seed=1,2", *SHORT]
+RANDOM = "backbone=glyph/random"
+WORDS = ["sweep", "method=coop,zero_shot", "dataset=digits", RANDOM, "shots=1,2", "seed=1,2", *SHORT]
 
 
 def test_a_sweep_is_planned_run_and_shown(swept, capsys):
