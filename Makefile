@@ -54,6 +54,7 @@ demo-full: $(BIN)/.installed
 	$(BIN)/vlprompt plot $(DEMO)/few_shot --figure $(DEMO)/shots.png
 	$(BIN)/vlprompt eval $(DEMO)/few_shot/coop-digits-16shot-seed1-* digits --figure $(DEMO)/predictions.png
 
+test: export PYTHONDONTWRITEBYTECODE =  # tests and their processes load at once the next time
 test: $(BIN)/.ready
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 

@@ -30,11 +30,21 @@ class Fork:
         """Wait for its end; gives all that it has said since. A process that hangs ends itself."""
         with self.stdout:
             said = self.stdout.read()
-        self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.wait()
         return said, None
 
+    def wait(self, timeout=None):
+        """Wait for its end; gives its exit status."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
     def kill(self):
-        os.kill(self.pid, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
 
 def _be_a_process(act, words, output, cwd, env):

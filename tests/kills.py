@@ -104,14 +104,14 @@ def end(process):
     return process.returncode, said
 
 
-def killed_until_done(root, moments, *more):
+def killed_until_done(root, moments, *more, is_fresh=False):
     """Give the command, have it killed at each of these moments, one after another; then let it end.
 
     A moment is as in KILL_AT, later than the one before by three steps at least: then the run goes on before it. The
-    first process is one that a user begins, the others are forks.
+    processes are forks; is_fresh: but the first, which is one that a user begins.
     """
     for k, moment in enumerate(moments):
-        status, said = end(start(root, *more, is_fresh=not k, KILL_AT=moment))
+        status, said = end(start(root, *more, is_fresh=is_fresh and not k, KILL_AT=moment))
         assert status == -signal.SIGKILL, (moment, said)
     status, said = end(start(root, *more))
     assert status == 0, said

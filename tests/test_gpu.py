@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import images
 from replays import MADE
+from shared import images
 
 from vlprompt import methods
 from vlprompt.backbones.glyph import build_tiny_clip

@@ -1,12 +1,20 @@
 """Forms written out on open_clip's own model, that walks and prompts are held against."""
 
-import open_clip
+import functools
+
 import pytest
 import torch
 from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
 
 from vlprompt.backbones.glyph import TINY_CONFIG
 from vlprompt.backbones.open_clip.towers import wrap_clip
+
+
+@functools.cache
+def clip_tokenizer(context_length=77):
+    """open_clip's own, which takes longer to build than a tiny CLIP."""
+    return SimpleTokenizer(context_length=context_length)
 
 
 def config(changes):
@@ -20,7 +28,7 @@ def library(changes, cls=CLIP, seed=0, **more):
     for p in model.parameters():  # norms and biases at 1 and 0 would hide a map that was left out
         if p.ndim == 1:
             p.data += 0.1 * torch.randn_like(p)
-    return model, open_clip.tokenizer.SimpleTokenizer(context_length=40)
+    return model, clip_tokenizer(40)
 
 
 def near(a, b, tolerance=1e-5):

@@ -4,7 +4,7 @@ from copy import copy
 
 import pytest
 import torch
-from conftest import OWN_GOLDEN, golden, golden_clip_of, golden_model_of, images
+from shared import OWN_GOLDEN, golden, golden_clip_of, golden_model_of, images
 
 import vlprompt
 from vlprompt.backbones.feature_cache import attach_disk_cache

@@ -9,16 +9,16 @@ import open_clip
 import pytest
 import timm
 import torch
-from conftest import images
 from open_clip.coca_model import CoCa
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CustomTextCLIP
 from random_twins import PLAIN, shaken, walked
+from shared import images
 from timm.layers import GluMlp, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from written_out import config, library, near
+from written_out import clip_tokenizer, config, library, near
 
 from vlprompt.backbones import load
 from vlprompt.backbones.open_clip import weights
@@ -239,7 +239,7 @@ def test_open_clips_models_with_a_timm_trunk(name):
     model = CustomTextCLIP(**told | {"vision_cfg": vision})
     classes = 64 if proj is None else 0
     model.visual.trunk = cls(**PLAIN | changes | {"num_classes": classes})  # open_clip's smallest trunk is not small
-    tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=40)
+    tokenizer = clip_tokenizer(40)
     clip = wrap_clip(shaken(model), tokenizer, "x")
     assert clip.bias == (float(model.logit_bias) if name.startswith("SigLIP") else 0.0)
     whole(clip, model, tokenizer, taken=True)
@@ -250,7 +250,7 @@ def coca():
     vision = {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}
     told = config({"vision_cfg": vision, "text_cfg": {"context_length": 39, "embed_cls": True, "output_tokens": True}})
     model = CoCa(**told, multimodal_cfg={"width": 64, "heads": 4, "layers": 1, "context_length": 39})
-    return shaken(model), open_clip.tokenizer.SimpleTokenizer(context_length=39)
+    return shaken(model), clip_tokenizer(39)
 
 
 def test_coca():

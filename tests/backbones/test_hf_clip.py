@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import images
 from random_twins import shaken
+from shared import images
 from written_out import Whole, near
 
 from vlprompt.backbones import hf_clip, load

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import images
 from random_twins import PLAIN, shaken, walked
 from safetensors.torch import load_file, save_file
+from shared import images
 from timm.models.vision_transformer import VisionTransformer
 from written_out import near
 

@@ -9,8 +9,8 @@ import open_clip
 import pytest
 import timm
 import torch
-from conftest import images
 from random_twins import shaken
+from shared import images
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from forks import Fork
 
 from vlprompt.cli.app import main
 from vlprompt.cli.sharing.serve import name_sources
@@ -34,18 +35,23 @@ def run(tmp_path_factory):
 
 
 @contextmanager
-def start(*arguments, **environment):
-    """A server's process and a client of it, when it answers."""
+def start(*arguments, is_fresh=True, **environment):
+    """A server's process, as a user starts it or in a fork, and a client of it, when it answers."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, str(COMMAND), "serve", "--port", "0", *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    words = ["serve", "--port", "0", *map(str, arguments)]
+    if is_fresh:
+        command = [sys.executable, str(COMMAND), *words]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, env=environment, **streams)
+    else:
+        process = Fork(main, words, env=environment)
     try:
-        for line in process.stderr:
+        for line in process.stdout:
             if url := re.search(r"http://\S+", line):
                 break
         else:
             pytest.fail(f"the server ended with {process.wait()}")
-        drain = threading.Thread(target=process.stderr.read, daemon=True)
+        drain = threading.Thread(target=process.stdout.read, daemon=True)
         drain.start()
         with httpx.Client(base_url=url[0], timeout=60) as client:
             yield process, client
@@ -57,7 +63,7 @@ def start(*arguments, **environment):
 @pytest.mark.parametrize("n_bad", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_it_outlives_bad_requests_and_finishes_what_runs(run, n_bad):
     wait = 700  # ms that a request waits for others, so that it runs when the process is asked to end
-    with start(run, "--max-mb", "1", "--batch-wait", wait) as (process, client):
+    with start(run, "--max-mb", "1", "--batch-wait", wait, is_fresh=n_bad > 20) as (process, client):
         assert client.get("/models").json()[0]["name"] == run.name
         for k in range(n_bad):
             path, content = ("/predict", b"x" * (k % 50)) if k % 2 else (f"/no/{k}", b"{")

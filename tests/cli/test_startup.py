@@ -9,6 +9,7 @@ import torch
 
 from vlprompt.backbones import glyph
 from vlprompt.backbones.open_clip.byte_pairs import BytePairTokenizer
+from vlprompt.backbones.open_clip.plain_clip import PlainClip
 from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.engine.optimizers import build_optimizer
 from vlprompt.engine.train_config import TrainConfig
@@ -27,7 +28,9 @@ TEXTS = (
 
 TWO_RUNS = """
 import sys
+from vlprompt.backbones import load
 from vlprompt.cli.app import main
+load("glyph/random")
 for words in (["coop", "digits"], ["vpt", "digits", "--backbone", "glyph-vit"]):
     try:
         main(["run", *words, "--shots", "1", "train.epochs=1", "--out", sys.argv[1], "--feature-cache", "none"])
@@ -79,6 +82,39 @@ def test_the_embedded_clip_is_that_of_open_clip():
     with torch.no_grad():
         reference = theirs.eval().encode_image(pixels)
     assert torch.allclose(clip.image.encode(pixels), reference, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"embed_dim": 16, "vision_cfg": {"mlp_ratio": 2.0}, "text_cfg": {"layers": 1}}]
+)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_random_clip_is_that_of_open_clip(changes, seed):
+    """Bit for bit, with the same identity, and the caller's random numbers go on as if it had drawn none."""
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    from open_clip.model import CLIP
+
+    before = torch.get_rng_state()
+    clip = glyph.build_tiny_clip(seed=seed, **changes)
+    assert torch.equal(torch.get_rng_state(), before)
+    config = {k: {**v, **changes.get(k, {})} if isinstance(v, dict) else v for k, v in glyph.TINY_CONFIG.items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        theirs = CLIP(**config | {k: v for k, v in changes.items() if not isinstance(v, dict)})
+    ours = glyph._build_tiny_model(seed, **changes)
+    assert type(ours) is PlainClip
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
+    other = wrap_clip(theirs, BytePairTokenizer(40), "glyph/random", "cpu")
+    assert (clip.image.key, clip.scale, clip.n_parameters) == (other.image.key, other.scale, other.n_parameters)
+    pixels = clip.image.preprocessing
+    assert (pixels.mean, pixels.std) == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+
+
+def test_a_random_clip_that_is_not_plain_is_built_by_open_clip():
+    from open_clip.model import CLIP
+
+    assert type(glyph._build_tiny_model(0, text_cfg={"no_causal_mask": True})) is CLIP
+    assert type(glyph._build_tiny_model(0, vision_cfg={"layers": [1, 1, 1, 1], "width": 16, "head_width": 64})) is CLIP
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images
+from shared import images
 from torch import nn
 from written_out import NAMES, TEMPLATES, Whole, double, near  # noqa: F401  # double is a fixture
 

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import typer
 from docs.page_blocks import parse_blocks
 from docs.page_links import FIGURE, iter_links, list_anchors, list_pages, strip_code
 from docs.page_runner import run_page
@@ -105,8 +104,8 @@ def explain_command(words, monkeypatch):
     monkeypatch.setattr(combinations, "resolve_sweep", resolve_and_stop)
     try:
         if words[:1] == ["run"] and "-c" not in words and "--processes" not in words:
-            cli.app(words, standalone_mode=False)
-        context, command = None, typer.main.get_command(cli.app)
+            cli.build_command()(words, standalone_mode=False)
+        context, command = None, cli.build_command()
         while words and hasattr(command, "commands"):
             group = command.make_context(command.name, list(words), parent=context)
             context, command, words = group, command.commands[words[0]], words[1:]

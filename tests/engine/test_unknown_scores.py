@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import OWN_GOLDEN, golden, golden_clip_of, images, relative
+from shared import OWN_GOLDEN, golden, golden_clip_of, images, relative
 
 import vlprompt
 from vlprompt.backbones.towers.image import ImageTower

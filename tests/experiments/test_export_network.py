@@ -12,9 +12,9 @@ import onnx
 import pytest
 import torch
 from conformance import IMAGE_METHODS, REFUSED_BY_EXPORT, build_case, clip  # noqa: F401  # fixtures
-from conftest import images
 from open_clip.model import CLIP
 from PIL import Image
+from shared import images
 from written_out import library
 
 from vlprompt import Method, Output

@@ -34,7 +34,8 @@ def test_killed_in_the_middle(undisturbed, tmp_path):
 def test_killed_at_twenty_random_moments(undisturbed, tmp_path):
     stream = random.Random(0)
     steps = sorted(stream.sample(range(3, STEPS, 4), 20))
-    killed_until_done(tmp_path, [f"0/{step}/{stream.choice(('loss', 'end', 'state'))}" for step in steps])
+    moments = [f"0/{step}/{stream.choice(('loss', 'end', 'state'))}" for step in steps]
+    killed_until_done(tmp_path, moments, is_fresh=True)
     assert outcome(tmp_path) == undisturbed
 
 

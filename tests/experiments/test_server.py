@@ -286,7 +286,7 @@ def test_two_backbones_are_refused_with_both_keys(runs):
     assert "\n" not in str(caught.value)
 
 
-BOMB = draw_png(30_000, 30_000)
+BOMB = draw_png(14_000, 14_000)
 BAD_REQUESTS = {  # name -> (status, words of the answer, arguments of the request)
     "text": (415, "another format", {"files": {"image": ("a.txt", b"hello")}}),
     "empty file": (422, "empty file", {"files": {"image": ("a.png", b"")}}),

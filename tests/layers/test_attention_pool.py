@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden, golden_cases, images, relative
 from open_clip.modified_resnet import ModifiedResNet
+from shared import golden, golden_cases, images, relative
 from written_out import double, library, near  # noqa: F401  # a fixture
 
 from vlprompt.backbones.open_clip.towers import wrap_clip, wrap_image_tower

@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from conftest import images
 from random_twins import PLAIN, shaken, walked
+from shared import images
 from written_out import library
 
 from vlprompt.backbones.open_clip.towers import wrap_clip

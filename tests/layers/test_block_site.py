@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images
+from shared import images
 from written_out import Whole, library, near
 
 from vlprompt.core.prompt import Prompt

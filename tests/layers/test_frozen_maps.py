@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import images
 from random_twins import PLAIN, shaken, walked
+from shared import images
 from timm.models.vision_transformer import VisionTransformer
 from written_out import library, near
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import images
+from shared import images
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Batch, Split

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import images
 from open_clip.model import CustomTextCLIP
 from random_twins import PLAIN, shaken, walked
+from shared import images
 from timm.models.vision_transformer import VisionTransformer
 from written_out import Whole, library, near
 

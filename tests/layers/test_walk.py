@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from open_clip.model import CustomTextCLIP
+from shared import images
 from written_out import NAMES, TEMPLATES, Whole, library, near
 
 from vlprompt.backbones.glyph import build_tiny_clip

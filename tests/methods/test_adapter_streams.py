@@ -7,8 +7,8 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import OWN_GOLDEN, golden_vit_of, images, relative, vit_tower_of
 from kills import interrupted, same_but_for_time
+from shared import OWN_GOLDEN, golden_vit_of, images, relative, vit_tower_of
 
 import vlprompt
 from vlprompt import methods as m

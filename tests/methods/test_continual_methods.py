@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import OWN_GOLDEN, golden, golden_cases, golden_vit_of, images, relative, vit_tower_of
+from shared import OWN_GOLDEN, golden, golden_cases, golden_vit_of, images, relative, vit_tower_of
 
 from vlprompt import methods as m
 from vlprompt.backbones.glyph import build_tiny_clip

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden, golden_cases, images, relative
+from shared import golden, golden_cases, images, relative
+from written_out import clip_tokenizer
 
 from vlprompt import methods as m
 from vlprompt.backbones.open_clip.towers import wrap_clip
@@ -149,10 +150,8 @@ def unit(x):
 
 def long_texts(model, texts, tokens):
     """Texts of 77 tokens with learned ones after the first, as the authors encode them: a row for each text."""
-    from open_clip.tokenizer import SimpleTokenizer
-
     n = tokens.shape[-2]
-    ids = SimpleTokenizer()([f"{'X ' * n}{text}" for text in texts])
+    ids = clip_tokenizer()([f"{'X ' * n}{text}" for text in texts])
     embedded = model.token_embedding(ids)
     x = torch.cat([embedded[:, :1], tokens.expand(len(texts), -1, -1), embedded[:, 1 + n :]], 1)
     x = model.transformer(x + model.positional_embedding, attn_mask=model.attn_mask.to(x.dtype))
@@ -161,12 +160,10 @@ def long_texts(model, texts, tokens):
 
 def long_dapl(model, method, pixels, targets, domains, of):
     """Its loss written out: all texts of all domains and the frozen ones encoded for both kinds of images."""
-    from open_clip.tokenizer import SimpleTokenizer
-
     scale, c = model.logit_scale.exp(), len(NAMES)
     rows = [long_texts(model, [f"{n}, a {d} image." for n in NAMES], torch.cat([method.ctx, own]))
             for d, own in zip(domains, method.domain_ctx, strict=True)]  # fmt: skip
-    plain = model.encode_text(SimpleTokenizer()([f"a photo of a {n}." for n in NAMES]))
+    plain = model.encode_text(clip_tokenizer()([f"a photo of a {n}." for n in NAMES]))
     every = unit(torch.cat([*rows, plain]))
     logits, other = (scale * unit(model.encode_image(x)) @ every.T for x in (pixels, targets))
     places = range(len(domains)) if method.softmax_over == "all" else None
@@ -188,10 +185,8 @@ def long_dapl(model, method, pixels, targets, domains, of):
 @pytest.fixture(scope="module")
 def exact(golden_model):
     """The golden CLIP in double precision."""
-    from open_clip.tokenizer import SimpleTokenizer
-
     model = copy.deepcopy(golden_model).double()
-    return model, wrap_clip(model, SimpleTokenizer(), "golden64")
+    return model, wrap_clip(model, clip_tokenizer(), "golden64")
 
 
 @pytest.mark.parametrize(("over", "domains"), [("domain", DOMAINS[::2]), ("all", DOMAINS[::2]), ("domain", DOMAINS),
@@ -347,10 +342,8 @@ def test_later_lessons_of_dapl_keep_and_add(golden_clip, own):
 
 def test_upl_takes_the_surest_images_of_each_class(golden_clip, golden_model):
     """Image by image on open_clip's own model; what a few-shot method then learns from is only those."""
-    from open_clip.tokenizer import SimpleTokenizer
-
     lesson, template = taught(targets=9), "a bad photo of the {name}."
-    text = unit(golden_model.encode_text(SimpleTokenizer()([f"a bad photo of the {n}." for n in NAMES])))
+    text = unit(golden_model.encode_text(clip_tokenizer()([f"a bad photo of the {n}." for n in NAMES])))
     sure = {c: [] for c in range(3)}
     for i, x in enumerate(pictures(9, "target")):
         p, c = (

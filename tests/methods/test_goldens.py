@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import GOLDEN, golden, golden_cases, images, relative
+from shared import GOLDEN, golden, golden_cases, images, relative
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Batch, Split

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden, golden_cases, images, relative
+from shared import golden, golden_cases, images, relative
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Split

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import golden, golden_cases, images, relative
+from shared import golden, golden_cases, images, relative
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Batch, Split

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden, golden_cases, images, relative
+from shared import golden, golden_cases, images, relative
 from test_domain_methods import NAMES, beside, items, taught, whole
+from written_out import clip_tokenizer
 
 from vlprompt import methods as m
 from vlprompt.backbones import load
@@ -433,14 +434,12 @@ def test_damp_takes_opaque_towers_for_what_they_are(golden_clip):
 
 def test_all_rows_of_texts_are_those_of_the_model(golden_model):
     """The twin is open_clip's own pass, in float64: values and gradients."""
-    from open_clip.tokenizer import SimpleTokenizer
-
     model = copy.deepcopy(golden_model).double()
-    clip = wrap_clip(model, SimpleTokenizer(), "rows")
+    clip = wrap_clip(model, clip_tokenizer(), "rows")
     tokens = (0.1 * torch.randn(2, 3, clip.text.dim, generator=make_generator(1)).double()).requires_grad_()
     texts = fill_class_texts("{ctx} {name}.", NAMES, 3)
     rows = clip.text(texts, Prompt(tokens={0: tokens}), output="rows")  # (R, C, N, E)
-    ids = SimpleTokenizer()([f"X X X {name}." for name in NAMES])
+    ids = clip_tokenizer()([f"X X X {name}." for name in NAMES])
     ends, errors = ids.argmax(-1).tolist(), []
     for r in range(2):
         embedded = model.token_embedding(ids)

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden, golden_cases, relative
+from shared import golden, golden_cases, relative
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Split

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import golden, golden_cases, images, relative
+from shared import golden, golden_cases, images, relative
 from written_out import library
 
 from vlprompt import methods as m

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import golden_cases, images, relative
 from PIL import Image
+from shared import golden_cases, images, relative
 from test_goldens import answer, begun, coop, hand_written, maple
 from test_goldens import ours as ours_of_older_methods
 

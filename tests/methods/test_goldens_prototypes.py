@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import GOLDEN, golden, golden_cases, golden_vit_of, images, relative, vit_tower_of
+from shared import GOLDEN, golden, golden_cases, golden_vit_of, images, relative, vit_tower_of
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Split

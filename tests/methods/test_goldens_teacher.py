@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import golden, golden_cases, images, relative
+from shared import golden, golden_cases, images, relative
 from test_goldens import answer
 
 from vlprompt import methods as m

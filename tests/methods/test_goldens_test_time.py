@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import golden, golden_cases, images, relative
+from shared import golden, golden_cases, images, relative
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Split

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import OWN_GOLDEN, golden, golden_cases, golden_vit_of, images, relative, vit_tower_of
+from shared import OWN_GOLDEN, golden, golden_cases, golden_vit_of, images, relative, vit_tower_of
 from torch import nn
 
 from vlprompt import methods as m

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import OWN_GOLDEN, golden, golden_vit_of, images, relative, vit_tower_of
 from kills import interrupted, same_but_for_time
+from shared import OWN_GOLDEN, golden, golden_vit_of, images, relative, vit_tower_of
 from test_continual_methods import NAMES, lesson_of
 
 import vlprompt

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import OWN_GOLDEN, golden_vit_of, images, relative, vit_tower_of
+from shared import OWN_GOLDEN, golden_vit_of, images, relative, vit_tower_of
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Split

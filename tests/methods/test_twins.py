@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import images, relative
+from shared import images, relative
+from written_out import clip_tokenizer
 
 from vlprompt import methods as m
 from vlprompt.core.batch import Batch, Split
@@ -32,9 +33,7 @@ def pixels():
 @pytest.fixture
 def encode(golden_model):
     """Texts by open_clip's own forward pass, 77 tokens each, un-normalised."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return lambda texts: golden_model.encode_text(SimpleTokenizer()(texts))
+    return lambda texts: golden_model.encode_text(clip_tokenizer()(texts))
 
 
 def unit(x):

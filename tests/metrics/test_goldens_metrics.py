@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import golden
+from shared import golden
 
 from vlprompt import metrics as m
 

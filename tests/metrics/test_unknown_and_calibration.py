@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import golden
+from shared import golden
 
 from vlprompt.metrics import (
     adaptive_calibration_error,

@@ -8,7 +8,7 @@ from itertools import permutations
 import matplotlib as mpl
 import pytest
 import yaml
-from conftest import keep
+from shared import keep
 
 from vlprompt.experiments.paper_recipes import load_reference
 from vlprompt.results.comparability import get_domain_pair

@@ -35,12 +35,13 @@ def run_command(*words):
 def runs(tmp_path_factory):
     """Runs of two methods at two numbers of shots, base to new, and a stream."""
     folder = tmp_path_factory.mktemp("runs")
-    few = ["--shots", "1,2", "--seed", "1,2", "--out", str(folder)]
+    where = ["--backbone", "glyph/random", "--out", str(folder)]
+    few = ["--shots", "1,2", "--seed", "1,2", *where]
     assert run_command("run", "coop", "digits", "train.epochs=2", *few) == 0
     assert run_command("run", "zero_shot", "digits", *few) == 0
-    base_new = ["digits", "--task", "base_to_new", "--shots", "1", "train.epochs=2", "--out", str(folder)]
+    base_new = ["digits", "--task", "base_to_new", "--shots", "1", "train.epochs=2", *where]
     assert run_command("run", "coop", *base_new) == 0
-    assert run_command("run", "linear", "digits", "--task", "continual", "train.epochs=2", "--out", str(folder)) == 0
+    assert run_command("run", "linear", "digits", "--task", "continual", "train.epochs=2", *where) == 0
     return folder
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import matplotlib as mpl
 import pytest
 import yaml
-from conftest import keep
+from shared import keep
 
 from vlprompt.experiments.paper_recipes import load_reference, resolve_paper_config
 from vlprompt.results.comparability import describe_protocol_differences

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import images
+from shared import images
 
 from vlprompt import TrainConfig, run
 from vlprompt.backbones.glyph import build_tiny_clip

@@ -206,7 +206,7 @@ def test_a_search_sees_the_first_lessons_and_no_test_image():
 
 def test_settings_are_searched_on_the_first_lessons_and_every_result_says_so(type_in, tmp_path):
     words = "linear", "digits", "--backbone", "glyph-vit/random", "--out", tmp_path
-    settings = "task.stages=5", "task.search_lessons=2", "method.solver=fit", "train.epochs=20"
+    settings = "task.stages=5", "task.search_lessons=2", "method.solver=fit", "train.epochs=5"
     rates = "search.train.lr=[0.000001,0.05]"
     status, text = type_in("search", *words, "--task", "continual", *settings, rates)
     assert status == 0, text
@@ -220,7 +220,8 @@ def test_settings_are_searched_on_the_first_lessons_and_every_result_says_so(typ
     entries = [json.loads(line) for line in (search / "grid.jsonl").read_text().splitlines()]
     assert [entry["lr"] for entry in entries] == [1e-6, 0.05]
     assert entries[0]["accuracy"] < entries[1]["accuracy"]
-    status, text = type_in("run", *words, "--task", "continual", "task.stages=5", "method.solver=fit", "train.lr=0.05")
+    given = "task.stages=5", "method.solver=fit", "train.lr=0.05", "train.epochs=5"
+    status, text = type_in("run", *words, "--task", "continual", *given)
     assert status == 0, text
     assert len(build_rows(scan_runs(tmp_path).results)) == 2
     status, text = type_in("table", tmp_path)

@@ -1,6 +1,8 @@
 """The embedded CLIP, and a tiny random one for tests."""
 
+import copy
 import json
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 
 from vlprompt.backbones.open_clip.byte_pairs import BytePairTokenizer
-from vlprompt.backbones.open_clip.plain_clip import PlainClip, build_plain_clip
+from vlprompt.backbones.open_clip.plain_clip import PlainClip, build_plain_clip, draw_plain_clip, is_plain
 from vlprompt.backbones.open_clip.towers import wrap_clip, wrap_image_tower
 from vlprompt.backbones.towers.image import ImageTower
 from vlprompt.core.towers import Clip
@@ -72,12 +74,21 @@ def build_tiny_clip(device: str = "cpu", seed: int = 0, **changes: Any) -> Clip:
 
 
 def _build_tiny_model(seed: int, **changes: Any) -> Any:
-    from open_clip.model import CLIP
-
     config: dict[str, Any] = {
         k: {**v, **changes.get(k, {})} if isinstance(v, dict) else changes.get(k, v) for k, v in TINY_CONFIG.items()
     }
     config |= {k: v for k, v in changes.items() if k not in TINY_CONFIG}
+    return copy.deepcopy(_draw_model(seed, json.dumps(config)))
+
+
+@lru_cache(maxsize=4)
+def _draw_model(seed: int, config: str) -> Any:
+    """Return a CLIP of an open_clip configuration as JSON, with open_clip's initial values; to be copied."""
+    settings = json.loads(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CLIP(**config)
+        if is_plain(settings):
+            return draw_plain_clip(settings)
+        from open_clip.model import CLIP
+
+        return CLIP(**settings)

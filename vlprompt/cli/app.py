@@ -1,6 +1,7 @@
 """The command line. Heavy libraries are imported by the commands that use them, so that --help is instant."""
 
 import sys
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -107,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     try:
         with show_warnings(error_console):
-            status: Any = app(arguments, standalone_mode=False)  # 130 of newer versions of typer for Ctrl-C
+            status: Any = build_command()(arguments, standalone_mode=False)  # 130 of newer typers for Ctrl-C
     except KeyboardInterrupt:
         status = INTERRUPTED_STATUS
     except Exception as error:
@@ -116,6 +117,12 @@ def main(arguments: list[str] | None = None) -> None:
         is_resumable = " ".join(words).startswith(RESUMABLE_COMMANDS)
         error_console.print("stopped; the same command goes on from here" if is_resumable else "stopped")
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+@cache
+def build_command() -> Any:
+    """Return the command with all its options, which take longer to build than to parse."""
+    return typer.main.get_command(app)
 
 
 def _report_error(error: Exception) -> int:

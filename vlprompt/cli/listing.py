@@ -3,6 +3,7 @@
 import ast
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from vlprompt import methods, tasks
@@ -133,6 +134,7 @@ def describe_method(name: str) -> list[str]:
     return lines + _read_recipes(name)
 
 
+@cache
 def _read_method(name: str, class_name: str) -> MethodEntry:
     tree = _parse(_find_class_file(methods, name))
     header, cls = ast.get_docstring(tree) or "", _find_class(tree, class_name)

@@ -40,6 +40,15 @@ def read_merges() -> list[str]:
         return file.read().split("\n")[1 : N_MERGES + 1]
 
 
+@cache
+def build_vocabulary() -> tuple[dict[str, int], dict[int, str], dict[str, int]]:
+    """Return the id of each token, the token of each id, and the rank of each merge; all tokenizers share them."""
+    characters, merges = [*map_bytes().values()], read_merges()
+    tokens = [*characters, *(c + WORD_END for c in characters), *(m.replace(" ", "") for m in merges), BEGIN, END]
+    ids = {token: i for i, token in enumerate(tokens)}
+    return ids, dict(enumerate(tokens)), {merge: i for i, merge in enumerate(merges)}
+
+
 class BytePairTokenizer:
     """The tokenizer of OpenAI's CLIP, with the interface of open_clip's `SimpleTokenizer`.
 
@@ -48,12 +57,8 @@ class BytePairTokenizer:
     """
 
     def __init__(self, context_length: int):
-        self.context_length, merges = context_length, read_merges()
-        characters = [*map_bytes().values()]
-        tokens = [*characters, *(c + WORD_END for c in characters), *(m.replace(" ", "") for m in merges), BEGIN, END]
-        self.ids = {token: i for i, token in enumerate(tokens)}
-        self.decoder = dict(enumerate(tokens))
-        self.ranks = {merge: i for i, merge in enumerate(merges)}
+        self.context_length = context_length
+        self.ids, self.decoder, self.ranks = build_vocabulary()
         self.sot_token_id, self.eot_token_id = self.ids[BEGIN], self.ids[END]
         self._cache: dict[str, list[int]] = {BEGIN: [self.sot_token_id], END: [self.eot_token_id]}
 

@@ -27,6 +27,11 @@ from vlprompt.layers.attention_pool import AttentionPool
 from vlprompt.layers.blocks.block import Block
 from vlprompt.layers.frozen_maps import FrozenMap, freeze_linear, identity
 
+OPENAI_PIXELS = {  # as in open_clip.constants, without the seconds that open_clip takes to import
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
+
 
 def convert_blocks(transformer: Any) -> list[Block] | None:
     """Return the blocks of open_clip's Transformer as frozen maps; None for blocks of another design."""
@@ -72,11 +77,7 @@ def _convert_block(b: Any) -> Block:
 
 
 def _read_preprocessing(visual: Any) -> Preprocessing:
-    config: dict[str, Any] = getattr(visual, "preprocess_cfg", None) or {}
-    if not {"mean", "std"} <= config.keys():
-        from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
-        config = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, **config}
+    config: dict[str, Any] = {**OPENAI_PIXELS, **(getattr(visual, "preprocess_cfg", None) or {})}
     size = config.get("size", visual.image_size)
     size = (size, size) if isinstance(size, int) else tuple(size)
     interpolation, resize = config.get("interpolation", "bicubic"), config.get("resize_mode", "shortest")
