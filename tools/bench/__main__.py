@@ -41,6 +41,7 @@ TABLES = (
     "closed_form",
     "transport",
     "streams",
+    "streams_newer",
     "dapl",
     "lm",
     "icl",
