@@ -77,10 +77,10 @@ METHODS = {
         lambda clip: m.ENGINE(clip, text_weight=0.0, rerank_weight=0.0, template=TEMPLATE), ENGINE
     ),
 }  # fmt: skip
+EPOCHS = ("", " of 1 epoch", " of 2 epochs", " of 3 epochs")
 NOTES = {"aper": ", adaptformer", "engine": ", without sentences", "lae": ", adapters"}
 CASES = {
-    f"{name}{NOTES.get(name, '')}, {case.lessons} lessons" + f" of {case.epochs} epochs" * bool(case.epochs): name
-    for name, case in METHODS.items()
+    f"{name}{NOTES.get(name, '')}, {case.lessons} lessons" + EPOCHS[case.epochs]: name for name, case in METHODS.items()
 }
 ON_CLIP = ("rapf", "proof", "engine")
 FROZEN = ("simplecil", "fecam", "hideprompt", *ON_CLIP)

@@ -296,6 +296,8 @@ def fit(
             if index + 1 == steps or step + 1 == total_steps:
                 _end_epoch(loop, epoch, epochs, score_epoch, is_last=step + 1 == total_steps)
             yield Step(epoch, step + 1, total_steps, terms, lr, loop)
+    for p in loop.parameters:
+        p.grad = None  # in a stream, parameters of earlier lessons would hold theirs to the end
 
 
 def find_schedule_span(starts: Sequence[int], step: int, total_steps: int) -> tuple[int, int]:
