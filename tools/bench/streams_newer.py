@@ -36,6 +36,7 @@ from vlprompt.layers.heads import CosineHead, LinearHead
 from vlprompt.runtime.seeding import derive_seed, make_generator
 
 CLASSES_PER_LESSON, TRAIN_PER_CLASS, TEST_PER_CLASS, TEXT_WIDTH, SEED = 2, 2, 1, 512, 1
+MODEL = "vit_base_patch16_224"
 TEMPLATE = "a photo of a {name}."
 ALIGN = {"align_epochs": 6, "align_samples": 32}
 SLOW = {"draws_per_class": 32, "alignment_epochs": 3}
@@ -100,7 +101,7 @@ class NewerStream:
         self.n_lessons, self.epochs, self.lr = settings.lessons, settings.epochs, settings.lr
         self.classes_per_lesson, self.device, self.written = CLASSES_PER_LESSON, torch.device(device), settings.written
         torch.manual_seed(0)
-        self.trunk = timm.create_model("vit_base_patch16_224", num_classes=0).to(device).eval().requires_grad_(False)
+        self.trunk = timm.create_model(MODEL, num_classes=0).to(device).eval().requires_grad_(False)
         dim = self.trunk.num_features
         self.projection = torch.randn(TEXT_WIDTH, dim, generator=make_generator("projection")).to(device) / dim**0.5
         names = tuple(ClassName(str(i)) for i in range(CLASSES_PER_LESSON * self.n_lessons))

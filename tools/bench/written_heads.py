@@ -67,8 +67,11 @@ class SLCApp(SlowLearner):
     def build(self, start):
         vectors = [name for name, p in self.tower.named_parameters() if p.ndim == 1 or name == "cls_token"]
         self.rest = [p.requires_grad_(True) for name, p in self.tower.named_parameters() if name in vectors]
-        depth = len(self.tower.blocks)
-        self.updates = [[leaf(start[f"updates.{i}.{name}"]) for name in ("down", "up")] for i in range(depth)]
+        self.updates = []
+        for i, block in enumerate(self.tower.blocks):
+            vectors = torch.linalg.svd(block.attn.qkv.weight, full_matrices=False)[2][:4]
+            signs = vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
+            self.updates.append([leaf(signs * vectors), leaf(start[f"updates.{i}.up"])])
 
     def list_groups(self):
         return [(flatten(self.updates), 0.1 if self.lesson else 0.5), (self.rest, 0.1)]
