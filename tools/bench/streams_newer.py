@@ -87,7 +87,7 @@ ON_CLIP = ("rapf", "proof", "engine")
 FROZEN = ("simplecil", "fecam", "hideprompt", *ON_CLIP)
 TARGETS = {case: ("ratio >= 1.5" if name in FROZEN else "ratio >= 1.0",) for case, name in CASES.items()}
 ROUNDS = dict.fromkeys(CASES, 1)
-SINGLE_THREADED = True
+SINGLE_THREADED, ON_CPU_ALONE = True, True  # the written-out forms draw on the CPU
 
 
 class NewerStream:
@@ -96,7 +96,7 @@ class NewerStream:
     def __init__(self, case, device):
         import timm
 
-        self.name = CASES[case]
+        self.name = CASES.get(case, case)
         settings = METHODS[self.name]
         self.n_lessons, self.epochs, self.lr = settings.lessons, settings.epochs, settings.lr
         self.classes_per_lesson, self.device, self.written = CLASSES_PER_LESSON, torch.device(device), settings.written
