@@ -478,7 +478,7 @@ def test_a_lesson_of_one_class_and_a_class_of_one_image(tower, name):
 def test_a_class_of_one_image_is_told(tower, name):
     lesson = lesson_of(NAMES[:2], labels=[0, 0, 1])
     method = begin(MAKERS[name](tower), lesson)
-    with pytest.warns(UserWarning, match="expected two images of a class for its covariance, got one of 1"):
+    with pytest.warns(UserWarning, match="expected two images of a class for its covariance, got one of class 1, so"):
         method.end_lesson(lesson)
 
 

@@ -442,7 +442,7 @@ def test_a_class_of_one_image_has_the_covariance_of_its_lesson(tower):
     method = m.HiDePrompt(tower, LinearHead(), 2, (0,), statistics="covariance", **ALIGN)
     first = lesson_of(NAMES[:3], 0)
     single = replace(first, train=first.train.select([0, *range(4, 12)]))
-    with pytest.warns(UserWarning, match=r"expected two images of a class for its covariance, got one of 0"):
+    with pytest.warns(UserWarning, match=r"expected two images of a class for its covariance, got one of class 0, so"):
         learned(method, [single])
     spreads = method.prompted_classes.spreads
     assert relative(spreads[0], spreads[1:].mean(0)) < 1e-5

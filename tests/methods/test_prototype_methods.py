@@ -117,7 +117,7 @@ def test_fecam_is_written_out(tower):
 
 def test_fecam_of_one_image_or_equal_ones(tower):
     single = lesson_of(NAMES[:3], each=[1, 4, 4])
-    with pytest.warns(UserWarning, match="got one of 0, so it has the mean covariance of its lesson"):
+    with pytest.warns(UserWarning, match="got one of class 0, so it has the mean covariance of its lesson"):
         method = learn(m.FeCAM(tower), single)
     assert answer(method, NAMES[:3]).logits.isfinite().all()
     picture = draw_picture("one")

@@ -14,7 +14,7 @@ from kills import killed_when
 
 TOOLS = Path(__file__).parents[2] / "tools"
 HELP = ["startup", "--case", "vlprompt --help", "--rounds", "1"]  # the quickest row there is
-TARGETED = ("text", "vpt", "epoch", "startup", "memory")
+TARGETED = ("text", "vpt", "epoch", "startup", "memory", "streams_newer")
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Benchmark speed and memory against a reference implementation: tools/bench WHAT [--device cuda].
 
 WHAT is a table, each of which tools/bench/WHAT.py explains, or `all`: every figure of text, image, vpt, epoch, startup,
-memory and plan that something is wanted of, with one thread and with two (an hour or more), or with --short a few
-small ones of each (`make bench`, under five minutes). Each row is made in a fresh process, both forms in the same one,
-so by the same memory allocator.
+memory, plan and streams_newer that something is wanted of, with one thread and with two (an hour or more), or with
+--short a few small ones of each (`make bench`, under five minutes). Each row is made in a fresh process, both forms in
+the same one, so by the same memory allocator.
 
 ratio: the written-out form's seconds over ours, the median of alternating rounds, with the least and the largest.
 counted: the ratio of the floating-point operations of their matrix products. GFLOP: those of our form; matrix speed:
@@ -33,7 +33,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # `python tools/bench` puts this f
 from bench import rows as row_store  # noqa: E402
 from bench.rows import RowStore  # noqa: E402
 
-DEFAULT_TABLES = ("text", "image", "vpt", "epoch", "startup", "memory", "plan")
+DEFAULT_TABLES = ("text", "image", "vpt", "epoch", "startup", "memory", "plan", "streams_newer")
 TABLES = (
     *DEFAULT_TABLES,
     "scaling",
@@ -42,6 +42,7 @@ TABLES = (
     "transport",
     "operations",
     "streams",
+    "stream_bytes",
     "dapl",
     "lm",
     "icl",
@@ -188,6 +189,8 @@ def plan_jobs(options):
         [kind for kind in DEFAULT_TABLES if importlib.util.find_spec(f"bench.{kind}")] if many else [options.what]
     ):
         bench = import_benchmark(what)
+        if many and options.device == "cuda" and getattr(bench, "ON_CPU_ALONE", False):
+            continue
         alone = many and getattr(bench, "SINGLE_THREADED", False)
         for threads in options.threads[:1] if alone else options.threads:
             for case in select_cases(what, options):

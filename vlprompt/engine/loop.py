@@ -13,7 +13,8 @@ from vlprompt.core.batch import Batch
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.head import Fixed
 from vlprompt.core.introspection import apply_compute_options
-from vlprompt.core.method import Method
+from vlprompt.core.method import LossTerms, Method
+from vlprompt.core.method_wrapper import MethodWrapper
 from vlprompt.core.stage import Lesson
 from vlprompt.engine import optimizers
 from vlprompt.engine.data_parallel import GradientSync
@@ -21,7 +22,7 @@ from vlprompt.engine.epoch_batches import EpochBatches, validate_lesson
 from vlprompt.engine.model_selection import compute_selection_scores
 from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.layers.label_losses import WatchedLoss
-from vlprompt.runtime import collectives
+from vlprompt.runtime import collectives, distributed
 from vlprompt.runtime.errors import NonFiniteError
 from vlprompt.runtime.seeding import derive_seed
 
@@ -169,19 +170,22 @@ class Loop:
         counts: dict[str, float] = {}
         values: dict[str, float] = {}
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
-        for part in self.gradient_sync.split_batch(batch, self.config.micro_batch_size):
+        parts = self.gradient_sync.split_batch(batch, self.config.micro_batch_size)
+        joins_terms = len(parts) == distributed.get_world_size() == 1 and adds_up_terms(self.method)
+        for part in parts:
             autocast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
             with apply_compute_options(self.method, self.config.compute_options), autocast:
                 terms, _ = self.method.loss_terms(part, fixed)
-            for i, (name, (mean, n_rows)) in enumerate(terms.items()):
+            for name, (mean, n_rows) in terms.items():
                 values[name] = values.get(name, 0.0) + float(mean.detach()) * float(n_rows)
                 counts[name] = counts.get(name, 0.0) + float(n_rows)
-                if not mean.requires_grad:
-                    continue
+            trained = {name: term for name, term in terms.items() if term[0].requires_grad}
+            trained = join_terms(trained) if joins_terms else trained
+            for i, (name, (mean, n_rows)) in enumerate(trained.items()):
                 grads = self.differentiate(
                     self.scaler.scale(mean * n_rows),
                     self.parameters,
-                    retain_graph=i < len(terms) - 1,
+                    retain_graph=i < len(trained) - 1,
                     allow_unused=True,
                     materialize_grads=True,
                 )
@@ -230,6 +234,24 @@ class Loop:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+
+def adds_up_terms(method: Method) -> bool:
+    """Whether the merged gradient of a method is the sum of those of its terms."""
+    mergers = {type(part).merge_gradients for part in method.modules() if isinstance(part, Method)}
+    return mergers <= {Method.merge_gradients, MethodWrapper.merge_gradients}
+
+
+def join_terms(terms: LossTerms) -> LossTerms:
+    """Join terms whose gradients are added up to a single one, by the name of one of them: one backward pass for all.
+
+    Only for terms over all rows that there are: sums over parts of a batch are divided by each term's own rows.
+    """
+    counted = {name: (mean, n_rows) for name, (mean, n_rows) in terms.items() if n_rows}
+    if len(counted) < 2:
+        return terms
+    name = max(counted, key=lambda name: float(counted[name][1]))
+    return {name: (torch.stack([mean for mean, _ in counted.values()]).sum(), counted[name][1])}
 
 
 def is_finite(x: Tensor) -> bool:
@@ -296,6 +318,8 @@ def fit(
             if index + 1 == steps or step + 1 == total_steps:
                 _end_epoch(loop, epoch, epochs, score_epoch, is_last=step + 1 == total_steps)
             yield Step(epoch, step + 1, total_steps, terms, lr, loop)
+    for p in loop.parameters:
+        p.grad = None  # in a stream, parameters of earlier lessons would hold theirs to the end
 
 
 def find_schedule_span(starts: Sequence[int], step: int, total_steps: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ As SLCA (arXiv:2303.05118), HiDe-Prompt (arXiv:2310.07234) and their followers k
 
 import warnings
 from collections.abc import Sequence
+from itertools import compress
 from typing import Literal
 
 import torch
@@ -68,8 +69,9 @@ class ClassGaussians(nn.Module):
             return
         covariances = {row: self._compute_spread(x) for row, x in groups.items() if len(x) > 1}
         common = torch.stack(list(covariances.values())).mean(0) if covariances else None
-        if single := [str(self.class_ids[row]) for row in groups if row not in covariances]:
-            _warn_of_single(single, has_common=common is not None)
+        is_single = [row in groups and row not in covariances for row in rows.tolist()]
+        if any(is_single):
+            _warn_of_single(list(compress(names, is_single)), has_common=common is not None)
         for row, x in groups.items():
             alone = common if common is not None else torch.zeros_like(self.spreads[row], dtype=torch.double)
             self._merge(row, x, covariances.get(row, alone))
@@ -206,8 +208,8 @@ def shrink_covariance(covariance: Tensor) -> Tensor:
     return covariance + shift
 
 
-def _warn_of_single(class_ids: Sequence[str], has_common: bool) -> None:
-    names = ", ".join(class_ids[:5]) + " ..." * (len(class_ids) > 5)
+def _warn_of_single(class_names: Sequence[str], has_common: bool) -> None:
+    names = ", ".join(class_names[:5]) + " ..." * (len(class_names) > 5)
     instead = "the mean covariance of its lesson" if has_common else "no more spread than the ridge"
     warnings.warn(
         f"lesson: expected two images of a class for its covariance, got one of {names}, so it has {instead}. Take "

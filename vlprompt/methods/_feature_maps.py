@@ -1,6 +1,6 @@
 """What streams share that add a linear map of the frozen image feature and one of the text feature in each lesson."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ class FeatureMapMethod(Method):
     template: TemplateChoice
     names: Names = ()
     draw_seed: int
+    training_inputs: Any  # texts of all classes that a lesson's training reads; None where there are none yet
 
     def begin_maps(self, lesson: Lesson, generator: torch.Generator, trains_earlier_texts: bool) -> None:
         """Add the maps and the classes of a lesson; earlier maps are frozen, those of texts perhaps not."""
@@ -37,6 +38,9 @@ class FeatureMapMethod(Method):
         for maps in (self.image_maps, self.text_maps):
             maps.append(make_linear(self.clip.feature_dim, self.clip.feature_dim, generator, self.clip.device))
         self.names, self.draw_seed = extend_names(self.names, lesson.train.names), draw_seed(generator)
+
+    def end_lesson(self, lesson: Lesson) -> None:
+        self.training_inputs = None
 
     def grow_buffer(self, name: str, *size: int, dtype: torch.dtype = torch.float32) -> None:
         """Give a buffer (C, *size) a row of zeros for each new class; a method that begins anew has none yet."""

@@ -9,7 +9,8 @@ Differs from the authors' code in: the cosine head that tunes starts at normal w
 alone (theirs: uniform); soft tokens start at random ones (theirs: zero) and stand before the patches (theirs: behind
 them), which no answer of a ViT without positions for them depends on; vectors have no weight decay, as in every method
 here; a class that comes again has the mean of all of its images, there that of its latest lesson. Until the first
-lesson ends, and so for train.model_selection, the tuning method answers. From the paper in: nothing.
+lesson ends, and so for train.model_selection, the tuning method answers. From the paper in: nothing. As there, the
+scale that the tuning trains is thrown away and that of the answers is 1: probabilities are nearly equal.
 
 Its state has 8 E + 4 bytes a class, and the tuning method's, whose head of the first lesson is no longer used.
 

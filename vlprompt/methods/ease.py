@@ -10,9 +10,9 @@ for its means, which thus grow with the square of the lessons. An answer takes a
 
 Differs from the authors' code in: a class of several lessons has the means of all its images and counts as one of the
 last; a class that never had an image can't win; before its lesson ends, the lesson's own head answers for its classes.
-As there, old classes are composed anew after each lesson. Their alpha and beta are others for each set, and there are
-no validation images on which they can have been chosen; the defaults are those of CIFAR-100. From the paper in:
-nothing.
+As there, old classes are composed anew after each lesson, and the cosines of an answer have no scale. Their alpha and
+beta are others for each set, and there are no validation images on which they can have been chosen; the defaults are
+those of CIFAR-100. From the paper in: nothing.
 
 Expected (class-incremental, average and last accuracy, ViT-B/16 of IN-21k; of IN-1k; the authors' logs): CIFAR-100 of
 20 91.51 85.80; 90.62 84.21. CUB 92.22 86.81; 91.13 85.67. ImageNet-R of 10 81.74 76.17; 82.60 77.33. ImageNet-A of 10

@@ -10,7 +10,8 @@ has a weight of the mean covariance of two channels too, 0 there), and there is 
 a class that comes again has the statistics of all of its images; a class of one image has the mean covariance of its
 lesson, and one of equal images independent channels, both with a warning. LAMDA-PILOT's FeCAM is another method: it
 tunes an adapter first, adds a constant to the covariance of features that are not normalised, and takes the
-correlation of that matrix's columns; it is not followed. From the paper in: the tower stays frozen, as in their code.
+correlation of that matrix's columns; it is not followed. Distances have no scale, as there. From the paper in: the
+tower stays frozen, as in their code.
 
 Its state has 4 E^2 + 4 E + 4 bytes a class: 2.4 MB on a ViT-B/16, 236 MB for 100 classes.
 

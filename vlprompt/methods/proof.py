@@ -78,7 +78,7 @@ class PROOF(FeatureMapMethod):
         sizes = {"sums": (dim,), "counts": (), "exemplars": (self.n_exemplars, dim), "exemplar_counts": ()}
         for name, size in sizes.items():
             self.grow_buffer(name, *size)
-        self.n_images, self.training_texts = len(lesson.train_with_memory), None
+        self.n_images, self.training_inputs = len(lesson.train_with_memory), None
         for row, x in self.group_features(lesson.train).items():
             self.sums[row] += self.clip.unit(x).sum(0)
             self.counts[row] += len(x)
@@ -110,9 +110,9 @@ class PROOF(FeatureMapMethod):
         return features[order], rows[order]
 
     def loss_terms(self, batch: Batch, fixed: Tensor) -> tuple[LossTerms, Output]:
-        if self.training_texts is None:
-            self.training_texts = self.encode_texts(self.names)[:1]
-        (text, shared), n = self.prepare(self.names, self.training_texts), len(batch.labels)
+        if self.training_inputs is None:
+            self.training_inputs = self.encode_texts(self.names)[:1]
+        (text, shared), n = self.prepare(self.names, self.training_inputs), len(batch.labels)
         features, rows = self.draw_exemplars(n, batch.step)
         labels, features = (
             torch.cat([self.find_labels(batch), rows]),
@@ -128,6 +128,7 @@ class PROOF(FeatureMapMethod):
     @torch.no_grad()
     def end_lesson(self, lesson: Lesson) -> None:
         """Choose the exemplars of the lesson's classes, of a class that came again among those that it had too."""
+        super().end_lesson(lesson)
         for row, x in self.group_features(lesson.train).items():
             x = torch.cat([self.exemplars[row, : int(self.exemplar_counts[row])], x])
             chosen = select_by_herding(self.clip.unit(x), self.n_exemplars)

@@ -78,7 +78,6 @@ class RAPF(Method):
         self.clip, self.start, self.n_replay_classes, self.threshold = clip, start, n_replay_classes, threshold
         self.draws_per_class, self.draws_per_pair, self.mix_bias = draws_per_class, draws_per_pair, mix_bias
         self.shrinkage, self.template, self.gaussians = shrinkage, template, ClassGaussians("covariance")
-        self.names: Names = ()
 
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.require_at_least(n_replay_classes=0, draws_per_class=1, draws_per_pair=1, threshold=0, mix_bias=0)
@@ -122,8 +121,8 @@ class RAPF(Method):
         rows, noise, pair_noise = self.draw(replay, batch.step)
         new_rows = support.find_rows(self.names, batch.names, rows.device)[batch.labels.to(rows.device)]
         labels = torch.cat([new_rows, rows.repeat_interleave(noise.shape[1])])
-        features = torch.cat([self.clip.image(batch.inputs), replay.sampler.draw(rows, noise)])
-        logits = self.clip.logits(F.linear(features, self.weight), replay.text)
+        x = torch.cat([self.clip.image(batch.inputs), replay.sampler.draw(rows, noise)])
+        logits = self.clip.logits(F.linear(x, self.weight), replay.text)
         terms: LossTerms = {"ce": (F.cross_entropy(logits.float(), labels), len(labels))}
         if len(replay.pairs):
             drawn = F.linear(replay.sampler.draw(replay.pairs[:, 0], pair_noise), self.weight).float()
@@ -135,6 +134,7 @@ class RAPF(Method):
     @torch.no_grad()
     def end_lesson(self, lesson: Lesson) -> None:
         """Fuse the map with that before the lesson, and add the statistics of the lesson's classes."""
+        self.replay = None  # its factors are as large as the statistics
         if lesson.index:
             self.weight.copy_(fuse(self.earlier_weight, self.weight, self.mix_bias))
         if len(lesson.train):
