@@ -20,7 +20,7 @@ class Output(NamedTuple):
     """An answer to B inputs, and what it came from.
 
     Args:
-        logits: (B, C).
+        logits: (B, C); of items with several labels their sigmoid is the probability of each.
         penalty: a loss term.
         image_features: (B, E), not normalised.
         text_features: (C, E) or (B, C, E), not normalised.
@@ -182,12 +182,17 @@ class Method(nn.Module):
     def loss_terms(self, batch: Batch, fixed: Fixed) -> tuple[LossTerms, Output]:
         """Return the loss as named means with the rows they are over: micro-batches and processes add up exactly."""
         out = self(batch.inputs, self.prepare(batch.names, fixed))
+        if batch.has_several_labels and out.targets is None:
+            label_loss = batch.label_loss
+            return self._add_penalty({label_loss.kind: label_loss(out.logits, batch.labels)}, out, batch), out
         targets = batch.labels if out.targets is None else out.targets
         cross_entropy = F.cross_entropy(out.logits.float(), targets.to(out.logits.device))
-        terms: LossTerms = {"ce": (cross_entropy, len(targets))}
+        return self._add_penalty({"ce": (cross_entropy, len(targets))}, out, batch), out
+
+    def _add_penalty(self, terms: LossTerms, out: Output, batch: Batch) -> LossTerms:
         if isinstance(out.penalty, Tensor):
             terms["penalty"] = out.penalty, len(batch.labels)
-        return terms, out
+        return terms
 
     def merge_gradients(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
         """Merge the gradients of the terms, one list per term in the order of parameters(): by default their sum."""

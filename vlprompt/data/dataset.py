@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from vlprompt.core.batch import Split
+from vlprompt.core.batch import Label, Split
 from vlprompt.core.class_names import DEFAULT_TEMPLATE, ClassName, Names, class_ids
 from vlprompt.core.images import ImageItem, Preprocessing
 from vlprompt.data.images.decoding import build_file_item
@@ -19,7 +19,10 @@ FOLDER_HINT = "A class needs at least 3 images, 10 or more are better."
 
 
 class ImageRecord(NamedTuple):
-    """One image: its path in the dataset, from which its item is built, its class id and perhaps its domain."""
+    """One image: its path in the dataset, from which its item is built, its class id and perhaps its domain.
+
+    Where images may have several labels, the class id is "" and they stand in `RawDataset.label_sets`.
+    """
 
     path: str
     class_id: str
@@ -47,6 +50,7 @@ class RawDataset:
         layout: how the data lie: classes, groups, domains or splits of a folder, a card's layout, a table ...
         rule: by which rule that was recognised.
         remarks: what a user should know of the data before a run.
+        label_sets: {path: ids of the classes that are in the image}, where an image may have several labels or none.
     """
 
     names: Names
@@ -65,6 +69,7 @@ class RawDataset:
     layout: str = ""
     rule: str = ""
     remarks: tuple[str, ...] = ()
+    label_sets: Mapping[str, frozenset[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ def build_dataset(raw: RawDataset, *, skip_broken: bool = False, allow_missing_c
     if broken:
         broken_names = shorten_list((Path(path).name for path in broken), 5)
         note = join_notes(note, f"{len(broken)} broken files left out ({broken_names})")
-    names = _select_classes(raw, records, where, allow_missing_classes)
+    names = raw.names if raw.label_sets is not None else _select_classes(raw, records, where, allow_missing_classes)
     if len(names) < len(raw.names):
         note = join_notes(note, f"only the {len(names)} of {len(raw.names)} classes that have images")
     labels = {key: label for label, key in enumerate(class_ids(names))}
@@ -198,10 +203,12 @@ def build_dataset(raw: RawDataset, *, skip_broken: bool = False, allow_missing_c
     info = raw.info | ({"domains": domains} if domains else {}) | _select_stages(raw.stages, labels)
     splits = {}
     for part, part_records in records.items():
-        pairs = [pair for pair in zip(part_records, items[part], strict=True) if pair[0].class_id in labels]
+        pairs = [*zip(part_records, items[part], strict=True)]
+        if raw.label_sets is None:
+            pairs = [pair for pair in pairs if pair[0].class_id in labels]
         splits[part] = Split(
             items=tuple(item for _, item in pairs),
-            labels=tuple(labels[record.class_id] for record, _ in pairs),
+            labels=tuple(_label_record(record, raw, labels) for record, _ in pairs),
             names=names,
             domains=tuple(domains.index(r.domain) for r, _ in pairs if r.domain is not None) if domains else None,
             augment=raw.augment,
@@ -212,12 +219,24 @@ def build_dataset(raw: RawDataset, *, skip_broken: bool = False, allow_missing_c
     return Data(raw.name, train, splits.get("val"), splits["test"], raw.template, note, **described)
 
 
+def _label_record(record: ImageRecord, raw: RawDataset, labels: Mapping[str, int]) -> Label:
+    """Return the label of a record, or its row of 1 and 0 where images may have several."""
+    if raw.label_sets is None:
+        return labels[record.class_id]
+    present = raw.label_sets[record.path]
+    return tuple(int(class_id in present) for class_id in labels)
+
+
 def _require_known_classes(raw: RawDataset, where: str) -> None:
     """Raise ValueError for data without a test split and for records of a class that there is not."""
     if "test" not in raw.records:
         raise ValueError(f"{where}: expected test images, got none. {raw.hint}")
     known = set(class_ids(raw.names))
-    unknown = sorted({record.class_id for records in raw.records.values() for record in records} - known)
+    if raw.label_sets is None:
+        present = {record.class_id for records in raw.records.values() for record in records}
+    else:
+        present = {class_id for class_ids in raw.label_sets.values() for class_id in class_ids}
+    unknown = sorted(present - known)
     if unknown:
         raise ValueError(
             f"{where}: expected the {len(known)} classes of the dataset, got the class {unknown[0]!r} in its lists. "

@@ -15,6 +15,7 @@ from vlprompt.core.method import Method, Output
 from vlprompt.core.texts import find_answer_kind
 from vlprompt.data.images.prefetch import prefetch_images
 from vlprompt.engine.evaluate_text import evaluate_texts
+from vlprompt.engine.label_scores import DEFAULT_THRESHOLD, label_rows, score_labels
 from vlprompt.metrics import (
     accuracy,
     benchmark_metric,
@@ -143,21 +144,26 @@ def evaluate(
     batch_size: int = 100,
     micro_batch_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> Scores:
     """Evaluate a method on a split.
 
     Metrics are accuracy, class_mean (mean of the per-class accuracies), macro_f1 and calibration_error; of prompt pools
     also prompts_used; of methods that may find no answer also unanswered (counted as wrong); of texts with responses or
-    tags what `evaluate_texts` returns.
+    tags what `evaluate_texts` returns; of items with several labels LABEL_METRICS.
 
     Args:
         on_progress: called after each batch with (items done, items in all).
+        threshold: of items with several labels, the logit above which a label is predicted.
 
     Raises:
         ValueError: for an empty split.
     """
     if not len(split):
         raise ValueError("evaluate: expected a split with images, got an empty one. Take another split or fewer parts.")
+    if split.has_several_labels:
+        output = collect_outputs(method, split, batch_size, micro_batch_size, on_progress=on_progress)
+        return Scores(score_labels(output.logits, label_rows(split), threshold), {})
     if find_answer_kind(split.items) != "class":
         was_training = method.training
         try:

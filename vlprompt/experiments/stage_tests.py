@@ -7,7 +7,8 @@ from vlprompt.core.compute_options import ComputeOptions
 from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
-from vlprompt.engine.evaluate import Scores, evaluate
+from vlprompt.engine.evaluate import Scores, collect_outputs, evaluate
+from vlprompt.engine.label_scores import DEFAULT_THRESHOLD, choose_threshold, label_rows
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.events import EvaluationProgress, Listener
 from vlprompt.results.test_answers import TestAnswers
@@ -49,9 +50,9 @@ class StageTests:
 
     def evaluate(self, stage: Stage) -> StageOutcome:
         """Evaluate on the tests of what was seen."""
-        outcome = StageOutcome()
+        outcome, threshold = StageOutcome(), self._choose_threshold(stage)
         for name, test in stage.tests.items():
-            scores = self._evaluate_test(name, test)
+            scores = self._evaluate_test(name, test, threshold)
             outcome.scores |= {
                 name: scores.metrics,
                 **{f"{name}/{k}": part for k, part in scores.domain_metrics.items()},
@@ -72,11 +73,26 @@ class StageTests:
                 return {}
         return scores
 
-    def _evaluate_test(self, name: str, test: Split) -> Scores:
+    def _choose_threshold(self, stage: Stage) -> float:
+        """Return the threshold of labels that is best on the validation items, which may have several."""
+        val = stage.lesson.val
+        if val is None or not val.has_several_labels:
+            return DEFAULT_THRESHOLD
+        with apply_compute_options(self.method, ComputeOptions(text_micro_batch=self.config.text_micro_batch)):
+            output = collect_outputs(self.method, val, micro_batch_size=self.config.micro_batch_size)
+        return choose_threshold(output.logits, label_rows(val))
+
+    def _evaluate_test(self, name: str, test: Split, threshold: float = DEFAULT_THRESHOLD) -> Scores:
         def report(n_done: int, n_images: int) -> None:
             if self.on_event:
                 self.on_event(EvaluationProgress(name, n_done, n_images))
 
         options = ComputeOptions(text_micro_batch=self.config.text_micro_batch)
         with apply_compute_options(self.method, options):
-            return evaluate(self.method, test, micro_batch_size=self.config.micro_batch_size, on_progress=report)
+            return evaluate(
+                self.method,
+                test,
+                micro_batch_size=self.config.micro_batch_size,
+                on_progress=report,
+                threshold=threshold,
+            )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from docs.markdown_text import code, escape, fenced, page_title, table
+from vlprompt.engine.label_scores import LABEL_METRICS
 from vlprompt.metrics import (
     ANSWER_METRICS,
     BASE_TO_NEW_METRICS,
@@ -35,6 +36,11 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
     "Domains": ("The summary of `domain`.", DOMAIN_METRICS),
     "Online": ("The summary of `online`.", ONLINE_METRICS),
+    "Several labels": (
+        "The summary of `multi_label`, in percent. Of validation images without a known label that is present, the "
+        "threshold is 0.",
+        LABEL_METRICS,
+    ),
     "Unknown classes": (
         "Of `vlprompt eval --unknown`, for each score; a score is high for what is known.",
         UNKNOWN_METRICS,

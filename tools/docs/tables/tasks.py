@@ -15,6 +15,7 @@ COMMANDS = {  # one that runs on data of the package
     "continual": "vlprompt run l2p digits --task continual task.stages=5",
     "domain": "vlprompt run dapl --source glyphs --target digits",
     "online": "vlprompt run zero_shot,tda digits --task online task.orders=3",
+    "multi_label": "vlprompt run dualcoop scenes --task multi_label",
     "text": "vlprompt run prompt_tuning docstrings --task text --backbone hf:FOLDER",
 }
 

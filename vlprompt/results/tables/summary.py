@@ -25,6 +25,7 @@ MAIN_METRICS = {  # the metric that a task is judged by; of other tasks the firs
     "base_to_new": "harmonic",
     "transfer": "average",
     "online": "accuracy",
+    "multi_label": "mAP",
     CONTINUAL: "accuracy",
     DOMAIN: "accuracy",
 }

@@ -1,0 +1,109 @@
+"""Several labels in an image: train on all or few images, or on a known share of their labels, test on all.
+
+A label is present, absent or unknown. The partial protocol, where each entry of image and class is known with some
+probability, is that of Durand et al., CVPR 2019, arXiv:1902.09720, and of DualCoOp, arXiv:2206.09541.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal
+
+from vlprompt.core.batch import Split
+from vlprompt.core.label_loss import LabelLoss
+from vlprompt.core.stage import Lesson, Stage
+from vlprompt.data.dataset import Data
+from vlprompt.data.splits.label_sets import hide_entries, sample_label_sets
+from vlprompt.tasks.few_shot import FewShot
+
+
+class MultiLabel(FewShot):
+    """Train on images with several labels, all of them or `shots` of each class, and test on all classes.
+
+    Args:
+        dataset: a card's name, a table with label sets, or opened Data.
+        shots: images of each class, None for all images.
+        known: probability that an entry of image and class is known in training and validation, from above 0 to 1.
+        loss: bce; partial_bce, where each item counts alike; or asl, the asymmetric loss.
+        unknown: ignore leaves unknown entries out of the loss, negative takes them as absent.
+        gamma_positive: of asl, the focusing of present entries.
+        gamma_negative: of asl, that of absent ones.
+        margin: of asl, added to the probability of being absent.
+        weight: by which the loss is multiplied.
+        seed: draws the shots and what is known.
+        augment: as in FewShot.
+        skip_broken: as in FewShot.
+        layout: as in FewShot.
+    """
+
+    def __init__(
+        self,
+        dataset: str | Data,
+        shots: int | None = None,
+        known: float = 1.0,
+        loss: Literal["bce", "partial_bce", "asl"] = "bce",
+        unknown: Literal["ignore", "negative"] = "ignore",
+        gamma_positive: float = 1.0,
+        gamma_negative: float = 2.0,
+        margin: float = 0.05,
+        weight: float = 1.0,
+        seed: int = 1,
+        augment: str | None = None,
+        skip_broken: bool = False,
+        layout: str | None = None,
+    ):
+        super().__init__(dataset, shots, seed, augment, skip_broken, layout)
+        if not 0 < known <= 1:
+            raise ValueError(f"task.known: expected a share above 0 and at most 1, got {known}. Set task.known=0.5.")
+        self.known, self.loss, self.unknown = known, loss, unknown
+        self.gamma_positive, self.gamma_negative, self.margin, self.weight = (
+            gamma_positive,
+            gamma_negative,
+            margin,
+            weight,
+        )
+
+    @cached_property
+    def data(self) -> Data:
+        data = super().data
+        if not data.test.has_several_labels:
+            raise ValueError(
+                f"dataset: expected images that may have several labels, got {data.name!r}, where each has one. Run it "
+                "without --task multi_label, or take another dataset."
+            )
+        return data
+
+    @cached_property
+    def training_images(self) -> tuple[Split, Split | None]:
+        """The training and validation images, with what is known of their labels."""
+        train, val = self.data.train, self.data.val
+        if self.shots is not None:
+            train, val = sample_label_sets(train, val, self.shots, self.seed)
+        label_loss = LabelLoss(
+            self.loss, self.unknown, self.gamma_positive, self.gamma_negative, self.margin, self.weight
+        )
+        train = replace(hide_entries(train, self.known, self.seed), label_loss=label_loss)
+        return train, None if val is None else hide_entries(val, self.known, self.seed)
+
+    @cached_property
+    def lesson(self) -> Lesson:
+        return Lesson(*self.training_images)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        train, test = self.lesson.train, self.data.test
+        counts = zip(test.names, test.count_per_class(), strict=True)
+        return {
+            **super().protocol,
+            "known": self.known,
+            "never_positive": [str(name) for name, count in counts if not count],
+            "images_without_labels": {"train": count_unlabelled(train), "test": count_unlabelled(test)},
+        }
+
+    def stages(self) -> Iterator[Stage]:
+        yield Stage(self.lesson, {"test": self.data.test})
+
+
+def count_unlabelled(split: Split) -> int:
+    """Return the number of items without a label that is known to be present."""
+    return sum(1 not in row for row in split.labels)
