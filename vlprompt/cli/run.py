@@ -73,7 +73,9 @@ def run(
     dataset: Annotated[str | None, typer.Option(help="The dataset, if not given as an argument.")] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="few_shot (default), base_to_new, transfer, vtab, continual, domain, online, multi_label, text."),
+        typer.Option(
+            help="few_shot (default), base_to_new, transfer, vtab, continual, domain, online, multi_label, text."
+        ),
     ] = None,
     targets: Annotated[str | None, typer.Option(help="Of a transfer: datasets with commas.")] = None,
     source: Annotated[

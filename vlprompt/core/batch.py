@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import Augmentation, ImageItem, build_images
-from vlprompt.core.label_loss import LabelLoss
+from vlprompt.core.label_loss import DEFAULT_LABEL_LOSS, LabelLoss
 from vlprompt.core.texts import TextBatch, TextItem
 from vlprompt.runtime.seeding import derive_seed, make_generator
 
@@ -42,7 +42,7 @@ class Batch:
     unlabelled: "Batch | None" = None
     step: int = 0
     progress: float = 0.0
-    label_loss: LabelLoss = LabelLoss()
+    label_loss: LabelLoss = DEFAULT_LABEL_LOSS
 
     @property
     def has_several_labels(self) -> bool:
@@ -78,8 +78,8 @@ class Split:
 
     Args:
         items: images or texts.
-        labels: indices into `names`; meaningless for texts with responses or tags. Where an item may have several, a row
-            (C,) of 1, 0 and -1 (unknown) for each.
+        labels: indices into `names`; meaningless for texts with responses or tags. Where an item may have several, a
+            row (C,) of 1, 0 and -1 (unknown) for each.
         names: class names.
         domains: the index of each item's domain.
         augment: kind of augmentation in training, "none" for none.
@@ -93,7 +93,7 @@ class Split:
     domains: tuple[int, ...] | None = None
     augment: str = "none"
     info: dict[str, object] = field(default_factory=dict, compare=False)
-    label_loss: LabelLoss = LabelLoss()
+    label_loss: LabelLoss = DEFAULT_LABEL_LOSS
 
     def __len__(self) -> int:
         return len(self.items)

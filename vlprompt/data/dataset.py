@@ -12,6 +12,7 @@ from typing import NamedTuple
 from vlprompt.core.batch import Label, Split
 from vlprompt.core.class_names import DEFAULT_TEMPLATE, ClassName, Names, class_ids
 from vlprompt.core.images import ImageItem, Preprocessing
+from vlprompt.core.label_loss import UNKNOWN
 from vlprompt.data.images.decoding import build_file_item
 
 PROBE_PREPROCESSING = Preprocessing((8, 8))  # enough to know that an image can be decoded
@@ -27,6 +28,13 @@ class ImageRecord(NamedTuple):
     path: str
     class_id: str
     domain: str | None = None
+
+
+class LabelSet(NamedTuple):
+    """The ids of the classes that are in an image, and of those of which that is unknown; the others are not in it."""
+
+    present: frozenset[str]
+    unknown: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class RawDataset:
         layout: how the data lie: classes, groups, domains or splits of a folder, a card's layout, a table ...
         rule: by which rule that was recognised.
         remarks: what a user should know of the data before a run.
-        label_sets: {path: ids of the classes that are in the image}, where an image may have several labels or none.
+        label_sets: {path: labels of the image}, where an image may have several labels or none.
     """
 
     names: Names
@@ -69,7 +77,7 @@ class RawDataset:
     layout: str = ""
     rule: str = ""
     remarks: tuple[str, ...] = ()
-    label_sets: Mapping[str, frozenset[str]] | None = None
+    label_sets: Mapping[str, LabelSet] | None = None
 
 
 @dataclass(frozen=True)
@@ -223,8 +231,8 @@ def _label_record(record: ImageRecord, raw: RawDataset, labels: Mapping[str, int
     """Return the label of a record, or its row of 1 and 0 where images may have several."""
     if raw.label_sets is None:
         return labels[record.class_id]
-    present = raw.label_sets[record.path]
-    return tuple(int(class_id in present) for class_id in labels)
+    present, unknown = raw.label_sets[record.path]
+    return tuple(1 if key in present else UNKNOWN if key in unknown else 0 for key in labels)
 
 
 def _require_known_classes(raw: RawDataset, where: str) -> None:
@@ -235,7 +243,7 @@ def _require_known_classes(raw: RawDataset, where: str) -> None:
     if raw.label_sets is None:
         present = {record.class_id for records in raw.records.values() for record in records}
     else:
-        present = {class_id for class_ids in raw.label_sets.values() for class_id in class_ids}
+        present = {key for label_set in raw.label_sets.values() for part in label_set for key in part}
     unknown = sorted(present - known)
     if unknown:
         raise ValueError(

@@ -163,7 +163,7 @@ def evaluate(
         raise ValueError("evaluate: expected a split with images, got an empty one. Take another split or fewer parts.")
     if split.has_several_labels:
         output = collect_outputs(method, split, batch_size, micro_batch_size, on_progress=on_progress)
-        return Scores(score_labels(output.logits, label_rows(split), threshold), {})
+        return Scores(score_labels(split.label_loss.read(output.logits), label_rows(split), threshold), {})
     if find_answer_kind(split.items) != "class":
         was_training = method.training
         try:

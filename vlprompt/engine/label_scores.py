@@ -11,8 +11,8 @@ from vlprompt.core.label_loss import UNKNOWN
 
 DEFAULT_THRESHOLD = 0.0  # a label is predicted where its logit exceeds it: where its probability exceeds a half
 LABEL_METRICS = {  # of items with several labels
-    "mAP": "mean over classes of the average precision, at all points, not interpolated; a class that is never positive "
-    "is left out",
+    "mAP": "mean over classes of the average precision, at all points, not interpolated; a class that is never "
+    "positive is left out",
     "CF1": "harmonic mean of CP and CR",
     "OF1": "F1 of all labels counted together",
     "CP": "mean over classes of the precision; 0 for a class that is never predicted rightly",

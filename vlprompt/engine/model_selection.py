@@ -1,8 +1,8 @@
 """Model selection: the scores by which epochs are compared, higher is better.
 
-val: accuracy on validation images, mAP where they may have several labels. The others read the unlabelled images of the target: entropy (Morerio et
-al., ICLR 2018, arXiv:1711.10288), density (soft neighbourhood density; Saito et al., ICCV 2021, arXiv:2108.10860),
-agreement (with the pseudo-labels).
+val: accuracy on validation images, mAP where they may have several labels. The others read the unlabelled images of the
+target: entropy (Morerio et al., ICLR 2018, arXiv:1711.10288), density (soft neighbourhood density; Saito et
+al., ICCV 2021, arXiv:2108.10860), agreement (with the pseudo-labels).
 """
 
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ def compute_selection_scores(
         logits = torch.cat(list(iter_logits(method, lesson.val, micro_batch_size=micro_batch_size, prepared=prepared)))
         labels = torch.tensor(lesson.val.labels)
         if lesson.val.has_several_labels:
-            scores["val"] = mean_average_precision(logits, labels)
+            scores["val"] = mean_average_precision(lesson.val.label_loss.read(logits), labels)
         else:
             scores["val"] = accuracy(logits.argmax(1), labels)
     if not lesson.unlabelled or not set(criteria) & set(UNLABELLED_CRITERIA):

@@ -27,7 +27,12 @@ from vlprompt.experiments.events import EpochDone, Listener, StageTested, StepDo
 from vlprompt.experiments.inputs import describe_inputs, describe_uses
 from vlprompt.experiments.learned.teacher import find_teachers, require_teachers
 from vlprompt.experiments.provenance import describe_environment, describe_learned_state
-from vlprompt.experiments.run_requirements import require_image_towers, require_stream, require_valid_options
+from vlprompt.experiments.run_requirements import (
+    require_image_towers,
+    require_label_kind,
+    require_stream,
+    require_valid_options,
+)
 from vlprompt.experiments.stage_tests import StageTests, TestScores
 from vlprompt.results.run_folder import Result, RunFolder
 from vlprompt.results.run_inputs import Inputs
@@ -179,6 +184,7 @@ class _Run:
         with torch.random.fork_rng(), StepLog(self.folder, self.progress.log_bytes) as self.step_log:
             for index, stage in enumerate(self.task.stages()):
                 validate_stage_inputs(backbone, stage)
+                require_label_kind(self.method, stage.lesson)
                 if needs_training := self._needs_training(stage.lesson):
                     lessons.append(stage.lesson.without_items())
                 if index < self.progress.next_stage:

@@ -80,7 +80,7 @@ class StageTests:
             return DEFAULT_THRESHOLD
         with apply_compute_options(self.method, ComputeOptions(text_micro_batch=self.config.text_micro_batch)):
             output = collect_outputs(self.method, val, micro_batch_size=self.config.micro_batch_size)
-        return choose_threshold(output.logits, label_rows(val))
+        return choose_threshold(val.label_loss.read(output.logits), label_rows(val))
 
     def _evaluate_test(self, name: str, test: Split, threshold: float = DEFAULT_THRESHOLD) -> Scores:
         def report(n_done: int, n_images: int) -> None:

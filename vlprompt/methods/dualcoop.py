@@ -1,9 +1,10 @@
 """DualCoOp: Sun et al., "DualCoOp: Fast Adaptation to Multi-Label Recognition with Limited Annotations", NeurIPS 2022.
 
-arXiv:2206.09541. Two learned contexts before each class name, one for its presence and one for its absence, are compared
-with every region of an image; a class reads the regions that look most like its presence, and is present where presence
-wins there. Sites: soft tokens at layer 0 of the text tower; features of regions (of a ResNet those of its attention pool
-without attention, the mean's first; of a ViT, which the authors do not have, the class token's and the patches').
+arXiv:2206.09541. Two learned contexts before each class name, one for its presence and one for its absence, are
+compared with every region of an image; a class reads the regions that look most like its presence, and is present where
+presence wins there. Sites: soft tokens at layer 0 of the text tower; features of regions (of a ResNet those of its
+attention pool without attention, the mean's first; of a ViT, which the authors do not have, the class token's and the
+patches').
 
 Differs from the authors' code in: logits are presence less absence, whose sigmoid is their softmax over the pair; the
 loss is `task.loss` with kind asl, a mean over images where theirs is a sum over the batch (weight 0.03 there is weight
@@ -42,6 +43,9 @@ class DualCoOp(Method):
         scale: of the logits.
     """
 
+    ctx: Tensor
+    negative_ctx: Tensor
+
     def __init__(
         self,
         clip: Clip,
@@ -74,8 +78,10 @@ class DualCoOp(Method):
         indices = None
         if self.class_specific:
             indices = find_class_indices(self.class_ids, names, "a class-specific context").to(self.ctx.device)
-        fill = (fill_class_texts(self.context_template, names, n) for n in (self.n_ctx, self.n_negative_ctx))
-        return (*fill, indices)
+        texts, negative_texts = (
+            fill_class_texts(self.context_template, names, n) for n in (self.n_ctx, self.n_negative_ctx)
+        )
+        return texts, negative_texts, indices
 
     def prepare(self, names: Names, fixed: tuple[list[str], list[str], Tensor | None]) -> tuple[Tensor, Tensor]:
         texts, negative_texts, indices = fixed

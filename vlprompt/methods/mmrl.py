@@ -49,6 +49,7 @@ class MMRL(Method):
         logit_scale: of the logits; default the CLIP's own.
     """
 
+    needs_single_labels = True
     tower_layers: Mapping[str, Sequence[int]]
 
     def __init__(

@@ -7,12 +7,13 @@ probability, is that of Durand et al., CVPR 2019, arXiv:1902.09720, and of DualC
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from vlprompt.core.batch import Split
-from vlprompt.core.label_loss import LabelLoss
+from vlprompt.core.label_loss import LabelLoss, LossKind, Reading, UnknownUse
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
+from vlprompt.data.loading import resolve_dataset
 from vlprompt.data.splits.label_sets import hide_entries, sample_label_sets
 from vlprompt.tasks.few_shot import FewShot
 
@@ -30,6 +31,8 @@ class MultiLabel(FewShot):
         gamma_negative: of asl, that of absent ones.
         margin: of asl, added to the probability of being absent.
         weight: by which the loss is multiplied.
+        reading: of logits as odds of each label, in training and tests: sigmoid takes them as they are, contrastive
+            compares each with the other classes, as the softmax does.
         seed: draws the shots and what is known.
         augment: as in FewShot.
         skip_broken: as in FewShot.
@@ -41,12 +44,13 @@ class MultiLabel(FewShot):
         dataset: str | Data,
         shots: int | None = None,
         known: float = 1.0,
-        loss: Literal["bce", "partial_bce", "asl"] = "bce",
-        unknown: Literal["ignore", "negative"] = "ignore",
+        loss: LossKind = "bce",
+        unknown: UnknownUse = "ignore",
         gamma_positive: float = 1.0,
         gamma_negative: float = 2.0,
         margin: float = 0.05,
         weight: float = 1.0,
+        reading: Reading = "sigmoid",
         seed: int = 1,
         augment: str | None = None,
         skip_broken: bool = False,
@@ -55,23 +59,34 @@ class MultiLabel(FewShot):
         super().__init__(dataset, shots, seed, augment, skip_broken, layout)
         if not 0 < known <= 1:
             raise ValueError(f"task.known: expected a share above 0 and at most 1, got {known}. Set task.known=0.5.")
-        self.known, self.loss, self.unknown = known, loss, unknown
-        self.gamma_positive, self.gamma_negative, self.margin, self.weight = (
-            gamma_positive,
-            gamma_negative,
-            margin,
-            weight,
-        )
+        self.known = known
+        self.loss: LossKind = loss
+        self.unknown: UnknownUse = unknown
+        self.gamma_positive, self.gamma_negative, self.margin = gamma_positive, gamma_negative, margin
+        self.weight = weight
+        self.reading: Reading = reading
 
     @cached_property
     def data(self) -> Data:
-        data = super().data
+        data = resolve_dataset(
+            self.dataset_source, self.augment, self.skip_broken, layout=self.layout, allow_label_sets=True
+        )
         if not data.test.has_several_labels:
             raise ValueError(
                 f"dataset: expected images that may have several labels, got {data.name!r}, where each has one. Run it "
                 "without --task multi_label, or take another dataset."
             )
-        return data
+        loss = LabelLoss(
+            self.loss,
+            self.unknown,
+            self.gamma_positive,
+            self.gamma_negative,
+            self.margin,
+            self.weight,
+            reading=self.reading,
+        )
+        train, test = replace(data.train, label_loss=loss), replace(data.test, label_loss=loss)
+        return replace(data, train=train, val=data.val and replace(data.val, label_loss=loss), test=test)
 
     @cached_property
     def training_images(self) -> tuple[Split, Split | None]:
@@ -79,11 +94,7 @@ class MultiLabel(FewShot):
         train, val = self.data.train, self.data.val
         if self.shots is not None:
             train, val = sample_label_sets(train, val, self.shots, self.seed)
-        label_loss = LabelLoss(
-            self.loss, self.unknown, self.gamma_positive, self.gamma_negative, self.margin, self.weight
-        )
-        train = replace(hide_entries(train, self.known, self.seed), label_loss=label_loss)
-        return train, None if val is None else hide_entries(val, self.known, self.seed)
+        return hide_entries(train, self.known, self.seed), val and hide_entries(val, self.known, self.seed)
 
     @cached_property
     def lesson(self) -> Lesson:
@@ -96,6 +107,7 @@ class MultiLabel(FewShot):
         return {
             **super().protocol,
             "known": self.known,
+            "reading": self.reading,
             "never_positive": [str(name) for name, count in counts if not count],
             "images_without_labels": {"train": count_unlabelled(train), "test": count_unlabelled(test)},
         }

@@ -6,7 +6,7 @@ from functools import cache, partial
 
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import ImageItem, persistent_key
-from vlprompt.data.dataset import ImageRecord, RawDataset
+from vlprompt.data.dataset import ImageRecord, LabelSet, RawDataset
 from vlprompt.data.images.decoding import build_image_item
 
 
@@ -69,11 +69,12 @@ def _build_domain_digit_item(path: str) -> ImageItem:
 def _load_scenes_dataset(names: Names) -> RawDataset:
     from vlprompt.data.builtin.glyphs import scenes
 
-    keys, records, label_sets = class_ids(names), dict[str, list[ImageRecord]](), dict[str, frozenset[str]]()
+    keys, records, label_sets = class_ids(names), dict[str, list[ImageRecord]](), dict[str, LabelSet]()
     for part, labels in scenes.list_scenes().items():
         records[part] = [ImageRecord(f"scenes/{part}/{i}", "") for i in range(len(labels))]
         label_sets |= {
-            record.path: frozenset(keys[k] for k in row) for record, row in zip(records[part], labels, strict=True)
+            record.path: LabelSet(frozenset(keys[k] for k in row))
+            for record, row in zip(records[part], labels, strict=True)
         }
     return RawDataset(names, records, _build_scene_item, label_sets=label_sets)
 

@@ -1,7 +1,7 @@
-"""Scenes of one to three rendered glyphs in one picture of 32 x 32 pixels, which have several labels.
+"""Scenes of one to three rendered digits in one picture of 32 x 32 pixels, which have several labels.
 
-The classes are the ten digits and ten symbols. A scene has one colour of the ground and places in its four corners, which
-overlap a little; each glyph has its own ink. Classes are drawn alike and apart, so that none tells of another.
+A scene is white on black or black on white, and has four places; no digit stands there twice. Classes are drawn alike
+and apart, so that none tells of another.
 """
 
 import random
@@ -13,20 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlprompt.data.builtin.glyphs.render import ATTRIBUTES, GlyphRenderer
-from vlprompt.data.builtin.glyphs.words import COLOURS
+from vlprompt.data.builtin.glyphs.render import ATTRIBUTES, BLACK, WHITE, GlyphRenderer
 
 SCENE_SIZES = {"train": 600, "val": 150, "test": 600}
 SEEDS = {"train": 2_000_001, "val": 2_000_002, "test": 2_000_003}  # no pretraining run uses these
-KINDS = (*range(10), *range(36, 46))  # the digits, and star to left arrow
-SCENE_SIZE, GLYPH_SIZE = 32, 20  # pixels
-MAX_GLYPHS = 3
-MIN_CONTRAST = 0.8  # least sum of the differences of ink and ground in red, green and blue, each 0..1
-COLOUR_ROWS = torch.tensor(list(COLOURS.values()))
+N_CLASSES = 10  # the first glyphs are the digits
+GLYPH_SIZE, MAX_GLYPHS = 16, 3  # pixels of a place
+DETAIL = 0.3  # little distortion: the places are small
+PRINTED = {"hand": 0, "size": 1, "stroke": 1}  # large and bold
 
 
 class Scenes(NamedTuple):
-    """Images uint8 (N, 32, 32, 3), and the places in KINDS of the classes in each."""
+    """Images uint8 (N, 32, 32, 3), and the digits in each."""
 
     images: Tensor
     labels: tuple[tuple[int, ...], ...]
@@ -35,28 +33,22 @@ class Scenes(NamedTuple):
 @cache
 def render_scenes(split: str) -> Scenes:
     """Render the scenes of a split."""
-    rng, renderer = random.Random(f"scenes {split}"), GlyphRenderer(SEEDS[split], GLYPH_SIZE)
-    labels, grounds, attributes, corners = list[tuple[int, ...]](), list[int](), list[dict[str, int]](), list[int]()
+    rng, renderer = random.Random(f"scenes {split}"), GlyphRenderer(SEEDS[split], GLYPH_SIZE, detail=DETAIL)
+    labels, is_dark, attributes, corners = list[tuple[int, ...]](), list[bool](), list[dict[str, int]](), list[int]()
     for index in range(SCENE_SIZES[split]):
-        labels.append(tuple(sorted(rng.sample(range(len(KINDS)), rng.randint(1, MAX_GLYPHS)))))
-        grounds.append(rng.randrange(len(COLOURS)))
-        inks = _list_inks(grounds[-1])
+        labels.append(tuple(sorted(rng.sample(range(N_CLASSES), rng.randint(1, MAX_GLYPHS)))))
+        is_dark.append(rng.random() < 0.5)
         for label, corner in zip(labels[-1], rng.sample(range(4), len(labels[-1])), strict=True):
-            drawn = renderer.sample_attributes(KINDS[label])
-            attributes.append(drawn | {"ink": rng.choice(inks), "size": 1, "stroke": rng.choice((0, 1))})
+            ink, ground = (WHITE, BLACK) if is_dark[-1] else (BLACK, WHITE)
+            attributes.append(renderer.sample_attributes(label) | PRINTED | {"ink": ink, "ground": ground})
             corners.append(4 * index + corner)
     columns = {name: torch.tensor([drawn[name] for drawn in attributes]) for name in ATTRIBUTES}
-    images = COLOUR_ROWS[grounds][:, :, None, None].repeat(1, 1, SCENE_SIZE, SCENE_SIZE)
-    for ink, colour, corner in zip(renderer.render_ink(columns), columns["ink"].tolist(), corners, strict=True):
-        row, column = (place * (SCENE_SIZE - GLYPH_SIZE) for place in divmod(corner % 4, 2))
-        part = images[corner // 4, :, row : row + GLYPH_SIZE, column : column + GLYPH_SIZE]
-        part.lerp_(COLOUR_ROWS[colour][:, None, None].expand_as(part), ink.expand_as(part))
-    return Scenes((images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1), tuple(labels))
-
-
-def _list_inks(ground: int) -> list[int]:
-    contrast = (COLOUR_ROWS - COLOUR_ROWS[ground]).abs().sum(1)
-    return [k for k, value in enumerate(contrast.tolist()) if value > MIN_CONTRAST]
+    tiles = torch.zeros(4 * len(labels), GLYPH_SIZE, GLYPH_SIZE)
+    tiles[corners] = renderer.render_ink(columns)[:, 0]
+    rows = tiles.view(-1, 2, 2, GLYPH_SIZE, GLYPH_SIZE).transpose(2, 3)
+    ink_map = rows.reshape(-1, 2 * GLYPH_SIZE, 2 * GLYPH_SIZE, 1).clamp(0, 1)
+    grey = torch.where(torch.tensor(is_dark)[:, None, None, None], ink_map, 1 - ink_map)
+    return Scenes((grey * 255).round().byte().expand(-1, -1, -1, 3), tuple(labels))
 
 
 def open_scene(split: str, index: int) -> Image.Image:
