@@ -70,6 +70,7 @@ SMALL = {
     "mma": {"bottleneck_dim": 8, "layers": 2, "scale": 0.1},
     "mmrl": {"dim": 16, "layers": 2},
     "mmrlpp": {"dim": 16, "layers": 2, "projection_rank": 8},
+    "dualcoop": {"n_ctx": 4, "n_negative_ctx": 2, "class_specific": False},
     "plot": {"n_ctx": 4, "max_rounds": 10},
     "plotpp": {"max_rounds": 10},
     "tcp": {"depth": 1},

@@ -8,7 +8,7 @@ from conftest import images
 
 from vlprompt.core.batch import Batch, Split
 from vlprompt.core.images import ImageItem
-from vlprompt.core.label_loss import LabelLoss
+from vlprompt.core.labels.label_loss import LabelLoss
 
 LABELS = torch.tensor([[1, 0, -1], [0, -1, -1], [1, 1, 0], [-1, -1, -1]])
 LOGITS = torch.tensor([[0.3, -1.2, 2.0], [4.0, 0.1, -0.7], [-2.5, 0.9, 0.0], [1.0, 2.0, 3.0]])

@@ -10,7 +10,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from vlprompt import methods as m
 from vlprompt.backbones.open_clip.towers import wrap_image_tower
 from vlprompt.core.batch import Batch, Split
-from vlprompt.core.label_loss import LabelLoss
+from vlprompt.core.labels.label_loss import LabelLoss
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.label_scores import score_labels
 

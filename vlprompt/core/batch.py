@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import Augmentation, ImageItem, build_images
-from vlprompt.core.label_loss import DEFAULT_LABEL_LOSS, LabelLoss
+from vlprompt.core.labels.label_loss import DEFAULT_LABEL_LOSS, LabelLoss
 from vlprompt.core.texts import TextBatch, TextItem
 from vlprompt.runtime.seeding import derive_seed, make_generator
 

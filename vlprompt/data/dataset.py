@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vlprompt.core.batch import Label, Split
 from vlprompt.core.class_names import DEFAULT_TEMPLATE, ClassName, Names, class_ids
 from vlprompt.core.images import ImageItem, Preprocessing
-from vlprompt.core.label_loss import UNKNOWN
+from vlprompt.core.labels.label_loss import UNKNOWN
 from vlprompt.data.images.decoding import build_file_item
 
 PROBE_PREPROCESSING = Preprocessing((8, 8))  # enough to know that an image can be decoded

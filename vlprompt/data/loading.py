@@ -171,8 +171,8 @@ def resolve_dataset(
     require_augmentation(augment)
     if data.test.has_several_labels and not allow_label_sets:
         raise ValueError(
-            f"dataset: expected items with one label each, got {data.name!r}, where an item may have several. Run it by "
-            "--task multi_label."
+            f"dataset: expected items with one label each, got {data.name!r}, where an item may have several. Run it "
+            "by --task multi_label."
         )
     if "answer" in data.test.info:
         return check_text_use(data, augment, allow_texts)

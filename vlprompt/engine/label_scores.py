@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.core.batch import Split
-from vlprompt.core.label_loss import UNKNOWN
+from vlprompt.core.labels.label_loss import UNKNOWN
 
 DEFAULT_THRESHOLD = 0.0  # a label is predicted where its logit exceeds it: where its probability exceeds a half
 LABEL_METRICS = {  # of items with several labels

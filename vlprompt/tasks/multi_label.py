@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from vlprompt.core.batch import Split
-from vlprompt.core.label_loss import LabelLoss, LossKind, Reading, UnknownUse
+from vlprompt.core.labels.label_loss import LabelLoss, LossKind, Reading, UnknownUse
 from vlprompt.core.stage import Lesson, Stage
 from vlprompt.data.dataset import Data
 from vlprompt.data.loading import resolve_dataset

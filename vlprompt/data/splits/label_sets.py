@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from vlprompt.core.batch import Split
-from vlprompt.core.label_loss import UNKNOWN
+from vlprompt.core.labels.label_loss import UNKNOWN
 from vlprompt.runtime.seeding import make_generator
 
 

@@ -1,7 +1,7 @@
 """Scenes of one to three rendered digits in one picture of 32 x 32 pixels, which have several labels.
 
 A scene is white on black or black on white, and has four places; no digit stands there twice. Classes are drawn alike
-and apart, so that none tells of another.
+and apart, so that none predicts another.
 """
 
 import random

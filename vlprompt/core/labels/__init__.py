@@ -1,0 +1,1 @@
+"""Labels of items that may have several, and their losses."""
