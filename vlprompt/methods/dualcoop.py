@@ -93,8 +93,9 @@ class DualCoOp(Method):
         return features[0], features[1]  # (C, E) each
 
     def forward(self, inputs: Images, prepared: tuple[Tensor, Tensor]) -> Output:
-        regions = self.clip.unit(self.clip.image(inputs, output="regions"))  # (B, 1 + N, E)
-        present, absent = (regions @ self.clip.unit(text).T for text in prepared)  # (B, 1 + N, C)
+        regions = self.clip.unit(self.clip.image(inputs, output="regions").float())  # (B, 1 + N, E)
+        with torch.autocast(regions.device.type, enabled=False):  # differences of cosines are small
+            present, absent = (regions @ self.clip.unit(text.float()).T for text in prepared)  # (B, 1 + N, C)
         weights = (self.sharpness * present).softmax(1)
         logits = self.scale * (weights * (present - absent)).sum(1)
         return Output(logits, text_features=prepared[0])
