@@ -180,6 +180,11 @@ def restore_prompt(
         allows_online: whether answers may depend on the order of the inputs; else such a method is refused.
     """
     config = state.config
+    if config["task"]["name"] == "multi_label":
+        raise ValueError(
+            f"{state.source!r}: expected a prompt that answers with one class, got one of several labels. Its scores "
+            "are in result.json; answer with it in Python by the method and its learned state."
+        )
     if backbone is None and state.is_backbone_local:
         raise ValueError(
             f"--backbone: expected where the weights of {config['backbone']} are on this machine, got none, and "
