@@ -167,3 +167,17 @@ def test_predictions_have_the_metrics_of_the_result(data, clip, tmp_path):
     assert file.facts["threshold"] == result.summary["threshold"] != 0
     with pytest.raises(ValueError, match="--metric accuracy: predictions: expected items of one label each, got items"):
         score_predictions(file, ["accuracy"])
+
+
+def test_what_nothing_can_be_learned_from_or_scored_by(data):
+    with pytest.raises(ValueError, match=r"^task\.known: expected labels that are known to be present, got 1e-09"):
+        MultiLabel(data, known=1e-9).lesson  # noqa: B018
+    empty = replace(data.test, labels=((0, 0, 0),) * len(data.test))
+    with pytest.raises(ValueError, match=r"^dataset: expected test images with labels, got none in 'small'"):
+        MultiLabel(replace(data, test=empty)).data  # noqa: B018
+
+
+def test_a_class_that_is_never_positive_is_said(data):
+    assert MultiLabel(data).protocol["warnings"] == ["mAP leaves out 1 classes that are in no test image: never"]
+    every = replace(data, test=replace(data.test, labels=((1, 1, 1),) * len(data.test)))
+    assert "warnings" not in MultiLabel(every).protocol

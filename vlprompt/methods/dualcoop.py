@@ -15,22 +15,20 @@ Expected (partial labels, RN101, 10 to 90 %, mAP): COCO 80.8 to 84.2, mean 82.7;
 NUS-WIDE 54.0 to 58.8, mean 57.3 (re-run by TaI-DPT's authors, in a transcription).
 """
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import Images
-from vlprompt.core.method import Method, Output
-from vlprompt.core.prompt import Prompt
+from vlprompt.core.method import Output
 from vlprompt.core.stage import Lesson
-from vlprompt.core.towers import Clip, VisionTower
-from vlprompt.layers.class_texts import fill_class_texts
-from vlprompt.layers.heads import find_class_indices
+from vlprompt.core.towers import Clip
+from vlprompt.methods._context_pairs import ContextPairMethod
 
 
-class DualCoOp(Method):
+class DualCoOp(ContextPairMethod):
     """Learned contexts of the presence and of the absence of a class, compared with the regions of an image.
 
     Args:
@@ -41,10 +39,11 @@ class DualCoOp(Method):
         context_template: where context and class name stand.
         sharpness: scale of the cosines in the softmax over regions.
         scale: of the logits.
+        rows: what an image has: "regions" are its pooled place and all others, with positions; "local" are the others
+            alone, without positions, as TaI-DPT's authors have it.
+        learn_scale: train the logarithm of the scale, from this value, as they do.
+        learn_sharpness: train the logarithm of the sharpness, likewise.
     """
-
-    ctx: Tensor
-    negative_ctx: Tensor
 
     def __init__(
         self,
@@ -55,47 +54,30 @@ class DualCoOp(Method):
         context_template: str = "{ctx} {name}.",
         sharpness: float = 20.0,
         scale: float = 100.0,
+        rows: Literal["regions", "local"] = "regions",
+        learn_scale: bool = False,
+        learn_sharpness: bool = False,
     ):
         super().__init__()
         self.clip, self.n_ctx, self.n_negative_ctx, self.class_specific = clip, n_ctx, n_negative_ctx, class_specific
         self.context_template, self.sharpness, self.scale = context_template, sharpness, scale
-        self.class_ids: Names = ()
+        self.rows, self.learn_scale, self.learn_sharpness = rows, learn_scale, learn_sharpness
+
+    @property
+    def context_sizes(self) -> Mapping[str, int]:
+        return {"ctx": self.n_ctx, "negative_ctx": self.n_negative_ctx}
 
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
-        self.require_at_least(n_ctx=1, n_negative_ctx=1, sharpness=0, scale=0)
-        cast(VisionTower, self.clip.image).require_patch_features()
-        if lesson.index and not self.class_specific:
-            return
-        known_ids = self.class_ids if lesson.index else ()
-        added_ids = [i for i in class_ids(lesson.train.names) if i not in known_ids] if self.class_specific else [""]
-        for name, n_tokens in (("ctx", self.n_ctx), ("negative_ctx", self.n_negative_ctx)):
-            contexts = [*getattr(self, name).detach()] if known_ids else []
-            contexts += [self.clip.text.init_context(n_tokens, None, generator) for _ in added_ids]
-            setattr(self, name, nn.Parameter(torch.stack(contexts)))  # (C, P, D), or (1, P, D) of all classes
-        self.class_ids = (*known_ids, *added_ids) if self.class_specific else ()
-
-    def precompute(self, names: Names) -> tuple[list[str], list[str], Tensor | None]:
-        indices = None
-        if self.class_specific:
-            indices = find_class_indices(self.class_ids, names, "a class-specific context").to(self.ctx.device)
-        texts, negative_texts = (
-            fill_class_texts(self.context_template, names, n) for n in (self.n_ctx, self.n_negative_ctx)
-        )
-        return texts, negative_texts, indices
-
-    def prepare(self, names: Names, fixed: tuple[list[str], list[str], Tensor | None]) -> tuple[Tensor, Tensor]:
-        texts, negative_texts, indices = fixed
-        pairs = (texts, self.ctx), (negative_texts, self.negative_ctx)
-        features = [
-            self.clip.text(words, Prompt(tokens={0: ctx if indices is None else ctx[indices][None]}))[0]
-            for words, ctx in pairs
-        ]
-        return features[0], features[1]  # (C, E) each
+        self.require_at_least(n_ctx=1, n_negative_ctx=1, sharpness=1e-6, scale=1e-6)
+        super().begin_lesson(lesson, generator)
+        if not lesson.index:
+            self._learn_scales(self.sharpness)
 
     def forward(self, inputs: Images, prepared: tuple[Tensor, Tensor]) -> Output:
-        regions = self.clip.unit(self.clip.image(inputs, output="regions").float())  # (B, 1 + N, E)
+        regions = self.clip.unit(self.clip.image(inputs, output=self.rows).float())  # (B, 1 + N, E), or (B, N, E)
+        scale, sharpness = self.get_scales(self.sharpness)
         with torch.autocast(regions.device.type, enabled=False):  # differences of cosines are small
             present, absent = (regions @ self.clip.unit(text.float()).T for text in prepared)  # (B, 1 + N, C)
-        weights = (self.sharpness * present).softmax(1)
-        logits = self.scale * (weights * (present - absent)).sum(1)
+        weights = (sharpness * present).softmax(1)
+        logits = scale * (weights * (present - absent)).sum(1)
         return Output(logits, text_features=prepared[0])

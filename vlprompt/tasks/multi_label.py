@@ -59,6 +59,11 @@ class MultiLabel(FewShot):
                 f"dataset: expected images that may have several labels, got {data.name!r}, where each has one. Run it "
                 "without --task multi_label, or take another dataset."
             )
+        if not any(data.test.count_per_class()):
+            raise ValueError(
+                f"dataset: expected test images with labels, got none in {data.name!r}, so that nothing can be scored. "
+                "Take another dataset or split."
+            )
         train, test = replace(data.train, reading=self.reading), replace(data.test, reading=self.reading)
         return replace(data, train=train, val=data.val and replace(data.val, reading=self.reading), test=test)
 
@@ -68,7 +73,13 @@ class MultiLabel(FewShot):
         train, val = self.data.train, self.data.val
         if self.shots is not None:
             train, val = sample_label_sets(train, val, self.shots, self.seed)
-        return hide_entries(train, self.known, self.seed), val and hide_entries(val, self.known, self.seed)
+        train, val = hide_entries(train, self.known, self.seed), val and hide_entries(val, self.known, self.seed)
+        if not any(train.count_per_class()):
+            raise ValueError(
+                f"task.known: expected labels that are known to be present, got {self.known:g}, which leaves none in "
+                f"{len(train)} training images. Set a higher task.known, or take more images."
+            )
+        return train, val
 
     @cached_property
     def lesson(self) -> Lesson:
@@ -78,12 +89,15 @@ class MultiLabel(FewShot):
     def protocol(self) -> dict[str, Any]:
         train, test = self.lesson.train, self.data.test
         counts = zip(test.names, test.count_per_class(), strict=True)
+        absent = [str(name) for name, count in counts if not count]
+        warning = f"mAP leaves out {len(absent)} classes that are in no test image: {', '.join(absent[:10])}"
         return {
             **super().protocol,
             "known": self.known,
             "reading": self.reading,
-            "never_positive": [str(name) for name, count in counts if not count],
+            "never_positive": absent,
             "images_without_labels": {"train": count_unlabelled(train), "test": count_unlabelled(test)},
+            **({"warnings": [warning + " ..." * (len(absent) > 10)]} if absent else {}),
         }
 
     def stages(self) -> Iterator[Stage]:

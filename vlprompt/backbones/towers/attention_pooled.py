@@ -68,6 +68,11 @@ class AttentionPooledTower(ImageTower):
         grid = self.trunk(images.pixels(self.preprocessing).to(self.device))
         return tuple(self.pool(grid) if output == "pooled" else self._read_rows(grid, output) for output in outputs)
 
+    def read_without_positions(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Return the pooled feature (B, E) without positions, which is not cached, and "local" (B, N, E)."""
+        grid = self.trunk(images.pixels(self.preprocessing).to(self.device))
+        return self.rows.read_rows(grid, has_positions=False)[:, 0], self._read_rows(grid, "local")
+
     def _read_rows(self, grid: Tensor, output: str) -> Tensor:
         rows = self.rows.read_rows(grid, **ROW_OUTPUTS[output])
         return rows if output == "regions" else rows[:, 1:]
