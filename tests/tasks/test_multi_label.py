@@ -15,6 +15,7 @@ from vlprompt.data.splits.label_sets import hide_entries, sample_label_sets
 from vlprompt.engine.evaluate import collect_outputs
 from vlprompt.engine.label_scores import choose_threshold, read_label_odds, score_labels
 from vlprompt.engine.train_config import TrainConfig
+from vlprompt.experiments.evaluation import evaluate_run
 from vlprompt.experiments.prediction_scores import score_predictions
 from vlprompt.experiments.runner import run
 from vlprompt.layers.heads import LinearHead
@@ -127,7 +128,10 @@ def test_methods_learn_several_labels(data, clip, name, reading):
     task = MultiLabel(data, known=0.7, reading=reading)
     loss = "asl" if name == "dualcoop" else None
     result = run(method, task, TrainConfig(epochs=2, batch_size=8, lr=0.01, loss=loss))
-    odds, targets = read_label_odds(collect_outputs(method, data.test).logits, task.data.test)
+    logits = collect_outputs(method, data.test).logits
+    odds, targets = read_label_odds(logits, task.data.test)
+    probabilities = logits.sigmoid() if reading == "sigmoid" else logits.softmax(1)
+    assert torch.allclose(odds.sigmoid(), probabilities, atol=1e-5)
     threshold = choose_threshold(*read_label_odds(collect_outputs(method, task.lesson.val).logits, task.lesson.val))
     assert result.summary == pytest.approx(score_labels(odds, targets, threshold))
     assert result.summary["mAP"] == pytest.approx(average_precisions(odds, targets)[:2].mean().item())
@@ -181,3 +185,9 @@ def test_a_class_that_is_never_positive_is_said(data):
     assert MultiLabel(data).protocol["warnings"] == ["mAP leaves out 1 classes that are in no test image: never"]
     every = replace(data, test=replace(data.test, labels=((1, 1, 1),) * len(data.test)))
     assert "warnings" not in MultiLabel(every).protocol
+
+
+def test_a_learned_prompt_of_several_labels_is_not_read_as_one_of_classes(data, clip, tmp_path):
+    run(m.ZeroShot(clip), MultiLabel(data), TrainConfig(epochs=1), tmp_path / "run")
+    with pytest.raises(ValueError, match="expected a prompt that answers with one class, got one of several labels"):
+        evaluate_run(tmp_path / "run", None, None, None, False)
