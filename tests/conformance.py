@@ -83,6 +83,8 @@ SMALL = {
     "mma": {"bottleneck_dim": 8, "layers": 2, "scale": 0.1},
     "mmrl": {"dim": 16, "layers": 2},
     "mmrlpp": {"dim": 16, "layers": 2, "projection_rank": 8},
+    "dualcoop": {"n_ctx": 4, "n_negative_ctx": 2, "class_specific": False},
+    "tai_dpt": {"n_ctx": 4, "template": None, "repeats": 1},
     "decoop": {"n_ctx": 4, "share": 0.5},
     "locoop": {"method": COOP, "weight": 1.0},
     "nlprompt": {"method": COOP, "epsilon": 0.05},

@@ -142,7 +142,9 @@ def authors_resnet():
     return tower
 
 
-ON_RESNETS = golden_cases("dualcoop", "taidpt", suits=lambda told: "dense_raw" in told["arrays"])
+ON_RESNETS = golden_cases(
+    "dualcoop", "taidpt", suits=lambda told: "dense_raw" in told["arrays"] and "image_weights" in told
+)
 
 
 @pytest.mark.parametrize("case", ON_RESNETS)

@@ -11,7 +11,7 @@ from vlprompt.core.images import ImageItem
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig
-from vlprompt.layers.label_losses import generalised_cross_entropy
+from vlprompt.layers.label_losses.one_label import generalised_cross_entropy
 from vlprompt.layers.optimal_transport import assign_evenly
 
 

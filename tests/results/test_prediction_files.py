@@ -48,7 +48,8 @@ def test_a_file_is_read_as_it_was_written(path, several):
     assert again.digest == file.digest
     predictions = again.as_predictions()
     assert predictions.is_known.tolist() == [True, True, False, False]
-    assert torch.equal(predictions.probabilities, file.logits.sigmoid() if several else file.logits.softmax(1))
+    expected = file.logits.double().sigmoid() if several else file.logits.softmax(1)
+    assert torch.equal(predictions.probabilities, expected)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 

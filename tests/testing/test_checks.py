@@ -260,6 +260,13 @@ class ScoresOutsideOfItsState(ShiftsByItsSteps, SoundTokens):
     pass
 
 
+class ReadsOneLabel(Sound):
+    def loss_terms(self, batch, fixed):
+        first = batch.labels.argmax(1) if batch.labels.ndim == 2 else batch.labels
+        out = self(batch.inputs, self.prepare(batch.names, fixed))
+        return {"ce": (nn.functional.cross_entropy(out.logits, first), len(first))}, out
+
+
 class CantAnswerManyTexts(SoundTokens):
     def forward(self, inputs, prepared):
         if not self.training and len(inputs) > 10:
@@ -282,6 +289,7 @@ BROKEN = [  # (class, the check that fails, what it says)
     (SumsItsLoss, "micro_batches", "got others in ctx. Return each loss term as a mean"),
     (CountsPasses, "activation_checkpointing", "expected the parameters of a training without it"),
     (CancelsInHalfPrecision, "bf16", "expected losses within 5 % of float32's"),
+    (ReadsOneLabel, "several_labels", "expected one that depends on all labels (B, C), got the same"),
     (LearnsOutsideOfItsState, "state_restores", "Register what is learned as nn.Parameter or by register_buffer"),
     (ShapesByItems, "state_restores", "shapes that follow from the class names alone"),
     (CentresItsBatch, "batch_independence", "expected the same answer to an input in any batch"),
@@ -327,7 +335,7 @@ def test_there_is_a_broken_method_for_every_check():
 def test_a_sound_method_passes():
     results = check_method(Sound, {"n_ctx": 3}, build_tiny_clip())
     assert {result.status for result in results} == {"passed"}
-    assert len(results) == 20
+    assert len(results) == 21
 
 
 @pytest.mark.parametrize(

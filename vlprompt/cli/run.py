@@ -78,7 +78,8 @@ def run(
     task: Annotated[
         str | None,
         typer.Option(
-            help="few_shot (default), base_to_new, transfer, vtab, continual, domain, online, open_set, text."
+            help="few_shot (default), base_to_new, transfer, vtab, continual, domain, online, open_set, multi_label, "
+            "text."
         ),
     ] = None,
     targets: Annotated[str | None, typer.Option(help="Of a transfer: datasets with commas.")] = None,

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ Item: TypeAlias = Any  # ImageItem or TextItem; a split has one kind, which its 
 Inputs: TypeAlias = Any  # Images or a TextBatch, likewise; a text tower takes the texts of the classes
 # (logits (B, C) in float32, labels, reduction="mean" or "none") -> mean, or one loss per row
 LabelLoss: TypeAlias = Callable[..., Tensor]
+Label: TypeAlias = Any  # an index into the class names, or a row (C,) of 1, 0 and UNKNOWN; a split has one kind
+Reading = Literal["sigmoid", "contrastive"]
+UNKNOWN = -1  # in a row of labels, beside 1 (present) and 0 (absent)
 BATCHES_PER_LENGTH_GROUP = 50  # batches among which texts are sorted by length
 
 
@@ -27,7 +30,7 @@ class Batch:
 
     Args:
         inputs: images or texts; may be empty if there are unlabelled ones.
-        labels: (B,), indices into `names`.
+        labels: (B,), indices into `names`; or (B, C) of 1, 0 and -1 (unknown) where an item may have several.
         names: class names.
         domains: (B,), indices of domains.
         unlabelled: images without labels, for methods that learn from them.
@@ -44,6 +47,11 @@ class Batch:
     step: int = 0
     progress: float = 0.0
     label_loss: LabelLoss = F.cross_entropy
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether an item may have several labels."""
+        return self.labels.ndim == 2
 
     @property
     def n_items(self) -> int:
@@ -74,22 +82,31 @@ class Split:
 
     Args:
         items: images or texts.
-        labels: indices into `names`; meaningless for texts with responses or tags.
+        labels: indices into `names`; meaningless for texts with responses or tags. Where an item may have several, a
+            row (C,) of 1, 0 and -1 (unknown) for each.
         names: class names.
         domains: the index of each item's domain.
         augment: kind of augmentation in training, "none" for none.
         info: facts about the split, for the result.
+        reading: of logits as the odds of each of several labels: sigmoid takes them as they are, contrastive compares
+            each class with the others, as the softmax does.
     """
 
     items: tuple[Item, ...]
-    labels: tuple[int, ...]
+    labels: tuple[Label, ...]
     names: Names
     domains: tuple[int, ...] | None = None
     augment: str = "none"
     info: dict[str, object] = field(default_factory=dict, compare=False)
+    reading: Reading = "sigmoid"
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether an item may have several labels."""
+        return bool(self.labels) and isinstance(self.labels[0], tuple)
 
     def select(self, indices: Sequence[int]) -> "Split":
         """Return the items at these indices."""
@@ -101,24 +118,47 @@ class Split:
         )
 
     def select_classes(self, class_indices: Sequence[int]) -> "Split":
-        """Return the items of these classes, renumbered in the given order."""
+        """Return the items of these classes, renumbered in the given order; with several labels all items."""
+        names = tuple(self.names[i] for i in class_indices)
+        if self.has_several_labels:
+            return replace(self, labels=tuple(tuple(row[i] for i in class_indices) for row in self.labels), names=names)
         renumbered = {label: i for i, label in enumerate(class_indices)}
         selected = self.select([i for i, label in enumerate(self.labels) if label in renumbered])
         labels = tuple(renumbered[label] for label in selected.labels)
-        return replace(selected, labels=labels, names=tuple(self.names[i] for i in class_indices))
+        return replace(selected, labels=labels, names=names)
 
     def concat(self, other: "Split") -> "Split":
-        """Return the items of both, with names that only the other has behind those of this split."""
+        """Return the items of both, with names that only the other has behind those of this split.
+
+        Raises:
+            ValueError: for items of one label beside items of several, or those among other classes.
+        """
+        self._require_same_kind(other)
         known_ids, other_ids = class_ids(self.names), class_ids(other.names)
         names = (*self.names, *(n for n, i in zip(other.names, other_ids, strict=True) if i not in known_ids))
         label_of_id = {i: label for label, i in enumerate(class_ids(names))}
-        labels = (*self.labels, *(label_of_id[other_ids[label]] for label in other.labels))
+        if self.has_several_labels:
+            labels = self.labels + other.labels
+        else:
+            labels = (*self.labels, *(label_of_id[other_ids[label]] for label in other.labels))
         domains = None if self.domains is None or other.domains is None else self.domains + other.domains
         return replace(self, items=self.items + other.items, labels=labels, names=names, domains=domains)
+
+    def _require_same_kind(self, other: "Split") -> None:
+        has_several = self.has_several_labels or other.has_several_labels
+        if not len(self) or not len(other) or not has_several:
+            return
+        if self.has_several_labels != other.has_several_labels or class_ids(self.names) != class_ids(other.names):
+            raise ValueError(
+                "split: expected items with several labels among the same classes, got a split of other labels or "
+                "classes. Join splits of one dataset."
+            )
 
     def count_per_class(self) -> list[int]:
         """Count the items of each class."""
         counts = [0] * len(self.names)
+        if self.has_several_labels:
+            return [sum(row[k] == 1 for row in self.labels) for k in range(len(counts))]
         for label in self.labels:
             counts[label] += 1
         return counts
@@ -173,7 +213,8 @@ class Split:
         items = [self.items[i] for i in indices]
         inputs = build_inputs(items, _draw_augmentations(items, self.augment, seed_and_epoch))
         domains = None if self.domains is None else torch.tensor([self.domains[i] for i in indices])
-        return Batch(inputs, torch.tensor([self.labels[i] for i in indices]), self.names, domains)
+        labels = torch.tensor([self.labels[i] for i in indices])
+        return Batch(inputs, labels, self.names, domains)
 
 
 @dataclass(frozen=True)

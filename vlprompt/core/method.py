@@ -19,7 +19,7 @@ class Output(NamedTuple):
     """An answer to B inputs, and what it came from.
 
     Args:
-        logits: (B, C).
+        logits: (B, C); of items with several labels their sigmoid is the probability of each.
         penalty: a loss term.
         image_features: (B, E), not normalised.
         text_features: (C, E) or (B, C, E), not normalised.
@@ -74,6 +74,7 @@ class Method(nn.Module):
         depends_on_class_set: whether the score of a class depends on which other classes there are.
         is_online: whether an answer changes the later ones: `prepare` begins a stream, and `forward` changes what it
             returned, image by image in their order, so that a batch of any size is the images one after the other.
+        needs_single_labels: whether its training or its answer needs items that have one label each.
         uses: what it learns from beyond the images of its lesson, such as "llm_texts", for the protocol of results.
         clipped_settings: settings that were clipped, for the result; replaced, never written into.
     """
@@ -85,6 +86,7 @@ class Method(nn.Module):
     needs_unlabelled: bool = False
     depends_on_class_set: bool = False
     is_online: bool = False
+    needs_single_labels: bool = False
     uses: tuple[str, ...] = ()
     clipped_settings: Mapping[str, str] = {}
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from vlprompt.core.batch import Split
+from vlprompt.core.batch import UNKNOWN, Label, Split
 from vlprompt.core.class_names import DEFAULT_TEMPLATE, ClassName, Names, class_ids
 from vlprompt.core.images import ImageItem, Preprocessing
 from vlprompt.data.images.decoding import build_file_item
@@ -19,11 +19,21 @@ FOLDER_HINT = "A class needs at least 3 images, 10 or more are better."
 
 
 class ImageRecord(NamedTuple):
-    """One image: its path in the dataset, from which its item is built, its class id and perhaps its domain."""
+    """One image: its path in the dataset, from which its item is built, its class id and perhaps its domain.
+
+    Where images may have several labels, the class id is "" and they stand in `RawDataset.label_sets`.
+    """
 
     path: str
     class_id: str
     domain: str | None = None
+
+
+class LabelSet(NamedTuple):
+    """The ids of the classes that are in an image, and of those of which that is unknown; the others are not in it."""
+
+    present: frozenset[str]
+    unknown: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class RawDataset:
         layout: how the data lie: classes, groups, domains or splits of a folder, a card's layout, a table ...
         rule: by which rule that was recognised.
         remarks: what a user should know of the data before a run.
+        label_sets: {path: labels of the image}, where an image may have several labels or none.
     """
 
     names: Names
@@ -65,6 +76,7 @@ class RawDataset:
     layout: str = ""
     rule: str = ""
     remarks: tuple[str, ...] = ()
+    label_sets: Mapping[str, LabelSet] | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +202,7 @@ def build_dataset(raw: RawDataset, *, skip_broken: bool = False, allow_missing_c
     if broken:
         broken_names = shorten_list((Path(path).name for path in broken), 5)
         note = join_notes(note, f"{len(broken)} broken files left out ({broken_names})")
-    names = _select_classes(raw, records, where, allow_missing_classes)
+    names = raw.names if raw.label_sets is not None else _select_classes(raw, records, where, allow_missing_classes)
     if len(names) < len(raw.names):
         note = join_notes(note, f"only the {len(names)} of {len(raw.names)} classes that have images")
     labels = {key: label for label, key in enumerate(class_ids(names))}
@@ -198,10 +210,12 @@ def build_dataset(raw: RawDataset, *, skip_broken: bool = False, allow_missing_c
     info = raw.info | ({"domains": domains} if domains else {}) | _select_stages(raw.stages, labels)
     splits = {}
     for part, part_records in records.items():
-        pairs = [pair for pair in zip(part_records, items[part], strict=True) if pair[0].class_id in labels]
+        pairs = [*zip(part_records, items[part], strict=True)]
+        if raw.label_sets is None:
+            pairs = [pair for pair in pairs if pair[0].class_id in labels]
         splits[part] = Split(
             items=tuple(item for _, item in pairs),
-            labels=tuple(labels[record.class_id] for record, _ in pairs),
+            labels=tuple(_label_record(record, raw, labels) for record, _ in pairs),
             names=names,
             domains=tuple(domains.index(r.domain) for r, _ in pairs if r.domain is not None) if domains else None,
             augment=raw.augment,
@@ -212,12 +226,24 @@ def build_dataset(raw: RawDataset, *, skip_broken: bool = False, allow_missing_c
     return Data(raw.name, train, splits.get("val"), splits["test"], raw.template, note, **described)
 
 
+def _label_record(record: ImageRecord, raw: RawDataset, labels: Mapping[str, int]) -> Label:
+    """Return the label of a record, or its row of 1 and 0 where images may have several."""
+    if raw.label_sets is None:
+        return labels[record.class_id]
+    present, unknown = raw.label_sets[record.path]
+    return tuple(1 if key in present else UNKNOWN if key in unknown else 0 for key in labels)
+
+
 def _require_known_classes(raw: RawDataset, where: str) -> None:
     """Raise ValueError for data without a test split and for records of a class that there is not."""
     if "test" not in raw.records:
         raise ValueError(f"{where}: expected test images, got none. {raw.hint}")
     known = set(class_ids(raw.names))
-    unknown = sorted({record.class_id for records in raw.records.values() for record in records} - known)
+    if raw.label_sets is None:
+        present = {record.class_id for records in raw.records.values() for record in records}
+    else:
+        present = {key for label_set in raw.label_sets.values() for part in label_set for key in part}
+    unknown = sorted(present - known)
     if unknown:
         raise ValueError(
             f"{where}: expected the {len(known)} classes of the dataset, got the class {unknown[0]!r} in its lists. "

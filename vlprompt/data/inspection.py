@@ -166,7 +166,9 @@ def sample_images(data: Data, max_images: int = 40) -> tuple[list[Any], list[str
     images_per_class = max(1, min(4, max_images // n))
     indices_by_label: dict[int, list[int]] = {}
     for index, label in enumerate(split.labels):
-        indices_by_label.setdefault(label, []).append(index)
+        present = [k for k, value in enumerate(label) if value == 1] if split.has_several_labels else [label]
+        for k in present:
+            indices_by_label.setdefault(k, []).append(index)
     images, captions = [], []
     for label in labels:
         indices = indices_by_label.get(label, [])

@@ -155,11 +155,13 @@ def resolve_dataset(
     skip_broken: bool,
     allow_texts: bool = False,
     layout: str | None = None,
+    allow_label_sets: bool = False,
 ) -> Data:
     """Open a dataset, or take data that are open, perhaps with another augmentation.
 
     Raises:
-        ValueError: for texts unless `allow_texts`, and for the layout of what is no folder.
+        ValueError: for texts unless `allow_texts`, for items with several labels unless `allow_label_sets`, and
+            for the layout of what is no folder.
     """
     from vlprompt.data.text.card import check_text_use
 
@@ -167,6 +169,11 @@ def resolve_dataset(
         require_folder(layout, dataset)
     data = dataset if isinstance(dataset, Data) else open_data(dataset, augment, skip_broken, layout=layout)
     require_augmentation(augment)
+    if data.test.has_several_labels and not allow_label_sets:
+        raise ValueError(
+            f"dataset: expected items with one label each, got {data.name!r}, where an item may have several. Run it "
+            "by --task multi_label."
+        )
     if "answer" in data.test.info:
         return check_text_use(data, augment, allow_texts)
     if augment is None or data is not dataset:

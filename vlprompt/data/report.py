@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlprompt.core.batch import Split
+from vlprompt.core.batch import Label, Split
 from vlprompt.data.dataset import Data, shorten_list
 from vlprompt.data.splits.names import SPLIT_NAMES
 
@@ -54,6 +54,14 @@ def nonempty_splits(data: Data) -> dict[str, Split]:
     return {part: split for part in SPLIT_NAMES if (split := getattr(data, part)) is not None and len(split)}
 
 
+def describe_label(split: Split, label: Label) -> str:
+    """Return the name of a label's class, or the names of several."""
+    if not split.has_several_labels:
+        return str(split.names[label])
+    present = [str(name) for name, value in zip(split.names, label, strict=True) if value == 1]
+    return shorten_list(present, 3, " + ") or "no label"
+
+
 def find_duplicates(
     splits: dict[str, Split], get_content: Callable[[Any], Hashable], what: str
 ) -> tuple[list[str], list[str]]:
@@ -71,7 +79,7 @@ def find_duplicates(
     for part, split in splits.items():
         for item, label in zip(split.items, split.labels, strict=True):
             with suppress(OSError):  # broken files are found elsewhere
-                places.setdefault(get_content(item), []).append((part, str(split.names[label]), item.name))
+                places.setdefault(get_content(item), []).append((part, describe_label(split, label), item.name))
     groups = [group for group in places.values() if len(group) > 1]
     in_splits = [group for group in groups if len({part for part, _, _ in group}) > 1]
     in_classes = [group for group in groups if len({name for _, name, _ in group}) > 1]

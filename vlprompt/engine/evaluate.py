@@ -15,6 +15,7 @@ from vlprompt.core.method import Method, Output
 from vlprompt.core.texts import find_answer_kind
 from vlprompt.data.images.prefetch import prefetch_images
 from vlprompt.engine.evaluate_text import evaluate_texts
+from vlprompt.engine.label_scores import DEFAULT_THRESHOLD, read_label_odds, score_labels
 from vlprompt.metrics import (
     accuracy,
     benchmark_metric,
@@ -130,7 +131,8 @@ class Scores:
         prompt_usage: mean usage (M,) of each prompt of a pool, of every domain by its name and of all images (None).
         answers: of each item; None for texts with responses or tags.
         confusion: (class, answered class, items) as numbers, where there are any; the answer C is none.
-        logits: (N, C) of the items, divided by the temperature; None likewise.
+        logits: (N, C) of the items, divided by the temperature, or of several labels their odds as logarithms; None
+            likewise.
     """
 
     metrics: dict[str, float]
@@ -148,21 +150,27 @@ def evaluate(
     batch_size: int = 100,
     micro_batch_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> Scores:
     """Evaluate a method on a split.
 
     Metrics are accuracy, class_mean (mean of the per-class accuracies), macro_f1 and calibration_error; of prompt pools
     also prompts_used; of methods that may find no answer also unanswered (counted as wrong); of texts with responses or
-    tags what `evaluate_texts` returns.
+    tags what `evaluate_texts` returns; of items with several labels LABEL_METRICS.
 
     Args:
         on_progress: called after each batch with (items done, items in all).
+        threshold: of items with several labels, the odds above which a label is predicted, as a logarithm.
 
     Raises:
         ValueError: for an empty split.
     """
     if not len(split):
         raise ValueError("evaluate: expected a split with images, got an empty one. Take another split or fewer parts.")
+    if split.has_several_labels:
+        output = collect_outputs(method, split, batch_size, micro_batch_size, on_progress=on_progress)
+        odds, targets = read_label_odds(output.logits, split)
+        return Scores(score_labels(odds, targets, threshold), {}, logits=odds)
     if find_answer_kind(split.items) != "class":
         was_training = method.training
         try:

@@ -21,7 +21,7 @@ from vlprompt.engine.data_parallel import GradientSync
 from vlprompt.engine.epoch_batches import EpochBatches, validate_lesson
 from vlprompt.engine.model_selection import compute_selection_scores
 from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
-from vlprompt.layers.label_losses import WatchedLoss
+from vlprompt.layers.label_losses.watched import WatchedLoss
 from vlprompt.runtime import collectives, distributed
 from vlprompt.runtime.errors import NonFiniteError
 from vlprompt.runtime.seeding import derive_seed
@@ -99,7 +99,7 @@ class Loop:
         self.device = self.parameters[0].device
         self.optimizer = optimizers.build_optimizer(method.param_groups(), config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.cursor, self.label_loss = State(), WatchedLoss(config.label_loss)
+        self.cursor, self.label_loss = State(), WatchedLoss(config.build_label_loss(lesson.train))
         self.fixed: dict[tuple[Names, tuple[str, ...]], Fixed] = {}
         self.gradient_sync = GradientSync(method, self.parameters, derive_seed(seed, lesson.index))
         self.epoch_start_step = 0
@@ -190,7 +190,7 @@ class Loop:
                     materialize_grads=True,
                 )
                 sums[name] = [a + b for a, b in zip(sums[name], grads, strict=True)] if name in sums else list(grads)
-        if counts and self.config.loss != "ce":
+        if counts and self.config.loss not in (None, "ce"):
             self.label_loss.require_use(f"train.loss={self.config.loss}", type(self.method).__name__)
         values, counts, sums = self.gradient_sync.reduce_sums((values, counts, sums))
         if not sums:

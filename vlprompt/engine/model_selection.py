@@ -1,8 +1,8 @@
 """Model selection: the scores by which epochs are compared, higher is better.
 
-val: accuracy on validation images. The others read the unlabelled images of the target: entropy (Morerio et
-al., ICLR 2018, arXiv:1711.10288), density (soft neighbourhood density; Saito et al., ICCV 2021, arXiv:2108.10860),
-agreement (with the pseudo-labels).
+val: accuracy on validation images, mAP where they may have several labels. The others read the unlabelled images of the
+target: entropy (Morerio et al., ICLR 2018, arXiv:1711.10288), density (soft neighbourhood density; Saito et
+al., ICCV 2021, arXiv:2108.10860), agreement (with the pseudo-labels).
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 from vlprompt.engine.evaluate import iter_logits
+from vlprompt.engine.label_scores import read_label_odds
 from vlprompt.layers.class_texts import encode_class_texts
-from vlprompt.metrics import accuracy, entropy, neighbourhood_density
+from vlprompt.metrics import accuracy, entropy, mean_average_precision, neighbourhood_density
 from vlprompt.runtime import collectives
 
 CONFIDENCE_THRESHOLD = 0.5  # probability from which a zero-shot prediction counts as a pseudo-label
@@ -79,7 +80,10 @@ def compute_selection_scores(
     fixed = method.precompute(lesson.train.names) if fixed is None else fixed
     if "val" in criteria and lesson.val is not None:
         logits = torch.cat(list(iter_logits(method, lesson.val, micro_batch_size=micro_batch_size, prepared=prepared)))
-        scores["val"] = accuracy(logits.argmax(1), torch.tensor(lesson.val.labels))
+        if lesson.val.has_several_labels:
+            scores["val"] = mean_average_precision(*read_label_odds(logits, lesson.val))
+        else:
+            scores["val"] = accuracy(logits.argmax(1), torch.tensor(lesson.val.labels))
     if not lesson.unlabelled or not set(criteria) & set(UNLABELLED_CRITERIA):
         return scores
     if unlabelled_logits is None:

@@ -2,14 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
-import torch.nn.functional as F
-
-from vlprompt.core.batch import LabelLoss
+from vlprompt.core.batch import LabelLoss, Split
 from vlprompt.core.compute_options import ComputeOptions
-from vlprompt.layers.label_losses import generalised_cross_entropy
+from vlprompt.layers.label_losses.choice import LossKind, LossSettings
+from vlprompt.layers.label_losses.several_labels import UnknownUse
 
 MINIMUM = {
     "epochs": 0,
@@ -25,8 +23,9 @@ MINIMUM = {
     "iterations": 1,
     "text_micro_batch": 1,
     "schedule_period": 1,
+    "loss_margin": 0,
 }
-POSITIVE = ("lr", "first_lr", "eps", "grad_clip", "milestone_factor", "loss_q")
+POSITIVE = ("lr", "first_lr", "eps", "grad_clip", "milestone_factor", "loss_q", "loss_weight")
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,15 @@ class TrainConfig:
         iterations: steps in all, instead of epochs.
         first_epochs: epochs of the first lesson of a stream (None: as of the others).
         batch_size: items per optimizer step.
-        loss: by which every method learns from labels: cross-entropy, or generalised cross-entropy (gce), which learns
-            less from wrong ones.
+        loss: by which every method learns from labels. Of items with one label each: cross-entropy (ce, the default),
+            or generalised cross-entropy (gce), which learns less from wrong ones. Of items with several labels: binary
+            cross-entropy of the known entries of an item over the number of classes (bce, the default), or over the
+            number of known entries (partial_bce), or the asymmetric loss, their sum (asl).
         loss_q: of gce, between cross-entropy (towards 0) and the mean absolute error (1).
+        loss_weight: by which the loss of labels is multiplied.
+        loss_gammas: of asl, the focusing of present and of absent labels.
+        loss_margin: of asl, added to the probability of being absent.
+        loss_unknown: of several labels, leave unknown entries out (ignore), or take them as absent (negative).
         micro_batch_size: items per forward and backward pass (None: the batch); the gradient is the same.
         optimizer: paged_adamw is AdamW with states that move to CPU memory when a CUDA GPU is full (bitsandbytes).
         lr: learning rate after the warm-up.
@@ -82,8 +87,12 @@ class TrainConfig:
     first_epochs: int | None = None
     iterations: int | None = None
     batch_size: int = 32
-    loss: Literal["ce", "gce"] = "ce"
+    loss: LossKind | None = None
     loss_q: float = 0.7
+    loss_weight: float = 1.0
+    loss_gammas: tuple[float, float] = (1.0, 2.0)
+    loss_margin: float = 0.05
+    loss_unknown: UnknownUse = "ignore"
     micro_batch_size: int | None = None
     optimizer: Literal["sgd", "adam", "adamw", "paged_adamw"] = "sgd"
     lr: float = 0.002
@@ -123,6 +132,11 @@ class TrainConfig:
 
         if self.loss_q > 1:
             raise ValueError(f"train.loss_q: expected at most 1, got {self.loss_q}. Set train.loss_q=0.7.")
+        if min(self.loss_gammas) < 0:
+            raise ValueError(
+                f"train.loss_gammas: expected two numbers of at least 0, got {list(self.loss_gammas)}. Set "
+                "train.loss_gammas=[1,2]."
+            )
         if (self.schedule == "milestones") != bool(self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise ValueError(
                 f"train.milestones: expected epochs (or iterations) in rising order with train.schedule=milestones, "
@@ -136,9 +150,10 @@ class TrainConfig:
         epochs = self.epochs if self.first_epochs is None else self.first_epochs
         return replace(self, epochs=epochs, lr=self.lr if self.first_lr is None else self.first_lr)
 
-    @property
-    def label_loss(self) -> LabelLoss:
-        return F.cross_entropy if self.loss == "ce" else partial(generalised_cross_entropy, q=self.loss_q)
+    def build_label_loss(self, train: Split) -> LabelLoss:
+        """Return the loss of labels of a training on these items; ValueError for one of another kind of labels."""
+        weight, gammas, margin = self.loss_weight, self.loss_gammas, self.loss_margin
+        return LossSettings(self.loss, self.loss_q, weight, gammas, margin, self.loss_unknown).build(train)
 
     @property
     def compute_options(self) -> ComputeOptions:

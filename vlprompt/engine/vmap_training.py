@@ -235,7 +235,7 @@ def fit_vmapped(
         return
     validate_lesson(lesson, config)
     loops = [Loop(method, lesson, own, seed) for method, own, seed in zip(methods, configs, seeds, strict=True)]
-    trainer = VmapTrainer(loops, lesson, resume)
+    trainer, label_loss = VmapTrainer(loops, lesson, resume), config.build_label_loss(lesson.train)
     steps, epochs, total_steps = config.count_steps(len(lesson.train))
     cursor = loops[0].cursor
     while cursor.step < total_steps:
@@ -250,7 +250,7 @@ def fit_vmapped(
             rates = [compute_learning_rate(loop.config, epoch, step, epochs, total_steps) for loop in loops]
             losses = dict[int, float]()
             for group, batch in zip(trainer.groups, batches, strict=True):
-                batch = replace(batch, step=step, progress=step / total_steps, label_loss=config.label_loss)
+                batch = replace(batch, step=step, progress=step / total_steps, label_loss=label_loss)
                 losses |= group.take_step(batch, rates, trainer.failed)
             ends_epoch = index + 1 == steps or step + 1 == total_steps
             for loop in loops:

@@ -31,7 +31,7 @@ from vlprompt.experiments.calibration.items import (
 )
 from vlprompt.experiments.calibration.temperature import NoTemperatureError
 from vlprompt.experiments.learned.decision import Decision
-from vlprompt.experiments.learned.prompt import LearnedPrompt, restore_prompt
+from vlprompt.experiments.learned.prompt import LearnedPrompt, require_one_label, restore_prompt
 from vlprompt.experiments.learned.state import read_learned_state
 from vlprompt.experiments.provenance import describe_predictions
 from vlprompt.experiments.stage_tests import build_prediction_file
@@ -94,6 +94,7 @@ def evaluate_run(
     """
     state, selection = read_learned_state(folder), selection or Selection()
     task = state.config["task"]
+    require_one_label(state)
     if task["name"] == "text" and figure_path is not None:
         raise ValueError(
             f"--figure: expected a run on images, got {str(folder)!r}, a run on texts. Leave --figure out."

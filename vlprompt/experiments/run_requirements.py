@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlprompt.core.method import Method
+from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 from vlprompt.engine.unknown_scores import require_score
 from vlprompt.tasks import Task
@@ -41,4 +42,20 @@ def require_stream(method: Method, task: Task) -> None:
         raise ValueError(
             f"{type(method).__name__}: expected a task whose test images are a stream, since its answers depend on "
             f"their order, got {type(task).__name__}. Set --task online."
+        )
+
+
+def require_label_kind(method: Method, lesson: Lesson) -> None:
+    """Raise ValueError where items may have several labels and the method can't learn from those."""
+    if not lesson.train.has_several_labels:
+        return
+    if method.needs_unlabelled and not lesson.unlabelled:
+        raise ValueError(
+            f"{type(method).__name__}: expected unlabelled images, which it learns from, got images with several "
+            "labels. Take a method that learns from these, such as coop, vpt or dualcoop."
+        )
+    if parts := [part for part in method.modules() if getattr(part, "needs_single_labels", False)]:
+        raise ValueError(
+            f"{type(parts[0]).__name__}: expected items with one label each, got items that may have several. Take a "
+            "method whose loss is of its logits alone, such as coop, vpt or dualcoop."
         )

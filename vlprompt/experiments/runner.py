@@ -27,7 +27,12 @@ from vlprompt.experiments.events import EpochDone, Listener, StageTested, StepDo
 from vlprompt.experiments.inputs import describe_inputs, describe_uses
 from vlprompt.experiments.learned.teacher import find_teachers, require_teachers
 from vlprompt.experiments.provenance import describe_environment, describe_learned_state, describe_predictions
-from vlprompt.experiments.run_requirements import require_image_towers, require_task, require_valid_options
+from vlprompt.experiments.run_requirements import (
+    require_image_towers,
+    require_label_kind,
+    require_task,
+    require_valid_options,
+)
 from vlprompt.experiments.stage_tests import StageOutcome, StageTests, TestScores
 from vlprompt.results.run_folder import Result, RunFolder
 from vlprompt.results.run_inputs import Inputs
@@ -173,6 +178,7 @@ class _Run:
         with torch.random.fork_rng(), StepLog(self.folder, self.progress.log_bytes) as self.step_log:
             for index, stage in enumerate(self.task.stages()):
                 validate_stage_inputs(backbone, stage)
+                require_label_kind(self.method, stage.lesson)
                 if needs_training := self._needs_training(stage.lesson):
                     lessons.append(stage.lesson.without_items())
                 if index < self.progress.next_stage:
@@ -230,8 +236,9 @@ class _Run:
         progress.class_accuracy = [*progress.class_accuracy, outcome.class_accuracy]
         progress.stages = [*progress.stages, self._describe_stage(self.clock() - start, outcome)]
         progress.confusion = outcome.confusion
-        if self.folder is not None and outcome.answers:
-            self.folder.save_answers(outcome.answers)
+        if self.folder is not None:
+            if outcome.answers:
+                self.folder.save_answers(outcome.answers)
             self.folder.save_predictions(outcome.predictions)
         progress.next_stage, progress.is_training, progress.epochs = index + 1, False, []
         self._report_stage(lesson)

@@ -5,17 +5,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
+
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import class_ids
 from vlprompt.core.compute_options import ComputeOptions
 from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
-from vlprompt.engine.evaluate import Scores, evaluate
+from vlprompt.engine.evaluate import Scores, collect_outputs, evaluate
 from vlprompt.engine.evaluate_unknown import evaluate_against_unknown
+from vlprompt.engine.label_scores import DEFAULT_THRESHOLD, choose_threshold, read_label_odds
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.events import EvaluationProgress, Listener
-from vlprompt.results.prediction_files import PredictionFile
+from vlprompt.results.prediction_files import THRESHOLD_FACT, PredictionFile
 from vlprompt.results.test_answers import TestAnswers
 from vlprompt.runtime.errors import UnknownClassError
 
@@ -63,12 +66,12 @@ class StageTests:
 
     def evaluate(self, stage: Stage) -> StageOutcome:
         """Evaluate on the tests of what was seen."""
-        outcome = StageOutcome()
+        outcome, threshold = StageOutcome(), self._choose_threshold(stage)
         for name, test in stage.tests.items():
             if stage.unknown_tests and name == next(iter(stage.tests)):
                 scores = self._compare_with_unknown(name, stage, outcome)
             else:
-                scores = self._evaluate_test(name, test)
+                scores = self._evaluate_test(name, test, threshold)
             outcome.scores |= {
                 name: scores.metrics,
                 **{f"{name}/{k}": part for k, part in scores.domain_metrics.items()},
@@ -112,7 +115,16 @@ class StageTests:
         if self.on_event:
             self.on_event(EvaluationProgress(name, n_done, n_images))
 
-    def _evaluate_test(self, name: str, test: Split) -> Scores:
+    def _choose_threshold(self, stage: Stage) -> float:
+        """Return the threshold of labels that is best on the validation items, which may have several."""
+        val = stage.lesson.val
+        if val is None or not val.has_several_labels:
+            return DEFAULT_THRESHOLD
+        with apply_compute_options(self.method, ComputeOptions(text_micro_batch=self.config.text_micro_batch)):
+            output = collect_outputs(self.method, val, micro_batch_size=self.config.micro_batch_size)
+        return choose_threshold(*read_label_odds(output.logits, val))
+
+    def _evaluate_test(self, name: str, test: Split, threshold: float = DEFAULT_THRESHOLD) -> Scores:
         options = ComputeOptions(text_micro_batch=self.config.text_micro_batch)
         with apply_compute_options(self.method, options):
             return evaluate(
@@ -120,6 +132,7 @@ class StageTests:
                 test,
                 micro_batch_size=self.config.micro_batch_size,
                 on_progress=partial(self._report, name),
+                threshold=threshold,
             )
 
 
@@ -131,17 +144,24 @@ def build_prediction_file(scores: Scores, test: Split, origin: Mapping[str, Any]
         test: its items.
         origin: what `describe_predictions` returned, and the name of the test.
     """
-    if scores.answers is None or scores.logits is None:
+    if scores.logits is None:
         raise ValueError(
             "--keep-predictions: expected a test with classes, got texts with responses or tags. Leave it out."
         )
+    facts = {key: value for key, value in origin.items() if key != "learned_class_ids"}
+    if test.has_several_labels:
+        labels, predicted = torch.tensor(test.labels), scores.logits.argmax(1)
+        facts[THRESHOLD_FACT] = scores.metrics["threshold"]
+    else:
+        assert scores.answers is not None
+        labels, predicted = scores.answers.labels.long(), scores.answers.predicted.long()
     return PredictionFile(
         tuple(item.name for item in test.items),
-        scores.answers.labels.long(),
-        scores.answers.predicted.long(),
+        labels,
+        predicted,
         scores.logits,
         tuple(map(str, test.names)),
         class_ids(test.names),
         tuple(origin["learned_class_ids"]),
-        {key: value for key, value in origin.items() if key != "learned_class_ids"},
+        facts,
     )

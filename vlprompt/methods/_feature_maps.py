@@ -21,6 +21,7 @@ from vlprompt.runtime.seeding import make_generator
 class FeatureMapMethod(Method):
     """A method whose features are sums over the maps of all lessons, with rows of classes that grow with the stream."""
 
+    needs_single_labels = True
     needs_whole_batch = True  # images and texts of a batch are compared with one another
     depends_on_class_set = True
     clip: Clip

@@ -36,6 +36,7 @@ class SlowLearner(Method):
         temperature: of the normalised logits in the alignment's loss.
     """
 
+    needs_single_labels = True
     tower: VisionTower
     stored_weight: Tensor
     stored_bias: Tensor

@@ -22,6 +22,7 @@ class SupportMethod(Method):
         tensors_by_image: names of the tensors of its state that have a row for each image.
     """
 
+    needs_single_labels = True
     tensors_by_image: tuple[str, ...] = ()
     clip: Clip
     template: TemplateChoice

@@ -53,6 +53,7 @@ class APER(MethodWrapper):
         logit_scale: factor of the cosines, which changes no ranking.
     """
 
+    needs_single_labels = True
     is_tuned: Tensor
 
     def __init__(self, method: TowerMethod[VisionTower], logit_scale: float = 1.0):

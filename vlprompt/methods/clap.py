@@ -30,6 +30,7 @@ class CLAP(Method):
         template: of the class texts; default the dataset's own.
     """
 
+    needs_single_labels = True
     penalty_weights: Tensor
 
     def __init__(self, clip: Clip, weight: float = 1.0, template: TemplateChoice = None):

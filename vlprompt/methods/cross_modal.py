@@ -32,6 +32,8 @@ class CrossModal(Method):
         template: of the class texts; default the dataset's own.
     """
 
+    needs_single_labels = True
+
     def __init__(
         self, clip: Clip, text_weight: float = 0.5, logit_scale: float | None = None, template: TemplateChoice = None
     ):

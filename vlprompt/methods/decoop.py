@@ -43,6 +43,7 @@ class DeCoOp(Method):
         template: of the zero-shot texts, whose logits are averaged.
     """
 
+    needs_single_labels = True
     needs_whole_batch = True
     depends_on_class_set = True
     parameters_without_grad = ("detector_ctx", "classifier_ctx")  # in the other stage

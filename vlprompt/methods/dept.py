@@ -47,6 +47,7 @@ class DePT(MethodWrapper):
         lr_factor: learning rate of the head over that of the wrapped method.
     """
 
+    needs_single_labels = True
     depends_on_class_set = True  # a new class in the list takes the head out of the answer
 
     def __init__(self, method: Method, weight: float = 0.7, lr_factor: float = 6.5):

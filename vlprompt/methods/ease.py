@@ -55,6 +55,8 @@ class EASE(Method):
         n_adapters: lessons that train adapters; later ones are read with those. None: all.
     """
 
+    needs_single_labels = True
+
     def __init__(
         self,
         tower: VisionTower,

@@ -43,6 +43,8 @@ class FeCAM(Method):
         shrinkage: what is added to the diagonal of each covariance, over its mean variance.
     """
 
+    needs_single_labels = True
+
     def __init__(self, tower: AnyTower, shrinkage: float = 1.0):
         super().__init__()
         self.tower, self.shrinkage = tower, shrinkage

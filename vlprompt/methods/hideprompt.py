@@ -58,7 +58,7 @@ class HiDePrompt(TowerMethod[VisionTower]):
         draws: drawn features of a class, or centroid, and step; a fifth for the guesser.
     """
 
-    needs_whole_batch = True
+    needs_single_labels = needs_whole_batch = True
     depends_on_class_set = True
 
     def __init__(self, tower: VisionTower, head: Head, prompt_length: int = 5,

@@ -55,6 +55,7 @@ class Linear(TowerMethod[AnyTower]):
         super().__init__()
         self.tower, self.head, self.solver = tower, head, solver
         self.inverse_regularization, self.normalize = inverse_regularization, normalize
+        self.needs_single_labels = solver == "lbfgs"
 
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
         super().begin_lesson(lesson, generator)

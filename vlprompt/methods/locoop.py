@@ -38,6 +38,8 @@ class LoCoOp(MethodWrapper):
             None for a fifth of the classes, at least 1.
     """
 
+    needs_single_labels = True
+
     def __init__(self, method: Method, weight: float = 0.25, top_k: int | None = None):
         super().__init__()
         self.method, self.weight, self.top_k = method, weight, top_k

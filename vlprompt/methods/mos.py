@@ -54,7 +54,7 @@ class MOS(Method):
         align_samples: features of each class that it draws an epoch, and those of a step.
     """
 
-    depends_on_class_set = True
+    needs_single_labels = depends_on_class_set = True
 
     def __init__(
         self,

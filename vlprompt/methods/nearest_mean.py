@@ -28,6 +28,7 @@ class NearestMean(Method):
         logit_scale: factor of the cosines, which changes no ranking.
     """
 
+    needs_single_labels = True
     sums: Tensor
 
     def __init__(self, tower: AnyTower, logit_scale: float = 100.0):

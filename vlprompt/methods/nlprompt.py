@@ -1,9 +1,8 @@
 """NLPrompt: Pan et al., "NLPrompt: Noise-Label Prompt Learning for Vision-Language Models", CVPR 2025.
 
 arXiv:2412.01256. Before each epoch the training images are assigned to the classes by optimal transport, so that all
-classes receive equally many. Images whose assignment agrees with their label are learned from by cross-entropy, the
-others by the mean absolute error, which wrong labels harm less. It wraps any method that learns from labels. Sites:
-those of the wrapped method.
+receive equally many. Images whose assignment agrees with their label are learned from by cross-entropy, the others by
+the mean absolute error, which wrong labels harm less. It wraps any method. Sites: those of the wrapped method.
 
 Differs from the authors' code in: the pass before an epoch sees each image once, without augmentation (theirs augmented
 views without those of the last short batch, which then count as wrong); a batch mixes both kinds, each image with the
@@ -30,7 +29,8 @@ from vlprompt.core.head import Fixed
 from vlprompt.core.method import LossTerms, Method, Output
 from vlprompt.core.method_wrapper import MethodWrapper
 from vlprompt.core.stage import Lesson
-from vlprompt.layers.label_losses import WatchedLoss, generalised_cross_entropy
+from vlprompt.layers.label_losses.one_label import generalised_cross_entropy
+from vlprompt.layers.label_losses.watched import WatchedLoss
 from vlprompt.layers.optimal_transport import assign_evenly
 
 
@@ -45,6 +45,8 @@ class NLPrompt(MethodWrapper):
         q: of the generalised cross-entropy of the others; 1 is the mean absolute error.
         max_rounds: of Sinkhorn's algorithm.
     """
+
+    needs_single_labels = True
 
     def __init__(
         self,
@@ -144,6 +146,5 @@ def compute_mixed_loss(
             f"nlprompt: expected a loss with one row per image, got {len(labels)} rows of {len(agrees)} images. Wrap a "
             "method that classifies images."
         )
-    is_plain = agrees.to(logits.device).repeat(n_repeats)
-    rows = torch.where(is_plain, label_loss(logits, labels, reduction="none"), robust)
+    rows = torch.where(agrees.to(logits.device).repeat(n_repeats), label_loss(logits, labels, reduction="none"), robust)
     return rows if reduction == "none" else rows.mean()

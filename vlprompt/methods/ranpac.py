@@ -41,6 +41,7 @@ class RanPAC(Method):
         penalty: of the ridge (lambda); None: searched.
     """
 
+    needs_single_labels = True
     projection: Tensor
     gram: Tensor
     cross: Tensor

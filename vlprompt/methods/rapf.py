@@ -59,7 +59,7 @@ class RAPF(Method):
         template: of the class texts.
     """
 
-    needs_whole_batch = True  # the mean is over the batch and what is drawn for it
+    needs_single_labels = needs_whole_batch = True  # the mean is over the batch and what is drawn for it
     earlier_weight: Tensor
 
     def __init__(

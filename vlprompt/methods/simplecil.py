@@ -36,6 +36,8 @@ class SimpleCIL(Method):
         logit_scale: factor of the cosines, which changes no ranking.
     """
 
+    needs_single_labels = True
+
     def __init__(self, tower: AnyTower, logit_scale: float = 1.0):
         super().__init__()
         self.tower, self.logit_scale = tower, logit_scale

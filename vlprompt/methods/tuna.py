@@ -57,7 +57,7 @@ class TUNA(Method):
         align_samples: features of each class that it draws an epoch, and those of a step.
     """
 
-    depends_on_class_set = True
+    needs_single_labels = depends_on_class_set = True
     n_learned: Tensor
 
     def __init__(

@@ -181,18 +181,18 @@ def _build_label_metrics() -> dict[str, Metric]:
     for name, (rule, words, source) in rules.items():
         text = f"mean over classes of the average precision ({words}); a class that is never positive is left out"
         compute = partial(
-            lambda p, rule: multi_label.mean_average_precision(p.probabilities, p.label_matrix, rule), rule=rule
+            lambda p, rule: multi_label.mean_average_precision(p.label_scores, p.label_matrix, rule), rule=rule
         )
         built[name] = Metric(text, PERCENT, source, compute)
     built["mAP_absent_zero"] = Metric(
         "mAP where a class that is never positive counts 0",
         PERCENT,
         "codes of ASL, DualCoOp and TaI-DPT",
-        lambda p: multi_label.mean_average_precision(p.probabilities, p.label_matrix, absent="zero"),
+        lambda p: multi_label.mean_average_precision(p.label_scores, p.label_matrix, absent="zero"),
     )
     ml_gcn, dualcoop = "Chen et al., arXiv:1904.03582", "DualCoOp's code, arXiv:2206.09541"
     texts = {
-        "CP": ("mean over classes of the precision of labels above probability .5", ml_gcn),
+        "CP": ("mean over classes of the precision of the labels above the threshold", ml_gcn),
         "CR": ("mean over classes of their recall", ml_gcn),
         "CF1": ("harmonic mean of CP and CR", ml_gcn),
         "CF1_mean": ("mean over classes of F1", dualcoop),
@@ -201,14 +201,15 @@ def _build_label_metrics() -> dict[str, Metric]:
         "OF1": ("harmonic mean of OP and OR", ml_gcn),
     }
 
-    def score(p: Predictions, key: str, threshold: float | None, k: int | None) -> float:
-        return multi_label.label_scores(multi_label.select_labels(p.probabilities, threshold, k), p.several_labels)[key]
+    def score(p: Predictions, key: str, k: int | None = None) -> float:
+        chosen = multi_label.select_labels(p.label_scores, p.label_threshold if k is None else None, k)
+        return multi_label.label_scores(chosen, p.several_labels)[key]
 
     for name, (text, source) in texts.items():
-        built[name] = Metric(text, PERCENT, source, partial(score, key=name, threshold=0.5, k=None))
+        built[name] = Metric(text, PERCENT, source, partial(score, key=name))
     for k in (3, 5):
         text = f"OF1 where exactly {k} labels an item are predicted"
-        built[f"F1@{k}"] = Metric(text, PERCENT, dualcoop, partial(score, key="OF1", threshold=None, k=k))
+        built[f"F1@{k}"] = Metric(text, PERCENT, dualcoop, partial(score, key="OF1", k=k))
     return built
 
 

@@ -71,19 +71,19 @@ def mean_average_precision(
     return values.nan_to_num(0.0).mean().item() if absent == "zero" else values.nanmean().item()
 
 
-def select_labels(probabilities: Tensor, threshold: float | None = 0.5, top_k: int | None = None) -> Tensor:
+def select_labels(scores: Tensor, threshold: float | None = 0.5, top_k: int | None = None) -> Tensor:
     """Return the labels (N, C) that are predicted.
 
     Args:
-        probabilities: (N, C).
-        threshold: that a probability must exceed, as in DualCoOp's code (in ML-GCN's it is enough); None for none.
-        top_k: the greatest number of labels an item, those of the highest probabilities, of equal ones the first
+        scores: (N, C), such as probabilities.
+        threshold: that a score must exceed, as in DualCoOp's code (in ML-GCN's it is enough); None for none.
+        top_k: the greatest number of labels an item, those of the highest scores, of equal ones the first
             classes; with threshold None exactly this number, as F1@k of zero-shot work has it.
     """
-    chosen = torch.ones_like(probabilities, dtype=torch.bool) if threshold is None else probabilities > threshold
+    chosen = torch.ones_like(scores, dtype=torch.bool) if threshold is None else scores > threshold
     if top_k is None:
         return chosen
-    top = probabilities.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+    top = scores.argsort(dim=1, descending=True, stable=True)[:, :top_k]
     return chosen & torch.zeros_like(chosen).scatter_(1, top, True)
 
 

@@ -22,6 +22,8 @@ class Predictions:
         labels: (N,); None where an item has several.
         targets: (N, C) of 1, 0 and -1 (unknown), where an item has several labels.
         is_known: (C,) whether training had the class; None where that is not recorded.
+        odds: (N, C) logarithms of the odds of several labels, above 0 where a label is predicted; they rank labels
+            whose probabilities round to 1. None for the probabilities, and those above .5.
     """
 
     probabilities: Tensor
@@ -30,6 +32,7 @@ class Predictions:
     labels: Tensor | None = None
     targets: Tensor | None = None
     is_known: Tensor | None = None
+    odds: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.targets is not None:
@@ -48,6 +51,7 @@ class Predictions:
             predicted=self.predicted[indices],
             labels=None if self.labels is None else self.labels[indices],
             targets=None if self.targets is None else self.targets[indices],
+            odds=None if self.odds is None else self.odds[indices],
         )
 
     @property
@@ -72,6 +76,16 @@ class Predictions:
                 "predictions: expected items of several labels, got items of one label each. Take macro_f1."
             )
         return self.targets
+
+    @property
+    def label_scores(self) -> Tensor:
+        """What ranks the labels (N, C)."""
+        return self.probabilities if self.odds is None else self.odds
+
+    @property
+    def label_threshold(self) -> float:
+        """The score above which a label is predicted."""
+        return 0.5 if self.odds is None else 0.0
 
     @cached_property
     def confidence(self) -> Tensor:

@@ -19,11 +19,11 @@ def build_class_rows(p: Predictions) -> list[Row]:
         items = torch.bincount(p.one_label, minlength=len(p.names))
         columns = {"items": items, **_name_columns(answers.precision_recall_f1(p.predicted, p.one_label, len(p.names)))}
     else:
-        chosen = multi_label.select_labels(p.probabilities)
+        chosen = multi_label.select_labels(p.label_scores, p.label_threshold)
         by_class = [multi_label.label_scores(chosen[:, [c]], p.targets[:, [c]]) for c in range(len(p.names))]
         columns = {"items": (p.targets == 1).sum(0)}
         columns |= _name_columns([torch.tensor([one[key] for one in by_class]) for key in ("OP", "OR", "OF1")])
-        columns["average_precision"] = multi_label.average_precisions(p.probabilities, p.targets)
+        columns["average_precision"] = multi_label.average_precisions(p.label_scores, p.targets)
     values = {key: column.tolist() for key, column in columns.items()}
     return [{"class": name, **{key: values[key][i] for key in values}} for i, name in enumerate(p.names)]
 
@@ -50,7 +50,7 @@ def build_reliability_rows(p: Predictions, n_bins: int) -> list[Row]:
 
 TABLES: Mapping[str, MetricTable] = {
     "per_class": MetricTable(
-        "items, precision, recall and F1 of each class; of several labels those above probability .5, and the average "
+        "items, precision, recall and F1 of each class; of several labels those above the threshold, and the average "
         "precision",
         PERCENT,
         SCIKIT_LEARN,

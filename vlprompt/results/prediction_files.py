@@ -16,6 +16,7 @@ from vlprompt.runtime.installation import require_package
 
 COLUMNS = ("item", "label", "prediction", "logits")
 METADATA_KEY, FORMAT = b"vlprompt", 1
+THRESHOLD_FACT = "threshold"  # of several labels, the logit above which one is predicted; 0 where it is missing
 PURPOSE, REMEDY = "prediction files", "Write one by `vlprompt eval RUN --keep-predictions FILE`."
 
 
@@ -66,13 +67,15 @@ class PredictionFile:
     def as_predictions(self) -> Predictions:
         """Return them as metrics take them; ValueError for labels outside the classes."""
         several = self.has_several_labels
+        odds = self.logits.double() - float((self.facts or {}).get(THRESHOLD_FACT, 0.0)) if several else None
         return Predictions(
-            self.logits.sigmoid() if several else self.logits.softmax(1),
+            self.logits.softmax(1) if odds is None else odds.sigmoid(),
             self.predicted,
             self.names,
             labels=None if several else self.labels,
             targets=self.labels if several else None,
             is_known=torch.tensor([class_id in self.learned_ids for class_id in self.ids]),
+            odds=odds,
         )
 
     def in_order_of(self, other: "PredictionFile") -> "PredictionFile":

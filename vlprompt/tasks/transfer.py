@@ -11,7 +11,7 @@ from typing import Any
 
 from vlprompt.core.stage import Stage
 from vlprompt.data.dataset import Data
-from vlprompt.data.loading import open_data, resolve_dataset
+from vlprompt.data.loading import resolve_dataset
 from vlprompt.data.sources import require_folder, select_layout
 from vlprompt.tasks.few_shot import FewShot, get_split_origin
 
@@ -71,7 +71,7 @@ class Transfer(FewShot):
     def target_data(self) -> dict[str, Data]:
         data_by_name: dict[str, Data] = {}
         for target in self.targets:
-            data = open_data(target, self.augment, self.skip_broken, layout=select_layout(self.layout, target))
+            data = resolve_dataset(target, self.augment, self.skip_broken, layout=select_layout(self.layout, target))
             if data.name in data_by_name:
                 raise ValueError(
                     f"task.targets: expected different names, got {data.name!r} twice. Rename a folder, or list it "

@@ -9,6 +9,7 @@ from vlprompt.core.towers import Backbone
 from vlprompt.runtime.errors import describe_error
 from vlprompt.testing import (
     answer_checks,
+    label_checks,
     language_checks,
     learning_checks,
     settings_checks,
@@ -29,6 +30,7 @@ CHECKS: tuple[CheckFunction, ...] = (
     learning_checks.check_micro_batches,
     learning_checks.check_activation_checkpointing,
     learning_checks.check_bf16,
+    label_checks.check_several_labels,
     answer_checks.check_state_restores,
     answer_checks.check_batch_independence,
     answer_checks.check_order_of_answers,
@@ -48,6 +50,7 @@ CHECKS: tuple[CheckFunction, ...] = (
 )
 ON_TEXTS_ALONE = ("activation_checkpointing", "text_evaluation", "runs_text")
 ON_IMAGES_ALONE = (
+    "several_labels",
     "second_lesson_new_classes",
     *(f"runs_{task}" for task in ("few_shot", "base_to_new", "transfer", "continual", "domain", "online")),
 )

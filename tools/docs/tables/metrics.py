@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from docs.markdown_text import code, escape, fenced, page_title, table
+from vlprompt.engine.label_scores import LABEL_METRICS
 from vlprompt.metrics import (
     ANSWER_METRICS,
     BASE_TO_NEW_METRICS,
@@ -39,6 +40,11 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "Domains": ("The summary of `domain`.", DOMAIN_METRICS),
     "Online": ("The summary of `online`.", ONLINE_METRICS),
     "Open set": ("The summary of `open_set`, for each score that the method has.", OPEN_SET_METRICS),
+    "Several labels": (
+        "The summary of `multi_label`, in percent. Of validation images without a known label that is present, the "
+        "threshold is 0.",
+        LABEL_METRICS,
+    ),
     "Unknown classes": (
         "Of `vlprompt eval --unknown`, for each score; a score is high for what is known.",
         UNKNOWN_METRICS,
@@ -57,8 +63,8 @@ BY_NAME = {  # group of METRICS -> title and text
     "probabilities of one label": ("Probabilities", "Likewise, of the probabilities of all classes."),
     "several labels": (
         "Several labels",
-        "A label is predicted where its probability is above .5. The `mAP` are of items with one label too, whose "
-        "other classes are negative.",
+        "A label is predicted above the threshold that the run chose on validation images, without any above "
+        "probability .5. The `mAP` are of items with one label too, whose other classes are negative.",
     ),
     "known and other classes": (
         "Known and other classes",

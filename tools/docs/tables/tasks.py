@@ -16,6 +16,7 @@ COMMANDS = {  # one that runs on data of the package
     "domain": "vlprompt run dapl --source glyphs --target digits",
     "online": "vlprompt run zero_shot,tda digits --task online task.orders=3",
     "open_set": "vlprompt run locoop digits --task open_set --unknown glyphs",
+    "multi_label": "vlprompt run dualcoop scenes --task multi_label",
     "text": "vlprompt run prompt_tuning docstrings --task text --backbone hf:FOLDER",
 }
 

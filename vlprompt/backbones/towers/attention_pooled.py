@@ -14,6 +14,7 @@ from vlprompt.layers.frozen_maps import FrozenMap
 ROW_OUTPUTS = {  # output -> how its rows are read: whether they see each other, and have positions
     "patches": {"attends": True, "has_positions": True},
     "local": {"attends": False, "has_positions": False},
+    "regions": {"attends": False, "has_positions": True},
 }
 
 
@@ -53,7 +54,8 @@ class AttentionPooledTower(ImageTower):
             images: the batch.
             prompt: none.
             output: "pooled", from the cache (B, E); or features of the patches (B, N, E), computed each time:
-                "patches", as the pool computes them, or "local", where each is its own value without a position.
+                "patches", as the pool computes them; "local", where each is its own value without a position; or
+                "regions" (B, 1 + N, E) of the mean and the places, each its own value with its position.
         """
         if output not in ROW_OUTPUTS:
             return super().__call__(images, prompt, output)
@@ -64,7 +66,13 @@ class AttentionPooledTower(ImageTower):
         if prompt or not {*outputs} <= {"pooled", *ROW_OUTPUTS}:
             raise self._unsupported_error()
         grid = self.trunk(images.pixels(self.preprocessing).to(self.device))
-        return tuple(
-            self.pool(grid) if output == "pooled" else self.rows.read_rows(grid, **ROW_OUTPUTS[output])[:, 1:]
-            for output in outputs
-        )
+        return tuple(self.pool(grid) if output == "pooled" else self._read_rows(grid, output) for output in outputs)
+
+    def read_without_positions(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Return the pooled feature (B, E) without positions, which is not cached, and "local" (B, N, E)."""
+        grid = self.trunk(images.pixels(self.preprocessing).to(self.device))
+        return self.rows.read_rows(grid, has_positions=False)[:, 0], self._read_rows(grid, "local")
+
+    def _read_rows(self, grid: Tensor, output: str) -> Tensor:
+        rows = self.rows.read_rows(grid, **ROW_OUTPUTS[output])
+        return rows if output == "regions" else rows[:, 1:]

@@ -80,6 +80,10 @@ class ImageTower:
     def read(self, images: Images, prompt: Prompt, outputs: Sequence[str]) -> tuple[Tensor, ...]:
         raise self._unsupported_error()
 
+    def read_without_positions(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Return "pooled" (B, E) and "local" (B, N, E), of a pool that adds positions without these."""
+        return self(images), self(images, output="local")
+
     def project_rows(self, rows: Tensor) -> Tensor:
         raise self._unsupported_error()
 

@@ -56,6 +56,9 @@ class OpaqueTextTower:
     ) -> Tensor:
         raise self._unsupported_error("soft tokens")
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        raise self._unsupported_error("tokens of texts")
+
     def require_blocks(self) -> None:
         raise self._unsupported_error("soft tokens")
 

@@ -256,6 +256,10 @@ class TransformerTextTower:
             _warn_of_equal_tokens([as_templated_text(text, n_tokens).words for text in texts], rows)
         return rows
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of fixed texts, with those of begin and end: their rows in the output "rows"."""
+        return [len(ids) for ids, _ in self.tokenize(texts, 0)]
+
     def _build_layout(self, texts: tuple[str, ...], plan: TokenPlan, rule: PackingRule) -> EmbeddedLayout:
         rows, first_layer = self.tokenize(texts, plan.n_tokens, plan.entry_layer is None), plan.first_layer
         phases = plan_phases(rows, plan, self.device, rule)

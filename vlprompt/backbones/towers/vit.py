@@ -27,8 +27,8 @@ from vlprompt.layers.blocks.block import (
 from vlprompt.layers.frozen_maps import FrozenMap, identity
 from vlprompt.layers.weight_merging import find_frozen_map, has_weights, merge_adapter, merge_into_blocks
 
-OUTPUTS = ("pooled", "class", "prompts", "tokens", "patches", "local")
-PROJECTED_OUTPUTS = ("patches", "local")  # patches as the class token is: in the joint space
+OUTPUTS = ("pooled", "class", "prompts", "tokens", "patches", "local", "regions")
+PROJECTED_OUTPUTS = ("patches", "local", "regions")  # patches as the class token is: in the joint space
 OUTER_MAPS = {"patch": "embed", "pre_norm": "pre_norm", "norm": "norm"}  # sites outside of the blocks
 
 
@@ -155,12 +155,13 @@ class ViT(ImageTower):
             images: the batch.
             prompt: tokens, prefixes and adapters; without any, features come from the cache.
             output: "pooled"; "class", the class token that it is the projection of; the states after the last norm of
-                the "prompts" or the patch "tokens"; "patches", these tokens in the joint space; or "local", the same
-                where no row of the last block sees another one.
+                the "prompts" or the patch "tokens"; "patches", these tokens in the joint space; "local", the same where
+                no row of the last block sees another one; or "regions", the class token and these tokens in the joint
+                space.
 
         Returns:
             un-normalised, "pooled": (B, E); "class": (B, D); "prompts": (B, P, D); "tokens": (B, N, D); "patches" and
-            "local": (B, N, E). Only "pooled" and "class" are cached.
+            "local": (B, N, E); "regions": (B, 1 + N, E). Only "pooled" and "class" are cached.
         """
         is_cached = not prompt and output in ("pooled", "class")
         if output == "class":
@@ -267,7 +268,10 @@ class ViT(ImageTower):
         if is_pooled:
             x = x if self.is_norm_after_pool else self.pool(x)
             return x if output == "class" else self.project(x)
-        x = x if output == "prompts" else x[:, self.n_special_tokens :]
+        if output == "regions":
+            x = torch.cat([x[:, :1], x[:, self.n_special_tokens :]], 1)
+        elif output != "prompts":
+            x = x[:, self.n_special_tokens :]
         return self.project(x) if output in PROJECTED_OUTPUTS else x
 
     def merged(self, prompt: Prompt) -> "ViT":

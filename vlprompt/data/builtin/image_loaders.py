@@ -6,7 +6,7 @@ from functools import cache, partial
 
 from vlprompt.core.class_names import Names, class_ids
 from vlprompt.core.images import ImageItem, persistent_key
-from vlprompt.data.dataset import ImageRecord, RawDataset
+from vlprompt.data.dataset import ImageRecord, LabelSet, RawDataset
 from vlprompt.data.images.decoding import build_image_item
 
 
@@ -66,8 +66,30 @@ def _build_domain_digit_item(path: str) -> ImageItem:
     return build_image_item(f"digit_domains/{path}", partial(digit_domains.open_domain_digit, domain, int(place)), path)
 
 
+def _load_scenes_dataset(names: Names) -> RawDataset:
+    from vlprompt.data.builtin.glyphs import scenes
+
+    keys, records, label_sets = class_ids(names), dict[str, list[ImageRecord]](), dict[str, LabelSet]()
+    for part, labels in scenes.list_scenes().items():
+        records[part] = [ImageRecord(f"scenes/{part}/{i}", "") for i in range(len(labels))]
+        label_sets |= {
+            record.path: LabelSet(frozenset(keys[k] for k in row))
+            for record, row in zip(records[part], labels, strict=True)
+        }
+    return RawDataset(names, records, _build_scene_item, label_sets=label_sets)
+
+
+@cache
+def _build_scene_item(path: str) -> ImageItem:
+    from vlprompt.data.builtin.glyphs.scenes import open_scene
+
+    _, part, number = path.split("/")
+    return build_image_item(path, partial(open_scene, part, int(number)))
+
+
 IMAGE_LOADERS: dict[str, Callable[[Names], RawDataset]] = {
     "digits": _load_digits_dataset,
     "digit_domains": _load_digit_domains,
     "glyphs": _load_glyphs_dataset,
+    "scenes": _load_scenes_dataset,
 }

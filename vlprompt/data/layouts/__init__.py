@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlprompt.data.dataset import ImageRecord, shorten_list
+from vlprompt.data.dataset import ImageRecord, LabelSet, shorten_list
 from vlprompt.data.images.files import list_folders
 from vlprompt.data.splits.names import SPLIT_NAMES
 from vlprompt.data.splits.sampling import add_validation_split
@@ -35,6 +35,16 @@ class ClassListingLayout(Layout, Protocol):
 
     def list_classes(self, folder: Path, images: Path) -> dict[str, str]:
         """Return {class id: name} of the classes that are there, in label order."""
+        ...
+
+
+class LabelSetLayout(Protocol):
+    """A layout of images that may have several labels."""
+
+    def read_label_sets(
+        self, folder: Path, images: Path, ids: list[str]
+    ) -> tuple[SplitRecords, dict[str, LabelSet], str]:
+        """Return the records of each split, with "" as their class, the labels by path, and a note."""
         ...
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from vlprompt.core.class_names import ClassName, class_ids
 from vlprompt.data.cards import load_card_classes
 from vlprompt.data.dataset import RawDataset, build_class_names, join_notes, make_item_builder
-from vlprompt.data.layouts import ClassListingLayout, Layout
+from vlprompt.data.layouts import ClassListingLayout, LabelSetLayout, Layout
 from vlprompt.data.locations import ROOT_HELP, dataset_folder, describe_source
 from vlprompt.data.readers.split_file import SAVED_SPLIT_FILE, read_saved_split, read_split_file
 from vlprompt.data.readers.split_lists import read_split_lists
@@ -60,6 +60,10 @@ def read_card_folder(card: "LayoutCard", names: tuple[ClassName, ...], root: str
     if (folder / SAVED_SPLIT_FILE).is_file():
         return read_saved_split(folder, images, names)
     layout = cast(Layout, import_module(f"vlprompt.data.layouts.{card.layout}"))
+    if hasattr(layout, "read_label_sets"):
+        records, label_sets, note = cast(LabelSetLayout, layout).read_label_sets(folder, images, list(class_ids(names)))
+        raw = RawDataset(names, records, make_item_builder(images), note, layout=card.layout, rule="as the card says")
+        return _mark_literature_split(replace(raw, label_sets=label_sets), card)
     domains = {} if card.domains is None else {"domains": card.domains}
     records, note = layout.read(folder, images, list(class_ids(names)), card.sizes, **domains)
     raw = RawDataset(names, records, make_item_builder(images), note, layout=card.layout, rule="as the card says")

@@ -11,16 +11,17 @@ from PIL import Image
 from vlprompt.core.images import ImageItem, persistent_key
 from vlprompt.data.dataset import ImageRecord, RawDataset, build_class_names, decode_text, make_item_builder
 from vlprompt.data.images.decoding import build_image_item, hash_array
+from vlprompt.data.readers.label_table import has_label_sets, read_label_table
 from vlprompt.data.readers.repeats import ListedImage, describe_copies, find_repeats, require_no_clash
 from vlprompt.data.readers.split_file import read_split_file
-from vlprompt.data.splits.names import SPLIT_CHOICES, parse_split_name
-from vlprompt.data.splits.sampling import add_validation_split, split_per_class
+from vlprompt.data.splits.table_splits import complete_splits, parse_part
 from vlprompt.data.table_rows import NumberedRows, read_table_rows
 from vlprompt.runtime.errors import suggest_nearest
 
 TABLE_COLUMNS = ("path", "label", "class", "name", "domain", "split")
 COLUMNS_HELP = (
-    "the columns path and label or class (one of class and name), perhaps domain and split, or for texts text and "
+    "the columns path and label or class (one of class and name), perhaps domain and split, for several labels in an "
+    "image path and labels or a column of 1 and 0 for each class, or for texts text and "
     "label, prompt and response, words and tags, or messages"
 )
 ARRAY_NAMES = ("images", "labels", "names", "split")
@@ -38,11 +39,14 @@ def read_table(path: Path) -> RawDataset:
     """Read a table with the columns path, label or class (or name), and perhaps domain and split.
 
     Paths begin at the file's folder. A label is a whole number when there is a class column too, which names it;
-    alone it may be either. split is train, val or test; without it each class is cut 50:20:30.
+    alone it may be either. split is train, val or test; without it each class is cut 50:20:30. Where images may have
+    several labels there is a column labels, or one for each class.
     """
     rows = read_table_rows(path)
     if path.suffix.lower() != ".jsonl":
         rows = [(number, {column.lower(): value for column, value in row.items()}) for number, row in rows]
+    if has_label_sets(rows):
+        return read_label_table(rows, path)
     columns = _check_columns(rows, path)
     name_column = next((column for column in ("class", "name") if column in columns), None)
     is_numbered = name_column is not None and "label" in columns
@@ -60,12 +64,12 @@ def read_table(path: Path) -> RawDataset:
                 f"{where}: expected one name for the label {key}, got {names_by_id[key]!r} and {name!r}. Correct one "
                 "of them."
             )
-        part = _parse_part(row.get("split", "all"), where)
+        part = parse_part(row.get("split", "all"), where)
         domain = str(row["domain"]).strip() if "domain" in columns else None
         entries.append(ListedImage(f"row {number}", part, ImageRecord(str(row["path"]).strip(), key, domain)))
     names = build_class_names(_sort_classes(names_by_id, is_numbered, path), str(path))
     records, remarks = _group_by_split(entries, path)
-    records, note = _complete_splits(records, path)
+    records, note = complete_splits(records, path)
     rule = f"the columns {', '.join(column for column in TABLE_COLUMNS if column in columns)}"
     builder = make_item_builder(path.parent)
     return RawDataset(names, records, builder, note, layout="table", rule=rule, remarks=remarks)
@@ -131,28 +135,6 @@ def _sort_classes(names_by_id: Mapping[str, str], is_numbered: bool, path: Path)
     return {key: names_by_id[key] for key in keys}
 
 
-def _parse_part(value: object, where: str) -> str:
-    """Return the split that a cell names; "all" where there is no column of splits."""
-    value = decode_text(value)
-    if value.strip().lower() == "all":
-        return "all"
-    if (part := parse_split_name(value)) is None:
-        raise ValueError(f"{where}: split: expected {SPLIT_CHOICES}, got {value!r}. Correct the row.")
-    return part
-
-
-def _complete_splits(records: dict[str, list[ImageRecord]], path: Path) -> tuple[dict[str, list[ImageRecord]], str]:
-    """Split what has no splits, add val where it is missing; return the records and a note."""
-    if "all" in records:
-        return split_per_class(records["all"]), "each class cut 50:20:30 into train, val and test"
-    if "test" not in records or "train" not in records:
-        raise ValueError(
-            f"{path}: split: expected both train and test, got {', '.join(sorted(records))}. Add rows of the other "
-            "split."
-        )
-    return add_validation_split(records)
-
-
 def _parse_label(value: Any, where: str) -> str:
     text = str(value).strip()
     if isinstance(value, bool) or not text.isdecimal():
@@ -179,9 +161,9 @@ def read_npz(path: Path) -> RawDataset:
     parts = arrays.get("split", np.full(len(images), "all"))
     records: dict[str, list[ImageRecord]] = {}
     for i, (label, value) in enumerate(zip(labels.tolist(), parts.tolist(), strict=True)):
-        part = _parse_part(value, f"{path}, array split at {i}")
+        part = parse_part(value, f"{path}, array split at {i}")
         records.setdefault(part, []).append(ImageRecord(str(i), str(label)))
-    records, note = _complete_splits(records, path)
+    records, note = complete_splits(records, path)
     names = build_class_names({str(i): name for i, name in enumerate(classes)}, str(path))
     rule = f"the arrays {', '.join(name for name in ARRAY_NAMES if name in arrays)}"
     return RawDataset(names, records, partial(_build_array_item, images), note, layout="arrays", rule=rule)

@@ -168,6 +168,15 @@ def load_prompt(source: str | Path, backbone: str | Backbone | None = None, devi
     return restore_prompt(read_learned_state(source), backbone, device)
 
 
+def require_one_label(state: LearnedState) -> None:
+    """Raise ValueError for what was learned from items with several labels, which answers with no single class."""
+    if state.config["task"]["name"] == "multi_label":
+        raise ValueError(
+            f"{state.source!r}: expected a prompt that answers with one class, got one of several labels. Its scores "
+            "are in result.json; answer with it in Python by the method and its learned state."
+        )
+
+
 def restore_prompt(
     state: LearnedState,
     backbone: str | Backbone | None = None,
@@ -180,6 +189,7 @@ def restore_prompt(
         allows_online: whether answers may depend on the order of the inputs; else such a method is refused.
     """
     config = state.config
+    require_one_label(state)
     if backbone is None and state.is_backbone_local:
         raise ValueError(
             f"--backbone: expected where the weights of {config['backbone']} are on this machine, got none, and "

@@ -26,6 +26,7 @@ MAIN_METRICS = {  # the metric that a task is judged by; of other tasks the firs
     "transfer": "average",
     "online": "accuracy",
     "open_set": "auroc_msp",
+    "multi_label": "mAP",
     CONTINUAL: "accuracy",
     DOMAIN: "accuracy",
 }

@@ -64,7 +64,7 @@ class GlyphRenderer:
     def render(self, attributes: list[dict[str, int]]) -> Tensor:
         """Render n images (n, 3, size, size) in 0..1, one for each item of `attributes`."""
         columns = {name: torch.tensor([item[name] for item in attributes]) for name in ATTRIBUTES}
-        ink = self._render_ink(columns)
+        ink = self.render_ink(columns)
         return self._degrade(self._paint(ink, columns), columns["quality"]).clamp(0, 1)
 
     def _uniform(self, *shape):
@@ -77,7 +77,7 @@ class GlyphRenderer:
         pen = kind < 10 and bool(handwritten) and self.rng.random() < 0.5
         return self.rng.choice(self.mask_indices[kind, case, pen])
 
-    def _render_ink(self, attributes: dict[str, Tensor]) -> Tensor:
+    def render_ink(self, attributes: dict[str, Tensor]) -> Tensor:
         """Render the ink mask (n, 1, size, size): stroke width, affine pose, elastic deformation."""
         n, hand, stroke = len(attributes["kind"]), attributes["hand"].bool(), attributes["stroke"]
         kinds, cases, hands = (attributes[a].tolist() for a in ("kind", "case", "hand"))

@@ -1,0 +1,110 @@
+"""Read a table of images that may have several labels: a column of label sets, or a column for each class."""
+
+from pathlib import Path
+from typing import Any
+
+from vlprompt.data.dataset import ImageRecord, LabelSet, RawDataset, build_class_names, make_item_builder
+from vlprompt.data.readers.repeats import ListedImage, describe_copies, find_repeats, require_no_clash
+from vlprompt.data.splits.table_splits import complete_splits, parse_part
+from vlprompt.data.table_rows import NumberedRows
+
+SINGLE_LABEL_COLUMNS = {"label", "class", "name"}
+LABEL_SEPARATOR = "|"  # between the names of a cell
+FIXED_COLUMNS = ("path", "split", "domain")
+STATES = {"1": 1, "0": 0, "-1": -1, "?": -1, "": -1, "true": 1, "false": 0}  # of a cell of a class, -1 unknown
+
+
+def has_label_sets(rows: NumberedRows) -> bool:
+    """Whether a table says for each image which of several labels it has."""
+    if not rows or "path" not in (columns := set(rows[0][1])) or columns & SINGLE_LABEL_COLUMNS:
+        return False
+    if "labels" in columns:
+        return True
+    others = columns - set(FIXED_COLUMNS)
+    return len(others) > 1 and all(_parse_state(row.get(column)) is not None for _, row in rows for column in others)
+
+
+def _parse_state(value: Any) -> int | None:
+    text = "" if value is None else str(value).strip().casefold().removesuffix(".0")
+    return STATES.get(text)
+
+
+def read_label_table(rows: NumberedRows, path: Path) -> RawDataset:
+    """Read the rows of a table for which `has_label_sets` is true.
+
+    `labels` is a list of class names (.jsonl), or their names with | between them; an empty one is an image without
+    labels. A column for each class has 1 (present), 0 (absent) or -1, ? or nothing (unknown).
+
+    Raises:
+        ValueError: for irregular columns, a label that is no text, an image that is listed twice, and fewer than two
+            classes.
+    """
+    columns, has_lists = set(rows[0][1]), "labels" in rows[0][1]
+    classes = [] if has_lists else [column for column in rows[0][1] if column not in FIXED_COLUMNS]
+    entries, label_sets = list[ListedImage](), dict[str, LabelSet]()
+    for number, row in rows:
+        where = f"{path}, row {number}"
+        if irregular := sorted(columns ^ set(row)):
+            raise ValueError(
+                f"{where}: expected the column {irregular[0]!r} in every row or in none, got some without it. Fill it "
+                "in."
+            )
+        if has_lists and (unknown := sorted(columns - {"labels", *FIXED_COLUMNS})):
+            raise ValueError(f"{where}: expected no column beside labels, path, split and domain, got {unknown[0]!r}.")
+        if not (image := str(row["path"]).strip()):
+            raise ValueError(f"{where}: expected a path, got an empty one. Fill it in.")
+        label_set = _parse_list(row["labels"], where) if has_lists else _parse_cells(row, classes)
+        if label_sets.setdefault(image, label_set) != label_set:
+            raise ValueError(f"{where}: expected one set of labels for {image!r}, got another before. Remove one row.")
+        domain = str(row["domain"]).strip() if "domain" in columns else None
+        entries.append(ListedImage(f"row {number}", parse_part(row.get("split", "all"), where), _record(image, domain)))
+    if has_lists:
+        classes = sorted({name for label_set in label_sets.values() for name in label_set.present})
+    if len(classes) < 2:
+        raise ValueError(f"{path}: expected at least 2 classes, got {classes}. Add images of another class.")
+    return _build(entries, label_sets, classes, path, "the column labels" if has_lists else "a column for each class")
+
+
+def _record(image: str, domain: str | None) -> ImageRecord:
+    return ImageRecord(image, "", domain)
+
+
+def _parse_list(value: Any, where: str) -> LabelSet:
+    names = value if isinstance(value, list) else [] if value is None else str(value).split(LABEL_SEPARATOR)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"{where}: labels: expected class names, got {wrong[0]!r}. Write names, in quotes.")
+    return LabelSet(frozenset(name.strip() for name in names if name.strip()))
+
+
+def _parse_cells(row: dict[str, Any], classes: list[str]) -> LabelSet:
+    by_state: dict[int | None, set[str]] = {1: set(), 0: set(), -1: set()}
+    for name in classes:
+        by_state[_parse_state(row[name])].add(name)
+    return LabelSet(frozenset(by_state[1]), frozenset(by_state[-1]))
+
+
+def _build(
+    entries: list[ListedImage], label_sets: dict[str, LabelSet], classes: list[str], path: Path, rule: str
+) -> RawDataset:
+    repeats = find_repeats(entries, path.parent)
+    require_no_clash(repeats, path)
+    copies, records = {entry.place for entry in repeats.copies}, dict[str, list[ImageRecord]]()
+    for entry in entries:
+        if entry.place not in copies:
+            records.setdefault(entry.split, []).append(entry.record)
+    complete, note = complete_splits(records, path)
+    note = "cut 50:20:30 into train, val and test" if "all" in records else note
+    remarks = [*describe_copies(repeats.copies, path.name, "counted once")]
+    if n_empty := sum(not label_set.present for label_set in label_sets.values()):
+        remarks.append(f"{n_empty} images have no label")
+    names = build_class_names({name: name for name in classes}, str(path))
+    return RawDataset(
+        names,
+        complete,
+        make_item_builder(path.parent),
+        note,
+        layout="table",
+        rule=rule,
+        remarks=tuple(remarks),
+        label_sets=label_sets,
+    )
