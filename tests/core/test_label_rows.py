@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images
+from shared import images
 
 from vlprompt.core.batch import Batch, Split
 from vlprompt.core.images import ImageItem

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import golden, golden_cases, images, relative
 from open_clip.modified_resnet import ModifiedResNet
+from shared import golden, golden_cases, images, relative
 
 from vlprompt import methods as m
 from vlprompt.backbones.open_clip.towers import wrap_image_tower
