@@ -14,8 +14,8 @@ from vlprompt.engine.evaluate import evaluate
 from vlprompt.experiments.events import StepDone
 from vlprompt.experiments.searches.study import build_studies
 from vlprompt.methods import CoOp, ZeroShot
-from vlprompt.results.comparability import collect_protocol_facts
 from vlprompt.results.run_folder import RunFolder
+from vlprompt.results.tables.all_tables import build_tables
 from vlprompt.results.tables.summary import build_rows
 from vlprompt.runtime.errors import RunStoppedError
 from vlprompt.tasks import Domain
@@ -127,9 +127,22 @@ def test_settings_are_searched_and_every_result_says_by_which_rule(type_in, tmp_
 
 
 def test_results_of_different_rules_have_letters():
-    given = run(ZeroShot(build_tiny_clip()), Domain("digit_domains", **{**SEARCH, "phase": "final"}), TRAIN)
+    final = {**SEARCH, "phase": "final"}
+    given = run(ZeroShot(build_tiny_clip()), Domain("digit_domains", **final), TRAIN)
     assert given.protocol["settings_chosen"] == "given"
-    assert collect_protocol_facts([given])["settings", ""] == "given"
+    searched = []
+    for criterion in ("leave-one-domain-out", "test-domain"):
+        task = {**given.config["task"], "criterion": criterion}
+        protocol = Domain("digit_domains", **final, criterion=criterion).protocol
+        searched.append(replace(given, config={**given.config, "task": task}, protocol={**given.protocol, **protocol}))
+    again = replace(given, config={**given.config, "method": {"name": "other"}})
+    table = build_tables(build_rows([given, again, *searched]))[0]
+    letters = {line[0]: line[1] for line in table.rows}
+    assert sorted(letters.values()) == ["", "", "", "a"]
+    [oracle] = [name for name in letters if name.endswith("*")]
+    assert letters[oracle] == ""
+    assert "a: settings searched by leave-one-domain-out cross-validation (others given)" in table.footnotes[0]
+    assert any(note.startswith("*: an oracle") for note in table.footnotes)
 
 
 def test_each_domain_is_the_target_in_turn():

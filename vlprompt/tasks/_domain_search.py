@@ -13,10 +13,10 @@ from vlprompt.data.splits.domains import DomainData
 
 Criterion = Literal["training-domain", "leave-one-domain-out", "test-domain"]
 Phase = Literal["final", "search"]
-CRITERIA: dict[Criterion, str] = {
-    "training-domain": "searched on held-out images of the sources (training-domain validation)",
-    "leave-one-domain-out": "searched on each source in turn, held out (leave-one-domain-out cross-validation)",
-    "test-domain": "searched on labelled images of the target (test-domain validation, an oracle)",
+CRITERIA: dict[Criterion, str] = {  # with their names in DomainBed
+    "training-domain": "searched by training-domain validation",
+    "leave-one-domain-out": "searched by leave-one-domain-out cross-validation",
+    "test-domain": "searched by test-domain validation (an oracle)",
 }
 
 
