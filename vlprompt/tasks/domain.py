@@ -33,7 +33,7 @@ from vlprompt.tasks.few_shot import get_split_origin
 
 DomainSetting = Literal["adapt", "source_free", "generalise"]
 DatasetLike = str | Data
-OPEN_SET_METRICS = {
+UNKNOWN_TARGET_METRICS = {
     "known": "mean over the known classes of the share of target images that are answered, and right",
     "unknown": "share of images of unknown classes that are refused, at a threshold that 5 % of source images miss",
     "h_score": "harmonic mean of known and unknown",
@@ -358,7 +358,7 @@ class Domain:
         if (test := self._unknown_test) is None:
             return protocol
         protocol |= {"unknown_classes": sorted(self.unknown_classes or ()), "unknown_images": len(test.images)}
-        return protocol | {"unknown_test": test.images.hash(), "metrics": DOMAIN_METRICS | OPEN_SET_METRICS}
+        return protocol | {"unknown_test": test.images.hash(), "metrics": DOMAIN_METRICS | UNKNOWN_TARGET_METRICS}
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
         if self.phase == "search":

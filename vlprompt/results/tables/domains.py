@@ -29,11 +29,20 @@ from vlprompt.results.tables.summary import (
     format_label,
     merge_in_order,
 )
+from vlprompt.tasks.domain import UNKNOWN_TARGET_METRICS
 
 DomainPair = tuple[tuple[str, ...], str]  # sources, target
 Getter = Callable[[Result], float | None]
-OPEN_SET_METRICS = ("known", "unknown", "h_score")  # of targets with unknown classes
-MEAN_METRICS = ("accuracy", "class_mean", "source", "zero_shot", "gain", "coverage", "precision", *OPEN_SET_METRICS)
+MEAN_METRICS = (
+    "accuracy",
+    "class_mean",
+    "source",
+    "zero_shot",
+    "gain",
+    "coverage",
+    "precision",
+    *UNKNOWN_TARGET_METRICS,
+)
 PAIR_METRICS = {"accuracy": "accuracy on the target's test", "h_score": "H-score on the target's test"}
 SELECTION_RULES = tuple(SELECTION_DESCRIPTIONS)
 ORACLE_NOTE = (
