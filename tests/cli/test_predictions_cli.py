@@ -101,6 +101,29 @@ def test_a_run_that_was_tested_before_says_that_it_has_none(folder, type_in, tmp
     assert "it was tested before; vlprompt eval" in printed
 
 
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_sweep_keeps_the_predictions_of_every_run(jobs, type_in, tmp_path):
+    words = "sweep", "method=zero_shot", "dataset=digits,glyphs", "shots=1", "--out", tmp_path, "--jobs", jobs
+    status, printed = type_in(*words, "--keep-predictions")
+    assert status == 0, printed
+    folders = find_run_folders(tmp_path)
+    assert len(folders) == 2
+    for folder in folders:
+        accuracy = RunFolder(folder).read_result().summary["accuracy"]
+        predictions = read_predictions(folder / "predictions-test.parquet")
+        assert 100 * (predictions.predicted == predictions.labels).double().mean().item() == pytest.approx(accuracy)
+    assert "it was tested before" not in printed
+
+
+def test_a_sweep_that_was_finished_before_says_that_it_has_none(type_in, tmp_path):
+    words = "sweep", "method=zero_shot", "dataset=digits", "shots=1", "--out", tmp_path
+    assert type_in(*words)[0] == 0
+    assert not [*tmp_path.rglob("*.parquet")]
+    status, printed = type_in(*words, "--keep-predictions")
+    assert status == 0
+    assert "it was tested before; vlprompt eval" in printed
+
+
 def test_predictions_of_earlier_tests_go(folder, tmp_path):
     run = RunFolder(tmp_path)
     file = read_predictions(folder / "predictions-base.parquet")

@@ -27,7 +27,9 @@ from vlprompt.experiments.export.formats import FORMATS, ExportOptions
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.experiments.learned.state import LearnedState
 from vlprompt.experiments.provenance import describe_learned_state
+from vlprompt.methods import PromptStyler
 from vlprompt.runtime.seeding import make_generator
+from vlprompt.tasks import Domain
 from vlprompt.testing.images import build_digits_lesson
 
 pytestmark = pytest.mark.filterwarnings("ignore:no confident pseudo-label for")  # a random CLIP knows no digits
@@ -166,6 +168,20 @@ def test_the_reason_is_what_was_observed(build_case, clip, lesson, tmp_path):
     for name, reason in reasons.items():
         prompt = as_prompt(build_case(name).trained, lesson)
         assert f"got {name}: {reason}. Export it --to onnx or torch." in refusal(prompt, "classes", tmp_path / name)
+
+
+def test_a_classifier_of_styles_that_saw_no_image(clip, tmp_path):
+    """PromptStyler as it is run: a lesson without images, and the matrix is what it learned."""
+    [stage] = Domain(source="none", target="digits", setting="generalise").stages()
+    method = PromptStyler(clip, n_styles=3, style_steps=2, epochs=2)
+    method.begin_lesson(stage.lesson, make_generator(1))
+    prompt = as_prompt(method, stage.lesson)
+    for to in ("classes", "open_clip"):
+        write(prompt, to, tmp_path / to)
+        assert gives_its_logits(to, tmp_path / to, prompt)
+    with np.load(tmp_path / "classes" / "classes.npz") as saved:
+        assert saved["matrix"].shape[0] == 10
+    assert "its answer is a cosine" in refusal(prompt, "timm", tmp_path / "timm")
 
 
 def test_the_classes_say_what_they_are(build_case, clip, lesson, tmp_path):

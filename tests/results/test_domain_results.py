@@ -3,6 +3,7 @@
 import csv
 import json
 import statistics
+from dataclasses import replace
 from itertools import permutations
 
 import matplotlib as mpl
@@ -118,7 +119,7 @@ def test_pairs_are_columns_and_their_mean_is_over_seeds():
     assert (cells(means)["zero_shot"]["coverage"], cells(means)["zero_shot"]["gain"]) == ("", "0.0±0.0")
     assert rules.header == ["method", "last", "val", "entropy", "agreement", "oracle*"]
     assert rules.rows == [["dapl", "67.5±0.8", "65.5±0.8", "66.5±0.8", "67.5±0.8", "69.5±0.8"]]
-    assert any("looks at the target's test labels" in note for note in rules.footnotes)
+    assert any("looks at the target's labels" in note for note in rules.footnotes)
 
 
 def test_a_missing_pair_empties_the_mean_and_is_named():
@@ -151,6 +152,30 @@ def test_no_row_is_lost_where_nothing_tells_two_apart():
         ("dapl", "66.5"),
         ("dapl", "76.5"),
     ]
+
+
+def opened(result, known=60.0, unknown=40.0):
+    """The result of a target with unknown classes."""
+    scores = {"known": known, "unknown": unknown, "h_score": 2 * known * unknown / (known + unknown)}
+    task = {**result.config["task"], "unknown_classes": ["a"]}
+    return replace(result, summary={**result.summary, **scores}, config={**result.config, "task": task})
+
+
+def test_targets_with_unknown_classes_have_columns_of_their_own():
+    *pairs, means, _ = build_tables(build_rows([*map(opened, home(seeds=(1, 2))), *home("coop", seeds=(1, 2))]))
+    assert [table.title.partition(": ")[2] for table in pairs] == [
+        "accuracy on the target's test",
+        "H-score on the target's test",
+    ]
+    assert cells(pairs[1])["dapl"]["A -> C"] == "48.0±0.0"
+    assert (cells(pairs[1])["dapl"]["mean"], cells(pairs[1])["coop"]["mean"]) == ("48.0±0.0", "")
+    columns = ["known", "unknown", "h score"]
+    first = means.header.index("precision") + 1
+    assert means.header[first : first + 3] == columns
+    assert [cells(means)["dapl"][k] for k in columns] == ["60.0±0.0", "40.0±0.0", "48.0±0.0"]
+    assert [cells(means)["coop"][k] for k in columns] == ["", "", ""]
+    [record] = json.loads(render_results(build_rows([opened(domain())]), "json"))
+    assert (record["known"], record["unknown"], record["h_score"]) == (60, 40, pytest.approx(48))
 
 
 def test_an_oracle_is_marked_in_every_table_and_form():

@@ -33,7 +33,7 @@ def run_command(*words):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Runs of two methods at two numbers of shots, base to new, and a stream."""
+    """Runs of two methods at two numbers of shots, base to new, a stream, and unknown classes."""
     folder = tmp_path_factory.mktemp("runs")
     where = ["--backbone", "glyph/random", "--out", str(folder)]
     few = ["--shots", "1,2", "--seed", "1,2", *where]
@@ -42,6 +42,7 @@ def runs(tmp_path_factory):
     base_new = ["digits", "--task", "base_to_new", "--shots", "1", "train.epochs=2", *where]
     assert run_command("run", "coop", *base_new) == 0
     assert run_command("run", "linear", "digits", "--task", "continual", "train.epochs=2", *where) == 0
+    assert run_command("run", "zero_shot", "digits", "--task", "open_set", "--shots", "1", *where) == 0
     return folder
 
 

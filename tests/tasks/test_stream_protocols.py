@@ -228,10 +228,10 @@ def test_settings_are_searched_on_the_first_lessons_and_every_result_says_so(typ
     assert "settings searched on validation images of the first 2 lessons (others given)" in " ".join(text.split())
     status, text = type_in("search", *words, "--task", "continual", "--sampler", "optuna", *settings, rates)
     assert status == 2
-    assert "--sampler: expected grid for streams, got optuna" in text
+    assert "--sampler: expected grid for the task continual, got optuna" in text
     status, text = type_in("search", *words, "--task", "few_shot", rates)
     assert status == 2
-    assert "--task: expected vtab or continual, got few_shot" in text
+    assert "--task: expected one of vtab, continual, domain, got few_shot" in text
 
 
 def test_a_card_of_train_and_test_folders(root, jpegs, type_in):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 console = make_console()
 WHAT_HELP = (
     "Write these figures instead, each in files of its own: shots, base_new, bars, radar, cost, learning, stages, "
-    "matrix, prompts, pseudo, pairs, confusion, reliability; several with commas, or all."
+    "matrix, prompts, pseudo, pairs, confusion, reliability, scores, roc; several with commas, or all."
 )
 FORMAT_HELP = "Formats of --what: png, pdf, svg, and of the numbers csv, md, tex; several with commas. Default: png."
 

@@ -1,6 +1,5 @@
 """The command `vlprompt run`. Heavy libraries are imported when it runs, so that --help is instant."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from vlprompt.config.run_config import RunConfig
     from vlprompt.config.sources import Override
     from vlprompt.experiments.sweeps.options import SweepOptions
-    from vlprompt.results.run_folder import Result
 
 out, error_console = make_console(), make_console(stderr=True)
 
@@ -174,7 +172,7 @@ def run_and_show(configs: "list[RunConfig]", options: "SweepOptions", console: "
         typer.Exit: with status 1 where some of several runs failed; the others are made.
     """
     from vlprompt.cli.display.progress import ProgressDisplay
-    from vlprompt.cli.display.terminal import show_results
+    from vlprompt.cli.display.terminal import report_missing_predictions, show_results
     from vlprompt.experiments.sweeps.runs import run_configs
     from vlprompt.results.tables.summary import build_rows
 
@@ -194,18 +192,10 @@ def run_and_show(configs: "list[RunConfig]", options: "SweepOptions", console: "
         show_results(build_rows(finished), console)
     console.print(f"{len(finished)} run{'s' * (len(finished) != 1)} under {options.runs_folder}/", style="dim")
     if options.keep_predictions:
-        _report_missing_predictions(finished, console)
+        report_missing_predictions(finished, console)
     if failures:
         _show_failures([(configs[index], error) for index, error in failures.items()])
         raise typer.Exit(1)
-
-
-def _report_missing_predictions(results: "list[Result]", console: "Console") -> None:
-    """Say which runs were finished before predictions were asked for, so that they have none."""
-    for folder in (Path(result.folder) for result in results if result.folder):
-        if not any(folder.glob("predictions-*.parquet")):
-            text = f"no predictions in {folder}: it was tested before; vlprompt eval {folder} --keep-predictions FILE"
-            console.print(f"{text} writes them", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_failures(failures: "list[tuple[RunConfig, Exception]]") -> None:

@@ -53,7 +53,11 @@ def search(
         typer.Argument(help="Settings, and lists to search: 'search.train.lr=[0.1,0.01]'.", metavar="[KEY=VALUE]..."),
     ] = None,
     task: Annotated[
-        str, typer.Option(help="vtab, or continual: a stream, searched on its first task.search_lessons=3 lessons.")
+        str,
+        typer.Option(
+            help="vtab; continual: a stream, searched on its first task.search_lessons=3 lessons; domain: "
+            "generalisation to each target, by task.criterion (training-domain, leave-one-domain-out, test-domain)."
+        ),
     ] = "vtab",
     backbone: BackboneOption = None,
     seed: SeedOption = None,
@@ -144,22 +148,30 @@ def _search_dataset(
     options: "SweepOptions",
     n_trials: int | None,
 ) -> "list[Result]":
+    from vlprompt.experiments.searches.study import build_studies
+
+    studies = build_studies(method, dataset, seeds=seeds, **settings)
+    return [result for study in studies for result in _search(method, study, backbones, options, n_trials)]
+
+
+def _search(
+    method: str, study: "Study", backbones: dict[str, Any], options: "SweepOptions", n_trials: int | None
+) -> "list[Result]":
+    """Search one study, and train and test with what it chose."""
     from vlprompt.cli.display.progress import ProgressDisplay
-    from vlprompt.experiments.searches.study import build_study
     from vlprompt.experiments.sweeps.options import LoadedBackbones
     from vlprompt.experiments.sweeps.runs import run_configs
 
-    study = build_study(method, dataset, seeds, **settings)
     folder = study.get_folder(options.runs_folder, options.fresh)
     if note := study.task.protocol["note"]:  # opens the data, so that their errors come before a backbone is loaded
-        console.print(f"{dataset}: {note}", style="yellow", soft_wrap=True)
+        console.print(f"{study.dataset}: {note}", style="yellow", soft_wrap=True)
     loaded = LoadedBackbones(options, backbones)
     with ExitStack() as stack:
         if study.sampler == "grid":
             chosen = _search_grid(study, folder, loaded)
         else:
             chosen = _search_trials(study, folder, loaded, n_trials, stack)
-        console.print(_format_choice(method, dataset, study, chosen), highlight=False, soft_wrap=True)
+        console.print(_format_choice(method, study, chosen), highlight=False, soft_wrap=True)
         configs = study.build_final_configs(chosen)
         with ProgressDisplay(console) as display:
             results = run_configs(configs, options, display, backbones=backbones)
@@ -193,7 +205,9 @@ def _search_trials(
     return chosen
 
 
-def _format_choice(method: str, dataset: str, study: "Study", chosen: dict[str, Any]) -> str:
+def _format_choice(method: str, study: "Study", chosen: dict[str, Any]) -> str:
+    target = chosen["config"]["task"].get("target")
+    dataset = study.dataset if target is None else f"{study.dataset} -> {target}"
     if chosen["accuracy"] is None:
         return f"{method} on {dataset}: one setting, nothing to choose"
     train, scale = chosen["config"]["train"], study.search_space.get("lr_base_batch_size")

@@ -26,11 +26,17 @@ class OpenSetScores(NamedTuple):
         known: the scores of the known items, among the known classes.
         metrics: unknown set -> "METRIC_SCORE" -> value in percent, of the metrics of `UNKNOWN_METRICS`.
         notes: which scores the method lacks, and why.
+        names: the scores (S).
+        known_values: (N, S) of the known items.
+        unknown_values: unknown set -> (M, S) of its items.
     """
 
     known: Scores
     metrics: dict[str, dict[str, float]]
     notes: tuple[str, ...]
+    names: tuple[str, ...]
+    known_values: Tensor
+    unknown_values: dict[str, Tensor]
 
 
 def evaluate_against_unknown(
@@ -73,14 +79,15 @@ def evaluate_against_unknown(
         return score_outputs(output, split), _require_numbers(cast(Tensor, output.scores))
 
     known_scores, known_values = collect("", known)
-    metrics = dict[str, dict[str, float]]()
+    metrics, unknown_values = dict[str, dict[str, float]](), dict[str, Tensor]()
     for name, split in unknown.items():
         # among the known classes, as the labels of unknown items mean nothing
         values = collect(name, replace(split, names=known.names, labels=(0,) * len(split), domains=None, info={}))[1]
+        unknown_values[name] = values
         by_score = {score: unknown_scores(known_values[:, k], values[:, k]) for k, score in enumerate(names)}
         metrics[name] = {f"{metric}_{score}": v for score, found in by_score.items() for metric, v in found.items()}
     method.train(was_training)
-    return OpenSetScores(known_scores, metrics, notes)
+    return OpenSetScores(known_scores, metrics, notes, tuple(names), known_values, unknown_values)
 
 
 @torch.no_grad()

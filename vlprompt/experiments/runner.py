@@ -238,7 +238,7 @@ class _Run:
         progress.confusion = outcome.confusion
         if self.folder is not None:
             if outcome.answers:
-                self.folder.save_answers(outcome.answers)
+                self.folder.save_answers(outcome.answers, outcome.unknown_scores)
             self.folder.save_predictions(outcome.predictions)
         progress.next_stage, progress.is_training, progress.epochs = index + 1, False, []
         self._report_stage(lesson)

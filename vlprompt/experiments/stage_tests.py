@@ -19,7 +19,7 @@ from vlprompt.engine.label_scores import DEFAULT_THRESHOLD, choose_threshold, re
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.events import EvaluationProgress, Listener
 from vlprompt.results.prediction_files import THRESHOLD_FACT, PredictionFile
-from vlprompt.results.test_answers import TestAnswers
+from vlprompt.results.test_answers import TestAnswers, UnknownScores
 from vlprompt.runtime.errors import UnknownClassError
 
 TestScores = dict[str, dict[str, float]]  # metrics by test
@@ -36,6 +36,7 @@ class StageOutcome:
         answers: what was predicted for each item, by test; texts with responses or tags have none.
         confusion: class ids and `Scores.confusion`, by test; likewise.
         predictions: of each item with its logits, by test, where they are asked for; likewise.
+        unknown_scores: of known and unknown items, where the stage has unknown tests.
         notes: scores of unknown classes that the method lacks, and why.
     """
 
@@ -45,6 +46,7 @@ class StageOutcome:
     answers: dict[str, TestAnswers] = field(default_factory=dict)
     confusion: dict[str, dict[str, Any]] = field(default_factory=dict)
     predictions: dict[str, PredictionFile] = field(default_factory=dict)
+    unknown_scores: UnknownScores | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -108,6 +110,7 @@ class StageTests:
                 on_progress=lambda test, n_done, n: self._report(test or name, n_done, n),
             )
         outcome.scores |= {f"unknown/{unknown}": metrics for unknown, metrics in comparison.metrics.items()}
+        outcome.unknown_scores = UnknownScores(comparison.names, comparison.known_values, comparison.unknown_values)
         outcome.notes = comparison.notes
         return comparison.known
 

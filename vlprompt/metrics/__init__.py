@@ -70,4 +70,5 @@ from vlprompt.metrics.unknown import aupr as aupr
 from vlprompt.metrics.unknown import auroc as auroc
 from vlprompt.metrics.unknown import fpr_at_recall as fpr_at_recall
 from vlprompt.metrics.unknown import fpr_unknown_positive as fpr_unknown_positive
+from vlprompt.metrics.unknown import roc_curve as roc_curve
 from vlprompt.metrics.unknown import unknown_scores as unknown_scores

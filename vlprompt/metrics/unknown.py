@@ -72,6 +72,18 @@ def fpr_unknown_positive(known: Tensor, unknown: Tensor, recall: float = 0.95) -
     return fpr_at_recall(-unknown, -known, recall, closest=False)
 
 
+def roc_curve(known: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the percentages of the known and of the unknown accepted; arguments as in `auroc`.
+
+    Returns:
+        Of the known and of the unknown, each (K + 1,) for K distinct scores: from a threshold that accepts nothing to
+        the one that accepts everything. The area below the first over the second, by trapezoids, is `auroc`.
+    """
+    n_known, n_unknown = _count_accepted(known, unknown)
+    start = torch.zeros(1, dtype=torch.double)
+    return torch.cat([start, 100 * n_known / n_known[-1]]), torch.cat([start, 100 * n_unknown / n_unknown[-1]])
+
+
 def unknown_scores(known: Tensor, unknown: Tensor) -> dict[str, float]:
     """Return the metrics of `UNKNOWN_METRICS`; arguments as in `auroc`."""
     fpr95, at_least = (fpr_at_recall(known, unknown, closest=closest) for closest in (True, False))

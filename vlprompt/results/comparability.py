@@ -247,6 +247,8 @@ def collect_protocol_facts(runs: Sequence[Result]) -> ProtocolFacts:
         names = "transductive", "template", "zero_shot_template", "class_matching"
         facts |= {(k, chosen): protocol.get(k) for k in names}
         is_oracle = config["train"].get("model_selection") == "oracle"  # which has its own mark
+        if task.get("criterion") != "test-domain":  # likewise
+            facts["settings", ""] = protocol.get("settings_chosen")
         if runs[0].cost["trained_parameters"] and not is_oracle:
             facts["selection", ""] = protocol.get("selection")
     return {k: v for k, v in facts.items() if v is not None}

@@ -19,7 +19,13 @@ from vlprompt.results.atomic_files import explain_write_errors, write_atomically
 from vlprompt.results.prediction_files import PredictionFile, write_predictions
 from vlprompt.results.run_inputs import ChangedInputsError, Inputs, list_differences
 from vlprompt.results.tensor_files import read_tensors, serialize_tensors
-from vlprompt.results.test_answers import TestAnswers, read_answers, serialize_answers
+from vlprompt.results.test_answers import (
+    TestAnswers,
+    UnknownScores,
+    read_answers,
+    read_unknown_scores,
+    serialize_answers,
+)
 from vlprompt.runtime.errors import FolderInUseError, RunLostError
 
 ATOMIC_FILES = (
@@ -248,9 +254,9 @@ class RunFolder:
         tensors, metadata = read_tensors(self.state_path)
         return State(tensors=tensors, **metadata["cursor"]), metadata["progress"]
 
-    def save_answers(self, answers: dict[str, TestAnswers]) -> None:
+    def save_answers(self, answers: dict[str, TestAnswers], scores: UnknownScores | None = None) -> None:
         self.before_write()
-        write_atomically(self.answers_path, serialize_answers(answers))
+        write_atomically(self.answers_path, serialize_answers(answers, scores))
 
     def save_predictions(self, predictions: Mapping[str, PredictionFile]) -> None:
         """Write a file of predictions for each test, predictions-TEST.parquet; those of earlier tests go."""
@@ -266,6 +272,11 @@ class RunFolder:
         """Return the answers of the last tests by test, {} for a run that has none; ValueError for those of another."""
         self.verify_answers()
         return read_answers(self.answers_path)
+
+    def read_unknown_scores(self) -> UnknownScores | None:
+        """Return the scores of known and unknown items of the last test, None for a run without any; likewise."""
+        self.verify_answers()
+        return read_unknown_scores(self.answers_path)
 
     def verify_answers(self) -> None:
         """Raise ValueError for a file of answers that the run did not write."""

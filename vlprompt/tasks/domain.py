@@ -5,13 +5,14 @@ source-free adaptation sees them only after the source is gone (Liang et al., IC
 generalisation never sees them (Gulrajani and Lopez-Paz, ICLR 2021, arXiv:2007.01434).
 """
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 from vlprompt.core.batch import Split
-from vlprompt.core.class_names import Names, class_ids
+from vlprompt.core.class_names import class_ids
 from vlprompt.core.stage import Lesson, Stage, UnknownTest
 from vlprompt.data.dataset import Data
 from vlprompt.data.loading import identify_dataset, resolve_dataset
@@ -26,12 +27,13 @@ from vlprompt.data.splits.domains import (
 )
 from vlprompt.data.splits.label_hiding import anonymize_items, drop_labels
 from vlprompt.metrics import DOMAIN_METRICS, domain_summary
-from vlprompt.runtime.errors import suggest_nearest
+from vlprompt.tasks._domain_classes import ClassChoice, add_unknown
+from vlprompt.tasks._domain_search import Criterion, Phase, describe_choice, iter_search_stages, require_criterion
 from vlprompt.tasks.few_shot import get_split_origin
 
 DomainSetting = Literal["adapt", "source_free", "generalise"]
 DatasetLike = str | Data
-OPEN_SET_METRICS = {
+UNKNOWN_TARGET_METRICS = {
     "known": "mean over the known classes of the share of target images that are answered, and right",
     "unknown": "share of images of unknown classes that are refused, at a threshold that 5 % of source images miss",
     "h_score": "harmonic mean of known and unknown",
@@ -57,6 +59,10 @@ class Domain:
         target_classes: ids of the classes that the target has images of (partial adaptation); None for all.
         unknown_classes: ids of classes that the target has images of and the sources have not (open-set adaptation):
             among what is adapted to, and to be refused in the test.
+        criterion: by which the settings are searched: "training-domain" (held-out images of the sources),
+            "leave-one-domain-out" (each source in turn, after training on the others) or "test-domain" (labelled images
+            of the target, an oracle); None where they are given.
+        phase: "search" trains and judges by the criterion alone, without a test; "final" tests on the target.
         shots: images per class and source, None for all.
         seed: draws the shots.
         epoch_metrics: after each epoch, record the score of every model selection rule, the precision of the
@@ -80,6 +86,8 @@ class Domain:
         epoch_metrics: bool = True,
         target_classes: list[str] | None = None,
         unknown_classes: list[str] | None = None,
+        criterion: Criterion | None = None,
+        phase: Phase = "final",
         augment: str | None = None,
         skip_broken: bool = False,
         layout: str | None = None,
@@ -107,6 +115,9 @@ class Domain:
         self.setting, self.transductive, self.val_fraction, self.classes = setting, transductive, val_fraction, classes
         self.shots, self.seed, self.epoch_metrics = shots, seed, epoch_metrics
         self.target_classes, self.unknown_classes = target_classes, unknown_classes
+        require_criterion(criterion, phase, setting)
+        self.criterion: Criterion | None = criterion
+        self.phase = phase
         self.augment, self.skip_broken, self.layout = augment, skip_broken, layout
         sources = source if isinstance(source, list) else [source]
         require_folder(layout, *([*sources, target] if dataset is None else [dataset]))
@@ -190,7 +201,7 @@ class Domain:
             label_maps.append(
                 {i: label for i, label in enumerate(source_labels) if label is not None and counts[label]}
             )
-        chosen = self._choose_classes(target, sources, label_maps)
+        chosen = self._class_choice.choose(target, sources, label_maps)
         chosen_names = tuple(names[i] for i in chosen)
         matched_sources = [
             source.select_classes({labels[i]: k for k, i in enumerate(chosen) if i in labels}, chosen_names)
@@ -200,60 +211,19 @@ class Domain:
         matched_target = target.select_classes({i: k for k, i in enumerate(chosen) if i in present}, chosen_names)
         return matched_sources, matched_target, ", ".join(dict.fromkeys(criterion for _, criterion in matches))
 
-    def _choose_classes(
-        self, target: DomainData, sources: list[DomainData], label_maps: list[dict[int, int]]
-    ) -> list[int]:
-        """Return the target's labels to use; ValueError if a source has no images of them, or for fewer than two."""
-        names, counts = target.test.names, target.all_images.count_per_class()
-        has_source = [not sources or any(i in labels for labels in label_maps) for i in range(len(names))]
-        if self.classes == "shared":
-            chosen = [i for i in range(len(names)) if has_source[i] and counts[i]]
-        else:
-            chosen = self._find_classes("classes", names)
-        hidden = self._find_classes("unknown_classes", names) if self.unknown_classes else []
-        present = chosen if self.target_classes is None else self._find_classes("target_classes", names)
-        if clashing := [
-            i for i in hidden if i in present and (self.target_classes or self.classes not in (None, "shared"))
-        ]:
-            raise ValueError(
-                f"task.unknown_classes: expected classes that are not known, got {str(names[clashing[0]])!r}, which "
-                "task.classes or task.target_classes lists too. Leave it out of one of them."
-            )
-        chosen = [i for i in chosen if i not in hidden]
-        if unknown := [i for i in chosen if counts[i] and not has_source[i]]:
-            more = f" and {len(unknown) - 1} more" * (len(unknown) > 1)
-            raise ValueError(
-                f"task.classes: expected classes with images in {' and '.join(source.name for source in sources)}, got "
-                f"{str(names[unknown[0]])!r}{more} of the target {target.name}. Set task.classes=shared for the "
-                "classes that both have, or list some."
-            )
-        if len(chosen) < 2:
-            raise ValueError(
-                f"task.classes: expected at least two classes that source and target share, got {len(chosen)}. "
-                "Check that they have the same names."
-            )
-        return chosen
-
-    def _find_classes(self, setting: str, names: Names) -> list[int]:
-        """Return the labels of the target's classes that a setting lists; all where it lists none."""
-        ids, requested = class_ids(names), getattr(self, setting)
-        if requested is None:
-            return list(range(len(ids)))
-        if not requested:
-            raise ValueError(f"task.{setting}: expected at least one class, got none. Leave it out, or list some.")
-        if unknown := [class_id for class_id in requested if class_id not in ids]:
-            raise ValueError(
-                f"task.{setting}: expected the target's classes, got {unknown[0]!r}; {suggest_nearest(unknown[0], ids)}"
-            )
-        return [ids.index(class_id) for class_id in dict.fromkeys(requested)]
+    @property
+    def _class_choice(self) -> ClassChoice:
+        return ClassChoice(self.classes, self.target_classes, self.unknown_classes)
 
     @cached_property
     def _source_splits(self) -> tuple[Split, Split | None, Split | None]:
         """The sources' (train, val, test); test measures how well the sources are retained."""
-        sources, target, _ = self._matched_domains
+        return self._split_sources(self._matched_domains[0])
+
+    def _split_sources(self, sources: Sequence[DomainData]) -> tuple[Split, Split | None, Split | None]:
         splits = [source.source_splits(self.val_fraction, self.shots, self.seed) for source in sources]
         if not splits:
-            return Split((), (), target.test.names), None, None
+            return Split((), (), self._matched_domains[1].test.names), None, None
         train, val, test = (
             None if None in same_name else merge_sources([split for split in same_name if split is not None])
             for same_name in zip(*splits, strict=True)
@@ -271,7 +241,7 @@ class Domain:
         """The target's images to adapt to, with labels for the evaluator only (-1: unknown), and its test."""
         target = self._matched_domains[1]
         if self._is_transductive:
-            images = anonymize_items(_add_unknown(target, self._unknown_target, "all_images"))
+            images = anonymize_items(add_unknown(target, self._unknown_target, "all_images"))
             return images, images if self._unknown_target is None else anonymize_items(target.all_images)
         if not len(target.test):
             raise ValueError(
@@ -283,7 +253,7 @@ class Domain:
                 f"task.target: expected images to adapt to, got {target.name} with a test split only. Set "
                 "task.transductive=true to adapt to the test images themselves."
             )
-        images = _add_unknown(target, self._unknown_target, "images_before_test")
+        images = add_unknown(target, self._unknown_target, "images_before_test")
         return anonymize_items(images), anonymize_items(target.test)
 
     @cached_property
@@ -292,7 +262,7 @@ class Domain:
         if not self.unknown_classes:
             return None
         target, names = self._target[0], self._matched_domains[1].test.names
-        hidden = self._find_classes("unknown_classes", target.test.names)
+        hidden = self._class_choice.find("unknown_classes", target.test.names)
         return target.select_classes(dict.fromkeys(hidden, 0), names)
 
     @cached_property
@@ -315,15 +285,17 @@ class Domain:
     def domain_names(self) -> tuple[str, ...]:
         """The names of the sources, and of a target to adapt to, as texts use them."""
         sources, target, _ = self._matched_domains
-        domains = sources if self.setting == "generalise" else [*sources, target]
-        words = [domain.word for domain in domains]
-        return tuple(domain.name if words.count(domain.word) > 1 else domain.word for domain in domains)
+        return _name_domains(sources if self.setting == "generalise" else [*sources, target])
 
     @property
     def template(self) -> str:
         return self._target[1].template
 
     def stages(self) -> Iterator[Stage]:
+        if self.phase == "search" and self.criterion is not None:
+            (sources, target, _), splits = self._matched_domains, self._split_sources
+            yield from iter_search_stages(self.criterion, sources, target, self._is_transductive, splits, _name_domains)
+            return
         train, val, source_test = self._source_splits
         truth, test = self._target_splits
         judged: dict[str, Any] = {"needs_epoch_metrics": self.epoch_metrics, "unknown_test": self._unknown_test}
@@ -373,6 +345,7 @@ class Domain:
             "zero_shot_template": self.template,
             "split": get_split_origin(self._target[1]),
             "note": "; ".join(dict.fromkeys(data.note for data in datasets if data.note)),
+            "settings_chosen": describe_choice(self.criterion),
             "metrics": DOMAIN_METRICS,
         } | self._class_protocol
 
@@ -385,16 +358,15 @@ class Domain:
         if (test := self._unknown_test) is None:
             return protocol
         protocol |= {"unknown_classes": sorted(self.unknown_classes or ()), "unknown_images": len(test.images)}
-        return protocol | {"unknown_test": test.images.hash(), "metrics": DOMAIN_METRICS | OPEN_SET_METRICS}
+        return protocol | {"unknown_test": test.images.hash(), "metrics": DOMAIN_METRICS | UNKNOWN_TARGET_METRICS}
 
     def summary(self, scores: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+        if self.phase == "search":
+            return {"accuracy": statistics.fmean(stage["val"]["accuracy"] for stage in scores)}
         return domain_summary(scores[-1]) | scores[-1].get("open_set", {})
 
 
-def _add_unknown(known: DomainData, unknown: DomainData | None, part: str) -> Split:
-    """Return a part of the known images with that of the unknown ones, whose label is -1."""
-    images: Split = getattr(known, part)
-    if unknown is None:
-        return images
-    items = getattr(unknown, part).items
-    return replace(images, items=images.items + items, labels=images.labels + (-1,) * len(items))
+def _name_domains(domains: Sequence[DomainData]) -> tuple[str, ...]:
+    """Return the words of domains in texts; their names where two have the same word."""
+    words = [domain.word for domain in domains]
+    return tuple(domain.name if words.count(domain.word) > 1 else domain.word for domain in domains)

@@ -18,6 +18,7 @@ from vlprompt.metrics import (
 from vlprompt.metrics.catalogue import METRICS
 from vlprompt.metrics.tables import TABLES
 from vlprompt.results.result_schema import COST_PARTS, RESULT_PARTS
+from vlprompt.tasks.domain import UNKNOWN_TARGET_METRICS
 from vlprompt.tasks.online import ONLINE_METRICS
 from vlprompt.tasks.open_set import OPEN_SET_METRICS
 
@@ -38,6 +39,7 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         CONTINUAL_METRICS,
     ),
     "Domains": ("The summary of `domain`.", DOMAIN_METRICS),
+    "Domains with unknown classes": ("Beside these where `task.unknown_classes` is set.", UNKNOWN_TARGET_METRICS),
     "Online": ("The summary of `online`.", ONLINE_METRICS),
     "Open set": ("The summary of `open_set`, for each score that the method has.", OPEN_SET_METRICS),
     "Several labels": (

@@ -1,6 +1,7 @@
 """Tables on a terminal."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -12,6 +13,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from vlprompt.results.published.aggregate import AggregatedResult
     from vlprompt.results.published.compare import Comparison
+    from vlprompt.results.run_folder import Result
     from vlprompt.results.tables.benchmarks import BenchmarkScore
     from vlprompt.results.tables.formats import Table
     from vlprompt.results.tables.summary import ResultRow
@@ -131,3 +133,11 @@ def show_comparison(
 def describe_failures(n_failed: int) -> str:
     """Return the line above the errors of runs that failed."""
     return f"{n_failed} failed; the same command tries them again, once what the message names is mended:"
+
+
+def report_missing_predictions(results: "list[Result]", console: Console) -> None:
+    """Say which runs were finished before predictions were asked for, so that they have none."""
+    for folder in (Path(result.folder) for result in results if result.folder):
+        if not any(folder.glob("predictions-*.parquet")):
+            text = f"no predictions in {folder}: it was tested before; vlprompt eval {folder} --keep-predictions FILE"
+            console.print(f"{text} writes them", style="yellow", markup=False, highlight=False, soft_wrap=True)

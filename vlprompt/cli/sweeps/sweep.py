@@ -14,6 +14,7 @@ from vlprompt.cli.options import (
     DeviceOption,
     FeatureCacheOption,
     FreshOption,
+    KeepPredictionsOption,
     MemoryLimitOption,
     RootOption,
     SaveEveryOption,
@@ -23,6 +24,7 @@ from vlprompt.cli.options import (
     VerifyDataOption,
     expand_home,
     parse_trackers,
+    require_prediction_writer,
     set_data_root,
     set_data_verification,
     set_feature_cache,
@@ -94,6 +96,7 @@ def sweep(
     verify_data: VerifyDataOption = False,
     track: TrackOption = None,
     side_by_side: SideBySideOption = False,
+    keep_predictions: KeepPredictionsOption = False,
 ) -> None:
     """Run every combination of methods, datasets, shots, seeds and settings, by one process or many.
 
@@ -107,13 +110,21 @@ def sweep(
     set_feature_cache(feature_cache)
     set_memory_limit(memory_limit)
     set_data_verification(verify_data)
+    require_prediction_writer(keep_predictions)
     space = _read_space(arguments)
     placement = choose_placement(space, jobs, on, on_options or [])
     runs_folder = out or (Path(space.place.out).expanduser() if space.place.out else DEFAULT_RUNS_FOLDER)
     require_folder(runs_folder, "--out")
     trackers = parse_trackers(track)
     options = SweepOptions(
-        runs_folder, device, threads, save_every, fresh=fresh, trackers=trackers, side_by_side=side_by_side
+        runs_folder,
+        device,
+        threads,
+        save_every,
+        fresh=fresh,
+        trackers=trackers,
+        side_by_side=side_by_side,
+        keep_predictions=keep_predictions,
     )
     scheduler = None if plan or placement.is_in_process else placement.build_scheduler(options)
     expansion = _expand(space, yes)
@@ -126,7 +137,7 @@ def sweep(
         raise ValueError(_explain_impossible(impossible, len(configs)))
     with _interrupt_on_sigterm():
         report = _run(configs, options, patience, scheduler)
-    _show_report(configs, report, runs_folder)
+    _show_report(configs, report, runs_folder, keep_predictions)
 
 
 def _read_space(arguments: list[str]) -> "SweepSpace":
@@ -224,19 +235,21 @@ def _interrupt_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _show_report(configs: "list[RunConfig]", report: "SweepReport", runs_folder: Path) -> None:
+def _show_report(configs: "list[RunConfig]", report: "SweepReport", runs_folder: Path, keep_predictions: bool) -> None:
     """Print the table of what is finished, and what failed.
 
     Raises:
         typer.Exit: with status 1 where runs failed.
     """
-    from vlprompt.cli.display.terminal import describe_failures, show_results
+    from vlprompt.cli.display.terminal import describe_failures, report_missing_predictions, show_results
     from vlprompt.experiments.sweeps.run_names import get_run_folder
     from vlprompt.results.tables.summary import build_rows
 
     finished = [result for result in report.results if result is not None]
     show_results(build_rows(finished), console)
     console.print(f"{len(finished)} of {len(configs)} runs under {runs_folder}/", style="dim", highlight=False)
+    if keep_predictions:
+        report_missing_predictions(finished, console)
     if report.errors:
         error_console.print(describe_failures(len(report.errors)), style="bold red")
         for index, error in report.errors.items():

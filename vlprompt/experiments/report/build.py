@@ -30,6 +30,7 @@ from vlprompt.results.run_scan import RunScan, mark_changed_inputs, scan_runs
 from vlprompt.results.tables.summary import ResultRow, build_rows
 
 ANSWERS_TITLE, OTHER_TITLE = "Answers: confusion and calibration", "Further figures"
+UNKNOWN_TITLE = "Unknown classes: scores and ROC"
 MAX_FIGURES = 32  # of costs, and of learning curves, of which thirty pairs of domains have one each
 MOST_SHOTS_TITLES = {"cost": "Cost against accuracy", "learning": "Learning curves"}  # topics with many figures
 MOST_SHOTS_TEXT = "Of each dataset the runs with the most shots; `vlprompt plot` draws all."
@@ -50,6 +51,8 @@ TITLES = {  # topic of figures -> title of their section
     **MOST_SHOTS_TITLES,
     "confusion": ANSWERS_TITLE,
     "reliability": ANSWERS_TITLE,
+    "scores": UNKNOWN_TITLE,
+    "roc": UNKNOWN_TITLE,
 }
 RESULTS_TEXT = (
     "Each table is one task on one dataset. Letters under protocol name what differs from most rows of the table; "
@@ -119,7 +122,7 @@ def _build_figure_sections(
         by_title[TITLES.get(figure.name.partition("-")[0], OTHER_TITLE)].append(figure)
     for title, group in by_title.items():
         if group:
-            texts = [describe_choice(detailed, n_left)] if title == ANSWERS_TITLE else []
+            texts = [describe_choice(detailed, n_left)] if title in (ANSWERS_TITLE, UNKNOWN_TITLE) else []
             shown = group
             if title in MOST_SHOTS_TITLES.values():
                 shown, texts = group[:MAX_FIGURES], [MOST_SHOTS_TEXT]

@@ -96,7 +96,7 @@ class _Search:
             groups.setdefault(point.vmap_group, []).append(point)
         stage = self.study.stage
         for group in groups.values():
-            n_vmapped = 1 if self.study.is_stream else self._count_vmapped(group[0], stage)
+            n_vmapped = 1 if self.study.has_several_lessons else self._count_vmapped(group[0], stage)
             trains, size = n_vmapped > 0, n_vmapped or len(group)
             for chunk in (group[i : i + size] for i in range(0, len(group), size)):
                 if not all(point.key in self.folder.read_entries() for point in chunk):
@@ -164,7 +164,7 @@ class _Search:
             result = run(method, self.study.task, config, folder, save_every=self.save_every, on_event=self.on_event)
         except NonFiniteError:
             return None, time.monotonic() - start
-        return result.scores[-1]["val"]["accuracy"], result.cost["seconds"]
+        return result.summary["accuracy"], result.cost["seconds"]
 
 
 def _measure_accuracy(method: Method, stage: Stage, micro_batch_size: int | None) -> float | None:

@@ -12,16 +12,22 @@ from vlprompt.config.resolve import load_layered_config
 from vlprompt.config.run_config import RunConfig, hash_config
 from vlprompt.config.sources import Override
 from vlprompt.core.stage import Stage
+from vlprompt.experiments.domain_pairs import expand_domain_pairs
 from vlprompt.experiments.inputs import describe_inputs
 from vlprompt.experiments.searches.points import PointBuilder, SearchPoint
 from vlprompt.experiments.searches.space import VMAP_KEYS, Axis, flatten_space, read_axes
-from vlprompt.results.comparability import CONTINUAL
+from vlprompt.results.comparability import CONTINUAL, DOMAIN
 from vlprompt.results.run_inputs import ChangedInputsError, Inputs
 from vlprompt.results.search_folder import SearchFolder
 from vlprompt.tasks import Task
 
 SAMPLERS = ("grid", "optuna")
-VTAB, DEFAULT_SEARCH_LESSONS = "vtab", 3
+VTAB = "vtab"
+SEARCHED_TASKS = {  # task -> its settings in a search
+    VTAB: [],
+    CONTINUAL: ["task.search_lessons=3"],
+    DOMAIN: ["task.setting=generalise", "task.criterion=training-domain"],
+}
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,9 @@ class Study:
         return describe_inputs(self.task, self.settings[0].config)
 
     @property
-    def is_stream(self) -> bool:
-        """Whether its points are trained on several lessons, one after the other."""
-        return self.settings[0].config.task["name"] == CONTINUAL
+    def has_several_lessons(self) -> bool:
+        """Whether a point may be trained on several lessons: those of a stream, or the sources but one in turn."""
+        return self.settings[0].config.task["name"] in (CONTINUAL, DOMAIN)
 
     @property
     def stage(self) -> Stage:
@@ -127,7 +133,8 @@ def build_study(
 
     Args:
         seeds: of the final runs.
-        task: "vtab", or "continual" for a stream, searched on the validation images of its first lessons.
+        task: "vtab"; "continual" for a stream, searched on the validation images of its first lessons; "domain" for
+            generalisation to one target, searched by task.criterion.
         sampler: "grid" tries the product of all lists; "optuna" proposes values of lists and ranges.
         **options: as `load_layered_config` takes them.
 
@@ -136,16 +143,15 @@ def build_study(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"--sampler: expected {' or '.join(SAMPLERS)}, got {sampler}. Set --sampler optuna.")
-    if task not in (VTAB, CONTINUAL):
-        raise ValueError(f"--task: expected {VTAB} or {CONTINUAL}, got {task}. Set one of these.")
-    if task == CONTINUAL and sampler != "grid":
+    if task not in SEARCHED_TASKS:
+        raise ValueError(f"--task: expected one of {', '.join(SEARCHED_TASKS)}, got {task}. Set one of these.")
+    if task != VTAB and sampler != "grid":
         raise ValueError(
-            f"--sampler: expected grid for streams, got {sampler}, which stops trials after epochs of one lesson. "
-            "Leave --sampler out."
+            f"--sampler: expected grid for the task {task}, got {sampler}, which stops trials after epochs of one "
+            "lesson. Leave --sampler out."
         )
     options = {"dataset": dataset, "task": task, **options}
-    first = [f"task.search_lessons={DEFAULT_SEARCH_LESSONS}"] if task == CONTINUAL else []
-    overrides = [*first, *overrides, "task.phase=search"]
+    overrides = [*SEARCHED_TASKS[task], *overrides, "task.phase=search"]
     layers = load_layered_config(method, overrides=overrides, **options).values
     flat = dict(flatten_space(layers.get("search", {})))
     axes = read_axes(flat, layers["method"].get("name", ""), has_ranges=sampler != "grid")
@@ -163,6 +169,21 @@ def build_study(
     # the final seeds are no part of a search
     search_space = {k: v for k, v in flat.items() if k != "seeds"} | {"seed": seed}
     return Study(settings[0].config.task["dataset"], sampler, axes, settings, builder, search_space, final_seeds)
+
+
+def build_studies(method: str | None, dataset: str | None, *, task: str = "vtab", **options: Any) -> list[Study]:
+    """Build the searches of a method on a dataset: of domains one for each target, else one.
+
+    Arguments as those of `build_study`. Of domains, `task.target` names the target, or several with commas; without it
+    each domain is the target in turn.
+    """
+    if task != DOMAIN:
+        return [build_study(method, dataset, task=task, **options)]
+    overrides = [*SEARCHED_TASKS[task], *options.pop("overrides", ())]
+    known = {name: options[name] for name in ("backbone", "config_file") if name in options}
+    layers = load_layered_config(method, dataset=dataset, task=task, overrides=overrides, **known)
+    pairs = expand_domain_pairs(layers.values["task"])
+    return [build_study(method, dataset, task=task, overrides=[*overrides, *pair], **options) for pair in pairs]
 
 
 def _iter_grid(axes: dict[str, Axis]) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from vlprompt.results.plots import accuracy, confusion, continual, costs, curves, domains
+from vlprompt.results.plots import accuracy, confusion, continual, costs, curves, domains, unknown
 from vlprompt.results.plots.figure import Figure
 from vlprompt.results.run_folder import Result
 from vlprompt.results.tables.summary import ResultRow, build_rows
@@ -26,6 +26,8 @@ ROW_TOPICS: dict[str, RowTopic] = {  # topic -> its figures of rows, means over 
 RUN_TOPICS: dict[str, Callable[[Result], list[Figure]]] = {  # topic -> its figures of a single run
     "confusion": confusion.build_confusion_figures,
     "reliability": confusion.build_reliability_figures,
+    "scores": unknown.build_score_figures,
+    "roc": unknown.build_roc_figures,
 }
 TOPICS = (*ROW_TOPICS, *RUN_TOPICS)
 

@@ -1,6 +1,6 @@
 """Tables of the task domain: accuracy of each pair of domains, means over the pairs, and the epoch of each rule.
 
-A row whose epoch was chosen by the target's test labels (an oracle) has a star in every table.
+A row whose epoch or settings were chosen by the target's labels (an oracle) has a star in every table.
 """
 
 import json
@@ -29,12 +29,25 @@ from vlprompt.results.tables.summary import (
     format_label,
     merge_in_order,
 )
+from vlprompt.tasks.domain import UNKNOWN_TARGET_METRICS
 
 DomainPair = tuple[tuple[str, ...], str]  # sources, target
 Getter = Callable[[Result], float | None]
-MEAN_METRICS = ("accuracy", "class_mean", "source", "zero_shot", "gain", "coverage", "precision")
+MEAN_METRICS = (
+    "accuracy",
+    "class_mean",
+    "source",
+    "zero_shot",
+    "gain",
+    "coverage",
+    "precision",
+    *UNKNOWN_TARGET_METRICS,
+)
+PAIR_METRICS = {"accuracy": "accuracy on the target's test", "h_score": "H-score on the target's test"}
 SELECTION_RULES = tuple(SELECTION_DESCRIPTIONS)
-ORACLE_NOTE = "*: an oracle, which looks at the target's test labels to choose the epoch: a bound, and no result"
+ORACLE_NOTE = (
+    "*: an oracle, which looks at the target's labels to choose the epoch or the settings: a bound, and no result"
+)
 
 
 @dataclass(frozen=True)
@@ -89,22 +102,23 @@ class _DomainTables:
         return f"{title}, {find_usual_backbone(rows)}: "
 
     def build(self) -> list[Table]:
-        tables = [self._build_pair_table()] if len(self.pairs) > 1 else []
+        by_pair = [k for k in PAIR_METRICS if any(m.has_value(_make_summary_getter(k)) for m in self.methods)]
+        tables = [self._build_pair_table(name) for name in by_pair] if len(self.pairs) > 1 else []
         tables.append(self._build_mean_table())
         rules = [k for k in SELECTION_RULES if any(m.has_value(_make_rule_getter(k)) for m in self.methods)]
         return [*tables, self._build_rule_table(rules)] if rules else tables
 
-    def _build_pair_table(self) -> Table:
+    def _build_pair_table(self, metric: str) -> Table:
         cells = []
         for m in self.methods:
-            values = [m.rows_by_pair[p].metrics["accuracy"] if p in m.rows_by_pair else None for p in self.pairs]
-            mean = self._format_mean(m, _make_summary_getter("accuracy"))
+            values = [m.rows_by_pair[p].metrics.get(metric) if p in m.rows_by_pair else None for p in self.pairs]
+            mean = self._format_mean(m, _make_summary_getter(metric))
             cells.append([*self.lead[id(m)], *map(_format, values), mean])
         legend = [f"domains: {self.legend}"] if self.legend else []
         legend.append(f"mean: over the {len(self.pairs)} pairs for each seed, then over seeds")
         header = [*self.header, *(self.labels[p] for p in self.pairs), "mean"]
         notes = (*self.notes, *legend, *self.oracle, *self.gaps)
-        return Table(self.title + "accuracy on the target's test", header, cells, footnotes=notes)
+        return Table(self.title + PAIR_METRICS[metric], header, cells, footnotes=notes)
 
     def _build_mean_table(self) -> Table:
         metrics = [k for k in MEAN_METRICS if any(m.has_value(_make_summary_getter(k)) for m in self.methods)]

@@ -71,6 +71,12 @@ def average_over_tasks(tasks: Sequence[SeedValues | None]) -> MeanStd | None:
     return compute_mean_std([statistics.fmean(values[seed] for values in by_task) for seed in by_task[0]])
 
 
+def is_oracle(result: Result) -> bool:
+    """Whether labels of the target chose the epoch of a run, or its settings."""
+    epoch, settings = result.config["train"].get("model_selection"), result.config["task"].get("criterion")
+    return epoch == "oracle" or settings == "test-domain"
+
+
 @dataclass(frozen=True)
 class ResultRow:
     """All seeds of one configuration.
@@ -113,8 +119,8 @@ class ResultRow:
 
     @property
     def is_oracle(self) -> bool:
-        """Whether test labels of the target chose the epoch; such a row is always marked."""
-        return any(r.config["train"].get("model_selection") == "oracle" for r in self.runs)
+        """Whether labels of the target chose the epoch or the settings; such a row is always marked."""
+        return any(is_oracle(r) for r in self.runs)
 
     def to_flat_dict(self) -> dict[str, Any]:
         """Flatten to one level, for CSV and JSON."""
