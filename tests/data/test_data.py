@@ -88,7 +88,7 @@ def test_the_digits_halves_never_meet():
 
 def test_every_card_of_what_comes_with_the_package_opens():
     inside = [name for name in list_cards() if load_card(name).kind == "loader"]
-    assert inside == ["digit_domains", "digits", "glyphs"]
+    assert inside == ["digit_domains", "digits", "glyphs", "scenes"]
     for name in inside:
         data, card = open_data(name), load_card(name)
         assert len(data.train.names) == len(load_card_classes(card))

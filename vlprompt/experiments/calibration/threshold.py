@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
+SLACK = 1e-5  # above the rounding of float32 logits
+
 
 @dataclass(frozen=True)
 class Rejection:
@@ -42,10 +44,11 @@ def parse_rejection(text: str | float) -> Rejection:
 def choose_threshold(rejection: Rejection, known: Tensor, unknown: Tensor | None) -> float:
     """Return the threshold; an item is accepted if its score is not below it.
 
-    For coverage: the largest threshold that accepts at least this share of the known, which is the k-th largest of
-    their scores, k the share times their number, rounded up. Items with the same score are accepted together, so
-    that ties raise the coverage. For a false-positive rate: the smallest threshold in float64 that accepts at most this
-    share of the unknown, which is the next number above the (k + 1)-th largest of their scores, k rounded down.
+    It stands halfway between the two scores that it parts, since scores change in their last bits with the size of a
+    batch; where it parts none, below the lowest or above the highest, by SLACK of it (at least SLACK).
+    For coverage: it accepts the k highest of the known scores, k the share times their number, rounded up; items with
+    the same score are accepted together, so that ties raise the coverage. For a false-positive rate: it rejects the
+    (k + 1)-th highest of the unknown scores and all below, k the share times their number, rounded down.
 
     Args:
         rejection: what to choose it for.
@@ -55,6 +58,8 @@ def choose_threshold(rejection: Rejection, known: Tensor, unknown: Tensor | None
     scores = known if rejection.kind == "coverage" else unknown
     assert scores is not None
     order, wanted = scores.sort(descending=True).values, rejection.share * len(scores)
-    if rejection.kind == "coverage":
-        return float(order[math.ceil(wanted) - 1])
-    return math.nextafter(float(order[math.floor(wanted)]), math.inf)
+    accepts = rejection.kind == "coverage"
+    edge = float(order[math.ceil(wanted) - 1 if accepts else math.floor(wanted)])
+    beyond = order[order < edge] if accepts else order[order > edge].flip(0)
+    slack = SLACK * max(1.0, abs(edge))
+    return (edge + float(beyond[0])) / 2 if len(beyond) else edge - slack if accepts else edge + slack
