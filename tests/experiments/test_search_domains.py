@@ -141,7 +141,7 @@ def test_results_of_different_rules_have_letters():
     assert sorted(letters.values()) == ["", "", "", "a"]
     [oracle] = [name for name in letters if name.endswith("*")]
     assert letters[oracle] == ""
-    assert "a: settings searched by leave-one-domain-out cross-validation (others given)" in table.footnotes[0]
+    assert "a: settings by leave-one-domain-out cross-validation (others given)" in table.footnotes[0]
     assert any(note.startswith("*: an oracle") for note in table.footnotes)
 
 

@@ -120,3 +120,24 @@ def test_a_loss_that_does_not_suit_the_labels(loss, labels, message):
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(loss="asl", **settings)
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "told"),
+    [
+        (1, {"loss_q": 0.5}, "train.loss_q: expected train.loss=gce, which reads it, got 0.5 with ce. Leave it out."),
+        (
+            1,
+            {"loss_unknown": "negative"},
+            "train.loss_unknown: expected train.loss=bce, partial_bce or asl, which reads it, got neg",
+        ),
+        ((1, 0), {"loss_margin": 0.1}, "train.loss_margin: expected train.loss=asl, which reads it, got 0.1 with bce."),
+        ((1, 0), {"loss_gammas": [0, 1]}, r"train.loss_gammas: expected train.loss=asl, which reads it, got \(0, 1\)"),
+    ],
+)
+def test_a_setting_that_the_loss_does_not_read_is_refused(labels, settings, told):
+    split = Split((ImageItem("a", lambda look, view: torch.zeros(3, *look.size)),), (labels,), ("cat", "dog"))
+    with pytest.raises(ValueError, match=told):
+        TrainConfig(**settings).build_label_loss(split)
+    assert TrainConfig(loss_weight=2.0).loss_settings.changed == ["train.loss_weight=2.0"]
+    assert TrainConfig(loss="ce").loss_settings.changed == TrainConfig().loss_settings.changed == []

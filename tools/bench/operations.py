@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.rows import make_number_column
 from bench.text import load_cifar_names
+from vlprompt.backbones.towers.text import GROUP_OVERHEAD_TOKENS, MASKED_PRODUCTS
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import ClassName
 from vlprompt.core.images import Images
@@ -34,7 +35,11 @@ CASES = {  # name -> method on a CLIP, classes
 HALVED = ("share <= 0.5",)
 TARGETS = dict.fromkeys(CASES, HALVED) | {"coop, 100 classes": ("operations <= 500", *HALVED)}
 ROUNDS, N_IMAGES, SINGLE_THREADED = dict.fromkeys(CASES, 1), 4, True
-RULES = {"operations": PackingRule(1000, 1024), "by_groups": PackingRule(1000, 0)}  # a GPU's, for texts of this width
+TEXT_WIDTH, OVERHEAD = 512, GROUP_OVERHEAD_TOKENS["cuda"]
+RULES = {  # a GPU's, for texts of this width
+    "operations": PackingRule(OVERHEAD, int((MASKED_PRODUCTS["cuda"] / TEXT_WIDTH) ** 0.5)),
+    "by_groups": PackingRule(OVERHEAD, 0),
+}
 COLUMNS = {
     "operations": make_number_column("operations:d"),
     "by groups": make_number_column("by_groups:d"),

@@ -22,7 +22,7 @@ LABEL_METRICS = {  # of items with several labels
 
 def score_labels(odds: Tensor, targets: Tensor, threshold: float = DEFAULT_THRESHOLD) -> dict[str, float]:
     """Return the metrics of LABEL_METRICS for odds (N, C), as logarithms, and targets (N, C)."""
-    scores = label_scores(select_labels(odds, threshold), targets)
+    scores = label_scores(select_labels(odds.double(), threshold), targets)
     values = {"mAP": mean_average_precision(odds, targets), **scores, "threshold": threshold}
     return {name: values[name] for name in LABEL_METRICS}
 

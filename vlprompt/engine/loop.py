@@ -190,8 +190,8 @@ class Loop:
                     materialize_grads=True,
                 )
                 sums[name] = [a + b for a, b in zip(sums[name], grads, strict=True)] if name in sums else list(grads)
-        if counts and self.config.loss not in (None, "ce"):
-            self.label_loss.require_use(f"train.loss={self.config.loss}", type(self.method).__name__)
+        if counts and (changed := self.config.loss_settings.changed):
+            self.label_loss.require_use(", ".join(changed), type(self.method).__name__)
         values, counts, sums = self.gradient_sync.reduce_sums((values, counts, sums))
         if not sums:
             raise ValueError(

@@ -88,11 +88,11 @@ class TrainConfig:
     iterations: int | None = None
     batch_size: int = 32
     loss: LossKind | None = None
-    loss_q: float = 0.7
-    loss_weight: float = 1.0
-    loss_gammas: tuple[float, float] = (1.0, 2.0)
-    loss_margin: float = 0.05
-    loss_unknown: UnknownUse = "ignore"
+    loss_q: float = LossSettings.q
+    loss_weight: float = LossSettings.weight
+    loss_gammas: tuple[float, float] = LossSettings.gammas
+    loss_margin: float = LossSettings.margin
+    loss_unknown: UnknownUse = LossSettings.unknown
     micro_batch_size: int | None = None
     optimizer: Literal["sgd", "adam", "adamw", "paged_adamw"] = "sgd"
     lr: float = 0.002
@@ -150,10 +150,15 @@ class TrainConfig:
         epochs = self.epochs if self.first_epochs is None else self.first_epochs
         return replace(self, epochs=epochs, lr=self.lr if self.first_lr is None else self.first_lr)
 
+    @property
+    def loss_settings(self) -> LossSettings:
+        weight, (present, absent), margin = self.loss_weight, self.loss_gammas, self.loss_margin  # files have lists
+        gammas = present, absent
+        return LossSettings(self.loss, self.loss_q, weight, gammas, margin, self.loss_unknown)
+
     def build_label_loss(self, train: Split) -> LabelLoss:
         """Return the loss of labels of a training on these items; ValueError for one of another kind of labels."""
-        weight, gammas, margin = self.loss_weight, self.loss_gammas, self.loss_margin
-        return LossSettings(self.loss, self.loss_q, weight, gammas, margin, self.loss_unknown).build(train)
+        return self.loss_settings.build(train)
 
     @property
     def compute_options(self) -> ComputeOptions:

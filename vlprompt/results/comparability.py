@@ -10,7 +10,7 @@ from typing import Any
 
 from vlprompt.results.run_folder import Result
 
-CONTINUAL, DOMAIN = "continual", "domain"
+CONTINUAL, DOMAIN, MULTI_LABEL = "continual", "domain", "multi_label"
 DOMAIN_PROTOCOL_SETTINGS = ("classes", "val_fraction", "shots")  # settings of domains that define the protocol
 CONTINUAL_PROTOCOL_SETTINGS = (
     "order",
@@ -240,6 +240,9 @@ def collect_protocol_facts(runs: Sequence[Result]) -> ProtocolFacts:
     facts |= {(k, ""): protocol.get(k) for k in ALWAYS_MARKED}
     facts |= {(k.replace("_", " "), ""): protocol.get(k) for k in ("unknown_items", "known_classes")}
     facts[NOISE_KEY, ""] = protocol.get(NOISE_KEY, "none")
+    if task["name"] == MULTI_LABEL:
+        facts |= {(name, ""): task.get(name) for name in ("known", "reading")}
+        facts["loss", ""] = config["train"].get("loss") or "bce"
     if task["name"] == CONTINUAL:
         facts |= _collect_continual_facts(runs)
     if task["name"] == DOMAIN:

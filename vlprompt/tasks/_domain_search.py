@@ -14,15 +14,15 @@ from vlprompt.data.splits.domains import DomainData
 Criterion = Literal["training-domain", "leave-one-domain-out", "test-domain"]
 Phase = Literal["final", "search"]
 CRITERIA: dict[Criterion, str] = {  # with their names in DomainBed
-    "training-domain": "searched by training-domain validation",
-    "leave-one-domain-out": "searched by leave-one-domain-out cross-validation",
-    "test-domain": "searched by test-domain validation (an oracle)",
+    "training-domain": "training-domain validation",
+    "leave-one-domain-out": "leave-one-domain-out cross-validation",
+    "test-domain": "test-domain validation (an oracle)",
 }
 
 
 def describe_choice(criterion: Criterion | None) -> str:
     """Return how the settings of a run were chosen, for its result."""
-    return "given" if criterion is None else CRITERIA[criterion]
+    return "given" if criterion is None else f"by {CRITERIA[criterion]}"
 
 
 def require_criterion(criterion: Criterion | None, phase: Phase, setting: str) -> None:

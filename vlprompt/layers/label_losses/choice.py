@@ -1,6 +1,6 @@
 """Which loss of labels a training has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal, cast, get_args
 
@@ -20,12 +20,20 @@ ONE_LABEL, SEVERAL_LABELS = get_args(OneLabelKind), get_args(Kind)
 class LossSettings:
     """The settings of losses of labels, as `TrainConfig` has them; arguments as there."""
 
-    loss: LossKind | None
-    q: float
-    weight: float
-    gammas: tuple[float, float]
-    margin: float
-    unknown: UnknownUse
+    loss: LossKind | None = None
+    q: float = 0.7
+    weight: float = 1.0
+    gammas: tuple[float, float] = (1.0, 2.0)
+    margin: float = 0.05
+    unknown: UnknownUse = "ignore"
+
+    @property
+    def changed(self) -> list[str]:
+        """The settings other than the default, as they are written; a method must ask for the loss to follow them."""
+        named = {
+            "loss" if f.name == "loss" else f"loss_{f.name}": (getattr(self, f.name), f.default) for f in fields(self)
+        }
+        return [f"train.{name}={value}" for name, (value, usual) in named.items() if value not in (usual, "ce")]
 
     def build(self, train: Split) -> LabelLoss:
         """Return the loss of a split's labels; ValueError for one of items with another kind of labels."""
@@ -36,12 +44,24 @@ class LossSettings:
                 f"train.loss: expected {', '.join(suited[:-1])} or {suited[-1]} for items with {items}, got "
                 f"{self.loss}. Set one of these, or leave it out."
             )
+        self._require_read_settings(has_several)
         if has_several:
             kind = cast(Kind, self.loss or "bce")
             label_loss = SeveralLabelLoss(kind, self.unknown, self.gammas, self.margin, train.reading)
         else:
             label_loss = partial(generalised_cross_entropy, q=self.q) if self.loss == "gce" else F.cross_entropy
         return label_loss if self.weight == 1 else partial(_weigh, label_loss, self.weight)
+
+    def _require_read_settings(self, has_several: bool) -> None:
+        """Raise ValueError for a setting other than the default that the loss does not read."""
+        kind = self.loss or ("bce" if has_several else "ce")
+        readers = {"q": ("gce",), "gammas": ("asl",), "margin": ("asl",), "unknown": SEVERAL_LABELS}
+        for name, kinds in readers.items():
+            value = getattr(self, name)
+            if kind not in kinds and value != getattr(LossSettings, name):
+                known = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+                told = f"expected train.loss={known}, which reads it, got {value} with {kind}"
+                raise ValueError(f"train.loss_{name}: {told}. Leave it out.")
 
 
 def _weigh(label_loss: LabelLoss, weight: float, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
