@@ -342,3 +342,12 @@ def test_one_class_and_one_augmentation(golden_clip, pixels, name):
 def test_an_unknown_augmentation_is_one_error(golden_clip, name):
     with pytest.raises(ValueError, match=r"^method.augment: expected a known augmentation, got 'augmx'; .*augmix"):
         begun(getattr(m, name)(golden_clip, augment="augmx"))
+
+
+def test_texts_of_several_templates_have_the_same_weight_in_tda(golden_clip):
+    templates = ("a {name}", "a photo of many of the {name}")
+    every = torch.stack([golden_clip.text([t.format(name=n) for n in NAMES])[0] for t in templates])
+    wanted = golden_clip.unit(golden_clip.unit(every).mean(0))
+    made = m.TDA(golden_clip, template=templates).precompute(NAMES)
+    assert relative(made, wanted) < 1e-6
+    assert relative(golden_clip.unit(every.mean(0)), wanted) > 1e-5

@@ -87,10 +87,6 @@ class TPS(Method):
         text = self.tune(self.clip.unit(views), prepared)
         return Output(self.clip.logits(views[0], text), image_features=views[0], text_features=text)
 
-    def decide(self, views: Tensor, text: Tensor) -> Tensor:
-        """Compute the logits (B, C) of unit features of views (1 + A, B, E), for unit texts (C, E)."""
-        return self.clip.logits(views[0], self.tune(views, text))
-
     def tune(self, views: Tensor, text: Tensor) -> Tensor:
         """Tune the texts of each image (B, C, E) on its views (1 + A, B, E), from a shift of 0 and a factor of 1."""
         shape = views.shape[1], len(text) if self.per_class else 1, text.shape[-1]
