@@ -8,6 +8,7 @@ from PIL import Image
 from vlprompt.data.cards import load_card
 from vlprompt.data.inspection import inspect_dataset, sample_images
 from vlprompt.data.loading import open_data
+from vlprompt.data.readers.split_file import SAVED_SPLIT_FILE
 
 
 def write_image(path, shade=0):
@@ -51,6 +52,25 @@ def test_a_column_for_each_class(tmp_path):
     assert rows_of(data, "train") == {"0.png": (1, 0, 0), "1.png": (0, -1, 0)}
     assert rows_of(data, "val") == {"2.png": (-1, 1, 0)}
     assert data.test.count_per_class() == [1, 1, 0]
+
+
+def test_no_split_is_saved(tmp_path, type_in):
+    lines = ["path,labels,split", *(f"{i}.png,cat|dog,{SPLITS[i]}" for i in range(6))]
+    path = write_table(tmp_path, "g.csv", lines)
+    status, said = type_in("data", "split", path, "--save", tmp_path / "split.json")
+    assert status == 2
+    assert "split file: expected images with one label each, got" in said
+    assert "Keep its own table or lists." in said
+    assert not (tmp_path / "split.json").exists()
+
+
+def test_a_saved_split_has_no_sets_of_labels(tmp_path):
+    write_voc(tmp_path)
+    (tmp_path / "voc2007" / SAVED_SPLIT_FILE).write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"split_vlprompt\.json: expected no saved split where images may have several"
+    ):
+        open_data("voc2007", root=tmp_path)
 
 
 def test_tables_are_cut_and_inspected(tmp_path):
