@@ -54,6 +54,30 @@ def test_a_column_for_each_class(tmp_path):
     assert data.test.count_per_class() == [1, 1, 0]
 
 
+@pytest.mark.filterwarnings("ignore:.*differ in their spelling only")
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_columns_of_classes_keep_their_capitals(tmp_path, suffix):
+    header = ["Path", "SPLIT", "Dog", "Polish", "polish"]
+    cells = [(f"{i}.png", SPLITS[i], i % 2, i % 3 == 0, i % 3 == 1) for i in range(6)]
+    rows = [[str(int(c)) if isinstance(c, bool | int) else c for c in row] for row in cells]
+    lines = [("," if suffix == "csv" else "\t").join(row) for row in (header, *rows)]
+    if suffix == "jsonl":
+        lines = [json.dumps(dict(zip(["path", "split", *header[2:]], row, strict=True))) for row in rows]
+    data = open_data(write_table(tmp_path, f"e.{suffix}", lines))
+    assert data.test.names == ("Dog", "Polish", "polish")
+    assert rows_of(data, "train") == {"0.png": (0, 1, 0), "1.png": (1, 0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("header", "column"),
+    [("path,split,cat,dog,cat", "cat"), ("path,Path,split,cat,dog", "path"), ("path,split,cat,dog, cat", "cat")],
+)
+def test_two_columns_of_one_name(tmp_path, header, column):
+    lines = [header, *(f"{i}.png,{SPLITS[i]},1,0,0" for i in range(6))]
+    with pytest.raises(ValueError, match=rf"f\.csv: expected one column '{column}', got two.*\. Rename or remove"):
+        open_data(write_table(tmp_path, "f.csv", lines))
+
+
 def test_no_split_is_saved(tmp_path, type_in):
     lines = ["path,labels,split", *(f"{i}.png,cat|dog,{SPLITS[i]}" for i in range(6))]
     path = write_table(tmp_path, "g.csv", lines)
