@@ -200,6 +200,13 @@ def pictures(tmp_path_factory):
     return root
 
 
+def run_command(*words):
+    """The exit status of `vlprompt WORDS`."""
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(word) for word in words])
+    return exit_info.value.code or 0
+
+
 @pytest.fixture
 def type_all(capsys, tmp_path, monkeypatch):
     """Type a command in an empty folder; gives (exit status, what it printed in one line, standard output)."""

@@ -1,5 +1,7 @@
 """Splits and batches of items that may have several labels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from shared import images
@@ -28,6 +30,24 @@ def test_rows_of_labels_travel_with_their_items():
     assert split.concat(split).labels == split.labels * 2
     assert split.hash() != split_of([(1, 0, 0), (0, 0, 0), (1, 1, 0)]).hash()
     assert not Batch(images(torch.zeros(1, 3, 2, 2)), torch.tensor([1]), ("cat", "dog")).has_several_labels
+
+
+def test_an_empty_split_gives_its_names_alone():
+    rows, more = [(1, 0, -1), (0, 0, 1)], ("bird", "fish")
+    several = replace(split_of(rows), reading="contrastive")
+    for labels, joined in (
+        (((1, 0, -1, -1), (0, 0, 1, -1)), several.concat(split_of([], more))),
+        (((-1, -1, 1, 0), (1, -1, 0, 0)), split_of([], more).concat(several)),
+    ):
+        assert joined.labels == labels
+        assert joined.reading == "contrastive"
+        assert set(joined.names) == {"cat", "dog", "bird", "fish"}
+        [batch] = joined.batches(4)
+        assert batch.labels.shape == (2, 4)
+        assert sum(joined.count_per_class()) == 2
+    assert split_of([], more).concat(split_of([2, 0])).labels == (0, 2)
+    assert split_of([2, 0]).concat(split_of([], more)).labels == (2, 0)
+    assert split_of([]).concat(split_of([], more)).names == ("cat", "dog", "bird", "fish")
 
 
 @pytest.mark.parametrize("other", [split_of([0, 1, 2]), split_of([(1, 0)], ("cat", "dog"))])

@@ -8,6 +8,7 @@ from PIL import Image
 from vlprompt.data.cards import load_card
 from vlprompt.data.inspection import inspect_dataset, sample_images
 from vlprompt.data.loading import open_data
+from vlprompt.data.readers.split_file import SAVED_SPLIT_FILE
 
 
 def write_image(path, shade=0):
@@ -51,6 +52,49 @@ def test_a_column_for_each_class(tmp_path):
     assert rows_of(data, "train") == {"0.png": (1, 0, 0), "1.png": (0, -1, 0)}
     assert rows_of(data, "val") == {"2.png": (-1, 1, 0)}
     assert data.test.count_per_class() == [1, 1, 0]
+
+
+@pytest.mark.filterwarnings("ignore:.*differ in their spelling only")
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_columns_of_classes_keep_their_capitals(tmp_path, suffix):
+    header = ["Path", "SPLIT", "Dog", "Polish", "polish"]
+    cells = [(f"{i}.png", SPLITS[i], i % 2, i % 3 == 0, i % 3 == 1) for i in range(6)]
+    rows = [[str(int(c)) if isinstance(c, bool | int) else c for c in row] for row in cells]
+    lines = [("," if suffix == "csv" else "\t").join(row) for row in (header, *rows)]
+    if suffix == "jsonl":
+        lines = [json.dumps(dict(zip(["path", "split", *header[2:]], row, strict=True))) for row in rows]
+    data = open_data(write_table(tmp_path, f"e.{suffix}", lines))
+    assert data.test.names == ("Dog", "Polish", "polish")
+    assert rows_of(data, "train") == {"0.png": (0, 1, 0), "1.png": (1, 0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("header", "column"),
+    [("path,split,cat,dog,cat", "cat"), ("path,Path,split,cat,dog", "path"), ("path,split,cat,dog, cat", "cat")],
+)
+def test_two_columns_of_one_name(tmp_path, header, column):
+    lines = [header, *(f"{i}.png,{SPLITS[i]},1,0,0" for i in range(6))]
+    with pytest.raises(ValueError, match=rf"f\.csv: expected one column '{column}', got two.*\. Rename or remove"):
+        open_data(write_table(tmp_path, "f.csv", lines))
+
+
+def test_no_split_is_saved(tmp_path, type_in):
+    lines = ["path,labels,split", *(f"{i}.png,cat|dog,{SPLITS[i]}" for i in range(6))]
+    path = write_table(tmp_path, "g.csv", lines)
+    status, said = type_in("data", "split", path, "--save", tmp_path / "split.json")
+    assert status == 2
+    assert "split file: expected images with one label each, got" in said
+    assert "Keep its own table or lists." in said
+    assert not (tmp_path / "split.json").exists()
+
+
+def test_a_saved_split_has_no_sets_of_labels(tmp_path):
+    write_voc(tmp_path)
+    (tmp_path / "voc2007" / SAVED_SPLIT_FILE).write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"split_vlprompt\.json: expected no saved split where images may have several"
+    ):
+        open_data("voc2007", root=tmp_path)
 
 
 def test_tables_are_cut_and_inspected(tmp_path):

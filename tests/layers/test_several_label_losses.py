@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vlprompt.core.batch import Split
 from vlprompt.core.images import ImageItem
@@ -55,6 +57,48 @@ def test_the_contrastive_reading_is_the_softmax():
     p = read_odds(LOGITS, "contrastive").sigmoid()
     assert torch.allclose(p, LOGITS.softmax(1), atol=1e-12)
     assert read_odds(LOGITS, "sigmoid") is LOGITS
+
+
+def read_by_copies(logits):
+    """The contrastive reading by its definition: for each class a copy of the row without it."""
+    n = logits.shape[1]
+    others = logits[:, None].expand(-1, n, -1).masked_fill(torch.eye(n, dtype=torch.bool), -torch.inf)
+    return logits - others.logsumexp(2)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float, 1e-6), (torch.double, 1e-12)])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 300.0])
+@pytest.mark.parametrize("n_classes", [2, 3, 80])
+def test_the_contrastive_reading_is_its_definition(n_classes, scale, dtype, tolerance):
+    generator = torch.Generator().manual_seed(n_classes)
+    logits = scale * torch.randn(40, n_classes, generator=generator, dtype=torch.double)
+    logits[0, :2] = 2 * scale  # two largest ones
+    logits = logits.to(dtype)
+    weights = torch.randn(40, n_classes, generator=generator, dtype=torch.double).to(dtype)
+    leaf, precise = (x.clone().requires_grad_() for x in (logits, logits.double()))
+    odds, expected = read_odds(leaf, "contrastive"), read_by_copies(precise)
+    [mine] = torch.autograd.grad((odds * weights).sum(), leaf)
+    [gradient] = torch.autograd.grad((expected * weights).sum(), precise)
+    for found, target in ((odds.detach(), expected.detach()), (mine, gradient)):
+        assert found.dtype == dtype
+        assert float((found - target).abs().max()) <= tolerance * max(1, float(target.abs().max()))
+
+
+class LargestResult(TorchDispatchMode):
+    """Counts the values of the largest tensor that an operation returns."""
+
+    n_values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.n_values = max(self.n_values, *(x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor)), 0)
+        return result
+
+
+def test_the_contrastive_reading_makes_no_copy_for_each_class():
+    with LargestResult() as largest:
+        read_odds(torch.randn(50, 20, requires_grad=True), "contrastive").sum().backward()
+    assert largest.n_values == 50 * 20
 
 
 def test_the_weights_of_focusing_have_no_gradient():

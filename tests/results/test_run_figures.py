@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 from matplotlib import pyplot
 from plotly import graph_objects
+from shared import run_command
 
 import vlprompt
 from tests.results.test_domain_results import domain
 from tests.results.test_stream_results import stream
-from vlprompt.cli.app import main
 from vlprompt.cli.plot import WHAT_HELP
 from vlprompt.results.plots.accuracy import build_radar_figures, build_shots_figures
 from vlprompt.results.plots.all_figures import TOPICS, build_figures
@@ -22,13 +22,6 @@ from vlprompt.results.plots.figure import draw_figure, save_figure_files
 from vlprompt.results.run_folder import RunFolder
 from vlprompt.results.run_scan import scan_runs
 from vlprompt.results.tables.summary import build_rows
-
-
-def run_command(*words):
-    """The exit status of `vlprompt WORDS`."""
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return exit_info.value.code or 0
 
 
 @pytest.fixture(scope="module")

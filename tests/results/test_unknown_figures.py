@@ -6,9 +6,9 @@ import matplotlib as mpl
 import pytest
 import torch
 from plotly import graph_objects
+from shared import run_command
 from sklearn import metrics as sk
 
-from vlprompt.cli.app import main
 from vlprompt.experiments.report.build import build_report
 from vlprompt.metrics import auroc, fpr_at_recall, roc_curve, unknown_scores
 from vlprompt.results.plots.all_figures import build_figures
@@ -126,13 +126,6 @@ def test_every_form(kind, tmp_path):
 
 
 # --- runs ---
-
-
-def run_command(*words):
-    """The exit status of `vlprompt WORDS`."""
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(word) for word in words])
-    return exit_info.value.code or 0
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from vlprompt.engine.evaluate import collect_outputs
 from vlprompt.engine.label_scores import choose_threshold, read_label_odds, score_labels
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.evaluation import evaluate_run
+from vlprompt.experiments.events import EpochDone
 from vlprompt.experiments.prediction_scores import score_predictions
 from vlprompt.experiments.runner import run
 from vlprompt.layers.heads import LinearHead
@@ -81,7 +82,11 @@ def test_shots_of_each_class(data):
     assert len(train) <= 6
     assert len({one.name for one in train.items}) == len(train)
     assert train.info["undersized_classes"] == ["never"]
-    assert all(count <= 8 for count in val.count_per_class())
+    assert [count >= 3 for count in val.count_per_class()] == [True, True, False]
+    assert len(val) <= 6 < len(data.val)
+    _, val = sample_label_sets(data.train, split_of(24, 100), 8, 1)  # 12, 8 and 0 of the classes
+    assert [count >= 4 for count in val.count_per_class()] == [True, True, False]
+    assert len(val) <= 8  # at most 4 shots of each
     again, _ = sample_label_sets(data.train, data.val, 3, 1)
     other, _ = sample_label_sets(data.train, data.val, 3, 2)
     assert train.hash() == again.hash() != other.hash()
@@ -150,10 +155,15 @@ def test_training_lowers_the_loss_and_parts_of_a_batch_change_nothing(data, clip
 
 
 def test_the_best_epoch_is_that_of_the_best_map(data, clip):
-    with_labels = replace(data, train=split_of(24), val=split_of(8, 100))
-    config = TrainConfig(epochs=2, batch_size=8, lr=0.5, warmup=0, model_selection="val")
-    result = run(m.CoOp(clip, 2), MultiLabel(with_labels), config)
+    method, task, events = m.CoOp(clip, 2), MultiLabel(replace(data, val=split_of(24, 100))), []
+    config = TrainConfig(epochs=6, batch_size=8, lr=0.5, warmup=0, model_selection="val")
+    result = run(method, task, config, on_event=events.append)
     assert result.protocol["selection"] == "best epoch on validation images"
+    scores = [event.scores["val"] for event in events if isinstance(event, EpochDone)]
+    assert len(scores) == 6
+    assert max(scores) > scores[-1]  # else the last epoch would do as well
+    odds, targets = read_label_odds(collect_outputs(method, task.lesson.val).logits, task.lesson.val)
+    assert average_precisions(odds, targets)[:2].mean().item() == pytest.approx(max(scores))
 
 
 def test_predictions_have_the_metrics_of_the_result(data, clip, tmp_path):

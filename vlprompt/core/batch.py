@@ -130,19 +130,33 @@ class Split:
     def concat(self, other: "Split") -> "Split":
         """Return the items of both, with names that only the other has behind those of this split.
 
+        An empty split gives its names alone, whichever kind its labels would have; of items with several labels these
+        are unknown.
+
         Raises:
             ValueError: for items of one label beside items of several, or those among other classes.
         """
         self._require_same_kind(other)
-        known_ids, other_ids = class_ids(self.names), class_ids(other.names)
-        names = (*self.names, *(n for n, i in zip(other.names, other_ids, strict=True) if i not in known_ids))
-        label_of_id = {i: label for label, i in enumerate(class_ids(names))}
-        if self.has_several_labels:
-            labels = self.labels + other.labels
-        else:
-            labels = (*self.labels, *(label_of_id[other_ids[label]] for label in other.labels))
+        known_ids = set(class_ids(self.names))
+        names = (*self.names, *(n for n in other.names if class_ids((n,))[0] not in known_ids))
         domains = None if self.domains is None or other.domains is None else self.domains + other.domains
-        return replace(self, items=self.items + other.items, labels=labels, names=names, domains=domains)
+        return replace(
+            self,
+            items=self.items + other.items,
+            labels=self._place_labels(names) + other._place_labels(names),
+            names=names,
+            domains=domains,
+            reading=self.reading if len(self) or not len(other) else other.reading,
+        )
+
+    def _place_labels(self, names: Names) -> tuple[Label, ...]:
+        """Return the labels as places among `names`, which have those of the split; of several, others are unknown."""
+        label_of_id = {key: label for label, key in enumerate(class_ids(names))}
+        places = [label_of_id[key] for key in class_ids(self.names)]
+        if not self.has_several_labels:
+            return tuple(places[label] for label in self.labels)
+        rows = [dict(zip(places, row, strict=True)) for row in self.labels]
+        return tuple(tuple(row.get(place, UNKNOWN) for place in range(len(names))) for row in rows)
 
     def _require_same_kind(self, other: "Split") -> None:
         has_several = self.has_several_labels or other.has_several_labels

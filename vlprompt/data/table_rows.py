@@ -37,6 +37,7 @@ def _read_csv(path: Path) -> NumberedRows:
     header = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
     try:
+        _require_different([column.strip() for column in reader.fieldnames or ()], path)
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
@@ -49,6 +50,12 @@ def _read_csv(path: Path) -> NumberedRows:
             f"{path}, row {reader.line_num}: expected a CSV row, got another format ({error}). Quote texts with commas."
         ) from error
     return rows
+
+
+def _require_different(columns: list[str], path: Path) -> None:
+    """Raise ValueError for two columns of one name; columns without a name are left to those who read the rows."""
+    if repeated := [column for column in columns if column and columns.count(column) > 1]:
+        raise ValueError(f"{path}: expected one column {repeated[0]!r}, got two or more. Rename or remove the others.")
 
 
 def _read_jsonl(path: Path) -> NumberedRows:

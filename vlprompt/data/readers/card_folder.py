@@ -57,10 +57,12 @@ def read_card_folder(card: "LayoutCard", names: tuple[ClassName, ...], root: str
         return _mark_literature_split(raw, card)
     if card.split is not None and (folder / card.split).is_file():
         return _mark_literature_split(read_split_file(folder / card.split, images, names), card)
-    if (folder / SAVED_SPLIT_FILE).is_file():
-        return read_saved_split(folder, images, names)
     layout = cast(Layout, import_module(f"vlprompt.data.layouts.{card.layout}"))
-    if hasattr(layout, "read_label_sets"):
+    has_label_sets = hasattr(layout, "read_label_sets")
+    if (folder / SAVED_SPLIT_FILE).is_file():
+        _require_one_label(has_label_sets, folder)
+        return read_saved_split(folder, images, names)
+    if has_label_sets:
         records, label_sets, note = cast(LabelSetLayout, layout).read_label_sets(folder, images, list(class_ids(names)))
         raw = RawDataset(names, records, make_item_builder(images), note, layout=card.layout, rule="as the card says")
         return _mark_literature_split(replace(raw, label_sets=label_sets), card)
@@ -70,6 +72,15 @@ def read_card_folder(card: "LayoutCard", names: tuple[ClassName, ...], root: str
     if published := card.split or ", ".join(card.lists):
         return replace(raw, note=join_notes(note, f"not the literature's split, which is {published}"))
     return _mark_literature_split(raw, card)
+
+
+def _require_one_label(has_label_sets: bool, folder: Path) -> None:
+    """Raise ValueError where images may have several labels, which no saved split holds."""
+    if has_label_sets:
+        raise ValueError(
+            f"{folder / SAVED_SPLIT_FILE}: expected no saved split where images may have several labels, got one. "
+            "Remove the file: the dataset has lists of its own."
+        )
 
 
 def _require_images(card: "LayoutCard", folder: Path, images: Path) -> None:

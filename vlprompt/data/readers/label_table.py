@@ -9,6 +9,7 @@ from vlprompt.data.splits.table_splits import complete_splits, parse_part
 from vlprompt.data.table_rows import NumberedRows
 
 SINGLE_LABEL_COLUMNS = {"label", "class", "name"}
+LABELS_COLUMN = "labels"  # of the names of the labels of an image
 LABEL_SEPARATOR = "|"  # between the names of a cell
 FIXED_COLUMNS = ("path", "split", "domain")
 STATES = {"1": 1, "0": 0, "-1": -1, "?": -1, "": -1, "true": 1, "false": 0}  # of a cell of a class, -1 unknown
@@ -18,7 +19,7 @@ def has_label_sets(rows: NumberedRows) -> bool:
     """Whether a table says for each image which of several labels it has."""
     if not rows or "path" not in (columns := set(rows[0][1])) or columns & SINGLE_LABEL_COLUMNS:
         return False
-    if "labels" in columns:
+    if LABELS_COLUMN in columns:
         return True
     others = columns - set(FIXED_COLUMNS)
     return len(others) > 1 and all(_parse_state(row.get(column)) is not None for _, row in rows for column in others)
@@ -39,7 +40,7 @@ def read_label_table(rows: NumberedRows, path: Path) -> RawDataset:
         ValueError: for irregular columns, a label that is no text, an image that is listed twice, and fewer than two
             classes.
     """
-    columns, has_lists = set(rows[0][1]), "labels" in rows[0][1]
+    columns, has_lists = set(rows[0][1]), LABELS_COLUMN in rows[0][1]
     classes = [] if has_lists else [column for column in rows[0][1] if column not in FIXED_COLUMNS]
     entries, label_sets = list[ListedImage](), dict[str, LabelSet]()
     for number, row in rows:
@@ -49,11 +50,11 @@ def read_label_table(rows: NumberedRows, path: Path) -> RawDataset:
                 f"{where}: expected the column {irregular[0]!r} in every row or in none, got some without it. Fill it "
                 "in."
             )
-        if has_lists and (unknown := sorted(columns - {"labels", *FIXED_COLUMNS})):
+        if has_lists and (unknown := sorted(columns - {LABELS_COLUMN, *FIXED_COLUMNS})):
             raise ValueError(f"{where}: expected no column beside labels, path, split and domain, got {unknown[0]!r}.")
         if not (image := str(row["path"]).strip()):
             raise ValueError(f"{where}: expected a path, got an empty one. Fill it in.")
-        label_set = _parse_list(row["labels"], where) if has_lists else _parse_cells(row, classes)
+        label_set = _parse_list(row[LABELS_COLUMN], where) if has_lists else _parse_cells(row, classes)
         if label_sets.setdefault(image, label_set) != label_set:
             raise ValueError(f"{where}: expected one set of labels for {image!r}, got another before. Remove one row.")
         domain = str(row["domain"]).strip() if "domain" in columns else None

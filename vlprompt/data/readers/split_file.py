@@ -193,11 +193,17 @@ def write_split_file(data: Data, path: Path) -> str:
     """Write the split of data whose items are files of one folder, whole or not at all; return its hash.
 
     Raises:
-        ValueError: for files that lie elsewhere, which no other machine would find, and for images with domains.
+        ValueError: for files that lie elsewhere, which no other machine would find, and for images with domains or
+            several labels.
     """
     if data.test.domains is not None:
         raise ValueError(
             f"split file: expected images without domains, got those of {data.name} with domains. Keep its own lists."
+        )
+    if data.test.has_several_labels:
+        raise ValueError(
+            f"split file: expected images with one label each, got {data.name!r}, where an image may have several. "
+            "Keep its own table or lists."
         )
     classes = [[key, str(name)] for name, key in zip(data.test.names, class_ids(data.test.names), strict=True)]
     content: dict[str, Any] = {"dataset": data.name, "note": data.note, "classes": classes}

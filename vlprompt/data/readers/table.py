@@ -11,7 +11,7 @@ from PIL import Image
 from vlprompt.core.images import ImageItem, persistent_key
 from vlprompt.data.dataset import ImageRecord, RawDataset, build_class_names, decode_text, make_item_builder
 from vlprompt.data.images.decoding import build_image_item, hash_array
-from vlprompt.data.readers.label_table import has_label_sets, read_label_table
+from vlprompt.data.readers.label_table import LABELS_COLUMN, has_label_sets, read_label_table
 from vlprompt.data.readers.repeats import ListedImage, describe_copies, find_repeats, require_no_clash
 from vlprompt.data.readers.split_file import read_split_file
 from vlprompt.data.splits.table_splits import complete_splits, parse_part
@@ -38,13 +38,13 @@ def read_dataset_file(path: Path) -> RawDataset:
 def read_table(path: Path) -> RawDataset:
     """Read a table with the columns path, label or class (or name), and perhaps domain and split.
 
-    Paths begin at the file's folder. A label is a whole number when there is a class column too, which names it;
-    alone it may be either. split is train, val or test; without it each class is cut 50:20:30. Where images may have
-    several labels there is a column labels, or one for each class.
+    Paths begin at the file's folder. Of a .csv these columns may have capitals. A label is a whole number when there
+    is a class column too, which names it; alone it may be either. split is train, val or test; without it each class
+    is cut 50:20:30. Where images may have several labels there is a column labels, or one for each class.
     """
     rows = read_table_rows(path)
     if path.suffix.lower() != ".jsonl":
-        rows = [(number, {column.lower(): value for column, value in row.items()}) for number, row in rows]
+        rows = _lower_fixed_columns(rows, path)
     if has_label_sets(rows):
         return read_label_table(rows, path)
     columns = _check_columns(rows, path)
@@ -73,6 +73,21 @@ def read_table(path: Path) -> RawDataset:
     rule = f"the columns {', '.join(column for column in TABLE_COLUMNS if column in columns)}"
     builder = make_item_builder(path.parent)
     return RawDataset(names, records, builder, note, layout="table", rule=rule, remarks=remarks)
+
+
+def _lower_fixed_columns(rows: NumberedRows, path: Path) -> NumberedRows:
+    """Return the rows with the fixed columns in lower case; other columns are classes, whose names stay as they are.
+
+    Raises:
+        ValueError: for two columns that are one fixed column.
+    """
+    fixed, columns = (*TABLE_COLUMNS, LABELS_COLUMN), dict[str, str]()
+    for column in rows[0][1] if rows else []:
+        lower = column.lower()
+        if lower in fixed and lower in columns.values():
+            raise ValueError(f"{path}: expected one column {lower!r}, got two. Rename or remove one.")
+        columns[column] = lower if lower in fixed else column
+    return [(number, {columns[column]: value for column, value in row.items()}) for number, row in rows]
 
 
 def _group_by_split(entries: list[ListedImage], path: Path) -> tuple[dict[str, list[ImageRecord]], tuple[str, ...]]:

@@ -23,10 +23,14 @@ def read_odds(logits: Tensor, reading: Reading) -> Tensor:
     """
     if reading == "sigmoid":
         return logits
-    n_classes = logits.shape[1]
-    others = logits[:, None].expand(-1, n_classes, -1)  # (B, C, C), each row without its own class
-    itself = torch.eye(n_classes, dtype=torch.bool, device=logits.device)
-    return logits - others.masked_fill(itself, -torch.inf).logsumexp(2)
+    # without (B, C, C): the sum of the others is the whole less the class's own share, at most half but for the largest
+    is_largest = torch.arange(logits.shape[1], device=logits.device) == logits.argmax(1, keepdim=True)
+    others = logits.masked_fill(is_largest, -torch.inf)
+    second = others.detach().amax(1, keepdim=True)
+    odds_of_largest = logits - second - (others - second).exp().sum(1, keepdim=True).log()
+    shifted = logits - logits.detach().amax(1, keepdim=True)
+    shares = shifted.softmax(1).masked_fill(is_largest, 0.0)
+    return torch.where(is_largest, odds_of_largest, shifted - shifted.logsumexp(1, keepdim=True) - (-shares).log1p())
 
 
 @dataclass(frozen=True)
