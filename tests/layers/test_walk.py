@@ -241,6 +241,21 @@ def test_shared_prefix_is_exact(double, names, template, p, contexts, deep, own,
         near(a, b, 1e-11)
 
 
+@pytest.mark.parametrize("rule", [(0, 0), (0, 10**6)])
+def test_several_contexts_of_prefixes_alone(double, rule):
+    """Texts without soft tokens, whose queries, keys and values below the prefix are those of one context."""
+    _, clip = double
+    torch.manual_seed(1)
+    kv = {1: tuple(torch.randn(2, 3, 2, 16).double() for _ in "kv")}
+    usual, clip.text.packing_rule = clip.text.packing_rule, PackingRule(*rule)
+    try:
+        fast = clip.text(TEXTS[:3], Prompt(prefix=kv))
+    finally:
+        clip.text.packing_rule = usual
+    near(fast, clip.text(TEXTS[:3], Prompt(prefix=kv, adapters={"0/q": Whole()})), 1e-12)
+    assert fast.shape == (2, 3, 64)
+
+
 def test_a_prefix_of_words_is_run_once(double):
     _, clip = double
     seen = []

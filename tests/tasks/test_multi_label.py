@@ -102,6 +102,11 @@ def test_the_protocol_says_what_was_done(data):
     assert protocol["test"] == MultiLabel(data, known=0.6).protocol["test"]
 
 
+def test_a_reading_that_there_is_not(data):
+    with pytest.raises(ValueError, match=r"task.reading: expected sigmoid or contrastive, got 'Sigmoid'. Set one"):
+        MultiLabel(data, reading="Sigmoid")
+
+
 @pytest.mark.parametrize("known", [0.0, -0.1, 1.5])
 def test_shares_that_are_none(data, known):
     with pytest.raises(ValueError, match=f"task.known: expected a share above 0 and at most 1, got {known}. Set"):

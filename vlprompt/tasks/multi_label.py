@@ -7,7 +7,7 @@ probability, is that of Durand et al., CVPR 2019, arXiv:1902.09720, and of DualC
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from vlprompt.core.batch import Reading, Split
 from vlprompt.core.stage import Lesson, Stage
@@ -44,6 +44,10 @@ class MultiLabel(FewShot):
         layout: str | None = None,
     ):
         super().__init__(dataset, shots, seed, augment, skip_broken, layout)
+        if reading not in get_args(Reading):
+            raise ValueError(
+                f"task.reading: expected {' or '.join(get_args(Reading))}, got {reading!r}. Set one of them."
+            )
         if not 0 < known <= 1:
             raise ValueError(f"task.known: expected a share above 0 and at most 1, got {known}. Set task.known=0.5.")
         self.known = known

@@ -28,6 +28,7 @@ from vlprompt.layers.blocks.block import (
 )
 from vlprompt.layers.blocks.cuda_graphs import CudaGraphCache
 from vlprompt.layers.blocks.shared_prefix import (
+    FEWEST_ROWS,
     PackedPhase,
     PackingRule,
     TokenPlan,
@@ -273,8 +274,9 @@ class TransformerTextTower:
             return EmbeddedLayout(phases, x, None if first.qkv is None else first.qkv(first.norm1(x)))
 
     def _get_layout(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> EmbeddedLayout:
-        min_saved_rows, max_masked_rows = self.packing_rule  # of one context
-        rule = PackingRule(min_saved_rows // n_contexts, int(max_masked_rows / n_contexts**0.5))
+        rule, (min_saved_rows, max_masked_rows) = FEWEST_ROWS, self.packing_rule  # of one context
+        if not torch.compiler.is_exporting():  # a traced batch has no number yet
+            rule = PackingRule(min_saved_rows // n_contexts, int(max_masked_rows / n_contexts**0.5))
         return self._cached_layout(texts, self._plan_tokens(prompt), rule)
 
     def _encode_packed(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> Tensor:

@@ -332,9 +332,9 @@ def encode_packed(
 
 
 def _update_qkv(block: Block, x: Tensor, qkv: Tensor, layout: PackedLayout) -> Tensor:
-    """Queries, keys and values (1 or R, T, 3 D) of words, with those of the soft tokens in x."""
+    """Queries, keys and values (R, T, 3 D) of words, with those of the soft tokens in x."""
     slot_rows, _ = layout.prompt_slots
     if block.qkv is None or not len(slot_rows):
-        return qkv
+        return qkv.expand(x.shape[0], -1, -1)
     prompt_qkv = block.qkv(block.norm1(x[:, slot_rows]))
     return qkv.to(prompt_qkv.dtype).expand(x.shape[0], -1, -1).index_copy(1, slot_rows, prompt_qkv)
