@@ -219,6 +219,13 @@ def test_a_program_runs_without_vlprompt(linear, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_context_for_each_image(build_case, clip, lesson, tmp_path):
+    prompt = prompt_of(build_case("cocoop").trained, "cocoop", clip, lesson.train.names)
+    lines = write_program(prompt, tmp_path / "own", PLAIN)
+    assert f"{len(lesson.train.names)} classes" in lines[0]
+
+
+@pytest.mark.slow
 def test_other_classes(build_case, clip, lesson, linear, tmp_path):
     """Where the method reads names."""
     coop = prompt_of(build_case("coop").trained, "coop", clip, lesson.train.names)
