@@ -115,7 +115,7 @@ def _check_columns(rows: NumberedRows, path: Path) -> set[str]:
         if unknown := sorted(set(row) - set(TABLE_COLUMNS)):
             raise ValueError(
                 f"{path}, row {number}: expected known columns, got {unknown[0]!r}; "
-                f"{suggest_nearest(unknown[0], TABLE_COLUMNS)}"
+                f"{suggest_nearest(unknown[0], TABLE_COLUMNS)} A column of a class has 1, 0 or -1 in every row."
             )
         if irregular := sorted(columns ^ set(row)):
             raise ValueError(
