@@ -1,6 +1,7 @@
 """The walk against open_clip's forward, prompts against written-out forms, the shared prefix against the full pass."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -31,6 +32,16 @@ VARIANTS = {
     "no projection": {"text_cfg": {"proj_type": "none", "width": 64, "heads": 4}},
 }
 SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+
+
+@contextmanager
+def packed(clip, rule):
+    """Texts by groups, padded, or under one mask."""
+    usual, clip.text.packing_rule = clip.text.packing_rule, PackingRule(*rule)
+    try:
+        yield
+    finally:
+        clip.text.packing_rule = usual
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -229,11 +240,8 @@ def test_shared_prefix_is_exact(double, names, template, p, contexts, deep, own,
     kv = {1: tuple(torch.randn(contexts, 3, 2, 16).double().requires_grad_() for _ in "kv")} if prefix else {}
     leaves = [*tokens.values(), *(t for pair in kv.values() for t in pair)]
     texts = fill_class_texts(template, names, p)
-    usual, clip.text.packing_rule = clip.text.packing_rule, PackingRule(*rule)  # by groups, padded, or under one mask
-    try:
+    with packed(clip, rule):
         fast, slow = clip.text(texts, Prompt(tokens, kv)), clip.text(texts, Prompt(tokens, kv, {"0/q": Whole()}))
-    finally:
-        clip.text.packing_rule = usual
     assert fast.shape == (contexts, len(names), 64)
     near(fast, slow, 1e-12)
     direction = torch.randn_like(fast)
@@ -247,11 +255,8 @@ def test_several_contexts_of_prefixes_alone(double, rule):
     _, clip = double
     torch.manual_seed(1)
     kv = {1: tuple(torch.randn(2, 3, 2, 16).double() for _ in "kv")}
-    usual, clip.text.packing_rule = clip.text.packing_rule, PackingRule(*rule)
-    try:
+    with packed(clip, rule):
         fast = clip.text(TEXTS[:3], Prompt(prefix=kv))
-    finally:
-        clip.text.packing_rule = usual
     near(fast, clip.text(TEXTS[:3], Prompt(prefix=kv, adapters={"0/q": Whole()})), 1e-12)
     assert fast.shape == (2, 3, 64)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kills import interrupted, same_but_for_time
-from shared import OWN_GOLDEN, golden, golden_vit_of, images, relative, vit_tower_of
-from test_continual_methods import NAMES, lesson_of
+from shared import OWN_GOLDEN, golden, golden_vit_of, relative, vit_tower_of
+from test_continual_methods import NAMES, STREAM, answer, learned, lesson_of, seen
 
 import vlprompt
 from vlprompt import methods as m
@@ -49,28 +49,6 @@ def tower(trunk):
 @pytest.fixture(scope="module")
 def pixels():
     return golden("vit-plain", OWN_GOLDEN)[1]["images"]
-
-
-STREAM = [lesson_of(NAMES[:4], 0), lesson_of(NAMES[4:], 1)]
-
-
-def learned(method, lessons, **options):
-    options = {"epochs": 2, "batch_size": 8, "lr": 0.05, "warmup": 0, **options}
-    for lesson in lessons:
-        method.begin_lesson(lesson, make_generator("stream", lesson.index))
-        list(fit(method, lesson, TrainConfig(**options), seed=lesson.index))
-        method.end_lesson(lesson)
-    return method
-
-
-def seen(pixels):
-    return images(pixels, str(hash(pixels.numpy().tobytes())))
-
-
-def answer(method, pixels, names=NAMES):
-    method.eval()
-    with torch.no_grad():
-        return method(seen(pixels), method.prepare(names, method.precompute(names)))
 
 
 def trained_features(method, pixels, names=NAMES):
