@@ -23,7 +23,7 @@ from vlprompt.engine.model_selection import compute_selection_scores
 from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.layers.label_losses.watched import WatchedLoss
 from vlprompt.runtime import collectives, distributed
-from vlprompt.runtime.errors import NonFiniteError
+from vlprompt.runtime.errors import NonFiniteError, is_finite
 from vlprompt.runtime.seeding import derive_seed
 
 Differentiate: TypeAlias = Callable[..., tuple[Tensor, ...]]  # as torch.autograd.grad
@@ -100,6 +100,7 @@ class Loop:
         self.optimizer = optimizers.build_optimizer(method.param_groups(), config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.cursor, self.label_loss = State(), WatchedLoss(config.build_label_loss(lesson.train))
+        self.changed_loss, self.adds_up_terms = config.loss_settings.changed, adds_up_terms(method)
         self.fixed: dict[tuple[Names, tuple[str, ...]], Fixed] = {}
         self.gradient_sync = GradientSync(method, self.parameters, derive_seed(seed, lesson.index))
         self.epoch_start_step = 0
@@ -171,7 +172,7 @@ class Loop:
         values: dict[str, float] = {}
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
         parts = self.gradient_sync.split_batch(batch, self.config.micro_batch_size)
-        joins_terms = len(parts) == distributed.get_world_size() == 1 and adds_up_terms(self.method)
+        joins_terms = len(parts) == distributed.get_world_size() == 1 and self.adds_up_terms
         for part in parts:
             autocast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
             with apply_compute_options(self.method, self.config.compute_options), autocast:
@@ -190,8 +191,8 @@ class Loop:
                     materialize_grads=True,
                 )
                 sums[name] = [a + b for a, b in zip(sums[name], grads, strict=True)] if name in sums else list(grads)
-        if counts and (changed := self.config.loss_settings.changed):
-            self.label_loss.require_use(", ".join(changed), type(self.method).__name__)
+        if counts and self.changed_loss:
+            self.label_loss.require_use(", ".join(self.changed_loss), type(self.method).__name__)
         values, counts, sums = self.gradient_sync.reduce_sums((values, counts, sums))
         if not sums:
             raise ValueError(
@@ -252,11 +253,6 @@ def join_terms(terms: LossTerms) -> LossTerms:
         return terms
     name = max(counted, key=lambda name: float(counted[name][1]))
     return {name: (torch.stack([mean for mean, _ in counted.values()]).sum(), counted[name][1])}
-
-
-def is_finite(x: Tensor) -> bool:
-    """Whether all numbers are finite. The sum says so in one pass, except where it overflows."""
-    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
 
 
 # after an epoch: a score for each rule of train.model_selection, higher is better

@@ -235,7 +235,7 @@ def fit_vmapped(
         return
     validate_lesson(lesson, config)
     loops = [Loop(method, lesson, own, seed) for method, own, seed in zip(methods, configs, seeds, strict=True)]
-    trainer, label_loss = VmapTrainer(loops, lesson, resume), config.build_label_loss(lesson.train)
+    trainer, label_loss = VmapTrainer(loops, lesson, resume), loops[0].label_loss
     steps, epochs, total_steps = config.count_steps(len(lesson.train))
     cursor = loops[0].cursor
     while cursor.step < total_steps:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
+from typing import Any
 
 MAX_CHOICES = 40  # to name in a message
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # no later file is written either
@@ -33,6 +34,12 @@ class FolderInUseError(ValueError):
 
 class NonFiniteError(ArithmeticError):
     """A loss, gradient or logit is not finite; of a training the parameters are those from before the step."""
+
+
+def is_finite(values: Any) -> bool:
+    """Whether all numbers of a tensor are finite. The sum says so in one pass, except where it overflows."""
+    values = values.detach()
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
 def suggest_nearest(name: str, choices: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlprompt.core.images import Preprocessing
 from vlprompt.layers.frozen_maps import FrozenMap
+from vlprompt.runtime.errors import is_finite
 
 # attributes of modules, by the names of all libraries, that change what they compute but no weight
 ARITHMETIC_ATTRIBUTES = (
@@ -65,17 +66,12 @@ def freeze(model: Any, device: torch.device, spec: str) -> Any:
     """
     for name, parameter in model.named_parameters():
         is_computed = not name.startswith("text_decoder.")  # CoCa's decoder is part of no tower
-        if is_computed and parameter.is_floating_point() and not _is_finite(parameter):
+        if is_computed and parameter.is_floating_point() and not is_finite(parameter):
             raise ValueError(
                 f"{spec}: expected finite weights, got NaN or infinite values in {name!r}. Its weights are broken: get "
                 "the file again."
             )
     return model.eval().requires_grad_(False).to(device)
-
-
-def _is_finite(values: Tensor) -> bool:
-    """Whether all values are finite; a finite sum says so at once, a sum that overflows says nothing."""
-    return bool(values.detach().sum().isfinite()) or bool(values.isfinite().all())
 
 
 def count_parameters(model: nn.Module) -> int:

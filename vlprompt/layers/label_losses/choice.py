@@ -1,5 +1,6 @@
 """Which loss of labels a training has."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal, cast, get_args
@@ -23,9 +24,9 @@ class LossSettings:
     loss: LossKind | None = None
     q: float = 0.7
     weight: float = 1.0
-    gammas: tuple[float, float] = (1.0, 2.0)
-    margin: float = 0.05
-    unknown: UnknownUse = "ignore"
+    gammas: tuple[float, float] = SeveralLabelLoss.gammas
+    margin: float = SeveralLabelLoss.margin
+    unknown: UnknownUse = SeveralLabelLoss.unknown
 
     @property
     def changed(self) -> list[str]:
@@ -41,7 +42,7 @@ class LossSettings:
         suited, items = (SEVERAL_LABELS, "several labels") if has_several else (ONE_LABEL, "one label each")
         if self.loss not in (None, *suited):
             raise ValueError(
-                f"train.loss: expected {', '.join(suited[:-1])} or {suited[-1]} for items with {items}, got "
+                f"train.loss: expected {_list_choices(suited)} for items with {items}, got "
                 f"{self.loss}. Set one of these, or leave it out."
             )
         self._require_read_settings(has_several)
@@ -59,9 +60,12 @@ class LossSettings:
         for name, kinds in readers.items():
             value = getattr(self, name)
             if kind not in kinds and value != getattr(LossSettings, name):
-                known = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
-                told = f"expected train.loss={known}, which reads it, got {value} with {kind}"
+                told = f"expected train.loss={_list_choices(kinds)}, which reads it, got {value} with {kind}"
                 raise ValueError(f"train.loss_{name}: {told}. Leave it out.")
+
+
+def _list_choices(kinds: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
 
 
 def _weigh(label_loss: LabelLoss, weight: float, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
