@@ -137,7 +137,7 @@ def folder(tmp_path_factory):
 def both(tmp_path, plans, folder):
     """Runs of one process (this one) and of two, the second of which fails at the end.
 
-    Pair by pair; then how many features each process has computed, and what the two have written.
+    Pair by pair; then how many features, and trained texts, each process has computed; and what the two have written.
     """
     plans = json.loads(json.dumps(plans).replace("{folder}", str(folder)))
     with pytest.MonkeyPatch.context() as patch:
@@ -147,11 +147,12 @@ def both(tmp_path, plans, folder):
     assert len(list((tmp_path / "two").glob("*/*/result.json"))) == len(plans), said
     assert status, said
     pairs = [(told(tmp_path / "one" / str(k)), told(tmp_path / "two" / str(k))) for k in range(len(plans))]
-    return pairs, [computed, *(int((tmp_path / "two" / f"computed-{k}").read_text()) for k in range(2))], said
+    shares = [json.loads((tmp_path / "two" / f"computed-{k}").read_text()) for k in range(2)]
+    return pairs, [*zip(computed, *shares, strict=True)], said
 
 
 def test_two_processes_come_to_what_one_comes_to_and_end_together(tmp_path, folder):
-    pairs, (alone, *shares), said = both(tmp_path, QUICK, folder)
+    pairs, [(alone, *shares), _], said = both(tmp_path, QUICK, folder)
     for one, two in pairs:
         assert_same(one, two)
     assert sum(shares) == alone, "every feature is computed once in the world"
@@ -174,10 +175,57 @@ def test_a_stream_of_test_images_is_the_same_in_two_processes(tmp_path, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("half", [0, 1])
 def test_every_kind_of_method_comes_to_the_same(tmp_path, folder, half):
-    pairs, (alone, *shares), _ = both(tmp_path, SLOW[half::2], folder)
+    pairs, [(alone, *shares), _], _ = both(tmp_path, SLOW[half::2], folder)
     for one, two in pairs:
         assert_same(one, two)
     assert sum(shares) == alone
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A folder of 70 classes of three images each, whose texts are worth dividing."""
+    root, digits = tmp_path_factory.mktemp("many"), load_digits()
+    for k in range(70):
+        (root / f"kind {k}").mkdir()
+        for i in range(3):
+            image = Image.fromarray((digits.images[3 * k + i] * 15).astype(np.uint8)).resize((32, 32))
+            image.save(root / f"kind {k}" / f"{i}.png")
+    return root
+
+
+SGD = ["train.epochs=1", "train.batch_size=35", "train.warmup=0", "train.optimizer=sgd", "train.lr=0.01"]
+
+
+def check_many_classes(tmp_path, many, plans, share):
+    plans = [{"dataset": str(many), "shots": 1, **plan, "overrides": [*SGD, *plan["overrides"]]} for plan in plans]
+    pairs, [_, (alone, *shares)], _ = both(tmp_path, plans, many)
+    for one, two in pairs:
+        assert_same(one, two)
+    assert max(shares) <= share * alone, "each process trains on its share of the texts"
+
+
+def test_two_processes_divide_the_texts_of_many_classes(tmp_path, many):
+    check_many_classes(tmp_path, many, [{"method": "coop", "overrides": []}], 0.51)
+
+
+@pytest.mark.slow
+def test_every_kind_of_text_is_divided(tmp_path, many):
+    plans = [
+        {"method": "coop", "overrides": ["method.class_specific=true"]},
+        {"method": "coop", "overrides": ["train.text_micro_batch=9", "train.grad_clip=0.1"]},
+        *({"method": name, "overrides": []} for name in ("kgcoop", "prograd", "maple", "promptsrc", "tcp", "mmrl")),
+        {"method": "clip_lora", "overrides": ["method.dropout=0"]},
+    ]
+    check_many_classes(tmp_path, many, plans, 0.51)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_divided_is_made_by_each_process(tmp_path, many):
+    plans = [
+        {"method": "cocoop", "overrides": ["train.batch_size=2"]},  # contexts of images
+        {"method": "coop", "overrides": ["train.micro_batch_size=9"]},
+    ]
+    check_many_classes(tmp_path, many, plans, 1.0)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Prompt: everything that a method adds to one pass of a frozen tower."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -62,6 +62,11 @@ class Prompt:
     def mixes_rows(self) -> bool:
         """Whether an adapter lets token positions see each other (Convpass); then none may be left out."""
         return any(getattr(self.adapters[site], "mixes_rows", False) for site in self.adapters)
+
+    def select_texts(self, begin: int, end: int) -> "Prompt":
+        """Return the prompt of a slice of the texts; tokens (R, C, P, D) are those of each text."""
+        tokens = {i: t[:, begin:end] if t.ndim == 4 and t.shape[1] > 1 else t for i, t in self.tokens.items()}
+        return replace(self, tokens=tokens)
 
     def apply_adapter(self, site: str, given: Tensor, made: Tensor) -> Tensor:
         """Apply the adapter at a site, if there is one, to the input and output of the frozen map there."""

@@ -175,18 +175,19 @@ class Loop:
         joins_terms = len(parts) == distributed.get_world_size() == 1 and self.adds_up_terms
         for part in parts:
             autocast = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
-            with apply_compute_options(self.method, self.config.compute_options), autocast:
+            options = apply_compute_options(self.method, self.config.compute_options)
+            with options, self.gradient_sync.divide_preparation(), autocast:
                 terms, _ = self.method.loss_terms(part, fixed)
             for name, (mean, n_rows) in terms.items():
                 values[name] = values.get(name, 0.0) + float(mean.detach()) * float(n_rows)
                 counts[name] = counts.get(name, 0.0) + float(n_rows)
             trained = {name: term for name, term in terms.items() if term[0].requires_grad}
-            trained = join_terms(trained) if joins_terms else trained
+            trained, leaves = join_terms(trained) if joins_terms else trained, self.gradient_sync.passes.leaves
             for i, (name, (mean, n_rows)) in enumerate(trained.items()):
                 grads = self.differentiate(
                     self.scaler.scale(mean * n_rows),
-                    self.parameters,
-                    retain_graph=i < len(trained) - 1,
+                    [*self.parameters, *leaves],
+                    retain_graph=i < len(trained) - 1 or bool(leaves),
                     allow_unused=True,
                     materialize_grads=True,
                 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.backbones.cache.memory import cache_fixed_texts
+from vlprompt.backbones.towers.divided_texts import divide_texts
 from vlprompt.backbones.towers.text_tokenizer import TextTokenizer
 from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS, recompute_in_backward
 from vlprompt.core.prompt import NOTHING, Prompt
@@ -60,8 +61,7 @@ class EmbeddedLayout(NamedTuple):
 def iter_text_micro_batches(prompt: Prompt, n_texts: int, size: int) -> Iterator[tuple[int, Prompt]]:
     """Yield the first text of each micro-batch, and the prompt with its texts' tokens."""
     for i in range(0, n_texts, size):
-        tokens = {layer: t[:, i : i + size] if t.ndim == 4 else t for layer, t in prompt.tokens.items()}
-        yield i, replace(prompt, tokens=tokens)
+        yield i, prompt.select_texts(i, i + size)
 
 
 class TransformerTextTower:
@@ -167,6 +167,7 @@ class TransformerTextTower:
         return self.token_embeddings[torch.tensor(ids, device=self.device)].clone()
 
     @cache_fixed_texts
+    @divide_texts
     def __call__(self, texts: Sequence[str], prompt: Prompt = NOTHING, output: str = "pooled") -> Tensor:
         """Encode C texts behind each of R contexts -> (R, C, E); soft tokens stand at places like {4}.
 
