@@ -49,6 +49,7 @@ TABLES = (
     "predict",
     "server",
     "side_by_side",
+    "processes",
     "tracking",
 )
 EXTRA = "extra"  # the lines that some tables have below them
