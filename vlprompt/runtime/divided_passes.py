@@ -91,5 +91,5 @@ def dividing(passes: DividedPasses | None) -> Iterator[None]:
 
 
 def divided_passes(n_rows: int) -> DividedPasses | None:
-    """Return what divides a pass of so many rows here; None where each process makes the whole of it."""
+    """Return what divides a pass of n_rows; None where each process computes all of them."""
     return _state["passes"] if n_rows >= FEWEST_ROWS * distributed.get_world_size() else None
