@@ -188,6 +188,21 @@ def test_other_classes_have_the_threshold_only_where_odds_do_not_depend_on_them(
     assert lost not in said["sigmoid"]
 
 
+def test_one_class_has_nothing_to_be_compared_with(places, tmp_path, type_in):
+    prompt = load_prompt(places["contrastive"])
+    expected = "classes: expected at least 2, which the contrastive reading compares, got 1"
+    with pytest.raises(ValueError, match=expected):
+        prompt.predict([str(places["image"])], prompt.resolve_classes(["Dog"]))
+    (tmp_path / "one.txt").write_text("Dog\n")
+    status, said = type_in("export", places["contrastive"], "out", "--to", "torch", "--classes", tmp_path / "one.txt")
+    assert status == 2
+    assert expected in said
+    alone = load_prompt(places["sigmoid"])
+    one = alone.predict_proba([str(places["image"])], alone.resolve_classes(["Dog"]))
+    both = alone.predict_proba([str(places["image"])])[:, [list(map(str, alone.names)).index("Dog")]]
+    assert np.abs(one - both).max() < 1e-6
+
+
 def test_without_labels_in_validation_the_threshold_is_one_half_and_that_is_said(tmp_path, type_in):
     table = write_table(tmp_path, is_val_empty=True)
     status, said = type_in("run", "zero_shot", table, "--task", "multi_label", *WHERE, "runs")

@@ -35,7 +35,7 @@ class LabelDecision:
 
     def __str__(self) -> str:
         chosen = f"chosen on {self.n_validation} validation items" if self.n_validation else "not chosen on any items"
-        return f"{self.probability:.6g} by the {self.reading} reading, {chosen}"
+        return f"{self.probability:.6g} (log odds {self.threshold:.4g}) by the {self.reading} reading, {chosen}"
 
     def apply(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the probability of each label (B, C), in float64, and whether it is given (B, C), as tests do it."""

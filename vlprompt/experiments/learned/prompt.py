@@ -73,8 +73,15 @@ class LearnedPrompt:
         """Return the decision among these classes: a threshold holds only for the classes that it was chosen among.
 
         Where the odds of a label do not depend on the other classes, as in the sigmoid reading, that of labels stays.
+
+        Raises:
+            ValueError: for a single class that the contrastive reading has nothing to compare with.
         """
         labels = self.decision.labels
+        if labels is not None and labels.reading == "contrastive" and len(names) < 2:
+            raise ValueError(
+                f"classes: expected at least 2, which the contrastive reading compares, got {len(names)}. Add another."
+            )
         if set(class_ids(names)) == set(class_ids(self.names)):
             return self.decision
         if labels is not None and labels.reading != "sigmoid":
@@ -211,7 +218,7 @@ def require_one_label(state: LearnedState, use: str) -> None:
     if state.decision.labels is not None:
         raise ValueError(
             f"{use}: expected a prompt that answers with one class, got one of several labels in {state.source!r}. "
-            "Leave it out; vlprompt predict, eval, serve and export answer with several labels."
+            "Leave it out, or name a run on one label an item."
         )
 
 
