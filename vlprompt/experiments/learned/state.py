@@ -123,7 +123,10 @@ def _read_decision(config: Mapping[str, Any], result: Result | None) -> Decision
         return Decision()
     if result is None:
         return Decision(labels=LabelDecision(task["reading"]))
-    threshold, validation = result.summary["threshold"], result.protocol.get("contents", {}).get("val")
+    threshold, validation = (
+        result.summary.get("threshold", DEFAULT_THRESHOLD),
+        result.protocol.get("contents", {}).get("val"),
+    )
     n_validation = validation["items"] if validation and threshold != DEFAULT_THRESHOLD else 0
     return Decision(labels=LabelDecision(task["reading"], threshold, n_validation))
 
