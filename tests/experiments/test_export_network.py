@@ -116,7 +116,7 @@ def test_an_onnx_file_rejects_as_predict_does(run, exported):
         network.predict(pictures)
 
 
-@pytest.mark.parametrize("reading", ["sigmoid", "contrastive"])
+@pytest.mark.parametrize("reading", ["sigmoid", pytest.param("contrastive", marks=pytest.mark.slow)])
 def test_networks_give_several_labels_as_the_prompt_does(reading, linear, tmp_path):
     pictures = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (9, 9, 3), np.uint8)) for k in range(8)]
     prompt = linear.with_decision(Decision(labels=LabelDecision(reading)))

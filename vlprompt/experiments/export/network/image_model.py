@@ -34,7 +34,7 @@ class ImageModel(nn.Module):
     def __init__(self, prompt: LearnedPrompt, names: Names):
         super().__init__()
         self.method, self.prepared, self.temperature = prompt.method, prompt.prepare(names), prompt.decision.temperature
-        labels = prompt.decision.labels
+        labels = prompt.decide_among(names).labels
         # the contrastive reading is the softmax itself
         self.is_sigmoid = labels is not None and labels.reading == "sigmoid"
 
