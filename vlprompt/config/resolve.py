@@ -173,6 +173,8 @@ def resolve(config: LayeredConfig) -> RunConfig:
     _require_plain_settings(config)
     seed = values.get("seed", 1)
     method, task = (resolve_class(section, values[section]["name"]) for section in ("method", "task"))
+    if getattr(task, "has_several_labels", False):
+        _require_several_labels(method, values["method"])
     task_arguments = complete_arguments("task", task, {"seed": seed} | values["task"], config)
     run_config = RunConfig(
         backbone=values.get("backbone", "glyph"),
@@ -184,6 +186,26 @@ def resolve(config: LayeredConfig) -> RunConfig:
     )
     run_config.validate()
     return run_config
+
+
+def _require_several_labels(method: type, settings: Settings) -> None:
+    """ValueError for a class of methods, alone or around another, that can't learn from items with several labels."""
+    remedy = "Take a method whose loss is of its logits alone, such as coop, vpt or dualcoop."
+    if getattr(method, "needs_single_labels", False) is True:
+        raise ValueError(
+            f"method: expected one that learns from several labels an item, got {settings['name']}, which learns from "
+            f"one, by a loss or statistics of its own. {remedy}"
+        )
+    if getattr(method, "needs_unlabelled", False) is True:
+        raise ValueError(
+            f"method: expected one that learns from several labels an item, got {settings['name']}, which learns from "
+            f"unlabelled ones. {remedy}"
+        )
+    for key, annotation in get_constructor_types(method).items():
+        inner = settings.get(key)
+        inner = {"name": inner} if isinstance(inner, str) else inner
+        if get_nested_kind(annotation) == "method" and isinstance(inner, dict) and isinstance(inner.get("name"), str):
+            _require_several_labels(resolve_class("method", inner["name"]), inner)
 
 
 def _require_plain_settings(config: LayeredConfig) -> None:

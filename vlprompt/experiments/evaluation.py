@@ -39,10 +39,12 @@ from vlprompt.metrics import accuracy, calibration_scores, unknown_scores
 from vlprompt.results.comparability import DOMAIN
 from vlprompt.results.plots.shots import plot_predictions
 from vlprompt.results.prediction_files import write_predictions
+from vlprompt.tasks.multi_label import open_label_sets
 from vlprompt.tasks.online import draw_order
 from vlprompt.tasks.text import Text
 
 MAX_DRAWN_IMAGES = 40
+LOST_THRESHOLD = "the threshold holds only for the classes that it was chosen among, so it is not applied here"
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,12 @@ def evaluate_run(
     """
     state, selection = read_learned_state(folder), selection or Selection()
     task = state.config["task"]
-    require_one_label(state)
+    if selection.unknown is not None:
+        require_one_label(state, "--unknown")
+    if selection.needs_validation:
+        require_one_label(state, "--reject and --calibrate")
+    if figure_path is not None:
+        require_one_label(state, "--figure")
     if task["name"] == "text" and figure_path is not None:
         raise ValueError(
             f"--figure: expected a run on images, got {str(folder)!r}, a run on texts. Leave --figure out."
@@ -138,6 +145,10 @@ def _choose(prompt: LearnedPrompt, selection: Selection, skip_broken: bool) -> t
 def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, selection: Selection) -> Evaluation:
     """Test a prompt with its decision, and against items of unknown classes."""
     method, decision = prompt.method, prompt.decide_among(test.names)
+    if decision.labels is not None:
+        scores = evaluate(method, test, threshold=decision.labels.threshold)
+        notes = () if decision == prompt.decision else (LOST_THRESHOLD,)
+        return Evaluation(scores.metrics, decision=decision, notes=notes, scores=scores)
     if decision == Decision() and not selection.needs_validation and unknown is None:
         scores = evaluate(method, test)
         return Evaluation(scores.metrics, scores=scores)
@@ -149,7 +160,7 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
     if unknown is not None and selection.scores is None:
         names, notes = find_scores(method, test, prepared, names)
     if decision != prompt.decision:
-        notes = (*notes, "the threshold holds only for the classes that it was chosen among, so none is applied here")
+        notes = (*notes, LOST_THRESHOLD)
     score_fn = make_score_fn(method, names, decision.temperature)
     output = collect_outputs(method, test, prepared=prepared, score_fn=score_fn)
     known_scores, labels = require_numbers(cast(Tensor, output.scores)), torch.tensor(test.labels)
@@ -212,7 +223,11 @@ def _open_test(
         return stage.tests["target"], domain_task.protocol["note"]
     own = cast(str, task["dataset"])
     layout = layout if dataset is not None else layout or select_layout(task.get("layout"), own)
-    data = resolve_dataset(own if dataset is None else dataset, None, skip_broken, layout=layout)
+    source = own if dataset is None else dataset
+    if task["name"] == "multi_label":
+        data = open_label_sets(source, task["reading"], skip_broken=skip_broken, layout=layout)
+    else:
+        data = resolve_dataset(source, None, skip_broken, layout=layout)
     return data.test, data.note
 
 

@@ -197,6 +197,8 @@ def _describe_protocol(config: ModelConfig) -> str:
     decision = config.decision
     if decision.temperature != 1:
         lines.append(f"temperature of the softmax: {decision.temperature:g}")
+    if decision.labels is not None:
+        lines.append(f"gives the labels of a probability above {decision.build().labels}")
     if decision.threshold is not None:
         lines.append(f"answers `unknown` where the score {decision.score} is below {decision.threshold:g}")
     lines += [f"{key}: {value}" for key, value in decision.facts.items()]
@@ -243,7 +245,7 @@ def _list_untested(config: ModelConfig) -> str:
         lines.append("other seeds: how much the numbers vary is not known")
     if "calibration_error" not in summary and "ece" not in summary:
         lines.append("calibration: how far the probabilities can be trusted")
-    if config.decision.threshold is None:
+    if config.decision.threshold is None and config.decision.labels is None:
         lines.append("inputs of no class: every input is answered with one of the classes")
     return _format_list(lines)
 

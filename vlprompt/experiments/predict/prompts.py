@@ -97,11 +97,23 @@ class Ensemble:
         return self.names_by_prompt[0]
 
     @property
-    def loses_threshold(self) -> bool:
-        """Whether a prompt has a threshold that does not hold for these classes."""
-        return any(
-            p.decision.threshold is not None and not self.has_threshold[name] for name, p in self.prompts.items()
-        )
+    def has_several_labels(self) -> bool:
+        """Whether an input may have several labels."""
+        return any(p.decision.labels is not None for p in self.prompts.values())
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the answers: thresholds that do not hold for these classes, or were not chosen."""
+        notes = dict[str, None]()
+        for (name, prompt), names in zip(self.prompts.items(), self.names_by_prompt, strict=True):
+            before, now = prompt.decision, prompt.decide_among(names)
+            if before.threshold is not None and now.threshold is None:
+                notes["nothing is answered unknown: the threshold was chosen among the classes of the training"] = None
+            if now.labels is not None and not now.labels.n_validation:
+                lost = before.labels != now.labels
+                why = "was chosen among the classes of the training" if lost else "was chosen on no validation images"
+                notes[f"{name}: labels are those of a probability above 0.5: the threshold {why}"] = None
+        return list(notes)
 
     @property
     def has_threshold(self) -> dict[str, bool]:
@@ -207,7 +219,10 @@ def load_prompts(
 
 def require_same_kind(states: Sequence[LearnedState]) -> None:
     """ValueError unless learned states can answer together: all on images, or all on texts with classes."""
-    kinds = [state.text_protocol.get("answer", "images") for state in states]
+    kinds = [
+        state.text_protocol.get("answer", "images" if state.decision.labels is None else "several labels of images")
+        for state in states
+    ]
     for state, kind in zip(states, kinds, strict=True):
         if kind == "tags":
             raise ValueError(
