@@ -177,6 +177,16 @@ def test_taidpt(exact_clip, resnet, case):
     assert max(errors.values()) < 1e-4, {k: v for k, v in errors.items() if v >= 1e-4}
 
 
+def test_contexts_of_classes_follow_their_names(authors_clip, resnet):
+    names, clip = ("cat", "dog", "bird"), replace(authors_clip, image=resnet)
+    for method in (m.DualCoOp(clip, 2, 3), m.TaIDPT(clip, n_ctx=2, class_specific=True)):
+        method.begin_lesson(Lesson(Split((), (), names)), torch.Generator().manual_seed(0))
+        pair, other = (method.prepare(order, method.precompute(order)) for order in (names, names[::-1]))
+        for mine, reversed_ in zip(pair, other, strict=True):
+            assert relative(mine, reversed_.flip(0)) < 1e-5
+            assert relative(mine, reversed_) > 1e-2
+
+
 def test_scales_that_are_trained_begin_as_they_are_set(authors_clip, resnet):
     clip, lesson = replace(authors_clip, image=resnet), Lesson(Split((), (), ("a", "b")))
     method = m.DualCoOp(clip, 2, 2, sharpness=7.0, scale=30.0, learn_scale=True, learn_sharpness=True)

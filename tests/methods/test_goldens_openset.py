@@ -1,9 +1,11 @@
 """NLPrompt, LoCoOp and DeCoOp against numbers that their authors' own code computed."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from shared import golden, golden_cases, images, relative
 
 from vlprompt import methods as m
@@ -12,7 +14,7 @@ from vlprompt.core.images import ImageItem
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig
-from vlprompt.methods._detectors import find_otsu_threshold
+from vlprompt.methods._detectors import compute_detector_terms, find_otsu_threshold, list_own_names
 from vlprompt.testing.images import build_digits_lesson
 
 CTX = "prompt_learner.ctx"
@@ -400,6 +402,21 @@ def test_one_class_of_images_gives_no_nan(tiny):
         method.is_second.fill_(is_second)
         terms, _ = method.loss_terms(batch, method.precompute(batch.names))
         assert all(value.isfinite() for value, _ in terms.values())
+
+
+def test_the_names_that_detectors_know():
+    """Of five trained names and one more: two detectors lack a second name, and know that of their own number."""
+    own = list_own_names(3, 5, 6)
+    assert [row.nonzero()[:, 0].tolist() for row in own] == [[0, 1, 2, 4], [0, 1, 2, 3], [0, 1, 3, 4]]
+
+
+def test_a_margin_that_is_reached_adds_nothing():
+    """The entropy of the image outside is ln 2 above that of the one inside."""
+    logits = torch.tensor([[50.0, 0.0], [0.0, 0.0]], dtype=torch.double, requires_grad=True)
+    inside, columns = torch.tensor([True, False]), torch.tensor([0, 0])
+    for margin, expected in ((0.4, 0.0), (1.0, 1 - math.log(2))):
+        terms = compute_detector_terms(F.cross_entropy, logits, columns, inside, margin)
+        assert terms["margin"].item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_threshold_between_two_groups():
