@@ -18,7 +18,7 @@ from vlprompt.data.loading import resolve_dataset
 from vlprompt.data.sources import require_folder, select_layout
 from vlprompt.data.splits.label_hiding import drop_labels
 from vlprompt.engine.evaluate import Scores, collect_outputs, evaluate, iter_logits, score_outputs
-from vlprompt.engine.evaluate_unknown import find_scores
+from vlprompt.engine.evaluate_unknown import answer_unknown, find_scores
 from vlprompt.engine.model_selection import collect_pseudo_labels
 from vlprompt.engine.unknown_scores import SCORES, make_score_fn
 from vlprompt.experiments.calibration.choice import Selection, choose_for_prompt, require_classes, require_numbers
@@ -34,11 +34,12 @@ from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.prompt import LearnedPrompt, require_one_label, restore_prompt
 from vlprompt.experiments.learned.state import read_learned_state
 from vlprompt.experiments.provenance import describe_predictions
-from vlprompt.experiments.stage_tests import build_prediction_file
+from vlprompt.experiments.stage_tests import build_prediction_file, build_unknown_items
 from vlprompt.metrics import accuracy, calibration_scores, unknown_scores
 from vlprompt.results.comparability import DOMAIN
 from vlprompt.results.plots.shots import plot_predictions
-from vlprompt.results.prediction_files import write_predictions
+from vlprompt.results.prediction_files import UnknownItems, write_predictions
+from vlprompt.results.test_answers import UnknownScores
 from vlprompt.tasks.multi_label import open_label_sets
 from vlprompt.tasks.online import draw_order
 from vlprompt.tasks.text import Text
@@ -58,6 +59,7 @@ class Evaluation:
         decision: temperature and threshold.
         notes: what a reader should know.
         scores: of the test, with the prediction of each item.
+        unknown_items: items of unknown classes with theirs.
     """
 
     metrics: dict[str, float]
@@ -66,6 +68,7 @@ class Evaluation:
     decision: Decision = field(default_factory=Decision)
     notes: tuple[str, ...] = ()
     scores: Scores | None = None
+    unknown_items: UnknownItems | None = None
 
 
 def evaluate_run(
@@ -126,7 +129,8 @@ def evaluate_run(
     if predictions_path is not None:
         origin = describe_predictions(state.config, state.lessons) | {"test": "eval"}
         origin |= {} if dataset is None else {"dataset": str(dataset)}
-        write_predictions(build_prediction_file(cast(Scores, evaluation.scores), test, origin), predictions_path)
+        scores, unknown_items = cast(Scores, evaluation.scores), evaluation.unknown_items
+        write_predictions(build_prediction_file(scores, test, origin, unknown_items), predictions_path)
     if figure_path is not None:
         _draw_test(prompt.method, test, task["name"] == DOMAIN, figure_path)
     return evaluation
@@ -165,7 +169,7 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
     output = collect_outputs(method, test, prepared=prepared, score_fn=score_fn)
     known_scores, labels = require_numbers(cast(Tensor, output.scores)), torch.tensor(test.labels)
     scores, rows = score_outputs(output, test, decision.temperature), dict[str, dict[str, float]]()
-    metrics = dict(scores.metrics)
+    metrics, items = dict(scores.metrics), None
     if decision.threshold is not None:
         metrics |= _score_rejection(output, known_scores[:, 0], labels, decision.threshold)
     if unknown is not None:
@@ -176,7 +180,11 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
         if decision.threshold is not None:
             metrics["unknown_accepted"] = 100 * (other_scores[:, 0] >= decision.threshold).double().mean().item()
         notes = (*notes, _describe_sides(test, unknown))
-    return Evaluation(metrics, rows, _score_calibration(output, labels, decision, selection), decision, notes, scores)
+        all_scores = UnknownScores(tuple(names), known_scores, {unknown.dataset: other_scores})
+        answers = {unknown.dataset: answer_unknown(others, decision.temperature)}
+        items = build_unknown_items(all_scores, {unknown.dataset: unknown.split}, answers)
+    calibration = _score_calibration(output, labels, decision, selection)
+    return Evaluation(metrics, rows, calibration, decision, notes, scores, items)
 
 
 def _describe_sides(test: Split, unknown: ChosenItems) -> str:

@@ -148,12 +148,9 @@ class Ensemble:
     def answer(self, items: Sequence[tuple[Item, ...]]) -> list[Answers]:
         """Return the answers of each prompt; features are shared by prompts on one backbone, and then dropped."""
         answers = []
-        # a batch of one is computed by other kernels, whose last digit differs: its image is answered twice
-        is_single_image = len(items) == 1 and not self.text_protocol
         for prompt, names, own in zip(
             self.prompts.values(), self.names_by_prompt, zip(*items, strict=True), strict=True
         ):
-            own = own * 2 if is_single_image else own
             (batch,) = prompt.iter_answers(own, names, batch_size=len(own))
             answers.append(Answers(*(tensor[: len(items)] for tensor in batch)))
         for prompt in self.prompts.values():
