@@ -155,7 +155,7 @@ class TrainingGroup:
                 for thread in alive:
                     if thread.request is None:
                         self._give_turn(thread)
-                self._serve([t for t in alive if t.request is not None])
+                self.serve([t for t in alive if t.request is not None])
         except BaseException as error:  # Ctrl-C, or a signal: each ends where it waits and closes its files
             for thread in self._threads:
                 thread.error = error
@@ -209,7 +209,7 @@ class TrainingGroup:
         if thread.is_done and isinstance(thread.outcome, BaseException) and not isinstance(thread.outcome, Exception):
             raise thread.outcome
 
-    def _serve(self, waiting: Sequence[_Thread]) -> None:
+    def serve(self, waiting: Sequence[_Thread]) -> None:
         """Answer the requests for features, those of one kind in one pass; where there are none, those for gradients.
 
         Gradients wait for all: what a pass saved is needed until each of its trainings has taken its own, and
