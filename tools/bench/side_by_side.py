@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from bench.measure import time_call
-from bench.rows import make_number_column
+from bench.rows import judge_row, make_number_column
 from vlprompt.backbones import load_backbone
 from vlprompt.config.build import build_method, build_task
 from vlprompt.core.class_names import ClassName
@@ -97,6 +97,16 @@ COLUMNS = {
     "in passes": make_number_column("in_passes:.0%"),
     "same": make_number_column("difference:.0e"),
 }
+
+
+def render_details(rows, out):
+    """What the ratios below what is wanted could be at most."""
+    missed = [row for row in rows if any(ok is False for *_, ok in judge_row(TARGETS.get(row["case"], ()), row))]
+    lines = [f"- {row['case']}: {row['ratio']:.2f}, at most {row['ratio'] / row['in_passes']:.2f}" for row in missed]
+    told = (
+        "Below what is wanted, and what it would be if each run's own work (logits, loss, optimizer, batches) took no"
+    )
+    return [f"{told} time:", "", *lines] if lines else []
 
 
 class TimedGroup(TrainingGroup):
