@@ -36,6 +36,9 @@ _Request: TypeAlias = TowerPass | _Backward
 class GroupMember:
     """One of several trainings in lockstep.
 
+    Gradients of features that its towers give with something trained are taken by `differentiate` alone: another
+    backward pass would free what the other trainings still need.
+
     Args:
         group: the trainings.
         index: which of them this is.
