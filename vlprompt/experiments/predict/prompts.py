@@ -152,7 +152,7 @@ class Ensemble:
             self.prompts.values(), self.names_by_prompt, zip(*items, strict=True), strict=True
         ):
             (batch,) = prompt.iter_answers(own, names, batch_size=len(own))
-            answers.append(Answers(*(tensor[: len(items)] for tensor in batch)))
+            answers.append(batch)
         for prompt in self.prompts.values():
             for cache in feature_caches(prompt.method):
                 _empty_cache(cache)
