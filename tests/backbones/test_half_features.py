@@ -55,7 +55,7 @@ def test_features_on_disk_are_not_shared(tmp_path):
     pixels = torch.rand(3, 3, 32, 32)
     found = []
     for name in ("glyph", "glyph-bf16", "glyph", "glyph-bf16"):
-        with pytest.warns(UserWarning) if "bf16" in name else torch.no_grad():
+        with pytest.warns(UserWarning, match="bfloat16") if "bf16" in name else torch.no_grad():
             clip = vlprompt.load(name, cache_folder=tmp_path)
         found.append(clip.image(images(pixels)))
         clip.image.feature_cache.flush()
