@@ -41,6 +41,7 @@ TABLES = (
     "closed_form",
     "transport",
     "operations",
+    "precision",
     "streams",
     "stream_bytes",
     "dapl",

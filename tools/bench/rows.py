@@ -105,6 +105,7 @@ TARGET_FORMATS = {  # a number of a row -> how a target of it is told
     "fast": "{:.1f} s",
     "operations": "{:.0f} operations",
     "share": "{:.0%} of the operations by groups",
+    "limit_share": "{:.0%} of the tower's speed",
 }
 
 

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
+from vlprompt.backbones.schemes import split_half_features
 from vlprompt.config.build import (
     Annotation,
     get_backbone_kind,
@@ -51,7 +52,7 @@ def find_recipes(task: str, method: str, backbone: str) -> list[Path]:
     They are configs/<task>/<method>.yaml, the paper's values; <task>/<backbone>.yaml; <task>/<backbone>/<method>.yaml;
     for a task that trains as another one does, before them those of the other.
     """
-    kind = backbone.partition(":")[0].removesuffix("/random")
+    kind = split_half_features(backbone.partition(":")[0].removesuffix("/random"))[0]
     kind = "hf" if kind in WEIGHT_PRECISIONS else kind
     names = f"{method}.yaml", f"{kind}.yaml", f"{kind}/{method}.yaml"
     folders = [find_configs_folder() / name for name in (TRAINS_AS.get(task), task) if name]

@@ -18,7 +18,16 @@ PIPELINE_TAGS = {  # what a prompt for texts answers -> the hub's name of the ta
     "response": "text-generation",
     "messages": "text-generation",
 }
-HUB_BACKBONES = ("hf_clip:", "hf:", "hf-bf16:", "hf-int8:", "hf-nf4:", "open_clip:hf-hub:")  # before OWNER/NAME
+HUB_BACKBONES = (
+    "hf_clip:",
+    "hf:",
+    "hf-bf16:",
+    "hf-int8:",
+    "hf-nf4:",
+    "open_clip:hf-hub:",
+    "hf_clip-bf16:",
+    "open_clip-bf16:hf-hub:",
+)  # before OWNER/NAME
 IMAGE_USE = """import vlprompt
 
 prompt = vlprompt.load_prompt({name!r}{backbone})
