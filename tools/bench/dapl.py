@@ -22,6 +22,7 @@ from vlprompt.methods import DAPL
 from vlprompt.runtime.seeding import derive_seed, make_generator
 
 CASES = {"text, 65 classes": 65, "text, 12 classes": 12, "epoch, 12 classes": 12, "epoch, 12 classes, first sight": 12}
+SINGLE_THREADED = True
 TARGETS = {"epoch, 12 classes, first sight": ("limit_share >= 0.85",)}
 BATCH_SIZE, STEPS, N_TEST_IMAGES, N_TOKENS = 32, 2, 64, 16
 DOMAINS = ("art", "real_world")

@@ -87,6 +87,7 @@ TARGETS = {
     "coop, ViT-B/16, 100 classes, 3 seeds": ("ratio >= 1.0",),
     "vpt, ViT-B/16, batch 4, 3 seeds": ("ratio >= 1.0",),
 }
+SINGLE_THREADED = True
 SETTING = "cached image features where they are frozen, tests not timed"
 COLUMNS = {
     "one by one s": make_number_column("reference:.2f"),
@@ -99,14 +100,20 @@ COLUMNS = {
 }
 
 
-def render_details(rows, out):
-    """What the ratios below what is wanted could be at most."""
+def explain_ratio(row):
+    """Say what the ratio would be if each run's own work took no time."""
+    most = row["ratio"] / row["in_passes"]
+    return f"each run's own logits, loss, optimizer and batches: {most:.2f} if they took no time"
+
+
+REASONS = dict.fromkeys(TARGETS, explain_ratio)
+
+
+def render_details(rows, output_path):
+    """List what was missed and why."""
     missed = [row for row in rows if any(ok is False for *_, ok in judge_row(TARGETS.get(row["case"], ()), row))]
-    lines = [f"- {row['case']}: {row['ratio']:.2f}, at most {row['ratio'] / row['in_passes']:.2f}" for row in missed]
-    told = (
-        "Below what is wanted, and what it would be if each run's own work (logits, loss, optimizer, batches) took no"
-    )
-    return [f"{told} time:", "", *lines] if lines else []
+    lines = [f"- {row['case']}: {row['ratio']:.2f}; {explain_ratio(row)}" for row in missed]
+    return ["Below what is wanted:", "", *lines] if lines else []
 
 
 class TimedGroup(TrainingGroup):

@@ -34,6 +34,7 @@ CASES = {  # name -> method, whether queries are kept
     "l2p, stream of 5 lessons": (L2P, True),
     "l2p, stream of 5 lessons, ViT-B/16": (L2P, True),
 }
+SINGLE_THREADED = True
 TARGETS = {"l2p, stream of 5 lessons, ViT-B/16": ("limit_share >= 0.85",)}
 ROUNDS = {"l2p, stream of 5 lessons, ViT-B/16": 1}
 BATCH_SIZE, N_CLASSES, N_LESSONS, N_EPOCHS = 16, 100, 5, 2
