@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlprompt.backbones.towers.freeze import quick_gelu
 from vlprompt.backbones.towers.vit import ViT
 from vlprompt.layers.blocks.block import Block
 from vlprompt.layers.frozen_maps import FrozenMap, identity
+from vlprompt.layers.quick_gelu import quick_gelu
 from vlprompt.layers.weight_merging import MergedNorm
 
 BLOCK_MAPS = ("norm1", "qkv", "out", "norm2", "up", "down")

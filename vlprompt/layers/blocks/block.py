@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from vlprompt.core.compute_options import BlockFn
 from vlprompt.core.prompt import KV, NOTHING, Prompt
 from vlprompt.layers.blocks.attention import attend, merge_heads, prepend_prefix, select_positions, split_heads
-from vlprompt.layers.frozen_maps import FrozenMap, identity
+from vlprompt.layers.frozen_maps import FrozenLinear, FrozenMap, identity
+from vlprompt.layers.quick_gelu import build_quick_mlp, quick_gelu
 
 # (q, k, v, prefix, positions of the queries) -> output, all (B, H, rows, Dh)
 AttentionFn: TypeAlias = Callable[[Tensor, Tensor, Tensor, KV | None, Tensor | None], Tensor]
@@ -63,6 +65,20 @@ class Block:
     gate: FrozenMap | None = None
     attn_inner_norm: FrozenMap = identity
     mlp_inner_norm: FrozenMap = identity
+
+    @cached_property
+    def mlp(self) -> FrozenMap | None:
+        """up, act and down at once, used where neither map has an adapter; None if they are computed one by one."""
+        is_plain = self.act is quick_gelu and self.gate is None and self.mlp_inner_norm is identity
+        return build_quick_mlp(self.up, self.down) if is_plain else None
+
+    @cached_property
+    def kv(self) -> FrozenLinear | None:
+        """k and v in one product (2 D, D); None unless they are packed with q and do not train."""
+        if not isinstance(self.qkv, FrozenLinear):
+            return None
+        bias = None if self.qkv.bias is None else self.qkv.bias[self.dim :]
+        return FrozenLinear(self.qkv.weight[self.dim :], bias)
 
     def sites(self, i: int) -> dict[str, tuple[int, int]]:
         """Return the sites of this block, the i-th, with the widths of their inputs and outputs."""
@@ -175,9 +191,13 @@ def run_block(
     a = block.attn_inner_norm(merge_heads(attention(q, k, v, prefix, positions)))
     x = x + block.layer_scale1(adapt("attn+", x, adapt("attn", y, adapt("out", a, block.out(a)))))
     y = adapt("norm2", x, block.norm2(x))
-    h = adapt("up", y, block.up(y))
-    h = block.mlp_inner_norm(block.act(h) if block.gate is None else block.act(adapt("gate", y, block.gate(y))) * h)
-    x = x + block.layer_scale2(adapt("mlp+", x, adapt("mlp", y, adapt("down", h, block.down(h)))))
+    if block.mlp is not None and f"{i}/up" not in prompt.adapters and f"{i}/down" not in prompt.adapters:
+        made = block.mlp(y)
+    else:
+        h = adapt("up", y, block.up(y))
+        h = block.mlp_inner_norm(block.act(h) if block.gate is None else block.act(adapt("gate", y, block.gate(y))) * h)
+        made = adapt("down", h, block.down(h))
+    x = x + block.layer_scale2(adapt("mlp+", x, adapt("mlp", y, made)))
     return adapt("block", normed, x)
 
 
