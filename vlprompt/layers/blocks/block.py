@@ -3,19 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vlprompt.core.compute_options import BlockFn
 from vlprompt.core.prompt import KV, NOTHING, Prompt
-from vlprompt.layers.blocks.attention import attend, merge_heads, prepend_prefix, select_positions, split_heads
+from vlprompt.layers.blocks.attention import Rows, attend, merge_heads, prepend_prefix, select_positions, split_heads
 from vlprompt.layers.frozen_maps import FrozenLinear, FrozenMap, identity
 from vlprompt.layers.quick_gelu import build_quick_mlp, quick_gelu
 
 # (q, k, v, prefix, positions of the queries) -> output, all (B, H, rows, Dh)
-AttentionFn: TypeAlias = Callable[[Tensor, Tensor, Tensor, KV | None, Tensor | None], Tensor]
+AttentionFn: TypeAlias = Callable[[Tensor, Tensor, Tensor, KV | None, Rows], Tensor]
 # an int: tokens become new rows from there on; else existing rows and the index of the token in each, (r,) for all
 # sequences, or (B, P) with different rows per sequence
 TokenSlot: TypeAlias = int | tuple[Tensor, Tensor]
@@ -91,17 +92,17 @@ class Block:
 def make_attention(causal: bool, visible: Tensor | None = None) -> AttentionFn:
     """Return attention between the rows of each sequence; visible (B, N): rows that may be seen (None: all)."""
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Tensor | None) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Rows) -> Tensor:
         return attend(q, k, v, prefix, causal, positions, visible)
 
     return attention
 
 
-def attend_to_self(q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Tensor | None) -> Tensor:
+def attend_to_self(q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Rows) -> Tensor:
     """Return each row's own value: attention in which no row sees another one."""
-    if positions is None:
-        return v
-    return v[:, :, positions] if positions.ndim == 1 else torch.take_along_dim(v, positions[:, None, :, None], 2)
+    if isinstance(positions, Tensor) and positions.ndim > 1:
+        return torch.take_along_dim(v, positions[:, None, :, None], 2)
+    return v if positions is None else v[:, :, positions]
 
 
 def isolate_rows(block_fn: BlockFn, layer: int) -> BlockFn:
@@ -148,13 +149,50 @@ def compute_prompt_kv(block: Block, i: int, tokens: Tensor, prompt: Prompt) -> K
     return prepend_prefix(prefix, *(split_heads(t.expand(n_contexts, -1, -1), block.n_heads) for t in (k, v)))
 
 
+def compute_prompt_kvs(
+    blocks: Sequence[Block], layers: Sequence[int], prompt: Prompt, dtype: torch.dtype, n_sequences: int
+) -> dict[int, KV]:
+    """Compute what `compute_prompt_kv` does for the tokens of several layers, by one product each.
+
+    Tokens that all sequences share are expanded for all layers at once, so that their gradients are added up at once.
+
+    Args:
+        blocks: the blocks.
+        layers: those whose tokens are keys and values only.
+        prompt: its tokens and adapters.
+        dtype: of the rows.
+        n_sequences: B.
+
+    Returns:
+        layer -> keys and values (B, H, P, Dh), without those of the prompt's prefixes; nothing where norms or adapters
+        differ from layer to layer.
+    """
+    norms = [blocks[i].norm1 for i in layers]
+    maps = [kv for i in layers if (kv := blocks[i].kv) is not None and kv.bias is not None]
+    has_adapters = any(f"{i}/{site}" in prompt.adapters for i in layers for site in ("norm1", "k", "v"))
+    eps = {norm.eps for norm in norms if isinstance(norm, nn.LayerNorm) and norm.bias is not None}
+    is_alike = len(maps) == len(norms) == sum(isinstance(norm, nn.LayerNorm) for norm in norms) and len(eps) == 1
+    if len(layers) < 2 or has_adapters or not is_alike or len({prompt.tokens[i].shape for i in layers}) > 1:
+        return {}
+    tokens = torch.stack([prompt.tokens[i] for i in layers]).to(dtype)  # (L, R, P, D)
+    gains, shifts = (torch.stack([getattr(norm, name) for norm in norms])[:, None] for name in ("weight", "bias"))
+    y = F.layer_norm(tokens.flatten(1, 2), tokens.shape[-1:], eps=eps.pop())
+    y = torch.addcmul(shifts, y, gains)[:, None].expand(-1, 2, -1, -1).unbind()  # (2, R * P, D), for k and v
+    made = torch.stack([x @ kv.weight.unflatten(0, (2, -1)).mT for x, kv in zip(y, maps, strict=True)])
+    biases = torch.stack([cast(Tensor, kv.bias) for kv in maps]).unflatten(1, (2, 1, -1))
+    kv = (made + biases.to(made.dtype)).unflatten(2, tokens.shape[1:3])  # (L, 2, R, P, D)
+    kv = kv.expand(-1, -1, max(n_sequences, tokens.shape[1]), -1, -1).flatten(0, 1).unbind()
+    heads = [split_heads(x, blocks[0].n_heads) for x in kv]
+    return dict(zip(layers, zip(heads[::2], heads[1::2], strict=True), strict=True))
+
+
 def run_block(
     block: Block,
     i: int,
     x: Tensor,
     prompt: Prompt,
     attention: AttentionFn,
-    positions: Tensor | None,
+    positions: Rows,
     prefix: KV | None,
     qkv: Tensor | None = None,
 ) -> Tensor:
@@ -166,7 +204,7 @@ def run_block(
         x: (B, N, D); all rows give keys and values.
         prompt: its adapters are applied.
         attention: computes attention.
-        positions: (r,) or (B, r), the rows to return; None for all.
+        positions: (r,) or (B, r) or a slice, the rows to return; None for all.
         prefix: keys and values in front of those of x.
         qkv: (B, N, 3 D), queries, keys and values of x if they were computed before.
 
@@ -184,7 +222,8 @@ def run_block(
     if qkv is not None:
         q, k, v = (split_heads(t, block.n_heads) for t in qkv.chunk(3, -1))
     else:
-        k, v = (split_heads(adapt(site, y, f(y)), block.n_heads) for site, f in (("k", block.k), ("v", block.v)))
+        kv = (block.k(y), block.v(y)) if block.kv is None else block.kv(y).chunk(2, -1)
+        k, v = (split_heads(adapt(site, y, made), block.n_heads) for site, made in zip("kv", kv, strict=True))
         x, y = select_positions(x, positions), select_positions(y, positions)
         q = split_heads(adapt("q", y, block.q(y)), block.n_heads)
     normed = y
@@ -201,6 +240,30 @@ def run_block(
     return adapt("block", normed, x)
 
 
+def _find_dropping_layers(prompt: Prompt, last: int, return_prompt: bool) -> set[int]:
+    """The layers behind which rows of tokens are not read: replaced by the next layer's, or behind the last one."""
+    replaced = {i - 1 for i in prompt.tokens if i not in prompt.carry}
+    return replaced if return_prompt else replaced | {last}
+
+
+def _shift_rows(rows: Rows, n_rows: int, slot: int, p: int, device: torch.device) -> Rows:
+    """Where rows of n_rows are when p rows of tokens stand among them from a slot on."""
+    if isinstance(rows, slice) and rows.stop <= slot:
+        return rows
+    if not isinstance(rows, Tensor):
+        rows = torch.arange(n_rows, device=device)[rows or slice(None)]
+    return torch.where(rows < slot, rows, rows + p)
+
+
+def _append_token_rows(rows: Rows, n_rows: int, slot: int, p: int, device: torch.device) -> Rows:
+    """Those rows of n_rows and, behind them, the p rows of tokens from a slot on."""
+    if isinstance(rows, slice) and rows == slice(slot):  # such as the class token, behind which tokens stand
+        return slice(slot + p)
+    rows = torch.arange(n_rows, device=device)[rows] if isinstance(rows, slice) else rows
+    token_rows = torch.arange(slot, slot + p, device=device)
+    return token_rows if rows is None else torch.cat([rows, token_rows])
+
+
 def walk(
     blocks: Sequence[Block],
     x: Tensor,
@@ -208,7 +271,7 @@ def walk(
     *,
     attention: AttentionFn,
     slot: TokenSlot = 1,
-    positions: Tensor | None = None,
+    positions: Rows = None,
     return_prompt: bool = False,
     qkv: Tensor | None = None,
     block_fn: BlockFn = run_block,
@@ -227,7 +290,7 @@ def walk(
         attention: computes attention.
         slot: an int where tokens become rows of their own, seen by every row; otherwise x has those of the first block
             in it already.
-        positions: (r,) or (B, r), indices of x's rows to return; None for all.
+        positions: (r,) or (B, r) or a slice, indices of x's rows to return; None for all.
         return_prompt: return the rows of tokens at an int slot too, behind the others.
         qkv: (B, N, 3 D), queries, keys and values of the first block if they were computed before.
         block_fn: `run_block`, or the same with compute options.
@@ -239,42 +302,41 @@ def walk(
     inserts, has_token_rows = isinstance(slot, int), False  # has_token_rows: x has rows of tokens now
     p, skips, last = prompt.length if inserts else 0, not prompt.mixes_rows, len(blocks) - 1
 
-    def current_positions(rows: Tensor | None) -> Tensor | None:
+    def current_positions(rows: Rows) -> Rows:
         """Where these rows of the given x are now."""
-        if not (has_token_rows and isinstance(slot, int)):
+        if not has_token_rows or not isinstance(slot, int):
             return rows
-        rows = torch.arange(x.shape[1] - p, device=x.device) if rows is None else rows
-        return torch.where(rows < slot, rows, rows + p)
+        return _shift_rows(rows, x.shape[1] - p, slot, p, x.device)
 
-    def output_positions() -> Tensor | None:
-        if return_prompt and isinstance(slot, int):
-            rows, prompt_rows = current_positions(positions), torch.arange(slot, slot + p, device=x.device)
-            return prompt_rows if rows is None else torch.cat([rows, prompt_rows])
-        return current_positions(positions)
+    def output_positions() -> Rows:
+        rows = current_positions(positions)
+        if not return_prompt or not isinstance(slot, int):
+            return rows
+        return _append_token_rows(rows, x.shape[1], slot, p, x.device)
 
+    dropping = _find_dropping_layers(prompt, last, return_prompt) if inserts and skips else set[int]()
+    kv_layers = [i for i in prompt.tokens if i in dropping and i not in prompt.carry and i >= first_block]
+    prompt_kvs = compute_prompt_kvs(blocks, kv_layers, prompt, x.dtype, len(x))
     for i, block in enumerate(blocks[first_block:], first_block):
-        prefix, tokens, needed = prompt.prefix.get(i), prompt.tokens.get(i), None
-        is_replaced = i + 1 in prompt.tokens and i + 1 not in prompt.carry
-        drops_tokens = inserts and skips and (is_replaced or (i == last and not return_prompt))
+        prefix, tokens = prompt.prefix.get(i), prompt.tokens.get(i)
         if tokens is not None and inserts:
             if has_token_rows and isinstance(slot, int):
                 if i in prompt.carry:
                     tokens = mix_tokens(x[:, slot : slot + p], tokens, prompt.carry[i])
                 x, has_token_rows = select_positions(x, current_positions(None)), False
-            if drops_tokens:
+            if i in prompt_kvs:
+                prefix = prepend_prefix(prefix, *prompt_kvs[i])
+            elif i in dropping:
                 prefix = compute_prompt_kv(block, i, tokens.to(x.dtype), prompt)
             else:
                 x, has_token_rows = insert_tokens(x, slot, tokens), True
         elif tokens is not None and i > first_block:
             x = insert_tokens(x, slot, tokens, prompt.carry.get(i))
-        if skips and i == last:
-            needed = output_positions()
-        elif drops_tokens:
-            needed = current_positions(None)
-        x = block_fn(
-            block, i, x, prompt, attention, needed, prefix, qkv if i == first_block and needed is None else None
-        )
-        has_token_rows = has_token_rows and not drops_tokens
+        is_last = skips and i == last
+        needed = output_positions() if is_last else current_positions(None) if i in dropping else None
+        known_qkv = qkv if i == first_block and needed is None else None
+        x = block_fn(block, i, x, prompt, attention, needed, prefix, known_qkv)
+        has_token_rows = has_token_rows and i not in dropping
     return x if skips else select_positions(x, output_positions())
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlprompt.core.compute_options import BlockFn
 from vlprompt.core.prompt import KV, NOTHING, Prompt
-from vlprompt.layers.blocks.attention import TextGroups, attend, attend_shared, prepend_prefix
+from vlprompt.layers.blocks.attention import Rows, TextGroups, attend, attend_shared, prepend_prefix
 from vlprompt.layers.blocks.block import Block, insert_tokens, run_block, walk
 
 # token ids of a text, and the index of the soft token at each position (-1: none)
@@ -73,7 +73,7 @@ class PackedLayout:
         """Return the row of a text's token."""
         return index if index < self.n_shared else self.first_rows[text] + index - self.n_shared
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Tensor | None) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Rows) -> Tensor:
         """Attention of packed rows: a text sees the prefix, the shared rows and its own.
 
         Args:
