@@ -17,9 +17,9 @@ from vlprompt.layers.quick_gelu import build_quick_mlp, quick_gelu
 
 # (q, k, v, prefix, positions of the queries) -> output, all (B, H, rows, Dh)
 AttentionFn: TypeAlias = Callable[[Tensor, Tensor, Tensor, KV | None, Rows], Tensor]
-# an int: tokens become new rows from there on; else existing rows and the index of the token in each, (r,) for all
-# sequences, or (B, P) with different rows per sequence
-TokenSlot: TypeAlias = int | tuple[Tensor, Tensor]
+# an int: tokens become new rows from there on; else existing rows and the index of the token in each (None: all tokens
+# in their order), (r,) for all sequences, or (B, P) with different rows per sequence
+TokenSlot: TypeAlias = int | tuple[Tensor, Tensor | None]
 Carry: TypeAlias = float | Tensor  # fraction of a row that goes on where a token enters: a number, or (P,)
 
 
@@ -128,9 +128,10 @@ def insert_tokens(x: Tensor, slot: TokenSlot, tokens: Tensor, carry: Carry | Non
         if carry is not None:
             t = mix_tokens(select_positions(x, rows), t, carry)
         return x.scatter(1, rows[..., None].expand_as(t), t)
-    t = t[:, token_indices]
+    t = t if token_indices is None else t[:, token_indices]
     if carry is not None:
-        carry = carry[token_indices % len(carry)] if isinstance(carry, Tensor) and carry.ndim else carry
+        if token_indices is not None and isinstance(carry, Tensor) and carry.ndim:
+            carry = carry[token_indices % len(carry)]
         t = mix_tokens(x[:, rows], t, carry)
     return x.index_copy(1, rows, t)
 
