@@ -145,7 +145,8 @@ def mix_tokens(rows: Tensor, tokens: Tensor, carry: Carry) -> Tensor:
 def compute_prompt_kv(block: Block, i: int, tokens: Tensor, prompt: Prompt) -> KV:
     """Compute keys and values (R, H, P, Dh) of tokens (R, P, D) that only the attention of this block reads."""
     y, prefix = prompt.apply_adapter(f"{i}/norm1", tokens, block.norm1(tokens)), prompt.prefix.get(i)
-    k, v = (prompt.apply_adapter(f"{i}/{site}", y, f(y)) for site, f in (("k", block.k), ("v", block.v)))
+    kv = (block.k(y), block.v(y)) if block.kv is None else block.kv(y).chunk(2, -1)
+    k, v = (prompt.apply_adapter(f"{i}/{site}", y, made) for site, made in zip("kv", kv, strict=True))
     n_contexts = max(y.shape[0], prefix[0].shape[0] if prefix else 1)
     return prepend_prefix(prefix, *(split_heads(t.expand(n_contexts, -1, -1), block.n_heads) for t in (k, v)))
 
@@ -153,9 +154,9 @@ def compute_prompt_kv(block: Block, i: int, tokens: Tensor, prompt: Prompt) -> K
 def compute_prompt_kvs(
     blocks: Sequence[Block], layers: Sequence[int], prompt: Prompt, dtype: torch.dtype, n_sequences: int
 ) -> dict[int, KV]:
-    """Compute what `compute_prompt_kv` does for the tokens of several layers, by one product each.
+    """Compute what `compute_prompt_kv` does for the tokens (1, P, D) of several layers, by one product each.
 
-    Tokens that all sequences share are expanded for all layers at once, so that their gradients are added up at once.
+    They are expanded to all sequences at once, so that their gradients are added up at once.
 
     Args:
         blocks: the blocks.
@@ -166,23 +167,23 @@ def compute_prompt_kvs(
 
     Returns:
         layer -> keys and values (B, H, P, Dh), without those of the prompt's prefixes; nothing where norms or adapters
-        differ from layer to layer.
+        differ from layer to layer, or where each sequence has tokens of its own, which take memory for all layers.
     """
-    norms = [blocks[i].norm1 for i in layers]
+    norms = [norm for i in layers if isinstance(norm := blocks[i].norm1, nn.LayerNorm) and norm.bias is not None]
     maps = [kv for i in layers if (kv := blocks[i].kv) is not None and kv.bias is not None]
     has_adapters = any(f"{i}/{site}" in prompt.adapters for i in layers for site in ("norm1", "k", "v"))
-    eps = {norm.eps for norm in norms if isinstance(norm, nn.LayerNorm) and norm.bias is not None}
-    is_alike = len(maps) == len(norms) == sum(isinstance(norm, nn.LayerNorm) for norm in norms) and len(eps) == 1
-    if len(layers) < 2 or has_adapters or not is_alike or len({prompt.tokens[i].shape for i in layers}) > 1:
+    kinds = {(norm.eps, prompt.tokens[i].shape[1:]) for i, norm in zip(layers, norms, strict=False)}
+    is_alike = len(maps) == len(norms) == len(layers) and len(kinds) == 1
+    if len(layers) < 2 or has_adapters or not is_alike or any(len(prompt.tokens[i]) > 1 for i in layers):
         return {}
-    tokens = torch.stack([prompt.tokens[i] for i in layers]).to(dtype)  # (L, R, P, D)
+    tokens = torch.cat([prompt.tokens[i] for i in layers]).to(dtype)  # (L, P, D)
     gains, shifts = (torch.stack([getattr(norm, name) for norm in norms])[:, None] for name in ("weight", "bias"))
-    y = F.layer_norm(tokens.flatten(1, 2), tokens.shape[-1:], eps=eps.pop())
-    y = torch.addcmul(shifts, y, gains)[:, None].expand(-1, 2, -1, -1).unbind()  # (2, R * P, D), for k and v
+    y = torch.addcmul(shifts, F.layer_norm(tokens, tokens.shape[-1:], eps=norms[0].eps), gains)
+    y = y[:, None].expand(-1, 2, -1, -1).unbind()  # (2, P, D), for k and v
     made = torch.stack([x @ kv.weight.unflatten(0, (2, -1)).mT for x, kv in zip(y, maps, strict=True)])
     biases = torch.stack([cast(Tensor, kv.bias) for kv in maps]).unflatten(1, (2, 1, -1))
-    kv = (made + biases.to(made.dtype)).unflatten(2, tokens.shape[1:3])  # (L, 2, R, P, D)
-    kv = kv.expand(-1, -1, max(n_sequences, tokens.shape[1]), -1, -1).flatten(0, 1).unbind()
+    kv = (made + biases.to(made.dtype))[:, :, None].expand(-1, -1, n_sequences, -1, -1)  # (L, 2, B, P, D)
+    kv = kv.flatten(0, 1).unbind()
     heads = [split_heads(x, blocks[0].n_heads) for x in kv]
     return dict(zip(layers, zip(heads[::2], heads[1::2], strict=True), strict=True))
 

@@ -163,8 +163,7 @@ def pack_texts(
     slot_rows = [row for row, w in enumerate(slots) if w >= 0]
     token_indices = [slots[row] for row in slot_rows]
     is_in_order = not is_class_specific and token_indices == list(range(n_tokens))
-    groups = _group_equal(padded)
-    places = tuple(places)
+    groups, places = _group_equal(padded), tuple(places)
     positions = [j if has_positions else _index_of_word(texts[c][1], j) for c, j in places]
     return PackedLayout(
         n_shared=s,
