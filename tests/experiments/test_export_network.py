@@ -203,6 +203,8 @@ def test_8_bits_say_what_they_lose(exported):
     assert loss["images"] == "896 test images of digits"
     assert f"{loss['agreement']:.1f}% have the same best class" in lines[-1]
     assert (folder / "model.int8.onnx").stat().st_size < 0.5 * (folder / "model.onnx").stat().st_size
+    for name in ("model.onnx", "model.int8.onnx"):
+        assert b".py" not in (folder / name).read_bytes(), "a file to publish names no path of this machine"
     test = open_data("digits").test
     pixels = np.stack([item.pixels(network.preprocessing, None).numpy() for item in test.items[:100]])
     ours, theirs = (

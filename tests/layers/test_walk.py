@@ -138,6 +138,7 @@ def written_out(model, pixels, tokens=None, beside=None, prefix=None):
             for a, b in zip(block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=True)
         )
         q = beside[f"{i}/q"](y, q) if f"{i}/q" in beside else q
+        k = beside[f"{i}/k"](y, k) if f"{i}/k" in beside else k
         q, k, w = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in (q, k, w))
         if i in prefix:
             k, w = (torch.cat([p.expand(len(x), -1, -1, -1), t], 2) for p, t in zip(prefix[i], (k, w), strict=True))
@@ -152,6 +153,8 @@ def written_out(model, pixels, tokens=None, beside=None, prefix=None):
 CASES = {
     "shallow": ([0], [], []),
     "deep": ([0, 1, 2], [], []),
+    "deep behind prefixes": ([0, 1, 2], [0, 2], []),
+    "deep with a map of its own": ([0, 1, 2], [], ["1/k"]),
     "deep from the second layer": ([1, 2], [], []),
     "last layer": ([2], [], []),
     "prefix": ([], [0, 2], []),

@@ -144,7 +144,7 @@ def test_trained_singular_values_merge_exactly(authors_clip):
             p *= 1 + 0.1 * torch.rand(p.shape, generator=torch.Generator().manual_seed(0))
     out, merged = answer(method, batch), method.merge_backbone()
     found = merged.image(batch.inputs), merged.text(method.precompute(batch.names)[0])[0]
-    assert torch.equal(out.image_features, found[0])
+    assert relative(out.image_features, found[0]) < 1e-6  # the same bits on some processors alone
     assert relative(out.text_features, found[1]) < 1e-6
     assert relative(found[0], authors_clip.image(batch.inputs)) > 1e-2
 

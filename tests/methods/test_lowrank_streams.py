@@ -238,9 +238,9 @@ def count_free(method):
 
 def test_a_first_lesson_that_takes_half_of_the_directions_or_all(tower):
     """The authors' code fails at half."""
-    with pytest.warns(UserWarning, match=r"inflora: lesson 2 has 0 free directions .* Lower method.threshold"):
+    with pytest.warns(UserWarning, match=r"inflora: lesson 2 has [01] free directions .* Lower method.threshold"):
         method = learned(m.InfLoRA(tower, LinearHead(), 2, threshold=1.0), STREAM)
-    assert (method.down.abs().amax((1, 2)) < 1e-10).any()
+    assert (method.down.abs().amax(2) < 1e-10).any()  # a sum of shares that rounds above 1 leaves one direction free
     method = learned(m.InfLoRA(tower, LinearHead(), 2, threshold=1 - 1e-5), STREAM[:1])
     assert ((count_free(method) > 0) & (count_free(method) < 24)).any()
     learned(method, STREAM[1:])

@@ -104,7 +104,7 @@ TARGET_FORMATS = {  # a number of a row -> how a target of it is told
     "above": "{:.2f} s above import torch",
     "fast": "{:.1f} s",
     "operations": "{:.0f} operations",
-    "share": "{:.0%} of the operations by groups",
+    "share": "{:.0%} of the operations before",
     "limit_share": "{:.0%} of the tower's speed",
 }
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -191,6 +191,30 @@ class FeatureStore(Protocol):
     def flush(self) -> None: ...
 
 
+class _Unit(torch.autograd.Function):
+    """x / |x| over the last dimension; its derivative in four operations, where F.normalize has sixteen."""
+
+    generate_vmap_rule = True  # for vmapped training
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+        return x / norm, norm
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, norm_grad: Tensor | None) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        unit, norm = ctx.saved_tensors
+        of_unit = None if g is None else torch.addcmul(g, unit, (unit * g).sum(-1, keepdim=True), value=-1) / norm
+        if norm_grad is None:  # it is not, where this derivative is differentiated again
+            return of_unit
+        return norm_grad * unit if of_unit is None else torch.addcmul(of_unit, norm_grad, unit)
+
+
 @dataclass(frozen=True)
 class Clip:
     """An image tower and a text tower with one joint space; their features are not normalised.
@@ -221,7 +245,9 @@ class Clip:
 
     @staticmethod
     def unit(x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1)
+        """Normalise features (.., E)."""
+        needs_grad = torch.is_grad_enabled() and x.requires_grad
+        return _Unit.apply(x)[0] if needs_grad else F.normalize(x, dim=-1)  # pyright: ignore
 
     def logits(self, image: Tensor, text: Tensor, scale: float | None = None) -> Tensor:
         """Scaled cosines (B, C) of image features (B, E) and text features (C, E) or (B, C, E), normalised here.

@@ -20,6 +20,7 @@ from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 from vlprompt.layers.class_texts import fill_class_texts
 from vlprompt.layers.initial_values import make_linear
+from vlprompt.layers.layer_maps import map_per_layer
 
 
 class MaPLe(Method):
@@ -69,6 +70,6 @@ class MaPLe(Method):
         return self.clip.text(fixed, Prompt(tokens={i: c[None] for i, c in enumerate(self.ctx)}))[0]  # (C, E)
 
     def forward(self, inputs: Images, prepared: Tensor) -> Output:
-        tokens = {i: f(c)[None] for i, (f, c) in enumerate(zip(self.projections, self.ctx, strict=True))}  # (1, P, D)
-        image = self.clip.image(inputs, Prompt(tokens=tokens))  # (B, E)
+        tokens = map_per_layer(self.projections, torch.stack(list(self.ctx)))[:, None]  # (J, 1, P, D)
+        image = self.clip.image(inputs, Prompt(tokens=dict(enumerate(tokens))))  # (B, E)
         return Output(self.clip.logits(image, prepared), image_features=image, text_features=prepared)

@@ -32,6 +32,7 @@ from vlprompt.core.towers import Clip, VisionTower
 from vlprompt.layers.class_texts import fill_class_texts
 from vlprompt.layers.heads import find_known_classes
 from vlprompt.layers.initial_values import make_linear
+from vlprompt.layers.layer_maps import map_per_layer
 
 
 class MMRL(Method):
@@ -102,7 +103,7 @@ class MMRL(Method):
 
     def map_vectors(self, tower: str) -> list[Tensor]:
         """Tokens (K, D) of each layer of a tower."""
-        return [one(self.vectors) for one in cast(nn.ModuleList, self.maps[tower])]
+        return list(map_per_layer(cast(nn.ModuleList, self.maps[tower]), self.vectors))
 
     def prompt(self, tower: str) -> Prompt:
         """Tokens of a tower, which come in without positions at its first layer and replace each other after it."""

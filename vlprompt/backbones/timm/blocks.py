@@ -10,7 +10,7 @@ from vlprompt.backbones.towers.trainable import PositionedTokens
 from vlprompt.backbones.towers.vit import ViT
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.prompt import KV
-from vlprompt.layers.blocks.attention import attend
+from vlprompt.layers.blocks.attention import Rows, attend
 from vlprompt.layers.blocks.block import AttentionFn, Block, make_attention
 from vlprompt.layers.frozen_maps import FrozenMap, FrozenScale, freeze_linear, identity
 
@@ -197,7 +197,7 @@ def _build_attention(trunk: Any) -> AttentionFn | None:
     zero_angle = torch.arange(angles.shape[1], device=angles.device) >= angles.shape[1] // 2
     zero_angle = zero_angle.to(angles.dtype)[None]
 
-    def attend_rotary(q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Tensor | None) -> Tensor:
+    def attend_rotary(q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Rows) -> Tensor:
         """Rotate the last N tokens, the patches, but not the class, register and prompt tokens before them."""
         table = torch.cat([zero_angle.expand(k.shape[2] - len(angles), -1), angles])
         q = apply_rot_embed_cat(q, table if positions is None else table[positions], **options)

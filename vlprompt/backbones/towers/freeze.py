@@ -6,9 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vlprompt.core.images import Preprocessing
+from vlprompt.layers.blocks.quick_gelu import quick_gelu
 from vlprompt.layers.frozen_maps import FrozenMap
 from vlprompt.runtime.errors import is_finite
 
@@ -21,31 +22,6 @@ ARITHMETIC_ATTRIBUTES = (
 )
 PROBE_TEXT = "A photo of a Dog,  2 caf\u00e9s."  # shows how a tokenizer cleans, begins, ends and pads texts
 MODULES_WITHOUT_EFFECT = ("Identity", "Dropout", "DropPath", "PatchDropout", "Sequential", "ModuleList", "ModuleDict")
-
-
-class _QuickGELU(torch.autograd.Function):
-    """x sigmoid(1.702 x) as silu(1.702 x) / 1.702, whose derivative is silu's: one operation in the backward pass."""
-
-    generate_vmap_rule = True  # for vmapped training
-
-    @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        z = 1.702 * x
-        return nn.functional.silu(z).mul_(1 / 1.702), z
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor, _: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return torch.ops.aten.silu_backward(g, *ctx.saved_tensors)
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """Compute x sigmoid(1.702 x), the activation of OpenAI's CLIP."""
-    return _QuickGELU.apply(x)[0]  # pyright: ignore[reportOptionalSubscript, reportIndexIssue]
 
 
 def convert_activation(act: Any) -> FrozenMap:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlprompt.backbones.towers.freeze import quick_gelu
 from vlprompt.backbones.towers.vit import ViT
 from vlprompt.layers.blocks.block import Block
+from vlprompt.layers.blocks.quick_gelu import quick_gelu
 from vlprompt.layers.frozen_maps import FrozenMap, identity
 from vlprompt.layers.weight_merging import MergedNorm
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ from vlprompt.layers.blocks.block import (
 from vlprompt.layers.blocks.cuda_graphs import CudaGraphCache
 from vlprompt.layers.blocks.shared_prefix import (
     FEWEST_ROWS,
-    PackedPhase,
+    EmbeddedLayout,
     PackingRule,
     TokenPlan,
     TokensAndSlots,
@@ -48,14 +47,6 @@ MASKED_PRODUCTS, GROUP_OVERHEAD_TOKENS = {"cpu": 8e6, "cuda": 5e8}, {"cuda": 100
 OUTPUTS = ("pooled", "rows")
 # texts of a pass, over all contexts, up to which launching its operations is what takes long
 MAX_RECORDED_TEXTS = 2048
-
-
-class EmbeddedLayout(NamedTuple):
-    """Phases, the rows (1, T, D) before the first one, and their queries, keys and values if those are constant."""
-
-    phases: tuple[PackedPhase, ...]
-    x: Tensor
-    qkv: Tensor | None
 
 
 def iter_text_micro_batches(prompt: Prompt, n_texts: int, size: int) -> Iterator[tuple[int, Prompt]]:
@@ -266,13 +257,16 @@ class TransformerTextTower:
         rows, first_layer = self.tokenize(texts, plan.n_tokens, plan.entry_layer is None), plan.first_layer
         phases = plan_phases(rows, plan, self.device, rule)
         layout = phases[0].layout
-        x = (self.token_embeddings[layout.token_ids] + self.positions[layout.positions])[None]
+        positions = self.positions[layout.positions]
+        x = (self.token_embeddings[layout.token_ids] + positions)[None]
+        slot_positions = positions[layout.prompt_slots[0]]
         if not plan.n_tokens and not first_layer:  # fixed texts are encoded once, so there is nothing to reuse
-            return EmbeddedLayout(phases, x, None)
+            return EmbeddedLayout(phases, x, None, slot_positions)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             x, phases = run_unchanged_blocks(self.blocks, x, phases, first_layer)
             first = self.blocks[first_layer]
-            return EmbeddedLayout(phases, x, None if first.qkv is None else first.qkv(first.norm1(x)))
+            qkv = None if first.qkv is None else first.qkv(first.norm1(x))
+        return EmbeddedLayout(phases, x, qkv, slot_positions)
 
     def _get_layout(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> EmbeddedLayout:
         rule, (min_saved_rows, max_masked_rows) = FEWEST_ROWS, self.packing_rule  # of one context
@@ -285,14 +279,13 @@ class TransformerTextTower:
 
     def _encode_layout(self, embedded: EmbeddedLayout, prompt: Prompt, n_contexts: int) -> Tensor:
         """Encode texts behind their shared prefix -> (R, C, D)."""
-        phases, x, qkv = embedded
+        phases, x, qkv, slot_positions = embedded
         x = x.expand(n_contexts, -1, -1)
         if 0 in prompt.tokens and prompt.is_embedded:
-            layout, tokens = phases[0].layout, prompt.tokens[0]
-            rows, token_indices = layout.prompt_slots
-            tokens = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens
-            placed = (tokens[:, token_indices] + self.positions[layout.positions[rows]]).to(x.dtype)
-            x = x.index_copy(1, rows, placed.expand(n_contexts, -1, -1))
+            rows, token_indices = phases[0].layout.prompt_slots
+            tokens = prompt.tokens[0].flatten(1, -2)
+            placed = (tokens if token_indices is None else tokens[:, token_indices]) + slot_positions
+            x = x.index_copy(1, rows, placed.to(x.dtype).expand(n_contexts, -1, -1))
         return encode_packed(self.blocks, x, phases, prompt, qkv, self.compute_options.wrap_block_fn(run_block))
 
     def _encode_padded(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> Tensor:

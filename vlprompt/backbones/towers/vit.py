@@ -252,7 +252,7 @@ class ViT(ImageTower):
             prompt,
             attention=attention or self.attention,
             slot=self.n_special_tokens,
-            positions=None if n_read is None else torch.arange(n_read, device=x.device),
+            positions=None if n_read is None else slice(n_read),
             return_prompt=reads_prompt,
             block_fn=isolate_rows(block_fn, self.depth - 1) if "local" in outputs else block_fn,
         )

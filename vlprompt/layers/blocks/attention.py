@@ -13,6 +13,7 @@ from vlprompt.core.prompt import KV
 from vlprompt.layers.initial_values import make_linear
 
 TextGroups: TypeAlias = tuple[tuple[int, int], ...]  # (texts, rows per text)
+Rows: TypeAlias = Tensor | slice | None  # indices (r,) or (B, r) of rows; None for all
 GroupVisibility: TypeAlias = tuple[Tensor | None, ...] | None  # visible rows (texts, rows) of each group (None: all)
 
 
@@ -41,11 +42,11 @@ def prepend_prefix(prefix: KV | None, k: Tensor, v: Tensor) -> KV:
     return torch.cat([k1, k], 2), torch.cat([v1, v], 2)
 
 
-def select_positions(x: Tensor, positions: Tensor | None) -> Tensor:
+def select_positions(x: Tensor, positions: Rows) -> Tensor:
     """Select rows of x (B, N, D): all (None), the same ones of each sequence (r,), or different ones (B, r)."""
-    if positions is None:
-        return x
-    return x[:, positions] if positions.ndim == 1 else torch.take_along_dim(x, positions[..., None], 1)
+    if isinstance(positions, Tensor) and positions.ndim > 1:
+        return torch.take_along_dim(x, positions[..., None], 1)
+    return x if positions is None else x[:, positions]
 
 
 def attend(
@@ -54,7 +55,7 @@ def attend(
     v: Tensor,
     prefix: KV | None = None,
     causal: bool = False,
-    positions: Tensor | None = None,
+    positions: Rows = None,
     visible: Tensor | None = None,
 ) -> Tensor:
     """Compute attention; every query sees the whole prefix.
@@ -65,7 +66,7 @@ def attend(
         v: (B, H, N, Dh).
         prefix: keys and values (1 or B, H, P, Dh) in front of k and v.
         causal: whether a row sees only itself and the rows before it.
-        positions: (r,) or (B, r), None for all N rows.
+        positions: (r,) or (B, r), a slice, None for all N rows.
         visible: (B, N), the keys that may be seen (None: all).
 
     Returns:
@@ -75,7 +76,8 @@ def attend(
     k, v = prepend_prefix(prefix, k, v)
     if causal:
         mask = torch.ones(n, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - n)
-        mask = mask if positions is None else mask[positions] if positions.ndim == 1 else mask[positions][:, None]
+        mask = mask if positions is None else mask[positions]
+        mask = mask if mask.ndim == 2 else mask[:, None]
     if visible is not None:
         visible_keys = F.pad(visible, (k.shape[2] - n, 0), value=True)[:, None, None]
         mask = visible_keys if mask is None else mask & visible_keys

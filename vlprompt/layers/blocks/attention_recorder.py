@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.core.prompt import KV, Prompt
+from vlprompt.layers.blocks.attention import Rows
 from vlprompt.layers.blocks.block import AttentionFn, mix_tokens
 
 
@@ -16,12 +17,12 @@ class LayerAttention:
     Args:
         weights: (B, H, r, K), rows add up to 1; columns are keys in front, then the rows of the layer's input.
         n_front: keys in front: prefixes, and prompt tokens that no row of this layer stands for.
-        positions: (r,), the rows of the layer's input that are computed; None for all.
+        positions: (r,) or a slice, the rows of the layer's input that are computed; None for all.
     """
 
     weights: Tensor
     n_front: int
-    positions: Tensor | None
+    positions: Rows
 
 
 @dataclass
@@ -75,7 +76,7 @@ class AttentionRecorder:
         recorded = RecordedPass(prompt, output, n_special, n_patches)
         self.passes.append(recorded)
 
-        def attend_and_record(q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Tensor | None) -> Tensor:
+        def attend_and_record(q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Rows) -> Tensor:
             with torch.no_grad():
                 recorded.layers.append(_compute_weights(attention, q, k, prefix, positions))
             return attention(q, k, v, prefix, positions)
@@ -84,7 +85,7 @@ class AttentionRecorder:
 
 
 def _compute_weights(
-    attention: AttentionFn, q: Tensor, k: Tensor, prefix: KV | None, positions: Tensor | None
+    attention: AttentionFn, q: Tensor, k: Tensor, prefix: KV | None, positions: Rows
 ) -> LayerAttention:
     """Compute the weights of any attention: its output where the values are the rows of an identity matrix."""
     n_front, n_rows = 0 if prefix is None else prefix[0].shape[2], k.shape[2]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlprompt.core.compute_options import BlockFn
 from vlprompt.core.prompt import KV, NOTHING, Prompt
-from vlprompt.layers.blocks.attention import TextGroups, attend, attend_shared, prepend_prefix
+from vlprompt.layers.blocks.attention import Rows, TextGroups, attend, attend_shared, prepend_prefix
 from vlprompt.layers.blocks.block import Block, insert_tokens, run_block, walk
 
 # token ids of a text, and the index of the soft token at each position (-1: none)
@@ -47,7 +47,7 @@ class PackedLayout:
         n_shared: shared rows.
         token_ids: (T,).
         positions: (T,), the position of each row in its text.
-        prompt_slots: rows that hold soft tokens, and the index of the token in each.
+        prompt_slots: rows that hold soft tokens, and the index of the token in each; None if all have one, in order.
         end_rows: (C,), the rows that are read, in packed order.
         order: (C,), the packed index of each text.
         groups: (texts, rows per text), in packed order.
@@ -60,7 +60,7 @@ class PackedLayout:
     n_shared: int
     token_ids: Tensor
     positions: Tensor
-    prompt_slots: tuple[Tensor, Tensor]
+    prompt_slots: tuple[Tensor, Tensor | None]
     end_rows: Tensor
     order: Tensor
     groups: TextGroups
@@ -73,7 +73,7 @@ class PackedLayout:
         """Return the row of a text's token."""
         return index if index < self.n_shared else self.first_rows[text] + index - self.n_shared
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Tensor | None) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, prefix: KV | None, positions: Rows) -> Tensor:
         """Attention of packed rows: a text sees the prefix, the shared rows and its own.
 
         Args:
@@ -161,14 +161,15 @@ def pack_texts(
     packed_index = torch.empty(len(texts), dtype=torch.long)
     packed_index[torch.tensor(order)] = torch.arange(len(texts))
     slot_rows = [row for row, w in enumerate(slots) if w >= 0]
-    groups = _group_equal(padded)
-    places = tuple(places)
+    token_indices = [slots[row] for row in slot_rows]
+    is_in_order = not is_class_specific and token_indices == list(range(n_tokens))
+    groups, places = _group_equal(padded), tuple(places)
     positions = [j if has_positions else _index_of_word(texts[c][1], j) for c, j in places]
     return PackedLayout(
         n_shared=s,
         token_ids=as_tensor(ids),
         positions=as_tensor(positions),
-        prompt_slots=(as_tensor(slot_rows), as_tensor([slots[row] for row in slot_rows])),
+        prompt_slots=(as_tensor(slot_rows), None if is_in_order else as_tensor(token_indices)),
         end_rows=as_tensor(end_rows),
         order=packed_index.to(device),
         groups=groups,
@@ -239,6 +240,22 @@ class PackedPhase:
     first_block: int
     layout: PackedLayout
     source_rows: Tensor | None = None
+
+
+class EmbeddedLayout(NamedTuple):
+    """Texts that a prompt enters.
+
+    Args:
+        phases: of the blocks that it changes, and those above.
+        x: (1, T, D), the rows of the first phase before its first block.
+        qkv: (1, T, 3 D), their queries, keys and values, if those are constant.
+        slot_positions: (P, D), the positions of their soft tokens.
+    """
+
+    phases: tuple[PackedPhase, ...]
+    x: Tensor
+    qkv: Tensor | None
+    slot_positions: Tensor
 
 
 def plan_phases(

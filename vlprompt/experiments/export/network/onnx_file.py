@@ -102,6 +102,8 @@ def _convert(
             f"--to onnx: expected a method of operations that ONNX has, got {name} ({message}). Take --to torch."
         ) from error
     assert converted is not None
+    for node in converted.model.graph.all_nodes():  # else a third of the file says where on this machine it was traced
+        node.metadata_props.clear()
     converted.model.metadata_props.update(serialize_description(description))
     n_bytes = sum(
         w.const_value.nbytes for w in converted.model.graph.initializers.values() if w.const_value is not None
