@@ -109,6 +109,8 @@ class Job:
                 found[f"{form}_mb"] = self.run_subprocess(form)
             except RuntimeError as error:
                 found[f"{form}_mb"] = str(error)
+        if isinstance(found.get("reference_mb"), float) and isinstance(found.get("fast_mb"), float):
+            found["memory_share"] = found["fast_mb"] / found["reference_mb"]
         return found
 
 
