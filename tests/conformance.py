@@ -21,7 +21,7 @@ from vlprompt.testing.answer_checks import check_starts_as_zero_shot
 from vlprompt.testing.images import build_digits_lesson
 from vlprompt.testing.learning_checks import collect_weights
 from vlprompt.testing.suite import CHECKS, ON_TEXTS_ALONE
-from vlprompt.testing.task_checks import SHORT_TRAINING, check_runs, choose_data
+from vlprompt.testing.task_checks import SHORT_TRAINING, check_runs, check_runs_multi_label, choose_data
 
 COOP = {"name": "coop", "n_ctx": 4}
 SMALL = {
@@ -124,6 +124,11 @@ LANGUAGE_METHODS = [
     name for name in methods.find_classes() if "lm" in get_constructor_types(resolve_class("method", name))
 ]  # texts: test_language_methods.py
 IMAGE_METHODS = sorted(set(methods.find_classes()) - set(LANGUAGE_METHODS))
+ONE_LABEL = [  # whatever their settings
+    name
+    for name in IMAGE_METHODS
+    if True in (resolve_class("method", name).needs_single_labels, resolve_class("method", name).needs_unlabelled)
+]
 IMAGE_CHECKS = {
     check.__name__.removeprefix("check_"): check
     for check in CHECKS
@@ -168,9 +173,12 @@ def list_recipe_cells():
     """Every method on every task; slow: tasks that few_shot and base_to_new are twins of, and a method without a recipe
     for lessons or domains, which `test_check` gives second lessons, unlabelled images and domains.
     """
-    recipes = {task: {path.stem for path in (CONFIGS / task).rglob("*.yaml")} for task in ("continual", "domain")}
+    names = "continual", "domain", "multi_label"
+    recipes = {task: {path.stem for path in (CONFIGS / task).rglob("*.yaml")} for task in names}
     for name in IMAGE_METHODS:
-        for task in ("few_shot", "base_to_new", "continual", "domain", "transfer", "online", "open_set"):
+        for task in ("few_shot", "base_to_new", *names, "transfer", "online", "open_set"):
+            if task == "multi_label" and name in ONE_LABEL:
+                continue
             is_quick = task in ("few_shot", "base_to_new") or name in recipes.get(task, ())
             yield pytest.param(name, task, marks=[] if is_quick else pytest.mark.slow)
 
@@ -201,6 +209,8 @@ def test_its_recipe_runs(name, task, clip, pictures):
         "engine": [f"method.descriptions={SMALL['engine']['descriptions']}"],
     }.get(name, [])
     dataset, settings = choose_data(task)
+    if task == "multi_label" and name in ("kgcoop", "prograd", "promptsrc"):  # without a recipe that names one
+        short.append("method.method=coop")
     short += [*SHORT_TRAINING, *settings, *([f"task.targets=[{pictures}]"] if task == "transfer" else [])]
     [plan] = resolve_grid([name], [1], [1], dataset=dataset, task=task, backbone=clip.spec, overrides=short)
     arguments = {key: value for key, value in plan.method.items() if key != "name"}
@@ -213,8 +223,18 @@ def test_its_recipe_runs(name, task, clip, pictures):
     elif case.build().is_online and task != "online":
         refusal = "Set --task online"
     others = [setting for setting in short if not setting.startswith("method.")]
+    if task == "multi_label":
+        refusal = (
+            "one label each" if any(getattr(p, "needs_single_labels", False) for p in case.build().modules()) else None
+        )
     with pytest.raises(SkipTest, match=refusal) if refusal else nullcontext():
-        check_runs(case, task, others)
+        check_runs_multi_label(case, others) if task == "multi_label" else check_runs(case, task, others)
+
+
+@pytest.mark.parametrize("name", ONE_LABEL)
+def test_a_method_that_needs_one_label_is_refused_by_its_name(name):
+    with pytest.raises(ValueError, match=f"expected one that learns from several labels an item, got {name}, which"):
+        resolve_grid([name], [1], [1], dataset="not/there.csv", task="multi_label")
 
 
 def test_all_weights_are_compared(clip):

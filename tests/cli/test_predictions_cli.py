@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vlprompt.cli.app import main
+from vlprompt.experiments.prediction_scores import parse_metrics, score_predictions
 from vlprompt.metrics import confusion_matrix
 from vlprompt.results.prediction_files import read_predictions
 from vlprompt.results.run_folder import RunFolder, find_run_folders
@@ -76,6 +77,57 @@ def test_an_evaluation_keeps_the_same_predictions(folder, type_all, tmp_path):
     assert "difference interval accuracy" in printed
     assert "McNemar: 0 items only the first has right, 0 only the second, p = 1" in printed
     assert "class items precision recall f1 zero" in printed
+
+
+@pytest.fixture(scope="module")
+def open_folder(tmp_path_factory):
+    """The folder of a zero-shot run against unknown classes whose predictions were kept."""
+    root = tmp_path_factory.mktemp("open")
+    words = "run", "zero_shot", "digits", "--task", "open_set", "--unknown", "digits,glyphs", "--shots", "1"
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--out", str(root), "--keep-predictions"])
+    assert not left.value.code
+    [folder] = find_run_folders(root)
+    return folder
+
+
+def test_metrics_of_unknown_classes_are_those_of_the_run(open_folder, type_all):
+    result, path = RunFolder(open_folder).read_result(), open_folder / "predictions-test.parquet"
+    file = read_predictions(path)
+    scores = score_predictions(file, parse_metrics(",".join(result.summary)))
+    assert scores.values == result.summary  # to the last bit
+    assert len(result.summary) == 11
+    for row in score_predictions(file).tables["unknown"]:
+        metrics = result.scores[0][f"unknown/{row['unknown']}"]
+        for metric in ("auroc", "fpr95", "fpr95_at_least", "aupr_in", "aupr_out"):
+            assert row[metric] == metrics[f"{metric}_{row['score']}"]
+    kept = RunFolder(open_folder).read_unknown_scores()
+    assert torch.equal(file.unknown.known_scores, kept.known)
+    assert torch.equal(file.unknown.scores, torch.cat([*kept.unknown.values()]))
+    assert file.unknown.predicted.tolist() == file.unknown.logits.argmax(1).tolist()
+    # the logits are those of the unknown items: their softmax is msp
+    msp = file.unknown.scores[:, file.unknown.score_names.index("msp")]
+    assert torch.equal(file.unknown.logits.double().softmax(1).amax(1), msp)
+    status, _, printed = type_all("eval", "--from-predictions", path, "--metric", "auroc,open_auc_mcm,accuracy")
+    assert not status
+    assert lines(printed)["auroc_gl-mcm"] == f"{result.summary['auroc_gl-mcm']:.2f}"
+    assert "the mean over the unknown sets digits, glyphs" in printed
+    status, _, printed = type_all("eval", "--from-predictions", path)
+    assert "unknown  score" in printed
+
+
+def test_an_evaluation_against_unknown_keeps_its_unknown_items(open_folder, type_all, tmp_path):
+    path = tmp_path / "again.parquet"
+    words = "eval", open_folder, "--unknown", "digits", "--score", "mcm,maxlogit", "--keep-predictions", path
+    status, _, printed = type_all(*words)
+    assert not status
+    file = read_predictions(path)
+    assert file.unknown.score_names == ("msp", "mcm", "maxlogit")
+    table = {row["score"]: row for row in score_predictions(file).tables["unknown"]}
+    shown = {words[0]: words[1:] for line in printed.splitlines() if (words := line.split())}
+    for score in ("mcm", "maxlogit"):
+        names = ("auroc", "fpr95", "fpr95_at_least", "aupr_in", "aupr_out")
+        assert shown[score] == [f"{table[score][name]:.2f}" for name in names]
 
 
 def test_mistakes_in_a_command(folder, type_in, tmp_path):

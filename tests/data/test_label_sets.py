@@ -1,6 +1,7 @@
 """Images with several labels in tables, and in the layouts of VOC2007, COCO 2014 and NUS-WIDE, on tiny files."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -114,6 +115,16 @@ def test_tables_are_cut_and_inspected(tmp_path):
     ("lines", "message"),
     [
         (['{"path": "0.png", "labels": [1, 2]}'], r"row 1: labels: expected class names, got 1. Write names"),
+        (
+            ['{"path": "0.png", "labels": "a,b"}'],
+            r'row 1: labels: expected a list of class names, got "a,b". Write one',
+        ),
+        (
+            ['{"path": "0.png", "labels": null}'],
+            r"row 1: labels: expected a list of .*, got null. .* \[\] for an image",
+        ),
+        (['{"path": "0.png", "labels": {"a": 1}}'], r'row 1: labels: expected a list of class names, got {"a": 1}'),
+        (['{"path": "0.png", "labels": 7}'], r"row 1: labels: expected a list of class names, got 7"),
         (['{"path": "0.png", "labels": ["a", "b"]}', '{"path": "1.png"}'], "row 2: expected the column 'labels' in"),
         (['{"path": "0.png", "labels": ["a"]}'], r"expected at least 2 classes, got \['a'\]"),
         (['{"path": "", "labels": ["a"]}'], "row 1: expected a path, got an empty one"),
@@ -130,6 +141,23 @@ def test_tables_are_cut_and_inspected(tmp_path):
 def test_bad_rows(tmp_path, lines, message):
     with pytest.raises(ValueError, match=message):
         open_data(write_table(tmp_path, "d.jsonl", lines))
+
+
+def test_labels_with_another_separator(tmp_path):
+    cells = ["cat", "dog", '"cat, dog"', "cat", "dog", "cat"]
+    lines = ["path,labels,split", *(f"{i}.png,{cells[i]},{SPLITS[i]}" for i in range(6))]
+    with pytest.raises(ValueError, match=r"got 'cat, dog', whose parts are classes too. Write cat\|dog\."):
+        open_data(write_table(tmp_path, "h.csv", lines))
+    lines[3] = '2.png,"cat, big",val'
+    assert open_data(write_table(tmp_path, "i.csv", lines)).test.names == ("cat", "cat, big", "dog")
+
+
+@pytest.mark.parametrize("cell", ["2", "0.5", "yes"])
+def test_a_cell_that_is_no_state(tmp_path, cell):
+    lines = ["path,split,cat,dog", *(f"{i}.png,{SPLITS[i]},{cell if i == 3 else 1},0" for i in range(6))]
+    message = f"j.csv, row 5: cat: expected 1 (present), 0 (absent), or -1, ? or nothing (unknown), got '{cell}'. Corre"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_data(write_table(tmp_path, "j.csv", lines))
 
 
 def voc_xml(*objects):

@@ -30,7 +30,7 @@ from vlprompt.experiments.export.network import onnx_file, torch_program
 from vlprompt.experiments.export.network.onnx_file import write_onnx
 from vlprompt.experiments.export.network.onnx_runtime import OnnxPrompt, run_session
 from vlprompt.experiments.export.network.torch_program import write_program
-from vlprompt.experiments.learned.decision import Decision
+from vlprompt.experiments.learned.decision import Decision, LabelDecision
 from vlprompt.experiments.learned.prompt import LearnedPrompt, load_prompt
 from vlprompt.experiments.learned.state import LearnedState
 from vlprompt.layers.heads import LinearHead
@@ -116,6 +116,28 @@ def test_an_onnx_file_rejects_as_predict_does(run, exported):
         network.predict(pictures)
 
 
+@pytest.mark.parametrize("reading", ["sigmoid", pytest.param("contrastive", marks=pytest.mark.slow)])
+def test_networks_give_several_labels_as_the_prompt_does(reading, linear, tmp_path):
+    pictures = [Image.fromarray(np.random.default_rng(k).integers(0, 256, (9, 9, 3), np.uint8)) for k in range(8)]
+    prompt = linear.with_decision(Decision(labels=LabelDecision(reading)))
+    odds = prompt.answer(prompt.build_items(pictures)).probabilities.logit()
+    threshold = float(odds.flatten().sort().values[39:41].mean())
+    prompt = linear.with_decision(Decision(labels=LabelDecision(reading, threshold, 7)))
+    expected = prompt.answer(prompt.build_items(pictures))
+    assert int(expected.is_given.sum()) == 40
+    write_onnx(prompt, tmp_path / "onnx", PLAIN)
+    network = OnnxPrompt(tmp_path / "onnx")
+    assert network.decision == prompt.decision
+    assert network.predict(pictures) == prompt.predict(pictures)
+    assert np.abs(network.predict_proba(pictures) - expected.probabilities.numpy()).max() < 1e-6
+    write_program(prompt, tmp_path / "torch", PLAIN)
+    program = torch.export.load(tmp_path / "torch" / "model.pt2").module()
+    probabilities = program(torch.from_numpy(network.decode(pictures)))[1]
+    assert (probabilities - expected.probabilities).abs().max() < 1e-6
+    facts = json.loads((tmp_path / "torch" / "model.json").read_text())["labels"]
+    assert ((probabilities > facts["probability"]) == expected.is_given).all()
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
@@ -124,12 +146,12 @@ def test_an_onnx_file_rejects_as_predict_does(run, exported):
         ("preprocessing", "{}", "expected a preprocessing with size, mean"),
         ("preprocessing", "[1]", "metadata: preprocessing: expected size"),
         ("temperature", "0", "metadata: temperature: expected a number above 0"),
+        ("labels", '{"reading": "louder"}', "metadata: the key 'labels.threshold' is missing"),
     ],
 )
 def test_metadata_that_another_program_changed(key, value, expected, exported, tmp_path):
     model = onnx.load(exported[0] / "model.onnx")
-    [entry] = [entry for entry in model.metadata_props if entry.key == key]
-    entry.value = value
+    onnx.helper.set_model_props(model, {entry.key: entry.value for entry in model.metadata_props} | {key: value})
     onnx.save(model, tmp_path / "changed.onnx")
     with pytest.raises(ValueError, match=f"changed.onnx': {re.escape(expected)}"):
         OnnxPrompt(tmp_path / "changed.onnx")

@@ -135,6 +135,19 @@ def test_what_may_not_train_side_by_side(tiny):
     assert count_vmapped_runs(MADE["vpt"](tiny), TrainConfig(batch_size=64)) == 1  # where it would be slower
 
 
+def fit_one_vmapped(method, lesson, config, seed):
+    return fit_vmapped([method], lesson, [config], [seed])
+
+
+@pytest.mark.parametrize("train", [fit, fit_one_vmapped])
+def test_a_loss_that_the_method_does_not_ask_for_is_refused(tiny, train):
+    """Alone and side by side alike."""
+    lesson, config = lesson_of(), TrainConfig(epochs=1, batch_size=8, loss="gce")
+    with pytest.raises(ValueError, match=r"train\.loss=gce: expected a method that learns from labels .* got Hidden"):
+        next(train(begun(Hidden(tiny), lesson, 1), lesson, config, 1))
+    next(train(begun(Linear(tiny.image, Columns(), solver="fit"), lesson, 1), lesson, config, 1))
+
+
 def test_settings_side_by_side_go_on_with_the_same_bits(tiny):
     lesson, seeds = lesson_of(), [1, 1, 2]
     trains = [

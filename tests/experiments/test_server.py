@@ -152,7 +152,7 @@ def test_models_are_described(client):
     assert (coop["method"], coop["reads_names"], linear["reads_names"]) == ("coop", True, False)
     assert coop["backbone"] == linear["backbone"]
     assert 0 <= coop["summary"]["accuracy"] <= 100
-    assert coop["decision"] == {"temperature": 1.0, "score": "msp", "threshold": None}
+    assert coop["decision"] == {"temperature": 1.0, "score": "msp", "threshold": None, "labels": None}
     assert client.get("/health").json() == {"status": "ok", "models": 2}
 
 

@@ -69,7 +69,7 @@ def test_a_sweep_shares_passes_where_it_pays_and_says_so_where_not(tmp_path):
     assert [event.n_others for event in events if isinstance(event, RunStarted)] == [2, 0, 0, 0, 0]
     notices = [event.text for event in events if isinstance(event, Notice)]
     assert [text for text in notices if "one by one" in text] == [
-        "2 runs train one by one: their steps have no pass of the text tower with trained tokens that runs could share",
+        "2 runs train one by one: their steps have no pass with trained tokens or adapters that runs could share",
         "2 runs train one by one: they set train.activation_checkpointing, which a tower has once",
     ]
     run_sweep(configs, SweepOptions(tmp_path / "alone"), InProcess())

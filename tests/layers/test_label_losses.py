@@ -12,6 +12,7 @@ from vlprompt.core.stage import Lesson
 from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.layers.label_losses.one_label import generalised_cross_entropy
+from vlprompt.layers.label_losses.watched import WatchedLoss
 from vlprompt.layers.optimal_transport import assign_evenly
 
 
@@ -103,6 +104,17 @@ def test_a_method_that_does_not_learn_from_labels_is_refused(tiny):
     with pytest.raises(ValueError, match=r"^train\.loss=gce: expected a method that learns from labels .* got Blind"):
         train(Blind(tiny, 4), loss="gce")
     train(Blind(tiny, 4))
+
+
+def test_a_watched_loss_is_the_loss_itself():
+    logits, labels = random_rows()
+    watched = WatchedLoss(generalised_cross_entropy)
+    with pytest.raises(ValueError, match=r"^method: expected a method that learns from labels .* got CoOp, which does"):
+        watched.require_use("method", "CoOp")
+    for reduction in ("mean", "none"):
+        expected = generalised_cross_entropy(logits, labels, reduction)
+        assert torch.equal(watched(logits, labels, reduction), expected)
+    watched.require_use("method", "CoOp")
 
 
 @pytest.mark.parametrize("q", [0.0, 1.5])

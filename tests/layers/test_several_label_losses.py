@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from shared import golden
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -108,6 +109,21 @@ def test_the_weights_of_focusing_have_no_gradient():
     of_present, of_absent = -(1 - p) * (1 - p), p**2 * p  # focus times the gradient of the logarithm
     expected = torch.where(LABELS == 1, of_present, of_absent) * (LABELS >= 0) / 4
     assert float((logits.grad - expected).abs().max()) < 1e-11
+
+
+def test_a_label_that_is_ruled_out_has_a_finite_loss():
+    """The asymmetric loss ends at the logarithm of its least probability, and teaches nothing there."""
+    logits = torch.tensor([[-40.0, -40.0]], dtype=torch.double, requires_grad=True)
+    loss = SeveralLabelLoss("asl")(logits, torch.tensor([[1, 0]]))
+    assert loss.item() == pytest.approx(-math.log(1e-6))
+    loss.backward()
+    assert not logits.grad.any()
+
+
+def test_the_focus_and_the_margin_are_those_of_the_golden_values():
+    h = golden("dualcoop-rn-csc")[0]["hyperparameters"]
+    loss = SeveralLabelLoss()
+    assert (loss.gammas, loss.margin) == ((h["gamma_pos"], h["gamma_neg"]), h["clip"])
 
 
 @pytest.mark.parametrize("kind", ["bce", "partial_bce", "asl"])

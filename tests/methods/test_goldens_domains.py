@@ -1,6 +1,7 @@
 """PDA, PromptStyler and DAMP against numbers that their authors' own code computed, and what each of them refuses."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -205,6 +206,62 @@ def test_promptstyler_learns_from_class_names_alone(golden_clip, loss):
         again.precompute((*NAMES, "forget-me-not"))
 
 
+def descend(x, gradient, lr, steps, epochs=None):
+    """SGD with momentum 0.9, weight decay 5e-4 and a rate that falls by a cosine, written out.
+
+    gradient(x, i) is that of step i; the rate changes after every `steps / epochs` steps, after each without epochs.
+    """
+    velocity, epochs = 0, epochs or steps
+    for i in range(steps):
+        rate = lr * (1 + math.cos(math.pi * (i * epochs // steps) / epochs)) / 2
+        velocity = 0.9 * velocity + gradient(x, i) + 5e-4 * x
+        x = x - rate * velocity
+    return x
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "arcface"])
+def test_promptstyler_is_the_long_way_written_out(golden_model, loss):
+    clip = wrap_clip(copy.deepcopy(golden_model).double(), clip_tokenizer(), "styles")
+    unit = clip.unit
+    lesson, n = Lesson(Split((), (), NAMES)), len(NAMES)
+    method = m.PromptStyler(clip, 3, style_steps=5, style_lr=0.2, epochs=4, batch_size=4, lr=0.5, loss=loss)
+    method.begin_lesson(lesson, make_generator(0))
+    assert method.weight.abs().max() <= clip.feature_dim**-0.5 < 2 * method.weight.abs().max()
+    method.styles, method.weight = method.styles.double(), method.weight.double()
+    styles, weight, seed = method.styles.clone(), method.weight.clone(), method.order_seed
+    method.end_lesson(lesson)
+
+    texts = fill_class_texts("A {ctx} style of a {name}.", NAMES, 1)
+    alone = method.list_texts(NAMES)[:1]
+    encode = lambda texts, style: unit(clip.text(texts, Prompt(tokens={0: style[None]}))[0])  # noqa: E731
+    content, earlier = unit(clip.text(list(NAMES))[0]), []
+
+    def style_gradient(style, i):
+        style = style.clone().requires_grad_()
+        likeness = sum(((encode(alone, style)[0] * one).sum().abs() for one in earlier), torch.zeros(()).double())
+        right = (encode(texts, style) @ content.T).log_softmax(1).diagonal()
+        return torch.autograd.grad(likeness / max(len(earlier), 1) - right.mean(), style)[0]
+
+    for i in range(3):
+        styles[i] = descend(styles[i], style_gradient, 0.2, 5)
+        earlier.append(encode(alone, styles[i])[0].detach())
+    assert relative(method.styles, styles) < 1e-11
+    features = torch.cat([encode(texts, style).detach() for style in styles])
+    orders = [torch.randperm(3 * n, generator=make_generator(seed, epoch)).split(4) for epoch in range(4)]
+    rows = [one for order in orders for one in order]
+
+    def weight_gradient(weight, i):
+        weight, labels = weight.clone().requires_grad_(), rows[i] % n
+        cosines = features[rows[i]] @ (unit(weight) if loss == "arcface" else weight).T
+        if loss == "arcface":
+            right = torch.nn.functional.one_hot(labels, n).bool()
+            cosines = 5 * torch.where(right, (cosines.acos() + 0.5).cos(), cosines)
+        return torch.autograd.grad(F.cross_entropy(cosines, labels), weight)[0]
+
+    weight = descend(weight, weight_gradient, 0.5, len(rows), 4)
+    assert relative(method.weight, weight) < 1e-11
+
+
 def test_a_finished_promptstyler_is_left_alone_by_a_lesson_without_new_classes(golden_clip):
     method = m.PromptStyler(golden_clip, 2, style_steps=2, epochs=2)
     for index, names in enumerate((NAMES, NAMES, (*NAMES, "forget-me-not"))):
@@ -346,6 +403,19 @@ def test_pda_without_a_confident_target_image_learns_from_the_source_alone(golde
     assert counts == [0, 7]
 
 
+def test_the_first_values_of_pda(golden_clip):
+    """The maps of the deeper layers begin as one, that of the first layer apart; tokens have a deviation of 0.02."""
+    method = pda_of(golden_clip, n_ctx=40, depth=3, coupled_depth=3)
+    method.begin_lesson(taught(), make_generator(0))
+    first, second, third = (p.weight for p in method.projections)
+    assert torch.equal(second, third)
+    assert second is not third
+    assert not torch.equal(first, second)
+    method = pda_of(golden_clip, n_ctx=40, depth=3, coupled_depth=1)
+    method.begin_lesson(taught(), make_generator(0))
+    assert [float(own.std()) for own in method.image_ctx] == [pytest.approx(0.02, rel=0.1)] * 2
+
+
 def test_pda_labels_by_itself_after_its_zero_shot_epochs(golden_clip):
     method = pda_of(golden_clip, zero_shot_epochs=1)
     method.begin_lesson(taught(), make_generator(0))
@@ -419,6 +489,40 @@ def test_damp_trusts_itself_more_from_epoch_to_epoch(golden_clip):
     assert float(method.own_share) == 0
     text = golden_clip.text([f"a real world photo of a {name}." for name in NAMES])[0]  # the target's name is in it
     assert relative(fixed.zero_shot_text, text) < 1e-6
+
+
+@pytest.mark.parametrize("scale", [60.0, 1e5])
+def test_damp_is_informed_by_target_images_that_are_not_certain(golden_clip, scale):
+    """An image with a pseudo-label of probability 1 counts for nothing in the information term."""
+    method = damp_of(replace(golden_clip, scale=torch.tensor(scale)))
+    method.begin_lesson(taught(), make_generator(0))
+    batch = whole(taught())
+    fixed, target = method.precompute(batch.names), batch.unlabelled.inputs
+    top = method.pseudo_labels(target, fixed)[0].max(1).values
+    assert ((top > 0.5) & (top < 1)).sum() > 1 if scale == 60 else (top == 1).sum() > 1
+    p = method(target, method.prepare(batch.names, fixed)).logits.softmax(1)[top < 1]
+    terms = method.loss_terms(batch, fixed)[0]
+    mean = (p.sum(0) / max(len(p), 1)) + 1e-5
+    entropy = -(p * (p + 1e-5).log()).sum() / max(len(p), 1)
+    expected = entropy + (mean * mean.log()).sum()
+    assert terms["information"][0].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_class_specific_contexts_of_damp_grow_with_a_stream(golden_clip):
+    method, first = damp_of(golden_clip, class_specific=True), taught(total=2)
+    method.begin_lesson(first, make_generator(0))
+    ctx, decoder = method.ctx.detach().clone(), copy.deepcopy(method.decoder.state_dict())
+    second = taught(names=(*NAMES[::-1], "forget-me-not"), index=1, total=2)
+    method.begin_lesson(second, make_generator(1))
+    assert method.ctx.shape == (4, *ctx.shape[1:])
+    assert torch.equal(method.ctx[:3], ctx)
+    assert torch.equal(method.precompute(second.train.names).context_indices, torch.tensor([2, 1, 0, 3]))
+    assert all(torch.equal(value, decoder[name]) for name, value in method.decoder.state_dict().items())
+    shared, ctx = damp_of(golden_clip), None
+    for lesson in (first, second):
+        shared.begin_lesson(lesson, make_generator(lesson.index))
+        assert ctx is None or torch.equal(shared.ctx, ctx)
+        ctx = shared.ctx.detach().clone()
 
 
 def test_damp_takes_opaque_towers_for_what_they_are(golden_clip):

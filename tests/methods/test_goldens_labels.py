@@ -177,6 +177,29 @@ def test_taidpt(exact_clip, resnet, case):
     assert max(errors.values()) < 1e-4, {k: v for k, v in errors.items() if v >= 1e-4}
 
 
+def test_contexts_of_classes_follow_their_names(authors_clip, resnet):
+    names, clip = ("cat", "dog", "bird"), replace(authors_clip, image=resnet)
+    for method in (m.DualCoOp(clip, 2, 3), m.TaIDPT(clip, n_ctx=2, class_specific=True)):
+        method.begin_lesson(Lesson(Split((), (), names)), torch.Generator().manual_seed(0))
+        pair, other = (method.prepare(order, method.precompute(order)) for order in (names, names[::-1]))
+        for mine, reversed_ in zip(pair, other, strict=True):
+            assert relative(mine, reversed_.flip(0)) < 1e-5
+            assert relative(mine, reversed_) > 1e-2
+
+
+def test_scales_that_are_trained_begin_as_they_are_set(authors_clip, resnet):
+    clip, lesson = replace(authors_clip, image=resnet), Lesson(Split((), (), ("a", "b")))
+    method = m.DualCoOp(clip, 2, 2, sharpness=7.0, scale=30.0, learn_scale=True, learn_sharpness=True)
+    method.begin_lesson(lesson, torch.Generator().manual_seed(0))
+    assert [float(x.detach()) for x in method.get_scales(7.0)] == pytest.approx([30, 7])
+    method = m.TaIDPT(clip, n_ctx=2, text_sharpness=7.0, scale=30.0, learn_scale=True, learn_sharpness=True)
+    method.begin_lesson(lesson, torch.Generator().manual_seed(0))
+    assert [float(x.detach()) for x in method.get_scales(1.0)] == pytest.approx([30, 7])
+    plain = m.DualCoOp(clip, 2, 2)
+    plain.begin_lesson(lesson, torch.Generator().manual_seed(0))
+    assert plain.get_scales(7.0) == (100, 7)
+
+
 def test_dualcoop_of_taidpt(authors_clip, resnet):
     """DualCoOp as TaI-DPT's authors have it, who ran it for their tables: trained scales, places alone."""
     cases = golden_cases("taidpt", suits=lambda told: "gamma_neg" in told["hyperparameters"])

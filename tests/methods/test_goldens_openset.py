@@ -1,7 +1,11 @@
 """NLPrompt, LoCoOp and DeCoOp against numbers that their authors' own code computed."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from shared import golden, golden_cases, images, relative
 
 from vlprompt import methods as m
@@ -10,7 +14,7 @@ from vlprompt.core.images import ImageItem
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig
-from vlprompt.methods._detectors import find_otsu_threshold
+from vlprompt.methods._detectors import compute_detector_terms, find_otsu_threshold, list_own_names
 from vlprompt.testing.images import build_digits_lesson
 
 CTX = "prompt_learner.ctx"
@@ -124,6 +128,33 @@ def test_labels_are_compared_before_each_epoch(tiny, monkeypatch):
     again = m.NLPrompt(m.CoOp(tiny, 4))
     again.restore([lesson], method.state_dict())
     assert torch.equal(again.method.ctx, method.method.ctx)
+
+
+def test_labels_that_all_look_wrong_are_all_learned(tiny):
+    """Where no label agrees, all count as right; and they are compared by the answers of a test."""
+
+    class Watched(m.CoOp):
+        trained_with = ()
+
+        def forward(self, inputs, prepared):
+            self.trained_with = (*self.trained_with, self.training)
+            return super().forward(inputs, prepared)
+
+    lesson, watched = build_digits_lesson(), Watched(tiny, 4)
+    method = m.NLPrompt(watched.train(), epsilon=0.05)
+    method.begin_lesson(lesson, torch.Generator().manual_seed(0))
+    assert watched.trained_with == (False,)
+    assert watched.training
+    train, n = method.train_split, len(lesson.train.names)
+    outputs = answer(watched, next(iter(train.batches(100))).inputs, train.names)
+    wrong = (method.assign(outputs.logits).argmax(1) + 1) % n
+    method.train_split = replace(train, labels=tuple(wrong.tolist()))
+    method.compare_labels()
+    assert method.agrees.all()
+    wrong[3] = (wrong[3] - 1) % n
+    method.train_split = replace(train, labels=tuple(wrong.tolist()))
+    method.compare_labels()
+    assert method.agrees.nonzero()[:, 0].tolist() == [3]
 
 
 @pytest.mark.parametrize(
@@ -332,6 +363,37 @@ def test_the_detectors_learn_first_and_then_the_classifiers(tiny):
     assert not torch.equal(method.detector_ctx, first)
 
 
+def test_detectors_that_learn_to_the_end_leave_no_second_stage(tiny):
+    pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    lesson = Lesson(split_of(pixels, torch.tensor([0, 1, 2, 0, 1, 2]), ("cat", "dog", "bird")))
+    method = m.DeCoOp(tiny, 4, share=1.0)
+    method.begin_lesson(lesson, torch.Generator().manual_seed(0))
+    classifiers = method.classifier_ctx.detach().clone()
+    list(fit(method, lesson, TrainConfig(epochs=2, batch_size=3, warmup=0, lr=0.1)))
+    assert not method.is_second
+    assert float(method.threshold) == 0
+    assert torch.equal(method.classifier_ctx, classifiers)
+
+
+def test_labels_of_a_later_lesson_are_those_of_its_names(tiny):
+    """A lesson that names its classes in another order gives the detectors the same labels."""
+    method, names = m.DeCoOp(tiny, 4, n_detectors=2), ("cat", "dog", "bird", "fish")
+    begin(method, names)
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    inputs, labels = images(pixels, "order"), torch.tensor([0, 1, 2, 3])
+    batches = Batch(inputs, labels, names), Batch(inputs, 3 - labels, names[::-1])
+    first, second = (method.loss_terms(batch, method.precompute(batch.names))[0] for batch in batches)
+    assert first["ce"][0].item() == pytest.approx(second["ce"][0].item(), rel=1e-6)
+    other = method.loss_terms(Batch(inputs, labels, names[::-1]), method.precompute(names[::-1]))[0]
+    assert first["ce"][0].item() != pytest.approx(other["ce"][0].item(), rel=1e-3)
+
+
+def test_defaults_are_those_of_the_authors(tiny):
+    assert m.LoCoOp(m.CoOp(tiny, 4)).weight == golden("locoop-end")[0]["hyperparameters"]["lambda"]
+    h, method = golden("decoop")[0]["hyperparameters"], m.DeCoOp(tiny)
+    assert (method.margin, method.n_detectors) == (h["ood_margin"], h["K"])
+
+
 def test_one_class_of_images_gives_no_nan(tiny):
     method = begin(m.DeCoOp(tiny, 4), ("cat", "dog", "bird", "fish"))
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -340,6 +402,21 @@ def test_one_class_of_images_gives_no_nan(tiny):
         method.is_second.fill_(is_second)
         terms, _ = method.loss_terms(batch, method.precompute(batch.names))
         assert all(value.isfinite() for value, _ in terms.values())
+
+
+def test_the_names_that_detectors_know():
+    """Of five trained names and one more: two detectors lack a second name, and know that of their own number."""
+    own = list_own_names(3, 5, 6)
+    assert [row.nonzero()[:, 0].tolist() for row in own] == [[0, 1, 2, 4], [0, 1, 2, 3], [0, 1, 3, 4]]
+
+
+def test_a_margin_that_is_reached_adds_nothing():
+    """The entropy of the image outside is ln 2 above that of the one inside."""
+    logits = torch.tensor([[50.0, 0.0], [0.0, 0.0]], dtype=torch.double, requires_grad=True)
+    inside, columns = torch.tensor([True, False]), torch.tensor([0, 0])
+    for margin, expected in ((0.4, 0.0), (1.0, 1 - math.log(2))):
+        terms = compute_detector_terms(F.cross_entropy, logits, columns, inside, margin)
+        assert terms["margin"].item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_threshold_between_two_groups():

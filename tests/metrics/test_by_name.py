@@ -110,6 +110,35 @@ def test_voc_by_hand():
     assert m.average_precisions(scores, targets, "voc2007").item() == pytest.approx(100 * (6 + 5 * 2 / 3) / 11)
     assert m.average_precisions(scores, targets, "voc2010").item() == pytest.approx(100 * (1 + 2 / 3) / 2)
     assert m.average_precisions(scores, torch.ones_like(targets)).item() == 100
+    unknown = torch.tensor([[1], [0], [-1], [1], [0]])  # what is unknown leaves the ranking
+    more = torch.tensor([[0.9], [0.8], [0.75], [0.7], [0.6]])
+    for rule in ("all_points", "voc2007", "voc2010"):
+        mine, theirs = m.average_precisions(more, unknown, rule), m.average_precisions(scores, targets, rule)
+        assert mine.item() == pytest.approx(theirs.item())
+
+
+def test_the_recalls_of_voc_are_added_up():
+    """A recall of .3 is below 3 * .1, as in py-faster-rcnn."""
+    targets = torch.tensor([[1]] * 3 + [[0]] + [[1]] * 7)
+    value = m.average_precisions(-torch.arange(11.0)[:, None], targets, "voc2007").item()
+    assert value == pytest.approx(100 * (3 * 1 + 8 * 10 / 11) / 11)
+
+
+def test_what_is_chosen_at_its_threshold():
+    scores = torch.tensor([[0.5, 0.6, 0.4]], dtype=torch.double)
+    assert m.select_labels(scores, 0.5).tolist() == [[False, True, False]]  # it must be exceeded
+    p = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.1, 0.9]], dtype=torch.double)
+    labels = torch.tensor([0, 1, 1])
+    # of class 0 nothing lies above .5; of class 1 .75 and .9, which are right and in two bins
+    error = m.class_calibration_error(p, labels, 2, threshold=0.5)
+    assert error == pytest.approx(100 * (0 + (0.25 + 0.1) / 2) / 2)
+
+
+def test_pairs_without_a_right_side():
+    some, right = torch.tensor([0.3, 0.2]), torch.ones(2).bool()
+    assert m.openworld_auc(some, right, some - 1, right) == 100
+    assert m.openworld_auc(some, ~right, some - 1, right) == m.openworld_auc(some, right, some - 1, ~right) == 0
+    assert m.open_auc(some, ~right, some - 1) == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -150,7 +179,11 @@ def test_bootstrap():
     assert one.high == pytest.approx(one.difference + 1.96 * error, abs=0.2 * error)
     assert one == m.paired_bootstrap(lambda places: d[places].mean().item(), 400)
     assert one != m.paired_bootstrap(lambda places: d[places].mean().item(), 400, seed=1)
-    assert m.paired_bootstrap(lambda places: 1.0 if 0 in places else math.nan, 3, 200).n_undefined > 20
+    odd = m.paired_bootstrap(lambda places: 1.0 if 0 in places else math.nan, 3, 200)
+    assert odd.n_undefined > 20
+    assert odd[:3] == (1, 1, 1)  # of the draws on which it is defined
+    drawn = [m.paired_bootstrap(lambda places, k=k: float(k in places), 3, 200).high for k in range(3)]
+    assert drawn == [1, 1, 1]  # every item can be drawn
 
 
 @pytest.mark.parametrize(
@@ -173,6 +206,9 @@ def test_bootstrap():
             "got base ones only",
         ),
         (lambda: m.h_score(torch.tensor([0]), torch.tensor([3]), 3), "got unknown ones only"),
+        (lambda: m.h_score(torch.tensor([0]), torch.tensor([0]), 3), "got known ones only"),
+        (lambda: m.openworld_auc(*[torch.ones(1)] * 2, *[torch.ones(0)] * 2), "unknown: expected the scores of at le"),
+        (lambda: m.openworld_auc(torch.tensor([math.nan]), torch.zeros(1), *[torch.ones(1)] * 2), "got 1 NaN"),
         (lambda: value("auroc", draw(known=6)), "classes that training had and of others, got one kind"),
         (lambda: value("accuracy", draw_several()), "one label each, got items of several"),
         (lambda: value("CF1", draw()), "several labels, got items of one label each"),

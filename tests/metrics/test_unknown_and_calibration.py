@@ -117,6 +117,7 @@ def test_calibration_as_written_out(seed):
 def test_a_probability_of_zero_has_a_finite_likelihood():
     p, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.double), torch.tensor([0, 1])
     assert negative_log_likelihood(p, labels) == pytest.approx(-math.log(2.220446049250313e-16) / 2)
+    assert negative_log_likelihood(p, torch.tensor([0, 0])) == pytest.approx(2.220446049250313e-16, abs=1e-20)
 
 
 @pytest.mark.parametrize("metric", [auroc, aupr, fpr_at_recall, unknown_scores])

@@ -1,14 +1,22 @@
 """Files of predictions: written and read again, refused where they are broken, compared item by item."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import numpy as np
 import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vlprompt.experiments.prediction_scores import parse_metrics, score_predictions
-from vlprompt.results.prediction_files import PredictionFile, PredictionFileError, read_predictions, write_predictions
+from vlprompt.results.prediction_files import (
+    PredictionFile,
+    PredictionFileError,
+    UnknownItems,
+    read_predictions,
+    write_predictions,
+)
 
 
 def make(seed=0, n=30, several=False):
@@ -163,6 +171,7 @@ def test_draws_on_which_a_metric_is_undefined_are_counted():
     scores = score_predictions(first, ("auroc",), second)
     n = scores.intervals["auroc"].n_undefined
     assert 0 < n < 1000
+    assert scores.intervals["auroc"].low <= scores.intervals["auroc"].high  # of the other draws
     assert f"auroc: undefined on {n} of 1000 draws, which are left out" in scores.notes
 
 
@@ -175,3 +184,171 @@ def test_names_of_metrics():
         parse_metrics("acuracy")
     with pytest.raises(ValueError, match="--metric auroc_ovr: labels: expected items of every class"):
         score_predictions(make(), ("auroc_ovr",))
+
+
+# --- items of unknown classes ---
+
+
+def make_open(seed=0, n=30, near=12, far=20):
+    """Predictions with items of unknown classes, which are less well known the further they are; scores have ties."""
+    generator = torch.Generator().manual_seed(seed + 100)
+    m = near + far
+    means = torch.tensor([0.0] * n + [-0.5] * near + [-1.5] * far, dtype=torch.double)
+    scores = means[:, None] + torch.randn(n + m, 2, generator=generator, dtype=torch.double)
+    scores[:, 0] = scores[:, 0].round()
+    logits = torch.randn(m, 4, generator=generator)
+    predicted = logits.argmax(1)
+    predicted[1] = 4  # no answer
+    items = tuple(f"others/{i}.png" for i in range(m))
+    sets = ("near",) * near + ("far",) * far
+    unknown = UnknownItems(("msp", "gl-mcm"), scores[:n], items, sets, predicted, logits, scores[n:])
+    return replace(make(seed, n), unknown=unknown)
+
+
+def write_open(path, file, **columns):
+    """Write a file with unknown items and other columns, {name: function of its values}; None leaves one out."""
+    write_predictions(file, path)
+    table = parquet.read_table(path)
+    for name, change in columns.items():
+        place = table.column_names.index(name)
+        table = table.remove_column(place)
+        if change is not None:
+            values = parquet.read_table(path)[name].combine_chunks()
+            table = table.add_column(place, name, change(values))
+    parquet.write_table(table, path)
+
+
+def test_unknown_items_are_read_as_they_were_written(path):
+    file = make_open()
+    write_predictions(file, path)
+    again = read_predictions(path)
+    for field in fields(UnknownItems):
+        ours, theirs = getattr(again.unknown, field.name), getattr(file.unknown, field.name)
+        if isinstance(ours, torch.Tensor):
+            assert torch.equal(ours, theirs), field.name
+            assert ours.dtype == theirs.dtype, field.name
+        else:
+            assert ours == theirs, field.name
+    assert (len(again), again.items, again.facts, again.digest) == (30, file.items, file.facts, file.digest)
+    table = parquet.read_table(path)
+    assert table["label"].null_count == 32
+    assert table["unknown"].to_pylist() == [None] * 30 + ["near"] * 12 + ["far"] * 20
+    # what is known of the known items does not depend on the unknown ones
+    assert score_predictions(again, ("accuracy", "nll")).values == score_predictions(make(), ("accuracy", "nll")).values
+
+
+def test_rows_may_come_in_any_order(path):
+    file = make_open()
+    write_predictions(file, path)
+    table = parquet.read_table(path)
+    order = torch.randperm(62, generator=torch.Generator().manual_seed(5)).tolist()
+    parquet.write_table(table.take(pyarrow.array(order)), path)
+    mixed = read_predictions(path)
+    assert mixed.digest == file.digest
+    assert mixed.items != file.items
+    back = mixed.in_order_of(file)
+    assert back.items == file.items
+    assert torch.equal(back.logits, file.logits)
+    assert back.unknown.items == file.unknown.items
+    for name in ("known_scores", "scores", "logits", "predicted"):
+        assert torch.equal(getattr(back.unknown, name), getattr(file.unknown, name)), name
+    both = score_predictions(mixed, ("open_auc_msp",), file)
+    assert both.values == both.other_values == score_predictions(file, ("open_auc_msp",)).values
+    assert both.intervals["open_auc_msp"][:3] == (0, 0, 0)
+
+
+def test_metrics_of_scores_are_means_over_the_sets():
+    file = make_open()
+    unknown, right = file.unknown, file.predicted == file.labels
+    values = score_predictions(file, ("auroc", "aupr_out_msp", "open_auc_gl-mcm")).values
+    assert list(values) == ["auroc_msp", "auroc_gl-mcm", "aupr_out_msp", "open_auc_gl-mcm"]
+    sides = [(unknown.known_scores.numpy(), unknown.scores[part].numpy()) for part in (slice(12), slice(12, 32))]
+
+    def mean(function, k):
+        labels = [np.array([1] * len(a) + [0] * len(b)) for a, b in sides]
+        both = [np.concatenate([a[:, k], b[:, k]]) for a, b in sides]
+        return 100 * np.mean([function(one, score) for one, score in zip(labels, both, strict=True)])
+
+    assert values["auroc_msp"] == pytest.approx(mean(roc_auc_score, 0), abs=1e-10)
+    assert values["auroc_gl-mcm"] == pytest.approx(mean(roc_auc_score, 1), abs=1e-10)
+    out = mean(lambda label, score: average_precision_score(1 - label, -score), 0)
+    assert values["aupr_out_msp"] == pytest.approx(out, abs=1e-10)
+    pairs = [(right.numpy()[:, None] * (a[:, None, 1] > b[None, :, 1])).mean() for a, b in sides]
+    assert values["open_auc_gl-mcm"] == pytest.approx(100 * np.mean(pairs), abs=1e-10)
+
+
+def test_without_a_metric_all_of_unknown_classes_are_shown():
+    scores = score_predictions(make_open())
+    assert list(scores.values) == ["accuracy", "class_mean", "macro_f1", "ece15", "nll", "brier"]
+    rows = scores.tables["unknown"]
+    assert [(row["unknown"], row["score"]) for row in rows] == [
+        (name, score) for name in ("near", "far") for score in ("msp", "gl-mcm")
+    ]
+    one = score_predictions(make_open(), ("fpr95_at_least_msp",))
+    mean = (rows[0]["fpr95_at_least"] + rows[2]["fpr95_at_least"]) / 2
+    assert one.values == {"fpr95_at_least_msp": mean}
+    assert one.notes[0] == "metrics of a score: the mean over the unknown sets near, far"
+
+
+def test_scores_of_two_files_are_compared_on_the_same_draws():
+    first, second = make_open(0), make_open(1)
+    both = score_predictions(first, ("auroc_gl-mcm", "accuracy"), second)
+    interval = both.intervals["auroc_gl-mcm"]
+    assert interval.difference == both.values["auroc_gl-mcm"] - both.other_values["auroc_gl-mcm"]
+    assert interval.low < interval.difference < interval.high
+    assert "of the 30 test items, for metrics of a score of these and the 32 unknown ones, paired" in both.notes[-1]
+    small = make_open(0, near=1), make_open(1, near=1)
+    n = score_predictions(small[0], ("auroc_msp",), small[1]).intervals["auroc_msp"].n_undefined
+    assert 300 < n < 450  # a draw of 51 lacks the only near item with probability (50 / 51) ** 51
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda u: replace(u, items=("other.png", *u.items[1:])),
+        lambda u: replace(u, sets=("far", *u.sets[1:])),
+        lambda u: None,
+    ],
+)
+def test_other_unknown_items_are_another_split(change):
+    second = make_open(1)
+    with pytest.raises(PredictionFileError, match="got those of another split"):
+        score_predictions(make_open(), ("accuracy",), replace(second, unknown=change(second.unknown)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"unknown": None}, "expected the columns unknown, scores, got none named unknown"),
+        ({"scores": None}, "expected the columns unknown, scores, got none named scores"),
+        ({"unknown": lambda v: pyarrow.nulls(len(v), pyarrow.string())}, "at least one unknown item, got none"),
+        ({"unknown": lambda v: pyarrow.array(["far"] * len(v))}, "at least one item, got a table without rows"),
+        ({"scores": lambda v: pyarrow.array([[1.0]] * len(v))}, "a number, or 2 of them, in each row of scores"),
+        ({"scores": lambda v: pyarrow.array([[1.0, float("nan")]] * len(v))}, "2 scores an item, got NaN in 30 rows"),
+        ({"scores": lambda v: pyarrow.array([1.0] * len(v))}, "2 scores an item, got one number an item"),
+        ({"unknown": lambda v: pyarrow.array([*v.to_pylist()[:-1], None])}, "in each row of label, got other values"),
+        ({"prediction": lambda v: pyarrow.array([*v.to_pylist()[:-1], 9])}, "expected predictions from 0 to 4, got 9"),
+    ],
+)  # fmt: skip
+def test_broken_unknown_items(path, columns, message):
+    write_open(path, make_open(), **columns)
+    with pytest.raises(PredictionFileError, match=message):
+        read_predictions(path)
+
+
+def test_a_draw_of_items_is_those_items():
+    sets = make_open().as_unknown_sets()
+    places = torch.randint(62, (62,), generator=torch.Generator().manual_seed(1))
+    drawn = sets.select(places)
+    for name in ("scores", "membership", "is_right"):
+        assert torch.equal(getattr(drawn, name), getattr(sets, name)[places])
+    assert drawn.compute("open_auc", "gl-mcm", 1) != sets.compute("open_auc", "gl-mcm", 1)
+
+
+def test_scores_that_a_file_lacks():
+    with pytest.raises(ValueError, match=r"^--metric auroc_msp: predictions: expected items of unknown classes, got a"):
+        score_predictions(make(), parse_metrics("auroc_msp"))
+    with pytest.raises(ValueError, match=r"^--metric unknown: predictions: expected items of unknown classes"):
+        score_predictions(make(), parse_metrics("unknown"))
+    with pytest.raises(ValueError, match=r"^--metric auroc_mcm: predictions: expected the score mcm, got msp, gl-mcm"):
+        score_predictions(make_open(), parse_metrics("auroc_mcm"))

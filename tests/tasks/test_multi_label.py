@@ -15,7 +15,6 @@ from vlprompt.data.splits.label_sets import hide_entries, sample_label_sets
 from vlprompt.engine.evaluate import collect_outputs
 from vlprompt.engine.label_scores import choose_threshold, read_label_odds, score_labels
 from vlprompt.engine.train_config import TrainConfig
-from vlprompt.experiments.evaluation import evaluate_run
 from vlprompt.experiments.events import EpochDone
 from vlprompt.experiments.prediction_scores import score_predictions
 from vlprompt.experiments.runner import run
@@ -202,7 +201,9 @@ def test_a_class_that_is_never_positive_is_said(data):
     assert "warnings" not in MultiLabel(every).protocol
 
 
-def test_a_learned_prompt_of_several_labels_is_not_read_as_one_of_classes(data, clip, tmp_path):
-    run(m.ZeroShot(clip), MultiLabel(data), TrainConfig(epochs=1), tmp_path / "run")
-    with pytest.raises(ValueError, match="expected a prompt that answers with one class, got one of several labels"):
-        evaluate_run(tmp_path / "run", None, None, None, False)
+def test_training_images_without_a_known_label(data):
+    unknown = replace(data.train, labels=((-1, -1, -1),) * len(data.train))
+    with pytest.raises(ValueError, match=r"^dataset: expected labels that .* got none in 24 training .*Label some"):
+        MultiLabel(replace(data, train=unknown)).lesson  # noqa: B018
+    with pytest.raises(ValueError, match=r"^task.known: expected labels that .* got 1e-06, which leaves none in 24 "):
+        MultiLabel(data, known=1e-6).lesson  # noqa: B018

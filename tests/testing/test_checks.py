@@ -4,6 +4,7 @@ import itertools
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,35 @@ class ReadsOneLabel(Sound):  # and drops some logits
         return {"ce": (nn.functional.cross_entropy(logits, first), len(first))}, out
 
 
+class MarksUnknownAsAbsent(Sound):
+    def loss_terms(self, batch, fixed):
+        return super().loss_terms(replace(batch, labels=batch.labels.clamp(min=0)), fixed)
+
+
+class WritesIntoTheBackboneOfLabels(Sound):
+    def loss_terms(self, batch, fixed):
+        if batch.labels.ndim == 2:
+            self.clip.image.position_embeddings.add_(1e-3)
+        return super().loss_terms(batch, fixed)
+
+
+class WeighsByItsSteps(Sound):
+    n_steps = 0
+
+    def end_step(self, step, steps):
+        self.n_steps += 1
+
+    def loss_terms(self, batch, fixed):
+        terms, out = super().loss_terms(batch, fixed)
+        return {name: ((1 + self.n_steps) * value, n) for name, (value, n) in terms.items()}, out
+
+
+class SaysItNeedsOneLabel(Sound):
+    def begin_lesson(self, lesson, generator):
+        super().begin_lesson(lesson, generator)
+        self.needs_single_labels = True
+
+
 class CantAnswerManyTexts(SoundTokens):
     def forward(self, inputs, prepared):
         if not self.training and len(inputs) > 10:
@@ -291,6 +321,9 @@ BROKEN = [  # (class, the check that fails, what it says)
     (CountsPasses, "activation_checkpointing", "expected the parameters of a training without it"),
     (CancelsInHalfPrecision, "bf16", "expected losses within 5 % of float32's"),
     (ReadsOneLabel, "several_labels", "expected one that depends on all labels (B, C), got the same"),
+    (MarksUnknownAsAbsent, "several_labels", "expected one that does not depend on unknown labels, got another"),
+    (WritesIntoTheBackboneOfLabels, "several_labels", "expected the frozen backbone as it was, without gradients"),
+    (WeighsByItsSteps, "several_labels", "expected the losses of the training when it goes on after a step"),
     (LearnsOutsideOfItsState, "state_restores", "Register what is learned as nn.Parameter or by register_buffer"),
     (ShapesByItems, "state_restores", "shapes that follow from the class names alone"),
     (CentresItsBatch, "batch_independence", "expected the same answer to an input in any batch"),
@@ -306,7 +339,7 @@ BROKEN = [  # (class, the check that fails, what it says)
     (ForgetsTheFirstClasses, "second_lesson_new_classes", "expected logits of the shape (6, 10)"),
     (NeverRestarts, "first_lesson_restarts", "got another state than a new object's (ctx)"),
     *((CantAnswerMany, f"runs_{task}", "got IndexError: too many images")
-      for task in ("few_shot", "base_to_new", "transfer", "continual", "domain", "online")),
+      for task in ("few_shot", "base_to_new", "transfer", "continual", "domain", "online", "multi_label")),
     (SaysItNeedsUnlabelled, "runs_few_shot", "expected a refusal of the task few_shot, got a run"),
     (CantAnswerManyTexts, "runs_text", "got IndexError: too many texts"),
 ]  # fmt: skip
@@ -336,7 +369,7 @@ def test_there_is_a_broken_method_for_every_check():
 def test_a_sound_method_passes():
     results = check_method(Sound, {"n_ctx": 3}, build_tiny_clip())
     assert {result.status for result in results} == {"passed"}
-    assert len(results) == 21
+    assert len(results) == 24
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from kills import killed_when
 
 TOOLS = Path(__file__).parents[2] / "tools"
 HELP = ["startup", "--case", "vlprompt --help", "--rounds", "1"]  # the quickest row there is
-TARGETED = ("text", "vpt", "epoch", "startup", "memory", "streams_newer")
+TARGETED = ("text", "vpt", "epoch", "startup", "memory", "streams_newer", "operations", "precision", "side_by_side",
+            "processes", "transport", "closed_form", "dapl", "streams")  # fmt: skip
 
 
 @pytest.fixture
@@ -149,6 +150,7 @@ def test_every_target_is_of_a_case(tool, what):
     rows, module = tool("bench.rows"), tool(f"bench.{what}")
     assert module.TARGETS.keys() <= module.CASES.keys()
     assert getattr(module, "ROUNDS", {}).keys() <= module.CASES.keys()
+    assert getattr(module, "REASONS", {}).keys() <= module.CASES.keys()
     for wanted in module.TARGETS.values():
         assert all(rows.TARGET_PATTERN.fullmatch(one) for one in wanted)
 
@@ -170,8 +172,11 @@ def test_targets_are_judged(tool):
         ("at least 80% of the matrix speed", "80% of the matrix speed", True),
         ("at most 614 MB", "614 MB", True),
     ]
-    lines = rows.render_targets([row], {("text", "a"): ("ratio >= 28",)})
-    assert lines[-1] == "| text: a | 1 | at least 28.0x | 27.9x | **no** |"
+    wanted, case = {("text", "a"): ("ratio >= 28", "mb <= 614")}, ("text", "a")
+    for reason in ("limit", lambda row: "limit" * (row["ratio"] == 27.9)):
+        missed, reached = rows.render_targets([row], wanted, {case: reason})[-2:]
+        assert missed == "| text: a | 1 | at least 28.0x | 27.9x | **no** | limit |"
+        assert reached == "| text: a | 1 | at most 614 MB | 614 MB | yes |  |"
 
 
 def test_all_is_one_row_for_each_target_and_number_of_threads(tool):

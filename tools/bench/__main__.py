@@ -1,8 +1,8 @@
 """Benchmark speed and memory against a reference implementation: tools/bench WHAT [--device cuda].
 
-WHAT is a table, each of which tools/bench/WHAT.py explains, or `all`: every figure of text, image, vpt, epoch, startup,
-memory, plan and streams_newer that something is wanted of, with one thread and with two (an hour or more), or with
---short a few small ones of each (`make bench`, under five minutes). Each row is made in a fresh process, both forms in
+WHAT is a table, each of which tools/bench/WHAT.py explains, or `all`: every row that something is wanted of, with one
+thread and where that matters with two (hours), whether it is reached, and what was found where it is not; or with
+--short a few small ones (`make bench`, under five minutes). Each row is made in a fresh process, both forms in
 the same one, so by the same memory allocator.
 
 ratio: the written-out form's seconds over ours, the median of alternating rounds, with the least and the largest.
@@ -33,25 +33,27 @@ sys.path[0] = str(Path(__file__).parents[1])  # `python tools/bench` puts this f
 from bench import rows as row_store  # noqa: E402
 from bench.rows import RowStore  # noqa: E402
 
-DEFAULT_TABLES = ("text", "image", "vpt", "epoch", "startup", "memory", "plan", "streams_newer")
-TABLES = (
-    *DEFAULT_TABLES,
-    "scaling",
-    "heads",
-    "closed_form",
-    "transport",
+TARGETED_TABLES = (
+    "text",
+    "image",
+    "vpt",
+    "epoch",
+    "startup",
+    "memory",
+    "plan",
     "operations",
-    "streams",
-    "stream_bytes",
-    "dapl",
-    "lm",
-    "icl",
-    "predict",
-    "server",
+    "precision",
     "side_by_side",
     "processes",
-    "tracking",
+    "transport",
+    "closed_form",
+    "dapl",
+    "streams",
+    "streams_newer",
+    "lm",
+    "icl",
 )
+TABLES = (*TARGETED_TABLES, "scaling", "heads", "stream_bytes", "predict", "server", "tracking")
 EXTRA = "extra"  # the lines that some tables have below them
 
 
@@ -189,7 +191,7 @@ def plan_jobs(options):
     """List all jobs; for `all`, tables that don't depend on the number of threads are measured with one."""
     many, jobs = options.what == "all", []
     for what in (
-        [kind for kind in DEFAULT_TABLES if importlib.util.find_spec(f"bench.{kind}")] if many else [options.what]
+        [kind for kind in TARGETED_TABLES if importlib.util.find_spec(f"bench.{kind}")] if many else [options.what]
     ):
         bench = import_benchmark(what)
         if many and options.device == "cuda" and getattr(bench, "ON_CPU_ALONE", False):
@@ -198,7 +200,8 @@ def plan_jobs(options):
         for threads in options.threads[:1] if alone else options.threads:
             for case in select_cases(what, options):
                 rounds = options.rounds or (3 if options.short else getattr(bench, "ROUNDS", {}).get(case, 3))
-                memory = not many and not options.short and not hasattr(bench, "measure_row")
+                wants_memory = any("memory_share" in wanted for wanted in getattr(bench, "TARGETS", {}).get(case, ()))
+                memory = (wants_memory or not many) and not options.short and not hasattr(bench, "measure_row")
                 jobs.append(Job(what, case, threads, options.device, rounds, memory))
             if hasattr(bench, EXTRA) and not options.case and not many:
                 jobs.append(Job(what, EXTRA, threads, options.device, 1))
@@ -207,10 +210,14 @@ def plan_jobs(options):
 
 def render_report(rows, options):
     """Render the report: targets and whether they are reached, then one table of each kind."""
-    lines, targets = [format_header(options, sorted({row["date"] for row in rows})), ""], {}
-    for what in dict.fromkeys(row["table"] for row in rows):
-        targets |= {(what, case): wanted for case, wanted in getattr(import_benchmark(what), "TARGETS", {}).items()}
-    lines += [*row_store.render_targets(rows, targets), ""] if options.what == "all" else []
+    lines = [format_header(options, sorted({row["date"] for row in rows})), ""]
+    if options.what == "all":
+        benches = {what: import_benchmark(what) for what in dict.fromkeys(row["table"] for row in rows)}
+        targets, reasons = (
+            {(what, case): told for what, bench in benches.items() for case, told in getattr(bench, name, {}).items()}
+            for name in ("TARGETS", "REASONS")
+        )
+        lines += [*row_store.render_targets(rows, targets, reasons), ""]
     for what in dict.fromkeys(row["table"] for row in rows):
         bench, mine = import_benchmark(what), [row for row in rows if row["table"] == what]
         lines += [f"## {what}", "", *bench.__doc__.splitlines()[2:], ""] if options.what == "all" else []

@@ -26,6 +26,7 @@ CASES = {
     "four tokens, 4 classes": (16, FOUR_CHOICES),
     "written, 16 tokens": (16, FOUR_CHOICES),
 }
+SINGLE_THREADED = ON_CPU_ALONE = True
 TARGETS = {"written, 16 tokens": ("ratio >= 5",)}
 GENERATION_OPTIONS = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
 N_DEMONSTRATIONS, TEXT_LENGTH, BATCH_SIZE = 16, 48, 16  # demonstrations, characters of a text, rows of a pass

@@ -29,6 +29,7 @@ CASES = {
     "lora, checkpointing": "fp32",
     "qlora": "nf4",
 }
+SINGLE_THREADED = ON_CPU_ALONE = True
 TARGETS = dict.fromkeys(
     ("prompt_tuning", "prefix_tuning", "lora", "lora, packed"), ("ratio >= 1.3", "memory_share <= 0.8")
 )

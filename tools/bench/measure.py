@@ -80,6 +80,8 @@ def measure_benchmark(benchmark, device, rounds):
     rate = statistics.median(rates)
     found |= {"flops": flops, "matmul_rate": rate, "fraction_of_matmul_rate": flops / found["fast"] / rate}
     found["difference"] = difference
+    if "tower_only" in found:
+        found["limit_share"] = found["tower_only"] / found["fast"]
     return found | ({"flop_ratio": both / flops - 1} if flops else {})
 
 

@@ -106,6 +106,7 @@ TARGET_FORMATS = {  # a number of a row -> how a target of it is told
     "fast": "{:.1f} s",
     "operations": "{:.0f} operations",
     "share": "{:.0%} of the operations by groups",
+    "limit_share": "{:.0%} of the tower's speed",
 }
 
 
@@ -152,14 +153,20 @@ def render_markdown(columns):
     return lines + [f"| {' | '.join(cells)} |" for cells in zip(*columns.values(), strict=True)]
 
 
-def render_targets(rows, targets):
-    """Render the table of targets, one line for each target of each row; no lines without targets."""
+def render_targets(rows, targets, reasons):
+    """Render the table of targets, one line for each target of each row; no lines without targets.
+
+    reasons: (table, case) -> why it is not reached, as was measured; or a function of the row that says so.
+    """
     found = [(row, *one) for row in rows for one in judge_row(targets.get((row["table"], row["case"]), ()), row)]
     if not found:
         return []
-    titles = ("work", "threads", "wanted", "measured", "reached")
-    cells = [
-        (f"{row['table']}: {row['case']}", str(row["threads"]), bound, measured, format_reached(ok))
-        for row, bound, measured, ok in found
-    ]
+    titles = ("work", "threads", "wanted", "measured", "reached", "why not")
+    cells = []
+    for row, bound, measured, ok in found:
+        why = reasons.get((row["table"], row["case"]), "") if ok is False else ""
+        name = f"{row['table']}: {row['case']}"
+        cells.append(
+            (name, str(row["threads"]), bound, measured, format_reached(ok), why(row) if callable(why) else why)
+        )
     return render_markdown(dict(zip(titles, zip(*cells, strict=True), strict=True)))

@@ -86,6 +86,8 @@ CASES = {
 ON_CLIP = ("rapf", "proof", "engine")
 FROZEN = ("simplecil", "fecam", "hideprompt", *ON_CLIP)
 TARGETS = {case: ("ratio >= 1.5" if name in FROZEN else "ratio >= 1.0",) for case, name in CASES.items()}
+TRAINED = "prompts, adapters or weights in the tower are trained: every image passes it in every epoch"
+REASONS = {case: TRAINED for case, name in CASES.items() if name not in FROZEN or name == "hideprompt"}
 ROUNDS = dict.fromkeys(CASES, 1)
 SINGLE_THREADED, ON_CPU_ALONE = True, True  # the written-out forms draw on the CPU
 

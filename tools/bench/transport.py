@@ -25,6 +25,7 @@ CASES = {  # name -> contexts, classes, images a step
     "plot, 4 contexts, 100 classes, 128 images": (4, 100, 128),
 }
 SHORT = {"plot, 4 contexts, 30 classes": (4, 30, 32)}
+SINGLE_THREADED = True
 TARGETS = {"plot, 4 contexts, 100 classes": ("ratio >= 1",)}
 ROUNDS = dict.fromkeys(CASES, 3)
 

@@ -76,9 +76,9 @@ def draw_setting(settings: dict[str, Any], stream: random.Random) -> tuple[str, 
     value = draw_fitting(settings[key], stream) if chance(stream, 0.5) else draw_scalar(stream)
     if chance(stream, 0.08):
         key = stream.choice((key[:-1], f"{key}.x", key.upper(), key.partition(".")[0], f"x.{key}", "", ".", key + "."))
-    if key == "train.compile" or (any(key.endswith(name) for name in LONG) and value.isdecimal()):
+    if any(key.endswith(name) for name in LONG) and value.isdecimal():
         value = "1"
-    return key, "false" if key == "train.compile" else value
+    return key, value
 
 
 def draw_arguments(stream: random.Random, settings: dict[str, Any], box: Sandbox) -> list[str]:

@@ -46,12 +46,18 @@ def load(
 
 def load_backbone(spec: str, device: str | None = None) -> "Backbone":
     """Load a backbone as `load` does, without its warnings, for callers who report the notes of a tower themselves."""
-    from vlprompt.backbones.schemes import expand_home, find_scheme
+    from vlprompt.backbones.schemes import expand_home, find_scheme, split_half_features
 
     device = _check_device(device)
     scheme = find_scheme(spec)
     name, _, argument = spec.partition(":")
-    return scheme.load(name, expand_home(argument), spec, device)
+    name, has_half_features = split_half_features(name)
+    backbone = scheme.load(name, expand_home(argument), spec, device)
+    if has_half_features:
+        from vlprompt.backbones.half_features import with_half_features
+
+        return with_half_features(backbone, spec)
+    return backbone
 
 
 def _check_device(device: str | None) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlprompt.backbones.schemes import expand_home, find_scheme
+from vlprompt.backbones.schemes import expand_home, find_scheme, split_half_features
 from vlprompt.core.towers import WEIGHT_PRECISIONS
 from vlprompt.runtime.errors import suggest_nearest
 
@@ -19,6 +19,7 @@ def describe_missing_weights(spec: str) -> str:
     """
     find_scheme(spec)
     scheme, _, argument = spec.partition(":")
+    scheme, _ = split_half_features(scheme)
     argument = expand_home(argument)
     _, has_file, path = argument.partition("@")
     if has_file and not Path(path).is_file():

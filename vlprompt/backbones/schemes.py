@@ -12,6 +12,7 @@ from vlprompt.runtime.settings import SETTINGS
 if TYPE_CHECKING:
     from vlprompt.core.towers import Backbone
 
+HALF_FEATURES = "-bf16"  # behind the scheme of an image backbone
 # their operations are so small that more threads than one only slow them
 SINGLE_THREADED_BACKBONES = ("glyph", "glyph/random", "glyph-vit", "glyph-vit/random", "pixels")
 
@@ -89,12 +90,13 @@ def _load_language_model(name: str, argument: str, spec: str, device: str) -> "B
 
 SCHEMES = (
     Scheme(
-        ("glyph", "glyph/random", "glyph-vit", "glyph-vit/random"),
+        ("glyph", "glyph/random", "glyph-vit", "glyph-vit/random", "glyph-bf16", "glyph-vit-bf16"),
         {
             "glyph": "the embedded CLIP: 1.4 M parameters, knows digits, letters and symbols",
             "glyph/random": "a tiny CLIP with random weights, for tests",
             "glyph-vit": "the image tower of the embedded CLIP alone, without texts: a small ViT",
             "glyph-vit/random": "the image tower of the tiny CLIP with random weights",
+            "glyph-bf16": "the embedded CLIP with frozen image features in bfloat16; so is glyph-vit-bf16",
         },
         _load_glyph,
         takes_argument=False,
@@ -109,7 +111,7 @@ SCHEMES = (
         takes_argument=None,
     ),
     Scheme(
-        ("open_clip",),
+        ("open_clip", "open_clip-bf16"),
         {
             "open_clip:NAME/TAG": "any model and weights of open_clip, for example open_clip:ViT-B-16/openai",
             "open_clip:NAME@FILE": "the same with weights from a file, open_clip's or OpenAI's",
@@ -117,24 +119,27 @@ SCHEMES = (
             "open_clip:NAME/random": "the same with random weights",
             "open_clip:local-dir:PATH": "a folder with open_clip_config.json and weights",
             "open_clip:hf-hub:REPOSITORY": "the same from the Hugging Face hub",
+            "open_clip-bf16:...": "each of these with frozen image features in bfloat16",
         },
         _load_open_clip,
     ),
     Scheme(
-        ("hf_clip",),
+        ("hf_clip", "hf_clip-bf16"),
         {
             "hf_clip:OWNER/NAME": "CLIP or SigLIP of transformers, as hf_clip:openai/clip-vit-base-patch16",
             "hf_clip:FOLDER": "the same from a folder: configuration, weights, tokenizer and preprocessor",
+            "hf_clip-bf16:...": "the same with frozen image features in bfloat16",
         },
         _load_hf_clip,
     ),
     Scheme(
-        ("timm",),
+        ("timm", "timm-bf16"),
         {
             "timm:NAME/TAG": "any image model of timm, as timm:vit_base_patch16_224/orig_in21k; ViTs take prompts",
             "timm:NAME": "the same with timm's default weights",
             "timm:NAME@FILE": "the same with weights from a file: timm's, Google's .npz, MAE, MoCo-v3, DINO, DINOv2",
             "timm:NAME/random": "the same with random weights",
+            "timm-bf16:...": "each of these with frozen image features in bfloat16",
         },
         _load_timm,
     ),
@@ -152,9 +157,15 @@ SCHEMES = (
 )
 
 
+def split_half_features(name: str) -> tuple[str, bool]:
+    """Return the scheme that loads the weights, and whether frozen image features are computed in bfloat16."""
+    has_half = name.endswith(HALF_FEATURES) and not name.startswith("hf-")
+    return (name.removesuffix(HALF_FEATURES), True) if has_half else (name, False)
+
+
 def choose_threads(backbone: str) -> int | None:
     """Return the threads of torch for a backbone: those asked for, one for a small one, None for torch's own choice."""
-    is_small = backbone.partition(":")[0] in SINGLE_THREADED_BACKBONES
+    is_small = split_half_features(backbone.partition(":")[0])[0] in SINGLE_THREADED_BACKBONES
     return SETTINGS.threads or (1 if is_small else None)
 
 

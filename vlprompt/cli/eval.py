@@ -64,7 +64,8 @@ def evaluate(
         Path | None,
         typer.Option(
             "--keep-predictions",
-            help="Write name, label, prediction and logits of each test item into this Parquet file.",
+            help="Write name, label, prediction and logits of each test item into this Parquet file; with --unknown "
+            "also the unknown items, and the scores of all.",
             metavar="FILE",
             callback=expand_home,
         ),
@@ -137,8 +138,6 @@ def evaluate(
     )
     for line in format_evaluation(evaluation):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if unknown is not None and keep_predictions is not None:
-        report(f"{keep_predictions} has the test items of known classes, none of --unknown")
     for path in (path for path in (figure, keep_predictions) if path is not None):
         console.print(f"wrote {path}")
 

@@ -116,7 +116,7 @@ SideBySideOption = Annotated[
     bool,
     typer.Option(
         "--side-by-side",
-        help="Train runs that differ by seed, train.lr or train.weight_decay in shared passes of the text tower, "
+        help="Train runs that differ by seed, train.lr or train.weight_decay in shared passes of a frozen tower, "
         "where that is faster; equal to rounding.",
     ),
 ]

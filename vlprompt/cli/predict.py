@@ -45,7 +45,14 @@ def predict(
         str | None,
         typer.Option(help="Other classes than the learned ones: a file with one in each line, or a,b,c."),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many classes to give for each input.")] = 3,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many classes to give for each input: 3 by default, all of a prompt for several labels.",
+            show_default=False,
+        ),
+    ] = None,
     each: Annotated[bool, typer.Option("--each", help="Of several prompts also the prediction of each.")] = False,
     output_format: Annotated[
         str | None,
@@ -72,14 +79,13 @@ def predict(
     feature_cache: FeatureCacheOption = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Classify images or texts, or answer texts, by one or several learned prompts."""
+    """Classify images or texts, label images, or answer texts, by one or several learned prompts."""
     from vlprompt.experiments.predict.figure import PredictionFigure, require_figure_path
     from vlprompt.experiments.predict.request import PredictionRequest
-    from vlprompt.experiments.predict.rows import RowLayout
 
     set_feature_cache(feature_cache)
     set_image_decoding(workers, None)
-    request = PredictionRequest(words, text or [], classes, RowLayout(top_k, each))
+    request = PredictionRequest(words, text or [], classes, top_k, each)
     if figure is not None and request.takes_texts:
         raise ValueError(f"--figure: expected images, got texts to draw into {str(figure)!r}. Leave --figure out.")
     if figure is not None:
@@ -151,12 +157,8 @@ class _Prediction:
         if len(self.request.sources) > 1:
             error_console.print(f"ensemble of {len(self.request.sources)} prompts", highlight=False)
         ensemble = self.request.load(self.backbone, self.device)
-        if ensemble.loses_threshold:
-            error_console.print(
-                "nothing is answered unknown: the threshold was chosen among the classes of the training",
-                style="yellow",
-                soft_wrap=True,
-            )
+        for note in ensemble.notes:
+            _notify(note)
         return ensemble
 
     def _predict(

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
+from vlprompt.backbones.schemes import split_half_features
 from vlprompt.config.build import (
     Annotation,
     get_backbone_kind,
@@ -51,7 +52,7 @@ def find_recipes(task: str, method: str, backbone: str) -> list[Path]:
     They are configs/<task>/<method>.yaml, the paper's values; <task>/<backbone>.yaml; <task>/<backbone>/<method>.yaml;
     for a task that trains as another one does, before them those of the other.
     """
-    kind = backbone.partition(":")[0].removesuffix("/random")
+    kind = split_half_features(backbone.partition(":")[0].removesuffix("/random"))[0]
     kind = "hf" if kind in WEIGHT_PRECISIONS else kind
     names = f"{method}.yaml", f"{kind}.yaml", f"{kind}/{method}.yaml"
     folders = [find_configs_folder() / name for name in (TRAINS_AS.get(task), task) if name]
@@ -173,6 +174,8 @@ def resolve(config: LayeredConfig) -> RunConfig:
     _require_plain_settings(config)
     seed = values.get("seed", 1)
     method, task = (resolve_class(section, values[section]["name"]) for section in ("method", "task"))
+    if getattr(task, "has_several_labels", False):
+        _require_several_labels(method, values["method"])
     task_arguments = complete_arguments("task", task, {"seed": seed} | values["task"], config)
     run_config = RunConfig(
         backbone=values.get("backbone", "glyph"),
@@ -184,6 +187,26 @@ def resolve(config: LayeredConfig) -> RunConfig:
     )
     run_config.validate()
     return run_config
+
+
+def _require_several_labels(method: type, settings: Settings) -> None:
+    """ValueError for a class of methods, alone or around another, that can't learn from items with several labels."""
+    remedy = "Take a method whose loss is of its logits alone, such as coop, vpt or dualcoop."
+    if getattr(method, "needs_single_labels", False) is True:
+        raise ValueError(
+            f"method: expected one that learns from several labels an item, got {settings['name']}, which learns from "
+            f"one, by a loss or statistics of its own. {remedy}"
+        )
+    if getattr(method, "needs_unlabelled", False) is True:
+        raise ValueError(
+            f"method: expected one that learns from several labels an item, got {settings['name']}, which learns from "
+            f"unlabelled ones. {remedy}"
+        )
+    for key, annotation in get_constructor_types(method).items():
+        inner = settings.get(key)
+        inner = {"name": inner} if isinstance(inner, str) else inner
+        if get_nested_kind(annotation) == "method" and isinstance(inner, dict) and isinstance(inner.get("name"), str):
+            _require_several_labels(resolve_class("method", inner["name"]), inner)
 
 
 def _require_plain_settings(config: LayeredConfig) -> None:

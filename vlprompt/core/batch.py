@@ -108,6 +108,13 @@ class Split:
         """Whether an item may have several labels."""
         return bool(self.labels) and isinstance(self.labels[0], tuple)
 
+    def list_labels(self, index: int) -> Names:
+        """Return the classes of an item, of several labels those that are present."""
+        label = self.labels[index]
+        if not self.has_several_labels:
+            return (self.names[label],)
+        return tuple(name for name, state in zip(self.names, label, strict=True) if state == 1)
+
     def select(self, indices: Sequence[int]) -> "Split":
         """Return the items at these indices."""
         return replace(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TypeAlias, cast
 
 from torch import Tensor
@@ -18,18 +18,15 @@ class ComputeOptions:
         activation_checkpointing: recompute layer activations in the backward pass instead of storing them (exact;
             about 30% slower).
         text_micro_batch: texts per pass, recomputed in the backward pass (exact); None for all at once.
-        compile: torch.compile each layer (equal up to rounding).
         cuda_graphs: on a GPU, record repeated passes of texts and replay them, unless another option is set.
     """
 
     activation_checkpointing: bool = False
     text_micro_batch: int | None = None
-    compile: bool = False
     cuda_graphs: bool = True
 
     def wrap_block_fn(self, block_fn: BlockFn) -> BlockFn:
         """Apply the options to the function that runs one block."""
-        block_fn = compile_block_fn(block_fn) if self.compile else block_fn
         return partial(recompute_in_backward, block_fn) if self.activation_checkpointing else block_fn
 
 
@@ -41,10 +38,3 @@ def recompute_in_backward(fn: BlockFn, *args: object) -> Tensor:
     from torch.utils.checkpoint import checkpoint
 
     return cast(Tensor, checkpoint(fn, *args, use_reentrant=False))
-
-
-@lru_cache
-def compile_block_fn(block_fn: BlockFn) -> BlockFn:
-    import torch
-
-    return torch.compile(block_fn)

@@ -64,7 +64,6 @@ def _require_support(
     texts = [tower for tower in blockwise if not isinstance(tower, VisionTower)]
     for option, value, towers in (
         ("activation_checkpointing", options.activation_checkpointing, [*blockwise, *language]),
-        ("compile", options.compile, blockwise),
         ("text_micro_batch", options.text_micro_batch, texts),
     ):
         if value and not towers:

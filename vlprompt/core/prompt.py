@@ -23,6 +23,7 @@ class Prompt:
             becomes carry * row + (1 - carry) * token. Without it tokens replace, as with 0; with 1 a row flows on.
         is_embedded: whether tokens at layer 0 are embedded as words and patches are: with positions in a text tower,
             through the norm before the first block in an image tower. Tokens that begin at a later layer never are.
+        n_contexts: R in a text tower, where neither tokens nor prefixes have as many rows: adapters tell rows apart.
     """
 
     tokens: Mapping[int, Tensor] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class Prompt:
     adapters: Mapping[str, AdapterFn] | nn.ModuleDict = field(default_factory=dict)  # an nn.ModuleDict has no .get
     carry: Mapping[int, float | Tensor] = field(default_factory=dict)
     is_embedded: bool = True
+    n_contexts: int = 1
 
     def __bool__(self) -> bool:
         return bool(len(self.tokens) or len(self.prefix) or len(self.adapters))

@@ -202,9 +202,7 @@ def collect_outputs(
 def score_outputs(output: Output, split: Split, temperature: float = 1.0) -> Scores:
     """Score the outputs (N, C) of a split; logits are divided by the temperature before the softmax."""
     labels, n_classes, usage = torch.tensor(split.labels), len(split.names), output.prompt_usage
-    predicted = output.logits.argmax(1)
-    if output.unanswered is not None:
-        predicted[output.unanswered] = n_classes  # no class: wrong for every label
+    predicted = predict_classes(output)
     logits = output.logits / temperature
     probabilities = logits.softmax(1)
     metrics = classification_scores(predicted, probabilities, labels, n_classes)
@@ -224,6 +222,14 @@ def score_outputs(output: Output, split: Split, temperature: float = 1.0) -> Sco
     counts = confusion_matrix(predicted, labels, n_classes)
     confusion = [[i, j, int(counts[i, j])] for i, j in counts.nonzero().tolist()]
     return Scores(metrics, class_accuracy, domain_metrics, prompt_usage, answers, confusion, logits)
+
+
+def predict_classes(output: Output) -> Tensor:
+    """Return the answered class (N,) of each item; C where there is none, which is wrong for every label."""
+    predicted = output.logits.argmax(1)
+    if output.unanswered is not None:
+        predicted[output.unanswered] = output.logits.shape[1]
+    return predicted
 
 
 def _score_domains(

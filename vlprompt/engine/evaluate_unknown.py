@@ -10,13 +10,20 @@ from torch import Tensor
 
 from vlprompt.core.batch import Split
 from vlprompt.core.head import Prepared
-from vlprompt.core.method import Method
-from vlprompt.engine.evaluate import Scores, collect_outputs, score_outputs
+from vlprompt.core.method import Method, Output
+from vlprompt.engine.evaluate import Scores, collect_outputs, predict_classes, score_outputs
 from vlprompt.engine.unknown_scores import SCORES, make_score_fn
 from vlprompt.metrics import unknown_scores
 from vlprompt.runtime.errors import NonFiniteError
 
 N_TRIED_ITEMS = 8  # on which a score is tried before the whole test
+
+
+class UnknownAnswers(NamedTuple):
+    """predicted classes (M,), C for none, and logits (M, C) of unknown items, among the known classes."""
+
+    predicted: Tensor
+    logits: Tensor
 
 
 class OpenSetScores(NamedTuple):
@@ -29,6 +36,7 @@ class OpenSetScores(NamedTuple):
         names: the scores (S).
         known_values: (N, S) of the known items.
         unknown_values: unknown set -> (M, S) of its items.
+        unknown: unknown set -> the answers and logits (M, C) of its items, among the known classes.
     """
 
     known: Scores
@@ -37,6 +45,7 @@ class OpenSetScores(NamedTuple):
     names: tuple[str, ...]
     known_values: Tensor
     unknown_values: dict[str, Tensor]
+    unknown: dict[str, UnknownAnswers]
 
 
 def evaluate_against_unknown(
@@ -73,21 +82,28 @@ def evaluate_against_unknown(
         raise ValueError(f"task.scores: expected a score that the method has, got {', '.join(scores)}. {notes[0]}")
     score_fn = make_score_fn(method, names)
 
-    def collect(name: str, split: Split) -> tuple[Scores, Tensor]:
+    def collect(name: str, split: Split) -> tuple[Output, Tensor]:
         report = None if on_progress is None else partial(on_progress, name)
         output = collect_outputs(method, split, batch_size, micro_batch_size, prepared, score_fn, report)
-        return score_outputs(output, split), _require_numbers(cast(Tensor, output.scores))
+        return output, _require_numbers(cast(Tensor, output.scores))
 
-    known_scores, known_values = collect("", known)
-    metrics, unknown_values = dict[str, dict[str, float]](), dict[str, Tensor]()
+    output, known_values = collect("", known)
+    known_scores = score_outputs(output, known)
+    metrics, unknown_values, answers = dict[str, dict[str, float]](), dict[str, Tensor](), dict[str, UnknownAnswers]()
     for name, split in unknown.items():
         # among the known classes, as the labels of unknown items mean nothing
-        values = collect(name, replace(split, names=known.names, labels=(0,) * len(split), domains=None, info={}))[1]
-        unknown_values[name] = values
+        split = replace(split, names=known.names, labels=(0,) * len(split), domains=None, info={})
+        output, values = collect(name, split)
+        unknown_values[name], answers[name] = values, answer_unknown(output)
         by_score = {score: unknown_scores(known_values[:, k], values[:, k]) for k, score in enumerate(names)}
         metrics[name] = {f"{metric}_{score}": v for score, found in by_score.items() for metric, v in found.items()}
     method.train(was_training)
-    return OpenSetScores(known_scores, metrics, notes, tuple(names), known_values, unknown_values)
+    return OpenSetScores(known_scores, metrics, notes, tuple(names), known_values, unknown_values, answers)
+
+
+def answer_unknown(output: Output, temperature: float = 1.0) -> UnknownAnswers:
+    """Return what was answered for unknown items; their logits are divided by the temperature."""
+    return UnknownAnswers(predict_classes(output), output.logits / temperature)
 
 
 @torch.no_grad()

@@ -22,9 +22,14 @@ LABEL_METRICS = {  # of items with several labels
 
 def score_labels(odds: Tensor, targets: Tensor, threshold: float = DEFAULT_THRESHOLD) -> dict[str, float]:
     """Return the metrics of LABEL_METRICS for odds (N, C), as logarithms, and targets (N, C)."""
-    scores = label_scores(select_labels(odds.double(), threshold), targets)
+    scores = label_scores(is_label(odds, threshold), targets)
     values = {"mAP": mean_average_precision(odds, targets), **scores, "threshold": threshold}
     return {name: values[name] for name in LABEL_METRICS}
+
+
+def is_label(odds: Tensor, threshold: float = DEFAULT_THRESHOLD) -> Tensor:
+    """Return which labels (N, C) are predicted: those whose odds exceed the threshold, both as logarithms."""
+    return select_labels(odds.double(), threshold)
 
 
 def choose_threshold(odds: Tensor, targets: Tensor) -> float:
@@ -34,11 +39,11 @@ def choose_threshold(odds: Tensor, targets: Tensor) -> float:
     """
     known = targets != UNKNOWN
     z, order = odds[known].double().sort(descending=True)
-    is_label = (targets[known] == 1)[order].double()
-    if not bool(is_label.any()):
+    is_present = (targets[known] == 1)[order].double()
+    if not bool(is_present.any()):
         return DEFAULT_THRESHOLD
     n_predicted = torch.arange(1, len(z) + 1, dtype=torch.double)
-    f1 = 2 * is_label.cumsum(0) / (n_predicted + is_label.sum())
+    f1 = 2 * is_present.cumsum(0) / (n_predicted + is_present.sum())
     is_cut = torch.cat([z[1:] < z[:-1], torch.tensor([True])])  # no threshold parts equal odds
     best = int(torch.where(is_cut, f1, -1.0).argmax())
     lower = z[best + 1] if best + 1 < len(z) else z[best] - 1

@@ -192,8 +192,8 @@ class Loop:
                     materialize_grads=True,
                 )
                 sums[name] = [a + b for a, b in zip(sums[name], grads, strict=True)] if name in sums else list(grads)
-        if counts and self.changed_loss:
-            self.label_loss.require_use(", ".join(self.changed_loss), type(self.method).__name__)
+        if counts:
+            self.require_loss_use()
         values, counts, sums = self.gradient_sync.reduce_sums((values, counts, sums))
         if not sums:
             raise ValueError(
@@ -204,6 +204,11 @@ class Loop:
         return means, self.method.merge_gradients(
             {name: [g / max(counts[name], 1.0) for g in grads] for name, grads in sums.items()}
         )
+
+    def require_loss_use(self) -> None:
+        """Raise ValueError for settings of train.loss which the method has not asked for in a step."""
+        if self.changed_loss:
+            self.label_loss.require_use(", ".join(self.changed_loss), type(self.method).__name__)
 
     def take_step(self, batch: Batch, lr: float) -> dict[str, float]:
         """Take one optimizer step on a batch.

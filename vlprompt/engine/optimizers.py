@@ -28,7 +28,7 @@ def skip_dynamo(optimizer_class: type[torch.optim.Optimizer]) -> Any:
     """Return an optimizer class with the same arithmetic that does not import torch._dynamo.
 
     The first call of a decorated method of `torch.optim` imports it, which takes longer than torch itself and matters
-    to `torch.compile` alone, through which no optimizer goes here.
+    to `torch.compile` alone, which is not used here.
     """
     names = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
     methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in names}

@@ -71,7 +71,6 @@ class TrainConfig:
         precision: of the forward pass; parameters stay float32.
         activation_checkpointing: recompute layer activations in the backward pass instead of storing them.
         text_micro_batch: class texts encoded at once and recomputed in the backward pass (None: all, stored).
-        compile: compile the layers with torch.compile.
         cuda_graphs: on a GPU, record passes of texts that come again and replay them; their outputs stay in memory.
         drop_last: drop an incomplete last batch, unless it is the only one.
         augmentations: how many augmented views of an image exist (None: one per epoch).
@@ -114,7 +113,6 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
     text_micro_batch: int | None = None
-    compile: bool = False
     cuda_graphs: bool = True
     drop_last: bool = True
     augmentations: int | None = None
@@ -162,7 +160,7 @@ class TrainConfig:
 
     @property
     def compute_options(self) -> ComputeOptions:
-        return ComputeOptions(self.activation_checkpointing, self.text_micro_batch, self.compile, self.cuda_graphs)
+        return ComputeOptions(self.activation_checkpointing, self.text_micro_batch, self.cuda_graphs)
 
     def count_steps(self, n_images: int) -> tuple[int, int, int]:
         """Count (steps per epoch, epochs, steps in all) of a training on n_images."""

@@ -134,6 +134,8 @@ class SeedGroup:
                             total.sum(), wanted, retain_graph=keep, allow_unused=True, materialize_grads=True
                         )
                     sums[name] = [a + b for a, b in zip(sums[name], new, strict=True)] if name in sums else list(new)
+        if counts:
+            self.loops[0].require_loss_use()
         told = {name: (value / max(counts[name], 1.0)).tolist() for name, value in values.items()}
         grads = {name: [g / max(counts[name], 1.0) for g in found] for name, found in sums.items()}
         merged = [

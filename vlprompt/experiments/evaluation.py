@@ -18,7 +18,7 @@ from vlprompt.data.loading import resolve_dataset
 from vlprompt.data.sources import require_folder, select_layout
 from vlprompt.data.splits.label_hiding import drop_labels
 from vlprompt.engine.evaluate import Scores, collect_outputs, evaluate, iter_logits, score_outputs
-from vlprompt.engine.evaluate_unknown import find_scores
+from vlprompt.engine.evaluate_unknown import answer_unknown, find_scores
 from vlprompt.engine.model_selection import collect_pseudo_labels
 from vlprompt.engine.unknown_scores import SCORES, make_score_fn
 from vlprompt.experiments.calibration.choice import Selection, choose_for_prompt, require_classes, require_numbers
@@ -34,15 +34,18 @@ from vlprompt.experiments.learned.decision import Decision
 from vlprompt.experiments.learned.prompt import LearnedPrompt, require_one_label, restore_prompt
 from vlprompt.experiments.learned.state import read_learned_state
 from vlprompt.experiments.provenance import describe_predictions
-from vlprompt.experiments.stage_tests import build_prediction_file
+from vlprompt.experiments.stage_tests import build_prediction_file, build_unknown_items
 from vlprompt.metrics import accuracy, calibration_scores, unknown_scores
 from vlprompt.results.comparability import DOMAIN
 from vlprompt.results.plots.shots import plot_predictions
-from vlprompt.results.prediction_files import write_predictions
+from vlprompt.results.prediction_files import UnknownItems, write_predictions
+from vlprompt.results.test_answers import UnknownScores
+from vlprompt.tasks.multi_label import open_label_sets
 from vlprompt.tasks.online import draw_order
 from vlprompt.tasks.text import Text
 
 MAX_DRAWN_IMAGES = 40
+LOST_THRESHOLD = "the threshold holds only for the classes that it was chosen among, so it is not applied here"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Evaluation:
         decision: temperature and threshold.
         notes: what a reader should know.
         scores: of the test, with the prediction of each item.
+        unknown_items: items of unknown classes with theirs.
     """
 
     metrics: dict[str, float]
@@ -64,6 +68,7 @@ class Evaluation:
     decision: Decision = field(default_factory=Decision)
     notes: tuple[str, ...] = ()
     scores: Scores | None = None
+    unknown_items: UnknownItems | None = None
 
 
 def evaluate_run(
@@ -94,7 +99,12 @@ def evaluate_run(
     """
     state, selection = read_learned_state(folder), selection or Selection()
     task = state.config["task"]
-    require_one_label(state)
+    if selection.unknown is not None:
+        require_one_label(state, "--unknown")
+    if selection.needs_validation:
+        require_one_label(state, "--reject and --calibrate")
+    if figure_path is not None:
+        require_one_label(state, "--figure")
     if task["name"] == "text" and figure_path is not None:
         raise ValueError(
             f"--figure: expected a run on images, got {str(folder)!r}, a run on texts. Leave --figure out."
@@ -119,7 +129,8 @@ def evaluate_run(
     if predictions_path is not None:
         origin = describe_predictions(state.config, state.lessons) | {"test": "eval"}
         origin |= {} if dataset is None else {"dataset": str(dataset)}
-        write_predictions(build_prediction_file(cast(Scores, evaluation.scores), test, origin), predictions_path)
+        scores, unknown_items = cast(Scores, evaluation.scores), evaluation.unknown_items
+        write_predictions(build_prediction_file(scores, test, origin, unknown_items), predictions_path)
     if figure_path is not None:
         _draw_test(prompt.method, test, task["name"] == DOMAIN, figure_path)
     return evaluation
@@ -138,6 +149,10 @@ def _choose(prompt: LearnedPrompt, selection: Selection, skip_broken: bool) -> t
 def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, selection: Selection) -> Evaluation:
     """Test a prompt with its decision, and against items of unknown classes."""
     method, decision = prompt.method, prompt.decide_among(test.names)
+    if decision.labels is not None:
+        scores = evaluate(method, test, threshold=decision.labels.threshold)
+        notes = () if decision == prompt.decision else (LOST_THRESHOLD,)
+        return Evaluation(scores.metrics, decision=decision, notes=notes, scores=scores)
     if decision == Decision() and not selection.needs_validation and unknown is None:
         scores = evaluate(method, test)
         return Evaluation(scores.metrics, scores=scores)
@@ -149,12 +164,12 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
     if unknown is not None and selection.scores is None:
         names, notes = find_scores(method, test, prepared, names)
     if decision != prompt.decision:
-        notes = (*notes, "the threshold holds only for the classes that it was chosen among, so none is applied here")
+        notes = (*notes, LOST_THRESHOLD)
     score_fn = make_score_fn(method, names, decision.temperature)
     output = collect_outputs(method, test, prepared=prepared, score_fn=score_fn)
     known_scores, labels = require_numbers(cast(Tensor, output.scores)), torch.tensor(test.labels)
     scores, rows = score_outputs(output, test, decision.temperature), dict[str, dict[str, float]]()
-    metrics = dict(scores.metrics)
+    metrics, items = dict(scores.metrics), None
     if decision.threshold is not None:
         metrics |= _score_rejection(output, known_scores[:, 0], labels, decision.threshold)
     if unknown is not None:
@@ -165,7 +180,11 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
         if decision.threshold is not None:
             metrics["unknown_accepted"] = 100 * (other_scores[:, 0] >= decision.threshold).double().mean().item()
         notes = (*notes, _describe_sides(test, unknown))
-    return Evaluation(metrics, rows, _score_calibration(output, labels, decision, selection), decision, notes, scores)
+        all_scores = UnknownScores(tuple(names), known_scores, {unknown.dataset: other_scores})
+        answers = {unknown.dataset: answer_unknown(others, decision.temperature)}
+        items = build_unknown_items(all_scores, {unknown.dataset: unknown.split}, answers)
+    calibration = _score_calibration(output, labels, decision, selection)
+    return Evaluation(metrics, rows, calibration, decision, notes, scores, items)
 
 
 def _describe_sides(test: Split, unknown: ChosenItems) -> str:
@@ -212,7 +231,11 @@ def _open_test(
         return stage.tests["target"], domain_task.protocol["note"]
     own = cast(str, task["dataset"])
     layout = layout if dataset is not None else layout or select_layout(task.get("layout"), own)
-    data = resolve_dataset(own if dataset is None else dataset, None, skip_broken, layout=layout)
+    source = own if dataset is None else dataset
+    if task["name"] == "multi_label":
+        data = open_label_sets(source, task["reading"], skip_broken=skip_broken, layout=layout)
+    else:
+        data = resolve_dataset(source, None, skip_broken, layout=layout)
     return data.test, data.note
 
 

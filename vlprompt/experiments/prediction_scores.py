@@ -1,21 +1,27 @@
 """Metrics of prediction files, and comparisons of two files of one test."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, Self, TypeVar
 
 from torch import Tensor
 
+from vlprompt.engine.unknown_scores import SCORES
 from vlprompt.metrics.catalogue import METRICS, Metric, Row
 from vlprompt.metrics.comparison import LEVEL, N_RESAMPLES, Interval, McNemar, mcnemar, paired_bootstrap
-from vlprompt.metrics.predictions import Predictions
 from vlprompt.metrics.tables import TABLES
+from vlprompt.metrics.unknown_sets import SCORE_METRICS
 from vlprompt.results.prediction_files import PredictionFile
 from vlprompt.runtime.errors import suggest_nearest
 
 DEFAULT_METRICS = ("accuracy", "class_mean", "macro_f1", "ece15", "nll", "brier")
 DEFAULT_LABEL_METRICS = ("mAP", "CF1", "OF1")
 ALL_METRICS: Mapping[str, Metric] = {name: metric for group in METRICS.values() for name, metric in group.items()}
+UNKNOWN_TABLE = "unknown"  # every metric of each set of unknown items and score
+ALL_SCORE_METRICS: Mapping[str, tuple[str, str]] = {  # name as in a result -> metric and score
+    f"{metric}_{score}": (metric, score) for metric in SCORE_METRICS for score in SCORES
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,9 @@ def parse_metrics(text: str | None) -> tuple[str, ...] | None:
     """Parse "accuracy,ece15" to names of metrics and tables, None to None; ValueError for one that there is not."""
     names = None if text is None else tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names or ():
-        if name not in ALL_METRICS and name not in TABLES:
-            nearest = suggest_nearest(name, (*ALL_METRICS, *TABLES))
+        known_names = (*ALL_METRICS, *TABLES, UNKNOWN_TABLE, *ALL_SCORE_METRICS)
+        if name not in known_names:
+            nearest = suggest_nearest(name, known_names)
             raise ValueError(f"--metric: expected the name of a metric, got {name!r}; {nearest}")
     return names
 
@@ -56,24 +63,24 @@ def score_predictions(
 
     Args:
         file: the predictions.
-        names: of `METRICS` and `TABLES`; None for the usual ones.
+        names: of `METRICS`, `TABLES` and `ALL_SCORE_METRICS`, and `UNKNOWN_TABLE`; None for the usual ones. A metric of
+            a score of unknown items is the mean over their sets; without a score it stands for all of the file.
         other: predictions to compare with.
 
     Raises:
         PredictionFileError: when the other is of other test items.
         ValueError: for a metric that these predictions do not have; it names the metric.
     """
-    chosen = names or (DEFAULT_LABEL_METRICS if file.has_several_labels else DEFAULT_METRICS)
-    second = None if other is None else other.in_order_of(file).as_predictions()
-    first = file.as_predictions()
-    metrics = {name: ALL_METRICS[name] for name in chosen if name in ALL_METRICS}
-    values = {name: _compute(name, metric, first) for name, metric in metrics.items()}
-    tables = {name: TABLES[name].compute(first) for name in chosen if name in TABLES}
-    notes = _list_notes(first, metrics)
+    chosen = _choose_names(file, names)
+    second = None if other is None else other.in_order_of(file)
+    metrics = [name for name in chosen if name not in (*TABLES, UNKNOWN_TABLE)]
+    values = {name: _compute(name, file) for name in metrics}
+    tables = {name: _build_table(name, file) for name in chosen if name not in metrics}
+    notes = _list_notes(file, metrics)
     if second is None:
         return PredictionScores(values, tables, notes=tuple(notes))
-    other_values = {name: _compute(name, metric, second) for name, metric in metrics.items()}
-    intervals = {name: _compare(metric, first, second) for name, metric in metrics.items()}
+    other_values = {name: _compute(name, second) for name in metrics}
+    intervals = {name: _compare(name, file, second) for name in metrics}
     for name, interval in intervals.items():
         if interval.n_undefined:
             notes.append(f"{name}: undefined on {interval.n_undefined} of {N_RESAMPLES} draws, which are left out")
@@ -81,36 +88,77 @@ def score_predictions(
     if file.has_several_labels:
         notes.append("no McNemar's test: an item with several labels is not right or wrong")
     else:
-        labels = first.one_label
-        test = mcnemar(first.predicted == labels, second.predicted == labels)
-    notes.append(f"intervals: {100 * LEVEL:g} %, of {N_RESAMPLES} draws of the {len(first)} test items, paired")
+        test = mcnemar(file.predicted == file.labels, second.predicted == second.labels)
+    drawn = f"the {len(file)} test items"
+    if file.unknown is not None and any(name in ALL_SCORE_METRICS for name in metrics):
+        drawn += f", for metrics of a score of these and the {len(file.unknown.items)} unknown ones"
+    notes.append(f"intervals: {100 * LEVEL:g} %, of {N_RESAMPLES} draws of {drawn}, paired")
     return PredictionScores(values, tables, other_values, intervals, test, tuple(notes))
 
 
-def _compute(name: str, metric: Metric, predictions: Predictions) -> float:
+def _choose_names(file: PredictionFile, names: Sequence[str] | None) -> list[str]:
+    """Return the names asked for, or the usual ones; a metric of a score without one is meant for all of the file."""
+    if file.unknown is None:
+        return list(names or (DEFAULT_LABEL_METRICS if file.has_several_labels else DEFAULT_METRICS))
+    scores, chosen = file.unknown.score_names, list[str]()
+    for name in names or (*DEFAULT_METRICS, UNKNOWN_TABLE):
+        chosen += [f"{name}_{score}" for score in scores] if name in SCORE_METRICS else [name]
+    return list(dict.fromkeys(chosen))
+
+
+def _compute(name: str, file: PredictionFile) -> float:
     try:
-        return metric.compute(predictions)
+        if name in ALL_METRICS:
+            return ALL_METRICS[name].compute(file.as_predictions())
+        return file.as_unknown_sets().average(*ALL_SCORE_METRICS[name])
     except ValueError as error:
         raise ValueError(f"--metric {name}: {error}") from error
 
 
-def _compare(metric: Metric, first: Predictions, second: Predictions) -> Interval:
-    if metric.per_item is not None:
-        differences = (metric.per_item(first) - metric.per_item(second)).double()
-        return paired_bootstrap(lambda places: differences[places].mean().item(), len(first))
+def _build_table(name: str, file: PredictionFile) -> list[Row]:
+    try:
+        return TABLES[name].compute(file.as_predictions()) if name in TABLES else file.as_unknown_sets().build_rows()
+    except ValueError as error:
+        raise ValueError(f"--metric {name}: {error}") from error
 
+
+class _Items(Protocol):
+    """What can be drawn again."""
+
+    def __len__(self) -> int: ...
+    def select(self, indices: Tensor) -> Self: ...
+
+
+ItemsT = TypeVar("ItemsT", bound=_Items)
+
+
+def _compare(name: str, first: PredictionFile, second: PredictionFile) -> Interval:
+    if name not in ALL_METRICS:
+        sets = first.as_unknown_sets(), second.as_unknown_sets()
+        return _resample(lambda one: one.average(*ALL_SCORE_METRICS[name]), *sets)
+    metric, sides = ALL_METRICS[name], (first.as_predictions(), second.as_predictions())
+    if metric.per_item is None:
+        return _resample(metric.compute, *sides)
+    differences = (metric.per_item(sides[0]) - metric.per_item(sides[1])).double()
+    return paired_bootstrap(lambda places: differences[places].mean().item(), len(first))
+
+
+def _resample(compute: Callable[[ItemsT], float], first: ItemsT, second: ItemsT) -> Interval:
     def find_difference(places: Tensor) -> float:
         try:
-            return metric.compute(first.select(places)) - metric.compute(second.select(places))
+            return compute(first.select(places)) - compute(second.select(places))
         except ValueError:  # a draw may lack the items of a class or of a side
             return math.nan
 
     return paired_bootstrap(find_difference, len(first))
 
 
-def _list_notes(predictions: Predictions, metrics: Mapping[str, Metric]) -> list[str]:
-    """Return what was left out: classes that are never positive, and items without an answer."""
-    notes = list[str]()
+def _list_notes(file: PredictionFile, metrics: Sequence[str]) -> list[str]:
+    """Return what was left out, classes that are never positive and items without an answer, and what is a mean."""
+    notes, predictions = list[str](), file.as_predictions()
+    has_means = any(name in ALL_SCORE_METRICS for name in metrics)
+    if has_means and file.unknown is not None and len(sets := list(dict.fromkeys(file.unknown.sets))) > 1:
+        notes.append(f"metrics of a score: the mean over the unknown sets {', '.join(sets)}")
     absent = predictions.find_absent_classes()
     if absent and (averaged := [name for name in metrics if name.startswith("mAP") and name != "mAP_absent_zero"]):
         names = ", ".join(absent[:10]) + " ..." * (len(absent) > 10)

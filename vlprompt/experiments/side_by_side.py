@@ -1,4 +1,4 @@
-"""Make runs side by side: which of them may share the passes of the text tower, where it pays, and a group of them."""
+"""Make runs side by side: which of them may share passes of a tower, where it pays, and a group of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,16 @@ from vlprompt.runtime.errors import RunStoppedError
 if TYPE_CHECKING:
     from vlprompt.core.method import Method
     from vlprompt.core.stage import Lesson
-    from vlprompt.core.towers import Backbone, Clip
+    from vlprompt.core.towers import Backbone
     from vlprompt.engine.side_by_side import GroupMember
     from vlprompt.experiments.memory_plan import MemoryPlan
     from vlprompt.tasks import Task
 
 # settings of training in which runs of a group may differ
 GROUP_KEYS = ("train.lr", "train.weight_decay")
-MAX_RUNS = 8  # in one pass; on a CPU more gain little
-MAX_TEXT_SIZE = 16_000  # texts x width of the tower, above which one row keeps a CPU busy
+MAX_RUNS = 12  # in one pass; on a CPU more gain little
+MAX_TEXT_SIZE = 24_000  # texts x width of the tower, above which one row keeps a CPU busy
+MAX_IMAGE_SIZE = 60_000  # images of a batch x tokens x width of the tower, above which one batch does
 MEASURED_IMAGES = 2  # in the step that shows what can be shared
 
 MemberJob: TypeAlias = "Callable[[GroupMember, Listener], Result]"
@@ -33,14 +34,14 @@ class GroupRun:
     """A run of a group.
 
     Args:
-        build: builds its method on the CLIP that it is passed.
+        build: builds its method on the backbone that it is passed.
         task: what it is trained and tested on.
         config: its configuration.
         folder: where it is written, None for nowhere.
         on_event: hears of its steps and tests.
     """
 
-    build: "Callable[[Clip], Method]"
+    build: "Callable[[Backbone], Method]"
     task: "Task"
     config: RunConfig
     folder: Path | None = None
@@ -99,25 +100,30 @@ class SharedWork:
         n_rows: rows of its largest pass of the text tower that can be joined; 0 where there is none.
         n_texts: texts of such a row.
         width: of the text tower.
-        trains_image_features: whether the step goes through the image tower, which each run has for itself.
+        image_size: images x tokens x width of its largest pass of the image tower that can be joined; 0 where there is
+            none.
+        is_image_alone: whether a step goes through the image tower in a way that runs can't share.
     """
 
     n_rows: int = 0
     n_texts: int = 0
     width: int = 0
-    trains_image_features: bool = False
+    image_size: int = 0
+    is_image_alone: bool = False
 
     def explain_no_gain(self, device: str) -> str:
         """Return why runs side by side would take as long as one by one; "" where they are faster.
 
         On a CPU it is a rule of what was measured (tools/bench side_by_side); elsewhere, any shared pass counts.
         """
-        if not self.n_rows:
-            return "their steps have no pass of the text tower with trained tokens that runs could share"
+        if not self.n_rows and not self.image_size:
+            return "their steps have no pass with trained tokens or adapters that runs could share"
         if device != "cpu":
             return ""
-        if self.trains_image_features:
+        if self.is_image_alone:
             return "most of a step is work of the image tower, which runs don't share"
+        if self.image_size > MAX_IMAGE_SIZE:
+            return "one batch in the image tower keeps the processor busy, so that a pass of more images gains little"
         if self.n_rows > 1:
             return "each image has a row of the text tower already, so that a pass of more rows gains little"
         if self.n_texts * self.width > MAX_TEXT_SIZE:
@@ -127,30 +133,37 @@ class SharedWork:
         return ""
 
 
-def measure_shared_work(build: "Callable[[Clip], Method]", clip: "Backbone", lesson: "Lesson") -> SharedWork:
+def measure_shared_work(
+    build: "Callable[[Backbone], Method]", backbone: "Backbone", lesson: "Lesson", batch_size: int
+) -> SharedWork:
     """Compute the loss of a few images, and return what of it could be shared.
 
     Args:
-        build: builds the method on the CLIP that it is passed.
-        clip: the backbone.
+        build: builds the method on the backbone that it is passed.
+        backbone: the backbone.
         lesson: what it will train on.
+        batch_size: images of its steps.
 
     Raises:
         ValueError: for a method that does not suit the lesson or the backbone.
     """
     import torch
 
-    from vlprompt.core.towers import Clip
-    from vlprompt.engine.side_by_side import TextPassRecorder
+    from vlprompt.core.towers import LanguageTower
     from vlprompt.experiments.memory_plan import build_batch, subsample_lesson
+    from vlprompt.layers.joined_passes import TowerPass, run_alone, watch_passes
     from vlprompt.runtime.seeding import make_generator
 
-    if not isinstance(clip, Clip):
+    passes = list[TowerPass]()
+    if isinstance(backbone, LanguageTower):
         return SharedWork()
-    recorder, small = TextPassRecorder(clip), subsample_lesson(lesson, len(lesson.train.names), MEASURED_IMAGES)
-    method = build(recorder.clip)
-    if not isinstance(method.backbone, Clip):
-        return SharedWork()
+
+    def record(one: TowerPass) -> torch.Tensor:
+        passes.append(one)
+        return run_alone(one)
+
+    small = subsample_lesson(lesson, len(lesson.train.names), MEASURED_IMAGES)
+    method = build(watch_passes(backbone, record))
     with torch.random.fork_rng():
         method.begin_lesson(small, make_generator(0))
         batch = build_batch(method, small)
@@ -159,12 +172,16 @@ def measure_shared_work(build: "Callable[[Clip], Method]", clip: "Backbone", les
         with torch.no_grad():
             fixed = method.train().precompute(batch.names)
         _, output = method.loss_terms(batch, fixed)
-    if not recorder.passes:
-        return SharedWork()
-    largest = max(recorder.passes, key=lambda one: one.n_rows * one.n_texts)
-    image = output.image_features
-    trains_image_features = image is not None and image.requires_grad
-    return SharedWork(largest.n_rows, largest.n_texts, clip.text.dim, trains_image_features)
+    texts = [one for one in passes if not one.takes_images]
+    images = [one for one in passes if one.takes_images]
+    n_rows, n_texts, width = max(
+        ((one.n_rows, len(one.inputs), one.tower.dim) for one in texts),
+        key=lambda size: size[0] * size[1],
+        default=(0,) * 3,
+    )
+    per_image = max((one.n_tokens * one.n_rows * one.tower.dim / MEASURED_IMAGES for one in images), default=0)
+    is_trained = output.image_features is not None and output.image_features.requires_grad
+    return SharedWork(n_rows, n_texts, width, round(per_image * batch_size), is_trained and not images)
 
 
 def count_runs_that_fit(plan: "MemoryPlan | None") -> int:
@@ -181,14 +198,14 @@ def count_runs_that_fit(plan: "MemoryPlan | None") -> int:
     return max(1, min(MAX_RUNS, 1 + n_more))
 
 
-def run_group(clip: "Clip", runs: Sequence[GroupRun], save_every: float = 5.0) -> list[Result | Exception]:
-    """Train runs side by side on one CLIP, and test each.
+def run_group(backbone: "Backbone", runs: Sequence[GroupRun], save_every: float = 5.0) -> list[Result | Exception]:
+    """Train runs side by side on one backbone, and test each.
 
     Each writes the folder that it would write alone, to rounding, and either way of training goes on where the other
     was stopped. A RunStoppedError that a listener raises stops all of them.
 
     Args:
-        clip: the backbone of all.
+        backbone: of all.
         runs: what to run.
         save_every: seconds between two saved states of each run.
 
@@ -199,7 +216,7 @@ def run_group(clip: "Clip", runs: Sequence[GroupRun], save_every: float = 5.0) -
 
     def make_job(one: GroupRun) -> MemberJob:
         def job(member: "GroupMember", on_event: Listener) -> Result:
-            method = one.build(member.clip)
+            method = one.build(member.backbone)
             return run(
                 method, one.task, one.config, one.folder, save_every=save_every, on_event=on_event, member=member
             )
@@ -207,24 +224,24 @@ def run_group(clip: "Clip", runs: Sequence[GroupRun], save_every: float = 5.0) -
         return job
 
     jobs = [make_job(one) for one in runs]
-    return run_jobs(clip, jobs, [one.on_event for one in runs], runs[0].config.backbone)
+    return run_jobs(backbone, jobs, [one.on_event for one in runs], runs[0].config.backbone)
 
 
 def run_jobs(
-    clip: "Clip", jobs: Sequence[MemberJob], listeners: Sequence[Listener], backbone: str
+    backbone: "Backbone", jobs: Sequence[MemberJob], listeners: Sequence[Listener], name: str
 ) -> list[Result | Exception]:
     """Do jobs that call `run` for the members of a group in lockstep.
 
     Args:
-        clip: the backbone of all.
+        backbone: of all.
         jobs: take their member, and the listener to call.
         listeners: of each job. A RunStoppedError that one raises stops all of them.
-        backbone: its name.
+        name: of the backbone.
     """
     from vlprompt.engine.side_by_side import TrainingGroup
     from vlprompt.experiments.runner import use_threads
 
-    group, stop = TrainingGroup(clip, len(jobs)), list[RunStoppedError]()
+    group, stop = TrainingGroup(backbone, len(jobs)), list[RunStoppedError]()
 
     def make_job(index: int) -> Callable[[], Result]:
         member = group.members[index]
@@ -241,5 +258,5 @@ def run_jobs(
 
         return lambda: jobs[index](member, on_event)
 
-    with use_threads(backbone):
+    with use_threads(name):
         return group.run([make_job(i) for i in range(len(jobs))])

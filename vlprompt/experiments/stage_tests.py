@@ -14,11 +14,11 @@ from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
 from vlprompt.engine.evaluate import Scores, collect_outputs, evaluate
-from vlprompt.engine.evaluate_unknown import evaluate_against_unknown
+from vlprompt.engine.evaluate_unknown import UnknownAnswers, evaluate_against_unknown
 from vlprompt.engine.label_scores import DEFAULT_THRESHOLD, choose_threshold, read_label_odds
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.events import EvaluationProgress, Listener
-from vlprompt.results.prediction_files import THRESHOLD_FACT, PredictionFile
+from vlprompt.results.prediction_files import THRESHOLD_FACT, PredictionFile, UnknownItems
 from vlprompt.results.test_answers import TestAnswers, UnknownScores
 from vlprompt.runtime.errors import UnknownClassError
 
@@ -37,6 +37,7 @@ class StageOutcome:
         confusion: class ids and `Scores.confusion`, by test; likewise.
         predictions: of each item with its logits, by test, where they are asked for; likewise.
         unknown_scores: of known and unknown items, where the stage has unknown tests.
+        unknown_items: the unknown items with their answers, likewise.
         notes: scores of unknown classes that the method lacks, and why.
     """
 
@@ -47,6 +48,7 @@ class StageOutcome:
     confusion: dict[str, dict[str, Any]] = field(default_factory=dict)
     predictions: dict[str, PredictionFile] = field(default_factory=dict)
     unknown_scores: UnknownScores | None = None
+    unknown_items: UnknownItems | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -84,7 +86,9 @@ class StageTests:
                 outcome.answers[name] = TestAnswers(*scores.answers, names=tuple(map(str, test.names)))
                 outcome.confusion[name] = {"classes": list(class_ids(test.names)), "counts": scores.confusion}
             if self.origin is not None:
-                outcome.predictions[name] = build_prediction_file(scores, test, {**self.origin, "test": name})
+                unknown = outcome.unknown_items if name == next(iter(stage.tests)) else None
+                origin = {**self.origin, "test": name}
+                outcome.predictions[name] = build_prediction_file(scores, test, origin, unknown)
         return outcome
 
     def evaluate_unseen(self, tests: dict[str, Split]) -> TestScores:
@@ -111,6 +115,7 @@ class StageTests:
             )
         outcome.scores |= {f"unknown/{unknown}": metrics for unknown, metrics in comparison.metrics.items()}
         outcome.unknown_scores = UnknownScores(comparison.names, comparison.known_values, comparison.unknown_values)
+        outcome.unknown_items = build_unknown_items(outcome.unknown_scores, stage.unknown_tests, comparison.unknown)
         outcome.notes = comparison.notes
         return comparison.known
 
@@ -139,13 +144,38 @@ class StageTests:
             )
 
 
-def build_prediction_file(scores: Scores, test: Split, origin: Mapping[str, Any]) -> PredictionFile:
+def build_unknown_items(
+    scores: UnknownScores, tests: Mapping[str, Split], answers: Mapping[str, UnknownAnswers]
+) -> UnknownItems:
+    """Return the items of unknown classes for a file of predictions, one set after the other.
+
+    Args:
+        scores: of the known and of the unknown items.
+        tests: the unknown items by set.
+        answers: what was answered for them.
+    """
+    names = [(name, item.name) for name, split in tests.items() for item in split.items]
+    return UnknownItems(
+        scores.names,
+        scores.known,
+        tuple(item for _, item in names),
+        tuple(name for name, _ in names),
+        torch.cat([answers[name].predicted for name in tests]),
+        torch.cat([answers[name].logits for name in tests]),
+        torch.cat([scores.unknown[name] for name in tests]),
+    )
+
+
+def build_prediction_file(
+    scores: Scores, test: Split, origin: Mapping[str, Any], unknown: UnknownItems | None = None
+) -> PredictionFile:
     """Return the predictions of a test; ValueError for texts with responses or tags, which have none.
 
     Args:
         scores: of the test.
         test: its items.
         origin: what `describe_predictions` returned, and the name of the test.
+        unknown: what the test has of unknown classes.
     """
     if scores.logits is None:
         raise ValueError(
@@ -167,4 +197,5 @@ def build_prediction_file(scores: Scores, test: Split, origin: Mapping[str, Any]
         class_ids(test.names),
         tuple(origin["learned_class_ids"]),
         facts,
+        unknown=unknown,
     )

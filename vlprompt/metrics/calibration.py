@@ -78,9 +78,8 @@ def adaptive_confidence_error(confidence: Tensor, correct: Tensor, n_bins: int =
     """Return `adaptive_calibration_error` of the probability (N,) of each answer and whether it is right (N,)."""
     n, confidence, correct = len(confidence), confidence.double(), correct.double()
     order = confidence.sort().values
-    edges = torch.linspace(0, n, n_bins + 1, dtype=torch.double).clamp(max=n - 1)
-    lower, rest = edges.floor().long(), edges.frac()
-    values = order[lower] + rest * (order[(lower + 1).clamp(max=n - 1)] - order[lower])
+    # the authors' edges lie between two sorted probabilities; the lower one parts them in the same way
+    values = order[torch.linspace(0, n, n_bins + 1, dtype=torch.double).clamp(max=n - 1).long()]
     in_bin = (confidence[:, None] > values[:-1]) & (confidence[:, None] <= values[1:])  # (N, bins)
     return 100 * (in_bin * (correct - confidence)[:, None]).sum(0).abs().sum().item() / n
 

@@ -220,16 +220,16 @@ def _build_open_metrics() -> dict[str, Metric]:
     def joint(p: Predictions, key: str) -> float:
         return open_world.joint_accuracies(p.probabilities, p.one_label, p.known_classes)[key]
 
-    text, mcm = unknown.UNKNOWN_METRICS, "codes of MCM (arXiv:2211.13445) and LoCoOp (arXiv:2306.01293)"
-    at_least = partial(unknown.fpr_at_recall, closest=False)
+    text, functions = unknown.UNKNOWN_METRICS, unknown.UNKNOWN_FUNCTIONS
+    mcm = "codes of MCM (arXiv:2211.13445) and LoCoOp (arXiv:2306.01293)"
     built = {
-        "auroc": Metric(text["auroc"], PERCENT, SCIKIT_LEARN, of_sides(unknown.auroc)),
-        "aupr_in": Metric(text["aupr_in"], PERCENT, SCIKIT_LEARN, of_sides(unknown.aupr)),
-        "aupr_out": Metric(
-            text["aupr_out"], PERCENT, SCIKIT_LEARN, of_sides(lambda known, other: unknown.aupr(-other, -known))
+        "auroc": Metric(text["auroc"], PERCENT, SCIKIT_LEARN, of_sides(functions["auroc"])),
+        "aupr_in": Metric(text["aupr_in"], PERCENT, SCIKIT_LEARN, of_sides(functions["aupr_in"])),
+        "aupr_out": Metric(text["aupr_out"], PERCENT, SCIKIT_LEARN, of_sides(functions["aupr_out"])),
+        "fpr95": Metric(f"(a) {text['fpr95']}", PERCENT, mcm, of_sides(functions["fpr95"])),
+        "fpr95_at_least": Metric(
+            f"(b) {text['fpr95_at_least']}", PERCENT, "OpenOOD", of_sides(functions["fpr95_at_least"])
         ),
-        "fpr95": Metric(f"(a) {text['fpr95']}", PERCENT, mcm, of_sides(unknown.fpr_at_recall)),
-        "fpr95_at_least": Metric(f"(b) {text['fpr95_at_least']}", PERCENT, "OpenOOD", of_sides(at_least)),
         "fpr95_unknown": Metric(
             "(c) the unknown positive: share of the known rejected at the strictest threshold that rejects 95 % of the "
             "unknown or more",

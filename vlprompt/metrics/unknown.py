@@ -1,5 +1,8 @@
 """Metrics of scores that tell known items from unknown ones; a score is high for what is known."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -86,9 +89,7 @@ def roc_curve(known: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
 
 def unknown_scores(known: Tensor, unknown: Tensor) -> dict[str, float]:
     """Return the metrics of `UNKNOWN_METRICS`; arguments as in `auroc`."""
-    fpr95, at_least = (fpr_at_recall(known, unknown, closest=closest) for closest in (True, False))
-    areas = {"aupr_in": aupr(known, unknown), "aupr_out": aupr(-unknown, -known)}
-    return {"auroc": auroc(known, unknown), "fpr95": fpr95, "fpr95_at_least": at_least} | areas
+    return {name: compute(known, unknown) for name, compute in UNKNOWN_FUNCTIONS.items()}
 
 
 def _count_accepted(known: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,3 +111,12 @@ def _require_scores(known: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
                 f"{name}: expected scores that are numbers, got {n_nan} NaN. Check the backbone's weights."
             )
     return known.double().contiguous(), unknown.double().contiguous()
+
+
+UNKNOWN_FUNCTIONS: Mapping[str, Callable[[Tensor, Tensor], float]] = {  # of the known and the unknown scores
+    "auroc": auroc,
+    "fpr95": fpr_at_recall,
+    "fpr95_at_least": partial(fpr_at_recall, closest=False),
+    "aupr_in": aupr,
+    "aupr_out": lambda known, unknown: aupr(-unknown, -known),
+}

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from vlprompt.metrics.predictions import Predictions
+from vlprompt.metrics.unknown_sets import UnknownSets
 from vlprompt.results.atomic_files import write_atomically
 from vlprompt.runtime.installation import require_package
 
 COLUMNS = ("item", "label", "prediction", "logits")
+UNKNOWN_COLUMNS = ("unknown", "scores")  # of a test against unknown classes: name of the set, null for a known item
+SCORES_FACT = "scores"  # names of the scores, in the metadata
 METADATA_KEY, FORMAT = b"vlprompt", 1
 THRESHOLD_FACT = "threshold"  # of several labels, the logit above which one is predicted; 0 where it is missing
 PURPOSE, REMEDY = "prediction files", "Write one by `vlprompt eval RUN --keep-predictions FILE`."
@@ -22,6 +25,29 @@ PURPOSE, REMEDY = "prediction files", "Write one by `vlprompt eval RUN --keep-pr
 
 class PredictionFileError(ValueError):
     """A file that holds no predictions, or predictions that contradict each other."""
+
+
+@dataclass(frozen=True)
+class UnknownItems:
+    """The M items of unknown classes that a test has beside its known ones, and how well all of them are known.
+
+    Args:
+        score_names: names of the scores (S).
+        known_scores: (N, S) in float64, of the known items; high for known.
+        items: name of each unknown item.
+        sets: name of the set that it is of.
+        predicted: (M,) indices into the known classes; C where the method found no answer.
+        logits: (M, C) of float32, among the known classes.
+        scores: (M, S) in float64.
+    """
+
+    score_names: tuple[str, ...]
+    known_scores: Tensor
+    items: tuple[str, ...]
+    sets: tuple[str, ...]
+    predicted: Tensor
+    logits: Tensor
+    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -38,6 +64,7 @@ class PredictionFile:
         learned_ids: ids of the classes that training had.
         facts: where it is from: test, method, dataset ...
         path: of the file; "" for none.
+        unknown: items of unknown classes, where the test has some.
     """
 
     items: tuple[str, ...]
@@ -49,6 +76,7 @@ class PredictionFile:
     learned_ids: tuple[str, ...] = ()
     facts: Mapping[str, Any] | None = None
     path: str = ""
+    unknown: UnknownItems | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -60,8 +88,10 @@ class PredictionFile:
 
     @property
     def digest(self) -> str:
-        """A digest of the test items with their labels and of the classes, whatever the order of the items."""
-        content = sorted(zip(self.items, map(repr, self.labels.tolist()), strict=True)), self.ids
+        """A digest of the test items with their labels or sets and of the classes, whatever the order of the items."""
+        content: tuple[Any, ...] = sorted(zip(self.items, map(repr, self.labels.tolist()), strict=True)), self.ids
+        if self.unknown is not None:
+            content = (*content, sorted(zip(self.unknown.items, self.unknown.sets, strict=True)))
         return hashlib.sha256(repr(content).encode(errors="surrogatepass")).hexdigest()[:16]
 
     def as_predictions(self) -> Predictions:
@@ -78,6 +108,24 @@ class PredictionFile:
             odds=odds,
         )
 
+    def as_unknown_sets(self) -> UnknownSets:
+        """Return the scores of known and unknown items as metrics take them; ValueError where none are unknown."""
+        if self.unknown is None:
+            raise ValueError(
+                "predictions: expected items of unknown classes, got a file without any. Take that of a run of the "
+                "task open_set."
+            )
+        sets = tuple(dict.fromkeys(self.unknown.sets))
+        n_known, n_unknown = len(self), len(self.unknown.items)
+        membership = [-1] * n_known + [sets.index(name) for name in self.unknown.sets]
+        return UnknownSets(
+            self.unknown.score_names,
+            torch.cat([self.unknown.known_scores, self.unknown.scores]),
+            sets,
+            torch.tensor(membership),
+            torch.cat([self.predicted == self.labels, torch.zeros(n_unknown, dtype=torch.bool)]),
+        )
+
     def in_order_of(self, other: "PredictionFile") -> "PredictionFile":
         """Return them in the order of another file's items.
 
@@ -90,30 +138,46 @@ class PredictionFile:
                 f"{len(other.ids)} classes, {other.digest}), got those of another split ({len(self)} items of "
                 f"{len(self.ids)} classes, {self.digest}). Compare two files of one test."
             )
-        ours, theirs = (
-            sorted(range(len(file)), key=lambda i, file=file: (file.items[i], repr(file.labels[i].tolist())))
-            for file in (self, other)
-        )
-        order = [0] * len(self)
-        for own, place in zip(ours, theirs, strict=True):
-            order[place] = own
+        order = _find_order(*(list(zip(f.items, map(repr, f.labels.tolist()), strict=True)) for f in (self, other)))
+        unknown = self.unknown
+        if unknown is not None and other.unknown is not None:
+            keys = (list(zip(one.items, one.sets, strict=True)) for one in (unknown, other.unknown))
+            places = _find_order(*keys)
+            unknown = replace(
+                unknown,
+                known_scores=unknown.known_scores[order],
+                items=other.unknown.items,
+                sets=other.unknown.sets,
+                predicted=unknown.predicted[places],
+                logits=unknown.logits[places],
+                scores=unknown.scores[places],
+            )
         return replace(
             self,
-            items=tuple(self.items[i] for i in order),
+            items=other.items,
             labels=self.labels[order],
             predicted=self.predicted[order],
             logits=self.logits[order],
+            unknown=unknown,
         )
+
+
+def _find_order(own: list[tuple[str, str]], other: list[tuple[str, str]]) -> list[int]:
+    """Return the places of our items in the order of the same items of another file."""
+    order = [0] * len(own)
+    ours, theirs = (sorted(range(len(keys)), key=keys.__getitem__) for keys in (own, other))
+    for place, own_place in zip(theirs, ours, strict=True):
+        order[place] = own_place
+    return order
 
 
 def write_predictions(file: PredictionFile, path: Path) -> None:
     """Write a file of predictions, completely or not at all; OSError where pyarrow is not installed."""
     pyarrow = require_package("pyarrow", "parquet", PURPOSE)
     parquet = require_package("pyarrow.parquet", "parquet", PURPOSE)
-    n_classes = len(file.names)
     label_type = pyarrow.list_(pyarrow.int8()) if file.has_several_labels else pyarrow.int32()
-    predicted = [None if k >= n_classes else k for k in file.predicted.tolist()]
-    flat = pyarrow.array(file.logits.float().flatten().numpy())
+    items, labels = list(file.items), file.labels.tolist()
+    predicted, logits = file.predicted.tolist(), file.logits
     metadata = {
         "format": FORMAT,
         "classes": file.names,
@@ -121,16 +185,36 @@ def write_predictions(file: PredictionFile, path: Path) -> None:
         "learned_class_ids": file.learned_ids,
         **(file.facts or {}),
     }
-    columns = [
-        pyarrow.array([name.encode(errors="surrogateescape").decode(errors="replace") for name in file.items]),
-        pyarrow.array(file.labels.tolist(), label_type),
-        pyarrow.array(predicted, pyarrow.int32()),
-        pyarrow.FixedSizeListArray.from_arrays(flat, n_classes),
+    columns = dict[str, Any]()
+    if (unknown := file.unknown) is not None:
+        columns = _build_unknown_columns(pyarrow, len(file), unknown)
+        items += unknown.items
+        labels += [None] * len(unknown.items)
+        predicted += unknown.predicted.tolist()
+        logits = torch.cat([logits, unknown.logits])
+        metadata[SCORES_FACT] = unknown.score_names
+    values = [
+        pyarrow.array([name.encode(errors="surrogateescape").decode(errors="replace") for name in items]),
+        pyarrow.array(labels, label_type),
+        pyarrow.array([None if k >= len(file.names) else k for k in predicted], pyarrow.int32()),
+        _build_list_column(pyarrow, logits.float()),
     ]
-    table = pyarrow.table(dict(zip(COLUMNS, columns, strict=True)))
+    table = pyarrow.table(dict(zip(COLUMNS, values, strict=True)) | columns)
     stream = pyarrow.BufferOutputStream()
     parquet.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)}), stream, compression="zstd")
     write_atomically(path, stream.getvalue().to_pybytes())
+
+
+def _build_list_column(pyarrow: Any, values: Tensor) -> Any:
+    """Return rows (N, K) as a column of lists of K numbers."""
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.flatten().numpy()), values.shape[1])
+
+
+def _build_unknown_columns(pyarrow: Any, n_known: int, unknown: UnknownItems) -> dict[str, Any]:
+    """Return the set of each item, null for a known one, and the scores of all."""
+    sets = pyarrow.array([None] * n_known + list(unknown.sets), pyarrow.string())
+    scores = _build_list_column(pyarrow, torch.cat([unknown.known_scores, unknown.scores]).double())
+    return dict(zip(UNKNOWN_COLUMNS, (sets, scores), strict=True))
 
 
 def read_predictions(path: Path) -> PredictionFile:
@@ -144,18 +228,55 @@ def read_predictions(path: Path) -> PredictionFile:
     table = _read_table(path)
     facts = _read_metadata(path, table)
     names, ids, learned = (tuple(facts.pop(key)) for key in ("classes", "class_ids", "learned_class_ids"))
-    if not table.num_rows:
+    score_names = tuple(facts.pop(SCORES_FACT, ()))
+    known, unknown = _split_rows(path, table, bool(score_names))
+    if not known.num_rows:
         raise _explain(path, "the predictions of at least one item", "a table without rows")
     n = len(names)
-    labels, logits = _read_numbers(path, table["label"], "label", n), _read_numbers(path, table["logits"], "logits", n)
-    if logits.ndim != 2 or logits.shape[1] != n or bool(logits.isnan().any()):
-        kind = f"NaN in {int(logits.isnan().any(1).sum())} rows" if logits.ndim == 2 else "one number an item"
-        raise _explain(path, f"{n} logits an item, one for each class", kind)
+    labels = _read_numbers(path, known["label"], "label", n)
     _require_range(path, "labels", labels, -1 if labels.ndim == 2 else 0, 1 if labels.ndim == 2 else n - 1)
-    predicted = _read_numbers(path, table["prediction"].fill_null(n), "prediction", n)
+    items, predicted, logits = _read_answers(path, known, n)
+    others = None
+    if unknown is not None:
+        scores = (_read_numbers(path, rows["scores"], "scores", len(score_names)) for rows in (known, unknown))
+        sets = tuple(map(str, unknown["unknown"].to_pylist()))
+        known_scores, unknown_scores = (_require_numbers(path, one, "scores", len(score_names)) for one in scores)
+        other_items, other_predicted, other_logits = _read_answers(path, unknown, n)
+        others = UnknownItems(
+            score_names, known_scores, other_items, sets, other_predicted, other_logits, unknown_scores
+        )
+    return PredictionFile(items, labels, predicted, logits, names, ids, learned, facts, str(path), others)
+
+
+def _split_rows(path: Path, table: Any, has_unknown: bool) -> tuple[Any, Any]:
+    """Return the rows of known items, and those of unknown ones; None for the latter in a file without any."""
+    if not has_unknown:
+        return table, None
+    if missing := [name for name in UNKNOWN_COLUMNS if name not in table.column_names]:
+        raise _explain(path, f"the columns {', '.join(UNKNOWN_COLUMNS)}", f"none named {missing[0]}")
+    is_known = table["unknown"].is_null()
+    unknown = table.filter(table["unknown"].is_valid())
+    if not unknown.num_rows:
+        raise _explain(path, "the predictions of at least one unknown item", "none")
+    return table.filter(is_known), unknown
+
+
+def _read_answers(path: Path, rows: Any, n: int) -> tuple[tuple[str, ...], Tensor, Tensor]:
+    """Return items, predictions (N,) and logits (N, C) of rows."""
+    logits = _require_numbers(
+        path, _read_numbers(path, rows["logits"], "logits", n), "logits", n, ", one for each class"
+    )
+    predicted = _read_numbers(path, rows["prediction"].fill_null(n), "prediction", n)
     _require_range(path, "predictions", predicted, 0, n)
-    items = tuple(map(str, table["item"].to_pylist()))
-    return PredictionFile(items, labels, predicted, logits.float(), names, ids, learned, facts, str(path))
+    return tuple(map(str, rows["item"].to_pylist())), predicted, logits.float()
+
+
+def _require_numbers(path: Path, values: Tensor, name: str, n: int, each: str = "") -> Tensor:
+    """Return values (N, n); PredictionFileError for others, or NaN."""
+    if values.ndim != 2 or values.shape[1] != n or bool(values.isnan().any()):
+        kind = f"NaN in {int(values.isnan().any(1).sum())} rows" if values.ndim == 2 else "one number an item"
+        raise _explain(path, f"{n} {name} an item{each}", kind)
+    return values
 
 
 def _explain(path: Path, expected: str, got: str, remedy: str = REMEDY) -> PredictionFileError:

@@ -7,7 +7,7 @@ probability, is that of Durand et al., CVPR 2019, arXiv:1902.09720, and of DualC
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from vlprompt.core.batch import Reading, Split
 from vlprompt.core.stage import Lesson, Stage
@@ -32,6 +32,8 @@ class MultiLabel(FewShot):
         layout: as in FewShot.
     """
 
+    has_several_labels: ClassVar = True
+
     def __init__(
         self,
         dataset: str | Data,
@@ -55,21 +57,7 @@ class MultiLabel(FewShot):
 
     @cached_property
     def data(self) -> Data:
-        data = resolve_dataset(
-            self.dataset_source, self.augment, self.skip_broken, layout=self.layout, allow_label_sets=True
-        )
-        if not data.test.has_several_labels:
-            raise ValueError(
-                f"dataset: expected images that may have several labels, got {data.name!r}, where each has one. Run it "
-                "without --task multi_label, or take another dataset."
-            )
-        if not any(data.test.count_per_class()):
-            raise ValueError(
-                f"dataset: expected test images with labels, got none in {data.name!r}, so that nothing can be scored. "
-                "Take another dataset or split."
-            )
-        train, test = replace(data.train, reading=self.reading), replace(data.test, reading=self.reading)
-        return replace(data, train=train, val=data.val and replace(data.val, reading=self.reading), test=test)
+        return open_label_sets(self.dataset_source, self.reading, self.augment, self.skip_broken, self.layout)
 
     @cached_property
     def training_images(self) -> tuple[Split, Split | None]:
@@ -79,9 +67,12 @@ class MultiLabel(FewShot):
             train, val = sample_label_sets(train, val, self.shots, self.seed)
         train, val = hide_entries(train, self.known, self.seed), val and hide_entries(val, self.known, self.seed)
         if not any(train.count_per_class()):
+            had_some = any(self.data.train.count_per_class())
+            setting, got = ("task.known", f"{self.known:g}, which leaves none") if had_some else ("dataset", "none")
+            remedy = "Set a higher task.known, or take more images." if had_some else "Label some of them."
             raise ValueError(
-                f"task.known: expected labels that are known to be present, got {self.known:g}, which leaves none in "
-                f"{len(train)} training images. Set a higher task.known, or take more images."
+                f"{setting}: expected labels that are known to be present, got {got} in {len(train)} training images. "
+                f"{remedy}"
             )
         return train, val
 
@@ -111,3 +102,30 @@ class MultiLabel(FewShot):
 def count_unlabelled(split: Split) -> int:
     """Return the number of items without a label that is known to be present."""
     return sum(1 not in row for row in split.labels)
+
+
+def open_label_sets(
+    dataset: str | Data,
+    reading: Reading,
+    augment: str | None = None,
+    skip_broken: bool = False,
+    layout: str | None = None,
+) -> Data:
+    """Open a dataset whose images may have several labels, of logits that are read so; arguments as in `MultiLabel`.
+
+    Raises:
+        ValueError: for images with one label each, and where no test image has any.
+    """
+    data = resolve_dataset(dataset, augment, skip_broken, layout=layout, allow_label_sets=True)
+    if not data.test.has_several_labels:
+        raise ValueError(
+            f"dataset: expected images that may have several labels, got {data.name!r}, where each has one. Take "
+            "another dataset, or leave --task multi_label out."
+        )
+    if not any(data.test.count_per_class()):
+        raise ValueError(
+            f"dataset: expected test images with labels, got none in {data.name!r}, so that nothing can be scored. "
+            "Take another dataset or split."
+        )
+    train, test = replace(data.train, reading=reading), replace(data.test, reading=reading)
+    return replace(data, train=train, val=data.val and replace(data.val, reading=reading), test=test)

@@ -60,6 +60,20 @@ def _write_digits(folder: Path, label: int, indices: Iterable[int], domain: str 
         Image.fromarray(array if domain == "chalk" else 255 - array).save(folder / f"{i}.png")
 
 
+def write_label_table(root: Path) -> Path:
+    """Write a table of 36 digits, each of which has two of three labels, or none."""
+    classes, rows = DIGITS[:3], list[str]()
+    for label in range(3):
+        _write_digits(root / "images" / DIGITS[label], label, range(12))
+        for i in range(12):
+            part = "train" if i < 5 else "val" if i < 7 else "test"
+            present = (0, 0, 0) if i % 5 == 4 else (int(k in (label, (label + 1) % 3)) for k in range(3))
+            rows.append(",".join([f"images/{DIGITS[label]}/{i}.png", part, *map(str, present)]))
+    path = root / "labels.csv"
+    path.write_text("\n".join([",".join(["path", "split", *classes]), *rows]) + "\n")
+    return path
+
+
 def draw_pixels(n: int, size: tuple[int, int], seed: str) -> Tensor:
     """Draw pixels (n, 3, h, w), the same for the same seed."""
     return torch.randn(n, 3, *size, generator=make_generator(seed))

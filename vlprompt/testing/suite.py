@@ -46,13 +46,17 @@ CHECKS: tuple[CheckFunction, ...] = (
     task_checks.check_runs_continual,
     task_checks.check_runs_domain,
     task_checks.check_runs_online,
+    task_checks.check_runs_multi_label,
     task_checks.check_runs_text,
 )
 ON_TEXTS_ALONE = ("activation_checkpointing", "text_evaluation", "runs_text")
 ON_IMAGES_ALONE = (
     "several_labels",
     "second_lesson_new_classes",
-    *(f"runs_{task}" for task in ("few_shot", "base_to_new", "transfer", "continual", "domain", "online")),
+    *(
+        f"runs_{task}"
+        for task in ("few_shot", "base_to_new", "transfer", "continual", "domain", "online", "multi_label")
+    ),
 )
 
 

@@ -13,7 +13,7 @@ from vlprompt.experiments.runner import run
 from vlprompt.runtime.errors import UnknownClassError
 from vlprompt.testing.case import MethodCase
 from vlprompt.testing.failures import require
-from vlprompt.testing.images import write_digit_folders
+from vlprompt.testing.images import write_digit_folders, write_label_table
 from vlprompt.testing.texts import AnswerKind, write_texts
 
 SHORT_TRAINING = ("train.epochs=1", "train.iterations=null")
@@ -47,6 +47,23 @@ def check_runs_domain(case: MethodCase) -> None:
 def check_runs_online(case: MethodCase) -> None:
     """A run learns from one image per class, and tests on a stream of others in two orders."""
     check_runs(case, "online")
+
+
+def check_runs_multi_label(case: MethodCase, overrides: Sequence[str] = ()) -> None:
+    """A run learns from images with several labels, half of them known, and tests on others; or it refuses them."""
+    refuses = case.build().needs_unlabelled
+    refuses |= any(getattr(part, "needs_single_labels", False) for part in case.build().modules())
+    try:
+        check_runs(case, "multi_label", overrides)
+    except ValueError as refusal:
+        if not refuses:
+            raise
+        raise SkipTest(str(refusal)) from refusal
+    require(
+        not refuses,
+        "needs_single_labels, needs_unlabelled: expected a refusal of items with several labels, got a run. Set both "
+        "to False.",
+    )
 
 
 def check_runs_text(case: MethodCase) -> None:
@@ -105,6 +122,8 @@ def choose_data(task: str, kind: AnswerKind = "class") -> tuple[str, list[str]]:
     """Return the dataset of a task, and the settings of the task that it needs."""
     if task == "text":
         return _write_once("texts", lambda folder: write_texts(folder, kind), kind), []
+    if task == "multi_label":
+        return str(Path(_write_once("several labels", write_label_table)) / "labels.csv"), ["task.known=0.5"]
     root = Path(_write_once("images", write_digit_folders))
     settings = {
         "transfer": [f"task.targets=[{root / 'looks'}]"],

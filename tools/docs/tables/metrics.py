@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from docs.markdown_text import code, escape, fenced, page_title, table
 from vlprompt.engine.label_scores import LABEL_METRICS
+from vlprompt.engine.unknown_scores import SCORES
+from vlprompt.experiments.prediction_scores import UNKNOWN_TABLE
 from vlprompt.metrics import (
     ANSWER_METRICS,
     BASE_TO_NEW_METRICS,
@@ -17,6 +19,7 @@ from vlprompt.metrics import (
 )
 from vlprompt.metrics.catalogue import METRICS
 from vlprompt.metrics.tables import TABLES
+from vlprompt.metrics.unknown_sets import SCORE_METRICS
 from vlprompt.results.result_schema import COST_PARTS, RESULT_PARTS
 from vlprompt.tasks.domain import UNKNOWN_TARGET_METRICS
 from vlprompt.tasks.online import ONLINE_METRICS
@@ -84,7 +87,16 @@ def _build_by_name() -> list[str]:
     for (title, text), metrics in [*groups.items(), (("Tables", "Several numbers each."), TABLES)]:
         rows = [[code(k), escape(m.definition), escape(m.limits), escape(m.source)] for k, m in metrics.items()]
         lines += [f"### {title}", "", text, "", *table(columns, rows)]
-    return lines
+    metrics, scores = (", ".join(map(code, names)) for names in (SCORE_METRICS, SCORES))
+    return [
+        *lines,
+        *("### Items of unknown classes", ""),
+        "Of the file of a run of `open_set`, or of `vlprompt eval --unknown`: METRIC_SCORE as in the result, such as "
+        f"{code('auroc_gl-mcm')}, is the mean over the sets of unknown items. METRIC is one of {metrics}, and SCORE "
+        f"one of {scores}; METRIC alone is that of every score in the file. The table {code(UNKNOWN_TABLE)} has all of "
+        "them, of each set.",
+        "",
+    ]
 
 
 def build() -> str:

@@ -48,6 +48,7 @@ class ImageTower:
     has_custom_preprocessing = False  # whether a user chose the preprocessing, instead of the one of the weights
     notes: Mapping[str, str] = {}  # replaced, never written into
     compute_options = DEFAULT_COMPUTE_OPTIONS
+    feature_dtype: torch.dtype | None = None  # in which frozen features are computed, if not that of the weights
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class ImageTower:
             output: "pooled", or another one that `encode` knows, which is cached beside it.
         """
         if isinstance(images, PixelBatch):
-            return self.encode(images.pixels(self.preprocessing).to(self.device), output)
+            return self._encode_frozen(images.pixels(self.preprocessing).to(self.device), output)
         suffix = "" if output == "pooled" else f"|output={output}"
         keys = [None if key is None else key + suffix for key in images.keys]
         compute_and_cache = partial(self._compute_and_cache, images, keys, output)
@@ -151,9 +152,16 @@ class ImageTower:
                 pixels = images.decode(self.preprocessing, current, single_use=True).to(self.device)
                 images.prefetch(self.preprocessing, following, single_use=True)
                 padded = torch.cat([pixels, pixels[-1:].expand(self.pass_size - len(current), -1, -1, -1)])
-                parts.append(self.encode(padded, output)[: len(current)])
+                parts.append(self._encode_frozen(padded, output)[: len(current)])
                 check_finite(parts[-1], self.spec)
         return torch.cat(parts)
+
+    def _encode_frozen(self, pixels: Tensor, output: str) -> Tensor:
+        """Encode pixels in `feature_dtype`, as float32."""
+        if self.feature_dtype is None:
+            return self.encode(pixels, output)
+        with torch.autocast(self.device.type, self.feature_dtype):
+            return self.encode(pixels, output).float()
 
     def encode(self, pixels: Tensor, output: str = "pooled") -> Tensor:
         """Encode pixels (B, 3, h, w) as features (B, E), without the cache; ValueError for another output."""

@@ -206,7 +206,7 @@ class TransformerTextTower:
             class_specific = class_specific or (t.ndim == 4 and t.shape[1] > 1)
             t = t if t.ndim == 4 else t[:, None]
             tokens[i] = t.expand(-1, n_texts, -1, -1) if class_specific else t.flatten(1, 2)
-        return replace(prompt, tokens=tokens), max(n_contexts, default=1)
+        return replace(prompt, tokens=tokens), max([prompt.n_contexts, *n_contexts])
 
     def _plan_tokens(self, prompt: Prompt) -> TokenPlan:
         """What decides the layout, of a prompt with tokens of the tower's form."""

@@ -299,7 +299,7 @@ class ViT(ImageTower):
         net = build_lower_blocks(self, self.depth - k)
         n_tokens = len(self.position_embeddings)
         lower = ImageTower(net, self.dim, self.preprocessing, f"{self.key}/cut{k}", self.device, n_tokens)
-        lower.feature_cache = self.feature_cache.new_for(lower)
+        lower.feature_dtype, lower.feature_cache = self.feature_dtype, self.feature_cache.new_for(lower)
         return lower, TrainableUpper(self, self.depth - k)
 
     def trainable_copy(self) -> TrainableTower:

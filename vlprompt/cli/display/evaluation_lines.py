@@ -30,6 +30,8 @@ def format_decision(decision: "Decision") -> Iterator[str]:
     facts: Mapping[str, Any] = decision.facts
     if decision.temperature != 1:
         yield f"{'temperature':18} {decision.temperature:.4g}"
+    if decision.labels is not None:
+        yield f"{'labels above':18} {decision.labels}"
     if decision.threshold is not None:
         yield f"{'threshold':18} {decision.threshold:.6g} of {decision.score}"
     for kind in ("validation", "unknown"):

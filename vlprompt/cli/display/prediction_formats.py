@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 CONTROL_CHARACTERS = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160))}  # as a line shows them
+NO_LABEL = "no label"
 MAX_TEXT_LENGTH = 60  # characters of a text in a line
 
 
@@ -62,17 +63,28 @@ def open_writer(output_format: str, file: TextIO, columns: Sequence[str]) -> Row
 
 
 def format_line(row: Row) -> str:
-    """Format a row as `path: class probability, ...` or `text: response`; "" for a broken input."""
+    """Format a row as `path: class probability, ...` or `text: response`; "" for a broken input.
+
+    One that may have several labels is `path: label, label (class probability, ...)`.
+    """
     if "error" in row:
         return ""
     if "response" in row:
         return f"{_format_name(row)}: {row['response']}\n"  # may have lines
     classes = ", ".join(f"{one['class']} {one['probability']:.3f}" for one in row["top"])
+    if "labels" in row:
+        each = "".join(f"; {name}: {_join_labels(own['labels'])}" for name, own in row.get("each", {}).items())
+        line = f"{_format_name(row)}: {_join_labels(row['labels'])} ({classes}){each}"
+        return line.translate(CONTROL_CHARACTERS) + "\n"
     rejection = "" if row["prediction"] == row["top"][0]["class"] else f"{row['prediction']}; "
     each = "".join(
         f"; {name}: {own['prediction']} {own['probability']:.3f}" for name, own in row.get("each", {}).items()
     )
     return f"{_format_name(row)}: {rejection}{classes}{each}".translate(CONTROL_CHARACTERS) + "\n"
+
+
+def _join_labels(labels: Sequence[str]) -> str:
+    return ", ".join(labels) or NO_LABEL
 
 
 def _format_name(row: Row) -> str:

@@ -1,5 +1,6 @@
 """Read a table of images that may have several labels: a column of label sets, or a column for each class."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from vlprompt.data.table_rows import NumberedRows
 
 SINGLE_LABEL_COLUMNS = {"label", "class", "name"}
 LABELS_COLUMN = "labels"  # of the names of the labels of an image
-LABEL_SEPARATOR = "|"  # between the names of a cell
+LABEL_SEPARATOR, OTHER_SEPARATORS = "|", ",;"  # between the names of a cell; what others write there
 FIXED_COLUMNS = ("path", "split", "domain")
 STATES = {"1": 1, "0": 0, "-1": -1, "?": -1, "": -1, "true": 1, "false": 0}  # of a cell of a class, -1 unknown
 
@@ -23,6 +24,24 @@ def has_label_sets(rows: NumberedRows) -> bool:
         return True
     others = columns - set(FIXED_COLUMNS)
     return len(others) > 1 and all(_parse_state(row.get(column)) is not None for _, row in rows for column in others)
+
+
+def require_states(rows: NumberedRows, path: Path) -> None:
+    """Raise ValueError for a cell that is no state, in a table that can only have a column for each class."""
+    columns = set(rows[0][1]) if rows else set[str]()
+    if "path" not in columns or columns & {*SINGLE_LABEL_COLUMNS, LABELS_COLUMN}:
+        return
+    classes = [column for column in rows[0][1] if column not in FIXED_COLUMNS]
+    n_states = sum(_parse_state(row.get(column)) is not None for _, row in rows for column in classes)
+    if len(classes) < 2 or 2 * n_states < len(rows) * len(classes):  # most are something else
+        return
+    for number, row in rows:
+        for column in classes:
+            if column in row and _parse_state(row[column]) is None:
+                raise ValueError(
+                    f"{path}, row {number}: {column}: expected 1 (present), 0 (absent), or -1, ? or nothing (unknown), "
+                    f"got {row[column]!r}. Correct it, or remove the column if it is no class."
+                )
 
 
 def _parse_state(value: Any) -> int | None:
@@ -54,13 +73,18 @@ def read_label_table(rows: NumberedRows, path: Path) -> RawDataset:
             raise ValueError(f"{where}: expected no column beside labels, path, split and domain, got {unknown[0]!r}.")
         if not (image := str(row["path"]).strip()):
             raise ValueError(f"{where}: expected a path, got an empty one. Fill it in.")
-        label_set = _parse_list(row[LABELS_COLUMN], where) if has_lists else _parse_cells(row, classes)
+        label_set = (
+            _parse_list(row[LABELS_COLUMN], where, path.suffix.lower() == ".jsonl")
+            if has_lists
+            else _parse_cells(row, classes)
+        )
         if label_sets.setdefault(image, label_set) != label_set:
             raise ValueError(f"{where}: expected one set of labels for {image!r}, got another before. Remove one row.")
         domain = str(row["domain"]).strip() if "domain" in columns else None
         entries.append(ListedImage(f"row {number}", parse_part(row.get("split", "all"), where), _record(image, domain)))
     if has_lists:
         classes = sorted({name for label_set in label_sets.values() for name in label_set.present})
+        _require_separate_names(classes, path)
     if len(classes) < 2:
         raise ValueError(f"{path}: expected at least 2 classes, got {classes}. Add images of another class.")
     return _build(entries, label_sets, classes, path, "the column labels" if has_lists else "a column for each class")
@@ -70,11 +94,28 @@ def _record(image: str, domain: str | None) -> ImageRecord:
     return ImageRecord(image, "", domain)
 
 
-def _parse_list(value: Any, where: str) -> LabelSet:
-    names = value if isinstance(value, list) else [] if value is None else str(value).split(LABEL_SEPARATOR)
+def _parse_list(value: Any, where: str, is_json: bool) -> LabelSet:
+    if is_json and not isinstance(value, list):
+        raise ValueError(
+            f'{where}: labels: expected a list of class names, got {json.dumps(value)}. Write one such as ["cat", '
+            '"dog"], and [] for an image without labels.'
+        )
+    names = value if isinstance(value, list) else str(value).split(LABEL_SEPARATOR)
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise ValueError(f"{where}: labels: expected class names, got {wrong[0]!r}. Write names, in quotes.")
     return LabelSet(frozenset(name.strip() for name in names if name.strip()))
+
+
+def _require_separate_names(classes: list[str], path: Path) -> None:
+    """Raise ValueError for a class whose name is those of others, joined by another separator than that of a cell."""
+    for name in classes:
+        for separator in OTHER_SEPARATORS:
+            parts = [part.strip() for part in name.split(separator)]
+            if len(parts) > 1 and set(parts) <= set(classes):
+                raise ValueError(
+                    f"{path}: labels: expected one class name or several with {LABEL_SEPARATOR} between them, got "
+                    f"{name!r}, whose parts are classes too. Write {LABEL_SEPARATOR.join(parts)}."
+                )
 
 
 def _parse_cells(row: dict[str, Any], classes: list[str]) -> LabelSet:

@@ -11,7 +11,7 @@ from PIL import Image
 from vlprompt.core.images import ImageItem, persistent_key
 from vlprompt.data.dataset import ImageRecord, RawDataset, build_class_names, decode_text, make_item_builder
 from vlprompt.data.images.decoding import build_image_item, hash_array
-from vlprompt.data.readers.label_table import LABELS_COLUMN, has_label_sets, read_label_table
+from vlprompt.data.readers.label_table import LABELS_COLUMN, has_label_sets, read_label_table, require_states
 from vlprompt.data.readers.repeats import ListedImage, describe_copies, find_repeats, require_no_clash
 from vlprompt.data.readers.split_file import read_split_file
 from vlprompt.data.splits.table_splits import complete_splits, parse_part
@@ -47,6 +47,7 @@ def read_table(path: Path) -> RawDataset:
         rows = _lower_fixed_columns(rows, path)
     if has_label_sets(rows):
         return read_label_table(rows, path)
+    require_states(rows, path)
     columns = _check_columns(rows, path)
     name_column = next((column for column in ("class", "name") if column in columns), None)
     is_numbered = name_column is not None and "label" in columns

@@ -19,7 +19,7 @@ from vlprompt.experiments.calibration.items import (
 from vlprompt.experiments.calibration.temperature import fit_temperature
 from vlprompt.experiments.calibration.threshold import Rejection, choose_threshold, parse_rejection
 from vlprompt.experiments.learned.decision import Decision
-from vlprompt.experiments.learned.prompt import LearnedPrompt, restore_prompt
+from vlprompt.experiments.learned.prompt import LearnedPrompt, require_one_label, restore_prompt
 from vlprompt.experiments.learned.state import LearnedState
 from vlprompt.metrics import accuracy, calibration_scores
 
@@ -66,6 +66,7 @@ def choose_for_prompt(prompt: LearnedPrompt, selection: Selection, skip_broken: 
     """Return a learned prompt with the decision that a selection asks for, else with its own."""
     if not selection.needs_validation:
         return prompt
+    require_one_label(prompt.state, "--reject and --calibrate")
     state, names, unknown = prompt.state, prompt.names, None
     validation = open_validation(state, names, selection.validation, skip_broken)
     if selection.unknown is not None and selection.reject is not None:

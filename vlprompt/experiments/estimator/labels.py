@@ -53,6 +53,17 @@ def read_labels(owner: str, labels: Any, n_items: int, what: str) -> np.ndarray:
     return array
 
 
+def read_label_matrix(labels: Any, predicted: np.ndarray) -> np.ndarray:
+    """Return several labels (N, C) of 0 and 1, of the shape of the predicted ones; ValueError for others."""
+    array = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
+    if array.shape != predicted.shape or not np.isin(array, (0, 1)).all():
+        raise ValueError(
+            f"labels: expected an array {predicted.shape} of 0 and 1, a column for each class, got one of the shape "
+            f"{array.shape} with {array.flat[0] if array.size else 'nothing'!r}. Pass 1 for each that is there."
+        )
+    return array.astype(np.int64)
+
+
 def _convert_labels(labels: Any) -> np.ndarray:
     """Return labels as an array, those of a list as objects; ValueError for what has no order of labels."""
     labels = labels.detach().cpu() if hasattr(labels, "detach") else labels

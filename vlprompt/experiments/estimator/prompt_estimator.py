@@ -34,6 +34,7 @@ from vlprompt.experiments.estimator.labels import (
     find_class_indices,
     merge_classes,
     name_classes,
+    read_label_matrix,
     read_labels,
     require_same_kind,
 )
@@ -46,9 +47,10 @@ from vlprompt.experiments.estimator.settings import (
 )
 from vlprompt.experiments.estimator.tasks import build_task
 from vlprompt.experiments.estimator.training import learn_lesson, restore_shared, use_plain_torch
-from vlprompt.experiments.learned.decision import UNKNOWN
+from vlprompt.experiments.learned.decision import UNKNOWN, LabelDecision
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 from vlprompt.experiments.learned.state import LearnedState
+from vlprompt.layers.label_losses.several_labels import read_odds
 
 BATCH_SIZE = 100
 
@@ -245,12 +247,24 @@ class PromptEstimator(ClassifierMixin, BaseEstimator, ABC):
         scores = [output.scores[:, 0].cpu() for output in outputs if output.scores is not None]
         return logits.numpy() / decision.temperature, torch.cat(scores).numpy() if scores else None
 
+    @property
+    def _several_labels(self) -> LabelDecision | None:
+        """How logits become several labels, for a loaded prompt that gives several."""
+        return self.learned_state_.decision.labels
+
+    def _compute_raw_logits(self, inputs: Any) -> torch.Tensor:
+        """Compute logits (N, C) in float32, as tests have them, of a prompt without a temperature."""
+        return torch.from_numpy(self._compute_logits(inputs)).float()
+
     def predict(self, images: Any) -> np.ndarray:
         """Return the most probable label (N,) of each image or text; `unknown` below the threshold of a loaded prompt.
 
-        A threshold applies where labels are strings; others have no such answer, which is warned about.
+        A threshold applies where labels are strings; others have no such answer, which is warned about. Of a loaded
+        prompt for several labels it is an array (N, C) of 1 for those that are given and 0, in the order of `classes_`.
         """
         check_is_fitted(self, "learned_state_")
+        if (several := self._several_labels) is not None:
+            return several.apply(self._compute_raw_logits(images))[1].numpy().astype(np.int64)
         threshold, has_strings = self.learned_state_.decision.threshold, self.classes_.dtype.kind in "OU"
         if threshold is not None and not has_strings:
             warnings.warn(
@@ -264,20 +278,35 @@ class PromptEstimator(ClassifierMixin, BaseEstimator, ABC):
         return labels if scores is None else np.where(scores >= threshold, labels, UNKNOWN)
 
     def predict_proba(self, images: Any) -> np.ndarray:
-        """Return probabilities (N, C), in the order of `classes_`."""
+        """Return probabilities (N, C), in the order of `classes_`; of several labels each is for itself."""
+        check_is_fitted(self, "learned_state_")
+        if (several := self._several_labels) is not None:
+            return several.apply(self._compute_raw_logits(images))[0].numpy()
         return softmax(self._compute_logits(images), axis=1)
 
     def decision_function(self, images: Any) -> np.ndarray:
-        """Return logits (N, C); of two classes their difference (N,), above 0 for the second."""
+        """Return logits (N, C); of two classes their difference (N,), above 0 for the second.
+
+        Of several labels it is the logarithm of their odds (N, C) less the threshold, above 0 for those that are given.
+        """
+        check_is_fitted(self, "learned_state_")
+        if (several := self._several_labels) is not None:
+            odds = read_odds(self._compute_raw_logits(images), several.reading)
+            return odds.double().numpy() - several.threshold
         logits = self._compute_logits(images)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def score(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, images: Any, y: Any = None, sample_weight: Any = None
     ) -> float:
-        """Return the accuracy, from 0 to 1; the labels `y` may be left out for a dataset that has them."""
+        """Return the accuracy, from 0 to 1; the labels `y` may be left out for a dataset that has them.
+
+        Of several labels, `y` (N, C) of 0 and 1, it is the share of items whose labels are all right.
+        """
         labels, _ = self._complete_dataset(images, y, None)
         predicted = self.predict(images)
+        if self._several_labels is not None:
+            return float(accuracy_score(read_label_matrix(labels, predicted), predicted, sample_weight=sample_weight))
         expected = read_labels(type(self).__name__, labels, len(predicted), self._items_name)
         require_same_kind(expected, self.classes_, "training")
         return float(accuracy_score(expected, predicted, sample_weight=sample_weight))

@@ -13,6 +13,7 @@ from vlprompt.core.images import Preprocessing
 from vlprompt.core.towers import find_input_tower, find_preprocessing
 from vlprompt.experiments.export.class_list import resolve_names
 from vlprompt.experiments.export.class_matrix import ClassMatrix, NotAMatrixError, compute_class_matrix
+from vlprompt.experiments.export.decision_file import describe_decision
 from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.refusal import refuse
 from vlprompt.experiments.export.whole_folder import write_whole_folder
@@ -77,6 +78,7 @@ def _describe(prompt: LearnedPrompt, matrix: ClassMatrix, tower: str) -> dict[st
         "templates": [name.template for name in names],
         "temperature": decision.temperature,
         "unknown": {"score": decision.score, "threshold": decision.threshold},
+        **{key: value for key, value in describe_decision(decision).items() if key == "labels"},
         "method": prompt.state.config["method"],
         "backbone": prompt.state.config["backbone"],
         "backbone_key": find_input_tower(backbone).key,

@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, JsonValue, field_validator
 
+from vlprompt.core.batch import Reading
 from vlprompt.data.validation import Schema
+from vlprompt.experiments.learned.decision import Decision, LabelDecision
 
 LIBRARY = "vlprompt"
 FORMAT_VERSION = 1  # of the folder; a folder of another version is refused
@@ -59,6 +61,14 @@ class TensorsEntry(Schema):
     bytes: Annotated[int, Field(ge=0)]
 
 
+class LabelDecisionEntry(Schema):
+    """How logits become several labels, as `LabelDecision` has it."""
+
+    reading: Reading
+    threshold: FiniteFloat
+    n_validation: Annotated[int, Field(ge=0)]
+
+
 class DecisionEntry(Schema):
     """How logits become an answer, as `Decision` has it."""
 
@@ -66,6 +76,12 @@ class DecisionEntry(Schema):
     score: Name
     threshold: FiniteFloat | None
     facts: Settings
+    labels: LabelDecisionEntry | None = None
+
+    def build(self) -> Decision:
+        """Return the decision."""
+        labels = None if self.labels is None else LabelDecision(**self.labels.model_dump())
+        return Decision(self.temperature, self.score, self.threshold, self.facts, labels)
 
 
 class SeedsEntry(Schema):

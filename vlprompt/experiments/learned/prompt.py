@@ -23,7 +23,7 @@ from vlprompt.data.images.image_inputs import build_image_items
 from vlprompt.data.images.preprocess_presets import resolve_preprocessing
 from vlprompt.engine.evaluate import iter_outputs
 from vlprompt.engine.unknown_scores import make_score_fn
-from vlprompt.experiments.learned.decision import UNKNOWN, Decision
+from vlprompt.experiments.learned.decision import UNKNOWN, Decision, LabelDecision
 from vlprompt.experiments.learned.state import LearnedState, read_learned_state
 from vlprompt.experiments.learned.teacher import OpenedTeacher, RunTeacher, hash_learned_state
 from vlprompt.methods.zero_shot import ZeroShot
@@ -39,11 +39,14 @@ class Answers(NamedTuple):
         probabilities: (B, C), after the temperature.
         scores: (B,), how well each item is known, in float64.
         is_unknown: (B,), whether the score is below the threshold.
+        is_given: (B, C), which classes are the answer: the most probable one, or none of an unknown item; where an item
+            may have several labels all those above their threshold, and the score is the greatest probability.
     """
 
     probabilities: Tensor
     scores: Tensor
     is_unknown: Tensor
+    is_given: Tensor
 
 
 class LearnedPrompt:
@@ -67,10 +70,23 @@ class LearnedPrompt:
         return LearnedPrompt(self.method, replace(self.state, decision=decision))
 
     def decide_among(self, names: Names) -> Decision:
-        """Return the decision among these classes: a threshold holds only for the classes that it was chosen among."""
-        if self.decision.threshold is None or set(class_ids(names)) == set(class_ids(self.names)):
+        """Return the decision among these classes: a threshold holds only for the classes that it was chosen among.
+
+        Where the odds of a label do not depend on the other classes, as in the sigmoid reading, that of labels stays.
+
+        Raises:
+            ValueError: for a single class that the contrastive reading has nothing to compare with.
+        """
+        labels = self.decision.labels
+        if labels is not None and labels.reading == "contrastive" and len(names) < 2:
+            raise ValueError(
+                f"classes: expected at least 2, which the contrastive reading compares, got {len(names)}. Add another."
+            )
+        if set(class_ids(names)) == set(class_ids(self.names)):
             return self.decision
-        return replace(self.decision, threshold=None)
+        if labels is not None and labels.reading != "sigmoid":
+            labels = LabelDecision(labels.reading)
+        return replace(self.decision, threshold=None, labels=labels)
 
     def resolve_classes(self, texts: Sequence[str]) -> Names:
         """Return class names: those it was trained on by name or id, new ones with the template of the learned."""
@@ -107,7 +123,9 @@ class LearnedPrompt:
         names = self.names if names is None else names
         decision = self.decide_among(names)
         split = Split(tuple(items), (0,) * len(items), names)
-        score_fn = make_score_fn(self.method, [self.decision.score], self.decision.temperature)
+        score_fn = None
+        if decision.labels is None:
+            score_fn = make_score_fn(self.method, [decision.score], decision.temperature)
         for output in iter_outputs(self.method, split, batch_size, prepared=self.prepare(names), score_fn=score_fn):
             yield decide(output, decision)
 
@@ -116,8 +134,11 @@ class LearnedPrompt:
         parts = list(self.iter_answers(items, names))
         return Answers(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
-    def predict(self, inputs: Any, names: Names | None = None) -> list[str]:
+    def predict(self, inputs: Any, names: Names | None = None) -> list[str] | list[list[str]]:
         """Return the class of each input, or `unknown` where its score is below the threshold.
+
+        Of a prompt that was learned from items with several labels it is the list of labels of each input, by falling
+        probability.
 
         Args:
             inputs: images as `build_image_items` takes them, or texts: strings, or mappings of fields.
@@ -125,6 +146,8 @@ class LearnedPrompt:
         """
         names = self.names if names is None else names
         answers = self.answer(self.build_items(inputs), names)
+        if self.decision.labels is not None:
+            return list_labels(answers.probabilities, answers.is_given, list(map(str, names)))
         best, is_unknown = answers.probabilities.argmax(1).tolist(), answers.is_unknown.tolist()
         return [UNKNOWN if unknown else str(names[k]) for k, unknown in zip(best, is_unknown, strict=True)]
 
@@ -146,12 +169,29 @@ class LearnedPrompt:
 
 
 def decide(output: Output, decision: Decision) -> Answers:
-    """Return the answers that a decision makes of outputs with scores; a score that is no number is unknown."""
+    """Return the answers that a decision makes of outputs, of one label with scores; one that is NaN is unknown."""
+    if decision.labels is not None:
+        probabilities, is_given = decision.labels.apply(output.logits.float())
+        is_unknown = torch.zeros(len(probabilities), dtype=torch.bool)
+        return Answers(probabilities, probabilities.amax(1), is_unknown, is_given)
     probabilities = (output.logits / decision.temperature).softmax(1)
     assert output.scores is not None
     scores, threshold = output.scores[:, 0], decision.threshold
     is_unknown = torch.zeros(len(scores), dtype=torch.bool) if threshold is None else ~(scores >= threshold)
-    return Answers(probabilities, scores, is_unknown)
+    is_best = torch.zeros_like(probabilities, dtype=torch.bool).scatter_(1, probabilities.argmax(1, True), True)
+    return Answers(probabilities, scores, is_unknown, is_best & ~is_unknown[:, None].to(is_best.device))
+
+
+def list_labels(probabilities: Tensor, is_given: Tensor, names: Sequence[str]) -> list[list[str]]:
+    """Return the labels that are given to B items, by falling probability, the first of the list at a tie.
+
+    Args:
+        probabilities: (B, C).
+        is_given: (B, C), whether a label is given.
+        names: (C) of the classes.
+    """
+    orders: list[list[int]] = probabilities.argsort(dim=1, descending=True, stable=True).tolist()
+    return [[names[k] for k in order if row[k]] for order, row in zip(orders, is_given.tolist(), strict=True)]
 
 
 def load_prompt(source: str | Path, backbone: str | Backbone | None = None, device: str | None = None) -> LearnedPrompt:
@@ -168,12 +208,17 @@ def load_prompt(source: str | Path, backbone: str | Backbone | None = None, devi
     return restore_prompt(read_learned_state(source), backbone, device)
 
 
-def require_one_label(state: LearnedState) -> None:
-    """Raise ValueError for what was learned from items with several labels, which answers with no single class."""
-    if state.config["task"]["name"] == "multi_label":
+def require_one_label(state: LearnedState, use: str) -> None:
+    """Raise ValueError for what was learned from items with several labels, which answers with no single class.
+
+    Args:
+        state: what was learned.
+        use: what needs one class, as a command or an option is written.
+    """
+    if state.decision.labels is not None:
         raise ValueError(
-            f"{state.source!r}: expected a prompt that answers with one class, got one of several labels. Its scores "
-            "are in result.json; answer with it in Python by the method and its learned state."
+            f"{use}: expected a prompt that answers with one class, got one of several labels in {state.source!r}. "
+            "Leave it out, or name a run on one label an item."
         )
 
 
@@ -189,7 +234,6 @@ def restore_prompt(
         allows_online: whether answers may depend on the order of the inputs; else such a method is refused.
     """
     config = state.config
-    require_one_label(state)
     if backbone is None and state.is_backbone_local:
         raise ValueError(
             f"--backbone: expected where the weights of {config['backbone']} are on this machine, got none, and "
@@ -274,6 +318,7 @@ def _open_teacher_method(settings: TeacherSettings, device: str) -> OpenedTeache
     if settings.run is None:
         return _open_zero_shot(str(settings.backbone), device)
     state = read_learned_state(settings.run)
+    require_one_label(state, "run")
     return _open_learned(settings, device, hash_learned_state(state))
 
 

@@ -13,7 +13,8 @@ from vlprompt.core.class_names import ClassName, Names, as_class_name
 from vlprompt.core.stage import Lesson
 from vlprompt.core.texts import TextItem
 from vlprompt.data.text.text_inputs import TextInput, build_text_items
-from vlprompt.experiments.learned.decision import Decision
+from vlprompt.engine.label_scores import DEFAULT_THRESHOLD
+from vlprompt.experiments.learned.decision import Decision, LabelDecision
 from vlprompt.experiments.learned.folder_schema import TEXT_PROTOCOL_KEYS, ModelConfig
 from vlprompt.experiments.learned.hub import download_model, is_hub_name
 from vlprompt.experiments.learned.model_files import (
@@ -25,7 +26,7 @@ from vlprompt.experiments.learned.model_files import (
     read_model_tensors,
 )
 from vlprompt.experiments.model_cards.licenses import read_license
-from vlprompt.results.run_folder import RunFolder
+from vlprompt.results.run_folder import Result, RunFolder
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,22 @@ def read_learned_state(source: str | Path) -> LearnedState:
     result = folder.read_result()
     protocol = {} if result is None or "answer" not in result.protocol else result.protocol
     text_protocol = {key: protocol[key] for key in TEXT_PROTOCOL_KEYS} if protocol else {}
-    return LearnedState(tensors, metadata, str(source), text_protocol)
+    return LearnedState(tensors, metadata, str(source), text_protocol, _read_decision(metadata["config"], result))
+
+
+def _read_decision(config: Mapping[str, Any], result: Result | None) -> Decision:
+    """Return the decision of a run: the threshold of its labels, where its items may have several, else none."""
+    task = config["task"]
+    if task["name"] != "multi_label":
+        return Decision()
+    if result is None:
+        return Decision(labels=LabelDecision(task["reading"]))
+    threshold, validation = (
+        result.summary.get("threshold", DEFAULT_THRESHOLD),
+        result.protocol.get("contents", {}).get("val"),
+    )
+    n_validation = validation["items"] if validation and threshold != DEFAULT_THRESHOLD else 0
+    return Decision(labels=LabelDecision(task["reading"], threshold, n_validation))
 
 
 def _read_model_folder(path: Path, source: str) -> LearnedState:
@@ -132,7 +148,7 @@ def _read_model_folder(path: Path, source: str) -> LearnedState:
         _build_metadata(config),
         source,
         text_protocol,
-        Decision(**config.decision.model_dump()),
+        config.decision.build(),
         config.backbone.is_local,
         provenance,
     )

@@ -13,6 +13,7 @@ from vlprompt.experiments.look.subject import (
     join,
     name_method,
     require_image_prompt,
+    require_one_label_items,
     sample_evenly,
 )
 from vlprompt.results.plots.learned.pseudo_labels import PseudoLabels
@@ -25,7 +26,7 @@ def compute_prompt_usage(prompt: LearnedPrompt, split: Split) -> PromptUsage:
     """Compute the share of each prompt of a pool in the answers to each lesson's and each class's test images.
 
     Raises:
-        PictureUnavailableError: for a method without a pool.
+        PictureUnavailableError: for a method without a pool, and images that may have several labels.
     """
     require_image_prompt(prompt)
     usage = join([output.prompt_usage for output in collect_outputs(prompt, split.select([0]))])
@@ -36,6 +37,7 @@ def compute_prompt_usage(prompt: LearnedPrompt, split: Split) -> PromptUsage:
         )
     usage = join([output.prompt_usage for output in collect_outputs(prompt, split)])
     assert usage is not None, "one image has it"
+    require_one_label_items(split, "usage")
     shares, labels = usage.double().numpy(), np.array(split.labels)
     present = [c for c in range(len(split.names)) if (labels == c).any()]
     shown = [present[i] for i in sample_evenly(len(present), MAX_ROWS)]

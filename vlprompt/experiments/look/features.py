@@ -15,6 +15,7 @@ from vlprompt.experiments.look.subject import (
     join,
     name_method,
     require_image_prompt,
+    require_one_label_items,
     sample_evenly,
     sample_split,
 )
@@ -84,9 +85,10 @@ def collect_features(prompt: LearnedPrompt, split: Split) -> Features:
     """Collect the features of at most 1,000 images of at most 20 classes, and of their texts.
 
     Raises:
-        PictureUnavailableError: for a method without image features.
+        PictureUnavailableError: for a method without image features, and images that may have several labels.
     """
     require_image_prompt(prompt)
+    require_one_label_items(split, "features")
     drawn, note = sample_split(split)
     outputs = collect_outputs(prompt, drawn)
     image, text = join([output.image_features for output in outputs]), outputs[0].text_features

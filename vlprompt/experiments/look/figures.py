@@ -92,7 +92,7 @@ def _draw_attention(look: Look) -> Figure:
     if not items:
         chosen = sample_evenly(len(look.test), DEFAULT_IMAGES)
         items = [look.test.items[i] for i in chosen]
-        captions = [str(look.test.names[look.test.labels[i]]) for i in chosen]
+        captions = [", ".join(map(str, look.test.list_labels(i))) for i in chosen]
     names = None if look.items else look.test.names
     attention = compute_attention(look.prompt, items, names, captions)
     titles = ", ".join(title.replace("\n", " ") for title in attention.maps)

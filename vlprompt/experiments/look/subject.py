@@ -31,6 +31,14 @@ def require_image_prompt(prompt: LearnedPrompt) -> None:
         )
 
 
+def require_one_label_items(split: Split, picture: str) -> None:
+    """Raise PictureUnavailableError for items that may have several labels, which a picture has no one colour for."""
+    if split.has_several_labels:
+        raise PictureUnavailableError(
+            f"{picture}: expected test images with one label each, got ones that may have several. Look at another run."
+        )
+
+
 def name_method(prompt: LearnedPrompt) -> str:
     """Return the name of the method."""
     return prompt.state.config["method"]["name"]

@@ -18,7 +18,16 @@ PIPELINE_TAGS = {  # what a prompt for texts answers -> the hub's name of the ta
     "response": "text-generation",
     "messages": "text-generation",
 }
-HUB_BACKBONES = ("hf_clip:", "hf:", "hf-bf16:", "hf-int8:", "hf-nf4:", "open_clip:hf-hub:")  # before OWNER/NAME
+HUB_BACKBONES = (
+    "hf_clip:",
+    "hf:",
+    "hf-bf16:",
+    "hf-int8:",
+    "hf-nf4:",
+    "open_clip:hf-hub:",
+    "hf_clip-bf16:",
+    "open_clip-bf16:hf-hub:",
+)  # before OWNER/NAME
 IMAGE_USE = """import vlprompt
 
 prompt = vlprompt.load_prompt({name!r}{backbone})
@@ -197,6 +206,8 @@ def _describe_protocol(config: ModelConfig) -> str:
     decision = config.decision
     if decision.temperature != 1:
         lines.append(f"temperature of the softmax: {decision.temperature:g}")
+    if decision.labels is not None:
+        lines.append(f"gives the labels of a probability above {decision.build().labels}")
     if decision.threshold is not None:
         lines.append(f"answers `unknown` where the score {decision.score} is below {decision.threshold:g}")
     lines += [f"{key}: {value}" for key, value in decision.facts.items()]
@@ -243,7 +254,7 @@ def _list_untested(config: ModelConfig) -> str:
         lines.append("other seeds: how much the numbers vary is not known")
     if "calibration_error" not in summary and "ece" not in summary:
         lines.append("calibration: how far the probabilities can be trusted")
-    if config.decision.threshold is None:
+    if config.decision.threshold is None and config.decision.labels is None:
         lines.append("inputs of no class: every input is answered with one of the classes")
     return _format_list(lines)
 

@@ -20,8 +20,8 @@ class PredictionFigure:
     def add(self, batch: Sequence[OpenedInput], rows: Sequence[Row]) -> None:
         """Add the images of a batch, as long as there is room."""
         for one, row in zip(batch, rows, strict=True):
-            if "prediction" in row and len(self._drawn) < MAX_DRAWN_IMAGES:
-                self._drawn.append((one.source, f"{row['prediction']} {row['probability']:.2f}"))
+            if "top" in row and len(self._drawn) < MAX_DRAWN_IMAGES:
+                self._drawn.append((one.source, _format_caption(row)))
 
     def draw(self, path: Path) -> Path:
         """Draw the grid into a file; ValueError without images."""
@@ -30,6 +30,13 @@ class PredictionFigure:
         images = [one.open() for one, _ in self._drawn]
         path.parent.mkdir(parents=True, exist_ok=True)
         return plot_predictions(images, [caption for _, caption in self._drawn], [None] * len(images), path)
+
+
+def _format_caption(row: Row) -> str:
+    """Return the class with its probability, or the labels, of which those beyond top_k have none."""
+    if "labels" not in row:
+        return f"{row['prediction']} {row['probability']:.2f}"
+    return ", ".join(row["labels"]) or "no label"
 
 
 def require_figure_path(path: Path) -> None:

@@ -97,11 +97,23 @@ class Ensemble:
         return self.names_by_prompt[0]
 
     @property
-    def loses_threshold(self) -> bool:
-        """Whether a prompt has a threshold that does not hold for these classes."""
-        return any(
-            p.decision.threshold is not None and not self.has_threshold[name] for name, p in self.prompts.items()
-        )
+    def has_several_labels(self) -> bool:
+        """Whether an input may have several labels."""
+        return any(p.decision.labels is not None for p in self.prompts.values())
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the answers: thresholds that do not hold for these classes, or were not chosen."""
+        notes = dict[str, None]()
+        for (name, prompt), names in zip(self.prompts.items(), self.names_by_prompt, strict=True):
+            before, now = prompt.decision, prompt.decide_among(names)
+            if before.threshold is not None and now.threshold is None:
+                notes["nothing is answered unknown: the threshold was chosen among the classes of the training"] = None
+            if now.labels is not None and not now.labels.n_validation:
+                lost = before.labels != now.labels
+                why = "was chosen among the classes of the training" if lost else "was chosen on no validation images"
+                notes[f"{name}: labels are those of a probability above 0.5: the threshold {why}"] = None
+        return list(notes)
 
     @property
     def has_threshold(self) -> dict[str, bool]:
@@ -136,14 +148,11 @@ class Ensemble:
     def answer(self, items: Sequence[tuple[Item, ...]]) -> list[Answers]:
         """Return the answers of each prompt; features are shared by prompts on one backbone, and then dropped."""
         answers = []
-        # a batch of one is computed by other kernels, whose last digit differs: its image is answered twice
-        is_single_image = len(items) == 1 and not self.text_protocol
         for prompt, names, own in zip(
             self.prompts.values(), self.names_by_prompt, zip(*items, strict=True), strict=True
         ):
-            own = own * 2 if is_single_image else own
             (batch,) = prompt.iter_answers(own, names, batch_size=len(own))
-            answers.append(Answers(*(tensor[: len(items)] for tensor in batch)))
+            answers.append(batch)
         for prompt in self.prompts.values():
             for cache in feature_caches(prompt.method):
                 _empty_cache(cache)
@@ -207,7 +216,10 @@ def load_prompts(
 
 def require_same_kind(states: Sequence[LearnedState]) -> None:
     """ValueError unless learned states can answer together: all on images, or all on texts with classes."""
-    kinds = [state.text_protocol.get("answer", "images") for state in states]
+    kinds = [
+        state.text_protocol.get("answer", "images" if state.decision.labels is None else "several labels of images")
+        for state in states
+    ]
     for state, kind in zip(states, kinds, strict=True):
         if kind == "tags":
             raise ValueError(

@@ -23,7 +23,7 @@ from vlprompt.experiments.predict.prompts import (
     require_same_kind,
     split_sources,
 )
-from vlprompt.experiments.predict.rows import RowLayout
+from vlprompt.experiments.predict.rows import DEFAULT_TOP_K, RowLayout
 from vlprompt.experiments.predict.texts import iter_text_inputs, require_texts
 
 
@@ -34,17 +34,27 @@ class PredictionRequest:
         words: prompts, then inputs.
         texts: texts to predict before those of files.
         classes: a file of class names, or names separated by commas; None for the learned ones.
-        layout: what stands in a row.
+        top_k: how many classes stand in a row; None for DEFAULT_TOP_K, of prompts for several labels for all.
+        has_each: whether the prediction of each prompt stands beside that of all.
 
     Raises:
         ValueError: for prompts that can't be read or don't go together, and inputs that don't fit them.
     """
 
-    def __init__(self, words: Sequence[str], texts: Sequence[str], classes: str | None, layout: RowLayout):
+    def __init__(
+        self,
+        words: Sequence[str],
+        texts: Sequence[str],
+        classes: str | None,
+        top_k: int | None = None,
+        has_each: bool = False,
+    ):
         self.sources, self.inputs = split_sources([os.path.expanduser(word) for word in words])
-        self.texts, self.layout = texts, layout
+        self.texts = texts
         self.states = [read_learned_state(source) for source in self.sources]
         require_same_kind(self.states)
+        has_several_labels = self.states[0].decision.labels is not None
+        self.layout = RowLayout(top_k or (None if has_several_labels else DEFAULT_TOP_K), has_each)
         self.takes_texts = bool(self.states[0].text_protocol)
         self.classes = None if classes is None else read_classes(classes)
         if classes is not None and self.states[0].text_protocol.get("answer") == "response":

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from vlprompt.core.class_names import Names
 from vlprompt.experiments.learned.decision import UNKNOWN
-from vlprompt.experiments.learned.prompt import Answers
+from vlprompt.experiments.learned.prompt import Answers, list_labels
 from vlprompt.experiments.predict.prompts import Ensemble
 from vlprompt.experiments.predict.read_ahead import OpenedInput
 
-Row: TypeAlias = dict[str, Any]  # path, perhaps text; then prediction, probability, top ..., or response, or error
+# path, perhaps text; then prediction, probability, top ..., or labels, top ..., or response, or error
+Row: TypeAlias = dict[str, Any]
 DEFAULT_TOP_K = 3
 
 
@@ -22,12 +23,16 @@ class RowLayout:
     """What stands in a row.
 
     Args:
-        top_k: how many classes.
+        top_k: how many classes; None for all.
         has_each: whether the prediction of each prompt stands beside that of all.
     """
 
-    top_k: int = DEFAULT_TOP_K
+    top_k: int | None = DEFAULT_TOP_K
     has_each: bool = False
+
+    def count_ranks(self, n_classes: int) -> int:
+        """Return how many of the classes stand in a row."""
+        return n_classes if self.top_k is None else min(self.top_k, n_classes)
 
 
 def predict_batch(ensemble: Ensemble, batch: Sequence[OpenedInput], layout: RowLayout) -> list[Row]:
@@ -38,6 +43,8 @@ def predict_batch(ensemble: Ensemble, batch: Sequence[OpenedInput], layout: RowL
         answers = []
     elif ensemble.writes_responses:
         answers = [{"response": text} for text in ensemble.generate(items)]
+    elif ensemble.has_several_labels:
+        answers = build_label_rows(ensemble, ensemble.answer(items), layout)
     else:
         answers = build_class_rows(ensemble, ensemble.answer(items), layout)
     rows = iter(answers)
@@ -69,7 +76,11 @@ def build_class_rows(ensemble: Ensemble, answers: Sequence[Answers], layout: Row
     has_threshold = ensemble.has_threshold
     has_score = list(has_threshold.values()) == [True]
     rows = _rank_classes(
-        ensemble.names, probabilities, rejections, answers[0].scores if has_score else None, layout.top_k
+        ensemble.names,
+        probabilities,
+        rejections,
+        answers[0].scores if has_score else None,
+        layout.count_ranks(len(ensemble.names)),
     )
     if layout.has_each:
         for (name, is_scored), one in zip(has_threshold.items(), answers, strict=True):
@@ -78,6 +89,27 @@ def build_class_rows(ensemble: Ensemble, answers: Sequence[Answers], layout: Row
             for row, own_row in zip(rows, own, strict=True):
                 del own_row["top"]
                 row.setdefault("each", {})[name] = own_row
+    return rows
+
+
+def build_label_rows(ensemble: Ensemble, answers: Sequence[Answers], layout: RowLayout) -> list[Row]:
+    """Return rows of labels, by falling probability: those that more than half of the prompts give.
+
+    Args:
+        ensemble: the prompts.
+        answers: of each prompt; the probabilities in a row are their mean.
+        layout: what stands in a row.
+    """
+    names = [str(name) for name in ensemble.names]
+    probabilities = torch.stack([one.probabilities for one in answers]).mean(0)
+    is_given = torch.stack([one.is_given for one in answers]).double().mean(0) > 0.5
+    unknown = torch.zeros(len(probabilities), dtype=torch.bool)
+    ranked = _rank_classes(ensemble.names, probabilities, unknown, None, layout.count_ranks(len(names)))
+    labels = list_labels(probabilities, is_given, names)
+    rows: list[Row] = [{"labels": own, "top": row["top"]} for own, row in zip(labels, ranked, strict=True)]
+    for name, one in zip(ensemble.prompts, answers, strict=True) if layout.has_each else ():
+        for row, own in zip(rows, list_labels(one.probabilities, one.is_given, names), strict=True):
+            row.setdefault("each", {})[name] = {"labels": own}
     return rows
 
 

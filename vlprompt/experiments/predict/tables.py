@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from vlprompt.data.readers.label_table import LABEL_SEPARATOR
 from vlprompt.experiments.predict.prompts import Ensemble
 from vlprompt.experiments.predict.rows import Row, RowLayout
 from vlprompt.runtime.installation import require_package
@@ -21,10 +22,13 @@ def list_columns(ensemble: Ensemble, layout: RowLayout) -> list[str]:
     head = ["path", "text"] if ensemble.text_protocol else ["path"]
     if ensemble.writes_responses:
         return [*head, "response", "error"]
+    n_ranks = layout.count_ranks(len(ensemble.names))
+    ranks = [f"{name}_{rank}" for rank in range(1, n_ranks + 1) for name in ("class", "probability")]
+    if ensemble.has_several_labels:
+        each = [f"labels:{prompt}" for prompt in ensemble.prompts] if layout.has_each else []
+        return [*head, "labels", *ranks, *each, "error"]
     has_threshold = ensemble.has_threshold
     score = ["score"] if list(has_threshold.values()) == [True] else []
-    n_ranks = min(layout.top_k, len(ensemble.names))
-    ranks = [f"{name}_{rank}" for rank in range(1, n_ranks + 1) for name in ("class", "probability")]
     each = [
         f"{name}:{prompt}"
         for prompt, has_score in has_threshold.items()
@@ -34,7 +38,10 @@ def list_columns(ensemble: Ensemble, layout: RowLayout) -> list[str]:
 
 
 def flatten_row(row: Row) -> dict[str, Any]:
-    """Return a row without lists: `class_1` and `probability_1` for the first class, `prediction:NAME` for a prompt."""
+    """Return a row without lists: `class_1` and `probability_1` for the first class, `prediction:NAME` for a prompt.
+
+    Several labels are one text, as a table of images has them.
+    """
     flat = {key: value for key, value in row.items() if key not in ("top", "each")}
     if isinstance(flat.get("text"), Mapping):
         flat["text"] = json.dumps(flat["text"], ensure_ascii=False)
@@ -42,7 +49,7 @@ def flatten_row(row: Row) -> dict[str, Any]:
         flat |= {f"class_{rank}": one["class"], f"probability_{rank}": one["probability"]}
     for prompt, own in row.get("each", {}).items():
         flat |= {f"{key}:{prompt}": value for key, value in own.items()}
-    return flat
+    return {key: LABEL_SEPARATOR.join(value) if isinstance(value, list) else value for key, value in flat.items()}
 
 
 class RowWriter(Protocol):

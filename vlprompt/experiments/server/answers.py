@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlprompt.core.class_names import Names
 from vlprompt.experiments.learned.decision import UNKNOWN
-from vlprompt.experiments.learned.prompt import Answers
+from vlprompt.experiments.learned.prompt import Answers, list_labels
 from vlprompt.experiments.server.neighbours import Neighbour
 
 
@@ -28,14 +28,18 @@ class Prediction(BaseModel):
 
     Args:
         image: what the client calls it.
-        label: the best class, or `unknown` where the score is below the model's threshold.
-        score: how well the image is known.
+        label: the best class, or `unknown` where the score is below the model's threshold; null for a model of several
+            labels.
+        labels: the classes that are the answer, by falling probability: the best one, none of an unknown image, or of a
+            model of several labels those above its threshold.
+        score: how well the image is known; of several labels the greatest probability.
         classes: the best classes with their probabilities.
         neighbours: the nearest training images, where they were asked for.
     """
 
     image: str
-    label: str
+    label: str | None
+    labels: list[str]
     is_unknown: bool
     score: float
     classes: list[ClassProbability]
@@ -49,12 +53,27 @@ class PredictAnswer(BaseModel):
     predictions: list[Prediction]
 
 
+class LabelDecision(BaseModel):
+    """How logits become several labels: those whose odds, as logarithms, exceed the threshold.
+
+    Args:
+        probability: that of the threshold.
+        n_validation: on how many images it was chosen; 0 for none: its probability is then one half.
+    """
+
+    reading: str
+    threshold: float
+    probability: float
+    n_validation: int
+
+
 class Decision(BaseModel):
-    """How logits become an answer."""
+    """How logits become an answer; `labels` is there for several."""
 
     temperature: float
     score: str
     threshold: float | None
+    labels: LabelDecision | None = None
 
 
 class Model(BaseModel):
@@ -110,7 +129,13 @@ class Health(BaseModel):
 
 
 def describe_answers(
-    answers: Answers, images: list[str], names: Names, top_k: int, neighbours: list[list[Neighbour]], model: str
+    answers: Answers,
+    images: list[str],
+    names: Names,
+    top_k: int,
+    neighbours: list[list[Neighbour]],
+    model: str,
+    has_several_labels: bool = False,
 ) -> PredictAnswer:
     """Return the answers to images as JSON values.
 
@@ -121,7 +146,9 @@ def describe_answers(
         top_k: how many classes of each.
         neighbours: of each image; [] where they were not asked for.
         model: its name.
+        has_several_labels: whether an image may have several labels.
     """
+    labels = list_labels(answers.probabilities, answers.is_given, list(map(str, names)))
     values, indices = answers.probabilities.topk(min(top_k, len(names)), dim=1)
     rows = zip(
         images, values.tolist(), indices.tolist(), answers.scores.tolist(), answers.is_unknown.tolist(), strict=True
@@ -136,10 +163,7 @@ def describe_answers(
             NearestImage(class_name=n.class_name, similarity=n.similarity, image=f"/neighbours/{model}/{n.index}")
             for n in (neighbours[number] if neighbours else ())
         ]
-        label = UNKNOWN if is_unknown else classes[0].name
-        predictions.append(
-            Prediction(
-                image=image, label=label, is_unknown=is_unknown, score=score, classes=classes, neighbours=nearest
-            )
-        )
+        label = None if has_several_labels else UNKNOWN if is_unknown else classes[0].name
+        facts = {"image": image, "label": label, "labels": labels[number], "is_unknown": is_unknown, "score": score}
+        predictions.append(Prediction(**facts, classes=classes, neighbours=nearest))
     return PredictAnswer(model=model, predictions=predictions)

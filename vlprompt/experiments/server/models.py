@@ -12,6 +12,7 @@ from vlprompt.core.class_names import Names
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.introspection import feature_caches
 from vlprompt.core.towers import Backbone, find_input_tower, find_preprocessing
+from vlprompt.experiments.export.decision_file import describe_decision
 from vlprompt.experiments.learned.prompt import MAX_PREPARED_CLASS_LISTS, LearnedPrompt, restore_prompt
 from vlprompt.experiments.learned.state import LearnedState, read_learned_state
 from vlprompt.experiments.server.batching import ClassNamesError, require_answerable
@@ -56,11 +57,7 @@ class ServedModel:
             "classes": [str(name) for name in self.prompt.names],
             "reads_names": self.reads_names,
             "summary": dict(self.summary),
-            "decision": {
-                "temperature": decision.temperature,
-                "score": decision.score,
-                "threshold": decision.threshold,
-            },
+            "decision": describe_decision(decision),
         }
 
     def store_classes(self, names: Names) -> str:

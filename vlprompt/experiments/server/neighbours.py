@@ -22,7 +22,7 @@ THUMBNAIL_SIZE = (96, 96)
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training image near a query: its index, class, and cosine similarity."""
+    """A training image near a query: its index, class (or classes), and cosine similarity."""
 
     index: int
     class_name: str
@@ -34,7 +34,7 @@ class TrainingImages:
 
     Args:
         items: the images.
-        classes: the class of each.
+        classes: the class of each, or its several with commas.
         tower: frozen; encodes them once, here.
     """
 
@@ -78,7 +78,7 @@ def open_training_images(prompt: LearnedPrompt) -> TrainingImages:
     for stage in build_task(task).stages():
         train = stage.lesson.train
         items += train.items
-        classes += [str(train.names[label]) for label in train.labels]
+        classes += [", ".join(map(str, train.list_labels(i))) or "no label" for i in range(len(train))]
         if len(items) > MAX_TRAINING_IMAGES:
             raise ValueError(
                 f"--neighbours: expected at most {MAX_TRAINING_IMAGES} training images, got more. Leave it out."

@@ -171,13 +171,16 @@ class Server:
         if settings.neighbours and training_images is not None:
             nearest = await self.call(lambda: training_images.find_nearest(items, settings.neighbours))
         self.metrics.count_images(model.name, len(items))
+        names = model.prompt.names if names is None else names
+        has_several_labels = model.prompt.decision.labels is not None
         return answers.describe_answers(
             answered,
             [image.name for image in images],
-            model.prompt.names if names is None else names,
-            settings.top_k,
+            names,
+            settings.top_k or (len(names) if has_several_labels else uploads.DEFAULT_TOP_K),
             nearest,
             model.name,
+            has_several_labels,
         )
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:

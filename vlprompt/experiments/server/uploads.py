@@ -21,6 +21,7 @@ from vlprompt.experiments.server.limits import MAX_LARGEST_IMAGES, Limits, Refus
 # formats that Pillow decodes by itself; others start programs, or hold scripts
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MAX_FIELDS_BESIDES_CLASSES = 16
+DEFAULT_TOP_K = 5
 PLAIN_WORDS = {  # of pydantic -> of this server
     "a valid integer": "a whole number",
     "a valid array": "a list",
@@ -48,7 +49,12 @@ class PredictSettings(BaseModel):
         list[str] | None, Field(description="Classes to choose from; default: those the model was trained on.")
     ] = None
     classes_id: Annotated[str | None, Field(description="A list of classes that POST /classes has stored.")] = None
-    top_k: Annotated[int, Field(ge=1, description="How many classes to return for each image.")] = 5
+    top_k: Annotated[
+        int | None,
+        Field(
+            ge=1, description=f"How many classes to return for each image: {DEFAULT_TOP_K}, or all of several labels."
+        ),
+    ] = None
     neighbours: Annotated[int, Field(ge=0, le=20, description="How many nearest training images to return.")] = 0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.config.build import build_task
 from vlprompt.config.run_config import RunConfig
-from vlprompt.core.towers import Clip, find_input_tower
+from vlprompt.core.towers import find_input_tower
 from vlprompt.data.report import summarize_dataset
 from vlprompt.experiments.events import (
     DatasetOpened,
@@ -185,7 +185,10 @@ class RunMaker:
         lesson = next(iter(prepared.task.stages())).lesson
         try:
             work = measure_shared_work(
-                lambda clip: build_run_method(first.config.method, clip), prepared.backbone, lesson
+                lambda backbone: build_run_method(first.config.method, backbone),
+                prepared.backbone,
+                lesson,
+                first.config.train_config.batch_size,
             )
         except ValueError as error:  # a few images may be too few for a method
             return 1, f"what their steps share was not measured ({error})"
@@ -240,10 +243,9 @@ class RunMaker:
 
         if prepared:
             jobs = [make_job(one) for one in prepared.values()]
-            clip = next(iter(prepared.values())).backbone
-            assert isinstance(clip, Clip), "only runs on one have passes to share"
+            backbone = next(iter(prepared.values())).backbone
             mine = [listeners[index] for index in prepared]
-            outcomes |= zip(prepared, run_jobs(clip, jobs, mine, runs[0].config.backbone), strict=True)
+            outcomes |= zip(prepared, run_jobs(backbone, jobs, mine, runs[0].config.backbone), strict=True)
         return [outcomes[index] for index in range(len(runs))]
 
     def _prepare(self, run: NamedRun) -> _PreparedRun:
@@ -273,7 +275,7 @@ class RunMaker:
         from vlprompt.experiments.runner import run
 
         config = prepared.config
-        method = prepared.method if member is None else build_run_method(config.method, member.clip)
+        method = prepared.method if member is None else build_run_method(config.method, member.backbone)
         before_write = partial(self.before_write, config.hash) if self.before_write else None
 
         def make_run(listener: Listener) -> Result:

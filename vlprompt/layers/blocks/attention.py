@@ -26,11 +26,18 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def expand_rows(t: Tensor, n: int) -> Tensor:
+    """Expand t (R, ..), R a divisor of n, to (n, ..): each of its rows is for n / R rows that follow one another."""
+    if t.shape[0] == 1 or t.shape[0] == n:
+        return t.expand(n, *t.shape[1:])
+    return t.repeat_interleave(n // t.shape[0], 0)
+
+
 def prepend_prefix(prefix: KV | None, k: Tensor, v: Tensor) -> KV:
-    """Put a prefix (1 or B, H, P, Dh) in front of keys and values (B, H, N, Dh)."""
+    """Put a prefix (R, H, P, Dh), R a divisor of B, in front of keys and values (B, H, N, Dh)."""
     if prefix is None:
         return k, v
-    k1, v1 = (p.to(t.dtype).expand(t.shape[0], -1, -1, -1) for p, t in zip(prefix, (k, v), strict=True))
+    k1, v1 = (expand_rows(p.to(t.dtype), t.shape[0]) for p, t in zip(prefix, (k, v), strict=True))
     return torch.cat([k1, k], 2), torch.cat([v1, v], 2)
 
 

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from vlprompt.core.compute_options import BlockFn
 from vlprompt.core.prompt import KV, NOTHING, Prompt
-from vlprompt.layers.blocks.attention import attend, merge_heads, prepend_prefix, select_positions, split_heads
+from vlprompt.layers.blocks.attention import (
+    attend,
+    expand_rows,
+    merge_heads,
+    prepend_prefix,
+    select_positions,
+    split_heads,
+)
 from vlprompt.layers.frozen_maps import FrozenMap, identity
 
 # (q, k, v, prefix, positions of the queries) -> output, all (B, H, rows, Dh)
@@ -98,12 +105,12 @@ def isolate_rows(block_fn: BlockFn, layer: int) -> BlockFn:
 
 
 def insert_tokens(x: Tensor, slot: TokenSlot, tokens: Tensor, carry: Carry | None = None) -> Tensor:
-    """Put tokens (1 or B, P, D) into x (B, N, D): as new rows at an int slot, else into existing rows.
+    """Put tokens (R, P, D), R a divisor of B, into x (B, N, D): as new rows at an int slot, else into existing rows.
 
     A text of its own tokens has them one after the other, (1 or B, C * P, D). carry: fraction of an existing row that
     goes on, of all tokens or of each (P,).
     """
-    t = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
+    t = expand_rows(tokens.to(x.dtype), x.shape[0])
     if isinstance(slot, int):
         return torch.cat([x[:, :slot], t, x[:, slot:]], 1)
     rows, token_indices = slot
@@ -121,7 +128,7 @@ def insert_tokens(x: Tensor, slot: TokenSlot, tokens: Tensor, carry: Carry | Non
 def mix_tokens(rows: Tensor, tokens: Tensor, carry: Carry) -> Tensor:
     """Return carry * rows + (1 - carry) * tokens, (B, P, D), for a number or one of each token (P,)."""
     weight = carry.to(rows.dtype)[..., None] if isinstance(carry, Tensor) else carry
-    return weight * rows + (1 - weight) * tokens.to(rows.dtype)
+    return weight * rows + (1 - weight) * expand_rows(tokens.to(rows.dtype), rows.shape[0])
 
 
 def compute_prompt_kv(block: Block, i: int, tokens: Tensor, prompt: Prompt) -> KV:

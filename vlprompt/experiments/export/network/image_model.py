@@ -34,10 +34,13 @@ class ImageModel(nn.Module):
     def __init__(self, prompt: LearnedPrompt, names: Names):
         super().__init__()
         self.method, self.prepared, self.temperature = prompt.method, prompt.prepare(names), prompt.decision.temperature
+        labels = prompt.decide_among(names).labels
+        # the contrastive reading is the softmax itself
+        self.is_sigmoid = labels is not None and labels.reading == "sigmoid"
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.method(PixelBatch(pixels), self.prepared).logits.float()
-        return logits, (logits / self.temperature).softmax(1)
+        return logits, logits.sigmoid() if self.is_sigmoid else (logits / self.temperature).softmax(1)
 
 
 def build_image_model(prompt: LearnedPrompt, options: ExportOptions, to: str) -> tuple[ImageModel, Names]:

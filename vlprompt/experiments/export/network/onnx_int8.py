@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from vlprompt.config.build import build_task
 from vlprompt.core.batch import Split
@@ -14,6 +15,7 @@ from vlprompt.core.towers import find_preprocessing
 from vlprompt.experiments.export.network.image_model import draw_pixels
 from vlprompt.experiments.export.network.onnx_runtime import open_session, run_session
 from vlprompt.experiments.export.network.quiet import silence_converter
+from vlprompt.experiments.learned.decision import LabelDecision
 from vlprompt.experiments.learned.prompt import LearnedPrompt
 
 INT8_FILE = "model.int8.onnx"
@@ -28,7 +30,7 @@ class _Measurement(NamedTuple):
     Args:
         pixels: (N, 3, h, w), normalised.
         source: what they are, for the report.
-        targets: (N,), columns of the right classes; None where these are unknown.
+        targets: (N,), columns of the right classes; None where these are unknown, or there may be several.
     """
 
     pixels: np.ndarray
@@ -56,7 +58,7 @@ def write_int8(prompt: LearnedPrompt, names: Names, path: Path, folder: Path) ->
             path, target, per_channel=True, weight_type=QuantType.QUInt8, use_external_data_format=has_data_file
         )
     images = _open_images(prompt, names)
-    loss = _measure(path, target, images)
+    loss = _measure(path, target, images, prompt.decide_among(names).labels)
     quantised = onnx.load(target, load_external_data=False)
     onnx.helper.set_model_props(
         quantised,
@@ -64,33 +66,39 @@ def write_int8(prompt: LearnedPrompt, names: Names, path: Path, folder: Path) ->
     )
     onnx.save(quantised, target)
     onnx.checker.check_model(str(target))
+    answer = "best class" if prompt.decision.labels is None else "labels"
     sizes = [sum(f.stat().st_size for f in path.parent.glob(f"{p.name}*")) / 1e6 for p in (path, target)]
     accuracies = ""
     if images.targets is not None:
         accuracies = f", accuracy {loss['accuracy_float32']:.1f} in float32 and {loss['accuracy_int8']:.1f} in 8 bits"
     return [
         f"wrote {folder / INT8_FILE}: {SCHEME}, {sizes[1]:.1f} MB instead of {sizes[0]:.1f} MB",
-        f"on {images.source}, one by one: {loss['agreement']:.1f}% have the same best class as in float32, "
+        f"on {images.source}, one by one: {loss['agreement']:.1f}% have the same {answer} as in float32, "
         f"logits differ by {loss['max_logit_difference']:.2g} at most (of {loss['max_logit']:.2g}){accuracies}",
     ]
 
 
-def _measure(path: Path, target: Path, images: _Measurement) -> dict[str, Any]:
+def _measure(path: Path, target: Path, images: _Measurement, labels: LabelDecision | None) -> dict[str, Any]:
     """Compare the logits of two ONNX files; rates in percent."""
     ours = _compute_logits(path, images.pixels, BATCH_SIZE)
     theirs = _compute_logits(target, images.pixels, 1)  # the scale of activations is that of the batch
     finite = np.isfinite(ours) & np.isfinite(theirs)
-    best = [logits.argmax(1) for logits in (ours, theirs)]
+    best = [_choose_answers(logits, labels) for logits in (ours, theirs)]
     loss: dict[str, Any] = {
         "images": images.source,
-        "agreement": 100 * float((best[0] == best[1]).mean()),
+        "agreement": 100 * float((best[0] == best[1]).all(1).mean()),
         "max_logit_difference": float(np.abs(ours - theirs, where=finite, out=np.zeros_like(ours)).max()),
         "max_logit": float(np.abs(ours[finite]).max(initial=0)),
     }
     if images.targets is not None:
         for key, predicted in zip(("accuracy_float32", "accuracy_int8"), best, strict=True):
-            loss[key] = 100 * float((predicted == images.targets).mean())
+            loss[key] = 100 * float((predicted[:, 0] == images.targets).mean())
     return loss
+
+
+def _choose_answers(logits: np.ndarray, labels: LabelDecision | None) -> np.ndarray:
+    """Return the best class (N, 1), or which labels (N, C) are given."""
+    return logits.argmax(1)[:, None] if labels is None else labels.apply(torch.from_numpy(logits))[1].numpy()
 
 
 def _compute_logits(path: Path, pixels: np.ndarray, batch_size: int) -> np.ndarray:
@@ -121,7 +129,9 @@ def _pick(items: Sequence[tuple[Split, int]]) -> list[tuple[Split, int]]:
 
 
 def _find_targets(items: Sequence[tuple[Split, int]], names: Names) -> np.ndarray | None:
-    """Return the columns of the items' classes; None where one is not among the names."""
+    """Return the columns of the items' classes; None where one is not among the names, or there may be several."""
+    if any(split.has_several_labels for split, _ in items):
+        return None
     columns = {class_id: column for column, class_id in enumerate(class_ids(names))}
     ids = [class_ids(split.names)[split.labels[i]] for split, i in items]
     return np.array([columns[i] for i in ids]) if all(i in columns for i in ids) else None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field, FiniteFloat, JsonValue
 
+from vlprompt.core.batch import Reading
 from vlprompt.core.images import Preprocessing
 from vlprompt.core.method import Output
 from vlprompt.data.images.image_inputs import build_image_items
@@ -17,12 +18,21 @@ from vlprompt.data.images.preprocess_presets import resolve_preprocessing
 from vlprompt.data.validation import Schema, validate
 from vlprompt.engine.unknown_scores import SCORES, match_concepts
 from vlprompt.experiments.export.decision_file import DECISION_KEYS
-from vlprompt.experiments.learned.decision import UNKNOWN, Decision
+from vlprompt.experiments.learned.decision import UNKNOWN, Decision, LabelDecision
+from vlprompt.experiments.learned.prompt import list_labels
 from vlprompt.runtime.installation import require_package
 
 MODEL_FILE = "model.onnx"
 BATCH_SIZE = 32
 SCORES_OF_LOGITS = ("msp", "maxlogit", "energy")
+
+
+class _Labels(Schema, extra="allow"):
+    """How logits become several labels."""
+
+    reading: Reading = Field(description="sigmoid or contrastive")
+    threshold: FiniteFloat = Field(description="a number")
+    n_validation: int = Field(description="a whole number")
 
 
 class _Facts(Schema, extra="allow"):
@@ -33,6 +43,7 @@ class _Facts(Schema, extra="allow"):
     temperature: Annotated[FiniteFloat, Field(gt=0)] = Field(description="a number above 0")
     score: str = Field(description="the name of a score")
     threshold: FiniteFloat | None = Field(description="a number or null")
+    labels: _Labels | None = Field(None, description="reading and threshold of several labels")
 
 
 class OnnxPrompt:
@@ -58,22 +69,32 @@ class OnnxPrompt:
         self.metadata = _read_metadata(self.session, self.path)
         self.names = tuple(self.metadata["classes"])
         self.preprocessing = _read_preprocessing(self.metadata["preprocessing"], self.path)
-        self.decision = Decision(**{key: self.metadata[key] for key in DECISION_KEYS})
+        labels = self.metadata.get("labels")
+        labels = None if labels is None else LabelDecision(**{key: labels[key] for key in _Labels.model_fields})
+        self.decision = Decision(**{key: self.metadata[key] for key in DECISION_KEYS}, labels=labels)
 
     def decode(self, images: Any) -> np.ndarray:
         """Return normalised pixels (B, 3, h, w) of images; ValueError for none, and for what is no image."""
         return np.stack([item.decode_once(self.preprocessing, None).numpy() for item in build_image_items(images)])
 
     def predict_proba(self, images: Any) -> np.ndarray:
-        """Return the probabilities (B, C) of images as `build_image_items` takes them."""
+        """Return the probabilities (B, C) of images as `build_image_items` takes them.
+
+        Those of classes add up to 1; of several labels each has its own.
+        """
         return np.concatenate([probabilities for _, probabilities in self._iter_outputs(images)])
 
-    def predict(self, images: Any) -> list[str]:
+    def predict(self, images: Any) -> list[str] | list[list[str]]:
         """Return the class of each image, or `unknown` where its score is below the threshold.
+
+        Of several labels it is the list of those of each image, by falling probability.
 
         Raises:
             ValueError: where the threshold is one of a score that reads more than logits.
         """
+        if (labels := self.decision.labels) is not None:
+            logits = torch.cat([torch.from_numpy(part) for part, _ in self._iter_outputs(images)])
+            return list_labels(*labels.apply(logits), self.names)
         answers = list[str]()
         for logits, probabilities in self._iter_outputs(images):
             is_unknown = self._find_unknown(logits).tolist()
@@ -165,7 +186,7 @@ def _require_data_files(path: Path) -> None:
 def _read_metadata(session: Any, path: Path) -> dict[str, Any]:
     """Return the metadata of the export; ValueError if they are not there, or other ones."""
     texts: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
-    if missing := [key for key in _Facts.model_fields if key not in texts]:
+    if missing := [key for key, field in _Facts.model_fields.items() if field.is_required() and key not in texts]:
         raise ValueError(
             f"{str(path)!r}: expected metadata of vlprompt ({', '.join(_Facts.model_fields)}), got a file without "
             f"{', '.join(missing)}. Name a file that vlprompt export --to onnx wrote."

@@ -48,10 +48,11 @@ def write_program(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -
 
 @torch.no_grad()
 def _compare(model: ImageModel, prompt: LearnedPrompt, path: Path) -> float:
-    """Return the greatest difference of the logits of a written program; ValueError if it is too great."""
+    """Return the greatest difference of the outputs of a written program; ValueError if it is too great."""
     program = torch.export.load(path).module()
     batches = [draw_pixels(prompt, n) for n in CHECKED_BATCH_SIZES]
-    difference = max(compare_outputs(model(pixels)[0], program(pixels)[0]) for pixels in batches)
+    pairs = (pair for pixels in batches for pair in zip(model(pixels), program(pixels), strict=True))
+    difference = max(compare_outputs(ours, theirs) for ours, theirs in pairs)
     if difference > MAX_DIFFERENCE:
         name = prompt.state.config["method"]["name"]
         raise ValueError(
