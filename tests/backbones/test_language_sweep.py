@@ -13,6 +13,7 @@ from texts_and_models import parts, passages, prefix
 
 import vlprompt
 from vlprompt.backbones.hf.architectures import ARCHITECTURES, ROPE_TYPES, SLIDING_WINDOW_FAMILIES
+from vlprompt.backbones.hf.decoder.walk import is_walkable
 from vlprompt.backbones.hf.tokenization import TokenizedText
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.layers.adapters import LowRankAdapter
@@ -373,6 +374,29 @@ def test_packed_rows(case, pairs):
     states, starts = tower._compute_packed_hidden(rows_of(texts), NOTHING, 60)
     for ids, (b, start) in zip(texts, starts, strict=True):
         near(states[b, start : start + len(ids)], plain.base_model(torch.tensor([ids])).last_hidden_state[0])
+
+
+@cases(only=is_causal)
+def test_rows_without_padding(case, pairs):
+    """States and gradients against padded rows, where every option is walked or, by name, left to transformers."""
+    tower, texts = pairs(case).tower, sample_ids((9, 30, 20, 11))
+    tokens = torch.randn(1, 3, tower.dim, generator=make_generator("soft")).requires_grad_()
+    kv = {layer: tuple(x.requires_grad_() for x in pair) for layer, pair in prefix(tower).items()}
+    prompt = Prompt({0: tokens}, kv, parts(tower, "q", "down"))
+    rows = rows_of(texts, prompt)
+    family, option = case.split(": ")
+    is_walked = family != "gpt2" and option not in ("dynamic", "longrope", *WINDOWS)
+    assert is_walkable(tower, prompt, 38) == is_walked
+    found = []
+    for states in (
+        tower._compute_outputs(rows, prompt, "response", False),
+        tower.compute_pass(rows, prompt, "response"),
+    ):
+        states = torch.cat(states)
+        found.append(
+            [states, *torch.autograd.grad(states.square().sum(), [tokens, *(x for pair in kv.values() for x in pair)])]
+        )
+    near_all(*found, 2e-5)
 
 
 @cases(only=is_causal)

@@ -111,6 +111,8 @@ class Job:
                 found[f"{form}_mb"] = self.run_subprocess(form)
             except RuntimeError as error:
                 found[f"{form}_mb"] = str(error)
+        if isinstance(found.get("reference_mb"), float) and isinstance(found.get("fast_mb"), float):
+            found["memory_share"] = found["fast_mb"] / found["reference_mb"]
         return found
 
 
@@ -198,7 +200,8 @@ def plan_jobs(options):
         for threads in options.threads[:1] if alone else options.threads:
             for case in select_cases(what, options):
                 rounds = options.rounds or (3 if options.short else getattr(bench, "ROUNDS", {}).get(case, 3))
-                memory = not many and not options.short and not hasattr(bench, "measure_row")
+                wants_memory = any("memory_share" in wanted for wanted in getattr(bench, "TARGETS", {}).get(case, ()))
+                memory = (wants_memory or not many) and not options.short and not hasattr(bench, "measure_row")
                 jobs.append(Job(what, case, threads, options.device, rounds, memory))
             if hasattr(bench, EXTRA) and not options.case and not many:
                 jobs.append(Job(what, EXTRA, threads, options.device, 1))

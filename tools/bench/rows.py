@@ -100,6 +100,7 @@ TARGET_FORMATS = {  # a number of a row -> how a target of it is told
     "ratio": "{:.1f}x",
     "fraction_of_matmul_rate": "{:.0%} of the matrix speed",
     "mb": "{:.0f} MB",
+    "memory_share": "{:.0%} of the written-out form's MB",
     "seconds": "{:.2f} s",
     "above": "{:.2f} s above import torch",
     "fast": "{:.1f} s",

@@ -185,7 +185,7 @@ class ResponseHead(Head):
         lm: the language model.
         template: shows a text; the response stands at its {mask}, or behind it.
         packing: put several texts of a batch into one row of a causal model, each seeing only itself, to save padding
-            (the same states).
+            (the same states). A model of the Llama kind on a CPU never pads, with or without it.
     """
 
     output = "response"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -216,28 +217,28 @@ class FrozenTransformer:
     @contextmanager
     def inject(self, prompt: Prompt) -> Iterator[None]:
         """Inject the prompt's prefixes and adapters inside the with-block, with activation checkpointing if set."""
-
-        def injection() -> AbstractContextManager[None]:
-            return inject_prompt(self.layer_modules, self.norm, prompt)
-
-        def run_checkpointed(run: Callable[..., Any], *args: Any) -> Any:
-            return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), injection()))
-
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
-            with injection():
+            with self._injection(prompt):
                 yield
             return
         layers = [module for module in self.net.modules() if hasattr(type(module), "_can_checkpoint_with_cache")]
         try:
             for layer in layers:  # train mode of the layer alone: the dropout inside it stays off
                 layer.training, layer.gradient_checkpointing = True, True
-                layer._gradient_checkpointing_func = run_checkpointed
-            with injection():
+                layer._gradient_checkpointing_func = partial(self.run_checkpointed, prompt)
+            with self._injection(prompt):
                 yield
         finally:
             for layer in layers:
                 layer.training, layer.gradient_checkpointing = False, False
                 del layer._gradient_checkpointing_func
+
+    def _injection(self, prompt: Prompt) -> AbstractContextManager[None]:
+        return inject_prompt(self.layer_modules, self.norm, prompt)
+
+    def run_checkpointed(self, prompt: Prompt, run: Callable[..., Any], *args: Any) -> Any:
+        """Run a layer that stores nothing but its input, and runs again in the backward pass, with the prompt."""
+        return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), self._injection(prompt)))
 
     def _note_truncation(self, rows: Sequence[TokenizedText], inputs: TextBatch) -> None:
         """Note in the result that texts were truncated."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt.backbones.hf.decoder.greedy import generate_greedily, is_greedy
+from vlprompt.backbones.hf.decoder.walk import is_walkable
 from vlprompt.backbones.hf.forward import FrozenTransformer
 from vlprompt.backbones.hf.tokenization import TokenizedText
 from vlprompt.core.prompt import KV, Prompt
@@ -97,6 +99,23 @@ def _generate_texts(
     tower: FrozenTransformer, rows: list[TokenizedText], prompt: Prompt, settings: dict[str, Any]
 ) -> list[str]:
     """Generate after rows in one pass; the model has positions for max_new_tokens."""
+    settings = {
+        "do_sample": False,
+        "pad_token_id": get_pad_id(tower),
+        "eos_token_id": get_end_ids(tower),
+        **settings,
+    }
+    n_positions = tower.position_shift(prompt) + max(len(row.ids) for row in rows) + settings["max_new_tokens"]
+    if is_walkable(tower, prompt, n_positions) and is_greedy(tower, settings):
+        output_ids: Any = generate_greedily(tower, rows, prompt, settings)
+    else:
+        output_ids = _generate_by_transformers(tower, rows, prompt, settings)
+    return [text.strip() for text in tower.tokenizer.batch_decode(output_ids, skip_special_tokens=True)]
+
+
+def _generate_by_transformers(
+    tower: FrozenTransformer, rows: list[TokenizedText], prompt: Prompt, arguments: dict[str, Any]
+) -> Tensor:
     n, is_causal = max(len(row.ids) for row in rows), tower.kind == "causal"
 
     def pad(values: list[int]) -> list[int]:
@@ -110,20 +129,13 @@ def _generate_texts(
         soft = torch.tensor([[k + (n - len(row.ids)) * is_causal for k in row.soft_positions] for row in rows])
         t = prompt.tokens[0].to(x.dtype).expand(len(x), -1, -1)
         x = x.scatter(1, soft.to(x.device)[..., None].expand_as(t), t)
-    arguments: dict[str, Any] = {
-        "do_sample": False,
-        "pad_token_id": get_pad_id(tower),
-        "eos_token_id": get_end_ids(tower),
-        **settings,
-    }
     if "stop_strings" in arguments:
         arguments["tokenizer"] = tower.tokenizer
     if tower.kind == "seq2seq" and (start_ids := tower.decoder_start_ids(rows[0])):
         start = [tower.net.config.decoder_start_token_id, *start_ids]
         arguments["decoder_input_ids"] = torch.tensor([start] * len(rows), device=tower.device)
     with tower.inject(prompt), shift_positions(tower, tower.position_shift(prompt) if is_causal else 0):
-        output_ids = tower.net.generate(inputs_embeds=x, attention_mask=mask, **arguments)
-    return [text.strip() for text in tower.tokenizer.batch_decode(output_ids, skip_special_tokens=True)]
+        return tower.net.generate(inputs_embeds=x, attention_mask=mask, **arguments)
 
 
 def get_pad_id(tower: FrozenTransformer) -> int:

@@ -1,7 +1,7 @@
 """A frozen language model as a tower: texts and a Prompt in, pooled features or hidden states out."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.backbones.hf import export, generation
+from vlprompt.backbones.hf.decoder.packed import compute_packed_states
+from vlprompt.backbones.hf.decoder.walk import is_shared, is_walkable
 from vlprompt.backbones.hf.forward import FrozenTransformer
 from vlprompt.backbones.hf.peft_adapter import PeftAdapter
 from vlprompt.backbones.hf.peft_format import is_plain_module
@@ -55,25 +57,40 @@ class LanguageModel(FrozenTransformer):
         self, rows: Sequence[TokenizedText], prompt: Prompt, output: str, is_packed: bool
     ) -> list[Tensor]:
         """Compute the outputs of each row; without gradients in batches of similar length."""
-        if is_packed:
-            return self._compute_packed_outputs(rows, prompt, output)
-        if torch.is_grad_enabled() or len(rows) <= PASS_BATCH_SIZE or not self._is_shared(prompt):
-            return self.compute_pass(rows, prompt, output)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        outputs: list[Tensor] = [torch.empty(0)] * len(rows)
-        for begin in range(0, len(order), PASS_BATCH_SIZE):
-            indices = order[begin : begin + PASS_BATCH_SIZE]
-            for i, x in zip(indices, self.compute_pass([rows[i] for i in indices], prompt, output), strict=True):
-                outputs[i] = x
-        return outputs
-
-    def _compute_packed_outputs(self, rows: Sequence[TokenizedText], prompt: Prompt, output: str) -> list[Tensor]:
-        """Compute the states of responses with several texts packed in one row."""
-        if self.kind != "causal" or output != "response":
+        if is_packed and (self.kind != "causal" or output != "response"):
             raise ValueError(
                 f"method.head.packing: expected responses of a causal model, got output {output!r} of a model of kind "
                 f"{self.kind!r}. Set method.head.packing=false."
             )
+        compute = self._choose_pass(rows, prompt, output, is_packed)
+        if torch.is_grad_enabled() or len(rows) <= PASS_BATCH_SIZE or not is_shared(prompt):
+            return compute(rows, prompt, output)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        outputs: list[Tensor] = [torch.empty(0)] * len(rows)
+        for begin in range(0, len(order), PASS_BATCH_SIZE):
+            indices = order[begin : begin + PASS_BATCH_SIZE]
+            for i, x in zip(indices, compute([rows[i] for i in indices], prompt, output), strict=True):
+                outputs[i] = x
+        return outputs
+
+    def _choose_pass(
+        self, rows: Sequence[TokenizedText], prompt: Prompt, output: str, is_packed: bool
+    ) -> Callable[[Sequence[TokenizedText], Prompt, str], list[Tensor]]:
+        """Return the cheapest way to exact outputs."""
+        n_positions = self.position_shift(prompt) + max((len(row.ids) for row in rows), default=0)
+        reads_some = output in ("mask", "response") or (output == "pooled" and self.pooling == "last")
+        if rows and reads_some and is_walkable(self, prompt, n_positions):
+            return self._compute_walked_pass
+        return self._compute_packed_pass if is_packed else self.compute_pass
+
+    def _compute_walked_pass(self, rows: Sequence[TokenizedText], prompt: Prompt, output: str) -> list[Tensor]:
+        """Compute the output of each row with all texts in one row of tokens."""
+        positions = [[row.answer_start - 1] if output == "pooled" else _output_positions(row, output) for row in rows]
+        states = compute_packed_states(self, rows, prompt, positions)
+        return [self.architecture.head_transform(self.net)(x) for x in states] if output == "mask" else states
+
+    def _compute_packed_pass(self, rows: Sequence[TokenizedText], prompt: Prompt, output: str) -> list[Tensor]:
+        """Compute the states of responses with several texts packed in one row, under a mask."""
         longest = max(len(row.ids) for row in rows)
         # attention grows with the square of the length: bins no longer than it takes to fill them well
         max_tokens = max(
@@ -117,11 +134,6 @@ class LanguageModel(FrozenTransformer):
                         features[key] = feature.clone()
                         self.feature_cache.add_computed(key, features[key])
         return features
-
-    @staticmethod
-    def _is_shared(prompt: Prompt) -> bool:
-        """Whether all rows share the same tokens and prefixes."""
-        return all(len(t) == 1 for t in prompt.tokens.values()) and all(len(k) == 1 for k, _ in prompt.prefix.values())
 
     def _check_prompt(self, prompt: Prompt, output: str) -> None:
         if output not in OUTPUTS:

@@ -127,6 +127,7 @@ def pack_texts(
     device: torch.device,
     rule: PackingRule = FEWEST_ROWS,
     has_positions: bool = True,
+    shares_beginning: bool = True,
 ) -> PackedLayout:
     """Lay out texts with n_tokens soft tokens each.
 
@@ -137,9 +138,10 @@ def pack_texts(
         device: of the layout.
         rule: what pays on the device.
         has_positions: whether soft tokens have positions; else the words have those of the text without them.
+        shares_beginning: whether what all texts begin with is one row, if that is the same for all of them.
     """
     order = sorted(range(len(texts)), key=lambda c: len(texts[c][0]))
-    s = count_shared_tokens(texts, is_class_specific)
+    s = count_shared_tokens(texts, is_class_specific) if shares_beginning else 0
     ids, slots, places = list(texts[0][0][:s]), list(texts[0][1][:s]), [(0, j) for j in range(s)]
     lengths = [len(texts[c][0]) - s for c in order]
     is_masked = s + sum(lengths) <= rule.max_masked_rows
