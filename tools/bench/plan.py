@@ -54,18 +54,24 @@ COLUMNS = {
 }
 
 
+def build_lesson(names, n_images):
+    """Build a lesson of random pictures."""
+
+    def build_item(i):
+        return ImageItem(
+            f"plan/{i}", lambda look, view: torch.randn(3, *look.size, generator=make_generator("plan", i))
+        )
+
+    items = tuple(map(build_item, range(n_images)))
+    return Lesson(Split(items, tuple(i % len(names) for i in range(n_images)), names))
+
+
 def measure_row(case, device, rounds):
     made, classes, size, how = CASES[case]
     clip = text.TextBenchmark((CoOp, {"n_ctx": 16}, 10, 1), device, torch.float32).full_clip
     every = text.load_cifar_names() if classes <= 100 else text.load_imagenet_names()
     names = tuple(ClassName(every[i * (len(every) // classes)], str(i)) for i in range(classes))
-
-    def item(i):
-        return ImageItem(
-            f"plan/{i}", lambda look, view: torch.randn(3, *look.size, generator=make_generator("plan", i))
-        )
-
-    lesson = Lesson(Split(tuple(map(item, range(size))), tuple(i % classes for i in range(size)), names))
+    lesson = build_lesson(names, size)
     train, device, began = (
         TrainConfig(batch_size=size, epochs=1, warmup=0, **how),
         torch.device(device),
