@@ -24,7 +24,7 @@ from vlprompt.core.images import Images
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.loop import Loop
 from vlprompt.engine.train_config import TrainConfig
-from vlprompt.experiments.memory_plan import plan_memory
+from vlprompt.experiments.planning.memory_plan import plan_memory
 from vlprompt.methods import CoCoOp, CoOp
 from vlprompt.runtime import memory
 
