@@ -37,6 +37,7 @@ DEFAULT_TABLES = ("text", "image", "vpt", "epoch", "startup", "memory", "plan", 
 TABLES = (
     *DEFAULT_TABLES,
     "scaling",
+    "cache",
     "heads",
     "closed_form",
     "transport",
