@@ -283,8 +283,9 @@ def test_growth_is_told_and_drawn(tool, tmp_path):
     assert f"| {work} | 1 | classes | 10 | 1000 | 0.85 | 1.00 | 1.00 | 1.00 |" in lines
     assert lines[-1] == "![time and memory as sizes grow](scaling.png)"
     assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"
-    told = tool("bench.rows").render_table(rows, scaling.COLUMNS, {})
-    assert told[-1] == f"| {work}: 1000 classes | 1 | 5.0000 | 1000 | text_micro_batch=64 |"
+    told = tool("bench.rows").render_table([*rows, lost], scaling.COLUMNS, {})
+    assert told[-2] == f"| {work}: 1000 classes | 1 | 5.0000 | 1000 | text_micro_batch=64 |  |"
+    assert told[-1].endswith("| killed |")
 
 
 def test_the_digits_are_read_without_what_takes_seconds_to_load():

@@ -49,7 +49,7 @@ COLUMNS = {
     "s": make_number_column("seconds:.4f"),
     "MB": make_number_column("mb:.0f"),
     "told MB": make_number_column("planned:.0f"),
-    "settings": lambda row: ", ".join(f"{name}={value}" for name, value in row["settings"].items()),
+    "settings": lambda row: ", ".join(f"{name}={value}" for name, value in row.get("settings", {}).items()),
 }
 
 

@@ -40,6 +40,7 @@ ALLOCATOR_OVERHEAD = 1.1  # what an allocator takes for each byte of tensors
 GLIBC_OVERHEAD = (
     1.5  # the same where freed memory stays with glibc (memory.return_freed_memory), as measured: 1.5 to 1.8
 )
+MAX_GLIBC_MB = 450.0  # of that, beyond ALLOCATOR_OVERHEAD: tensors above 32 MB, as large steps have, never stay
 FIRST_STEP_MB = 48.0  # what the first step takes for good
 SLOWDOWN = {"activation_checkpointing": 1.4, "text_micro_batch": 1.6}  # of a step, as measured
 GATHERED_COPIES = 5  # of divided features and their gradients, while they are summed over the processes
@@ -258,8 +259,9 @@ class _Planner:
         most_bytes = max(step_bytes, recorded + max(step_bytes - replaced, test_bytes))
         most_bytes += self._estimate_gathered(settings)
         returns_memory = self.device.type == "cuda" or checkpointing or text_micro_batch
-        overhead = ALLOCATOR_OVERHEAD if returns_memory else GLIBC_OVERHEAD
-        peak_mb = self.used_mb + FIRST_STEP_MB + overhead * most_bytes / 2**20 + self.stored_mb
+        held_mb = most_bytes / 2**20
+        freed_mb = 0.0 if returns_memory else min(MAX_GLIBC_MB, (GLIBC_OVERHEAD - ALLOCATOR_OVERHEAD) * held_mb)
+        peak_mb = self.used_mb + FIRST_STEP_MB + ALLOCATOR_OVERHEAD * held_mb + freed_mb + self.stored_mb
         seconds = self.n_steps * self._estimate_step(settings)
         seconds += n_test / self.n_processes * costs["item_seconds"](self.n_classes, 1)
         return _Estimate(peak_mb, seconds, tensor_mb)
