@@ -178,6 +178,19 @@ def test_a_language_model_that_does_not_fit_is_made_to(lm, limit):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_planning_notes_nothing_of_texts_that_are_too_long(lm, limit):
+    made, model, texts = LANGUAGE["lora"], lm("llama"), passages(8)
+    item = replace(texts.train.items[0], key="long", fields={"text": "very good " * 500})
+    long = Lesson(replace(texts.train, items=(item, *texts.train.items[1:])))
+    model.notes.clear()
+    limit(1e5)
+    assert plan_memory(lambda: made(model), long, TrainConfig(batch_size=4, epochs=1)).tensor_mb
+    assert not model.notes
+    held(lambda: made(model), longest(long, 4), TrainConfig(batch_size=4, epochs=1))
+    assert "texts" in model.notes
+    model.notes.clear()
+
+
 @pytest.fixture
 def image_cache():
     before = IMAGE_CACHE.max_bytes

@@ -6,6 +6,7 @@ processes all of it is said of each of them.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS, ComputeOption
 from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
-from vlprompt.core.towers import Backbone, find_feature_cache, find_input_tower
+from vlprompt.core.towers import Backbone, LanguageTower, find_feature_cache, find_input_tower
 from vlprompt.data.images.cache import IMAGE_CACHE
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.planning.step_measurement import (
@@ -150,11 +151,23 @@ def plan_memory(
     def plan() -> MemoryPlan:
         if backbone is None or not (memory.has_limit() or size >= MIN_SIZE_TO_MEASURE):
             return MemoryPlan(used_mb, available_mb, 0.0)
-        with distributed.as_single_process():
+        with distributed.as_single_process(), _unchanged_notes(backbone):
             planner = _Planner(make_method, backbone, lesson, config, tests, used_mb, n_processes)
             return planner.choose(method, available_mb)
 
     return distributed.broadcast_from_main(plan)
+
+
+@contextmanager
+def _unchanged_notes(backbone: Backbone) -> Iterator[None]:
+    """Leave out of the result what a language model notes of measured texts; the run notes it of its own."""
+    notes = backbone.notes if isinstance(backbone, LanguageTower) else {}
+    before = dict(notes)
+    try:
+        yield
+    finally:
+        notes.clear()
+        notes.update(before)
 
 
 class _Settings(NamedTuple):
