@@ -119,7 +119,7 @@ def show_plan(options, configs, sizes, backbone):
     """Print one line per dataset, method and shots, then the totals and missing data."""
     from vlprompt.backbones.glyph import build_tiny_clip
     from vlprompt.cli.display.terminal import print_full_table
-    from vlprompt.experiments.cost_model import compute_workload, has_trainable_parameters, measure_costs
+    from vlprompt.experiments.planning.cost_model import compute_workload, has_trainable_parameters, measure_costs
     from vlprompt.experiments.sweeps.run_names import get_run_folder
 
     tiny, prices, trained = build_tiny_clip(), {}, {}
@@ -229,7 +229,7 @@ def main(arguments=None):
     from vlprompt.backbones import load
     from vlprompt.backbones.schemes import choose_threads
     from vlprompt.experiments import paper_recipes
-    from vlprompt.experiments.cost_model import find_dataset_size
+    from vlprompt.experiments.planning.cost_model import find_dataset_size
     from vlprompt.experiments.sweeps.run_names import get_run_folder
     from vlprompt.runtime.settings import SETTINGS
 

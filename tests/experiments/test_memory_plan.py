@@ -2,28 +2,40 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from written_out import NAMES
 
 from vlprompt import methods
+from vlprompt.backbones.towers.text import MAX_RECORDED_TEXTS
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import ClassName
 from vlprompt.core.images import ImageItem
 from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.stage import Lesson
-from vlprompt.engine.loop import Loop
+from vlprompt.core.texts import TextItem
+from vlprompt.data.images.cache import IMAGE_CACHE
+from vlprompt.data.images.decoding import build_image_item
+from vlprompt.engine.loop import Loop, fit
 from vlprompt.engine.train_config import TrainConfig
-from vlprompt.experiments.memory_plan import (
+from vlprompt.experiments.planning.memory_plan import (
     ALLOCATOR_OVERHEAD,
     FIRST_STEP_MB,
     CostModel,
     MemoryPlan,
     plan_memory,
-    subsample_lesson,
 )
+from vlprompt.experiments.planning.step_measurement import subsample_lesson
 from vlprompt.layers import heads
+from vlprompt.layers.blocks.cuda_graphs import CudaGraphCache
+from vlprompt.layers.verbalizers import ResponseHead
 from vlprompt.runtime import memory
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.runtime.settings import SETTINGS
@@ -101,11 +113,164 @@ def test_a_run_that_does_not_fit_is_made_to(name, wanted, tiny, limit):
     assert found.fits
     assert found.requested_mb > found.available_mb
     assert "the same numbers" in str(found)
-    from dataclasses import replace
-
     less, most = (held(lambda: made(tiny), shown, t) for t in (replace(train, **found.overrides), train))
     assert less < most
     assert less < 0.6 * whole
+
+
+def passages(n):
+    """A lesson of texts of four to forty words, answered by two."""
+    draw = make_generator("passages")
+    numbers = torch.randint(4, 41, (n,), generator=draw).tolist()
+    items = tuple(
+        TextItem(str(i), {"text": " ".join(["very good"] * k)}, "{text} {mask}", "{text}", response="great fun")
+        for i, k in enumerate(numbers)
+    )
+    return Lesson(Split(items, (0,) * n, (ClassName("response"),)))
+
+
+def longest(lesson, n):
+    """The lesson with its n longest texts, which are the largest batch."""
+    order = sorted(range(len(lesson.train)), key=lambda i: -lesson.train.items[i].n_characters)
+    return Lesson(lesson.train.select(order[:n]))
+
+
+LANGUAGE = {
+    "lora": lambda lm: methods.LoRA(lm, ResponseHead(lm), sites=("q", "v")),
+    "prompt tuning": lambda lm: methods.PromptTuning(lm, ResponseHead(lm), 5),
+}
+
+
+@pytest.mark.parametrize("name", ["lora", pytest.param("prompt tuning", marks=pytest.mark.slow)])
+def test_what_a_step_of_a_language_model_holds_is_told(name, lm, limit):
+    made, model, texts = LANGUAGE[name], lm("llama"), passages(60)
+    limit(1e5)
+    train = TrainConfig(batch_size=12, epochs=1)
+    found = plan_memory(lambda: made(model), texts, train)
+    assert found.tensor_mb == pytest.approx(held(lambda: made(model), longest(texts, 12), train), rel=0.15)
+    tested = plan_memory(lambda: made(model), texts, replace(train, epochs=0), [passages(300).train])
+    assert 0 < tested.tensor_mb < found.tensor_mb * 100 / 12  # a hundred texts, of which nothing stays
+    generating = passages(300).train
+    generating = replace(generating, info={"max_new_tokens": 400})
+    more = plan_memory(lambda: made(model), texts, replace(train, epochs=0), [generating]).tensor_mb
+    keys_and_values = 2 * len(model.prefix_layers) * model.n_heads * model.head_dim * 4 * 396 * 100
+    assert more >= tested.tensor_mb + keys_and_values / 2**20
+
+
+def test_a_language_model_that_does_not_fit_is_made_to(lm, limit):
+    made, model, texts = LANGUAGE["lora"], lm("llama"), passages(60)
+    train = TrainConfig(batch_size=12, epochs=1)
+    limit(1e5)
+    whole = plan_memory(lambda: made(model), texts, train).tensor_mb
+    limit(FIRST_STEP_MB + ALLOCATOR_OVERHEAD * whole / 2)
+    found = plan_memory(lambda: made(model), texts, train)
+    assert found.overrides.keys() & {"micro_batch_size", "activation_checkpointing"}
+    assert found.fits
+    spared = replace(train, **found.overrides)
+    assert held(lambda: made(model), longest(texts, 12), spared) < 0.6 * whole
+    grads = []
+    for settings in (train, spared):
+        method = made(model)
+        method.begin_lesson(texts, make_generator(0))
+        batch = next(longest(texts, 12).train.batches(12))
+        grads.append(Loop(method.train(), texts, settings, 1).compute_gradients(batch)[1])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_planning_notes_nothing_of_texts_that_are_too_long(lm, limit):
+    made, model, texts = LANGUAGE["lora"], lm("llama"), passages(8)
+    item = replace(texts.train.items[0], key="long", fields={"text": "very good " * 500})
+    long = Lesson(replace(texts.train, items=(item, *texts.train.items[1:])))
+    model.notes.clear()
+    limit(1e5)
+    assert plan_memory(lambda: made(model), long, TrainConfig(batch_size=4, epochs=1)).tensor_mb
+    assert not model.notes
+    held(lambda: made(model), longest(long, 4), TrainConfig(batch_size=4, epochs=1))
+    assert "texts" in model.notes
+    model.notes.clear()
+
+
+@pytest.fixture
+def image_cache():
+    before = IMAGE_CACHE.max_bytes
+    yield IMAGE_CACHE
+    IMAGE_CACHE.set_max_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["coop", "vpt"])
+def test_decoded_pictures_that_stay_are_told(name, tiny, limit, image_cache):
+    """Crops are taken from whole pictures, as many of which stay as the cache has room for."""
+    made, n, side = MADE[name][0], 40, 1000
+    items = tuple(build_image_item(f"{name} {i}", lambda: Image.new("RGB", (side, side))) for i in range(n))
+    names = lesson(4, 0).train.names
+    pictures = Lesson(Split(items, tuple(i % 4 for i in range(n)), names, augment="crop"))
+    train, stored, decoded = TrainConfig(batch_size=4, epochs=1), {}, n * 3 * side**2 / 2**20
+    limit(1e5)
+    for size in (0, 2**22, 2**30):
+        image_cache.set_max_bytes(size)
+        plan = plan_memory(lambda: made(tiny), pictures, train)
+        stored[size] = plan.stored_mb
+        assert plan.peak_mb > plan.stored_mb + plan.tensor_mb
+    assert stored[2**30] == pytest.approx(decoded, rel=0.05)
+    assert 3 < stored[2**22] < 5
+    assert stored[0] < 1
+    for _ in fit(made_ready(made(tiny), pictures), pictures, train, 1):
+        pass
+    assert image_cache.used_bytes / 2**20 == pytest.approx(decoded, rel=0.1)
+
+
+def made_ready(method, lesson):
+    method.begin_lesson(lesson, make_generator(0))
+    return method
+
+
+class CountedPass:
+    """A recorded pass on a CPU that counts what it keeps: all tensors of the pass and its derivative."""
+
+    kept_bytes = 0
+
+    def __init__(self, fn, inputs):
+        with memory.TensorMemoryTracker() as tracker:
+            self.inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
+            self.output = fn(*self.inputs)
+            trained = [t for t in self.inputs if t.requires_grad]
+            self.grads = torch.autograd.grad(self.output, trained, torch.ones_like(self.output), retain_graph=True)
+        CountedPass.kept_bytes = tracker.current_bytes
+
+    def forward(self, inputs):
+        return self.output.detach().clone()
+
+    def backward(self, grad_output) -> list[torch.Tensor | None]:
+        return [g.clone() for g in self.grads]
+
+
+def test_what_recorded_passes_keep_is_told(tiny, limit):
+    made, classes, images = MADE["coop"]
+    shown, train = lesson(classes, images), TrainConfig(batch_size=images, epochs=1)
+    limit(1e5)
+    device = torch.device("cpu")
+
+    def plan(settings, names=shown):
+        return plan_memory(lambda: made(tiny), names, settings, [names.train]).peak_mb - memory.measure_used(device)
+
+    plain, spared = plan(train), plan(replace(train, activation_checkpointing=True))
+    tiny.text.cuda_graphs = CudaGraphCache(CountedPass)
+    recorded = plan(train)
+    method = made_ready(made(tiny), shown)
+    loop, batch = Loop(method.train(), shown, train, 1), next(shown.train.batches(images))
+    for _ in range(3):
+        loop.compute_gradients(batch)
+    kept = CountedPass.kept_bytes / 2**20
+    assert kept > 1
+    assert plain < recorded
+    assert recorded >= kept  # and a test beside it
+    assert len(tiny.text.cuda_graphs.slots_by_kind) == 1  # that of the steps: planning records nothing
+    assert plan(replace(train, activation_checkpointing=True)) == pytest.approx(spared, abs=2)
+    many = lesson(MAX_RECORDED_TEXTS + 1, 4)
+    with_graphs = plan(train, many)
+    tiny.text.cuda_graphs = None
+    assert with_graphs == pytest.approx(plan(train, many), rel=0.02)
 
 
 def test_what_can_not_be_made_to_fit_is_said(tiny, limit):
@@ -170,6 +335,68 @@ def test_a_run_says_what_was_chosen_and_learns_the_same(type_in, pictures, limit
     status, told = type_in(*command, "-o", "refused", "--memory-limit", "0")
     assert status == 2
     assert "--memory-limit: expected a number of GB above 0, got 0.0. Set --memory-limit 3." in told
+
+
+ON_TWO = """
+import json, sys
+from test_memory_plan import *
+from vlprompt.backbones.glyph import build_tiny_clip
+from vlprompt.runtime import distributed
+torch.set_num_threads(1)
+with distributed.open_process_group("cpu"):
+    memory.set_limit(1000)
+    clip, found = build_tiny_clip(), []
+    for name, classes, images in (("coop", 200, 8), ("cocoop", 64, 8), ("vpt", 5, 100)):
+        make, shown = lambda: MADE[name][0](clip), lesson(classes, images)
+        train = TrainConfig(batch_size=images, epochs=1)
+        plan = plan_memory(make, shown, train)
+        found.append((plan.tensor_mb, held(make, shown, train), plan.peak_mb))
+    everyone = distributed.all_gather(found)
+    if distributed.is_main_process():
+        print(json.dumps(everyone))
+"""
+TORCHRUN = [Path(sys.executable).parent / "torchrun", "--standalone", "--no-python", "--nproc-per-node", "2"]
+
+
+@pytest.mark.slow
+def test_what_each_of_two_processes_holds_is_told(tiny, limit):
+    here = Path(__file__).parent
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{here}:{here.parent}:{os.environ.get('PYTHONPATH', '')}",
+    }
+    command = [*map(str, TORCHRUN), sys.executable, "-c", ON_TWO]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = json.loads(done.stdout.splitlines()[-1])
+    for mine, others in zip(first, second, strict=True):
+        told, measured, peak = mine
+        assert told == others[0]
+        assert peak == others[2]
+        assert told == pytest.approx(max(measured, others[1]), rel=0.15), first
+    limit(1e5)
+    for k, (name, classes) in enumerate((("coop", 200), ("vpt", 5))):
+        shown, images = lesson(classes, (8, 100)[k]), (8, 100)[k]
+        alone = plan_memory(lambda name=name: MADE[name][0](tiny), shown, TrainConfig(batch_size=images, epochs=1))
+        assert first[2 * k][0] < 0.7 * alone.tensor_mb
+
+
+@pytest.mark.slow
+def test_several_processes_choose_the_same_settings_and_learn_the_same(pictures, tmp_path):
+    command = ["vlprompt", "run", "cocoop", str(pictures), "--backbone", "glyph/random", "--shots", "4", "--device"]
+    command += ["cpu", "train.epochs=2", "train.batch_size=8", "train.lr=0.1", "-o"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300", "VLPROMPT_FEATURE_CACHE": "none"}
+    plain, spared = ([*command, "plain"], [*map(str, TORCHRUN), *command, "spared", "--memory-limit", "0.1"])
+    told = [subprocess.run(c, cwd=tmp_path, env=env, capture_output=True, text=True) for c in (plain, spared)][1]
+    assert told.returncode == 0, told.stderr[-3000:]
+    printed = " ".join((told.stdout + told.stderr).split())
+    assert printed.count("(the same numbers)") == 1
+    results = [json.loads(next((tmp_path / out).rglob("result.json")).read_text()) for out in ("plain", "spared")]
+    assert results[1]["environment"]["memory_overrides"]
+    steps = [[json.loads(line)["ce"] for line in next((tmp_path / out).rglob("steps.jsonl")).read_text().splitlines()]
+             for out in ("plain", "spared")]  # fmt: skip
+    assert steps[0] == pytest.approx(steps[1], rel=1e-4)
 
 
 def test_spare_takes_only_what_changes_no_number(tiny, pictures):

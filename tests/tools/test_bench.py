@@ -270,23 +270,27 @@ def test_exponents_and_names(tool):
     sizes = (10, 30, 100, 1000)
     assert scaling.fit_exponent(sizes, [3 * n**1.5 for n in sizes]) == pytest.approx(1.5)
     assert scaling.fit_exponent(sizes, [7.0] * 4) == pytest.approx(0)
-    names = scaling.invent_names(4000)
-    assert len(set(names)) == 4000
-    tokenizer = import_module("open_clip").get_tokenizer("ViT-B-16")
-    assert {len(tokenizer.encode(name)) for name in names} == {2, 3, 4}
+    for n in (10, 998, 21000):
+        assert len(set(scaling.make_names(n))) == n
+    longest = max(scaling.make_names(21000), key=len)
+    assert len(import_module("open_clip").get_tokenizer("ViT-B-16").encode(longest)) < 58  # behind 16 tokens
 
 
 def test_growth_is_told_and_drawn(tool, tmp_path):
     scaling = tool("bench.scaling")
-    row = {"table": "scaling", "case": "coop, 16 tokens, 32 images", "threads": 1, "grows": "classes"}
-    row |= {"sizes": [10, 100, 1000], "seconds": [0.1, 0.5, 5.0], "mb": [10.0, 100.0, 1000.0]}
-    row |= {"seconds_fit": 0.85, "seconds_end": 1.0, "mb_fit": 1.0, "mb_end": 1.0}
-    lines = scaling.render_details([row], tmp_path / "scaling.md")
-    assert "| coop, 16 tokens, 32 images | 1000 classes | 5.0000 | 1000 |" in lines
+    work = "coop, 16 tokens, 32 images"
+    rows = [
+        {"case": f"{work}: {n} classes", "threads": 1, "seconds": s, "mb": 1.0 * n, "settings": settings}
+        for n, s, settings in ((10, 0.1, {}), (100, 0.5, {}), (1000, 5.0, {"text_micro_batch": 64}))
+    ]
+    lost = {"case": f"{work}: 4000 classes", "threads": 1, "failed": "killed"}
+    lines = scaling.render_details([*rows, lost], tmp_path / "scaling.md")
+    assert f"| {work} | 1 | classes | 10 | 1000 | 0.85 | 1.00 | 1.00 | 1.00 |" in lines
     assert lines[-1] == "![time and memory as sizes grow](scaling.png)"
     assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"
-    told = tool("bench.rows").render_table([row], scaling.COLUMNS, {})
-    assert told[-1] == "| coop, 16 tokens, 32 images | 1 | classes | 10 | 1000 | 0.85 | 1.00 | 1.00 | 1.00 |"
+    told = tool("bench.rows").render_table([*rows, lost], scaling.COLUMNS, {})
+    assert told[-2] == f"| {work}: 1000 classes | 1 | 5.0000 | 1000 | text_micro_batch=64 |  |"
+    assert told[-1].endswith("| killed |")
 
 
 def test_the_digits_are_read_without_what_takes_seconds_to_load():

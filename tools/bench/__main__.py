@@ -41,6 +41,7 @@ TARGETED_TABLES = (
     "startup",
     "memory",
     "plan",
+    "cache",
     "operations",
     "precision",
     "side_by_side",

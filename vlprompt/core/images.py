@@ -123,6 +123,11 @@ class Images:
         """B, which is a symbol where pixels are traced."""
         return len(self)
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the pixels that are decoded and stored."""
+        return sum(pixels.nbytes for pixels in self._decoded.values())
+
     def pixels(self, preprocessing: Preprocessing) -> Tensor:
         """Return normalised pixels (B, 3, h, w)."""
         if preprocessing not in self._decoded:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 
@@ -18,6 +18,12 @@ class ConfigurableTower(Protocol):
 
     compute_options: ComputeOptions
     depth: int
+
+
+class RecordingTower(Protocol):
+    """A tower whose passes are recorded as CUDA graphs."""
+
+    cuda_graphs: Any
 
 
 @contextmanager
@@ -47,6 +53,12 @@ def feature_caches(method: nn.Module) -> list[FeatureStore]:
     )
     caches = (vars(owner)["feature_cache"] for owner in owners if isinstance(owner, Tower))  # slow, so asked last
     return list({id(cache): cache for cache in caches}.values())
+
+
+def recording_towers(method: nn.Module) -> list[RecordingTower]:
+    """The towers of a method that record passes as CUDA graphs, each once."""
+    owners = (value for value in _iter_towers(method) if getattr(value, "__dict__", {}).get("cuda_graphs") is not None)
+    return list({id(tower): cast(RecordingTower, tower) for tower in owners}.values())
 
 
 def find_preprocessings(method: nn.Module) -> list[Preprocessing]:

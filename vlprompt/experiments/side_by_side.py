@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vlprompt.core.stage import Lesson
     from vlprompt.core.towers import Backbone
     from vlprompt.engine.side_by_side import GroupMember
-    from vlprompt.experiments.memory_plan import MemoryPlan
+    from vlprompt.experiments.planning.memory_plan import MemoryPlan
     from vlprompt.tasks import Task
 
 # settings of training in which runs of a group may differ
@@ -150,7 +150,7 @@ def measure_shared_work(
     import torch
 
     from vlprompt.core.towers import LanguageTower
-    from vlprompt.experiments.memory_plan import build_batch, subsample_lesson
+    from vlprompt.experiments.planning.step_measurement import build_batch, subsample_lesson
     from vlprompt.layers.joined_passes import TowerPass, run_alone, watch_passes
     from vlprompt.runtime.seeding import make_generator
 
@@ -190,7 +190,7 @@ def count_runs_that_fit(plan: "MemoryPlan | None") -> int:
     Args:
         plan: of one of them; None where it was not measured.
     """
-    from vlprompt.experiments.memory_plan import GLIBC_OVERHEAD
+    from vlprompt.experiments.planning.memory_plan import GLIBC_OVERHEAD
 
     if plan is None or not plan.tensor_mb:
         return MAX_RUNS

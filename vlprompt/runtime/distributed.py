@@ -33,6 +33,7 @@ class _ProcessGroup:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # among the processes of this machine
+    local_size: int = 1  # processes of this machine
     store: Any = None
     parent_pid: int = 0  # torchrun's process id; 0 where it did not start this one
 
@@ -48,6 +49,22 @@ def get_world_size() -> int:
 def get_rank() -> int:
     """Return the rank of this process, from 0."""
     return _group.rank
+
+
+def get_local_size() -> int:
+    """Return the number of processes of this machine."""
+    return _group.local_size
+
+
+@contextmanager
+def as_single_process() -> Iterator[None]:
+    """Work as a run of one process does inside the with-block: nothing is divided, sent or waited for."""
+    global _group
+    group, _group = _group, _ProcessGroup()
+    try:
+        yield
+    finally:
+        _group = group
 
 
 def is_main_process() -> bool:
@@ -171,7 +188,9 @@ def _init_process_group(device: str) -> _ProcessGroup:
             f"({str(error).splitlines()[0]}). Start the processes by torchrun, or correct the address."
         ) from error
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    return _ProcessGroup(rank, world_size, int(os.environ["LOCAL_RANK"]), store, os.getppid() if by_torchrun else 0)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    parent_pid = os.getppid() if by_torchrun else 0
+    return _ProcessGroup(rank, world_size, int(os.environ["LOCAL_RANK"]), local_size, store, parent_pid)
 
 
 def _end_processes(error: BaseException) -> None:

@@ -63,7 +63,7 @@ class DividedPasses:
                 further = torch.autograd.grad(
                     (own * gradient.narrow(dim, begin, end - begin)).sum(),
                     [*parameters, *self.leaves[:k]],
-                    retain_graph=True,
+                    retain_graph=k > 0 or name != names[-1],  # passes may share what is before them
                     allow_unused=True,
                     materialize_grads=True,
                 )

@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vlprompt.runtime import distributed
 from vlprompt.runtime.settings import SETTINGS
 
 PROC_STATUS = Path("/proc/self/status")
@@ -60,8 +61,13 @@ def measure_used(device: torch.device) -> float:
 
 
 def measure_available(device: torch.device) -> float:
-    """Return what may be taken besides (MB); infinite where neither the system nor a limit says."""
-    return max(0.0, min(_measure_system_free(device), SETTINGS.memory_limit_mb - measure_used(device)))
+    """Return what may be taken besides (MB); infinite where neither the system nor a limit says.
+
+    Processes of one machine share what it has free, while each has a GPU of its own.
+    """
+    n_sharing = 1 if device.type == "cuda" else distributed.get_local_size()
+    free = _measure_system_free(device) / n_sharing
+    return max(0.0, min(free, SETTINGS.memory_limit_mb - measure_used(device)))
 
 
 def _measure_system_free(device: torch.device) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vlprompt.backbones.missing_weights import describe_missing_weights
 from vlprompt.config.run_config import RunConfig
 from vlprompt.config.sources import PlainValue, iter_flat_settings
-from vlprompt.experiments.cost_model import (
+from vlprompt.experiments.planning.cost_model import (
     DatasetSize,
     MeasuredCosts,
     compute_workload,

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from vlprompt.core.method import Method
     from vlprompt.core.towers import Backbone
     from vlprompt.engine.side_by_side import GroupMember
-    from vlprompt.experiments.memory_plan import MemoryPlan
+    from vlprompt.experiments.planning.memory_plan import MemoryPlan
     from vlprompt.tasks import Task
 
 
@@ -319,13 +319,11 @@ class RunMaker:
 
     def _plan_memory(self, name: str, config: RunConfig, task: "Task", backbone: "Backbone") -> "MemoryPlan | None":
         """Plan how a run fits into the memory, and report its cost where that was measured."""
-        from vlprompt.experiments.memory_plan import plan_memory
+        from vlprompt.experiments.planning.memory_plan import plan_memory
 
-        if distributed.get_world_size() > 1:
-            return None
         stage = next(iter(task.stages()))
-        n_test_images = sum(len(test) for test in (*stage.tests.values(), *stage.unknown_tests.values()))
-        sizes = len(stage.lesson.train.names), len(stage.lesson.train), n_test_images
+        tests = (*stage.tests.values(), *stage.unknown_tests.values())
+        sizes = len(stage.lesson.train.names), len(stage.lesson.train), sum(map(len, tests))
         key = json.dumps([config.backbone, config.preprocess, config.method, config.train, *sizes])
         if key in self.memory_plans:
             return self.memory_plans[key]
@@ -334,7 +332,7 @@ class RunMaker:
             return build_run_method(config.method, backbone)
 
         try:
-            plan = self.memory_plans[key] = plan_memory(build, stage.lesson, config.train_config, n_test_images)
+            plan = self.memory_plans[key] = plan_memory(build, stage.lesson, config.train_config, tests)
         except ValueError as error:  # a few images may be too few for a method; another mistake stops the run itself
             text = f"memory and time: not measured before the run ({error})"
             self.on_event(Notice(name, text, is_warning=False))

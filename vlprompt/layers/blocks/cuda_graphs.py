@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vlprompt.core.prompt import Prompt
+from vlprompt.runtime.memory import TensorMemoryTracker
 
 MAX_RECORDED_PASSES = 4  # each keeps the memory of one pass
 MAX_KNOWN_KINDS = 64  # kinds of pass that are remembered; one that occurs again is recorded
@@ -42,6 +43,7 @@ class RecordedPass:
                 torch.autograd.grad(out, trained, torch.ones_like(out), allow_unused=True)
                 del out
             torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.empty_cache()  # nor that of this first pass
             with torch.cuda.graph(self.forward_graph, stream=stream):
                 out = fn(*self.inputs)
             self.grad_output = torch.zeros_like(out)
@@ -150,6 +152,47 @@ class CudaGraphCache:
         if len(recorded) >= MAX_RECORDED_PASSES:
             del self.slots_by_kind[recorded[0]]
         return _PassSlot(self.record_fn(call, inputs))
+
+
+class MeteredPass(NamedTuple):
+    """The tensors of a pass and its derivative, in bytes: as it is recorded, which stay, and as it is run plainly."""
+
+    recorded_bytes: int
+    plain_bytes: int
+    n_texts: int  # over all contexts
+
+
+class RecordedPassMeter:
+    """Stands in the place of a CudaGraphCache: runs every pass plainly, and measures once what recording it takes."""
+
+    def __init__(self) -> None:
+        self._passes = dict[Hashable, MeteredPass]()
+
+    @property
+    def passes(self) -> list[MeteredPass]:
+        return list(self._passes.values())
+
+    def __call__(self, fn: Callable[[Prompt], Tensor], kind: Hashable, prompt: Prompt) -> Tensor:
+        """Compute fn(prompt); arguments as in CudaGraphCache."""
+        structure, inputs = _take_apart(prompt)
+        is_recorded = torch.is_grad_enabled() and any(t.requires_grad for t in inputs) and not prompt.adapters
+        if is_recorded and _get_current_dispatch_mode() is None:
+            kind = (kind, structure, tuple(t.shape for t in inputs))
+            if kind not in self._passes:
+                call = partial(_call_with_tensors, fn, structure)
+                (recorded, n_texts), (plain, _) = (_measure_pass(call, inputs, keeps) for keeps in (True, False))
+                self._passes[kind] = MeteredPass(recorded, plain, n_texts)
+        return fn(prompt)
+
+
+def _measure_pass(call: Callable[..., Tensor], inputs: Sequence[Tensor], keeps_graph: bool) -> tuple[int, int]:
+    """Return the most bytes of tensors at once, and the texts of the output (R, C, E)."""
+    with TensorMemoryTracker() as tracker:
+        inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
+        trained = [t for t in inputs if t.requires_grad]
+        out = call(*inputs)
+        torch.autograd.grad(out, trained, torch.ones_like(out), retain_graph=keeps_graph, allow_unused=True)
+    return tracker.peak_bytes, out.shape[0] * out.shape[1]
 
 
 class _Structure(NamedTuple):

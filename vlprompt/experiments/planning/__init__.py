@@ -1,0 +1,1 @@
+"""Plans of runs: what they take, measured on small ones beforehand."""

@@ -1,0 +1,366 @@
+"""Plan a run's memory before it starts: what a step takes, and which exact settings make it fit.
+
+A step and a test of a few classes and images or texts are measured; what they hold is linear in either. With several
+processes all of it is said of each of them.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+
+from vlprompt.backbones.towers.text import MAX_RECORDED_TEXTS
+from vlprompt.core.batch import Split
+from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS, ComputeOptions
+from vlprompt.core.introspection import apply_compute_options
+from vlprompt.core.method import Method
+from vlprompt.core.stage import Lesson
+from vlprompt.core.towers import Backbone, LanguageTower, find_feature_cache, find_input_tower
+from vlprompt.data.images.cache import IMAGE_CACHE
+from vlprompt.engine.train_config import TrainConfig
+from vlprompt.experiments.planning.step_measurement import (
+    Measurement,
+    choose_items,
+    mean_length,
+    measure_step_and_test,
+    subsample_lesson,
+)
+from vlprompt.runtime import distributed, memory
+from vlprompt.runtime.bounded_cache import BoundedCache
+from vlprompt.runtime.divided_passes import FEWEST_ROWS
+
+MAX_MEASURED_CLASSES, MEASURED_ITEMS = 40, (2, 4)
+MIN_SIZE_TO_MEASURE = 2e9  # parameters x (classes + items at once) under which nothing is measured
+TEST_BATCH_SIZE = 100  # items at once in a test, as evaluate has it
+TEXT_MICRO_BATCHES = (256, 64, 16)  # to try
+ALLOCATOR_OVERHEAD = 1.1  # what an allocator takes for each byte of tensors
+GLIBC_OVERHEAD = (
+    1.5  # the same where freed memory stays with glibc (memory.return_freed_memory), as measured: 1.5 to 1.8
+)
+MAX_GLIBC_MB = 450.0  # of that, beyond ALLOCATOR_OVERHEAD: tensors above 32 MB, as large steps have, never stay
+FIRST_STEP_MB = 48.0  # what the first step takes for good
+SLOWDOWN = {"activation_checkpointing": 1.4, "text_micro_batch": 1.6}  # of a step, as measured
+GATHERED_COPIES = 5  # of divided features and their gradients, while they are summed over the processes
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """constant + per_class * classes + per_image * images + per_class_and_image * classes * images."""
+
+    constant: float
+    per_class: float = 0.0
+    per_image: float = 0.0
+    per_class_and_image: float = 0.0
+
+    def __call__(self, classes: float, images: float = 0.0, own_classes: float | None = None) -> float:
+        """Return the value; own_classes: of which the part is that no image takes part in (default: all)."""
+        own = classes if own_classes is None else own_classes
+        both = self.per_class_and_image * classes * images
+        return self.constant + self.per_class * own + self.per_image * images + both
+
+    @classmethod
+    def fit(cls, points: Mapping[tuple[int, int], float], min_constant: float = -math.inf) -> "CostModel":
+        """Fit measured points; what would fall with classes or images is taken as constant.
+
+        Args:
+            points: (classes, images) -> value, at one or two numbers of classes and one or two of images.
+            min_constant: of the constant.
+        """
+        (c1, *more_classes), (b1, *more_images) = (sorted({point[k] for point in points}) for k in (0, 1))
+        c2, b2 = (more_classes or [c1 + 1])[0], (more_images or [b1 + 1])[0]
+
+        def value(c: int, b: int) -> float:
+            return points.get((c, b), points.get((c, b1), points.get((c1, b), points[c1, b1])))
+
+        d = max(0.0, value(c2, b2) - value(c2, b1) - value(c1, b2) + value(c1, b1)) / ((c2 - c1) * (b2 - b1))
+        b = max(0.0, (value(c2, b1) - value(c1, b1)) / (c2 - c1) - d * b1)
+        c = max(0.0, (value(c1, b2) - value(c1, b1)) / (b2 - b1) - d * c1)
+        return cls(max(min_constant, value(c1, b1) - b * c1 - c * b1 - d * c1 * b1), b, c, d)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a run takes, and the settings with which it fits.
+
+    Args:
+        peak_mb: at most (MB of the process, on a GPU of its memory).
+        available_mb: what there is.
+        seconds: of training and tests; 0 where nothing was measured.
+        overrides: settings of training other than requested, with which it fits and learns the same numbers.
+        requested_mb: the peak without them.
+        tensor_mb: the tensors that a step or a test makes.
+        stored_mb: decoded images, features and the pixels of batches beside them.
+    """
+
+    peak_mb: float
+    available_mb: float
+    seconds: float
+    overrides: dict[str, Any] = field(default_factory=dict)
+    requested_mb: float = 0.0
+    tensor_mb: float = 0.0
+    stored_mb: float = 0.0
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_mb <= self.available_mb
+
+    def __str__(self) -> str:
+        cost = f"{self.peak_mb / 1024:.2f} GB at most, {format_duration(self.seconds)}"
+        if not self.overrides:
+            return cost if self.fits else f"{cost}; there are {self.available_mb / 1024:.2f} GB, so it may not fit"
+        settings = ", ".join(f"train.{k}={v}" for k, v in self.overrides.items())
+        doubt = "" if self.fits else ", which may still not fit"
+        sizes = f"{self.requested_mb / 1024:.2f} GB asked, {self.available_mb / 1024:.2f} there"
+        return f"{sizes}: {settings} (the same numbers){doubt}; {cost}"
+
+
+def format_duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def plan_memory(
+    make_method: Callable[[], Method], lesson: Lesson, config: TrainConfig, tests: Sequence[Split] = ()
+) -> MemoryPlan:
+    """Plan training and testing a method: measure a small step and test, and choose settings that fit.
+
+    Features are computed and cached as in a run. Of several processes, all of which must call it, the first one
+    measures, and the plan is of the one that has least.
+
+    Args:
+        make_method: builds the method anew.
+        lesson: what it will train on.
+        config: of the training, as requested.
+        tests: what will be tested.
+    """
+    method = make_method()
+    backbone = method.backbone
+    tower = None if backbone is None else find_input_tower(backbone)
+    device = torch.device("cpu") if tower is None else tower.device
+    used_mb = memory.measure_used(device)
+    everywhere = distributed.all_gather((used_mb, memory.measure_available(device) + used_mb))
+    used_mb, available_mb = max(used for used, _ in everywhere), min(available for _, available in everywhere)
+    size = 0 if backbone is None else backbone.n_parameters * (len(lesson.train.names) + config.batch_size)
+    n_processes = distributed.get_world_size()
+
+    def plan() -> MemoryPlan:
+        if backbone is None or not (memory.has_limit() or size >= MIN_SIZE_TO_MEASURE):
+            return MemoryPlan(used_mb, available_mb, 0.0)
+        with distributed.as_single_process(), _unchanged_notes(backbone):
+            planner = _Planner(make_method, backbone, lesson, config, tests, used_mb, n_processes)
+            return planner.choose(method, available_mb)
+
+    return distributed.broadcast_from_main(plan)
+
+
+@contextmanager
+def _unchanged_notes(backbone: Backbone) -> Iterator[None]:
+    """Leave out of the result what a language model notes of measured texts; the run notes it of its own."""
+    notes = backbone.notes if isinstance(backbone, LanguageTower) else {}
+    before = dict(notes)
+    try:
+        yield
+    finally:
+        notes.clear()
+        notes.update(before)
+
+
+class _Settings(NamedTuple):
+    """Settings of training that change its memory and none of its numbers."""
+
+    micro_batch_size: int
+    activation_checkpointing: bool
+    text_micro_batch: int | None
+
+
+class _Estimate(NamedTuple):
+    peak_mb: float
+    seconds: float
+    tensor_mb: float
+
+
+class _Planner:
+    def __init__(
+        self,
+        make_method: Callable[[], Method],
+        backbone: Backbone,
+        lesson: Lesson,
+        config: TrainConfig,
+        tests: Sequence[Split],
+        used_mb: float,
+        n_processes: int,
+    ) -> None:
+        self.make_method, self.backbone, self.lesson, self.used_mb = make_method, backbone, lesson, used_mb
+        self.device = find_input_tower(backbone).device
+        self.config = config = config.for_lesson(lesson.index)
+        self.n_processes, self.n_classes = n_processes, len(lesson.train.names)
+        self.test_items = [item for test in tests for item in test.items]
+        limits = (test.info.get("max_new_tokens", 0) for test in tests)
+        self.max_new_tokens = max((limit for limit in limits if isinstance(limit, int)), default=0)
+        self.n_items = len(lesson.train) or (0 if lesson.unlabelled is None else len(lesson.unlabelled))
+        self.whole_batch_size = min(config.batch_size, self.n_items)
+        self.batch_size = -(-self.whole_batch_size // n_processes)  # of each process
+        _, self.n_epochs, self.n_steps = config.count_steps(self.n_items) if self.batch_size else (0, 0, 0)
+        self.n_steps = self.n_steps if config.epochs else 0
+        self.micro_batch_size = config.micro_batch_size or self.batch_size or TEST_BATCH_SIZE
+        micro_batch_size = min(self.micro_batch_size, self.batch_size or self.micro_batch_size)
+        self.requested = _Settings(micro_batch_size, config.activation_checkpointing, config.text_micro_batch)
+        cache = find_feature_cache(backbone)
+        self.feature_room, self.image_room = (  # bytes, of what used_mb does not contain
+            max(0, one.max_bytes - one.used_bytes) if isinstance(one, BoundedCache) else 0
+            for one in (cache, IMAGE_CACHE)
+        )
+        self._costs = dict[bool, dict[str, CostModel]]()
+        self._costs[False], self._measured = self._measure(activation_checkpointing=False)
+        self.stored_mb = self._estimate_stored()
+        small = subsample_lesson(lesson, self.n_classes, MEASURED_ITEMS[-1], self.batch_size).train.items
+        self.length_share = mean_length(lesson.train.items) / mean_length(small)
+
+    def choose(self, method: Method, available_mb: float) -> MemoryPlan:
+        """Choose the fastest settings that fit, or those that take least where none does."""
+        requested = self.estimate(self.requested)
+        if requested.peak_mb <= available_mb:
+            parts = requested.tensor_mb, self.stored_mb
+            return MemoryPlan(requested.peak_mb, available_mb, requested.seconds, {}, 0.0, *parts)
+        estimates = [(self.estimate(settings), settings) for settings in self.iter_alternatives(method)]
+        fitting = [(cost, settings) for cost, settings in estimates if cost.peak_mb <= available_mb]
+        if fitting:
+            cost, settings = min(fitting, key=lambda pair: pair[0].seconds)
+        else:
+            cost, settings = min(estimates, key=lambda pair: pair[0].peak_mb)
+        overrides, parts = self.get_overrides(settings), (cost.tensor_mb, self.stored_mb)
+        return MemoryPlan(cost.peak_mb, available_mb, cost.seconds, overrides, requested.peak_mb, *parts)
+
+    def _measure(self, activation_checkpointing: bool) -> tuple[dict[str, CostModel], Measurement]:
+        """Return the cost of each field of a measurement, and the largest one."""
+        config = replace(
+            self.config,
+            activation_checkpointing=activation_checkpointing,
+            text_micro_batch=None,
+            micro_batch_size=None,
+        )
+        first = min(self.n_classes, MAX_MEASURED_CLASSES // 2)
+        class_counts = sorted({first, min(self.n_classes, 2 * first)})
+        points = dict[tuple[int, int], Measurement]()
+        for c, b in product(class_counts, MEASURED_ITEMS):
+            lesson = subsample_lesson(self.lesson, c, b, self.batch_size)
+            chosen = choose_items(self.test_items, b, TEST_BATCH_SIZE) if self.test_items else []
+            test_items = [self.test_items[i] for i in chosen]
+            points[c, b] = measure_step_and_test(self.make_method(), lesson, config, test_items, self.max_new_tokens)
+        names = (name for name in Measurement._fields if name != "stored")
+        costs = {name: CostModel.fit({size: getattr(one, name) for size, one in points.items()}) for name in names}
+        return costs, points[class_counts[-1], MEASURED_ITEMS[-1]]
+
+    def estimate(self, settings: _Settings) -> _Estimate:
+        """Estimate the peak and the time of a run."""
+        micro_batch_size, checkpointing, text_micro_batch = settings
+        if checkpointing not in self._costs:
+            self._costs[checkpointing], _ = self._measure(activation_checkpointing=True)
+        costs = self._costs[checkpointing]
+        classes, own = (min(n, text_micro_batch or n) for n in (self.n_classes, self._count_own_classes(settings)))
+        n_test = len(self.test_items)
+        test_size = min(micro_batch_size if micro_batch_size < self.batch_size else TEST_BATCH_SIZE, n_test)
+        step_bytes = costs["step_bytes"](classes, micro_batch_size, own) if self.n_steps else 0.0
+        test_bytes = costs["test_bytes"](classes, test_size) if n_test else 0.0
+        tensor_mb = max(step_bytes, test_bytes) / 2**20
+        recorded, replaced = self._estimate_recorded(settings, own)
+        most_bytes = max(step_bytes, recorded + max(step_bytes - replaced, test_bytes))
+        most_bytes += self._estimate_gathered(settings)
+        returns_memory = self.device.type == "cuda" or checkpointing or text_micro_batch
+        held_mb = most_bytes / 2**20
+        freed_mb = 0.0 if returns_memory else min(MAX_GLIBC_MB, (GLIBC_OVERHEAD - ALLOCATOR_OVERHEAD) * held_mb)
+        peak_mb = self.used_mb + FIRST_STEP_MB + ALLOCATOR_OVERHEAD * held_mb + freed_mb + self.stored_mb
+        seconds = self.n_steps * self._estimate_step(settings)
+        seconds += n_test / self.n_processes * costs["item_seconds"](self.n_classes, 1)
+        return _Estimate(peak_mb, seconds, tensor_mb)
+
+    def _count_own_classes(self, settings: _Settings) -> int:
+        """Return the classes whose texts one process encodes in a step."""
+        whole = self.n_processes <= self.whole_batch_size and settings.micro_batch_size >= self.batch_size
+        is_divided = self.n_processes > 1 and whole and self._measured.divided_texts > 0
+        is_divided = is_divided and self.n_classes >= FEWEST_ROWS * self.n_processes
+        return -(-self.n_classes // self.n_processes) if is_divided else self.n_classes
+
+    def _estimate_gathered(self, settings: _Settings) -> float:
+        """Return the bytes of the features that processes sum."""
+        is_divided = self._count_own_classes(settings) < self.n_classes
+        return GATHERED_COPIES * 4.0 * self.n_classes * self.backbone.feature_dim if is_divided else 0.0
+
+    def _estimate_recorded(self, settings: _Settings, own_classes: int) -> tuple[float, float]:
+        """Return the bytes that recorded passes (CUDA graphs) keep, and those of a step that they replace."""
+        options = self.config.compute_options
+        changes = {name: getattr(settings, name) for name in ("activation_checkpointing", "text_micro_batch")}
+        costs, sizes = self._costs[False], (self.n_classes, settings.micro_batch_size, own_classes)
+        is_recorded = replace(options, **changes) == DEFAULT_COMPUTE_OPTIONS
+        if not is_recorded or not 0 < costs["recorded_texts"](*sizes) <= MAX_RECORDED_TEXTS:
+            return 0.0, 0.0
+        return costs["recorded_bytes"](*sizes), costs["replaced_bytes"](*sizes)
+
+    def _estimate_stored(self) -> float:
+        """Return the MB of decoded images, of features and of the pixels of a batch, beside the tensors of a step."""
+        stored, n_train, n_test = self._measured.stored, self.n_items, len(self.test_items)
+        n_views = min(self.n_epochs, self.config.augmentations or self.n_epochs) or 1
+        n_views = n_views if self.lesson.train.augment != "none" and self.n_steps else 1
+        features = n_train * n_views * stored.train_feature + n_test * stored.test_feature
+        stored_bytes = min(features, self.feature_room)
+        if self.device.type != "cuda":
+            images = n_train * stored.train_image + n_test * stored.test_image
+            stored_bytes += min(images, self.image_room)
+            stored_bytes += 2 * self.batch_size * stored.batch_pixels  # the next batch is decoded beside it
+        return stored_bytes / 2**20
+
+    def _estimate_step(self, settings: _Settings) -> float:
+        """Return the seconds of a step."""
+        if not self.batch_size:
+            return 0.0
+        own = self._count_own_classes(settings)
+        slowdown = SLOWDOWN["activation_checkpointing"] if settings.activation_checkpointing else 1.0
+        slowdown *= SLOWDOWN["text_micro_batch"] if (settings.text_micro_batch or own) < own else 1.0
+        n_micro_batches = -(-self.batch_size // settings.micro_batch_size)
+        one = self._costs[False]["step_seconds"](self.n_classes, settings.micro_batch_size, own)
+        return n_micro_batches * one * slowdown * self.length_share
+
+    def iter_alternatives(self, method: Method) -> Iterator[_Settings]:
+        """Yield the settings that the method allows."""
+        supported = _find_supported_settings(method)
+        needs_whole_batch = any(getattr(part, "needs_whole_batch", False) for part in method.modules())
+        checkpointing = self.config.activation_checkpointing
+        text_micro_batches = TEXT_MICRO_BATCHES if "text_micro_batch" in supported else ()
+        for settings in product(
+            _iter_micro_batch_sizes(self.micro_batch_size, needs_whole_batch),
+            {checkpointing, checkpointing or "activation_checkpointing" in supported},
+            {self.config.text_micro_batch, *text_micro_batches},
+        ):
+            if settings[2] is None or settings[2] < self.n_classes:
+                yield _Settings(*settings)
+
+    def get_overrides(self, settings: _Settings) -> dict[str, Any]:
+        """Return the settings that are not as requested."""
+        requested = self.requested._replace(micro_batch_size=self.micro_batch_size)
+        return {name: value for name, value in settings._asdict().items() if value != getattr(requested, name)}
+
+
+def _iter_micro_batch_sizes(batch_size: int, needs_whole_batch: bool) -> Iterator[int]:
+    while batch_size:
+        yield batch_size
+        batch_size = 0 if needs_whole_batch else batch_size // 2
+
+
+def _find_supported_settings(method: Method) -> set[str]:
+    """Return the memory settings that the method's towers support."""
+    supported = set[str]()
+    for name, options in (
+        ("activation_checkpointing", ComputeOptions(activation_checkpointing=True)),
+        ("text_micro_batch", ComputeOptions(text_micro_batch=16)),
+    ):
+        try:
+            with apply_compute_options(method, options):
+                supported.add(name)
+        except ValueError:
+            continue
+    return supported
