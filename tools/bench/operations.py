@@ -46,6 +46,10 @@ BEFORE = {  # counted on 2026-11-30 by groups, the prompts of each layer and SGD
 }
 HALVED = ("share <= 0.5",)
 TARGETS = dict.fromkeys(CASES, HALVED) | {"coop, 100 classes": ("operations <= 500", *HALVED)}
+REASONS = {
+    "vpt-deep, 10 prompts": "278 are its twelve blocks, 12 forward and 11 backward each; torch has no joined residual "
+    "and norm"
+}
 ROUNDS, N_IMAGES, SINGLE_THREADED = dict.fromkeys(CASES, 1), 4, True
 TEXT_WIDTH, OVERHEAD = 512, GROUP_OVERHEAD_TOKENS["cuda"]
 RULES = {  # a GPU's, for texts of this width
