@@ -8,10 +8,12 @@ from sklearn.metrics import roc_auc_score
 from vlprompt import methods as m
 from vlprompt.config.resolve import resolve_grid
 from vlprompt.core.batch import Split
+from vlprompt.core.class_names import ClassName
 from vlprompt.core.images import ImageItem
 from vlprompt.core.method import Method, Output
 from vlprompt.engine.evaluate import evaluate
 from vlprompt.engine.evaluate_unknown import evaluate_against_unknown
+from vlprompt.experiments.calibration.items import open_unknown
 from vlprompt.experiments.runner import run
 from vlprompt.layers.heads import LinearHead
 from vlprompt.results.run_folder import Result
@@ -83,6 +85,22 @@ def test_noise_and_hidden_labels_are_those_of_known_classes():
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         stage_of("digits", shots=4, **settings)
+
+
+def test_eval_has_the_unknown_items_of_the_task():
+    """`vlprompt eval RUN --unknown glyphs` counts what the run counted."""
+    (_, stage), settings = stage_of("digits", unknown="glyphs", shots=1), {"name": "few_shot", "dataset": "digits"}
+    [wanted], names = stage.unknown_tests.values(), stage.lesson.train.names
+    chosen = open_unknown(settings, names, "glyphs", "test")
+    assert chosen.split.hash() == wanted.hash()
+    assert chosen.note.startswith("left out of glyphs, as their names are like known ones: 'digit zero', ")
+    every = open_unknown({**settings, "keep_alike": True}, names, "glyphs", "test")
+    assert (len(every.split), every.note) == (1500, "")
+    alike = tuple(ClassName(f"{name} again", str(i)) for i, name in enumerate(every.split.names))
+    with pytest.raises(
+        ValueError, match=r"--unknown: expected items of .*, whose classes all have names like known ones"
+    ):
+        open_unknown(settings, alike, "glyphs", "test")
 
 
 def test_an_unknown_set_with_known_classes_is_refused(tmp_path):

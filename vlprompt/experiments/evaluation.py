@@ -179,7 +179,7 @@ def _evaluate(prompt: LearnedPrompt, test: Split, unknown: ChosenItems | None, s
         rows = {name: unknown_scores(known_scores[:, k], other_scores[:, k]) for name, k in columns.items()}
         if decision.threshold is not None:
             metrics["unknown_accepted"] = 100 * (other_scores[:, 0] >= decision.threshold).double().mean().item()
-        notes = (*notes, _describe_sides(test, unknown))
+        notes = (*notes, *filter(None, [unknown.note]), _describe_sides(test, unknown))
         all_scores = UnknownScores(tuple(names), known_scores, {unknown.dataset: other_scores})
         answers = {unknown.dataset: answer_unknown(others, decision.temperature)}
         items = build_unknown_items(all_scores, {unknown.dataset: unknown.split}, answers)

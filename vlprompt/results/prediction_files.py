@@ -126,6 +126,11 @@ class PredictionFile:
             torch.cat([self.predicted == self.labels, torch.zeros(n_unknown, dtype=torch.bool)]),
         )
 
+    def describe(self) -> str:
+        """Return the numbers of items and classes, and the digest."""
+        unknown = "" if self.unknown is None else f" and {len(self.unknown.items)} unknown ones"
+        return f"{len(self)} items of {len(self.ids)} classes{unknown}, {self.digest}"
+
     def in_order_of(self, other: "PredictionFile") -> "PredictionFile":
         """Return them in the order of another file's items.
 
@@ -134,9 +139,8 @@ class PredictionFile:
         """
         if self.digest != other.digest:
             raise PredictionFileError(
-                f"{self.path!r}: expected predictions of the same test items as {other.path!r} ({len(other)} items of "
-                f"{len(other.ids)} classes, {other.digest}), got those of another split ({len(self)} items of "
-                f"{len(self.ids)} classes, {self.digest}). Compare two files of one test."
+                f"{self.path!r}: expected predictions of the same test items as {other.path!r} ({other.describe()}), "
+                f"got those of another split ({self.describe()}). Compare two files of one test."
             )
         order = _find_order(*(list(zip(f.items, map(repr, f.labels.tolist()), strict=True)) for f in (self, other)))
         unknown = self.unknown

@@ -131,7 +131,7 @@ class OpenSet(FewShot):
             labels = [label for label in range(len(data.test.names)) if not own or label not in self.known]
             if not own:
                 _require_other_names(self.labelled_names, data)
-            alike = [] if own or self.keep_alike else _find_alike(self.labelled_names, data.test.names)
+            alike = [] if own or self.keep_alike else find_alike(self.labelled_names, data.test.names)
             left_out += [str(data.test.names[label]) for label in alike]
             split = data.test.select_classes([label for label in labels if label not in alike])
             if not len(split):
@@ -185,7 +185,7 @@ def _require_other_names(known: Sequence[str], data: Data) -> None:
         )
 
 
-def _find_alike(known: Sequence[str], names: Sequence[str]) -> list[int]:
+def find_alike(known: Sequence[str], names: Sequence[str]) -> list[int]:
     """Return the labels of names that have a known name in them, or are in one, as whole words."""
     words = [f" {normalize_name(name)} " for name in known]
     padded = [f" {normalize_name(name)} " for name in names]

@@ -14,6 +14,7 @@ from vlprompt.data.dataset import Data
 from vlprompt.data.loading import resolve_dataset
 from vlprompt.experiments.learned.state import LearnedState
 from vlprompt.results.run_folder import RunFolder
+from vlprompt.tasks.open_set import find_alike
 from vlprompt.tasks.text import Text
 
 MAX_NAMED_CLASSES = 5
@@ -77,7 +78,10 @@ def open_validation(state: LearnedState, names: Names, dataset: str | None, skip
 def open_unknown(
     task: Mapping[str, Any], names: Names, dataset: str, part: str, skip_broken: bool = False
 ) -> ChosenItems:
-    """Return items of classes that a prompt does not know.
+    """Return items of classes that a prompt does not know, as the task open_set chooses them.
+
+    Classes of another dataset whose names are like known ones are left out and named in the note, unless the prompt's
+    task has `keep_alike`.
 
     Args:
         task: the settings of the prompt's task.
@@ -101,7 +105,17 @@ def open_unknown(
             f"--unknown: expected items of classes that are not known, got {classes} in {dataset!r}. Name a dataset "
             "whose classes are all others."
         )
-    return ChosenItems(split, name, part)
+    alike = [] if dataset == task.get("dataset") or task.get("keep_alike") else find_alike(names, split.names)
+    if not alike:
+        return ChosenItems(split, name, part)
+    left_out = quote_classes([str(split.names[label]) for label in alike])
+    split = split.select_classes([label for label in range(len(split.names)) if label not in alike])
+    if not len(split):
+        raise ValueError(
+            f"--unknown: expected items of classes that are not known, got {dataset!r}, whose classes all have names "
+            f"like known ones ({left_out}). Name another dataset."
+        )
+    return ChosenItems(split, name, part, f"left out of {name}, as their names are like known ones: {left_out}")
 
 
 def open_splits(
