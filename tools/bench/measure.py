@@ -60,6 +60,13 @@ def count_flops(call):
     return found, counter.flops
 
 
+def compare_rounds(reference, fast):
+    """Return the median seconds of two forms that took turns, and their ratio with its range over rounds."""
+    ratios = [a / b for a, b in zip(reference, fast, strict=True)]
+    found = {"reference": statistics.median(reference), "fast": statistics.median(fast)}
+    return found | {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
 def measure_benchmark(benchmark, device, rounds):
     """Measure a row: median seconds, their ratio with its range over rounds, operations, matrix speed, difference."""
     difference, both = count_flops(benchmark.measure_difference)  # each form once
@@ -74,9 +81,9 @@ def measure_benchmark(benchmark, device, rounds):
             often = getattr(benchmark, "n_repeats", 3) if form in ("fast", "tower_only") else 1
             work = lambda form=form: benchmark.run_variant(form)  # noqa: E731
             times[form].append(statistics.median(time_call(work, device) for _ in range(often)))
-    ratios = [slow / fast for slow, fast in zip(times["reference"], times["fast"], strict=True)]
-    found = {form: statistics.median(t) for form, t in times.items()}
-    found |= {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    found = {form: statistics.median(t) for form, t in times.items()} | compare_rounds(
+        times["reference"], times["fast"]
+    )
     rate = statistics.median(rates)
     found |= {"flops": flops, "matmul_rate": rate, "fraction_of_matmul_rate": flops / found["fast"] / rate}
     found["difference"] = difference

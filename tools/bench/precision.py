@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from bench.measure import count_flops, measure_matmul_rate, time_call
+from bench.measure import compare_rounds, count_flops, measure_matmul_rate, time_call
 from bench.operations import CASES as METHODS
 from bench.operations import N_IMAGES
 from bench.rows import TIMING_COLUMNS, make_number_column
@@ -132,9 +132,7 @@ def compare(calls, device, rounds):
     for _ in range(rounds):
         slow.append(statistics.median(time_call(calls[0], device) for _ in range(3)))
         fast.append(statistics.median(time_call(calls[1], device) for _ in range(3)))
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    found = {"reference": statistics.median(slow), "fast": statistics.median(fast)}
-    return found | {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    return compare_rounds(slow, fast)
 
 
 def measure_features(option, device, rounds):

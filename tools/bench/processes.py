@@ -8,7 +8,6 @@ after the steps.
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 from bench import text
-from bench.measure import time_call
+from bench.measure import compare_rounds, time_call
 from bench.rows import make_number_column
 from vlprompt.core.batch import Batch, Split
 from vlprompt.core.stage import Lesson
@@ -90,12 +89,6 @@ def measure_row(case, device, rounds):
         fast.append(shared_seconds)
         a, b = torch.tensor(prompt), torch.tensor(shared_prompt)
         differences.append(float((a - b).abs().max() / a.abs().max()))
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    return {
-        "reference": statistics.median(slow),
-        "fast": statistics.median(fast),
-        "ratio": statistics.median(ratios),
-        "min": min(ratios),
-        "max": max(ratios),
+    return compare_rounds(slow, fast) | {
         "difference": max(differences),
     }

@@ -13,7 +13,7 @@ import statistics
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bench.measure import time_call
+from bench.measure import compare_rounds, time_call
 from bench.rows import judge_row, make_number_column
 from vlprompt.backbones import load_backbone
 from vlprompt.config.build import build_method, build_task
@@ -157,13 +157,7 @@ def measure_row(case, device, rounds):
     for _ in range(rounds):
         slow.append(time_call(train_alone, device))
         fast.append(time_call(train_together, device))
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    return {
-        "reference": statistics.median(slow),
-        "fast": statistics.median(fast),
-        "ratio": statistics.median(ratios),
-        "min": min(ratios),
-        "max": max(ratios),
+    return compare_rounds(slow, fast) | {
         "in_passes": statistics.median(a / b for a, b in zip(seconds_in_passes[1:], fast, strict=True)),
         "difference": max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs),
     }

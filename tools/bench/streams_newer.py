@@ -200,9 +200,7 @@ def measure_row(case, device, rounds):
                 answers[form], flops[form] = measure.count_flops(getattr(stream, form))
 
             seconds[form].append(measure.time_call(work, device) / stream.n_lessons)
-    ratios = [slow / fast for slow, fast in zip(seconds["reference"], seconds["fast"], strict=True)]
-    row = {form: statistics.median(times) for form, times in seconds.items()}
-    row |= {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    row = measure.compare_rounds(seconds["reference"], seconds["fast"])
     rate, n_flops = statistics.median(rates), flops["fast"] / stream.n_lessons
     row |= {"flops": n_flops, "matmul_rate": rate, "fraction_of_matmul_rate": n_flops / row["fast"] / rate}
     return row | {
