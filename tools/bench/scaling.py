@@ -164,7 +164,7 @@ def draw_plot(series, path):
             ax.set_ylim(min(values) / 2, max(values) * 1.5)
             told = f"exponent {points[f'{of}_fit']:.2f}, at the large end {points[f'{of}_end']:.2f}"
             ax.set_title(f"{name}\n{told}" if i == 0 else told, fontsize=9)
-            ax.set_xticks(sizes, [str(n) for n in sizes], fontsize=7)
+            ax.set_xticks(sizes, [f"{n // 1000}k" if n >= 10_000 else str(n) for n in sizes], fontsize=7)
             ax.minorticks_off()
             ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
