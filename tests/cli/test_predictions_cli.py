@@ -1,11 +1,14 @@
 """`run --keep-predictions`, `eval --keep-predictions` and `eval --from-predictions`, and the confusions of a result."""
 
+import re
+
 import pytest
 import torch
 
 from vlprompt.cli.app import main
-from vlprompt.experiments.prediction_scores import parse_metrics, score_predictions
+from vlprompt.experiments.prediction_scores import ALL_METRICS, parse_metrics, score_predictions
 from vlprompt.metrics import confusion_matrix
+from vlprompt.metrics.synonyms import SYNONYMS
 from vlprompt.results.prediction_files import read_predictions
 from vlprompt.results.run_folder import RunFolder, find_run_folders
 
@@ -135,6 +138,9 @@ def test_mistakes_in_a_command(folder, type_in, tmp_path):
     for words, message in (
         (("eval",), "expected a RUN or --from-predictions FILE, got none"),
         (("eval", folder, "--metric", "ece15"), "expected --from-predictions with --metric, got none"),
+        (("eval", folder, "--metric", "ece15"), "by `vlprompt eval"),
+        (("eval", folder, "--metric", "calibration_error"), "got 'calibration_error'; did you mean 'ece15'?"),
+        (("eval", "--from-predictions", base, "--metric", "roc_auc"), "did you mean 'auroc_ovr' or 'auroc'?"),
         (("eval", folder, "--from-predictions", base), "expected a RUN or --from-predictions, got"),
         (("eval", "--from-predictions", base, "--against", joint), "got those of another split"),
         (("eval", "--from-predictions", base, "--metric", "auroc"), "--metric auroc: predictions: expected items of"),
@@ -143,6 +149,33 @@ def test_mistakes_in_a_command(folder, type_in, tmp_path):
         status, printed = type_in(*words)
         assert status, words
         assert message in printed, words
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("Balanced Accuracy", "did you mean 'class_mean'?"),
+        ("top-1", "did you mean 'accuracy'?"),
+        ("f1", "did you mean 'macro_f1' or 'weighted_f1' or 'micro_f1' or 'CF1' or 'OF1'?"),
+        ("map", "did you mean 'mAP'?"),
+        ("FPR@95", "did you mean 'fpr95'?"),
+        ("auroc-gl-mcm", "did you mean 'auroc_gl-mcm'?"),
+        ("acuracy", "did you mean 'accuracy'?"),
+        ("xyz", "the choices are accuracy, "),
+    ],
+)
+def test_a_metric_by_another_name(name, nearest):
+    with pytest.raises(ValueError, match=re.escape(nearest)):
+        parse_metrics(name)
+
+
+def test_names_elsewhere_are_of_metrics_that_there_are_and_are_none_of_them():
+    assert SYNONYMS.keys() <= ALL_METRICS.keys()
+    synonyms = {word for words in SYNONYMS.values() for word in words.split()}
+    assert not synonyms & {name.lower() for name in ALL_METRICS}
+    for synonym in synonyms:
+        with pytest.raises(ValueError, match="did you mean"):
+            parse_metrics(synonym)
 
 
 def test_a_run_that_was_tested_before_says_that_it_has_none(folder, type_in, tmp_path):
