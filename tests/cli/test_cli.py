@@ -236,6 +236,14 @@ BAD = {
         ["run", "coop", "digits", "metod.n_ctx=4"],
         "the option 'metod.n_ctx=4': unknown key 'metod'; did you mean 'method'?",
     ),
+    "unknown classes of another task": (
+        ["run", "coop", "digits", "--unknown", "glyphs"],
+        "the command line: unknown key 'task.unknown'; it is a setting of the task open_set. Set --task open_set, or",
+    ),
+    "targets of another task": (
+        ["run", "coop", "digits", "--targets", "glyphs"],
+        "unknown key 'task.targets'; it is a setting of the task transfer. Set --task transfer, or leave it out.",
+    ),
     "train key": (["run", "coop", "digits", "train.epoch=4"], "unknown key 'train.epoch'; did you mean 'epochs'?"),
     "type": (
         ["run", "coop", "digits", "train.lr=fast"],
