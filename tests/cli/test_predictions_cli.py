@@ -2,8 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vlprompt.cli.app import main
 from vlprompt.experiments.prediction_scores import ALL_METRICS, parse_metrics, score_predictions
@@ -131,6 +133,31 @@ def test_an_evaluation_against_unknown_keeps_its_unknown_items(open_folder, type
     for score in ("mcm", "maxlogit"):
         names = ("auroc", "fpr95", "fpr95_at_least", "aupr_in", "aupr_out")
         assert shown[score] == [f"{table[score][name]:.2f}" for name in names]
+
+
+def test_a_target_names_its_images_as_a_test_of_few_shot_does(type_all, tmp_path):
+    """Labels are hidden from the method only, so that both files are of the same test."""
+    colours = iter(np.random.default_rng(0).integers(0, 256, (24, 3)))
+    for folder in ("source", "target/train", "target/test"):
+        for class_name in ("cat", "dog"):
+            (tmp_path / folder / class_name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (32, 32), tuple(map(int, next(colours)))).save(
+                    tmp_path / folder / class_name / f"{i}.png"
+                )
+    target, predictions = tmp_path / "target", []
+    for words in (["--source", tmp_path / "source", "--target", target], [target, "--shots", "1"]):
+        out = tmp_path / f"runs{len(predictions)}"
+        command = "run", "zero_shot", *words, "--backbone", "glyph/random", "--out", out, "--keep-predictions"
+        status, said, _ = type_all(*command)
+        assert status == 0, said
+        [path] = (path for path in out.rglob("*.parquet") if path.name != "predictions-source.parquet")
+        predictions.append(path)
+    names = {f"test/{class_name}/{i}.png" for class_name in ("cat", "dog") for i in range(4)}
+    assert [set(read_predictions(path).items) for path in predictions] == [names, names]
+    status, said, out = type_all("eval", "--from-predictions", predictions[0], "--against", predictions[1])
+    assert status == 0, said
+    assert "McNemar: 0 items only the first has right, 0 only the second, p = 1" in out
 
 
 def test_mistakes_in_a_command(folder, type_in, tmp_path):
