@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 Record = Mapping[str, Any]  # one line of a CSV file, one object of a JSON file
-TABLE_FORMATS = ("markdown", "latex", "csv", "json")
 OTHER_UNITS = {"threshold": "log odds"}  # of the metrics in a summary that are no percentages
 LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
