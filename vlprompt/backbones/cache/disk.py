@@ -129,31 +129,37 @@ class CacheNamespace:
         """Return the features that are there, by key; never one with a wrong checksum."""
         self._locate_folder()
         digests = {key: hash_key(key) for key in keys}
-        found = {key: row for key, digest in digests.items() if (row := self._pending.get(digest)) is not None}
-        found |= self._read({key: digest for key, digest in digests.items() if key not in found})
+        pending = {key: row for key, digest in digests.items() if (row := self._pending.get(digest)) is not None}
+        found = pending | self._read(digests, pending)
         if len(found) < len(digests) and self._load_new_segments():
-            found |= self._read({key: digest for key, digest in digests.items() if key not in found})
+            found |= self._read(digests, found)
         return found
 
-    def _read(self, digests: Mapping[str, bytes]) -> dict[str, Tensor]:
-        """Read the features with these digests from the segments, by key; replace segments that show to be corrupt."""
-        if not digests or not self._segments:
+    def _read(self, digests: Mapping[str, bytes], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Read the features that are not known yet from the segments; replace segments that turn out to be corrupt.
+
+        Args:
+            digests: of all keys.
+            known: features by key.
+        """
+        keys = [key for key in digests if key not in known] if known else list(digests)
+        if not keys or not self._segments:
             return {}
         segments = tuple(self._segments.values())
         if self._index is None or self._index.segments != segments:
             self._index = SegmentIndex(segments)
         found, used, corrupt = dict[str, Tensor](), set[Segment](), dict[Segment, CorruptSegmentError]()
-        for key, digest in digests.items():
-            for segment, index in self._index.find(digest):
-                try:
-                    row = segment.read_row(digest, index)
-                except CorruptSegmentError as error:
+        for k, segment, index in self._index.find([digests[key] for key in keys]):
+            if (key := keys[k]) in found:
+                continue
+            try:
+                row = segment.read_row(digests[key], index)
+            except CorruptSegmentError as error:
+                if segment.has(digests[key], index):  # else the digests only begin alike
                     corrupt.setdefault(segment, error)
-                    continue
-                if row is not None:
-                    found[key] = self._to_tensor(row, segment.shape)
-                    used.add(segment)
-                    break
+                continue
+            found[key] = self._to_tensor(row, segment.shape)
+            used.add(segment)
         for segment in used:
             segment.touch(time.time())
         for segment, error in corrupt.items():

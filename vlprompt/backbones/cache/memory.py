@@ -61,9 +61,9 @@ class FeatureCache(BoundedCache[str, Tensor]):
         keys = list(keys)
         features = {key: feature for key in keys if (feature := self.lookup(key)) is not None}
         if self.disk_namespace is not None and len(features) < len(keys):
-            missing = (key for key in keys if key not in features and is_persistent(key))
+            missing = [key for key in keys if key not in features and is_persistent(key)]
             for key, feature in self.disk_namespace.get_many(missing).items():
-                self.add(key, feature)
+                self.insert(key, feature)
                 features[key] = feature
         self.counts.hits += sum(key in features for key in keys)
         return features

@@ -80,21 +80,26 @@ class Segment:
         """The first 8 bytes of each row's digest as integers, sorted."""
         return np.asarray(self._first_halves)
 
-    def read_row(self, key_digest: bytes, index: int) -> bytearray | None:
-        """Return a copy of the row at an index, or None if it is the row of another digest.
+    def has(self, key_digest: bytes, index: int) -> bool:
+        """Whether this is the digest of the row at an index."""
+        return (self._first_halves[index], self._second_halves[index]) == split_digest(key_digest)
+
+    def read_row(self, key_digest: bytes, index: int) -> bytearray:
+        """Return a copy of the row at an index.
 
         Raises:
-            CorruptSegmentError: if its checksum is wrong, or if the file can't be read there any more.
+            CorruptSegmentError: if its checksum is wrong, as it also is if the row `has` another digest, or if the file
+                can't be read there any more.
         """
         try:
             row = bytearray(os.pread(self._file, self.row_bytes, self.rows_offset + self.row_bytes * index))
         except OSError as error:
             raise CorruptSegmentError(str(error)) from error
-        if len(row) == self.row_bytes and checksum(key_digest, row) == self._checksums[index]:
-            return row
-        if (self._first_halves[index], self._second_halves[index]) != split_digest(key_digest):
-            return None
-        raise CorruptSegmentError("truncated" if len(row) < self.row_bytes else "wrong checksum of a row")
+        if len(row) < self.row_bytes:
+            raise CorruptSegmentError("truncated")
+        if checksum(key_digest, row) != self._checksums[index]:
+            raise CorruptSegmentError("wrong checksum of a row")
+        return row
 
     def iter_entries(self) -> Iterator[tuple[bytes, int]]:
         """Yield (digest, row index) in the order of digests."""
