@@ -40,6 +40,7 @@ from vlprompt.runtime.settings import DEFAULT_CACHE_BYTES
 
 FORMAT_VERSION = 2  # to be raised whenever decoding or a tower changes the features of an item
 FLUSH_BYTES, FLUSH_SECONDS = 64 * 2**20, 30.0  # pending bytes and seconds after which new features are written
+SCAN_SECONDS = 1.0  # between two looks for segments of other processes
 MAX_SMALL_SEGMENTS = 16  # more segments of one shape are merged into one
 LARGE_SEGMENT_BYTES = 256 * 2**20  # bytes from which a segment is not merged any more
 EVICTION_MIN_AGE = 3600.0  # seconds since its last use before a segment may be evicted
@@ -217,9 +218,9 @@ class CacheNamespace:
         self._load_new_segments()
 
     def _load_new_segments(self) -> list[Segment]:
-        """Open segments written by other processes since the last call; scans the folder once a second at most."""
+        """Open segments written by other processes since the last call; scans the folder every SCAN_SECONDS at most."""
         now = time.monotonic()
-        if self.folder is None or now - self._last_scan < 1:
+        if self.folder is None or now - self._last_scan < SCAN_SECONDS:
             return []
         self._last_scan = now
         try:
