@@ -38,7 +38,7 @@ class SegmentIndex:
     def find(self, digests: Sequence[bytes]) -> Iterator[tuple[int, Segment, int]]:
         """Yield (number of the digest, segment, index of the row) of all rows whose digests begin like one of these.
 
-        A place may be told twice.
+        A place may come twice.
         """
         firsts = np.frombuffer(b"".join(digests), "<u8")[::2]
         begins = self._begins[firsts >> self._bucket_shift]
