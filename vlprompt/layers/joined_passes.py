@@ -7,12 +7,13 @@ training is cut out by rows: tokens, images, and adapters, each of which sees th
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.images import PixelBatch
+from vlprompt.core.images import Images, PixelBatch, Preprocessing
 from vlprompt.core.prompt import NOTHING, AdapterFn, Prompt
 from vlprompt.core.towers import Backbone, Clip, Tower, VisionTower
 from vlprompt.layers.adapters import LowRankAdapter
@@ -70,19 +71,23 @@ def can_join(prompt: Prompt, output: str, takes_texts: bool) -> bool:
     """Whether a pass can be joined with others: its prompt is trained tokens and adapters that keep rows apart."""
     adapters = [prompt.adapters[site] for site in prompt.adapters]
     modules = [adapter for adapter in adapters if isinstance(adapter, nn.Module)]
-    trained = [*prompt.tokens.values(), *(p for module in modules for p in module.parameters())]
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in trained):
+    tensors = chain(prompt.tokens.values(), (p for module in modules for p in module.parameters()))
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         return False
     has_apart_rows = len(modules) == len(adapters) and not prompt.mixes_rows and not len(prompt.prefix)
     carries_tensors = any(isinstance(carry, Tensor) for carry in prompt.carry.values())
     return has_apart_rows and not carries_tensors and (output == "pooled" or not takes_texts)
 
 
+RunPass: TypeAlias = Callable[[TowerPass], Tensor]
+Decode: TypeAlias = Callable[[Images, Preprocessing], Tensor]
+
+
 class _WatchedTower:
     """A tower that hands passes which can be joined to a function; all else is the tower's own."""
 
-    def __init__(self, tower: Tower, run_pass: Callable[[TowerPass], Tensor]):
-        self.tower, self.run_pass = tower, run_pass
+    def __init__(self, tower: Tower, run_pass: RunPass, decode: Decode):
+        self.tower, self.run_pass, self.decode = tower, run_pass, decode
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["tower"], name)
@@ -94,17 +99,23 @@ class _WatchedTower:
             return tower(inputs, prompt, output)
         device = tower.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        inputs = tuple(inputs) if takes_texts else inputs.pixels(tower.preprocessing).to(tower.device)
+        inputs = tuple(inputs) if takes_texts else self.decode(inputs, tower.preprocessing).to(tower.device)
         return self.run_pass(TowerPass(tower, inputs, prompt, output, autocast))
 
 
-def watch_passes(backbone: Backbone, run_pass: Callable[[TowerPass], Tensor]) -> Any:
-    """Return the backbone with towers that hand their passes which can be joined to a function."""
+def watch_passes(backbone: Backbone, run_pass: RunPass, decode: Decode = Images.pixels) -> Any:
+    """Return the backbone with towers that hand their passes which can be joined to a function.
+
+    Args:
+        backbone: the backbone.
+        run_pass: computes the features of a pass.
+        decode: gives the pixels of its images.
+    """
     if isinstance(backbone, Clip):
-        image: Any = _WatchedTower(backbone.image, run_pass)
-        text: Any = _WatchedTower(backbone.text, run_pass)
+        image: Any = _WatchedTower(backbone.image, run_pass, decode)
+        text: Any = _WatchedTower(backbone.text, run_pass, decode)
         return replace(backbone, image=image, text=text)
-    return _WatchedTower(backbone, run_pass) if isinstance(backbone, VisionTower) else backbone
+    return _WatchedTower(backbone, run_pass, decode) if isinstance(backbone, VisionTower) else backbone
 
 
 def run_joined(passes: Sequence[TowerPass], turns: Sequence[RandomTurn]) -> Sequence[Tensor]:
