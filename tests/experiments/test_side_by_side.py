@@ -286,6 +286,7 @@ def test_only_runs_that_differ_by_seed_and_rates_are_grouped():
         ("maple", "glyph/random", {"train.batch_size": 4}, ""),
         ("vpt", "glyph-vit/random", {"train.batch_size": 4}, ""),
         ("clip_lora", "glyph/random", {"train.batch_size": 4}, ""),
+        ("clip_lora", "glyph/random", {"train.batch_size": 32}, ""),
         ("cocoop", "glyph/random", {}, "each image has a row"),
         ("maple", "glyph/random", {"train.batch_size": 128}, "one batch in the image tower"),
         ("vpt", "glyph-vit/random", {"train.batch_size": 128}, "one batch in the image tower"),
