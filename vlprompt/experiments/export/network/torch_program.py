@@ -32,6 +32,7 @@ def write_program(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -
     """
     model, names = build_image_model(prompt, options, "torch")
     program = trace(model, prompt, "torch")
+    _own_storages(program)
     with write_whole_folder(folder) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about the format's future
         content = io.BytesIO()  # torch's own file ends the process where the disk is full
@@ -44,6 +45,14 @@ def write_program(prompt: LearnedPrompt, folder: Path, options: ExportOptions) -
         f"read back, its logits differ from the method's by {difference:.0e} at most",
         f"classes, preprocessing and decision are in {folder / DESCRIPTION_FILE}",
     ]
+
+
+def _own_storages(program: torch.export.ExportedProgram) -> None:
+    """Copy weights that are parts of a larger tensor, which torch (2.14) can't save unless the whole one is there."""
+    for tensors in (program.state_dict, program.constants):
+        for name, tensor in tensors.items():
+            if isinstance(tensor, torch.Tensor) and tensor.nbytes < tensor.untyped_storage().nbytes():
+                tensors[name] = tensor.clone()
 
 
 @torch.no_grad()
