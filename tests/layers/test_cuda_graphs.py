@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from replays import MADE
+from replays import MADE, Twin
 
 from vlprompt.backbones.glyph import build_tiny_clip
 from vlprompt.core.prompt import Prompt
@@ -16,28 +16,6 @@ from vlprompt.runtime.seeding import make_generator
 from vlprompt.tasks import FewShot
 
 
-class Twin:
-    """A recorded pass on a CPU, as a CUDA graph is one: each run writes over what the run before has made."""
-
-    made = 0
-
-    def __init__(self, make, given):
-        Twin.made += 1
-        self.make, self.given = make, [t.detach().clone().requires_grad_(t.requires_grad) for t in given]
-
-    def forward(self, given):
-        for mine, t in zip(self.given, given, strict=True):
-            mine.data.copy_(t)
-        with torch.enable_grad():
-            self.out = self.make(*self.given)
-        return self.out.detach().clone()
-
-    def backward(self, g):
-        learned = [t for t in self.given if t.requires_grad]
-        grads = iter(torch.autograd.grad(self.out, learned, g, retain_graph=True))
-        return [next(grads) if t.requires_grad else None for t in self.given]
-
-
 @pytest.fixture
 def graphs():
     Twin.made = 0
@@ -46,7 +24,7 @@ def graphs():
 
 def make(prompt):
     k, v = prompt.prefix[1]
-    return (prompt.tokens[0] ** 3).sum() * (k * v).sum() ** 2
+    return ((prompt.tokens[0] ** 3).sum() * (k * v).sum() ** 2,)
 
 
 def tensors(size=3):
@@ -56,12 +34,12 @@ def tensors(size=3):
 
 def passed(graphs, given, kind="kind"):
     a, k, v = given
-    return graphs(make, kind, Prompt({0: a}, {1: (k, v)}))
+    return graphs(make, kind, Prompt({0: a}, {1: (k, v)}))[0]
 
 
 def plain(given):
     a, k, v = given
-    return make(Prompt({0: a}, {1: (k, v)}))
+    return make(Prompt({0: a}, {1: (k, v)}))[0]
 
 
 def test_a_pass_that_comes_again_is_recorded_once(graphs):
@@ -77,7 +55,8 @@ def test_what_tokens_carry_belongs_to_the_kind_of_pass(graphs):
     """Numbers tell passes apart, tensors are inputs, and so is whether tokens are embedded."""
 
     def mix(prompt):
-        return sum((prompt.carry[1] * t).sum() * (1 + prompt.is_embedded) for t in prompt.tokens.values()) ** 2
+        parts = ((prompt.carry[1] * t).sum() * (1 + prompt.is_embedded) for t in prompt.tokens.values())
+        return (sum(parts) ** 2,)
 
     for value in (0.5, 0.25, torch.tensor(0.5), torch.tensor(0.75)):
         for is_embedded in (True, False):
@@ -144,7 +123,7 @@ def test_what_is_not_recorded(graphs):
         passed(graphs, [t.detach() for t in given])
         with TensorMemoryTracker():  # who counts what is made sees all of it
             passed(graphs, given)
-        graphs(lambda p: p.tokens[0].sum(), "parts", Prompt({0: given[0]}, {}, {"0/q": lambda given, made: made}))
+        graphs(lambda p: (p.tokens[0].sum(),), "parts", Prompt({0: given[0]}, {}, {"0/q": lambda given, made: made}))
     for size in range(1, 70):  # each its own shape, none comes again
         passed(graphs, tensors(size))
     assert Twin.made == 0
