@@ -45,31 +45,23 @@ class Tape:
 
     def __init__(self, make, given):
         Tape.made += 1
-        self.given = [t.detach().clone().requires_grad_(t.requires_grad) for t in given]
+        self.make, self.given = make, [t.detach().clone().requires_grad_(t.requires_grad) for t in given]
         with torch.enable_grad():
-            out = make(*self.given)
-            self.run = make_fx(lambda given: [t.detach() for t in make(*self._learning(given))])(self.given)
-            self.differentiate = make_fx(lambda given, grads: self._derive(make, given, grads))(
-                self.given, [torch.ones_like(t) for t in out]
-            )
+            self.grads = [torch.zeros_like(t) for t in make(*self.given)]
+            self.run = make_fx(lambda given: [t.detach() for t in make(*given)])(self.given)
+            self.differentiate = make_fx(lambda given, grads: self.derive(given, grads))(self.given, self.grads)
 
-    def _learning(self, given):
-        pairs = zip(given, self.given, strict=True)
-        return [t.detach().requires_grad_(mine.requires_grad) for t, mine in pairs]
-
-    def _derive(self, make, given, grads):
-        given = self._learning(given)
-        learned = [t for t in given if t.requires_grad]
-        with torch.enable_grad():
-            found = iter(torch.autograd.grad(make(*given), learned, grads, allow_unused=True))
-        return [next(found) if t.requires_grad else None for t in given]
+    def derive(self, given, grads):
+        learned = [t for t, mine in zip(given, self.given, strict=True) if mine.requires_grad]
+        found = iter(torch.autograd.grad(self.make(*given), learned, grads, allow_unused=True))
+        return [next(found) if mine.requires_grad else None for mine in self.given]
 
     def forward(self, given):
         for mine, t in zip(self.given, given, strict=True):
             mine.data.copy_(t)
-        with torch.no_grad():
-            return [t.clone() for t in self.run(self.given)]
+        return [t.clone() for t in self.run(self.given)]
 
     def backward(self, grads):
-        with torch.no_grad():
-            return self.differentiate(self.given, list(grads))
+        for mine, t in zip(self.grads, grads, strict=True):
+            mine.copy_(t)
+        return self.differentiate(self.given, self.grads)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from vlprompt.core.prompt import Prompt
-from vlprompt.layers.blocks.prompt_tensors import PromptForm, take_apart
+from vlprompt.layers.blocks.prompt_tensors import PromptForm, TakenPrompt, take_apart
 from vlprompt.runtime.memory import TensorMemoryTracker
 
 MAX_RECORDED_PASSES = 4  # each keeps the memory of one pass
@@ -182,7 +182,7 @@ class _Call(NamedTuple):
     """A pass that may be recorded."""
 
     kind: Hashable
-    prompt_description: Hashable  # a part of it
+    prompt: TakenPrompt
     fn: PassFn  # of the inputs
     inputs: list[Tensor]
 
@@ -200,7 +200,7 @@ def _describe_call(fn: PassFn, kind: Hashable, prompt: Prompt, tensors: Sequence
     autocast_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     shapes = tuple((t.shape, t.dtype, t.requires_grad) for t in inputs)
     call = partial(_call_with_tensors, fn, taken.form, len(taken.tensors))
-    return _Call((kind, taken.description, shapes, autocast_dtype), taken.description, call, inputs)
+    return _Call((kind, taken.description, shapes, autocast_dtype), taken, call, inputs)
 
 
 def _call_with_tensors(fn: PassFn, form: PromptForm, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -214,15 +214,14 @@ def _run_watched(call: _Call, fn: PassFn, prompt: Prompt, tensors: Sequence[Tens
     It does not if an adapter draws random numbers (dropout, whose masks a replay would not draw as the run does), if a
     pass changes its inputs or the settings of an adapter, or if an output has no gradient.
     """
-    versions, watcher = [t._version for t in call.inputs], _DrawWatcher()
+    versions, watcher = call.prompt.versions, _DrawWatcher()
     if len(prompt.adapters):
         with watcher:
             outputs = fn(prompt, *tensors)
     else:
         outputs = fn(prompt, *tensors)
     after, has_gradients = take_apart(prompt), all(t.requires_grad for t in outputs)
-    is_unchanged = after is not None and after.description == call.prompt_description
-    is_unchanged = is_unchanged and [t._version for t in call.inputs] == versions
+    is_unchanged = after is not None and after.description == call.prompt.description and after.versions == versions
     return outputs, is_unchanged and has_gradients and not watcher.draws
 
 

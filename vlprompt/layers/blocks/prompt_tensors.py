@@ -1,6 +1,7 @@
 """A prompt as tensors and a description of all else in it, from which it is built anew around other tensors."""
 
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vlprompt.core.prompt import AdapterFn, Prompt
+from vlprompt.layers.frozen_maps import FrozenLinear
 
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # those that every module has, which torch keeps
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -20,10 +22,14 @@ class _UnnamedPartError(Exception):
 
 
 class _ModuleForm(NamedTuple):
-    """An adapter that is a module; it is called with other tensors under the names of its own."""
+    """An adapter that is a module; it is called with other tensors in place of those that it trains.
+
+    The others are read where they lie, as frozen weights are: a replay sees what is written there.
+    """
 
     module: nn.Module
     names: tuple[str, ...]
+    fixed: tuple[Tensor, ...]
 
     def build(self, tensors: Sequence[Tensor]) -> AdapterFn:
         return _CalledModule(self.module, dict(zip(self.names, tensors, strict=True)))
@@ -40,12 +46,25 @@ class _CalledModule:
         return functional_call(self.module, self.tensors, (given, made))
 
 
+class _MethodCall(nn.Module):
+    """A method of a module, with its first arguments, as a module."""
+
+    def __init__(self, call: partial[Any]):
+        super().__init__()
+        method: Any = call.func
+        self.owner, self.function, self.first = method.__self__, method.__func__, call.args
+
+    def forward(self, given: Tensor, made: Tensor) -> Tensor:
+        return self.function(self.owner, *self.first, given, made)
+
+
 class _TupleForm(NamedTuple):
     """An adapter that is a NamedTuple of tensors and settings, such as a low-rank update that one pass computes."""
 
     cls: Any
     settings: tuple[tuple[int, Any], ...]
     n_fields: int
+    fixed: tuple[Tensor, ...] = ()
 
     @property
     def names(self) -> tuple[int, ...]:
@@ -60,7 +79,7 @@ class _TupleForm(NamedTuple):
 class PromptForm(NamedTuple):
     """A prompt without its tensors: the layers of its tokens, prefixes and of what they carry, numbers, and adapters.
 
-    It holds no tensor of the pass that it was taken from, but the modules of its adapters.
+    It holds no tensor of the pass that it was taken from, but the modules of its adapters and their fixed tensors.
     """
 
     tokens: tuple[int, ...]
@@ -94,13 +113,20 @@ class TakenPrompt(NamedTuple):
     description: Hashable
     tensors: list[Tensor]
 
+    @property
+    def versions(self) -> list[int]:
+        """How often each of its tensors was written into."""
+        fixed = (t for _, form in self.form.adapters for t in form.fixed)
+        return [t._version for t in (*self.tensors, *fixed)]
+
 
 def take_apart(prompt: Prompt) -> TakenPrompt | None:
     """Take a prompt apart; None if an adapter has parts that can't be named.
 
     Adapters can be taken apart that are a module, whose attributes other than parameters, buffers and modules are
-    settings, or a NamedTuple of tensors and settings. A setting is a number, a text, a function without a closure, a
-    fixed module in a tuple (a frozen norm), or a tuple or list of such.
+    settings; a method of one with its first arguments; or a NamedTuple of tensors and settings. A setting is a number,
+    a text, a function without a closure, a fixed module or linear map in a tuple (a frozen norm), or a tuple or list of
+    such.
     """
     carry = {i: value for i, value in prompt.carry.items() if isinstance(value, Tensor)}
     numbers = tuple((i, value) for i, value in prompt.carry.items() if not isinstance(value, Tensor))
@@ -120,21 +146,20 @@ def take_apart(prompt: Prompt) -> TakenPrompt | None:
 
 def _take_adapter_apart(adapter: object) -> tuple[_ModuleForm | _TupleForm, Hashable, list[Tensor]]:
     """Return form, description and tensors of an adapter."""
+    if isinstance(adapter, partial) and isinstance(getattr(adapter.func, "__self__", None), nn.Module):
+        adapter = adapter if adapter.keywords else _MethodCall(adapter)
     if isinstance(adapter, nn.Module):
-        named = dict(_iter_named_tensors(adapter))
-        names = tuple(named)
-        return _ModuleForm(adapter, names), (names, *_iter_descriptions(adapter)), list(named.values())
+        named = [*adapter.named_parameters(), *adapter.named_buffers()]
+        trained = {name: t for name, t in named if t.requires_grad}
+        fixed = tuple(t for _, t in named if not t.requires_grad)
+        description = *((id(t), t.data_ptr(), t.shape, t.dtype) for t in fixed), *_iter_descriptions(adapter)
+        return _ModuleForm(adapter, tuple(trained), fixed), (tuple(trained), *description), list(trained.values())
     if isinstance(adapter, tuple) and hasattr(adapter, "_fields"):
         settings = tuple((i, value) for i, value in enumerate(adapter) if not isinstance(value, Tensor))
         form = _TupleForm(type(adapter), settings, len(adapter))
         description = type(adapter), tuple((i, _describe(value)) for i, value in settings)
         return form, description, [value for value in adapter if isinstance(value, Tensor)]
     raise _UnnamedPartError
-
-
-def _iter_named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
 
 
 def _iter_descriptions(module: nn.Module) -> Iterator[Hashable]:
@@ -157,4 +182,6 @@ def _describe(setting: object) -> Hashable:
         return setting
     if isinstance(setting, nn.Module) and not any(p.requires_grad for p in setting.parameters()):
         return setting  # hashed and compared as an object: its weights are fixed
+    if isinstance(setting, FrozenLinear) and not setting.weight.requires_grad:
+        return FrozenLinear, id(setting)  # which the module keeps
     raise _UnnamedPartError
