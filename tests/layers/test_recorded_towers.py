@@ -194,7 +194,7 @@ def train(name, stand_in, **changes):
     for tower in (clip.image, clip.text):
         tower.cuda_graphs = None if stand_in is None else CudaGraphCache(stand_in)
     case = MethodCase(resolve_class("method", name), SMALL.get(name, {}) | changes, clip, build_digits_lesson())
-    method, losses = case.train(epochs=3, batch_size=8, micro_batch_size=None)
+    method, losses = case.train(epochs=3, batch_size=8, drop_last=False)
     towers = (clip.image, clip.text) if stand_in else ()
     recorded = [any(tower.cuda_graphs.slots_by_kind.values()) for tower in towers]
     return losses, method.state_dict(), recorded
