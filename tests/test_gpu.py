@@ -176,7 +176,7 @@ def build_low_rank(tower):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("inputs", ["images", "texts"])
 def test_replays_are_the_plain_pass(inputs, precision):
-    """Features and gradients of tokens, prefixes and adapters, which change between steps, with a smaller last batch."""
+    """Features and gradients of what changes between steps, with a smaller last batch."""
     clip = build_tiny_clip("cuda")
     tower = clip.image if inputs == "images" else clip.text
     h, d = tower.n_heads, tower.head_dim
