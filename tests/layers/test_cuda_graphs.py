@@ -363,7 +363,12 @@ def test_a_generator_of_its_own(tapes):
 
 
 def test_dropout_in_evaluation_is_none(tapes):
-    check_adapters(tapes, {"0/q": low_rank(dropout=0.5).eval()}, 1)
+    adapter = low_rank(dropout=0.5).eval()
+    check_adapters(tapes, {"0/q": adapter}, 1)
+    adapter.train()
+    found = [tapes(adapt, "kind", Prompt(adapters={"0/q": adapter}), torch.ones(4, 3).double())[0] for _ in range(3)]
+    assert not torch.equal(found[1], found[2])
+    assert Tape.made == 1
 
 
 class Operations(TorchDispatchMode):
