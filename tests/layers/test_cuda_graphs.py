@@ -182,7 +182,8 @@ def test_what_is_learned_belongs_to_a_kind(graphs):
 
 
 def adapt(prompt, x):
-    """Two outputs of all adapters, one behind the other."""
+    """Two outputs of all adapters, one behind the other; whether they mix rows decides what a tower leaves out."""
+    x = x * (2 if prompt.mixes_rows else 1)
     for site in prompt.adapters:
         x = prompt.apply_adapter(site, x, x.tanh())
     return x, x.sum(0)
@@ -214,6 +215,10 @@ class Holder(nn.Module):
         return self.change(2, given, made)
 
 
+class Mixing(Holder):
+    mixes_rows = True
+
+
 def low_rank(dropout=0.0):
     adapter = LowRankAdapter((3, 3), 2, 0.7, dropout, make_generator(0), torch.device("cpu")).double()
     nn.init.normal_(adapter.up)
@@ -229,6 +234,7 @@ ADAPTERS = {
     "norm": norm,
     "method": lambda: partial(Holder().change, 3),
     "whole": Holder,
+    "mixing": Mixing,
     "tuple": lambda: Update(
         torch.randn(3, 3, dtype=torch.double, requires_grad=True), 0.3, torch.randn(3, dtype=torch.double)
     ),
@@ -366,9 +372,24 @@ def test_dropout_in_evaluation_is_none(tapes):
     adapter = low_rank(dropout=0.5).eval()
     check_adapters(tapes, {"0/q": adapter}, 1)
     adapter.train()
-    found = [tapes(adapt, "kind", Prompt(adapters={"0/q": adapter}), torch.ones(4, 3).double())[0] for _ in range(3)]
+    x, found = torch.ones(4, 3).double(), []
+    for _ in range(3):
+        found.append(tapes(adapt, "kind", Prompt(adapters={"0/q": adapter}), x)[0].detach())
     assert not torch.equal(found[1], found[2])
     assert Tape.made == 1
+
+
+def test_autocast_belongs_to_a_kind(tapes):
+    adapter = low_rank().float()
+    for precision in (torch.float32, torch.bfloat16) * 2:
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                x = torch.randn(4, 3)
+                found = tapes(
+                    lambda p, x: (x @ p.adapters["0/q"](x, x).T,), "kind", Prompt(adapters={"0/q": adapter}), x
+                )
+            assert found[0].dtype == precision
+    assert Tape.made == 2
 
 
 class Operations(TorchDispatchMode):
@@ -395,8 +416,11 @@ def test_many_tensors_are_copied_at_once():
 
 def test_a_transform_has_tensors_of_its_own(tapes):
     """Settings trained together by vmap are run plainly."""
-    stacked = torch.randn(3, 2, 3, dtype=torch.double, requires_grad=True)
+    stacked, shared = (torch.randn(*n, 2, 3, dtype=torch.double, requires_grad=True) for n in ((3,), ()))
+
+    def run(t):
+        return tapes(lambda p: (p.tokens[0] * p.tokens[1],), "kind", Prompt({0: t, 1: shared}))[0]
+
     for _ in range(3):
-        found = torch.vmap(lambda t: tapes(lambda p: (p.tokens[0] ** 2,), "kind", Prompt({0: t}))[0])(stacked)
-        assert torch.equal(found, stacked**2)
+        assert torch.equal(torch.vmap(run)(stacked), stacked * shared)
     assert Tape.made == 0
