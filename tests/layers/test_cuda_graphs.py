@@ -424,3 +424,4 @@ def test_a_transform_has_tensors_of_its_own(tapes):
     for _ in range(3):
         assert torch.equal(torch.vmap(run)(stacked), stacked * shared)
     assert Tape.made == 0
+    assert not tapes.plain_kinds  # so that the same pass of one setting is recorded
