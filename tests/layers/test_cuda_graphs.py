@@ -322,6 +322,26 @@ class Counting(Holder):
         return self.change(1, given, made)
 
 
+class Reading(Holder):
+    """Its number would be that of the recorded pass for good."""
+
+    def forward(self, given, made):
+        return self.change(1, given, made) * float(made.detach().abs().max())
+
+
+class Choosing(Holder):
+    def forward(self, given, made):
+        return self.change(1, given, made) + given[given > 0].mean()
+
+
+class Moving(Holder):
+    """Between devices, as a copy from the CPU is, which a recording can't hold."""
+
+    def forward(self, given, made):
+        torch.zeros(made.shape, device="meta", dtype=made.dtype).copy_(made.detach())
+        return self.change(1, given, made)
+
+
 class Averaging(Holder):
     def forward(self, given, made):
         self.fixed.lerp_(given.mean(0), 0.5)
@@ -339,6 +359,9 @@ PLAIN = {
     "drawing": Drawing,
     "counting": Counting,
     "averaging": Averaging,
+    "reading": Reading,
+    "choosing": Choosing,
+    "moving": Moving,
     "hooked": hooked,
     "tensor beside": lambda: Holder(beside=torch.ones(3)),
     "dict beside": lambda: Holder(beside={}),

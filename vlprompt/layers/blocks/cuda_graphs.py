@@ -11,12 +11,15 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingModuleSource]
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._pytree import tree_leaves
 
 from vlprompt.core.prompt import Prompt
 from vlprompt.layers.blocks.prompt_tensors import PromptForm, TakenPrompt, take_apart
 from vlprompt.runtime.memory import TensorMemoryTracker
 
 MAX_RECORDED_PASSES = 4  # each keeps the memory of one pass
+# of operations whose values Python reads: as a number, or as a shape
+_READ_TAGS = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 MAX_KNOWN_KINDS = 64  # kinds of pass that are remembered; one that occurs again is recorded
 
 PassFn: TypeAlias = Callable[..., tuple[Tensor, ...]]  # fn(prompt, *tensors)
@@ -37,6 +40,7 @@ class RecordedPass:
 
     def __init__(self, fn: PassFn, inputs: Sequence[Tensor]):
         self.fn, self.inputs = fn, [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
+        self.input_values = [t.detach() for t in self.inputs]
         trained, stream = [t for t in self.inputs if t.requires_grad], torch.cuda.Stream()
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         torch.cuda.empty_cache()  # a recording can't use the memory of passes before it
@@ -60,7 +64,7 @@ class RecordedPass:
         self.input_grads = [next(remaining) if t.requires_grad else None for t in self.inputs]
 
     def forward(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        copy_all([t.detach() for t in self.inputs], inputs)
+        copy_all(self.input_values, inputs)
         self.forward_graph.replay()
         return clone_all(self.outputs)
 
@@ -211,10 +215,11 @@ def _call_with_tensors(fn: PassFn, form: PromptForm, n: int, *tensors: Tensor) -
 def _run_watched(call: _Call, fn: PassFn, prompt: Prompt, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:
     """Run a pass plainly, and return its outputs and whether a replay would make what another plain pass would.
 
-    It does not if an adapter draws random numbers (dropout, whose masks a replay would not draw as the run does), if a
-    pass changes its inputs or the settings of an adapter, or if an output has no gradient.
+    It does not if an adapter draws random numbers (dropout, whose masks a replay would not draw as the run does) or
+    reads numbers from the device, if a pass changes its inputs or the settings of an adapter, or if an output has no
+    gradient.
     """
-    versions, watcher = call.prompt.versions, _DrawWatcher()
+    versions, watcher = call.prompt.versions, _Watcher()
     if len(prompt.adapters):
         with watcher:
             outputs = fn(prompt, *tensors)
@@ -222,17 +227,20 @@ def _run_watched(call: _Call, fn: PassFn, prompt: Prompt, tensors: Sequence[Tens
         outputs = fn(prompt, *tensors)
     after, has_gradients = take_apart(prompt), all(t.requires_grad for t in outputs)
     is_unchanged = after is not None and after.description == call.prompt.description and after.versions == versions
-    return outputs, is_unchanged and has_gradients and not watcher.draws
+    return outputs, is_unchanged and has_gradients and watcher.is_replayable
 
 
-class _DrawWatcher(TorchDispatchMode):
-    """Tells whether random numbers are drawn in the with-block."""
+class _Watcher(TorchDispatchMode):
+    """Tells whether an operation in the with-block can't be replayed."""
 
-    draws = False
+    is_replayable = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        self.draws = self.draws or _draws(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        devices = {t.device.type for t in tree_leaves((args, kwargs, made)) if isinstance(t, Tensor)}
+        varies = _draws(func, args, kwargs or {}) or any(tag in func.tags for tag in _READ_TAGS)
+        self.is_replayable = self.is_replayable and not varies and len(devices) < 2
+        return made
 
 
 def _draws(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
