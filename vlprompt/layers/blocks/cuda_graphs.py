@@ -18,8 +18,6 @@ from vlprompt.layers.blocks.prompt_tensors import PromptForm, TakenPrompt, take_
 from vlprompt.runtime.memory import TensorMemoryTracker
 
 MAX_RECORDED_PASSES = 4  # each keeps the memory of one pass
-# of operations whose values Python reads: as a number, or as a shape
-_READ_TAGS = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 MAX_KNOWN_KINDS = 64  # kinds of pass that are remembered; one that occurs again is recorded
 
 PassFn: TypeAlias = Callable[..., tuple[Tensor, ...]]  # fn(prompt, *tensors)
@@ -238,7 +236,7 @@ class _Watcher(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         devices = {t.device.type for t in tree_leaves((args, kwargs, made)) if isinstance(t, Tensor)}
-        varies = _draws(func, args, kwargs or {}) or any(tag in func.tags for tag in _READ_TAGS)
+        varies = _draws(func, args, kwargs or {}) or _reads_values(func, args)
         self.is_replayable = self.is_replayable and not varies and len(devices) < 2
         return made
 
@@ -250,6 +248,14 @@ def _draws(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
     defaults = {a.name: a.default_value for a in func._schema.arguments if a.name == "dropout_p"}
     return "dropout_p" not in defaults or bool((defaults | given)["dropout_p"])
+
+
+def _reads_values(func: Any, args: Sequence[Any]) -> bool:
+    """Whether Python gets values that an operation reads from the device: as a number, or as a shape."""
+    is_index = func is torch.ops.aten.index.Tensor  # which has a shape of its own for masks alone
+    masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)] if is_index else []
+    has_values_in_shape = torch.Tag.dynamic_output_shape in func.tags and (bool(masks) or not is_index)
+    return torch.Tag.data_dependent_output in func.tags or has_values_in_shape
 
 
 class MeteredPass(NamedTuple):
