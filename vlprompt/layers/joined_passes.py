@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -166,19 +166,28 @@ class _JoinedAdapter:
         return torch.cat(parts)
 
 
-class _JoinedLowRank:
-    """Low-rank updates of several trainings at one site, as products of stacks: down (M, r, in) and up (M, out, r)."""
+class _JoinedUpdate(NamedTuple):
+    """Low-rank updates of several trainings at one site, as products of stacks."""
 
-    def __init__(self, adapters: Sequence[LowRankAdapter], turns: Sequence[RandomTurn], down: Tensor, up: Tensor):
-        self.turns, self.dropout, self.scale = turns, adapters[0].dropout, adapters[0].scale
-        self.down, self.up = down, up
+    down: Tensor  # (M, r, in)
+    up: Tensor  # (M, out, r)
+    scale: float
 
     def __call__(self, given: Tensor, made: Tensor) -> Tensor:
-        n = len(self.turns)
-        rows = _drop_by_turns(self.dropout, given, self.turns) if self.dropout.p and self.dropout.training else given
-        low = rows.reshape(n, -1, rows.shape[-1]) @ self.down.mT
+        n = len(self.down)
+        low = given.reshape(n, -1, given.shape[-1]) @ self.down.mT
         updated = torch.baddbmm(made.reshape(n, -1, made.shape[-1]), low, self.up.mT, alpha=self.scale)
         return updated.view_as(made)
+
+
+class _DroppedInput:
+    """Low-rank updates of inputs with dropout, each by the random numbers of its training."""
+
+    def __init__(self, update: _JoinedUpdate, dropout: nn.Dropout, turns: Sequence[RandomTurn]):
+        self.update, self.dropout, self.turns = update, dropout, turns
+
+    def __call__(self, given: Tensor, made: Tensor) -> Tensor:
+        return self.update(_drop_by_turns(self.dropout, given, self.turns), made)
 
 
 def _drop_by_turns(dropout: nn.Dropout, rows: Tensor, turns: Sequence[RandomTurn]) -> Tensor:
@@ -206,11 +215,17 @@ def join_adapters(by_site: Mapping[str, Sequence[Any]], turns: Sequence[RandomTu
     downs = _stack_by_shape({site: [adapter.down for adapter in adapters] for site, adapters in low_rank.items()})
     ups = _stack_by_shape({site: [adapter.up for adapter in adapters] for site, adapters in low_rank.items()})
     return {
-        site: _JoinedLowRank(adapters, turns, downs[site], ups[site])
+        site: _join_low_rank(adapters[0], downs[site], ups[site], turns)
         if site in low_rank
         else _JoinedAdapter(adapters, turns)
         for site, adapters in by_site.items()
     }
+
+
+def _join_low_rank(first: LowRankAdapter, down: Tensor, up: Tensor, turns: Sequence[RandomTurn]) -> AdapterFn:
+    """Return the update of the stacked factors; first: an adapter, whose settings are those of all."""
+    update, dropout = _JoinedUpdate(down, up, first.scale), first.dropout
+    return _DroppedInput(update, dropout, turns) if dropout.p and dropout.training else update
 
 
 def _stack_by_shape(by_site: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:

@@ -15,7 +15,13 @@ from vlprompt.core.introspection import recording_towers
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
 from vlprompt.core.texts import TextItem, find_answer_kind
-from vlprompt.core.towers import LanguageTower, find_feature_cache, find_input_tower, find_preprocessing
+from vlprompt.core.towers import (
+    LanguageTower,
+    VisionTower,
+    find_feature_cache,
+    find_input_tower,
+    find_preprocessing,
+)
 from vlprompt.data.images.cache import IMAGE_CACHE
 from vlprompt.engine.evaluate_text import generate_texts
 from vlprompt.engine.loop import Loop
@@ -46,9 +52,12 @@ class Measurement(NamedTuple):
     step_seconds: float
     test_bytes: float
     item_seconds: float  # of one test item
-    recorded_bytes: float  # what recorded passes (CUDA graphs) of a step would keep
-    replaced_bytes: float  # what the same passes take of step_bytes
-    recorded_texts: float  # of the largest of them
+    recorded_text_bytes: float  # what recorded passes of texts (CUDA graphs) would keep
+    replaced_text_bytes: float  # what the same passes take of step_bytes
+    recorded_text_size: float  # of the largest of them, as a share of the largest that is recorded
+    recorded_image_bytes: float  # the same of images
+    replaced_image_bytes: float
+    recorded_image_size: float
     divided_texts: float  # that processes would divide
     stored: StoredBytes
 
@@ -161,27 +170,39 @@ def measure_step_and_test(
         step.seconds,
         float(test_bytes),
         seconds / n_items,
-        step.recorded_bytes,
-        step.replaced_bytes,
-        step.recorded_texts,
+        *step.recorded_texts,
+        *step.recorded_images,
         step.divided_texts,
         StoredBytes(**(zeros | stored)),
     )
 
 
+class _Recorded(NamedTuple):
+    n_bytes: float = 0.0
+    n_replaced_bytes: float = 0.0
+    size: float = 0.0
+
+    @classmethod
+    def add_up(cls, meter: RecordedPassMeter) -> "_Recorded":
+        sums = (
+            float(sum(one.recorded_bytes for one in meter.passes)),
+            float(sum(one.plain_bytes for one in meter.passes)),
+        )
+        return cls(*sums, max((one.size for one in meter.passes), default=0.0))
+
+
 class _Step(NamedTuple):
     n_bytes: float = 0.0
     seconds: float = 0.0
-    recorded_bytes: float = 0.0
-    replaced_bytes: float = 0.0
-    recorded_texts: float = 0.0
+    recorded_texts: _Recorded = _Recorded()
+    recorded_images: _Recorded = _Recorded()
     divided_texts: float = 0.0
 
 
 def _measure_step(loop: Loop, batch: Batch) -> _Step:
     """Measure a step, after a first one that fills caches and layouts."""
-    meter, counter = RecordedPassMeter(), _PassCounter()
-    with _metering_passes(loop.method, meter):
+    texts, images, counter = RecordedPassMeter(), RecordedPassMeter(), _PassCounter()
+    with _metering_passes(loop.method, texts, images):
         loop.compute_gradients(batch)
         with torch.no_grad(), dividing(counter):
             loop.method.prepare(batch.names, loop.precompute(batch.names))
@@ -190,25 +211,18 @@ def _measure_step(loop: Loop, batch: Batch) -> _Step:
         start = time.perf_counter()
         loop.compute_gradients(batch)
         seconds = time.perf_counter() - start
-    passes = meter.passes
-    return _Step(
-        float(tracker.peak_bytes),
-        seconds,
-        float(sum(one.recorded_bytes for one in passes)),
-        float(sum(one.plain_bytes for one in passes)),
-        float(max((one.n_texts for one in passes), default=0)),
-        float(counter.n_rows),
-    )
+    recorded_texts, recorded_images = _Recorded.add_up(texts), _Recorded.add_up(images)
+    return _Step(float(tracker.peak_bytes), seconds, recorded_texts, recorded_images, float(counter.n_rows))
 
 
 @contextmanager
-def _metering_passes(method: Method, meter: RecordedPassMeter) -> Iterator[None]:
+def _metering_passes(method: Method, texts: RecordedPassMeter, images: RecordedPassMeter) -> Iterator[None]:
     """Run plainly what would be recorded, as its memory would stay after the measurement."""
     towers = recording_towers(method)
     graphs = [tower.cuda_graphs for tower in towers]
     try:
         for tower in towers:
-            tower.cuda_graphs = meter
+            tower.cuda_graphs = images if isinstance(tower, VisionTower) else texts
         yield
     finally:
         for tower, before in zip(towers, graphs, strict=True):
