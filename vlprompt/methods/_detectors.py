@@ -85,12 +85,11 @@ def list_own_names(n_detectors: int, n_trained: int, n_names: int) -> Tensor:
     Detector i knows all trained ones but those whose number modulo K is i; where these are fewer than of others, the
     name i too.
     """
-    own = torch.arange(n_names)[None] % n_detectors != torch.arange(n_detectors)[:, None]
-    own[:, n_trained:] = False
+    own = [[u < n_trained and u % n_detectors != i for u in range(n_names)] for i in range(n_detectors)]
     n_own = math.ceil(n_trained * (n_detectors - 1) / n_detectors)
-    for i in (own.sum(1) < n_own).nonzero()[:, 0].tolist():
-        own[i, i] = True  # its name alone: its images stay outside
-    return own
+    for i, row in enumerate(own):
+        row[i] = row[i] or sum(row) < n_own  # its name alone: its images stay outside
+    return torch.tensor(own)
 
 
 def find_otsu_threshold(values: Tensor) -> float:

@@ -112,12 +112,9 @@ class RunTeacher(Teacher):
     def answer(self, images: Images, names: Names) -> Tensor:
         key = names, class_ids(names)
         cache = self._caches[key] if key in self._caches else self._caches.setdefault(key, self._build_cache(names))
-        logits, missing = dict[int, Tensor](), list[int]()
-        for index, image_key in enumerate(images.keys):
-            if (cached := cache.get(image_key)) is None:
-                missing.append(index)
-            else:
-                logits[index] = cached
+        known = cache.get_many(key for key in images.keys if key is not None)
+        logits = {index: known[key] for index, key in enumerate(images.keys) if key is not None and key in known}
+        missing = [index for index in range(len(images)) if index not in logits]
         for index, row in zip(missing, self._compute(images, missing, names), strict=True):
             logits[index] = row
             if (image_key := images.keys[index]) is not None:

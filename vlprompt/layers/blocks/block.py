@@ -182,7 +182,7 @@ def compute_prompt_kvs(
     has_adapters = any(f"{i}/{site}" in prompt.adapters for i in layers for site in ("norm1", "k", "v"))
     kinds = {(norm.eps, prompt.tokens[i].shape[1:]) for i, norm in zip(layers, norms, strict=False)}
     is_alike = len(maps) == len(norms) == len(layers) and len(kinds) == 1
-    if len(layers) < 2 or has_adapters or not is_alike or any(len(prompt.tokens[i]) > 1 for i in layers):
+    if len(layers) < 2 or has_adapters or not is_alike or any(prompt.tokens[i].shape[0] > 1 for i in layers):
         return {}
     tokens = torch.cat([prompt.tokens[i] for i in layers]).to(dtype)  # (L, P, D)
     gains, shifts = (torch.stack([getattr(norm, name) for norm in norms])[:, None] for name in ("weight", "bias"))
@@ -326,7 +326,7 @@ def walk(
 
     dropping = _find_dropping_layers(prompt, last, return_prompt) if inserts and skips else set[int]()
     kv_layers = [i for i in prompt.tokens if i in dropping and i not in prompt.carry and i >= first_block]
-    prompt_kvs = compute_prompt_kvs(blocks, kv_layers, prompt, x.dtype, len(x))
+    prompt_kvs = compute_prompt_kvs(blocks, kv_layers, prompt, x.dtype, x.shape[0])  # a trace makes len() a constant
     for i, block in enumerate(blocks[first_block:], first_block):
         prefix, tokens = prompt.prefix.get(i), prompt.tokens.get(i)
         if tokens is not None and inserts:
