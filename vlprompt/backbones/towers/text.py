@@ -267,10 +267,11 @@ class TransformerTextTower:
         return EmbeddedLayout(phases, x, qkv, slot_positions)
 
     def _get_layout(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> EmbeddedLayout:
-        rule, (min_saved_rows, max_masked_rows) = FEWEST_ROWS, self.packing_rule  # of one context
-        if not torch.compiler.is_exporting():  # a traced batch has no number yet
-            rule = PackingRule(min_saved_rows // n_contexts, int(max_masked_rows / n_contexts**0.5))
-        return self._cached_layout(texts, self._plan_tokens(prompt), rule)
+        plan, (min_saved_rows, max_masked_rows) = self._plan_tokens(prompt), self.packing_rule  # of one context
+        if torch.compiler.is_exporting():  # a traced batch has no number yet, and traced tensors no values to be kept
+            return self._build_layout(texts, plan, FEWEST_ROWS)
+        rule = PackingRule(min_saved_rows // n_contexts, int(max_masked_rows / n_contexts**0.5))
+        return self._cached_layout(texts, plan, rule)
 
     def _encode_packed(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> Tensor:
         return self._encode_layout(self._get_layout(texts, prompt, n_contexts), prompt, n_contexts)
