@@ -76,6 +76,10 @@ def make_prompt_tuning(model):
     return methods.PromptTuning(model, ResponseHead(model), 20)
 
 
+def make_full(clip):
+    return methods.Full(clip.image, LinearHead())
+
+
 def make_promptsrc(clip):
     return methods.PromptSRC(methods.IVLP(clip, 4, 4))
 
@@ -98,6 +102,8 @@ CASES = {
     "tcp, 100 classes, batch 32": Case(lambda clip: methods.TCP(clip, 4), 100),
     "mmrl, 100 classes, batch 4": Case(lambda clip: methods.MMRL(clip, 5), 100, 4),
     "clip_lora, 100 classes, batch 4": Case(methods.CLIPLoRA, 100, 4),
+    "full, batch 4, adamw": Case(make_full, 10, 4, {"optimizer": "adamw", "lr": 1e-5}),
+    "full, batch 4, sgd": Case(make_full, 10, 4, {"optimizer": "sgd", "lr": 1e-4}),
     "coop, 100 classes, 128 decoded pictures": Case(make_coop, 100, augment="crop-flip", n_items=128),
     "vpt-deep, 112 decoded pictures, batch 16": Case(make_vpt, 10, 16, augment="crop-flip", n_items=112),
     "coop, 400 classes, two processes": Case(make_coop, 400, processes=2),

@@ -23,6 +23,11 @@ def build_optimizer(param_groups: list[ParamGroup], config: TrainConfig, device:
     return skip_dynamo(optimizer_class)(groups, config.lr, config.betas, config.eps, weight_decay=config.weight_decay)
 
 
+def count_state_copies(config: TrainConfig) -> int:
+    """Return the tensors of each trained parameter's size that the optimizer has from its first step on."""
+    return int(config.momentum != 0) if config.optimizer == "sgd" else 2
+
+
 @cache
 def skip_dynamo(optimizer_class: type[torch.optim.Optimizer]) -> Any:
     """Return an optimizer class with the same arithmetic that does not import torch._dynamo.
