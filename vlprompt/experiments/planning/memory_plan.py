@@ -34,7 +34,7 @@ from vlprompt.runtime import distributed, memory
 from vlprompt.runtime.bounded_cache import BoundedCache
 from vlprompt.runtime.divided_passes import FEWEST_ROWS
 
-MAX_MEASURED_CLASSES, MEASURED_ITEMS = 20, (1, 3)
+MAX_MEASURED_CLASSES, MEASURED_ITEMS = 16, (1, 3)
 MEASURED_WHOLE_BATCHES = 2, 4  # items, where a method normalises over the batch
 MIN_SIZE_TO_MEASURE = 2e9  # parameters x (classes + items at once) under which nothing is measured
 TEST_BATCH_SIZE = 100  # items at once in a test, as evaluate has it
