@@ -48,9 +48,10 @@ def count_saved_bytes(run):
     sizes = {}
 
     def note(t):
+        kept = t.detach()  # with its graph it would be held by what it holds, and never be freed
         if not (t.is_leaf and t.ndim == 2):
-            sizes[t.untyped_storage().data_ptr()] = t, t.untyped_storage().nbytes()
-        return t
+            sizes[t.untyped_storage().data_ptr()] = kept, t.untyped_storage().nbytes()
+        return kept
 
     with saved_tensors_hooks(note, lambda t: t):
         found = run()

@@ -288,6 +288,101 @@ def test_a_segment_that_is_cut_while_it_is_open(files, tmp_path):
         assert torch.equal(tower(images(files)), wanted)
 
 
+# many segments
+
+
+def wanted_rows(n, start=0, width=6):
+    """n keys with random features: signs, infinities and NaNs are bits like others."""
+    random = np.random.default_rng(start)
+    bits = random.integers(0, 2**32, (n, width), np.uint32)
+    return {f"k{start + i}": torch.from_numpy(row.view(np.float32)) for i, row in enumerate(bits)}
+
+
+def keep(shelf, rows):
+    for key, row in rows.items():
+        shelf.add(key, row)
+    shelf.flush()
+
+
+def bits(features):
+    return {key: row.numpy().tobytes() for key, row in features.items()}
+
+
+def test_a_batch_over_many_segments_has_each_feature_bit_for_bit(tmp_path):
+    shelf, rows = opened(tmp_path), wanted_rows(700)
+    keys = list(rows)
+    for begin in range(0, 700, 50):
+        keep(shelf, {key: rows[key] for key in keys[begin : begin + 50]})
+        keep(opened(tmp_path), {key: rows[key] for key in keys[begin : begin + 3]})  # kept twice
+    assert len(list(tmp_path.rglob("*.rows"))) > 10
+    again, mixed = opened(tmp_path), np.random.default_rng(2).permutation(keys).tolist()
+    for size in (1, 7, 32, 700):
+        for begin in range(0, 700, size):
+            batch = mixed[begin : begin + size]
+            found = again.get_many([*batch, "never kept", f"not {batch[0]}", *batch[:2]])
+            assert bits(found) == bits({key: rows[key] for key in batch})
+    found[mixed[0]].zero_()  # a copy, not the file
+    assert bits(again.get_many(keys)) == bits(rows)
+    assert again.get_many([]) == {}
+
+
+def test_a_batch_has_what_another_process_added_since(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "SCAN_SECONDS", 0.0)
+    rows, later = wanted_rows(90), wanted_rows(40, start=1000)
+    keep(opened(tmp_path), rows)
+    shelf = opened(tmp_path)
+    assert bits(shelf.get_many([*rows, *later])) == bits(rows)
+    assert in_process(lambda: keep(opened(tmp_path), later)).wait() == 0
+    assert bits(shelf.get_many([*rows, *later])) == bits(rows | later)
+    shelf.add("pending", torch.ones(6))
+    assert bits(shelf.get_many(["pending", *later]))["pending"] == torch.ones(6).numpy().tobytes()
+
+
+def test_a_batch_outlives_segments_that_vanish_or_are_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "SCAN_SECONDS", 0.0)
+    parts = [wanted_rows(60, start) for start in (0, 100, 200)]
+    for rows in parts:
+        keep(opened(tmp_path), rows)
+    shelf, together = opened(tmp_path), parts[0] | parts[1] | parts[2]
+    assert bits(shelf.get_many(together)) == bits(together)
+    holds = {  # of each part
+        next(which for which, rows in enumerate(parts) if segment_file.hash_key(next(iter(rows))) in digests): path
+        for path in tmp_path.rglob("*.rows")
+        for digests in [{digest for digest, _ in segment_file.Segment(path).iter_entries()}]
+    }
+    with holds[1].open("r+b") as file:
+        file.truncate(holds[1].stat().st_size - 10 * 6 * 4)  # its last ten features
+    with pytest.warns(UserWarning, match=r"broken \(truncated\)") as told:
+        found = shelf.get_many(together)
+    assert len(told) == 1
+    assert bits(found).items() <= bits(together).items()
+    assert len(found) == 170
+    holds[0].unlink()
+    for one in (shelf, opened(tmp_path)):
+        one.get("never kept")  # looks into the folder
+        found = one.get_many(together)
+        assert bits(found).items() <= bits(together).items()
+        assert len(found) == 110
+    keep(shelf, together)  # computed again
+    assert bits(opened(tmp_path).get_many(together)) == bits(together)
+
+
+def test_digests_that_begin_alike_are_told_apart(tmp_path, monkeypatch):
+    real = segment_file.hash_key
+    alike = lambda key: real("all")[:8] + real(key)[8:] if key.startswith("k") else real(key)  # noqa: E731
+    monkeypatch.setattr(disk, "hash_key", alike)
+    rows, later = wanted_rows(30), wanted_rows(30, start=500)
+    keep(opened(tmp_path), rows)
+    keep(opened(tmp_path), later)
+    shelf = opened(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bits(shelf.get_many([*rows, *later, "k never kept", "never kept"])) == bits(rows | later)
+
+
+# several processes
+
+
 def writer(folder, who, many, width, each):
     def write():
         shelf, row = opened(folder), torch.arange(width, dtype=torch.float32)

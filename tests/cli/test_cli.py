@@ -79,6 +79,17 @@ def test_a_second_time_does_nothing_but_print_the_table(type_in, tmp_path):
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
 
 
+def test_a_table_of_several_folders(type_in, tmp_path):
+    for seed, folder in ((1, "a"), (2, "b/inner")):
+        assert type_in("run", "zero_shot", "digits", "--shots", "1", "--seed", seed, "--out", folder)[0] == 0
+    assert type_in("table", "a", "b", "a", "--json", "t.json")[0] == 0
+    [row] = json.loads((tmp_path / "t.json").read_text())
+    assert row["n"] == 2
+    status, said, _ = type_in("table", "a", "c")
+    assert status == 2
+    assert "runs: expected a folder of runs, got 'c', which does not exist" in said
+
+
 def test_base_to_new(type_in, tmp_path):
     assert type_in("run", "coop", "digits", "--task", "base_to_new", "--shots", "2", "--seed", "1,2", *QUICK)[0] == 0
     type_in("table", "--json", "t.json")
@@ -235,6 +246,14 @@ BAD = {
     "section": (
         ["run", "coop", "digits", "metod.n_ctx=4"],
         "the option 'metod.n_ctx=4': unknown key 'metod'; did you mean 'method'?",
+    ),
+    "unknown classes of another task": (
+        ["run", "coop", "digits", "--unknown", "glyphs"],
+        "the command line: unknown key 'task.unknown'; it is a setting of the task open_set. Set --task open_set, or",
+    ),
+    "targets of another task": (
+        ["run", "coop", "digits", "--targets", "glyphs"],
+        "unknown key 'task.targets'; it is a setting of the task transfer. Set --task transfer, or leave it out.",
     ),
     "train key": (["run", "coop", "digits", "train.epoch=4"], "unknown key 'train.epoch'; did you mean 'epochs'?"),
     "type": (

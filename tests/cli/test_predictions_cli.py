@@ -1,11 +1,16 @@
 """`run --keep-predictions`, `eval --keep-predictions` and `eval --from-predictions`, and the confusions of a result."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vlprompt.cli.app import main
-from vlprompt.experiments.prediction_scores import parse_metrics, score_predictions
+from vlprompt.experiments.prediction_scores import ALL_METRICS, parse_metrics, score_predictions
 from vlprompt.metrics import confusion_matrix
+from vlprompt.metrics.synonyms import SYNONYMS
 from vlprompt.results.prediction_files import read_predictions
 from vlprompt.results.run_folder import RunFolder, find_run_folders
 
@@ -130,11 +135,39 @@ def test_an_evaluation_against_unknown_keeps_its_unknown_items(open_folder, type
         assert shown[score] == [f"{table[score][name]:.2f}" for name in names]
 
 
+def test_a_target_names_its_images_as_a_test_of_few_shot_does(type_all, tmp_path):
+    """Labels are hidden from the method only, so that both files are of the same test."""
+    colours = iter(np.random.default_rng(0).integers(0, 256, (24, 3)))
+    for folder in ("source", "target/train", "target/test"):
+        for class_name in ("cat", "dog"):
+            (tmp_path / folder / class_name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (32, 32), tuple(map(int, next(colours)))).save(
+                    tmp_path / folder / class_name / f"{i}.png"
+                )
+    target, predictions = tmp_path / "target", []
+    for words in (["--source", tmp_path / "source", "--target", target], [target, "--shots", "1"]):
+        out = tmp_path / f"runs{len(predictions)}"
+        command = "run", "zero_shot", *words, "--backbone", "glyph/random", "--out", out, "--keep-predictions"
+        status, said, _ = type_all(*command)
+        assert status == 0, said
+        [path] = (path for path in out.rglob("*.parquet") if path.name != "predictions-source.parquet")
+        predictions.append(path)
+    names = {f"test/{class_name}/{i}.png" for class_name in ("cat", "dog") for i in range(4)}
+    assert [set(read_predictions(path).items) for path in predictions] == [names, names]
+    status, said, out = type_all("eval", "--from-predictions", predictions[0], "--against", predictions[1])
+    assert status == 0, said
+    assert "McNemar: 0 items only the first has right, 0 only the second, p = 1" in out
+
+
 def test_mistakes_in_a_command(folder, type_in, tmp_path):
     base, joint = folder / "predictions-base.parquet", folder / "predictions-joint.parquet"
     for words, message in (
         (("eval",), "expected a RUN or --from-predictions FILE, got none"),
         (("eval", folder, "--metric", "ece15"), "expected --from-predictions with --metric, got none"),
+        (("eval", folder, "--metric", "ece15"), "by `vlprompt eval"),
+        (("eval", folder, "--metric", "calibration_error"), "got 'calibration_error'; did you mean 'ece15'?"),
+        (("eval", "--from-predictions", base, "--metric", "roc_auc"), "did you mean 'auroc_ovr' or 'auroc'?"),
         (("eval", folder, "--from-predictions", base), "expected a RUN or --from-predictions, got"),
         (("eval", "--from-predictions", base, "--against", joint), "got those of another split"),
         (("eval", "--from-predictions", base, "--metric", "auroc"), "--metric auroc: predictions: expected items of"),
@@ -143,6 +176,33 @@ def test_mistakes_in_a_command(folder, type_in, tmp_path):
         status, printed = type_in(*words)
         assert status, words
         assert message in printed, words
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("Balanced Accuracy", "did you mean 'class_mean'?"),
+        ("top-1", "did you mean 'accuracy'?"),
+        ("f1", "did you mean 'macro_f1' or 'weighted_f1' or 'micro_f1' or 'CF1' or 'OF1'?"),
+        ("map", "did you mean 'mAP'?"),
+        ("FPR@95", "did you mean 'fpr95'?"),
+        ("auroc-gl-mcm", "did you mean 'auroc_gl-mcm'?"),
+        ("acuracy", "did you mean 'accuracy'?"),
+        ("xyz", "the choices are accuracy, "),
+    ],
+)
+def test_a_metric_by_another_name(name, nearest):
+    with pytest.raises(ValueError, match=re.escape(nearest)):
+        parse_metrics(name)
+
+
+def test_names_elsewhere_are_of_metrics_that_there_are_and_are_none_of_them():
+    assert SYNONYMS.keys() <= ALL_METRICS.keys()
+    synonyms = {word for words in SYNONYMS.values() for word in words.split()}
+    assert not synonyms & {name.lower() for name in ALL_METRICS}
+    for synonym in synonyms:
+        with pytest.raises(ValueError, match="did you mean"):
+            parse_metrics(synonym)
 
 
 def test_a_run_that_was_tested_before_says_that_it_has_none(folder, type_in, tmp_path):

@@ -175,8 +175,64 @@ def test_eval_scores_as_the_run_did(kept, places, type_all):
     for words in (["eval", kept.run], ["eval", kept.run, places["table"]]):
         status, said, out = type_all(*words)
         assert status == 0, said
+        assert f"threshold          {summary['threshold']:.2f} log odds\n" in out
         values = {line.split()[0]: line.split()[1] for line in out.splitlines()}
         assert all(values[name] == f"{value:.2f}" for name, value in summary.items())
+
+
+def test_a_threshold_is_shown_in_its_own_unit(kept, type_all, tmp_path):
+    assert "threshold (log odds)" in type_all("table", kept.run.parent, "--markdown", tmp_path / "table.md")[2]
+    [header] = (line for line in (tmp_path / "table.md").read_text().splitlines() if "| mAP |" in line)
+    assert "| threshold (log odds) |" in header
+    assert type_all("save", kept.run, tmp_path / "saved")[0] == 0
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert f"| threshold (log odds) | {kept.threshold:.2f} |" in card
+    assert "threshold (percent)" not in card
+    assert "mAP (percent)" in card
+
+
+def test_predict_says_its_threshold_and_takes_another(kept, places, type_all, tmp_path):
+    _, said, _ = type_all("predict", kept.run, kept.paths[0])
+    probability = 1 / (1 + np.exp(-kept.threshold))
+    labels_above = f"labels are those of a probability above {probability:.6g} (log odds {kept.threshold:.4g})"
+    assert f"{kept.run.name}: {labels_above} by the " in said
+    assert "chosen on 6 validation items" in said
+    limit = float(np.median(kept.probabilities))
+    words = "predict", kept.run, *kept.paths, "--format", "json"
+    status, said, out = type_all(*words, "--threshold", str(limit))
+    assert status == 0, said
+    assert f"above {limit:.6g} (log odds" in said
+    assert "as given" in said
+    is_given = kept.probabilities > limit + 1e-6
+    assert [len(row["labels"]) for row in json.loads(out)] == is_given.sum(1).tolist()
+    rows = tmp_path / "rows.jsonl"
+    assert type_all(*words[:-2], "--out", rows)[0] == 0
+    status, said, _ = type_all(*words[:-2], "--out", rows, "--threshold", "0.9")  # other rows
+    assert status == 2, said
+    assert "--fresh" in said
+
+
+def test_a_threshold_that_is_given_holds_among_other_classes_too(kept, places, type_all):
+    words = "predict", kept.run, places["image"], "--classes", "Cat,Dog", "--format", "json"
+    for threshold, n_labels in (("1e-30", 2), ("0.9999999999999999", 0)):
+        status, said, out = type_all(*words, "--threshold", threshold)
+        assert status == 0, said
+        assert len(json.loads(out)[0]["labels"]) == n_labels
+        assert "as given" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold", "message"),
+    [
+        ("sigmoid", "1.5", "--threshold: expected a probability between 0 and 1, got 1.5. Write --threshold 0.5."),
+        ("sigmoid", "nan", "--threshold: expected a probability between 0 and 1, got nan."),
+        ("single", "0.5", "--threshold: expected prompts that give several labels, got"),
+    ],
+)
+def test_a_threshold_that_no_label_has(name, threshold, message, places, type_in):
+    status, said = type_in("predict", places[name], places["image"], "--threshold", threshold)
+    assert status == 2, said
+    assert message in said
 
 
 def test_other_classes_have_the_threshold_only_where_odds_do_not_depend_on_them(places, type_in):

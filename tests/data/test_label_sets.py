@@ -143,6 +143,27 @@ def test_bad_rows(tmp_path, lines, message):
         open_data(write_table(tmp_path, "d.jsonl", lines))
 
 
+@pytest.mark.parametrize(
+    ("name", "lines", "remedy"),
+    [
+        ("d.csv", ["path,labels", "0.png,", "1.png, "], r"Fill in the column labels, such as cat\|dog where an image"),
+        (
+            "d.jsonl",
+            ['{"path": "0.png", "labels": []}', '{"path": "1.png", "labels": []}'],
+            r'such as \["cat", "dog"\]',
+        ),
+        (
+            "d.csv",
+            ["path,cat,dog", "0.png,0,0", "1.png,-1,"],
+            "Write 1 in the column of a class where an image shows it",
+        ),
+    ],
+)
+def test_a_table_without_labels(tmp_path, name, lines, remedy):
+    with pytest.raises(ValueError, match=rf"expected images with labels, got 2 of which none has one\. .*{remedy}"):
+        open_data(write_table(tmp_path, name, lines))
+
+
 def test_labels_with_another_separator(tmp_path):
     cells = ["cat", "dog", '"cat, dog"', "cat", "dog", "cat"]
     lines = ["path,labels,split", *(f"{i}.png,{cells[i]},{SPLITS[i]}" for i in range(6))]

@@ -418,8 +418,12 @@ def test_keywords_that_are_no_settings_are_never_lost(name):
         ((IMAGES, {0, 1}), "labels: expected a list or an array of labels, got a set"),
         (
             (IMAGES, np.eye(10)[LABELS]),
-            r"labels: expected one for each of the images, got an array of the shape \(120, 10\)",
+            r"labels: expected one for each of the images, got an array of the shape \(120, 10\)\. To learn several "
+            r"labels an image, write a table .* --task multi_label",
         ),
+        ((IMAGES, [["a", "b"], ["a"]] * 60), "got several labels for some. To learn several labels an image, write"),
+        ((IMAGES, [{"a"}, {"b", "c"}] * 60), "got several labels for some. To learn several labels an image, write"),
+        ((IMAGES, [[1, 0], [0, 1]] * 60), "got several labels for some. To learn several labels an image, write a"),
         ((IMAGES, LABELS, 5), "class_names: expected a list of names or a mapping .*, got a int"),
         ((IMAGES, LABELS, set(NAMES)), "class_names: expected a list of names or a mapping .*, got a set"),
         ((IMAGES, LABELS, [None, *NAMES[1:]]), "class_names: expected texts, got None"),

@@ -304,7 +304,7 @@ def test_what_recorded_passes_keep_is_told(tiny, limit):
     device = torch.device("cpu")
 
     def plan(settings, names=shown):
-        used = memory.measure_used(device)
+        used = memory.measure_used(device)  # before it, as planning itself takes some
         return plan_memory(lambda: made(tiny), names, settings, [names.train]).peak_mb - used
 
     plain, spared = plan(train), plan(replace(train, activation_checkpointing=True))

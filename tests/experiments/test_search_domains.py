@@ -185,4 +185,6 @@ def test_a_search_that_there_is_not(type_in, tmp_path):
     assert "--sampler: expected grid for the task domain, got optuna" in text
     status, text = type_in("search", *words, "--task", "few_shot")
     assert status != 0
-    assert "--task: expected one of vtab, continual, domain, got few_shot" in text
+    assert (
+        "--task: expected one of vtab, continual, domain, got few_shot, which has no test on validation images" in text
+    )

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vlprompt.backbones.glyph import build_tiny_clip
 from vlprompt.core.prompt import Prompt
-from vlprompt.layers.class_texts import encode_class_texts, fill_class_texts, init_contexts
+from vlprompt.layers.class_texts import encode_class_texts, fill_class_texts
 
 EQUAL_TEXTS = {
     "case": ("dog", "Dog"),
@@ -45,16 +45,10 @@ def test_the_warning_comes_on_the_command_line_and_again_with_cached_features(ty
         assert "classes 'Dog' and 'dog' have the same text features" in text
 
 
-def test_a_start_for_each_place_of_soft_tokens(tiny):
+def test_several_places_of_soft_tokens(tiny):
     template, text = "{2} color {3} shape {ctx} {name}.", tiny.text
-    made = init_contexts(text, template, [0.01, 0.5, "a photo of a"], torch.Generator().manual_seed(3), 4)
-    again = torch.Generator().manual_seed(3)
-    wanted = [torch.randn(2, 48, generator=again) * 0.01, torch.randn(3, 48, generator=again) * 0.5]
-    assert torch.equal(made, torch.cat([*wanted, text.init_context(None, "a photo of a")]))
     [filled] = fill_class_texts(template, ["dog"], 4)
     assert filled == "{2} color {3} shape {4} dog."
     words = text.token_embeddings[torch.tensor(text.tokenizer.encode("a photo of a big red"))]
     found = text(["{2} of a {2} {2} dog."], Prompt({0: words[torch.tensor([0, 1, 4, 5, 4, 5])][None]}))
     torch.testing.assert_close(found, text(["a photo of a big red big red dog."]))
-    with pytest.raises(ValueError, match="expected 2 places of soft tokens, one for each start, got 3 in"):
-        init_contexts(text, template, [0.01, 0.02], again, 4)

@@ -60,6 +60,13 @@ def test_an_mlp_of_frozen_maps_is_the_maps_one_by_one(maps):
         rounded = mlp(y.float())
     assert rounded.dtype == torch.bfloat16
     near(rounded.double(), mlp(y), 0.03)
+    before, learned = y.detach().clone(), mlp(y)
+    with torch.no_grad():
+        assert torch.equal(mlp(y), learned)
+        near(vmap(mlp)(y), learned, 1e-12)
+    assert torch.equal(y, before)
+    with torch.inference_mode():
+        assert torch.equal(mlp(before), learned)
 
 
 def test_maps_that_train_are_computed_one_by_one(maps):

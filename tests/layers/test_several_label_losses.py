@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from vlprompt.core.batch import Split
 from vlprompt.core.images import ImageItem
 from vlprompt.engine.train_config import TrainConfig
-from vlprompt.layers.label_losses.several_labels import SeveralLabelLoss, read_odds
+from vlprompt.layers.label_losses.several_labels import SeveralLabelLoss, compute_ranking_loss, read_odds
 
 LABELS = torch.tensor([[1, 0, -1], [0, -1, -1], [1, 1, 0], [-1, -1, -1]])
 LOGITS = torch.tensor([[0.3, -1.2, 2.0], [4.0, 0.1, -0.7], [-2.5, 0.9, 0.0], [1.0, 2.0, 3.0]], dtype=torch.double)
@@ -201,3 +201,21 @@ def test_a_setting_that_the_loss_does_not_read_is_refused(labels, settings, told
         TrainConfig(**settings).build_label_loss(split)
     assert TrainConfig(loss_weight=2.0).loss_settings.changed == ["train.loss_weight=2.0"]
     assert TrainConfig(loss="ce").loss_settings.changed == TrainConfig().loss_settings.changed == []
+
+
+def test_the_ranking_loss_is_its_sum_over_pairs():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(5, 6, generator=generator, dtype=torch.double).requires_grad_()
+    labels = torch.randint(-1, 2, (5, 6), generator=generator)
+    pairs = [
+        max(0.0 * scores[0, 0], 1 - scores[n, i] + scores[n, j])
+        for n in range(5)
+        for i in range(6)
+        for j in range(6)
+        if labels[n, i] == 1 and labels[n, j] == 0
+    ]
+    expected = torch.stack(pairs).sum() / 5
+    mine = compute_ranking_loss(scores, labels)
+    assert float((mine - expected).detach().abs()) < 1e-12
+    [found], [twin] = (torch.autograd.grad(x, scores, retain_graph=True) for x in (mine, expected))
+    assert float((found - twin).abs().max()) < 1e-11

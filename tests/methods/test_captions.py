@@ -1,6 +1,4 @@
-"""Captions with labels: files of a user, what is written from the labels of images, their features and their loss."""
-
-import json
+"""The captions of a lesson: with those of single classes, from a file in place of images, and their features."""
 
 import pytest
 import torch
@@ -11,14 +9,7 @@ from vlprompt.core.images import ImageItem
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig
-from vlprompt.methods._captions import (
-    CaptionFeatures,
-    CaptionSettings,
-    compute_ranking_loss,
-    join_words,
-    read_captions,
-    write_captions,
-)
+from vlprompt.methods._captions import CaptionFeatures, CaptionSettings
 
 NAMES = ("dog", "hot_dog", "glass", "cat")
 
@@ -33,66 +24,6 @@ def write(path, *lines):
     return path
 
 
-def test_names_in_captions(tmp_path):
-    """Long names first; a plural counts, a part of a word and another class inside of a name do not."""
-    path = write(
-        tmp_path / "captions.txt",
-        "A hot dog on a plate",
-        "Two DOGS, many glasses",
-        "",
-        "a hot dog beside a dog",
-        "a hotdog in a category",
-        "cats!",
-    )
-    file = read_captions(path, NAMES)
-    assert [row for _, row in file.rows] == [(0, 1, 0, 0), (1, 0, 1, 0), (1, 1, 0, 0), (0, 0, 0, 1)]
-    assert [text for text, _ in file.rows][:2] == ["A hot dog on a plate", "Two DOGS, many glasses"]
-    assert file.n_dropped == 1
-
-
-def test_labels_in_a_file(tmp_path):
-    rows = [{"caption": "a pet", "labels": ["Dog", "hot dog"]}, {"caption": "a cat"}, {"caption": "?", "labels": []}]
-    file = read_captions(write(tmp_path / "c.jsonl", *map(json.dumps, rows)), NAMES)
-    assert file.rows == [("a pet", (1, 1, 0, 0)), ("a cat", (0, 0, 0, 1))]
-    assert file.n_dropped == 1
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (
-            '{"caption": "a", "labels": ["spoon"]}',
-            "line 1: labels: expected classes of the lesson, got 'spoon'. Correct",
-        ),
-        ('{"text": "a"}', 'line 1: expected {"caption": text}, perhaps with "labels": .class names., got'),
-        ("no json", 'line 1: expected {"caption": text}, perhaps with "labels"'),
-        ('{"caption": "a", "labels": [3]}', 'line 1: expected {"caption": text}, perhaps with "labels"'),
-        ('{"caption": "a bird"}', "expected captions that name a class, such as 'dog', got 1 that name none. Write"),
-    ],
-)
-def test_bad_files(tmp_path, line, message):
-    with pytest.raises(ValueError, match=message):
-        read_captions(write(tmp_path / "c.jsonl", line), NAMES)
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"^method\.captions: expected a file of captions, got .* does not exist"):
-        read_captions(tmp_path / "none.txt", NAMES)
-
-
-def test_captions_are_written_from_labels():
-    train = split_of([(1, 1, -1, 0), (0, 0, 0, 0), (-1, 0, 0, 1)])
-    rows = write_captions(train, "a photo of {names}.", "a {name}")
-    assert rows[0][0] in ("a photo of a dog and a hot dog.", "a photo of a hot dog and a dog.")
-    assert rows[0][1] == (1, 1, -1, 0)  # what is unknown stays unknown
-    assert rows[1:] == [("a photo of a cat.", (-1, 0, 0, 1))]
-    assert rows == write_captions(train, "a photo of {names}.", "a {name}")
-    assert write_captions(split_of([2]), "{names}", "{name}") == [("glass", (0, 0, 1, 0))]
-    assert [join_words(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
-    with pytest.raises(ValueError, match=r"^method\.caption_template: expected a place \{names\}, got 'a photo'"):
-        write_captions(train, "a photo", "a {name}")
-
-
 def test_captions_of_single_classes_are_added():
     settings = CaptionSettings(None, "{names}", "{name}", ["a {name}", "the {name}"], 2)
     split, note = settings.build(split_of([(0, 0, 0, 0), (0, 1, 0, 0)]))
@@ -103,24 +34,6 @@ def test_captions_of_single_classes_are_added():
     assert note == "1 of 2 items without a known label have no caption"
     with pytest.raises(ValueError, match=r"^method\.captions: expected captions to learn from, got none"):
         CaptionSettings(None, "{names}", "{name}", None, 0).build(split_of([(0, 0, 0, 0)]))
-
-
-def test_the_ranking_loss_is_its_sum_over_pairs():
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(5, 6, generator=generator, dtype=torch.double).requires_grad_()
-    labels = torch.randint(-1, 2, (5, 6), generator=generator)
-    pairs = [
-        max(0.0 * scores[0, 0], 1 - scores[n, i] + scores[n, j])
-        for n in range(5)
-        for i in range(6)
-        for j in range(6)
-        if labels[n, i] == 1 and labels[n, j] == 0
-    ]
-    expected = torch.stack(pairs).sum() / 5
-    mine = compute_ranking_loss(scores, labels)
-    assert float((mine - expected).detach().abs()) < 1e-12
-    [found], [twin] = (torch.autograd.grad(x, scores, retain_graph=True) for x in (mine, expected))
-    assert float((found - twin).abs().max()) < 1e-11
 
 
 def test_features_of_captions(tiny):

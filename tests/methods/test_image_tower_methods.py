@@ -462,7 +462,7 @@ def test_what_is_kept_stays_of_use_when_there_is_not_room_for_all():
     kept, hits = FeatureCache(max_bytes=20 * (4 + ENTRY_OVERHEAD_BYTES)), 0
     for _ in range(20):
         for i in range(30):
-            if kept.get(str(i)) is None:
+            if not kept.get_many([str(i)]):
                 kept.add_computed(str(i), torch.zeros(1))
             else:
                 hits += 1

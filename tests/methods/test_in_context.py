@@ -11,11 +11,10 @@ from vlprompt.core.batch import Split
 from vlprompt.core.class_names import ClassName
 from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
-from vlprompt.core.texts import TextBatch, TextItem
+from vlprompt.core.texts import TextBatch, TextItem, render_template
 from vlprompt.engine.evaluate import evaluate, iter_logits
 from vlprompt.methods import ChainOfThought, InContext
 from vlprompt.methods._answer_extraction import find_answer, find_class
-from vlprompt.methods._demonstrations import render_template
 
 TEMPLATE = "{text} It was {mask}."
 NAMES = (ClassName("negative", words=("terrible",)), ClassName("positive", words=("great",)))

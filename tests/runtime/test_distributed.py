@@ -467,5 +467,5 @@ def test_a_store_says_what_is_new_and_takes_what_others_have():
     assert [(some.keys, tuple(some.tensors.shape)) for some in told[0]] == [(["a", "b"], (2, 3)), (["c"], (1, 2, 2))]
     assert collectives.collect_new_features([mine]) == [[]]
     collectives.add_remote_features([other], [[[]], told])  # the first is its own
-    assert torch.equal(other.get("a"), torch.ones(3))
+    assert torch.equal(other.get_many(["a"])["a"], torch.ones(3))
     assert collectives.collect_new_features([other]) == [[]], "what was heard is not told again"

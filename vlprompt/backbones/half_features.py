@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import replace
+from typing import cast
 
 import torch
 
@@ -15,15 +16,10 @@ def with_half_features(backbone: Backbone, spec: str) -> Backbone:
     Its name and its key are others, as its features are. Texts, and passes with a prompt or a gradient, are as before.
 
     Args:
-        backbone: a Clip or an image tower.
+        backbone: a Clip or an image tower, as each scheme with such a name loads it.
         spec: the name that was loaded.
-
-    Raises:
-        ValueError: for an image tower without weights, whose features are not computed (`pixels`).
     """
-    loaded = find_input_tower(backbone)
-    if not isinstance(loaded, ImageTower):
-        raise ValueError(f"backbone: expected an image network for features in bfloat16, got {spec}. Leave -bf16 out.")
+    loaded = cast(ImageTower, find_input_tower(backbone))
     tower = copy(loaded)
     tower.spec, tower.key = spec, f"{spec}#{loaded.key.partition('#')[2]}"
     tower.feature_dtype = torch.bfloat16

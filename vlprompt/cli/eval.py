@@ -112,11 +112,7 @@ def evaluate(
             )
         _score_file(from_predictions, metric, against)
         return
-    if (
-        given := [name for name, value in (("--metric", metric), ("--against", against)) if value is not None]
-    ) or folder is None:
-        wanted = f"--from-predictions with {given[0]}" if given else "a RUN or --from-predictions FILE"
-        raise ValueError(f"eval: expected {wanted}, got none. Name the folder of a run, or a file of predictions.")
+    folder = _require_run(folder, metric, against)
     from vlprompt.experiments.calibration.choice import Selection
     from vlprompt.experiments.evaluation import evaluate_run
 
@@ -140,6 +136,24 @@ def evaluate(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for path in (path for path in (figure, keep_predictions) if path is not None):
         console.print(f"wrote {path}")
+
+
+def _require_run(folder: Path | None, metric: str | None, against: Path | None) -> Path:
+    """Return the RUN; ValueError for unknown metrics, without a RUN, or with an option of --from-predictions."""
+    given = [name for name, value in (("--metric", metric), ("--against", against)) if value is not None]
+    if metric is not None:
+        from vlprompt.experiments.prediction_scores import parse_metrics
+
+        parse_metrics(metric)
+    if given and folder is not None:
+        raise ValueError(
+            f"eval: expected --from-predictions with {given[0]}, got none. Write the predictions of the run by "
+            f"`vlprompt eval {folder} --keep-predictions FILE`, and name FILE by --from-predictions."
+        )
+    if given or folder is None:
+        wanted = f"--from-predictions with {given[0]}" if given else "a RUN or --from-predictions FILE"
+        raise ValueError(f"eval: expected {wanted}, got none. Name the folder of a run, or a file of predictions.")
+    return folder
 
 
 def _score_file(path: Path, metric: str | None, against: Path | None) -> None:

@@ -53,6 +53,14 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a prompt for several labels: give those of a probability above this one, between 0 and 1; by "
+            "default above the one that its run has chosen on validation images.",
+            show_default=False,
+        ),
+    ] = None,
     each: Annotated[bool, typer.Option("--each", help="Of several prompts also the prediction of each.")] = False,
     output_format: Annotated[
         str | None,
@@ -85,7 +93,7 @@ def predict(
 
     set_feature_cache(feature_cache)
     set_image_decoding(workers, None)
-    request = PredictionRequest(words, text or [], classes, top_k, each)
+    request = PredictionRequest(words, text or [], classes, top_k, each, threshold)
     if figure is not None and request.takes_texts:
         raise ValueError(f"--figure: expected images, got texts to draw into {str(figure)!r}. Leave --figure out.")
     if figure is not None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlprompt.cli.display.console import make_console
-from vlprompt.cli.options import RunsArgument
 from vlprompt.runtime.paths import DEFAULT_RUNS_FOLDER
 
 if TYPE_CHECKING:
@@ -20,7 +19,10 @@ console = make_console()
 
 
 def table(
-    runs_folder: RunsArgument = DEFAULT_RUNS_FOLDER,
+    runs_folders: Annotated[
+        list[Path] | None,
+        typer.Argument(help=f"Folders of runs; default: {DEFAULT_RUNS_FOLDER}.", metavar="RUNS"),
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write it as Markdown.")] = None,
     latex: Annotated[Path | None, typer.Option(help="Also write it as LaTeX (booktabs).")] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write every number as CSV.")] = None,
@@ -31,7 +33,7 @@ def table(
     ] = None,
     benchmark: Annotated[str | None, typer.Option(help="A set of datasets (vtab): group means, in files too.")] = None,
 ) -> None:
-    """Mean and spread over seeds of all finished runs in a folder, with trained parameters, seconds and peak memory."""
+    """Mean and spread over seeds of all finished runs in folders, with trained parameters, seconds and peak memory."""
     from vlprompt.cli.display.terminal import show_benchmark_scores, show_comparison, show_results, show_warnings
     from vlprompt.experiments.paper_recipes import compare_with_published
     from vlprompt.results.published.report import validate_target
@@ -41,7 +43,7 @@ def table(
 
     if against is not None:
         validate_target(against)
-    scan = scan_runs(runs_folder)
+    scan = scan_runs(*(path.expanduser() for path in runs_folders or [DEFAULT_RUNS_FOLDER]))
     results = [mark_changed_inputs(result) for result in scan.results]
     rows, scores = build_rows(results), score_benchmarks(results, benchmark)
     if benchmark is None:

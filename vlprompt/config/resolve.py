@@ -1,12 +1,13 @@
 """Resolve layered settings to the configurations of runs, checked against the constructors and complete."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
+from vlprompt import tasks
 from vlprompt.backbones.schemes import split_half_features
 from vlprompt.config.build import (
     Annotation,
@@ -82,13 +83,27 @@ def complete_arguments(kind: str, cls: type, values: Settings, config: LayeredCo
     }
     for name in values:
         if name not in fields:
-            hint = suggest_nearest(str(name), list(fields))
+            hint = _suggest_setting(kind, str(name), list(fields))
             raise ValueError(f"{config.find_origin(f'{kind}.{name}')}: unknown key '{kind}.{name}'; {hint}")
     arguments = _validate_values(kind, model_type, values, config)
     for name, part in parts.items():
         if isinstance(arguments.get(name), dict):
             arguments[name] = _complete_part(f"{kind}.{name}", part, arguments[name], config)
     return {name: to_plain_value(value) for name, value in arguments.items()}
+
+
+def _suggest_setting(kind: str, name: str, fields: Sequence[str]) -> str:
+    """Return which tasks have a setting that this one lacks; else the nearest of its settings."""
+    is_task = kind == "task" and name != "name"
+    owners = [task for task in tasks.find_classes() if name in _get_parameters(task)] if is_task else []
+    if not owners:
+        return suggest_nearest(name, fields)
+    task = f"task {owners[0]}. Set --task {owners[0]}" if len(owners) == 1 else f"tasks {', '.join(owners)}. Set one"
+    return f"it is a setting of the {task}, or leave it out."
+
+
+def _get_parameters(task: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(resolve_class("task", task)).parameters
 
 
 def _build_fields(cls: type, types: dict[str, Annotation]) -> dict[str, FieldDefinition]:

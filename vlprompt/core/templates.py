@@ -80,11 +80,6 @@ class PromptTemplate:
         return tuple(piece.text for piece in self.pieces if piece.kind == "field")
 
     @property
-    def hole_sizes(self) -> tuple[int, ...]:
-        """How many soft tokens stand at each of its places, in order."""
-        return tuple(piece.n_soft_tokens for piece in self.pieces if piece.kind == "tokens")
-
-    @property
     def n_masks(self) -> int:
         return sum(piece.kind == "mask" for piece in self.pieces)
 

@@ -140,6 +140,32 @@ class TextBatch:
         return self.items[index].response if self.responses is None else self.responses[index]
 
 
+def render_template(item: TextItem, template: str) -> str:
+    """Render an item with its response at {mask}, or at the end if there is no {mask}; soft tokens are left out.
+
+    Raises:
+        ValueError: if the template names a field that the item lacks, or the item is a conversation.
+    """
+    text, pieces = "", parse_template(template)
+    for piece in pieces:
+        if piece.kind == "field" and piece.text not in item.fields:
+            raise ValueError(
+                f"template: expected a field of the text {item.name!r} ({', '.join(item.fields)}), got "
+                f"{{{piece.text}}}. Use one of its fields."
+            )
+        if piece.kind == "field" and piece.text == "messages":
+            raise ValueError(
+                "demonstrations: expected a prompt and a response, got a conversation. Use rows with a prompt and a "
+                "response."
+            )
+        if piece.kind == "sep":
+            text = text.rstrip() + "\n"
+        else:
+            values = {"field": item.fields.get(piece.text, ""), "mask": item.response or "", "words": piece.text}
+            text += values.get(piece.kind, "")
+    return text if any(piece.kind == "mask" for piece in pieces) else f"{text} {item.response or ''}"
+
+
 def find_answer_kind(items: Sequence[object]) -> Literal["class", "response", "tags"]:
     """Return how items are answered."""
     first = items[0] if items else None

@@ -1,6 +1,6 @@
 """Contracts of frozen towers (image, text, language model), and the Clip that joins two of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
@@ -186,7 +186,7 @@ class FeatureStore(Protocol):
 
     @property
     def counts(self) -> HitCounts: ...
-    def get(self, key: str | None) -> Tensor | None: ...
+    def get_many(self, keys: Iterable[str]) -> dict[str, Tensor]: ...
     def add(self, key: str, tensor: Tensor) -> None: ...
     def flush(self) -> None: ...
 

@@ -132,7 +132,7 @@ class TrainingGroup:
     """
 
     def __init__(self, backbone: Backbone, n_members: int):
-        self.backbone, self.n_members = backbone, n_members
+        self.backbone = backbone
         self.device = find_input_tower(backbone).device
         self.members = [GroupMember(self, i, backbone) for i in range(n_members)]
         self._scheduler_may_run = threading.Semaphore(0)

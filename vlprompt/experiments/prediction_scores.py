@@ -10,6 +10,7 @@ from torch import Tensor
 from vlprompt.engine.unknown_scores import SCORES
 from vlprompt.metrics.catalogue import METRICS, Metric, Row
 from vlprompt.metrics.comparison import LEVEL, N_RESAMPLES, Interval, McNemar, mcnemar, paired_bootstrap
+from vlprompt.metrics.synonyms import find_synonyms
 from vlprompt.metrics.tables import TABLES
 from vlprompt.metrics.unknown_sets import SCORE_METRICS
 from vlprompt.results.prediction_files import PredictionFile
@@ -51,7 +52,8 @@ def parse_metrics(text: str | None) -> tuple[str, ...] | None:
     for name in names or ():
         known_names = (*ALL_METRICS, *TABLES, UNKNOWN_TABLE, *ALL_SCORE_METRICS)
         if name not in known_names:
-            nearest = suggest_nearest(name, known_names)
+            synonyms = " or ".join(map(repr, find_synonyms(name, known_names)))
+            nearest = f"did you mean {synonyms}?" if synonyms else suggest_nearest(name, known_names)
             raise ValueError(f"--metric: expected the name of a metric, got {name!r}; {nearest}")
     return names
 

@@ -13,6 +13,7 @@ from vlprompt.core.compute_options import ComputeOptions
 from vlprompt.core.introspection import apply_compute_options
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Stage
+from vlprompt.data.splits.label_hiding import reveal_name
 from vlprompt.engine.evaluate import Scores, collect_outputs, evaluate
 from vlprompt.engine.evaluate_unknown import UnknownAnswers, evaluate_against_unknown
 from vlprompt.engine.label_scores import DEFAULT_THRESHOLD, choose_threshold, read_label_odds
@@ -154,7 +155,7 @@ def build_unknown_items(
         tests: the unknown items by set.
         answers: what was answered for them.
     """
-    names = [(name, item.name) for name, split in tests.items() for item in split.items]
+    names = [(name, reveal_name(item)) for name, split in tests.items() for item in split.items]
     return UnknownItems(
         scores.names,
         scores.known,
@@ -189,7 +190,7 @@ def build_prediction_file(
         assert scores.answers is not None
         labels, predicted = scores.answers.labels.long(), scores.answers.predicted.long()
     return PredictionFile(
-        tuple(item.name for item in test.items),
+        tuple(map(reveal_name, test.items)),
         labels,
         predicted,
         scores.logits,

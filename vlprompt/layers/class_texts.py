@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlprompt.core.class_names import DEFAULT_TEMPLATE, class_ids
 from vlprompt.core.templates import PromptTemplate
-from vlprompt.core.towers import Clip, TextTower
+from vlprompt.core.towers import Clip
 from vlprompt.layers.class_descriptions import is_description_file, read_descriptions
 
 # a template, several, the name of a set, or a file of descriptions; None: the template of each name's dataset
@@ -65,37 +65,6 @@ def _parse_class_template(template: str, n_tokens: int) -> PromptTemplate:
         )
     parsed.require_fields(f"template {template!r}", ("name",), n_tokens)
     return parsed
-
-
-def init_contexts(
-    text: TextTower, template: str, starts: Sequence[str | float], generator: torch.Generator, n_tokens: int = 0
-) -> Tensor:
-    """Return initial soft tokens (P, D) of a template with several places: "{2} color {2} shape {ctx} {name}.".
-
-    Args:
-        text: the text tower.
-        template: with a number of tokens at each place, or {ctx}.
-        starts: of each place, the words that it starts from, or the standard deviation of its random tokens.
-        generator: of the random tokens.
-        n_tokens: that all {ctx} share.
-
-    Raises:
-        ValueError: if there are not as many starts as places.
-    """
-    sizes = PromptTemplate.parse(template, n_tokens).hole_sizes
-    if len(starts) != len(sizes):
-        raise ValueError(
-            f"template: expected {len(starts)} places of soft tokens, one for each start, got {len(sizes)} in "
-            f"{template!r}. Write {{2}} for two tokens, or {{ctx}}."
-        )
-    return torch.cat(
-        [
-            text.init_context(n, start, generator)
-            if isinstance(start, str)
-            else text.init_context(n, None, generator, start)
-            for n, start in zip(sizes, starts, strict=True)
-        ]
-    )
 
 
 def encode_class_texts(clip: Clip, names: Sequence[str], template: TemplateChoice, normalize: bool = False) -> Tensor:

@@ -13,6 +13,7 @@ from vlprompt.core.head import Head
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip
 from vlprompt.layers.class_texts import TemplateChoice, encode_class_texts
+from vlprompt.layers.initial_values import draw_uniform
 from vlprompt.runtime.errors import UnknownClassError
 
 
@@ -90,6 +91,13 @@ class CosineHead(ClassWeightHead):
 
     def forward(self, features: Tensor, prepared: Tensor | slice) -> Tensor:
         return self.gain * Clip.unit(features) @ Clip.unit(self.weight[prepared]).T
+
+
+class UniformCosineHead(CosineHead):
+    """A cosine head whose rows begin uniformly within 1 / sqrt(E), as in PILOT (arXiv:2309.07117)."""
+
+    def init_parameters(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
+        return {"weight": draw_uniform(shape, -(shape[1] ** -0.5), shape[1] ** -0.5, generator)}
 
 
 class TextHead(Head):

@@ -13,9 +13,8 @@ from vlprompt.core.prompt import Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip, VisionTower
 from vlprompt.layers.adapters import ParallelBottleneck
-from vlprompt.layers.heads import CosineHead
-from vlprompt.layers.initial_values import draw_uniform
 from vlprompt.methods._alignment import compute_features
+from vlprompt.methods._lesson_checks import require_no_rehearsal, require_task_boundaries
 
 
 class BottleneckWeights(NamedTuple):
@@ -139,23 +138,8 @@ def build_output(logits: Tensor, image: Tensor, chosen: Tensor, n_lessons: int) 
     return Output(logits, image_features=image, prompt_usage=usage, predicted_lesson=predicted)
 
 
-class UniformCosineHead(CosineHead):
-    """A cosine head whose rows begin uniformly within 1 / sqrt(E), as in PILOT (arXiv:2309.07117)."""
-
-    def init_parameters(self, shape: tuple[int, int], generator: torch.Generator) -> dict[str, Tensor]:
-        return {"weight": draw_uniform(shape, -(shape[1] ** -0.5), shape[1] ** -0.5, generator)}
-
-
 def validate_stream(name: str, tower: VisionTower, lesson: Lesson) -> None:
     """Check that a tower takes adapters, and that a stream has lessons apart from each other; ValueError if not."""
     tower.require_blocks()
-    if lesson.memory is not None and len(lesson.memory):
-        raise ValueError(
-            f"{name}: expected no rehearsal, because the adapters of a lesson learn its classes alone, got a rehearsal "
-            "buffer. Set task.buffer=0."
-        )
-    if not lesson.has_task_boundaries:
-        raise ValueError(
-            f"{name}: expected a stream with lesson boundaries, for adapters of each lesson, got a stream without "
-            "them. Use l2p, or dualprompt with method.pool_size."
-        )
+    require_no_rehearsal(lesson, name, "the adapters of a lesson learn its classes alone")
+    require_task_boundaries(lesson, name, "for adapters of each lesson")

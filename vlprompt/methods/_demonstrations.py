@@ -3,42 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.core.method import Method
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.templates import escape_braces
-from vlprompt.core.texts import TextBatch, TextItem, parse_template
+from vlprompt.core.texts import TextBatch, TextItem, render_template
 from vlprompt.core.towers import LanguageTower
-from vlprompt.methods._demonstration_items import decode_items, encode_items
-
-
-def render_template(item: TextItem, template: str) -> str:
-    """Render an item with its response at {mask}, or at the end if there is no {mask}; soft tokens are left out.
-
-    Raises:
-        ValueError: if the template names a field that the item lacks, or the item is a conversation.
-    """
-    text, pieces = "", parse_template(template)
-    for piece in pieces:
-        if piece.kind == "field" and piece.text not in item.fields:
-            raise ValueError(
-                f"template: expected a field of the text {item.name!r} ({', '.join(item.fields)}), got "
-                f"{{{piece.text}}}. Use one of its fields."
-            )
-        if piece.kind == "field" and piece.text == "messages":
-            raise ValueError(
-                "demonstrations: expected a prompt and a response, got a conversation. Use rows with a prompt and a "
-                "response."
-            )
-        if piece.kind == "sep":
-            text = text.rstrip() + "\n"
-        else:
-            values = {"field": item.fields.get(piece.text, ""), "mask": item.response or "", "words": piece.text}
-            text += values.get(piece.kind, "")
-    return text if any(piece.kind == "mask" for piece in pieces) else f"{text} {item.response or ''}"
 
 
 @dataclass(frozen=True)
@@ -136,46 +107,6 @@ class Demonstrations:
                 f"positions, got {len(rendered)} demonstrations of {sum(sizes)} tokens, of which {n_fit} fit. "
                 f"Set method.shots={n_fit}, or shorten them."
             )
-
-
-class DemonstrationMethod(Method):
-    """A frozen language model whose state is the demonstrations that it is shown."""
-
-    lm: LanguageTower
-    shots: int
-    instruction: str
-    separator: str
-    encoded_demonstrations: Tensor
-    _demonstrations: Demonstrations | None = None  # so that an encoded prefix is not encoded again for generation
-
-    def store_items(self, items: Sequence[TextItem]) -> None:
-        self._demonstrations = None
-        self.register_buffer("encoded_demonstrations", encode_items(items))
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
-    ) -> None:
-        """Take the number of bytes from the saved state."""
-        if (saved := state_dict.get(f"{prefix}encoded_demonstrations")) is not None:
-            self.encoded_demonstrations, self._demonstrations = self.encoded_demonstrations.new_empty(saved.shape), None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    @torch.no_grad()
-    def build_demonstrations(self, template: str | None = None, n_nearest: int = 0) -> Demonstrations:
-        """Return the demonstrations, encoded on first use."""
-        if self._demonstrations is None:
-            items = decode_items(self.encoded_demonstrations)
-            if len(items) < self.shots:
-                raise ValueError(
-                    f"method.shots: expected at most {len(items)}, the number of training texts, got {self.shots}. "
-                    "Set a lower method.shots, or choose a dataset with more training texts."
-                )
-            self._demonstrations = Demonstrations(self.lm, items, template, self.instruction, self.separator, n_nearest)
-        return self._demonstrations
-
-    def cut_at_separator(self, text: str) -> str:
-        """Drop what was generated after the point where another demonstration would begin."""
-        return text.split(self.separator)[0] if self.separator else text
 
 
 def _normalize(features: Tensor) -> Tensor:

@@ -107,15 +107,6 @@ class ReplayedClasses(ClassGaussians):
             yield self.draw_classes(rows, n, generator)
 
 
-def require_task_boundaries(lesson: Lesson, method: str, purpose: str) -> None:
-    """Check that a stream says where one lesson ends and the next begins; ValueError if not."""
-    if not lesson.has_task_boundaries:
-        raise ValueError(
-            f"{method}: expected a stream with lesson boundaries, {purpose}, got a stream without them. Use l2p, or "
-            "dualprompt with method.pool_size."
-        )
-
-
 def set_lr_factors(groups: Sequence[ParamGroup], factors: Mapping[nn.Module, float]) -> list[ParamGroup]:
     """Divide parameter groups so that the parameters of some modules have learning rates of their own."""
     factor_of = {id(p): factor for module, factor in factors.items() for p in module.parameters()}

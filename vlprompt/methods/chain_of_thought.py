@@ -28,7 +28,7 @@ from vlprompt.core.towers import LanguageTower
 from vlprompt.layers.verbalizers import find_label_words
 from vlprompt.methods._answer_extraction import compile_answer_pattern, find_answer, find_class, majority_vote
 from vlprompt.methods._demonstration_items import build_examples, sample_demonstrations
-from vlprompt.methods._demonstrations import DemonstrationMethod
+from vlprompt.methods._demonstration_method import DemonstrationMethod
 from vlprompt.runtime.seeding import derive_seed
 
 ANSWER_TEMPLATE = " {rationale} The answer is {mask}."

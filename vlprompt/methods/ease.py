@@ -30,7 +30,8 @@ from vlprompt.core.images import Images
 from vlprompt.core.method import Method, Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip, VisionTower
-from vlprompt.methods._adapter_bank import AdapterBank, UniformCosineHead, validate_stream
+from vlprompt.layers.heads import UniformCosineHead
+from vlprompt.methods._adapter_bank import AdapterBank, validate_stream
 from vlprompt.methods._alignment import compute_features
 from vlprompt.methods._class_means import ClassMeans
 

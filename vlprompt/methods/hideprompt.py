@@ -36,7 +36,8 @@ from vlprompt.core.towers import VisionTower
 from vlprompt.layers.class_gaussians import Spread
 from vlprompt.layers.initial_values import draw_uniform
 from vlprompt.methods._alignment import AlignmentSettings
-from vlprompt.methods._lesson_guess import LessonGuesser, ReplayedClasses, require_task_boundaries, set_lr_factors
+from vlprompt.methods._lesson_checks import require_task_boundaries
+from vlprompt.methods._lesson_guess import LessonGuesser, ReplayedClasses, set_lr_factors
 
 
 class HiDePrompt(TowerMethod[VisionTower]):
@@ -58,8 +59,7 @@ class HiDePrompt(TowerMethod[VisionTower]):
         draws: drawn features of a class, or centroid, and step; a fifth for the guesser.
     """
 
-    needs_single_labels = needs_whole_batch = True
-    depends_on_class_set = True
+    needs_single_labels = needs_whole_batch = depends_on_class_set = True
 
     def __init__(self, tower: VisionTower, head: Head, prompt_length: int = 5,
                  layers: tuple[int, ...] = (0, 1, 2, 3, 4), mixing: float = 0.01, contrast_weight: float = 0.1,

@@ -9,8 +9,7 @@ Differs from the papers in: a text and what stands before it are tokenised apart
 their mean; calibrated probabilities are normalised by their sum, theirs by a softmax (the same ranking); neighbours are
 found by the model's own feature, where Liu et al. take another encoder, and the nearest stands last.
 
-Expected (GPT-3 175B, SuperGLUE test, 32 demonstrations, Table 3.8 of Brown et al.): BoolQ 76.4, CB 75.6, COPA 92.0, RTE
-69.0, WiC 49.4, WSC 80.1.
+Expected (GPT-3 175B, 32-shot SuperGLUE test, Table 3.8): BoolQ 76.4, CB 75.6, COPA 92.0, RTE 69.0, WiC 49.4, WSC 80.1.
 """
 
 from collections.abc import Iterable
@@ -28,7 +27,8 @@ from vlprompt.core.texts import TextBatch, TextItem, parse_template
 from vlprompt.core.towers import LanguageTower
 from vlprompt.layers.verbalizers import find_label_words, score_answers
 from vlprompt.methods._demonstration_items import decode_items, sample_demonstrations
-from vlprompt.methods._demonstrations import DemonstrationMethod, Demonstrations, Preamble
+from vlprompt.methods._demonstration_method import DemonstrationMethod
+from vlprompt.methods._demonstrations import Demonstrations, Preamble
 
 CONTENT_FREE_TEXTS = ("N/A", "", "[MASK]")  # texts without content, whose answers a model should find equally likely
 

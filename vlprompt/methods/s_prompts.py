@@ -32,6 +32,7 @@ from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Clip, VisionTower
 from vlprompt.layers.initial_values import draw_uniform
+from vlprompt.methods._lesson_checks import require_no_rehearsal, require_task_boundaries
 
 
 class _LessonCandidates(NamedTuple):
@@ -60,18 +61,10 @@ class SPrompts(TowerMethod[VisionTower]):
     def validate(self, lesson: Lesson) -> None:
         """Check that the settings, the tower and the stream fit; ValueError if not."""
         self.require_at_least(prompt_length=0, n_centroids=1)
-        if lesson.memory is not None and len(lesson.memory):
-            raise ValueError(
-                "s_prompts: expected no rehearsal, because each lesson is learned apart, got a rehearsal buffer. Set "
-                "task.buffer=0."
-            )
+        require_no_rehearsal(lesson, "s_prompts", "each lesson is learned apart")
         if self.prompt_length:
             self.tower.require_blocks()
-        if not lesson.has_task_boundaries:
-            raise ValueError(
-                "s_prompts: expected a stream with lesson boundaries, for prompts of each lesson, got a stream without "
-                "them. Use l2p, or dualprompt with method.pool_size."
-            )
+        require_task_boundaries(lesson, "s_prompts", "for prompts of each lesson")
 
     def begin_lesson(self, lesson: Lesson, generator: torch.Generator) -> None:
         self.validate(lesson)

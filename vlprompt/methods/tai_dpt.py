@@ -28,7 +28,8 @@ from vlprompt.core.stage import Lesson
 from vlprompt.core.texts import TextBatch
 from vlprompt.core.towers import Clip, VisionTower
 from vlprompt.layers.class_texts import TemplateChoice
-from vlprompt.methods._captions import CaptionFeatures, CaptionSettings, compute_ranking_loss
+from vlprompt.layers.label_losses.several_labels import compute_ranking_loss
+from vlprompt.methods._captions import CaptionFeatures, CaptionSettings
 from vlprompt.methods._context_pairs import ContextPairMethod, FixedPair
 
 

@@ -3,8 +3,7 @@
 The paper is "Integrating Task-Specific and Universal Adapters for Pre-Trained Model-based Class-Incremental Learning".
 Each lesson trains a copy of the last lesson's adapters and cosines to its classes; the universal adapters are the
 largest values of all lessons with the sign of the mean. A test image has the adapters whose answer has the least
-entropy, and that answer and the universal one's add up. The class vectors are aligned on features drawn from a Gaussian
-of each class. Sites: mlp+. Use: streams.
+entropy; its answer and the universal one's add up. Drawn features align the class vectors. Sites: mlp+. Use: streams.
 
 It stores 4 (2 D r + D + r) bytes a layer of each lesson (ViT-B/16, r = 16: 1.2 MB) and 4 E^2 + 8 E of each class (2.4
 MB; with method.spread=variance 12 E, 9 kB). An answer takes a pass for each lesson and one more.
@@ -31,7 +30,8 @@ from vlprompt.core.method import LossTerms, Method, Output
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import VisionTower
 from vlprompt.layers.class_gaussians import ClassGaussians, Spread
-from vlprompt.methods._adapter_bank import AdapterBank, UniformCosineHead, build_output, validate_stream
+from vlprompt.layers.heads import UniformCosineHead
+from vlprompt.methods._adapter_bank import AdapterBank, build_output, validate_stream
 from vlprompt.methods._alignment import AlignmentSettings, align_head
 from vlprompt.methods._class_means import require_images
 from vlprompt.methods._support import draw_seed

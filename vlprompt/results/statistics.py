@@ -65,11 +65,6 @@ class GroupComparison:
     test: str = TEST_NAME
     correction: str = CORRECTION_NAME
 
-    @property
-    def not_worse(self) -> tuple[str, ...]:
-        """Labels of the methods that the test does not call worse; those without a test are not among them."""
-        return tuple(c.label for c in self.comparisons if c.is_worse is False)
-
 
 def wilcoxon_p(differences: Sequence[float]) -> float:
     """Return the two-sided p of Wilcoxon's signed-rank test.

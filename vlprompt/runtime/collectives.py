@@ -21,7 +21,7 @@ class SharedCache(Protocol):
 
     unshared: dict[str, Tensor] | None
 
-    def get(self, key: str) -> Tensor | None: ...
+    def get_many(self, keys: Iterable[str]) -> dict[str, Tensor]: ...
 
     def add(self, key: str, tensor: Tensor) -> None: ...
 
@@ -93,8 +93,9 @@ def add_remote_features(caches: Sequence[SharedCache], new_features: Sequence[Ne
             continue
         for cache, blocks in zip(caches, rank_features, strict=True):
             for keys, tensors, device in blocks:
+                known = cache.get_many(keys)
                 for key, tensor in zip(keys, tensors.to(device), strict=True):
-                    if cache.get(key) is None:
+                    if key not in known:
                         cache.add(key, tensor.clone())
 
 
@@ -123,11 +124,15 @@ def compute_missing_features(
     """
     if not _state["lockstep"]:
         return
-    local = [key for key in dict.fromkeys(keys) if key is not None and cache.get(key) is None]
+    needed = [key for key in dict.fromkeys(keys) if key is not None]
+    known = cache.get_many(needed)
+    local = [key for key in needed if key not in known]
     if missing := list(dict.fromkeys(key for rank_keys in distributed.all_gather(local) for key in rank_keys)):
         begin, end = get_rank_slice(len(missing))
         collect_new_features([cache])
-        compute([key for key in missing[begin:end] if cache.get(key) is None])
+        mine = missing[begin:end]
+        known = cache.get_many(mine)
+        compute([key for key in mine if key not in known])
         add_remote_features([cache], distributed.all_gather(collect_new_features([cache])))
 
 

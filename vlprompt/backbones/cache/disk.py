@@ -11,7 +11,7 @@ import json
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,12 @@ from vlprompt.backbones.cache.segment_file import (
     write_metadata,
     write_segment,
 )
+from vlprompt.backbones.cache.segment_index import SegmentIndex
 from vlprompt.runtime.settings import DEFAULT_CACHE_BYTES
 
 FORMAT_VERSION = 2  # to be raised whenever decoding or a tower changes the features of an item
 FLUSH_BYTES, FLUSH_SECONDS = 64 * 2**20, 30.0  # pending bytes and seconds after which new features are written
+SCAN_SECONDS = 1.0  # between two looks for segments of other processes
 MAX_SMALL_SEGMENTS = 16  # more segments of one shape are merged into one
 LARGE_SEGMENT_BYTES = 256 * 2**20  # bytes from which a segment is not merged any more
 EVICTION_MIN_AGE = 3600.0  # seconds since its last use before a segment may be evicted
@@ -116,29 +118,59 @@ class CacheNamespace:
         self.folder: Path | None = None
         self._probe: Callable[[], Tensor] | None = probe
         self._segments, self._pending = dict[Path, Segment](), dict[bytes, Tensor]()
+        self._index: SegmentIndex | None = None
         self._ignored_paths = set[Path]()
         self._pending_bytes, self._pending_since, self._last_scan, self._folder_mtime = 0, 0.0, 0.0, -1
 
     def get(self, key: str) -> Tensor | None:
         """Return the feature of a key, or None; never one with a wrong checksum."""
-        self._locate_folder()
-        digest = hash_key(key)
-        if (pending := self._pending.get(digest)) is not None:
-            return pending
-        row = self._search(list(self._segments.values()), digest)
-        return self._search(self._load_new_segments(), digest) if row is None else row
+        return self.get_many([key]).get(key)
 
-    def _search(self, segments: list[Segment], key_digest: bytes) -> Tensor | None:
-        for segment in segments:
-            try:
-                row = segment.get(key_digest)
-            except CorruptSegmentError as error:
-                self._replace_segments([segment], error)
+    def get_many(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Return the features that are there, by key; never one with a wrong checksum."""
+        self._locate_folder()
+        digests = {key: hash_key(key) for key in keys}
+        pending = {key: row for key, digest in digests.items() if (row := self._pending.get(digest)) is not None}
+        found = pending | self._read(digests, pending)
+        if len(found) < len(digests) and self._load_new_segments():
+            found |= self._read(digests, found)
+        return found
+
+    def _read(self, digests: Mapping[str, bytes], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Read the features that are not known yet from the segments; replace segments that turn out to be corrupt.
+
+        Args:
+            digests: of all keys.
+            known: features by key.
+        """
+        keys = [key for key in digests if key not in known] if known else list(digests)
+        if not keys or not self._segments:
+            return {}
+        segments = tuple(self._segments.values())
+        if self._index is None or self._index.segments != segments:
+            self._index = SegmentIndex(segments)
+        found, used, corrupt = dict[str, Tensor](), set[Segment](), dict[Segment, CorruptSegmentError]()
+        for k, segment, index in self._index.find([digests[key] for key in keys]):
+            if (key := keys[k]) in found:
                 continue
-            if row is not None:
-                segment.touch(time.time())
-                return torch.frombuffer(row, dtype=torch.float32).reshape(segment.shape).to(self.device)
-        return None
+            try:
+                row = segment.read_row(digests[key], index)
+            except CorruptSegmentError as error:
+                if segment.has(digests[key], index):  # else the digests only begin alike
+                    corrupt.setdefault(segment, error)
+                continue
+            found[key] = self._to_tensor(row, segment.shape)
+            used.add(segment)
+        for segment in used:
+            segment.touch(time.time())
+        for segment, error in corrupt.items():
+            self._replace_segments([segment], error)
+        return found
+
+    def _to_tensor(self, row: bytearray, shape: tuple[int, ...]) -> Tensor:
+        feature = torch.frombuffer(row, dtype=torch.float32)
+        feature = feature if len(shape) == 1 else feature.reshape(shape)
+        return feature if self.device.type == "cpu" else feature.to(self.device)
 
     def add(self, key: str, row: Tensor) -> None:
         """Add a float32 feature; it is written later, together with others."""
@@ -186,9 +218,9 @@ class CacheNamespace:
         self._load_new_segments()
 
     def _load_new_segments(self) -> list[Segment]:
-        """Open segments written by other processes since the last call; scans the folder once a second at most."""
+        """Open segments written by other processes since the last call; scans the folder every SCAN_SECONDS at most."""
         now = time.monotonic()
-        if self.folder is None or now - self._last_scan < 1:
+        if self.folder is None or now - self._last_scan < SCAN_SECONDS:
             return []
         self._last_scan = now
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol
@@ -56,17 +56,17 @@ class FeatureCache(BoundedCache[str, Tensor]):
         """Return an empty cache for a tower derived from this cache's tower, with the same weights."""
         return self.new_with_namespace(self._open_namespace, tower)
 
-    def get(self, key: str | None) -> Tensor | None:
-        """Return a feature from memory or the disk, or None, and count a hit. A key of None is never cached."""
-        if key is None:
-            return None
-        feature = self.lookup(key)
-        if feature is None and self.disk_namespace is not None and is_persistent(key):
-            feature = self.disk_namespace.get(key)
-            if feature is not None:
-                self.add(key, feature)
-        self.counts.hits += feature is not None
-        return feature
+    def get_many(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Return the features that are in memory or on the disk, by key, and count a hit for each key that has one."""
+        keys = list(keys)
+        features = {key: feature for key in keys if (feature := self.lookup(key)) is not None}
+        if self.disk_namespace is not None and len(features) < len(keys):
+            missing = [key for key in keys if key not in features and is_persistent(key)]
+            for key, feature in self.disk_namespace.get_many(missing).items():
+                self.insert(key, feature)
+                features[key] = feature
+        self.counts.hits += sum(key in features for key in keys)
+        return features
 
     def add_computed(self, key: str, tensor: Tensor) -> None:
         """Add a feature computed after a miss, for other processes and the disk too, and count the miss."""

@@ -1,4 +1,4 @@
-"""Segments: immutable, memory-mapped files of float32 rows by digest, each row with a checksum.
+"""Segments: immutable files of float32 rows by digest, each row with a checksum.
 
 Layout: header (magic, number of rows, shape, checksum of header and index), index (sorted digests as two arrays of
 8 bytes each, then checksums), rows.
@@ -7,11 +7,10 @@ Layout: header (magic, number of rows, shape, checksum of header and index), ind
 import hashlib
 import json
 import math
-import mmap
 import os
 import platform
 import struct
-from bisect import bisect_left
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,10 +33,10 @@ def hash_key(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
-def checksum(key_digest: bytes, *parts: bytes | memoryview) -> int:
+def checksum(key_digest: bytes, *parts: bytes | bytearray | memoryview) -> int:
     """Return the checksum of a row, keyed by its digest so that rows can't be swapped either."""
-    row_hash = hashlib.blake2b(digest_size=8, key=key_digest)
-    for part in parts:
+    row_hash = hashlib.blake2b(parts[0], digest_size=8, key=key_digest)
+    for part in parts[1:]:
         row_hash.update(part)
     return int.from_bytes(row_hash.digest(), "little")
 
@@ -56,44 +55,48 @@ class Segment:
 
     def __init__(self, path: Path):
         self.path, self.last_touched = path, 0.0
-        with path.open("rb") as file:
-            header = file.read(HEADER.size)
-            if len(header) < HEADER.size or header[:8] != MAGIC:
-                raise CorruptSegmentError("not a segment")
-            self.n_rows, n_dims, *sizes, index_checksum = HEADER.unpack(header)[1:]
-            self.shape = tuple(sizes[:n_dims])
-            self.row_bytes = FLOAT_BYTES * math.prod(self.shape)
-            self.rows_offset = HEADER.size + ENTRY_BYTES * self.n_rows
-            self.size = self.rows_offset + self.row_bytes * self.n_rows
-            if n_dims > MAX_DIMS or not self.n_rows or os.fstat(file.fileno()).st_size != self.size:
-                raise CorruptSegmentError("truncated")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if checksum(b"", header[:-8], self._map[HEADER.size : self.rows_offset]) != index_checksum:
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        header = os.pread(self._file, HEADER.size, 0)
+        if len(header) < HEADER.size or header[:8] != MAGIC:
+            raise CorruptSegmentError("not a segment")
+        self.n_rows, n_dims, *sizes, index_checksum = HEADER.unpack(header)[1:]
+        self.shape = tuple(sizes[:n_dims])
+        self.row_bytes = FLOAT_BYTES * math.prod(self.shape)
+        self.rows_offset = HEADER.size + ENTRY_BYTES * self.n_rows
+        self.size = self.rows_offset + self.row_bytes * self.n_rows
+        if n_dims > MAX_DIMS or not self.n_rows or os.fstat(self._file).st_size != self.size:
+            raise CorruptSegmentError("truncated")
+        index = os.pread(self._file, ENTRY_BYTES * self.n_rows, HEADER.size)
+        if checksum(b"", header[:-8], index) != index_checksum:
             raise CorruptSegmentError("wrong checksum of its index")
-        index = memoryview(self._map)[HEADER.size : self.rows_offset].cast("Q")
+        halves = memoryview(index).cast("Q")
         self._first_halves, self._second_halves, self._checksums = (
-            index[k * self.n_rows : (k + 1) * self.n_rows] for k in range(3)
+            halves[k * self.n_rows : (k + 1) * self.n_rows] for k in range(3)
         )
 
-    def get(self, key_digest: bytes) -> bytearray | None:
-        """Return a copy of a row, or None; CorruptSegmentError if its checksum is wrong."""
-        self._require_full_size()
-        first, second = split_digest(key_digest)
-        index = bisect_left(self._first_halves, first)
-        while index < self.n_rows and self._first_halves[index] == first:
-            if self._second_halves[index] == second:
-                return bytearray(self._read_checked(key_digest, index))
-            index += 1
-        return None
+    @property
+    def first_halves(self) -> np.ndarray:
+        """The first 8 bytes of each row's digest as integers, sorted."""
+        return np.asarray(self._first_halves)
 
-    def _require_full_size(self) -> None:
-        """Raise CorruptSegmentError if the file was truncated since: reading past its end would kill the process."""
-        if self._map.size() != self.size:
+    def has(self, key_digest: bytes, index: int) -> bool:
+        """Whether this is the digest of the row at an index."""
+        return (self._first_halves[index], self._second_halves[index]) == split_digest(key_digest)
+
+    def read_row(self, key_digest: bytes, index: int) -> bytearray:
+        """Return a copy of the row at an index.
+
+        Raises:
+            CorruptSegmentError: if its checksum is wrong, as it also is if the row `has` another digest, or if the file
+                can't be read there any more.
+        """
+        try:
+            row = bytearray(os.pread(self._file, self.row_bytes, self.rows_offset + self.row_bytes * index))
+        except OSError as error:
+            raise CorruptSegmentError(str(error)) from error
+        if len(row) < self.row_bytes:
             raise CorruptSegmentError("truncated")
-
-    def _read_checked(self, key_digest: bytes, index: int) -> bytes:
-        begin = self.rows_offset + self.row_bytes * index
-        row = self._map[begin : begin + self.row_bytes]
         if checksum(key_digest, row) != self._checksums[index]:
             raise CorruptSegmentError("wrong checksum of a row")
         return row
@@ -104,11 +107,6 @@ class Segment:
             halves = self._first_halves[index], self._second_halves[index]
             yield b"".join(half.to_bytes(8, "little") for half in halves), index
 
-    def read_row(self, key_digest: bytes, index: int) -> bytes:
-        """Return the row at an index; CorruptSegmentError if its checksum is wrong."""
-        self._require_full_size()
-        return self._read_checked(key_digest, index)
-
     def touch(self, now: float) -> None:
         """Record the last use, which decides on eviction, in the file's mtime; once a minute at most."""
         if now - self.last_touched > 60:
@@ -118,7 +116,7 @@ class Segment:
 
 
 def write_segment(
-    folder: Path, shape: Sequence[int], digests: Sequence[bytes], rows: Iterable[bytes | memoryview]
+    folder: Path, shape: Sequence[int], digests: Sequence[bytes], rows: Iterable[bytearray | memoryview]
 ) -> Path:
     """Write a new segment atomically (temporary file + rename) and return its path.
 

@@ -110,7 +110,7 @@ class LanguageModel(FrozenTransformer):
         collectives.compute_missing_features(
             self.feature_cache, keys, lambda missing: self._compute_and_cache({key: row_of[key] for key in missing})
         )
-        features = {key: feature for key in keys if (feature := self.feature_cache.get(key)) is not None}
+        features = self.feature_cache.get_many(keys)
         features |= self._compute_and_cache({key: row for key, row in row_of.items() if key not in features})
         return torch.stack([features[key] for key in keys])
 

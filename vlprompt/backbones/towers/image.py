@@ -104,14 +104,8 @@ class ImageTower:
         keys = [None if key is None else key + suffix for key in images.keys]
         compute_and_cache = partial(self._compute_and_cache, images, keys, output)
         collectives.compute_missing_features(self.feature_cache, keys, compute_and_cache)
-        features: dict[str, Tensor] = {}
-        missing: dict[str, int] = {}
-        for i, key in enumerate(keys):
-            if key is not None and (cached := self.feature_cache.get(key)) is not None:
-                features[key] = cached
-            elif key is not None:
-                missing.setdefault(key, i)
-        if missing:
+        features = self.feature_cache.get_many(key for key in keys if key is not None)
+        if missing := [key for key in dict.fromkeys(keys) if key is not None and key not in features]:
             features |= compute_and_cache(missing)
         uncached = [i for i, key in enumerate(keys) if key is None]
         fresh = self.compute_features(images, uncached, output=output) if uncached else ()

@@ -13,8 +13,10 @@ NATS_OR_SHARES = ("nll", "brier")  # no percentages: shown with more decimals
 
 def format_evaluation(evaluation: "Evaluation") -> Iterator[str]:
     """Yield the lines of an evaluation."""
+    from vlprompt.results.tables.formats import OTHER_UNITS
+
     for name, value in evaluation.metrics.items():
-        yield f"{name:18} {value:.2f}"
+        yield f"{name:18} {value:.2f} {OTHER_UNITS.get(name, '')}".rstrip()
     yield from format_decision(evaluation.decision)
     if evaluation.calibration:
         yield ""

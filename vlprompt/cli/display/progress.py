@@ -128,8 +128,10 @@ def _format_activity(event: "StepDone") -> str:
 
 
 def _format_finished_run(event: "RunFinished") -> "list[StyledText]":
+    from vlprompt.results.tables.formats import name_with_unit
+
     result = event.result
     scores = "chosen by the oracle  " * ("oracle" in result.protocol["selection"])
-    scores += "  ".join(f"{name} {value:.1f}" for name, value in result.summary.items())
+    scores += "  ".join(f"{name_with_unit(name)} {value:.1f}" for name, value in result.summary.items())
     paused = f"paused {result.protocol['paused']}  " if "paused" in result.protocol else ""
     return [f"{event.name}: ", (paused, "yellow"), f"{scores} ", (f"({result.cost['seconds']:.1f} s)", "dim")]

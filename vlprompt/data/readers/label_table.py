@@ -1,6 +1,7 @@
 """Read a table of images that may have several labels: a column of label sets, or a column for each class."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def read_label_table(rows: NumberedRows, path: Path) -> RawDataset:
     labels. A column for each class has 1 (present), 0 (absent) or -1, ? or nothing (unknown).
 
     Raises:
-        ValueError: for irregular columns, a label that is no text, an image that is listed twice, and fewer than two
-            classes.
+        ValueError: for irregular columns, a label that is no text, an image that is listed twice, a table in which
+            no image has a label, and fewer than two classes.
     """
     columns, has_lists = set(rows[0][1]), LABELS_COLUMN in rows[0][1]
     classes = [] if has_lists else [column for column in rows[0][1] if column not in FIXED_COLUMNS]
@@ -82,12 +83,25 @@ def read_label_table(rows: NumberedRows, path: Path) -> RawDataset:
             raise ValueError(f"{where}: expected one set of labels for {image!r}, got another before. Remove one row.")
         domain = str(row["domain"]).strip() if "domain" in columns else None
         entries.append(ListedImage(f"row {number}", parse_part(row.get("split", "all"), where), _record(image, domain)))
+    _require_labels(label_sets, has_lists, path)
     if has_lists:
         classes = sorted({name for label_set in label_sets.values() for name in label_set.present})
         _require_separate_names(classes, path)
     if len(classes) < 2:
         raise ValueError(f"{path}: expected at least 2 classes, got {classes}. Add images of another class.")
     return _build(entries, label_sets, classes, path, "the column labels" if has_lists else "a column for each class")
+
+
+def _require_labels(label_sets: Mapping[str, LabelSet], has_lists: bool, path: Path) -> None:
+    """Raise ValueError for a table in which no image has a label."""
+    if any(label_set.present for label_set in label_sets.values()):
+        return
+    example = '["cat", "dog"]' if path.suffix.lower() == ".jsonl" else f"cat{LABEL_SEPARATOR}dog"
+    remedy = f"Fill in the column labels, such as {example}" if has_lists else "Write 1 in the column of a class"
+    raise ValueError(
+        f"{path}: expected images with labels, got {len(label_sets)} of which none has one. {remedy} where an image "
+        "shows it."
+    )
 
 
 def _record(image: str, domain: str | None) -> ImageRecord:

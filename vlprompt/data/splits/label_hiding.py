@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from vlprompt.core.batch import Split, Unlabelled
+from vlprompt.core.batch import Item, Split, Unlabelled
 from vlprompt.core.images import Augmentation, ImageItem, Preprocessing, is_persistent, persistent_key
 
 Decoder = Callable[[Preprocessing, Augmentation | None], Tensor]
 _DECODERS: dict[str, Decoder] = {}  # a module-level table, so that no item refers to its file
+_NAMES: dict[str, str] = {}  # hashed name -> name, for what the evaluator writes down
 
 
 class _HiddenDecoder:
@@ -40,8 +41,15 @@ def _hash_text(text: str) -> str:
 
 def _anonymize_item(item: ImageItem) -> ImageItem:
     key = persistent_key(_hash_text(item.key)) if is_persistent(item.key) else _hash_text(item.key)
-    _DECODERS[key] = item.pixels
-    return ImageItem(key, _HiddenDecoder(key), _hash_text(item.name))
+    name = _hash_text(item.name)
+    _DECODERS[key], _NAMES[name] = item.pixels, item.name
+    return ImageItem(key, _HiddenDecoder(key), name)
+
+
+def reveal_name(item: Item) -> str:
+    """Return the name that an item has in its dataset, also where its labels are hidden; for the evaluator only."""
+    name: str = item.name
+    return _NAMES.get(name, name)
 
 
 def anonymize_items(split: Split) -> Split:

@@ -40,6 +40,7 @@ def read_labels(owner: str, labels: Any, n_items: int, what: str) -> np.ndarray:
             f"labels: expected a label for each of the {what}, got None ({owner} requires y to be passed, but the "
             "target y is None). Pass labels."
         )
+    _require_one_label(labels, what)
     array = _convert_labels(labels)
     if array.ndim != 1 and not (array.ndim == 2 and array.shape[1] == 1):
         raise ValueError(
@@ -51,6 +52,23 @@ def read_labels(owner: str, labels: Any, n_items: int, what: str) -> np.ndarray:
         raise ValueError(f"labels: expected one for each of the {n_items} {what}, got {len(array)}. Pass as many.")
     _require_classes(array)
     return array
+
+
+def _require_one_label(labels: Any, what: str) -> None:
+    """Raise ValueError for several labels an item: a matrix, or a list of lists, tuples or sets."""
+    shape = tuple(labels.shape) if hasattr(labels, "__array__") else ()
+    if len(shape) == 2 and shape[1] > 1:
+        got = f"an array of the shape {shape}"
+    elif isinstance(labels, list | tuple) and any(isinstance(label, list | tuple | Set) for label in labels):
+        got = "several labels for some"
+    else:
+        return
+    several = (
+        "To learn several labels an image, write a table of paths and labels, train by `vlprompt run METHOD TABLE "
+        "--task multi_label`, and load its folder by PromptClassifier.load(FOLDER)."
+    )
+    remedy = several if what == "images" else "Pass a list or an array (N,)."
+    raise ValueError(f"labels: expected one for each of the {what}, got {got}. {remedy}")
 
 
 def read_label_matrix(labels: Any, predicted: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -27,6 +27,7 @@ class LabelDecision:
     reading: Reading = "sigmoid"
     threshold: float = DEFAULT_THRESHOLD
     n_validation: int = 0
+    is_given: ClassVar[bool] = False  # whether a user has named the threshold, so that it holds among any classes
 
     @property
     def probability(self) -> float:
@@ -35,12 +36,24 @@ class LabelDecision:
 
     def __str__(self) -> str:
         chosen = f"chosen on {self.n_validation} validation items" if self.n_validation else "not chosen on any items"
+        chosen = "as given" if self.is_given else chosen
         return f"{self.probability:.6g} (log odds {self.threshold:.4g}) by the {self.reading} reading, {chosen}"
 
     def apply(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the probability of each label (B, C), in float64, and whether it is given (B, C), as tests do it."""
         odds = read_odds(logits, self.reading)
         return odds.double().sigmoid(), is_label(odds, self.threshold)
+
+    def with_probability(self, probability: float) -> "LabelDecision":
+        """Return the decision of a user who names the probability (0 to 1, both excluded) that a label must exceed."""
+        return GivenLabelDecision(self.reading, math.log(probability) - math.log1p(-probability))
+
+
+@dataclass(frozen=True)
+class GivenLabelDecision(LabelDecision):
+    """How logits become several labels, by a threshold that a user has named; arguments as of `LabelDecision`."""
+
+    is_given: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ class LearnedPrompt:
     def decide_among(self, names: Names) -> Decision:
         """Return the decision among these classes: a threshold holds only for the classes that it was chosen among.
 
-        Where the odds of a label do not depend on the other classes, as in the sigmoid reading, that of labels stays.
+        That of labels stays where their odds do not depend on the other classes, as in the sigmoid reading, and where
+        a user has named it.
 
         Raises:
             ValueError: for a single class that the contrastive reading has nothing to compare with.
@@ -84,7 +85,7 @@ class LearnedPrompt:
             )
         if set(class_ids(names)) == set(class_ids(self.names)):
             return self.decision
-        if labels is not None and labels.reading != "sigmoid":
+        if labels is not None and labels.reading != "sigmoid" and not labels.is_given:
             labels = LabelDecision(labels.reading)
         return replace(self.decision, threshold=None, labels=labels)
 

@@ -9,6 +9,7 @@ from vlprompt.experiments.learned.local_paths import list_datasets
 from vlprompt.experiments.model_cards.citations import Citation, read_citation
 from vlprompt.experiments.model_cards.licenses import require_license
 from vlprompt.experiments.model_cards.run_command import build_run_command
+from vlprompt.results.tables.formats import name_with_unit
 
 MAX_LISTED_CLASSES = 50
 PIPELINE_TAGS = {  # what a prompt for texts answers -> the hub's name of the task
@@ -102,7 +103,8 @@ def _index_result(config: ModelConfig) -> dict[str, Any]:
     assert config.result is not None
     task, data = str(config.task.get("name")), _get_data_name(config)
     metrics = [
-        {"type": key, "name": f"{key} (percent)", "value": value} for key, value in config.result.summary.items()
+        {"type": key, "name": name_with_unit(key, "percent"), "value": value}
+        for key, value in config.result.summary.items()
     ]
     return {
         "task": {"type": _get_pipeline_tag(config) or task, "name": task},
@@ -159,7 +161,7 @@ def _describe_results(config: ModelConfig) -> str:
     seeds = result.seeds
     heads = ["metric", "this prompt"] + ([] if seeds is None else [f"mean±std of {len(seeds.seeds)} seeds"])
     rows = [
-        [key, f"{value:.2f}"]
+        [name_with_unit(key), f"{value:.2f}"]
         + ([] if seeds is None else [f"{seeds.mean[key]:.2f}±{seeds.std[key]:.2f}" if key in seeds.mean else ""])
         for key, value in result.summary.items()
     ]

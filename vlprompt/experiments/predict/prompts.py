@@ -103,13 +103,15 @@ class Ensemble:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of the answers: thresholds that do not hold for these classes, or were not chosen."""
+        """What a user should know: thresholds of labels, and thresholds that do not hold for these classes."""
         notes = dict[str, None]()
         for (name, prompt), names in zip(self.prompts.items(), self.names_by_prompt, strict=True):
             before, now = prompt.decision, prompt.decide_among(names)
             if before.threshold is not None and now.threshold is None:
                 notes["nothing is answered unknown: the threshold was chosen among the classes of the training"] = None
-            if now.labels is not None and not now.labels.n_validation:
+            if now.labels is not None and (now.labels.is_given or now.labels.n_validation):
+                notes[f"{name}: labels are those of a probability above {now.labels}"] = None
+            elif now.labels is not None:
                 lost = before.labels != now.labels
                 why = "was chosen among the classes of the training" if lost else "was chosen on no validation images"
                 notes[f"{name}: labels are those of a probability above 0.5: the threshold {why}"] = None

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vlprompt.experiments.learned.state import read_learned_state
+from vlprompt.experiments.learned.state import LearnedState, read_learned_state
 from vlprompt.experiments.predict.inputs import (
     STANDARD_INPUT,
     count_image_inputs,
@@ -36,6 +37,8 @@ class PredictionRequest:
         classes: a file of class names, or names separated by commas; None for the learned ones.
         top_k: how many classes stand in a row; None for DEFAULT_TOP_K, of prompts for several labels for all.
         has_each: whether the prediction of each prompt stands beside that of all.
+        threshold: of prompts for several labels, the probability (0 to 1) that a label must exceed; None for that of
+            each prompt.
 
     Raises:
         ValueError: for prompts that can't be read or don't go together, and inputs that don't fit them.
@@ -48,11 +51,14 @@ class PredictionRequest:
         classes: str | None,
         top_k: int | None = None,
         has_each: bool = False,
+        threshold: float | None = None,
     ):
         self.sources, self.inputs = split_sources([os.path.expanduser(word) for word in words])
         self.texts = texts
         self.states = [read_learned_state(source) for source in self.sources]
         require_same_kind(self.states)
+        if threshold is not None:
+            self.states = [_set_threshold(state, threshold) for state in self.states]
         has_several_labels = self.states[0].decision.labels is not None
         self.layout = RowLayout(top_k or (None if has_several_labels else DEFAULT_TOP_K), has_each)
         self.takes_texts = bool(self.states[0].text_protocol)
@@ -120,3 +126,17 @@ class PredictionRequest:
         ensemble = load_prompts(self.sources, self.classes, backbone, device, self.states)
         ensemble.prepare()
         return ensemble
+
+
+def _set_threshold(state: LearnedState, probability: float) -> LearnedState:
+    """Return a learned state that gives the labels of a probability above this one."""
+    if not 0 < probability < 1:
+        raise ValueError(
+            f"--threshold: expected a probability between 0 and 1, got {probability:g}. Write --threshold 0.5."
+        )
+    if (labels := state.decision.labels) is None:
+        raise ValueError(
+            f"--threshold: expected prompts that give several labels, got {state.source!r}, which answers with one "
+            "class or a text. Leave it out; of unknown classes `vlprompt save --reject` chooses one."
+        )
+    return replace(state, decision=replace(state.decision, labels=labels.with_probability(probability)))

@@ -9,6 +9,7 @@ from typing import Any
 from vlprompt.config.build import build_task
 from vlprompt.core.batch import Split
 from vlprompt.core.images import ImageItem, Preprocessing
+from vlprompt.data.splits.label_hiding import reveal_name
 from vlprompt.results.plots.confusion import NO_ANSWER, find_confused_pairs, read_run_answers
 from vlprompt.results.report.content import Gallery, ImageGroup, ReportImage
 from vlprompt.results.run_folder import Result
@@ -101,7 +102,7 @@ def _make_image(item: ImageItem, probability: float) -> ReportImage:
         raise MistakesUnknownError(f"an image can't be read: {error}") from error
     stream = io.BytesIO()
     Image.fromarray((pixels.permute(1, 2, 0) * 255).round().byte().numpy()).save(stream, "JPEG", quality=80)
-    return ReportImage(stream.getvalue(), f"{item.name}, p {probability:.2f}")
+    return ReportImage(stream.getvalue(), f"{reveal_name(item)}, p {probability:.2f}")
 
 
 def describe_unknown(reasons: Sequence[tuple[str, str]], noun: str = "images") -> list[str]:

@@ -144,7 +144,10 @@ def build_study(
     if sampler not in SAMPLERS:
         raise ValueError(f"--sampler: expected {' or '.join(SAMPLERS)}, got {sampler}. Set --sampler optuna.")
     if task not in SEARCHED_TASKS:
-        raise ValueError(f"--task: expected one of {', '.join(SEARCHED_TASKS)}, got {task}. Set one of these.")
+        raise ValueError(
+            f"--task: expected one of {', '.join(SEARCHED_TASKS)}, got {task}, which has no test on validation images. "
+            "Set one of these, or give `vlprompt sweep` a dataset whose test split is your validation images."
+        )
     if task != VTAB and sampler != "grid":
         raise ValueError(
             f"--sampler: expected grid for the task {task}, got {sampler}, which stops trials after epochs of one "

@@ -91,7 +91,15 @@ class QuickMLP:
             dtype = torch.get_autocast_dtype(device)
             y, weights = y.to(dtype), [t.to(dtype) for t in weights]
         with torch.autocast(device, enabled=False):
+            if not torch.is_grad_enabled():
+                return _run_in_place(y, *weights)
             return _QuickMLP.apply(y, *weights)[0]  # pyright: ignore[reportOptionalSubscript, reportIndexIssue]
+
+
+def _run_in_place(y: Tensor, up: Tensor, scaled_up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
+    """The same without a derivative: a second tensor of that size costs more in memory pages than the activation."""
+    z = torch.addmm(scaled_up_bias, y.flatten(0, -2), up.T, alpha=SLOPE)
+    return torch.addmm(down_bias, F.silu(z, inplace=True), down.T, alpha=1 / SLOPE).unflatten(0, y.shape[:-1])
 
 
 def build_quick_mlp(up: object, down: object) -> QuickMLP | None:

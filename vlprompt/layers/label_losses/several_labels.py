@@ -81,3 +81,15 @@ class SeveralLabelLoss:
         gamma = torch.where(is_present, *self.gammas)
         focus = (1 - p.detach()) ** gamma
         return -focus * p.clamp(min=self.epsilon).log()
+
+
+def compute_ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Compute the mean over items of the sum, over pairs of a present and an absent label, of max(0, 1 - s + s').
+
+    Args:
+        scores: (B, C).
+        labels: (B, C) of 1, 0 and -1; what is unknown is in no pair.
+    """
+    margins = (1 - scores[:, :, None] + scores[:, None, :]).relu()  # (B, present, absent)
+    pairs = (labels == 1)[:, :, None] & (labels == 0)[:, None, :]
+    return (margins * pairs).sum((1, 2)).mean()

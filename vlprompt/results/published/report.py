@@ -89,7 +89,7 @@ def describe_unmatched(unmatched: Sequence[AggregatedResult]) -> str:
 def render_comparison(
     comparisons: Sequence[Comparison], unmatched: Sequence[AggregatedResult], output_format: str
 ) -> str:
-    """Write the comparison in one of `TABLE_FORMATS`."""
+    """Write the comparison as "markdown", "latex", "csv" or "json"."""
     if is_for_programs(output_format):
         return render_records([c.to_flat_dict() for c in comparisons], output_format)
     note = describe_unmatched(unmatched)

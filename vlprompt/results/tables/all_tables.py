@@ -58,7 +58,7 @@ def _summarize_continual_run(result: Result) -> Record:
 
 
 def render_results(rows: Sequence[ResultRow], output_format: str) -> str:
-    """Write the tables of rows in one of `TABLE_FORMATS`."""
+    """Write the tables of rows as "markdown", "latex", "csv" or "json"."""
     if is_for_programs(output_format):
         return render_records(build_records(rows, with_runs=output_format == "json"), output_format)
     return render_tables(build_tables(rows), UNITS, output_format)

@@ -238,7 +238,7 @@ def explain_missing_means(scores: Sequence[BenchmarkScore]) -> list[str]:
 def render_benchmark(
     scores: Sequence[BenchmarkScore], benchmark: str, groups: DatasetGroups, output_format: str
 ) -> str:
-    """Write the scores in one of `TABLE_FORMATS`."""
+    """Write the scores as "markdown", "latex", "csv" or "json"."""
     if is_for_programs(output_format):
         return render_records([score.to_flat_dict() for score in scores], output_format)
     text = render_tables(build_benchmark_tables(scores, benchmark, groups), BENCHMARK_UNITS, output_format)
@@ -280,7 +280,7 @@ def score_benchmarks(results: Sequence[Result], benchmark: str | None = None) ->
 
 
 def render_benchmarks(scores_by_name: Mapping[str, Sequence[BenchmarkScore]], output_format: str) -> str:
-    """Write the scores of a single set in one of `TABLE_FORMATS`."""
+    """Write the scores of a single set as "markdown", "latex", "csv" or "json"."""
     from vlprompt.data.dataset_groups import read_benchmarks
 
     [(name, scores)] = scores_by_name.items()

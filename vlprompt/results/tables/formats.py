@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Record = Mapping[str, Any]  # one line of a CSV file, one object of a JSON file
-TABLE_FORMATS = ("markdown", "latex", "csv", "json")
+OTHER_UNITS = {"threshold": "log odds"}  # of the metrics in a summary that are no percentages
 LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -16,6 +16,12 @@ LATEX_ESCAPES = {
     "±": r"$\pm$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
+
+
+def name_with_unit(metric: str, usual_unit: str = "") -> str:
+    """Return the name of a metric, with its unit where it is no percentage; of a percentage with `usual_unit`."""
+    unit = OTHER_UNITS.get(metric, usual_unit)
+    return f"{metric} ({unit})" if unit else metric
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from vlprompt.results.comparability import (
     make_config_key,
 )
 from vlprompt.results.run_folder import Result
-from vlprompt.results.tables.formats import Table
+from vlprompt.results.tables.formats import Table, name_with_unit
 
 MAIN_METRICS = {  # the metric that a task is judged by; of other tasks the first of the summary
     "few_shot": "accuracy",
@@ -255,7 +255,13 @@ def _build_task_table(rows: Sequence[ResultRow]) -> Table:
         lead = [format_label(row, usual_backbone), *([letters[id(row)]] if notes else [])]
         lead += [str(row.shots or "all")] if shots_column else []
         cells.append([*lead, *(_format_metric(row, name) for name in metrics), *format_cost_cells([row])])
-    header = ["method", *protocol, *shots_column, *(name.replace("_", " ") for name in metrics), *COST_COLUMNS]
+    header = [
+        "method",
+        *protocol,
+        *shots_column,
+        *(name_with_unit(name).replace("_", " ") for name in metrics),
+        *COST_COLUMNS,
+    ]
     title, n_optional = _format_title(rows[0], usual_backbone), len(metrics) - 1 if is_continual else 0
     return Table(title, header, cells, len(COST_COLUMNS), n_optional, tuple(notes))
 
