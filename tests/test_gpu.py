@@ -12,6 +12,7 @@ from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.runner import run
 from vlprompt.layers import heads
+from vlprompt.layers.adapters import LowRankAdapter
 from vlprompt.methods import (
     CLAP,
     IVLP,
@@ -123,29 +124,121 @@ def test_a_state_goes_on_there(pair):
     assert torch.allclose(whole.ctx, second.ctx, atol=1e-6)
 
 
-GRAPHED = MADE | {
-    "own": lambda clip: CoOp(clip, 4, class_specific=True, context_template="{name} {ctx}."),
-    "prograd": lambda clip: methods.ProGrad(CoOp(clip, 4)),
-    "lora": lambda clip: methods.CLIPLoRA(clip, dropout=0.0),
+def build_vpt(clip, **options):
+    return methods.VPT(clip.image, heads.LinearHead(), **options)
+
+
+GRAPHED = {  # what builds a method, and whether it records passes of images and of texts
+    **{name: (build, name == "maple", True) for name, build in MADE.items()},
+    "own": (lambda clip: CoOp(clip, 4, class_specific=True, context_template="{name} {ctx}."), False, True),
+    "prograd": (lambda clip: methods.ProGrad(CoOp(clip, 4)), False, True),
+    "promptsrc": (lambda clip: PromptSRC(IVLP(clip)), True, True),
+    "vpt": (build_vpt, True, False),
+    "vpt and biases": (lambda clip: build_vpt(clip, bias=True, dropout=0.0), True, False),
+    "lora": (lambda clip: methods.CLIPLoRA(clip, dropout=0.0), True, True),
+    "lora with dropout": (lambda clip: methods.CLIPLoRA(clip, dropout=0.25), False, False),
+    "mma": (lambda clip: methods.MMA(clip, layers=2), True, True),
+    "convpass": (lambda clip: methods.Convpass(clip.image, heads.LinearHead(), dropout=0.0), True, False),
+    "dualprompt": (lambda clip: methods.DualPrompt(clip.image, heads.LinearHead()), True, False),
 }
+
+
+def has_recorded(tower):
+    return any(kept is not None for kept in tower.cuda_graphs.slots_by_kind.values())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", GRAPHED)
 def test_recorded_passes_train_the_same(name, precision):
     """Equal to the eager passes up to 1e-5 of a loss (float32; 1e-2 in bf16), over steps of two sizes."""
-    lesson, found = FewShot("digits", shots=2).lesson, []
+    (build, in_images, in_texts), lesson, found = GRAPHED[name], FewShot("digits", shots=2).lesson, []
     for graphs in (False, True):
         clip = build_tiny_clip("cuda")
-        method = GRAPHED[name](clip)
+        method = build(clip)
         method.begin_lesson(lesson, make_generator(0))
         train = TrainConfig(
             epochs=6, batch_size=8, micro_batch_size=3, lr=0.01, warmup=0, precision=precision, cuda_graphs=graphs
         )
         found.append([s.loss for s in fit(method, lesson, train)])
-        recorded = [kept for kept in clip.text.cuda_graphs.slots_by_kind.values() if kept is not None]
-        assert bool(recorded) == (graphs and name != "lora")  # parts may hold what is learned
+        recorded = has_recorded(clip.image), has_recorded(clip.text)
+        assert recorded == (graphs and in_images, graphs and in_texts)
     assert found[1] == pytest.approx(found[0], rel=1e-5 if precision == "fp32" else 1e-2)
+
+
+def build_low_rank(tower):
+    adapters = {}
+    for site, fans in tower.sites("q", "v", "down").items():
+        adapters[site] = LowRankAdapter(fans, 2, 0.5, 0.0, make_generator(0), tower.device)
+        torch.nn.init.normal_(adapters[site].up, std=0.1)
+    return adapters
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs", ["images", "texts"])
+def test_replays_are_the_plain_pass(inputs, precision):
+    """Features and gradients of what changes between steps, with a smaller last batch."""
+    clip = build_tiny_clip("cuda")
+    tower = clip.image if inputs == "images" else clip.text
+    h, d = tower.n_heads, tower.head_dim
+    tokens = {0: torch.randn(1, 2, tower.dim, device="cuda", requires_grad=True)}
+    prefix = {1: tuple(torch.randn(1, h, 2, d, device="cuda", requires_grad=True) for _ in "kv")}
+    adapters, graphs = build_low_rank(tower), tower.cuda_graphs
+    learned = [*tokens.values(), *prefix[1], *(p for adapter in adapters.values() for p in adapter.parameters())]
+    tolerance = 1e-4 if precision == torch.float32 else 0.05
+
+    def run(pixels):
+        prompt = Prompt(tokens, prefix, adapters)
+        with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+            if inputs == "texts":
+                return (tower([f"{{2}} {noun}." for noun in ("cat", "retriever", "ox")][: len(pixels)], prompt),)
+            return tower.read(images(pixels), prompt, ("pooled", "prompts"))
+
+    for n in (3, 3, 2, 3, 2, 2, 3):
+        pixels, found = torch.randn(n, 3, 32, 32), []
+        for cache in (graphs, None):
+            tower.cuda_graphs = cache
+            outputs = run(pixels)
+            loss = sum((t.float() ** 2).sum() for t in outputs)
+            found.append([*outputs, *torch.autograd.grad(loss, learned)])
+        for a, b in zip(*found, strict=True):
+            assert (a - b).abs().max() <= tolerance * b.abs().max()
+        with torch.no_grad():
+            for p in learned:
+                p += 0.1 * torch.randn_like(p)
+    assert sum(kept is not None for kept in graphs.slots_by_kind.values()) == 2
+
+
+def test_two_views_before_their_gradients():
+    """The second pass of a step does not write over what the first one's gradient needs."""
+    clip = build_tiny_clip("cuda")
+    tokens = torch.randn(1, 2, clip.image.dim, device="cuda", requires_grad=True)
+    graphs = clip.image.cuda_graphs
+    for _ in range(4):
+        views, grads = [torch.randn(2, 3, 32, 32) for _ in range(2)], []
+        for cache in (graphs, None):
+            clip.image.cuda_graphs = cache
+            one, two = (clip.image(images(view), Prompt({0: tokens})) for view in views)
+            grads.append(torch.autograd.grad((one * two).sum(), tokens)[0])
+        assert torch.allclose(*grads, rtol=1e-4, atol=1e-5)
+
+
+def test_few_launches_replay_a_step():
+    """Hundreds of factors are copied at once, and so are their gradients."""
+    clip = build_tiny_clip("cuda")
+    adapters = build_low_rank(clip.image)
+    learned = [p for adapter in adapters.values() for p in adapter.parameters()]
+    pixels = torch.randn(2, 3, 32, 32)
+
+    def step():
+        return torch.autograd.grad(clip.image(images(pixels), Prompt(adapters=adapters)).sum(), learned)
+
+    for _ in range(3):
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    copies = [event.name for event in profile.events() if event.name in ("aten::copy_", "aten::_foreach_copy_")]
+    assert copies.count("aten::_foreach_copy_") <= 8
+    assert copies.count("aten::copy_") < len(learned)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])

@@ -14,6 +14,7 @@ from PIL import Image
 from written_out import NAMES
 
 from vlprompt import methods
+from vlprompt.backbones.towers import vit
 from vlprompt.backbones.towers.text import MAX_RECORDED_TEXTS
 from vlprompt.core.batch import Split
 from vlprompt.core.class_names import ClassName
@@ -278,37 +279,59 @@ def made_ready(method, lesson):
 
 
 class CountedPass:
-    """A recorded pass on a CPU that counts what it keeps: all tensors of the pass and its derivative."""
+    """A recorded pass on a CPU that counts what all keep: the tensors of the passes and their derivatives."""
 
     kept_bytes = 0
 
     def __init__(self, fn, inputs):
         with memory.TensorMemoryTracker() as tracker:
             self.inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in inputs]
-            self.output = fn(*self.inputs)
-            trained = [t for t in self.inputs if t.requires_grad]
-            self.grads = torch.autograd.grad(self.output, trained, torch.ones_like(self.output), retain_graph=True)
-        CountedPass.kept_bytes = tracker.current_bytes
+            self.outputs = fn(*self.inputs)
+            trained, ones = [t for t in self.inputs if t.requires_grad], [torch.ones_like(t) for t in self.outputs]
+            grads = iter(torch.autograd.grad(self.outputs, trained, ones, retain_graph=True, allow_unused=True))
+            self.grads = [next(grads) if t.requires_grad else None for t in self.inputs]
+        CountedPass.kept_bytes += tracker.current_bytes
 
     def forward(self, inputs):
-        return self.output.detach().clone()
+        return [t.detach().clone() for t in self.outputs]
 
-    def backward(self, grad_output) -> list[torch.Tensor | None]:
-        return [g.clone() for g in self.grads]
+    def backward(self, grad_outputs) -> list[torch.Tensor | None]:
+        return [None if g is None else g.clone() for g in self.grads]
 
 
-def test_what_recorded_passes_keep_is_told(tiny, limit):
-    made, classes, images = MADE["coop"]
+MADE["clip_lora"] = (lambda clip: methods.CLIPLoRA(clip, dropout=0.0), 80, 60)
+
+
+@pytest.fixture
+def counted(tiny, monkeypatch):
+    """Gives the towers recorded passes that are counted."""
+    monkeypatch.setattr(CountedPass, "kept_bytes", 0)
+    monkeypatch.setattr(vit, "MAX_RECORDED_ROWS", 10**5)
+
+    def set_caches(build=lambda: CudaGraphCache(CountedPass)):
+        for tower in (tiny.image, tiny.text):
+            monkeypatch.setattr(tower, "cuda_graphs", build())
+
+    return set_caches
+
+
+def plan_above(build, lesson, train, tests=()):
+    """MB of the plan above what the process holds."""
+    before = memory.measure_used(torch.device("cpu"))
+    return plan_memory(build, lesson, train, tests).peak_mb - before
+
+
+@pytest.mark.parametrize("name", ["coop", "vpt", pytest.param("clip_lora", marks=pytest.mark.slow)])
+def test_what_recorded_passes_keep_is_told(tiny, limit, counted, name):
+    made, classes, images = MADE[name]
     shown, train = lesson(classes, images), TrainConfig(batch_size=images, epochs=1)
     limit(1e5)
-    device = torch.device("cpu")
 
-    def plan(settings, names=shown):
-        used = memory.measure_used(device)  # before it, as planning itself takes some
-        return plan_memory(lambda: made(tiny), names, settings, [names.train]).peak_mb - used
+    def plan(settings):
+        return plan_above(lambda: made(tiny), shown, settings, [shown.train])
 
     plain, spared = plan(train), plan(replace(train, activation_checkpointing=True))
-    tiny.text.cuda_graphs = CudaGraphCache(CountedPass)
+    counted()
     recorded = plan(train)
     method = made_ready(made(tiny), shown)
     loop, batch = Loop(method.train(), shown, train, 1), next(shown.train.batches(images))
@@ -318,12 +341,38 @@ def test_what_recorded_passes_keep_is_told(tiny, limit):
     assert kept > 1
     assert plain < recorded
     assert recorded >= kept  # and a test beside it
-    assert len(tiny.text.cuda_graphs.slots_by_kind) == 1  # that of the steps: planning records nothing
+    kinds = [len(tower.cuda_graphs.slots_by_kind) for tower in (tiny.image, tiny.text)]
+    assert kinds == [name != "coop", name != "vpt"]  # those of the steps: planning records nothing
     assert plan(replace(train, activation_checkpointing=True)) == pytest.approx(spared, abs=2)
-    many = lesson(MAX_RECORDED_TEXTS + 1, 4)
-    with_graphs = plan(train, many)
-    tiny.text.cuda_graphs = None
-    assert with_graphs == pytest.approx(plan(train, many), rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "classes", "images"), [("coop", MAX_RECORDED_TEXTS + 1, 4), ("vpt", 5, 300)])
+def test_what_is_too_large_to_record_is_not_told(tiny, limit, counted, name, classes, images, monkeypatch):
+    made, shown, found = MADE[name][0], lesson(classes, images), []
+    limit(1e5)
+    for build in (lambda: CudaGraphCache(CountedPass), lambda: None):
+        counted(build)
+        monkeypatch.setattr(vit, "MAX_RECORDED_ROWS", 200 * (17 + 5))  # those of fewer images than a batch has
+        found.append(plan_above(lambda: made(tiny), shown, TrainConfig(batch_size=images, epochs=1), [shown.train]))
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+def test_a_smaller_last_batch_is_recorded_beside_the_others(tiny, limit, counted):
+    made, classes, images = MADE["vpt"]
+    shown, kept = lesson(classes, images), []
+    limit(1e5)
+    counted()
+    dropped, with_last = (
+        TrainConfig(batch_size=images - 100, epochs=1, drop_last=drop_last) for drop_last in (True, False)
+    )
+    told = [plan_above(lambda: made(tiny), shown, train) for train in (dropped, with_last)]
+    loop = Loop(made_ready(made(tiny), shown).train(), shown, with_last, 1)
+    for n in (images - 100, 100):
+        for _ in range(2):
+            loop.compute_gradients(next(shown.train.batches(n)))
+        kept.append(CountedPass.kept_bytes / 2**20)
+    assert told[1] >= kept[1]
+    assert 1 < (told[1] - told[0]) / (kept[1] - kept[0]) < 2  # with what an allocator takes
 
 
 def test_what_can_not_be_made_to_fit_is_said(tiny, limit):

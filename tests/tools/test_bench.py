@@ -190,6 +190,35 @@ def test_all_is_one_row_for_each_target_and_number_of_threads(tool):
     assert main.parse_options(["all"]).out.name == "all-cpu.md"
 
 
+def test_recorded_passes_are_rows_of_a_gpu_alone(tool):
+    main = tool("bench.__main__")
+    options = main.parse_options(["all"])
+    assert "recorded" not in {job.table for job in main.plan_jobs(options)}
+    options.device = "cuda"  # which this machine need not have
+    jobs = main.plan_jobs(options)
+    assert {job.case for job in jobs if job.table == "recorded"} == set(tool("bench.recorded").CASES)
+    assert "processes" not in {job.table for job in jobs}
+
+
+@pytest.mark.parametrize("case", ["vpt, deep, 50 prompts, 8 images", "clip_lora, 4 images", "maple, 4 images"])
+def test_recorded_steps_are_compared_with_plain_ones(tool, case):
+    """By what stands in the place of a CUDA graph."""
+    from replays import Twin
+
+    from vlprompt.backbones.glyph import build_tiny_clip
+    from vlprompt.layers.blocks.cuda_graphs import CudaGraphCache
+
+    recorded, clip = tool("bench.recorded"), build_tiny_clip()
+    steps = recorded.RecordedSteps(recorded.CASES[case], clip)
+    with pytest.raises(AttributeError):  # a CPU has no recordings
+        steps.record()
+    steps.caches = {tower: CudaGraphCache(Twin) for tower in steps.caches}
+    steps.record()
+    made = Twin.made
+    assert steps.measure_difference() < 1e-5
+    assert Twin.made == made
+
+
 def test_the_short_form_is_small(tool):
     main = tool("bench.__main__")
     jobs = main.plan_jobs(main.parse_options(["all", "--short"]))
@@ -327,6 +356,13 @@ def test_both_forms_are_one(what, case, tmp_path):
     assert row["difference"] < 1e-4
     assert row["ratio"] > 1
     assert row["flop_ratio"] > 1
+
+
+@pytest.mark.gpu
+def test_recorded_steps_are_measured_on_a_gpu():
+    done = bench("recorded", "--device", "cuda", "--case", "clip_lora, 4 images, bf16", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    assert "| clip_lora, 4 images, bf16 |" in done.stdout
 
 
 @pytest.mark.gpu

@@ -37,6 +37,7 @@ TARGETED_TABLES = (
     "text",
     "image",
     "vpt",
+    "recorded",
     "epoch",
     "startup",
     "memory",
@@ -195,7 +196,7 @@ def plan_jobs(options):
         [kind for kind in TARGETED_TABLES if importlib.util.find_spec(f"bench.{kind}")] if many else [options.what]
     ):
         bench = import_benchmark(what)
-        if many and options.device == "cuda" and getattr(bench, "ON_CPU_ALONE", False):
+        if many and getattr(bench, "ON_CPU_ALONE" if options.device == "cuda" else "ON_GPU_ALONE", False):
             continue
         alone = many and getattr(bench, "SINGLE_THREADED", False)
         for threads in options.threads[:1] if alone else options.threads:

@@ -71,7 +71,8 @@ class TrainConfig:
         precision: of the forward pass; parameters stay float32.
         activation_checkpointing: recompute layer activations in the backward pass instead of storing them.
         text_micro_batch: class texts encoded at once and recomputed in the backward pass (None: all, stored).
-        cuda_graphs: on a GPU, record passes of texts that come again and replay them; their outputs stay in memory.
+        cuda_graphs: on a GPU, record passes of texts and of images that come again and replay them; what they compute
+            stays in memory.
         drop_last: drop an incomplete last batch, unless it is the only one.
         augmentations: how many augmented views of an image exist (None: one per epoch).
         model_selection: which parameters remain: those of the last epoch, or of the epoch that is best (the first of

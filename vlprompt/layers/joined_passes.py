@@ -7,7 +7,7 @@ training is cut out by rows: tokens, images, and adapters, each of which sees th
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -154,27 +154,37 @@ class _JoinedAdapter:
         return torch.cat(parts)
 
 
-class _JoinedLowRank:
+class _JoinedUpdate(NamedTuple):
     """Low-rank updates of several trainings at one site, as products of stacks."""
 
-    def __init__(self, adapters: Sequence[LowRankAdapter], turns: Sequence[RandomTurn]):
-        self.adapters, self.turns, self.scale = adapters, turns, adapters[0].scale
-        self.down, self.up = torch.stack([a.down for a in adapters]), torch.stack([a.up for a in adapters])
+    down: Tensor  # (n, rank, fan_in)
+    up: Tensor  # (n, fan_out, rank)
+    scale: float
 
     def __call__(self, given: Tensor, made: Tensor) -> Tensor:
-        n, rows = len(self.adapters), given
-        if self.adapters[0].dropout.p and self.adapters[0].training:
-            dropped = list[Tensor]()
-            for adapter, turn, part in zip(self.adapters, self.turns, given.chunk(n), strict=True):
-                with turn():
-                    dropped.append(adapter.dropout(part))
-            rows = torch.cat(dropped)
-        update = rows.reshape(n, -1, rows.shape[-1]) @ self.down.mT @ self.up.mT
+        update = given.reshape(len(self.down), -1, given.shape[-1]) @ self.down.mT @ self.up.mT
         return made + self.scale * update.view_as(made)
+
+
+class _DroppedInput:
+    """Low-rank updates of inputs with dropout, each by the random numbers of its training."""
+
+    def __init__(self, adapters: Sequence[LowRankAdapter], turns: Sequence[RandomTurn], update: _JoinedUpdate):
+        self.adapters, self.turns, self.update = adapters, turns, update
+
+    def __call__(self, given: Tensor, made: Tensor) -> Tensor:
+        dropped = list[Tensor]()
+        for adapter, turn, part in zip(self.adapters, self.turns, given.chunk(len(self.adapters)), strict=True):
+            with turn():
+                dropped.append(adapter.dropout(part))
+        return self.update(torch.cat(dropped), made)
 
 
 def join_adapters(adapters: Sequence[Any], turns: Sequence[RandomTurn]) -> AdapterFn:
     """Return the adapters of several trainings at one site as one."""
-    if all(type(adapter) is LowRankAdapter for adapter in adapters):
-        return _JoinedLowRank(adapters, turns)
-    return _JoinedAdapter(adapters, turns)
+    if not all(type(adapter) is LowRankAdapter for adapter in adapters):
+        return _JoinedAdapter(adapters, turns)
+    first = adapters[0]
+    stacks = torch.stack([a.down for a in adapters]), torch.stack([a.up for a in adapters])
+    update = _JoinedUpdate(*stacks, first.scale)
+    return _DroppedInput(adapters, turns, update) if first.dropout.p and first.training else update

@@ -12,10 +12,10 @@ Expected (base-to-new, ViT-B/16, 16 shots, mean of 11 sets): base 83.20, new 76.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from vlprompt.core.class_names import DEFAULT_TEMPLATE
@@ -33,6 +33,23 @@ def _make_layer(fan_in: int, fan_out: int, generator: Generator, device: torch.d
     layer.weight.data.copy_(torch.randn(fan_out, fan_in, generator=generator) * (2 / fan_out) ** 0.5)
     layer.bias.data.zero_()
     return layer.to(device)
+
+
+class _Bottleneck(NamedTuple):
+    """outputs + scale * up(relu(shared(relu(down(inputs))))), of the weights and biases of three linear maps."""
+
+    down: Tensor
+    down_bias: Tensor
+    shared: Tensor
+    shared_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    scale: float
+
+    def __call__(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        hidden = F.linear(inputs, self.down, self.down_bias).relu()
+        hidden = F.linear(hidden, self.shared, self.shared_bias).relu()
+        return outputs + self.scale * F.linear(hidden, self.up, self.up_bias)
 
 
 class MMA(ClipAdapterMethod):
@@ -88,15 +105,15 @@ class MMA(ClipAdapterMethod):
             return {name: range(tower.depth - n, tower.depth) for name, tower in towers.items()}
         return dict.fromkeys(towers, sorted(set(self.clip_layers("layers", depth))))
 
-    def _add_bottleneck(self, tower: TowerName, index: int, given: Tensor, made: Tensor) -> Tensor:
-        """Add the bottleneck of the normalised input (B, N, D) to the output of a block."""
-        down, up = (cast(nn.ModuleList, maps[tower])[index] for maps in (self.down, self.up))
-        hidden = self.shared[index](down(given).relu()).relu()
-        return made + self.scale * up(hidden)
-
     def prompt(self, tower: TowerName) -> Prompt:
         layers = enumerate(self.tower_layers[tower])
-        return Prompt(adapters={f"{i}/block": partial(self._add_bottleneck, tower, index) for index, i in layers})
+        return Prompt(adapters={f"{i}/block": self._build_bottleneck(tower, index) for index, i in layers})
+
+    def _build_bottleneck(self, tower: TowerName, index: int) -> _Bottleneck:
+        lists = cast(nn.ModuleList, self.down[tower]), self.shared, cast(nn.ModuleList, self.up[tower])
+        down, shared, up = (cast(nn.Linear, layers[index]) for layers in lists)
+        weights = down.weight, down.bias, shared.weight, shared.bias, up.weight, up.bias
+        return _Bottleneck(*weights, self.scale)
 
     def merge_gradients(self, grads: dict[str, list[Tensor]]) -> list[Tensor]:
         return [g / self.scale for g in super().merge_gradients(grads)]

@@ -179,7 +179,7 @@ class TransformerTextTower:
             micro_batches = iter_text_micro_batches(prompt, len(texts), size)
             parts = [recompute_in_backward(encode, texts[i : i + size], part, n_contexts) for i, part in micro_batches]
             return self._project_features(torch.cat(parts, 1), prompt)
-        if is_packed and self._may_record(n_contexts * len(texts)):
+        if is_packed and self.cuda_graphs is not None and self.compute_options == DEFAULT_COMPUTE_OPTIONS:
             return self._encode_recorded(texts, prompt, n_contexts)
         return self._project_features(encode(texts, prompt, n_contexts), prompt)
 
@@ -205,19 +205,17 @@ class TransformerTextTower:
         specific = min((i for i, t in prompt.tokens.items() if t.ndim == 4), default=None)
         return TokenPlan(prompt.length, prompt.first_layer or 0, prompt.entry_layer, specific)
 
-    def _may_record(self, n_texts: int) -> bool:
-        is_default = self.compute_options == DEFAULT_COMPUTE_OPTIONS
-        return self.cuda_graphs is not None and is_default and n_texts <= MAX_RECORDED_TEXTS
-
     def _encode_recorded(self, texts: tuple[str, ...], prompt: Prompt, n_contexts: int) -> Tensor:
         """Encode packed texts through recorded CUDA graphs."""
         assert self.cuda_graphs is not None
         embedded = self._get_layout(texts, prompt, n_contexts)  # the recorded pass refers to it
 
-        def encode(prompt: Prompt) -> Tensor:
-            return self._project_features(self._encode_layout(embedded, prompt, n_contexts), prompt)
+        def encode(prompt: Prompt) -> tuple[Tensor, ...]:
+            return (self._project_features(self._encode_layout(embedded, prompt, n_contexts), prompt),)
 
-        return self.cuda_graphs(encode, (texts, self._plan_tokens(prompt)), prompt)
+        size = n_contexts * len(texts) / MAX_RECORDED_TEXTS
+        [features] = self.cuda_graphs(encode, (texts, self._plan_tokens(prompt)), prompt, size=size)
+        return features
 
     def _project_features(self, x: Tensor, prompt: Prompt) -> Tensor:
         return self.project(prompt.apply_adapter("norm", x, self.norm(x)))

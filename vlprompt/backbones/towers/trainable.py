@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vlprompt.backbones.cache.memory import FeatureCache
 from vlprompt.core.prompt import NOTHING, Prompt
 from vlprompt.layers.blocks.block import AttentionFn, Block, walk
+from vlprompt.layers.blocks.cuda_graphs import CudaGraphCache
 from vlprompt.layers.frozen_maps import FrozenLinear, FrozenMap, FrozenScale
 
 PositionedTokens: TypeAlias = Literal["all", "patches", "none"]
@@ -30,6 +31,7 @@ class BlockTower(Protocol):
     positioned_tokens: PositionedTokens
     attention: AttentionFn
     feature_cache: FeatureCache
+    cuda_graphs: CudaGraphCache | None
 
     def embed_pixels(self, pixels: Tensor, prompt: Prompt) -> tuple[Tensor, Prompt]: ...
     def run_blocks(self, x: Tensor, prompt: Prompt, outputs: Sequence[str]) -> tuple[Tensor, ...]: ...
@@ -105,6 +107,7 @@ class TrainableUpper(nn.Module):
         tower = copy.copy(self._tower)
         tower.blocks = [layer.as_block() for layer in self.layers]  # type: ignore[operator]
         tower.norm = self.norm or tower.norm
+        tower.cuda_graphs = None  # a replay would read the weights of another step
         return tower
 
     def as_whole_tower(self) -> BlockTower:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vlprompt.backbones.towers.text import MAX_RECORDED_TEXTS
 from vlprompt.core.batch import Split
 from vlprompt.core.compute_options import DEFAULT_COMPUTE_OPTIONS, ComputeOptions
 from vlprompt.core.introspection import apply_compute_options
@@ -290,10 +289,28 @@ class _Planner:
         changes = {name: getattr(settings, name) for name in ("activation_checkpointing", "text_micro_batch")}
         if replace(options, **changes) != DEFAULT_COMPUTE_OPTIONS:
             return 0.0, 0.0
-        costs, sizes = self._get_costs(False), (self.n_classes, settings.micro_batch_size, own_classes)
-        if not 0 < costs["recorded_texts"](*sizes) <= MAX_RECORDED_TEXTS:
-            return 0.0, 0.0
-        return costs["recorded_bytes"](*sizes), costs["replaced_bytes"](*sizes)
+        costs, recorded, replaced = self._get_costs(False), 0.0, 0.0
+        for inputs in ("text", "image"):
+            sizes = self.n_classes, settings.micro_batch_size, own_classes
+            if 0 < costs[f"recorded_{inputs}_size"](*sizes) <= 1:
+                recorded += self._sum_batch_sizes(costs[f"recorded_{inputs}_bytes"], settings, own_classes)
+                replaced += costs[f"replaced_{inputs}_bytes"](*sizes)
+        return recorded, replaced
+
+    def _sum_batch_sizes(self, cost: CostModel, settings: _Settings, own_classes: int) -> float:
+        """Return what passes of all sizes keep: those of a smaller last batch are recorded beside the others."""
+        whole = cost(self.n_classes, settings.micro_batch_size, own_classes)
+        if not cost.per_image and not cost.per_class_and_image:
+            return whole
+        sizes = self._find_batch_sizes(settings.micro_batch_size) - {settings.micro_batch_size}
+        return whole + sum(cost(self.n_classes, size, own_classes) for size in sizes)
+
+    def _find_batch_sizes(self, micro_batch_size: int) -> set[int]:
+        """Return the sizes of the micro-batches of an epoch."""
+        last = 0 if self.config.drop_last or not self.batch_size else self.n_items % self.whole_batch_size
+        last = -(-last // self.n_processes)
+        batches = {self.batch_size, last} - {0}
+        return ({min(b, micro_batch_size) for b in batches} | {b % micro_batch_size for b in batches}) - {0}
 
     def _estimate_stored(self) -> float:
         """Return the MB of decoded images, of features and of the pixels of a batch, beside the tensors of a step."""

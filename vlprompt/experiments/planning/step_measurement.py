@@ -15,7 +15,13 @@ from vlprompt.core.introspection import recording_towers
 from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
 from vlprompt.core.texts import TextItem, find_answer_kind
-from vlprompt.core.towers import LanguageTower, find_feature_cache, find_input_tower, find_preprocessing
+from vlprompt.core.towers import (
+    LanguageTower,
+    VisionTower,
+    find_feature_cache,
+    find_input_tower,
+    find_preprocessing,
+)
 from vlprompt.data.images.cache import IMAGE_CACHE
 from vlprompt.engine.evaluate_text import generate_texts
 from vlprompt.engine.loop import Loop
@@ -49,9 +55,12 @@ class Measurement(NamedTuple):
     item_seconds: float  # of one test item
     state_bytes: float  # what the method makes when the lesson begins: prompts, buffers, copies of weights
     trained_bytes: float  # of its parameters
-    recorded_bytes: float  # what recorded passes (CUDA graphs) of a step would keep
-    replaced_bytes: float  # what the same passes take of step_bytes
-    recorded_texts: float  # of the largest of them
+    recorded_text_bytes: float  # what recorded passes of texts (CUDA graphs) would keep
+    replaced_text_bytes: float  # what the same passes take of step_bytes
+    recorded_text_size: float  # of the largest of them, as a share of the largest that is recorded
+    recorded_image_bytes: float  # the same of images
+    replaced_image_bytes: float
+    recorded_image_size: float
     divided_texts: float  # that processes would divide
     stored: StoredBytes
 
@@ -167,18 +176,15 @@ def measure_steps_and_tests(
     stored |= {"test_image": used.image / n_items, "test_feature": used.feature / n_items}
     return {
         n: Measurement(
-            step_bytes=steps[n].n_bytes,
-            step_seconds=steps[n].seconds,
-            test_bytes=tests[n].n_bytes,
-            prepare_bytes=tests[n].prepare_bytes,
-            item_seconds=tests[n].item_seconds,
-            state_bytes=float(begun.current_bytes),
-            trained_bytes=trained,
-            recorded_bytes=steps[n].recorded_bytes,
-            replaced_bytes=steps[n].replaced_bytes,
-            recorded_texts=steps[n].recorded_texts,
-            divided_texts=float(counter.n_rows),
-            stored=StoredBytes(**stored),
+            steps[n].n_bytes,
+            steps[n].seconds,
+            *tests[n],
+            float(begun.current_bytes),
+            trained,
+            *steps[n].texts,
+            *steps[n].images,
+            float(counter.n_rows),
+            StoredBytes(**stored),
         )
         for n in sizes
     }
@@ -209,34 +215,42 @@ def _track(call: Callable[[], Any], device: torch.device | None = None) -> _Trac
     return tracked._replace(seconds=time.perf_counter() - start)
 
 
+class _Recorded(NamedTuple):
+    n_bytes: float = 0.0
+    n_replaced_bytes: float = 0.0
+    size: float = 0.0
+
+    @classmethod
+    def add_up(cls, meter: RecordedPassMeter) -> "_Recorded":
+        sums = (
+            float(sum(one.recorded_bytes for one in meter.passes)),
+            float(sum(one.plain_bytes for one in meter.passes)),
+        )
+        return cls(*sums, max((one.size for one in meter.passes), default=0.0))
+
+
 class _Step(NamedTuple):
     n_bytes: float = 0.0
     seconds: float = 0.0
-    recorded_bytes: float = 0.0
-    replaced_bytes: float = 0.0
-    recorded_texts: float = 0.0
+    texts: _Recorded = _Recorded()
+    images: _Recorded = _Recorded()
 
 
 def _measure_steps(loop: Loop, config: TrainConfig, sizes: Sequence[int]) -> dict[int, _Step]:
     """Measure steps of the first items of a loop's lesson, each after a forward pass that fills caches and layouts."""
     steps, differentiate = dict[int, _Step](), loop.differentiate
     for n in sizes:
-        batch, meter = build_batch(loop.method, _take_first(loop.lesson, n), config), RecordedPassMeter()
+        batch = build_batch(loop.method, _take_first(loop.lesson, n), config)
+        texts, images = RecordedPassMeter(), RecordedPassMeter()
         if batch is None:
             continue
-        with _metering_passes(loop.method, meter):
+        with _metering_passes(loop.method, texts, images):
             loop.differentiate = lambda loss, inputs, **_: tuple(map(torch.zeros_like, inputs))
             loop.compute_gradients(batch)
             loop.differentiate = differentiate
             tracked = _track(lambda batch=batch: loop.compute_gradients(batch) and None, loop.device)
-        passes = meter.passes
-        steps[n] = _Step(
-            float(tracked.peak_bytes),
-            tracked.seconds,
-            float(sum(one.recorded_bytes for one in passes)),
-            float(sum(one.plain_bytes for one in passes)),
-            float(max((one.n_texts for one in passes), default=0)),
-        )
+        recorded = _Recorded.add_up(texts), _Recorded.add_up(images)
+        steps[n] = _Step(float(tracked.peak_bytes), tracked.seconds, *recorded)
     return steps
 
 
@@ -286,13 +300,13 @@ def _measure_tests(
 
 
 @contextmanager
-def _metering_passes(method: Method, meter: RecordedPassMeter) -> Iterator[None]:
+def _metering_passes(method: Method, texts: RecordedPassMeter, images: RecordedPassMeter) -> Iterator[None]:
     """Run plainly what would be recorded, as its memory would stay after the measurement."""
     towers = recording_towers(method)
     graphs = [tower.cuda_graphs for tower in towers]
     try:
         for tower in towers:
-            tower.cuda_graphs = meter
+            tower.cuda_graphs = images if isinstance(tower, VisionTower) else texts
         yield
     finally:
         for tower, before in zip(towers, graphs, strict=True):
