@@ -31,7 +31,7 @@ import sys
 from vlprompt.backbones import load
 from vlprompt.cli.app import main
 load("glyph/random")
-for words in (["coop", "digits"], ["vpt", "digits", "--backbone", "glyph-vit"]):
+for words in (["coop", "digits", "--memory-limit", "100"], ["vpt", "digits", "--backbone", "glyph-vit"]):
     try:
         main(["run", *words, "--shots", "1", "train.epochs=1", "--out", sys.argv[1], "--feature-cache", "none"])
     except SystemExit as end:
@@ -40,6 +40,7 @@ for words in (["coop", "digits"], ["vpt", "digits", "--backbone", "glyph-vit"]):
 
 
 def test_a_first_run_imports_nothing_slow(tmp_path):
+    """Nor does the plan of its memory, which a limit asks for."""
     words = [sys.executable, "-X", "importtime", "-c", TWO_RUNS, str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}

@@ -44,8 +44,9 @@ ON_IMAGES = {
 def step(method, how, names, pixels):
     """The terms of a step, their gradients, and the bytes held at most."""
     batch = Batch(images(pixels), torch.arange(len(pixels)) % len(names), names)
-    with apply_compute_options(method, how), TensorMemoryTracker() as bytes_:
-        terms, _ = method.loss_terms(batch, method.precompute(names))
+    with TensorMemoryTracker() as bytes_:
+        with apply_compute_options(method, how):  # the gradients are taken after it, as a training does
+            terms, _ = method.loss_terms(batch, method.precompute(names))
         loss = sum(value for value, _ in terms.values())
         grads = torch.autograd.grad(loss, list(method.parameters()), allow_unused=True, materialize_grads=True)
     return loss, grads, bytes_.peak_bytes

@@ -26,10 +26,10 @@ from vlprompt.data.images.cache import IMAGE_CACHE
 from vlprompt.data.images.decoding import build_image_item
 from vlprompt.engine.loop import Loop, fit
 from vlprompt.engine.train_config import TrainConfig
+from vlprompt.experiments.planning.bilinear_cost import CostModel
 from vlprompt.experiments.planning.memory_plan import (
     ALLOCATOR_OVERHEAD,
     FIRST_STEP_MB,
-    CostModel,
     MemoryPlan,
     plan_memory,
 )
@@ -106,8 +106,9 @@ def test_a_run_that_does_not_fit_is_made_to(name, wanted, tiny, limit):
     made, classes, images = MADE[name]
     train, shown = TrainConfig(batch_size=images, epochs=1), lesson(classes, images)
     limit(1e5)
-    whole = plan_memory(lambda: made(tiny), shown, train).tensor_mb
-    limit(FIRST_STEP_MB + ALLOCATOR_OVERHEAD * whole / 2)
+    plan = plan_memory(lambda: made(tiny), shown, train)
+    whole = plan.tensor_mb
+    limit(FIRST_STEP_MB + plan.state_mb + ALLOCATOR_OVERHEAD * whole / 2)
     found = plan_memory(lambda: made(tiny), shown, train)
     assert found.overrides
     assert set(found.overrides) <= wanted
@@ -117,6 +118,56 @@ def test_a_run_that_does_not_fit_is_made_to(name, wanted, tiny, limit):
     less, most = (held(lambda: made(tiny), shown, t) for t in (replace(train, **found.overrides), train))
     assert less < most
     assert less < 0.6 * whole
+
+
+@pytest.mark.parametrize(
+    ("settings", "copies"),
+    [({"optimizer": "adamw"}, 2), ({"optimizer": "sgd"}, 1), ({"optimizer": "sgd", "momentum": 0.0}, 0)],
+)
+def test_trained_weights_their_gradients_and_the_optimizer_are_told(settings, copies, tiny, limit):
+    def build():
+        return methods.Full(tiny.image, heads.LinearHead())
+
+    limit(1e5)
+    shown, train = lesson(5, 8), TrainConfig(batch_size=4, epochs=1, lr=1e-4, **settings)
+    method = build()
+    with memory.TensorMemoryTracker() as tracked:
+        method.begin_lesson(shown, make_generator(0))
+        steps = fit(method, shown, train, 1)
+        next(steps)
+        stays = tracked.current_bytes / 2**20
+    trained = sum(p.nbytes for p in method.parameters() if p.requires_grad) / 2**20
+    assert trained > 0.5
+    assert stays == pytest.approx((2 + copies) * trained, rel=0.1)
+    plan = plan_memory(build, shown, train)
+    assert plan.state_mb == pytest.approx(stays, rel=0.05)
+    assert plan.tensor_mb == pytest.approx(held(build, Lesson(shown.train.select(range(4))), train), rel=0.15)
+    used = memory.measure_used(torch.device("cpu"))
+    assert plan.peak_mb > used + plan.state_mb + plan.tensor_mb
+    saved = replace(train, epochs=0)
+    assert plan_memory(build, shown, saved).state_mb < 1.1 * trained  # a copy that nothing trains
+
+
+def test_planning_encodes_what_is_frozen_once_for_all_sizes(tiny, limit):
+    """Eight classes and sixteen, one image and three: what is measured is less than a step of a hundred classes."""
+    counted = {"begun": 0, "frozen": 0, "images": 0}
+
+    class Counted(methods.CoOp):
+        def begin_lesson(self, lesson, generator):
+            counted["begun"] += 1
+            super().begin_lesson(lesson, generator)
+
+        def precompute(self, names):
+            counted["frozen"] += len(names)
+            return super().precompute(names)
+
+        def loss_terms(self, batch, fixed):
+            counted["images"] += batch.n_items
+            return super().loss_terms(batch, fixed)
+
+    limit(1e5)
+    assert plan_memory(lambda: Counted(tiny, n_ctx=4), lesson(100, 32), TrainConfig(batch_size=32, epochs=1)).fits
+    assert counted == {"begun": 2, "frozen": 24, "images": 16}
 
 
 def passages(n):
@@ -162,8 +213,9 @@ def test_a_language_model_that_does_not_fit_is_made_to(lm, limit):
     made, model, texts = LANGUAGE["lora"], lm("llama"), passages(60)
     train = TrainConfig(batch_size=12, epochs=1)
     limit(1e5)
-    whole = plan_memory(lambda: made(model), texts, train).tensor_mb
-    limit(FIRST_STEP_MB + ALLOCATOR_OVERHEAD * whole / 2)
+    plan = plan_memory(lambda: made(model), texts, train)
+    whole = plan.tensor_mb
+    limit(FIRST_STEP_MB + plan.state_mb + ALLOCATOR_OVERHEAD * whole / 2)
     found = plan_memory(lambda: made(model), texts, train)
     assert found.overrides.keys() & {"micro_batch_size", "activation_checkpointing"}
     assert found.fits

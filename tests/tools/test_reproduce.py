@@ -13,6 +13,7 @@ from PIL import Image
 from vlprompt.config.resolve import resolve_grid
 from vlprompt.data.cards import load_card, load_card_classes
 from vlprompt.experiments.paper_recipes import compare_with_published, load_reference
+from vlprompt.experiments.planning.bilinear_cost import CostModel
 from vlprompt.experiments.planning.cost_model import (
     DatasetSize,
     MeasuredCosts,
@@ -21,7 +22,6 @@ from vlprompt.experiments.planning.cost_model import (
     has_trainable_parameters,
     measure_costs,
 )
-from vlprompt.experiments.planning.memory_plan import CostModel
 from vlprompt.results.run_scan import read_runs
 from vlprompt.runtime.settings import SETTINGS
 

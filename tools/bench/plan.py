@@ -4,7 +4,8 @@ Each in a fresh process, with a ViT-B/16-size CLIP of random weights, random pic
 ImageNet's classes; decoded pictures are of 2000 x 1500 pixels, of which 1 GB is kept. The language model is a Llama of
 27 million parameters (512 wide, 8 layers, 8192 words), with texts of 20 to 80 words and responses of four, loaded from
 a folder. Both numbers are of the whole process, libraries and model included, of two processes the larger; `above` is
-what stands above the model, told and measured; `off` is how far the told peak is from the measured one.
+what stands above the model, told and measured; `off` is how far the told peak is from the measured one. The state is
+copied after each step, as a run saves it. Seconds, of planning and of a step, are of the processor.
 """
 
 import functools
@@ -76,6 +77,10 @@ def make_prompt_tuning(model):
     return methods.PromptTuning(model, ResponseHead(model), 20)
 
 
+def make_full(clip):
+    return methods.Full(clip.image, LinearHead())
+
+
 def make_promptsrc(clip):
     return methods.PromptSRC(methods.IVLP(clip, 4, 4))
 
@@ -98,6 +103,8 @@ CASES = {
     "tcp, 100 classes, batch 32": Case(lambda clip: methods.TCP(clip, 4), 100),
     "mmrl, 100 classes, batch 4": Case(lambda clip: methods.MMRL(clip, 5), 100, 4),
     "clip_lora, 100 classes, batch 4": Case(methods.CLIPLoRA, 100, 4),
+    "full, batch 4, adamw": Case(make_full, 10, 4, {"optimizer": "adamw", "lr": 1e-5}),
+    "full, batch 4, sgd": Case(make_full, 10, 4, {"optimizer": "sgd", "lr": 1e-4}),
     "coop, 100 classes, 128 decoded pictures": Case(make_coop, 100, augment="crop-flip", n_items=128),
     "vpt-deep, 112 decoded pictures, batch 16": Case(make_vpt, 10, 16, augment="crop-flip", n_items=112),
     "coop, 400 classes, two processes": Case(make_coop, 400, processes=2),
@@ -107,7 +114,7 @@ CASES = {
     "language, lora, batch 16 in micro-batches of 2": Case(make_lora, 0, 16, MICRO_BATCHES, n_items=80),
     "language, lora, batch 16, checkpointing": Case(make_lora, 0, 16, CHECKPOINTING, n_items=80),
 }
-TARGETS = dict.fromkeys(CASES, ("relative_error <= 0.25",))
+TARGETS = dict.fromkeys(CASES, ("relative_error <= 0.25", "seconds <= 20"))
 ROUNDS = dict.fromkeys(CASES, 1)
 SINGLE_THREADED = True
 COLUMNS = {
@@ -182,15 +189,18 @@ def measure_case(case, device):
     make_method, lesson = build_case(case, device)
     epochs = 2 if one.n_items is None else 1
     train = TrainConfig(batch_size=one.batch_size, epochs=epochs, warmup=0, drop_last=False, **one.settings)
-    device, began = torch.device(device), time.monotonic()
+    device, read_clock = torch.device(device), time.process_time if device == "cpu" else time.monotonic
+    began = read_clock()
     memory.set_limit(10**6)  # so that it is measured whatever its size
-    told, seconds = plan_memory(make_method, lesson, train), time.monotonic() - began
+    told, seconds = plan_memory(make_method, lesson, train), read_clock() - began
     method, base = make_method(), memory.measure_used(device)
     memory.reset_peak(device)
     method.begin_lesson(lesson, make_generator(0))
-    ends = [time.monotonic()]
-    for _ in fit(method, lesson, train, 1):
-        ends.append(time.monotonic())
+    ends = [read_clock()]
+    for step in fit(method, lesson, train, 1):
+        ends.append(read_clock())
+        state = step.loop.state()  # as a run saves it
+    del state
     peak = max(distributed.all_gather(memory.measure_peak(device)))
     found = {"planned": told.peak_mb, "mb": peak, "relative_error": abs(told.peak_mb - peak) / peak, "seconds": seconds}
     return found | {"planned_above": told.peak_mb - base, "above": peak - base, "step": ends[-1] - ends[-2]}

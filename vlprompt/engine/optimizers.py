@@ -30,6 +30,11 @@ def build_optimizer(param_groups: list[ParamGroup], config: TrainConfig, device:
     return strip_decorators(optimizer_class)(groups, config.lr, config.betas, config.eps, **settings)
 
 
+def count_state_copies(config: TrainConfig) -> int:
+    """Return the tensors of each trained parameter's size that the optimizer has from its first step on."""
+    return int(config.momentum != 0) if config.optimizer == "sgd" else 2
+
+
 @cache
 def strip_decorators(optimizer_class: type[torch.optim.Optimizer]) -> Any:
     """Return an optimizer class with the same arithmetic, without what torch puts around it.

@@ -28,9 +28,14 @@ class _Pass(NamedTuple):
 
 @dataclass
 class DividedPasses:
-    """The divided passes of one training step; `leaves` are their whole results, which losses are differentiated by."""
+    """The divided passes of one training step; `leaves` are their whole results, which losses are differentiated by.
+
+    Args:
+        fewest_rows: of each process, below which a pass is not divided.
+    """
 
     leaves: list[Tensor] = field(default_factory=list)
+    fewest_rows: int = FEWEST_ROWS
     _passes: list[_Pass] = field(default_factory=list)
 
     def compute(self, n_rows: int, dim: int, compute_slice: Callable[[int, int], Tensor]) -> Tensor:
@@ -92,4 +97,5 @@ def dividing(passes: DividedPasses | None) -> Iterator[None]:
 
 def divided_passes(n_rows: int) -> DividedPasses | None:
     """Return what divides a pass of n_rows; None where each process computes all of them."""
-    return _state["passes"] if n_rows >= FEWEST_ROWS * distributed.get_world_size() else None
+    passes = _state["passes"]
+    return passes if passes and n_rows >= passes.fewest_rows * distributed.get_world_size() else None

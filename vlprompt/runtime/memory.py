@@ -3,6 +3,7 @@
 import ctypes
 import math
 import sys
+import time
 import weakref
 from collections.abc import Iterator
 from functools import lru_cache
@@ -98,22 +99,35 @@ def return_freed_memory() -> None:
 
 
 class TensorMemoryTracker(TorchDispatchMode):
-    """Count the bytes of the tensors made within the with-block: `current_bytes` now, `peak_bytes` at once."""
+    """Count the bytes of the tensors made within the with-block: `current_bytes` now, `peak_bytes` at once.
+
+    `own_seconds` is what counting takes of the time of the block.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.current_bytes = self.peak_bytes = 0
+        self.own_seconds = 0.0
         self._sizes = dict[int, int]()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: else torch imports its compiler for the first tensor, which takes a second and 100 MB."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        began = time.perf_counter()
         inputs = {s._cdata for s in _iter_storages((args, kwargs))}
+        called = time.perf_counter()
         output = func(*args, **(kwargs or {}))
+        returned = time.perf_counter()
         for storage in _iter_storages(output):
             if storage._cdata not in inputs and storage._cdata not in self._sizes:
                 self._sizes[storage._cdata] = size = storage.nbytes()
                 self.current_bytes += size
                 self.peak_bytes = max(self.peak_bytes, self.current_bytes)
                 weakref.finalize(storage, self._on_freed, storage._cdata)
+        self.own_seconds += called - began + time.perf_counter() - returned
         return output
 
     def _on_freed(self, storage: int) -> None:

@@ -172,7 +172,8 @@ class TransformerTextTower:
             rows = self._project_features(self._run_padded(tuple(texts), prompt, n_contexts)[0], prompt)
             return rows.unflatten(0, (n_contexts, len(texts)))
         is_packed = self.is_causal and self.pooling == "end" and not prompt.mixes_rows
-        encode, texts = self._encode_packed if is_packed else self._encode_padded, tuple(texts)
+        tower = copy(self)  # the backward pass recomputes with the options of now, when self may have others
+        encode, texts = tower._encode_packed if is_packed else tower._encode_padded, tuple(texts)
         size = self._max_texts_per_pass(n_contexts, is_packed)
         if len(texts) > size:
             micro_batches = iter_text_micro_batches(prompt, len(texts), size)

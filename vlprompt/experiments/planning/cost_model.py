@@ -20,7 +20,7 @@ from vlprompt.data.loading import open_data
 from vlprompt.data.splits.sampling import split_base_new
 from vlprompt.engine.loop import Loop
 from vlprompt.experiments.learned.prompt import build_run_method
-from vlprompt.experiments.planning.memory_plan import CostModel
+from vlprompt.experiments.planning.bilinear_cost import CostModel
 from vlprompt.runtime import memory
 from vlprompt.runtime.paths import find_configs_folder
 from vlprompt.runtime.seeding import make_generator

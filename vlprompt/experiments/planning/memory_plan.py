@@ -4,8 +4,7 @@ A step and a test of a few classes and images or texts are measured; what they h
 processes all of it is said of each of them.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -20,19 +19,22 @@ from vlprompt.core.method import Method
 from vlprompt.core.stage import Lesson
 from vlprompt.core.towers import Backbone, LanguageTower, find_feature_cache, find_input_tower
 from vlprompt.data.images.cache import IMAGE_CACHE
+from vlprompt.engine.optimizers import count_state_copies
 from vlprompt.engine.train_config import TrainConfig
+from vlprompt.experiments.planning.bilinear_cost import CostModel
 from vlprompt.experiments.planning.step_measurement import (
     Measurement,
     choose_items,
     mean_length,
-    measure_step_and_test,
+    measure_steps_and_tests,
     subsample_lesson,
 )
 from vlprompt.runtime import distributed, memory
 from vlprompt.runtime.bounded_cache import BoundedCache
 from vlprompt.runtime.divided_passes import FEWEST_ROWS
 
-MAX_MEASURED_CLASSES, MEASURED_ITEMS = 40, (2, 4)
+MAX_MEASURED_CLASSES, MEASURED_ITEMS = 16, (1, 3)
+MEASURED_WHOLE_BATCHES = 2, 4  # items, where a method normalises over the batch
 MIN_SIZE_TO_MEASURE = 2e9  # parameters x (classes + items at once) under which nothing is measured
 TEST_BATCH_SIZE = 100  # items at once in a test, as evaluate has it
 TEXT_MICRO_BATCHES = (256, 64, 16)  # to try
@@ -42,43 +44,8 @@ GLIBC_OVERHEAD = (
 )
 MAX_GLIBC_MB = 450.0  # of that, beyond ALLOCATOR_OVERHEAD: tensors above 32 MB, as large steps have, never stay
 FIRST_STEP_MB = 48.0  # what the first step takes for good
-SLOWDOWN = {"activation_checkpointing": 1.4, "text_micro_batch": 1.6}  # of a step, as measured
+TEXT_MICRO_BATCH_SLOWDOWN = 1.6  # of a step, as measured
 GATHERED_COPIES = 5  # of divided features and their gradients, while they are summed over the processes
-
-
-@dataclass(frozen=True)
-class CostModel:
-    """constant + per_class * classes + per_image * images + per_class_and_image * classes * images."""
-
-    constant: float
-    per_class: float = 0.0
-    per_image: float = 0.0
-    per_class_and_image: float = 0.0
-
-    def __call__(self, classes: float, images: float = 0.0, own_classes: float | None = None) -> float:
-        """Return the value; own_classes: of which the part is that no image takes part in (default: all)."""
-        own = classes if own_classes is None else own_classes
-        both = self.per_class_and_image * classes * images
-        return self.constant + self.per_class * own + self.per_image * images + both
-
-    @classmethod
-    def fit(cls, points: Mapping[tuple[int, int], float], min_constant: float = -math.inf) -> "CostModel":
-        """Fit measured points; what would fall with classes or images is taken as constant.
-
-        Args:
-            points: (classes, images) -> value, at one or two numbers of classes and one or two of images.
-            min_constant: of the constant.
-        """
-        (c1, *more_classes), (b1, *more_images) = (sorted({point[k] for point in points}) for k in (0, 1))
-        c2, b2 = (more_classes or [c1 + 1])[0], (more_images or [b1 + 1])[0]
-
-        def value(c: int, b: int) -> float:
-            return points.get((c, b), points.get((c, b1), points.get((c1, b), points[c1, b1])))
-
-        d = max(0.0, value(c2, b2) - value(c2, b1) - value(c1, b2) + value(c1, b1)) / ((c2 - c1) * (b2 - b1))
-        b = max(0.0, (value(c2, b1) - value(c1, b1)) / (c2 - c1) - d * b1)
-        c = max(0.0, (value(c1, b2) - value(c1, b1)) / (b2 - b1) - d * c1)
-        return cls(max(min_constant, value(c1, b1) - b * c1 - c * b1 - d * c1 * b1), b, c, d)
 
 
 @dataclass(frozen=True)
@@ -93,6 +60,8 @@ class MemoryPlan:
         requested_mb: the peak without them.
         tensor_mb: the tensors that a step or a test makes.
         stored_mb: decoded images, features and the pixels of batches beside them.
+        state_mb: what the method and its training hold all the time: prompts, copies of weights, the gradients of the
+            step before, and the state of the optimizer.
     """
 
     peak_mb: float
@@ -102,6 +71,7 @@ class MemoryPlan:
     requested_mb: float = 0.0
     tensor_mb: float = 0.0
     stored_mb: float = 0.0
+    state_mb: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -181,6 +151,7 @@ class _Estimate(NamedTuple):
     peak_mb: float
     seconds: float
     tensor_mb: float
+    state_mb: float
 
 
 class _Planner:
@@ -214,8 +185,8 @@ class _Planner:
             max(0, one.max_bytes - one.used_bytes) if isinstance(one, BoundedCache) else 0
             for one in (cache, IMAGE_CACHE)
         )
-        self._costs = dict[bool, dict[str, CostModel]]()
-        self._costs[False], self._measured = self._measure(activation_checkpointing=False)
+        self._costs, requested = dict[bool, dict[str, CostModel]](), config.activation_checkpointing
+        self._costs[requested], self._measured = self._measure(requested)
         self.stored_mb = self._estimate_stored()
         small = subsample_lesson(lesson, self.n_classes, MEASURED_ITEMS[-1], self.batch_size).train.items
         self.length_share = mean_length(lesson.train.items) / mean_length(small)
@@ -224,7 +195,7 @@ class _Planner:
         """Choose the fastest settings that fit, or those that take least where none does."""
         requested = self.estimate(self.requested)
         if requested.peak_mb <= available_mb:
-            parts = requested.tensor_mb, self.stored_mb
+            parts = requested.tensor_mb, self.stored_mb, requested.state_mb
             return MemoryPlan(requested.peak_mb, available_mb, requested.seconds, {}, 0.0, *parts)
         estimates = [(self.estimate(settings), settings) for settings in self.iter_alternatives(method)]
         fitting = [(cost, settings) for cost, settings in estimates if cost.peak_mb <= available_mb]
@@ -232,7 +203,7 @@ class _Planner:
             cost, settings = min(fitting, key=lambda pair: pair[0].seconds)
         else:
             cost, settings = min(estimates, key=lambda pair: pair[0].peak_mb)
-        overrides, parts = self.get_overrides(settings), (cost.tensor_mb, self.stored_mb)
+        overrides, parts = self.get_overrides(settings), (cost.tensor_mb, self.stored_mb, cost.state_mb)
         return MemoryPlan(cost.peak_mb, available_mb, cost.seconds, overrides, requested.peak_mb, *parts)
 
     def _measure(self, activation_checkpointing: bool) -> tuple[dict[str, CostModel], Measurement]:
@@ -246,44 +217,66 @@ class _Planner:
         first = min(self.n_classes, MAX_MEASURED_CLASSES // 2)
         class_counts = sorted({first, min(self.n_classes, 2 * first)})
         points = dict[tuple[int, int], Measurement]()
-        for c, b in product(class_counts, MEASURED_ITEMS):
-            lesson = subsample_lesson(self.lesson, c, b, self.batch_size)
-            chosen = choose_items(self.test_items, b, TEST_BATCH_SIZE) if self.test_items else []
+        for c in class_counts:
+            method = self.make_method()
+            sizes = MEASURED_WHOLE_BATCHES if _needs_whole_batch(method) else MEASURED_ITEMS
+            lesson = subsample_lesson(self.lesson, c, sizes[-1], self.batch_size, self._count_slices())
+            chosen = choose_items(self.test_items, sizes[-1], TEST_BATCH_SIZE) if self.test_items else []
             test_items = [self.test_items[i] for i in chosen]
-            points[c, b] = measure_step_and_test(self.make_method(), lesson, config, test_items, self.max_new_tokens)
+            found = measure_steps_and_tests(method, lesson, config, test_items, sizes, self.max_new_tokens)
+            points |= {(c, n): one for n, one in found.items()}
         names = (name for name in Measurement._fields if name != "stored")
         costs = {name: CostModel.fit({size: getattr(one, name) for size, one in points.items()}) for name in names}
-        return costs, points[class_counts[-1], MEASURED_ITEMS[-1]]
+        return costs, points[max(points)]
+
+    def _get_costs(self, activation_checkpointing: bool) -> dict[str, CostModel]:
+        if activation_checkpointing not in self._costs:
+            self._costs[activation_checkpointing], _ = self._measure(activation_checkpointing)
+        return self._costs[activation_checkpointing]
 
     def estimate(self, settings: _Settings) -> _Estimate:
         """Estimate the peak and the time of a run."""
         micro_batch_size, checkpointing, text_micro_batch = settings
-        if checkpointing not in self._costs:
-            self._costs[checkpointing], _ = self._measure(activation_checkpointing=True)
-        costs = self._costs[checkpointing]
+        costs = self._get_costs(checkpointing)
         classes, own = (min(n, text_micro_batch or n) for n in (self.n_classes, self._count_own_classes(settings)))
         n_test = len(self.test_items)
         test_size = min(micro_batch_size if micro_batch_size < self.batch_size else TEST_BATCH_SIZE, n_test)
         step_bytes = costs["step_bytes"](classes, micro_batch_size, own) if self.n_steps else 0.0
         test_bytes = costs["test_bytes"](classes, test_size) if n_test else 0.0
+        test_bytes = max(test_bytes, costs["prepare_bytes"](classes) if n_test else 0.0)
         tensor_mb = max(step_bytes, test_bytes) / 2**20
         recorded, replaced = self._estimate_recorded(settings, own)
-        most_bytes = max(step_bytes, recorded + max(step_bytes - replaced, test_bytes))
+        state_bytes, saved_bytes, summed_bytes = self._estimate_state(settings)
+        step_bytes += summed_bytes
+        most_bytes = max(step_bytes, saved_bytes, recorded + max(step_bytes - replaced, test_bytes))
         most_bytes += self._estimate_gathered(settings)
         returns_memory = self.device.type == "cuda" or checkpointing or text_micro_batch
         held_mb = most_bytes / 2**20
         freed_mb = 0.0 if returns_memory else min(MAX_GLIBC_MB, (GLIBC_OVERHEAD - ALLOCATOR_OVERHEAD) * held_mb)
-        peak_mb = self.used_mb + FIRST_STEP_MB + ALLOCATOR_OVERHEAD * held_mb + freed_mb + self.stored_mb
+        held_mb = ALLOCATOR_OVERHEAD * held_mb + state_bytes / 2**20
+        peak_mb = self.used_mb + FIRST_STEP_MB + held_mb + freed_mb + self.stored_mb
         seconds = self.n_steps * self._estimate_step(settings)
         seconds += n_test / self.n_processes * costs["item_seconds"](self.n_classes, 1)
-        return _Estimate(peak_mb, seconds, tensor_mb)
+        return _Estimate(peak_mb, seconds, tensor_mb, state_bytes / 2**20)
+
+    def _estimate_state(self, settings: _Settings) -> tuple[float, float, float]:
+        """Return the bytes that stay between steps, a copy of them to save, and the gradients of micro-batches."""
+        costs, n_copies = self._get_costs(settings.activation_checkpointing), count_state_copies(self.config)
+        begun, trained = (costs[name](self.n_classes) for name in ("state_bytes", "trained_bytes"))
+        if not self.n_steps:
+            return begun, 0.0, 0.0
+        summed = trained if settings.micro_batch_size < self.batch_size else 0.0
+        return begun + (1 + n_copies) * trained, (1 + n_copies) * trained, summed
 
     def _count_own_classes(self, settings: _Settings) -> int:
         """Return the classes whose texts one process encodes in a step."""
-        whole = self.n_processes <= self.whole_batch_size and settings.micro_batch_size >= self.batch_size
-        is_divided = self.n_processes > 1 and whole and self._measured.divided_texts > 0
-        is_divided = is_divided and self.n_classes >= FEWEST_ROWS * self.n_processes
-        return -(-self.n_classes // self.n_processes) if is_divided else self.n_classes
+        is_divided = settings.micro_batch_size >= self.batch_size and self._measured.divided_texts > 0
+        return -(-self.n_classes // self._count_slices()) if is_divided else self.n_classes
+
+    def _count_slices(self) -> int:
+        """Return into how many slices the processes of a step would divide the texts of the classes."""
+        divides = self.n_processes <= self.whole_batch_size and self.n_classes >= FEWEST_ROWS * self.n_processes
+        return self.n_processes if divides else 1
 
     def _estimate_gathered(self, settings: _Settings) -> float:
         """Return the bytes of the features that processes sum."""
@@ -294,9 +287,9 @@ class _Planner:
         """Return the bytes that recorded passes (CUDA graphs) keep, and those of a step that they replace."""
         options = self.config.compute_options
         changes = {name: getattr(settings, name) for name in ("activation_checkpointing", "text_micro_batch")}
-        costs, recorded, replaced = self._costs[False], 0.0, 0.0
         if replace(options, **changes) != DEFAULT_COMPUTE_OPTIONS:
-            return recorded, replaced
+            return 0.0, 0.0
+        costs, recorded, replaced = self._get_costs(False), 0.0, 0.0
         for inputs in ("text", "image"):
             sizes = self.n_classes, settings.micro_batch_size, own_classes
             if 0 < costs[f"recorded_{inputs}_size"](*sizes) <= 1:
@@ -337,16 +330,17 @@ class _Planner:
         if not self.batch_size:
             return 0.0
         own = self._count_own_classes(settings)
-        slowdown = SLOWDOWN["activation_checkpointing"] if settings.activation_checkpointing else 1.0
-        slowdown *= SLOWDOWN["text_micro_batch"] if (settings.text_micro_batch or own) < own else 1.0
+        slowdown = TEXT_MICRO_BATCH_SLOWDOWN if (settings.text_micro_batch or own) < own else 1.0
         n_micro_batches = -(-self.batch_size // settings.micro_batch_size)
-        one = self._costs[False]["step_seconds"](self.n_classes, settings.micro_batch_size, own)
+        one = self._get_costs(settings.activation_checkpointing)["step_seconds"](
+            self.n_classes, settings.micro_batch_size, own
+        )
         return n_micro_batches * one * slowdown * self.length_share
 
     def iter_alternatives(self, method: Method) -> Iterator[_Settings]:
         """Yield the settings that the method allows."""
         supported = _find_supported_settings(method)
-        needs_whole_batch = any(getattr(part, "needs_whole_batch", False) for part in method.modules())
+        needs_whole_batch = _needs_whole_batch(method)
         checkpointing = self.config.activation_checkpointing
         text_micro_batches = TEXT_MICRO_BATCHES if "text_micro_batch" in supported else ()
         for settings in product(
@@ -361,6 +355,10 @@ class _Planner:
         """Return the settings that are not as requested."""
         requested = self.requested._replace(micro_batch_size=self.micro_batch_size)
         return {name: value for name, value in settings._asdict().items() if value != getattr(requested, name)}
+
+
+def _needs_whole_batch(method: Method) -> bool:
+    return any(getattr(part, "needs_whole_batch", False) for part in method.modules())
 
 
 def _iter_micro_batch_sizes(batch_size: int, needs_whole_batch: bool) -> Iterator[int]:

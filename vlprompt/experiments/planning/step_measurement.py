@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,12 +46,15 @@ class StoredBytes(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """A step and a test of all items at once."""
+    """A step and a test of some items at once."""
 
     step_bytes: float
     step_seconds: float
-    test_bytes: float
+    test_bytes: float  # beside what was prepared
+    prepare_bytes: float  # before a test
     item_seconds: float  # of one test item
+    state_bytes: float  # what the method makes when the lesson begins: prompts, buffers, copies of weights
+    trained_bytes: float  # of its parameters
     recorded_text_bytes: float  # what recorded passes of texts (CUDA graphs) would keep
     replaced_text_bytes: float  # what the same passes take of step_bytes
     recorded_text_size: float  # of the largest of them, as a share of the largest that is recorded
@@ -66,6 +69,7 @@ class Measurement(NamedTuple):
 class _PassCounter(DividedPasses):
     """Computes whole what processes would divide, and counts its rows."""
 
+    fewest_rows: int = 0
     n_rows: int = 0
 
     def compute(self, n_rows: int, dim: int, compute_slice: Callable[[int, int], Tensor]) -> Tensor:
@@ -73,7 +77,9 @@ class _PassCounter(DividedPasses):
         return compute_slice(0, n_rows)
 
 
-def subsample_lesson(lesson: Lesson, classes: int, items: int, batch_size: int | None = None) -> Lesson:
+def subsample_lesson(
+    lesson: Lesson, classes: int, items: int, batch_size: int | None = None, n_slices: int = 1
+) -> Lesson:
     """Return a lesson of fewer classes, short names and long ones, and items, repeated where too few.
 
     Args:
@@ -81,10 +87,14 @@ def subsample_lesson(lesson: Lesson, classes: int, items: int, batch_size: int |
         classes: how many remain.
         items: how many remain. Texts are from the longest batch there is, as batches are of texts of similar length.
         batch_size: of the training; default: items.
+        n_slices: into which processes divide the classes, which are then of the slice with the longest names.
     """
-    names = lesson.train.names
-    by_length = sorted(range(len(names)), key=lambda i: len(str(names[i])))
-    chosen = [by_length[i * len(names) // classes] for i in range(classes)]
+    lengths = [len(str(name)) for name in lesson.train.names]
+    bounds = [len(lengths) * k // n_slices for k in range(n_slices + 1)]
+    longest = max(map(range, bounds, bounds[1:]), key=lambda part: sum(lengths[i] for i in part))
+    by_length = sorted(longest, key=lambda i: lengths[i])
+    step = (len(by_length) - 1) / max(1, classes - 1)  # the shortest, the longest and those between
+    chosen = [by_length[-1 - round(i * step)] for i in reversed(range(classes))]
 
     def subsample(split: Split) -> Split:
         part = split.select_classes(chosen)
@@ -125,56 +135,84 @@ def build_batch(method: Method, lesson: Lesson, config: TrainConfig | None = Non
     return None if batch is None else replace(batch, unlabelled=unlabelled)
 
 
-def measure_step_and_test(
-    method: Method, lesson: Lesson, config: TrainConfig, test_items: Sequence[Item], max_new_tokens: int = 0
-) -> Measurement:
-    """Measure a step of a small lesson and a test.
+def measure_steps_and_tests(
+    method: Method,
+    lesson: Lesson,
+    config: TrainConfig,
+    test_items: Sequence[Item],
+    sizes: Sequence[int],
+    max_new_tokens: int = 0,
+) -> dict[int, Measurement]:
+    """Measure a step and a test of each number of items; what is frozen is encoded once for all of them.
 
     Args:
         method: built anew; it learns something.
-        lesson: its items are the batch.
+        lesson: its first items are the batches.
         config: of the training.
-        test_items: all of them at once are the test; none: the items of the step.
+        test_items: the first of them are the tests; none: the items of the steps.
+        sizes: numbers of items, ascending; the lesson has the last one.
         max_new_tokens: that are generated of each test text.
     """
     with torch.random.fork_rng():
-        method.begin_lesson(lesson, make_generator(0))
-        step, stored = _Step(), dict[str, float]()
-        batch = build_batch(method, lesson, config)
-        if batch is not None and any(p.requires_grad for p in method.parameters()):
-            loop = Loop(method.train(), lesson, config, 1)
+        begun = _track(lambda: method.begin_lesson(lesson, make_generator(0)))
+        trained = float(sum(p.nbytes for p in method.parameters() if p.requires_grad))
+        loop = Loop(method.train(), lesson, config, 1) if trained else None
+        with torch.no_grad():
+            names = lesson.train.names
+            frozen = _track(lambda: loop.precompute(names) if loop else method.precompute(names))
+        steps, stored = dict.fromkeys(sizes, _Step()), dict.fromkeys(StoredBytes._fields, 0.0)
+        if loop and (batch := build_batch(method, lesson, config)):
             with _recording_use(method) as used:
-                step = _measure_step(loop, batch)
+                steps = _measure_steps(loop, config, sizes)
                 _decode_augmented(method, lesson.train)
             n_items = batch.n_items
-            stored = {"train_image": used.image / n_items, "train_feature": used.feature / n_items}
+            stored |= {"train_image": used.image / n_items, "train_feature": used.feature / n_items}
             stored["batch_pixels"] = sum(_stored_pixels(part) for part in (batch, batch.unlabelled)) / n_items
         items = test_items or lesson.train.items or (() if lesson.unlabelled is None else lesson.unlabelled.items)
-        inputs = build_inputs(items, [None] * len(items)) if items else None
         method.eval()
-        seconds, n_items = 0.0, max(1, len(items))
-        with torch.no_grad(), memory.TensorMemoryTracker() as tracker, _recording_use(method) as used:
-            prepared = method.prepare(lesson.train.names, method.precompute(lesson.train.names))
-            start = time.perf_counter()
-            if inputs is not None:
-                method(inputs, prepared)
-                if max_new_tokens and find_answer_kind(items) == "response":
-                    limit = min(max_new_tokens, MAX_GENERATED_TOKENS)
-                    generate_texts(method, inputs, f"task.max_new_tokens={max_new_tokens}", max_new_tokens=limit)
-            seconds = time.perf_counter() - start
+        with torch.no_grad(), _recording_use(method) as used:
+            tests, counter = _measure_tests(method, lesson, frozen, items, sizes, max_new_tokens)
+    n_items = max(1, len(items))
     stored |= {"test_image": used.image / n_items, "test_feature": used.feature / n_items}
-    test_bytes = tracker.peak_bytes + n_items * _unmeasured_key_bytes(method, max_new_tokens)
-    zeros = dict.fromkeys(StoredBytes._fields, 0.0)
-    return Measurement(
-        step.n_bytes,
-        step.seconds,
-        float(test_bytes),
-        seconds / n_items,
-        *step.recorded_texts,
-        *step.recorded_images,
-        step.divided_texts,
-        StoredBytes(**(zeros | stored)),
-    )
+    return {
+        n: Measurement(
+            steps[n].n_bytes,
+            steps[n].seconds,
+            *tests[n],
+            float(begun.current_bytes),
+            trained,
+            *steps[n].texts,
+            *steps[n].images,
+            float(counter.n_rows),
+            StoredBytes(**stored),
+        )
+        for n in sizes
+    }
+
+
+class _Tracked(NamedTuple):
+    """What a call returned, and its tensors: at once, and those that stay."""
+
+    value: Any
+    peak_bytes: int
+    current_bytes: int
+    seconds: float
+
+
+def _track(call: Callable[[], Any], device: torch.device | None = None) -> _Tracked:
+    """Call, and count the tensors; on a GPU, where counting takes longer than computing, call again for the seconds."""
+    with memory.TensorMemoryTracker() as tracker:
+        start = time.perf_counter()
+        value = call()
+        seconds = time.perf_counter() - start - tracker.own_seconds
+    tracked = _Tracked(value, tracker.peak_bytes, tracker.current_bytes, seconds)
+    if device is None or device.type != "cuda":
+        return tracked
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize(device)
+    return tracked._replace(seconds=time.perf_counter() - start)
 
 
 class _Recorded(NamedTuple):
@@ -194,25 +232,71 @@ class _Recorded(NamedTuple):
 class _Step(NamedTuple):
     n_bytes: float = 0.0
     seconds: float = 0.0
-    recorded_texts: _Recorded = _Recorded()
-    recorded_images: _Recorded = _Recorded()
-    divided_texts: float = 0.0
+    texts: _Recorded = _Recorded()
+    images: _Recorded = _Recorded()
 
 
-def _measure_step(loop: Loop, batch: Batch) -> _Step:
-    """Measure a step, after a first one that fills caches and layouts."""
-    texts, images, counter = RecordedPassMeter(), RecordedPassMeter(), _PassCounter()
-    with _metering_passes(loop.method, texts, images):
-        loop.compute_gradients(batch)
-        with torch.no_grad(), dividing(counter):
-            loop.method.prepare(batch.names, loop.precompute(batch.names))
-        with memory.TensorMemoryTracker() as tracker:
+def _measure_steps(loop: Loop, config: TrainConfig, sizes: Sequence[int]) -> dict[int, _Step]:
+    """Measure steps of the first items of a loop's lesson, each after a forward pass that fills caches and layouts."""
+    steps, differentiate = dict[int, _Step](), loop.differentiate
+    for n in sizes:
+        batch = build_batch(loop.method, _take_first(loop.lesson, n), config)
+        texts, images = RecordedPassMeter(), RecordedPassMeter()
+        if batch is None:
+            continue
+        with _metering_passes(loop.method, texts, images):
+            loop.differentiate = lambda loss, inputs, **_: tuple(map(torch.zeros_like, inputs))
             loop.compute_gradients(batch)
-        start = time.perf_counter()
-        loop.compute_gradients(batch)
-        seconds = time.perf_counter() - start
-    recorded_texts, recorded_images = _Recorded.add_up(texts), _Recorded.add_up(images)
-    return _Step(float(tracker.peak_bytes), seconds, recorded_texts, recorded_images, float(counter.n_rows))
+            loop.differentiate = differentiate
+            tracked = _track(lambda batch=batch: loop.compute_gradients(batch) and None, loop.device)
+        recorded = _Recorded.add_up(texts), _Recorded.add_up(images)
+        steps[n] = _Step(float(tracked.peak_bytes), tracked.seconds, *recorded)
+    return steps
+
+
+def _take_first(lesson: Lesson, n: int) -> Lesson:
+    """Return a lesson of the first n items, labelled and not."""
+    unlabelled = lesson.unlabelled
+    if unlabelled is not None:
+        unlabelled = replace(unlabelled, items=unlabelled.items[:n])
+    return replace(lesson, train=lesson.train.select(range(min(n, len(lesson.train)))), unlabelled=unlabelled)
+
+
+class _Test(NamedTuple):
+    n_bytes: float
+    prepare_bytes: float
+    item_seconds: float
+
+
+def _measure_tests(
+    method: Method, lesson: Lesson, frozen: _Tracked, items: Sequence[Item], sizes: Sequence[int], max_new_tokens: int
+) -> tuple[dict[int, _Test], _PassCounter]:
+    """Measure tests of the first items, and count the texts that processes would divide."""
+    names, counter = lesson.train.names, _PassCounter()
+
+    def prepare() -> Any:
+        with dividing(counter):
+            return method.prepare(names, frozen.value)
+
+    def test(items: Sequence[Item]) -> None:
+        inputs = build_inputs(items, [None] * len(items))
+        method(inputs, prepared.value)
+        if max_new_tokens and find_answer_kind(items) == "response":
+            limit = min(max_new_tokens, MAX_GENERATED_TOKENS)
+            generate_texts(method, inputs, f"task.max_new_tokens={max_new_tokens}", max_new_tokens=limit)
+
+    prepared, tests = _track(prepare), dict[int, _Test]()
+    prepare_bytes = float(max(frozen.peak_bytes, frozen.current_bytes + prepared.peak_bytes))
+    prepared_bytes = float(frozen.current_bytes + prepared.current_bytes)
+    device = None if method.backbone is None else find_input_tower(method.backbone).device
+    for n in sizes:
+        n_bytes, seconds, part = prepared_bytes, 0.0, items[:n]
+        if part:
+            tracked = _track(lambda part=part: test(part), device)
+            n_bytes, seconds = n_bytes + tracked.peak_bytes, tracked.seconds / len(part)
+        n_bytes += len(part) * _unmeasured_key_bytes(method, max_new_tokens)
+        tests[n] = _Test(n_bytes, prepare_bytes, seconds)
+    return tests, counter
 
 
 @contextmanager
