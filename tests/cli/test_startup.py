@@ -118,21 +118,23 @@ def test_a_random_clip_that_is_not_plain_is_built_by_open_clip():
     assert type(glyph._build_tiny_model(0, vision_cfg={"layers": [1, 1, 1, 1], "width": 16, "head_width": 64})) is CLIP
 
 
+@pytest.mark.parametrize("n_parameters", [2, 12])  # few are changed one by one, many in one call
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_optimizers_are_those_of_torch(name):
+def test_optimizers_are_those_of_torch(name, n_parameters):
     """Bit for bit, over steps with groups of their own weight decay, and after a state was saved and loaded."""
     config = TrainConfig(optimizer=name, lr=0.1, weight_decay=0.01)
     classes = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     options = {"momentum": config.momentum} if name == "sgd" else {"betas": config.betas, "eps": config.eps}
-    values = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    values = torch.randn(n_parameters, 5, 3, generator=torch.Generator().manual_seed(0))
+    decays = (0.01, 0.0) * (n_parameters // 2)
 
     def make():
         return [torch.nn.Parameter(v.clone()) for v in values]
 
     mine, theirs = make(), make()
-    groups = [{"params": [p], "weight_decay": decay} for p, decay in zip(mine, (0.01, 0.0), strict=True)]
+    groups = [{"params": [p], "weight_decay": decay} for p, decay in zip(mine, decays, strict=True)]
     ours = build_optimizer(groups, config, torch.device("cpu"))
-    groups = [{"params": [p], "weight_decay": decay} for p, decay in zip(theirs, (0.01, 0.0), strict=True)]
+    groups = [{"params": [p], "weight_decay": decay} for p, decay in zip(theirs, decays, strict=True)]
     reference = classes[name](groups, lr=0.1, **options)
     assert isinstance(ours, classes[name])
     generator = torch.Generator().manual_seed(1)

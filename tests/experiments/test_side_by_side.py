@@ -1,6 +1,7 @@
 """Runs side by side are the runs one by one, to rounding, whichever way they are stopped and go on."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -240,6 +241,34 @@ def test_each_training_draws_its_own_random_numbers(clip):
         torch.testing.assert_close(gradient, torch.autograd.grad(alone.square().sum(), leaf)[0])
 
 
+def test_trainings_that_see_the_same_images_decode_them_once(clip):
+    """Those of other images, or without keys, decode their own; in the next pass nothing of this one is left."""
+    pixels, decoded = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)), []
+
+    def make_job(member, key, place):
+        def decode(_, indices):
+            decoded.append(key)
+            return pixels[[place for _ in indices]]
+
+        def job():
+            leaf = torch.ones(1, 2, clip.image.dim, requires_grad=True)
+            for _ in range(2):
+                features = member.backbone.image(Images(decode, [key]), Prompt(tokens={0: leaf}))
+                member.differentiate(features.sum(), [leaf])
+            return features
+
+        return job
+
+    group = TrainingGroup(clip, 4)
+    wanted = [("a", 0), ("a", 0), ("b", 1), (None, 2)]
+    found = group.run([make_job(member, *one) for member, one in zip(group.members, wanted, strict=True)])
+    assert Counter(decoded) == {"a": 2, "b": 2, None: 2}
+    for features, (key, place) in zip(found, wanted, strict=True):
+        alone = Images(lambda _, indices, place=place: pixels[[place for _ in indices]], [key])
+        prompt = Prompt(tokens={0: torch.ones(1, 2, clip.image.dim)})
+        torch.testing.assert_close(features, clip.image(alone, prompt))
+
+
 def test_only_runs_that_differ_by_seed_and_rates_are_grouped():
     configs = [*resolve("coop", [1, 2]), *resolve("kgcoop", [1]), *resolve("coop", [1], "train.batch_size=8")]
     configs.append(set_rate(configs[0], 0.05))
@@ -257,6 +286,7 @@ def test_only_runs_that_differ_by_seed_and_rates_are_grouped():
         ("maple", "glyph/random", {"train.batch_size": 4}, ""),
         ("vpt", "glyph-vit/random", {"train.batch_size": 4}, ""),
         ("clip_lora", "glyph/random", {"train.batch_size": 4}, ""),
+        ("clip_lora", "glyph/random", {"train.batch_size": 32}, ""),
         ("cocoop", "glyph/random", {}, "each image has a row"),
         ("maple", "glyph/random", {"train.batch_size": 128}, "one batch in the image tower"),
         ("vpt", "glyph-vit/random", {"train.batch_size": 128}, "one batch in the image tower"),

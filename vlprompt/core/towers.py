@@ -1,5 +1,6 @@
 """Contracts of frozen towers (image, text, language model), and the Clip that joins two of them."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -191,12 +192,19 @@ class FeatureStore(Protocol):
     def flush(self) -> None: ...
 
 
+def _store_signature(function: Any) -> Any:
+    """Store a function's signature in it: torch asks for it at each call, and to find it takes as long as the work."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 class _Unit(torch.autograd.Function):
     """x / |x| over the last dimension; its derivative in four operations, where F.normalize has sixteen."""
 
     generate_vmap_rule = True  # for vmapped training
 
     @staticmethod
+    @_store_signature
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
         return x / norm, norm

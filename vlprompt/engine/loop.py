@@ -223,7 +223,7 @@ class Loop:
     def apply_gradients(self, terms: dict[str, float], grads: list[Tensor], lr: float) -> None:
         """Clip, unscale and apply gradients that are given in the order of `parameters`."""
         culprit = next((name for name, value in terms.items() if not math.isfinite(value)), None)
-        if culprit is None and not self.scaler.is_enabled() and not all(map(is_finite, grads)):
+        if culprit is None and not self.scaler.is_enabled() and not _are_finite(grads):
             culprit = "gradient"
         if culprit is not None:
             raise NonFiniteError(
@@ -322,6 +322,12 @@ def fit(
             yield Step(epoch, step + 1, total_steps, terms, lr, loop)
     for p in loop.parameters:
         p.grad = None  # in a stream, parameters of earlier lessons would hold theirs to the end
+
+
+def _are_finite(grads: Sequence[Tensor]) -> bool:
+    """Whether all numbers are finite. Their sum says so in one pass, except where it overflows."""
+    sums = torch.stack([g.sum() for g in grads]) if grads else torch.zeros(())
+    return math.isfinite(sums.sum()) or all(map(is_finite, grads))
 
 
 def find_schedule_span(starts: Sequence[int], step: int, total_steps: int) -> tuple[int, int]:

@@ -11,16 +11,23 @@ from torch import Tensor
 from vlprompt.core.method import ParamGroup
 from vlprompt.engine.train_config import TrainConfig
 
+MAX_LOOPED_PARAMETERS = 8  # on a CPU
+GRAPH_CHECKS = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")  # names of two versions
+
 
 def build_optimizer(param_groups: list[ParamGroup], config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
     """Build the optimizer that `config.optimizer` names; ValueError where this device has none of that name."""
-    groups = [dict(group) for group in param_groups]  # optimizers write their settings into them
+    groups: list[dict[str, Any]] = [dict(group) for group in param_groups]  # optimizers write their settings into them
+    # beyond a few parameters torch's loop in C++, with the same numbers, is faster than that in Python
+    settings: dict[str, Any] = {"weight_decay": config.weight_decay, "foreach": None}
+    if device.type == "cpu" and sum(len(group["params"]) for group in groups) > MAX_LOOPED_PARAMETERS:
+        settings["foreach"] = True
     if config.optimizer == "sgd":
-        return skip_dynamo(torch.optim.SGD)(groups, config.lr, config.momentum, weight_decay=config.weight_decay)
+        return strip_decorators(torch.optim.SGD)(groups, config.lr, config.momentum, **settings)
     if config.optimizer == "paged_adamw":
         return build_paged_adamw(param_groups, config, device)
     optimizer_class = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return skip_dynamo(optimizer_class)(groups, config.lr, config.betas, config.eps, weight_decay=config.weight_decay)
+    return strip_decorators(optimizer_class)(groups, config.lr, config.betas, config.eps, **settings)
 
 
 def count_state_copies(config: TrainConfig) -> int:
@@ -29,16 +36,19 @@ def count_state_copies(config: TrainConfig) -> int:
 
 
 @cache
-def skip_dynamo(optimizer_class: type[torch.optim.Optimizer]) -> Any:
-    """Return an optimizer class with the same arithmetic that does not import torch._dynamo.
+def strip_decorators(optimizer_class: type[torch.optim.Optimizer]) -> Any:
+    """Return an optimizer class with the same arithmetic, without what torch puts around it.
 
-    The first call of a decorated method of `torch.optim` imports it, which takes longer than torch itself and matters
-    to `torch.compile` alone, which is not used here.
+    The first call of a decorated method of `torch.optim` imports torch._dynamo, which takes longer than torch itself
+    and matters to `torch.compile` alone, which is not used here. Hooks for profilers, and the look for a CUDA graph
+    that is being captured, take as long as a step of a small prompt.
     """
     names = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
     methods = {name: inspect.unwrap(getattr(optimizer_class, name)) for name in names}
     step = torch.no_grad()(inspect.unwrap(optimizer_class.step))
-    return type(optimizer_class.__name__, (optimizer_class,), {**methods, "step": step})
+    vars(step)["hooked"] = True  # by which torch knows a step that it has wrapped
+    methods |= {"step": step, **dict.fromkeys(GRAPH_CHECKS, lambda _: None)}
+    return type(optimizer_class.__name__, (optimizer_class,), methods)
 
 
 def build_paged_adamw(

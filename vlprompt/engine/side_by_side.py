@@ -8,15 +8,17 @@ states and cache counts belong to each training.
 
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from vlprompt.core.images import Images, Preprocessing
 from vlprompt.core.towers import Backbone, find_feature_cache, find_input_tower
 from vlprompt.layers.joined_passes import RandomTurn, TowerPass, run_joined, watch_passes
 
@@ -50,7 +52,7 @@ class GroupMember:
 
     def __init__(self, group: "TrainingGroup", index: int, backbone: Backbone):
         self.group, self.index = group, index
-        self.backbone = watch_passes(backbone, self.encode)
+        self.backbone = watch_passes(backbone, self.encode, group.decode)
         self.has_passes = False  # whose gradients were not taken yet
         self.seconds, self.turn_start = 0.0, 0.0
         self.n_joined = 0
@@ -112,12 +114,17 @@ class _Thread:
     member: GroupMember
     random: _RandomStream
     counts: tuple[int, int]
-    may_run: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    may_run: SimpleQueue[None] = field(default_factory=SimpleQueue)
     request: _Request | None = None
     answer: Any = None
     error: BaseException | None = None  # to be raised where it waits
     outcome: Any = None
     is_done: bool = False
+
+    @property
+    def aborts(self) -> bool:
+        """Whether it ended by what is no Exception, such as Ctrl-C, which is for all."""
+        return isinstance(self.outcome, BaseException) and not isinstance(self.outcome, Exception)
 
 
 class TrainingGroup:
@@ -135,8 +142,10 @@ class TrainingGroup:
         self.backbone = backbone
         self.device = find_input_tower(backbone).device
         self.members = [GroupMember(self, i, backbone) for i in range(n_members)]
-        self._scheduler_may_run = threading.Semaphore(0)
+        self._scheduler_may_run = SimpleQueue[None]()
         self._threads: list[_Thread] = []
+        self._turns = deque[_Thread]()  # of those that run before requests are answered
+        self._pixels: dict[object, Tensor] = {}
 
     def run(self, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
         """Do a job for each member in lockstep.
@@ -155,14 +164,15 @@ class TrainingGroup:
             worker.start()
         try:
             while alive := [t for t in self._threads if not t.is_done]:
-                for thread in alive:
-                    if thread.request is None:
-                        self._give_turn(thread)
+                self._turns.extend(thread for thread in alive if thread.request is None)
+                self._begin_turn()
+                self._scheduler_may_run.get()
+                self._raise_abort()
                 self.serve([t for t in alive if t.request is not None])
         except BaseException as error:  # Ctrl-C, or a signal: each ends where it waits and closes its files
             for thread in self._threads:
                 thread.error = error
-                thread.may_run.release()
+                thread.may_run.put(None)
             for worker in workers:
                 worker.join()
             raise
@@ -176,8 +186,8 @@ class TrainingGroup:
         self.require_running(member)
         thread = self._threads[member.index]
         thread.request = request
-        self._scheduler_may_run.release()
-        thread.may_run.acquire()
+        self._end_turn(thread)
+        thread.may_run.get()
         self.require_running(member)
         answer, thread.answer = thread.answer, None
         return answer
@@ -188,7 +198,7 @@ class TrainingGroup:
             raise error
 
     def _do_job(self, thread: _Thread, job: Callable[[], Any], n_torch_threads: int) -> None:
-        thread.may_run.acquire()
+        thread.may_run.get()
         torch.set_num_threads(n_torch_threads)
         try:
             if thread.error is not None:
@@ -197,20 +207,45 @@ class TrainingGroup:
         except BaseException as error:
             thread.outcome = error
         thread.is_done, thread.request = True, None
-        self._scheduler_may_run.release()
+        if thread.aborts:
+            self._turns.clear()
+        self._end_turn(thread)
 
-    def _give_turn(self, thread: _Thread) -> None:
-        """Let a thread run until it waits or ends, with its own random state and cache counts."""
+    def _begin_turn(self) -> None:
+        """Let the next thread run until it waits or ends, with its own random state and cache counts.
+
+        After the last one the scheduler does. A thread gives the turn to the next one itself: each change of threads
+        takes as long as several small operations.
+        """
+        if not self._turns:
+            self._scheduler_may_run.put(None)
+            return
+        thread = self._turns.popleft()
         thread.random.restore()
         self._set_counts(thread.counts)
         thread.member.turn_start = time.monotonic()
-        thread.may_run.release()
-        self._scheduler_may_run.acquire()
+        thread.may_run.put(None)
+
+    def _end_turn(self, thread: _Thread) -> None:
         thread.member.seconds += time.monotonic() - thread.member.turn_start
         thread.random.capture()
         thread.counts = self._get_counts()
-        if thread.is_done and isinstance(thread.outcome, BaseException) and not isinstance(thread.outcome, Exception):
-            raise thread.outcome
+        self._begin_turn()
+
+    def _raise_abort(self) -> None:
+        """Raise what ends a thread and all others with it."""
+        for thread in self._threads:
+            if thread.aborts:
+                raise thread.outcome
+
+    def decode(self, images: Images, preprocessing: Preprocessing) -> Tensor:
+        """Return the pixels of images; trainings of one seed see the same ones, which are decoded once."""
+        if not images.keys or None in images.keys:
+            return images.pixels(preprocessing)
+        key = images.keys, preprocessing
+        if key not in self._pixels:
+            self._pixels[key] = images.pixels(preprocessing)
+        return self._pixels[key]
 
     def serve(self, waiting: Sequence[_Thread]) -> None:
         """Answer the requests for features, those of one kind in one pass; where there are none, those for gradients.
@@ -219,6 +254,7 @@ class TrainingGroup:
         parameters that a step has changed no longer fit to it.
         """
         groups: dict[object, list[_Thread]] = defaultdict(list)
+        self._pixels.clear()
         for thread in waiting:
             if isinstance(thread.request, TowerPass):
                 groups[thread.request.key].append(thread)

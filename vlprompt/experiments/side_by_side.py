@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GROUP_KEYS = ("train.lr", "train.weight_decay")
 MAX_RUNS = 12  # in one pass; on a CPU more gain little
 MAX_TEXT_SIZE = 24_000  # texts x width of the tower, above which one row keeps a CPU busy
-MAX_IMAGE_SIZE = 60_000  # images of a batch x tokens x width of the tower, above which one batch does
+MAX_IMAGE_SIZE = 70_000  # images of a batch x tokens x width of the tower, above which one batch does
 MEASURED_IMAGES = 2  # in the step that shows what can be shared
 
 MemberJob: TypeAlias = "Callable[[GroupMember, Listener], Result]"

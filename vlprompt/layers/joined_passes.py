@@ -4,15 +4,17 @@ Rows of one pass do not see each other, so that each training has the features t
 training is cut out by rows: tokens, images, and adapters, each of which sees the rows of its own training.
 """
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from vlprompt.core.images import PixelBatch
+from vlprompt.core.images import Images, PixelBatch, Preprocessing
 from vlprompt.core.prompt import NOTHING, AdapterFn, Prompt
 from vlprompt.core.towers import Backbone, Clip, Tower, VisionTower
 from vlprompt.layers.adapters import LowRankAdapter
@@ -70,19 +72,23 @@ def can_join(prompt: Prompt, output: str, takes_texts: bool) -> bool:
     """Whether a pass can be joined with others: its prompt is trained tokens and adapters that keep rows apart."""
     adapters = [prompt.adapters[site] for site in prompt.adapters]
     modules = [adapter for adapter in adapters if isinstance(adapter, nn.Module)]
-    trained = [*prompt.tokens.values(), *(p for module in modules for p in module.parameters())]
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in trained):
+    tensors = chain(prompt.tokens.values(), (p for module in modules for p in module.parameters()))
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         return False
     has_apart_rows = len(modules) == len(adapters) and not prompt.mixes_rows and not len(prompt.prefix)
     carries_tensors = any(isinstance(carry, Tensor) for carry in prompt.carry.values())
     return has_apart_rows and not carries_tensors and (output == "pooled" or not takes_texts)
 
 
+RunPass: TypeAlias = Callable[[TowerPass], Tensor]
+Decode: TypeAlias = Callable[[Images, Preprocessing], Tensor]
+
+
 class _WatchedTower:
     """A tower that hands passes which can be joined to a function; all else is the tower's own."""
 
-    def __init__(self, tower: Tower, run_pass: Callable[[TowerPass], Tensor]):
-        self.tower, self.run_pass = tower, run_pass
+    def __init__(self, tower: Tower, run_pass: RunPass, decode: Decode):
+        self.tower, self.run_pass, self.decode = tower, run_pass, decode
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["tower"], name)
@@ -94,17 +100,23 @@ class _WatchedTower:
             return tower(inputs, prompt, output)
         device = tower.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        inputs = tuple(inputs) if takes_texts else inputs.pixels(tower.preprocessing).to(tower.device)
+        inputs = tuple(inputs) if takes_texts else self.decode(inputs, tower.preprocessing).to(tower.device)
         return self.run_pass(TowerPass(tower, inputs, prompt, output, autocast))
 
 
-def watch_passes(backbone: Backbone, run_pass: Callable[[TowerPass], Tensor]) -> Any:
-    """Return the backbone with towers that hand their passes which can be joined to a function."""
+def watch_passes(backbone: Backbone, run_pass: RunPass, decode: Decode = Images.pixels) -> Any:
+    """Return the backbone with towers that hand their passes which can be joined to a function.
+
+    Args:
+        backbone: the backbone.
+        run_pass: computes the features of a pass.
+        decode: gives the pixels of its images.
+    """
     if isinstance(backbone, Clip):
-        image: Any = _WatchedTower(backbone.image, run_pass)
-        text: Any = _WatchedTower(backbone.text, run_pass)
+        image: Any = _WatchedTower(backbone.image, run_pass, decode)
+        text: Any = _WatchedTower(backbone.text, run_pass, decode)
         return replace(backbone, image=image, text=text)
-    return _WatchedTower(backbone, run_pass) if isinstance(backbone, VisionTower) else backbone
+    return _WatchedTower(backbone, run_pass, decode) if isinstance(backbone, VisionTower) else backbone
 
 
 def run_joined(passes: Sequence[TowerPass], turns: Sequence[RandomTurn]) -> Sequence[Tensor]:
@@ -116,7 +128,7 @@ def run_joined(passes: Sequence[TowerPass], turns: Sequence[RandomTurn]) -> Sequ
     """
     first, n = passes[0], len(passes)
     tokens = {i: torch.cat([_expand_tokens(p, i) for p in passes]) for i in first.prompt.tokens}
-    adapters = {site: join_adapters([p.prompt.adapters[site] for p in passes], turns) for site in first.prompt.adapters}
+    adapters = join_adapters({site: [p.prompt.adapters[site] for p in passes] for site in first.prompt.adapters}, turns)
     prompt = replace(first.prompt, tokens=tokens, adapters=adapters, n_contexts=n)
     inputs: Any = first.inputs
     if isinstance(inputs, Tensor):
@@ -155,26 +167,59 @@ class _JoinedAdapter:
 
 
 class _JoinedLowRank:
-    """Low-rank updates of several trainings at one site, as products of stacks."""
+    """Low-rank updates of several trainings at one site, as products of stacks: down (M, r, in) and up (M, out, r)."""
 
-    def __init__(self, adapters: Sequence[LowRankAdapter], turns: Sequence[RandomTurn]):
-        self.adapters, self.turns, self.scale = adapters, turns, adapters[0].scale
-        self.down, self.up = torch.stack([a.down for a in adapters]), torch.stack([a.up for a in adapters])
+    def __init__(self, adapters: Sequence[LowRankAdapter], turns: Sequence[RandomTurn], down: Tensor, up: Tensor):
+        self.turns, self.dropout, self.scale = turns, adapters[0].dropout, adapters[0].scale
+        self.down, self.up = down, up
 
     def __call__(self, given: Tensor, made: Tensor) -> Tensor:
-        n, rows = len(self.adapters), given
-        if self.adapters[0].dropout.p and self.adapters[0].training:
-            dropped = list[Tensor]()
-            for adapter, turn, part in zip(self.adapters, self.turns, given.chunk(n), strict=True):
-                with turn():
-                    dropped.append(adapter.dropout(part))
-            rows = torch.cat(dropped)
-        update = rows.reshape(n, -1, rows.shape[-1]) @ self.down.mT @ self.up.mT
-        return made + self.scale * update.view_as(made)
+        n = len(self.turns)
+        rows = _drop_by_turns(self.dropout, given, self.turns) if self.dropout.p and self.dropout.training else given
+        low = rows.reshape(n, -1, rows.shape[-1]) @ self.down.mT
+        updated = torch.baddbmm(made.reshape(n, -1, made.shape[-1]), low, self.up.mT, alpha=self.scale)
+        return updated.view_as(made)
 
 
-def join_adapters(adapters: Sequence[Any], turns: Sequence[RandomTurn]) -> AdapterFn:
-    """Return the adapters of several trainings at one site as one."""
-    if all(type(adapter) is LowRankAdapter for adapter in adapters):
-        return _JoinedLowRank(adapters, turns)
-    return _JoinedAdapter(adapters, turns)
+def _drop_by_turns(dropout: nn.Dropout, rows: Tensor, turns: Sequence[RandomTurn]) -> Tensor:
+    """Drop entries of the rows of each training with its own random numbers."""
+    if rows.device.type != "cpu" or dropout.p == 1:  # elsewhere one operation draws and multiplies
+        parts = list[Tensor]()
+        for turn, part in zip(turns, rows.chunk(len(turns)), strict=True):
+            with turn():
+                parts.append(dropout(part))
+        return torch.cat(parts)
+    kept = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    for turn, part in zip(turns, kept.chunk(len(turns)), strict=True):
+        with turn():
+            part.bernoulli_(1 - dropout.p)  # as torch's dropout draws
+    return rows * kept.div_(1 - dropout.p)
+
+
+def join_adapters(by_site: Mapping[str, Sequence[Any]], turns: Sequence[RandomTurn]) -> dict[str, AdapterFn]:
+    """Return the adapters of several trainings at each site as one."""
+    low_rank = {
+        site: adapters
+        for site, adapters in by_site.items()
+        if all(type(adapter) is LowRankAdapter for adapter in adapters)
+    }
+    downs = _stack_by_shape({site: [adapter.down for adapter in adapters] for site, adapters in low_rank.items()})
+    ups = _stack_by_shape({site: [adapter.up for adapter in adapters] for site, adapters in low_rank.items()})
+    return {
+        site: _JoinedLowRank(adapters, turns, downs[site], ups[site])
+        if site in low_rank
+        else _JoinedAdapter(adapters, turns)
+        for site, adapters in by_site.items()
+    }
+
+
+def _stack_by_shape(by_site: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Stack the tensors of each site; all those of one shape by one operation, forward and backward."""
+    sites: dict[torch.Size, list[str]] = defaultdict(list)
+    for site, tensors in by_site.items():
+        sites[tensors[0].shape].append(site)
+    stacks = dict[str, Tensor]()
+    for alike in sites.values():
+        together = torch.stack([tensor for site in alike for tensor in by_site[site]])
+        stacks |= zip(alike, together.unflatten(0, (len(alike), -1)).unbind(), strict=True)
+    return stacks
