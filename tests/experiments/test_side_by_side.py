@@ -147,6 +147,27 @@ def test_gradients_of_a_step_are_those_of_one_training(double, name):  # noqa: F
     assert [member.n_joined for member in group.members] == [2, 2]
 
 
+@pytest.mark.parametrize("changes", [{"alpha": 3.0}, {"dropout": 0.0}, {"rank": 3}, {"training": False}])
+def test_low_rank_updates_of_other_settings_keep_them(double, changes):  # noqa: F811
+    """In one pass with those of another scale, dropout or rank, or of a training that is in evaluation."""
+    _, clip = double
+
+    def compute(i, clip, differentiate):
+        settings = dict(changes) if i else {}
+        training = settings.pop("training", True)
+        method = begin(partial(CLIPLoRA, **settings), clip, i).train(training)
+        torch.manual_seed(i)
+        features = clip.text(["a cat.", "a dog."], method.prompt("text"))
+        return features.detach(), *differentiate(features.square().sum(), list(method.parameters())[-2:])
+
+    group = TrainingGroup(clip, 2)
+    jobs = [partial(compute, m.index, m.backbone, m.differentiate) for m in group.members]
+    for i, found in enumerate(group.run(jobs)):
+        for joined, alone in zip(found, compute(i, clip, torch.autograd.grad), strict=True):
+            assert (joined - alone).abs().max() <= 1e-11 * alone.abs().max()
+    assert [member.n_joined for member in group.members] == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

@@ -207,11 +207,7 @@ def _drop_by_turns(dropout: nn.Dropout, rows: Tensor, turns: Sequence[RandomTurn
 
 def join_adapters(by_site: Mapping[str, Sequence[Any]], turns: Sequence[RandomTurn]) -> dict[str, AdapterFn]:
     """Return the adapters of several trainings at each site as one."""
-    low_rank = {
-        site: adapters
-        for site, adapters in by_site.items()
-        if all(type(adapter) is LowRankAdapter for adapter in adapters)
-    }
+    low_rank = {site: adapters for site, adapters in by_site.items() if _are_alike(adapters)}
     downs = _stack_by_shape({site: [adapter.down for adapter in adapters] for site, adapters in low_rank.items()})
     ups = _stack_by_shape({site: [adapter.up for adapter in adapters] for site, adapters in low_rank.items()})
     return {
@@ -220,6 +216,14 @@ def join_adapters(by_site: Mapping[str, Sequence[Any]], turns: Sequence[RandomTu
         else _JoinedAdapter(adapters, turns)
         for site, adapters in by_site.items()
     }
+
+
+def _are_alike(adapters: Sequence[Any]) -> bool:
+    """Whether adapters are low-rank updates that differ in the values of their tensors alone."""
+    if not all(type(adapter) is LowRankAdapter for adapter in adapters):
+        return False
+    kinds = {(one.scale, one.dropout.p, one.dropout.training, one.down.shape, one.up.shape) for one in adapters}
+    return len(kinds) == 1
 
 
 def _join_low_rank(first: LowRankAdapter, down: Tensor, up: Tensor, turns: Sequence[RandomTurn]) -> AdapterFn:
