@@ -304,6 +304,23 @@ def test_fixed_tensors_are_read_where_they_lie(tapes):
     check_adapters(tapes, {"0/q": holder, "1/q": low_rank()}, 3)
 
 
+class Scaling(nn.Module):
+    """Without anything trained: with a number, a tensor and a part that a test changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor, self.dropout = 2.0, nn.Dropout(0.5)
+        self.register_buffer("shift", torch.ones(3, dtype=torch.double))
+
+    def forward(self, x):
+        return self.factor * self.dropout(x) + self.shift
+
+
+class Beside(Holder):
+    def forward(self, given, made):
+        return self.change(2, given, self.beside[0](made))
+
+
 class Drawing(Holder):
     def forward(self, given, made):
         return self.change(1, given, made + F.dropout(made, 0.5))
@@ -334,6 +351,20 @@ class Choosing(Holder):
         return self.change(1, given, made) + given[given > 0].mean()
 
 
+class Masking(Holder):
+    """It writes into as many rows as a mask has, which only the device knows."""
+
+    def forward(self, given, made):
+        made = made.clone()
+        made[made.detach().sum(1) > 0] = torch.ones(3).double()
+        return self.change(1, given, made)
+
+
+class Solving(Holder):
+    def forward(self, given, made):
+        return self.change(1, given, torch.linalg.solve(2 * torch.eye(3).double(), made.T).T)
+
+
 class Moving(Holder):
     """Between devices, as a copy from the CPU is, which a recording can't hold."""
 
@@ -362,10 +393,13 @@ PLAIN = {
     "reading": Reading,
     "choosing": Choosing,
     "moving": Moving,
+    "masking": Masking,
+    "solving": Solving,
     "hooked": hooked,
     "tensor beside": lambda: Holder(beside=torch.ones(3)),
     "dict beside": lambda: Holder(beside={}),
     "trained module in a tuple": lambda: Holder(beside=(nn.Linear(2, 2),)),
+    "fixed module that averages": lambda: Beside(beside=(nn.BatchNorm1d(3).double().requires_grad_(False),)),
     "object beside": lambda: Holder(beside=partial(hooked)),
 }
 
@@ -400,6 +434,22 @@ def test_dropout_in_evaluation_is_none(tapes):
         found.append(tapes(adapt, "kind", Prompt(adapters={"0/q": adapter}), x)[0].detach())
     assert not torch.equal(found[1], found[2])
     assert Tape.made == 1
+
+
+def test_settings_of_a_fixed_module_beside_belong_to_a_kind(tapes):
+    scaling = Scaling().eval()
+    holder = Beside(beside=(scaling,))
+    check_adapters(tapes, {"0/q": holder}, 1)
+    scaling.factor = 3.0
+    check_adapters(tapes, {"0/q": holder}, 2)
+    scaling.shift.mul_(2)
+    check_adapters(tapes, {"0/q": holder}, 3)
+    scaling.shift = torch.full((3,), 5.0, dtype=torch.double)
+    check_adapters(tapes, {"0/q": holder}, 4)
+    scaling.train()
+    x = torch.ones(4, 3).double()
+    found = [tapes(adapt, "kind", Prompt(adapters={"0/q": holder}), x)[0].detach() for _ in range(3)]
+    assert not torch.equal(found[1], found[2])
 
 
 def test_autocast_belongs_to_a_kind(tapes):

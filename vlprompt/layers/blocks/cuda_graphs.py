@@ -19,6 +19,8 @@ from vlprompt.runtime.memory import TensorMemoryTracker
 
 MAX_RECORDED_PASSES = 4  # each keeps the memory of one pass
 MAX_KNOWN_KINDS = 64  # kinds of pass that are remembered; one that occurs again is recorded
+INDEXING = "aten::index", "aten::index_put", "aten::index_put_"
+DECOMPOSITIONS = "aten::_linalg_", "aten::linalg_matrix_exp"  # ask the device whether they succeeded, or how to go on
 
 PassFn: TypeAlias = Callable[..., tuple[Tensor, ...]]  # fn(prompt, *tensors)
 
@@ -251,11 +253,12 @@ def _draws(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
 
 
 def _reads_values(func: Any, args: Sequence[Any]) -> bool:
-    """Whether Python gets values that an operation reads from the device: as a number, or as a shape."""
-    is_index = func is torch.ops.aten.index.Tensor  # which has a shape of its own for masks alone
-    masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)] if is_index else []
-    has_values_in_shape = torch.Tag.dynamic_output_shape in func.tags and (bool(masks) or not is_index)
-    return torch.Tag.data_dependent_output in func.tags or has_values_in_shape
+    """Whether an operation reads values from the device: for Python as a number or a shape, or by itself."""
+    name = func._schema.name
+    if name in INDEXING:  # which finds the places of a mask, and has a shape of its own for masks alone
+        return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    tags = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
+    return any(tag in func.tags for tag in tags) or name.startswith(DECOMPOSITIONS)
 
 
 class MeteredPass(NamedTuple):

@@ -180,8 +180,10 @@ def _describe(setting: object) -> Hashable:
         return type(setting), tuple(map(_describe, setting))
     if isinstance(setting, BuiltinFunctionType) or (isinstance(setting, FunctionType) and setting.__closure__ is None):
         return setting
-    if isinstance(setting, nn.Module) and not any(p.requires_grad for p in setting.parameters()):
-        return setting  # hashed and compared as an object: its weights are fixed
+    if isinstance(setting, nn.Module):
+        tensors = [*setting.parameters(), *setting.buffers()]
+        if not any(t.requires_grad for t in tensors):  # itself compared as an object, which the description keeps
+            return setting, *((t.data_ptr(), t._version) for t in tensors), *_iter_descriptions(setting)
     if isinstance(setting, FrozenLinear) and not setting.weight.requires_grad:
         return FrozenLinear, id(setting)  # which the module keeps
     raise _UnnamedPartError
