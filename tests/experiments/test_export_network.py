@@ -27,6 +27,7 @@ from vlprompt.data.images.decoding import build_file_item
 from vlprompt.data.loading import open_data
 from vlprompt.experiments.export.formats import ExportOptions, export_prompt
 from vlprompt.experiments.export.network import onnx_file, torch_program
+from vlprompt.experiments.export.network.image_model import build_image_model, trace
 from vlprompt.experiments.export.network.onnx_file import write_onnx
 from vlprompt.experiments.export.network.onnx_runtime import OnnxPrompt, run_session
 from vlprompt.experiments.export.network.torch_program import write_program
@@ -242,11 +243,15 @@ def test_a_program_runs_without_vlprompt(linear, tmp_path):
     assert (facts["temperature"], facts["threshold"], facts["classes"][3]) == (2.0, 0.3, "three")
 
 
-@pytest.mark.slow
-def test_a_context_for_each_image(build_case, clip, lesson, tmp_path):
+def test_a_context_for_each_image(build_case, clip, lesson):
+    """For any number of images, and again in the same process."""
     prompt = prompt_of(build_case("cocoop").trained, "cocoop", clip, lesson.train.names)
-    lines = write_program(prompt, tmp_path / "own", PLAIN)
-    assert f"{len(lesson.train.names)} classes" in lines[0]
+    model, names = build_image_model(prompt, PLAIN, "torch")
+    programs = [trace(model, prompt, "torch").module() for _ in range(2)]
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        expected = prompt.method(images(pixels, "own"), prompt.prepare(names)).logits
+    assert all(torch.allclose(program(pixels)[0], expected, atol=1e-4) for program in programs)
 
 
 @pytest.mark.slow

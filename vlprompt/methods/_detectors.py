@@ -88,7 +88,8 @@ def list_own_names(n_detectors: int, n_trained: int, n_names: int) -> Tensor:
     own = [[u < n_trained and u % n_detectors != i for u in range(n_names)] for i in range(n_detectors)]
     n_own = math.ceil(n_trained * (n_detectors - 1) / n_detectors)
     for i, row in enumerate(own):
-        row[i] = row[i] or sum(row) < n_own  # its name alone: its images stay outside
+        if sum(row) < n_own:
+            row[i] = True  # its name alone: its images stay outside
     return torch.tensor(own)
 
 
