@@ -183,7 +183,9 @@ def test_mistakes_in_a_command(folder, type_in, tmp_path):
     [
         ("Balanced Accuracy", "did you mean 'class_mean'?"),
         ("top-1", "did you mean 'accuracy'?"),
-        ("f1", "did you mean 'macro_f1' or 'weighted_f1' or 'micro_f1' or 'CF1' or 'OF1'?"),
+        ("f1", "'macro_f1' or 'macro_f1_all' or 'weighted_f1' or 'micro_f1' or 'CF1' or 'CF1_mean' or 'OF1'?"),
+        ("f1_macro", "did you mean 'macro_f1_all' or 'CF1_mean'?"),  # scikit-learn's; macro_f1 is over fewer classes
+        ("FPR95TPR", "did you mean 'fpr95' or 'fpr95_at_least' or 'fpr95_unknown'?"),
         ("map", "did you mean 'mAP'?"),
         ("FPR@95", "did you mean 'fpr95'?"),
         ("auroc-gl-mcm", "did you mean 'auroc_gl-mcm'?"),
