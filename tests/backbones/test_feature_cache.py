@@ -24,7 +24,7 @@ from vlprompt.backbones import feature_cache
 from vlprompt.backbones.cache import disk, segment_file
 from vlprompt.backbones.cache.memory import FeatureCache
 from vlprompt.backbones.glyph import build_tiny_clip
-from vlprompt.core.images import Augmentation, ImageItem, Preprocessing, build_images
+from vlprompt.core.images import Augmentation, ImageItem, Preprocessing, build_images, persistent_key
 from vlprompt.data.images import decoding
 from vlprompt.data.images.cache import IMAGE_CACHE
 from vlprompt.data.images.decoding import build_file_item
@@ -202,6 +202,18 @@ def test_only_keys_that_last_go_to_the_disk(files, tmp_path):
     assert again.feature_cache.counts.misses == 0
     again(next(of_files.test.batches(100)).inputs)  # whose keys tell where they lie
     assert again.feature_cache.counts.misses == len(secret)
+
+
+def test_images_without_lasting_keys_do_not_ask_the_disk(tmp_path):
+    """What identifies a tower there takes a pass."""
+    asked, store = [], FeatureCache()
+    store.disk_namespace = disk.CacheNamespace(
+        disk.DiskCache(tmp_path), {"tower": "t"}, lambda: asked.append(1) or torch.ones(8), torch.device("cpu")
+    )
+    assert store.get_many(["of this process"]) == {}
+    assert not asked
+    assert store.get_many([persistent_key("of any")]) == {}
+    assert asked
 
 
 def class_folders(files, root):

@@ -60,8 +60,8 @@ class FeatureCache(BoundedCache[str, Tensor]):
         """Return the features that are in memory or on the disk, by key, and count a hit for each key that has one."""
         keys = list(keys)
         features = {key: feature for key in keys if (feature := self.lookup(key)) is not None}
-        if self.disk_namespace is not None and len(features) < len(keys):
-            missing = [key for key in keys if key not in features and is_persistent(key)]
+        missing = [key for key in keys if key not in features and is_persistent(key)]
+        if self.disk_namespace is not None and missing:
             for key, feature in self.disk_namespace.get_many(missing).items():
                 self.insert(key, feature)
                 features[key] = feature
