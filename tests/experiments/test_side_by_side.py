@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from written_out import double  # noqa: F401  # a fixture
 
 from vlprompt.backbones import load_backbone
@@ -260,6 +261,40 @@ def test_each_training_draws_its_own_random_numbers(clip):
         alone = clip.text(["{4} a.", "{4} b."], Prompt(tokens={0: leaf}))
         torch.testing.assert_close(features, alone)
         torch.testing.assert_close(gradient, torch.autograd.grad(alone.square().sum(), leaf)[0])
+
+
+class Shift(nn.Module):
+    """An adapter with dropout; a broken one raises."""
+
+    def __init__(self, is_broken):
+        super().__init__()
+        self.shift, self.is_broken = nn.Parameter(torch.ones(1)), is_broken
+
+    def forward(self, given, made):
+        if self.is_broken:
+            raise ValueError("broken")
+        return made + self.shift * nn.functional.dropout(given)
+
+
+def test_an_adapter_that_raises_ends_its_own_training_only(clip):
+    """The others go on with the random numbers that they would have alone."""
+
+    def train(i, text, differentiate):
+        torch.manual_seed(i)
+        found, adapter = list[torch.Tensor](), Shift(False)
+        for step in range(3):
+            adapter.is_broken = (i, step) == (1, 1)
+            features = text(["a", "b"], Prompt(adapters={"0/q": adapter}))
+            found += [features.detach(), *differentiate(features.square().sum(), [adapter.shift])]
+        return found
+
+    group = TrainingGroup(clip, 3)
+    jobs = [partial(train, m.index, m.backbone.text, m.differentiate) for m in group.members]
+    first, broken, last = group.run(jobs)
+    assert isinstance(broken, ValueError)
+    for i, found in ((0, first), (2, last)):
+        for mine, alone in zip(found, train(i, clip.text, torch.autograd.grad), strict=True):
+            torch.testing.assert_close(mine, alone)
 
 
 def test_trainings_that_see_the_same_images_decode_them_once(clip):

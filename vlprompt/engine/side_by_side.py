@@ -11,6 +11,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeAlias
@@ -258,20 +259,34 @@ class TrainingGroup:
         for thread in waiting:
             if isinstance(thread.request, TowerPass):
                 groups[thread.request.key].append(thread)
-        for threads in groups.values() or [waiting]:
+        for threads in filter(None, groups.values() or [waiting]):  # none waits where all have ended
             start = time.monotonic()
-            try:
-                answers = self._answer(threads)
-            except Exception as error:
-                for thread in threads:
-                    thread.error = error
-            else:
-                for thread, answer in zip(threads, answers, strict=True):
-                    thread.answer = answer
+            self._answer_or_fail(threads)
             for thread in threads:
                 thread.request = None
                 thread.member.seconds += (time.monotonic() - start) / len(threads)
+
+    def _answer_or_fail(self, threads: Sequence[_Thread]) -> None:
+        """Set the answers, or the error by which a training ends; a pass that fails for all is tried for each alone.
+
+        So an adapter that raises ends its own training only, and passes that have no memory together may have it apart.
+        """
+        streams = [copy(thread.random) for thread in threads]
+        try:
+            answers = self._answer(threads)
+        except Exception as error:
+            if len(threads) == 1 or isinstance(threads[0].request, _Backward):
+                for thread in threads:
+                    thread.error = error
+                return
+        else:
+            for thread, answer in zip(threads, answers, strict=True):
+                thread.answer = answer
                 thread.member.n_joined = max(thread.member.n_joined, len(threads))
+            return
+        for thread, stream in zip(threads, streams, strict=True):
+            thread.random = stream  # as it was before what the failed pass has drawn
+            self._answer_or_fail([thread])
 
     def _answer(self, threads: Sequence[_Thread]) -> Sequence[Any]:
         passes = [t.request for t in threads if isinstance(t.request, TowerPass)]
