@@ -98,6 +98,8 @@ def describe_error(error: Exception) -> str:
     """Return the message of an error, of a bug in this package too."""
     if (message := explain_error(error)) is not None:
         return message
+    if error.__traceback__ is None:  # it was made to be told, not raised
+        return str(error)
     *_, (frame, line) = walk_tb(error.__traceback__)
     return (
         f"internal error: {type(error).__name__}: {error} ({frame.f_code.co_filename}, line {line}). "
