@@ -30,9 +30,9 @@ from vlprompt.experiments.planning.bilinear_cost import CostModel
 from vlprompt.experiments.planning.memory_plan import (
     ALLOCATOR_OVERHEAD,
     FIRST_STEP_MB,
-    MemoryPlan,
     plan_memory,
 )
+from vlprompt.experiments.planning.planned_memory import MemoryPlan
 from vlprompt.experiments.planning.step_measurement import subsample_lesson
 from vlprompt.layers import heads
 from vlprompt.layers.blocks.cuda_graphs import CudaGraphCache
@@ -419,6 +419,10 @@ def test_a_line_through_four_points():
     assert str(MemoryPlan(2048, 4096, 30)) == "2.00 GB at most, 30 s"
 
 
+def read_losses(folder):
+    return [json.loads(line)["ce"] for line in next(folder.rglob("steps.jsonl")).read_text().splitlines()]
+
+
 def test_a_run_says_what_was_chosen_and_learns_the_same(type_in, pictures, limit, tmp_path):
     command = ["run", "cocoop", str(pictures), "--backbone", "glyph/random", "--shots", "4", "train.epochs=2"]
     command += ["train.batch_size=8", "train.lr=0.1"]
@@ -431,12 +435,45 @@ def test_a_run_says_what_was_chosen_and_learns_the_same(type_in, pictures, limit
     assert results[1]["environment"]["memory_overrides"]
     assert "memory_overrides" not in results[0]["environment"]
     assert results[0]["config"] == results[1]["config"]
-    steps = [[json.loads(line)["ce"] for line in next((tmp_path / out).rglob("steps.jsonl")).read_text().splitlines()]
-             for out in ("plain", "spared")]  # fmt: skip
+    steps = [read_losses(tmp_path / out) for out in ("plain", "spared")]
     assert steps[0] == pytest.approx(steps[1], rel=1e-4)
     status, told = type_in(*command, "-o", "refused", "--memory-limit", "0")
     assert status == 2
     assert "--memory-limit: expected a number of GB above 0, got 0.0. Set --memory-limit 3." in told
+
+
+@pytest.mark.parametrize("name", ["vpt", "clip_lora"])
+def test_dropout_draws_the_same_with_a_limit_as_without(name, type_in, pictures, limit, tmp_path):
+    """Micro-batches would draw other masks: they are named, not chosen; where a user sets them it is another run."""
+    command = ["run", name, str(pictures), "--backbone", "glyph/random", "--shots", "4", "train.iterations=4"]
+    command += ["train.batch_size=8", "train.lr=0.1", "method.dropout=0.3"]
+    assert type_in(*command, "-o", "plain")[0] == 0
+    assert type_in(*command, "train.micro_batch_size=4", "-o", "own")[0] == 0
+    limit(1)
+    status, told = type_in(*command, "-o", "spared")
+    assert status == 0
+    told = " ".join(told.split())
+    assert "you may set train.micro_batch_size=1" in told
+    assert "with which dropout draws other random numbers" in told
+    plain, own, spared = (
+        json.loads(next((tmp_path / out).rglob("result.json")).read_text()) for out in ("plain", "own", "spared")
+    )
+    assert spared["environment"]["memory_overrides"] == {"activation_checkpointing": True}
+    losses = [read_losses(tmp_path / out) for out in ("plain", "own", "spared")]
+    assert losses[0] == losses[2]
+    assert plain["config"] == spared["config"]
+    assert losses[0] != losses[1]
+    assert plain["config"] != own["config"]
+
+
+def test_micro_batches_are_chosen_without_dropout(tiny, limit):
+    shown, train = lesson(5, 60), TrainConfig(batch_size=60, epochs=1)
+    for dropout in (0.0, 0.3):
+        limit(1)
+        plan = plan_memory(lambda p=dropout: methods.VPT(tiny.image, heads.LinearHead(), dropout=p), shown, train)
+        assert ("micro_batch_size" in plan.overrides) == (not dropout)
+        assert bool(plan.inexact_overrides) == bool(dropout)
+        assert plan.inexact_mb < plan.peak_mb
 
 
 ON_TWO = """
@@ -496,8 +533,7 @@ def test_several_processes_choose_the_same_settings_and_learn_the_same(pictures,
     assert printed.count("(the same numbers)") == 1
     results = [json.loads(next((tmp_path / out).rglob("result.json")).read_text()) for out in ("plain", "spared")]
     assert results[1]["environment"]["memory_overrides"]
-    steps = [[json.loads(line)["ce"] for line in next((tmp_path / out).rglob("steps.jsonl")).read_text().splitlines()]
-             for out in ("plain", "spared")]  # fmt: skip
+    steps = [read_losses(tmp_path / out) for out in ("plain", "spared")]
     assert steps[0] == pytest.approx(steps[1], rel=1e-4)
 
 

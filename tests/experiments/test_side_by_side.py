@@ -22,7 +22,7 @@ from vlprompt.engine.loop import Loop
 from vlprompt.engine.side_by_side import TrainingGroup
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.events import StepDone
-from vlprompt.experiments.planning.memory_plan import MemoryPlan
+from vlprompt.experiments.planning.planned_memory import MemoryPlan
 from vlprompt.experiments.runner import run
 from vlprompt.experiments.side_by_side import (
     MAX_RUNS,

@@ -17,7 +17,8 @@ class ComputeOptions:
     Args:
         activation_checkpointing: recompute layer activations in the backward pass instead of storing them (exact;
             about 30% slower).
-        text_micro_batch: texts per pass, recomputed in the backward pass (exact); None for all at once.
+        text_micro_batch: texts per pass, recomputed in the backward pass (exact, but for what dropout draws); None for
+            all at once.
         cuda_graphs: on a GPU, record repeated passes of texts and images and replay them, unless another option is set.
     """
 

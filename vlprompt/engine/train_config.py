@@ -48,7 +48,8 @@ class TrainConfig:
         loss_gammas: of asl, the focusing of present and of absent labels.
         loss_margin: of asl, added to the probability of being absent.
         loss_unknown: of several labels, leave unknown entries out (ignore), or take them as absent (negative).
-        micro_batch_size: items per forward and backward pass (None: the batch); the gradient is the same.
+        micro_batch_size: items per forward and backward pass (None: the batch); the gradient is the same, but for what
+            dropout draws.
         optimizer: paged_adamw is AdamW with states that move to CPU memory when a CUDA GPU is full (bitsandbytes).
         lr: learning rate after the warm-up.
         first_lr: that of the first lesson of a stream (None: as of the others).
@@ -70,7 +71,8 @@ class TrainConfig:
         grad_clip: largest norm of the gradient (None: no clipping).
         precision: of the forward pass; parameters stay float32.
         activation_checkpointing: recompute layer activations in the backward pass instead of storing them.
-        text_micro_batch: class texts encoded at once and recomputed in the backward pass (None: all, stored).
+        text_micro_batch: class texts encoded at once and recomputed in the backward pass (None: all, stored); the
+            same, but for what dropout draws.
         cuda_graphs: on a GPU, record passes of texts and of images that come again and replay them; what they compute
             stays in memory.
         drop_last: drop an incomplete last batch, unless it is the only one.

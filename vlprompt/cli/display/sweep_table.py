@@ -69,7 +69,7 @@ class SweepDisplay:
 
 def format_counts(progress: "SweepProgress") -> str:
     """Format the counts of a sweep in one line."""
-    from vlprompt.experiments.planning.memory_plan import format_duration
+    from vlprompt.experiments.planning.planned_memory import format_duration
 
     parts = [f"{progress.n_done} of {progress.n_runs} runs done", f"{len(progress.running)} running"]
     parts += [f"{progress.n_failed} failed"] if progress.n_failed else []

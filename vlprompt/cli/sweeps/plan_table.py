@@ -23,7 +23,7 @@ def show_plan(
     side_by_side: bool = False,
 ) -> None:
     """Print a line for the runs of each method, dataset and number of shots, their sums, and what is impossible."""
-    from vlprompt.experiments.planning.memory_plan import format_duration
+    from vlprompt.experiments.planning.planned_memory import format_duration
     from vlprompt.experiments.sweeps.expansion import list_reasons
     from vlprompt.results.tables.formats import Table
 

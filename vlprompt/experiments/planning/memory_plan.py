@@ -1,4 +1,4 @@
-"""Plan a run's memory before it starts: what a step takes, and which exact settings make it fit.
+"""Plan a run's memory before it starts: what a step takes, and which settings make it fit and change no number.
 
 A step and a test of a few classes and images or texts are measured; what they hold is linear in either. With several
 processes all of it is said of each of them.
@@ -6,7 +6,7 @@ processes all of it is said of each of them.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from vlprompt.data.images.cache import IMAGE_CACHE
 from vlprompt.engine.optimizers import count_state_copies
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.experiments.planning.bilinear_cost import CostModel
+from vlprompt.experiments.planning.planned_memory import MemoryPlan
 from vlprompt.experiments.planning.step_measurement import (
     Measurement,
     choose_items,
@@ -46,51 +47,6 @@ MAX_GLIBC_MB = 450.0  # of that, beyond ALLOCATOR_OVERHEAD: tensors above 32 MB,
 FIRST_STEP_MB = 48.0  # what the first step takes for good
 TEXT_MICRO_BATCH_SLOWDOWN = 1.6  # of a step, as measured
 GATHERED_COPIES = 5  # of divided features and their gradients, while they are summed over the processes
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """What a run takes, and the settings with which it fits.
-
-    Args:
-        peak_mb: at most (MB of the process, on a GPU of its memory).
-        available_mb: what there is.
-        seconds: of training and tests; 0 where nothing was measured.
-        overrides: settings of training other than requested, with which it fits and learns the same numbers.
-        requested_mb: the peak without them.
-        tensor_mb: the tensors that a step or a test makes.
-        stored_mb: decoded images, features and the pixels of batches beside them.
-        state_mb: what the method and its training hold all the time: prompts, copies of weights, the gradients of the
-            step before, and the state of the optimizer.
-    """
-
-    peak_mb: float
-    available_mb: float
-    seconds: float
-    overrides: dict[str, Any] = field(default_factory=dict)
-    requested_mb: float = 0.0
-    tensor_mb: float = 0.0
-    stored_mb: float = 0.0
-    state_mb: float = 0.0
-
-    @property
-    def fits(self) -> bool:
-        return self.peak_mb <= self.available_mb
-
-    def __str__(self) -> str:
-        cost = f"{self.peak_mb / 1024:.2f} GB at most, {format_duration(self.seconds)}"
-        if not self.overrides:
-            return cost if self.fits else f"{cost}; there are {self.available_mb / 1024:.2f} GB, so it may not fit"
-        settings = ", ".join(f"train.{k}={v}" for k, v in self.overrides.items())
-        doubt = "" if self.fits else ", which may still not fit"
-        sizes = f"{self.requested_mb / 1024:.2f} GB asked, {self.available_mb / 1024:.2f} there"
-        return f"{sizes}: {settings} (the same numbers){doubt}; {cost}"
-
-
-def format_duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def plan_memory(
@@ -197,14 +153,22 @@ class _Planner:
         if requested.peak_mb <= available_mb:
             parts = requested.tensor_mb, self.stored_mb, requested.state_mb
             return MemoryPlan(requested.peak_mb, available_mb, requested.seconds, {}, 0.0, *parts)
-        estimates = [(self.estimate(settings), settings) for settings in self.iter_alternatives(method)]
+        cost, settings = self._find_best(self.iter_alternatives(method), available_mb)
+        overrides, parts = self.get_overrides(settings), (cost.tensor_mb, self.stored_mb, cost.state_mb)
+        plan = MemoryPlan(cost.peak_mb, available_mb, cost.seconds, overrides, requested.peak_mb, *parts)
+        if plan.fits or not self._measured.draws:
+            return plan
+        cost, settings = self._find_best(self.iter_alternatives(method, changes_draws=True), available_mb)
+        told = self.get_overrides(settings) if cost.peak_mb < plan.peak_mb else {}
+        return replace(plan, inexact_mb=cost.peak_mb, inexact_overrides=told)
+
+    def _find_best(self, alternatives: Iterator[_Settings], available_mb: float) -> tuple[_Estimate, _Settings]:
+        """Return the fastest settings that fit, or those that take least where none does."""
+        estimates = [(self.estimate(settings), settings) for settings in alternatives]
         fitting = [(cost, settings) for cost, settings in estimates if cost.peak_mb <= available_mb]
         if fitting:
-            cost, settings = min(fitting, key=lambda pair: pair[0].seconds)
-        else:
-            cost, settings = min(estimates, key=lambda pair: pair[0].peak_mb)
-        overrides, parts = self.get_overrides(settings), (cost.tensor_mb, self.stored_mb, cost.state_mb)
-        return MemoryPlan(cost.peak_mb, available_mb, cost.seconds, overrides, requested.peak_mb, *parts)
+            return min(fitting, key=lambda pair: pair[0].seconds)
+        return min(estimates, key=lambda pair: pair[0].peak_mb)
 
     def _measure(self, activation_checkpointing: bool) -> tuple[dict[str, CostModel], Measurement]:
         """Return the cost of each field of a measurement, and the largest one."""
@@ -225,7 +189,7 @@ class _Planner:
             test_items = [self.test_items[i] for i in chosen]
             found = measure_steps_and_tests(method, lesson, config, test_items, sizes, self.max_new_tokens)
             points |= {(c, n): one for n, one in found.items()}
-        names = (name for name in Measurement._fields if name != "stored")
+        names = (name for name in Measurement._fields if name not in ("stored", "draws"))
         costs = {name: CostModel.fit({size: getattr(one, name) for size, one in points.items()}) for name in names}
         return costs, points[max(points)]
 
@@ -337,18 +301,22 @@ class _Planner:
         )
         return n_micro_batches * one * slowdown * self.length_share
 
-    def iter_alternatives(self, method: Method) -> Iterator[_Settings]:
-        """Yield the settings that the method allows."""
+    def iter_alternatives(self, method: Method, changes_draws: bool = False) -> Iterator[_Settings]:
+        """Yield the settings that the method allows, with those that change what dropout draws or without.
+
+        Micro-batches of images or texts draw one after the other what the whole draws at once; what is recomputed in
+        the backward pass draws the same again.
+        """
         supported = _find_supported_settings(method)
-        needs_whole_batch = _needs_whole_batch(method)
+        is_whole = self._measured.draws and not changes_draws
         checkpointing = self.config.activation_checkpointing
-        text_micro_batches = TEXT_MICRO_BATCHES if "text_micro_batch" in supported else ()
+        text_micro_batches = TEXT_MICRO_BATCHES if "text_micro_batch" in supported and not is_whole else ()
         for settings in product(
-            _iter_micro_batch_sizes(self.micro_batch_size, needs_whole_batch),
+            _iter_micro_batch_sizes(self.micro_batch_size, is_whole or _needs_whole_batch(method)),
             {checkpointing, checkpointing or "activation_checkpointing" in supported},
             {self.config.text_micro_batch, *text_micro_batches},
         ):
-            if settings[2] is None or settings[2] < self.n_classes:
+            if settings[2] in (None, self.config.text_micro_batch) or settings[2] < self.n_classes:
                 yield _Settings(*settings)
 
     def get_overrides(self, settings: _Settings) -> dict[str, Any]:
@@ -361,10 +329,10 @@ def _needs_whole_batch(method: Method) -> bool:
     return any(getattr(part, "needs_whole_batch", False) for part in method.modules())
 
 
-def _iter_micro_batch_sizes(batch_size: int, needs_whole_batch: bool) -> Iterator[int]:
+def _iter_micro_batch_sizes(batch_size: int, is_whole: bool) -> Iterator[int]:
     while batch_size:
         yield batch_size
-        batch_size = 0 if needs_whole_batch else batch_size // 2
+        batch_size = 0 if is_whole else batch_size // 2
 
 
 def _find_supported_settings(method: Method) -> set[str]:

@@ -63,6 +63,7 @@ class Measurement(NamedTuple):
     recorded_image_size: float
     divided_texts: float  # that processes would divide
     stored: StoredBytes
+    draws: bool  # a step takes random numbers, as dropout does
 
 
 @dataclass
@@ -185,6 +186,7 @@ def measure_steps_and_tests(
             *steps[n].images,
             float(counter.n_rows),
             StoredBytes(**stored),
+            steps[n].draws,
         )
         for n in sizes
     }
@@ -234,6 +236,7 @@ class _Step(NamedTuple):
     seconds: float = 0.0
     texts: _Recorded = _Recorded()
     images: _Recorded = _Recorded()
+    draws: bool = False
 
 
 def _measure_steps(loop: Loop, config: TrainConfig, sizes: Sequence[int]) -> dict[int, _Step]:
@@ -248,10 +251,18 @@ def _measure_steps(loop: Loop, config: TrainConfig, sizes: Sequence[int]) -> dic
             loop.differentiate = lambda loss, inputs, **_: tuple(map(torch.zeros_like, inputs))
             loop.compute_gradients(batch)
             loop.differentiate = differentiate
+            before = _get_random_state(loop.device)
             tracked = _track(lambda batch=batch: loop.compute_gradients(batch) and None, loop.device)
         recorded = _Recorded.add_up(texts), _Recorded.add_up(images)
-        steps[n] = _Step(float(tracked.peak_bytes), tracked.seconds, *recorded)
+        draws = not torch.equal(before, _get_random_state(loop.device))
+        steps[n] = _Step(float(tracked.peak_bytes), tracked.seconds, *recorded, draws)
     return steps
+
+
+def _get_random_state(device: torch.device) -> Tensor:
+    """Return the state from which dropout draws; what a method draws by a seed of its own leaves it as it is."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    return torch.cat(states)
 
 
 def _take_first(lesson: Lesson, n: int) -> Lesson:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from vlprompt.core.method import Method
     from vlprompt.core.towers import Backbone
     from vlprompt.engine.side_by_side import GroupMember
-    from vlprompt.experiments.planning.memory_plan import MemoryPlan
+    from vlprompt.experiments.planning.planned_memory import MemoryPlan
     from vlprompt.tasks import Task
 
 
