@@ -311,6 +311,22 @@ BAD = {
         ["run", "os:path", "digits"],
         "method: expected module:Class that can be imported from here, got 'os:path' (path is not a class)",
     ),
+    "no unknown dataset": (
+        ["run", "coop", "digits", *QUICK, "--task", "open_set", "--unknown", ""],
+        "--unknown: expected a dataset, got an empty name in ''. Name one, or leave it out",
+    ),
+    "half a list of targets": (
+        ["run", "coop", "digits", *QUICK, "--task", "transfer", "--targets", "glyphs,"],
+        "--targets: expected a dataset, got an empty name in 'glyphs,'",
+    ),
+    "an empty dataset": (["run", "coop", "--dataset", ""], "--dataset: expected a dataset, got an empty name"),
+    "no source": (["run", "zero_shot", "digits", "--source", ""], "--source: expected a domain, got an empty name"),
+    "no target": (["run", "zero_shot", "digits", "--target", ""], "--target: expected a domain, got an empty name"),
+    "eval on nothing": (["eval", "{learned}", ""], "dataset: expected a dataset, got an empty name"),
+    "eval against nothing": (
+        ["eval", "{learned}", "--unknown", ""],
+        "--unknown: expected a dataset, got an empty name",
+    ),
     "device": (
         ["run", "coop", "digits", *QUICK, "--device", "gpu9"],
         "--device: expected a device of this machine, got 'gpu9'",

@@ -136,6 +136,22 @@ def test_a_comparison_is_of_the_same_items_in_any_order():
     assert plain.test[0] != plain.test[1]
 
 
+def test_swapped_files_mirror_each_interval(path):
+    """Also where their rows are in other orders, and for scores of unknown items."""
+    write_predictions(make_open(1), path)
+    table = parquet.read_table(path)
+    order = torch.randperm(62, generator=torch.Generator().manual_seed(3)).tolist()
+    parquet.write_table(table.take(pyarrow.array(order)), path)
+    files, names = (make_open(0), read_predictions(path)), ("accuracy", "ece15", "nll", "auroc_msp")
+    plain = score_predictions(files[0], names, files[1])
+    swapped = score_predictions(files[1], names, files[0])
+    assert (plain.values, plain.other_values) == (swapped.other_values, swapped.values)
+    for name in names:
+        difference, low, high, _ = plain.intervals[name]
+        assert low < high
+        assert swapped.intervals[name][:3] == pytest.approx((-difference, -high, -low), abs=1e-9)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -246,8 +262,8 @@ def test_rows_may_come_in_any_order(path):
     mixed = read_predictions(path)
     assert mixed.digest == file.digest
     assert mixed.items != file.items
-    back = mixed.in_order_of(file)
-    assert back.items == file.items
+    back, file = mixed.sort_items(), file.sort_items()
+    assert back.items == file.items == tuple(sorted(file.items))
     assert torch.equal(back.logits, file.logits)
     assert back.unknown.items == file.unknown.items
     for name in ("known_scores", "scores", "logits", "predicted"):

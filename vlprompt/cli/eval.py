@@ -22,6 +22,7 @@ from vlprompt.cli.options import (
     ValidationOption,
     expand_home,
     parse_scores,
+    refuse_empty_names,
     require_one_run,
     require_prediction_writer,
     set_data_root,
@@ -39,6 +40,7 @@ def evaluate(
             help="A card's name, a folder or file of images; its classes are the answers. Default: what the run was "
             "tested on.",
             metavar="DATASET",
+            callback=refuse_empty_names,
         ),
     ] = None,
     backbone: MovedBackboneOption = None,

@@ -27,6 +27,19 @@ def take_runs_folder(path: Path | None) -> Path | None:
     return path
 
 
+def refuse_empty_names(option: typer.CallbackParam, value: str | list[str] | None) -> str | list[str] | None:
+    """Require names, one or with commas: an unset variable of a shell gives an empty one, which would mean none."""
+    names = [] if value is None else value.split(",") if isinstance(value, str) else value
+    if any(not name.strip() for name in names):
+        name = f"--{option.name}" if option.param_type_name == "option" else option.name
+        wanted = "domain" if option.name in ("source", "target") else "dataset"
+        raise ValueError(
+            f"{name}: expected a {wanted}, got an empty name in {value!r}. Name one, or leave it out; where a variable "
+            "of the shell is meant, set it."
+        )
+    return value
+
+
 # what is run, and where its results go
 BackboneOption = Annotated[
     str | None,
@@ -161,6 +174,7 @@ UnknownOption = Annotated[
     typer.Option(
         help="A dataset whose classes are all unknown; of the dataset that the run was trained on, its other classes.",
         metavar="DATASET",
+        callback=refuse_empty_names,
     ),
 ]
 CalibrateOption = Annotated[
@@ -171,6 +185,7 @@ ValidationOption = Annotated[
     typer.Option(
         help="A dataset whose validation split --reject and --calibrate take; default: that of the run.",
         metavar="DATASET",
+        callback=refuse_empty_names,
     ),
 ]
 

@@ -29,6 +29,7 @@ from vlprompt.cli.options import (
     join_processes,
     parse_integers,
     parse_trackers,
+    refuse_empty_names,
     require_prediction_writer,
     set_data_root,
     set_data_verification,
@@ -72,7 +73,9 @@ def run(
             metavar="[DATASET] [KEY=VALUE]...",
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="The dataset, if not given as an argument.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="The dataset, if not given as an argument.", callback=refuse_empty_names)
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -80,16 +83,26 @@ def run(
             "text."
         ),
     ] = None,
-    targets: Annotated[str | None, typer.Option(help="Of a transfer: datasets with commas.")] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="Of a transfer: datasets with commas.", callback=refuse_empty_names)
+    ] = None,
     unknown: Annotated[
         str | None,
-        typer.Option(help="Of open_set: datasets of unknown classes, with commas; default: held-out classes."),
+        typer.Option(
+            help="Of open_set: datasets of unknown classes, with commas; default: held-out classes.",
+            callback=refuse_empty_names,
+        ),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(help="Of domains: one, several at once with commas, rest or none; default each in turn."),
+        typer.Option(
+            help="Of domains: one, several at once with commas, rest or none; default each in turn.",
+            callback=refuse_empty_names,
+        ),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="Of domains: one, or several in turn with commas.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Of domains: one, or several in turn with commas.", callback=refuse_empty_names)
+    ] = None,
     backbone: BackboneOption = None,
     shots: Annotated[str | None, typer.Option(help="Images or texts per class; several with commas.")] = None,
     seed: SeedOption = None,

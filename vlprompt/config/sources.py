@@ -38,6 +38,7 @@ class LayeredConfig:
         self.texts: dict[str, str] = {}  # values as they were typed, by key
         for values, origin in layers:
             self.add_layer(values, origin)
+        require_one_length(overrides)
         for override in overrides:
             self.add_override(override)
 
@@ -57,6 +58,8 @@ class LayeredConfig:
             )
         if isinstance(preset := values.get("preprocess"), str) and isinstance(self.values.get("preprocess"), dict):
             values = values | {"preprocess": {"preset": preset}}  # it leaves the fields over it as they are
+        if _gives_epochs_alone(values) and self.values.get("train", {}).get("iterations") is not None:
+            values = values | {"train": {**values["train"], "iterations": None}}  # they would win over the epochs
         self.values = merge_settings(_drop_replaced_settings(self.values, values), values)
         for key in _iter_key_paths(values):
             self.origins[key] = origin
@@ -76,6 +79,25 @@ class LayeredConfig:
         while key and key not in self.origins:
             key = key.rpartition(".")[0]
         return self.origins.get(key, "the defaults")
+
+
+def require_one_length(overrides: Sequence[Override]) -> None:
+    """ValueError for overrides that give the epochs and the iterations of a training."""
+    train: Settings = {}
+    for override in overrides:
+        values = parse_override(override) if isinstance(override, str) else override
+        values = values[0] if isinstance(values, tuple) else values
+        train |= section if isinstance(section := values.get("train"), dict) else {}
+    if train.get("epochs") is not None and train.get("iterations") is not None:
+        raise ValueError(
+            f"train.epochs, train.iterations: expected one length of the training, got {train['epochs']!r} epochs and "
+            f"{train['iterations']!r} iterations. Leave one of them out."
+        )
+
+
+def _gives_epochs_alone(values: Settings) -> bool:
+    train = values.get("train", {})
+    return train.get("epochs") is not None and "iterations" not in train
 
 
 def merge_settings(base: Settings, update: Settings) -> Settings:

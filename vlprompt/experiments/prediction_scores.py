@@ -74,15 +74,18 @@ def score_predictions(
         ValueError: for a metric that these predictions do not have; it names the metric.
     """
     chosen = _choose_names(file, names)
-    second = None if other is None else other.in_order_of(file)
+    if other is not None:
+        other.require_same_test(file)
     metrics = [name for name in chosen if name not in (*TABLES, UNKNOWN_TABLE)]
-    values = {name: _compute(name, file) for name in metrics}
+    first = file if other is None else file.sort_items()  # so that swapped files have the same items in each draw
+    values = {name: _compute(name, first) for name in metrics}
     tables = {name: _build_table(name, file) for name in chosen if name not in metrics}
     notes = _list_notes(file, metrics)
-    if second is None:
+    if other is None:
         return PredictionScores(values, tables, notes=tuple(notes))
+    second = other.sort_items()
     other_values = {name: _compute(name, second) for name in metrics}
-    intervals = {name: _compare(name, file, second) for name in metrics}
+    intervals = {name: _compare(name, first, second) for name in metrics}
     for name, interval in intervals.items():
         if interval.n_undefined:
             notes.append(f"{name}: undefined on {interval.n_undefined} of {N_RESAMPLES} draws, which are left out")
@@ -90,7 +93,7 @@ def score_predictions(
     if file.has_several_labels:
         notes.append("no McNemar's test: an item with several labels is not right or wrong")
     else:
-        test = mcnemar(file.predicted == file.labels, second.predicted == second.labels)
+        test = mcnemar(first.predicted == first.labels, second.predicted == second.labels)
     drawn = f"the {len(file)} test items"
     if file.unknown is not None and any(name in ALL_SCORE_METRICS for name in metrics):
         drawn += f", for metrics of a score of these and the {len(file.unknown.items)} unknown ones"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,34 +131,32 @@ class PredictionFile:
         unknown = "" if self.unknown is None else f" and {len(self.unknown.items)} unknown ones"
         return f"{len(self)} items of {len(self.ids)} classes{unknown}, {self.digest}"
 
-    def in_order_of(self, other: "PredictionFile") -> "PredictionFile":
-        """Return them in the order of another file's items.
-
-        Raises:
-            PredictionFileError: when the other is of other test items, labels or classes.
-        """
+    def require_same_test(self, other: "PredictionFile") -> None:
+        """Raise PredictionFileError when the other is of other test items, labels or classes."""
         if self.digest != other.digest:
             raise PredictionFileError(
                 f"{self.path!r}: expected predictions of the same test items as {other.path!r} ({other.describe()}), "
                 f"got those of another split ({self.describe()}). Compare two files of one test."
             )
-        order = _find_order(*(list(zip(f.items, map(repr, f.labels.tolist()), strict=True)) for f in (self, other)))
+
+    def sort_items(self) -> "PredictionFile":
+        """Return them in the order of the items' names, which files of one test have in common."""
+        order = _sort_places(self.items, map(repr, self.labels.tolist()))
         unknown = self.unknown
-        if unknown is not None and other.unknown is not None:
-            keys = (list(zip(one.items, one.sets, strict=True)) for one in (unknown, other.unknown))
-            places = _find_order(*keys)
+        if unknown is not None:
+            places = _sort_places(unknown.items, unknown.sets)
             unknown = replace(
                 unknown,
                 known_scores=unknown.known_scores[order],
-                items=other.unknown.items,
-                sets=other.unknown.sets,
+                items=tuple(unknown.items[place] for place in places),
+                sets=tuple(unknown.sets[place] for place in places),
                 predicted=unknown.predicted[places],
                 logits=unknown.logits[places],
                 scores=unknown.scores[places],
             )
         return replace(
             self,
-            items=other.items,
+            items=tuple(self.items[place] for place in order),
             labels=self.labels[order],
             predicted=self.predicted[order],
             logits=self.logits[order],
@@ -166,13 +164,10 @@ class PredictionFile:
         )
 
 
-def _find_order(own: list[tuple[str, str]], other: list[tuple[str, str]]) -> list[int]:
-    """Return the places of our items in the order of the same items of another file."""
-    order = [0] * len(own)
-    ours, theirs = (sorted(range(len(keys)), key=keys.__getitem__) for keys in (own, other))
-    for place, own_place in zip(theirs, ours, strict=True):
-        order[place] = own_place
-    return order
+def _sort_places(names: Iterable[str], kinds: Iterable[str]) -> list[int]:
+    """Return the places of items by their names, and by their labels or sets where names are equal."""
+    keys = list(zip(names, kinds, strict=True))
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def write_predictions(file: PredictionFile, path: Path) -> None:

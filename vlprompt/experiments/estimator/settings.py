@@ -8,7 +8,7 @@ import numpy as np
 from vlprompt.config.build import is_adaptation_method
 from vlprompt.config.resolve import load_layered_config, resolve
 from vlprompt.config.run_config import RunConfig
-from vlprompt.config.sources import LayeredConfig, Settings, merge_settings, nest_setting
+from vlprompt.config.sources import LayeredConfig, Settings, merge_settings, nest_setting, require_one_length
 from vlprompt.runtime.paths import find_configs_folder
 
 SECTIONS = ("method", "train", "task", "preprocess")
@@ -85,6 +85,7 @@ def resolve_settings(
                 f"{name!r}. Leave it out."
             )
     config = load_layered_config(method, task=task, dataset=DATASET_PLACEHOLDER, backbone=backbone)
+    require_one_length([nested])
     config.add_layer({"task": {"shots": None}}, owner)  # whoever passes items means all of them
     config.add_layer({**nested, "seed": to_python(seed)}, owner)
     _choose_by_shots(config, shots)

@@ -22,6 +22,8 @@ def build_run_command(config: Mapping[str, Any]) -> str:
     pair = _build_pair_options(task)
     named = {"method.name", "task.name", "task.dataset", "task.shots", "backbone", "seed"}
     named |= {f"task.{option.removeprefix('--')}" for option in pair[::2]}
+    if config["train"].get("iterations") is not None:
+        named.add("train.epochs")  # it has no effect, and a command gives one length of the training
     settings = {key: value for key, value in iter_flat_settings(config) if key not in named}
     shots = task.get("shots")
     overrides = [format_override(key, value) for key, value in settings.items()]
