@@ -1,5 +1,6 @@
 """What a run will hold, told beforehand; and how one that would not fit is made to."""
 
+import importlib
 import json
 import math
 import os
@@ -44,7 +45,8 @@ from vlprompt.runtime.settings import SETTINGS
 
 @pytest.fixture
 def limit(monkeypatch):
-    """A limit of so many MB above what the process holds now; goes with the test."""
+    """A limit of so many MB above what the process holds now, which has recomputed before; goes with the test."""
+    importlib.import_module("torch._dynamo")
     monkeypatch.setattr(SETTINGS, "memory_limit_mb", math.inf)
     return lambda mb: memory.set_limit((memory.measure_used(torch.device("cpu")) + mb) / 1024)
 
@@ -73,7 +75,7 @@ MADE = {
     "coop": (lambda clip: methods.CoOp(clip, n_ctx=8), 150, 4),
     "cocoop": (lambda clip: methods.CoCoOp(clip, n_ctx=4), 60, 24),
     "maple": (lambda clip: methods.MaPLe(clip, n_ctx=2), 80, 60),
-    "vpt": (lambda clip: methods.VPT(clip.image, heads.LinearHead(), n_tokens=5), 5, 300),
+    "vpt": (lambda clip: methods.VPT(clip.image, heads.LinearHead(), n_tokens=5, dropout=0.0), 5, 300),
     "lora": (lambda clip: methods.LoRA(clip.image, heads.LinearHead()), 5, 200),
 }
 
@@ -494,7 +496,34 @@ with distributed.open_process_group("cpu"):
     if distributed.is_main_process():
         print(json.dumps(everyone))
 """
+FRESH = """
+import sys, torch
+from vlprompt import methods
+from vlprompt.backbones.glyph import build_tiny_clip
+from vlprompt.core.batch import Split
+from vlprompt.core.class_names import ClassName
+from vlprompt.core.images import ImageItem
+from vlprompt.core.stage import Lesson
+from vlprompt.engine.train_config import TrainConfig
+from vlprompt.experiments.planning.memory_plan import plan_memory
+from vlprompt.runtime import memory
+clip, names = build_tiny_clip(), tuple(ClassName(f"thing {i}", str(i)) for i in range(8))
+items = tuple(ImageItem(f"plan/{i}", lambda look, view: torch.ones(3, *look.size)) for i in range(12))
+shown = Lesson(Split(items, tuple(i % 8 for i in range(12)), names))
+memory.set_limit(0.1)
+plan = plan_memory(lambda: methods.CoCoOp(clip, n_ctx=4), shown, TrainConfig(batch_size=12, epochs=1))
+print(sorted(plan.overrides), "torch._dynamo" in sys.modules, "which the process holds already" in str(plan))
+"""
 TORCHRUN = [Path(sys.executable).parent / "torchrun", "--standalone", "--no-python", "--nproc-per-node", "2"]
+
+
+@pytest.mark.slow
+def test_planning_imports_nothing_that_takes_more_than_it_saves():
+    """The first recomputation in a process imports 150 MB."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", FRESH], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["['micro_batch_size'] False True"]
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ A step and a test of a few classes and images or texts are measured; what they h
 processes all of it is said of each of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
@@ -44,6 +45,7 @@ GLIBC_OVERHEAD = (
     1.5  # the same where freed memory stays with glibc (memory.return_freed_memory), as measured: 1.5 to 1.8
 )
 MAX_GLIBC_MB = 450.0  # of that, beyond ALLOCATOR_OVERHEAD: tensors above 32 MB, as large steps have, never stay
+RECOMPUTING_MB = 155.0  # what torch imports for the first recomputation in a process (torch._dynamo), as measured
 FIRST_STEP_MB = 48.0  # what the first step takes for good
 TEXT_MICRO_BATCH_SLOWDOWN = 1.6  # of a step, as measured
 GATHERED_COPIES = 5  # of divided features and their gradients, while they are summed over the processes
@@ -141,6 +143,7 @@ class _Planner:
             max(0, one.max_bytes - one.used_bytes) if isinstance(one, BoundedCache) else 0
             for one in (cache, IMAGE_CACHE)
         )
+        self._recomputing_mb = 0.0 if self.device.type == "cuda" or "torch._dynamo" in sys.modules else RECOMPUTING_MB
         self._costs, requested = dict[bool, dict[str, CostModel]](), config.activation_checkpointing
         self._costs[requested], self._measured = self._measure(requested)
         self.stored_mb = self._estimate_stored()
@@ -155,15 +158,18 @@ class _Planner:
             return MemoryPlan(requested.peak_mb, available_mb, requested.seconds, {}, 0.0, *parts)
         cost, settings = self._find_best(self.iter_alternatives(method), available_mb)
         overrides, parts = self.get_overrides(settings), (cost.tensor_mb, self.stored_mb, cost.state_mb)
-        plan = MemoryPlan(cost.peak_mb, available_mb, cost.seconds, overrides, requested.peak_mb, *parts)
+        plan = MemoryPlan(cost.peak_mb, available_mb, cost.seconds, overrides, requested.peak_mb, *parts, self.used_mb)
         if plan.fits or not self._measured.draws:
             return plan
         cost, settings = self._find_best(self.iter_alternatives(method, changes_draws=True), available_mb)
         told = self.get_overrides(settings) if cost.peak_mb < plan.peak_mb else {}
         return replace(plan, inexact_mb=cost.peak_mb, inexact_overrides=told)
 
-    def _find_best(self, alternatives: Iterator[_Settings], available_mb: float) -> tuple[_Estimate, _Settings]:
+    def _find_best(self, alternatives: Iterable[_Settings], available_mb: float) -> tuple[_Estimate, _Settings]:
         """Return the fastest settings that fit, or those that take least where none does."""
+        alternatives = list(alternatives)
+        for settings in alternatives:
+            self._get_costs(settings.activation_checkpointing)  # measuring may import what then stays
         estimates = [(self.estimate(settings), settings) for settings in alternatives]
         fitting = [(cost, settings) for cost, settings in estimates if cost.peak_mb <= available_mb]
         if fitting:
@@ -189,6 +195,8 @@ class _Planner:
             test_items = [self.test_items[i] for i in chosen]
             found = measure_steps_and_tests(method, lesson, config, test_items, sizes, self.max_new_tokens)
             points |= {(c, n): one for n, one in found.items()}
+        if activation_checkpointing:  # the measured steps have imported it
+            self.used_mb, self._recomputing_mb = self.used_mb + self._recomputing_mb, 0.0
         names = (name for name in Measurement._fields if name not in ("stored", "draws"))
         costs = {name: CostModel.fit({size: getattr(one, name) for size, one in points.items()}) for name in names}
         return costs, points[max(points)]
@@ -218,7 +226,8 @@ class _Planner:
         held_mb = most_bytes / 2**20
         freed_mb = 0.0 if returns_memory else min(MAX_GLIBC_MB, (GLIBC_OVERHEAD - ALLOCATOR_OVERHEAD) * held_mb)
         held_mb = ALLOCATOR_OVERHEAD * held_mb + state_bytes / 2**20
-        peak_mb = self.used_mb + FIRST_STEP_MB + held_mb + freed_mb + self.stored_mb
+        recomputing_mb = self._recomputing_mb if text_micro_batch else 0.0
+        peak_mb = self.used_mb + recomputing_mb + FIRST_STEP_MB + held_mb + freed_mb + self.stored_mb
         seconds = self.n_steps * self._estimate_step(settings)
         seconds += n_test / self.n_processes * costs["item_seconds"](self.n_classes, 1)
         return _Estimate(peak_mb, seconds, tensor_mb, state_bytes / 2**20)
@@ -307,7 +316,8 @@ class _Planner:
         Micro-batches of images or texts draw one after the other what the whole draws at once; what is recomputed in
         the backward pass draws the same again.
         """
-        supported = _find_supported_settings(method)
+        saves = GLIBC_OVERHEAD * self.estimate(self.requested).tensor_mb > self._recomputing_mb
+        supported = _find_supported_settings(method) if saves else set[str]()
         is_whole = self._measured.draws and not changes_draws
         checkpointing = self.config.activation_checkpointing
         text_micro_batches = TEXT_MICRO_BATCHES if "text_micro_batch" in supported and not is_whole else ()

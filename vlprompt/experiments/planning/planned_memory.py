@@ -18,6 +18,7 @@ class MemoryPlan:
         stored_mb: decoded images, features and the pixels of batches beside them.
         state_mb: what the method and its training hold all the time: prompts, copies of weights, the gradients of the
             step before, and the state of the optimizer.
+        used_mb: what the process holds before the run.
         inexact_mb: the peak with `inexact_overrides`.
         inexact_overrides: settings that take less, with which dropout draws other random numbers; named where nothing
             else fits, never chosen.
@@ -31,6 +32,7 @@ class MemoryPlan:
     tensor_mb: float = 0.0
     stored_mb: float = 0.0
     state_mb: float = 0.0
+    used_mb: float = 0.0
     inexact_mb: float = 0.0
     inexact_overrides: dict[str, Any] = field(default_factory=dict)
 
@@ -42,11 +44,12 @@ class MemoryPlan:
         cost = f"{self.peak_mb / 1024:.2f} GB at most, {format_duration(self.seconds)}"
         if not self.overrides and self.fits:
             return cost
-        available, advice = f"{self.available_mb / 1024:.2f}", self._describe_inexact()
+        advice = self._describe_inexact()
+        held = ", which the process holds already" if self.available_mb <= self.used_mb else ""
         if not self.overrides:
-            return f"{cost}; there are {available} GB, so it may not fit{advice}"
+            return f"{cost}; there are {self.available_mb / 1024:.2f} GB{held}, so it may not fit{advice}"
         doubt = "" if self.fits else ", which may still not fit"
-        sizes = f"{self.requested_mb / 1024:.2f} GB asked, {available} there"
+        sizes = f"{self.requested_mb / 1024:.2f} GB asked, {self.available_mb / 1024:.2f} there{held}"
         return f"{sizes}: {_list_settings(self.overrides)} (the same numbers){doubt}; {cost}{advice}"
 
     def _describe_inexact(self) -> str:
