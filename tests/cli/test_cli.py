@@ -311,6 +311,14 @@ BAD = {
         ["run", "os:path", "digits"],
         "method: expected module:Class that can be imported from here, got 'os:path' (path is not a class)",
     ),
+    "a key of the noise": (
+        ["run", "nlprompt", "digits", *QUICK, "task.noise.rat=0.5"],
+        "unknown key 'task.noise.rat'; did you mean 'rate'?",
+    ),
+    "no key of the noise": (
+        ["run", "nlprompt", "digits", *QUICK, "task.noise.xyz=0.5"],
+        "unknown key 'task.noise.xyz'; the choices are kind, rate, flips",
+    ),
     "no unknown dataset": (
         ["run", "coop", "digits", *QUICK, "--task", "open_set", "--unknown", ""],
         "--unknown: expected a dataset, got an empty name in ''. Name one, or leave it out",
