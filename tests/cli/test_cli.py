@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,11 @@ def test_help():
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert not imported & {"torch", "numpy", "matplotlib", "transformers", "open_clip", "timm", "peft"}
+
+
+def test_the_version(type_in):
+    code, text, _ = type_in("--version")
+    assert (code, text.strip()) == (0, f"vlprompt {version('vlprompt')}")
 
 
 BAD = {
