@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,11 @@ def test_help():
     assert not imported & {"torch", "numpy", "matplotlib", "transformers", "open_clip", "timm", "peft"}
 
 
+def test_the_version(type_in):
+    code, text, _ = type_in("--version")
+    assert (code, text.strip()) == (0, f"vlprompt {version('vlprompt')}")
+
+
 BAD = {
     "method": (["run", "coopp", "digits"], "error: method: expected a known name, got 'coopp'; did you mean 'coop'?"),
     "dataset": (["run", "coop", "digitz"], "sub-folder of images per class, got 'digitz'", "did you mean 'digits'?"),
@@ -310,6 +316,14 @@ BAD = {
     "no class": (
         ["run", "os:path", "digits"],
         "method: expected module:Class that can be imported from here, got 'os:path' (path is not a class)",
+    ),
+    "a key of the noise": (
+        ["run", "nlprompt", "digits", *QUICK, "task.noise.rat=0.5"],
+        "unknown key 'task.noise.rat'; did you mean 'rate'?",
+    ),
+    "no key of the noise": (
+        ["run", "nlprompt", "digits", *QUICK, "task.noise.xyz=0.5"],
+        "unknown key 'task.noise.xyz'; the choices are kind, rate, flips",
     ),
     "no unknown dataset": (
         ["run", "coop", "digits", *QUICK, "--task", "open_set", "--unknown", ""],

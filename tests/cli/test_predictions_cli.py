@@ -67,6 +67,16 @@ def test_every_number_of_a_result_comes_from_its_predictions(folder, type_all):
     }
 
 
+def test_the_names_that_a_run_prints_are_names_of_metrics(folder, type_all):
+    result, names = RunFolder(folder).read_result(), ("accuracy", "class_mean", "macro_f1", "calibration_error")
+    words = "eval", "--from-predictions", folder / "predictions-base.parquet", "--metric", ",".join((*names, "ece15"))
+    status, _, printed = type_all(*words)
+    assert not status
+    shown = lines(printed)
+    assert {name: shown[name] for name in names} == {name: f"{result.scores[0]['base'][name]:.2f}" for name in names}
+    assert shown["calibration_error"] == shown["ece15"]
+
+
 def test_an_evaluation_keeps_the_same_predictions(folder, type_all, tmp_path):
     path = tmp_path / "again.parquet"
     status, printed, _ = type_all("eval", folder, "--keep-predictions", path)
@@ -166,7 +176,10 @@ def test_mistakes_in_a_command(folder, type_in, tmp_path):
         (("eval",), "expected a RUN or --from-predictions FILE, got none"),
         (("eval", folder, "--metric", "ece15"), "expected --from-predictions with --metric, got none"),
         (("eval", folder, "--metric", "ece15"), "by `vlprompt eval"),
-        (("eval", folder, "--metric", "calibration_error"), "got 'calibration_error'; did you mean 'ece15'?"),
+        (
+            ("eval", folder, "--metric", "expected_calibration_error"),
+            "got 'expected_calibration_error'; did you mean 'ece15'?",
+        ),
         (("eval", "--from-predictions", base, "--metric", "roc_auc"), "did you mean 'auroc_ovr' or 'auroc'?"),
         (("eval", folder, "--from-predictions", base), "expected a RUN or --from-predictions, got"),
         (("eval", "--from-predictions", base, "--against", joint), "got those of another split"),

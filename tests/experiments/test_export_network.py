@@ -17,7 +17,7 @@ from PIL import Image
 from shared import images
 from written_out import library
 
-from vlprompt import Method, Output
+from vlprompt import Method, Output, load
 from vlprompt.backbones.open_clip.towers import wrap_clip
 from vlprompt.backbones.pixels import load_pixels
 from vlprompt.config.build import resolve_class
@@ -307,6 +307,18 @@ def test_operations_that_onnx_lacks(lesson, tmp_path):
     method.begin_lesson(lesson, make_generator(0))
     with pytest.raises(ValueError, match=r"operations that ONNX has, got mine:A .*airy_ai.*Take --to torch"):
         write_onnx(prompt_of(method, "mine:A", pixels, lesson.train.names), tmp_path / "out", PLAIN)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bfloat16_is_refused_before_onnxruntime(lesson, tmp_path):
+    half = load("glyph-bf16", "cpu")
+    method = ZeroShot(half)
+    method.begin_lesson(lesson, make_generator(0))
+    message = (
+        r"expected a network in float32, got one on glyph-bf16, .*Take --to torch, or .*float32 backbone \(glyph\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        write_onnx(prompt_of(method, "zero_shot", half, lesson.train.names), tmp_path / "out", PLAIN)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -419,6 +419,16 @@ def test_prompts_and_inputs_that_do_not_go_together(type_all, runs, photos, tmp_
         assert told in said, said
 
 
+def test_refused_classes_are_answered_with_the_names_of_the_learned(type_in, tmp_path, photos):
+    words = "run", "linear", "digits", "--shots", "1", "--backbone", "glyph/random", "train.epochs=1"
+    assert type_in(*words, "-o", tmp_path / "named")[0] == 0
+    [result] = (tmp_path / "named").rglob("result.json")
+    status, said = type_in("predict", result.parent, photos, "--classes", "one,two,apple")
+    assert status
+    assert "no weights for class 'apple'" in said
+    assert "By name the classes are zero, one, two, three, four, five, six, seven, eight, nine." in said
+
+
 def test_other_classes_where_the_method_reads_names(type_all, predict, tmp_path, photos):
     (tmp_path / "names.txt").write_text("zero\nhouse\n\nsix\n", "utf-8-sig")
     rows = predict(photos / "a", "--classes", "names.txt")[2]

@@ -31,6 +31,7 @@ from vlprompt.cli.sweeps.status import status
 from vlprompt.cli.sweeps.sweep import sweep
 from vlprompt.cli.table import table
 from vlprompt.runtime.errors import explain_error, is_debugging
+from vlprompt.runtime.installation import DISTRIBUTION, find_version
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -77,8 +78,20 @@ INTERRUPTED_STATUS = 130
 RESUMABLE_COMMANDS = ("run", "sweep", "search", "describe", "data prepare")
 
 
+def show_version(is_asked: bool) -> None:
+    """Print the version and stop."""
+    if is_asked:
+        console.print(f"{DISTRIBUTION} {find_version(DISTRIBUTION) or 'that is not installed'}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def start(context: typer.Context) -> None:
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=show_version)
+    ] = False,
+) -> None:
     """Show the commonest commands where none is given; refuse torchrun for all commands but `run`."""
     reject_extra_processes(context)
     if context.invoked_subcommand is None:

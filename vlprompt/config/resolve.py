@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, get_args
 
 from vlprompt import tasks
 from vlprompt.backbones.schemes import split_half_features
@@ -144,11 +146,24 @@ def _validate_values(kind: str, model_type: type["BaseModel"], values: Settings,
         value = "nothing" if first["type"] == "missing" else repr(first["input"])
         needs_quotes = first["type"] == "string_type" and len(first["loc"]) > 1
         hint = """Write numbers that are names in quotes: 'task.order=["1","2"]'.""" if needs_quotes else ""
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise ValueError(
+                f"{config.find_origin(key)}: unknown key {key!r}; {_suggest_field(model_type, first['loc'])}"
+            ) from error
         expected = "a value" if first["type"] == "missing" else first["msg"].removeprefix("Input should be ")
         raise ValueError(
             f"{config.find_origin(key)}: {key}: expected {expected}, got {value}. {hint or f'Set {key} to one.'}"
         ) from error
     return {name: getattr(model, name) for name in model_type.model_fields}
+
+
+def _suggest_field(model_type: type["BaseModel"], place: tuple[int | str, ...]) -> str:
+    """Return the nearest field of the dataclass that is the value of a setting, or all that it has."""
+    annotation = model_type.model_fields[str(place[0])].annotation
+    fields = [
+        f.name for kind in (annotation, *get_args(annotation)) if is_dataclass(kind) for f in dataclass_fields(kind)
+    ]
+    return suggest_nearest(str(place[-1]), fields)
 
 
 def _complete_part(key: str, kind: str, values: Settings, config: LayeredConfig) -> Arguments:

@@ -1,7 +1,7 @@
 """Metrics by name with definition, range and source: what `vlprompt eval --metric` and the documentation take."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -144,8 +144,9 @@ def _build_calibration_metrics() -> dict[str, Metric]:
         return calibration.adaptive_confidence_error(p.confidence, p.top_correct, n)
 
     text = "expected calibration error in {n} equally wide bins (lower, upper] of the top probability: mean of the "
-    text += "difference between it and the share right, weighted by items; of 15 bins `calibration_error` of a result"
+    text += "difference between it and the share right, weighted by items"
     add("ece", text, guo, by_width, 10, 15, 20)
+    built["calibration_error"] = replace(built["ece15"], definition="ece15 by the name that results and tables have")
     text = "the same in {n} bins of equally many items (AdaECE); the least sure item is in none"
     add("ada_ece", text, mukhoti, by_mass, 10, 15, 20)
     for name, key, text in (

@@ -27,8 +27,10 @@ from vlprompt.experiments.learned.decision import UNKNOWN, Decision, LabelDecisi
 from vlprompt.experiments.learned.state import LearnedState, read_learned_state
 from vlprompt.experiments.learned.teacher import OpenedTeacher, RunTeacher, hash_learned_state
 from vlprompt.methods.zero_shot import ZeroShot
+from vlprompt.runtime.errors import UnknownClassError
 from vlprompt.runtime.settings import SETTINGS
 
+MAX_NAMES_SHOWN = 20
 MAX_PREPARED_CLASS_LISTS = 8
 
 
@@ -108,7 +110,13 @@ class LearnedPrompt:
         if key not in self._prepared:
             if len(self._prepared) >= MAX_PREPARED_CLASS_LISTS:
                 self._prepared.pop(next(iter(self._prepared)))
-            self._prepared[key] = self.method.prepare(names, self.method.precompute(names))
+            try:
+                self._prepared[key] = self.method.prepare(names, self.method.precompute(names))
+            except UnknownClassError as error:  # of a method, which compares ids
+                if (learned := list(map(str, self.names))) == list(class_ids(self.names)):
+                    raise
+                shown = ", ".join(learned[:MAX_NAMES_SHOWN]) + " ..." * (len(learned) > MAX_NAMES_SHOWN)
+                raise UnknownClassError(f"{error} By name the classes are {shown}.") from error
         return self._prepared[key]
 
     def iter_answers(

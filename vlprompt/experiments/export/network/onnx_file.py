@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
+from vlprompt.backbones.schemes import HALF_FEATURES
 from vlprompt.experiments.export.formats import ExportOptions
 from vlprompt.experiments.export.network.image_model import (
     CHECKED_BATCH_SIZES,
@@ -61,6 +63,7 @@ def write_onnx(
         require_package(package, "export", "--to onnx")
     model, names = build_image_model(prompt, options, "onnx")
     program, description = trace(model, prompt, "onnx"), describe_model(prompt, names)
+    _require_known_numbers(program, prompt)
     with write_whole_folder(folder) as temporary:
         path = temporary / MODEL_FILE
         n_bytes = _convert(program, path, description, prompt, max_inline_bytes)
@@ -75,6 +78,20 @@ def write_onnx(
         if options.int8:
             lines += write_int8(prompt, names, path, folder)
     return lines
+
+
+def _require_known_numbers(program: ExportedProgram, prompt: LearnedPrompt) -> None:
+    """ValueError for a program that computes in bfloat16, in which onnxruntime multiplies no matrices on a CPU."""
+    backbone = prompt.method.backbone
+    assert backbone is not None
+    for module in program.graph_module.modules():
+        nodes = module.graph.nodes if isinstance(module, GraphModule) else ()
+        if any(getattr(node.meta.get("val"), "dtype", None) is torch.bfloat16 for node in nodes):
+            raise ValueError(
+                f"--to onnx: expected a network in float32, got one on {backbone.spec}, which computes image features "
+                "in bfloat16, and onnxruntime does not. Take --to torch, or export a run on the float32 backbone "
+                f"({backbone.spec.replace(HALF_FEATURES, '', 1)})."
+            )
 
 
 def _convert(
