@@ -3,23 +3,9 @@
 import json
 
 import pytest
-import torch
+from captions_of_animals import NAMES, split_of, write
 
-from vlprompt.core.batch import Split
-from vlprompt.core.images import ImageItem
 from vlprompt.data.text.captions import join_words, read_captions, write_captions
-
-NAMES = ("dog", "hot_dog", "glass", "cat")
-
-
-def split_of(labels, names=NAMES):
-    items = tuple(ImageItem(f"{i}", lambda look, view: torch.zeros(3, 2, 2), f"{i}") for i in range(len(labels)))
-    return Split(items, tuple(labels), names)
-
-
-def write(path, *lines):
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def test_names_in_captions(tmp_path):

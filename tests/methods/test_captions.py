@@ -2,26 +2,13 @@
 
 import pytest
 import torch
+from captions_of_animals import split_of, write
 
 from vlprompt import methods as m
-from vlprompt.core.batch import Split
-from vlprompt.core.images import ImageItem
 from vlprompt.core.stage import Lesson
 from vlprompt.engine.loop import fit
 from vlprompt.engine.train_config import TrainConfig
 from vlprompt.methods._captions import CaptionFeatures, CaptionSettings
-
-NAMES = ("dog", "hot_dog", "glass", "cat")
-
-
-def split_of(labels, names=NAMES):
-    items = tuple(ImageItem(f"{i}", lambda look, view: torch.zeros(3, 2, 2), f"{i}") for i in range(len(labels)))
-    return Split(items, tuple(labels), names)
-
-
-def write(path, *lines):
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def test_captions_of_single_classes_are_added():
