@@ -172,10 +172,12 @@ class TransformerTextTower:
             rows = self._project_features(self._run_padded(tuple(texts), prompt, n_contexts)[0], prompt)
             return rows.unflatten(0, (n_contexts, len(texts)))
         is_packed = self.is_causal and self.pooling == "end" and not prompt.mixes_rows
-        tower = copy(self)  # the backward pass recomputes with the options of now, when self may have others
-        encode, texts = tower._encode_packed if is_packed else tower._encode_padded, tuple(texts)
-        size = self._max_texts_per_pass(n_contexts, is_packed)
-        if len(texts) > size:
+        size, texts = self._max_texts_per_pass(n_contexts, is_packed), tuple(texts)
+        is_divided = len(texts) > size
+        # the backward pass recomputes micro-batches with the options of now, when self may have others
+        tower = copy(self) if is_divided else self
+        encode = tower._encode_packed if is_packed else tower._encode_padded
+        if is_divided:
             micro_batches = iter_text_micro_batches(prompt, len(texts), size)
             parts = [recompute_in_backward(encode, texts[i : i + size], part, n_contexts) for i, part in micro_batches]
             return self._project_features(torch.cat(parts, 1), prompt)
