@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -151,6 +152,7 @@ def test_every_target_is_of_a_case(tool, what):
     assert module.TARGETS.keys() <= module.CASES.keys()
     assert getattr(module, "ROUNDS", {}).keys() <= module.CASES.keys()
     assert getattr(module, "REASONS", {}).keys() <= module.CASES.keys()
+    assert set(getattr(module, "KEPT_MEMORY", ())) <= module.TARGETS.keys()
     for wanted in module.TARGETS.values():
         assert all(rows.TARGET_PATTERN.fullmatch(one) for one in wanted)
 
@@ -177,6 +179,24 @@ def test_targets_are_judged(tool):
         missed, reached = rows.render_targets([row], wanted, {case: reason})[-2:]
         assert missed == "| text: a | 1 | at least 28.0x | 27.9x | **no** | limit |"
         assert reached == "| text: a | 1 | at most 614 MB | 614 MB | yes |  |"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told to keep memory")
+def test_a_ratio_is_measured_again_with_memory_that_is_kept(tool, monkeypatch):
+    """The second process of the row has the allocator's settings, and its ratio stands in a column of its own."""
+    job = tool("bench.__main__").Job("text", "coop, 30 classes", 1, "cpu", 1)
+    text = tool("bench.text")
+    monkeypatch.setattr(text, "KEPT_MEMORY", ["coop, 30 classes"])
+    row = job.measure_row()
+    assert row["kept_min"] <= row["kept"] <= row["kept_max"]
+    assert row["kept"] != row["ratio"]
+    rows = tool("bench.rows")
+    assert f"| {row['kept']:.2f} (" in rows.render_table([row], rows.TIMING_COLUMNS, {})[-1]
+    assert "memory kept" in rows.render_table([row], rows.TIMING_COLUMNS, {})[0]
+    code = "import os; a = bytearray(100 * 2**20); del a; print(open('/proc/self/statm').read().split()[1])"
+    keeps = {**os.environ, "GLIBC_TUNABLES": tool("bench.__main__").KEEP_MEMORY}
+    pages = [int(subprocess.check_output([sys.executable, "-c", code], env=env)) for env in (os.environ, keeps)]
+    assert pages[1] - pages[0] > 20_000  # of 25,600 that were touched
 
 
 def test_all_is_one_row_for_each_target_and_number_of_threads(tool):

@@ -6,11 +6,12 @@ thread and where that matters with two (hours), whether it is reached, and what 
 the same one, so by the same memory allocator.
 
 ratio: the written-out form's seconds over ours, the median of alternating rounds, with the least and the largest.
-counted: the ratio of the floating-point operations of their matrix products. GFLOP: those of our form; matrix speed:
-their rate as a share of the rate of one large matrix product timed beside it. bare: the tower without a prompt, where
-that is a limit. MB: the peak of one piece of work above what its process held before, in 2**20 bytes. same: the largest
-relative difference of the two forms' results (gradients, where they make some). Seconds are of the processor on a CPU,
-divided by the threads.
+memory kept: the ratio where the process never gives memory back to the system, as written-out forms of several GB do
+in every step. counted: the ratio of the floating-point operations of their matrix products. GFLOP: those of our form;
+matrix speed: their rate as a share of the rate of one large matrix product timed beside it. bare: the tower without a
+prompt, where that is a limit. MB: the peak of one piece of work above what its process held before, in 2**20 bytes.
+same: the largest relative difference of the two forms' results (gradients, where they make some). Seconds are of the
+processor on a CPU, divided by the threads.
 """
 
 import argparse
@@ -56,6 +57,7 @@ TARGETED_TABLES = (
     "icl",
 )
 TABLES = (*TARGETED_TABLES, "scaling", "heads", "stream_bytes", "predict", "server", "tracking")
+KEEP_MEMORY = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"  # no block of its own, no trimming
 EXTRA = "extra"  # the lines that some tables have below them
 
 
@@ -83,7 +85,7 @@ class Job:
             row_store.hash_code(self.table),
         ]
 
-    def run_subprocess(self, variant=None):
+    def run_subprocess(self, variant=None, environment=None):
         """Measure the row in a fresh process, or with `variant` only its memory; RuntimeError if the process fails."""
         command = [sys.executable, __file__, self.table, "--case", self.case, "--threads", self.threads]
         command += [
@@ -94,7 +96,7 @@ class Job:
             "--worker",
             *(["--variant", variant] if variant else []),
         ]
-        env = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        env = {**os.environ, "OMP_NUM_THREADS": str(self.threads), **(environment or {})}
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=env)
         if done.returncode < 0:
             raise RuntimeError(f"killed by signal {-done.returncode}, perhaps because memory was full")
@@ -108,6 +110,8 @@ class Job:
             found |= self.run_subprocess()
         except RuntimeError as error:
             return found | {"failed": str(error)}
+        if self.case in getattr(import_benchmark(self.table), "KEPT_MEMORY", ()) and platform.libc_ver()[0] == "glibc":
+            found |= self.measure_kept_memory()
         for form in ("reference", "fast") if self.measures_memory else ():
             try:
                 found[f"{form}_mb"] = self.run_subprocess(form)
@@ -116,6 +120,16 @@ class Job:
         if isinstance(found.get("reference_mb"), float) and isinstance(found.get("fast_mb"), float):
             found["memory_share"] = found["fast_mb"] / found["reference_mb"]
         return found
+
+    def measure_kept_memory(self):
+        """Measure the ratio where the process never gives memory back, so that neither form waits for pages."""
+        if self.device == "cuda" or self.threads > 1:
+            return {}
+        try:
+            row = self.run_subprocess(environment={"GLIBC_TUNABLES": KEEP_MEMORY})
+        except RuntimeError as error:
+            return {"kept": str(error)}
+        return {"kept": row["ratio"], "kept_min": row["min"], "kept_max": row["max"]}
 
 
 def run_worker(job, variant):

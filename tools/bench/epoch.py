@@ -25,6 +25,7 @@ CASES = {  # name -> classes, images, images a step
 }
 SHORT = {"coop, 30 classes, 8 images, kept": (30, 8, 8)}
 TARGETS = dict.fromkeys(CASES, ("ratio >= 25",))
+KEPT_MEMORY = list(CASES)
 
 
 class EpochBenchmark(text.TextBenchmark):

@@ -66,6 +66,12 @@ def format_ratio(row):
     return f"**{row['ratio']:.2f}** ({row['min']:.2f}-{row['max']:.2f})"
 
 
+def format_kept(row):
+    if not isinstance(row.get("kept"), float):
+        return row.get("kept", "")
+    return f"{row['kept']:.2f} ({row['kept_min']:.2f}-{row['kept_max']:.2f})"
+
+
 def format_tower_only(row):
     return f"{row['tower_only']:.4f} (x{row['fast'] / row['tower_only']:.2f})" if "tower_only" in row else ""
 
@@ -83,6 +89,7 @@ TIMING_COLUMNS = {  # a column's title -> its cell, of rows that measure.measure
     "written out s": make_number_column("reference:.3f"),
     "vlprompt s": make_number_column("fast:.4f"),
     "ratio (of rounds)": format_ratio,
+    "memory kept": format_kept,
     "counted": make_number_column("flop_ratio:.1f"),
     "first time s (ratio)": format_cold,
     "bare s": format_tower_only,
