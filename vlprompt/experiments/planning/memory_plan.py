@@ -216,6 +216,7 @@ class _Planner:
         step_bytes = costs["step_bytes"](classes, micro_batch_size, own) if self.n_steps else 0.0
         test_bytes = costs["test_bytes"](classes, test_size) if n_test else 0.0
         test_bytes = max(test_bytes, costs["prepare_bytes"](classes) if n_test else 0.0)
+        test_bytes = max(test_bytes, costs["cold_bytes"].constant)
         tensor_mb = max(step_bytes, test_bytes) / 2**20
         recorded, replaced = self._estimate_recorded(settings, own)
         state_bytes, saved_bytes, summed_bytes = self._estimate_state(settings)
@@ -230,6 +231,8 @@ class _Planner:
         peak_mb = self.used_mb + recomputing_mb + FIRST_STEP_MB + held_mb + freed_mb + self.stored_mb
         seconds = self.n_steps * self._estimate_step(settings)
         seconds += n_test / self.n_processes * costs["item_seconds"](self.n_classes, 1)
+        n_cold = n_test + (self.n_items * self._count_views() if self.n_steps else 0)
+        seconds += n_cold / self.n_processes * max(0.0, costs["cold_seconds"].constant)
         return _Estimate(peak_mb, seconds, tensor_mb, state_bytes / 2**20)
 
     def _estimate_state(self, settings: _Settings) -> tuple[float, float, float]:
@@ -288,15 +291,19 @@ class _Planner:
     def _estimate_stored(self) -> float:
         """Return the MB of decoded images, of features and of the pixels of a batch, beside the tensors of a step."""
         stored, n_train, n_test = self._measured.stored, self.n_items, len(self.test_items)
-        n_views = min(self.n_epochs, self.config.augmentations or self.n_epochs) or 1
-        n_views = n_views if self.lesson.train.augment != "none" and self.n_steps else 1
-        features = n_train * n_views * stored.train_feature + n_test * stored.test_feature
+        features = n_train * self._count_views() * stored.train_feature + n_test * stored.test_feature
         stored_bytes = min(features, self.feature_room)
         if self.device.type != "cuda":
             images = n_train * stored.train_image + n_test * stored.test_image
             stored_bytes += min(images, self.image_room)
             stored_bytes += 2 * self.batch_size * stored.batch_pixels  # the next batch is decoded beside it
         return stored_bytes / 2**20
+
+    def _count_views(self) -> int:
+        """Return the augmentations in which the run sees an image."""
+        if self.lesson.train.augment == "none" or not self.n_steps:
+            return 1
+        return min(self.n_epochs, self.config.augmentations or self.n_epochs) or 1
 
     def _estimate_step(self, settings: _Settings) -> float:
         """Return the seconds of a step."""

@@ -12,7 +12,7 @@ class MemoryPlan:
         peak_mb: at most (MB of the process, on a GPU of its memory).
         available_mb: what there is.
         seconds: of training and tests; 0 where nothing was measured.
-        overrides: settings of training other than requested, with which it fits and learns the same numbers.
+        overrides: settings of training other than requested, with which it fits and learns the same up to rounding.
         requested_mb: the peak without them.
         tensor_mb: the tensors that a step or a test makes.
         stored_mb: decoded images, features and the pixels of batches beside them.
@@ -50,7 +50,7 @@ class MemoryPlan:
             return f"{cost}; there are {self.available_mb / 1024:.2f} GB{held}, so it may not fit{advice}"
         doubt = "" if self.fits else ", which may still not fit"
         sizes = f"{self.requested_mb / 1024:.2f} GB asked, {self.available_mb / 1024:.2f} there{held}"
-        return f"{sizes}: {_list_settings(self.overrides)} (the same numbers){doubt}; {cost}{advice}"
+        return f"{sizes}: {_list_settings(self.overrides)} (the same up to rounding){doubt}; {cost}{advice}"
 
     def _describe_inexact(self) -> str:
         if not self.inexact_overrides:

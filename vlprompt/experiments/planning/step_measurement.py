@@ -52,7 +52,9 @@ class Measurement(NamedTuple):
     step_seconds: float
     test_bytes: float  # beside what was prepared
     prepare_bytes: float  # before a test
-    item_seconds: float  # of one test item
+    item_seconds: float  # of one test item whose frozen feature is cached, where it has one
+    cold_bytes: float  # of the first tests of items, which open the data and fill caches
+    cold_seconds: float  # more of one item then
     state_bytes: float  # what the method makes when the lesson begins: prompts, buffers, copies of weights
     trained_bytes: float  # of its parameters
     recorded_text_bytes: float  # what recorded passes of texts (CUDA graphs) would keep
@@ -277,12 +279,17 @@ class _Test(NamedTuple):
     n_bytes: float
     prepare_bytes: float
     item_seconds: float
+    cold_bytes: float = 0.0
+    cold_seconds: float = 0.0
 
 
 def _measure_tests(
     method: Method, lesson: Lesson, frozen: _Tracked, items: Sequence[Item], sizes: Sequence[int], max_new_tokens: int
 ) -> tuple[dict[int, _Test], _PassCounter]:
-    """Measure tests of the first items, and count the texts that processes would divide."""
+    """Measure tests of the first items, and count the texts that processes would divide.
+
+    Images are tested twice: what the first pass takes to fill caches is told apart, as it does not grow with a test.
+    """
     names, counter = lesson.train.names, _PassCounter()
 
     def prepare() -> Any:
@@ -300,14 +307,38 @@ def _measure_tests(
     prepare_bytes = float(max(frozen.peak_bytes, frozen.current_bytes + prepared.peak_bytes))
     prepared_bytes = float(frozen.current_bytes + prepared.current_bytes)
     device = None if method.backbone is None else find_input_tower(method.backbone).device
+    cold = _measure_cold_pass(method, items[: sizes[-1]], test)
     for n in sizes:
         n_bytes, seconds, part = prepared_bytes, 0.0, items[:n]
         if part:
             tracked = _track(lambda part=part: test(part), device)
             n_bytes, seconds = n_bytes + tracked.peak_bytes, tracked.seconds / len(part)
         n_bytes += len(part) * _unmeasured_key_bytes(method, max_new_tokens)
-        tests[n] = _Test(n_bytes, prepare_bytes, seconds)
+        tests[n] = _Test(n_bytes, prepare_bytes, seconds, prepared_bytes + cold.n_bytes, cold.item_seconds)
     return tests, counter
+
+
+class _ColdPass(NamedTuple):
+    n_bytes: float = 0.0
+    item_seconds: float = 0.0
+
+
+def _measure_cold_pass(method: Method, items: Sequence[Item], test: Callable[[Sequence[Item]], None]) -> _ColdPass:
+    """Measure what encoding and caching images takes, one pass of the tower at a time; nothing where none is cached.
+
+    The first item is a pass of its own, as it may open the data.
+    """
+    cache, backbone = find_feature_cache(method.backbone), method.backbone
+    if cache is None or backbone is None or not items or isinstance(items[0], TextItem):
+        return _ColdPass()
+    opening, n_before = _track(lambda: test(items[:1])), cache.counts.misses
+    cold = _track(lambda: test(items[1:] or items))
+    n_bytes, n_computed = float(max(opening.peak_bytes, cold.peak_bytes)), cache.counts.misses - n_before
+    if not n_computed:
+        return _ColdPass(n_bytes)
+    decoding = _track(lambda: [item.decode_once(find_preprocessing(backbone), None) for item in items[1:]]).seconds
+    pass_size = max(n_computed, getattr(find_input_tower(backbone), "pass_size", 1))
+    return _ColdPass(n_bytes, decoding / n_computed + max(0.0, cold.seconds - decoding) / pass_size)
 
 
 @contextmanager

@@ -27,7 +27,8 @@ RecipeLookup = Callable[
     [AggregatedResult, PublishedResult], dict[str, Any] | str
 ]  # configuration, or why there is none
 UNCOMPARED_TASK_KEYS = {"name", "dataset", "targets", "shots", "seed", "skip_broken"}
-UNCOMPARED_TRAIN_KEYS = {"micro_batch_size", "precision", "model_selection"}  # no effect, or a reason of their own
+# micro-batches change rounding and what dropout draws, as a seed does; the others have a reason of their own
+UNCOMPARED_TRAIN_KEYS = {"micro_batch_size", "precision", "model_selection"}
 
 
 @dataclass(frozen=True)
