@@ -27,6 +27,7 @@ from vlprompt.data.images.cache import IMAGE_CACHE
 from vlprompt.data.images.decoding import build_image_item
 from vlprompt.engine.loop import Loop, fit
 from vlprompt.engine.train_config import TrainConfig
+from vlprompt.experiments.events import StepDone
 from vlprompt.experiments.planning.bilinear_cost import CostModel
 from vlprompt.experiments.planning.memory_plan import (
     ALLOCATOR_OVERHEAD,
@@ -35,12 +36,15 @@ from vlprompt.experiments.planning.memory_plan import (
 )
 from vlprompt.experiments.planning.planned_memory import MemoryPlan
 from vlprompt.experiments.planning.step_measurement import subsample_lesson
+from vlprompt.experiments.runner import run
 from vlprompt.layers import heads
 from vlprompt.layers.blocks.cuda_graphs import CudaGraphCache
 from vlprompt.layers.verbalizers import ResponseHead
 from vlprompt.runtime import memory
+from vlprompt.runtime.errors import RunStoppedError
 from vlprompt.runtime.seeding import make_generator
 from vlprompt.runtime.settings import SETTINGS
+from vlprompt.tasks import FewShot
 
 
 @pytest.fixture
@@ -591,14 +595,24 @@ def test_several_processes_choose_the_same_settings_and_learn_the_same(pictures,
 
 
 def test_spare_takes_only_what_changes_no_number(tiny, pictures):
-    from vlprompt.experiments.runner import run
-    from vlprompt.tasks import FewShot
-
     with pytest.raises(
         ValueError,
         match="memory_overrides: expected micro_batch_size, text_micro_batch, activation_checkpointing, got lr",
     ):
         run(methods.CoOp(tiny), FewShot(str(pictures), shots=2), memory_overrides={"lr": 1.0})
+
+
+def test_what_a_part_of_the_training_was_made_with_is_told(tiny, pictures, tmp_path):
+    """A run that is stopped and goes on with the memory that it asks for was partly trained in micro-batches."""
+
+    def stop(event):
+        if isinstance(event, StepDone) and event.step == 1:
+            raise RunStoppedError("stop")
+
+    train, task = TrainConfig(epochs=2, batch_size=4), FewShot(str(pictures), shots=2)
+    with pytest.raises(RunStoppedError):
+        run(methods.CoOp(tiny), task, train, tmp_path, on_event=stop, memory_overrides={"micro_batch_size": 1})
+    assert run(methods.CoOp(tiny), task, train, tmp_path).environment["memory_overrides"] == {"micro_batch_size": 1}
 
 
 def test_computed_leaves_towers_as_they_were_after_an_error(tiny):

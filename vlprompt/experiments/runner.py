@@ -147,6 +147,7 @@ class _RunProgress:
     log_bytes: int = 0
     trained_parameters: int = 0
     side_by_side: int = 0  # most runs that shared a pass of its training, itself among them
+    memory_overrides: dict[str, Any] = field(default_factory=dict)  # of any part of the training
     cache_counts: list[int] = field(default_factory=lambda: [0, 0])  # misses, hits
 
 
@@ -168,6 +169,7 @@ class _Run:
     def execute(self) -> Result:
         saved = distributed.broadcast_from_main(lambda: self.folder.load_state() if self.folder else None)
         self.progress, state = (_RunProgress(**saved[1]), saved[0]) if saved else (_RunProgress(), None)
+        self.progress.memory_overrides = self.progress.memory_overrides | self.memory_overrides
         self.clock = time.monotonic if self.member is None else self.member.clock
         self.start_time, self.previous_seconds = self.clock(), self.progress.seconds
         backbone = self.method.backbone
@@ -348,7 +350,7 @@ class _Run:
         learned = serialize_tensors(self.method.state_dict(), describe_learned_state(key, lessons, config))
         cost["stored_bytes"] = len(learned)
         environment = describe_environment(device)
-        environment |= {"memory_overrides": self.memory_overrides} if self.memory_overrides else {}
+        environment |= {"memory_overrides": progress.memory_overrides} if progress.memory_overrides else {}
         n_runs = self._count_side_by_side()
         environment |= {"trained_side_by_side": n_runs} if n_runs > 1 else {}
         result = Result(
