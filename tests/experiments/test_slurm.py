@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,13 @@ def test_a_node_that_goes_down_loses_its_run_to_the_other(tmp_path: Path, node: 
     assert read_runs(runs) == read_runs(tmp_path / "here")
 
 
+def has_saved_its_jobs(node: SlurmNode) -> bool:
+    """Whether the controller has written its state since the last job began, which it does seconds later."""
+    times = node.run("squeue", "--noheader", "--array", "--Format=StartTime").split()
+    saved = (node.folder / "state" / "job_state").stat().st_mtime
+    return "N/A" not in times and all(saved > datetime.fromisoformat(time).timestamp() + 1 for time in times)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("slow_method")
 def test_a_controller_that_crashes_and_comes_back_loses_nothing(tmp_path: Path, node: SlurmNode) -> None:
@@ -299,6 +307,7 @@ def test_a_controller_that_crashes_and_comes_back_loses_nothing(tmp_path: Path, 
     runs = tmp_path / "there"
     command = start_sweep(runs, *words, "--on", "slurm", "--jobs", 2, SECONDS_PER_STEP="0.1")
     n_done = {key: n for key, (_, n) in wait_for(lambda: list_running(runs), command).items()}
+    wait_for(lambda: has_saved_its_jobs(node), command)  # else it starts them again beside themselves
     node.stop_controller()
     with pytest.raises(subprocess.CalledProcessError):
         node.run("squeue", "--noheader")
