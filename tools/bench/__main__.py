@@ -203,6 +203,12 @@ def select_cases(table, options):
     return [case for case in bench.CASES if not many or case in getattr(bench, "TARGETS", {})]
 
 
+def is_targeted(bench, case, threads):
+    """Whether anything is wanted of a case with a number of threads."""
+    wanted = [row_store.TARGET_PATTERN.fullmatch(target).group(4) for target in bench.TARGETS.get(case, ())]
+    return any(number is None or int(number) == threads for number in wanted)
+
+
 def plan_jobs(options):
     """List all jobs; for `all`, tables that don't depend on the number of threads are measured with one."""
     many, jobs = options.what == "all", []
@@ -215,6 +221,8 @@ def plan_jobs(options):
         alone = many and getattr(bench, "SINGLE_THREADED", False)
         for threads in options.threads[:1] if alone else options.threads:
             for case in select_cases(what, options):
+                if many and not options.short and not is_targeted(bench, case, threads):
+                    continue
                 rounds = options.rounds or (3 if options.short else getattr(bench, "ROUNDS", {}).get(case, 3))
                 wants_memory = any("memory_share" in wanted for wanted in getattr(bench, "TARGETS", {}).get(case, ()))
                 memory = (wants_memory or not many) and not options.short and not hasattr(bench, "measure_row")
