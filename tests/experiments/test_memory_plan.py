@@ -580,8 +580,9 @@ def test_what_each_of_two_processes_holds_is_told(tiny, limit):
 
 @pytest.mark.slow
 def test_several_processes_choose_the_same_settings_and_learn_the_same(pictures, tmp_path):
-    command = ["vlprompt", "run", "cocoop", str(pictures), "--backbone", "glyph/random", "--shots", "4", "--device"]
-    command += ["cpu", "train.epochs=2", "train.batch_size=8", "train.lr=0.1", "-o"]
+    code = "import torch._dynamo; from vlprompt.cli.app import main; main()"  # else so small a step saves too little
+    command = [sys.executable, "-P", "-c", code, "run", "cocoop", str(pictures), "--backbone", "glyph/random"]
+    command += ["--shots", "4", "--device", "cpu", "train.epochs=2", "train.batch_size=8", "train.lr=0.1", "-o"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300", "VLPROMPT_FEATURE_CACHE": "none"}
     plain, spared = ([*command, "plain"], [*map(str, TORCHRUN), *command, "spared", "--memory-limit", "0.1"])
     told = [subprocess.run(c, cwd=tmp_path, env=env, capture_output=True, text=True) for c in (plain, spared)][1]
