@@ -110,7 +110,7 @@ class Job:
             found |= self.run_subprocess()
         except RuntimeError as error:
             return found | {"failed": str(error)}
-        if self.case in getattr(import_benchmark(self.table), "KEPT_MEMORY", ()) and platform.libc_ver()[0] == "glibc":
+        if self.case in getattr(import_benchmark(self.table), "KEPT_MEMORY", ()):
             found |= self.measure_kept_memory()
         for form in ("reference", "fast") if self.measures_memory else ():
             try:
@@ -123,7 +123,7 @@ class Job:
 
     def measure_kept_memory(self):
         """Measure the ratio where the process never gives memory back, so that neither form waits for pages."""
-        if self.device == "cuda" or self.threads > 1:
+        if self.device == "cuda" or self.threads > 1 or platform.libc_ver()[0] != "glibc":
             return {}
         try:
             row = self.run_subprocess(environment={"GLIBC_TUNABLES": KEEP_MEMORY})
@@ -203,12 +203,6 @@ def select_cases(table, options):
     return [case for case in bench.CASES if not many or case in getattr(bench, "TARGETS", {})]
 
 
-def is_targeted(bench, case, threads):
-    """Whether anything is wanted of a case with a number of threads."""
-    wanted = [row_store.TARGET_PATTERN.fullmatch(target).group(4) for target in bench.TARGETS.get(case, ())]
-    return any(number is None or int(number) == threads for number in wanted)
-
-
 def plan_jobs(options):
     """List all jobs; for `all`, tables that don't depend on the number of threads are measured with one."""
     many, jobs = options.what == "all", []
@@ -221,10 +215,11 @@ def plan_jobs(options):
         alone = many and getattr(bench, "SINGLE_THREADED", False)
         for threads in options.threads[:1] if alone else options.threads:
             for case in select_cases(what, options):
-                if many and not options.short and not is_targeted(bench, case, threads):
-                    continue
+                targets = getattr(bench, "TARGETS", {}).get(case, ())
+                if many and not options.short and not row_store.judge_row(targets, {"threads": threads}):
+                    continue  # nothing is wanted of it with these threads
                 rounds = options.rounds or (3 if options.short else getattr(bench, "ROUNDS", {}).get(case, 3))
-                wants_memory = any("memory_share" in wanted for wanted in getattr(bench, "TARGETS", {}).get(case, ()))
+                wants_memory = any("memory_share" in wanted for wanted in targets)
                 memory = (wants_memory or not many) and not options.short and not hasattr(bench, "measure_row")
                 jobs.append(Job(what, case, threads, options.device, rounds, memory))
             if hasattr(bench, EXTRA) and not options.case and not many:

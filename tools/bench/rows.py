@@ -60,16 +60,20 @@ def make_number_column(format_spec):
     return lambda row: f"{{:{format_spec.partition(':')[2]}}}".format(row[key]) if row.get(key) is not None else ""
 
 
+def format_spread(middle, least, largest):
+    return f"{middle} ({least:.2f}-{largest:.2f})"
+
+
 def format_ratio(row):
     if "ratio" not in row:
         return ""
-    return f"**{row['ratio']:.2f}** ({row['min']:.2f}-{row['max']:.2f})"
+    return format_spread(f"**{row['ratio']:.2f}**", row["min"], row["max"])
 
 
 def format_kept(row):
     if not isinstance(row.get("kept"), float):
         return row.get("kept", "")
-    return f"{row['kept']:.2f} ({row['kept_min']:.2f}-{row['kept_max']:.2f})"
+    return format_spread(f"{row['kept']:.2f}", row["kept_min"], row["kept_max"])
 
 
 def format_tower_only(row):

@@ -24,7 +24,7 @@ from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.layers.label_losses.watched import WatchedLoss
 from vlprompt.runtime import collectives, distributed
 from vlprompt.runtime.errors import NonFiniteError, is_finite
-from vlprompt.runtime.seeding import derive_seed
+from vlprompt.runtime.seeding import capture_random_states, derive_seed, restore_random_states
 
 Differentiate: TypeAlias = Callable[..., tuple[Tensor, ...]]  # as torch.autograd.grad
 
@@ -112,9 +112,7 @@ class Loop:
         tensors = {f"method/{k}": v.detach().clone() for k, v in self.method.state_dict().items()}
         tensors |= {f"optimizer/{k}": v for k, v in optimizers.export_optimizer_state(self.optimizer).items()}
         tensors |= {f"best/{k}": v for k, v in self.best_state.items()}
-        tensors["random/cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors |= capture_random_states(self.device)
         return replace(self.cursor, tensors=tensors, scaler=self.scaler.state_dict())
 
     def load(self, state: State) -> None:
@@ -123,9 +121,7 @@ class Loop:
         optimizers.load_optimizer_state(
             self.optimizer, {k[10:]: v for k, v in state.tensors.items() if k.startswith("optimizer/")}
         )
-        torch.set_rng_state(state.tensors["random/cpu"].cpu())
-        if "random/cuda" in state.tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state.tensors["random/cuda"].cpu(), self.device)
+        restore_random_states(state.tensors, self.device)
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
         self.best_state = {k[5:]: v for k, v in state.tensors.items() if k.startswith("best/")}

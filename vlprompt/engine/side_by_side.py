@@ -22,6 +22,7 @@ from torch import Tensor
 from vlprompt.core.images import Images, Preprocessing
 from vlprompt.core.towers import Backbone, find_feature_cache, find_input_tower
 from vlprompt.layers.joined_passes import RandomTurn, TowerPass, run_joined, watch_passes
+from vlprompt.runtime.seeding import capture_random_states, restore_random_states
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,10 @@ class _RandomStream:
         self.capture()
 
     def capture(self) -> None:
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        self.states = capture_random_states(self.device)
 
     def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, self.device)
+        restore_random_states(self.states, self.device)
 
     @contextmanager
     def take_turn(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ from vlprompt.engine.model_selection import compute_selection_scores
 from vlprompt.engine.train_config import TrainConfig, compute_learning_rate
 from vlprompt.runtime import distributed
 from vlprompt.runtime.errors import NonFiniteError
-from vlprompt.runtime.seeding import derive_seed
+from vlprompt.runtime.seeding import capture_random_states, derive_seed, restore_random_states
 
 Tensors: TypeAlias = dict[str, Tensor]
 MIN_VMAPPED_RUNS = 8  # settings; fewer are as quick one after another
@@ -96,11 +96,7 @@ class SeedGroup:
         self.parameters = _stack_tensors([dict(model.named_parameters()) for model in models])
         self.buffers = _stack_tensors([dict(model.named_buffers()) for model in models])
         torch.manual_seed(derive_seed(seed, "training", lesson.index))
-        self.random_state = self._capture_random_state()
-
-    def _capture_random_state(self) -> dict[str, Tensor]:
-        found = {"random/cpu": torch.get_rng_state()}
-        return found | ({"random/cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
+        self.random_state = capture_random_states(self.device)
 
     def compute_gradients(self, batch: Batch) -> list[tuple[dict[str, float], list[Tensor]]]:
         """Terms and merged gradient of each setting, as `Loop.compute_gradients` has them of one."""
@@ -146,9 +142,7 @@ class SeedGroup:
 
     def take_step(self, batch: Batch, learning_rates: Sequence[float], failed: set[int]) -> dict[int, float]:
         """One step of each setting, and its loss; one whose numbers are not finite is out and stays as it was."""
-        torch.set_rng_state(self.random_state["random/cpu"])
-        if "random/cuda" in self.random_state:
-            torch.cuda.set_rng_state(self.random_state["random/cuda"], self.device)
+        restore_random_states(self.random_state, self.device)
         losses = {}
         for place, loop, (terms, grads) in zip(self.indices, self.loops, self.compute_gradients(batch), strict=True):
             try:
@@ -157,7 +151,7 @@ class SeedGroup:
             except NonFiniteError:
                 failed.add(place)
             losses[place] = math.nan if place in failed else sum(terms.values())
-        self.random_state = self._capture_random_state()
+        self.random_state = capture_random_states(self.device)
         return losses
 
 

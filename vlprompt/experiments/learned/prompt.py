@@ -19,6 +19,7 @@ from vlprompt.core.head import Prepared
 from vlprompt.core.method import Method, Output
 from vlprompt.core.teacher import Teacher, TeacherSettings
 from vlprompt.core.towers import Backbone, Clip, find_input_tower, find_preprocessing, with_preprocessing
+from vlprompt.data.dataset import shorten_list
 from vlprompt.data.images.image_inputs import build_image_items
 from vlprompt.data.images.preprocess_presets import resolve_preprocessing
 from vlprompt.engine.evaluate import iter_outputs
@@ -115,7 +116,7 @@ class LearnedPrompt:
             except UnknownClassError as error:  # of a method, which compares ids
                 if (learned := list(map(str, self.names))) == list(class_ids(self.names)):
                     raise
-                shown = ", ".join(learned[:MAX_NAMES_SHOWN]) + " ..." * (len(learned) > MAX_NAMES_SHOWN)
+                shown = shorten_list(learned, MAX_NAMES_SHOWN)
                 raise UnknownClassError(f"{error} By name the classes are {shown}.") from error
         return self._prepared[key]
 

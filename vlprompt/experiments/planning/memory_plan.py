@@ -216,7 +216,7 @@ class _Planner:
         step_bytes = costs["step_bytes"](classes, micro_batch_size, own) if self.n_steps else 0.0
         test_bytes = costs["test_bytes"](classes, test_size) if n_test else 0.0
         test_bytes = max(test_bytes, costs["prepare_bytes"](classes) if n_test else 0.0)
-        test_bytes = max(test_bytes, costs["cold_bytes"].constant)
+        test_bytes = max(test_bytes, costs["cold_bytes"](self.n_classes))
         tensor_mb = max(step_bytes, test_bytes) / 2**20
         recorded, replaced = self._estimate_recorded(settings, own)
         state_bytes, saved_bytes, summed_bytes = self._estimate_state(settings)
@@ -232,7 +232,7 @@ class _Planner:
         seconds = self.n_steps * self._estimate_step(settings)
         seconds += n_test / self.n_processes * costs["item_seconds"](self.n_classes, 1)
         n_cold = n_test + (self.n_items * self._count_views() if self.n_steps else 0)
-        seconds += n_cold / self.n_processes * max(0.0, costs["cold_seconds"].constant)
+        seconds += n_cold / self.n_processes * costs["cold_seconds"](self.n_classes)
         return _Estimate(peak_mb, seconds, tensor_mb, state_bytes / 2**20)
 
     def _estimate_state(self, settings: _Settings) -> tuple[float, float, float]:

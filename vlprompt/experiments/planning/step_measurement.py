@@ -30,7 +30,7 @@ from vlprompt.layers.blocks.cuda_graphs import RecordedPassMeter
 from vlprompt.runtime import memory
 from vlprompt.runtime.bounded_cache import BoundedCache
 from vlprompt.runtime.divided_passes import DividedPasses, dividing
-from vlprompt.runtime.seeding import make_generator
+from vlprompt.runtime.seeding import capture_random_states, make_generator
 
 MAX_GENERATED_TOKENS = 4  # of each text in a measured test; what more of them store is computed
 
@@ -253,18 +253,12 @@ def _measure_steps(loop: Loop, config: TrainConfig, sizes: Sequence[int]) -> dic
             loop.differentiate = lambda loss, inputs, **_: tuple(map(torch.zeros_like, inputs))
             loop.compute_gradients(batch)
             loop.differentiate = differentiate
-            before = _get_random_state(loop.device)
+            before = capture_random_states(loop.device)  # a method's own generator leaves them as they are
             tracked = _track(lambda batch=batch: loop.compute_gradients(batch) and None, loop.device)
         recorded = _Recorded.add_up(texts), _Recorded.add_up(images)
-        draws = not torch.equal(before, _get_random_state(loop.device))
+        draws = any(not torch.equal(before[k], after) for k, after in capture_random_states(loop.device).items())
         steps[n] = _Step(float(tracked.peak_bytes), tracked.seconds, *recorded, draws)
     return steps
-
-
-def _get_random_state(device: torch.device) -> Tensor:
-    """Return the state from which dropout draws; what a method draws by a seed of its own leaves it as it is."""
-    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-    return torch.cat(states)
 
 
 def _take_first(lesson: Lesson, n: int) -> Lesson:
@@ -279,8 +273,8 @@ class _Test(NamedTuple):
     n_bytes: float
     prepare_bytes: float
     item_seconds: float
-    cold_bytes: float = 0.0
-    cold_seconds: float = 0.0
+    cold_bytes: float
+    cold_seconds: float
 
 
 def _measure_tests(
@@ -336,9 +330,9 @@ def _measure_cold_pass(method: Method, items: Sequence[Item], test: Callable[[Se
     n_bytes, n_computed = float(max(opening.peak_bytes, cold.peak_bytes)), cache.counts.misses - n_before
     if not n_computed:
         return _ColdPass(n_bytes)
-    decoding = _track(lambda: [item.decode_once(find_preprocessing(backbone), None) for item in items[1:]]).seconds
+    decoding = _track(lambda: items[-1].decode_once(find_preprocessing(backbone), None)).seconds
     pass_size = max(n_computed, getattr(find_input_tower(backbone), "pass_size", 1))
-    return _ColdPass(n_bytes, decoding / n_computed + max(0.0, cold.seconds - decoding) / pass_size)
+    return _ColdPass(n_bytes, decoding + max(0.0, cold.seconds - n_computed * decoding) / pass_size)
 
 
 @contextmanager
